@@ -1,0 +1,284 @@
+"""What the agent promises to its callers: the control API on :9400 and the mounted configuration.
+
+The operator imports this module and nothing else of the agent. It knows no torch, no HTTP framework, no Kubernetes.
+
+``GET /v1/status``  -> `StatusReport`
+``PUT /v1/config``  <- `AgentConfig`, -> `StatusReport`; idempotent by `generation`: an older one is refused (409)
+``GET /health``     -> `Health` (open: carries the pod's uid, so that a caller can tell a recycled pod IP before it
+                       shows its token)
+``GET /ready``      -> 200 or 503; ``GET /metrics`` Prometheus (both open)
+
+`/v1/*` demands ``Authorization: Bearer <token>``; the pod knows only the SHA-256 of the accepted tokens, from the
+mounted `AgentFile`. Field names on the wire are camelCase.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+REPORT_VERSION = 1
+"""Raised on an incompatible change. The agent accepts configuration of its own version and the one before it."""
+
+AGENT_PORT = 9400
+API_PORT = 8000
+CONFIG_MOUNT = "/etc/semipd"
+CONFIG_FILE = "agent.json"
+"""The mounted ConfigMap key that holds an `AgentFile`."""
+
+Percent = Annotated[int, Field(ge=1, le=100)]
+
+
+class Wire(BaseModel):
+    """camelCase on the wire, unknown fields ignored (a newer peer may add some), immutable."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True)
+
+
+class Mode(StrEnum):
+    AUTO = "Auto"
+    MANUAL = "Manual"
+    DISABLED = "Disabled"
+
+
+class Policy(StrEnum):
+    ALGORITHM1 = "Algorithm1"
+    MODEL_PREDICTIVE = "ModelPredictive"
+
+
+class Split(Wire):
+    """Shares in percent of the device; the sum may exceed 100."""
+
+    prefill_percent: Percent = 100
+    decode_percent: Percent = 100
+
+    def __str__(self) -> str:
+        return f"{self.prefill_percent}/{self.decode_percent}"
+
+
+class Bounds(Wire):
+    """Inclusive bounds of each share in percent, for Auto."""
+
+    min_prefill_percent: Percent = 10
+    max_prefill_percent: Percent = 100
+    min_decode_percent: Percent = 10
+    max_decode_percent: Percent = 100
+
+
+class PartitionConfig(Wire):
+    mode: Mode = Mode.MANUAL
+    policy: Policy = Policy.ALGORITHM1
+    split: Split = Split()
+    """The fixed split (Manual) or the one to start from (Auto)."""
+    bounds: Bounds = Bounds()
+
+
+class SLO(Wire):
+    """Targets for one percentile of the requests that finished in the window."""
+
+    ttft_milliseconds: int | None = Field(default=None, gt=0)
+    tpot_milliseconds: int | None = Field(default=None, gt=0)
+    percentile: Literal[50, 90, 95, 99] = 90
+    window_seconds: int = Field(default=60, ge=5, le=3600)
+
+
+class AgentConfig(Wire):
+    """Everything about a service that may change without a restart."""
+
+    version: int = REPORT_VERSION
+    generation: int = Field(default=0, ge=0)
+    """metadata.generation of the custom resource."""
+    slo: SLO | None = None
+    partition: PartitionConfig = PartitionConfig()
+
+
+class AgentFile(Wire):
+    """The mounted file: start configuration and the accepted tokens. Reread when it changes."""
+
+    token_sha256: tuple[str, ...] = ()
+    """Lower-case hex SHA-256 of each accepted token. Empty: no token is accepted."""
+    config: AgentConfig = AgentConfig()
+
+
+def service_token(key: bytes, namespace: str, name: str, uid: str) -> str:
+    """Token of one service: hex HMAC-SHA256 of ``namespace/name/uid`` under the operator's key (RFC 2104)."""
+    return hmac.new(key, f"{namespace}/{name}/{uid}".encode(), hashlib.sha256).hexdigest()
+
+
+def token_digest(token: str) -> str:
+    """What the pod may know of a token: its hex SHA-256."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+class Enforcement(StrEnum):
+    """What stands behind the split. Shown in the custom resource: a CPU run can never pass for SM partitioning."""
+
+    SPATIAL_CAP = "spatial-cap"
+    PACED = "paced"
+    NONE = "none"
+
+
+class PartitionState(StrEnum):
+    APPLIED = "Applied"
+    ADJUSTING = "Adjusting"
+    FAILED = "Failed"
+    UNKNOWN = "Unknown"
+
+
+class PartitionReason(StrEnum):
+    """Why `PartitionState` is not Applied. The operator shows it as the reason of PartitionApplied."""
+
+    APPLIED = "Applied"
+    DISABLED = "Disabled"
+    ADJUSTING = "Adjusting"
+    ENGINE_NOT_READY = "EngineNotReady"
+    WORKER_NOT_RESPONDING = "WorkerNotResponding"
+    READBACK_MISMATCH = "ReadbackMismatch"
+    MPS_UNAVAILABLE = "MPSUnavailable"
+
+
+class PartitionReport(Wire):
+    mode: Mode
+    policy: Policy | None = None
+    """Present in Auto only."""
+    backend: str
+    """mps, cpu-paced or none."""
+    enforcement: Enforcement
+    requested: Split
+    quantized: Split
+    applied: Split | None = None
+    """Read back from the workers, never echoed; absent while they disagree with each other or do not respond."""
+    split_epoch: int = 0
+    state: PartitionState
+    reason: PartitionReason
+    message: str = ""
+    changes: int = 0
+    last_change_time: AwareDatetime | None = None
+
+
+class EnginePhase(StrEnum):
+    STARTING = "Starting"
+    LOADING = "Loading"
+    READY = "Ready"
+    DEGRADED = "Degraded"
+    DRAINING = "Draining"
+    FAILED = "Failed"
+
+
+class WorkerStatus(Wire):
+    phase: str
+    pid: int
+    state: str
+    generation: int
+    busy: bool = False
+    heartbeat_age_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    sm_count: int | None = None
+
+
+class EngineStatus(Wire):
+    state: EnginePhase
+    ready: bool
+    reason: str = ""
+    """CamelCase; for `ModelReady`: LoadFailed, OutOfMemory, NotFound, CrashLoop ..."""
+    message: str = ""
+    model_name: str = ""
+    architecture: str = ""
+    device: str = ""
+    dtype: str = ""
+    weight_bytes: int = 0
+    load_progress_percent: int | None = None
+    restarts: dict[str, int] = {}
+    waiting: int = 0
+    running: int = 0
+    kv_used_percent: float = 0.0
+    workers: tuple[WorkerStatus, ...] = ()
+
+
+class MetricWindow(Wire):
+    """One latency metric over the window, at the SLO's percentile."""
+
+    target_milliseconds: int
+    observed_milliseconds: float | None = None
+    """None: too few samples."""
+    attainment_percent: float | None = None
+    """Share of the requests at or below the target."""
+    samples: int = 0
+
+
+class SLOReport(Wire):
+    percentile: int
+    window_seconds: int
+    ttft: MetricWindow | None = None
+    tpot: MetricWindow | None = None
+    attained: bool | None = None
+    """None: unknown (too few samples or stale telemetry); `reason` says which."""
+    reason: str = ""
+    feasible: bool | None = None
+    feasible_reason: str = ""
+
+
+class DecisionReason(StrEnum):
+    TTFT_ABOVE_TARGET = "TTFTAboveTarget"
+    TPOT_ABOVE_TARGET = "TPOTAboveTarget"
+    HEADROOM_RECLAIMED = "HeadroomReclaimed"
+    MANUAL_CHANGE = "ManualChange"
+    BOUND_REACHED = "BoundReached"
+    ROLLBACK = "Rollback"
+
+
+class DecisionOutcome(StrEnum):
+    PENDING = "Pending"
+    APPLIED = "Applied"
+    FAILED = "Failed"
+    SUPERSEDED = "Superseded"
+
+
+class Decision(Wire):
+    """One change of the split: what moved, why, on which evidence."""
+
+    time: AwareDatetime
+    from_split: Split = Field(alias="from")
+    to: Split
+    reason: DecisionReason
+    metric: Literal["ttft", "tpot"] | None = None
+    observed_milliseconds: float | None = None
+    target_milliseconds: float | None = None
+    outcome: DecisionOutcome = DecisionOutcome.PENDING
+    message: str = ""
+
+
+class Identity(Wire):
+    """Who speaks. From the downward API in a pod; empty under `semipd run`."""
+
+    namespace: str = ""
+    service: str = ""
+    pod: str = ""
+    pod_uid: str = ""
+    node: str = ""
+
+
+class StatusReport(Wire):
+    version: int = REPORT_VERSION
+    identity: Identity = Identity()
+    observed_at: AwareDatetime
+    agent_version: str = ""
+    config_generation: int = 0
+    partition: PartitionReport
+    engine: EngineStatus
+    slo: SLOReport | None = None
+    decisions: tuple[Decision, ...] = ()
+    """Newest first, at most 20."""
+
+
+class Health(Wire):
+    status: Literal["ok"] = "ok"
+    pod_uid: str = ""
+    version: int = REPORT_VERSION
+    observed_at: datetime | None = None

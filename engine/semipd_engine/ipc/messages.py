@@ -1,0 +1,249 @@
+"""Messages between the engine's own processes, msgpack-encoded (`msgspec`), one message a datagram or frame.
+
+Torch-free: core, api and workers all import it. Plans are complete: a worker keeps nothing between two of them, so any
+plan can be given to another worker of the same phase. Token and block ids are plain ints; request ids inside the engine
+are ints given by core.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How one token of a request is chosen. Resolved by api: the seed is always set, the stop ids are complete."""
+
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: all tokens."""
+    min_p: float = 0.0
+    seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    logprobs: int = -1
+    """-1: none; k >= 0: the chosen token's logprob and the k most likely ones."""
+    stop_token_ids: tuple[int, ...] = ()
+    """End-of-sequence ids (unless ignore_eos) and the request's own."""
+    min_tokens: int = 0
+    """Stop ids cannot be sampled before this many output tokens."""
+    max_tokens: int = 16
+
+    @property
+    def needs_history(self) -> bool:
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
+
+# ---- api <-> core ------------------------------------------------------------------------------------------------
+
+
+class AddRequest(msgspec.Struct, frozen=True, tag="add"):
+    """One sequence to generate (n > 1 is n of these). `key` is api's own; core answers with the same key."""
+
+    key: str
+    prompt_token_ids: list[int]
+    sampling: Sampling
+    received_at: float
+    """CLOCK_MONOTONIC seconds at receipt in api."""
+
+
+class AbortRequest(msgspec.Struct, frozen=True, tag="abort"):
+    key: str
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    logprob: float
+    top: list[tuple[int, float]] = []
+    """(token id, logprob), most likely first; length as asked."""
+
+
+class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
+    """New tokens of one request. The last one carries `finish_reason` (stop, length, abort) or `error`."""
+
+    key: str
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] = []
+    finish_reason: str | None = None
+    error: str | None = None
+    first_token_at: float | None = None
+    """CLOCK_MONOTONIC seconds; set once, with the first token."""
+    scheduled_at: float | None = None
+    """When the first prefill step was planned; set with the first token."""
+    cached_tokens: int = 0
+    preemptions: int = 0
+
+
+class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
+    outputs: list[RequestOutput]
+
+
+class CoreState(msgspec.Struct, frozen=True, tag="state"):
+    """Sent by core on connect, and on every change; and once a second with the gauges."""
+
+    ready: bool
+    state: str
+    message: str = ""
+    max_model_len: int = 0
+    waiting: int = 0
+    prefilling: int = 0
+    decoding: int = 0
+    blocks_total: int = 0
+    blocks_free: int = 0
+    blocks_used: int = 0
+    blocks_cached: int = 0
+    blocks_quarantined: int = 0
+    prefix_queries_tokens: int = 0
+    prefix_hits_tokens: int = 0
+    preemptions: int = 0
+    prefill_percent: int = 100
+    decode_percent: int = 100
+    splits_applied: int = 0
+
+
+ApiToCore = AddRequest | AbortRequest
+CoreToApi = Outputs | CoreState
+
+
+# ---- core <-> worker ---------------------------------------------------------------------------------------------
+
+
+class PrefillChunk(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Compute K/V of `token_ids` at positions start .. start + len - 1, into the blocks of `block_table`.
+
+    ``[0, start)`` of the table is valid for read; the chunk's own positions are written. With `sampling` set this is
+    the prompt's last chunk: sample one token from the last position.
+    """
+
+    request: int
+    token_ids: list[int]
+    start: int
+    block_table: list[int]
+    sampling: Sampling | None = None
+    output_index: int = 0
+    """How many output tokens the request already has (not 0 after a preemption)."""
+    history: list[int] = []
+    """Prompt and output tokens so far, only when penalties need them."""
+    prompt_len: int = 0
+    """How many of `history` are prompt tokens."""
+
+
+class PrefillPlan(msgspec.Struct, frozen=True, tag="prefill"):
+    seq: int
+    """Number of the plan's step on this phase's clock (`BlockPool` quarantine counts steps)."""
+    chunks: list[PrefillChunk]
+
+
+class DecodeRow(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Feed `token` at `position` (its K/V is written there), sample the next one.
+
+    Step k of the plan runs at position + k: the table already holds blocks for all `max_steps` of them.
+    """
+
+    request: int
+    token: int
+    position: int
+    block_table: list[int]
+    sampling: Sampling
+    output_index: int
+    history: list[int] = []
+    prompt_len: int = 0
+
+
+class DecodePlan(msgspec.Struct, frozen=True, tag="decode"):
+    """Up to `max_steps` decode steps. A row ends early at a stop id or at its max_tokens; the plan ends when all rows
+    have, or after the step in which core raised the recall number in shared memory to `seq` or above."""
+
+    seq: int
+    """Number of the plan's first step on this phase's clock; step k has number seq + k."""
+    max_steps: int
+    rows: list[DecodeRow]
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """Finish the plan in hand and exit 0."""
+
+
+class TokenResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    request: int
+    token: int
+    logprobs: TokenLogprobs | None = None
+
+
+class StepResult(msgspec.Struct, frozen=True, tag="step"):
+    """One step is complete: its K/V writes are in memory. `last` also ends the plan."""
+
+    seq: int
+    tokens: list[TokenResult]
+    last: bool
+    seconds: float = 0.0
+    """Wall time of the step, pauses of pacing included."""
+
+
+class StepFailed(msgspec.Struct, frozen=True, tag="failed"):
+    """The plan failed with a Python exception; the worker goes on. `request` names the culprit where one is known."""
+
+    seq: int
+    error: str
+    request: int | None = None
+
+
+class WorkerReady(msgspec.Struct, frozen=True, tag="ready"):
+    phase: str
+    pid: int
+    generation: int
+
+
+CoreToWorker = PrefillPlan | DecodePlan | Shutdown
+WorkerToCore = WorkerReady | StepResult | StepFailed
+
+
+# ---- core <-> resident -------------------------------------------------------------------------------------------
+
+
+class SpawnWorker(msgspec.Struct, frozen=True, tag="spawn"):
+    """Start a worker. The answer (`Spawned`) carries the worker's channel and its pidfd as file descriptors."""
+
+    phase: str
+    """prefill, decode or unified."""
+    generation: int
+    environment: dict[str, str] = {}
+
+
+class Spawned(msgspec.Struct, frozen=True, tag="spawned"):
+    phase: str
+    generation: int
+    pid: int
+
+
+class ResidentHello(msgspec.Struct, frozen=True, tag="hello"):
+    """First message of the resident once the weights are loaded; carries the descriptors of the KV pool and the page."""
+
+    pid: int
+    num_blocks: int
+    block_size: int
+    kv_bytes: int
+    weight_bytes: int
+    architecture: str
+    dtype: str
+    device: str
+    max_model_len: int
+    vocab_size: int
+
+
+class ResidentLoading(msgspec.Struct, frozen=True, tag="loading"):
+    percent: int
+
+
+class ResidentFailed(msgspec.Struct, frozen=True, tag="load_failed"):
+    """Loading cannot succeed (bad model, too little memory): the reason goes to the API and to the status."""
+
+    reason: str
+    """CamelCase: LoadFailed, OutOfMemory, NotFound."""
+    message: str
+
+
+CoreToResident = SpawnWorker
+ResidentToCore = ResidentHello | ResidentLoading | ResidentFailed | Spawned

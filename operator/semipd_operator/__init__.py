@@ -1,0 +1,1 @@
+"""SemiPDService operator: watches custom resources, renders and applies their objects, writes their status."""
