@@ -219,7 +219,7 @@ class Spawned(msgspec.Struct, frozen=True, tag="spawned"):
 
 
 class ResidentHello(msgspec.Struct, frozen=True, tag="hello"):
-    """First message of the resident once the weights are loaded; carries the descriptors of the KV pool and the page."""
+    """First message of the resident once the weights are loaded; carries the fds of the KV pool and the page."""
 
     pid: int
     num_blocks: int
