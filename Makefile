@@ -1,0 +1,53 @@
+# Every target installs what it needs. `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+export SEMIPD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semipd
+
+.PHONY: help venv deps tools images demo demo-down test lint fmt e2e crd docs clean
+
+help: ## this list
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+venv: ## the Python environment in .venv (TORCH_INDEX=URL takes torch from elsewhere)
+	@PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) ./e2e/venv $(VENV)
+
+tools: ## build the Kubernetes programs and helm (cached outside the clone)
+	@$(PYTHON) e2e/cluster/tools build
+
+images: ## build the container images; REGISTRY=host/path pushes them
+	@REGISTRY=$(REGISTRY) TORCH_INDEX=$(TORCH_INDEX) $(PYTHON) images/build
+
+demo: ## a cluster, the operator, a model answering, a moving split (CLUSTER=local|existing|none)
+	@CLUSTER=$(CLUSTER) REGISTRY=$(REGISTRY) PYTHON=$(PYTHON) ./e2e/demo/run
+
+demo-down: ## remove what `make demo` left running
+	@$(PYTHON) e2e/cluster/cluster down
+
+test: venv ## every test tier, then a table; fails if a tier but gpu runs nothing or skips
+	@$(PY) tests/tiers.py $(TIERS)
+
+e2e: venv ## the node tier only: a real cluster
+	@$(PY) tests/tiers.py node
+
+lint: venv ## ruff, mypy --strict, import rules
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports --no-cache
+
+fmt: venv ## format the code
+	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
+
+crd: venv ## regenerate the CRD, its chart copy and its reference from the types
+	@$(PY) -m semipd_operator.crd
+
+clean: ## remove everything this project built, caches outside the clone included
+	-@$(PYTHON) e2e/cluster/cluster down
+	-@$(PYTHON) images/build --clean
+	@rm -rf $(VENV) out build dist demo-report.html .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf "$(SEMIPD_CACHE)"
