@@ -84,8 +84,16 @@ class CoreState(msgspec.Struct, frozen=True, tag="state"):
     """Sent by core on connect, and on every change; and once a second with the gauges."""
 
     ready: bool
+    """What /ready answers: core lives and each phase has a verified worker; outages under 2 s are hidden."""
     state: str
+    """A `contract.EngineState`."""
     message: str = ""
+    admitting: bool = False
+    """New requests are taken (perhaps queued). While false api answers 503; it may differ from `ready`: after SIGTERM
+    /ready fails at once and requests are admitted for 5 s more, and a dead resident is survived with requests queued.
+    """
+    waiting_tokens: int = 0
+    model_name: str = ""
     max_model_len: int = 0
     waiting: int = 0
     prefilling: int = 0
@@ -180,6 +188,8 @@ class StepResult(msgspec.Struct, frozen=True, tag="step"):
     last: bool
     seconds: float = 0.0
     """Wall time of the step, pauses of pacing included."""
+    finished_at: float = 0.0
+    """CLOCK_MONOTONIC seconds; stamped by the worker's loop when it sends the result."""
 
 
 class StepFailed(msgspec.Struct, frozen=True, tag="failed"):
