@@ -1,0 +1,120 @@
+"""What the demo has found so far: checks, act timings, and the material for the report. Knows no engine and no cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+from e2e.demo.lanes import Scene
+
+
+class DemoError(Exception):
+    """A step failed; the text says which and what to look at."""
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    ok: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Timing:
+    act: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The split at one moment; `at` in seconds since the load began, shares in percent."""
+
+    at: float
+    prefill: int
+    decode: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One request of the Auto act: when its answer ended, and its latencies in milliseconds."""
+
+    at: float
+    ttft: float | None
+    tpot: float | None
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A stretch of the load with one character."""
+
+    label: str
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A decision of the controller as the status tells it."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class AutoRun:
+    """The Auto act: the load's turns, the split over time, each request against the targets (milliseconds)."""
+
+    where: str
+    ttft_target: float
+    tpot_target: float
+    turns: tuple[Turn, ...]
+    samples: tuple[Sample, ...]
+    finished: tuple[Finished, ...]
+    decisions: tuple[Decided, ...]
+
+
+@dataclass
+class Outcome:
+    """Grows act by act. An act that raises becomes a FAIL line, and the demo goes on where it can."""
+
+    console: Console
+    mode: str = "embedded"
+    checks: list[Check] = field(default_factory=list)
+    timings: list[Timing] = field(default_factory=list)
+    scenes: list[Scene] = field(default_factory=list)
+    auto_runs: list[AutoRun] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+    transcript: list[tuple[str, str]] = field(default_factory=list)
+    """(command or question, output) pairs worth keeping in the report."""
+    started: float = field(default_factory=time.monotonic)
+
+    def check(self, name: str, ok: bool, detail: str = "") -> bool:
+        self.checks.append(Check(name, ok, detail))
+        colour, word = ("green", "PASS") if ok else ("red", "FAIL")
+        self.console.print(f"  [bold {colour}]{word}[/] {name}" + (f" [dim]({detail})[/]" if detail else ""))
+        return ok
+
+    @contextmanager
+    def act(self, title: str) -> Iterator[None]:
+        began = time.monotonic()
+        self.console.print()
+        self.console.rule(f"[bold]{title}[/] [dim]at {clock(began - self.started)}[/]", align="left")
+        try:
+            yield
+        except DemoError as problem:
+            self.check(title, False, str(problem))
+        finally:
+            self.timings.append(Timing(title, time.monotonic() - began))
+
+    @property
+    def failed(self) -> bool:
+        return not self.checks or any(not check.ok for check in self.checks)
+
+
+def clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

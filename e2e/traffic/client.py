@@ -1,0 +1,135 @@
+"""Sends a plan to an OpenAI-compatible server, open loop, and records every token's time.
+
+A request leaves when the plan says, whatever became of the earlier ones: a slow server meets a growing queue, as it
+would in life. One connection for each request. Knows nothing of the service behind the address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from e2e.traffic.plan import Request
+from e2e.traffic.records import Record
+
+OnToken = Callable[[int, float, str], None]
+"""Called with (request index, seconds since the start, text) for each token as it arrives."""
+
+
+@dataclass
+class _Stream:
+    """What one answer has brought so far."""
+
+    token_times: list[float] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    prompt_tokens: int = 0
+    finish_reason: str | None = None
+
+    def take(self, event: dict[str, Any], now: float) -> str:
+        """Adds one server-sent event; returns its text. Tokens that come in one event share its time."""
+        if error := event.get("error"):
+            raise ServerError(error.get("message", str(error)) if isinstance(error, dict) else str(error))
+        self.prompt_tokens = (event.get("usage") or {}).get("prompt_tokens", self.prompt_tokens)
+        if not event.get("choices"):
+            return ""
+        choice = event["choices"][0]
+        text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+        ids = choice.get("token_ids")
+        count = len(ids) if ids is not None else int(bool(text))
+        self.token_ids += ids or []
+        self.token_times += [now] * count
+        self.text.append(text)
+        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        return text
+
+
+class ServerError(Exception):
+    """The server reported an error inside the stream."""
+
+
+def body(request: Request, model: str) -> tuple[str, dict[str, Any]]:
+    """Path and JSON body of a request."""
+    content: dict[str, Any] = {
+        "model": model,
+        "max_tokens": request.max_tokens,
+        "temperature": request.temperature,
+        "ignore_eos": request.ignore_eos,
+        "return_token_ids": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if request.seed is not None:
+        content["seed"] = request.seed
+    if request.messages:
+        return "/v1/chat/completions", content | {"messages": list(request.messages)}
+    prompt = request.prompt if isinstance(request.prompt, str) else list(request.prompt)
+    return "/v1/completions", content | {"prompt": prompt}
+
+
+async def served_model(url: str, *, timeout: float = 10.0) -> str:
+    """The name of the (first) model that the server offers."""
+    async with httpx.AsyncClient(base_url=url, timeout=timeout, trust_env=False) as client:
+        answer = await client.get("/v1/models")
+        answer.raise_for_status()
+        return str(answer.json()["data"][0]["id"])
+
+
+async def replay(
+    plan: Sequence[Request], url: str, *, model: str = "", timeout: float = 120.0, on_token: OnToken | None = None
+) -> list[Record]:
+    """Send the plan to the server at `url` (without /v1); returns one record for each request, in plan order.
+
+    `timeout` is the longest silence of one stream, in seconds. Errors are recorded, never raised; only a cancelled
+    replay raises.
+    """
+    model = model or await served_model(url)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    async with httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits, trust_env=False) as client:
+        await client.get("/health")  # the first use of a client costs it milliseconds
+        start = time.monotonic()
+        sends = [_send(client, number, request, model, start, on_token) for number, request in enumerate(plan)]
+        return list(await asyncio.gather(*sends))
+
+
+async def _send(
+    client: httpx.AsyncClient, index: int, request: Request, model: str, start: float, on_token: OnToken | None
+) -> Record:
+    await asyncio.sleep(max(0.0, start + request.at - time.monotonic()))
+    path, content = body(request, model)
+    stream, status, error = _Stream(), 0, None
+    sent = time.monotonic() - start
+    try:
+        async with client.stream("POST", path, json=content, headers={"Connection": "close"}) as answer:
+            status = answer.status_code
+            if status != 200:
+                error = f"HTTP {status}: {(await answer.aread()).decode(errors='replace')[:300]}"
+            else:
+                async for line in answer.aiter_lines():
+                    if not line.startswith("data:") or line.endswith("[DONE]"):
+                        continue
+                    now = time.monotonic() - start
+                    text = stream.take(json.loads(line[5:]), now)
+                    if on_token and stream.token_times and stream.token_times[-1] == now:
+                        on_token(index, now, text)
+    except (httpx.HTTPError, ServerError, ValueError, KeyError, TypeError) as problem:
+        error = f"{type(problem).__name__}: {problem}"
+    return Record(
+        index=index,
+        label=request.label,
+        planned=request.at,
+        sent=sent,
+        token_times=tuple(stream.token_times),
+        token_ids=tuple(stream.token_ids),
+        text="".join(stream.text),
+        prompt_tokens=stream.prompt_tokens,
+        finish_reason=stream.finish_reason,
+        status=status,
+        error=error,
+    )
