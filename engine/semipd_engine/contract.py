@@ -198,6 +198,8 @@ class EngineSnapshot(Frozen):
     contract_version: int = CONTRACT_VERSION
     monotonic_time: float
     state: EngineState
+    reason: str = ""
+    """CamelCase cause of FAILED (LoadFailed, OutOfMemory, NotFound ...); empty otherwise."""
     message: str = ""
     """Why the state is not READY, for people; empty otherwise."""
     load_progress_percent: int | None = None
