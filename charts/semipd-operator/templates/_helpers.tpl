@@ -1,0 +1,75 @@
+{{- define "semipd-operator.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "semipd-operator.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" }}
+{{- else }}
+{{- $name := include "semipd-operator.name" . }}
+{{- if contains $name .Release.Name }}
+{{- .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 63 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "semipd-operator.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "semipd-operator.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end }}
+
+{{- define "semipd-operator.labels" -}}
+{{ include "semipd-operator.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: semipd
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "semipd-operator.serviceAccountName" -}}
+{{- default (include "semipd-operator.fullname" .) .Values.serviceAccount.name }}
+{{- end }}
+
+{{- define "semipd-operator.keySecret" -}}
+{{- default (printf "%s-key" (include "semipd-operator.fullname" .)) .Values.key.existingSecret }}
+{{- end }}
+
+{{- define "semipd-operator.image" -}}
+{{- printf "%s:%s" .image.repository (default .root.Chart.AppVersion .image.tag) }}
+{{- end }}
+
+{{- /* What the operator may do where the services are. It reads no Secret. */}}
+{{- define "semipd-operator.rules" -}}
+- apiGroups: [semipd.io]
+  resources: [semipdservices]
+  verbs: [get, list, watch]
+- apiGroups: [semipd.io]
+  resources: [semipdservices/status]
+  verbs: [get, patch]
+- apiGroups: [semipd.io]
+  resources: [semipdservices/finalizers]
+  verbs: [update]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [""]
+  resources: [services, configmaps]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create, patch]
+{{- if .Values.rbac.podMonitors }}
+- apiGroups: [monitoring.coreos.com]
+  resources: [podmonitors]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end }}
+{{- end }}

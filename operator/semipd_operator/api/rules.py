@@ -1,0 +1,142 @@
+"""Validation rules that are declared once and hold in two places: in the API server (as CEL) and in Python.
+
+A `Rule` carries the CEL expression and the predicate side by side; the table test runs both against the same
+specifications. It knows no field of the resource.
+
+CEL: https://kubernetes.io/docs/reference/using-api/cel/ (``self`` is the value that carries the rule).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+RULE_ERROR = "semipd_rule"
+VALIDATIONS = "x-kubernetes-validations"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule. Use it in ``Annotated[...]`` for a scalar, or in `ApiModel.RULES` for an object."""
+
+    cel: str
+    holds: Callable[[Any], bool]
+    message: str
+    """Names the field and the remedy: it is all that the user sees."""
+    field: str = ""
+    """For a rule of an object: the path below it that is at fault, e.g. ``.minPrefillPercent``."""
+
+    def check(self, value: Any) -> Any:
+        if not self.holds(value):
+            raise PydanticCustomError(RULE_ERROR, "{message}", {"message": self.message, "field": self.field})
+        return value
+
+    def openapi(self) -> dict[str, str]:
+        entry = {"rule": self.cel, "message": self.message}
+        return entry | {"fieldPath": self.field} if self.field else entry
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        result = dict(handler(schema))
+        result[VALIDATIONS] = [*result.get(VALIDATIONS, []), self.openapi()]
+        return result
+
+
+def between(field: str, low: int, high: int, remedy: str) -> Rule:
+    """An integer in [low, high]. A CEL rule, because the stock message of ``maximum`` names no remedy."""
+    return Rule(
+        cel=f"self >= {low} && self <= {high}",
+        holds=lambda value: low <= value <= high,
+        message=f"{field} must be {low} to {high}: {remedy}",
+    )
+
+
+def at_least(field: str, low: int, remedy: str) -> Rule:
+    return Rule(
+        cel=f"self >= {low}",
+        holds=lambda value: value >= low,
+        message=f"{field} must be at least {low}: {remedy}",
+    )
+
+
+def matches(pattern: str, message: str, *, unless: str = "") -> Rule:
+    """A string that matches the RE2 `pattern`; strings that do not start with `unless` are exempt when it is given."""
+    compiled = re.compile(pattern)
+    if not unless:
+        return Rule(f"self.matches({cel_string(pattern)})", lambda value: bool(compiled.search(value)), message)
+    return Rule(
+        cel=f"!self.startsWith({cel_string(unless)}) || self.matches({cel_string(pattern)})",
+        holds=lambda value: not value.startswith(unless) or bool(compiled.search(value)),
+        message=message,
+    )
+
+
+def not_above(low: str, high: str) -> Rule:
+    """``low <= high`` for two integers of one object that are always present (they have defaults)."""
+    low_name, high_name = _snake(low), _snake(high)
+    return Rule(
+        cel=f"self.{low} <= self.{high}",
+        holds=lambda value: getattr(value, low_name) <= getattr(value, high_name),
+        message=f"{low} must not be above {high}: lower {low} or raise {high}",
+        field=f".{low}",
+    )
+
+
+def exactly_one(*fields: str, of: str) -> Rule:
+    """Exactly one of the optional `fields` of an object is set."""
+    names = [_snake(field) for field in fields]
+    return Rule(
+        cel="[" + ", ".join(f"has(self.{field})" for field in fields) + "].filter(x, x).size() == 1",
+        holds=lambda value: sum(getattr(value, name) is not None for name in names) == 1,
+        message=f"{of} needs exactly one of {', '.join(fields)}: keep one of them",
+    )
+
+
+def cel_string(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _snake(camel: str) -> str:
+    return re.sub(r"(?<!^)([A-Z])", r"_\1", camel).lower()
+
+
+class ApiModel(BaseModel):
+    """Base of every type of the resource: camelCase, immutable, unknown fields refused (kubectl's default)."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        populate_by_name=True,
+        protected_namespaces=(),
+    )
+    RULES: ClassVar[tuple[Rule, ...]] = ()
+
+    @model_validator(mode="after")
+    def _rules_hold(self) -> ApiModel:
+        for rule in self.RULES:
+            rule.check(self)
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        result = dict(handler(schema))
+        if cls.RULES:
+            # A model's schema is a $ref into $defs; the rules belong to the definition itself.
+            target = handler.resolve_ref_schema(result)
+            target[VALIDATIONS] = [rule.openapi() for rule in cls.RULES]
+        return result

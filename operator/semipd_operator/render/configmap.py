@@ -1,0 +1,57 @@
+"""The ConfigMap that each agent mounts: start configuration and the digests of the tokens that it accepts."""
+
+from __future__ import annotations
+
+from semipd_agent.contract import (
+    CONFIG_FILE,
+    SLO,
+    AgentConfig,
+    AgentFile,
+    Bounds,
+    PartitionConfig,
+    Policy,
+    service_token,
+    token_digest,
+)
+from semipd_operator.api.v1alpha1.resource import SemiPDService
+from semipd_operator.render import names
+from semipd_operator.render.names import Object
+
+
+def agent_config(service: SemiPDService) -> AgentConfig:
+    """Everything that changes in place, as the agent takes it."""
+    spec = service.spec
+    partition = spec.partition
+    slo = spec.slo
+    return AgentConfig(
+        generation=service.metadata.generation,
+        slo=SLO.model_validate(slo.model_dump(by_alias=True)) if slo else None,
+        partition=PartitionConfig(
+            mode=spec.mode,
+            policy=Policy(partition.policy),
+            split=spec.split,
+            bounds=Bounds(
+                min_prefill_percent=partition.min_prefill_percent,
+                max_prefill_percent=partition.max_prefill_percent,
+                min_decode_percent=partition.min_decode_percent,
+                max_decode_percent=partition.max_decode_percent,
+            ),
+        ),
+    )
+
+
+def agent_file(service: SemiPDService, key: bytes) -> AgentFile:
+    meta = service.metadata
+    token = service_token(key, meta.namespace, meta.name, meta.uid)
+    return AgentFile(token_sha256=(token_digest(token),), config=agent_config(service))
+
+
+def config_map(service: SemiPDService, key: bytes) -> Object:
+    """Only the digest of the token is in it: whoever may read ConfigMaps may not command the agent."""
+    content = agent_file(service, key).model_dump_json(by_alias=True, exclude_none=True, indent=2)
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": names.metadata(service, names.config_map_name(service)),
+        "data": {CONFIG_FILE: content + "\n"},
+    }

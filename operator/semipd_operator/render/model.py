@@ -1,0 +1,83 @@
+"""How a model comes into the pod: its directory, its volumes, and the init container that downloads it.
+
+Knows the three URI schemes; knows nothing of the engine but the ``semipd-engine fetch`` command.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from semipd_operator.api.v1alpha1.spec import ModelSpec
+from semipd_operator.render.names import MODEL_CONTAINER, Object
+
+MODELS_MOUNT = "/models"
+MODELS_VOLUME = "models"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """`directory` is where the engine finds the weights."""
+
+    directory: str
+    volumes: list[Object] = field(default_factory=list)
+    mounts: list[Object] = field(default_factory=list)
+    init_containers: list[Object] = field(default_factory=list)
+
+
+def model_source(model: ModelSpec, image: str, security_context: Object, scratch: list[Object]) -> ModelSource:
+    """`scratch`: mounts that any container with a read-only root file system needs."""
+    scheme, _, rest = model.uri.partition("://")
+    if scheme == "file":
+        return ModelSource(directory=rest)
+    if scheme == "pvc":
+        claim, _, folder = rest.strip("/").partition("/")
+        return ModelSource(
+            directory=f"{MODELS_MOUNT}/{folder}".rstrip("/"),
+            volumes=[_claim(claim, read_only=True)],
+            mounts=[{"name": MODELS_VOLUME, "mountPath": MODELS_MOUNT, "readOnly": True}],
+        )
+    # The revision is part of the path: one claim may hold several, and a change never overwrites what is in use.
+    directory = f"{MODELS_MOUNT}/{rest.replace('/', '--')}/{(model.revision or 'main').replace('/', '--')}"
+    return ModelSource(
+        directory=directory,
+        volumes=[_cache(model)],
+        mounts=[{"name": MODELS_VOLUME, "mountPath": MODELS_MOUNT, "readOnly": True}],
+        init_containers=[_fetch(model, directory, image, security_context, scratch)],
+    )
+
+
+def _cache(model: ModelSpec) -> Object:
+    if model.cache and model.cache.persistent_volume_claim:
+        return _claim(model.cache.persistent_volume_claim.claim_name, read_only=False)
+    empty_dir: Object = {}
+    if model.cache and model.cache.empty_dir and model.cache.empty_dir.size_limit is not None:
+        empty_dir["sizeLimit"] = model.cache.empty_dir.size_limit
+    return {"name": MODELS_VOLUME, "emptyDir": empty_dir}
+
+
+def _claim(name: str, *, read_only: bool) -> Object:
+    source: Object = {"claimName": name}
+    if read_only:
+        source["readOnly"] = True
+    return {"name": MODELS_VOLUME, "persistentVolumeClaim": source}
+
+
+def _fetch(model: ModelSpec, directory: str, image: str, security_context: Object, scratch: list[Object]) -> Object:
+    command = ["semipd-engine", "fetch", model.uri, "--out", directory]
+    if model.revision:
+        command += ["--revision", model.revision]
+    container: Object = {
+        "name": MODEL_CONTAINER,
+        "image": image,
+        "command": command,
+        "env": [{"name": "HOME", "value": "/tmp"}],
+        "securityContext": security_context,
+        # The command writes one line of JSON there: why it failed, in words that become ModelReady's reason.
+        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePolicy": "File",
+        "volumeMounts": [{"name": MODELS_VOLUME, "mountPath": MODELS_MOUNT}, *scratch],
+    }
+    if model.token_secret_ref:
+        reference = {"name": model.token_secret_ref.name, "key": model.token_secret_ref.key}
+        container["env"].append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
+    return container

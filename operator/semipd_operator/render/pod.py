@@ -1,0 +1,136 @@
+"""The serving pod's template: the agent as PID 1 of the container `engine`, and the init container `model`.
+
+Fits the restricted Pod Security profile. What may change without a restart (slo, partition) is not in it; it comes
+from the mounted ConfigMap and through the agent's API.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from semipd_agent.contract import AGENT_PORT, API_PORT, CONFIG_FILE, CONFIG_MOUNT
+from semipd_engine.contract import EngineOptions
+from semipd_operator.api.v1alpha1.resource import SemiPDService
+from semipd_operator.render import engine as engine_args
+from semipd_operator.render import names
+from semipd_operator.render.merge import merge
+from semipd_operator.render.model import model_source
+from semipd_operator.render.names import Object
+from semipd_operator.settings import Settings
+
+RUN_DIR = "/run/spd"
+USER = 10001
+
+_LAG_SECONDS = 5  # after SIGTERM requests are still admitted for this long: endpoints lag
+_SLACK_SECONDS = 25  # workers, then the resident, then the agent
+GRACE_SECONDS = int(EngineOptions.model_fields["drain_seconds"].default) + _LAG_SECONDS + _SLACK_SECONDS
+
+_CONTAINER_SECURITY: Object = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+}
+_POD_SECURITY: Object = {
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    "fsGroup": USER,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+_SCRATCH: Object = {"name": "tmp", "mountPath": "/tmp"}
+
+
+def pod_template(service: SemiPDService, settings: Settings) -> Object:
+    """Pure: the same service and settings give the same template. Without its hash label."""
+    spec = service.spec
+    image = spec.engine.image or settings.engine_image
+    source = model_source(spec.model, image, _CONTAINER_SECURITY, [_SCRATCH])
+    container: Object = {
+        "name": names.ENGINE_CONTAINER,
+        "image": image,
+        "command": command(service, source.directory),
+        "env": _environment(service),
+        "ports": [
+            {"name": names.HTTP_PORT, "containerPort": API_PORT},
+            {"name": names.AGENT_PORT_NAME, "containerPort": AGENT_PORT},
+        ],
+        "resources": engine_args.resources(spec.engine),
+        "securityContext": _CONTAINER_SECURITY,
+        "volumeMounts": [
+            {"name": "config", "mountPath": CONFIG_MOUNT, "readOnly": True},
+            {"name": "run", "mountPath": RUN_DIR},
+            {"name": "shm", "mountPath": "/dev/shm"},
+            _SCRATCH,
+            *source.mounts,
+        ],
+        **_probes(),
+    }
+    pod: Object = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "securityContext": _POD_SECURITY,
+        "containers": [container],
+        "volumes": [
+            # A whole directory, not a subPath: only so do later changes of the ConfigMap reach the pod.
+            {"name": "config", "configMap": {"name": names.config_map_name(service)}},
+            {"name": "run", "emptyDir": {"medium": "Memory"}},
+            {"name": "shm", "emptyDir": {"medium": "Memory"}},
+            {"name": "tmp", "emptyDir": {}},
+            *source.volumes,
+        ],
+    }
+    if source.init_containers:
+        pod["initContainers"] = source.init_containers
+    if settings.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in settings.image_pull_secrets]
+    if settings.image_pull_policy:
+        for each in [*pod["containers"], *pod.get("initContainers", [])]:
+            each["imagePullPolicy"] = settings.image_pull_policy
+    own: Object = {"metadata": {"labels": names.labels(service)}, "spec": pod}
+    merged: Object = merge(own, service.spec.pod_template.model_dump(by_alias=True, exclude_defaults=True))
+    # The selector's label is not the user's to change: a Deployment that cannot find its pods is refused.
+    merged["metadata"]["labels"] |= names.labels(service)
+    return merged
+
+
+def command(service: SemiPDService, model_directory: str) -> list[str]:
+    options = engine_args.options(
+        service.spec.engine,
+        served_name(service),
+        model=model_directory,
+        host="0.0.0.0",
+        port=API_PORT,
+        run_dir=Path(RUN_DIR),
+    )
+    return ["semipd-agent", "--config", f"{CONFIG_MOUNT}/{CONFIG_FILE}", "--", *options.arguments()]
+
+
+def served_name(service: SemiPDService) -> str:
+    return service.spec.model.served_name or service.metadata.name
+
+
+def _environment(service: SemiPDService) -> list[Object]:
+    downward = {
+        "POD_NAME": "metadata.name",
+        "POD_UID": "metadata.uid",
+        "POD_NAMESPACE": "metadata.namespace",
+        "NODE_NAME": "spec.nodeName",
+    }
+    return [
+        *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in downward.items()),
+        {"name": "SEMIPD_SERVICE", "value": service.metadata.name},
+        {"name": "HOME", "value": "/tmp"},
+    ]
+
+
+def _probes() -> Object:
+    ready: Object = {"httpGet": {"path": "/ready", "port": names.AGENT_PORT_NAME}, "timeoutSeconds": 5}
+    health: Object = {"httpGet": {"path": "/health", "port": names.AGENT_PORT_NAME}, "timeoutSeconds": 5}
+    return {
+        # Half an hour to load: the agent restarts a failing engine itself and says why, so a kill would only hide it.
+        "startupProbe": {**ready, "periodSeconds": 2, "failureThreshold": 900},
+        "readinessProbe": {**ready, "periodSeconds": 2, "failureThreshold": 2},
+        "livenessProbe": {**health, "periodSeconds": 10, "failureThreshold": 6},
+    }

@@ -1,0 +1,27 @@
+"""The PodMonitor (Prometheus operator) for the engine's and the agent's metrics."""
+
+from __future__ import annotations
+
+from semipd_operator.api.v1alpha1.resource import SemiPDService
+from semipd_operator.render import names
+from semipd_operator.render.names import Object
+
+PROMETHEUS_API = "monitoring.coreos.com/v1"
+
+
+def pod_monitor(service: SemiPDService, *, available: bool) -> Object | None:
+    """`available`: whether the cluster knows the API; asking for one without it is not an error."""
+    if not (service.spec.monitoring.pod_monitor and available):
+        return None
+    return {
+        "apiVersion": PROMETHEUS_API,
+        "kind": "PodMonitor",
+        "metadata": names.metadata(service),
+        "spec": {
+            "selector": {"matchLabels": names.selector(service)},
+            "podMetricsEndpoints": [
+                {"port": names.HTTP_PORT, "path": "/metrics"},
+                {"port": names.AGENT_PORT_NAME, "path": "/metrics"},
+            ],
+        },
+    }

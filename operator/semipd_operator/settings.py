@@ -1,0 +1,62 @@
+"""What the operator is told at start: images, the key, namespaces, ports, periods. It knows no service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from semipd_agent.contract import AGENT_PORT
+
+MANAGER = "semipd-operator"
+"""Field manager of server-side apply, and the value of app.kubernetes.io/managed-by."""
+
+
+def package_version() -> str:
+    try:
+        return version("semipd")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "0.0.0"
+
+
+class SettingsError(ValueError):
+    """A flag or environment variable is wrong; the message names it and the remedy."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    engine_image: str
+    """Image of agent and engine for services that name none."""
+    key: bytes = field(repr=False)
+    """Secret from which the token of each service is made."""
+    namespaces: tuple[str, ...] = ()
+    """Namespaces to watch; empty: all."""
+    version: str = field(default_factory=package_version)
+    image_pull_policy: str = ""
+    """Of the engine pods; empty: Kubernetes' default."""
+    image_pull_secrets: tuple[str, ...] = ()
+    """Names of Secrets for the engine image, in each service's namespace."""
+    agent_port: int = AGENT_PORT
+    poll_seconds: float = 2.0
+    poll_timeout_seconds: float = 1.5
+    resync_seconds: float = 60.0
+    workers: int = 4
+    slo_write_seconds: float = 15.0
+    health_port: int = 8080
+    metrics_port: int = 9090
+    deaf_after_seconds: float = 180.0
+    """Without a finished reconcile or resync, or a word from the watches, for this long the operator is deaf."""
+
+
+MIN_KEY_BYTES = 16
+
+
+def read_key(path: Path) -> bytes:
+    """The key's bytes, white space at the ends removed. Raises `SettingsError`."""
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise SettingsError(f"--key-file {path}: {error.strerror}: mount the chart's Secret there") from error
+    if len(key) < MIN_KEY_BYTES:
+        raise SettingsError(f"--key-file {path} holds {len(key)} bytes: write at least {MIN_KEY_BYTES} random ones")
+    return key
