@@ -1,0 +1,49 @@
+"""The paged KV pool as tensors: `KVLayout` laid over one shared mapping.
+
+Knows no heads: an entry is a vector of `width` elements, so latent attention fits as well. Who may write which block
+is the core's business; nothing is checked here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from semipd_engine.memory.layout import KVLayout
+from semipd_engine.memory.shared import create_memfd, map_memfd
+
+
+class KVPool:
+    def __init__(self, layout: KVLayout, num_blocks: int, fd: int, dtype: torch.dtype) -> None:
+        """Map the pool that lies in `fd` (made by `create`, here or in another process)."""
+        if dtype.itemsize != layout.itemsize:
+            raise ValueError(f"layout has elements of {layout.itemsize} bytes, {dtype} has {dtype.itemsize}")
+        self.layout = layout
+        self.num_blocks = num_blocks
+        self.dtype = dtype
+        self.fd = fd
+        buffer = map_memfd(fd, layout.pool_bytes(num_blocks))
+        self._components: list[Tensor] = []
+        for index, component in enumerate(layout.components):
+            shape = (layout.num_layers, num_blocks, layout.block_size, component.width)
+            begin = layout.component_offset(index, num_blocks)
+            end = begin + layout.num_layers * num_blocks * layout.block_size * component.width * layout.itemsize
+            self._components.append(buffer[begin:end].view(dtype).view(shape))
+
+    @classmethod
+    def create(cls, layout: KVLayout, num_blocks: int, dtype: torch.dtype) -> KVPool:
+        """A new zeroed pool. Pages are taken from the machine when they are first touched."""
+        return cls(layout, num_blocks, create_memfd("semipd-kv", layout.pool_bytes(num_blocks)), dtype)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in one block."""
+        return self.layout.block_size
+
+    @property
+    def nbytes(self) -> int:
+        return self.layout.pool_bytes(self.num_blocks)
+
+    def layer(self, layer: int) -> tuple[Tensor, ...]:
+        """This layer's view of each component: [num_blocks, block_size, width]."""
+        return tuple(component[layer] for component in self._components)

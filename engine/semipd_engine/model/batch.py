@@ -1,0 +1,56 @@
+"""The rows of one step as the layers see them: positions, slots and block tables as tensors.
+
+Built once for each step and shared by all its layers. Knows nothing of weights or sampling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from semipd_engine.ops.torch_ref import causal_mask
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive rows [first, first + rows) of the batch that are one sequence's positions from `start` on."""
+
+    first: int
+    rows: int
+    start: int
+    block_table: Tensor
+    """int64: the sequence's blocks in order."""
+    _masks: list[Tensor] = field(default_factory=list, repr=False)
+
+    def mask(self, like: Tensor, begin: int, end: int) -> Tensor | None:
+        """Additive causal mask of rows [begin, end); None where the operation needs none."""
+        if self.start + begin == 0 or end - begin == 1:
+            return None
+        if not self._masks:
+            self._masks.append(causal_mask(self.rows, self.start, like.dtype, like.device))
+        return self._masks[0][begin:end, : self.start + end]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prefill: one segment or more. Decode: one row for each sequence, no segments."""
+
+    slots: Tensor
+    """int64 [T]: where each row's key and value go (block * block_size + offset)."""
+    cos: Tensor
+    sin: Tensor
+    segments: tuple[Segment, ...] = ()
+    block_tables: tuple[Tensor, ...] = ()
+    """Decode: each sequence's blocks, int64."""
+    context_lens: tuple[int, ...] = ()
+    """Decode: positions that each row sees, its own included."""
+
+    @property
+    def rows(self) -> int:
+        return int(self.slots.shape[0])
+
+    @property
+    def visible(self) -> int:
+        """Positions seen, summed over the rows."""
+        return sum(self.context_lens) + sum(s.rows * s.start + s.rows * (s.rows + 1) // 2 for s in self.segments)

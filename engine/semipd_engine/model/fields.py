@@ -1,0 +1,64 @@
+"""Typed access to a parsed JSON object, with errors that name file and field. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from semipd_engine.model.errors import ModelError
+
+
+class Fields:
+    """A null value counts as absent, as it does in transformers' configuration files."""
+
+    def __init__(self, values: dict[str, Any], source: str) -> None:
+        self._values = values
+        self._source = source
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """`default` only where the field is absent: an explicit null stays None."""
+        return self._values.get(name, default)
+
+    def text(self, name: str) -> str:
+        value = self._values.get(name)
+        if not isinstance(value, str):
+            raise self._error(name, "a string")
+        return value
+
+    def positive(self, name: str, default: int | None = None) -> int:
+        value = self._values.get(name)
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self._error(name, "an integer above 0")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        value = self._values.get(name)
+        value = default if value is None else value
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise self._error(name, "a number")
+        return float(value)
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        value = self._values.get(name)
+        value = default if value is None else value
+        if not isinstance(value, bool):
+            raise self._error(name, "true or false")
+        return value
+
+    def nested(self, name: str) -> Fields | None:
+        value = self._values.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self._error(name, "an object")
+        return Fields(value, f"{self._source}: {name}")
+
+    def refuse_unless(self, name: str, supported: object) -> None:
+        value = self._values.get(name, supported)
+        if value != supported:
+            raise ModelError(
+                "UnsupportedFeature", f"{self._source}: {name} is {value!r}; this engine runs {supported!r}"
+            )
+
+    def _error(self, name: str, expected: str) -> ModelError:
+        return ModelError("InvalidConfig", f"{self._source}: {name} is {self._values.get(name)!r}; expected {expected}")

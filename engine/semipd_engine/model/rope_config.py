@@ -1,0 +1,65 @@
+"""Parameters of the rotary position embedding, from both spellings of config.json. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from semipd_engine.model.errors import ModelError
+from semipd_engine.model.fields import Fields
+
+KINDS = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """`kind` decides which of the other fields count; see `model.rope`."""
+
+    kind: str
+    theta: float
+    factor: float = 1.0
+    original_max_position_embeddings: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+    @classmethod
+    def parse(cls, config: Fields) -> RopeConfig:
+        """`rope_parameters` of transformers 5, else `rope_scaling` + `rope_theta` of transformers 4."""
+        scaling = config.nested("rope_parameters") or config.nested("rope_scaling")
+        if scaling is None:
+            config.refuse_unless("partial_rotary_factor", 1.0)
+            return cls("default", config.number("rope_theta", 10000.0))
+        scaling.refuse_unless("partial_rotary_factor", 1.0)
+        kind = scaling.get("rope_type") or scaling.get("type") or "default"
+        if kind not in KINDS:
+            raise ModelError(
+                "UnsupportedRopeScaling", f"config.json: rope_type is {kind!r}; this engine knows {', '.join(KINDS)}"
+            )
+        theta = scaling.number("rope_theta", config.number("rope_theta", 10000.0))
+        if kind == "default":
+            return cls(kind, theta)
+        longest = config.positive("max_position_embeddings", 2048)
+        original = scaling.positive("original_max_position_embeddings", longest)
+
+        def optional(name: str) -> float | None:
+            return None if scaling.get(name) is None else scaling.number(name)
+
+        return cls(
+            kind=kind,
+            theta=theta,
+            factor=scaling.number("factor", longest / original if kind == "yarn" else None),
+            original_max_position_embeddings=original,
+            low_freq_factor=scaling.number("low_freq_factor", None if kind == "llama3" else 1.0),
+            high_freq_factor=scaling.number("high_freq_factor", None if kind == "llama3" else 4.0),
+            beta_fast=optional("beta_fast") or 32.0,
+            beta_slow=optional("beta_slow") or 1.0,
+            attention_factor=optional("attention_factor"),
+            mscale=optional("mscale"),
+            mscale_all_dim=optional("mscale_all_dim"),
+            truncate=scaling.flag("truncate", True),
+        )
