@@ -1,0 +1,78 @@
+"""State of one request inside core. Everything a worker needs is derived from it, so any worker can be replaced.
+
+`WAITING -> PREFILLING -> DECODING -> FINISHED`, and back to WAITING on preemption. State is stored, never derived from
+counters: a preempted request with a prefix hit looks like neither a new one nor a running one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from semipd_engine.contract import Phase
+from semipd_engine.core.block_pool import LastSteps
+from semipd_engine.core.kv_cache_manager import SequenceBlocks
+from semipd_engine.ipc.messages import Sampling
+
+
+class RequestState(Enum):
+    WAITING = "waiting"
+    PREFILLING = "prefilling"
+    DECODING = "decoding"
+    FINISHED = "finished"
+
+
+@dataclass
+class Request:
+    id: int
+    """Order of arrival; also the engine-internal name of the request."""
+    key: str
+    prompt_token_ids: list[int]
+    sampling: Sampling
+    received_at: float
+    state: RequestState = RequestState.WAITING
+    token_ids: list[int] = field(default_factory=list)
+    """Prompt and output."""
+    num_computed_tokens: int = 0
+    """Leading tokens whose K/V is in the pool, by reported steps."""
+    prefill_target: int = 0
+    """Tokens to compute before the next token can be sampled: all that were known at admission."""
+    blocks: SequenceBlocks = field(default_factory=SequenceBlocks)
+    digests: list[bytes] = field(default_factory=list)
+    last_prefill_step: int = 0
+    last_decode_step: int = 0
+    cached_tokens: int = 0
+    preemptions: int = 0
+    scheduled_at: float | None = None
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+    finish_reason: str | None = None
+    failures: int = 0
+    """Plans with this request that ended in a worker's death or an exception since it last got further."""
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - len(self.prompt_token_ids)
+
+    @property
+    def last_steps(self) -> LastSteps:
+        return LastSteps(self.last_prefill_step, self.last_decode_step)
+
+    @property
+    def history(self) -> list[int]:
+        """Tokens that penalties count; empty when nothing needs them."""
+        return list(self.token_ids) if self.sampling.needs_history else []
+
+    @property
+    def prompt_len(self) -> int:
+        return len(self.prompt_token_ids) if self.sampling.needs_history else 0
+
+    def planned(self, phase: Phase, step: int) -> None:
+        """Note that steps of `phase` up to `step` may touch this request's blocks."""
+        if phase is Phase.PREFILL:
+            self.last_prefill_step = step
+        else:
+            self.last_decode_step = step

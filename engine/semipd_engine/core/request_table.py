@@ -1,0 +1,79 @@
+"""All unfinished requests, the queue, and the way out: every request leaves here, with its blocks and its last output.
+
+Knows nothing of plans: who runs next is the scheduler's business.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
+
+from semipd_engine.core.kv_cache_manager import KVCacheManager, SequenceBlocks
+from semipd_engine.core.request import Request, RequestState
+from semipd_engine.ipc.messages import RequestOutput, TokenResult
+
+
+class RequestTable:
+    def __init__(self, kv: KVCacheManager) -> None:
+        self.kv = kv
+        self.by_id: dict[int, Request] = {}
+        self.waiting: list[Request] = []
+        """In order of arrival; a preempted request returns to its place."""
+        self._outputs: list[tuple[Request, RequestOutput]] = []
+
+    @property
+    def num_running(self) -> int:
+        return len(self.by_id) - len(self.waiting)
+
+    def in_state(self, *states: RequestState) -> list[Request]:
+        """Oldest first."""
+        return sorted((r for r in self.by_id.values() if r.state in states), key=lambda r: r.id)
+
+    def alive(self, ids: Iterable[int]) -> list[Request]:
+        return [self.by_id[i] for i in sorted(ids) if i in self.by_id]
+
+    def queue(self, request: Request) -> None:
+        self.by_id[request.id] = request
+        bisect.insort(self.waiting, request, key=lambda r: r.id)
+
+    def requeue(self, request: Request) -> None:
+        """Give the blocks back and compute everything again later; the output tokens so far are kept."""
+        self.kv.release(request.blocks, request.last_steps)
+        request.blocks = SequenceBlocks()
+        request.num_computed_tokens = 0
+        request.state = RequestState.WAITING
+        bisect.insort(self.waiting, request, key=lambda r: r.id)
+
+    def finish(self, request: Request, reason: str) -> None:
+        """Free the blocks and forget the request. The caller emits the last output."""
+        self.kv.release(request.blocks, request.last_steps)
+        if request.state is RequestState.WAITING:
+            self.waiting.remove(request)
+        request.state = RequestState.FINISHED
+        request.finish_reason = reason
+        del self.by_id[request.id]
+
+    def fail(self, request: Request, message: str) -> None:
+        self.finish(request, "error")
+        self.emit(request, error=message)
+
+    def emit(
+        self, request: Request, token: TokenResult | None = None, first: bool = False, error: str | None = None
+    ) -> None:
+        output = RequestOutput(
+            key=request.key,
+            token_ids=[token.token] if token else [],
+            logprobs=[token.logprobs] if token and token.logprobs else [],
+            finish_reason=request.finish_reason if error is None else None,
+            error=error,
+            first_token_at=request.first_token_at if first else None,
+            scheduled_at=request.scheduled_at if first else None,
+            cached_tokens=request.cached_tokens,
+            preemptions=request.preemptions,
+        )
+        self._outputs.append((request, output))
+
+    def take_outputs(self) -> list[tuple[Request, RequestOutput]]:
+        """What happened since the last call, oldest first."""
+        outputs, self._outputs = self._outputs, []
+        return outputs

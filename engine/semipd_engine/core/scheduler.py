@@ -1,0 +1,290 @@
+"""Which request runs next, in which phase, in which blocks. Two plans at a time: one for prefill, one for decode.
+
+Neither plan waits for the other: each phase has at most one plan in flight and is planned anew as soon as it is free.
+Pure: it is told the time, returns plans, and books what workers report. It knows no sockets, processes or memory.
+
+Rules: first come, first served; a prompt's blocks are reserved whole at admission, so that partial prefills cannot
+deadlock against decode; decode takes blocks step by step and preempts the newest request when there are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from semipd_engine.contract import Phase
+from semipd_engine.core.kv_cache_manager import KVCacheManager, extend_digests
+from semipd_engine.core.plans import Plan, chunk, requests_of, row, steps_of
+from semipd_engine.core.request import Request, RequestState
+from semipd_engine.core.request_table import RequestTable
+from semipd_engine.ipc.messages import DecodePlan, PrefillPlan, RequestOutput, StepFailed, StepResult, TokenResult
+
+ISOLATE_AFTER = 3
+"""Failed plans after which a request runs alone, so that a poisonous one is found and the others go on."""
+GIVE_UP_AFTER = 8
+"""Failed plans after which a request that ran alone is answered with an error."""
+
+
+@dataclass(frozen=True)
+class SchedulerLimits:
+    max_model_len: int
+    max_num_seqs: int
+    prefill_chunk_tokens: int
+    max_decode_steps: int = 8
+    """Steps of one decode plan. A recall ends it earlier."""
+
+
+class Scheduler:
+    def __init__(self, limits: SchedulerLimits, kv: KVCacheManager) -> None:
+        self.limits = limits
+        self.table = RequestTable(kv)
+        self.in_flight: dict[Phase, Plan] = {}
+        self.preemptions = 0
+        self._recall = False
+
+    @property
+    def kv(self) -> KVCacheManager:
+        return self.table.kv
+
+    # ---- requests come and go ------------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Queue a request. One that can never run is answered with an error at once."""
+        self.table.queue(request)
+        length, longest = len(request.token_ids), self.limits.max_model_len - 1
+        if length == 0:
+            self.table.fail(request, "the prompt is empty")
+        elif length > longest:
+            self.table.fail(request, f"the prompt has {length} tokens; max_model_len admits at most {longest}")
+        elif request.sampling.max_tokens > self.limits.max_model_len - length:
+            room = self.limits.max_model_len - length
+            request.sampling = msgspec.structs.replace(request.sampling, max_tokens=room)
+
+    def abort(self, request_id: int) -> None:
+        """Stop a request in whatever state it is. Its blocks return when no step in flight can touch them."""
+        request = self.table.by_id.get(request_id)
+        if request is not None:
+            self._recall |= request_id in requests_of(self.in_flight.get(Phase.DECODE))
+            self.table.finish(request, "abort")
+            self.table.emit(request)
+
+    def take_outputs(self) -> list[tuple[Request, RequestOutput]]:
+        """What happened since the last call, oldest first."""
+        return self.table.take_outputs()
+
+    def take_recall(self) -> int | None:
+        """Step number to write to the recall word, if the decode plan in flight should end at its next step."""
+        plan = self.in_flight.get(Phase.DECODE)
+        wanted, self._recall = self._recall, False
+        return plan.seq if wanted and plan is not None else None
+
+    # ---- planning ------------------------------------------------------------------------------------------------
+
+    def plan_prefill(self, now: float) -> PrefillPlan | None:
+        """The next chunk of each prompt in order of arrival, within the token budget."""
+        if Phase.PREFILL in self.in_flight:
+            return None
+        budget = self.limits.prefill_chunk_tokens
+        taken: list[tuple[Request, int]] = []
+        for request in self._prefill_candidates(now):
+            if taken and (_suspect(request) or _suspect(taken[0][0])):
+                break
+            count = min(budget, request.prefill_target - request.num_computed_tokens)
+            taken.append((request, count))
+            budget -= count
+            if budget == 0:
+                break
+        if not taken:
+            return None
+        seq = self.kv.pool.clocks[Phase.PREFILL].plan(1)
+        for request, _ in taken:
+            request.planned(Phase.PREFILL, seq)
+        plan = PrefillPlan(seq=seq, chunks=[chunk(request, count) for request, count in taken])
+        self.in_flight[Phase.PREFILL] = plan
+        return plan
+
+    def plan_decode(self, max_steps: int | None = None) -> DecodePlan | None:
+        """One row for each decoding request, with blocks granted for all steps of the plan."""
+        if Phase.DECODE in self.in_flight:
+            return None
+        rows: list[Request] = []
+        for request in sorted(self.table.in_state(RequestState.DECODING), key=lambda r: not _suspect(r)):
+            if request.state is RequestState.DECODING and self._grant_next_step(request):
+                rows.append(request)
+                if _suspect(request):
+                    break
+        rows = [r for r in rows if r.state is RequestState.DECODING]  # a later row may have preempted an earlier one
+        if not rows:
+            return None
+        steps = self._grant_steps_ahead(rows, max_steps or self.limits.max_decode_steps)
+        seq = self.kv.pool.clocks[Phase.DECODE].plan(steps)
+        for request in rows:
+            request.planned(Phase.DECODE, seq + steps - 1)
+        plan = DecodePlan(seq=seq, max_steps=steps, rows=[row(request) for request in rows])
+        self.in_flight[Phase.DECODE] = plan
+        self._recall = False
+        return plan
+
+    def _prefill_candidates(self, now: float) -> Iterator[Request]:
+        """Prompts already begun, then the queue's head as long as it can be admitted."""
+        yield from self.table.in_state(RequestState.PREFILLING)
+        waiting = self.table.waiting
+        while waiting:
+            request = waiting[0]
+            if self.kv.blocks_for(len(request.token_ids)) > self.kv.pool.num_blocks:
+                self.table.fail(request, self._too_large(len(request.token_ids)))
+            elif self._admit(request, now):
+                waiting.pop(0)
+                yield request
+            else:
+                return
+
+    def _admit(self, request: Request, now: float) -> bool:
+        running = self.table.num_running
+        if running >= self.limits.max_num_seqs:
+            return False
+        num_tokens = len(request.token_ids)
+        if self.kv.prefix_caching:
+            extend_digests(request.digests, request.token_ids, self.kv.block_size)
+        # Each running request is at most one block away from asking for its next one: leave it that block.
+        blocks = self.kv.admit(request.digests, num_tokens, reserve=running)
+        if blocks is None:
+            return False
+        request.blocks = blocks
+        request.state = RequestState.PREFILLING
+        request.num_computed_tokens = blocks.num_cached_tokens
+        request.prefill_target = num_tokens
+        if request.scheduled_at is None:
+            request.scheduled_at = now
+            request.cached_tokens = blocks.num_cached_tokens
+        return True
+
+    def _grant_next_step(self, request: Request) -> bool:
+        """Blocks for one more position, by preempting the newest requests if there is no other way."""
+        needed = len(request.token_ids)
+        if self.kv.blocks_for(needed) > self.kv.pool.num_blocks:
+            self.table.fail(request, self._too_large(needed))
+            return False
+        while not self.kv.grow(request.blocks, needed):
+            victim = self._newest_idle()
+            if victim is None or victim.id < request.id:
+                # Only a newer prompt whose step is in flight stands in the way: its blocks come when the step is over.
+                return False
+            self.preemptions += 1
+            victim.preemptions += 1
+            self.table.requeue(victim)
+            if victim is request:
+                return False
+        return True
+
+    def _grant_steps_ahead(self, rows: list[Request], max_steps: int) -> int:
+        """How many steps the rows can make without another word from core."""
+        remaining = {r.id: r.sampling.max_tokens - r.num_output_tokens for r in rows}
+        steps = min(max_steps, max(remaining.values()))
+        for request in rows:
+            computed = len(request.token_ids) - 1
+            if not self.kv.grow(request.blocks, computed + min(steps, remaining[request.id])):
+                steps = len(request.blocks.table) * self.kv.block_size - computed
+        return steps
+
+    def _newest_idle(self) -> Request | None:
+        """The newest admitted request that no step in flight works on."""
+        busy = requests_of(self.in_flight.get(Phase.PREFILL))
+        running = self.table.in_state(RequestState.PREFILLING, RequestState.DECODING)
+        return next((r for r in reversed(running) if r.id not in busy), None)
+
+    # ---- booking -------------------------------------------------------------------------------------------------
+
+    def book(self, phase: Phase, result: StepResult, now: float) -> None:
+        """One step is complete. Results for requests that are gone are dropped."""
+        plan = self.in_flight[phase]
+        final = plan.seq + steps_of(plan) - 1
+        last = result.last or result.seq == final
+        self.kv.pool.complete(phase, final if last else result.seq)
+        if last:
+            del self.in_flight[phase]
+        if isinstance(plan, PrefillPlan):
+            self._book_chunks(plan, result, now)
+            return
+        for token in result.tokens:
+            request = self.table.by_id.get(token.request)
+            if request is not None:
+                self._computed(request, len(request.token_ids))
+                self._sampled(request, token, phase, result.seq, now)
+
+    def _book_chunks(self, plan: PrefillPlan, result: StepResult, now: float) -> None:
+        tokens = {token.request: token for token in result.tokens}
+        for part in plan.chunks:
+            request = self.table.by_id.get(part.request)
+            if request is None:
+                continue
+            self._computed(request, part.start + len(part.token_ids))
+            if part.sampling is not None:
+                request.state = RequestState.DECODING
+                self._sampled(request, tokens[request.id], Phase.PREFILL, result.seq, now)
+                self._recall = True  # the new row joins at the next step boundary
+
+    def _computed(self, request: Request, num_tokens: int) -> None:
+        request.num_computed_tokens = num_tokens
+        request.failures = 0
+        self.kv.publish(request.blocks, request.digests, request.token_ids, num_tokens)
+
+    def _sampled(self, request: Request, result: TokenResult, phase: Phase, step: int, now: float) -> None:
+        request.token_ids.append(result.token)
+        request.last_token_at = now
+        first = request.first_token_at is None
+        if first:
+            request.first_token_at = now
+        if result.token in request.sampling.stop_token_ids:
+            reason: str | None = "stop"
+        else:
+            reason = "length" if request.num_output_tokens >= request.sampling.max_tokens else None
+        if reason is not None:
+            request.planned(phase, step)  # a row that has ended is not touched by the plan's later steps
+            self.table.finish(request, reason)
+        self.table.emit(request, token=result, first=first)
+
+    # ---- trouble -------------------------------------------------------------------------------------------------
+
+    def plan_failed(self, phase: Phase, failure: StepFailed) -> None:
+        """A worker answered a plan with an exception: find the request that causes it, let the others go on."""
+        involved = requests_of(self._drop(phase))
+        for request in self.table.alive(involved):
+            if request.id == failure.request or len(involved) == 1:
+                self.table.fail(request, f"the step failed: {failure.error}")
+            else:
+                request.failures = max(request.failures, ISOLATE_AFTER)
+
+    def worker_lost(self, phase: Phase) -> None:
+        """The worker is reaped and its channel drained: plan again from the last reported step."""
+        involved = requests_of(self._drop(phase))
+        for request in self.table.alive(involved):
+            request.failures += 1
+            if request.failures >= GIVE_UP_AFTER and len(involved) == 1:
+                self.table.fail(request, f"{request.failures} workers died while they ran this request")
+
+    def replace_kv(self, kv: KVCacheManager) -> None:
+        """The pool is gone with its resident: every admitted request is computed again in the new one."""
+        self.in_flight.clear()
+        kv.queries_tokens, kv.hits_tokens = self.kv.queries_tokens, self.kv.hits_tokens
+        for request in self.table.in_state(RequestState.PREFILLING, RequestState.DECODING):
+            self.table.requeue(request)
+        for request in self.table.waiting:
+            request.last_prefill_step = request.last_decode_step = 0
+        self.table.kv = kv
+
+    def _drop(self, phase: Phase) -> Plan | None:
+        """Forget the plan in flight: whoever ran it is past all its steps."""
+        self.kv.pool.complete(phase, self.kv.pool.clocks[phase].planned)
+        return self.in_flight.pop(phase, None)
+
+    def _too_large(self, num_tokens: int) -> str:
+        capacity = self.kv.pool.num_blocks * self.kv.block_size
+        return f"{num_tokens} tokens do not fit the KV cache of {capacity}: raise --kv-cache-memory"
+
+
+def _suspect(request: Request) -> bool:
+    """Plans with this request keep failing: it must run alone until it gets further."""
+    return request.failures >= ISOLATE_AFTER
