@@ -108,7 +108,7 @@ class Jobs:
         job.finished.set()
 
     def wait(self, *names: str) -> None:
-        """Until the named jobs (default: all) are done, with live lines. Raises DemoError with the log's end if one failed."""
+        """Until the named jobs (default: all) are done, with live lines. Raises DemoError if one failed."""
         wanted = [self.jobs[name] for name in names or self.jobs]
         if self.console.is_terminal:
             with Live(self._table(wanted), console=self.console, refresh_per_second=4, transient=True) as live:
@@ -119,9 +119,9 @@ class Jobs:
             while not all(job.finished.wait(0.25) for job in wanted):
                 if time.monotonic() - spoken > 30:
                     spoken = time.monotonic()
-                    for job in wanted:
-                        if job.state is State.RUNNING:
-                            self.console.print(f"  … {job.name} {clock(job.seconds)}: {job.last_line()[:90]}", markup=False)
+                    for job in (job for job in wanted if job.state is State.RUNNING):
+                        line = f"  … {job.name} {clock(job.seconds)}: {job.last_line()[:90]}"
+                        self.console.print(line, markup=False)
         for job in wanted:
             if job.state is State.FAILED:
                 raise DemoError(self.blame(job))
@@ -136,13 +136,15 @@ class Jobs:
     def _table(self, jobs: Sequence[Job]) -> Table:
         table = Table.grid(padding=(0, 1))
         for job in jobs:
+            name = Text(job.name)
             match job.state:
                 case State.RUNNING:
-                    table.add_row(Spinner("dots"), job.name, clock(job.seconds), Text(job.last_line()[:80], style="dim"))
+                    said = Text(job.last_line()[:80], style="dim")
+                    table.add_row(Spinner("dots"), name, clock(job.seconds), said)
                 case State.WAITING:
-                    table.add_row(" ", Text(job.name, style="dim"), "", Text(f"after {', '.join(job.needs)}", style="dim"))
+                    table.add_row(" ", name, "", Text(f"after {', '.join(job.needs)}", style="dim"))
                 case _:
-                    table.add_row("✓" if job.state is State.DONE else "✗", job.name, clock(job.seconds), "")
+                    table.add_row("✓" if job.state is State.DONE else "✗", name, clock(job.seconds), "")
         return table
 
     def _processes(self) -> list[psutil.Process]:

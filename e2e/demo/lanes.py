@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 from e2e.traffic.records import gaps
@@ -36,7 +37,7 @@ class Scene:
         token. A gap that is still open counts up to `now`."""
         end = self.prompt_first if self.prompt_first is not None else float("inf")
         times = [*stream, now] if now is not None and stream else list(stream)
-        pairs = zip(times, times[1:], strict=False)
+        pairs = pairwise(times)
         return max((b - a for a, b in pairs if b > self.prompt_sent and a < end), default=0.0)
 
     @property
@@ -76,7 +77,7 @@ def cells(times: Sequence[float], begin: float, end: float, width: int, full: fl
         IDLE if count == 0 else LEVELS[min(len(LEVELS), max(1, round(count / full * len(LEVELS)))) - 1]
         for count in counts
     )
-    inside = [(b - a, a, b) for a, b in zip(times, times[1:], strict=False) if begin <= a and b < end]
+    inside = [(b - a, a, b) for a, b in pairwise(times) if begin <= a and b < end]
     if not inside:
         return text
     gap, since, until = max(inside)

@@ -1,4 +1,4 @@
-"""What the demo has found so far: checks, act timings, and the material for the report. Knows no engine and no cluster."""
+"""What the demo has found so far: checks, timings, the report's material. Knows no engine and no cluster."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Command line of the load client, run from the repository's root.
 
-    python -m e2e.traffic ask URL "What is the capital of France?"
-    python -m e2e.traffic poisson URL --rate 2 --seconds 30 --prompt-tokens 512 --max-tokens 64
-    python -m e2e.traffic trace URL e2e/traces/azure2023_conv.csv.gz --rate 2 --seconds 60 --length-scale 0.25
-    python -m e2e.traffic plan URL plan.jsonl --out records.jsonl
+python -m e2e.traffic ask URL "What is the capital of France?"
+python -m e2e.traffic poisson URL --rate 2 --seconds 30 --prompt-tokens 512 --max-tokens 64
+python -m e2e.traffic trace URL e2e/traces/azure2023_conv.csv.gz --rate 2 --seconds 60 --length-scale 0.25
+python -m e2e.traffic plan URL plan.jsonl --out records.jsonl
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from e2e.traffic.records import Record, Target, summarise
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="e2e.traffic", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    text = {"description": __doc__, "formatter_class": argparse.RawTextHelpFormatter}
+    top = argparse.ArgumentParser(prog="e2e.traffic", **text)
     commands = top.add_subparsers(dest="command", required=True)
     asking = commands.add_parser("ask", help="one chat question; prints the answer")
     poisson = commands.add_parser("poisson", help="Poisson arrivals of equal requests")
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     for command in (asking, poisson, trace, planned):
         command.add_argument("url", help="address without /v1")
         command.add_argument("--out", type=Path, help="write the records as JSON Lines")
-        command.add_argument("--timeout", type=float, default=120.0, help="longest silence of one stream, seconds")
+        command.add_argument("--silence", type=float, default=120.0, help="longest silence of a stream, seconds")
         command.add_argument("--ttft", type=float, help="target in ms")
         command.add_argument("--tpot", type=float, help="target in ms")
         command.add_argument("--gap", type=float, help="target for a request's longest gap, in ms")
@@ -72,18 +73,18 @@ def requests(arguments: argparse.Namespace) -> list[plan.Request]:
     )
 
 
-async def send(todo: list[plan.Request], url: str, timeout: float) -> list[Record]:
+async def send(todo: list[plan.Request], url: str, silence_seconds: float) -> list[Record]:
     """Replays with a progress bar of the tokens expected (on stderr, where that is a terminal)."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("tokens", total=sum(request.max_tokens for request in todo))
-        return await replay(todo, url, timeout=timeout, on_token=lambda *_: progress.advance(task))
+        return await replay(todo, url, silence_seconds=silence_seconds, on_token=lambda *_: progress.advance(task))
 
 
 def main() -> int:
     arguments = parser().parse_args()
-    found = asyncio.run(send(requests(arguments), arguments.url, arguments.timeout))
+    found = asyncio.run(send(requests(arguments), arguments.url, arguments.silence))
     if arguments.out:
         records.write(found, arguments.out)
     if arguments.command == "ask":

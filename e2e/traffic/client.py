@@ -73,25 +73,25 @@ def body(request: Request, model: str) -> tuple[str, dict[str, Any]]:
     return "/v1/completions", content | {"prompt": prompt}
 
 
-async def served_model(url: str, *, timeout: float = 10.0) -> str:
+async def served_model(url: str) -> str:
     """The name of the (first) model that the server offers."""
-    async with httpx.AsyncClient(base_url=url, timeout=timeout, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=10, trust_env=False) as client:
         answer = await client.get("/v1/models")
         answer.raise_for_status()
         return str(answer.json()["data"][0]["id"])
 
 
 async def replay(
-    plan: Sequence[Request], url: str, *, model: str = "", timeout: float = 120.0, on_token: OnToken | None = None
+    plan: Sequence[Request], url: str, *, model: str = "", silence_seconds: float = 120, on_token: OnToken | None = None
 ) -> list[Record]:
     """Send the plan to the server at `url` (without /v1); returns one record for each request, in plan order.
 
-    `timeout` is the longest silence of one stream, in seconds. Errors are recorded, never raised; only a cancelled
+    `silence_seconds` is the longest that a stream may bring nothing. Errors are recorded, never raised; only a cancelled
     replay raises.
     """
     model = model or await served_model(url)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-    async with httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=silence_seconds, limits=limits, trust_env=False) as client:
         await client.get("/health")  # the first use of a client costs it milliseconds
         start = time.monotonic()
         sends = [_send(client, number, request, model, start, on_token) for number, request in enumerate(plan)]

@@ -11,9 +11,9 @@ import gzip
 import json
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 TRACES = Path(__file__).resolve().parent.parent / "traces"
 
@@ -71,10 +71,11 @@ def prompt_text(tokens: int, encoder: Encoder, *, seed: int, words: Iterable[str
     raise ValueError(f"no text of exactly {tokens} tokens found")
 
 
-_WORDS = (
+_TEXT = (
     "the river runs along a quiet road and every morning people walk to work under tall green trees while small birds "
     "sing about food water light home music time stone wind paper glass north south winter summer"
-).split()
+)
+_WORDS = _TEXT.split()
 
 
 def poisson(rate: float, seconds: float, *, seed: int) -> Iterator[float]:
@@ -155,8 +156,8 @@ def write(plan: Iterable[Request], path: Path) -> None:
 
 
 def read(path: Path) -> list[Request]:
-    plan = [Request(**json.loads(line)) for line in path.read_text().splitlines()]
-    return [
-        replace(request, prompt=request.prompt if isinstance(request.prompt, str) else tuple(request.prompt))
-        for request in plan
-    ]
+    def request(row: dict[str, Any]) -> Request:
+        prompt = row["prompt"] if isinstance(row["prompt"], str) else tuple(row["prompt"])
+        return Request(**row | {"prompt": prompt, "messages": tuple(row["messages"])})
+
+    return [request(json.loads(line)) for line in path.read_text().splitlines()]

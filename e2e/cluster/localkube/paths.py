@@ -1,4 +1,4 @@
-"""Where things are kept: a cache outside the clone, a run folder for the live cluster. Creates nothing."""
+"""Where things are kept: a cache outside the clone, and in it the live cluster. Creates nothing."""
 
 import os
 from collections.abc import Mapping
@@ -15,16 +15,14 @@ def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
     return Path(env.get("XDG_CACHE_HOME") or Path(env.get("HOME", "/root")) / ".cache").absolute() / "semipd"
 
 
-def run_dir(env: Mapping[str, str] = os.environ) -> Path:
-    """`$SEMIPD_RUN`, else `/run/semipd-e2e`: small state of the live cluster, gone after `down`."""
-    return Path(env.get("SEMIPD_RUN") or "/run/semipd-e2e").absolute()
+def cluster_dir(env: Mapping[str, str] = os.environ) -> Path:
+    """`$SEMIPD_RUN`, else `CACHE/cluster`: all that a live cluster writes. Another value is another cluster.
+
+    Must share a file system with `buildah_root`: image layers travel between the two as hard links.
+    """
+    return Path(env.get("SEMIPD_RUN") or cache_dir(env) / "cluster").absolute()
 
 
 def buildah_root(env: Mapping[str, str] = os.environ) -> Path:
-    """buildah's store. Shares a file system with `containerd_root`: layers travel between them as hard links."""
+    """The store in which `images/build` keeps layers and images."""
     return cache_dir(env) / "images" / "storage"
-
-
-def containerd_root(env: Mapping[str, str] = os.environ) -> Path:
-    """containerd's store; outlives the cluster, so that a second `up` finds its images already there."""
-    return cache_dir(env) / "containerd"
