@@ -1,0 +1,172 @@
+"""``semipd-agent``: the agent's command line and wiring. PID 1 of a serving pod; a plain child under ``semipd run``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from prometheus_client import CollectorRegistry
+
+from semipd_agent.agent import Agent, load
+from semipd_agent.api import create_app
+from semipd_agent.clock import SystemClock
+from semipd_agent.config import ConfigFileError
+from semipd_agent.contract import AGENT_PORT, Identity, Mode
+from semipd_agent.control import ConfigRefused, SplitController
+from semipd_agent.device import resolve_device
+from semipd_agent.engine_client import EngineClient
+from semipd_agent.metrics import ReportCollector
+from semipd_agent.partitioner import Partitioner, select
+from semipd_agent.partitioner.cpus import granted
+from semipd_agent.reaper import Reaper, become_subreaper
+from semipd_agent.supervisor import Supervisor
+from semipd_engine.contract import Device, EngineOptions
+
+log = logging.getLogger("semipd_agent")
+
+
+@dataclass(frozen=True)
+class EngineFlags:
+    """What the agent itself must know of the engine's flags; all of them are passed on as they are."""
+
+    device: Device
+    unified: bool
+    drain_seconds: float
+    run_dir: Path | None
+
+
+def parse_engine_flags(flags: Sequence[str]) -> EngineFlags:
+    defaults = EngineOptions.model_fields
+    parser = argparse.ArgumentParser(prog="semipd-agent -- ", add_help=False, allow_abbrev=False)
+    parser.add_argument("--device", type=Device, default=Device.AUTO)
+    parser.add_argument("--unified", action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument("--drain-seconds", type=float, default=float(defaults["drain_seconds"].default))
+    parser.add_argument("--run-dir", type=Path, default=None)
+    known, _ = parser.parse_known_args(list(flags))
+    return EngineFlags(known.device, known.unified, known.drain_seconds, known.run_dir)
+
+
+def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The agent's own options, and the engine's flags after ``--``."""
+    own, flags = list(arguments), []
+    if "--" in own:
+        at = own.index("--")
+        own, flags = own[:at], own[at + 1 :]
+    parser = argparse.ArgumentParser(
+        prog="semipd-agent",
+        description="Runs the engine, keeps its split and answers for it.",
+        epilog="Everything after -- goes to `semipd-engine serve`.",
+    )
+    parser.add_argument("--config", type=Path, default=None, help="mounted AgentFile (JSON), reread when it changes")
+    parser.add_argument("--host", default="0.0.0.0", help="address of the control API")
+    parser.add_argument("--port", type=int, default=AGENT_PORT, help="port of the control API; 0 takes a free one")
+    parser.add_argument("--port-file", type=Path, default=None, help="file to write the open port to")
+    parser.add_argument("--engine-command", nargs=1, default=None, help="program that takes the place of semipd-engine")
+    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    return parser.parse_args(own), flags
+
+
+def identity_from_environment() -> Identity:
+    """Set by the downward API; empty under ``semipd run``."""
+    env = os.environ.get
+    return Identity(
+        namespace=env("POD_NAMESPACE", ""),
+        service=env("SEMIPD_SERVICE", ""),
+        pod=env("POD_NAME", ""),
+        pod_uid=env("POD_UID", ""),
+        node=env("NODE_NAME", ""),
+    )
+
+
+def engine_program() -> str:
+    """``semipd-engine`` of our own installation, else of the PATH."""
+    beside = Path(sys.executable).with_name("semipd-engine")
+    return str(beside) if beside.exists() else shutil.which("semipd-engine") or "semipd-engine"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without signal handlers: PID 1's signals are the agent's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(options: argparse.Namespace, flags: list[str]) -> None:
+    clock = SystemClock()
+    config_file, start = load(options.config)
+    engine = parse_engine_flags(flags)
+    device = resolve_device(engine.device)
+    identity = identity_from_environment()
+    grant = granted(identity.pod_uid)
+    log.info("device %s, CPUs %s, quota %s", device, ",".join(map(str, grant.cpus)), grant.quota or "none")
+
+    def partitioner_for(mode: Mode) -> Partitioner:
+        return select(device, mode, grant, unified=engine.unified)
+
+    with contextlib.ExitStack() as stack:
+        run_dir = engine.run_dir
+        if run_dir is None:
+            run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="semipd-")))
+            flags = [*flags, "--run-dir", str(run_dir)]
+        program = options.engine_command[0] if options.engine_command else engine_program()
+        reaper = Reaper()
+        agent = Agent(
+            controller=SplitController(partitioner_for, start.config, clock),
+            client=EngineClient(run_dir),
+            supervisor=Supervisor([program, "serve", *flags], reaper, clock),
+            reaper=reaper,
+            config_file=config_file,
+            tokens=start.token_sha256,
+            identity=identity,
+            clock=clock,
+            drain_seconds=engine.drain_seconds,
+        )
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGCHLD, reaper.reap)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, agent.terminate)
+        await _serve_api(agent, options)
+
+
+async def _serve_api(agent: Agent, options: argparse.Namespace) -> None:
+    registry = CollectorRegistry()
+    registry.register(ReportCollector(agent.report, lambda: agent.controller.log.counts, agent.blocks))
+    listener = socket.create_server((options.host, options.port), backlog=128)
+    port = listener.getsockname()[1]
+    if options.port_file:
+        options.port_file.write_text(f"{port}\n")
+    log.info("control API on %s:%d", options.host, port)
+    server = _Server(uvicorn.Config(create_app(agent, registry), log_level="warning", access_log=False))
+    api = asyncio.create_task(server.serve(sockets=[listener]), name="api")
+    try:
+        await agent.run()  # the API answers until the engine has drained
+    finally:
+        server.should_exit = True
+        await api
+
+
+def main() -> None:
+    options, flags = parse_arguments(sys.argv[1:])
+    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    become_subreaper()
+    try:
+        asyncio.run(serve(options, flags))
+    except (ConfigFileError, ConfigRefused) as e:
+        sys.exit(f"semipd-agent: {e}")
+
+
+if __name__ == "__main__":
+    main()

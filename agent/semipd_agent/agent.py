@@ -1,0 +1,163 @@
+"""The running agent: joins engine, controller, configuration file and supervisor in one loop. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from semipd_agent import report
+from semipd_agent.clock import Clock
+from semipd_agent.config import ConfigFile
+from semipd_agent.contract import AgentConfig, AgentFile, Health, Identity, StatusReport
+from semipd_agent.control import ConfigRefused, SplitController
+from semipd_agent.engine_client import EngineClient, EngineUnreachable
+from semipd_agent.readiness import POLL_SECONDS, ReadyGate
+from semipd_agent.reaper import Reaper
+from semipd_agent.supervisor import Supervisor
+from semipd_engine.contract import BlockCounts, EngineSnapshot
+
+log = logging.getLogger(__name__)
+
+DRAIN_SLACK = 20.0
+"""Seconds beyond the engine's own drain time before its group is killed: 5 s of late admissions, and the exits."""
+
+
+class Agent:
+    """Implements `api.Service`."""
+
+    def __init__(
+        self,
+        *,
+        controller: SplitController,
+        client: EngineClient,
+        supervisor: Supervisor,
+        reaper: Reaper,
+        config_file: ConfigFile | None,
+        tokens: tuple[str, ...],
+        identity: Identity,
+        clock: Clock,
+        drain_seconds: float,
+    ) -> None:
+        self.controller = controller
+        self._client = client
+        self._supervisor = supervisor
+        self._reaper = reaper
+        self._file = config_file
+        self._tokens = tokens
+        self._identity = identity
+        self._clock = clock
+        self._drain_seconds = drain_seconds
+        self._gate = ReadyGate()
+        self._wake = asyncio.Event()
+        self._stop = asyncio.Event()
+
+    # ---- api.Service ------------------------------------------------------------------------------------------------
+
+    def report(self) -> StatusReport:
+        launcher = report.LauncherState(
+            started=self._supervisor.started,
+            running=self._supervisor.running,
+            crash_loop=self._supervisor.crash_loop,
+            restarts=self._supervisor.restarts,
+            message=self._supervisor.message,
+        )
+        now, wall = self._clock.monotonic(), self._clock.wall()
+        return report.build(self.controller, launcher, self._identity, ready=self.ready(), now=now, wall=wall)
+
+    def configure(self, config: AgentConfig) -> None:
+        self.controller.configure(config)
+        self._start_engine()
+        self._wake.set()  # the split is sent at once, not with the next tick
+
+    def ready(self) -> bool:
+        return self._gate.ready(self._clock.monotonic())
+
+    def health(self) -> Health:
+        return Health(pod_uid=self._identity.pod_uid, observed_at=self._clock.wall())
+
+    def token_digests(self) -> tuple[str, ...]:
+        return self._tokens
+
+    def blocks(self) -> BlockCounts | None:
+        return self.controller.snapshot.blocks if self.controller.snapshot else None
+
+    # ---- life -------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run until `terminate`; returns when the engine has drained and is gone."""
+        self._start_engine()
+        loop = asyncio.create_task(self._loop(), name="control")
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({loop, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if loop.done():
+            loop.result()  # a defect: let it end the process, the container restarts
+        await self._supervisor.stop(self._drain_seconds + DRAIN_SLACK)
+        loop.cancel()
+        await self._client.close()
+        self.controller.partitioner.close()
+
+    def terminate(self) -> None:
+        """SIGTERM: not ready at once, then the engine drains. The second one hurries it."""
+        if self._stop.is_set():
+            self._supervisor.hurry()
+        self._gate.close()
+        self._stop.set()
+
+    def _start_engine(self) -> None:
+        """A GPU without MPS serves only with partitioning disabled; an engine that already runs is left alone."""
+        if self.controller.unavailable is None:
+            self._supervisor.start()
+        elif not self._supervisor.started:
+            log.error("the engine is not started: %s", self.controller.unavailable)
+
+    async def _loop(self) -> None:
+        while True:
+            started = self._clock.monotonic()
+            self._reaper.reap()
+            self._follow_file()
+            await self._tick()
+            rest = POLL_SECONDS - (self._clock.monotonic() - started)
+            try:
+                async with asyncio.timeout(max(0.05, rest)):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+
+    async def _tick(self) -> None:
+        snapshot = await self._ask()
+        self.controller.observe(snapshot)
+        self._gate.update(snapshot, self._clock.monotonic())
+        if snapshot is None or (message := self.controller.pending()) is None:
+            return
+        try:
+            await self._client.set_partition(message)
+        except EngineUnreachable as e:
+            log.warning("partition not set: %s", e)
+
+    async def _ask(self) -> EngineSnapshot | None:
+        try:
+            return await self._client.snapshot(self.controller.window.cursor)
+        except EngineUnreachable as e:
+            log.debug("no snapshot: %s", e)
+            return None
+
+    def _follow_file(self) -> None:
+        changed = self._file.changed() if self._file else None
+        if changed is None:
+            return
+        self._tokens = changed.token_sha256
+        try:
+            self.configure(changed.config)
+        except ConfigRefused as e:
+            # The mount lags behind what the operator has sent: the tokens count, the older settings do not.
+            log.info("configuration of the file not taken: %s", e)
+
+
+def load(path: Path | None) -> tuple[ConfigFile | None, AgentFile]:
+    """The watched file and its present content; without a path the defaults. Raises `ConfigFileError`."""
+    if path is None:
+        return None, AgentFile()
+    file = ConfigFile(path)
+    return file, file.load()

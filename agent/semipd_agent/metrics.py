@@ -1,0 +1,109 @@
+"""The agent's metric names and their values, read from the status report at each scrape. Counts nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from semipd_agent.contract import DecisionReason, MetricWindow, StatusReport
+from semipd_engine.contract import BlockCounts
+
+PARTITION_PERCENT = "semipd_partition_percent"
+PARTITION_APPLIED = "semipd_partition_applied"
+PARTITION_CHANGES = "semipd_partition_changes_total"
+DECISIONS = "semipd_decisions_total"
+SLO_PRESSURE_RATIO = "semipd_slo_pressure_ratio"
+SLO_ATTAINMENT_RATIO = "semipd_slo_attainment_ratio"
+SLO_FEASIBLE = "semipd_slo_feasible"
+KV_BLOCKS = "semipd_kv_blocks"
+ENGINE_READY = "semipd_engine_ready"
+ENGINE_RESTARTS = "semipd_engine_restarts_total"
+
+NAMES = (
+    PARTITION_PERCENT,
+    PARTITION_APPLIED,
+    PARTITION_CHANGES,
+    DECISIONS,
+    SLO_PRESSURE_RATIO,
+    SLO_ATTAINMENT_RATIO,
+    SLO_FEASIBLE,
+    KV_BLOCKS,
+    ENGINE_READY,
+    ENGINE_RESTARTS,
+)
+"""Every name that the agent exports."""
+
+
+class ReportCollector(Collector):
+    """Metrics of one report. An unknown value has no sample, so that an alert can tell it from a good one."""
+
+    def __init__(
+        self,
+        report: Callable[[], StatusReport],
+        decisions: Callable[[], Mapping[DecisionReason, int]],
+        blocks: Callable[[], BlockCounts | None],
+    ) -> None:
+        self._report = report
+        self._decisions = decisions
+        self._blocks = blocks
+
+    def collect(self) -> Iterator[Metric]:
+        report = self._report()
+        yield from self._partition(report)
+        yield from self._slo(report)
+        yield from self._engine(report)
+
+    def _partition(self, report: StatusReport) -> Iterator[Metric]:
+        partition = report.partition
+        percent = GaugeMetricFamily(
+            PARTITION_PERCENT, "Share of the device, percent; applied is read back.", labels=["phase", "value"]
+        )
+        splits = {"requested": partition.requested, "quantized": partition.quantized, "applied": partition.applied}
+        for value, split in splits.items():
+            if split is not None:
+                percent.add_metric(["prefill", value], split.prefill_percent)
+                percent.add_metric(["decode", value], split.decode_percent)
+        yield percent
+        applied = partition.state == "Applied"
+        yield GaugeMetricFamily(PARTITION_APPLIED, "1 while the workers prove the split.", value=float(applied))
+        yield CounterMetricFamily(PARTITION_CHANGES, "Changes of the split.", value=partition.changes)
+        decisions = CounterMetricFamily(DECISIONS, "Decisions by reason.", labels=["reason"])
+        counts = self._decisions()
+        for reason in DecisionReason:
+            decisions.add_metric([reason.value], counts.get(reason, 0))
+        yield decisions
+
+    def _slo(self, report: StatusReport) -> Iterator[Metric]:
+        pressure = GaugeMetricFamily(
+            SLO_PRESSURE_RATIO, "Observed latency over its target, at the SLO's percentile.", labels=["slo"]
+        )
+        attainment = GaugeMetricFamily(
+            SLO_ATTAINMENT_RATIO, "Share of the window's requests at or below the target.", labels=["slo"]
+        )
+        feasible = GaugeMetricFamily(SLO_FEASIBLE, "1 while some split can meet the SLO, as far as is known.")
+        if report.slo is not None:
+            metrics: dict[str, MetricWindow | None] = {"ttft": report.slo.ttft, "tpot": report.slo.tpot}
+            for name, metric in metrics.items():
+                if metric is not None and metric.observed_milliseconds is not None:
+                    pressure.add_metric([name], metric.observed_milliseconds / metric.target_milliseconds)
+                if metric is not None and metric.attainment_percent is not None:
+                    attainment.add_metric([name], metric.attainment_percent / 100)
+            if report.slo.feasible is not None:
+                feasible.add_metric([], float(report.slo.feasible))
+        yield pressure
+        yield attainment
+        yield feasible
+
+    def _engine(self, report: StatusReport) -> Iterator[Metric]:
+        blocks = GaugeMetricFamily(KV_BLOCKS, "KV blocks by state.", labels=["state"])
+        if (counts := self._blocks()) is not None:
+            for state in ("free", "used", "cached", "quarantined"):
+                blocks.add_metric([state], getattr(counts, state))
+        yield blocks
+        yield GaugeMetricFamily(ENGINE_READY, "1 while the engine can serve.", value=float(report.engine.ready))
+        restarts = CounterMetricFamily(ENGINE_RESTARTS, "Restarts of the engine's processes.", labels=["process"])
+        for process, count in sorted(report.engine.restarts.items()):
+            restarts.add_metric([process], count)
+        yield restarts

@@ -1,0 +1,40 @@
+"""Backend of the CPU: each phase gets cores of its own or alternates layer quanta. The engine executes the limits.
+
+It knows the granted CPUs and the split; how a share becomes cores or quanta is `semipd_engine.cpu_plan`.
+"""
+
+from __future__ import annotations
+
+from semipd_agent.contract import Enforcement
+from semipd_agent.partitioner.base import Grant, PartitionerUnavailable
+from semipd_engine.contract import PartitionPlan, Split, WorkerReport
+from semipd_engine.cpu_plan import cpu_plan
+
+
+class CpuPaced:
+    name = "cpu-paced"
+    enforcement = Enforcement.PACED
+
+    def __init__(self, grant: Grant) -> None:
+        self._grant = grant
+
+    def preflight(self) -> None:
+        if not self._grant.cpus:
+            raise PartitionerUnavailable("NoCPUs", "the affinity mask grants no CPU")
+
+    def quantize(self, want: Split) -> Split:
+        """Every percent can be paced, so nothing is rounded."""
+        return want
+
+    def plan(self, split: Split) -> PartitionPlan:
+        return cpu_plan(split, self._grant.cpus)
+
+    def verify(self, worker: WorkerReport, split: Split) -> str | None:
+        """The epoch says all: a worker reads its limit and its epoch from the same page."""
+        return None
+
+    def health(self) -> str | None:
+        return None
+
+    def close(self) -> None:
+        return None

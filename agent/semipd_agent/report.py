@@ -1,0 +1,215 @@
+"""Builds the status report from what the agent knows. Pure; reads no clock and asks nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from semipd_agent import __version__
+from semipd_agent.contract import (
+    SLO,
+    EnginePhase,
+    EngineStatus,
+    Identity,
+    MetricWindow,
+    Mode,
+    PartitionReport,
+    SLOReport,
+    StatusReport,
+    WorkerStatus,
+)
+from semipd_agent.control import SplitController, wire
+from semipd_agent.partitioner import PartitionerUnavailable
+from semipd_agent.readback import STALE_AFTER
+from semipd_agent.slo.policy import Verdict
+from semipd_agent.slo.window import attainment, percentile
+from semipd_engine.contract import EngineSnapshot, EngineState, WorkerReport
+
+MIN_SAMPLES = 5
+"""Fewer requests than this in the window say nothing about a percentile."""
+
+
+@dataclass(frozen=True)
+class LauncherState:
+    """The engine's launcher, as its supervisor sees it."""
+
+    started: bool = True
+    """False: it must not run (a GPU without MPS)."""
+    running: bool = True
+    crash_loop: bool = False
+    restarts: int = 0
+    message: str = ""
+
+
+def build(
+    controller: SplitController, launcher: LauncherState, identity: Identity, *, ready: bool, now: float, wall: datetime
+) -> StatusReport:
+    """`now` is CLOCK_MONOTONIC seconds, `wall` the same moment in UTC."""
+    config = controller.config
+    snapshot = controller.snapshot
+    fresh = snapshot is not None and now - snapshot.monotonic_time <= STALE_AFTER
+    readback = controller.readback
+    return StatusReport(
+        identity=identity,
+        observed_at=wall,
+        agent_version=__version__,
+        config_generation=config.generation,
+        partition=PartitionReport(
+            mode=config.partition.mode,
+            policy=controller.policy_in_force,
+            backend=controller.partitioner.name,
+            enforcement=controller.partitioner.enforcement,
+            requested=wire(controller.requested),
+            quantized=wire(controller.intent.split),
+            applied=wire(readback.applied) if readback.applied else None,
+            split_epoch=controller.intent.epoch,
+            state=readback.state,
+            reason=readback.reason,
+            message=readback.message,
+            changes=controller.changes,
+            last_change_time=controller.last_change_time,
+        ),
+        engine=engine_status(
+            snapshot if fresh else None, snapshot, launcher, ready=ready, problem=controller.unavailable
+        ),
+        slo=slo_report(
+            config.slo,
+            controller.window.ttft(now, config.slo.window_seconds),
+            controller.window.tpot(now, config.slo.window_seconds),
+            controller.verdict,
+            auto=config.partition.mode is Mode.AUTO,
+            fresh=fresh,
+        )
+        if config.slo
+        else None,
+        decisions=controller.log.newest_first(),
+    )
+
+
+def engine_status(
+    fresh: EngineSnapshot | None,
+    last: EngineSnapshot | None,
+    launcher: LauncherState,
+    *,
+    ready: bool,
+    problem: PartitionerUnavailable | None,
+) -> EngineStatus:
+    """State of the engine: the core's own words while it answers, the supervisor's otherwise."""
+    model = last.model if last else None
+    known = EngineStatus(
+        state=EnginePhase.STARTING,
+        ready=ready,
+        model_name=model.name if model else "",
+        architecture=model.architecture if model else "",
+        device=model.device if model else "",
+        dtype=model.dtype if model else "",
+        weight_bytes=model.weight_bytes if model else 0,
+        restarts={"launcher": launcher.restarts, **(last.restarts if last else {})},
+    )
+    if fresh is not None:
+        return known.model_copy(
+            update={
+                "state": _PHASES[fresh.state],
+                "reason": fresh.reason or _REASONS.get(fresh.state, ""),
+                "message": fresh.message,
+                "load_progress_percent": fresh.load_progress_percent,
+                "waiting": fresh.waiting,
+                "running": fresh.prefilling + fresh.decoding,
+                "kv_used_percent": _kv_used(fresh),
+                "workers": tuple(_worker(w) for w in fresh.workers),
+            }
+        )
+    if not launcher.started:
+        reason = problem.reason if problem else ""
+        return known.model_copy(
+            update={"state": EnginePhase.FAILED, "reason": reason, "message": str(problem) if problem else ""}
+        )
+    if launcher.crash_loop:
+        return known.model_copy(
+            update={"state": EnginePhase.FAILED, "reason": "CrashLoop", "message": launcher.message}
+        )
+    if last is None:
+        return known.model_copy(update={"reason": "Starting", "message": launcher.message})
+    message = launcher.message or "the engine's core does not answer"
+    return known.model_copy(update={"state": EnginePhase.DEGRADED, "reason": "NotResponding", "message": message})
+
+
+_PHASES = {
+    EngineState.STARTING: EnginePhase.STARTING,
+    EngineState.LOADING: EnginePhase.LOADING,
+    EngineState.READY: EnginePhase.READY,
+    EngineState.DEGRADED: EnginePhase.DEGRADED,
+    EngineState.DRAINING: EnginePhase.DRAINING,
+    EngineState.FAILED: EnginePhase.FAILED,
+}
+_REASONS = {
+    EngineState.STARTING: "Starting",
+    EngineState.LOADING: "Loading",
+    EngineState.FAILED: "LoadFailed",
+    EngineState.DRAINING: "Draining",
+}
+
+
+def _worker(w: WorkerReport) -> WorkerStatus:
+    return WorkerStatus(
+        phase=w.phase.value,
+        pid=w.pid,
+        state=w.state.value,
+        generation=w.generation,
+        busy=w.busy,
+        heartbeat_age_seconds=round(w.heartbeat_age_seconds, 3),
+        cpu_seconds=round(w.cpu_seconds, 3),
+        sm_count=w.sm_count,
+    )
+
+
+def _kv_used(snapshot: EngineSnapshot) -> float:
+    """Percent of the blocks that are neither free nor a mere cache."""
+    blocks = snapshot.blocks
+    return round(100 * (blocks.used + blocks.quarantined) / blocks.total, 1) if blocks.total else 0.0
+
+
+def slo_report(
+    slo: SLO, ttft: Sequence[float], tpot: Sequence[float], verdict: Verdict, *, auto: bool, fresh: bool
+) -> SLOReport:
+    """Percentiles and attainment of the window (latencies in seconds) against the targets."""
+    ttft_window = _metric(slo.ttft_milliseconds, ttft, slo.percentile)
+    tpot_window = _metric(slo.tpot_milliseconds, tpot, slo.percentile)
+    attained, reason = _attained(ttft_window, tpot_window, fresh)
+    feasible = verdict.feasible if auto else None
+    unknown = "InsufficientTraffic" if auto else "PolicyInactive"
+    return SLOReport(
+        percentile=slo.percentile,
+        window_seconds=slo.window_seconds,
+        ttft=ttft_window,
+        tpot=tpot_window,
+        attained=attained,
+        reason=reason,
+        feasible=feasible,
+        feasible_reason=unknown if feasible is None else verdict.feasible_reason or "Feasible",
+    )
+
+
+def _metric(target: int | None, seconds: Sequence[float], p: int) -> MetricWindow | None:
+    if target is None:
+        return None
+    share = attainment(seconds, target / 1000)
+    return MetricWindow(
+        target_milliseconds=target,
+        observed_milliseconds=round(percentile(seconds, p) * 1000, 3) if len(seconds) >= MIN_SAMPLES else None,
+        attainment_percent=round(share * 100, 2) if share is not None else None,
+        samples=len(seconds),
+    )
+
+
+def _attained(ttft: MetricWindow | None, tpot: MetricWindow | None, fresh: bool) -> tuple[bool | None, str]:
+    if not fresh:
+        return None, "TelemetryStale"
+    for metric, reason in ((ttft, "TTFTAboveTarget"), (tpot, "TPOTAboveTarget")):
+        if metric and metric.observed_milliseconds and metric.observed_milliseconds > metric.target_milliseconds:
+            return False, reason
+    known = [m for m in (ttft, tpot) if m is not None]
+    if not known or any(m.observed_milliseconds is None for m in known):
+        return None, "InsufficientTraffic"
+    return True, "Attained"

@@ -1,0 +1,236 @@
+"""Algorithm 1 of the semi-PD paper (arXiv 2504.19867), with its defects repaired. Pure; one instance per pod.
+
+Printed form: when only one SLO fails, give that phase more until its estimate passes or a step limit is reached; when
+both or none fail, do nothing. Repaired: the models are refitted and anchored (`latency_models`); a move stops before it
+would break the other SLO; hysteresis, dwell and a test against chance keep it still under a constant load; both failing
+is reported as infeasible; and what a phase was given is taken back once its load has clearly fallen, towards the split
+that the configuration names.
+
+On the way it counts requests that already wait longer than the target: the TTFT of a flood is known before its first
+token. It knows no device, no engine and no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from semipd_agent.contract import SLO, Bounds, DecisionReason
+from semipd_agent.slo.evidence import Demand, Sample, tpot_sample, ttft_sample
+from semipd_agent.slo.latency_models import TPOT_PRIOR, TTFT_PRIOR, LatencyModel
+from semipd_agent.slo.policy import Metric, Move, Verdict, decode_share, prefill_share
+from semipd_agent.slo.window import Evidence
+from semipd_engine.contract import Phase, Split
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Times in seconds, shares and steps in percent points of the device."""
+
+    step: int = 10
+    max_steps: int = 3
+    window: float = 30.0
+    """Length of the decision window; it never reaches back over a move."""
+    min_samples: int = 10
+    persistence: float = 3.0
+    """A case must hold this long, on every tick, before it moves anything."""
+    dwell: float = 5.0
+    """Least time between two moves."""
+    hysteresis: float = 0.02
+    """Least change of prefill's share (0–1) that is worth a move."""
+    tpot_margin: float = 1.1
+    """TPOT counts as failed above target / margin."""
+    refit_every: float = 10.0
+    comfort: float = 0.7
+    """Reclaim only while the favoured metric is, and would stay, below this part of its target."""
+    reclaim_after: float = 15.0
+    reclaim_ratio: float = 0.75
+    reclaim_z: float = 2.5
+    infeasible_after: float = 10.0
+    feasible_after: float = 30.0
+
+
+class Algorithm1:
+    def __init__(self, slo: SLO, home: Split, constants: Constants | None = None) -> None:
+        """`home` is the configured split: where the pod starts and what reclaiming returns to."""
+        self._slo = slo
+        self._home = home
+        self._c = constants or Constants()
+        self._ttft_model = LatencyModel(TTFT_PRIOR, poles=40)
+        self._tpot_model = LatencyModel(TPOT_PRIOR)
+        self._split: Split | None = None
+        self._split_since = 0.0
+        self._case = ""
+        self._case_since = 0.0
+        self._refitted = 0.0
+        self._reference: Demand | None = None
+        """Greatest demand on the favoured phase since it was given more."""
+        self._feasible: bool | None = None
+        self._reason = ""
+        self._troubled = False
+        self._judged_since = 0.0
+
+    # ---- one tick -------------------------------------------------------------------------------------------------
+
+    def observe(self, evidence: Evidence, split: Split, bounds: Bounds, now: float) -> Verdict:
+        if split != self._split:
+            self._enter(split, now)
+        ttft, tpot = self._samples(evidence, now)
+        self._refit(ttft, tpot, split, now)
+        failing = self._failing(ttft, tpot)
+        move = None
+        trouble = "Overloaded" if failing == "both" else ""
+        if failing in ("ttft", "tpot"):
+            move = self._favour("ttft" if failing == "ttft" else "tpot", ttft, tpot, split, bounds)
+            if move is None:
+                trouble = "TTFTBound" if failing == "ttft" else "TPOTBound"
+            case, hold = failing, self._c.persistence
+        else:
+            move = self._reclaim(evidence, ttft, tpot, split, bounds, now) if not failing else None
+            case, hold = ("reclaim" if move else ""), self._c.reclaim_after
+        if case != self._case:
+            self._case, self._case_since = case, now
+        self._judge(trouble, known=bool(ttft and ttft.n >= self._c.min_samples), now=now)
+        due = now - self._case_since >= hold and now - self._split_since >= self._c.dwell
+        if move is not None and not due:
+            move = None
+        if move is not None and failing:
+            self._reference = _demand(evidence, Phase.PREFILL if failing == "ttft" else Phase.DECODE, now)
+        return Verdict(move, self._feasible, self._reason)
+
+    def _enter(self, split: Split, now: float) -> None:
+        # Before the first tick nothing is known to be older than the split: take all of the window.
+        self._split_since = now if self._split is not None else now - self._c.window
+        self._split, self._case, self._refitted = split, "", now
+
+    def _samples(self, evidence: Evidence, now: float) -> tuple[Sample | None, Sample | None]:
+        since = max(now - self._c.window, self._split_since)
+        p, slo = self._slo.percentile, self._slo
+        ttft = tpot = None
+        if slo.ttft_milliseconds is not None:
+            target = slo.ttft_milliseconds / 1000
+            ttft = ttft_sample(evidence, target, p, since=since, split_since=self._split_since, now=now)
+        if slo.tpot_milliseconds is not None:
+            target = slo.tpot_milliseconds / 1000 / self._c.tpot_margin
+            tpot = tpot_sample(evidence, target, p, since=since, split_since=self._split_since)
+        return ttft, tpot
+
+    def _refit(self, ttft: Sample | None, tpot: Sample | None, split: Split, now: float) -> None:
+        if now - self._refitted < self._c.refit_every:
+            return
+        self._refitted = now
+        if ttft and ttft.observed is not None and ttft.n >= self._c.min_samples:
+            self._ttft_model.add(prefill_share(split), ttft.observed)
+        if tpot and tpot.observed is not None and tpot.n >= self._c.min_samples:
+            self._tpot_model.add(decode_share(split), tpot.observed)
+
+    def _failing(self, ttft: Sample | None, tpot: Sample | None) -> str:
+        prefill = ttft is not None and ttft.n >= self._c.min_samples and ttft.failed
+        decode = tpot is not None and tpot.n >= self._c.min_samples and tpot.failed
+        return "both" if prefill and decode else "ttft" if prefill else "tpot" if decode else ""
+
+    # ---- moves ----------------------------------------------------------------------------------------------------
+
+    def _favour(self, metric: Metric, ttft: Sample | None, tpot: Sample | None, split: Split, b: Bounds) -> Move | None:
+        """Raise the failing phase step by step; None where bounds, guard or hysteresis leave nothing to do."""
+        mine, other = (ttft, tpot) if metric == "ttft" else (tpot, ttft)
+        assert mine is not None and mine.observed is not None
+        raised = _raise_prefill if metric == "ttft" else _raise_decode
+        to = split
+        for _ in range(self._c.max_steps):
+            candidate = raised(to, self._c.step, b)
+            if candidate is None or not self._keeps(other, metric, split, candidate):
+                break
+            to = candidate
+            if self._estimate(metric, mine.observed, split, to) <= mine.target:
+                break
+        if abs(prefill_share(to) - prefill_share(split)) < self._c.hysteresis:
+            return None
+        reason = DecisionReason.TTFT_ABOVE_TARGET if metric == "ttft" else DecisionReason.TPOT_ABOVE_TARGET
+        expected = self._estimate(metric, mine.observed, split, to)
+        message = f"{mine.misses} of {mine.n} miss; expected at {to.prefill}/{to.decode}: {expected * 1e3:.0f} ms"
+        return Move(to, reason, metric, mine.observed, self._target(metric), message)
+
+    def _keeps(self, other: Sample | None, metric: Metric, split: Split, to: Split) -> bool:
+        """Does the other SLO survive the move, as far as is known?"""
+        if other is None or other.observed is None:
+            return True
+        its: Metric = "tpot" if metric == "ttft" else "ttft"
+        share = decode_share if its == "tpot" else prefill_share
+        if share(to) >= share(split):
+            return True
+        return self._estimate(its, other.observed, split, to) <= other.target
+
+    def _reclaim(
+        self, evidence: Evidence, ttft: Sample | None, tpot: Sample | None, split: Split, b: Bounds, now: float
+    ) -> Move | None:
+        """Back towards home, once the favoured phase's demand has clearly fallen and its metric is comfortable."""
+        excess = prefill_share(split) - prefill_share(self._home)
+        if self._reference is None or abs(excess) < self._c.hysteresis:
+            return None
+        metric: Metric = "ttft" if excess > 0 else "tpot"
+        demand = _demand(evidence, Phase.PREFILL if excess > 0 else Phase.DECODE, now)
+        if demand.tokens > self._reference.tokens:
+            self._reference = demand
+        mine = ttft if metric == "ttft" else tpot
+        if mine is None or mine.observed is None or mine.n < self._c.min_samples:
+            return None
+        if not demand.clearly_below(self._reference, self._c.reclaim_ratio, self._c.reclaim_z):
+            return None
+        lowered = _raise_decode if metric == "ttft" else _raise_prefill
+        to = split
+        for _ in range(self._c.max_steps):
+            candidate = lowered(to, self._c.step, b)
+            if candidate is None or (prefill_share(candidate) - prefill_share(self._home)) * excess < 0:
+                break
+            if self._estimate(metric, mine.observed, split, candidate) > self._c.comfort * mine.target:
+                break
+            to = candidate
+        if abs(prefill_share(to) - prefill_share(split)) < self._c.hysteresis:
+            return None
+        message = f"demand fell from {self._reference.tokens:.0f} to {demand.tokens:.0f} tokens a minute"
+        return Move(to, DecisionReason.HEADROOM_RECLAIMED, metric, mine.observed, self._target(metric), message)
+
+    def _estimate(self, metric: Metric, observed: float, current: Split, to: Split) -> float:
+        share: Callable[[Split], float] = prefill_share if metric == "ttft" else decode_share
+        model = self._ttft_model if metric == "ttft" else self._tpot_model
+        return model.estimate(share(to), current=share(current), observed=observed)
+
+    def _target(self, metric: Metric) -> float:
+        target = self._slo.ttft_milliseconds if metric == "ttft" else self._slo.tpot_milliseconds
+        return (target or 0) / 1000
+
+    # ---- feasibility ----------------------------------------------------------------------------------------------
+
+    def _judge(self, trouble: str, *, known: bool, now: float) -> None:
+        """False after a while of trouble on every tick; True at first sight of none, or after a longer while of it."""
+        if bool(trouble) != self._troubled:
+            self._troubled, self._judged_since = bool(trouble), now
+        if trouble and now - self._judged_since >= self._c.infeasible_after:
+            self._feasible, self._reason = False, trouble
+        elif not trouble and known and (self._feasible is None or now - self._judged_since >= self._c.feasible_after):
+            self._feasible, self._reason = True, ""
+
+
+def _raise_prefill(split: Split, step: int, b: Bounds) -> Split | None:
+    """x + step; where that passes its bound, (x_max, y - step). None where y would fall below its bound."""
+    if split.prefill + step <= b.max_prefill_percent:
+        return Split(prefill=split.prefill + step, decode=split.decode)
+    if split.decode - step < b.min_decode_percent:
+        return None
+    return Split(prefill=b.max_prefill_percent, decode=split.decode - step)
+
+
+def _raise_decode(split: Split, step: int, b: Bounds) -> Split | None:
+    if split.decode + step <= b.max_decode_percent:
+        return Split(prefill=split.prefill, decode=split.decode + step)
+    if split.prefill - step < b.min_prefill_percent:
+        return None
+    return Split(prefill=split.prefill - step, decode=b.max_decode_percent)
+
+
+def _demand(evidence: Evidence, phase: Phase, now: float) -> Demand:
+    """Tokens of the last 60 s: prompts that arrived, or outputs of requests that finished."""
+    if phase is Phase.PREFILL:
+        return Demand.of([a.prompt_tokens for a in evidence.arrivals if a.at >= now - 60])
+    return Demand.of([r.output_tokens for r in evidence.finished if r.finished_at >= now - 60])

@@ -1,0 +1,83 @@
+"""Latency as a function of a phase's share: TTFT = a / (s - lambda) + b, TPOT = a / s + b. Pure.
+
+The forms are the semi-PD paper's (arXiv 2504.19867, section 5); it does not say how they are fitted. Here: weighted
+least squares with exponential forgetting, lambda on a grid. An estimate is always anchored at the latest observation,
+``observed * g(new) / g(current)``, so only the shape is taken from the fit; while fewer than three distinct shares have
+been seen, or the fit is not decreasing, the shape is the paper's own fit of its figure 10 (Llama3-8B, ShareGPT).
+
+Shares are fractions of the device (0–1), latencies seconds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+FORGETTING = 0.97
+"""Weight of an observation relative to the next one."""
+OBSERVATIONS = 256
+DISTINCT_SHARES = 3
+MIN_GAP = 0.05
+"""Least distance kept between a share and the pole lambda, in estimates."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """a / (share - pole) + b; `pole` is 0 for TPOT."""
+
+    a: float
+    b: float
+    pole: float = 0.0
+
+    def at(self, share: float) -> float:
+        return self.a / max(share - self.pole, MIN_GAP) + self.b
+
+
+TTFT_PRIOR = Curve(a=0.6809, b=0.022, pole=0.304)
+"""Figure 10; the pole makes the curve 1 at the whole device, to which the figure is normalised."""
+TPOT_PRIOR = Curve(a=0.6284, b=0.3818)
+
+
+class LatencyModel:
+    """One metric's curve, refitted as observations come in."""
+
+    def __init__(self, prior: Curve, *, poles: int = 0) -> None:
+        """`poles`: how many values of lambda to try below the least share seen; 0: lambda is 0."""
+        self._prior = prior
+        self._poles = poles
+        self._points: deque[tuple[float, float]] = deque(maxlen=OBSERVATIONS)
+        self.fitted: Curve | None = None
+
+    def add(self, share: float, seconds: float) -> None:
+        self._points.append((share, seconds))
+        self.fitted = self._fit()
+
+    def estimate(self, share: float, *, current: float, observed: float) -> float:
+        """Latency expected at `share`, given what is observed at the `current` share."""
+        curve = self.fitted or self._prior
+        return observed * curve.at(share) / curve.at(current)
+
+    def _fit(self) -> Curve | None:
+        shares = {round(s, 3) for s, _ in self._points}
+        if len(shares) < DISTINCT_SHARES:
+            return None
+        least = min(shares)
+        poles = [least * k / self._poles for k in range(self._poles)] if self._poles else [0.0]
+        fits = [fit for pole in poles if (fit := self._least_squares(pole)) is not None]
+        return min(fits, key=lambda f: f[0])[1] if fits else None
+
+    def _least_squares(self, pole: float) -> tuple[float, Curve] | None:
+        """Weighted residual and curve for one pole; None unless the curve falls with the share and stays positive."""
+        n = len(self._points)
+        rows = [(FORGETTING ** (n - 1 - i), 1 / (s - pole), t) for i, (s, t) in enumerate(self._points)]
+        total = sum(w for w, _, _ in rows)
+        mean_u = sum(w * u for w, u, _ in rows) / total
+        mean_t = sum(w * t for w, _, t in rows) / total
+        variance = sum(w * (u - mean_u) ** 2 for w, u, _ in rows)
+        if variance <= 0:
+            return None
+        a = sum(w * (u - mean_u) * (t - mean_t) for w, u, t in rows) / variance
+        b = mean_t - a * mean_u
+        if a <= 0 or a + b * (1 - pole) <= 0:
+            return None
+        return sum(w * (a * u + b - t) ** 2 for w, u, t in rows), Curve(a, b, pole)

@@ -1,0 +1,60 @@
+"""The interface between the control loop and a policy that moves the split. Holds no policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from semipd_agent.contract import Bounds, DecisionReason
+from semipd_agent.slo.window import Evidence
+from semipd_engine.contract import Split
+
+Metric = Literal["ttft", "tpot"]
+
+
+@dataclass(frozen=True)
+class Move:
+    """A change of the split and the evidence for it (seconds)."""
+
+    to: Split
+    reason: DecisionReason
+    metric: Metric | None = None
+    observed_seconds: float | None = None
+    target_seconds: float | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a policy makes of one tick. `feasible` is None while it cannot tell."""
+
+    move: Move | None = None
+    feasible: bool | None = None
+    feasible_reason: str = ""
+
+
+class SplitPolicy(Protocol):
+    def observe(self, evidence: Evidence, split: Split, bounds: Bounds, now: float) -> Verdict:
+        """Called once a second while `split` is proved to be in force. `now` is CLOCK_MONOTONIC seconds.
+
+        A returned move is carried out: the next call brings the new split. A policy learns of changes made by others
+        in the same way.
+        """
+
+
+def clamp(split: Split, bounds: Bounds) -> Split:
+    """The nearest split within the bounds."""
+    return Split(
+        prefill=min(max(split.prefill, bounds.min_prefill_percent), bounds.max_prefill_percent),
+        decode=min(max(split.decode, bounds.min_decode_percent), bounds.max_decode_percent),
+    )
+
+
+def prefill_share(split: Split) -> float:
+    """Prefill's part (0–1) of the device while both phases are busy: x / (x + y), or x / 100 where x + y < 100."""
+    return split.prefill / max(100, split.prefill + split.decode)
+
+
+def decode_share(split: Split) -> float:
+    """Decode's part (0–1) of the device while both phases are busy."""
+    return split.decode / max(100, split.prefill + split.decode)

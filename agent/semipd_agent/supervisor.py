@@ -1,0 +1,177 @@
+"""Keeps the engine's launcher running: start, restart with back-off, crash loops, stop. Knows no split and no model.
+
+The launcher runs in a session of its own, so that a signal to the agent's terminal or group does not reach it, and the
+whole group can be killed once it is gone. It restarts the engine's other processes itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+
+from semipd_agent.clock import Clock
+from semipd_agent.reaper import Reaper, die_with_parent
+
+log = logging.getLogger(__name__)
+
+FIRST_DELAY = 1.0
+LONGEST_DELAY = 30.0
+HEALTHY_AFTER = 60.0
+"""A launcher that lived this long (s) starts with a clean record."""
+CRASH_LOOP_EXITS = 3
+"""Short lives in a row that make a crash loop."""
+HURRY_SECONDS = 5.0
+OUTPUT_LINES = 20
+
+
+class Supervisor:
+    def __init__(
+        self, command: Sequence[str], reaper: Reaper, clock: Clock, *, environment: dict[str, str] | None = None
+    ) -> None:
+        self._command = list(command)
+        self._reaper = reaper
+        self._clock = clock
+        self._environment = environment
+        self._process: subprocess.Popen[bytes] | None = None
+        self._exited = asyncio.Event()
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+        self._tail: deque[str] = deque(maxlen=OUTPUT_LINES)
+        self.restarts = 0
+        self.short_lives = 0
+        self.last_exit: int | None = None
+
+    @property
+    def started(self) -> bool:
+        """Has it been asked to run?"""
+        return self._task is not None
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def crash_loop(self) -> bool:
+        return self.short_lives >= CRASH_LOOP_EXITS
+
+    @property
+    def message(self) -> str:
+        """Why the launcher is not running, with the last line that it wrote."""
+        if self.running or self.last_exit is None:
+            return ""
+        how = f"was killed by {signal.Signals(-self.last_exit).name}" if self.last_exit < 0 else "exited with "
+        how += str(self.last_exit) if self.last_exit >= 0 else ""
+        last = f": {self._tail[-1]}" if self._tail else ""
+        times = f" ({self.short_lives} times in a row)" if self.short_lives > 1 else ""
+        return f"the engine's launcher {how}{times}{last}"
+
+    def start(self) -> None:
+        """Start the launcher and keep it running until `stop`. Idempotent."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="supervisor")
+
+    async def stop(self, patience: float) -> None:
+        """SIGTERM, wait for the drain at most `patience` seconds, then kill what is left of the group."""
+        self._stopping = True
+        self._signal(signal.SIGTERM)
+        if self._task is not None:
+            if not self.running:
+                self._task.cancel()  # it waits for its next try
+            with suppress(TimeoutError, asyncio.CancelledError):
+                await asyncio.wait_for(asyncio.shield(self._task), patience)
+        self.kill()
+        if self._task is not None:
+            with suppress(TimeoutError, asyncio.CancelledError):
+                await asyncio.wait_for(self._task, HURRY_SECONDS)
+
+    def hurry(self) -> None:
+        """A second SIGTERM: tell the launcher, and kill the group soon after."""
+        self._signal(signal.SIGTERM)
+        asyncio.get_running_loop().call_later(HURRY_SECONDS, self.kill)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self.running:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            started = self._clock.monotonic()
+            await self._run_once()
+            if self._stopping:
+                return
+            lived = self._clock.monotonic() - started
+            self.short_lives = 1 if lived >= HEALTHY_AFTER else self.short_lives + 1
+            self.restarts += 1
+            delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (self.short_lives - 1))
+            log.warning("%s; starting it again in %.0f s", self.message, delay)
+            await asyncio.sleep(delay)
+
+    async def _run_once(self) -> None:
+        self._exited.clear()
+        try:
+            process = subprocess.Popen(  # noqa: ASYNC220  asyncio's own would wait for the child; the reaper does
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                env=self._environment,
+                preexec_fn=die_with_parent,  # one prctl, and this thread is the only one that forks
+            )
+        except OSError as e:
+            self.last_exit = 127
+            self._tail.append(f"{self._command[0]}: {e.strerror}")
+            return
+        self._process = process
+        self._reaper.adopt(process.pid, self._collect)
+        log.info("engine launcher started, pid %d", process.pid)
+        forward = asyncio.create_task(self._forward(process))
+        await self._exited.wait()
+        self.last_exit = process.returncode
+        self.kill()  # what the launcher left behind would hold the sockets and the memory of the next one
+        self._process = None  # from here on its number may belong to a stranger
+        with suppress(TimeoutError):
+            await asyncio.wait_for(forward, 1.0)
+
+    def _collect(self) -> None:
+        if self._process is not None and self._process.poll() is not None:
+            self._exited.set()
+
+    async def _forward(self, process: subprocess.Popen[bytes]) -> None:
+        """Pass the engine's stderr on to ours and keep its end for the report."""
+        assert process.stderr is not None
+        reader = asyncio.StreamReader(limit=1 << 20)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), process.stderr
+        )
+        try:
+            while line := await _line(reader):
+                os.write(2, line)
+                if text := line.decode(errors="replace").strip():
+                    self._tail.append(text[:500])
+        finally:
+            transport.close()
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.readuntil(b"\n")
+    except asyncio.IncompleteReadError as e:
+        return e.partial
+    except asyncio.LimitOverrunError as e:
+        return await reader.readexactly(e.consumed)
