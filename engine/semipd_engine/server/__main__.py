@@ -1,0 +1,152 @@
+"""``python -m semipd_engine.server``: the api process. Life cycle only: port, signals, drain, exit.
+
+SIGTERM drains: `/ready` fails at once, requests are admitted for 5 s more, running ones finish, and the process exits 0
+at the latest after --drain-seconds. A second SIGINT exits at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+from setproctitle import setproctitle
+
+from semipd_engine.contract import EngineOptions
+from semipd_engine.server.admission import ENDPOINT_LAG_SECONDS
+from semipd_engine.server.app import create_app
+from semipd_engine.server.errors import unavailable
+from semipd_engine.server.flags import parse_options
+from semipd_engine.server.model_card import ModelCardError
+from semipd_engine.server.service import Service
+from semipd_engine.server.tokenizer import TokenizerError
+
+PORT_FILE = "api.port"
+"""File in the run directory with the bound port, written once the socket listens."""
+FLUSH_SECONDS = 2
+"""Time for the last answers to reach their clients after the drain."""
+PR_SET_PDEATHSIG = 1
+
+log = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its signal handlers: this module owns the signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def main() -> int:
+    options = parse_options(None, "python -m semipd_engine.server", "The OpenAI API of a running engine core.")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s api: %(message)s", stream=sys.stderr)
+    setproctitle("semipd: api")
+    _die_with_parent()
+    try:
+        service = Service(options)
+    except (ModelCardError, TokenizerError, ValueError) as error:
+        log.error("%s", error)
+        return 2
+    try:
+        listener = bind(options.host, options.port)
+    except OSError as error:
+        log.error("--host %s --port %d: %s", options.host, options.port, error)
+        return 1
+    asyncio.run(serve(service, options, listener))
+    return 0
+
+
+async def serve(service: Service, options: EngineOptions, listener: socket.socket) -> None:
+    """Serve until a signal has drained the process."""
+    app = create_app(service, options.api_key_file)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=FLUSH_SECONDS,
+    )
+    server = Server(config)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_interrupt() -> None:
+        if stop.is_set():
+            os._exit(130)
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, on_interrupt)
+    assert options.run_dir is not None
+    port = listener.getsockname()[1]
+    _write_port(options.run_dir / PORT_FILE, port)
+    log.info("serving %s on http://%s:%d", service.card.name, options.host, port)
+    gc.freeze()  # what is loaded now stays: the collector need not walk it between two tokens
+    tasks = [
+        asyncio.create_task(service.run(), name="core"),
+        asyncio.create_task(server.serve(sockets=[listener]), name="http"),
+        asyncio.create_task(_drain(service, options, stop), name="drain"),
+    ]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    with contextlib.suppress(asyncio.CancelledError):
+        await tasks[1]
+    for task in tasks:
+        task.cancel()
+    service.close()
+    for task in done:
+        task.result()  # raises what ended the process early
+
+
+async def _drain(service: Service, options: EngineOptions, stop: asyncio.Event) -> None:
+    """Return when a signal came and its grace is used up, or nothing is left to wait for."""
+    await stop.wait()
+    log.info("draining: %d requests in flight", service.generations.open)
+    service.admission.start_drain()
+    started = time.monotonic()
+    while (passed := time.monotonic() - started) < options.drain_seconds:
+        if passed >= ENDPOINT_LAG_SECONDS and not service.generations.open:
+            return
+        await asyncio.sleep(0.05)
+    if service.generations.open:
+        log.warning("%d requests did not finish within --drain-seconds %g", service.generations.open, passed)
+    service.generations.fail_all(unavailable("the server shut down before the request finished", "draining"))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises OSError."""
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=host == "::")
+
+
+def _write_port(path: Path, port: int) -> None:
+    """A reader sees the whole number or no file."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(f"{port}\n")
+    temporary.replace(path)
+
+
+def _die_with_parent() -> None:
+    """SIGKILL when the launcher dies, so that no api outlives its engine. The parent may be gone already."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""The HTTP surface: routes, API key, and how exceptions become answers. What is behind a route lives elsewhere."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from semipd_engine.server import chat, handlers
+from semipd_engine.server.chat_template import ChatTemplateError
+from semipd_engine.server.errors import ApiError, bad_request, engine_failure
+from semipd_engine.server.http_io import error_response, json_response, read_body
+from semipd_engine.server.params import check_token_ids
+from semipd_engine.server.protocol import DetokenizeRequest, TokenizeRequest
+from semipd_engine.server.service import Service
+from semipd_engine.server.tokenizer import TokenizerError
+
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+"""Probes and scrapes carry no API key."""
+
+log = logging.getLogger(__name__)
+
+
+def create_app(service: Service, api_key_file: Path | None = None) -> FastAPI:
+    app = FastAPI(title="semipd", docs_url=None, redoc_url=None, openapi_url=None)
+    _add_operations(app, service)
+    _add_api(app, service)
+    _add_errors(app, service)
+    if api_key_file is not None:
+        app.add_middleware(ApiKey, file=api_key_file, rejected=lambda: _reject(service, "auth"))
+    return app
+
+
+def _add_operations(app: FastAPI, service: Service) -> None:
+    @app.get("/health")
+    async def health() -> Response:
+        """This process lives."""
+        return Response()
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """Requests are admitted: core is connected, and every phase has a verified worker."""
+        reason = service.admission.not_ready_reason()
+        return json_response({"ready": reason is None, "reason": reason}, 200 if reason is None else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        service.metrics.set("semipd_engine_ready", service.admission.not_ready_reason() is None)
+        return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    @app.get("/version")
+    async def show_version() -> Response:
+        return json_response({"version": _version()})
+
+
+def _add_api(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return json_response({"object": "list", "data": [_model(service)]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        service.check_model(name)
+        return json_response(_model(service))
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        return await handlers.completions(service, request)
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        return await handlers.chat_completions(service, request)
+
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        body = await read_body(request, TokenizeRequest)
+        service.check_model(body.model)
+        messages = chat.normalise(body.messages or [])
+        special = body.prompt is not None if body.add_special_tokens is None else body.add_special_tokens
+
+        def encode() -> list[int]:
+            text = handlers.render(service, body, messages) if body.prompt is None else body.prompt
+            return service.tokenizer.encode(text, special)
+
+        ids = await service.tokenise(len(body.prompt or "") + chat.characters(messages), encode)
+        answer = {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids}
+        if body.return_token_strs:
+            answer["token_strs"] = [service.tokenizer.piece(token_id) for token_id in ids]
+        return json_response(answer)
+
+    @app.post("/detokenize")
+    async def detokenize(request: Request) -> Response:
+        body = await read_body(request, DetokenizeRequest)
+        service.check_model(body.model)
+        check_token_ids("tokens", body.tokens, service.card.vocab_size)
+        text = await service.tokenise(len(body.tokens), lambda: service.tokenizer.decode(body.tokens))
+        return json_response({"prompt": text})
+
+
+def _add_errors(app: FastAPI, service: Service) -> None:
+    @app.exception_handler(ApiError)
+    async def api_error(_: Request, error: ApiError) -> Response:
+        _reject(service, _reason(error))
+        return error_response(error)
+
+    @app.exception_handler(TokenizerError)
+    async def tokenizer_error(_: Request, error: TokenizerError) -> Response:
+        _reject(service, "invalid")
+        return error_response(bad_request("prompt", str(error)))
+
+    @app.exception_handler(ChatTemplateError)
+    async def template_error(_: Request, error: ChatTemplateError) -> Response:
+        _reject(service, "invalid")
+        return error_response(bad_request("messages", str(error)))
+
+    @app.exception_handler(ClientDisconnect)
+    async def disconnected(_: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nobody reads it
+
+    @app.exception_handler(HTTPException)
+    async def routing(_: Request, error: HTTPException) -> Response:
+        return error_response(ApiError(error.status_code, f"{error.detail}; the API is described in docs/api.md"))
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        log.exception("%s %s", request.method, request.url.path, exc_info=error)
+        return error_response(engine_failure("the API process failed on this request"))
+
+
+class ApiKey:
+    """Demands ``Authorization: Bearer KEY``. The file is read again for each request, so a new key needs no restart."""
+
+    def __init__(self, app: ASGIApp, file: Path, rejected: Callable[[], None]) -> None:
+        self._app = app
+        self._file = file
+        self._rejected = rejected
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and (problem := self._problem(scope)):
+            self._rejected()
+            error = ApiError(401, problem, kind="authentication_error", code="invalid_api_key")
+            await error_response(error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _problem(self, scope: Scope) -> str | None:
+        try:
+            keys = [line.strip() for line in self._file.read_bytes().splitlines() if line.strip()]
+        except OSError:
+            return "the server cannot read its API key file (--api-key-file), so it admits nobody"
+        header: bytes = dict(scope["headers"]).get(b"authorization", b"")
+        scheme, _, given = header.partition(b" ")
+        if scheme.lower() == b"bearer" and any(hmac.compare_digest(given.strip(), key) for key in keys):
+            return None
+        return "Authorization: the API key is missing or wrong; send 'Authorization: Bearer KEY'"
+
+
+def _model(service: Service) -> dict[str, object]:
+    return {
+        "id": service.card.name,
+        "object": "model",
+        "created": service.started_at,
+        "owned_by": "semipd",
+        "root": service.card.name,
+        "max_model_len": service.max_model_len,
+    }
+
+
+def _reject(service: Service, reason: str) -> None:
+    service.metrics.count("semipd_rejected_requests_total", 1, reason)
+
+
+def _reason(error: ApiError) -> str:
+    if error.code == "context_length_exceeded":
+        return "too_long"
+    return {404: "not_found", 413: "too_long", 429: "queue_full", 503: "unavailable"}.get(error.status, "invalid")
+
+
+def _version() -> str:
+    try:
+        return version("semipd")
+    except PackageNotFoundError:
+        return "unknown"

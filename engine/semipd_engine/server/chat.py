@@ -1,0 +1,63 @@
+"""Chat messages as templates want them. Pure; knows no template and no tokenizer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from semipd_engine.server.errors import bad_request
+
+Message = dict[str, Any]
+
+
+def normalise(messages: list[Message]) -> list[Message]:
+    """Content as one string, tool-call arguments as objects. Raises `ApiError` (400) naming the message at fault."""
+    return [_normalise(message, f"messages.{index}") for index, message in enumerate(messages)]
+
+
+def characters(messages: list[Message]) -> int:
+    """Size of the text, for deciding where to tokenise it."""
+    return sum(len(content) for message in messages if isinstance(content := message.get("content"), str))
+
+
+def _normalise(message: Message, where: str) -> Message:
+    role = message.get("role")
+    if not isinstance(role, str) or not role:
+        raise bad_request(f"{where}.role", "must be a string such as 'user'")
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "\n".join(_text(part, f"{where}.content.{index}") for index, part in enumerate(content))
+    elif content is not None and not isinstance(content, str):
+        raise bad_request(f"{where}.content", "must be a string or a list of text parts")
+    if content is None and not message.get("tool_calls"):
+        raise bad_request(f"{where}.content", "is missing; send a string")
+    normal = message | {"content": content or ""}
+    if message.get("tool_calls"):
+        normal["tool_calls"] = _tool_calls(message["tool_calls"], f"{where}.tool_calls")
+    return normal
+
+
+def _text(part: Any, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        text: str = part["text"]
+        return text
+    raise bad_request(where, "only parts {'type': 'text', 'text': ...} are supported; this model reads text")
+
+
+def _tool_calls(calls: Any, where: str) -> list[Any]:
+    """The API sends arguments as JSON text; templates print an object."""
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise bad_request(where, "must be a list of objects")
+    parsed = []
+    for index, call in enumerate(calls):
+        function = call.get("function")
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            try:
+                arguments = json.loads(function["arguments"] or "{}")
+            except (ValueError, RecursionError):
+                raise bad_request(f"{where}.{index}.function.arguments", "must be JSON text") from None
+            call = call | {"function": function | {"arguments": arguments}}
+        parsed.append(call)
+    return parsed

@@ -1,0 +1,107 @@
+"""Renders a model's Jinja chat template in a sandbox, with the helpers that templates on the Hub rely on.
+
+The template comes with the model and is not trusted; the messages come from clients and are plain JSON data. Knows no
+tokenizer and no HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+_CONTINUE = "\x00continue\x00"
+"""Marks the end of the last message; the last occurrence counts, so a client that sends it gains nothing."""
+
+
+class ChatTemplateError(Exception):
+    """The template is missing, broken, or refuses these messages. The message is fit for the client."""
+
+
+class _GenerationTag(Extension):
+    """``{% generation %}`` marks the assistant's text for training; for serving its body is simply rendered."""
+
+    tags = {"generation"}  # noqa: RUF012  (jinja2 declares it as an instance attribute)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """Jinja's own tojson escapes HTML characters, which a model must not see."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _environment(now: Callable[[], datetime]) -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda format: now().strftime(format)
+    return environment
+
+
+class ChatTemplates:
+    """The model's templates by name; "tool_use" serves requests with tools where the model has one."""
+
+    def __init__(
+        self, sources: dict[str, str], special_tokens: dict[str, str], now: Callable[[], datetime] = datetime.now
+    ) -> None:
+        self._special_tokens = special_tokens
+        self._templates: dict[str, jinja2.Template] = {}
+        self._error = "the model has no chat template; use /v1/completions or add chat_template.jinja to the model"
+        environment = _environment(now)
+        for name, source in sources.items():
+            try:
+                self._templates[name] = environment.from_string(source)
+            except jinja2.TemplateError as error:
+                self._error = f"the model's chat template {name!r} is broken: {error}; use /v1/completions"
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: dict[str, Any] | None = None,
+    ) -> str:
+        """The prompt's text. Raises `ChatTemplateError`.
+
+        With `continue_final_message` the text ends inside the last message, for the model to go on from there.
+        """
+        template = (self._templates.get("tool_use") if tools else None) or self._templates.get("default")
+        if template is None:
+            raise ChatTemplateError(self._error)
+        if continue_final_message:
+            messages = [*messages[:-1], messages[-1] | {"content": str(messages[-1].get("content") or "") + _CONTINUE}]
+        context = (variables or {}) | self._special_tokens
+        context |= {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        try:
+            text = template.render(context)
+        except jinja2.TemplateError as error:
+            raise ChatTemplateError(f"the model's chat template refuses these messages: {error}") from error
+        except Exception as error:  # a template is a program on the client's data: any exception is about both
+            name = type(error).__name__
+            raise ChatTemplateError(f"the model's chat template fails on these messages: {name}: {error}") from error
+        if not continue_final_message:
+            return text
+        end = text.rfind(_CONTINUE)
+        if end < 0:
+            raise ChatTemplateError("the model's chat template does not show the last message: it cannot be continued")
+        return text[:end]

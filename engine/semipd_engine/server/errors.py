@@ -1,0 +1,76 @@
+"""Errors of the OpenAI surface: one exception that becomes one JSON body. Knows statuses, not how they are sent."""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import ValidationError
+
+
+class ApiError(Exception):
+    """An answer other than 200. `message` names the field at fault and the remedy; `param` is that field."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after
+
+    def body(self) -> bytes:
+        """JSON in ASCII: a lone surrogate from the request that is quoted in the message must not break the answer."""
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}).encode("ascii")
+
+    def headers(self) -> dict[str, str]:
+        headers = {"content-type": "application/json"}
+        if self.retry_after is not None:
+            headers["retry-after"] = str(self.retry_after)
+        return headers
+
+
+def bad_request(param: str | None, message: str, code: str | None = None) -> ApiError:
+    """400 for the request field `param`."""
+    return ApiError(400, f"{param}: {message}" if param else message, param=param, code=code)
+
+
+def unavailable(message: str, code: str, retry_after: int = 1) -> ApiError:
+    """503 with Retry-After: nothing is wrong with the request, send it again later."""
+    return ApiError(503, message, kind="service_unavailable", code=code, retry_after=retry_after)
+
+
+def engine_failure(message: str) -> ApiError:
+    """500: the engine failed on this request."""
+    return ApiError(500, message, kind="server_error", code="engine_error")
+
+
+def from_validation(error: ValidationError) -> ApiError:
+    """400 from pydantic's findings: each field with what it should be. The input itself is not repeated."""
+    findings = error.errors(include_url=False, include_context=False, include_input=False)
+    if findings and findings[0]["type"] == "json_invalid":
+        return ApiError(400, f"body: {findings[0]['msg']}; send one JSON object", code="invalid_json")
+    named = [_field_and_message([str(part) for part in finding["loc"]], finding["msg"]) for finding in findings]
+    text = "; ".join(f"{field}: {message}" for field, message in named[:4])
+    if len(named) > 4:
+        text += f"; and {len(named) - 4} more"
+    return ApiError(400, text, param=named[0][0].split(".")[0] if named else None)
+
+
+def _field_and_message(location: list[str], message: str) -> tuple[str, str]:
+    """A validator of the whole body has no location: its message begins with the field."""
+    message = message.removeprefix("Value error, ")
+    if location:
+        return ".".join(location), message
+    field, colon, rest = message.partition(": ")
+    return (field, rest) if colon and field.isidentifier() else ("body", message)

@@ -1,0 +1,221 @@
+"""Requests in flight: gives each sequence a key, routes core's outputs to it, and hands its deltas to an HTTP handler.
+
+Knows core's messages and the metrics; knows no HTTP. All of it runs on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from types import TracebackType
+
+import msgspec
+
+from semipd_engine.ipc.messages import AbortRequest, AddRequest, ApiToCore, Outputs, RequestOutput, Sampling
+from semipd_engine.server.errors import ApiError, engine_failure, unavailable
+from semipd_engine.server.metrics import EngineMetrics
+from semipd_engine.server.params import SEED_MASK
+from semipd_engine.server.sequence import Delta, Sequence, TextOptions
+from semipd_engine.server.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+class Generations:
+    """All requests in flight, by the key that core uses."""
+
+    def __init__(self, metrics: EngineMetrics, tokenizer: Tokenizer, send: Callable[[ApiToCore], None]) -> None:
+        self.metrics = metrics
+        self.send = send
+        self.tokenizer = tokenizer
+        self.by_key: dict[str, Generation] = {}
+        self.open = 0
+        """HTTP requests admitted and not yet closed."""
+        self.waiting = 0
+        """Sequences admitted that have no token yet; counted from before their prompt is tokenised."""
+
+    def outputs(self, message: Outputs) -> None:
+        now = time.monotonic()
+        tokens = 0
+        for output in message.outputs:
+            generation = self.by_key.get(output.key)
+            if generation is not None:
+                tokens += generation.receive(output, now)
+        if tokens:
+            self.metrics.observe("vllm:iteration_tokens_total", tokens)
+
+    def lost(self) -> None:
+        """Core is gone and with it every sequence it had."""
+        self.fail_all(unavailable("the engine's scheduler restarted; send the request again", "engine_restarted"))
+
+    def fail_all(self, error: ApiError) -> None:
+        for generation in set(self.by_key.values()):
+            generation.fail(error)
+
+
+class Generation:
+    """One HTTP request: reserved at admission, started once tokenised, closed on every path.
+
+    Use as a context manager or call `close`: it aborts what is still running (a client that left, an error).
+    """
+
+    def __init__(self, generations: Generations, request_id: str, expected: int, received_at: float) -> None:
+        self.id = request_id
+        self.received_at = received_at
+        self.sequences: list[Sequence] = []
+        self._all = generations
+        self._keys: dict[str, Sequence] = {}
+        self._running: set[str] = set()
+        self._unanswered = expected
+        self._pending: list[Delta] = []
+        self._error: ApiError | None = None
+        self._wake = asyncio.Event()
+        self._closed = False
+        generations.open += 1
+        generations.waiting += expected
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def start(self, prompts: Iterable[tuple[list[int], Sampling]], n: int, options: TextOptions) -> None:
+        """Send ``n`` sequences for each prompt to core, in the order of the choices."""
+        metrics = self._all.metrics
+        metrics.observe("vllm:request_params_n", n)
+        for prompt, sampling in prompts:
+            for repeat in range(n):
+                index = len(self.sequences)
+                key = f"{self.id}-{index}"
+                seeded = sampling if repeat == 0 else reseed(sampling, repeat)
+                sequence = Sequence(index, prompt, seeded, options, self._all.tokenizer)
+                self.sequences.append(sequence)
+                self._keys[key] = sequence
+                self._all.by_key[key] = self
+                self._running.add(key)
+                self._all.send(AddRequest(key, prompt, seeded, self.received_at))
+            metrics.observe("vllm:request_params_max_tokens", sampling.max_tokens)
+
+    def receive(self, output: RequestOutput, now: float) -> int:
+        """Take one output of core; returns the tokens that it stands for in its step, a prompt's included."""
+        sequence = self._keys[output.key]
+        if output.key not in self._running:
+            return 0
+        if output.error is not None:
+            self.fail(engine_failure(output.error))
+            return 0
+        if output.finish_reason == "abort":
+            self.fail(unavailable("the engine aborted the request; send it again", "aborted"))
+            return 0
+        try:
+            tokens = self._advance(sequence, output, now)
+        except Exception:  # one sequence's bad text must not end the loop that serves all the others
+            log.exception("request %s failed in the API process", self.id)
+            self.fail(engine_failure("the API process failed on this request"))
+            return 0
+        if sequence.finish_reason is not None:
+            self._running.discard(output.key)
+            if output.finish_reason is None:
+                self._all.send(AbortRequest(output.key))  # a stop string, of which core knows nothing
+            self._finished(sequence, sequence.finish_reason)
+        self._wake.set()
+        return tokens
+
+    def fail(self, error: ApiError) -> None:
+        """End the whole request; `deltas` raises `error` after what came before it."""
+        if self._error is None:
+            self._error = error
+        self._end_running("error")
+        self._wake.set()
+
+    async def deltas(self) -> AsyncIterator[list[Delta]]:
+        """What arrived since the last turn, one `Delta` for each choice that moved, until all have finished."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            pending, self._pending = self._pending, []
+            merged: dict[int, Delta] = {}
+            for delta in pending:
+                if delta.index in merged:
+                    merged[delta.index].merge(delta)
+                else:
+                    merged[delta.index] = delta
+            if merged:
+                yield list(merged.values())
+            if self._error is not None:
+                raise self._error
+            if not self._running and not self._pending:
+                return
+
+    def close(self) -> None:
+        """Forget the request and abort what still runs. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._end_running("abort")
+        for key in self._keys:
+            self._all.by_key.pop(key, None)
+        self._answered(self._unanswered)
+        self._all.open -= 1
+        if self.sequences:
+            longest = max(sequence.output_tokens for sequence in self.sequences)
+            self._all.metrics.observe("vllm:request_max_num_generation_tokens", longest)
+
+    def _advance(self, sequence: Sequence, output: RequestOutput, now: float) -> int:
+        metrics, tokens, before = self._all.metrics, len(output.token_ids), sequence.last_token_at
+        self._pending.append(sequence.push(output))
+        if not tokens:
+            return 0
+        metrics.count("vllm:generation_tokens_total", tokens)
+        sequence.last_token_at = now
+        if before is not None:
+            metrics.observe("vllm:inter_token_latency_seconds", (now - before) / tokens, tokens)
+            return tokens
+        self._answered(1)
+        first = now if sequence.first_token_at is None else sequence.first_token_at
+        metrics.observe("vllm:time_to_first_token_seconds", first - self.received_at)
+        metrics.count("vllm:prompt_tokens_total", sequence.prompt_tokens)
+        if tokens == 1:
+            sequence.last_token_at = first
+        else:
+            metrics.observe("vllm:inter_token_latency_seconds", (now - first) / (tokens - 1), tokens - 1)
+        return tokens + sequence.prompt_tokens
+
+    def _end_running(self, reason: str) -> None:
+        for key in self._running:
+            self._all.send(AbortRequest(key))
+            self._finished(self._keys[key], reason)
+        self._running.clear()
+
+    def _answered(self, sequences: int) -> None:
+        self._unanswered -= sequences
+        self._all.waiting -= sequences
+
+    def _finished(self, sequence: Sequence, reason: str) -> None:
+        """Record the sequence's times. One that failed or left counts only as such: its times mean nothing."""
+        metrics = self._all.metrics
+        metrics.count("vllm:request_success_total", 1, reason)
+        if reason not in ("stop", "length"):
+            return
+        metrics.observe("vllm:request_prompt_tokens", sequence.prompt_tokens)
+        metrics.observe("vllm:request_generation_tokens", sequence.output_tokens)
+        first, last, scheduled = sequence.first_token_at, sequence.last_token_at, sequence.scheduled_at
+        if first is None or last is None:
+            return
+        metrics.observe("vllm:e2e_request_latency_seconds", last - self.received_at)
+        metrics.observe("vllm:request_decode_time_seconds", last - first)
+        if sequence.output_tokens > 1:
+            mean = (last - first) / (sequence.output_tokens - 1)
+            metrics.observe("vllm:request_time_per_output_token_seconds", mean)
+        if scheduled is not None:
+            metrics.observe("vllm:request_queue_time_seconds", scheduled - self.received_at)
+            metrics.observe("vllm:request_prefill_time_seconds", first - scheduled)
+            metrics.observe("vllm:request_inference_time_seconds", last - scheduled)
+
+
+def reseed(sampling: Sampling, repeat: int) -> Sampling:
+    """The sampling of choice `repeat` of a prompt: equal seeds would give equal texts."""
+    return msgspec.structs.replace(sampling, seed=(sampling.seed + repeat) & SEED_MASK)

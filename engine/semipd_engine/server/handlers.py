@@ -1,0 +1,124 @@
+"""The completion endpoints: from a checked request to an answer or a stream of events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+
+from fastapi import Request, Response
+
+from semipd_engine.server import chat
+from semipd_engine.server.errors import ApiError, bad_request, engine_failure
+from semipd_engine.server.generation import Generation
+from semipd_engine.server.http_io import EventStream, event, json_response, read_body, while_connected
+from semipd_engine.server.protocol import ChatRequest, CompletionRequest, GenerationRequest, TokenizeRequest
+from semipd_engine.server.responses import ChatShape, CompletionShape, Json, Shape, envelope, usage, worth_a_chunk
+from semipd_engine.server.sequence import Delta
+from semipd_engine.server.service import Service
+
+
+async def completions(service: Service, request: Request) -> Response:
+    """POST /v1/completions."""
+    body = await read_body(request, CompletionRequest)
+    service.check_model(body.model)
+    shape = CompletionShape(body, service.tokenizer)
+    size = sum(len(prompt) for prompt in body.prompt if isinstance(prompt, str))
+
+    def encode() -> list[list[int]]:
+        return service.encode_prompts(body.prompt, body.add_special_tokens)
+
+    return await _answer(service, request, body, shape, len(body.prompt), size, encode)
+
+
+async def chat_completions(service: Service, request: Request) -> Response:
+    """POST /v1/chat/completions."""
+    body = await read_body(request, ChatRequest)
+    service.check_model(body.model)
+    messages = chat.normalise(body.messages)
+    shape = ChatShape(body, service.tokenizer)
+
+    def encode() -> list[list[int]]:
+        return service.encode_prompts([render(service, body, messages)], body.add_special_tokens)
+
+    return await _answer(service, request, body, shape, 1, chat.characters(messages), encode)
+
+
+def render(service: Service, body: ChatRequest | TokenizeRequest, messages: list[chat.Message]) -> str:
+    """The chat's text. Raises `ChatTemplateError`, `ApiError` (400)."""
+    if body.continue_final_message and messages[-1]["role"] != "assistant":
+        raise bad_request("continue_final_message", "needs a last message of role 'assistant'")
+    return service.templates.render(
+        messages,
+        body.tools,
+        add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
+        continue_final_message=body.continue_final_message,
+        variables=body.chat_template_kwargs,
+    )
+
+
+async def _answer(
+    service: Service,
+    request: Request,
+    body: GenerationRequest,
+    shape: Shape,
+    prompts: int,
+    characters: int,
+    encode: Callable[[], list[list[int]]],
+) -> Response:
+    generation = service.admit(shape.prefix, prompts * body.choices)
+    try:
+        await service.start(generation, body, await service.tokenise(characters, encode))
+        if body.stream:
+            events = _events(service, generation, body, shape)
+            return EventStream(events, finished=generation.close)
+        answer = await while_connected(request.receive, _whole(service, generation, body, shape))
+    except BaseException:
+        generation.close()
+        raise
+    generation.close()
+    return json_response(answer)
+
+
+async def _whole(service: Service, generation: Generation, body: GenerationRequest, shape: Shape) -> Json:
+    choices = {sequence.index: Delta(sequence.index) for sequence in generation.sequences}
+    async for deltas in generation.deltas():
+        for delta in deltas:
+            choices[delta.index].merge(delta)
+    finished = [shape.choice(choices[sequence.index], sequence) for sequence in generation.sequences]
+    answer = envelope(generation.id, shape.object, service.card.name, finished)
+    answer["usage"] = usage(generation.sequences, body.choices)
+    return answer | shape.extra(generation.sequences)
+
+
+async def _events(
+    service: Service, generation: Generation, body: GenerationRequest, shape: Shape
+) -> AsyncIterator[bytes]:
+    """Server-sent events: a choice at a time, then usage if asked for, then [DONE]. An error ends the stream."""
+    created = int(time.time())
+    opened: set[int] = set()
+    extra = shape.extra(generation.sequences)
+
+    def chunk(choices: list[Json], **fields: Json) -> bytes:
+        value = envelope(generation.id, shape.chunk_object, service.card.name, choices, created)
+        if body.include_usage:
+            value["usage"] = None
+        return event(value | fields)
+
+    try:
+        async for deltas in generation.deltas():
+            for delta in deltas:
+                if not worth_a_chunk(delta, body):
+                    continue
+                if delta.index not in opened:
+                    opened.add(delta.index)
+                    if opening := shape.opening(delta.index):
+                        yield chunk([opening], **(extra if len(opened) == 1 else {}))
+                yield chunk([shape.chunk(delta, generation.sequences[delta.index])])
+        if body.include_usage:
+            yield chunk([], usage=usage(generation.sequences, body.choices))
+        yield event(b"[DONE]")
+    except ApiError as error:
+        yield event(error.body())
+    except Exception:
+        yield event(engine_failure("the API process failed on this request").body())
+        raise

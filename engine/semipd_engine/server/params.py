@@ -1,0 +1,108 @@
+"""From a request's fields to the engine's `Sampling`: defaults filled in, ranges checked against the model.
+
+Pure. Precedence: the request, then generation_config.json, then the neutral value (temperature 1).
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TypeVar
+
+from semipd_engine.ipc.messages import Sampling
+from semipd_engine.server.errors import ApiError, bad_request
+from semipd_engine.server.model_card import ModelCard
+from semipd_engine.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
+
+SEED_MASK = 2**63 - 1
+GREEDY_BELOW = 1e-5
+"""A temperature below this is greedy: dividing logits by it would only overflow."""
+
+T = TypeVar("T", int, float)
+
+
+def resolve(request: GenerationRequest, prompt_tokens: int, card: ModelCard, max_model_len: int) -> Sampling:
+    """The sampling of choice 0. Raises `ApiError` (400) for what this model cannot do."""
+    defaults = card.defaults
+    max_tokens = _max_tokens(request, prompt_tokens, defaults.max_new_tokens, max_model_len)
+    min_tokens = request.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise bad_request("min_tokens", f"{min_tokens} is more than max_tokens ({max_tokens}); lower it")
+    temperature = _first(request.temperature, defaults.temperature, 1.0)
+    greedy = temperature < GREEDY_BELOW
+    stop_ids = dict.fromkeys(request.stop_token_ids or ())
+    if not request.ignore_eos:
+        stop_ids |= dict.fromkeys(card.eos_token_ids)
+    logit_bias = request.logit_bias or {}
+    for field, ids in (("logit_bias", logit_bias), ("stop_token_ids", request.stop_token_ids or ())):
+        check_token_ids(field, ids, card.vocab_size)
+    return Sampling(
+        temperature=0.0 if greedy else temperature,
+        top_p=1.0 if greedy else _first(request.top_p, defaults.top_p, 1.0),
+        top_k=0 if greedy else max(0, _first(request.top_k, defaults.top_k, 0)),
+        min_p=0.0 if greedy else _first(request.min_p, defaults.min_p, 0.0),
+        seed=random.getrandbits(63) if request.seed is None else request.seed & SEED_MASK,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        repetition_penalty=_first(request.repetition_penalty, defaults.repetition_penalty, 1.0),
+        logit_bias=logit_bias,
+        logprobs=_logprobs(request),
+        stop_token_ids=tuple(stop_ids),
+        min_tokens=min_tokens,
+        max_tokens=max_tokens,
+    )
+
+
+def check_token_ids(field: str, token_ids: object, vocab_size: int) -> None:
+    """Raises `ApiError` (400) for an id that the model has no embedding for."""
+    assert isinstance(token_ids, list | tuple | dict)
+    largest = max(token_ids, default=0)
+    if largest >= vocab_size:
+        raise bad_request(field, f"token id {largest} is outside the vocabulary; ids run from 0 to {vocab_size - 1}")
+
+
+def check_prompt_length(prompt_tokens: int, max_model_len: int) -> None:
+    """Raises `ApiError` (400) unless the prompt leaves room for at least one token."""
+    if prompt_tokens == 0:
+        raise bad_request("prompt", "has no tokens; send at least one")
+    if prompt_tokens >= max_model_len:
+        raise ApiError(
+            400,
+            f"prompt: has {prompt_tokens} tokens, but this model takes at most {max_model_len} for prompt and output "
+            "together; shorten the prompt",
+            param="prompt",
+            code="context_length_exceeded",
+        )
+
+
+def _max_tokens(request: GenerationRequest, prompt_tokens: int, default: int | None, max_model_len: int) -> int:
+    """What fits, unless the request (or generation_config.json) asks for less."""
+    check_prompt_length(prompt_tokens, max_model_len)
+    room = max_model_len - prompt_tokens
+    field, asked = "max_tokens", request.max_tokens
+    if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
+        field, asked = "max_completion_tokens", request.max_completion_tokens
+    if asked is None:
+        return min(room, default or room)
+    if asked > room:
+        raise ApiError(
+            400,
+            f"{field}: {asked} is too large: the prompt has {prompt_tokens} tokens and this model takes at most "
+            f"{max_model_len} for prompt and output together; ask for at most {room}",
+            param=field,
+            code="context_length_exceeded",
+        )
+    return asked
+
+
+def _logprobs(request: GenerationRequest) -> int:
+    if isinstance(request, CompletionRequest):
+        return -1 if request.logprobs is None else request.logprobs
+    if isinstance(request, ChatRequest) and request.logprobs:
+        return request.top_logprobs or 0
+    return -1
+
+
+def _first(asked: T | None, default: T | None, neutral: T) -> T:
+    if asked is not None:
+        return asked
+    return neutral if default is None else default

@@ -1,0 +1,200 @@
+"""Request bodies of the OpenAI surface, checked on arrival. Knows fields and ranges, not what is done with them.
+
+Fields beyond OpenAI's are vLLM's, under vLLM's names. Unknown fields are ignored; known ones that would change the
+answer and that the engine cannot honour are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+MAX_LOGPROBS = 20
+MAX_CHOICES = 128
+MAX_STOP_STRINGS = 16
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
+
+Prompt = str | list[int]
+TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
+
+
+def _parse_stop(value: Any) -> list[str]:
+    stops = [value] if isinstance(value, str) else value or []
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise ValueError("must be a string or a list of strings")
+    if len(stops) > MAX_STOP_STRINGS:
+        raise ValueError(f"has {len(stops)} strings; give at most {MAX_STOP_STRINGS}")
+    if not all(stops):
+        raise ValueError("holds an empty string, which would end every answer at once; leave it out")
+    return stops
+
+
+def _parse_prompts(value: Any) -> list[Prompt]:
+    """A string, a list of strings, a list of token ids or a list of such lists; each to a list of prompts."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if all(isinstance(item, str) for item in value):
+            return value
+        if _are_ids(value):
+            return [value]
+        if all(isinstance(item, list) and item and _are_ids(item) for item in value):
+            return value
+    raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists, none empty")
+
+
+def _are_ids(value: list[Any]) -> bool:
+    return all(type(item) is int and 0 <= item <= INT32_MAX for item in value)
+
+
+def _check_logit_bias(value: Any) -> dict[int, float]:
+    if not isinstance(value, dict):
+        raise ValueError("must be an object from token id to bias")
+    try:
+        bias = {int(token): float(amount) for token, amount in value.items()}
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError("must map token ids to numbers") from None
+    if not all(0 <= token <= INT32_MAX and -100 <= amount <= 100 for token, amount in bias.items()):
+        raise ValueError("must map token ids (0 or more) to numbers in [-100, 100]")
+    return bias
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class GenerationRequest(BaseModel):
+    """What both completion APIs share."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, protected_namespaces=())
+
+    model: str | None = None
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, le=INT32_MAX)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    seed: int | None = Field(default=None, ge=-INT64_MAX, le=INT64_MAX)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    logit_bias: Annotated[dict[int, float], BeforeValidator(_check_logit_bias)] | None = None
+    stop: Annotated[list[str], BeforeValidator(_parse_stop)] | None = None
+    stop_token_ids: list[TokenId] | None = Field(default=None, max_length=1024)
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    min_tokens: int | None = Field(default=None, ge=0, le=INT32_MAX)
+    max_tokens: int | None = Field(default=None, ge=1, le=INT32_MAX)
+    skip_special_tokens: bool = True
+    return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
+
+    # Known, not honoured: refused when they ask for something.
+    response_format: dict[str, Any] | None = None
+    prompt_logprobs: int | None = None
+    use_beam_search: bool = False
+    best_of: int | None = None
+
+    @property
+    def choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @model_validator(mode="after")
+    def _refuse_unsupported(self) -> GenerationRequest:
+        if self.response_format and self.response_format.get("type", "text") != "text":
+            raise ValueError("response_format: only {'type': 'text'} is supported; ask for JSON in the prompt")
+        if self.prompt_logprobs is not None:
+            raise ValueError("prompt_logprobs: not supported; leave it out")
+        if self.use_beam_search:
+            raise ValueError("use_beam_search: not supported; leave it out")
+        if self.best_of is not None and self.best_of != self.choices:
+            raise ValueError("best_of: not supported beyond n; leave it out")
+        if self.stream_options and not self.stream:
+            raise ValueError("stream_options: only allowed with stream: true")
+        return self
+
+
+class CompletionRequest(GenerationRequest):
+    """POST /v1/completions."""
+
+    prompt: Annotated[list[Prompt], BeforeValidator(_parse_prompts)]
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    add_special_tokens: bool = True
+    echo: bool | None = None
+    suffix: str | None = None
+
+    @model_validator(mode="after")
+    def _refuse_unsupported_completion(self) -> CompletionRequest:
+        if self.echo:
+            raise ValueError("echo: not supported; put the prompt before the answer yourself")
+        if self.suffix:
+            raise ValueError("suffix: not supported; leave it out")
+        return self
+
+
+class ChatRequest(GenerationRequest):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["none", "auto"] | dict[str, Any] | str | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=INT32_MAX)
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    add_special_tokens: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _check_chat(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs: needs logprobs: true")
+        if self.tool_choice not in (None, "none", "auto"):
+            raise ValueError("tool_choice: only 'none' and 'auto' are supported")
+        if (
+            self.continue_final_message
+            and self.add_generation_prompt
+            and "add_generation_prompt" in self.model_fields_set
+        ):
+            raise ValueError("continue_final_message: excludes add_generation_prompt: true; set that to false")
+        return self
+
+
+class TokenizeRequest(BaseModel):
+    """POST /tokenize: a prompt, or the messages of a chat."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = Field(default=None, min_length=1)
+    tools: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool = False
+
+    @model_validator(mode="after")
+    def _one_of(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("prompt: give either prompt or messages")
+        return self
+
+
+class DetokenizeRequest(BaseModel):
+    """POST /detokenize."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    model: str | None = None
+    tokens: list[TokenId]

@@ -1,0 +1,108 @@
+"""One sequence on its way from core to the client: ids to text, stop strings, finish reason, times.
+
+Pure: tokens in, `Delta`s out. Knows no sockets and no response shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from semipd_engine.ipc.messages import RequestOutput, Sampling, TokenLogprobs
+from semipd_engine.server.detokenizer import StopStrings
+from semipd_engine.server.tokenizer import Tokenizer
+
+
+@dataclass
+class Delta:
+    """What is new for one choice. `token_ids` may run ahead of `text`, which waits for whole characters."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    """The stop string or requested stop id that ended the sequence; None for end-of-sequence and length."""
+
+    def merge(self, later: Delta) -> None:
+        self.text += later.text
+        self.token_ids += later.token_ids
+        self.logprobs += later.logprobs
+        self.finish_reason, self.stop_reason = later.finish_reason, later.stop_reason
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How a sequence's text is made from its ids."""
+
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    eos_token_ids: frozenset[int] = frozenset()
+
+
+class Sequence:
+    """Counts and times are public for metrics and usage; times are CLOCK_MONOTONIC seconds."""
+
+    def __init__(
+        self, index: int, prompt: list[int], sampling: Sampling, options: TextOptions, tokenizer: Tokenizer
+    ) -> None:
+        self.index = index
+        self.prompt_token_ids = prompt
+        self.prompt_tokens = len(prompt)
+        self.sampling = sampling
+        self.output_tokens = 0
+        self.cached_tokens = 0
+        self.scheduled_at: float | None = None
+        self.first_token_at: float | None = None
+        self.last_token_at: float | None = None
+        self.finish_reason: str | None = None
+        self._options = options
+        self._tokenizer = tokenizer
+        self._detokenizer = tokenizer.detokenizer()
+        self._stops = StopStrings(options.stop, options.include_stop)
+
+    def push(self, output: RequestOutput) -> Delta:
+        """Take core's new tokens. After a stop string `finish_reason` is set here although core goes on: abort it."""
+        if output.first_token_at is not None:
+            self.first_token_at = output.first_token_at
+            self.scheduled_at = output.scheduled_at
+            self.cached_tokens = output.cached_tokens
+        delta = Delta(self.index)
+        ids = output.token_ids
+        stop_id = ids[-1] if output.finish_reason == "stop" and ids and self._is_stop_id(ids[-1]) else None
+        visible = len(ids) - (stop_id is not None and not self._options.include_stop)
+        # With stop strings the token that completes one matters, so they are taken one by one.
+        step = 1 if self._options.stop else max(1, len(ids))
+        for start in range(0, len(ids), step):
+            delta.token_ids += ids[start : start + step]
+            self.output_tokens += len(ids[start : start + step])
+            delta.text += self._show(ids[start : min(start + step, visible)])
+            if self._stops.matched is not None:
+                break
+        delta.logprobs = output.logprobs[: len(delta.token_ids)]
+        if self._stops.matched is not None:
+            delta.finish_reason, delta.stop_reason = "stop", self._stops.matched
+        elif output.finish_reason is not None:
+            delta.finish_reason = output.finish_reason
+            self._flush(delta)
+            if self._stops.matched is not None:
+                delta.finish_reason, delta.stop_reason = "stop", self._stops.matched
+            elif stop_id is not None and stop_id not in self._options.eos_token_ids:
+                delta.stop_reason = stop_id
+        self.finish_reason = delta.finish_reason
+        return delta
+
+    def _show(self, token_ids: list[int]) -> str:
+        skip = self._options.skip_special_tokens
+        kept = [token_id for token_id in token_ids if self._tokenizer.keeps(token_id, skip)]
+        text = self._detokenizer.push(kept) if kept else ""
+        return self._stops.push(text, check=self.output_tokens > self.sampling.min_tokens)
+
+    def _is_stop_id(self, token_id: int) -> bool:
+        return token_id in self.sampling.stop_token_ids
+
+    def _flush(self, delta: Delta) -> None:
+        delta.text += self._stops.push(self._detokenizer.flush())
+        if self._stops.matched is None:
+            delta.text += self._stops.flush()

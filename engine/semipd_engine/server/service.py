@@ -1,0 +1,123 @@
+"""The api process without its routes: admission, tokenising in order, requests to core. Knows no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from semipd_engine.contract import EngineOptions
+from semipd_engine.ipc.messages import CoreState, Outputs
+from semipd_engine.server.admission import OUTAGE_GRACE_SECONDS, Admission
+from semipd_engine.server.chat_template import ChatTemplates
+from semipd_engine.server.core_client import CoreClient
+from semipd_engine.server.errors import ApiError, unavailable
+from semipd_engine.server.generation import Generation, Generations
+from semipd_engine.server.metrics import EngineMetrics
+from semipd_engine.server.model_card import load_model_card
+from semipd_engine.server.params import check_prompt_length, check_token_ids, resolve
+from semipd_engine.server.protocol import GenerationRequest, Prompt
+from semipd_engine.server.sequence import TextOptions
+from semipd_engine.server.tokenizer import Tokenizer
+
+INLINE_CHARACTERS = 4096
+"""Texts up to this length are tokenised on the event loop (well under a millisecond); longer ones in a thread."""
+
+T = TypeVar("T")
+
+
+class Service:
+    """One per process; lives on the event loop that calls `run`."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        if options.run_dir is None:
+            raise ValueError("run_dir: the API process needs --run-dir, where core listens")
+        self.card = load_model_card(options.model, options.served_model_name)
+        self.tokenizer = Tokenizer(options.model)
+        self.templates = ChatTemplates(self.card.chat_templates, self.card.special_tokens)
+        self.metrics = EngineMetrics(self.card.name, options.block_size)
+        self.admission = Admission(options.max_queued_requests, time.monotonic)
+        self.core = CoreClient(options.run_dir, self)
+        self.generations = Generations(self.metrics, self.tokenizer, self.core.send)
+        self.started_at = int(time.time())
+        limits = [limit for limit in (options.max_model_len, self.card.max_model_len) if limit]
+        self.max_model_len = min(limits, default=0)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenise")
+        self._in_thread = 0
+
+    # ---- what core says ----------------------------------------------------------------------------------------
+
+    def core_state(self, state: CoreState) -> None:
+        if not self.core.connected:
+            self.metrics.core_connected(True)
+        if state.max_model_len:
+            self.max_model_len = state.max_model_len
+        self.admission.core_state(state)
+        self.metrics.core_state(state)
+
+    def core_outputs(self, outputs: Outputs) -> None:
+        self.generations.outputs(outputs)
+
+    def core_lost(self) -> None:
+        self.metrics.core_connected(False)
+        self.admission.core_lost()
+        self.generations.lost()
+
+    # ---- what clients want -------------------------------------------------------------------------------------
+
+    def check_model(self, name: str | None) -> None:
+        """Raises `ApiError` (404) for another model's name; no name means the only one there is."""
+        if name is not None and name != self.card.name:
+            message = f"model: {name!r} is not served here; use {self.card.name!r} (see /v1/models)"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    def admit(self, prefix: str, sequences: int) -> Generation:
+        """Reserve a place, before any work is done for the request. Raises `ApiError` (429, 503)."""
+        received_at = time.monotonic()
+        self.admission.check(self.generations.waiting)
+        return Generation(self.generations, f"{prefix}-{uuid.uuid4().hex}", sequences, received_at)
+
+    async def tokenise(self, characters: int, work: Callable[[], T]) -> T:
+        """Run `work` (rendering, encoding) without stopping the streams; calls finish in the order they were made."""
+        if characters <= INLINE_CHARACTERS and not self._in_thread:
+            return work()
+        self._in_thread += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        finally:
+            self._in_thread -= 1
+
+    def encode_prompts(self, prompts: list[Prompt], add_special_tokens: bool) -> list[list[int]]:
+        """Ids of each prompt, checked against the vocabulary and the model's length. Raises `ApiError` (400)."""
+        encoded = []
+        for prompt in prompts:
+            ids = self.tokenizer.encode(prompt, add_special_tokens) if isinstance(prompt, str) else prompt
+            check_token_ids("prompt", ids, self.card.vocab_size)
+            check_prompt_length(len(ids), self.max_model_len)
+            encoded.append(ids)
+        return encoded
+
+    async def start(self, generation: Generation, request: GenerationRequest, prompts: list[list[int]]) -> None:
+        """Resolve the sampling of each prompt and send its sequences to core. Raises `ApiError`."""
+        resolved = [(ids, resolve(request, len(ids), self.card, self.max_model_len)) for ids in prompts]
+        # A short outage of core is waited out here: nothing of this request is lost yet.
+        if not self.core.connected and not await self.core.wait_connected(OUTAGE_GRACE_SECONDS):
+            raise unavailable("not ready: the scheduler is restarting; try again", "not_ready")
+        text = TextOptions(
+            stop=tuple(request.stop or ()),
+            include_stop=request.include_stop_str_in_output,
+            skip_special_tokens=request.skip_special_tokens,
+            eos_token_ids=frozenset(self.card.eos_token_ids),
+        )
+        generation.start(resolved, request.choices, text)
+
+    async def run(self) -> None:
+        """Keep the connection to core for ever."""
+        self.metrics.set("semipd_core_connected", 0)
+        await self.core.run()
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
