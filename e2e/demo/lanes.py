@@ -101,8 +101,6 @@ def prompt_row(scene: Scene, begin: float, end: float, width: int) -> str:
     last = column(scene.prompt_first) if scene.prompt_first is not None else width - 1
     mark = "┤" if scene.prompt_first is not None else "╌"
     bar = "├" + "─" * max(0, last - first - 1) + (mark if last > first else "")
-    if scene.prompt_ttft is not None:
-        bar += f" first token after {scene.prompt_ttft * 1000:.0f} ms"
     return (" " * first + bar)[:width].ljust(width)
 
 
@@ -122,7 +120,8 @@ def rows(scene: Scene, width: int, window: tuple[float, float] | None = None) ->
         longest = scene.disturbed(seen, now if now and now > scene.prompt_sent else None)
         note = f"longest gap {longest * 1000:5.0f} ms" if longest else ""
         table.append((f"stream {number}", cells(seen, begin, end, width, full), note))
-    return [*table, (f"{scene.prompt_tokens:,}-token prompt", prompt_row(scene, begin, end, width), "")]
+    note = f"first token {scene.prompt_ttft * 1000:5.0f} ms" if scene.prompt_ttft is not None else ""
+    return [*table, (f"{scene.prompt_tokens:,}-token prompt", prompt_row(scene, begin, end, width), note)]
 
 
 def picture(scene: Scene, width: int = 72) -> str:

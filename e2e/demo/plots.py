@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -15,7 +16,7 @@ from e2e.demo.lanes import Scene
 from e2e.demo.outcome import AutoRun
 
 PREFILL, DECODE, ALARM, MUTED = "#c2571a", "#2563a8", "#c62828", "#8a8f98"
-CENTRE = {"ha": "center", "va": "center", "fontsize": 8}
+CENTRE: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
 GAP_SHOWN = 5.0
 """A gap is shaded when it is this many times the quiet median."""
 
@@ -101,6 +102,6 @@ def auto(run: AutoRun) -> str:
 def _points(axes: Axes, points: Sequence[tuple[float, float]], target: float, colour: str) -> None:
     axes.scatter([at for at, _ in points], [value for _, value in points], s=9, color=colour, alpha=0.7, lw=0)
     axes.axhline(target, color=ALARM, lw=1, ls="--")
-    place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom", "fontsize": 8}
-    axes.annotate(f"target {target:.0f}", (0.995, target), color=ALARM, **place)
+    place = axes.get_yaxis_transform()  # x as a fraction of the axes, y in data units
+    axes.text(0.995, target, f"target {target:.0f}", transform=place, ha="right", va="bottom", fontsize=8, color=ALARM)
     axes.set_ylim(0, max([target, *(value for _, value in points)]) * 1.15)

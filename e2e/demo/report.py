@@ -28,7 +28,10 @@ svg { max-width: 100%; height: auto; } figure { margin: .6rem 0; }
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], *, numbers: Iterable[int] = ()) -> str:
     """An HTML table; cells are HTML already, `numbers` are the columns that hold figures."""
     right = set(numbers)
-    cell = lambda index, text: f'<td class="number">{text}</td>' if index in right else f"<td>{text}</td>"  # noqa: E731
+
+    def cell(index: int, text: str) -> str:
+        return f'<td class="number">{text}</td>' if index in right else f"<td>{text}</td>"
+
     body = "".join(f"<tr>{''.join(cell(i, text) for i, text in enumerate(row))}</tr>" for row in rows)
     return f"<table><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>{body}</table>"
 

@@ -22,8 +22,8 @@ from e2e.traffic.records import Record, Target, summarise
 
 
 def parser() -> argparse.ArgumentParser:
-    text = {"description": __doc__, "formatter_class": argparse.RawTextHelpFormatter}
-    top = argparse.ArgumentParser(prog="e2e.traffic", **text)
+    raw = argparse.RawTextHelpFormatter
+    top = argparse.ArgumentParser(prog="e2e.traffic", description=__doc__, formatter_class=raw)
     commands = top.add_subparsers(dest="command", required=True)
     asking = commands.add_parser("ask", help="one chat question; prints the answer")
     poisson = commands.add_parser("poisson", help="Poisson arrivals of equal requests")

@@ -22,6 +22,10 @@ OnToken = Callable[[int, float, str], None]
 """Called with (request index, seconds since the start, text) for each token as it arrives."""
 
 
+def _ignore(index: int, at: float, text: str) -> None:
+    pass
+
+
 @dataclass
 class _Stream:
     """What one answer has brought so far."""
@@ -82,7 +86,7 @@ async def served_model(url: str) -> str:
 
 
 async def replay(
-    plan: Sequence[Request], url: str, *, model: str = "", silence_seconds: float = 120, on_token: OnToken | None = None
+    plan: Sequence[Request], url: str, *, model: str = "", silence_seconds: float = 120, on_token: OnToken = _ignore
 ) -> list[Record]:
     """Send the plan to the server at `url` (without /v1); returns one record for each request, in plan order.
 
@@ -99,7 +103,7 @@ async def replay(
 
 
 async def _send(
-    client: httpx.AsyncClient, index: int, request: Request, model: str, start: float, on_token: OnToken | None
+    client: httpx.AsyncClient, index: int, request: Request, model: str, start: float, on_token: OnToken
 ) -> Record:
     await asyncio.sleep(max(0.0, start + request.at - time.monotonic()))
     path, content = body(request, model)
@@ -116,7 +120,7 @@ async def _send(
                         continue
                     now = time.monotonic() - start
                     text = stream.take(json.loads(line[5:]), now)
-                    if on_token and stream.token_times and stream.token_times[-1] == now:
+                    if stream.token_times and stream.token_times[-1] == now:
                         on_token(index, now, text)
     except (httpx.HTTPError, ServerError, ValueError, KeyError, TypeError) as problem:
         error = f"{type(problem).__name__}: {problem}"

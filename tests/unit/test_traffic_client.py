@@ -1,0 +1,128 @@
+"""The load client against a small HTTP server of its own: open loop, one connection each, honest about failures."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from e2e.traffic import Request, replay
+from e2e.traffic.plan import ask
+
+pytestmark = pytest.mark.unit
+
+Handler = Callable[[dict[str, Any], asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def server(handler: Handler) -> AsyncIterator[tuple[str, list[int]]]:
+    """Serves POST with `handler` and closes; yields (url, client ports seen by POST)."""
+    ports: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        if head.startswith("GET"):
+            content = json.dumps({"data": [{"id": "stand-in"}]}).encode()
+            head_out = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(content)
+            writer.write(head_out + content)
+        else:
+            ports.append(writer.get_extra_info("peername")[1])
+            length = int(head.lower().split("content-length:")[1].split()[0])
+            await handler(json.loads(await reader.readexactly(length)), writer)
+        writer.close()
+
+    running = await asyncio.start_server(serve, "127.0.0.1")
+    async with running:
+        yield f"http://127.0.0.1:{running.sockets[0].getsockname()[1]}", ports
+
+
+def begin(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+
+
+async def event(writer: asyncio.StreamWriter, **content: Any) -> None:
+    writer.write(b"data: " + json.dumps(content).encode() + b"\n\n")
+    await writer.drain()
+
+
+def choice(ids: list[int], text: str, finish: str | None = None) -> dict[str, Any]:
+    return {"index": 0, "text": text, "token_ids": ids, "finish_reason": finish}
+
+
+async def test_tokens_ids_text_usage_and_times() -> None:
+    asked: list[dict[str, Any]] = []
+
+    async def handler(content: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        asked.append(content)
+        begin(writer)
+        await event(writer, choices=[choice([11], "a")])
+        await asyncio.sleep(0.1)
+        await event(writer, choices=[choice([12, 13], "bc", "length")])
+        await event(writer, choices=[], usage={"prompt_tokens": 5})
+        writer.write(b"data: [DONE]\n\n")
+
+    seen: list[str] = []
+    async with server(handler) as (url, _):
+        (record,) = await replay([Request(0.0, 3, (1, 2))], url, on_token=lambda index, at, text: seen.append(text))
+    assert record.ok and record.token_ids == (11, 12, 13) and record.text == "abc" and record.prompt_tokens == 5
+    assert record.gaps[0] >= 0.09 and record.gaps[1] == 0, "tokens of one event share its time"
+    assert seen == ["a", "bc"]
+    assert asked[0]["prompt"] == [1, 2] and asked[0]["model"] == "stand-in"
+    assert asked[0]["return_token_ids"] and asked[0]["ignore_eos"] and asked[0]["stream"]
+
+
+async def test_open_loop_sends_on_time_though_nothing_answers() -> None:
+    """A closed-loop client would send the second request only after the first had ended."""
+    release = asyncio.Event()
+
+    async def handler(content: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        if content["prompt"] == "last":
+            release.set()
+        await release.wait()
+        begin(writer)
+        await event(writer, choices=[choice([1], "x", "stop")])
+
+    plan = [Request(0.05 * number, 1, "first") for number in range(8)] + [Request(0.5, 1, "last")]
+    async with server(handler) as (url, ports):
+        found = await asyncio.wait_for(replay(plan, url), 10)
+    assert all(record.ok for record in found)
+    assert all(0 <= record.sent - record.planned < 0.2 for record in found)
+    assert all(record.token_times[0] >= 0.5 for record in found)
+    assert len(set(ports)) == len(plan), "one connection for each request"
+
+
+async def test_rejects_errors_and_cut_streams_are_told_apart() -> None:
+    async def handler(content: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        match content["prompt"]:
+            case "full":
+                writer.write(b"HTTP/1.1 429 Too Many Requests\r\nconnection: close\r\ncontent-length: 4\r\n\r\nfull")
+            case "error":
+                begin(writer)
+                await event(writer, choices=[choice([1], "x")])
+                await event(writer, error={"message": "the core died"})
+            case "cut":
+                begin(writer)
+                await event(writer, choices=[choice([1], "x")])
+            case "garbage":
+                begin(writer)
+                writer.write(b"data: {not json\n\n")
+
+    async with server(handler) as (url, _):
+        full, error, cut, garbage = await replay([Request(0, 1, p) for p in ("full", "error", "cut", "garbage")], url)
+    assert full.rejected and not full.ok and "full" in (full.error or "")
+    assert not error.rejected and "the core died" in (error.error or "") and error.token_ids == (1,)
+    assert not cut.ok and cut.error is None and cut.finish_reason is None
+    assert not garbage.ok and garbage.error is not None
+
+
+async def test_a_dead_server_is_an_error_of_each_request() -> None:
+    async def handler(content: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    async with server(handler) as (url, _):
+        (record,) = await replay([ask("anyone there?")], url)
+    assert not record.ok and record.error and record.status == 0

@@ -1,0 +1,73 @@
+"""Latency definitions and summaries of the load client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from e2e.traffic import records
+from e2e.traffic.records import Record, Target, quantile, summarise
+
+pytestmark = pytest.mark.unit
+
+
+def answered(*times: float, sent: float = 0.0, planned: float = 0.0) -> Record:
+    return Record(0, "", planned, sent, token_times=times, finish_reason="length", status=200)
+
+
+def test_latency_definitions() -> None:
+    record = answered(1.5, 1.6, 1.9, 2.0, sent=1.0)
+    assert record.ttft == pytest.approx(0.5)
+    assert record.tpot == pytest.approx(0.5 / 3)
+    assert record.gaps == pytest.approx([0.1, 0.3, 0.1])
+    assert record.longest_gap == pytest.approx(0.3)
+
+
+def test_one_token_has_no_tpot_and_none_has_no_ttft() -> None:
+    assert answered(1.0).tpot is None and answered(1.0).longest_gap is None
+    assert answered().ttft is None
+
+
+@pytest.mark.parametrize(
+    ("values", "percent", "expected"),
+    [([], 50, None), ([7], 99, 7), ([1, 2, 3, 4], 50, 2), (range(1, 101), 90, 90), (range(1, 11), 99, 10)],
+)
+def test_quantile_is_nearest_rank(values: list[float], percent: float, expected: float | None) -> None:
+    assert quantile(values, percent) == expected
+
+
+def test_summary_counts_rejects_apart_from_failures() -> None:
+    found = [
+        answered(0.2, 0.3),
+        Record(1, "", 1.0, 1.25, status=429, error="HTTP 429: full"),
+        Record(2, "", 2.0, 2.0, error="ConnectError: refused"),
+        Record(3, "", 2.0, 2.0, token_times=(3.0,), status=200),  # the stream ended without a finish reason
+    ]
+    summary = summarise(found)
+    assert (summary.requests, summary.ok, summary.rejected, summary.failed) == (4, 1, 1, 2)
+    assert summary.errors == ("ConnectError: refused", "no finish reason")
+    assert summary.tokens == 3
+    assert summary.seconds == pytest.approx(3.0)
+    assert summary.late is not None and summary.late.max == pytest.approx(250)
+    assert summary.attainment_percent is None
+
+
+def test_attainment_counts_every_request_sent() -> None:
+    slow, fast = answered(0.9, 1.0), answered(0.1, 0.2)
+    rejected = Record(2, "", 0.0, 0.0, status=503, error="HTTP 503")
+    target = Target(ttft=500, tpot=150)
+    assert summarise([slow, fast, fast, rejected], target).attainment_percent == 50
+    assert not Target(gap=50).met_by(fast)
+    assert Target(tpot=1).met_by(answered(9.9)), "one token cannot miss a TPOT target"
+
+
+def test_records_survive_the_file(tmp_path: Path) -> None:
+    found = [Record(0, "a", 0.0, 0.1, (0.2, 0.3), (5, 6), "hi", 7, "stop", 200), Record(1, "", 1.0, 1.0, error="no")]
+    records.write(found, tmp_path / "r.jsonl")
+    assert records.read(tmp_path / "r.jsonl") == found
+
+
+def test_lines_name_what_went_wrong() -> None:
+    text = "\n".join(summarise([Record(0, "", 0, 0, error="ReadTimeout: silence")]).lines())
+    assert "1 failed" in text and "ReadTimeout: silence" in text
