@@ -1,0 +1,183 @@
+"""Random traffic, aborts, preemptions and crashes against a worker that really writes a shared pool.
+
+Each phase's worker executes its plan at moments of its own choosing, crashes with its last writes done but unreported,
+and keeps writing for requests that were aborted meanwhile. Tokens are read back through the pool, so whatever goes wrong
+with a block shows as a wrong token. A pool without quarantine must fail here: that is tested too.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections import deque
+from collections.abc import Iterator
+
+import pytest
+
+from semipd_engine.contract import Phase
+from semipd_engine.core.block_pool import BlockPool
+from semipd_engine.core.kv_cache_manager import KVCacheManager
+from semipd_engine.core.request import Request
+from semipd_engine.core.scheduler import Scheduler, SchedulerLimits
+from semipd_engine.ipc.messages import DecodePlan, PrefillPlan, Sampling, StepResult
+from semipd_engine.pacing.quantum import Unpaced
+from tests.engine.fake_model import FakeRunner, reference
+
+pytestmark = pytest.mark.unit
+
+BLOCK = 4
+
+
+class HastyPool(BlockPool):
+    """The mutation: blocks are reused as soon as they are released."""
+
+    def _passed(self, state: object) -> bool:
+        return True
+
+
+class Worker:
+    def __init__(self, runner: FakeRunner, phase: Phase) -> None:
+        self.runner, self.phase = runner, phase
+        self.recall = 0
+        self.steps: Iterator[StepResult] | None = None
+        self.unreported: deque[StepResult] = deque()
+
+    def start(self, plan: PrefillPlan | DecodePlan) -> None:
+        def prefill() -> Iterator[StepResult]:
+            assert isinstance(plan, PrefillPlan)
+            yield self.runner.prefill(plan)
+
+        if isinstance(plan, PrefillPlan):
+            self.steps = prefill()
+        else:
+            self.steps = self.runner.decode(plan, lambda seq: self.recall >= seq)
+
+    def execute(self) -> StepResult | None:
+        result = next(self.steps, None) if self.steps is not None else None
+        if result is None or result.last:
+            self.steps = None
+        return result
+
+
+class Simulation:
+    def __init__(self, seed: int, pool_type: type[BlockPool], num_blocks: int = 14) -> None:
+        self.random = random.Random(seed)
+        self.memory = array("i", [-1] * (num_blocks * BLOCK))
+        self.pool = pool_type(num_blocks)
+        limits = SchedulerLimits(max_model_len=52, max_num_seqs=6, prefill_chunk_tokens=7, max_decode_steps=4)
+        self.scheduler = Scheduler(limits, KVCacheManager(self.pool, BLOCK))
+        runner = FakeRunner(memoryview(self.memory), BLOCK, Unpaced())
+        self.workers = {phase: Worker(runner, phase) for phase in Phase}
+        self.requests: dict[int, Request] = {}
+        self.outputs: dict[int, list[int]] = {}
+        self.aborted: set[int] = set()
+        self.finished: set[int] = set()
+        self.prefixes = [[self.random.randrange(100) for _ in range(16)] for _ in range(3)]
+        self.wrong = 0
+        self.crashes = 0
+
+    def add(self) -> None:
+        prompt = self.random.choice(self.prefixes)[: self.random.randrange(17)]
+        prompt = prompt + [self.random.randrange(100) for _ in range(self.random.randrange(1, 12))]
+        sampling = Sampling(temperature=0, max_tokens=self.random.randrange(1, 24))
+        request = Request(len(self.requests), str(len(self.requests)), prompt, sampling, received_at=0.0)
+        self.requests[request.id] = request
+        self.outputs[request.id] = []
+        self.scheduler.add(request)
+
+    def plan(self, phase: Phase) -> None:
+        worker = self.workers[phase]
+        plan = self.scheduler.plan_prefill(0.0) if phase is Phase.PREFILL else self.scheduler.plan_decode()
+        if plan is not None:
+            assert worker.steps is None and not worker.unreported
+            worker.start(plan)
+
+    def deliver(self, worker: Worker) -> None:
+        if worker.unreported:
+            self.scheduler.book(worker.phase, worker.unreported.popleft(), 0.0)
+
+    def crash(self, worker: Worker) -> None:
+        self.crashes += worker.steps is not None
+        if self.random.random() < 0.5:
+            worker.execute()  # the step's writes are done, its report is lost
+        while worker.unreported:
+            self.deliver(worker)
+        worker.steps = None
+        self.scheduler.worker_lost(worker.phase)
+
+    def step(self) -> None:
+        worker = self.workers[self.random.choice(list(Phase))]
+        dice = self.random.random()
+        if dice < 0.06 and len(self.scheduler.table.by_id) < 12:
+            self.add()
+        elif dice < 0.075 and self.scheduler.table.by_id:
+            victim = self.random.choice(list(self.scheduler.table.by_id))
+            self.aborted.add(victim)
+            self.scheduler.abort(victim)
+        elif dice < 0.08:
+            self.crash(worker)
+        elif dice < 0.5 and worker.steps is not None:
+            result = worker.execute()
+            if result is not None:
+                worker.unreported.append(result)
+        else:
+            self.deliver(worker)
+            self.plan(worker.phase)
+            recall = self.scheduler.take_recall()
+            if recall is not None:
+                self.workers[Phase.DECODE].recall = recall
+        self.settle()
+
+    def settle(self) -> None:
+        self.pool.check()
+        for request, output in self.scheduler.take_outputs():
+            assert request.id not in self.finished, "output after the end"
+            assert output.error is None, output.error
+            self.outputs[request.id] += output.token_ids
+            if output.finish_reason is not None:
+                self.finished.add(request.id)
+                expected = reference(request.prompt_token_ids, request.sampling.max_tokens)
+                got = self.outputs[request.id]
+                self.wrong += got != expected[: len(got)]
+                if output.finish_reason == "length":
+                    self.wrong += len(got) != len(expected)
+
+    def drain(self) -> None:
+        for _ in range(20_000):
+            if not self.scheduler.table.by_id:
+                break
+            for worker in self.workers.values():
+                result = worker.execute()
+                if result is not None:
+                    worker.unreported.append(result)
+                self.deliver(worker)
+                self.plan(worker.phase)
+            self.settle()
+        for worker in self.workers.values():
+            while worker.steps is not None or worker.unreported:
+                result = worker.execute()
+                if result is not None:
+                    worker.unreported.append(result)
+                self.deliver(worker)
+        self.settle()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_token_changes_under_random_traffic(seed: int) -> None:
+    simulation = Simulation(seed, BlockPool)
+    for _ in range(25_000):
+        simulation.step()
+    assert simulation.scheduler.preemptions > 10 and simulation.crashes > 10 and len(simulation.aborted) > 10
+    assert simulation.scheduler.kv.hits_tokens > 100
+    simulation.drain()
+    assert simulation.wrong == 0
+    assert simulation.finished == set(simulation.requests)
+    counts = simulation.pool.counts()
+    assert counts.used == 0 and counts.quarantined == 0
+
+
+def test_a_pool_without_quarantine_is_caught() -> None:
+    simulation = Simulation(0, HastyPool)
+    for _ in range(25_000):
+        simulation.step()
+    assert simulation.wrong > 0
