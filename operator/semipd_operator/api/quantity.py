@@ -45,7 +45,9 @@ def positive_quantity(field: str, example: str) -> Rule:
         number = parse_quantity(value)
         return number is not None and number > 0
 
-    return Rule("type(self) == int ? self > 0 : isQuantity(self) && quantity(self).sign() > 0", holds, message)
+    return Rule(
+        "type(self) == int ? self > 0 : isQuantity(self) && quantity(self).isGreaterThan(quantity('0'))", holds, message
+    )
 
 
 def any_quantity(field: str) -> Rule:

@@ -89,7 +89,8 @@ def not_above(low: str, high: str) -> Rule:
     """``low <= high`` for two integers of one object that are always present (they have defaults)."""
     low_name, high_name = _snake(low), _snake(high)
     return Rule(
-        cel=f"self.{low} <= self.{high}",
+        # The API server also tries the rule on the object's own default, {}, before the fields get theirs.
+        cel=f"!has(self.{low}) || !has(self.{high}) || self.{low} <= self.{high}",
         holds=lambda value: getattr(value, low_name) <= getattr(value, high_name),
         message=f"{low} must not be above {high}: lower {low} or raise {high}",
         field=f".{low}",

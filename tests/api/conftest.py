@@ -1,0 +1,205 @@
+"""A real etcd and kube-apiserver for the api tier: no root, a private folder, free ports, gone after the session.
+
+There is no controller manager: Deployments make no pods and nothing is garbage-collected; tests make the pods that
+they need. Identities come from a static token file: `admin`, and the operator's ServiceAccount without extra rights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+OPERATOR_NAMESPACE = "semipd-system"
+OPERATOR_ACCOUNT = "semipd-operator"
+OPERATOR_USER = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{OPERATOR_ACCOUNT}"
+
+
+def programs(*names: str) -> Path:
+    """The folder of the built programs; skips, saying how to get them (the tier runner counts a skip as a failure)."""
+    found = subprocess.run(
+        [sys.executable, ROOT / "e2e/cluster/tools", "path", *names], capture_output=True, text=True, check=False
+    )
+    if found.returncode:
+        pytest.skip(found.stderr.strip())
+    return Path(found.stdout.strip())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(check: Any, seconds: float = 20.0, every: float = 0.1) -> Any:
+    """What `check` returns once it is true; fails with the last value."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = check()
+        if value or time.monotonic() > deadline:
+            assert value, f"not within {seconds} s: {check}"
+            return value
+        time.sleep(every)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    bin: Path
+    folder: Path
+    url: str
+
+    @property
+    def kubeconfig(self) -> Path:
+        return self.folder / "admin.kubeconfig"
+
+    @property
+    def operator_kubeconfig(self) -> Path:
+        return self.folder / "operator.kubeconfig"
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, ok: bool = True) -> subprocess.CompletedProcess[str]:
+        answer = subprocess.run(
+            [self.bin / "kubectl", "--kubeconfig", self.kubeconfig, *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            env={**os.environ, "HOME": str(self.folder)},  # discovery cache
+        )
+        if ok:
+            assert answer.returncode == 0, f"kubectl {' '.join(arguments)}: {answer.stderr}"
+        return answer
+
+    def apply(self, obj: dict[str, Any], *arguments: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.kubectl("apply", "-f", "-", *arguments, stdin=json.dumps(obj), ok=ok)
+
+    def get(self, kind: str, name: str, namespace: str) -> dict[str, Any] | None:
+        answer = self.kubectl("get", kind, name, "-n", namespace, "-o", "json", "--ignore-not-found")
+        return json.loads(answer.stdout) if answer.stdout.strip() else None
+
+    def request(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Any:
+        """One request as admin; raises AssertionError with the server's words."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data=data, method=method)
+        request.add_header("Authorization", "Bearer admin-token")
+        request.add_header("Content-Type", content_type)
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        try:
+            with urllib.request.urlopen(request, context=context, timeout=20) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{method} {path}: {error.code} {error.read().decode()}") from None
+
+
+def _kubeconfig(url: str, token: str) -> str:
+    return yaml.safe_dump(
+        {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": {"server": url, "insecure-skip-tls-verify": True}}],
+            "users": [{"name": "u", "user": {"token": token}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        }
+    )
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    child.send_signal(
+        signal.SIGKILL
+    )  # the apiserver's graceful shutdown takes most of a minute; the data is thrown away
+    child.wait()
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    bin_folder = programs("etcd", "kube-apiserver", "kubectl")
+    folder = tmp_path_factory.mktemp("cluster")
+    etcd_port, peer_port, api_port = free_port(), free_port(), free_port()
+    url = f"https://127.0.0.1:{api_port}"
+    key = folder / "sa.key"
+    subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
+    (folder / "tokens.csv").write_text(
+        f'admin-token,admin,1,"system:masters"\noperator-token,{OPERATOR_USER},2,"system:serviceaccounts"\n'
+    )
+    cluster = Cluster(bin_folder, folder, url)
+    for path, token in ((cluster.kubeconfig, "admin-token"), (cluster.operator_kubeconfig, "operator-token")):
+        path.write_text(_kubeconfig(url, token))
+        path.chmod(0o600)
+    etcd = subprocess.Popen(
+        [
+            bin_folder / "etcd",
+            f"--data-dir={folder / 'etcd'}",
+            f"--listen-client-urls=http://127.0.0.1:{etcd_port}",
+            f"--advertise-client-urls=http://127.0.0.1:{etcd_port}",
+            f"--listen-peer-urls=http://127.0.0.1:{peer_port}",
+            "--unsafe-no-fsync",
+            "--log-level=error",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=(folder / "etcd.log").open("wb"),
+    )
+    apiserver = subprocess.Popen(
+        [
+            bin_folder / "kube-apiserver",
+            f"--etcd-servers=http://127.0.0.1:{etcd_port}",
+            "--bind-address=127.0.0.1",
+            f"--secure-port={api_port}",
+            f"--cert-dir={folder / 'certs'}",
+            f"--token-auth-file={folder / 'tokens.csv'}",
+            "--authorization-mode=RBAC",
+            "--service-cluster-ip-range=10.96.0.0/24",
+            f"--service-account-key-file={key}",
+            f"--service-account-signing-key-file={key}",
+            f"--service-account-issuer={url}",
+            # The plugin that wants .../finalizers rights for blockOwnerDeletion is on in some clusters.
+            "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
+            "--disable-admission-plugins=ServiceAccount",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=(folder / "apiserver.log").open("wb"),
+    )
+    try:
+
+        def ready() -> bool:
+            assert apiserver.poll() is None, (folder / "apiserver.log").read_text()[-2000:]
+            return cluster.kubectl("get", "--raw", "/readyz", ok=False).returncode == 0
+
+        until(ready, 60)
+        yield cluster
+    finally:
+        _stop(apiserver)
+        _stop(etcd)
+
+
+@pytest.fixture(scope="session")
+def crd(cluster: Cluster) -> Cluster:
+    """The cluster with the project's CRD established, applied as a user would (client-side: its size is tested too)."""
+    cluster.kubectl("apply", "-f", str(ROOT / "crds"))
+    cluster.kubectl("wait", "--for=condition=Established", "crd/semipdservices.semipd.io", "--timeout=30s")
+    until(lambda: cluster.kubectl("get", "spd", ok=False).returncode == 0)
+    return cluster
+
+
+@pytest.fixture
+def namespace(crd: Cluster, request: pytest.FixtureRequest) -> str:
+    """A namespace of the test's own."""
+    answer = crd.request("POST", "/api/v1/namespaces", {"metadata": {"generateName": "test-"}})
+    name: str = answer["metadata"]["name"]
+    return name

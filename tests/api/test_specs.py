@@ -1,0 +1,55 @@
+"""The same specifications against the real API server as against Python (tests/unit/test_operator_specs.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.api
+SPECS = Path(__file__).parent / "specs"
+
+
+def table(name: str) -> list[Any]:
+    return [pytest.param(case, id=case["name"][:40]) for case in yaml.safe_load((SPECS / f"{name}.yaml").read_text())]
+
+
+def manifest(case: dict[str, Any], namespace: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "semipd.io/v1alpha1",
+        "kind": "SemiPDService",
+        "metadata": {"name": case["name"], "namespace": namespace},
+        "spec": case["spec"],
+    }
+
+
+def assert_holds(part: Any, whole: Any, path: str = "spec") -> None:
+    if isinstance(part, dict):
+        for key, value in part.items():
+            assert key in whole, f"{path}.{key} is absent"
+            assert_holds(value, whole[key], f"{path}.{key}")
+    else:
+        assert whole == part, path
+
+
+@pytest.mark.parametrize("case", table("good"))
+def test_the_api_server_accepts_and_defaults(crd: Any, case: dict[str, Any], namespace: str) -> None:
+    crd.apply(manifest(case, namespace))
+    live = crd.get("spd", case["name"], namespace)
+    assert_holds(case.get("then", {}), live["spec"])
+
+
+@pytest.mark.parametrize("case", table("bad"))
+def test_the_api_server_refuses_and_names_field_and_remedy(crd: Any, case: dict[str, Any], namespace: str) -> None:
+    answer = crd.apply(manifest(case, namespace), ok=False)
+    assert answer.returncode != 0, "accepted"
+    for words in case["says"]:
+        assert words in answer.stderr
+
+
+def test_there_are_no_defaults_for_mode_and_shares(crd: Any, namespace: str) -> None:
+    crd.apply(manifest({"name": "bare", "spec": {"model": {"uri": "file:///m"}}}, namespace))
+    partition = crd.get("spd", "bare", namespace)["spec"]["partition"]
+    assert not {"mode", "prefillPercent", "decodePercent"} & set(partition)
