@@ -1,0 +1,42 @@
+"""The few things of this process that a pacer moves: its threads, their CPUs, and the CPU time they used."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+
+class Processor(Protocol):
+    """The pacer's view of the machine; tests have one of their own with a fake clock."""
+
+    def monotonic_ns(self) -> int: ...
+
+    def cpu_ns(self) -> int:
+        """CPU time of all threads of this process."""
+
+    def sleep(self, seconds: float) -> None: ...
+
+    def set_threads(self, count: int) -> None: ...
+
+    def pin(self, cpus: Sequence[int]) -> None:
+        """Move every thread to these CPUs. Raises OSError if none of them may be used."""
+
+    def try_lock(self) -> bool: ...
+
+    def unlock(self) -> None: ...
+
+
+def pin_all_threads(cpus: Sequence[int]) -> None:
+    """Pin each thread of this process by its tid: sched_setaffinity(0) would move the calling one only.
+
+    Threads born later inherit the mask of the thread that creates them. Raises OSError as sched_setaffinity does.
+    """
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # a thread may end meanwhile
+            os.sched_setaffinity(int(task.name), cpus)
+
+
+ThreadSetter = Callable[[int], None]

@@ -1,0 +1,221 @@
+"""The pacer of a phase worker: makes a plan of the pacing page bind, at quanta of a few milliseconds.
+
+A limit binds only while both phases are busy; a phase that is alone has all granted CPUs and all threads (L0).
+`CORES`: while both are busy, this phase's threads are pinned to its own cores. `QUANTA`: the phases take turns, by
+stride, under a lock. `UNLIMITED`: nothing binds.
+
+Knows the page and its own process; knows no model, no plan of work and no channel.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from semipd_engine.contract import PacingMode, Phase
+from semipd_engine.pacing.cpus import Processor, pin_all_threads
+from semipd_engine.pacing.page import PacingPage, PlanInForce, Slot
+from semipd_engine.pacing.stride import Turn, charged, clamped, levelled, whose_turn
+from semipd_engine.pacing.turn_lock import TurnLock
+
+GRACE_NS = 5_000_000
+"""A phase counts as busy this long after its last step: between two plans it has not really stopped."""
+STALE_NS = 1_000_000_000
+"""A peer whose heartbeat is older is stopped or dead, and nobody waits for it."""
+POLL_SECONDS = 0.0002
+IDLE_QUANTUM_SECONDS = 0.002
+
+log = logging.getLogger(__name__)
+
+
+class OwnProcess:
+    """`Processor` of the real machine."""
+
+    def __init__(self, page: PacingPage, set_threads: Callable[[int], None]) -> None:
+        self._lock = TurnLock(page.fd)
+        self._set_threads = set_threads
+
+    def monotonic_ns(self) -> int:
+        return time.monotonic_ns()
+
+    def cpu_ns(self) -> int:
+        return time.process_time_ns()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def set_threads(self, count: int) -> None:
+        self._set_threads(count)
+
+    def pin(self, cpus: Sequence[int]) -> None:
+        pin_all_threads(cpus)
+
+    def try_lock(self) -> bool:
+        return self._lock.try_acquire()
+
+    def unlock(self) -> None:
+        self._lock.release()
+
+
+class PhasePacer:
+    """One for each worker. `peer` is None where one process runs both phases: then no limit ever binds."""
+
+    def __init__(self, page: PacingPage, phase: Phase, peer: Phase | None, processor: Processor) -> None:
+        self._page = page
+        self._phase = phase
+        self._slot = page.slots[phase]
+        self._peer: Slot | None = page.slots[peer] if peer is not None else None
+        self._processor = processor
+        self._in_force: PlanInForce | None = None
+        self._sequence = -1
+        self._regime: tuple[tuple[int, ...], int] | None = None
+        self._holds_lock = False
+        self._cpu_ns = processor.cpu_ns()
+
+    # ---- the worker's loop calls these ---------------------------------------------------------------------------
+
+    def start(self, pid: int, generation: int) -> None:
+        self._slot.clear()
+        self._slot.generation = generation
+        self._slot.idle_since_ns = self._processor.monotonic_ns()
+        self._slot.pid = pid
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Beat, and adopt a new plan: also while there is nothing to do."""
+        self._beat()
+        self._adopt()
+        self._account()
+
+    def wake(self) -> None:
+        """A plan of work is in hand."""
+        idle_since, now = self._slot.idle_since_ns, self._beat()
+        if idle_since and now - idle_since > GRACE_NS and self._peer is not None:
+            self._slot.vtime = levelled(self._slot.vtime, self._peer.vtime)
+            self._page.idle_vtime = max(self._page.idle_vtime, self._slot.vtime)
+        self._slot.idle_since_ns = 0
+
+    def rest(self) -> None:
+        """The plan of work is done."""
+        self._account()
+        self._slot.idle_since_ns = self._beat()
+
+    def count_step(self) -> None:
+        self._slot.steps += 1
+
+    # ---- the model calls this ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def quantum(self) -> Iterator[None]:
+        now = self._beat()
+        self._adopt()
+        self._choose_regime(self._peer_is_busy(now))
+        if self._mode is PacingMode.QUANTA and self._peer is not None:
+            self._take_turn(self._peer)
+        try:
+            yield
+        finally:
+            self._account()
+            if self._holds_lock:
+                self._holds_lock = False
+                self._processor.unlock()
+
+    # ---- inside --------------------------------------------------------------------------------------------------
+
+    @property
+    def _mode(self) -> PacingMode:
+        return self._in_force.plan.mode if self._in_force is not None else PacingMode.UNLIMITED
+
+    @property
+    def _weight(self) -> int:
+        return self._in_force.plan.limit(self._phase).weight if self._in_force is not None else 1
+
+    def _beat(self) -> int:
+        now = self._processor.monotonic_ns()
+        self._slot.heartbeat_ns = now
+        return now
+
+    def _peer_is_busy(self, now: int) -> bool:
+        peer = self._peer
+        if peer is None or peer.pid == 0 or now - peer.heartbeat_ns > STALE_NS:
+            return False
+        idle_since = peer.idle_since_ns
+        return idle_since == 0 or now - idle_since < GRACE_NS
+
+    def _adopt(self) -> None:
+        """Take over a new plan. The applied epoch is written only if this process can really run under it."""
+        sequence = self._page.plan_sequence
+        if sequence == self._sequence or (in_force := self._page.read_plan()) is None:
+            return
+        self._sequence = sequence
+        self._in_force = in_force
+        self._regime = None
+        try:
+            self._choose_regime(contended=True)
+        except OSError as error:
+            log.error("split epoch %d cannot be applied: %s", in_force.epoch, error)
+            return
+        self._slot.applied_epoch = in_force.epoch
+
+    def _choose_regime(self, contended: bool) -> None:
+        """Own cores while both are busy under CORES, everything otherwise."""
+        if self._in_force is None:
+            return
+        plan = self._in_force.plan
+        limit = plan.limit(self._phase)
+        if contended and self._peer is not None and plan.mode is PacingMode.CORES:
+            regime = (limit.cpus, limit.threads)
+        elif contended and self._peer is not None and plan.mode is PacingMode.QUANTA:
+            regime = (plan.granted_cpus, limit.threads)
+        else:
+            regime = (plan.granted_cpus, plan.threads)
+        if regime != self._regime:
+            cpus, threads = regime
+            if cpus:
+                self._processor.pin(cpus)
+            self._processor.set_threads(threads)
+            self._regime = regime
+
+    def _take_turn(self, peer: Slot) -> None:
+        """Wait until this phase is furthest behind, then hold the lock. A peer that rests or is stopped is not waited
+        for; neither is a lock that a stopped peer holds."""
+        while self._mode is PacingMode.QUANTA:
+            if not self._peer_is_busy(self._beat()):
+                self._holds_lock = self._processor.try_lock()
+                return
+            turn = self._turn(peer)
+            if turn is not Turn.PEER and self._processor.try_lock():
+                if turn is Turn.OWN:
+                    self._holds_lock = True
+                    return
+                self._sleep_for_nobody()
+            else:
+                self._processor.sleep(POLL_SECONDS)
+            self._adopt()
+
+    def _turn(self, peer: Slot) -> Turn:
+        in_force = self._in_force
+        idle_weight = in_force.plan.idle_weight if in_force is not None else 0
+        own = self._slot.vtime = clamped(self._slot.vtime, peer.vtime, self._weight)
+        nobody: int | None = None
+        if idle_weight:
+            nobody = self._page.idle_vtime = clamped(self._page.idle_vtime, min(own, peer.vtime), idle_weight)
+        return whose_turn(own, peer.vtime, nobody, own_wins_ties=self._phase is Phase.DECODE)
+
+    def _sleep_for_nobody(self) -> None:
+        """Use up a quantum of the idle share, with the lock held so that the peer sleeps as well."""
+        assert self._in_force is not None
+        plan = self._in_force.plan
+        self._processor.sleep(IDLE_QUANTUM_SECONDS)
+        idle_ns = int(IDLE_QUANTUM_SECONDS * 1e9) * max(1, len(plan.granted_cpus))
+        self._page.idle_vtime = charged(self._page.idle_vtime, idle_ns, plan.idle_weight)
+        self._processor.unlock()
+
+    def _account(self) -> None:
+        """Charge the CPU time since the last call, whatever it went into."""
+        cpu_ns = self._processor.cpu_ns()
+        self._slot.vtime = charged(self._slot.vtime, cpu_ns - self._cpu_ns, self._weight)
+        self._slot.cpu_ns = cpu_ns
+        self._cpu_ns = cpu_ns
