@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -23,6 +22,7 @@ import uvicorn
 from setproctitle import setproctitle
 
 from semipd_engine.contract import EngineOptions
+from semipd_engine.process import die_with_parent
 from semipd_engine.server.admission import ENDPOINT_LAG_SECONDS
 from semipd_engine.server.app import create_app
 from semipd_engine.server.errors import unavailable
@@ -35,7 +35,6 @@ PORT_FILE = "api.port"
 """File in the run directory with the bound port, written once the socket listens."""
 FLUSH_SECONDS = 2
 """Time for the last answers to reach their clients after the drain."""
-PR_SET_PDEATHSIG = 1
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,8 @@ def main() -> int:
     options = parse_options(None, "python -m semipd_engine.server", "The OpenAI API of a running engine core.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s api: %(message)s", stream=sys.stderr)
     setproctitle("semipd: api")
-    _die_with_parent()
+    die_with_parent(os.getppid())
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the phases need the CPUs more
     try:
         service = Service(options)
     except (ModelCardError, TokenizerError, ValueError) as error:
@@ -138,14 +138,6 @@ def _write_port(path: Path, port: int) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(f"{port}\n")
     temporary.replace(path)
-
-
-def _die_with_parent() -> None:
-    """SIGKILL when the launcher dies, so that no api outlives its engine. The parent may be gone already."""
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def _add_api(app: FastAPI, service: Service) -> None:
         body = await read_body(request, DetokenizeRequest)
         service.check_model(body.model)
         check_token_ids("tokens", body.tokens, service.card.vocab_size)
-        text = await service.tokenise(len(body.tokens), lambda: service.tokenizer.decode(body.tokens))
+        text = await service.tokenise(len(body.tokens), lambda: service.tokenizer.decode_long(body.tokens))
         return json_response({"prompt": text})
 
 

@@ -9,7 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.registry import Collector
 
 from semipd_engine.ipc.messages import CoreState
@@ -125,6 +132,7 @@ class EngineMetrics:
     """The registry of one api process. Label model_name is bound once."""
 
     def __init__(self, model_name: str, block_size: int) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody reads
         self._registry = CollectorRegistry(auto_describe=False)
         self._model = model_name
         self._block_size = str(block_size)

@@ -41,13 +41,19 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of `text`. Raises `TokenizerError` for text that is not valid Unicode."""
         try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            # The batch call, unlike encode(), lets other threads run; without it a long prompt stops all streams.
+            ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         except Exception as error:
             raise TokenizerError(f"text cannot be tokenised: {error}") from error
         return ids
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def decode_long(self, token_ids: list[int]) -> str:
+        """Like `decode`, letting other Python threads run meanwhile."""
+        text: str = self._tokenizer.decode_batch([token_ids], skip_special_tokens=False)[0]
         return text
 
     def detokenizer(self) -> Detokenizer:

@@ -26,7 +26,7 @@ Answer = Callable[[AddRequest], list[int]]
 
 
 class StandInCore:
-    """Runs in a thread of its own. `answer` gives the tokens of a request; stop ids and max_tokens are honoured here."""
+    """Runs in a thread of its own. `answer` gives a request's tokens; stop ids and max_tokens are honoured here."""
 
     def __init__(self, run_dir: Path, vocab_size: int, max_model_len: int = 256) -> None:
         self.path = run_dir / "core.sock"

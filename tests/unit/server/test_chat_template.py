@@ -1,0 +1,131 @@
+"""Chat templates: the same text as transformers gives, helpers, sandbox, refusals."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from semipd_engine.server import chat
+from semipd_engine.server.chat_template import ChatTemplateError, ChatTemplates
+from semipd_engine.server.errors import ApiError
+
+pytestmark = pytest.mark.unit
+
+CHATML = """\
+{%- for message in messages %}
+    {%- if loop.first and message['role'] != 'system' %}
+        {{- '<|im_start|>system\\nYou are helpful.<|im_end|>\\n' }}
+    {%- endif %}
+    {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] | trim + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{% if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n' }}
+{% endif %}"""
+TOOLS = """\
+{{ bos_token }}{% for tool in tools or [] %}
+    {% if loop.index > 2 %}{% break %}{% endif %}
+{{ tool | tojson(indent=2) }}
+{% endfor %}
+{% set ns = namespace(count=0) %}
+{% for message in messages %}
+    {% set ns.count = ns.count + 1 %}
+    {% if message.tool_calls is defined and message.tool_calls %}
+{{ ns.count }} {{ message.tool_calls[0].function.arguments | tojson }} <&>
+    {% else %}
+{% generation %}{{ ns.count }}: {{ message.content }}{% endgeneration %}
+
+    {% endif %}
+{% endfor %}{% if thinking | default(true) %}<think>{% endif %}"""
+USER = {"role": "user", "content": " What is <b>? "}
+TOOL = {"type": "function", "function": {"name": "größe", "description": "a < b"}}
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"q": "é<"}}}]}
+
+
+@pytest.mark.parametrize("template", [CHATML, TOOLS])
+@pytest.mark.parametrize("messages", [[USER], [{"role": "system", "content": "s"}, USER, CALL, USER]])
+@pytest.mark.parametrize("tools", [None, [TOOL, TOOL, TOOL]])
+@pytest.mark.parametrize("variables", [{}, {"thinking": False}])
+@pytest.mark.parametrize("prompt", [True, False])
+def test_renders_as_transformers_does(
+    template: str, messages: list[Any], tools: list[Any] | None, variables: dict[str, Any], prompt: bool
+) -> None:
+    ours = ChatTemplates({"default": template}, {"bos_token": "<s>"}).render(
+        messages, tools, add_generation_prompt=prompt, variables=variables
+    )
+    theirs, _ = render_jinja_template(
+        [messages], tools=tools, chat_template=template, add_generation_prompt=prompt, bos_token="<s>", **variables
+    )
+    assert ours == theirs[0]
+
+
+def test_the_last_message_can_be_continued() -> None:
+    templates = ChatTemplates({"default": CHATML}, {})
+    text = templates.render(
+        [USER, {"role": "assistant", "content": "It is "}], add_generation_prompt=False, continue_final_message=True
+    )
+    assert text.endswith("<|im_start|>assistant\nIt is ")
+
+
+def test_strftime_now() -> None:
+    day = datetime.datetime(2024, 2, 29)
+    assert ChatTemplates({"default": "{{ strftime_now('%d %b %Y') }}"}, {}, lambda: day).render([USER]) == "29 Feb 2024"
+
+
+def test_a_template_for_tools_serves_requests_with_tools() -> None:
+    templates = ChatTemplates({"default": "plain", "tool_use": "tools"}, {})
+    assert [templates.render([USER], tools) for tools in (None, [TOOL])] == ["plain", "tools"]
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ messages[0].missing.field }}", "no attribute"),
+        ("{{ ''.__class__.__mro__ }}", "refuses"),
+        ("{{ messages.append(1) }}", "refuses"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{% for", "broken"),
+        (None, "no chat template"),
+    ],
+)
+def test_a_failing_template_says_so(template: str | None, words: str) -> None:
+    templates = ChatTemplates({} if template is None else {"default": template}, {})
+    with pytest.raises(ChatTemplateError, match=words):
+        templates.render([USER])
+
+
+def test_clients_cannot_replace_the_messages() -> None:
+    templates = ChatTemplates({"default": "{{ messages | length }}{{ bos_token }}"}, {"bos_token": "<s>"})
+    assert templates.render([USER], variables={"messages": [1, 2, 3], "bos_token": "!"}) == "1<s>"
+
+
+def test_messages_are_normalised() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    call = {"function": {"name": "f", "arguments": '{"q": 1}'}}
+    normal = chat.normalise([{"role": "user", "content": parts}, {"role": "assistant", "tool_calls": [call]}])
+    assert normal[0]["content"] == "a\nb"
+    assert normal[1]["content"] == "" and normal[1]["tool_calls"][0]["function"]["arguments"] == {"q": 1}
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"content": "x"}, "messages.0.role"),
+        ({"role": 3, "content": "x"}, "messages.0.role"),
+        ({"role": "user"}, "messages.0.content"),
+        ({"role": "user", "content": 5}, "messages.0.content"),
+        ({"role": "user", "content": [{"type": "image_url"}]}, "messages.0.content.0"),
+        ({"role": "assistant", "tool_calls": 3}, "messages.0.tool_calls"),
+        (
+            {"role": "assistant", "tool_calls": [{"function": {"arguments": "{"}}]},
+            "messages.0.tool_calls.0.function.arguments",
+        ),
+    ],
+)
+def test_a_bad_message_is_named(message: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        chat.normalise([message])
+    assert (refused.value.status, refused.value.param) == (400, param)

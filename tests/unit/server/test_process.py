@@ -1,0 +1,197 @@
+"""The life of the api process: back-pressure, disconnects, outages of core, API key, drain, parent's death."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from api_process import Api, wait_until
+from conftest import StartApi
+
+pytestmark = pytest.mark.unit
+
+
+def test_title_and_probes(api: Api) -> None:
+    assert psutil.Process(api.process.pid).cmdline()[0] == "semipd: api"
+    assert api.client.get("/health").status_code == 200
+    assert api.client.get("/ready").json() == {"ready": True, "reason": None}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_aborts_its_request(api: Api, stream: bool) -> None:
+    api.core.seconds_per_token = 0.05
+    with pytest.raises(httpx.ReadTimeout):
+        body = {"prompt": "The", "max_tokens": 200, "stream": stream, "n": 2, "seed": 1}
+        with httpx.stream("POST", f"{api.url}/v1/completions", json=body, timeout=0.3) as response:
+            if stream:
+                next(response.iter_bytes())
+                raise httpx.ReadTimeout("left")
+            response.read()
+    wait_until(lambda: sorted(api.core.aborted) == sorted(add.key for add in api.core.added))
+
+
+def test_a_full_queue_answers_429_before_tokenising(start_api: StartApi) -> None:
+    api = start_api("--max-queued-requests", "2")
+    api.core.hold = True
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(api.complete, "The", max_tokens=2) for _ in range(2)]
+        wait_until(lambda: len(api.core.added) == 2)
+        began = time.monotonic()
+        # Tokenising this would take far longer than the refusal does.
+        refused = api.complete("dog " * 2_000_000)
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "1"
+        assert refused.json()["error"]["code"] == "queue_full"
+        assert "2" in refused.json()["error"]["message"] and time.monotonic() - began < 5
+        api.core.set_state(prefilling=1)
+        api.core.hold = False
+        wait_until(lambda: api.complete("The", max_tokens=2).status_code == 200)
+        assert 'semipd_rejected_requests_total{model_name="letters",reason="queue_full"}' in api.metrics()
+        api.core.crash()
+        assert [future.result().status_code for future in waiting] == [503, 503]
+
+
+def test_requests_reach_core_in_their_order(start_api: StartApi) -> None:
+    """A long prompt, tokenised in a thread, is not overtaken by a short one that came later; probes do not wait."""
+    api = start_api()
+    api.core.set_state(max_model_len=10_000_000)
+    with ThreadPoolExecutor(2) as pool:
+        long = pool.submit(api.complete, "dog " * 500_000, max_tokens=1)
+        time.sleep(0.2)
+        assert not api.core.added
+        short = pool.submit(api.complete, "The", max_tokens=1)
+        assert api.client.get("/health", timeout=0.3).status_code == 200
+        assert not api.core.added
+        assert [long.result().status_code, short.result().status_code] == [200, 200]
+    assert [len(add.prompt_token_ids) > 100_000 for add in api.core.added] == [True, False]
+
+
+def test_a_lost_core_answers_everyone_within_two_seconds(start_api: StartApi) -> None:
+    api = start_api()
+    api.core.seconds_per_token = 0.05
+    with ThreadPoolExecutor(9) as pool:
+        plain = [pool.submit(api.complete, "The", max_tokens=200) for _ in range(4)]
+        streamed = [pool.submit(api.complete, "The", max_tokens=200, stream=True) for _ in range(4)]
+        wait_until(lambda: len(api.core.added) == 8)
+        time.sleep(0.3)
+        api.core.crash()
+        began = time.monotonic()
+        answers, streams = [f.result() for f in plain], [f.result() for f in streamed]
+        assert time.monotonic() - began < 2
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_restarted")
+        assert answer.headers["retry-after"]
+    for stream in streams:
+        *lines, last, rest = stream.text.split("\n\n")
+        assert lines and rest == ""
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_restarted"
+    # A short outage: the probe stays up, and a request sent meanwhile waits for the new core.
+    assert api.client.get("/ready").status_code == 200
+    with ThreadPoolExecutor(1) as pool:
+        patient = pool.submit(api.complete, "The", max_tokens=2)
+        time.sleep(0.3)
+        api.core.seconds_per_token = 0
+        api.core.start()
+        assert patient.result().status_code == 200
+    assert api.complete().status_code == 200
+
+
+def test_a_long_outage_is_not_ready(start_api: StartApi) -> None:
+    api = start_api()
+    api.core.crash()
+    began = time.monotonic()
+    wait_until(lambda: api.client.get("/ready").status_code == 503)
+    assert time.monotonic() - began > 1.5
+    refused = api.complete()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+    assert refused.headers["retry-after"]
+    assert api.client.get("/health").status_code == 200
+    assert 'semipd_core_connected{model_name="letters"} 0.0' in api.metrics()
+    api.core.start()
+    wait_until(lambda: api.client.get("/ready").status_code == 200)
+
+
+def test_api_key(start_api: StartApi, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("first\n")
+    api = start_api("--api-key-file", str(file))
+    open_paths = {path: api.client.get(path).status_code for path in ("/health", "/ready", "/metrics")}
+    assert set(open_paths.values()) == {200}
+    for header in ({}, {"authorization": "Bearer wrong"}, {"authorization": "first"}):
+        answer = api.client.get("/v1/models", headers=header)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+    assert api.client.get("/v1/models", headers={"authorization": "Bearer first"}).status_code == 200
+    file.write_text("second\n")
+    assert api.client.get("/v1/models", headers={"authorization": "Bearer first"}).status_code == 401
+    assert api.client.get("/v1/models", headers={"authorization": "Bearer second"}).status_code == 200
+    file.unlink()
+    assert api.client.get("/v1/models", headers={"authorization": "Bearer"}).status_code == 401
+
+
+def test_sigterm_drains(start_api: StartApi) -> None:
+    """The probe fails at once, new requests pass for five seconds, a running stream ends whole, the exit is clean."""
+    api = start_api("--drain-seconds", "20")
+    api.core.seconds_per_token = 0.07
+    with ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(api.complete, "The", max_tokens=100, stream=True)
+        wait_until(lambda: api.core.added)
+        api.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: api.client.get("/ready").status_code == 503, 1)
+        assert api.complete(max_tokens=1).status_code == 200
+        time.sleep(5)
+        refused = api.complete(max_tokens=1)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        assert stream.result().text.endswith("data: [DONE]\n\n")
+    assert api.process.wait(5) == 0
+
+
+def test_a_drain_ends_what_does_not_finish(start_api: StartApi) -> None:
+    api = start_api("--drain-seconds", "1")
+    api.core.hold = True
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(api.complete, "The")
+        wait_until(lambda: api.core.added)
+        api.process.send_signal(signal.SIGTERM)
+        assert (answer.result().status_code, answer.result().json()["error"]["code"]) == (503, "draining")
+    assert api.process.wait(5) == 0
+
+
+def test_it_dies_with_its_parent(model_dir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "semipd_engine.server", "--model", str(model_dir), "--run-dir", str(tmp_path)]
+    code = f"import subprocess; p = subprocess.Popen({[*command, '--port', '0']!r}); print(p.pid, flush=True); p.wait()"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    wait_until(lambda: (tmp_path / "api.port").exists())
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--port", "x"], "port"),
+        (["--max-queued-requests", "0"], "max_queued_requests"),
+        (["--modle", "x"], "--modle"),
+    ],
+)
+def test_bad_flags_are_named(model_dir: Path, tmp_path: Path, flags: list[str], words: str) -> None:
+    command = [sys.executable, "-m", "semipd_engine.server", "--model", str(model_dir), "--run-dir", str(tmp_path)]
+    result = subprocess.run([*command, *flags], capture_output=True, text=True, env={**os.environ})
+    assert result.returncode == 2 and words in result.stderr
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "semipd_engine.server", "--model", str(tmp_path), "--run-dir", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and "config.json is missing" in result.stderr
