@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner

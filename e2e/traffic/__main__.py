@@ -2,7 +2,7 @@
 
 python -m e2e.traffic ask URL "What is the capital of France?"
 python -m e2e.traffic poisson URL --rate 2 --seconds 30 --prompt-tokens 512 --max-tokens 64
-python -m e2e.traffic trace URL e2e/traces/azure2023_conv.csv.gz --rate 2 --seconds 60 --length-scale 0.25
+python -m e2e.traffic trace URL bench/traces/azure2023_conv.csv.gz --rate 2 --seconds 60 --length-scale 0.25
 python -m e2e.traffic plan URL plan.jsonl --out records.jsonl
 """
 

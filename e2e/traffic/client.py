@@ -86,12 +86,17 @@ async def served_model(url: str) -> str:
 
 
 async def replay(
-    plan: Sequence[Request], url: str, *, model: str = "", silence_seconds: float = 120, on_token: OnToken = _ignore
+    plan: Sequence[Request],
+    url: str,
+    *,
+    model: str = "",
+    silence_seconds: float = 120.0,
+    on_token: OnToken = _ignore,
 ) -> list[Record]:
     """Send the plan to the server at `url` (without /v1); returns one record for each request, in plan order.
 
-    `silence_seconds` is the longest that a stream may bring nothing. Errors are recorded, never raised; only a cancelled
-    replay raises.
+    `silence_seconds` is the longest that a stream may bring nothing. Errors are recorded, never raised; only
+    cancelling raises.
     """
     model = model or await served_model(url)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)

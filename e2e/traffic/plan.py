@@ -1,7 +1,7 @@
 """What to send and when, fixed before the first request leaves. Pure: knows no network and no clock.
 
 Arrivals are Poisson or replayed from a trace; prompts are random token ids (nothing for a prefix cache to find) or
-text cut to a token count. `e2e/traces/` holds the traces.
+text cut to a token count. `bench/traces/` holds the traces.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-TRACES = Path(__file__).resolve().parent.parent / "traces"
+TRACES = Path(__file__).resolve().parents[2] / "bench" / "traces"
 
 
 @dataclass(frozen=True)

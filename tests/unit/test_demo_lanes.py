@@ -51,7 +51,7 @@ def test_cells_show_density_and_the_gap() -> None:
     assert "1500 ms" in lane
     empty = lane[21:50].replace("1500 ms", "").replace(" ", "")
     assert set(empty) == {IDLE}
-    assert set(lane[:21] + lane[51:]) <= set(LEVELS[4:])
+    assert set(lane[:20] + lane[51:]) <= set(LEVELS[4:])
     assert IDLE not in cells(flowing().streams[0], 2.0, 6.0, 80, full=2.5)
 
 
