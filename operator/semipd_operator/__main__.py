@@ -1,0 +1,76 @@
+"""``semipd-operator``: flags, then `app.run`. Every flag may be given as SEMIPD_OPERATOR_<FLAG> in the environment."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from semipd_operator.settings import Settings, SettingsError, package_version, read_key
+
+
+def _default(flag: str, otherwise: str = "") -> str:
+    return os.environ.get("SEMIPD_OPERATOR_" + flag.upper().replace("-", "_"), otherwise)
+
+
+def _words(flag: str) -> list[str]:
+    return [word for word in _default(flag).split(",") if word]
+
+
+def parse(arguments: Sequence[str]) -> tuple[Settings, str]:
+    """(settings, log level). Raises `SettingsError`."""
+    parser = argparse.ArgumentParser(prog="semipd-operator", description=__doc__)
+    parser.add_argument("--engine-image", default=_default("engine-image"), help="for services that name no image")
+    parser.add_argument("--key-file", type=Path, default=_default("key-file") or None, help="secret key, mounted")
+    parser.add_argument("--namespace", action="append", default=None, help="to watch; repeatable; default: all")
+    parser.add_argument("--engine-pull-policy", default=_default("engine-pull-policy"), help="default: Kubernetes'")
+    parser.add_argument("--engine-pull-secret", action="append", default=None, help="repeatable")
+    parser.add_argument("--agent-port", type=int, default=_default("agent-port") or Settings.agent_port)
+    parser.add_argument("--health-port", type=int, default=_default("health-port") or Settings.health_port)
+    parser.add_argument("--metrics-port", type=int, default=_default("metrics-port") or Settings.metrics_port)
+    parser.add_argument("--resync-seconds", type=float, default=_default("resync-seconds") or Settings.resync_seconds)
+    parser.add_argument("--log-level", default=_default("log-level", "info"))
+    parser.add_argument("--version", action="version", version=package_version())
+    options = parser.parse_args(arguments)
+    if not options.engine_image:
+        raise SettingsError("--engine-image is not set: name the image of agent and engine")
+    if options.key_file is None:
+        raise SettingsError("--key-file is not set: name the file that the chart's Secret is mounted at")
+    settings = Settings(
+        engine_image=options.engine_image,
+        key=read_key(Path(options.key_file)),
+        namespaces=tuple(options.namespace if options.namespace is not None else _words("namespace")),
+        image_pull_policy=options.engine_pull_policy,
+        image_pull_secrets=tuple(
+            options.engine_pull_secret if options.engine_pull_secret is not None else _words("engine-pull-secret")
+        ),
+        agent_port=int(options.agent_port),
+        health_port=int(options.health_port),
+        metrics_port=int(options.metrics_port),
+        resync_seconds=float(options.resync_seconds),
+        deaf_after_seconds=3 * float(options.resync_seconds),
+    )
+    return settings, options.log_level
+
+
+def main() -> None:
+    from semipd_operator.app import run  # after the flags: --help should not wait for kopf
+
+    try:
+        settings, level = parse(sys.argv[1:])
+    except SettingsError as error:
+        sys.exit(f"semipd-operator: {error}")
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if level != "debug":  # a line for each event and each request helps nobody
+        for chatty in ("httpx", "kopf"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("semipd_operator").info("semipd-operator %s", settings.version)
+    asyncio.run(run(settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Talks to the agent of one pod: proves that it is that pod, then reads its status and pushes its configuration."""
+
+from __future__ import annotations
+
+import httpx
+from pydantic import ValidationError
+
+from semipd_agent.contract import AgentConfig, Health, StatusReport
+
+_REFUSED = {
+    401: "the agent refuses the operator's token; a new key takes about a minute to reach the pod",
+    409: "the agent has a newer configuration",
+}
+
+
+class AgentError(Exception):
+    """The agent cannot be asked. The message is stable over repeated failures: it is shown in the status."""
+
+
+class StaleConfig(AgentError):
+    """The agent has a configuration of a newer generation (409)."""
+
+
+class AgentClient:
+    def __init__(self, port: int, timeout_seconds: float) -> None:
+        self._port = port
+        # trust_env=False: a proxy for the outside world has no business between operator and pod.
+        self._http = httpx.AsyncClient(timeout=timeout_seconds, trust_env=False)
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def look(self, ip: str, uid: str, token: str, config: AgentConfig | None) -> StatusReport:
+        """The pod's report, after it has `config` (None: leave it what it has). Raises `AgentError`.
+
+        A pod IP may have been recycled: the token is shown only to the pod with the uid that is meant.
+        """
+        health = Health.model_validate_json(await self._send("GET", ip, "/health"))
+        if health.pod_uid != uid:
+            raise AgentError("another pod answers at the pod's address")
+        report = await self._status("GET", ip, "/v1/status", token)
+        if config is not None and report.config_generation < config.generation:
+            report = await self._status("PUT", ip, "/v1/config", token, config)
+        return report
+
+    async def _status(
+        self, method: str, ip: str, path: str, token: str, config: AgentConfig | None = None
+    ) -> StatusReport:
+        body = None if config is None else config.model_dump_json(by_alias=True, exclude_none=True)
+        try:
+            return StatusReport.model_validate_json(await self._send(method, ip, path, token, body))
+        except ValidationError as error:
+            raise AgentError(f"the agent's report is not understood: {error.errors()[0]['msg']}") from error
+
+    async def _send(self, method: str, ip: str, path: str, token: str = "", body: str | None = None) -> bytes:
+        host = f"[{ip}]" if ":" in ip else ip
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        try:
+            answer = await self._http.request(
+                method, f"http://{host}:{self._port}{path}", headers=headers, content=body
+            )
+        except httpx.TimeoutException as error:
+            raise AgentError("the agent does not answer in time") from error
+        except httpx.HTTPError as error:
+            raise AgentError(f"the agent cannot be reached ({type(error).__name__})") from error
+        if answer.status_code == 409:
+            raise StaleConfig(_REFUSED[409])
+        if answer.status_code != 200:
+            raise AgentError(_REFUSED.get(answer.status_code, f"the agent answers {path} with {answer.status_code}"))
+        return answer.content

@@ -1,0 +1,200 @@
+"""The few requests that the operator makes of the API server: read, server-side apply, delete, tell an event.
+
+Paths are built from a table of the kinds in use, so that no discovery is needed. It knows no meaning of the objects.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from kubernetes.aio import client as kube_client
+from kubernetes.aio import config as kube_config
+from kubernetes.aio.client import ApiClient
+from kubernetes.aio.dynamic import DynamicClient
+from kubernetes.aio.dynamic.exceptions import DynamicApiError, NotFoundError
+
+from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND, PLURAL, SemiPDService
+from semipd_operator.render.podmonitor import PROMETHEUS_API
+from semipd_operator.settings import MANAGER
+from semipd_operator.status.events import Event
+
+Object = dict[str, Any]
+
+_PLURALS = {
+    KIND: PLURAL,
+    "Deployment": "deployments",
+    "Service": "services",
+    "ConfigMap": "configmaps",
+    "Pod": "pods",
+    "Event": "events",
+    "PodDisruptionBudget": "poddisruptionbudgets",
+    "PodMonitor": "podmonitors",
+}
+_REQUEST_SECONDS = 30.0
+_DISCOVERY_SECONDS = 300.0
+_PAGE = 500
+
+
+class ApiRefused(Exception):
+    """The API server refused a request; `status` is the HTTP status and the message its words."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Kube:
+    def __init__(self, api: ApiClient) -> None:
+        self._client = DynamicClient(api)  # type: ignore[no-untyped-call]  # not awaited: that would start discovery
+        self._known_groups: dict[str, tuple[float, bool]] = {}
+
+    async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
+        """None if there is no such object, or no such kind."""
+        try:
+            return await self._request("get", _path(api_version, kind, namespace, name))
+        except ApiRefused as refused:
+            if refused.status == 404:
+                return None
+            raise
+
+    async def list(self, api_version: str, kind: str, namespace: str = "", selector: str = "") -> list[Object]:
+        """All objects of a kind, page by page. An empty namespace is all of them."""
+        items: list[Object] = []
+        token = None
+        while True:
+            page = await self._request(
+                "get",
+                _path(api_version, kind, namespace),
+                label_selector=selector or None,
+                limit=_PAGE,
+                _continue=token,
+            )
+            items += page["items"]
+            token = page["metadata"].get("continue")
+            if not token:
+                return items
+
+    async def apply(self, obj: Object) -> Object:
+        """Server-side apply of everything that the object names; fields that others added are left alone."""
+        meta = obj["metadata"]
+        path = _path(obj["apiVersion"], obj["kind"], meta["namespace"], meta["name"])
+        return await self._apply(path, obj)
+
+    async def apply_status(self, service: SemiPDService, status: Object) -> Object:
+        """The uid is a precondition: a service of the same name that came later is not touched (409)."""
+        meta = service.metadata
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {"name": meta.name, "namespace": meta.namespace, "uid": meta.uid},
+            "status": status,
+        }
+        return await self._apply(_path(API_VERSION, KIND, meta.namespace, meta.name) + "/status", body)
+
+    async def delete(self, api_version: str, kind: str, namespace: str, name: str, uid: str) -> None:
+        """Only the object with this uid; one that is gone already is no error."""
+        try:
+            path = _path(api_version, kind, namespace, name)
+            await self._request("delete", path, body={"preconditions": {"uid": uid}})
+        except ApiRefused as refused:
+            if refused.status not in (404, 409):
+                raise
+
+    async def knows(self, api_version: str, kind: str) -> bool:
+        """Whether the cluster serves a kind; asked again every five minutes."""
+        asked, known = self._known_groups.get(api_version, (float("-inf"), False))
+        if time.monotonic() - asked > _DISCOVERY_SECONDS:
+            try:
+                served = await self._request("get", f"/apis/{api_version}")
+                known = any(resource["kind"] == kind for resource in served["resources"])
+            except ApiRefused as refused:
+                if refused.status not in (403, 404):
+                    raise
+                known = False
+            self._known_groups[api_version] = (time.monotonic(), known)
+        return known
+
+    def forget_discovery(self) -> None:
+        """Ask again at the next `knows`."""
+        self._known_groups.clear()
+
+    async def knows_pod_monitors(self) -> bool:
+        return await self.knows(PROMETHEUS_API, "PodMonitor")
+
+    async def tell(self, service: SemiPDService, event: Event, instance: str) -> None:
+        meta = service.metadata
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": f"{meta.name}.{uuid.uuid4().hex[:16]}", "namespace": meta.namespace},
+            "involvedObject": {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "name": meta.name,
+                "namespace": meta.namespace,
+                "uid": meta.uid,
+            },
+            "type": event.type,
+            "reason": event.reason.value,
+            "message": event.message[:1024],
+            "source": {"component": MANAGER},
+            "reportingComponent": MANAGER,
+            "reportingInstance": instance,
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        await self._request("post", _path("v1", "Event", meta.namespace), body=body)
+
+    async def _apply(self, path: str, body: Object) -> Object:
+        return await self._request(
+            "patch",
+            path,
+            body=body,
+            content_type="application/apply-patch+yaml",
+            field_manager=MANAGER,
+            force_conflicts=True,
+        )
+
+    async def _request(self, method: str, path: str, **options: Any) -> Object:
+        try:
+            response = await self._client.request(
+                method, path, serialize=False, _request_timeout=_REQUEST_SECONDS, **options
+            )
+            answer: Object = await response.json()
+            return answer
+        except NotFoundError as error:
+            raise ApiRefused(404, _words(error)) from error
+        except DynamicApiError as error:
+            raise ApiRefused(int(error.status or 0), _words(error)) from error
+
+
+@asynccontextmanager
+async def connect() -> AsyncIterator[Kube]:
+    """With the pod's own account, else with KUBECONFIG. Raises `kubernetes`' ConfigException if there is neither."""
+    configuration = kube_client.Configuration()
+    try:
+        kube_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+    except kube_config.ConfigException:
+        await kube_config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    async with ApiClient(configuration) as api:
+        yield Kube(api)
+
+
+def _path(api_version: str, kind: str, namespace: str, name: str = "") -> str:
+    root = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
+    scope = f"/namespaces/{namespace}" if namespace else ""
+    return f"{root}{scope}/{_PLURALS[kind]}" + (f"/{name}" if name else "")
+
+
+def _words(error: DynamicApiError) -> str:
+    try:
+        return str(error.summary())  # type: ignore[no-untyped-call]
+    except Exception:  # the body of an error is whatever stands between us and the server
+        return str(error)

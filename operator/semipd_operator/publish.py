@@ -1,0 +1,97 @@
+"""Writes statuses: the only place that does. Keeps to the write budget, then tells the events of what changed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+from semipd_operator.api.v1alpha1.resource import dump_status
+from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
+from semipd_operator.kube import ApiRefused, Kube
+from semipd_operator.metrics import STATUS_WRITES
+from semipd_operator.reasons import EventReason
+from semipd_operator.status import AgentView, Observed, summarise
+from semipd_operator.status.events import Event, events
+from semipd_operator.status.summarise import write_due
+from semipd_operator.workqueue import Key
+
+log = logging.getLogger(__name__)
+
+_EVENT_SECONDS = 60.0
+"""One event of a reason per service in this time; PartitionChanged is limited by the dwell time of the splits."""
+
+
+@dataclass
+class _Entry:
+    seen: Observed
+    """Without the agents: they are asked for when the status is made."""
+    shown: SemiPDServiceStatus
+    last_write: datetime | None = None
+    told: dict[EventReason, float] = field(default_factory=dict)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Publisher:
+    def __init__(
+        self,
+        kube: Kube,
+        views: Callable[[Key], Mapping[str, AgentView]],
+        slo_period: timedelta,
+        instance: str,
+    ) -> None:
+        self._kube, self._views, self._slo_period, self._instance = kube, views, slo_period, instance
+        self._entries: dict[Key, _Entry] = {}
+
+    def observe(self, key: Key, seen: Observed) -> None:
+        """What the API server shows of a service. `seen.previous` is its status as it stands."""
+        entry = self._entries.get(key)
+        if entry is None or entry.seen.service.metadata.uid != seen.service.metadata.uid:
+            self._entries[key] = _Entry(seen, seen.previous)
+        else:
+            # The live status wins over our memory of it: someone else's edit is drift like any other.
+            entry.seen, entry.shown = seen, seen.previous
+
+    def forget(self, key: Key) -> None:
+        self._entries.pop(key, None)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    async def publish(self, key: Key) -> None:
+        """Writes the status if it is due."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return
+        async with entry.lock:
+            if self._entries.get(key) is not entry:
+                return
+            now = datetime.now(UTC)
+            seen = replace(entry.seen, now=now, agents=dict(self._views(key)), previous=entry.shown)
+            status = summarise(seen)
+            if not write_due(entry.shown, status, now=now, last_write=entry.last_write, slo_period=self._slo_period):
+                return
+            try:
+                await self._kube.apply_status(seen.service, dump_status(status))
+            except ApiRefused as refused:
+                if refused.status in (404, 409):  # gone, or another one of the same name: the watch will tell
+                    return
+                raise
+            STATUS_WRITES.inc()
+            before, entry.shown, entry.last_write = entry.shown, status, now
+            await self._tell(entry, events(before, status))
+
+    async def _tell(self, entry: _Entry, found: list[Event]) -> None:
+        for event in found:
+            last = entry.told.get(event.reason)
+            limited = event.reason is not EventReason.PARTITION_CHANGED
+            if limited and last is not None and time.monotonic() - last < _EVENT_SECONDS:
+                continue
+            entry.told[event.reason] = time.monotonic()
+            try:
+                await self._kube.tell(entry.seen.service, event, self._instance)
+            except ApiRefused as refused:  # an event is a courtesy; a terminating namespace takes none
+                log.debug("event %s: %s", event.reason, refused)

@@ -1,0 +1,264 @@
+"""Every condition, reason and event of the status, with what it means and what to do about it.
+
+They are API: users and alerts match on them. ``docs/conditions.md`` is made from this module and a test holds them
+together. Pods may report reasons of their own for a failed load; those pass through and are not listed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class ConditionType(StrEnum):
+    SPEC_ACCEPTED = "SpecAccepted"
+    MODEL_READY = "ModelReady"
+    AVAILABLE = "Available"
+    PARTITION_APPLIED = "PartitionApplied"
+    SLO_ATTAINED = "SLOAttained"
+    SLO_FEASIBLE = "SLOFeasible"
+    READY = "Ready"
+
+
+MEANING: dict[ConditionType, str] = {
+    ConditionType.SPEC_ACCEPTED: "The specification was rendered and the API server took every object.",
+    ConditionType.MODEL_READY: "The weights are loaded in at least one pod, and no pod fails to load them.",
+    ConditionType.AVAILABLE: "At least one pod can serve now, of any generation.",
+    ConditionType.PARTITION_APPLIED: "In every ready pod the split read back from the workers is the requested one.",
+    ConditionType.SLO_ATTAINED: "The targets were met over the window. Not part of Ready. Present with an slo only.",
+    ConditionType.SLO_FEASIBLE: "Some split within the bounds meets the targets. Not part of Ready. With an slo only.",
+    ConditionType.READY: "SpecAccepted, ModelReady, Available, PartitionApplied, and all pods of this generation.",
+}
+
+
+class Reason(StrEnum):
+    ACCEPTED = "Accepted"
+    PAUSED = "Paused"
+    INVALID_SPEC = "InvalidSpec"
+    INVALID_POD_TEMPLATE = "InvalidPodTemplate"
+    NAME_CONFLICT = "NameConflict"
+    APPLY_FAILED = "ApplyFailed"
+
+    LOADED = "Loaded"
+    PENDING = "Pending"
+    DOWNLOADING = "Downloading"
+    LOADING = "Loading"
+    LOAD_FAILED = "LoadFailed"
+    DOWNLOAD_FAILED = "DownloadFailed"
+    AUTH_REQUIRED = "AuthRequired"
+    NOT_FOUND = "NotFound"
+    NO_SPACE = "NoSpace"
+    OUT_OF_MEMORY = "OutOfMemory"
+
+    PODS_READY = "PodsReady"
+    PODS_NOT_READY = "PodsNotReady"
+    NO_PODS = "NoPods"
+    UNSCHEDULABLE = "Unschedulable"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    CREATE_CONTAINER_CONFIG_ERROR = "CreateContainerConfigError"
+    CONTAINER_NOT_STARTED = "ContainerNotStarted"
+    CRASH_LOOP = "CrashLoop"
+    POD_FAILED = "PodFailed"
+    SCALED_TO_ZERO = "ScaledToZero"
+
+    APPLIED = "Applied"
+    DISABLED = "Disabled"
+    APPLYING = "Applying"
+    ADJUSTING = "Adjusting"
+    NO_READY_PODS = "NoReadyPods"
+    AGENT_UNREACHABLE = "AgentUnreachable"
+    REPORT_STALE = "ReportStale"
+    ENGINE_NOT_READY = "EngineNotReady"
+    WORKER_NOT_RESPONDING = "WorkerNotResponding"
+    READBACK_MISMATCH = "ReadbackMismatch"
+    MPS_UNAVAILABLE = "MPSUnavailable"
+
+    TARGETS_MET = "TargetsMet"
+    TTFT_ABOVE_TARGET = "TTFTAboveTarget"
+    TPOT_ABOVE_TARGET = "TPOTAboveTarget"
+    INSUFFICIENT_TRAFFIC = "InsufficientTraffic"
+    METRICS_UNAVAILABLE = "MetricsUnavailable"
+
+    FEASIBLE = "Feasible"
+    NOT_FEASIBLE = "NotFeasible"
+    NOT_ASSESSED = "NotAssessed"
+
+    READY = "Ready"
+    ROLLOUT_IN_PROGRESS = "RolloutInProgress"
+
+
+@dataclass(frozen=True)
+class Entry:
+    reason: Reason
+    status: str
+    meaning: str
+    remedy: str = ""
+
+
+_POD_ENTRIES = (
+    Entry(
+        Reason.UNSCHEDULABLE,
+        "False",
+        "No node fits the pod; the message names the resource that is missing, e.g. nvidia.com/gpu.",
+        "Add a node that has it, or lower spec.engine.resources; engine.device cpu needs no GPU.",
+    ),
+    Entry(
+        Reason.IMAGE_PULL_FAILED,
+        "False",
+        "The kubelet cannot pull an image.",
+        "Check spec.engine.image, the registry and the pull Secrets.",
+    ),
+    Entry(
+        Reason.CREATE_CONTAINER_CONFIG_ERROR,
+        "False",
+        "The kubelet cannot make the container's configuration, mostly a missing Secret or ConfigMap key.",
+        "Create what the message names.",
+    ),
+    Entry(Reason.CONTAINER_NOT_STARTED, "False", "The container runtime refuses the container.", "Read the message."),
+    Entry(
+        Reason.CRASH_LOOP,
+        "False",
+        "The container `engine` ends again and again; the message has its last exit status.",
+        "kubectl logs POD -c engine --previous",
+    ),
+    Entry(Reason.POD_FAILED, "False", "The pod ended, e.g. it was evicted.", "Read the message; a new pod follows."),
+)
+
+REASONS: dict[ConditionType, tuple[Entry, ...]] = {
+    ConditionType.SPEC_ACCEPTED: (
+        Entry(Reason.ACCEPTED, "True", "All objects are applied."),
+        Entry(Reason.PAUSED, "True", "spec.paused is set: objects are left as they are.", "Unset spec.paused."),
+        Entry(Reason.INVALID_SPEC, "False", "The specification breaks a rule of this operator version.", "Update it."),
+        Entry(
+            Reason.INVALID_POD_TEMPLATE,
+            "False",
+            "The API server refuses the Deployment; the message says which field.",
+            "Correct spec.podTemplate or spec.engine.resources.",
+        ),
+        Entry(
+            Reason.NAME_CONFLICT,
+            "False",
+            "An object of the same name exists and belongs to someone else.",
+            "Rename the SemiPDService, or delete that object.",
+        ),
+        Entry(
+            Reason.APPLY_FAILED,
+            "False",
+            "The API server refuses an object for now.",
+            "Read the message; it is retried.",
+        ),
+    ),
+    ConditionType.MODEL_READY: (
+        Entry(Reason.LOADED, "True", "The weights are loaded."),
+        Entry(Reason.PENDING, "Unknown", "No pod has begun yet; Available says why."),
+        Entry(Reason.SCALED_TO_ZERO, "Unknown", "spec.replicas is 0."),
+        Entry(Reason.DOWNLOADING, "False", "The init container `model` downloads."),
+        Entry(Reason.LOADING, "False", "The engine loads the weights."),
+        Entry(Reason.DOWNLOAD_FAILED, "False", "The download failed.", "Read the message; it is tried again."),
+        Entry(
+            Reason.AUTH_REQUIRED,
+            "False",
+            "Hugging Face refuses the download: the model is gated, or the token is wrong.",
+            "Accept the model's terms and set spec.model.tokenSecretRef.",
+        ),
+        Entry(Reason.NOT_FOUND, "False", "There is no such model, revision or folder.", "Correct spec.model."),
+        Entry(Reason.NO_SPACE, "False", "The cache is full.", "Use a larger claim or emptyDir."),
+        Entry(
+            Reason.LOAD_FAILED, "False", "The engine cannot load the weights.", "Read the message and the engine's log."
+        ),
+        Entry(
+            Reason.OUT_OF_MEMORY,
+            "False",
+            "The weights and the KV cache do not fit.",
+            "Raise the memory limit, or lower engine.kvCacheMemory or engine.maxModelLen.",
+        ),
+    ),
+    ConditionType.AVAILABLE: (
+        Entry(Reason.PODS_READY, "True", "At least one pod is ready."),
+        Entry(Reason.NO_PODS, "False", "No pod exists yet.", "kubectl describe deployment NAME"),
+        Entry(Reason.PODS_NOT_READY, "False", "Pods exist and none is ready yet."),
+        Entry(Reason.SCALED_TO_ZERO, "False", "spec.replicas is 0."),
+        *_POD_ENTRIES,
+    ),
+    ConditionType.PARTITION_APPLIED: (
+        Entry(Reason.APPLIED, "True", "Requested and applied split agree in every ready pod."),
+        Entry(Reason.DISABLED, "True", "partition.mode is Disabled: there are no limits."),
+        Entry(
+            Reason.ADJUSTING, "True, False", "A split is moving; False once it takes longer than 30 s, or in Manual."
+        ),
+        Entry(Reason.APPLYING, "False", "A pod does not have this generation's configuration yet."),
+        Entry(Reason.NO_READY_PODS, "Unknown", "No pod is ready."),
+        Entry(
+            Reason.AGENT_UNREACHABLE,
+            "False",
+            "A ready pod's agent does not answer the operator.",
+            "Allow the operator to reach port 9400 of the pods (NetworkPolicy).",
+        ),
+        Entry(Reason.REPORT_STALE, "False", "A pod's last report is too old.", "See the pod's log."),
+        Entry(Reason.ENGINE_NOT_READY, "False", "The engine starts or is being replaced."),
+        Entry(Reason.WORKER_NOT_RESPONDING, "False", "A worker does not confirm the split.", "See the pod's log."),
+        Entry(Reason.READBACK_MISMATCH, "False", "A worker runs under another limit than asked.", "See the pod's log."),
+        Entry(
+            Reason.MPS_UNAVAILABLE,
+            "False",
+            "NVIDIA MPS, which enforces the split, does not run.",
+            "See docs/operations.md, or set partition.mode Disabled.",
+        ),
+    ),
+    ConditionType.SLO_ATTAINED: (
+        Entry(Reason.TARGETS_MET, "True", "Both targets were met over the window."),
+        Entry(Reason.TTFT_ABOVE_TARGET, "False", "The time to the first token is above its target in a pod."),
+        Entry(Reason.TPOT_ABOVE_TARGET, "False", "The time per output token is above its target in a pod."),
+        Entry(Reason.INSUFFICIENT_TRAFFIC, "Unknown", "Too few requests finished in the window."),
+        Entry(Reason.METRICS_UNAVAILABLE, "Unknown", "No ready pod reports fresh latencies."),
+    ),
+    ConditionType.SLO_FEASIBLE: (
+        Entry(Reason.FEASIBLE, "True", "A split within the bounds can meet the targets."),
+        Entry(
+            Reason.NOT_FEASIBLE,
+            "False",
+            "No split within the bounds can meet the targets under this load.",
+            "Add replicas, relax the targets or widen the bounds.",
+        ),
+        Entry(Reason.NOT_ASSESSED, "Unknown", "No pod has judged it yet."),
+    ),
+    ConditionType.READY: (
+        Entry(Reason.READY, "True", "Everything is as specified."),
+        Entry(Reason.SCALED_TO_ZERO, "True", "spec.replicas is 0 and no pod is left."),
+        Entry(Reason.ROLLOUT_IN_PROGRESS, "False", "Pods of an older generation are being replaced; it serves on."),
+        Entry(Reason.PODS_NOT_READY, "False", "Fewer pods are ready than specified."),
+    ),
+}
+"""Ready also carries the reason of the first of its conditions that is not True."""
+
+
+class EventReason(StrEnum):
+    PARTITION_CHANGED = "PartitionChanged"
+    PARTITION_APPLY_FAILED = "PartitionApplyFailed"
+    AGENT_UNREACHABLE = "AgentUnreachable"
+    MPS_UNAVAILABLE = "MPSUnavailable"
+    MODEL_LOADED = "ModelLoaded"
+    MODEL_FAILED = "ModelFailed"
+    NOT_AVAILABLE = "NotAvailable"
+    ROLLOUT_STARTED = "RolloutStarted"
+    ROLLOUT_FINISHED = "RolloutFinished"
+    SLO_VIOLATED = "SLOViolated"
+    SLO_RECOVERED = "SLORecovered"
+    SPEC_REJECTED = "SpecRejected"
+
+
+EVENTS: dict[EventReason, tuple[str, str]] = {
+    EventReason.PARTITION_CHANGED: ("Normal", "A pod's split moved: from, to, why, on which evidence."),
+    EventReason.PARTITION_APPLY_FAILED: ("Warning", "PartitionApplied became False for another reason than a move."),
+    EventReason.AGENT_UNREACHABLE: ("Warning", "A ready pod's agent stopped answering."),
+    EventReason.MPS_UNAVAILABLE: ("Warning", "NVIDIA MPS is not running in a pod."),
+    EventReason.MODEL_LOADED: ("Normal", "ModelReady became True."),
+    EventReason.MODEL_FAILED: ("Warning", "A download or load failed."),
+    EventReason.NOT_AVAILABLE: ("Warning", "No pod can serve, for a reason that needs someone."),
+    EventReason.ROLLOUT_STARTED: ("Normal", "The pod template changed."),
+    EventReason.ROLLOUT_FINISHED: ("Normal", "All pods run the current template."),
+    EventReason.SLO_VIOLATED: ("Warning", "SLOAttained became False."),
+    EventReason.SLO_RECOVERED: ("Normal", "SLOAttained became True again."),
+    EventReason.SPEC_REJECTED: ("Warning", "SpecAccepted became False."),
+}
+"""Type and meaning of each event. Events tell edges; at most one per reason and minute of each service."""

@@ -1,0 +1,85 @@
+"""Events from the difference of two statuses: edges only, so that a repeated look tells nothing twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from semipd_operator.api.v1alpha1.status import Condition, DecisionStatus, SemiPDServiceStatus
+from semipd_operator.reasons import EVENTS, ConditionType, EventReason, Reason
+
+_PASSING = {
+    ConditionType.AVAILABLE: {Reason.NO_PODS, Reason.PODS_NOT_READY, Reason.SCALED_TO_ZERO},
+    ConditionType.MODEL_READY: {Reason.LOADING, Reason.DOWNLOADING},
+    ConditionType.PARTITION_APPLIED: {Reason.APPLYING, Reason.ADJUSTING, Reason.ENGINE_NOT_READY},
+}
+"""False for these reasons is on the way, not wrong."""
+
+
+@dataclass(frozen=True)
+class Event:
+    reason: EventReason
+    message: str
+
+    @property
+    def type(self) -> str:
+        return EVENTS[self.reason][0]
+
+
+def events(before: SemiPDServiceStatus, after: SemiPDServiceStatus) -> list[Event]:
+    found: list[Event] = []
+    if before.template_hash and before.template_hash != after.template_hash:
+        found.append(Event(EventReason.ROLLOUT_STARTED, f"rolling to pod template {after.template_hash}"))
+    elif _rolling(before) and not _rolling(after):
+        found.append(Event(EventReason.ROLLOUT_FINISHED, f"all pods run pod template {after.template_hash}"))
+    for kind in ConditionType:
+        found += _edges(kind, before.condition(kind), after.condition(kind))
+    return found + [Event(EventReason.PARTITION_CHANGED, tell(decision)) for decision in _new_decisions(before, after)]
+
+
+def tell(decision: DecisionStatus) -> str:
+    text = f"{decision.pod}: {decision.from_split} -> {decision.to}: {decision.reason}"
+    if decision.observed_milliseconds is not None and decision.target_milliseconds is not None:
+        metric = (decision.metric or "").upper()
+        text += f" ({metric} {decision.observed_milliseconds:g} ms, target {decision.target_milliseconds:g} ms)"
+    return text
+
+
+def _rolling(status: SemiPDServiceStatus) -> bool:
+    ready = status.condition(ConditionType.READY)
+    return status.updated_replicas < status.replicas or bool(ready and ready.reason == Reason.ROLLOUT_IN_PROGRESS)
+
+
+def _edges(kind: ConditionType, before: Condition | None, after: Condition | None) -> list[Event]:
+    if after is None or (before and (before.status, before.reason) == (after.status, after.reason)):
+        return []
+    flipped = before is None or before.status != after.status
+    said = f"{after.reason}: {after.message}" if after.message else after.reason
+    wrong = after.status == "False" and after.reason not in _PASSING.get(kind, set())
+    match kind:
+        case ConditionType.SPEC_ACCEPTED if wrong:
+            return [Event(EventReason.SPEC_REJECTED, said)]
+        case ConditionType.MODEL_READY if wrong:
+            return [Event(EventReason.MODEL_FAILED, said)]
+        case ConditionType.MODEL_READY if flipped and after.status == "True":
+            return [Event(EventReason.MODEL_LOADED, after.message)]
+        case ConditionType.AVAILABLE if wrong:
+            return [Event(EventReason.NOT_AVAILABLE, said)]
+        case ConditionType.PARTITION_APPLIED if wrong:
+            named = {
+                Reason.AGENT_UNREACHABLE: EventReason.AGENT_UNREACHABLE,
+                Reason.MPS_UNAVAILABLE: EventReason.MPS_UNAVAILABLE,
+            }
+            reason = next((event for key, event in named.items() if key == after.reason), None)
+            return [Event(reason or EventReason.PARTITION_APPLY_FAILED, said)]
+        case ConditionType.SLO_ATTAINED if flipped and after.status == "False":
+            return [Event(EventReason.SLO_VIOLATED, said)]
+        case ConditionType.SLO_ATTAINED if flipped and after.status == "True" and before and before.status == "False":
+            return [Event(EventReason.SLO_RECOVERED, "the targets are met again")]
+    return []
+
+
+def _new_decisions(before: SemiPDServiceStatus, after: SemiPDServiceStatus) -> list[DecisionStatus]:
+    if after.partition is None:
+        return []
+    known = {(d.pod, d.time) for d in before.partition.decisions} if before.partition else set()
+    return [d for d in reversed(after.partition.decisions) if (d.pod, d.time) not in known]

@@ -1,0 +1,81 @@
+"""The model's way into the pods: pending, downloading, loading, loaded, or failed and why."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from semipd_agent.contract import EnginePhase
+from semipd_operator.api.v1alpha1.status import ModelFailure, ModelStatus
+from semipd_operator.reasons import ConditionType, Reason
+from semipd_operator.render.pod import served_name
+from semipd_operator.status.observed import Observed, PodView, Problem
+from semipd_operator.status.verdict import Verdict
+
+State = Literal["Pending", "Downloading", "Loading", "Loaded", "Failed"]
+
+_PROGRESS_STEP = 10
+"""Percent; finer steps would only be writes."""
+_HAS_WEIGHTS = (EnginePhase.READY, EnginePhase.DEGRADED, EnginePhase.DRAINING)
+
+
+def pod_state(seen: Observed, pod: PodView) -> State:
+    if failure(seen, pod):
+        return "Failed"
+    report = seen.report(pod)
+    if pod.ready or (report and report.engine.state in _HAS_WEIGHTS):
+        return "Loaded"
+    if pod.started:
+        return "Loading"
+    return "Downloading" if pod.downloading else "Pending"
+
+
+def failure(seen: Observed, pod: PodView) -> Problem | None:
+    """Why the model cannot come into this pod: its download, or what its engine said."""
+    if pod.model_problem:
+        return pod.model_problem
+    report = seen.report(pod)
+    if report and report.engine.state is EnginePhase.FAILED:
+        return Problem(report.engine.reason or Reason.LOAD_FAILED, report.engine.message)
+    if pod.problem and pod.problem.reason == Reason.OUT_OF_MEMORY:
+        return pod.problem
+    return None
+
+
+def model_ready(seen: Observed) -> Verdict:
+    kind = ConditionType.MODEL_READY
+    for pod in seen.live_pods:
+        if problem := failure(seen, pod):
+            return Verdict(kind, "False", problem.reason, f"{pod.name}: {problem.message}")
+    states = [pod_state(seen, pod) for pod in seen.live_pods]
+    if "Loaded" in states:
+        return Verdict(kind, "True", Reason.LOADED, f"{states.count('Loaded')} of {len(states)} pods have it loaded")
+    if "Loading" in states:
+        return Verdict(kind, "False", Reason.LOADING, "the engine loads the weights")
+    if "Downloading" in states:
+        return Verdict(kind, "False", Reason.DOWNLOADING, "the init container `model` downloads the weights")
+    if seen.service.spec.replicas == 0:
+        return Verdict(kind, "Unknown", Reason.SCALED_TO_ZERO, "spec.replicas is 0")
+    return Verdict(kind, "Unknown", Reason.PENDING, "no pod has started")
+
+
+def model_status(seen: Observed) -> ModelStatus:
+    order: list[State] = ["Failed", "Pending", "Downloading", "Loading", "Loaded"]
+    states = [pod_state(seen, pod) for pod in seen.live_pods]
+    reports = [report for pod in seen.live_pods if (report := seen.report(pod))]
+    engine = reports[0].engine if reports else None
+    progress = [r.engine.load_progress_percent for r in reports if r.engine.load_progress_percent is not None]
+    failed = next(((pod, found) for pod in seen.live_pods if (found := failure(seen, pod))), None)
+    return ModelStatus(
+        uri=seen.service.spec.model.uri,
+        served_name=served_name(seen.service),
+        state=min(states, key=order.index, default="Pending"),
+        load_progress_percent=min(progress) // _PROGRESS_STEP * _PROGRESS_STEP if progress else None,
+        architecture=engine.architecture if engine else "",
+        dtype=engine.dtype if engine else "",
+        device=engine.device if engine else "",
+        last_failure=ModelFailure(
+            pod=failed[0].name, reason=failed[1].reason, message=failed[1].message, exit_code=failed[1].exit_code
+        )
+        if failed
+        else None,
+    )

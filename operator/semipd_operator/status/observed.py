@@ -1,0 +1,101 @@
+"""What `summarise` is given: the service, its pods, what their agents said, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from types import MappingProxyType
+
+from semipd_agent.contract import PartitionState, StatusReport
+from semipd_operator.api.v1alpha1.resource import SemiPDService
+from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
+
+STALE_AFTER = timedelta(seconds=10)
+"""Age above which a report proves nothing any more."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why something is not as it should be. `detail` is the object at fault, e.g. a resource's name."""
+
+    reason: str
+    message: str
+    detail: str = ""
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True)
+class PodView:
+    """One pod as the API server shows it."""
+
+    name: str
+    uid: str
+    node: str = ""
+    ip: str = ""
+    ready: bool = False
+    terminating: bool = False
+    template_hash: str = ""
+    downloading: bool = False
+    """The init container `model` runs."""
+    started: bool = False
+    """The container `engine` runs."""
+    problem: Problem | None = None
+    """Why the pod cannot start or stay."""
+    model_problem: Problem | None = None
+    """Why the model cannot come."""
+
+
+@dataclass(frozen=True)
+class AgentView:
+    """What one agent said last, by the operator's clock."""
+
+    report: StatusReport | None = None
+    received_at: datetime | None = None
+    error: str = ""
+    """Why the last poll failed; empty if it did not."""
+    adjusting_since: datetime | None = None
+
+    def fresh(self, now: datetime) -> bool:
+        return self.report is not None and self.received_at is not None and now - self.received_at <= STALE_AFTER
+
+    def heard(self, report: StatusReport, now: datetime) -> AgentView:
+        """The view after a report; remembers since when the split is moving."""
+        moving = report.partition.state is PartitionState.ADJUSTING
+        since = (self.adjusting_since or now) if moving else None
+        return AgentView(report=report, received_at=now, adjusting_since=since)
+
+    def failed(self, error: str) -> AgentView:
+        return AgentView(self.report, self.received_at, error, self.adjusting_since)
+
+
+@dataclass(frozen=True)
+class Observed:
+    service: SemiPDService
+    now: datetime
+    pods: tuple[PodView, ...] = ()
+    agents: Mapping[str, AgentView] = field(default_factory=lambda: MappingProxyType({}))
+    """By the pod's uid."""
+    template_hash: str = ""
+    url: str = ""
+    selector: str = ""
+    problem: Problem | None = None
+    """Why the specification could not be put in force."""
+    previous: SemiPDServiceStatus = field(default_factory=SemiPDServiceStatus)
+
+    @property
+    def live_pods(self) -> tuple[PodView, ...]:
+        """Pods that are to stay, by name."""
+        return tuple(sorted((pod for pod in self.pods if not pod.terminating), key=lambda pod: pod.name))
+
+    @property
+    def ready_pods(self) -> tuple[PodView, ...]:
+        return tuple(pod for pod in self.live_pods if pod.ready)
+
+    def agent(self, pod: PodView) -> AgentView:
+        return self.agents.get(pod.uid, AgentView())
+
+    def report(self, pod: PodView) -> StatusReport | None:
+        """The pod's report while it is fresh."""
+        view = self.agent(pod)
+        return view.report if view.fresh(self.now) else None

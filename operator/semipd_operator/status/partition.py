@@ -1,0 +1,154 @@
+"""The split of a service from the splits of its pods, and whether it is in force."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+
+from semipd_agent.contract import Enforcement, Mode, PartitionState, Split, StatusReport
+from semipd_operator.api.v1alpha1.status import (
+    MAX_DECISIONS,
+    MAX_PODS,
+    DecisionStatus,
+    PartitionStatus,
+    PodPartition,
+    Shares,
+)
+from semipd_operator.reasons import ConditionType, Reason
+from semipd_operator.status.observed import Observed, PodView
+from semipd_operator.status.verdict import Verdict
+
+ADJUSTING_GRACE = timedelta(seconds=30)
+"""A move of the SLO loop that is shorter than this does not count against PartitionApplied."""
+
+_SHOWN = {Enforcement.SPATIAL_CAP: "SM", Enforcement.PACED: "paced", Enforcement.NONE: "none"}
+_WEAKEST_FIRST = (Enforcement.NONE, Enforcement.PACED, Enforcement.SPATIAL_CAP)
+
+
+def partition_applied(seen: Observed) -> Verdict:
+    kind = ConditionType.PARTITION_APPLIED
+    if not seen.ready_pods:
+        return Verdict(kind, "Unknown", Reason.NO_READY_PODS, "no pod is ready")
+    verdicts = [_pod_verdict(seen, pod) for pod in seen.ready_pods]
+    failing = next((verdict for verdict in verdicts if verdict.status != "True"), None)
+    moving = next((verdict for verdict in verdicts if verdict.reason == Reason.ADJUSTING), None)
+    return failing or moving or verdicts[0]
+
+
+def _pod_verdict(seen: Observed, pod: PodView) -> Verdict:
+    def verdict(status: str, reason: str, message: str = "") -> Verdict:
+        return Verdict(ConditionType.PARTITION_APPLIED, status, reason, f"{pod.name}: {message}" if message else "")
+
+    agent, service = seen.agent(pod), seen.service
+    report = seen.report(pod)
+    if report is None:
+        if agent.report is None or agent.error:
+            return verdict("False", Reason.AGENT_UNREACHABLE, agent.error or "its agent was not heard yet")
+        return verdict("False", Reason.REPORT_STALE, "its last report is too old")
+    partition = report.partition
+    # A paused service pushes nothing, so its pods may well be of an older generation.
+    if not service.spec.paused:
+        if report.config_generation < service.metadata.generation:
+            return verdict("False", Reason.APPLYING, "it does not have this generation's configuration yet")
+        if service.spec.mode is Mode.MANUAL and partition.requested != service.spec.split:
+            return verdict("False", Reason.APPLYING, f"it still asks for {partition.requested}")
+    if partition.mode is Mode.DISABLED:
+        return verdict("True", Reason.DISABLED)
+    if partition.state is PartitionState.APPLIED:
+        return verdict("True", Reason.APPLIED)
+    if partition.state is PartitionState.ADJUSTING:
+        since = agent.adjusting_since or seen.now
+        in_time = partition.mode is Mode.AUTO and seen.now - since <= ADJUSTING_GRACE
+        message = partition.message or f"moving to {partition.requested}"
+        return verdict("True" if in_time else "False", Reason.ADJUSTING, message)
+    return verdict("False", str(partition.reason), partition.message or str(partition.state))
+
+
+def partition_status(seen: Observed) -> PartitionStatus:
+    reports = [(pod, report) for pod in seen.ready_pods if (report := seen.report(pod))]
+    partitions = [report.partition for _, report in reports]
+    complete = len(reports) == len(seen.ready_pods)
+    applied = [partition.applied for partition in partitions if partition.applied]
+    enforcement = min((p.enforcement for p in partitions), key=_WEAKEST_FIRST.index, default=None)
+    changes = [partition.last_change_time for partition in partitions if partition.last_change_time]
+    mode = partitions[0].mode if partitions else seen.service.spec.mode
+    return PartitionStatus(
+        mode=mode,
+        policy=next((str(partition.policy) for partition in partitions if partition.policy), None),
+        requested=_same([partition.requested for partition in partitions]),
+        quantized=_same([partition.quantized for partition in partitions]),
+        applied=_same(applied) if complete and len(applied) == len(partitions) else None,
+        summary=split_range(applied),
+        enforcement=enforcement,
+        enforced=_SHOWN[enforcement] if enforcement else "",
+        converged_replicas=sum(1 for partition in partitions if partition.state is PartitionState.APPLIED),
+        last_change_time=max(changes, default=None),
+        pods=tuple(_pod_partition(seen, pod) for pod in seen.live_pods[:MAX_PODS]),
+        decisions=_decisions(seen),
+    )
+
+
+def split_range(splits: Iterable[Split]) -> str:
+    """``60/40``, or ``60-80/40-60`` where pods differ."""
+    splits = list(splits)
+    if not splits:
+        return ""
+
+    def spread(values: list[int]) -> str:
+        return str(values[0]) if min(values) == max(values) else f"{min(values)}-{max(values)}"
+
+    return f"{spread([s.prefill_percent for s in splits])}/{spread([s.decode_percent for s in splits])}"
+
+
+def _same(splits: list[Split]) -> Shares | None:
+    return Shares.of(splits[0]) if splits and all(split == splits[0] for split in splits) else None
+
+
+def _pod_partition(seen: Observed, pod: PodView) -> PodPartition:
+    report = seen.report(pod)
+    if report is None:
+        return PodPartition(name=pod.name, node=pod.node, state=PartitionState.UNKNOWN, message=seen.agent(pod).error)
+    partition = report.partition
+    return PodPartition(
+        name=pod.name,
+        node=pod.node,
+        requested=Shares.of(partition.requested),
+        quantized=Shares.of(partition.quantized),
+        applied=Shares.of(partition.applied) if partition.applied else None,
+        enforcement=partition.enforcement,
+        state=partition.state,
+        message=partition.message,
+    )
+
+
+def _decisions(seen: Observed) -> tuple[DecisionStatus, ...]:
+    """The newest of all pods. Those of pods that are gone stay until newer ones push them out."""
+    fresh = [decision for pod in seen.live_pods if (report := seen.report(pod)) for decision in _of(pod.name, report)]
+    known = {(decision.pod, decision.time) for decision in fresh}
+    previous = seen.previous.partition.decisions if seen.previous.partition else ()
+    kept = [decision for decision in previous if (decision.pod, decision.time) not in known]
+    ordered = sorted([*fresh, *kept], key=lambda decision: (decision.time, decision.pod), reverse=True)
+    return tuple(ordered[:MAX_DECISIONS])
+
+
+def _of(pod: str, report: StatusReport) -> list[DecisionStatus]:
+    return [
+        DecisionStatus(
+            # Kubernetes keeps whole microseconds at best; so must the key that tells decisions apart.
+            time=decision.time,
+            pod=pod,
+            from_split=Shares.of(decision.from_split),
+            to=Shares.of(decision.to),
+            reason=decision.reason,
+            metric=decision.metric,
+            observed_milliseconds=_rounded(decision.observed_milliseconds),
+            target_milliseconds=_rounded(decision.target_milliseconds),
+            outcome=decision.outcome,
+            message=decision.message,
+        )
+        for decision in report.decisions
+    ]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)

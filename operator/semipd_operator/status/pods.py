@@ -1,0 +1,111 @@
+"""Reads a pod as the API server returns it: is it ready, and if it cannot start, why, in the words of `reasons`."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from semipd_operator.reasons import Reason
+from semipd_operator.render.names import ENGINE_CONTAINER, MODEL_CONTAINER, TEMPLATE_HASH_LABEL
+from semipd_operator.status.observed import PodView, Problem
+
+Pod = dict[str, Any]
+
+_WAITING = {
+    "ErrImagePull": Reason.IMAGE_PULL_FAILED,
+    "ImagePullBackOff": Reason.IMAGE_PULL_FAILED,
+    "InvalidImageName": Reason.IMAGE_PULL_FAILED,
+    "ErrImageNeverPull": Reason.IMAGE_PULL_FAILED,
+    "ImageInspectError": Reason.IMAGE_PULL_FAILED,
+    "RegistryUnavailable": Reason.IMAGE_PULL_FAILED,
+    "CreateContainerConfigError": Reason.CREATE_CONTAINER_CONFIG_ERROR,
+    "CreateContainerError": Reason.CONTAINER_NOT_STARTED,
+    "RunContainerError": Reason.CONTAINER_NOT_STARTED,
+}
+_INSUFFICIENT = re.compile(r"Insufficient ([A-Za-z0-9./_-]*[A-Za-z0-9])")
+_PLAIN_RESOURCES = {"cpu", "memory", "ephemeral-storage", "pods"}
+
+
+def pod_view(pod: Pod) -> PodView:
+    meta, status = pod["metadata"], pod.get("status") or {}
+    engine = _container(status.get("containerStatuses"), ENGINE_CONTAINER)
+    model = _container(status.get("initContainerStatuses"), MODEL_CONTAINER)
+    return PodView(
+        name=meta["name"],
+        uid=meta["uid"],
+        node=(pod.get("spec") or {}).get("nodeName", ""),
+        ip=status.get("podIP", ""),
+        ready=_condition(status, "Ready").get("status") == "True",
+        terminating=bool(meta.get("deletionTimestamp")),
+        template_hash=(meta.get("labels") or {}).get(TEMPLATE_HASH_LABEL, ""),
+        downloading="running" in _state(model),
+        started="running" in _state(engine),
+        problem=_pod_problem(status),
+        model_problem=_model_problem(model),
+    )
+
+
+def _pod_problem(status: dict[str, Any]) -> Problem | None:
+    if status.get("phase") == "Failed":
+        return Problem(Reason.POD_FAILED, " ".join(filter(None, (status.get("reason"), status.get("message")))))
+    scheduled = _condition(status, "PodScheduled")
+    if scheduled.get("status") == "False":
+        message = scheduled.get("message", "")
+        return Problem(Reason.UNSCHEDULABLE, message, missing_resource(message))
+    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        waiting = _state(container).get("waiting") or {}
+        name = container.get("name", "")
+        if reason := _WAITING.get(waiting.get("reason", "")):
+            return Problem(reason, f"container {name}: {waiting.get('message') or waiting['reason']}", name)
+        if waiting.get("reason") == "CrashLoopBackOff" and name != MODEL_CONTAINER:
+            return _crash(name, container)
+    return None
+
+
+def _crash(name: str, container: dict[str, Any]) -> Problem:
+    last = (container.get("lastState") or {}).get("terminated") or {}
+    code = last.get("exitCode")
+    if last.get("reason") == "OOMKilled":
+        return Problem(Reason.OUT_OF_MEMORY, f"container {name} was killed at its memory limit", name, code)
+    count = container.get("restartCount", 0)
+    said = (last.get("message") or "").strip()
+    message = f"container {name} ended {count} times, last with exit status {code}" + (f": {said}" if said else "")
+    return Problem(Reason.CRASH_LOOP, message, name, code)
+
+
+def _model_problem(model: dict[str, Any]) -> Problem | None:
+    """From the one line of JSON that ``semipd-engine fetch`` leaves: ``{"reason": ..., "message": ...}``."""
+    state, last = _state(model), (model.get("lastState") or {})
+    ended = state.get("terminated") or ({} if "running" in state else last.get("terminated")) or {}
+    code = ended.get("exitCode", 0)
+    if not code:
+        return None
+    if ended.get("reason") == "OOMKilled":
+        return Problem(Reason.OUT_OF_MEMORY, "the download was killed at the container's memory limit", exit_code=code)
+    text = (ended.get("message") or "").strip()
+    try:
+        said = json.loads(text.splitlines()[-1])
+        reason, message = str(said["reason"]), str(said.get("message") or said.get("detail") or "")
+    except (IndexError, KeyError, TypeError, ValueError):
+        reason, message = Reason.DOWNLOAD_FAILED, text or f"semipd-engine fetch ended with exit status {code}"
+    return Problem(reason, message, exit_code=code)
+
+
+def missing_resource(message: str) -> str:
+    """The resource that the scheduler misses; one that nodes may lack altogether (a GPU) before cpu and memory."""
+    found: list[str] = _INSUFFICIENT.findall(message)
+    special = [name for name in found if name not in _PLAIN_RESOURCES]
+    return next(iter([*special, *found]), "")
+
+
+def _container(statuses: list[dict[str, Any]] | None, name: str) -> dict[str, Any]:
+    return next((entry for entry in statuses or [] if entry.get("name") == name), {})
+
+
+def _state(container: dict[str, Any]) -> dict[str, Any]:
+    return container.get("state") or {}
+
+
+def _condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
+    return next((entry for entry in status.get("conditions") or [] if entry.get("type") == kind), {})

@@ -1,0 +1,95 @@
+"""Latencies against their targets: the worst pod counts, because a user may land on it."""
+
+from __future__ import annotations
+
+from math import floor, log10
+
+from semipd_agent.contract import MetricWindow, SLOReport
+from semipd_operator.api.v1alpha1.status import MetricStatus, SLOStatus
+from semipd_operator.reasons import ConditionType, Reason
+from semipd_operator.status.observed import Observed
+from semipd_operator.status.verdict import Verdict
+
+
+def slo_reports(seen: Observed) -> list[SLOReport]:
+    return [report.slo for pod in seen.ready_pods if (report := seen.report(pod)) and report.slo]
+
+
+def slo_status(seen: Observed) -> SLOStatus | None:
+    slo = seen.service.spec.slo
+    if slo is None:
+        return None
+    reports = slo_reports(seen)
+    return SLOStatus(
+        percentile=slo.percentile,
+        window_seconds=slo.window_seconds,
+        ttft=_metric(slo.ttft_milliseconds, [report.ttft for report in reports]),
+        tpot=_metric(slo.tpot_milliseconds, [report.tpot for report in reports]),
+    )
+
+
+def _metric(target: int | None, windows: list[MetricWindow | None]) -> MetricStatus | None:
+    if target is None:
+        return None
+    observed = [w.observed_milliseconds for w in windows if w and w.observed_milliseconds is not None]
+    attained = [w.attainment_percent for w in windows if w and w.attainment_percent is not None]
+    worst = two_digits(max(observed)) if observed else None
+    return MetricStatus(
+        target_milliseconds=target,
+        observed_milliseconds=worst,
+        attainment_percent=floor(min(attained)) if attained else None,
+        summary=f"{'-' if worst is None else f'{worst:g}'}/{target}ms",
+    )
+
+
+def two_digits(value: float) -> float:
+    """Two significant digits: what is finer changes all the time and tells nothing."""
+    if value <= 0:
+        return 0.0
+    return float(round(value, 1 - floor(log10(value))))
+
+
+def slo_attained(seen: Observed) -> Verdict | None:
+    if seen.service.spec.slo is None:
+        return None
+    kind = ConditionType.SLO_ATTAINED
+    reports = slo_reports(seen)
+    if not reports:
+        return Verdict(kind, "Unknown", Reason.METRICS_UNAVAILABLE, "no ready pod reports fresh latencies")
+    if missed := next((report for report in reports if report.attained is False), None):
+        return Verdict(kind, "False", missed.reason or _missed(missed), _numbers(missed))
+    if any(report.attained for report in reports):
+        return Verdict(kind, "True", Reason.TARGETS_MET)
+    reason = next((report.reason for report in reports if report.reason), Reason.INSUFFICIENT_TRAFFIC)
+    return Verdict(kind, "Unknown", reason)
+
+
+def _missed(report: SLOReport) -> str:
+    ttft = report.ttft
+    above = ttft and ttft.observed_milliseconds is not None and ttft.observed_milliseconds > ttft.target_milliseconds
+    return Reason.TTFT_ABOVE_TARGET if above else Reason.TPOT_ABOVE_TARGET
+
+
+def _numbers(report: SLOReport) -> str:
+    """Targets only: observed values in a condition's message would break the write budget."""
+    named = {"TTFT": report.ttft, "TPOT": report.tpot}
+    missed = [
+        f"p{report.percentile} {name} is above {window.target_milliseconds} ms"
+        for name, window in named.items()
+        if window
+        and window.observed_milliseconds is not None
+        and window.observed_milliseconds > window.target_milliseconds
+    ]
+    return "; ".join(missed)
+
+
+def slo_feasible(seen: Observed) -> Verdict | None:
+    if seen.service.spec.slo is None:
+        return None
+    kind = ConditionType.SLO_FEASIBLE
+    reports = slo_reports(seen)
+    if not_feasible := next((report for report in reports if report.feasible is False), None):
+        return Verdict(kind, "False", Reason.NOT_FEASIBLE, not_feasible.feasible_reason)
+    if any(report.feasible for report in reports):
+        return Verdict(kind, "True", Reason.FEASIBLE)
+    return Verdict(kind, "Unknown", Reason.NOT_ASSESSED)

@@ -1,0 +1,120 @@
+"""The whole status from what is observed, and the rule by which it is written.
+
+Conditions have positive polarity; Ready carries the reason of the first condition that is not True. SLOAttained and
+SLOFeasible stay outside of it: a service that is slow still serves.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from semipd_operator.api.v1alpha1.status import MetricStatus, SemiPDServiceStatus, SLOStatus
+from semipd_operator.reasons import ConditionType, Reason
+from semipd_operator.status.model import model_ready, model_status
+from semipd_operator.status.observed import Observed
+from semipd_operator.status.partition import partition_applied, partition_status
+from semipd_operator.status.slo import slo_attained, slo_feasible, slo_status
+from semipd_operator.status.verdict import Verdict
+
+
+def summarise(seen: Observed) -> SemiPDServiceStatus:
+    """Pure: equal observations give equal statuses."""
+    service = seen.service
+    parts = [spec_accepted(seen), model_ready(seen), available(seen), partition_applied(seen)]
+    ready = ready_verdict(seen, parts)
+    verdicts = [*parts, slo_attained(seen), slo_feasible(seen), ready]
+    generation = service.metadata.generation
+    accepted = seen.problem is None and not service.spec.paused
+    return SemiPDServiceStatus(
+        observed_generation=generation if accepted else seen.previous.observed_generation,
+        url=seen.url,
+        reason=f"{ready.reason}({ready.detail})" if ready.detail else ready.reason,
+        replicas=len(seen.live_pods),
+        ready_replicas=len(seen.ready_pods),
+        updated_replicas=sum(pod.template_hash == seen.template_hash for pod in seen.live_pods),
+        selector=seen.selector,
+        template_hash=seen.template_hash,
+        conditions=tuple(v.condition(seen.previous, seen.now, generation) for v in verdicts if v is not None),
+        model=model_status(seen),
+        partition=partition_status(seen),
+        slo=slo_status(seen),
+    )
+
+
+def spec_accepted(seen: Observed) -> Verdict:
+    kind = ConditionType.SPEC_ACCEPTED
+    if seen.problem:
+        return Verdict(kind, "False", seen.problem.reason, seen.problem.message, seen.problem.detail)
+    if seen.service.spec.paused:
+        return Verdict(kind, "True", Reason.PAUSED, "spec.paused is set: objects are left as they are")
+    return Verdict(kind, "True", Reason.ACCEPTED)
+
+
+def available(seen: Observed) -> Verdict:
+    kind = ConditionType.AVAILABLE
+    if seen.ready_pods:
+        message = f"{len(seen.ready_pods)} of {seen.service.spec.replicas} pods are ready"
+        return Verdict(kind, "True", Reason.PODS_READY, message)
+    for pod in seen.live_pods:
+        if pod.problem:
+            return Verdict(kind, "False", pod.problem.reason, f"{pod.name}: {pod.problem.message}", pod.problem.detail)
+    if seen.live_pods:
+        return Verdict(kind, "False", Reason.PODS_NOT_READY, f"none of {len(seen.live_pods)} pods is ready yet")
+    if seen.service.spec.replicas == 0:
+        return Verdict(kind, "False", Reason.SCALED_TO_ZERO, "spec.replicas is 0")
+    return Verdict(kind, "False", Reason.NO_PODS, "no pod exists yet")
+
+
+def ready_verdict(seen: Observed, parts: list[Verdict]) -> Verdict:
+    """`parts` in the order of importance. A False one tells more than an Unknown one."""
+    kind = ConditionType.READY
+    wanted = seen.service.spec.replicas
+    accepted = parts[0].status == "True"
+    if accepted and wanted == 0 and not seen.live_pods:
+        return Verdict(kind, "True", Reason.SCALED_TO_ZERO, "spec.replicas is 0")
+    failing = [verdict for verdict in parts if verdict.status == "False"]
+    failing += [verdict for verdict in parts if verdict.status == "Unknown"]
+    if failing:
+        first = failing[0]
+        return Verdict(kind, "False", first.reason, first.message, first.detail)
+    outdated = [pod for pod in seen.live_pods if pod.template_hash != seen.template_hash]
+    if outdated:
+        updated = len(seen.live_pods) - len(outdated)
+        return Verdict(kind, "False", Reason.ROLLOUT_IN_PROGRESS, f"{updated} of {wanted} pods are updated")
+    ready = len(seen.ready_pods)
+    if ready < wanted:
+        problem = next((pod.problem for pod in seen.live_pods if pod.problem), None)
+        message = f"{ready} of {wanted} pods are ready" + (f": {problem.message}" if problem else "")
+        reason = problem.reason if problem else Reason.PODS_NOT_READY
+        return Verdict(kind, "False", reason, message, problem.detail if problem else "")
+    return Verdict(kind, "True", Reason.READY, f"{ready} of {wanted} pods are ready")
+
+
+def write_due(
+    before: SemiPDServiceStatus,
+    after: SemiPDServiceStatus,
+    *,
+    now: datetime,
+    last_write: datetime | None,
+    slo_period: timedelta,
+) -> bool:
+    """The write budget: everything but observed latencies at once, those at most once in `slo_period`."""
+    if before == after:
+        return False
+    if _without_observations(before) != _without_observations(after):
+        return True
+    return last_write is None or now - last_write >= slo_period
+
+
+def _without_observations(status: SemiPDServiceStatus) -> SemiPDServiceStatus:
+    if status.slo is None:
+        return status
+    slo = status.slo
+    bare = SLOStatus(
+        percentile=slo.percentile, window_seconds=slo.window_seconds, ttft=_bare(slo.ttft), tpot=_bare(slo.tpot)
+    )
+    return status.model_copy(update={"slo": bare})
+
+
+def _bare(metric: MetricStatus | None) -> MetricStatus | None:
+    return metric and MetricStatus(target_milliseconds=metric.target_milliseconds)

@@ -1,0 +1,34 @@
+"""The judgement behind one condition, before it gets a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import cast
+
+from semipd_operator.api.v1alpha1.status import Condition, ConditionStatus, SemiPDServiceStatus
+
+_MAX_MESSAGE = 1024
+
+
+@dataclass(frozen=True)
+class Verdict:
+    type: str
+    status: str
+    reason: str
+    message: str = ""
+    detail: str = ""
+    """The object at fault, shown beside the reason in ``kubectl get``."""
+
+    def condition(self, previous: SemiPDServiceStatus, now: datetime, generation: int) -> Condition:
+        """lastTransitionTime moves only when the status does."""
+        before = previous.condition(self.type)
+        since = before.last_transition_time if before and before.status == self.status else now.replace(microsecond=0)
+        return Condition(
+            type=self.type,
+            status=cast(ConditionStatus, self.status),
+            reason=self.reason,
+            message=self.message[:_MAX_MESSAGE],
+            last_transition_time=since,
+            observed_generation=generation,
+        )

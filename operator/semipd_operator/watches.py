@@ -1,0 +1,75 @@
+"""Kopf's part: watches that turn every event into a key in the queue, and nothing else.
+
+Only ``on.event`` handlers, which add neither finalizers nor annotations. It knows no meaning of the objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import kopf
+
+from semipd_operator.api.v1alpha1.resource import GROUP, PLURAL, VERSION
+from semipd_operator.render.names import MANAGED_SELECTOR, SERVICE_LABEL
+from semipd_operator.settings import MANAGER
+from semipd_operator.workqueue import Key
+
+OnService = Callable[[Key, str, str, bool], None]
+"""(key, uid, resource version, gone)"""
+OnChild = Callable[[Key, str, str], None]
+"""(key of the service, kind, resource version)"""
+
+_CHILDREN = (
+    ("", "v1", "pods"),
+    ("apps", "v1", "deployments"),
+    ("", "v1", "services"),
+    ("", "v1", "configmaps"),
+    ("policy", "v1", "poddisruptionbudgets"),
+)
+
+
+def registry(on_service: OnService, on_child: OnChild) -> kopf.OperatorRegistry:
+    handlers = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=handlers)
+    def login(**kwargs: Any) -> Any:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)
+    async def service_event(event: Any, meta: Any, **_: Any) -> None:
+        key = Key(meta["namespace"], meta["name"])
+        on_service(key, meta["uid"], meta["resourceVersion"], event["type"] == "DELETED")
+
+    async def child_event(event: Any, body: Any, **_: Any) -> None:
+        meta = body["metadata"]
+        if service := (meta.get("labels") or {}).get(SERVICE_LABEL):
+            # A deleted object carries a version of its own, so a deletion never passes for our own write.
+            version = "" if event["type"] == "DELETED" else meta["resourceVersion"]
+            on_child(Key(meta["namespace"], service), body.get("kind", ""), version)
+
+    for group, version, plural in _CHILDREN:
+        kopf.on.event(group, version, plural, registry=handlers, id=f"child-{plural}")(child_event)
+    return handlers
+
+
+def kopf_settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.watching.server_timeout = 240
+    settings.watching.client_timeout = 300
+    settings.watching.connect_timeout = 10
+    settings.watching.chunk_size = 500
+    for _, _, plural in _CHILDREN:
+        settings.watching.label_selectors[plural] = MANAGED_SELECTOR
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 10
+    settings.queueing.worker_limit = 20
+    settings.posting.enabled = False  # events are told after the status is written, by ourselves
+    settings.scanning.disabled = True  # would want to list namespaces and CRDs
+    settings.peering.standalone = True
+    # Not used by on.event handlers; set so that nothing of ours could ever carry Kopf's names.
+    settings.persistence.finalizer = f"{GROUP}/never"
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=GROUP)
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=GROUP)
+    settings.posting.reporting_component = MANAGER
+    return settings

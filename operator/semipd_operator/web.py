@@ -1,0 +1,37 @@
+"""HTTP for the cluster's eyes: /healthz and /readyz on one port, /metrics on another."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from prometheus_client import generate_latest
+
+from semipd_operator.health import Health
+
+
+@asynccontextmanager
+async def serve(health: Health, health_port: int, metrics_port: int) -> AsyncIterator[None]:
+    async def healthz(_: web.Request) -> web.Response:
+        complaint = health.complaint()
+        return web.Response(text=complaint or "ok", status=503 if complaint else 200)
+
+    async def readyz(_: web.Request) -> web.Response:
+        return web.Response(text="ok" if health.ready else "starting", status=200 if health.ready else 503)
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    health_app, metrics_app = web.Application(), web.Application()
+    health_app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    metrics_app.add_routes([web.get("/metrics", metrics)])
+    runners = [web.AppRunner(app, access_log=None) for app in (health_app, metrics_app)]
+    try:
+        for runner, port in zip(runners, (health_port, metrics_port), strict=True):
+            await runner.setup()
+            await web.TCPSite(runner, port=port).start()
+        yield
+    finally:
+        for runner in runners:
+            await runner.cleanup()

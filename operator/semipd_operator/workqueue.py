@@ -1,0 +1,81 @@
+"""The queue between watches and workers: each key once, never two workers on one key, retries that back off.
+
+It knows nothing of what the keys stand for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import NamedTuple
+
+
+class Key(NamedTuple):
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class WorkQueue:
+    """`get`, work, then `done` or `retry`. A key added while it is worked on is worked on once more afterwards."""
+
+    def __init__(self, first_delay: float = 1.0, longest_delay: float = 60.0) -> None:
+        self._first, self._longest = first_delay, longest_delay
+        self._waiting: dict[Key, float] = {}
+        """In order of arrival; the value is when the key was added."""
+        self._active: dict[Key, float] = {}
+        self._again: set[Key] = set()
+        self._failures: dict[Key, int] = {}
+        self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._arrived = asyncio.Event()
+
+    def add(self, key: Key) -> None:
+        if key in self._active:
+            self._again.add(key)
+            return
+        if timer := self._timers.pop(key, None):
+            timer.cancel()
+        self._waiting.setdefault(key, time.monotonic())
+        self._arrived.set()
+
+    async def get(self) -> Key:
+        while not self._waiting:
+            self._arrived.clear()
+            await self._arrived.wait()
+        key = next(iter(self._waiting))
+        del self._waiting[key]
+        self._active[key] = time.monotonic()
+        return key
+
+    def done(self, key: Key) -> None:
+        self._failures.pop(key, None)
+        self._release(key)
+
+    def retry(self, key: Key) -> float:
+        """Comes back after a delay that doubles with each failure; returns the delay in seconds."""
+        count = self._failures[key] = self._failures.get(key, 0) + 1
+        delay = float(min(self._longest, self._first * 2 ** min(count - 1, 16)))
+        if not self._release(key):
+            self._timers[key] = asyncio.get_running_loop().call_later(delay, self._due, key)
+        return delay
+
+    def _due(self, key: Key) -> None:
+        self._timers.pop(key, None)
+        self.add(key)
+
+    def _release(self, key: Key) -> bool:
+        self._active.pop(key, None)
+        if key not in self._again:
+            return False
+        self._again.discard(key)
+        self.add(key)
+        return True
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._active)
+
+    def oldest_seconds(self) -> float:
+        """How long the oldest key has been waiting or worked on; 0 if there is none."""
+        return time.monotonic() - min([*self._waiting.values(), *self._active.values()], default=time.monotonic())
