@@ -48,6 +48,11 @@ class Scheduler:
     def kv(self) -> KVCacheManager:
         return self.table.kv
 
+    @property
+    def has_prompts(self) -> bool:
+        """Some prompt is not computed yet."""
+        return bool(self.table.waiting or self.table.in_state(RequestState.PREFILLING))
+
     # ---- requests come and go ------------------------------------------------------------------------------------
 
     def add(self, request: Request) -> None:

@@ -104,7 +104,7 @@ class BlockingChannel(Generic[Message]):
             self.sock.settimeout(timeout)
             try:
                 data, fds, _, _ = socket.recv_fds(self.sock, 1 << 16, 8)
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError):
                 return None
             except ConnectionResetError as error:
                 raise ChannelClosed from error

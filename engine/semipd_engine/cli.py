@@ -1,0 +1,38 @@
+"""``semipd-engine``: serve a model, make, import or fetch one. A command is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+COMMANDS = {
+    "make-model": ("semipd_engine.make_model", "make a random-weight model with a tokenizer"),
+    "import-gguf": ("semipd_engine.import_gguf", "turn a GGUF file into a Hugging Face directory"),
+    "fetch": ("semipd_engine.fetch", "bring a model from its source to a directory"),
+}
+"""Command -> module with ``add_command(subparsers)``, whose parser has a default ``func(arguments) -> int``."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] == "serve":
+        from semipd_engine.launcher import serve
+        from semipd_engine.server.flags import parse_options
+
+        return serve(parse_options(arguments[1:], "semipd-engine serve", "Serve a model over the OpenAI API."))
+    parser = argparse.ArgumentParser(prog="semipd-engine", description="The two-phase inference engine of SemiPD.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers.add_parser("serve", help="serve a model over the OpenAI API", add_help=False)
+    asked = [arguments[0]] if arguments and arguments[0] in COMMANDS else []
+    for name, (module, text) in COMMANDS.items():
+        if name in asked:
+            importlib.import_module(module).add_command(subparsers)
+        else:
+            subparsers.add_parser(name, help=text, add_help=False)
+    parsed = parser.parse_args(arguments)
+    return int(parsed.func(parsed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

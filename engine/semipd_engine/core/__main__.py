@@ -1,0 +1,38 @@
+"""``python -m semipd_engine.core``: the core process. Signals, title and options only.
+
+Until the agent sets a plan, the shares of the options are in force on the CPUs of the affinity mask.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import sys
+
+from setproctitle import setproctitle
+
+from semipd_engine.contract import Split
+from semipd_engine.core.engine_core import EngineCore
+from semipd_engine.cpu_plan import cpu_plan
+from semipd_engine.server.flags import parse_options
+
+
+def main() -> int:
+    options = parse_options(None, "python -m semipd_engine.core", "Scheduler and owner of all requests.")
+    if options.run_dir is None:
+        raise SystemExit("--run-dir is missing: the launcher sets it")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s core: %(message)s", stream=sys.stderr)
+    setproctitle("semipd: core")
+    split = Split(prefill=options.prefill_share, decode=options.decode_share)
+    core = EngineCore(options, options.run_dir, cpu_plan(split, sorted(os.sched_getaffinity(0)), options.threads))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: core.terminate())
+    gc.freeze()  # what is loaded now stays: the collector need not walk it between two steps
+    core.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

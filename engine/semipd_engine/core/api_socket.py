@@ -1,0 +1,98 @@
+"""Core's end of ``<run_dir>/core.sock``: requests come in, tokens go out, the state is told to whoever listens.
+
+Knows which connection a request belongs to; when a connection ends, its requests are aborted.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from semipd_engine.core.event_loop import Connection, EventLoop
+from semipd_engine.core.request import Request
+from semipd_engine.ipc.messages import AbortRequest, AddRequest, ApiToCore, CoreState, Outputs, RequestOutput
+from semipd_engine.process import listen
+
+CORE_SOCKET = "core.sock"
+
+
+class ApiClient:
+    def __init__(self) -> None:
+        self.connection: Connection[AddRequest | AbortRequest] | None = None
+        self.ids: dict[str, int] = {}
+        """Key -> request id of the requests that are not finished."""
+
+
+class ApiSocket:
+    def __init__(
+        self, loop: EventLoop, run_dir: Path, on_add: Callable[[Request], None], on_abort: Callable[[int], None]
+    ) -> None:
+        self._loop = loop
+        self._on_add = on_add
+        self._on_abort = on_abort
+        self._clients: dict[int, ApiClient] = {}
+        self._owners: dict[int, ApiClient] = {}
+        self._next_id = itertools.count(1)
+        self._state: CoreState | None = None
+        self._listener = listen(run_dir / CORE_SOCKET)
+        loop.watch(self._listener, 1, lambda _: self._accept())
+
+    @property
+    def connected(self) -> bool:
+        return bool(self._clients)
+
+    def deliver(self, outputs: Iterable[tuple[Request, RequestOutput]]) -> None:
+        """Send each output to the connection that asked, one message for each connection."""
+        batches: dict[int, tuple[ApiClient, list[RequestOutput]]] = {}
+        for request, output in outputs:
+            owner = self._owners.get(request.id)
+            if owner is None:
+                continue
+            batches.setdefault(id(owner), (owner, []))[1].append(output)
+            if output.finish_reason is not None or output.error is not None:
+                del self._owners[request.id]
+                owner.ids.pop(request.key, None)
+        for owner, batch in batches.values():
+            if owner.connection is not None:
+                owner.connection.send(Outputs(batch))
+
+    def publish(self, state: CoreState) -> None:
+        """Tell every api, and those that connect later."""
+        self._state = state
+        for client in list(self._clients.values()):
+            if client.connection is not None:
+                client.connection.send(state)
+
+    def _accept(self) -> None:
+        sock, _ = self._listener.accept()
+        client = ApiClient()
+        self._clients[id(client)] = client
+        client.connection = Connection(
+            self._loop,
+            sock,
+            ApiToCore,
+            on_message=lambda message: self._on_message(client, message),
+            on_close=lambda: self._on_close(client),
+        )
+        if self._state is not None:
+            client.connection.send(self._state)
+
+    def _on_message(self, client: ApiClient, message: AddRequest | AbortRequest) -> None:
+        if isinstance(message, AbortRequest):
+            request_id = client.ids.get(message.key)
+            if request_id is not None:
+                self._on_abort(request_id)
+            return
+        request = Request(
+            next(self._next_id), message.key, message.prompt_token_ids, message.sampling, message.received_at
+        )
+        client.ids[message.key] = request.id
+        self._owners[request.id] = client
+        self._on_add(request)
+
+    def _on_close(self, client: ApiClient) -> None:
+        del self._clients[id(client)]
+        for request_id in client.ids.values():
+            del self._owners[request_id]
+            self._on_abort(request_id)

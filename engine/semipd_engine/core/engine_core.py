@@ -1,0 +1,175 @@
+"""The engine core: one loop that owns all requests, plans both phases and books what the workers report.
+
+It holds the sockets of api, agent (control), resident and workers, and the state machine between them. Scheduling is
+the scheduler's, worker life cycles are `workers`', what a limit means is the pacer's. Torch-free.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+from semipd_engine.contract import (
+    Ack,
+    Drain,
+    EngineOptions,
+    EngineSnapshot,
+    GetSnapshot,
+    PartitionPlan,
+    Phase,
+    SetPartition,
+)
+from semipd_engine.core.api_socket import ApiSocket
+from semipd_engine.core.block_pool import BlockPool
+from semipd_engine.core.control_socket import ControlSocket
+from semipd_engine.core.dispatch import Dispatcher
+from semipd_engine.core.event_loop import EventLoop
+from semipd_engine.core.kv_cache_manager import KVCacheManager
+from semipd_engine.core.report import EngineStatus, Report
+from semipd_engine.core.request import Request
+from semipd_engine.core.resident_link import ResidentLink
+from semipd_engine.core.scheduler import Scheduler, SchedulerLimits
+from semipd_engine.core.step_log import StepLog
+from semipd_engine.core.telemetry import Telemetry
+from semipd_engine.core.workers import UNIFIED, Worker, Workers
+from semipd_engine.ipc.messages import CoreState, RequestOutput, ResidentHello, StepFailed, StepResult
+from semipd_engine.pacing.page import PacingPage
+
+TICK_SECONDS = 0.1
+"""Longest time that the loop waits: retries, watchdog and gauges need no more."""
+GAUGE_SECONDS = 1.0
+WATCHDOG_SECONDS = 60.0
+"""A worker without a heartbeat for so long is killed and replaced."""
+
+log = logging.getLogger(__name__)
+
+
+class EngineCore:
+    def __init__(self, options: EngineOptions, run_dir: Path, initial_plan: PartitionPlan) -> None:
+        """`initial_plan` is in force, as epoch 0, until the agent sets one."""
+        self._options = options
+        self._loop = EventLoop()
+        self._status = EngineStatus(SetPartition.model_construct(split_epoch=0, plan=initial_plan))
+        self._telemetry = Telemetry()
+        self._published: CoreState | None = None
+        self._published_at = 0.0
+        roles = (UNIFIED,) if options.unified else tuple(p.value for p in Phase)
+        self._workers = Workers(self._loop, roles, self._on_result, self._on_worker_lost)
+        self._dispatcher = Dispatcher(self._workers, StepLog(options.step_log), unified=options.unified)
+        on_spawned = self._workers.spawned
+        self._resident = ResidentLink(self._loop, run_dir, self._on_hello, on_spawned, self._on_resident_lost)
+        self._report = Report(options, self._status, self._workers, self._resident, self._telemetry)
+        self._api = ApiSocket(self._loop, run_dir, self._on_add, self._on_abort)
+        self._control = ControlSocket(self._loop, run_dir, self._on_control)
+
+    def run(self) -> None:
+        """Until `terminate` was called and the last api is gone; the workers are gone on return."""
+        while not (self._status.terminating and not self._api.connected):
+            self._loop.run_once(TICK_SECONDS)
+            self._tick(time.monotonic())
+        self._workers.shut_down(timeout=5.0)
+
+    def terminate(self) -> None:
+        """SIGTERM: not ready any more. The api drains its requests and disconnects; then `run` returns."""
+        self._status.terminating = True
+
+    # ---- each turn of the loop -----------------------------------------------------------------------------------
+
+    def _tick(self, now: float) -> None:
+        self._resident.tick(now)
+        self._workers.tick(now)
+        self._watch_heartbeats(now)
+        scheduler, page = self._status.scheduler, self._status.page
+        if scheduler is not None:
+            if page is not None:
+                self._dispatcher.dispatch(scheduler, page, now)
+            outputs = scheduler.take_outputs()
+            for request, output in outputs:
+                if output.finish_reason is not None or output.error is not None:
+                    self._telemetry.finished(request, now)
+            self._api.deliver(outputs)
+        if now - self._published_at >= GAUGE_SECONDS or self._state_changed(now):
+            self._published, self._published_at = self._report.core_state(now), now
+            self._api.publish(self._published)
+
+    def _state_changed(self, now: float) -> bool:
+        """Cheap: looked at in every turn, while the gauges wait for their second."""
+        published = self._published
+        return published is None or (published.state, published.message) != self._report.state(now)
+
+    def _watch_heartbeats(self, now: float) -> None:
+        for worker in self._workers.by_role.values():
+            if worker.ready and self._report.heartbeat_age(worker, now) > WATCHDOG_SECONDS:
+                log.error("%s worker %d has not moved for %g s: killed", worker.role, worker.pid, WATCHDOG_SECONDS)
+                self._workers.kill(worker)
+
+    # ---- api -----------------------------------------------------------------------------------------------------
+
+    def _on_add(self, request: Request) -> None:
+        if self._status.scheduler is None or self._status.drained:
+            reason = "is draining" if self._status.drained else "has not loaded its model yet"
+            self._api.deliver([(request, RequestOutput(key=request.key, error=f"the engine {reason}"))])
+            return
+        self._telemetry.arrived(request)
+        self._status.scheduler.add(request)
+
+    def _on_abort(self, request_id: int) -> None:
+        if self._status.scheduler is not None:
+            self._status.scheduler.abort(request_id)
+
+    # ---- control -------------------------------------------------------------------------------------------------
+
+    def _on_control(self, request: SetPartition | GetSnapshot | Drain) -> EngineSnapshot | Ack:
+        if isinstance(request, GetSnapshot):
+            return self._report.snapshot(request.since, time.monotonic())
+        if isinstance(request, Drain):
+            self._status.drained = True
+        elif request.split_epoch > self._status.partition.split_epoch:
+            if self._status.page is not None:
+                self._status.page.write_plan(request.split_epoch, request.plan)
+            self._status.partition = request
+            self._status.splits_applied += 1
+            split = request.plan.split
+            log.info("split %d/%d, epoch %d", split.prefill, split.decode, request.split_epoch)
+        return Ack(split_epoch=self._status.partition.split_epoch)
+
+    # ---- resident and workers ------------------------------------------------------------------------------------
+
+    def _on_hello(self, hello: ResidentHello, page: PacingPage) -> None:
+        """The weights and a KV pool that nobody uses are there (again)."""
+        status = self._status
+        status.page, status.last_model = page, hello
+        page.recall(0)  # step numbers start anew
+        page.write_plan(status.partition.split_epoch, status.partition.plan)
+        kv = KVCacheManager(BlockPool(hello.num_blocks), hello.block_size, self._options.prefix_caching)
+        if status.scheduler is None:
+            limits = SchedulerLimits(
+                max_model_len=hello.max_model_len,
+                max_num_seqs=self._options.max_num_seqs,
+                prefill_chunk_tokens=self._options.prefill_chunk_tokens,
+            )
+            status.scheduler = Scheduler(limits, kv)
+        else:
+            status.scheduler.replace_kv(kv)
+        log.info("resident %d: %s, %d KV blocks", hello.pid, hello.architecture, hello.num_blocks)
+        self._workers.attach(self._resident.ask)
+
+    def _on_resident_lost(self) -> None:
+        """Its workers die with it and the pool is gone; accepted requests wait for the next one."""
+        log.error("the resident is gone; accepted requests wait for the next one")
+        self._workers.detach()
+        if self._status.page is not None:
+            os.close(self._status.page.fd)
+            self._status.page = None
+
+    def _on_result(self, worker: Worker, result: StepResult | StepFailed) -> None:
+        if self._status.scheduler is not None:
+            self._dispatcher.book(self._status.scheduler, worker, result, time.monotonic())
+
+    def _on_worker_lost(self, worker: Worker) -> None:
+        if self._status.scheduler is not None:
+            self._dispatcher.lost(self._status.scheduler, worker, time.monotonic())
+        if self._status.page is not None:
+            self._status.page.slots[worker.slot].clear()

@@ -1,0 +1,213 @@
+"""What core says about itself: the state for api and people, the snapshot for the agent. Reads, never changes anything
+but its own memory of how long the engine has been out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from semipd_engine.contract import (
+    BlockCounts,
+    EngineOptions,
+    EngineSnapshot,
+    EngineState,
+    ModelInfo,
+    Phase,
+    SetPartition,
+    WorkerReport,
+    WorkerState,
+)
+from semipd_engine.core.request import RequestState
+from semipd_engine.core.resident_link import ResidentLink
+from semipd_engine.core.scheduler import Scheduler
+from semipd_engine.core.telemetry import Telemetry
+from semipd_engine.core.workers import Worker, Workers
+from semipd_engine.ipc.messages import CoreState, ResidentHello
+from semipd_engine.pacing.page import PacingPage
+
+HIDDEN_OUTAGE_SECONDS = 2.0
+"""A shorter outage does not flip /ready."""
+STUCK_SECONDS = 5.0
+"""A worker whose heartbeat is older does not count as ready."""
+
+
+@dataclass
+class EngineStatus:
+    """What the engine core knows about itself as a whole."""
+
+    partition: SetPartition
+    page: PacingPage | None = None
+    scheduler: Scheduler | None = None
+    splits_applied: int = 0
+    terminating: bool = False
+    """SIGTERM came: not ready, but api may still send requests."""
+    drained: bool = False
+    """No request is admitted any more."""
+    was_ready: bool = False
+    last_model: ResidentHello | None = None
+
+
+@dataclass
+class Report:
+    options: EngineOptions
+    status: EngineStatus
+    workers: Workers
+    resident: ResidentLink
+    telemetry: Telemetry
+    _out_since: float | None = None
+
+    def state(self, now: float) -> tuple[EngineState, str]:
+        """The state and, unless it is READY, why: for people."""
+        status = self.status
+        if self.resident.failure is not None:
+            return EngineState.FAILED, self.resident.failure.message
+        if status.terminating or status.drained:
+            return EngineState.DRAINING, "shutting down" if status.terminating else "drained on request"
+        if status.page is None:
+            if status.was_ready:
+                return EngineState.DEGRADED, "the weights are being loaded again"
+            if self.resident.percent is None:
+                return EngineState.STARTING, "waiting for the resident process"
+            return EngineState.LOADING, f"loading the model: {self.resident.percent} %"
+        missing = [w.role for w in self.workers.by_role.values() if not self._serves(w, now)]
+        if missing:
+            return (EngineState.DEGRADED if status.was_ready else EngineState.STARTING), (
+                f"no working {' and '.join(missing)} worker"
+            )
+        status.was_ready = True
+        return EngineState.READY, ""
+
+    def core_state(self, now: float) -> CoreState:
+        state, message = self.state(now)
+        status, scheduler = self.status, self.status.scheduler
+        counts = self._blocks()
+        waiting = scheduler.table.waiting if scheduler is not None else []
+        split = status.partition.plan.split
+        return CoreState(
+            ready=self._ready(state, now),
+            state=state,
+            message=message,
+            admitting=scheduler is not None
+            and status.was_ready
+            and not status.drained
+            and state is not EngineState.FAILED,
+            waiting_tokens=sum(len(r.token_ids) for r in waiting),
+            model_name=self._model_name,
+            max_model_len=status.last_model.max_model_len if status.last_model is not None else 0,
+            waiting=len(waiting),
+            prefilling=self._count(RequestState.PREFILLING),
+            decoding=self._count(RequestState.DECODING),
+            blocks_total=counts.total,
+            blocks_free=counts.free,
+            blocks_used=counts.used,
+            blocks_cached=counts.cached,
+            blocks_quarantined=counts.quarantined,
+            prefix_queries_tokens=scheduler.kv.queries_tokens if scheduler is not None else 0,
+            prefix_hits_tokens=scheduler.kv.hits_tokens if scheduler is not None else 0,
+            preemptions=scheduler.preemptions if scheduler is not None else 0,
+            prefill_percent=split.prefill,
+            decode_percent=split.decode,
+            splits_applied=status.splits_applied,
+        )
+
+    def snapshot(self, since: int, now: float) -> EngineSnapshot:
+        state, message = self.state(now)
+        status = self.status
+        waiting = status.scheduler.table.waiting if status.scheduler is not None else []
+        failure = self.resident.failure
+        return EngineSnapshot(
+            monotonic_time=now,
+            state=state,
+            reason=failure.reason if failure is not None else "",
+            message=message,
+            load_progress_percent=self.resident.percent,
+            model=self._model(),
+            split_epoch=status.partition.split_epoch,
+            split=status.partition.plan.split,
+            workers=self._worker_reports(now),
+            waiting=len(waiting),
+            prefilling=self._count(RequestState.PREFILLING),
+            decoding=self._count(RequestState.DECODING),
+            waiting_tokens=sum(len(r.token_ids) for r in waiting),
+            oldest_wait_seconds=max((now - r.received_at for r in waiting), default=0.0),
+            blocks=self._blocks(),
+            finished=self.telemetry.finished_since(since),
+            arrivals=self.telemetry.arrivals(now),
+            next_cursor=self.telemetry.next_cursor,
+            restarts={w.role: w.deaths for w in self.workers.by_role.values()} | {"resident": self.resident.losses},
+        )
+
+    def heartbeat_age(self, worker: Worker, now: float) -> float:
+        """Seconds; a worker that has not beaten yet is as old as itself."""
+        page = self.status.page
+        beat = page.slots[worker.slot].heartbeat_ns / 1e9 if page is not None else 0.0
+        return max(0.0, now - max(beat, worker.started_at))
+
+    def _serves(self, worker: Worker, now: float) -> bool:
+        return worker.ready and self.heartbeat_age(worker, now) < STUCK_SECONDS
+
+    def _ready(self, state: EngineState, now: float) -> bool:
+        if state is EngineState.READY:
+            self._out_since = None
+            return True
+        if state is not EngineState.DEGRADED:
+            return False
+        if self._out_since is None:
+            self._out_since = now
+        return now - self._out_since < HIDDEN_OUTAGE_SECONDS
+
+    def _count(self, state: RequestState) -> int:
+        scheduler = self.status.scheduler
+        return len(scheduler.table.in_state(state)) if scheduler is not None else 0
+
+    def _blocks(self) -> BlockCounts:
+        """The pool's invariant is checked wherever its counts are shown."""
+        if self.status.scheduler is None:
+            return BlockCounts()
+        pool = self.status.scheduler.kv.pool
+        pool.check()
+        return pool.counts()
+
+    @property
+    def _model_name(self) -> str:
+        return self.options.served_model_name or self.options.model.name
+
+    def _model(self) -> ModelInfo | None:
+        hello = self.status.last_model
+        if hello is None:
+            return None
+        return ModelInfo(
+            name=self._model_name,
+            architecture=hello.architecture,
+            dtype=hello.dtype,
+            device=hello.device,
+            weight_bytes=hello.weight_bytes,
+            max_model_len=hello.max_model_len,
+            kv_block_size=hello.block_size,
+            kv_bytes=hello.kv_bytes,
+        )
+
+    def _worker_reports(self, now: float) -> tuple[WorkerReport, ...]:
+        """One for each phase; the unified worker stands for both."""
+        page = self.status.page
+        if page is None:
+            return ()
+        reports = []
+        for phase in Phase:
+            worker = self.workers.for_phase(phase)
+            slot = page.slots[worker.slot]
+            dead = worker.state is WorkerState.DEAD
+            reports.append(
+                WorkerReport(
+                    phase=phase,
+                    pid=worker.pid,
+                    generation=worker.generation,
+                    state=worker.state,
+                    applied_epoch=slot.applied_epoch,
+                    heartbeat_age_seconds=self.heartbeat_age(worker, now),
+                    busy=not dead and slot.pid != 0 and slot.idle_since_ns == 0,
+                    steps=slot.steps,
+                    cpu_seconds=slot.cpu_ns / 1e9,
+                )
+            )
+        return tuple(reports)

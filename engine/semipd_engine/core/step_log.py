@@ -1,0 +1,49 @@
+"""``--step-log``: one JSON line for each plan sent, each step completed and each worker lost. For tests and people.
+
+Records (times are seconds of CLOCK_MONOTONIC):
+``{"event": "plan", "phase", "seq", "at", "pid", "steps", "batch", "tokens"}``
+``{"event": "step", "phase", "seq", "begin", "end", "batch", "tokens"}``: tokens computed (prefill) or sampled (decode)
+``{"event": "worker_lost", "phase", "at", "pid", "in_flight"}``: seq of the plan in flight, or null
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from semipd_engine.contract import Phase
+from semipd_engine.core.plans import Plan, steps_of
+from semipd_engine.ipc.messages import PrefillPlan, StepResult
+
+
+class StepLog:
+    def __init__(self, path: Path | None) -> None:
+        self._file = path.open("a", buffering=1) if path is not None else None
+
+    def plan(self, phase: Phase, plan: Plan, pid: int, at: float) -> None:
+        batch, tokens = _size(plan)
+        self._write(
+            event="plan", phase=phase, seq=plan.seq, at=at, pid=pid, steps=steps_of(plan), batch=batch, tokens=tokens
+        )
+
+    def step(self, phase: Phase, plan: Plan, result: StepResult) -> None:
+        batch, tokens = _size(plan) if isinstance(plan, PrefillPlan) else (len(result.tokens), len(result.tokens))
+        end = result.finished_at
+        self._write(
+            event="step", phase=phase, seq=result.seq, begin=end - result.seconds, end=end, batch=batch, tokens=tokens
+        )
+
+    def worker_lost(self, phase: Phase, pid: int, in_flight: int | None, at: float) -> None:
+        self._write(event="worker_lost", phase=phase, at=at, pid=pid, in_flight=in_flight)
+
+    def _write(self, **record: Any) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(record) + "\n")
+
+
+def _size(plan: Plan) -> tuple[int, int]:
+    """Rows and tokens of a plan (of one step, for decode)."""
+    if isinstance(plan, PrefillPlan):
+        return len(plan.chunks), sum(len(c.token_ids) for c in plan.chunks)
+    return len(plan.rows), len(plan.rows)

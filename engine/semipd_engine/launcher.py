@@ -1,0 +1,194 @@
+"""Parent of api, core and resident: starts them, restarts each by itself, and takes them down in the right order.
+
+Torch-free. It holds no request and no socket; what it knows of readiness it asks core, as the agent does.
+
+SIGTERM: core and api are told; /ready fails at once, api admits for 5 s more and drains; when it is gone core stops the
+workers and ends; the resident goes last. SIGINT, or a second SIGTERM, takes everything down at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from setproctitle import setproctitle
+
+from semipd_engine.contract import (
+    CONTROL_REPLY,
+    CONTROL_SOCKET,
+    EngineOptions,
+    EngineSnapshot,
+    EngineState,
+    GetSnapshot,
+)
+from semipd_engine.process import die_with_parent
+
+POLL_SECONDS = 0.05
+FIRST_BACKOFF_SECONDS = 0.1
+LONGEST_BACKOFF_SECONDS = 30.0
+HEALTHY_SECONDS = 10.0
+"""A child that lived this long is restarted at once; one that did not, after a growing pause."""
+CORE_STOP_SECONDS = 10.0
+API_MARGIN_SECONDS = 15.0
+"""Beyond --drain-seconds: the 5 s of further admission, the last flush, and a busy machine."""
+WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+"""Of the resident and so of its workers: OpenMP reads it when torch is imported. One thread until the fork; no spinning
+on cores that the other phase could use."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Child:
+    name: str
+    command: Sequence[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    start_at: float = 0.0
+    backoff: float = 0.0
+
+    def tick(self, now: float) -> None:
+        """Start it if it is due; note it if it has ended."""
+        if self.process is None:
+            if now >= self.start_at:
+                self._start(now)
+        elif (code := self.process.poll()) is not None:
+            self.process = None
+            if now - self.started_at > HEALTHY_SECONDS:
+                self.backoff = 0.0
+            self.start_at = now + self.backoff
+            log.error("%s ended with %d; it is started again in %.1f s", self.name, code, self.backoff)
+            self.backoff = min(LONGEST_BACKOFF_SECONDS, max(FIRST_BACKOFF_SECONDS, self.backoff * 2))
+
+    def _start(self, now: float) -> None:
+        parent = os.getpid()
+        self.started_at = now
+        self.process = subprocess.Popen(
+            self.command,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | self.environment,
+            start_new_session=True,  # Ctrl-C reaches the launcher alone
+            preexec_fn=lambda: die_with_parent(parent),  # the launcher has one thread
+        )
+
+    def signal(self, number: int) -> None:
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(number)
+
+    def wait(self, seconds: float, hurry: list[int]) -> None:
+        """Until it has ended; killed after `seconds`, or as soon as somebody is in a `hurry`."""
+        deadline = time.monotonic() + seconds
+        while self.process is not None and self.process.poll() is None:
+            if time.monotonic() > deadline or len(hurry) > 1:
+                self.process.kill()
+                self.process.wait()
+            time.sleep(POLL_SECONDS)
+        self.process = None
+
+
+def default_commands(options: EngineOptions) -> dict[str, Sequence[str]]:
+    """Command line of each child."""
+    modules = {
+        "resident": "semipd_engine.memory.resident",
+        "core": "semipd_engine.core",
+        "api": "semipd_engine.server",
+    }
+    return {name: [sys.executable, "-m", module, *options.arguments()] for name, module in modules.items()}
+
+
+class Launcher:
+    def __init__(self, options: EngineOptions, commands: dict[str, Sequence[str]]) -> None:
+        """`options.run_dir` is set, and the commands carry it."""
+        assert options.run_dir is not None
+        self._options = options
+        self._run_dir = options.run_dir
+        self._children = {
+            name: Child(name, command, WORKER_ENVIRONMENT if name == "resident" else {})
+            for name, command in commands.items()
+        }
+        self._signals: list[int] = []
+
+    def run(self) -> int:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        announced = False
+        while not self._signals:
+            now = time.monotonic()
+            for child in self._children.values():
+                child.tick(now)
+            announced = announced or self._announce()
+            time.sleep(POLL_SECONDS)
+        self._stop()
+        return 0
+
+    def _on_signal(self, number: int, _: object) -> None:
+        self._signals.append(number)
+        if number == signal.SIGINT:
+            self._signals.append(number)  # Ctrl-C wants out: no drain
+
+    def _stop(self) -> None:
+        api, core, resident = (self._children[name] for name in ("api", "core", "resident"))
+        core.signal(signal.SIGTERM)
+        api.signal(signal.SIGTERM)
+        api.wait(self._options.drain_seconds + API_MARGIN_SECONDS, self._signals)
+        core.wait(CORE_STOP_SECONDS, self._signals)
+        resident.signal(signal.SIGTERM)
+        resident.wait(CORE_STOP_SECONDS, self._signals)
+
+    def _announce(self) -> bool:
+        """One line for people when the engine answers."""
+        snapshot = read_snapshot(self._run_dir)
+        port_file = self._run_dir / "api.port"
+        if snapshot is None or snapshot.state is not EngineState.READY or not port_file.exists():
+            return False
+        host = self._options.host if ":" not in self._options.host else f"[{self._options.host}]"
+        name = snapshot.model.name if snapshot.model is not None else ""
+        print(f"semipd-engine: {name} is ready at http://{host}:{port_file.read_text().strip()}", flush=True)
+        return True
+
+
+def read_snapshot(run_dir: Path, timeout: float = 1.0) -> EngineSnapshot | None:
+    """Core's state, or None while nobody answers."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(timeout)
+            sock.connect(str(run_dir / CONTROL_SOCKET))
+            sock.sendall(json.dumps(GetSnapshot(since=1 << 62).model_dump()).encode() + b"\n")
+            line = sock.makefile("rb").readline()
+    except OSError:
+        return None
+    reply = CONTROL_REPLY.validate_json(line) if line else None
+    return reply if isinstance(reply, EngineSnapshot) else None
+
+
+def serve(options: EngineOptions) -> int:
+    """``semipd-engine serve``: run until a signal. Returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s launcher: %(message)s", stream=sys.stderr)
+    setproctitle("semipd: launcher")
+    own_dir = options.run_dir is None
+    run_dir = options.run_dir or Path(tempfile.mkdtemp(prefix="semipd-"))
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    run_dir = run_dir.absolute()
+    run_dir.chmod(0o700)
+    for stale in run_dir.glob("api.port"):
+        stale.unlink()
+    placed = options.model_copy(update={"run_dir": run_dir})
+    try:
+        return Launcher(placed, default_commands(placed)).run()
+    finally:
+        if own_dir:
+            shutil.rmtree(run_dir, ignore_errors=True)

@@ -1,0 +1,233 @@
+"""``python -m semipd_engine.memory.resident``: owns weights, KV pool and pacing page, and forks the workers.
+
+A plain blocking loop in one thread, so that it can fork at any time: a worker is born in milliseconds and shares every
+page of the weights. It computes nothing after the load. Core connects to ``<run_dir>/resident.sock``; a new core
+re-attaches to the same weights and KV pool once the old core's workers are reaped.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from setproctitle import setproctitle
+
+from semipd_engine.contract import EngineOptions
+from semipd_engine.ipc.frames import BlockingChannel, ChannelClosed, FrameError
+from semipd_engine.ipc.messages import CoreToResident, ResidentFailed, ResidentHello, ResidentLoading, Spawned
+from semipd_engine.memory.kv_size import available_memory, num_kv_blocks
+from semipd_engine.memory.loaded import Load, LoadedModel
+from semipd_engine.memory.resident_socket import RESIDENT_SOCKET
+from semipd_engine.model.errors import ModelError
+from semipd_engine.pacing.page import PacingPage
+from semipd_engine.process import die_with_parent, listen
+from semipd_engine.worker.worker import WorkerIdentity, run_worker
+
+EXIT_RETRY = 75
+"""Exit code after a failure that another start may not have: the launcher tries again."""
+RETRYABLE = frozenset({"NotFound", "OutOfMemory"})
+RETRY_AFTER_SECONDS = 5.0
+"""How long a failure that is worth a retry is shown before the process ends."""
+
+log = logging.getLogger("resident")
+
+
+class Resident:
+    def __init__(self, options: EngineOptions, run_dir: Path) -> None:
+        self._options = options
+        self._listener = listen(run_dir / RESIDENT_SOCKET)
+        self._core: BlockingChannel[CoreToResident] | None = None
+        self._workers: dict[int, int] = {}  # pidfd -> pid
+        self._percent = 0
+        self._failure: ResidentFailed | None = None
+        self._hello: ResidentHello | None = None
+
+    def serve(self, load: Load) -> int:
+        """Load, then answer core for ever. Returns an exit code when a retry may help."""
+        try:
+            self._prepare(load(self._options, self._on_progress))
+        except ModelError as error:
+            self._failure = ResidentFailed(reason=error.reason, message=str(error))
+        except Exception as error:
+            log.exception("loading failed")
+            self._failure = ResidentFailed(reason="LoadFailed", message=f"{type(error).__name__}: {error}")
+        if self._failure is not None:
+            log.error("%s: %s", self._failure.reason, self._failure.message)
+        self._introduce()
+        give_up_at = time.monotonic() + RETRY_AFTER_SECONDS
+        while not (self._failure and self._failure.reason in RETRYABLE and time.monotonic() > give_up_at):
+            self._poll(timeout=1.0)
+        return EXIT_RETRY
+
+    def close(self) -> None:
+        self._reap_all()
+        self._listener.close()
+
+    # ---- loading -------------------------------------------------------------------------------------------------
+
+    def _prepare(self, model: LoadedModel) -> None:
+        options = self._options
+        available = available_memory()
+        self._num_blocks = num_kv_blocks(
+            model.kv_layout, model.max_model_len, options.max_num_seqs, options.kv_cache_memory, available
+        )
+        self._model = model
+        self._kv_fd = model.create_kv(self._num_blocks)
+        self._page = PacingPage.create()
+        self._hello = ResidentHello(
+            pid=os.getpid(),
+            num_blocks=self._num_blocks,
+            block_size=model.kv_layout.block_size,
+            kv_bytes=model.kv_layout.pool_bytes(self._num_blocks),
+            weight_bytes=model.weight_bytes,
+            architecture=model.architecture,
+            dtype=model.dtype,
+            device=model.device,
+            max_model_len=model.max_model_len,
+            vocab_size=model.vocab_size,
+        )
+        log.info(
+            "%s, %s: weights %.0f MiB, KV pool %d blocks of %d tokens, %.0f MiB (%.0f MiB were free)",
+            *(model.architecture, model.dtype, model.weight_bytes / 2**20),
+            *(self._num_blocks, model.kv_layout.block_size, self._hello.kv_bytes / 2**20, available / 2**20),
+        )
+        gc.collect()
+        gc.freeze()  # the collector of a forked worker shall not touch, and so copy, what it inherits
+
+    def _on_progress(self, percent: int) -> None:
+        self._percent = percent
+        self._poll(timeout=0)
+        self._tell(ResidentLoading(percent))
+
+    # ---- core ----------------------------------------------------------------------------------------------------
+
+    def _poll(self, timeout: float) -> None:
+        """Handle what has happened, waiting at most `timeout` seconds for it."""
+        poll = select.poll()
+        handlers: dict[int, Callable[[], None]] = {self._listener.fileno(): self._accept}
+        if self._core is not None:
+            handlers[self._core.fileno()] = self._serve_core
+        for pidfd in self._workers:
+            handlers[pidfd] = lambda pidfd=pidfd: self._reap(pidfd)  # type: ignore[misc]
+        for descriptor in handlers:
+            poll.register(descriptor, select.POLLIN)
+        for descriptor, _ in poll.poll(timeout * 1000):
+            if descriptor in self._workers or descriptor == self._listener.fileno() or self._core is not None:
+                handlers[descriptor]()
+
+    def _accept(self) -> None:
+        """A new core. The old one and its workers are gone before the new one hears a word."""
+        sock, _ = self._listener.accept()
+        self._drop_core()
+        self._core = BlockingChannel(sock, CoreToResident)
+        self._introduce()
+
+    def _introduce(self) -> None:
+        if self._hello is not None:
+            self._tell(self._hello, fds=(self._kv_fd, self._page.fd))
+        else:
+            self._tell(self._failure or ResidentLoading(self._percent))
+
+    def _tell(self, message: ResidentHello | ResidentFailed | ResidentLoading, fds: tuple[int, ...] = ()) -> None:
+        if self._core is not None:
+            try:
+                self._core.send(message, fds)
+            except ChannelClosed:
+                self._drop_core()
+
+    def _serve_core(self) -> None:
+        assert self._core is not None
+        try:
+            request = self._core.recv(timeout=0)
+            while request is not None:
+                self._spawn(self._core, request.phase, request.generation)
+                request = self._core.recv(timeout=0)
+        except (ChannelClosed, FrameError):
+            self._drop_core()
+
+    def _drop_core(self) -> None:
+        if self._core is not None:
+            self._core.close()
+            self._core = None
+        self._reap_all()
+
+    # ---- workers -------------------------------------------------------------------------------------------------
+
+    def _spawn(self, core: BlockingChannel[CoreToResident], role: str, generation: int) -> None:
+        """Fork a worker; core gets its channel and its pidfd."""
+        tasks = os.listdir("/proc/self/task")  # noqa: PTH208
+        if len(tasks) != 1:
+            raise RuntimeError(f"the resident has {len(tasks)} threads: forking now could hang the worker")
+        ours, workers = socket.socketpair()
+        resident_pid = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                die_with_parent(resident_pid)
+                ours.close()
+                core.close()
+                self._listener.close()
+                for pidfd in self._workers:
+                    os.close(pidfd)
+                identity = WorkerIdentity(role, generation, os.getpid())
+                run_worker(identity, self._model, self._kv_fd, self._num_blocks, self._page, workers)
+                code = 0
+            except BaseException:
+                log.exception("worker %s failed", role)
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        workers.close()
+        pidfd = os.pidfd_open(pid)
+        self._workers[pidfd] = pid
+        core.send(Spawned(phase=role, generation=generation, pid=pid), fds=(ours.fileno(), pidfd))
+        ours.close()
+
+    def _reap(self, pidfd: int) -> None:
+        pid = self._workers.pop(pidfd)
+        _, status = os.waitpid(pid, 0)
+        os.close(pidfd)
+        log.info("worker %d ended with %d", pid, os.waitstatus_to_exitcode(status))
+
+    def _reap_all(self) -> None:
+        for pidfd in self._workers:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        for pidfd in list(self._workers):
+            self._reap(pidfd)
+
+
+def run(options: EngineOptions, load: Load) -> int:
+    """The process: until SIGTERM, or an exit code."""
+    if options.run_dir is None:
+        raise ValueError("--run-dir is missing: the launcher sets it")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s", stream=sys.stderr)
+    setproctitle("semipd: resident")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    resident = Resident(options, options.run_dir)
+    try:
+        return resident.serve(load)
+    finally:
+        resident.close()
+
+
+def main() -> int:
+    # Read by OpenMP when torch is imported: one thread until the fork, and no spinning on shared cores after it.
+    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0", KMP_BLOCKTIME="0")
+    from semipd_engine.server.flags import parse_options
+    from semipd_engine.worker.torch_model import load
+
+    return run(parse_options(None, "python -m semipd_engine.memory.resident", "Owner of the weights."), load)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
