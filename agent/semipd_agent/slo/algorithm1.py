@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from semipd_agent.contract import SLO, Bounds, DecisionReason
-from semipd_agent.slo.evidence import Demand, Sample, tpot_sample, ttft_sample
+from semipd_agent.slo.evidence import Demand, RunningMean, Sample, tpot_sample, ttft_sample
 from semipd_agent.slo.latency_models import TPOT_PRIOR, TTFT_PRIOR, LatencyModel
 from semipd_agent.slo.policy import Metric, Move, Verdict, decode_share, prefill_share
 from semipd_agent.slo.window import Evidence
@@ -29,10 +29,13 @@ class Constants:
 
     step: int = 10
     max_steps: int = 3
+    shortest_window: float = 10.0
     window: float = 30.0
-    """Length of the decision window; it never reaches back over a move."""
+    """The decision window is the shortest between these two that holds `enough_samples` of the metric; it never reaches
+    back over a move. So a turn of the load is seen early where there is much traffic."""
+    enough_samples: int = 20
     min_samples: int = 10
-    persistence: float = 3.0
+    persistence: float = 4.0
     """A case must hold this long, on every tick, before it moves anything."""
     dwell: float = 5.0
     """Least time between two moves."""
@@ -63,8 +66,8 @@ class Algorithm1:
         self._case = ""
         self._case_since = 0.0
         self._refitted = 0.0
-        self._reference: Demand | None = None
-        """Greatest demand on the favoured phase since it was given more."""
+        self._reference: dict[Phase, RunningMean] = {}
+        """Demand on each phase since this policy last gave one of them more; empty: it has not."""
         self._feasible: bool | None = None
         self._reason = ""
         self._troubled = False
@@ -95,7 +98,7 @@ class Algorithm1:
         if move is not None and not due:
             move = None
         if move is not None and failing:
-            self._reference = _demand(evidence, Phase.PREFILL if failing == "ttft" else Phase.DECODE, now)
+            self._reference = {phase: RunningMean() for phase in Phase}
         return Verdict(move, self._feasible, self._reason)
 
     def _enter(self, split: Split, now: float) -> None:
@@ -104,16 +107,30 @@ class Algorithm1:
         self._split, self._case, self._refitted = split, "", now
 
     def _samples(self, evidence: Evidence, now: float) -> tuple[Sample | None, Sample | None]:
-        since = max(now - self._c.window, self._split_since)
-        p, slo = self._slo.percentile, self._slo
-        ttft = tpot = None
-        if slo.ttft_milliseconds is not None:
-            target = slo.ttft_milliseconds / 1000
-            ttft = ttft_sample(evidence, target, p, since=since, split_since=self._split_since, now=now)
-        if slo.tpot_milliseconds is not None:
-            target = slo.tpot_milliseconds / 1000 / self._c.tpot_margin
-            tpot = tpot_sample(evidence, target, p, since=since, split_since=self._split_since)
-        return ttft, tpot
+        p, slo, split_since = self._slo.percentile, self._slo, self._split_since
+
+        def ttft(target: float, since: float) -> Sample:
+            return ttft_sample(evidence, target, p, since=since, split_since=split_since, now=now)
+
+        def tpot(target: float, since: float) -> Sample:
+            return tpot_sample(evidence, target, p, since=since, split_since=split_since)
+
+        return (
+            self._sample(ttft, slo.ttft_milliseconds, 1.0, now),
+            self._sample(tpot, slo.tpot_milliseconds, self._c.tpot_margin, now),
+        )
+
+    def _sample(
+        self, take: Callable[[float, float], Sample], milliseconds: int | None, margin: float, now: float
+    ) -> Sample | None:
+        if milliseconds is None:
+            return None
+        seconds = self._c.shortest_window
+        while (sample := take(milliseconds / 1000 / margin, now - seconds)).n < self._c.enough_samples:
+            if seconds >= self._c.window:
+                break
+            seconds += 5.0
+        return sample
 
     def _refit(self, ttft: Sample | None, tpot: Sample | None, split: Split, now: float) -> None:
         if now - self._refitted < self._c.refit_every:
@@ -164,18 +181,21 @@ class Algorithm1:
     def _reclaim(
         self, evidence: Evidence, ttft: Sample | None, tpot: Sample | None, split: Split, b: Bounds, now: float
     ) -> Move | None:
-        """Back towards home, once the favoured phase's demand has clearly fallen and its metric is comfortable."""
+        """Back towards home, once the demand has clearly turned and the favoured metric is comfortable."""
         excess = prefill_share(split) - prefill_share(self._home)
-        if self._reference is None or abs(excess) < self._c.hysteresis:
+        if not self._reference or abs(excess) < self._c.hysteresis:
             return None
         metric: Metric = "ttft" if excess > 0 else "tpot"
-        demand = _demand(evidence, Phase.PREFILL if excess > 0 else Phase.DECODE, now)
-        if demand.tokens > self._reference.tokens:
-            self._reference = demand
+        demand = {phase: _demand(evidence, phase, now) for phase in Phase}
+        reference = {phase: self._reference[phase].add(demand[phase]) for phase in Phase}
+        favoured, paying = (Phase.PREFILL, Phase.DECODE) if excess > 0 else (Phase.DECODE, Phase.PREFILL)
         mine = ttft if metric == "ttft" else tpot
         if mine is None or mine.observed is None or mine.n < self._c.min_samples:
             return None
-        if not demand.clearly_below(self._reference, self._c.reclaim_ratio, self._c.reclaim_z):
+        ratio, z = self._c.reclaim_ratio, self._c.reclaim_z
+        fell = demand[favoured].clearly_below(reference[favoured], ratio, z)
+        rose = reference[paying].clearly_below(demand[paying], ratio, z)
+        if not fell and not rose:
             return None
         lowered = _raise_decode if metric == "ttft" else _raise_prefill
         to = split
@@ -188,7 +208,9 @@ class Algorithm1:
             to = candidate
         if abs(prefill_share(to) - prefill_share(split)) < self._c.hysteresis:
             return None
-        message = f"demand fell from {self._reference.tokens:.0f} to {demand.tokens:.0f} tokens a minute"
+        turned = favoured if fell else paying
+        before, after = reference[turned].tokens, demand[turned].tokens
+        message = f"demand on {turned} went from {before:.0f} to {after:.0f} tokens a minute"
         return Move(to, DecisionReason.HEADROOM_RECLAIMED, metric, mine.observed, self._target(metric), message)
 
     def _estimate(self, metric: Metric, observed: float, current: Split, to: Split) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from semipd_agent.slo.window import Evidence, percentile
 from semipd_engine.contract import FinishedRequest
 
-CONFIDENCE = 0.99
+CONFIDENCE = 0.999
 
 
 @dataclass(frozen=True)
@@ -98,3 +98,20 @@ class Demand:
         """At most `ratio` of the reference, and by at least `z` standard deviations."""
         deviation = math.sqrt(self.variance + reference.variance)
         return self.tokens <= ratio * reference.tokens and reference.tokens - self.tokens >= z * deviation
+
+
+class RunningMean:
+    """Mean demand over the ticks so far."""
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._mean = Demand()
+
+    def add(self, demand: Demand) -> Demand:
+        self._n += 1
+        old = self._mean
+        self._mean = Demand(
+            old.tokens + (demand.tokens - old.tokens) / self._n,
+            old.variance + (demand.variance - old.variance) / self._n,
+        )
+        return self._mean

@@ -49,6 +49,7 @@ class LatencyModel:
         self.fitted: Curve | None = None
 
     def add(self, share: float, seconds: float) -> None:
+        """One observation; `seconds` > 0."""
         self._points.append((share, seconds))
         self.fitted = self._fit()
 
@@ -69,7 +70,8 @@ class LatencyModel:
     def _least_squares(self, pole: float) -> tuple[float, Curve] | None:
         """Weighted residual and curve for one pole; None unless the curve falls with the share and stays positive."""
         n = len(self._points)
-        rows = [(FORGETTING ** (n - 1 - i), 1 / (s - pole), t) for i, (s, t) in enumerate(self._points)]
+        # Latencies scatter in proportion to their size, so residuals are relative: a weight of 1 / t^2.
+        rows = [(FORGETTING ** (n - 1 - i) / (t * t), 1 / (s - pole), t) for i, (s, t) in enumerate(self._points)]
         total = sum(w for w, _, _ in rows)
         mean_u = sum(w * u for w, u, _ in rows) / total
         mean_t = sum(w * t for w, _, t in rows) / total

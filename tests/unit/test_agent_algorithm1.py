@@ -1,0 +1,301 @@
+"""Algorithm 1 on tables: the four SLO cases, overflow, bounds, step limit, guard, dwell, few samples; its models."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from semipd_agent.contract import SLO, Bounds, DecisionReason
+from semipd_agent.slo.algorithm1 import Algorithm1, Constants
+from semipd_agent.slo.evidence import Demand, Sample, tail
+from semipd_agent.slo.latency_models import TPOT_PRIOR, TTFT_PRIOR, LatencyModel
+from semipd_agent.slo.policy import Move, Verdict, clamp, decode_share, prefill_share
+from semipd_agent.slo.window import Evidence
+from semipd_engine.contract import Arrival, FinishedRequest, Split
+
+pytestmark = pytest.mark.unit
+
+SLOS = SLO(ttft_milliseconds=1000, tpot_milliseconds=110)
+"""With the margin of 1.1, TPOT fails above 100 ms."""
+FREE = Bounds()
+HALF = Split(prefill=100, decode=100)
+
+
+def requests(now: float, ttft: float, tpot: float | None, n: int = 30) -> tuple[FinishedRequest, ...]:
+    return tuple(
+        FinishedRequest(
+            cursor=i,
+            finished_at=now - 5 + 5 * i / n,
+            prompt_tokens=100,
+            cached_tokens=0,
+            output_tokens=2 if tpot else 1,
+            ttft_seconds=ttft,
+            tpot_seconds=tpot,
+            finish_reason="stop",
+        )
+        for i in range(n)
+    )
+
+
+def drive(
+    policy: Algorithm1,
+    split: Split,
+    ttft: float,
+    tpot: float | None,
+    *,
+    bounds: Bounds = FREE,
+    n: int = 30,
+    start: float = 1000.0,
+    seconds: int = 6,
+    obey: bool = False,
+) -> tuple[list[Move], Verdict]:
+    """Ticks with the same latencies in every window; with `obey` the moves are carried out."""
+    moves: list[Move] = []
+    verdict = Verdict()
+    for second in range(seconds):
+        now = start + second
+        verdict = policy.observe(Evidence(finished=requests(now, ttft, tpot, n)), split, bounds, now)
+        if verdict.move is not None:
+            moves.append(verdict.move)
+            if obey:
+                split = verdict.move.to
+    return moves, verdict
+
+
+def first_move(split: Split, ttft: float, tpot: float | None, *, bounds: Bounds = FREE, n: int = 30) -> Move | None:
+    moves, _ = drive(Algorithm1(SLOS, split), split, ttft, tpot, bounds=bounds, n=n)
+    return moves[0] if moves else None
+
+
+@pytest.mark.parametrize(
+    ("ttft", "tpot", "to", "reason"),
+    [
+        (0.5, 0.05, None, None),
+        (9.0, 0.03, Split(prefill=100, decode=70), DecisionReason.TTFT_ABOVE_TARGET),
+        (0.1, 0.90, Split(prefill=70, decode=100), DecisionReason.TPOT_ABOVE_TARGET),
+        (9.0, 0.90, None, None),
+    ],
+    ids=["both pass", "only TTFT fails", "only TPOT fails", "both fail"],
+)
+def test_the_four_cases(ttft: float, tpot: float, to: Split | None, reason: DecisionReason | None) -> None:
+    move = first_move(HALF, ttft, tpot)
+    assert (move.to if move else None) == to
+    assert (move.reason if move else None) == reason
+    if move:
+        observed, target = (ttft, 1.0) if reason is DecisionReason.TTFT_ABOVE_TARGET else (tpot, 0.11)
+        assert (move.observed_seconds, move.target_seconds) == (observed, target)
+
+
+@pytest.mark.parametrize(
+    ("split", "ttft", "tpot", "to"),
+    [
+        (Split(prefill=60, decode=40), 9.0, 0.02, Split(prefill=90, decode=40)),
+        (Split(prefill=40, decode=60), 0.1, 0.90, Split(prefill=40, decode=90)),
+        (Split(prefill=85, decode=60), 9.0, 0.02, Split(prefill=100, decode=40)),
+        (Split(prefill=100, decode=60), 9.0, 0.02, Split(prefill=100, decode=30)),
+        (Split(prefill=60, decode=85), 0.1, 0.90, Split(prefill=40, decode=100)),
+    ],
+)
+def test_a_raise_that_would_overflow_lowers_the_other_side(split: Split, ttft: float, tpot: float, to: Split) -> None:
+    move = first_move(split, ttft, tpot)
+    assert move is not None and move.to == to
+
+
+@pytest.mark.parametrize(
+    ("bounds", "split", "to"),
+    [
+        (Bounds(min_decode_percent=85), HALF, Split(prefill=100, decode=90)),
+        (Bounds(min_decode_percent=95), HALF, None),
+        (Bounds(max_prefill_percent=80), Split(prefill=75, decode=60), Split(prefill=80, decode=30)),
+        (Bounds(max_prefill_percent=80, min_decode_percent=55), Split(prefill=75, decode=60), None),
+    ],
+)
+def test_moves_stay_within_the_bounds(bounds: Bounds, split: Split, to: Split | None) -> None:
+    move = first_move(split, 9.0, 0.01, bounds=bounds)
+    assert (move.to if move else None) == to
+
+
+def test_random_walks_never_leave_the_bounds() -> None:
+    rng = random.Random(5)
+    bounds = Bounds(min_prefill_percent=35, max_prefill_percent=95, min_decode_percent=20, max_decode_percent=80)
+    for _ in range(60):
+        split = clamp(Split(prefill=rng.randint(1, 100), decode=rng.randint(1, 100)), bounds)
+        policy, now = Algorithm1(SLOS, split), 1000.0
+        for _ in range(8):
+            ttft, tpot = rng.choice([(9.0, 0.01), (0.01, 0.9), (0.1, 0.01)])
+            moves, _ = drive(policy, split, ttft, tpot, bounds=bounds, start=now, seconds=7)
+            split, now = (moves[0].to if moves else split), now + 40
+            assert clamp(split, bounds) == split
+
+
+def test_a_small_miss_takes_a_small_step() -> None:
+    """The loop ends where the estimate passes: 5 % too slow needs one step, not three."""
+    move = first_move(HALF, 1.05, 0.03)
+    assert move is not None and move.to == Split(prefill=100, decode=90)
+
+
+def test_a_move_stops_before_it_breaks_the_other_slo() -> None:
+    """TPOT at 95 of 100 ms leaves room for one step at most; at 99 for none."""
+    near = first_move(HALF, 9.0, 0.095)
+    assert near is not None and near.to == Split(prefill=100, decode=90)
+    moves, verdict = drive(Algorithm1(SLOS, HALF), HALF, 9.0, 0.099, seconds=20)
+    assert moves == []
+    assert (verdict.feasible, verdict.feasible_reason) == (False, "TTFTBound")
+
+
+def test_both_failing_is_reported_as_infeasible_and_clears() -> None:
+    policy = Algorithm1(SLOS, HALF)
+    _, verdict = drive(policy, HALF, 9.0, 0.9, seconds=5)
+    assert verdict.feasible is None
+    _, verdict = drive(policy, HALF, 9.0, 0.9, seconds=10, start=1005)
+    assert (verdict.feasible, verdict.feasible_reason) == (False, "Overloaded")
+    _, verdict = drive(policy, HALF, 0.1, 0.01, seconds=20, start=1015)
+    assert verdict.feasible is False
+    _, verdict = drive(policy, HALF, 0.1, 0.01, seconds=15, start=1035)
+    assert (verdict.feasible, verdict.feasible_reason) == (True, "")
+
+
+@pytest.mark.parametrize(("n", "moves"), [(0, False), (1, False), (9, False), (10, True)])
+def test_fewer_than_ten_samples_move_nothing(n: int, moves: bool) -> None:
+    assert (first_move(HALF, 9.0, 0.01, n=n) is not None) is moves
+
+
+def test_without_any_tpot_the_split_may_still_move() -> None:
+    move = first_move(HALF, 9.0, None)
+    assert move is not None and move.to == Split(prefill=100, decode=70)
+
+
+def test_a_target_that_is_absent_cannot_fail() -> None:
+    policy = Algorithm1(SLO(tpot_milliseconds=110), HALF)
+    assert drive(policy, HALF, 99.0, 0.01)[0] == []
+
+
+def test_one_bad_moment_moves_nothing() -> None:
+    policy = Algorithm1(SLOS, HALF)
+    assert drive(policy, HALF, 9.0, 0.01, seconds=3)[0] == []
+    assert drive(policy, HALF, 0.1, 0.01, seconds=3, start=1003)[0] == []
+    assert drive(policy, HALF, 9.0, 0.01, seconds=4, start=1006)[0] == []
+
+
+def test_two_moves_are_a_dwell_and_ten_new_samples_apart() -> None:
+    policy = Algorithm1(SLOS, HALF)
+    times: list[float] = []
+    split = HALF
+    for second in range(60):
+        now = 1000.0 + second
+        evidence = Evidence(finished=tuple(r for r in requests(now, 0.9 * 9, 0.01, 40)))
+        verdict = policy.observe(evidence, split, FREE, now)
+        if verdict.move:
+            times.append(now)
+            split = verdict.move.to
+    gaps = [b - a for a, b in itertools.pairwise(times)]
+    assert times and all(gap >= Constants().dwell for gap in gaps)
+
+
+def test_samples_from_before_a_move_do_not_count_after_it() -> None:
+    policy = Algorithm1(SLOS, HALF)
+    drive(policy, HALF, 0.1, 0.01, seconds=2)
+    now, split = 1010.0, Split(prefill=100, decode=70)
+    old = requests(now, 9.0, 0.01)  # received 9 s earlier, under the split of then
+    for second in range(20):
+        assert policy.observe(Evidence(finished=old), split, FREE, now + second * 0.1).move is None
+
+
+def test_a_flood_is_seen_before_its_first_token() -> None:
+    """Nothing has finished; twelve requests have waited 2 s for a target of 1 s."""
+    policy = Algorithm1(SLOS, HALF)
+    arrivals = tuple(Arrival(at=1000.0, prompt_tokens=4000) for _ in range(12))
+    moved = []
+    for second in range(1, 8):
+        evidence = Evidence(arrivals=arrivals, waiting=12, oldest_wait_seconds=float(second))
+        if policy.observe(evidence, HALF, FREE, 1000.0 + second).move:
+            moved.append(second)
+    assert moved and moved[0] <= 7
+
+
+def test_hysteresis_suppresses_a_move_without_effect() -> None:
+    """Raising x from 1 to 2 of a hundred beside y = 100 changes prefill's share by under two points."""
+    policy = Algorithm1(SLOS, HALF, Constants(step=1, max_steps=1))
+    assert drive(policy, HALF, 9.0, 0.01)[0] == []
+
+
+# ---- evidence and shares --------------------------------------------------------------------------------------------
+
+
+def test_binomial_tail() -> None:
+    assert tail(0, 10, 0.1) == pytest.approx(1.0)
+    assert tail(1, 10, 0.1) == pytest.approx(1 - 0.9**10)
+    assert tail(10, 10, 0.1) == pytest.approx(1e-10, abs=1e-12)
+
+
+@pytest.mark.parametrize(("misses", "n", "failed"), [(1, 10, False), (5, 10, False), (6, 10, True), (14, 50, True)])
+def test_chance_is_no_failure(misses: int, n: int, failed: bool) -> None:
+    sample = Sample((2.0,) * misses + (0.5,) * (n - misses), 1.0, 90)
+    assert sample.failed is failed
+
+
+def test_demand_falls_clearly_only_beyond_chance() -> None:
+    steady = Demand.of([1000] * 60)
+    assert Demand.of([1000] * 20).clearly_below(steady, 0.75, 2.5)
+    assert not Demand.of([1000] * 50).clearly_below(steady, 0.75, 2.5)
+    assert not Demand.of([1000] * 1).clearly_below(Demand.of([1000] * 4), 0.75, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("split", "prefill", "decode"),
+    [((100, 100), 0.5, 0.5), ((30, 70), 0.3, 0.7), ((20, 30), 0.2, 0.3), ((100, 25), 0.8, 0.2)],
+)
+def test_shares(split: tuple[int, int], prefill: float, decode: float) -> None:
+    s = Split(prefill=split[0], decode=split[1])
+    assert (prefill_share(s), decode_share(s)) == (pytest.approx(prefill), pytest.approx(decode))
+
+
+# ---- models ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_fit_finds_the_parameters_of_synthetic_data(seed: int) -> None:
+    """Both formulas, 5 % noise, eight shares: parameters within 10 % (lambda and b relative to the latency scale)."""
+    rng = random.Random(seed)
+    ttft, tpot = LatencyModel(TTFT_PRIOR, poles=40), LatencyModel(TPOT_PRIOR)
+    for i in range(240):
+        share = (0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9)[i % 8]
+        ttft.add(share, (0.68 / (share - 0.25) + 0.3) * rng.gauss(1, 0.05))
+        tpot.add(share, (0.63 / share + 0.38) * rng.gauss(1, 0.05))
+    assert ttft.fitted is not None and tpot.fitted is not None
+    assert ttft.fitted.a == pytest.approx(0.68, rel=0.10)
+    assert ttft.fitted.pole == pytest.approx(0.25, rel=0.10)
+    assert tpot.fitted.a == pytest.approx(0.63, rel=0.10)
+    assert tpot.fitted.b == pytest.approx(0.38, rel=0.10)
+    for share in (0.35, 0.5, 0.75):
+        assert ttft.fitted.at(share) == pytest.approx(0.68 / (share - 0.25) + 0.3, rel=0.10)
+
+
+def test_with_one_share_the_prior_is_anchored_at_the_observation() -> None:
+    model = LatencyModel(TPOT_PRIOR)
+    for _ in range(50):
+        model.add(0.5, 0.08)
+    assert model.fitted is None
+    assert model.estimate(0.5, current=0.5, observed=0.08) == pytest.approx(0.08)
+    expected = 0.08 * TPOT_PRIOR.at(0.25) / TPOT_PRIOR.at(0.5)
+    assert model.estimate(0.25, current=0.5, observed=0.08) == pytest.approx(expected)
+
+
+def test_data_that_rises_with_the_share_is_not_believed() -> None:
+    model = LatencyModel(TTFT_PRIOR, poles=40)
+    for i in range(30):
+        share = 0.3 + 0.02 * i
+        model.add(share, share)
+    assert model.fitted is None
+    assert model.estimate(0.8, current=0.5, observed=1.0) < 1.0
+
+
+def test_forgetting_follows_a_change() -> None:
+    model = LatencyModel(TPOT_PRIOR)
+    for scale in (1.0, 3.0):
+        for i in range(200):
+            share = (0.3, 0.5, 0.7, 0.9)[i % 4]
+            model.add(share, scale * (0.6 / share + 0.4))
+    assert model.fitted is not None and model.fitted.a == pytest.approx(1.8, rel=0.1)
