@@ -24,6 +24,8 @@ PREFIX = "localhost/semipd"
 _TREE_INPUTS = ("pyproject.toml", "README.md", "LICENSE", "operator", "agent", "engine", "images/requirements.py")
 _CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 
+_MANY_IMAGES = 150
+
 BASE_SUITE = "bookworm"
 BASE_PACKAGES = ("ca-certificates", "python3", "python3-venv")
 _BASE_OPTIONS = (
@@ -93,8 +95,8 @@ class Builder:
         for folder in (self.store, self.folder / "tmp"):
             folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}\n')
-        # metacopy and friends would make layers that only this store can read, a mount over the store would forbid links to it:
-        # the cluster links its layers as they are.
+        # The cluster links layers as they are: metacopy and friends would make some that only this store can read,
+        # and a mount over the store would forbid links to it.
         (self.folder / "storage.conf").write_text(
             f'[storage]\ndriver = "overlay"\ngraphroot = "{self.store}"\nrunroot = "{self.folder}/run"\n'
             '[storage.options.overlay]\nmountopt = "nodev"\nskip_mount_home = "true"\n'
@@ -112,7 +114,9 @@ class Builder:
         answer = subprocess.run(command, env=env, stdout=output, stderr=output, text=True)
         if check and answer.returncode:
             last = ((answer.stderr or "").strip().splitlines() or ["see above"])[-1]
-            raise ClusterError(f"buildah {arguments[0]} failed: {last}", "run `images/build --verbose` to see all of it")
+            raise ClusterError(
+                f"buildah {arguments[0]} failed: {last}", "run `images/build --verbose` to see all of it"
+            )
         return answer
 
     def has(self, image: str) -> bool:
@@ -168,7 +172,11 @@ class Builder:
 
     def _volumes(self, env: Mapping[str, str]) -> list[str]:
         home = Path(env.get("HOME", "/root"))
-        files = [Path("/etc/pip.conf"), home / ".config" / "pip" / "pip.conf", Path(env.get("PIP_CONFIG_FILE", os.devnull))]
+        files = [
+            Path("/etc/pip.conf"),
+            home / ".config" / "pip" / "pip.conf",
+            Path(env.get("PIP_CONFIG_FILE", os.devnull)),
+        ]
         text = pip_configuration(files, env)
         if not text:
             return []
@@ -180,16 +188,21 @@ class Builder:
         return [word for volume in volumes for word in ("--volume", volume)]
 
     def drop_superseded(self, current: Iterable[str]) -> None:
-        """Untags our images of earlier trees; their layers go unless a current image or the layer cache shares them."""
+        """Untags our images of earlier trees; now and then drops the cached layers that no tagged image is made of.
+
+        Those are only the build stages' (seconds to make again), so the cache of the layers that matter stays.
+        """
         keep = set(current)
         listing = self.buildah("images", "--format", "{{.Name}}:{{.Tag}}", check=False).stdout
         for name in listing.split():
             ours = any(name.startswith(f"{PREFIX}/{image.name}:") for image in IMAGES)
             if ours and name not in keep and not name.endswith(":dev"):
                 self.buildah("rmi", name, check=False)
+        if len(self.buildah("images", "--all", "--quiet", check=False).stdout.split()) > _MANY_IMAGES:
+            self.buildah("rmi", "--prune", check=False)
 
     def push(self, name: str, registry: str) -> list[str]:
-        """Pushes as REGISTRY/semipd-NAME with the content tag and `dev`; logs in with the machine's registry credentials."""
+        """Pushes as REGISTRY/NAME with the content tag and `dev`, with the machine's registry credentials."""
         short = name.removeprefix(f"{PREFIX}/")
         targets = [f"{registry.rstrip('/')}/{short}", f"{registry.rstrip('/')}/{short.split(':')[0]}:dev"]
         for target in targets:

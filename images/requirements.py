@@ -1,8 +1,8 @@
 """Splits the project's dependencies into what an image layer each installs; run by the Containerfiles' `plan` stage.
 
-`python requirements.py PYPROJECT CONSTRAINTS OUT EXTRA...` writes OUT/torch.txt and OUT/torch-constraints.txt (torch and its own
-dependencies, gigabytes that change rarely), OUT/dependencies.txt (the rest) and OUT/constraints.txt. The files carry a
-fixed time, so that a layer whose text is as before is found in the builder's cache.
+`python requirements.py PYPROJECT CONSTRAINTS OUT EXTRA...` writes OUT/torch.txt and OUT/torch-constraints.txt (torch
+and its own dependencies, gigabytes that change rarely), OUT/dependencies.txt (the rest) and OUT/constraints.txt. The
+files carry a fixed time, so that a layer whose text is as before is found in the builder's cache.
 """
 
 import os

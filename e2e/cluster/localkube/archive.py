@@ -37,7 +37,7 @@ def image_archive(name: str, files: Mapping[str, bytes], entrypoint: list[str]) 
 
 
 def oci_archive(name: str, config: bytes, layers: list[dict[str, object]], blobs: Mapping[str, bytes]) -> bytes:
-    """An OCI archive that names one image. Blobs of `layers` may be left out where the importer need not unpack them."""
+    """An OCI archive that names one image. Blobs of `layers` may be left out if the importer does not unpack."""
     manifest = json.dumps(
         {"schemaVersion": 2, "mediaType": MANIFEST, "config": descriptor(CONFIG, config), "layers": layers}
     ).encode()

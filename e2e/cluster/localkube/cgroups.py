@@ -12,8 +12,10 @@ _WANTED = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")
 
 @dataclass(frozen=True)
 class Hierarchies:
-    """Mount points of the cgroup file systems that hold controllers. `bare` is a hybrid host's version 2 one, which holds
-    none: we put nothing there, but runc does."""
+    """Mount points of the cgroup file systems that hold controllers.
+
+    `bare` is a hybrid host's version 2 one, which holds none: we put nothing there, but runc does.
+    """
 
     version: int
     mounts: tuple[Path, ...]
@@ -54,7 +56,9 @@ def create(hierarchies: Hierarchies, name: str) -> list[str]:
                 _delegate(top)
             (top / "system").mkdir(exist_ok=True)
         except OSError as error:
-            raise ClusterError(f"cannot make a cgroup under {mount}: {error.strerror}", "run on a VM or a host") from None
+            raise ClusterError(
+                f"cannot make a cgroup under {mount}: {error.strerror}", "run on a VM or a host"
+            ) from None
         if hierarchies.version == 1:
             _fill_cpuset(top)
             _fill_cpuset(top / "system")

@@ -39,7 +39,9 @@ def _search_path() -> str:
 
 def require_root() -> None:
     if os.geteuid() != 0:
-        raise ClusterError("the cluster needs root", "run it with sudo, or use the form without a cluster (CLUSTER=none)")
+        raise ClusterError(
+            "the cluster needs root", "run it with sudo, or use the form without a cluster (CLUSTER=none)"
+        )
 
 
 def require(programs: tuple[str, ...]) -> None:
@@ -75,7 +77,9 @@ def _apt(command: list[str]) -> subprocess.CompletedProcess[str]:
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
     try:
-        return subprocess.run(command, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, capture_output=True, text=True)
+        return subprocess.run(
+            command, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, capture_output=True, text=True
+        )
     finally:
         if ours:
             policy.unlink()

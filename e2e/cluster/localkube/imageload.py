@@ -6,7 +6,6 @@ Whiteouts and opaque markers are the overlay file system's own in both stores, h
 
 import hashlib
 import json
-import os
 import subprocess
 from base64 import b64encode
 from collections.abc import Sequence
@@ -56,7 +55,9 @@ def find(store: Path, name: str) -> StoredImage:
     image = next((one for one in images if name in (one.get("names") or ())), None)
     if image is None:
         known = sorted(known for one in images for known in one.get("names") or ())
-        raise ClusterError(f"no image {name} in {store}", f"run `images/build`; there are: {', '.join(known) or 'none'}")
+        raise ClusterError(
+            f"no image {name} in {store}", f"run `images/build`; there are: {', '.join(known) or 'none'}"
+        )
     big_data = store / "overlay-images" / image["id"]
     config = (big_data / _big_data_file(f"sha256:{image['id']}")).read_bytes()
     layers: list[Layer] = []
@@ -69,7 +70,9 @@ def find(store: Path, name: str) -> StoredImage:
     layers.reverse()
     expected = json.loads(config)["rootfs"]["diff_ids"]
     if [layer.diff_id for layer in layers] != expected:
-        raise ClusterError(f"layers of {name} in {store} do not match its config", "run `images/build clean`, then `images/build`")
+        raise ClusterError(
+            f"layers of {name} in {store} do not match its config", "run `images/build clean`, then `images/build`"
+        )
     return StoredImage(config, tuple(layers))
 
 
@@ -116,7 +119,9 @@ def _add_snapshot(state: State, layer: Layer, chain: str, parent: str) -> None:
     if copy.returncode:
         lifecycle.run(state, [*snapshots, "remove", key], check=False)
         last = (copy.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ClusterError(f"linking layer {layer.diff_id[:19]} failed: {last}", "run `images/build clean`, then `images/build`")
+        raise ClusterError(
+            f"linking layer {layer.diff_id[:19]} failed: {last}", "run `images/build clean`, then `images/build`"
+        )
     lifecycle.run(state, [*snapshots, "commit", chain, key])
 
 
@@ -126,12 +131,14 @@ def _upper_directory(mounts: str) -> Path:
     upper = next((word.removeprefix("upperdir=") for word in words if word.startswith("upperdir=")), None)
     folder = upper or next((word for word in words if word.endswith("/fs")), None)
     if folder is None:
-        raise ClusterError(f"cannot read containerd's mounts: {mounts.strip()[:200]}", "containerd 1.6 to 2.x is supported")
+        raise ClusterError(
+            f"cannot read containerd's mounts: {mounts.strip()[:200]}", "containerd 1.6 to 2.x is supported"
+        )
     return Path(folder)
 
 
 def _require_one_file_system(store: Path, root: Path) -> None:
-    if os.stat(store).st_dev != os.stat(root).st_dev:
+    if store.stat().st_dev != root.stat().st_dev:
         raise ClusterError(
             f"{store} and {root} are on different file systems, so layers cannot be linked",
             "let SEMIPD_CACHE and SEMIPD_RUN name folders on one file system",

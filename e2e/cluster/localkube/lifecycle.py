@@ -20,6 +20,10 @@ from localkube.state import State
 from localkube.tools import Tools
 
 _READY_WITHIN_S = 120
+_NODE_LINE = (
+    '{range .items[*]}{.metadata.name} {.status.conditions[?(@.type=="Ready")].reason}'
+    ' {.status.allocatable.cpu} cpu {.status.allocatable.memory}{"\\n"}{end}'
+)
 
 
 def up(state: State) -> bool:
@@ -82,13 +86,15 @@ def status(state: State) -> Status:
     if os.geteuid() == 0:
         answer = run(state, ["kubectl", "get", "--raw", "/readyz", "--request-timeout=5s"], check=False)
         lines.append(f"  {'readyz':<24} {answer.stdout.strip() if answer.returncode == 0 else 'DOWN'}")
-        template = '{range .items[*]}{.metadata.name} {.status.conditions[?(@.type=="Ready")].reason} {.status.allocatable.cpu} cpu {.status.allocatable.memory}{"\\n"}{end}'
-        nodes = run(state, ["kubectl", "get", "nodes", "--request-timeout=5s", f"-o=jsonpath={template}"], check=False)
+        template = "-o=jsonpath=" + _NODE_LINE
+        nodes = run(state, ["kubectl", "get", "nodes", "--request-timeout=5s", template], check=False)
         lines += [f"  node {line}" for line in nodes.stdout.splitlines()]
     return Status(True, lines)
 
 
-def run(state: State, argv: list[str], *, check: bool = True, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+def run(
+    state: State, argv: list[str], *, check: bool = True, timeout_s: float = 60
+) -> subprocess.CompletedProcess[str]:
     """A short command inside the cluster's namespaces, its output captured. `cluster exec` is for people and tests."""
     pid = state.require_supervisor()
     env = state.client_env(os.environ, Tools().path())
@@ -147,7 +153,9 @@ def _wait(state: State, tools: Path, progress: "_Progress") -> None:
     run(state, ["ctr", "-n", "k8s.io", "images", "import", "--snapshotter=overlayfs", str(state.config / "pause.tar")])
     _until(state, "kube-apiserver", lambda: _quiet(state, ["kubectl", "get", "--raw", "/readyz"]))
     progress("API server ready")
-    _until(state, "kube-apiserver", lambda: _quiet(state, ["kubectl", "apply", "-f", str(state.config / "bootstrap.json")]))
+    _until(
+        state, "kube-apiserver", lambda: _quiet(state, ["kubectl", "apply", "-f", str(state.config / "bootstrap.json")])
+    )
     waits = (
         ("kubelet", "create", f"node/{render.NODE}", "node registered"),
         ("kubelet", "condition=Ready", f"node/{render.NODE}", "node Ready"),
@@ -170,7 +178,9 @@ def _until(state: State, component: str, done: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _READY_WITHIN_S
     while True:
         if state.supervisor_pid() is None:
-            raise ClusterError(f"the cluster died while starting: {_last_line(state.logs / 'supervisor.log')}", f"see {state.logs}")
+            raise ClusterError(
+                f"the cluster died while starting: {_last_line(state.logs / 'supervisor.log')}", f"see {state.logs}"
+            )
         if done():
             return
         if time.monotonic() > deadline:
@@ -191,7 +201,9 @@ def _tear_down(state: State) -> None:
     with contextlib.suppress(FileNotFoundError, ValueError):
         switched = json.loads(state.undo.read_text())["controllers"]
     if left := cgroups.destroy(cgroups.host_hierarchies(), state.cgroup, switched):
-        raise ClusterError(f"cgroup {left[0]} is still busy", "look who is in its cgroup.procs, end it, and run `down` again")
+        raise ClusterError(
+            f"cgroup {left[0]} is still busy", "look who is in its cgroup.procs, end it, and run `down` again"
+        )
     for entry in state.root.iterdir() if state.root.exists() else ():
         if entry == state.logs or entry.name == "lock":
             continue

@@ -4,7 +4,8 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -48,6 +49,17 @@ def enter(pid: int) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def network_of(pid: int) -> Iterator[None]:
+    """This thread's new sockets and children are in the network of `pid`; files and process ids stay the caller's."""
+    with Path("/proc/thread-self/ns/net").open() as own, Path(f"/proc/{pid}/ns/net").open() as other:
+        _check(_libc.setns(other.fileno(), CLONE_NEWNET), "enter net namespace")
+        try:
+            yield
+        finally:
+            _check(_libc.setns(own.fileno(), CLONE_NEWNET), "leave net namespace")
+
+
 def die_with_parent(kill: signal.Signals = signal.SIGKILL) -> None:
     """Called in a child: the kernel sends it `kill` when its parent ends."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(int(kill)), 0, 0, 0), "prctl")
@@ -58,7 +70,7 @@ def run_inside(pid: int, argv: Sequence[str], env: Mapping[str, str]) -> NoRetur
 
     Exits 127 when there is no such command and 128+N when it died of signal N.
     """
-    cwd = os.getcwd()
+    cwd = Path.cwd()
     enter(pid)
     child = os.fork()
     if child == 0:

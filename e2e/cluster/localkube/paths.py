@@ -9,7 +9,7 @@ TOOLS_MODULES = REPOSITORY / "e2e" / "tools"
 
 
 def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
-    """`$SEMIPD_CACHE`, else `$XDG_CACHE_HOME/semipd`, else `~/.cache/semipd`: content-addressed, may be deleted at any time."""
+    """`$SEMIPD_CACHE`, else `$XDG_CACHE_HOME/semipd`, else `~/.cache/semipd`: may be deleted while no cluster is up."""
     if override := env.get("SEMIPD_CACHE"):
         return Path(override).absolute()
     return Path(env.get("XDG_CACHE_HOME") or Path(env.get("HOME", "/root")) / ".cache").absolute() / "semipd"

@@ -1,4 +1,4 @@
-"""Certificates and kubeconfigs of one cluster, by the openssl program. They live as long as the cluster: a year at most."""
+"""Certificates and kubeconfigs of one cluster, by the openssl program. Valid for a year: longer than any cluster."""
 
 import subprocess
 from base64 import b64encode
@@ -21,7 +21,10 @@ class Certificate:
 def certificates(node: str, node_ip: str, service_ip: str) -> tuple[Certificate, ...]:
     """Every certificate below the one CA. Subjects are the identities that RBAC's built-in roles are bound to."""
     kubernetes = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local")
-    names = (*(f"DNS:{name}" for name in (*kubernetes, "localhost")), *(f"IP:{ip}" for ip in (node_ip, "127.0.0.1", service_ip)))
+    names = (
+        *(f"DNS:{name}" for name in (*kubernetes, "localhost")),
+        *(f"IP:{ip}" for ip in (node_ip, "127.0.0.1", service_ip)),
+    )
     return (
         Certificate("apiserver", "/CN=kube-apiserver", names),
         Certificate("kubelet-server", f"/CN={node}", (f"DNS:{node}", f"IP:{node_ip}")),
@@ -43,7 +46,16 @@ def issue(folder: Path, wanted: tuple[Certificate, ...]) -> None:
     """Writes ca, one NAME.crt and NAME.key per certificate, and the service accounts' key pair into `folder`."""
     folder.mkdir(parents=True, mode=0o700)
     _new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-    ca = ("-out", "ca.crt", "-keyout", "ca.key", "-subj", "/CN=semipd-e2e", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
+    ca = (
+        "-out",
+        "ca.crt",
+        "-keyout",
+        "ca.key",
+        "-subj",
+        "/CN=semipd-e2e",
+        "-addext",
+        "keyUsage=critical,keyCertSign,cRLSign",
+    )
     _openssl(folder, "req", "-x509", *_new_key, "-days", "365", *ca)
 
     def sign(one: Certificate) -> None:

@@ -66,7 +66,7 @@ class Plan:
 
 
 def network_commands() -> list[list[str]]:
-    """An address that the API server may advertise (it refuses loopback), and a route by which the node reaches Services."""
+    """An address that the API server may advertise (it refuses loopback), and the node's own route to Services."""
     ip = ["ip"]
     return [
         [*ip, "link", "set", "lo", "up"],
@@ -222,7 +222,7 @@ def kube_proxy(state: State) -> dict[str, object]:
 
 
 def cni_network() -> dict[str, object]:
-    """One bridge for all pods. Hairpin: a pod reaches itself through its Service. No masquerade: there is no outside."""
+    """One bridge for all pods. Hairpin: a pod reaches itself by its Service. No masquerade: there is no outside."""
     bridge = {
         "type": "bridge",
         "bridge": "cni0",
@@ -241,7 +241,13 @@ def containerd(state: State) -> str:
 version = 2
 root = "{state.containerd}"
 state = "/run/containerd"
-disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper"]
+disabled_plugins = [
+  "io.containerd.internal.v1.opt",
+  "io.containerd.snapshotter.v1.aufs",
+  "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.zfs",
+]
 
 [grpc]
 address = "{CONTAINERD_SOCKET}"
@@ -269,7 +275,7 @@ SystemdCgroup = false
 
 
 def bootstrap_objects() -> dict[str, object]:
-    """Applied once the API answers. Without endpoints kube-proxy rejects the address: lookups fail at once, not after 10 s."""
+    """Applied once the API answers. Without endpoints kube-proxy rejects the address, so look-ups fail at once."""
     ports = [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"}]
     return {
         "apiVersion": "v1",

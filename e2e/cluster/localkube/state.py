@@ -13,7 +13,7 @@ from localkube.errors import ClusterError
 
 @dataclass(frozen=True)
 class State:
-    """Layout of `root`. All of it goes with `down`, but for the logs, which stay for the post-mortem until the next `up`."""
+    """Layout of `root`. `down` removes all of it but the logs, which stay for the post-mortem until the next `up`."""
 
     root: Path
 

@@ -228,7 +228,9 @@ def check_version(binary: Path, program: Program, version: str) -> None:
     answer = subprocess.run([binary, *program.version_args], capture_output=True, text=True, timeout=60)
     if answer.returncode or version not in answer.stdout:
         said = (answer.stdout or answer.stderr).strip()[:200]
-        raise ClusterError(f"{program.name} should be {version} but says {said!r}", "check the linker flags in tools.py")
+        raise ClusterError(
+            f"{program.name} should be {version} but says {said!r}", "check the linker flags in tools.py"
+        )
 
 
 def _go_environment(root: Path, *, own_modules: bool) -> dict[str, str]:
