@@ -48,6 +48,10 @@ class Reason(StrEnum):
     AUTH_REQUIRED = "AuthRequired"
     NOT_FOUND = "NotFound"
     NO_SPACE = "NoSpace"
+    INVALID_URI = "InvalidURI"
+    CHECKSUM_MISMATCH = "ChecksumMismatch"
+    UNREACHABLE = "Unreachable"
+    INCOMPLETE = "Incomplete"
     OUT_OF_MEMORY = "OutOfMemory"
 
     PODS_READY = "PodsReady"
@@ -163,6 +167,10 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
         ),
         Entry(Reason.NOT_FOUND, "False", "There is no such model, revision or folder.", "Correct spec.model."),
         Entry(Reason.NO_SPACE, "False", "The cache is full.", "Use a larger claim or emptyDir."),
+        Entry(Reason.INVALID_URI, "False", "The uri names no model that can be fetched.", "Correct spec.model.uri."),
+        Entry(Reason.CHECKSUM_MISMATCH, "False", "A file came damaged; it is fetched again."),
+        Entry(Reason.UNREACHABLE, "False", "The model hub cannot be reached.", "Check the network and its policies."),
+        Entry(Reason.INCOMPLETE, "False", "The folder lacks files of the model; the message names them."),
         Entry(
             Reason.LOAD_FAILED, "False", "The engine cannot load the weights.", "Read the message and the engine's log."
         ),

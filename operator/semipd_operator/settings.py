@@ -28,7 +28,7 @@ class Settings:
     engine_image: str
     """Image of agent and engine for services that name none."""
     key: bytes = field(repr=False)
-    """Secret from which the token of each service is made."""
+    """Secret from which the token of each service is made; empty: the agents obey nobody."""
     namespaces: tuple[str, ...] = ()
     """Namespaces to watch; empty: all."""
     version: str = field(default_factory=package_version)

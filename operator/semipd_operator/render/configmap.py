@@ -41,9 +41,10 @@ def agent_config(service: SemiPDService) -> AgentConfig:
 
 
 def agent_file(service: SemiPDService, key: bytes) -> AgentFile:
+    """Without a key no token is accepted."""
     meta = service.metadata
-    token = service_token(key, meta.namespace, meta.name, meta.uid)
-    return AgentFile(token_sha256=(token_digest(token),), config=agent_config(service))
+    digests = (token_digest(service_token(key, meta.namespace, meta.name, meta.uid)),) if key else ()
+    return AgentFile(token_sha256=digests, config=agent_config(service))
 
 
 def config_map(service: SemiPDService, key: bytes) -> Object:
