@@ -83,6 +83,12 @@ def _big_data_file(key: str) -> str:
 
 def load(state: State, name: str) -> int:
     """Makes `name` runnable on the node; returns how many layers were new to it."""
+    state.require_supervisor()
+    with lifecycle.exclusively(state):
+        return _load(state, name)
+
+
+def _load(state: State, name: str) -> int:
     store = paths.buildah_root()
     image = find(store, name)
     _require_one_file_system(store, state.containerd)

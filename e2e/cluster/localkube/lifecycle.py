@@ -29,7 +29,7 @@ _NODE_LINE = (
 def up(state: State) -> bool:
     """Brings the cluster up; False if it was up already. Leaves nothing running if it fails."""
     debian.require_root()
-    with _only_one(state):
+    with exclusively(state):
         if state.supervisor_pid():
             return False
         debian.require(debian.CLUSTER_PROGRAMS)
@@ -40,7 +40,7 @@ def up(state: State) -> bool:
             _write_files(state, tools)
             progress("certificates and configuration written")
             _start(state)
-            _wait(state, tools, progress)
+            _wait(state, progress)
         except BaseException:
             _tear_down(state)
             raise
@@ -52,7 +52,7 @@ def down(state: State) -> bool:
     if not state.root.exists():
         return False
     debian.require_root()
-    with _only_one(state):
+    with exclusively(state):
         was_up = state.supervisor_pid() is not None
         _tear_down(state)
     return was_up
@@ -97,9 +97,12 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """A short command inside the cluster's namespaces, its output captured. `cluster exec` is for people and tests."""
     pid = state.require_supervisor()
-    env = state.client_env(os.environ, Tools().path())
+    env = state.client_env(os.environ)
     command = ["nsenter", f"--target={pid}", "--net", "--mount", "--pid", "--", *argv]
-    answer = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_s)
+    try:
+        answer = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"{' '.join(argv[:3])}: no answer in {timeout_s} s", f"logs are in {state.logs}") from None
     if check and answer.returncode:
         last = (answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[-1]
         raise ClusterError(f"{' '.join(argv[:3])} failed: {last}", f"logs are in {state.logs}")
@@ -111,6 +114,7 @@ def _write_files(state: State, tools: Path) -> None:
     for folder in (state.config / "cni", state.logs, state.kubelet, state.containerd, state.root / "pod-logs"):
         folder.mkdir(parents=True)
     state.root.chmod(0o755)
+    state.tools.symlink_to(tools)
     pki.issue(state.pki, pki.certificates(render.NODE, render.NODE_IP, render.SERVICE_IP))
     for name in pki.KUBECONFIGS:
         file = state.config / f"{name}.kubeconfig"
@@ -147,7 +151,7 @@ def _start(state: State) -> None:
     state.record_supervisor(supervisor.start(state))
 
 
-def _wait(state: State, tools: Path, progress: "_Progress") -> None:
+def _wait(state: State, progress: "_Progress") -> None:
     """Until a pod could be created: images, API, node, the default ServiceAccount, kube-proxy's rules."""
     _until(state, "containerd", lambda: _quiet(state, ["ctr", "version"]))
     run(state, ["ctr", "-n", "k8s.io", "images", "import", "--snapshotter=overlayfs", str(state.config / "pause.tar")])
@@ -214,8 +218,8 @@ def _tear_down(state: State) -> None:
 
 
 @contextlib.contextmanager
-def _only_one(state: State) -> Iterator[None]:
-    """`up` and `down` one at a time; the second caller waits."""
+def exclusively(state: State) -> Iterator[None]:
+    """One change of the cluster at a time; the second caller waits."""
     state.root.mkdir(parents=True, exist_ok=True)
     with (state.root / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

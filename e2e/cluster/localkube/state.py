@@ -34,6 +34,11 @@ class State:
         return self.root / "logs"
 
     @property
+    def tools(self) -> Path:
+        """Link to the programs that the cluster was started with: clients match it whatever their PATH is."""
+        return self.root / "bin"
+
+    @property
     def kubelet(self) -> Path:
         """The kubelet's root (volumes), on disk; seen at /var/lib/kubelet inside."""
         return self.root / "kubelet"
@@ -87,7 +92,7 @@ class State:
             raise ClusterError("no cluster is up", "run `e2e/cluster/cluster up`")
         return pid
 
-    def client_env(self, base: Mapping[str, str], tools: Path) -> dict[str, str]:
+    def client_env(self, base: Mapping[str, str]) -> dict[str, str]:
         """Environment for clients: kubeconfig, tools first on the PATH, caches that vanish with the cluster."""
         no_proxy = ",".join(filter(None, [base.get("NO_PROXY", base.get("no_proxy", "")), _NO_PROXY]))
         return dict(base) | {
@@ -96,7 +101,7 @@ class State:
             "HELM_CACHE_HOME": str(self.root / "helm" / "cache"),
             "HELM_CONFIG_HOME": str(self.root / "helm" / "config"),
             "HELM_DATA_HOME": str(self.root / "helm" / "data"),
-            "PATH": f"{tools}:{base.get('PATH', os.defpath)}",
+            "PATH": f"{self.tools}:{base.get('PATH', os.defpath)}",
             "NO_PROXY": no_proxy,
             "no_proxy": no_proxy,
         }

@@ -6,6 +6,7 @@ Everything it sets up lives in its namespaces, so its death is the teardown. It 
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -57,6 +58,8 @@ def prepare_mounts(plan: Plan, state: State) -> None:
     kubelet.mkdir(parents=True, exist_ok=True)
     namespaces.mount(str(state.kubelet), kubelet, flags=namespaces.MS_BIND)
     for name, value in plan.host_sysctls.items():
+        if not (Path("/proc/sys") / name).exists():
+            continue
         shown = Path("/run/.sysctl") / name.replace("/", ".")
         shown.parent.mkdir(exist_ok=True)
         shown.write_text(f"{value}\n")
@@ -198,4 +201,7 @@ def _become_init(state: State) -> None:
     plan = load_plan(state.plan)
     prepare_mounts(plan, state)
     prepare_network(plan)
+    # Containers inherit it; a shell's usual 1024 is less than any node gives them.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     Supervisor(plan, state).run()
