@@ -113,10 +113,12 @@ class Builder:
         command = ["unshare", "--mount", "--kill-child", "buildah", *arguments]
         answer = subprocess.run(command, env=env, stdout=output, stderr=output, text=True)
         if check and answer.returncode:
-            last = ((answer.stderr or "").strip().splitlines() or ["see above"])[-1]
-            raise ClusterError(
-                f"buildah {arguments[0]} failed: {last}", "run `images/build --verbose` to see all of it"
-            )
+            if show:
+                raise ClusterError(f"buildah {arguments[0]} failed", "see above")
+            log = self.folder / "buildah.log"
+            log.write_text(f"{answer.stdout}{answer.stderr}")
+            last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ClusterError(f"buildah {arguments[0]} failed: {last}", f"see {log}")
         return answer
 
     def has(self, image: str) -> bool:
@@ -146,7 +148,7 @@ class Builder:
                 last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
                 raise ClusterError(f"mmdebstrap failed: {last}", "set BASE_IMAGE to an image of a registry instead")
             (context / "Containerfile").write_text('FROM scratch\nADD root.tar /\nCMD ["python3"]\n')
-            self.buildah("build", "--tag", name, str(context))
+            self.buildah("build", "--signature-policy", str(self.folder / "policy.json"), "--tag", name, str(context))
             shutil.rmtree(context)
         return name
 
