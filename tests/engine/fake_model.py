@@ -40,31 +40,38 @@ class FakeRunner:
     """The interface of `worker.model_runner.ModelRunner` over a flat array of token ids."""
 
     def __init__(
-        self, memory: memoryview, block_size: int, pacer: Pacer, step_seconds: Callable[[int], float] = lambda n: 0.0
+        self,
+        memory: memoryview,
+        block_size: int,
+        pacer: Pacer,
+        prefill_seconds: Callable[[int], float] = lambda tokens: 0.0,
+        decode_seconds: Callable[[int], float] = lambda rows: 0.0,
     ) -> None:
         self.ids = memory
         self.block_size = block_size
         self.pacer = pacer
-        self.step_seconds = step_seconds
+        self.prefill_seconds = prefill_seconds
+        self.decode_seconds = decode_seconds
 
     def prefill(self, plan: PrefillPlan) -> StepResult:
         tokens = []
+        begin = time.monotonic()
         with self.pacer.quantum():
-            time.sleep(self.step_seconds(sum(len(c.token_ids) for c in plan.chunks)))
+            time.sleep(self.prefill_seconds(sum(len(c.token_ids) for c in plan.chunks)))
             for chunk in plan.chunks:
                 for offset, token in enumerate(chunk.token_ids):
                     self.write(chunk.block_table, chunk.start + offset, token)
                 if chunk.sampling is not None:
                     end = chunk.start + len(chunk.token_ids)
                     tokens.append(TokenResult(chunk.request, next_token(self.read(chunk.block_table, end))))
-        return StepResult(seq=plan.seq, tokens=tokens, last=True)
+        return StepResult(seq=plan.seq, tokens=tokens, last=True, seconds=time.monotonic() - begin)
 
     def decode(self, plan: DecodePlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
         rows = [(row, row.token, row.position) for row in plan.rows]
         for step in range(plan.max_steps):
-            results, alive = [], []
+            results, alive, begin = [], [], time.monotonic()
             with self.pacer.quantum():
-                time.sleep(self.step_seconds(len(rows)))
+                time.sleep(self.decode_seconds(len(rows)))
                 for row, token, position in rows:
                     self.write(row.block_table, position, token)
                     sampled = next_token(self.read(row.block_table, position + 1))
@@ -74,7 +81,7 @@ class FakeRunner:
                         alive.append((row, sampled, position + 1))
             rows = alive
             last = not rows or step == plan.max_steps - 1 or recalled(plan.seq)
-            yield StepResult(seq=plan.seq + step, tokens=results, last=last)
+            yield StepResult(plan.seq + step, results, last, seconds=time.monotonic() - begin)
             if last:
                 return
 

@@ -33,8 +33,6 @@ FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 5.0
 UNIFIED = "unified"
 """The role of the one worker that executes both phases' plans."""
-HEALTHY_SECONDS = 5.0
-"""A worker that lived this long is replaced at once; one that did not, after a growing pause."""
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +50,8 @@ class Worker:
     started_at: float = 0.0
     spawn_at: float | None = None
     """When to ask for a worker; None while one is asked for or alive."""
+    progressed: bool = False
+    """It has completed a step: such a worker is replaced at once, others after a growing pause."""
     backoff: float = 0.0
     deaths: int = 0
 
@@ -122,6 +122,7 @@ class Workers:
     def spawned(self, message: Spawned, channel_fd: int, pidfd: int) -> None:
         worker = self.by_role[message.phase]
         worker.pid, worker.pidfd, worker.started_at = message.pid, pidfd, time.monotonic()
+        worker.progressed = False
         worker.connection = Connection(
             self.loop,
             socket.socket(fileno=channel_fd),
@@ -148,6 +149,7 @@ class Workers:
             worker.state = WorkerState.READY
             log.info("%s worker %d is ready (generation %d)", worker.role, worker.pid, worker.generation)
         else:
+            worker.progressed |= isinstance(message, StepResult)
             self.on_result(worker, message)
 
     def _on_channel_closed(self, worker: Worker) -> None:
@@ -171,7 +173,7 @@ class Workers:
         worker.state = WorkerState.DEAD
         worker.deaths += 1
         now = time.monotonic()
-        if now - worker.started_at > HEALTHY_SECONDS:
+        if worker.progressed:
             worker.backoff = 0.0
         if self._ask is not None:
             worker.spawn_at = now + worker.backoff

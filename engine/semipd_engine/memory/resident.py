@@ -209,7 +209,7 @@ def run(options: EngineOptions, load: Load) -> int:
     """The process: until SIGTERM, or an exit code."""
     if options.run_dir is None:
         raise ValueError("--run-dir is missing: the launcher sets it")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     setproctitle("semipd: resident")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

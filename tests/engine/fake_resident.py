@@ -1,0 +1,74 @@
+"""``python -m tests.engine.fake_resident``: the real resident and real workers around the fake model.
+
+Environment: SEMIPD_FAKE_TOKEN_MS and SEMIPD_FAKE_STEP_MS slow prefill (for each token) and decode (each step) down.
+A prompt that begins with `POISON` kills its worker; one that begins with `RAISE` makes the runner raise.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from semipd_engine.contract import EngineOptions
+from semipd_engine.ipc.messages import PrefillPlan, StepResult
+from semipd_engine.memory import resident
+from semipd_engine.model.errors import ModelError
+from semipd_engine.pacing.quantum import Pacer
+from semipd_engine.server.flags import parse_options
+from tests.engine.fake_model import VOCABULARY, FakeRunner, layout
+
+POISON, RAISE = 4999, 4998
+
+
+class TouchyRunner(FakeRunner):
+    def prefill(self, plan: PrefillPlan) -> StepResult:
+        for chunk in plan.chunks:
+            if chunk.start == 0 and chunk.token_ids[0] == POISON:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if chunk.start == 0 and chunk.token_ids[0] == RAISE:
+                raise RuntimeError("as the prompt wished")
+        return super().prefill(plan)
+
+
+class FakeModel:
+    architecture = "fake"
+    dtype = "int32"
+    device = "cpu"
+    vocab_size = VOCABULARY
+    weight_bytes = 1
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.kv_layout = layout(options.block_size)
+        self.max_model_len = options.max_model_len
+        token_ms = float(os.environ.get("SEMIPD_FAKE_TOKEN_MS", "0"))
+        step_ms = float(os.environ.get("SEMIPD_FAKE_STEP_MS", "0"))
+        self._prefill_seconds = lambda tokens: tokens * token_ms / 1000
+        self._decode_seconds = lambda rows: step_ms / 1000
+
+    def create_kv(self, num_blocks: int) -> int:
+        fd = os.memfd_create("fake-kv")
+        os.ftruncate(fd, self.kv_layout.pool_bytes(num_blocks))
+        return fd
+
+    def runner(self, kv_fd: int, num_blocks: int, pacer: Pacer) -> FakeRunner:
+        memory = memoryview(mmap.mmap(kv_fd, self.kv_layout.pool_bytes(num_blocks))).cast("i")
+        return TouchyRunner(memory, self.kv_layout.block_size, pacer, self._prefill_seconds, self._decode_seconds)
+
+    def set_threads(self, count: int) -> None:
+        pass
+
+
+def load(options: EngineOptions, progress: Callable[[int], None]) -> FakeModel:
+    if not options.model.exists():
+        raise ModelError("NotFound", f"{options.model} does not exist")
+    if (options.model / "broken").exists():
+        raise ModelError("InvalidConfig", "config.json: broken on purpose")
+    progress(50)
+    return FakeModel(options)
+
+
+if __name__ == "__main__":
+    sys.exit(resident.run(parse_options(None, "fake_resident", ""), load))

@@ -1,0 +1,169 @@
+"""Real core, resident and workers around the fake model: every token is right, whatever is going on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from semipd_engine.contract import BlockCounts, Drain, EngineState, Phase
+from tests.engine.fake_model import reference
+from tests.engine.fake_resident import POISON, RAISE
+from tests.engine.harness import Engine, engine_for, wait_for
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    yield from engine_for(tmp_path)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[Engine]:
+    yield from engine_for(tmp_path, {"SEMIPD_FAKE_TOKEN_MS": "2", "SEMIPD_FAKE_STEP_MS": "5"})
+
+
+def assert_idle(engine: Engine) -> BlockCounts:
+    """Nothing is running and every block has come back."""
+
+    def idle() -> BlockCounts | None:
+        snapshot = engine.snapshot()
+        counts = snapshot.blocks
+        busy = snapshot.waiting + snapshot.prefilling + snapshot.decoding
+        return counts if not busy and counts.used == counts.quarantined == 0 else None
+
+    counts: BlockCounts = wait_for(idle, 5, "an idle pool")
+    assert counts.free + counts.cached == counts.total
+    return counts
+
+
+def test_many_streams_at_once_are_exact(engine: Engine) -> None:
+    client, rng = engine.client(), random.Random(0)
+    shared = [rng.randrange(4000) for _ in range(64)]
+    streams = []
+    for index in range(60):
+        length = (1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 130, 200)[index % 12]
+        prompt = (shared if index % 3 == 0 else [])[:length] + [rng.randrange(4000) for _ in range(length)]
+        streams.append(client.add(prompt, max_tokens=1 + index % 60))
+    for stream in streams:
+        stream.wait()
+        assert stream.error is None and stream.finish_reason == "length"
+        assert stream.tokens == reference(stream.prompt, stream.sampling.max_tokens)
+    assert any(stream.cached_tokens for stream in streams)
+    assert max(record["batch"] for record in engine.records("step") if record["phase"] == "decode") >= 8
+    assert_idle(engine)
+
+
+def test_kv_pressure_preempts_and_completes(tmp_path: Path) -> None:
+    for engine in engine_for(tmp_path, kv_cache_memory=400 * 4 + 16 * 4 * 12):  # one full sequence and a little
+        client = engine.client()
+        streams = [client.add([index] * 30, max_tokens=150) for index in range(8)]
+        for stream in streams:
+            assert stream.wait().tokens == reference(stream.prompt, 150)
+        assert sum(stream.preemptions for stream in streams) > 0
+        assert_idle(engine)
+
+
+def test_stop_ids_limits_and_refusals(engine: Engine) -> None:
+    client = engine.client()
+    expected = reference([1, 2, 3], 10)
+    stopped = client.add([1, 2, 3], max_tokens=10, stop_token_ids=(expected[4],)).wait()
+    assert stopped.tokens == expected[: expected.index(expected[4]) + 1] and stopped.finish_reason == "stop"
+    assert len(client.add([7] * 390, max_tokens=100).wait().tokens) == 10  # up to max_model_len
+    assert "max_model_len" in (client.add([7] * 400, max_tokens=1).wait().error or "")
+    assert "empty" in (client.add([], max_tokens=1).wait().error or "")
+    finished = engine.snapshot().finished
+    assert [f.finish_reason for f in finished] == ["stop", "length", "error", "error"]
+    assert finished[0].ttft_seconds is not None and finished[0].tpot_seconds is not None
+    assert engine.snapshot(since=finished[-1].cursor + 1).finished == ()
+
+
+def test_decode_goes_on_during_prefill(slow: Engine) -> None:
+    """A 300-token prompt takes 0.6 s in five chunks; four streams decode all the while."""
+    client = slow.client()
+    streams = [client.add([index], max_tokens=300) for index in range(4)]
+    wait_for(lambda: all(len(s.tokens) > 5 for s in streams), 10, "four running streams")
+    prompt = client.add(list(range(300)), max_tokens=2).wait()
+    assert prompt.first_token_at is not None
+    steps = slow.records("step")
+    prefill = [r for r in steps if r["phase"] == "prefill" and r["tokens"] > 10]
+    busy = sum(r["end"] - r["begin"] for r in prefill)
+    overlap = sum(
+        max(0.0, min(p["end"], d["end"]) - max(p["begin"], d["begin"]))
+        for p in prefill
+        for d in steps
+        if d["phase"] == "decode"
+    )
+    assert len(prefill) == 5
+    assert overlap > 0.8 * busy
+    for stream in streams:
+        assert stream.wait().tokens == reference(stream.prompt, 300)
+
+
+def test_abort_in_every_state_frees_all_blocks(slow: Engine) -> None:
+    client = slow.client()
+    decoding = client.add([1, 2, 3], max_tokens=300)
+    wait_for(lambda: decoding.tokens, 10, "a decoding request")
+    chunked = client.add(list(range(350)), max_tokens=300)
+    wait_for(lambda: any(r["tokens"] == 64 for r in slow.records("plan")), 10, "a chunked prompt")
+    queued = client.add(list(range(350)), max_tokens=300)
+    for stream in (queued, chunked, decoding):
+        client.abort(stream)
+    for stream in (queued, chunked, decoding):
+        assert stream.wait(5).finish_reason == "abort"
+    client.abort(decoding)  # once more: nothing happens
+    assert_idle(slow)
+
+
+def test_a_lost_api_aborts_its_requests_only(slow: Engine) -> None:
+    doomed, client = slow.client(), slow.client()
+    lost = doomed.add([1] * 40, max_tokens=300)
+    kept = client.add([2] * 40, max_tokens=60)
+    wait_for(lambda: lost.tokens, 10, "a running request")
+    doomed.close()
+    assert kept.wait().tokens == reference(kept.prompt, 60)
+    assert_idle(slow)
+
+
+def test_a_request_that_raises_fails_alone(engine: Engine) -> None:
+    client = engine.client()
+    streams = [client.add([9] * 8, max_tokens=40), client.add([RAISE] * 8, max_tokens=5), client.add([8], max_tokens=40)]
+    assert "as the prompt wished" in (streams[1].wait().error or "")
+    for stream in (streams[0], streams[2]):
+        assert stream.wait().tokens == reference(stream.prompt, 40)
+
+
+def test_a_request_that_kills_its_workers_fails_alone(engine: Engine) -> None:
+    client = engine.client()
+    poison = client.add([POISON] * 8, max_tokens=5)
+    others = [client.add([index] * 20, max_tokens=40) for index in range(5)]
+    assert "died" in (poison.wait(60).error or "")
+    for stream in others:
+        assert stream.wait().tokens == reference(stream.prompt, 40)
+    engine.wait_state()
+    assert engine.worker(Phase.PREFILL).generation > 3
+
+
+def test_drain_refuses_new_requests_and_finishes_old_ones(slow: Engine) -> None:
+    client = slow.client()
+    running = client.add([5] * 5, max_tokens=60)
+    wait_for(lambda: running.tokens, 10, "a running request")
+    slow.control(Drain())
+    assert "draining" in (client.add([1], max_tokens=1).wait().error or "")
+    assert running.wait().tokens == reference(running.prompt, 60)
+    assert slow.snapshot().state is EngineState.DRAINING
+    wait_for(lambda: client.state is not None and not client.state.ready and not client.state.admitting, 2, "not ready")
+
+
+def test_unified_mode_is_exact(tmp_path: Path) -> None:
+    for engine in engine_for(tmp_path, unified=True):
+        client = engine.client()
+        streams = [client.add([index] * (1 + 37 * index % 200), max_tokens=50) for index in range(12)]
+        for stream in streams:
+            assert stream.wait().tokens == reference(stream.prompt, 50)
+        pids = {record["pid"] for record in engine.records("plan")}
+        assert len(pids) == 1
+        assert {w.pid for w in engine.snapshot().workers} == pids
