@@ -9,6 +9,7 @@ import socket
 from datetime import timedelta
 
 import kopf
+from kopf._core.engines.peering import Identity
 
 from semipd_operator import web
 from semipd_operator.agents import AgentClient
@@ -37,8 +38,8 @@ class Operator:
         self.health = Health(self.queue, self.hearing, settings.deaf_after_seconds)
         self.agents = AgentClient(settings.agent_port, settings.poll_timeout_seconds)
         self.fleet = Fleet(self.agents, settings.poll_seconds, self._round)
-        instance = os.environ.get("POD_NAME") or socket.gethostname()
-        self.publisher = Publisher(kube, self.fleet.views, timedelta(seconds=settings.slo_write_seconds), instance)
+        self.instance = os.environ.get("POD_NAME") or socket.gethostname()
+        self.publisher = Publisher(kube, self.fleet.views, timedelta(seconds=settings.slo_write_seconds), self.instance)
         self.reconciler = Reconciler(kube, settings, self.fleet, self.publisher)
 
     async def run(self) -> None:
@@ -51,6 +52,8 @@ class Operator:
                 kopf.operator(
                     registry=handlers,
                     settings=kopf_settings(),
+                    # Else Kopf asks for the user's name, which an arbitrary uid does not have.
+                    identity=Identity(self.instance),
                     standalone=True,
                     clusterwide=not settings.namespaces,
                     namespaces=settings.namespaces,
