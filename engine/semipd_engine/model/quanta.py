@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -52,8 +52,14 @@ class Load:
 
 
 class Quanta:
-    def __init__(self, pacer: Pacer, target_seconds: float = TARGET_SECONDS) -> None:
+    def __init__(
+        self,
+        pacer: Pacer,
+        target_seconds: float = TARGET_SECONDS,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._pacer = pacer
+        self._clock = clock
         self._target = target_seconds
         self.paced = not isinstance(pacer, Unpaced)
         self._rates: dict[tuple[str, int], float] = {}
@@ -102,12 +108,12 @@ class Quanta:
     def _quantum(self, load: Load) -> Iterator[None]:
         with self._pacer.quantum():
             self._inside = True
-            begin = time.perf_counter()
+            begin = self._clock()
             try:
                 yield
             finally:
                 self._inside = False
-                self._learn(load, time.perf_counter() - begin)
+                self._learn(load, self._clock() - begin)
 
     def _learn(self, load: Load, seconds: float) -> None:
         estimate = self.estimate(load)

@@ -1,0 +1,210 @@
+"""Drives a `ModelRunner` as a core would: scattered blocks, chunked prompts, mixed batches, plans of several steps.
+
+And the other side of the comparison: greedy tokens and log-probabilities from `transformers` in float32.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from semipd_engine.ipc.messages import (
+    DecodePlan,
+    DecodeRow,
+    PrefillChunk,
+    PrefillPlan,
+    Sampling,
+    StepResult,
+    TokenResult,
+)
+from semipd_engine.memory.arena import load_arena
+from semipd_engine.memory.kv_pool import KVPool
+from semipd_engine.model.config import ModelConfig
+from semipd_engine.pacing.quantum import Pacer, Unpaced
+from semipd_engine.worker.model_runner import ModelRunner
+
+BLOCK_SIZE = 16
+
+
+@dataclass
+class Generation:
+    """One request: its prompt, its blocks, and what it has produced."""
+
+    prompt: list[int]
+    sampling: Sampling
+    block_table: list[int]
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    prefilled: int = 0
+
+    def take(self, result: TokenResult) -> None:
+        self.tokens.append(result.token)
+        if result.logprobs is not None:
+            self.logprobs.append(result.logprobs.logprob)
+
+    @property
+    def done(self) -> bool:
+        return len(self.tokens) >= self.sampling.max_tokens or (
+            bool(self.tokens) and self.tokens[-1] in self.sampling.stop_token_ids
+        )
+
+    @property
+    def history(self) -> list[int]:
+        return [*self.prompt, *self.tokens] if self.sampling.needs_history else []
+
+
+class Driver:
+    def __init__(
+        self,
+        model: Path,
+        dtype: torch.dtype = torch.float32,
+        pacer: Pacer | None = None,
+        num_blocks: int = 512,
+        seed: int = 0,
+    ) -> None:
+        self.config = ModelConfig.from_dir(model)
+        self.arena = load_arena(self.config, model, dtype)
+        self.kv = KVPool.create(self.config.kv_layout(BLOCK_SIZE, dtype.itemsize), num_blocks, dtype)
+        for layer in range(self.config.num_layers):
+            for view in self.kv.layer(layer):
+                view.normal_()  # what a stranger left behind must not be read
+        longest = self.config.max_position_embeddings
+        self.runner = ModelRunner(self.config, self.arena.tensors(), self.kv, pacer or Unpaced(), longest)
+        self._free = list(range(num_blocks))
+        random.Random(seed).shuffle(self._free)
+        self._seq = 0
+
+    def request(self, prompt: Sequence[int], sampling: Sampling, shared_blocks: Sequence[int] = ()) -> Generation:
+        """`shared_blocks`: full blocks of another request's equal prefix, which are then not computed again."""
+        needed = -(-(len(prompt) + sampling.max_tokens) // BLOCK_SIZE) - len(shared_blocks)
+        table = [*shared_blocks, *(self._free.pop() for _ in range(needed))]
+        return Generation(list(prompt), sampling, table, prefilled=len(shared_blocks) * BLOCK_SIZE)
+
+    def prefill(self, requests: Sequence[Generation], chunk_tokens: int = 1 << 20) -> None:
+        """All prompts to their first token; each plan fills its token budget from several prompts."""
+        while waiting := [r for r in requests if r.prefilled < len(r.prompt)]:
+            chunks, budget, planned = [], chunk_tokens, []
+            for request in waiting:
+                if budget == 0:
+                    break
+                size = min(budget, len(request.prompt) - request.prefilled)
+                chunks.append(self._chunk(request, size))
+                planned.append(request)
+                request.prefilled += size
+                budget -= size
+            self._accept(planned, self.runner.prefill(PrefillPlan(self._next(1), chunks)))
+
+    def decode(self, requests: Sequence[Generation], max_steps: int) -> list[StepResult]:
+        running = [r for r in requests if not r.done]
+        rows = [
+            DecodeRow(
+                request=i,
+                token=r.tokens[-1],
+                position=len(r.prompt) + len(r.tokens) - 1,
+                block_table=r.block_table,
+                sampling=r.sampling,
+                output_index=len(r.tokens),
+                history=r.history,
+                prompt_len=len(r.prompt),
+            )
+            for i, r in enumerate(running)
+        ]
+        plan = DecodePlan(self._next(max_steps), max_steps, rows)
+        results = []
+        for step in self.runner.decode(plan, lambda seq: False):
+            self._accept(running, step)
+            results.append(step)
+        return results
+
+    def generate(self, requests: Sequence[Generation], chunk_tokens: int = 1 << 20, max_steps: int = 4) -> None:
+        """Staggered: each request joins the decode batch as soon as its prompt is done."""
+        active: list[Generation] = []
+        for request in requests:
+            self.prefill([request], chunk_tokens)
+            active.append(request)
+            if any(not r.done for r in active):
+                self.decode(active, 1)
+        while any(not r.done for r in active):
+            self.decode(active, max_steps)
+
+    def _chunk(self, request: Generation, size: int) -> PrefillChunk:
+        begin, end = request.prefilled, request.prefilled + size
+        last = end == len(request.prompt)
+        return PrefillChunk(
+            request=id(request),
+            token_ids=request.prompt[begin:end],
+            start=begin,
+            block_table=request.block_table,
+            sampling=request.sampling if last else None,
+            output_index=len(request.tokens),
+            history=request.history,
+            prompt_len=len(request.prompt),
+        )
+
+    def _accept(self, requests: Sequence[Generation], step: StepResult) -> None:
+        by_id = {id(r): r for r in requests} | dict(enumerate(requests))
+        for result in step.tokens:
+            by_id[result.request].take(result)
+
+    def _next(self, steps: int) -> int:
+        self._seq += steps
+        return self._seq - steps
+
+
+def greedy(max_tokens: int) -> Sampling:
+    return Sampling(temperature=0, max_tokens=max_tokens, logprobs=0)
+
+
+class Reference:
+    """`transformers` in float32, one prompt at a time, end of sequence ignored."""
+
+    def __init__(self, model: Path) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+
+    def greedy(self, prompt: Sequence[int], max_tokens: int) -> tuple[list[int], list[float]]:
+        """Token ids and their log-probabilities."""
+        ids = torch.tensor([list(prompt)])
+        out = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_tokens,
+            min_new_tokens=max_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        tokens = out.sequences[0, len(prompt) :].tolist()
+        scores = [torch.log_softmax(step[0].float(), -1)[t].item() for step, t in zip(out.logits, tokens, strict=True)]
+        return tokens, scores
+
+
+@lru_cache(maxsize=8)
+def reference(model: Path) -> Reference:
+    return Reference(model)
+
+
+@lru_cache(maxsize=8)
+def tokenizer(model: Path) -> AutoTokenizer:
+    return AutoTokenizer.from_pretrained(model)
+
+
+def random_prompt(length: int, vocab_size: int, seed: int) -> list[int]:
+    generator = random.Random(seed)
+    return [generator.randrange(3, vocab_size) for _ in range(length)]
+
+
+def assert_equal_to_reference(model: Path, requests: Sequence[Generation]) -> None:
+    """Token for token, and each token's log-probability within 1e-4."""
+    for request in requests:
+        tokens, scores = reference(model).greedy(request.prompt, request.sampling.max_tokens)
+        assert request.tokens == tokens, f"prompt of {len(request.prompt)} tokens"
+        worst = max(abs(a - b) for a, b in zip(request.logprobs, scores, strict=True))
+        assert worst < 1e-4, f"prompt of {len(request.prompt)} tokens: a logprob is off by {worst}"

@@ -1,0 +1,118 @@
+"""Weights and KV in shared mappings: sharded and single files, strict loading, one copy that every mapping sees."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.engine.model_driver import Driver, greedy, random_prompt
+from tests.engine.test_model_config import SIZES, save
+from transformers import LlamaConfig
+
+from e2e import models
+from semipd_engine.memory.arena import WeightArena, load_arena
+from semipd_engine.memory.kv_pool import KVPool
+from semipd_engine.memory.layout import KVComponent, KVLayout
+from semipd_engine.model.config import ModelConfig
+from semipd_engine.model.errors import ModelError
+
+pytestmark = pytest.mark.engine
+
+
+def load(model: Path, dtype: torch.dtype = torch.float32) -> WeightArena:
+    return load_arena(ModelConfig.from_dir(model), model, dtype)
+
+
+def test_shards_equal_a_single_file(tmp_path: Path) -> None:
+    single = save(LlamaConfig(**SIZES), tmp_path / "single")
+    sharded = save(LlamaConfig(**SIZES), tmp_path / "sharded", max_shard_size="100KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    first, second = load(single), load(sharded)
+    assert first.manifest == second.manifest
+    for name, tensor in first.tensors().items():
+        torch.testing.assert_close(tensor, second.tensors()[name], rtol=0, atol=0)
+
+
+def test_progress_grows_to_one_hundred(tmp_path: Path) -> None:
+    model = save(LlamaConfig(**SIZES), tmp_path)
+    seen: list[int] = []
+    load_arena(ModelConfig.from_dir(model), model, torch.bfloat16, seen.append)
+    assert seen == sorted(set(seen))
+    assert seen[-1] == 100
+
+
+def test_tied_embeddings_are_stored_once(tmp_path: Path) -> None:
+    tied = load(save(LlamaConfig(**SIZES, tie_word_embeddings=True), tmp_path / "tied"))
+    untied = load(save(LlamaConfig(**SIZES), tmp_path / "untied"))
+    assert untied.nbytes - tied.nbytes == SIZES["vocab_size"] * SIZES["hidden_size"] * 4
+
+
+def test_another_mapping_of_the_descriptor_changes_the_tokens() -> None:
+    driver = Driver(models.random_model("llama"))
+    prompt = random_prompt(20, driver.config.vocab_size, 1)
+    before, after = driver.request(prompt, greedy(12)), driver.request(prompt, greedy(12))
+    driver.generate([before])
+    assert os.fstat(driver.arena.fd).st_size == driver.arena.nbytes
+    other = WeightArena(driver.arena.fd, driver.arena.manifest, driver.arena.nbytes)
+    other.tensors()["layers.3.down.weight"].zero_()
+    driver.generate([after])
+    assert after.tokens != before.tokens
+
+
+def test_another_mapping_of_the_pool_changes_decode() -> None:
+    driver = Driver(models.random_model("llama"))
+    prompt = random_prompt(40, driver.config.vocab_size, 2)
+    requests = [driver.request(prompt, greedy(12)) for _ in range(2)]
+    driver.prefill(requests)
+    other = KVPool(driver.kv.layout, driver.kv.num_blocks, driver.kv.fd, torch.float32)
+    for layer in range(driver.config.num_layers):
+        other.layer(layer)[1][requests[1].block_table[0]] = 0
+    while any(not r.done for r in requests):
+        driver.decode(requests, 8)
+    assert requests[0].tokens != requests[1].tokens
+
+
+def test_a_latent_width_fits_the_pool() -> None:
+    layout = KVLayout(2, (KVComponent("latent", 512 + 64), KVComponent("index", 8)), block_size=4, itemsize=2)
+    pool = KVPool.create(layout, 5, torch.bfloat16)
+    views = [view for layer in range(2) for view in pool.layer(layer)]
+    for value, view in enumerate(views, start=1):
+        view.fill_(value)
+    assert [tuple(view.shape) for view in views[:2]] == [(5, 4, 576), (5, 4, 8)]
+    assert all(bool((view == value).all()) for value, view in enumerate(views, start=1))
+    assert os.fstat(pool.fd).st_size == layout.pool_bytes(5) == sum(view.numel() * 2 for view in views)
+
+
+@pytest.mark.parametrize("reason", ["MissingTensors", "UnexpectedTensor", "ShapeMismatch", "InvalidCheckpoint"])
+def test_a_wrong_checkpoint_is_refused(reason: str, tmp_path: Path) -> None:
+    model = save(LlamaConfig(**SIZES), tmp_path)
+    path = model / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.1.self_attn.q_proj.weight"
+    match reason:
+        case "MissingTensors":
+            del tensors[name]
+        case "UnexpectedTensor":
+            tensors[name.replace("weight", "bias")] = torch.zeros(64)
+            name = name.replace("weight", "bias")
+        case "ShapeMismatch":
+            tensors[name] = tensors[name][:-1].clone()
+    save_file(tensors, path)
+    if reason == "InvalidCheckpoint":
+        path.write_bytes(path.read_bytes()[:1000])
+        name = "model.safetensors"
+    with pytest.raises(ModelError, match=name) as error:
+        load(model)
+    assert error.value.reason == reason
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    model = save(LlamaConfig(**SIZES), tmp_path, max_shard_size="100KB")
+    shard = sorted(set(json.loads((model / "model.safetensors.index.json").read_text())["weight_map"].values()))[0]
+    (model / shard).unlink()
+    with pytest.raises(ModelError, match=shard):
+        load(model)

@@ -1,0 +1,141 @@
+"""config.json in both spellings, rotary scaling and unusual sizes against `transformers`; refusals name the field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.engine.model_driver import Driver, assert_equal_to_reference, greedy, random_prompt
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+
+from semipd_engine.memory.arena import load_arena
+from semipd_engine.model.config import ModelConfig
+from semipd_engine.model.errors import ModelError
+from semipd_engine.model.rope import inverse_frequencies
+
+pytestmark = pytest.mark.engine
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.25,
+    "eos_token_id": [5, 6],
+    "pad_token_id": None,
+    "bos_token_id": None,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**SIZES),
+    "llama-biases": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
+    "llama-head-dim": LlamaConfig(**SIZES, head_dim=48, tie_word_embeddings=True),
+    "llama-linear": LlamaConfig(**SIZES, rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}),
+    "llama-llama3": LlamaConfig(**SIZES, rope_parameters=LLAMA3),
+    "qwen2-tied": Qwen2Config(**SIZES, tie_word_embeddings=True),
+    "qwen2-yarn": Qwen2Config(**SIZES, rope_parameters=YARN),
+    "qwen3": Qwen3Config(**SIZES, head_dim=32),
+    "qwen3-biases": Qwen3Config(**SIZES, head_dim=16, attention_bias=True),
+    "mistral": MistralConfig(**SIZES, sliding_window=None),
+}
+
+
+def save(config: PreTrainedConfig, directory: Path, **options: Any) -> Path:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).float()
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias") or "norm" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    model.save_pretrained(directory, **options)
+    return directory
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tokens_equal_transformers(name: str, tmp_path: Path) -> None:
+    model = save(CONFIGS[name], tmp_path / name)
+    driver = Driver(model, num_blocks=32)
+    requests = [driver.request(random_prompt(length, 300, length), greedy(10)) for length in (1, 31, 130)]
+    driver.generate(requests, chunk_tokens=50)
+    assert_equal_to_reference(model, requests)
+    assert driver.config.eos_token_ids == (5, 6)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_both_spellings_mean_the_same(name: str, tmp_path: Path) -> None:
+    CONFIGS[name].save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    modern = ModelConfig.from_dir(tmp_path)
+    rope = values.pop("rope_parameters")
+    values["rope_theta"] = rope.pop("rope_theta")
+    kind = rope.pop("rope_type")
+    values["rope_scaling"] = None if kind == "default" else {"type": kind, **rope}
+    values["torch_dtype"] = values.pop("dtype", None) or "float32"
+    path.write_text(json.dumps(values))
+    assert ModelConfig.from_dir(tmp_path) == modern
+
+
+def test_frequencies_of_llama3_and_yarn_equal_transformers() -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    for parameters in (LLAMA3, YARN, {**YARN, "mscale": 0.7, "mscale_all_dim": 1.1, "truncate": False}):
+        config = LlamaConfig(**SIZES, head_dim=64, rope_parameters=dict(parameters))
+        expected, factor = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config)
+        from semipd_engine.model.fields import Fields
+
+        frequencies, ours = inverse_frequencies(ModelConfig.parse(Fields(config.to_dict(), "config.json"), {}).rope, 64)
+        torch.testing.assert_close(frequencies, expected, rtol=0, atol=0)
+        assert ours == pytest.approx(factor)
+
+
+def test_generation_config_wins_and_a_window_limits_the_length(tmp_path: Path) -> None:
+    MistralConfig(**{**SIZES, "eos_token_id": 9}, sliding_window=64).save_pretrained(tmp_path)
+    assert ModelConfig.from_dir(tmp_path).eos_token_ids == (9,)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3]}))
+    config = ModelConfig.from_dir(tmp_path)
+    assert config.eos_token_ids == (2, 3)
+    assert config.max_position_embeddings == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "named"),
+    [
+        ({"model_type": "gemma2"}, "UnsupportedArchitecture", "model_type"),
+        ({"hidden_act": "gelu"}, "UnsupportedFeature", "hidden_act"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "UnsupportedFeature", "quantization_config"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "UnsupportedRopeScaling", "rope_type"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "InvalidConfig", "low_freq_factor"),
+        ({"hidden_size": "big"}, "InvalidConfig", "hidden_size"),
+        ({"num_key_value_heads": 3}, "InvalidConfig", "num_key_value_heads"),
+        ({"dtype": "int4"}, "UnsupportedDtype", "dtype"),
+    ],
+)
+def test_refusals_name_the_field(change: dict[str, Any], reason: str, named: str, tmp_path: Path) -> None:
+    LlamaConfig(**SIZES).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelError, match=named) as error:
+        ModelConfig.from_dir(tmp_path)
+    assert error.value.reason == reason
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"config\.json does not exist"):
+        ModelConfig.from_dir(tmp_path)
+    LlamaConfig(**SIZES).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"model\.safetensors does not exist"):
+        load_arena(ModelConfig.from_dir(tmp_path), tmp_path, torch.float32)

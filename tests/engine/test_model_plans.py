@@ -1,0 +1,140 @@
+"""Plans: when they end, what they refuse, and that pacing changes the pieces but not the tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from tests.engine.model_driver import Driver, assert_equal_to_reference, greedy, random_prompt
+
+from e2e import models
+from semipd_engine.ipc.messages import DecodePlan, DecodeRow, PrefillChunk, PrefillPlan, Sampling
+from semipd_engine.model.errors import PlanError
+from semipd_engine.model.quanta import Load, Quanta
+
+pytestmark = pytest.mark.engine
+
+
+class CountingPacer:
+    """Counts quanta, and fails if one is opened inside another."""
+
+    def __init__(self) -> None:
+        self.durations: list[float] = []
+        self._inside = False
+
+    @contextmanager
+    def quantum(self) -> Iterator[None]:
+        assert not self._inside
+        self._inside = True
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._inside = False
+            self.durations.append(time.perf_counter() - begin)
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return models.random_model("llama")
+
+
+def decode_plan(driver: Driver, max_steps: int, *samplings: Sampling) -> DecodePlan:
+    requests = [driver.request(random_prompt(10 + i, 4096, i), s) for i, s in enumerate(samplings)]
+    driver.prefill(requests)
+    rows = [
+        DecodeRow(100 + i, r.tokens[0], len(r.prompt), r.block_table, r.sampling, 1) for i, r in enumerate(requests)
+    ]
+    return DecodePlan(40, max_steps, rows)
+
+
+def test_rows_end_at_max_tokens_and_stop_ids(model: Path) -> None:
+    driver = Driver(model)
+    free = [step.tokens for step in driver.runner.decode(decode_plan(driver, 6, greedy(20)), lambda seq: False)]
+    third = free[2][0].token
+    assert third not in [free[0][0].token, free[1][0].token]
+    stopping = Sampling(temperature=0, max_tokens=20, stop_token_ids=(third,))
+    steps = list(driver.runner.decode(decode_plan(driver, 9, stopping, greedy(6)), lambda seq: False))
+    assert [step.seq for step in steps] == [40, 41, 42, 43, 44]
+    assert [len(step.tokens) for step in steps] == [2, 2, 2, 1, 1]
+    assert [step.last for step in steps] == [False] * 4 + [True]
+    assert steps[2].tokens[0].token == third
+    assert {t.request for t in steps[3].tokens} == {101}
+
+
+def test_a_recalled_plan_ends_after_its_step(model: Path) -> None:
+    driver = Driver(model)
+    asked: list[int] = []
+
+    def recalled(seq: int) -> bool:
+        asked.append(seq)
+        return len(asked) == 3
+
+    steps = list(driver.runner.decode(decode_plan(driver, 8, greedy(20)), recalled))
+    assert len(steps) == 3
+    assert steps[-1].last
+    assert set(asked) == {40}
+
+
+@pytest.mark.parametrize(
+    ("chunk", "message"),
+    [
+        (PrefillChunk(7, [], 0, [1]), "no tokens"),
+        (PrefillChunk(7, [1, 4096], 0, [1]), "token ids"),
+        (PrefillChunk(7, [1] * 17, 0, [1]), "2 are needed"),
+        (PrefillChunk(7, [1], 4096, [1] * 300), "position 4096"),
+        (PrefillChunk(7, [1], 0, [512]), "block ids"),
+    ],
+)
+def test_a_plan_that_points_outside_is_refused(model: Path, chunk: PrefillChunk, message: str) -> None:
+    with pytest.raises(PlanError, match=message) as error:
+        Driver(model).runner.prefill(PrefillPlan(0, [chunk]))
+    assert error.value.request == 7
+
+
+def test_a_decode_row_may_hold_only_the_blocks_of_its_last_tokens(model: Path) -> None:
+    driver = Driver(model)
+    row = DecodeRow(7, 5, 15, [3], greedy(2), output_index=1)
+    assert len(list(driver.runner.decode(DecodePlan(0, 8, [row]), lambda seq: False))) == 1
+    row = DecodeRow(7, 5, 15, [3], greedy(9), output_index=1)
+    with pytest.raises(PlanError, match="block table"):
+        list(driver.runner.decode(DecodePlan(0, 8, [row]), lambda seq: False))
+
+
+def test_pacing_changes_no_token(model: Path) -> None:
+    pacer = CountingPacer()
+    driver = Driver(model, pacer=pacer)
+    driver.runner._quanta._target = 3e-4  # so that even this model is cut: columns, rows, sequences
+    requests = [driver.request(random_prompt(n, 4096, n), greedy(8)) for n in (200, 65, 31, 3)]
+    driver.prefill(requests, chunk_tokens=128)
+    pieces = len(pacer.durations)
+    while any(not r.done for r in requests):
+        driver.decode(requests, 4)
+    assert pieces > 3 * driver.config.num_layers
+    assert_equal_to_reference(model, requests)
+
+
+def test_pieces_follow_the_measured_rate() -> None:
+    """A linear layer ten times slower than it was is cut into more pieces, and again fewer when it recovers."""
+    times: list[float] = []
+    quanta = Quanta(CountingPacer(), target_seconds=0.004, clock=lambda: times.pop(0))
+    load = Load(rows=8, weights=4_000_000)
+
+    def run(seconds: float) -> int:
+        for _ in range(40):
+            times.extend((0.0, seconds))
+            with quanta.quantum(load):
+                pass
+        return quanta.pieces(load)
+
+    assert (run(0.002), run(0.020), run(0.002)) == (1, 5, 1)
+
+
+def test_linear_in_columns_equals_linear() -> None:
+    quanta = Quanta(CountingPacer(), target_seconds=1e-5)
+    x, weight, bias = torch.randn(9, 130), torch.randn(700, 130), torch.randn(700)
+    torch.testing.assert_close(quanta.linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias))

@@ -1,0 +1,140 @@
+"""The sampler: filters against hand-computed sets, statistics, and the same token whatever the batch."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+import torch
+
+from semipd_engine.ipc.messages import Sampling
+from semipd_engine.sampling.filters import filter_logits
+from semipd_engine.sampling.random import uniform
+from semipd_engine.sampling.sampler import SamplingRow, logprobs, sample
+
+pytestmark = pytest.mark.unit
+
+LOGITS = torch.log(torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05]))
+
+
+def kept(top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> list[int]:
+    return filter_logits(LOGITS, top_k, top_p, min_p).nonzero().flatten().tolist()
+
+
+def draw(
+    logits: torch.Tensor, sampling: Sampling, index: int = 0, history: list[int] | None = None, prompt: int = 0
+) -> int:
+    return sample(logits[None], [SamplingRow(sampling, index, history or [], prompt)])[0]
+
+
+def test_filters_keep_the_right_tokens() -> None:
+    assert kept() == [0, 1, 2, 3, 4]
+    assert kept(top_k=2) == [0, 1]
+    assert kept(top_k=9) == [0, 1, 2, 3, 4]
+    assert kept(top_p=0.35) == [0]
+    assert kept(top_p=0.69) == [0, 1]
+    assert kept(top_p=0.71) == [0, 1, 2]
+    assert kept(top_p=1e-9) == [0]
+    assert kept(min_p=0.3) == [0, 1, 2]
+    assert kept(top_k=2, top_p=0.5) == [0]  # 0.4 / 0.7 reaches a half
+    assert kept(top_p=0.5, min_p=0.3) == [0, 1]
+
+
+def test_ties_at_top_k_keep_exactly_k() -> None:
+    assert int((filter_logits(torch.zeros(10), 3, 1.0, 0.0) > 0).sum()) == 3
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.5), Sampling(top_k=3), Sampling(top_p=0.8)])
+def test_frequencies_follow_the_distribution(sampling: Sampling) -> None:
+    expected = filter_logits(LOGITS / sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+    draws = 4000
+    rows = [SamplingRow(Sampling(**_fields(sampling, seed=seed)), 3) for seed in range(draws)]
+    counts = torch.bincount(torch.tensor(sample(LOGITS.expand(draws, -1), rows)), minlength=5)
+    assert int(counts[expected == 0].sum()) == 0
+    chi_square = float((((counts - draws * expected) ** 2) / (draws * expected))[expected > 0].sum())
+    assert chi_square < 23.5  # 1 in 10,000 for four degrees of freedom
+
+
+def _fields(sampling: Sampling, **changes: object) -> dict[str, object]:
+    return {name: getattr(sampling, name) for name in sampling.__struct_fields__} | changes
+
+
+def test_uniform_is_uniform_over_indices_and_seeds() -> None:
+    for numbers in ([uniform(7, i) for i in range(20000)], [uniform(i, 7) for i in range(20000)]):
+        assert all(0 <= number < 1 for number in numbers)
+        assert abs(sum(numbers) / len(numbers) - 0.5) < 0.01
+        pairs = sum(a * b for a, b in itertools.pairwise(numbers)) / len(numbers)
+        assert abs(pairs - 0.25) < 0.01
+
+
+def test_the_same_seed_and_index_give_the_same_token_in_any_batch() -> None:
+    logits = torch.randn(16, 500, generator=torch.Generator().manual_seed(1))
+    samplings = [Sampling(seed=i % 5, temperature=0.3 + 0.1 * i, top_p=0.95, top_k=(0, 40)[i % 2]) for i in range(16)]
+    alone = [draw(logits[i], samplings[i], index=i) for i in range(16)]
+    order = list(range(16))
+    random.Random(3).shuffle(order)
+    together = sample(logits[order], [SamplingRow(samplings[i], i) for i in order])
+    assert together == [alone[i] for i in order]
+    assert len({draw(logits[0], Sampling(seed=5, temperature=2.0), index=i) for i in range(40)}) > 20
+
+
+def test_a_draw_does_not_hang_on_the_last_bits_of_the_logits() -> None:
+    logits = torch.randn(2000, generator=torch.Generator().manual_seed(2))
+    noisy = logits + 1e-6 * torch.randn(2000, generator=torch.Generator().manual_seed(3))
+    differing = sum(draw(logits, Sampling(seed=s)) != draw(noisy, Sampling(seed=s)) for s in range(300))
+    assert differing <= 1
+
+
+def test_greedy_bias_and_masked_tokens() -> None:
+    assert draw(LOGITS, Sampling(temperature=0)) == 0
+    assert draw(LOGITS, Sampling(temperature=0, logit_bias={3: 5.0})) == 3
+    assert draw(LOGITS, Sampling(temperature=0, logit_bias={0: -100.0, 99: 100.0})) == 1
+    stop = Sampling(temperature=0, stop_token_ids=(0, 1), min_tokens=3)
+    assert [draw(LOGITS, stop, index) for index in range(5)] == [2, 2, 2, 0, 0]
+    allowed = torch.tensor([False, False, True, True, False])
+    rows = [SamplingRow(Sampling(temperature=0), 0), SamplingRow(Sampling(temperature=0), 0)]
+    assert sample(LOGITS.expand(2, -1), rows, [None, allowed]) == [0, 2]
+
+
+def test_penalties_count_what_they_should() -> None:
+    logits = torch.tensor([2.0, 1.9, -1.0, -1.1])
+    presence = Sampling(temperature=0, presence_penalty=0.2)
+    assert draw(logits, presence, history=[0, 0], prompt=2) == 0  # prompt tokens do not count
+    assert draw(logits, presence, history=[0, 0], prompt=1) == 1
+    frequency = Sampling(temperature=0, frequency_penalty=0.06)
+    assert draw(logits, frequency, history=[0], prompt=0) == 0
+    assert draw(logits, frequency, history=[0, 0], prompt=0) == 1
+    repetition = Sampling(temperature=0, repetition_penalty=1.2)
+    assert draw(logits, repetition, history=[0], prompt=1) == 1  # the prompt counts here
+    assert draw(logits[2:], repetition, history=[0], prompt=1) == 1  # negative logits are multiplied
+
+
+def test_accepted_tokens_enter_the_penalties() -> None:
+    row = SamplingRow(Sampling(temperature=0, presence_penalty=3.0, max_tokens=9), 0, [4], 1)
+    seen = []
+    for _ in range(5):
+        seen += sample(LOGITS[None], [row])
+        row.accept(seen[-1])
+    assert seen[:3] == [0, 1, 2]
+    assert sorted(seen) == [0, 1, 2, 3, 4]
+    assert row.output_index == 5
+
+
+def test_logprobs_are_of_the_raw_distribution() -> None:
+    logits = LOGITS.expand(3, -1) + 4.0
+    rows = [
+        SamplingRow(Sampling(temperature=0.1, logit_bias={4: 50.0}, logprobs=2), 0),
+        SamplingRow(Sampling(logprobs=-1), 0),
+        SamplingRow(Sampling(logprobs=0), 0),
+    ]
+    tokens = [sample(logits[:1], rows[:1])[0], 0, 1]
+    first, second, third = logprobs(logits, rows, tokens)
+    assert tokens[0] == 4
+    assert first is not None and third is not None
+    assert second is None
+    assert first.logprob == pytest.approx(math.log(0.05), abs=1e-5)
+    assert [token for token, _ in first.top] == [0, 1]
+    assert first.top[1][1] == pytest.approx(math.log(0.3), abs=1e-5)
+    assert (third.logprob, third.top) == (pytest.approx(math.log(0.3), abs=1e-5), [])
