@@ -1,11 +1,10 @@
-"""``python -m semipd_operator.crd`` prints the CustomResourceDefinition; ``--chart`` prints it as the chart's template.
+"""The CustomResourceDefinition, plain and as the chart's template. The typed model is its only source.
 
-The typed model is the only source: what is checked in under ``crds/`` and in the chart is this output.
+``python -m semipd_operator.crd`` writes what is made from it into the source tree (see `generated`).
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import yaml
@@ -141,9 +140,7 @@ def chart_template() -> str:
     )
 
 
-def main() -> None:
-    sys.stdout.write(chart_template() if "--chart" in sys.argv[1:] else to_yaml(custom_resource_definition()))
-
-
 if __name__ == "__main__":
+    from semipd_operator.generated import main
+
     main()

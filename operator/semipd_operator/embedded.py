@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import json
 import os
 import secrets
 import shutil
@@ -24,8 +23,8 @@ from pathlib import Path
 
 from semipd_agent.contract import CONFIG_FILE, AgentConfig, AgentFile, token_digest
 from semipd_operator.agents import AgentClient, AgentError
-from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND, SemiPDService, dump_status
-from semipd_operator.api.v1alpha1.spec import ModelSpec
+from semipd_operator.api.v1alpha1.model import ModelSpec
+from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
 from semipd_operator.manifest import Manifest, ManifestError, load_one
 from semipd_operator.render import engine
@@ -35,6 +34,7 @@ from semipd_operator.render.pod import GRACE_SECONDS, served_name
 from semipd_operator.status import AgentView, Observed, PodView, summarise
 from semipd_operator.status.events import events
 from semipd_operator.status.summarise import write_due
+from semipd_operator.status.view import status_line, write_status
 
 _PERIOD_SECONDS = 1.0
 _SLO_PERIOD = timedelta(seconds=5)
@@ -236,37 +236,6 @@ class Embedded:
             self._say(f"{event.type} {event.reason}: {event.message}")
         if self._options.status_file:
             write_status(self._options.status_file, self._service, status)
-
-
-def status_line(status: SemiPDServiceStatus) -> str:
-    """The columns of ``kubectl get spd`` on one line."""
-    ready, slo = status.condition("Ready"), status.condition("SLOAttained")
-    partition, latencies = status.partition, status.slo
-    cells = {
-        "ready": ready.status if ready else "Unknown",
-        "reason": status.reason,
-        "split": partition.summary if partition else "",
-        "enforced": partition.enforced if partition else "",
-        "ttft": latencies.ttft.summary if latencies and latencies.ttft else "",
-        "tpot": latencies.tpot.summary if latencies and latencies.tpot else "",
-        "slo": slo.status if slo else "",
-    }
-    line = "  ".join(f"{name}={value}" for name, value in cells.items() if value)
-    return line if not ready or ready.status == "True" or not ready.message else f"{line}  ({ready.message})"
-
-
-def write_status(path: Path, service: SemiPDService, status: SemiPDServiceStatus) -> None:
-    """The object as the API server would show it, replaced whole: a reader never sees a part."""
-    obj = {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "metadata": service.metadata.model_dump(mode="json", by_alias=True, exclude_defaults=True),
-        "spec": service.spec.model_dump(mode="json", by_alias=True, exclude_none=True),
-        "status": dump_status(status),
-    }
-    fresh = path.with_name(path.name + ".fresh")
-    fresh.write_text(json.dumps(obj, indent=2) + "\n")
-    fresh.replace(path)
 
 
 def _local_directory(uri: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from semipd_engine.contract import Device, EngineOptions
 from semipd_operator.api.quantity import whole
-from semipd_operator.api.v1alpha1.spec import EngineSpec
+from semipd_operator.api.v1alpha1.engine import EngineSpec
 from semipd_operator.render.names import Object
 
 GPU = "nvidia.com/gpu"

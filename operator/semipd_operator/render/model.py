@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from semipd_operator.api.v1alpha1.spec import ModelSpec
+from semipd_operator.api.v1alpha1.model import ModelSpec
 from semipd_operator.render.names import MODEL_CONTAINER, Object
 
 MODELS_MOUNT = "/models"

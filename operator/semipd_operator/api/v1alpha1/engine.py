@@ -1,0 +1,54 @@
+"""spec.engine: image, device and sizes of the engine. A change rolls the pods."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from semipd_engine.contract import Device, DType, EngineOptions
+from semipd_operator.api.quantity import QuantityValue, any_quantity, positive_quantity
+from semipd_operator.api.rules import ApiModel, between
+from semipd_operator.api.v1alpha1.model import Text
+
+ResourceList = dict[str, Annotated[QuantityValue, any_quantity("a resource amount")]]
+
+
+class Resources(ApiModel):
+    limits: ResourceList = Field(
+        default={}, max_length=32, description="Most that the engine container may use, quantities by resource name."
+    )
+    requests: ResourceList = Field(
+        default={}, max_length=32, description="What the scheduler reserves, quantities by resource name."
+    )
+
+
+class EngineSpec(ApiModel):
+    """Rolls."""
+
+    image: Text | None = Field(
+        default=None, description="Image of agent and engine. Default: the operator's own choice (chart: engine.image)."
+    )
+    device: Device = Field(
+        default=Device.AUTO,
+        description="auto, cuda or cpu. auto is cuda where resources name nvidia.com/gpu, else cpu; cuda adds a limit "
+        "of one nvidia.com/gpu where resources name none.",
+    )
+    dtype: DType = Field(
+        default=DType.AUTO,
+        description="Number format of weights and KV cache: auto (the checkpoint's; float32 on a CPU without "
+        "bfloat16), float32 or bfloat16.",
+    )
+    kv_cache_memory: Annotated[QuantityValue, positive_quantity("engine.kvCacheMemory", "16Gi")] | None = Field(
+        default=None, description="Bytes of the KV cache, a quantity. Default: a part of the device's free memory."
+    )
+    max_model_len: (
+        Annotated[int, between("engine.maxModelLen", 1, 10_000_000, "it is the longest prompt plus output, in tokens")]
+        | None
+    ) = Field(default=None, description="Longest prompt plus output, in tokens. Default: the model's own.")
+    max_num_seqs: Annotated[
+        int, between("engine.maxNumSeqs", 1, 4096, "it is the most requests that decode at once")
+    ] = Field(
+        default=EngineOptions.model_fields["max_num_seqs"].default, description="Most requests that decode at once."
+    )
+    resources: Resources = Field(default=Resources(), description="Resources of the engine container.")

@@ -1,0 +1,100 @@
+"""The reference pages docs/conditions.md and docs/crd.md, from `reasons` and from the CRD: they cannot lag behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from semipd_agent.contract import DecisionReason
+from semipd_operator.api.rules import VALIDATIONS
+from semipd_operator.api.schema import Schema
+from semipd_operator.crd import COLUMNS, custom_resource_definition
+from semipd_operator.reasons import EVENTS, MEANING, REASONS
+
+_DECISIONS: dict[DecisionReason, str] = {
+    DecisionReason.TTFT_ABOVE_TARGET: "The time to the first token was above its target: prefill got more.",
+    DecisionReason.TPOT_ABOVE_TARGET: "The time per output token was above its target: decode got more.",
+    DecisionReason.HEADROOM_RECLAIMED: "A phase had more than it needed: some of it was given back.",
+    DecisionReason.MANUAL_CHANGE: "The specification asked for another split.",
+    DecisionReason.BOUND_REACHED: "The split wanted lies beyond a bound.",
+    DecisionReason.ROLLBACK: "A new split did not take, or made things worse: the old one is back.",
+}
+
+
+def conditions() -> str:
+    lines = [
+        "# Conditions, reasons and events",
+        "",
+        "<!-- made by `make crd` -->",
+        "",
+        "`kubectl get spd` shows Ready and its reason; `kubectl describe spd NAME` shows all conditions with their",
+        "messages, the last decisions and the events. Reasons are API: alerts may match on them.",
+        "A pod may also report a reason of its own for a model that does not load.",
+    ]
+    for kind, entries in REASONS.items():
+        lines += ["", f"## {kind}", "", MEANING[kind], ""]
+        lines += ["| reason | status | meaning | what to do |", "|---|---|---|---|"]
+        lines += [f"| `{e.reason}` | {e.status} | {e.meaning} | {e.remedy} |" for e in entries]
+        if kind == "Ready":
+            lines += ["", "Else Ready is False with the reason of the first of its conditions that is not True."]
+    lines += ["", "## Events", "", "| reason | type | meaning |", "|---|---|---|"]
+    lines += [f"| `{reason}` | {kind} | {meaning} |" for reason, (kind, meaning) in EVENTS.items()]
+    lines += ["", "## Reasons of decisions (`status.partition.decisions`)", "", "| reason | meaning |", "|---|---|"]
+    lines += [f"| `{reason}` | {_DECISIONS[reason]} |" for reason in DecisionReason]
+    return "\n".join(lines) + "\n"
+
+
+def reference() -> str:
+    version = custom_resource_definition()["spec"]["versions"][0]
+    schema = version["schema"]["openAPIV3Schema"]
+    lines = [
+        "# SemiPDService, semipd.io/v1alpha1",
+        "",
+        "<!-- made by `make crd` -->",
+        "",
+        schema["description"],
+        "",
+        "What rolls the pods: `model`, `engine`, `podTemplate`. Everything else changes in place.",
+    ]
+    for part in ("spec", "status"):
+        lines += ["", f"## {part}", "", "| field | type | description |", "|---|---|---|"]
+        lines += [
+            f"| `{path}` | {_type(field)} | {field.get('description', '')} |"
+            for path, field in fields(schema["properties"][part])
+        ]
+    lines += ["", "## Rules", "", "The API server, `semipd validate` and `semipd run` refuse a specification with:", ""]
+    lines += [f"* {message}" for message in dict.fromkeys(_messages(schema))]
+    lines += ["", "## Columns of `kubectl get spd`", "", "| column | shown | meaning |", "|---|---|---|"]
+    lines += [
+        f"| {c['name'].upper()} | {'with -o wide' if c.get('priority') else 'always'} | {c['description']} |"
+        for c in COLUMNS
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def fields(schema: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
+    """Every field below a schema with its path, in the order of declaration; ``[]`` stands for an item of a list."""
+    for name, field in schema.get("properties", {}).items():
+        below = f"{path}.{name}".lstrip(".")
+        yield below, field
+        yield from fields(field, below)
+        if "items" in field:
+            yield from fields(field["items"], f"{below}[]")
+
+
+def _messages(schema: Schema) -> Iterator[str]:
+    yield from (rule["message"] for rule in schema.get(VALIDATIONS, []))
+    for below in (*schema.get("properties", {}).values(), schema.get("additionalProperties")):
+        if isinstance(below, dict):
+            yield from _messages(below)
+
+
+def _type(field: Schema) -> str:
+    if field.get("x-kubernetes-int-or-string"):
+        return "quantity"
+    if "enum" in field:
+        return "one of " + ", ".join(f"`{value}`" for value in field["enum"])
+    if field.get("type") == "array":
+        return f"list of {field['items'].get('type', 'object')}s"
+    if "additionalProperties" in field:
+        return "map"
+    return str(field.get("type", "object"))
