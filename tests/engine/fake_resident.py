@@ -1,16 +1,17 @@
 """``python -m tests.engine.fake_resident``: the real resident and real workers around the fake model.
 
 Environment: SEMIPD_FAKE_TOKEN_MS and SEMIPD_FAKE_STEP_MS slow prefill (for each token) and decode (each step) down.
-A prompt that begins with `POISON` kills its worker; one that begins with `RAISE` makes the runner raise.
+A prompt that begins with `RAISE` makes the runner raise.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import signal
 import sys
 from collections.abc import Callable
+
+from tests.engine.fake_model import VOCABULARY, FakeRunner, layout
 
 from semipd_engine.contract import EngineOptions
 from semipd_engine.ipc.messages import PrefillPlan, StepResult
@@ -18,16 +19,13 @@ from semipd_engine.memory import resident
 from semipd_engine.model.errors import ModelError
 from semipd_engine.pacing.quantum import Pacer
 from semipd_engine.server.flags import parse_options
-from tests.engine.fake_model import VOCABULARY, FakeRunner, layout
 
-POISON, RAISE = 4999, 4998
+RAISE = 4998
 
 
 class TouchyRunner(FakeRunner):
     def prefill(self, plan: PrefillPlan) -> StepResult:
         for chunk in plan.chunks:
-            if chunk.start == 0 and chunk.token_ids[0] == POISON:
-                os.kill(os.getpid(), signal.SIGKILL)
             if chunk.start == 0 and chunk.token_ids[0] == RAISE:
                 raise RuntimeError("as the prompt wished")
         return super().prefill(plan)

@@ -23,8 +23,9 @@ from semipd_engine.ipc.messages import DecodePlan, PrefillPlan, RequestOutput, S
 
 ISOLATE_AFTER = 3
 """Failed plans after which a request runs alone, so that a poisonous one is found and the others go on."""
-GIVE_UP_AFTER = 8
-"""Failed plans after which a request that ran alone is answered with an error."""
+GIVE_UP_AFTER = 40
+"""Deaths of workers after which a request that ran alone is answered with an error. Many, because the request may be
+innocent: whoever kills workers from outside (the OOM killer) must not cost an accepted request."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,8 @@ class Scheduler:
         return plan
 
     def _prefill_candidates(self, now: float) -> Iterator[Request]:
-        """Prompts already begun, then the queue's head as long as it can be admitted."""
-        yield from self.table.in_state(RequestState.PREFILLING)
+        """Prompts already begun, suspects after the others; then the queue's head as long as it can be admitted."""
+        yield from sorted(self.table.in_state(RequestState.PREFILLING), key=_suspect)
         waiting = self.table.waiting
         while waiting:
             request = waiting[0]

@@ -30,7 +30,7 @@ from semipd_engine.ipc.messages import (
 )
 
 FIRST_BACKOFF_SECONDS = 0.1
-LONGEST_BACKOFF_SECONDS = 5.0
+LONGEST_BACKOFF_SECONDS = 1.0
 UNIFIED = "unified"
 """The role of the one worker that executes both phases' plans."""
 

@@ -1,0 +1,195 @@
+"""kill -9 and SIGSTOP of each process under load: what is lost is what the architecture says, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.engine.fake_model import reference
+from tests.engine.harness import Engine, Stream, engine_for, wait_for
+
+from semipd_engine.contract import Ack, EngineOptions, EngineState, Phase, SetPartition, Split
+from semipd_engine.cpu_plan import cpu_plan
+
+pytestmark = pytest.mark.engine
+
+KILLS = 12
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    yield from engine_for(tmp_path, {"SEMIPD_FAKE_TOKEN_MS": "0.3", "SEMIPD_FAKE_STEP_MS": "3"})
+
+
+class Load:
+    """Keeps eight streams in the engine until it is stopped, and compares each with the reference."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._client = engine.client()
+        self._stop = threading.Event()
+        self._rng = random.Random(1)
+        self.finished: list[Stream] = []
+        self.wrong: list[str] = []
+        self._threads = [threading.Thread(target=self._run, args=(index,)) for index in range(8)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, index: int) -> None:
+        rng = random.Random(index)
+        while not self._stop.is_set():
+            prompt = [rng.randrange(4000) for _ in range(rng.randrange(1, 200))]
+            stream = self._client.add(prompt, max_tokens=rng.randrange(1, 120))
+            if not stream.done.wait(60):
+                self.wrong.append(f"{stream.key} never ended: {len(stream.tokens)} tokens")
+                return
+            if stream.error or stream.tokens != reference(prompt, stream.sampling.max_tokens):
+                self.wrong.append(f"{stream.key}: {stream.error} {len(stream.tokens)} of {stream.sampling.max_tokens}")
+            self.finished.append(stream)
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(90)
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_killed_workers_lose_and_repeat_no_token(engine: Engine, phase: Phase) -> None:
+    load = Load(engine)
+
+    def killed_in_flight() -> list[object]:
+        return [r for r in engine.records("worker_lost") if r["phase"] == phase and r["in_flight"] is not None]
+
+    try:
+        rng = random.Random(2)
+        deadline = time.monotonic() + 60
+        while len(killed_in_flight()) < KILLS and time.monotonic() < deadline:
+            time.sleep(rng.uniform(0.02, 0.15))
+            engine.wait_state(seconds=10)
+            engine.kill_worker(phase)
+    finally:
+        load.stop()
+    assert load.wrong == []
+    assert len(killed_in_flight()) >= KILLS
+    assert len(load.finished) > 8
+    assert engine.snapshot().restarts[phase] >= KILLS
+    counts = engine.snapshot().blocks
+    assert counts.used == counts.quarantined == 0
+
+
+def test_a_killed_core_comes_back_to_the_same_weights(engine: Engine) -> None:
+    client = engine.client()
+    stream = client.add([1] * 30, max_tokens=300)
+    wait_for(lambda: stream.tokens, 10, "a running stream")
+    resident = engine.processes["resident"].pid
+    workers = {engine.worker(phase).pid for phase in Phase}
+    engine.kill("core")
+    assert client.lost.wait(2)  # the api answers its clients then
+    begin = time.monotonic()
+    engine.restart("core")
+    engine.wait_state(seconds=10)
+    assert time.monotonic() - begin < 10
+    assert engine.processes["resident"].poll() is None and engine.processes["resident"].pid == resident
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    again = engine.client().add([1] * 30, max_tokens=40)
+    assert again.wait().tokens == reference(again.prompt, 40)
+
+
+def test_a_killed_resident_loses_no_accepted_request(engine: Engine) -> None:
+    client = engine.client()
+    streams = [client.add([index] * 50, max_tokens=200) for index in range(6)]
+    wait_for(lambda: all(s.tokens for s in streams), 10, "running streams")
+    workers = {engine.worker(phase).pid for phase in Phase}
+    engine.kill("resident")
+    wait_for(lambda: not any(_runs(pid) for pid in workers), 2, "the workers' death")
+    wait_for(lambda: engine.snapshot().state is EngineState.DEGRADED, 2, "state degraded")
+    late = client.add([77] * 20, max_tokens=20)
+    engine.restart("resident")
+    for stream in [*streams, late]:
+        assert stream.wait().tokens == reference(stream.prompt, stream.sampling.max_tokens)
+    assert engine.wait_state().restarts["resident"] == 1
+
+
+def test_a_split_is_applied_by_the_workers_themselves(engine: Engine) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+
+    def set_split(epoch: int, prefill: int, decode: int) -> int:
+        plan = cpu_plan(Split(prefill=prefill, decode=decode), cpus)
+        reply = engine.control(SetPartition(split_epoch=epoch, plan=plan))
+        assert isinstance(reply, Ack)
+        return reply.split_epoch
+
+    def applied() -> dict[Phase, int]:
+        return {w.phase: w.applied_epoch for w in engine.snapshot().workers}
+
+    assert set_split(3, 60, 40) == 3
+    wait_for(lambda: set(applied().values()) == {3}, 2, "epoch 3 in both idle workers")
+    assert set_split(3, 10, 10) == 3 and set_split(2, 10, 10) == 3  # old epochs change nothing
+    assert engine.snapshot().split == Split(prefill=60, decode=40)
+    stopped = engine.worker(Phase.DECODE).pid
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        assert set_split(4, 30, 70) == 4
+        wait_for(lambda: applied()[Phase.PREFILL] == 4, 2, "epoch 4 in prefill")
+        wait_for(lambda: engine.worker(Phase.DECODE).heartbeat_age_seconds > 2.5, 10, "an old heartbeat")
+        assert applied()[Phase.DECODE] == 3
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    wait_for(lambda: set(applied().values()) == {4}, 2, "epoch 4 in both")
+    engine.kill_worker(Phase.DECODE)
+    wait_for(lambda: set(applied().values()) == {4}, 5, "epoch 4 in the new worker")
+
+
+def test_a_stopped_worker_does_not_hold_up_the_other_phase(engine: Engine) -> None:
+    """Prompts go on while decode is stopped, in a mode in which the phases take turns."""
+    plan = cpu_plan(Split(prefill=80, decode=20), sorted(os.sched_getaffinity(0))[:2])
+    engine.control(SetPartition(split_epoch=1, plan=plan))
+    client = engine.client()
+    running = client.add([1], max_tokens=200)
+    wait_for(lambda: len(running.tokens) > 3, 10, "a running stream")
+    stopped = engine.worker(Phase.DECODE).pid
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        assert client.add([2] * 200, max_tokens=1).wait(10).tokens == reference([2] * 200, 1)
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert running.wait().tokens == reference([1], 200)
+
+
+def test_a_model_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "broken").touch()
+    engine = Engine(EngineOptions(model=tmp_path / "model", run_dir=tmp_path, max_model_len=64, kv_cache_memory=1 << 16))
+    try:
+        snapshot = engine.wait_state(EngineState.FAILED, 20)
+        assert snapshot.reason == "InvalidConfig" and "broken on purpose" in snapshot.message
+        client = engine.client()
+        assert "not loaded" in (client.add([1], max_tokens=1).wait(5).error or "")
+        wait_for(lambda: client.state is not None and "broken on purpose" in client.state.message, 3, "the message")
+        assert engine.processes["resident"].poll() is None  # no crash loop
+    finally:
+        engine.stop()
+
+
+def test_too_little_kv_memory_is_refused_with_the_numbers(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    engine = Engine(EngineOptions(model=tmp_path / "model", run_dir=tmp_path, max_model_len=4096, kv_cache_memory=8192))
+    try:
+        snapshot = engine.wait_state(EngineState.FAILED, 20)
+        assert snapshot.reason == "OutOfMemory" and "--kv-cache-memory" in snapshot.message
+        assert engine.processes["resident"].wait(15) == 75  # the launcher tries again: memory may come
+    finally:
+        engine.stop()
+
+
+def _runs(pid: int) -> bool:
+    """False for a zombie as well: the resident's orphans are reaped by whoever inherits them."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
