@@ -5,7 +5,9 @@ Only ``on.event`` handlers, which add neither finalizers nor annotations. It kno
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import kopf
@@ -33,8 +35,9 @@ def registry(on_service: OnService, on_child: OnChild) -> kopf.OperatorRegistry:
     handlers = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=handlers)
-    def login(**kwargs: Any) -> Any:
-        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        in_pod = kopf.login_with_service_account(**kwargs)
+        return _by_address(in_pod, os.environ) if in_pod else kopf.login_with_kubeconfig(**kwargs)
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)
     async def service_event(event: Any, meta: Any, **_: Any) -> None:
@@ -51,6 +54,14 @@ def registry(on_service: OnService, on_child: OnChild) -> kopf.OperatorRegistry:
     for group, version, plural in _CHILDREN:
         kopf.on.event(group, version, plural, registry=handlers, id=f"child-{plural}")(child_event)
     return handlers
+
+
+def _by_address(info: kopf.ConnectionInfo, env: Mapping[str, str]) -> kopf.ConnectionInfo:
+    """Kopf names the API server by its DNS name; the kubelet's variables reach it where and when DNS does not work."""
+    host, port = env.get("KUBERNETES_SERVICE_HOST", ""), env.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host:
+        return info
+    return replace(info, server=f"https://{f'[{host}]' if ':' in host else host}:{port}")
 
 
 def kopf_settings() -> kopf.OperatorSettings:
