@@ -9,66 +9,66 @@ from semipd_engine.ipc.messages import CoreState
 from semipd_engine.server.errors import ApiError, unavailable
 
 OUTAGE_GRACE_SECONDS = 2.0
-"""An outage of core shorter than this changes nothing for clients (probes included)."""
+"""While core is away for less than this, nothing changes for clients (probes included)."""
 SILENCE_SECONDS = 5.0
 """Core reports every second; silent for this long it counts as away."""
 ENDPOINT_LAG_SECONDS = 5.0
 """After SIGTERM requests still arrive for a while: endpoints and proxies learn of the end with a delay."""
 
+STARTING = CoreState(ready=False, state=EngineState.STARTING, message="the engine is starting")
+
 
 class Admission:
-    """All times are CLOCK_MONOTONIC seconds."""
+    """Core decides (`CoreState.ready`, `.admitting`); while core is away its last word stands for the grace.
+
+    All times are CLOCK_MONOTONIC seconds.
+    """
 
     def __init__(self, max_queued: int, clock: Callable[[], float]) -> None:
         self._max_queued = max_queued
         self._clock = clock
-        self._ready_until: float | None = None  # None: never ready so far
-        self._ready = False
+        self._state = STARTING
         self._heard_at = clock()
-        self._message = "the engine is starting"
-        self._core_draining = False
+        self._lost_at: float | None = None
+        self._before = STARTING
+        """What core said before it went away; in force until `_lost_at` + grace."""
         self._drain_started: float | None = None
-        self.prefilling = 0
 
     def core_state(self, state: CoreState) -> None:
-        self._expire()
+        self._notice_silence()
         self._heard_at = self._clock()
-        self._core_draining = state.state == EngineState.DRAINING
-        self.prefilling = state.prefilling
-        self._message = state.message or f"the engine is {state.state}"
-        self._set(state.ready)
+        self._state = state
+        if state.ready and state.admitting:
+            self._lost_at = None
 
     def core_lost(self) -> None:
-        self._expire()
-        self._message = "the scheduler is restarting"
-        self.prefilling = 0
-        self._set(False)
+        self._notice_silence()
+        self._lose(self._clock(), "the scheduler is restarting")
 
     def start_drain(self) -> None:
         if self._drain_started is None:
             self._drain_started = self._clock()
 
-    @property
-    def draining(self) -> bool:
-        return self._drain_started is not None
-
     def not_ready_reason(self) -> str | None:
         """For probes: None while ready. Draining is not ready, from its first moment."""
-        if self.draining or self._core_draining:
+        if self._drain_started is not None:
             return "the server is draining"
-        return self._outage()
+        if self._believed(lambda state: state.ready):
+            return None
+        return self._state.message or f"the engine is {self._state.state}"
 
     def check(self, waiting: int) -> None:
-        """Let one more request in, or raise `ApiError`: 503 while not ready or drained, 429 with a full queue.
+        """Let one more request in, or raise `ApiError`: 503 while core takes none or after the drain, 429 when full.
 
         `waiting`: sequences admitted without a first token, those that core prefills right now included.
         """
         lag = 0.0 if self._drain_started is None else self._clock() - self._drain_started
-        if lag >= ENDPOINT_LAG_SECONDS or self._core_draining:
+        if lag >= ENDPOINT_LAG_SECONDS:
             raise unavailable("the server is shutting down; send the request again, to another replica", "draining")
-        if reason := self._outage():
-            raise unavailable(f"not ready: {reason}; try again", "not_ready")
-        queued = max(0, waiting - self.prefilling)
+        if not self._believed(lambda state: state.admitting):
+            code = "draining" if self._state.state == EngineState.DRAINING else "not_ready"
+            raise unavailable(f"not ready: {self._state.message or self._state.state}; try again", code)
+        queued = max(0, waiting - self._state.prefilling)
         if queued >= self._max_queued:
             raise ApiError(
                 429,
@@ -78,20 +78,20 @@ class Admission:
                 retry_after=1,
             )
 
-    def _outage(self) -> str | None:
-        self._expire()
-        if self._ready or (self._ready_until is not None and self._clock() - self._ready_until < OUTAGE_GRACE_SECONDS):
-            return None
-        return self._message
+    def _believed(self, question: Callable[[CoreState], bool]) -> bool:
+        self._notice_silence()
+        if question(self._state):
+            return True
+        away = self._lost_at is not None and self._clock() - self._lost_at < OUTAGE_GRACE_SECONDS
+        return away and question(self._before)
 
-    def _expire(self) -> None:
+    def _notice_silence(self) -> None:
         """A core that fell silent counts as away since the moment it should have spoken."""
         deadline = self._heard_at + SILENCE_SECONDS
-        if self._ready and self._clock() > deadline:
-            self._ready, self._ready_until = False, deadline
-            self._message = f"the scheduler has been silent for more than {SILENCE_SECONDS:g} s"
+        if self._clock() > deadline and (self._state.ready or self._state.admitting):
+            self._lose(deadline, f"the scheduler has been silent for more than {SILENCE_SECONDS:g} s")
 
-    def _set(self, ready: bool) -> None:
-        if self._ready and not ready:
-            self._ready_until = self._clock()
-        self._ready = ready
+    def _lose(self, at: float, message: str) -> None:
+        if self._state.ready or self._state.admitting:
+            self._lost_at, self._before = at, self._state
+        self._state = CoreState(ready=False, state=EngineState.DEGRADED, message=message)

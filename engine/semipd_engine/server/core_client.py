@@ -35,19 +35,10 @@ class CoreClient:
         self._path = run_dir / CORE_SOCKET
         self._listener = listener
         self._writer: asyncio.StreamWriter | None = None
-        self._connected = asyncio.Event()
 
     @property
     def connected(self) -> bool:
-        return self._connected.is_set()
-
-    async def wait_connected(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._connected.wait()
-        except TimeoutError:
-            return False
-        return True
+        return self._writer is not None
 
     def send(self, message: ApiToCore) -> None:
         """Queue a message. Without a connection it is dropped: the listener has heard, or will hear, `core_lost`."""
@@ -68,9 +59,8 @@ class CoreClient:
                 log.warning("connection to the scheduler: %s", error)
             finally:
                 writer.close()
-                self._writer = None
-                if self._connected.is_set():
-                    self._connected.clear()
+                if self._writer is not None:
+                    self._writer = None
                     self._listener.core_lost()
             await asyncio.sleep(RETRY_SECONDS)
 
@@ -82,6 +72,4 @@ class CoreClient:
                     self._listener.core_outputs(message)
                     continue
                 self._listener.core_state(message)
-                if not self._connected.is_set():
-                    self._writer = writer
-                    self._connected.set()
+                self._writer = writer

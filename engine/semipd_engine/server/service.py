@@ -47,6 +47,8 @@ class Service:
         self.max_model_len = min(limits, default=0)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenise")
         self._in_thread = 0
+        self._admitting = asyncio.Event()
+        """Set while core is connected and takes requests."""
 
     # ---- what core says ----------------------------------------------------------------------------------------
 
@@ -56,6 +58,7 @@ class Service:
         if state.max_model_len:
             self.max_model_len = state.max_model_len
         self.admission.core_state(state)
+        (self._admitting.set if state.admitting else self._admitting.clear)()
         self.metrics.core_state(state)
 
     def core_outputs(self, outputs: Outputs) -> None:
@@ -64,6 +67,7 @@ class Service:
     def core_lost(self) -> None:
         self.metrics.core_connected(False)
         self.admission.core_lost()
+        self._admitting.clear()
         self.generations.lost()
 
     # ---- what clients want -------------------------------------------------------------------------------------
@@ -104,8 +108,13 @@ class Service:
         """Resolve the sampling of each prompt and send its sequences to core. Raises `ApiError`."""
         resolved = [(ids, resolve(request, len(ids), self.card, self.max_model_len)) for ids in prompts]
         # A short outage of core is waited out here: nothing of this request is lost yet.
-        if not self.core.connected and not await self.core.wait_connected(OUTAGE_GRACE_SECONDS):
-            raise unavailable("not ready: the scheduler is restarting; try again", "not_ready")
+        if not self._admitting.is_set():
+            try:
+                async with asyncio.timeout(OUTAGE_GRACE_SECONDS):
+                    while not self._admitting.is_set():  # it may be lost again before this coroutine's turn
+                        await self._admitting.wait()
+            except TimeoutError:
+                raise unavailable("not ready: the scheduler is restarting; try again", "not_ready") from None
         text = TextOptions(
             stop=tuple(request.stop or ()),
             include_stop=request.include_stop_str_in_output,

@@ -30,7 +30,9 @@ class StandInCore:
 
     def __init__(self, run_dir: Path, vocab_size: int, max_model_len: int = 256) -> None:
         self.path = run_dir / "core.sock"
-        self.state = CoreState(ready=True, state="ready", max_model_len=max_model_len, blocks_total=64, blocks_free=64)
+        self.state = CoreState(
+            ready=True, state="ready", admitting=True, max_model_len=max_model_len, blocks_total=64, blocks_free=64
+        )
         self.answer: Answer = lambda add: [(sum(add.prompt_token_ids) + 7 * i) % vocab_size for i in range(1000)]
         self.seconds_per_token = 0.0
         self.tokens_per_output = 1

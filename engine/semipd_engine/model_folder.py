@@ -1,0 +1,69 @@
+"""Checks that a folder holds a whole Hugging Face model, without reading the weights. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+INDEX = "model.safetensors.index.json"
+MAX_HEADER_BYTES = 100_000_000
+
+
+class IncompleteModel(Exception):
+    """A file is missing, cut short or unreadable. The message names it."""
+
+
+def check_model_folder(directory: Path) -> int:
+    """Bytes of the weights. Raises `IncompleteModel`.
+
+    Wanted: config.json, tokenizer.json, and safetensors whose sizes fit their headers (an interrupted copy does not);
+    with an index, every shard that it names.
+    """
+    for name in ("config.json", "tokenizer.json"):
+        _object(directory / name)
+    shards = _shards(directory)
+    return sum(_check_shard(shard) for shard in shards)
+
+
+def _shards(directory: Path) -> list[Path]:
+    index = directory / INDEX
+    if index.exists():
+        weight_map = _object(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise IncompleteModel(f"{index}: has no weight_map; fetch the file again")
+        return sorted(directory / str(name) for name in set(weight_map.values()))
+    shards = sorted(directory.glob("*.safetensors"))
+    if not shards:
+        raise IncompleteModel(f"{directory} holds no *.safetensors; point the URI at a model folder in that format")
+    return shards
+
+
+def _check_shard(path: Path) -> int:
+    """The file's size, which its header determines: 8 bytes of length, the header, then the tensors' bytes."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as source:
+            length = int.from_bytes(source.read(8), "little")
+            header = json.loads(source.read(length)) if length <= min(size, MAX_HEADER_BYTES) else None
+        tensors = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]  # type: ignore[union-attr]
+    except FileNotFoundError:
+        raise IncompleteModel(f"{path} is missing, but the index names it; copy or fetch the model again") from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        raise IncompleteModel(f"{path} is not a safetensors file, or its beginning is damaged") from None
+    expected = 8 + length + max(tensors, default=0)
+    if size != expected:
+        raise IncompleteModel(f"{path} has {size:,} bytes instead of {expected:,}; copy or fetch it again")
+    return size
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise IncompleteModel(f"{path} is missing; point the URI at a Hugging Face model folder") from None
+    except (OSError, ValueError) as error:
+        raise IncompleteModel(f"{path}: {error}") from None
+    if not isinstance(value, dict):
+        raise IncompleteModel(f"{path}: must hold a JSON object")
+    return value

@@ -1,0 +1,293 @@
+"""``fetch`` against a local stand-in of the hub's endpoints, in a process of its own, and against folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def shard(values: int) -> bytes:
+    """A safetensors file with one float32 tensor."""
+    entry = {"t": {"dtype": "F32", "shape": [values], "data_offsets": [0, 4 * values]}}
+    header = json.dumps(entry).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(range(256)) * (values // 64)
+
+
+FILES = {
+    "config.json": b"{}",
+    "tokenizer.json": b"{}",
+    "chat_template.jinja": b"{{ messages }}",
+    "model.safetensors.index.json": json.dumps(
+        {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
+    ).encode(),
+    "model-1-of-2.safetensors": shard(1 << 20),
+    "model-2-of-2.safetensors": shard(1 << 10),
+    "README.md": b"not wanted",
+    "pytorch_model.bin": b"not wanted",
+    "original/consolidated.safetensors": b"not wanted",
+}
+
+
+@dataclass
+class Hub:
+    """What the stand-in serves, and what it was asked for."""
+
+    url: str = ""
+    files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
+    claimed: dict[str, bytes] = field(default_factory=dict)
+    """Contents that the listing describes where it differs from what is sent."""
+    refuse: tuple[int, str] | None = None
+    cut_after: int | None = None
+    """Close the connection once, after so many bytes of a large file."""
+    downloads: list[tuple[str, str]] = field(default_factory=list)
+    """(file, Range header)."""
+
+    def entry(self, path: str) -> dict[str, Any]:
+        data = self.claimed.get(path, self.files[path])
+        entry: dict[str, Any] = {"size": len(data), "blobId": hashlib.sha1(data).hexdigest()}
+        if path.endswith(".safetensors"):
+            entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+        return entry
+
+
+def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if hub.refuse:
+                self.answer(hub.refuse[0], b"{}", {"X-Error-Code": hub.refuse[1]})
+            elif path.startswith("/api/models/org/name/revision/"):
+                siblings = [{"rfilename": name, **hub.entry(name)} for name in hub.files]
+                self.json({"id": "org/name", "sha": COMMIT, "siblings": siblings})
+            elif path.startswith("/api/models/org/name/tree/"):
+                self.json([self.leaf(name) for name in hub.files])
+            elif path.startswith(f"/org/name/resolve/{COMMIT}/"):
+                self.file(path.removeprefix(f"/org/name/resolve/{COMMIT}/"))
+            else:
+                self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+        def leaf(self, name: str) -> dict[str, Any]:
+            entry = hub.entry(name)
+            lfs = entry.pop("lfs", None)
+            leaf = {"type": "file", "path": name, "size": entry["size"], "oid": entry["blobId"]}
+            return leaf | ({"lfs": {"oid": lfs["sha256"], **lfs}} if lfs else {})
+
+        def json(self, value: Any) -> None:
+            self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+        def file(self, name: str) -> None:
+            data, start = hub.files[name], 0
+            etag = hashlib.sha256(hub.claimed.get(name, data)).hexdigest()
+            if span := self.headers.get("Range"):
+                start = int(span.removeprefix("bytes=").partition("-")[0])
+            if self.command == "GET":
+                hub.downloads.append((name, span or ""))
+            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            if start:
+                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            self.answer(206 if start else 200, data[start:], headers)
+
+        def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "HEAD":
+                return
+            if hub.cut_after is not None and len(body) > hub.cut_after:
+                cut, hub.cut_after = hub.cut_after, None
+                self.wfile.write(body[:cut])
+                self.close_connection = True
+                return
+            self.wfile.write(body)
+
+    return Handler
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    hub = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(hub))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    yield hub
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+class Result(NamedTuple):
+    code: int
+    line: dict[str, Any]
+    stderr: str
+
+
+def fetch(hub_url: str, home: Path, *arguments: str, **environment: str) -> Result:
+    log = home / "termination-log"
+    command = [sys.executable, "-m", "semipd_engine.cli", "fetch", *arguments, "--termination-log", str(log)]
+    quick = {"HF_ENDPOINT": hub_url, "HOME": str(home), "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    quick |= {"HF_HUB_DOWNLOAD_TIMEOUT": "2", "HF_HUB_ETAG_TIMEOUT": "2", "HF_TOKEN": ""}
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | quick | environment)
+    assert log.exists(), result.stderr
+    (text,) = log.read_text().splitlines()
+    return Result(result.returncode, json.loads(text), result.stderr)
+
+
+def test_a_model_is_downloaded_verified_and_kept(hub: Hub, tmp_path: Path) -> None:
+    to = tmp_path / "model"
+    result = fetch(hub.url, tmp_path, "hf://org/name@main", "--to", str(to))
+    assert (result.code, result.line["reason"], result.line["revision"]) == (0, "Fetched", COMMIT)
+    assert result.line["bytes"] == sum(len(FILES[name]) for name in FILES if name.startswith("model-"))
+    assert "model-1-of-2.safetensors" in result.stderr  # the progress bar
+    present = {path.name for path in to.iterdir() if not path.name.startswith(".")}
+    assert present == set(FILES) - {"README.md", "pytorch_model.bin", "original/consolidated.safetensors"}
+    assert all((to / name).read_bytes() == FILES[name] for name in present)
+    # Again: nothing is downloaded. Without the hub: what is there is used.
+    hub.downloads.clear()
+    assert fetch(hub.url, tmp_path, "--uri", "hf://org/name", "--to", str(to)).code == 0
+    assert not hub.downloads
+    away = fetch("http://127.0.0.1:9", tmp_path, "hf://org/name", "--out", str(to))
+    assert (away.code, away.line["reason"]) == (0, "Fetched") and "away" in away.line["message"]
+    # A file that was damaged since is fetched again.
+    (to / "model-2-of-2.safetensors").write_bytes(b"short")
+    assert fetch(hub.url, tmp_path, "hf://org/name", "--to", str(to)).code == 0
+    assert (to / "model-2-of-2.safetensors").read_bytes() == FILES["model-2-of-2.safetensors"]
+
+
+def test_a_broken_connection_is_resumed(hub: Hub, tmp_path: Path) -> None:
+    hub.files["model-1-of-2.safetensors"] = shard(6 << 20)
+    hub.cut_after = 12 << 20  # the client writes blocks of 10 MB
+    assert fetch(hub.url, tmp_path, "hf://org/name", "--to", str(tmp_path / "model")).code == 0
+    spans = [span for name, span in hub.downloads if name == "model-1-of-2.safetensors"]
+    assert spans == ["", "bytes=10485760-"]
+
+
+def test_a_new_attempt_keeps_finished_files_and_clears_the_rest(hub: Hub, tmp_path: Path) -> None:
+    to = tmp_path / "model"
+    hub.claimed["model-2-of-2.safetensors"] = FILES["model-2-of-2.safetensors"]
+    hub.files["model-2-of-2.safetensors"] = bytes(len(FILES["model-2-of-2.safetensors"]))
+    assert fetch(hub.url, tmp_path, "hf://org/name", "--to", str(to)).line["reason"] == "ChecksumMismatch"
+    stale = to / ".cache/huggingface/download/left.by.a.kill.incomplete"
+    stale.write_bytes(b"x" * 1000)
+    hub.files["model-2-of-2.safetensors"] = FILES["model-2-of-2.safetensors"]
+    hub.downloads.clear()
+    assert fetch(hub.url, tmp_path, "hf://org/name", "--to", str(to)).code == 0
+    assert [name for name, _ in hub.downloads] == ["model-2-of-2.safetensors"]
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize(
+    ("refuse", "code", "reason", "words"),
+    [
+        ((401, "GatedRepo"), 3, "AuthRequired", "token"),
+        ((403, "GatedRepo"), 3, "AuthRequired", "terms"),
+        ((403, ""), 3, "AuthRequired", "token"),
+        ((401, "RepoNotFound"), 4, "NotFound", "private"),
+        ((404, "RepoNotFound"), 4, "NotFound", "no such model"),
+        ((404, "RevisionNotFound"), 4, "NotFound", "revision"),
+        ((400, ""), 1, "DownloadFailed", "Bad"),
+    ],
+)
+def test_a_refusal_has_a_reason(
+    hub: Hub, tmp_path: Path, refuse: tuple[int, str], code: int, reason: str, words: str
+) -> None:
+    hub.refuse = refuse
+    result = fetch(hub.url, tmp_path, "hf://org/name", "--to", str(tmp_path / "model"))
+    assert (result.code, result.line["reason"]) == (code, reason)
+    assert words in result.line["message"] and "org/name" in result.line["message"]
+
+
+def test_a_hub_that_is_away(tmp_path: Path) -> None:
+    result = fetch("http://127.0.0.1:9", tmp_path, "hf://org/name", "--to", str(tmp_path / "model"))
+    assert (result.code, result.line["reason"]) == (7, "Unreachable")
+
+
+def test_wrong_bytes_are_found_and_removed(hub: Hub, tmp_path: Path) -> None:
+    good = FILES["model-1-of-2.safetensors"]
+    hub.claimed["model-1-of-2.safetensors"] = good
+    hub.files["model-1-of-2.safetensors"] = good[:-1] + b"!"
+    result = fetch(hub.url, tmp_path, "hf://org/name", "--to", str(tmp_path / "model"))
+    assert (result.code, result.line["reason"]) == (6, "ChecksumMismatch")
+    assert "model-1-of-2.safetensors" in result.line["message"]
+    hub.files["model-1-of-2.safetensors"] = good
+    assert fetch(hub.url, tmp_path, "hf://org/name", "--to", str(tmp_path / "model")).code == 0
+
+
+def test_a_shard_that_the_repository_lacks(hub: Hub, tmp_path: Path) -> None:
+    del hub.files["model-2-of-2.safetensors"]
+    result = fetch(hub.url, tmp_path, "hf://org/name", "--to", str(tmp_path / "model"))
+    assert (result.code, result.line["reason"]) == (8, "Incomplete")
+    assert "model-2-of-2.safetensors is missing" in result.line["message"]
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/x", "hf://", "name", "file://relative", "pvc://"])
+def test_a_bad_uri_is_explained(tmp_path: Path, uri: str) -> None:
+    result = fetch("http://127.0.0.1:9", tmp_path, uri, "--to", str(tmp_path))
+    assert (result.code, result.line["reason"]) == (2, "InvalidURI") and "hf://" in result.line["message"]
+
+
+def write(directory: Path, files: dict[str, bytes]) -> Path:
+    directory.mkdir()
+    for name, data in files.items():
+        if "/" not in name:
+            (directory / name).write_bytes(data)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ({}, 0, "is in"),
+        ({"config.json": None}, 8, "config.json is missing"),
+        ({"config.json": b"{"}, 8, "config.json"),
+        ({"tokenizer.json": None}, 8, "tokenizer.json is missing"),
+        ({"model-2-of-2.safetensors": None}, 8, "model-2-of-2.safetensors is missing"),
+        ({"model-2-of-2.safetensors": shard(1 << 10)[:-5]}, 8, "bytes instead of"),
+        ({"model-2-of-2.safetensors": b"<html>"}, 8, "not a safetensors file"),
+        ({"model.safetensors.index.json": b"{}"}, 8, "weight_map"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["file", "pvc"])
+def test_a_mounted_model_is_checked(
+    tmp_path: Path, scheme: str, change: dict[str, bytes | None], code: int, words: str
+) -> None:
+    files = {name: data for name, data in (FILES | change).items() if data is not None}
+    model = write(tmp_path / "model", files)
+    source = [f"file://{model}"] if scheme == "file" else ["pvc://claim/folder", "--to", str(model)]
+    result = fetch("http://127.0.0.1:9", tmp_path, *source)
+    assert result.code == code and words in result.line["message"]
+
+
+def test_a_full_disk_is_said_before_the_download(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from semipd_engine import fetch as module
+
+    usage = type("Usage", (), {"free": 100})
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(module.FetchError, match=r"needs 4,198,.* more bytes.*100 free") as refused:
+        module._check_space(tmp_path, [module.HubFile(name, len(data), None) for name, data in FILES.items()])
+    assert refused.value.reason is module.Reason.NO_SPACE
