@@ -18,7 +18,9 @@ from semipd_operator.render.model import model_source
 from semipd_operator.render.names import Object
 from semipd_operator.settings import Settings
 
-RUN_DIR = "/run/spd"
+RUN_MOUNT = "/run/spd"
+RUN_DIR = f"{RUN_MOUNT}/engine"
+"""The engine makes it for itself alone (mode 0700), which it cannot do with the mount: that is root's."""
 USER = 10001
 
 _LAG_SECONDS = 5  # after SIGTERM requests are still admitted for this long: endpoints lag
@@ -59,7 +61,7 @@ def pod_template(service: SemiPDService, settings: Settings) -> Object:
         "securityContext": _CONTAINER_SECURITY,
         "volumeMounts": [
             {"name": "config", "mountPath": CONFIG_MOUNT, "readOnly": True},
-            {"name": "run", "mountPath": RUN_DIR},
+            {"name": "run", "mountPath": RUN_MOUNT},
             {"name": "shm", "mountPath": "/dev/shm"},
             _SCRATCH,
             *source.mounts,
