@@ -130,7 +130,8 @@ def test_a_lost_api_aborts_its_requests_only(slow: Engine) -> None:
 
 def test_a_request_that_raises_fails_alone(engine: Engine) -> None:
     client = engine.client()
-    streams = [client.add([9] * 8, max_tokens=40), client.add([RAISE] * 8, max_tokens=5), client.add([8], max_tokens=40)]
+    prompts = ([9] * 8, [RAISE] * 8, [8])
+    streams = [client.add(prompt, max_tokens=40) for prompt in prompts]
     assert "as the prompt wished" in (streams[1].wait().error or "")
     for stream in (streams[0], streams[2]):
         assert stream.wait().tokens == reference(stream.prompt, 40)

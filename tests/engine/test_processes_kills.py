@@ -164,7 +164,8 @@ def test_a_stopped_worker_does_not_hold_up_the_other_phase(engine: Engine) -> No
 def test_a_model_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "broken").touch()
-    engine = Engine(EngineOptions(model=tmp_path / "model", run_dir=tmp_path, max_model_len=64, kv_cache_memory=1 << 16))
+    options = EngineOptions(model=tmp_path / "model", run_dir=tmp_path, max_model_len=64, kv_cache_memory=1 << 16)
+    engine = Engine(options)
     try:
         snapshot = engine.wait_state(EngineState.FAILED, 20)
         assert snapshot.reason == "InvalidConfig" and "broken on purpose" in snapshot.message

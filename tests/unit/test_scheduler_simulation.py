@@ -1,8 +1,8 @@
 """Random traffic, aborts, preemptions and crashes against a worker that really writes a shared pool.
 
 Each phase's worker executes its plan at moments of its own choosing, crashes with its last writes done but unreported,
-and keeps writing for requests that were aborted meanwhile. Tokens are read back through the pool, so whatever goes wrong
-with a block shows as a wrong token. A pool without quarantine must fail here: that is tested too.
+and keeps writing for requests that were aborted meanwhile. Tokens are read back through the pool, so whatever goes
+wrong with a block shows as a wrong token. A pool without quarantine must fail here: that is tested too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 
 import pytest
+from tests.engine.fake_model import FakeRunner, reference
 
 from semipd_engine.contract import Phase
 from semipd_engine.core.block_pool import BlockPool
@@ -21,7 +22,6 @@ from semipd_engine.core.request import Request
 from semipd_engine.core.scheduler import Scheduler, SchedulerLimits
 from semipd_engine.ipc.messages import DecodePlan, PrefillPlan, Sampling, StepResult
 from semipd_engine.pacing.quantum import Unpaced
-from tests.engine.fake_model import FakeRunner, reference
 
 pytestmark = pytest.mark.unit
 

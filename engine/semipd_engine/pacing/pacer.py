@@ -196,12 +196,14 @@ class PhasePacer:
             self._adopt()
 
     def _turn(self, peer: Slot) -> Turn:
-        in_force = self._in_force
-        idle_weight = in_force.plan.idle_weight if in_force is not None else 0
-        own = self._slot.vtime = clamped(self._slot.vtime, peer.vtime, self._weight)
+        assert self._in_force is not None
+        plan = self._in_force.plan
+        weights = [plan.prefill.weight, plan.decode.weight] + ([plan.idle_weight] if plan.idle_weight else [])
+        lightest, cpus = min(weights), max(1, len(plan.granted_cpus))
+        own = self._slot.vtime = clamped(self._slot.vtime, peer.vtime, lightest, cpus)
         nobody: int | None = None
-        if idle_weight:
-            nobody = self._page.idle_vtime = clamped(self._page.idle_vtime, min(own, peer.vtime), idle_weight)
+        if plan.idle_weight:
+            nobody = self._page.idle_vtime = clamped(self._page.idle_vtime, min(own, peer.vtime), lightest, cpus)
         return whose_turn(own, peer.vtime, nobody, own_wins_ties=self._phase is Phase.DECODE)
 
     def _sleep_for_nobody(self) -> None:

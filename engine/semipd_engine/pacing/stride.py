@@ -11,7 +11,8 @@ from enum import Enum
 
 SCALE = 100
 CREDIT_NS = 20_000_000
-"""CPU time that a phase may be owed at most; more is forgotten, so that no phase can hoard turns."""
+"""Wall time of the lightest customer on all CPUs that anybody may lag behind; more is forgotten, so that nobody can
+hoard turns. It must be more than a quantum takes: one turn of the lightest puts the others that far behind."""
 
 
 class Turn(Enum):
@@ -31,9 +32,9 @@ def levelled(own: int, peer: int) -> int:
     return max(own, peer)
 
 
-def clamped(vtime: int, others: int, weight: int) -> int:
-    """Virtual time with no more than `CREDIT_NS` of credit towards `others`."""
-    return max(vtime, others - CREDIT_NS * SCALE // weight)
+def clamped(vtime: int, others: int, lightest: int, cpus: int) -> int:
+    """Virtual time no further behind `others` than the credit; `lightest` is the smallest weight in the game."""
+    return max(vtime, others - CREDIT_NS * cpus * SCALE // lightest)
 
 
 def whose_turn(own: int, peer: int, nobody: int | None, own_wins_ties: bool) -> Turn:

@@ -1,0 +1,215 @@
+"""The pacer on a fake machine: one clock, two phases that alternate as the stride arithmetic tells them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from semipd_engine.contract import PacingMode, Phase, Split
+from semipd_engine.cpu_plan import cpu_plan
+from semipd_engine.pacing.pacer import GRACE_NS, STALE_NS, PhasePacer
+from semipd_engine.pacing.page import PacingPage
+from semipd_engine.pacing.stride import CREDIT_NS, SCALE, Turn, charged, clamped, whose_turn
+
+pytestmark = pytest.mark.unit
+
+CPUS = (0, 1)
+
+
+class WouldWait(Exception):
+    """The pacer wants to sleep: on the fake machine that ends the attempt."""
+
+
+class Machine:
+    """A processor whose clock moves only when told."""
+
+    def __init__(self, clock: list[int], shared: list[Machine | None]) -> None:
+        self.clock, self.shared = clock, shared
+        self.cpu = 0
+        self.threads = 0
+        self.cpus: tuple[int, ...] = ()
+        self.on_sleep: Callable[[float], None] = self._would_wait
+
+    def _would_wait(self, seconds: float) -> None:
+        raise WouldWait
+
+    def monotonic_ns(self) -> int:
+        return self.clock[0]
+
+    def cpu_ns(self) -> int:
+        return self.cpu
+
+    def sleep(self, seconds: float) -> None:
+        self.on_sleep(seconds)
+
+    def set_threads(self, count: int) -> None:
+        self.threads = count
+
+    def pin(self, cpus: Sequence[int]) -> None:
+        if 99 in cpus:
+            raise OSError("no such CPU")
+        self.cpus = tuple(cpus)
+
+    def try_lock(self) -> bool:
+        if self.shared[0] not in (None, self):
+            return False
+        self.shared[0] = self
+        return True
+
+    def unlock(self) -> None:
+        self.shared[0] = None
+
+
+class Pair:
+    """Both phases of an engine on one fake machine."""
+
+    def __init__(self, split: Split, cpus: tuple[int, ...] = CPUS) -> None:
+        self.clock = [10 * STALE_NS]
+        holder: list[Machine | None] = [None]
+        self.page = PacingPage.create()
+        self.page.write_plan(1, cpu_plan(split, cpus))
+        self.machines = {phase: Machine(self.clock, holder) for phase in Phase}
+        peers = {Phase.PREFILL: Phase.DECODE, Phase.DECODE: Phase.PREFILL}
+        self.pacers = {p: PhasePacer(self.page, p, peers[p], self.machines[p]) for p in Phase}
+        for number, phase in enumerate(Phase):
+            self.pacers[phase].start(pid=100 + number, generation=1)
+
+    def pass_time(self, ns: int) -> None:
+        self.clock[0] += ns
+
+    def quantum(self, phase: Phase, ns: int, cpu_ns: int | None = None) -> bool:
+        """One quantum of `ns`, on two threads unless `cpu_ns` says otherwise. False if it is not the phase's turn."""
+        try:
+            with self.pacers[phase].quantum():
+                self.pass_time(ns)
+                self.machines[phase].cpu += 2 * ns if cpu_ns is None else cpu_ns
+        except WouldWait:
+            return False
+        return True
+
+
+def saturate(pair: Pair, rng: random.Random, quanta: int) -> dict[Phase, int]:
+    """CPU time of each phase when both always want to run quanta of 1-5 ms."""
+    before = {p: pair.machines[p].cpu for p in Phase}
+
+    def idle(seconds: float) -> None:
+        if seconds < 0.001:
+            raise WouldWait
+        pair.pass_time(int(seconds * 1e9))
+
+    for machine in pair.machines.values():
+        machine.on_sleep = idle
+    for phase in Phase:
+        pair.pacers[phase].wake()
+    for _ in range(quanta):
+        phase = rng.choice(list(Phase))
+        if not pair.quantum(phase, rng.randrange(1_000_000, 5_000_000)):
+            pair.pass_time(200_000)
+    return {p: pair.machines[p].cpu - before[p] for p in Phase}
+
+
+@pytest.mark.parametrize(("x", "y"), [(80, 20), (20, 80), (90, 30), (10, 100), (70, 30)])
+def test_quanta_follow_the_ratio(x: int, y: int) -> None:
+    pair = Pair(Split(prefill=x, decode=y))
+    used = saturate(pair, random.Random(x), 6000)
+    assert used[Phase.PREFILL] / used[Phase.DECODE] == pytest.approx(x / y, rel=0.03)
+
+
+def test_the_rest_of_a_hundred_stays_idle() -> None:
+    pair = Pair(Split(prefill=40, decode=10))
+    begin = pair.clock[0]
+    used = saturate(pair, random.Random(0), 6000)
+    assert used[Phase.PREFILL] / used[Phase.DECODE] == pytest.approx(4, rel=0.05)
+    capacity = 2 * (pair.clock[0] - begin)
+    assert sum(used.values()) / capacity < 0.56  # half, and what the polls of this test lose
+
+
+def test_alone_means_everything() -> None:
+    pair = Pair(Split(prefill=50, decode=50), cpus=(0, 1, 2, 3))
+    prefill = pair.machines[Phase.PREFILL]
+    pair.pacers[Phase.PREFILL].wake()
+    pair.pass_time(GRACE_NS)
+    assert pair.quantum(Phase.PREFILL, 1000)
+    assert (prefill.cpus, prefill.threads) == ((0, 1, 2, 3), 4)
+    pair.pacers[Phase.DECODE].wake()
+    assert pair.quantum(Phase.PREFILL, 1000)
+    assert (prefill.cpus, prefill.threads) == ((0, 1), 2)
+    pair.pacers[Phase.DECODE].rest()
+    assert pair.quantum(Phase.PREFILL, 1000)
+    assert prefill.threads == 2  # between two plans decode has not really stopped
+    pair.pass_time(GRACE_NS)
+    assert pair.quantum(Phase.PREFILL, 1000)
+    assert (prefill.cpus, prefill.threads) == ((0, 1, 2, 3), 4)
+
+
+def test_a_sleeper_starts_level() -> None:
+    pair = Pair(Split(prefill=80, decode=20))
+    pair.pacers[Phase.PREFILL].wake()
+    pair.pass_time(GRACE_NS)
+    for _ in range(1000):
+        assert pair.quantum(Phase.PREFILL, 5_000_000)  # five seconds alone
+    pair.pacers[Phase.DECODE].wake()
+    slots = pair.page.slots
+    assert slots[Phase.DECODE].vtime == slots[Phase.PREFILL].vtime
+    used = saturate(pair, random.Random(0), 2000)
+    assert used[Phase.PREFILL] / used[Phase.DECODE] == pytest.approx(4, rel=0.1)
+
+
+def test_nobody_waits_for_a_stopped_peer() -> None:
+    pair = Pair(Split(prefill=80, decode=20))
+    for phase in Phase:
+        pair.pacers[phase].wake()
+    pair.machines[Phase.DECODE].try_lock()  # decode is stopped inside a quantum
+    assert not pair.quantum(Phase.PREFILL, 1000)
+    pair.pass_time(STALE_NS + 1)
+    assert pair.quantum(Phase.PREFILL, 1000)
+    assert pair.machines[Phase.DECODE].shared[0] is pair.machines[Phase.DECODE]  # its lock was not taken away
+
+
+def test_a_plan_is_adopted_while_idle_and_only_if_it_can_be() -> None:
+    pair = Pair(Split())
+    slot = pair.page.slots[Phase.PREFILL]
+    assert slot.applied_epoch == 1
+    pair.page.write_plan(2, cpu_plan(Split(prefill=80, decode=20), CPUS))
+    assert slot.applied_epoch == 1
+    pair.pacers[Phase.PREFILL].refresh()
+    assert slot.applied_epoch == 2
+    pair.page.write_plan(3, cpu_plan(Split(), (98, 99)))  # decode's core does not exist
+    for pacer in pair.pacers.values():
+        pacer.refresh()
+    assert (slot.applied_epoch, pair.page.slots[Phase.DECODE].applied_epoch) == (3, 1)
+
+
+def test_one_process_for_both_phases_is_never_limited() -> None:
+    page = PacingPage.create()
+    page.write_plan(1, cpu_plan(Split(prefill=20, decode=20), CPUS))
+    machine = Machine([STALE_NS], [None])
+    pacer = PhasePacer(page, Phase.PREFILL, None, machine)
+    pacer.start(pid=1, generation=1)
+    pacer.wake()
+    with pacer.quantum():
+        assert (machine.cpus, machine.threads, machine.shared) == (CPUS, 2, [None])
+
+
+def test_stride_arithmetic() -> None:
+    assert charged(0, 1000, 20) == 4 * charged(0, 1000, 80)
+    assert clamped(0, CREDIT_NS * SCALE, 80, 2) == CREDIT_NS * SCALE - 2 * CREDIT_NS * SCALE // 80
+    assert clamped(500, 100, 80, 2) == 500
+    assert whose_turn(1, 2, None, False) is Turn.OWN
+    assert whose_turn(2, 2, None, False) is Turn.PEER
+    assert whose_turn(2, 2, None, True) is Turn.OWN
+    assert whose_turn(3, 4, 2, True) is Turn.NOBODY
+
+
+def test_the_page_survives_a_writer_that_died_half_way() -> None:
+    page = PacingPage.create()
+    assert page.read_plan() is None
+    page.write_plan(1, cpu_plan(Split(), CPUS))
+    page._words[1] += 1  # odd: the writer is inside
+    assert page.read_plan() is None
+    page.write_plan(2, cpu_plan(Split(prefill=30, decode=60), CPUS))
+    in_force = PacingPage(page.fd).read_plan()
+    assert in_force is not None and in_force.epoch == 2
+    assert in_force.plan.split == Split(prefill=30, decode=60) and in_force.plan.mode is PacingMode.QUANTA
