@@ -1,0 +1,93 @@
+"""The CRD as it is checked in: in step with the types, small, described, and with the columns that users see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from semipd_operator.crd import custom_resource_definition, to_yaml
+from semipd_operator.docs import fields
+from semipd_operator.generated import FILES
+
+pytestmark = pytest.mark.unit
+ROOT = Path(__file__).resolve().parents[2]
+VERSION = custom_resource_definition()["spec"]["versions"][0]
+SCHEMA = VERSION["schema"]["openAPIV3Schema"]["properties"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_generated_files_are_in_step(name: str) -> None:
+    assert (ROOT / name).read_text() == FILES[name](), "run `make crd`"
+
+
+def test_the_chart_and_crds_hold_the_same_definition() -> None:
+    plain = yaml.safe_load((ROOT / "crds/semipdservices.semipd.io.yaml").read_text())
+    template = (ROOT / "charts/semipd-operator/templates/crds/semipdservices.semipd.io.yaml").read_text()
+    body = template[template.index("\nspec:\n") :].removesuffix("{{- end }}\n")
+    assert yaml.safe_load(body)["spec"] == plain["spec"]
+
+
+def test_it_fits_into_an_annotation_with_room_to_grow() -> None:
+    assert len(to_yaml(custom_resource_definition())) < 200_000
+
+
+@pytest.mark.parametrize("part", ["spec", "status"])
+def test_every_field_is_described(part: str) -> None:
+    bare = [path for path, field in fields(SCHEMA[part]) if not field.get("description", "").strip()]
+    assert bare == []
+
+
+def test_every_leaf_of_spec_names_its_default() -> None:
+    def leaf(field: dict[str, Any]) -> bool:
+        return "properties" not in field and field.get("type") != "object"
+
+    silent = [path for path, field in fields(SCHEMA["spec"]) if leaf(field) and "Default: " not in field["description"]]
+    assert silent == []
+
+
+def test_every_number_of_spec_names_its_unit() -> None:
+    units = ("millisecond", "second", "percent", "token", "bytes", "number of pods", "port", "requests")
+    numbers = [(p, f) for p, f in fields(SCHEMA["spec"]) if f.get("type") == "integer"]
+    assert numbers
+    assert [p for p, f in numbers if not any(unit in f["description"].lower() for unit in units)] == []
+
+
+def test_columns() -> None:
+    shown = [c["name"].upper() for c in VERSION["additionalPrinterColumns"]]
+    assert shown == "READY REASON REPLICAS SPLIT ENFORCED TTFT TPOT SLO AGE MODEL DESIRED MODE URL MESSAGE".split()  # noqa: SIM905
+        "READY",
+        "REASON",
+        "REPLICAS",
+        "SPLIT",
+        "ENFORCED",
+        "TTFT",
+        "TPOT",
+        "SLO",
+        "AGE",
+        "MODEL",
+        "DESIRED",
+        "MODE",
+        "URL",
+        "MESSAGE",
+    ]
+    wide = [c["name"].upper() for c in VERSION["additionalPrinterColumns"] if c.get("priority")]
+    assert wide == ["MODEL", "DESIRED", "MODE", "URL", "MESSAGE"]
+
+
+def test_every_rule_has_a_message_that_names_a_remedy() -> None:
+    def rules(node: Any) -> list[dict[str, str]]:
+        if isinstance(node, dict):
+            own = node.get("x-kubernetes-validations", [])
+            return [*own, *(rule for value in node.values() for rule in rules(value))]
+        return [rule for item in node for rule in rules(item)] if isinstance(node, list) else []
+
+    found = rules(VERSION["schema"])
+    assert len(found) > 25
+    assert [rule for rule in found if ": " not in rule["message"]] == [], "what is wrong: what to do"
+
+
+def test_no_package_shadows_the_standard_library() -> None:
+    assert not (ROOT / "operator" / "__init__.py").exists()

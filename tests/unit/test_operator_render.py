@@ -1,0 +1,314 @@
+"""Rendered objects: whole ones against golden files, and the effect of every field of spec.
+
+UPDATE_GOLDEN=1 writes the golden files anew.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from semipd_agent.contract import AgentFile, service_token, token_digest
+from semipd_operator.api.v1alpha1.resource import SemiPDService
+from semipd_operator.crd import custom_resource_definition, to_yaml
+from semipd_operator.docs import fields
+from semipd_operator.render import names, render
+from semipd_operator.settings import Settings
+
+pytestmark = pytest.mark.unit
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = Path(__file__).parent / "golden"
+SETTINGS = Settings(engine_image="engine:1", key=b"0123456789abcdef", version="1.0.0")
+
+
+def make(spec: dict[str, Any], name: str = "demo") -> SemiPDService:
+    meta = {"name": name, "namespace": "team", "uid": "uid-1", "generation": 3}
+    return SemiPDService.parse({"metadata": meta, "spec": {"model": {"uri": "file:///m"}, **spec}})
+
+
+def objects(spec: dict[str, Any], **options: Any) -> dict[str, Any]:
+    return {obj["kind"]: obj for obj in render(make(spec), SETTINGS, **options).objects}
+
+
+def pod(spec: dict[str, Any]) -> dict[str, Any]:
+    return objects(spec)["Deployment"]["spec"]["template"]
+
+
+def engine(spec: dict[str, Any]) -> dict[str, Any]:
+    return next(c for c in pod(spec)["spec"]["containers"] if c["name"] == "engine")
+
+
+def flag(name: str) -> Callable[[dict[str, Any]], str]:
+    def value(spec: dict[str, Any]) -> str:
+        command = engine(spec)["command"]
+        return command[command.index(name) + 1] if name in command else ""
+
+    return value
+
+
+def agent(spec: dict[str, Any]) -> Any:
+    return AgentFile.model_validate_json(objects(spec)["ConfigMap"]["data"]["agent.json"]).config
+
+
+def volume(name: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda spec: next((v for v in pod(spec)["spec"]["volumes"] if v["name"] == name), None)
+
+
+def fetch(spec: dict[str, Any]) -> dict[str, Any]:
+    return next(iter(pod(spec)["spec"].get("initContainers", [])), {})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_golden(path: Path) -> None:
+    obj = yaml.safe_load(path.read_text())
+    obj["metadata"] |= {"namespace": "team", "uid": "uid-1", "generation": 3}
+    rendered = render(SemiPDService.parse(obj), SETTINGS, pod_monitors=True)
+    text = "---\n".join(to_yaml(each) for each in rendered.objects)
+    golden = GOLDEN / f"{path.stem}.yaml"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(text)
+    assert text == golden.read_text()
+
+
+HF = {"uri": "hf://org/name"}
+SLO = {"ttftMilliseconds": 500}
+GPU = {"resources": {"limits": {"nvidia.com/gpu": 2}}}
+
+# field -> (specification that sets it, where its effect shows, what shows)
+EFFECTS: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Any], Any]] = {
+    "model.uri": ({"model": {"uri": "pvc://claim/a/b"}}, flag("--model"), "/models/a/b"),
+    "model.revision": (
+        {"model": {**HF, "revision": "v2"}},
+        lambda spec: fetch(spec)["command"][-4:],
+        ["--out", "/models/org--name/v2", "--revision", "v2"],
+    ),
+    "model.servedName": ({"model": {"uri": "file:///m", "servedName": "x"}}, flag("--served-model-name"), "x"),
+    "model.tokenSecretRef.name": (
+        {"model": {**HF, "tokenSecretRef": {"name": "s"}}},
+        lambda spec: fetch(spec)["env"][-1]["valueFrom"]["secretKeyRef"],
+        {"name": "s", "key": "token"},
+    ),
+    "model.tokenSecretRef.key": (
+        {"model": {**HF, "tokenSecretRef": {"name": "s", "key": "k"}}},
+        lambda spec: fetch(spec)["env"][-1]["valueFrom"]["secretKeyRef"]["key"],
+        "k",
+    ),
+    "model.cache.persistentVolumeClaim.claimName": (
+        {"model": {**HF, "cache": {"persistentVolumeClaim": {"claimName": "c"}}}},
+        volume("models"),
+        {"name": "models", "persistentVolumeClaim": {"claimName": "c"}},
+    ),
+    "model.cache.emptyDir.sizeLimit": (
+        {"model": {**HF, "cache": {"emptyDir": {"sizeLimit": "9Gi"}}}},
+        volume("models"),
+        {"name": "models", "emptyDir": {"sizeLimit": "9Gi"}},
+    ),
+    "engine.image": ({"engine": {"image": "own:2"}}, lambda spec: engine(spec)["image"], "own:2"),
+    "engine.device": (
+        {"engine": {"device": "cuda"}},
+        lambda spec: (flag("--device")(spec), engine(spec)["resources"]["limits"]),
+        ("cuda", {"nvidia.com/gpu": 1}),
+    ),
+    "engine.dtype": ({"engine": {"dtype": "bfloat16"}}, flag("--dtype"), "bfloat16"),
+    "engine.kvCacheMemory": ({"engine": {"kvCacheMemory": "1.5Gi"}}, flag("--kv-cache-memory"), "1610612736"),
+    "engine.maxModelLen": ({"engine": {"maxModelLen": 99}}, flag("--max-model-len"), "99"),
+    "engine.maxNumSeqs": ({"engine": {"maxNumSeqs": 3}}, flag("--max-num-seqs"), "3"),
+    "engine.resources.limits": (
+        {"engine": GPU},
+        lambda spec: (flag("--device")(spec), engine(spec)["resources"]),
+        ("cuda", {"limits": {"nvidia.com/gpu": 2}}),
+    ),
+    "engine.resources.requests": (
+        {"engine": {"resources": {"requests": {"cpu": "2"}}}},
+        lambda spec: engine(spec)["resources"],
+        {"requests": {"cpu": "2"}},
+    ),
+    "slo.ttftMilliseconds": (
+        {"slo": SLO},
+        lambda spec: (agent(spec).slo.ttft_milliseconds, agent(spec).partition.mode),
+        (500, "Auto"),
+    ),
+    "slo.tpotMilliseconds": ({"slo": {"tpotMilliseconds": 9}}, lambda spec: agent(spec).slo.tpot_milliseconds, 9),
+    "slo.percentile": ({"slo": {**SLO, "percentile": 99}}, lambda spec: agent(spec).slo.percentile, 99),
+    "slo.windowSeconds": ({"slo": {**SLO, "windowSeconds": 7}}, lambda spec: agent(spec).slo.window_seconds, 7),
+    "partition.mode": ({"partition": {"mode": "Disabled"}}, lambda spec: agent(spec).partition.mode, "Disabled"),
+    "partition.policy": (
+        {"partition": {"policy": "Algorithm1"}},
+        lambda spec: agent(spec).partition.policy,
+        "Algorithm1",
+    ),
+    "partition.prefillPercent": (
+        {"partition": {"prefillPercent": 30}},
+        lambda spec: str(agent(spec).partition.split),
+        "30/100",
+    ),
+    "partition.decodePercent": (
+        {"partition": {"decodePercent": 30}},
+        lambda spec: str(agent(spec).partition.split),
+        "100/30",
+    ),
+    **{
+        f"partition.{bound}": (
+            {"partition": {bound: 55}},
+            lambda spec, bound=bound: agent(spec).partition.bounds.model_dump(by_alias=True)[bound],
+            55,
+        )
+        for bound in ("minPrefillPercent", "maxPrefillPercent", "minDecodePercent", "maxDecodePercent")
+    },
+    "replicas": (
+        {"replicas": 2},
+        lambda spec: (objects(spec)["Deployment"]["spec"]["replicas"], "PodDisruptionBudget" in objects(spec)),
+        (2, True),
+    ),
+    "service.type": (
+        {"service": {"type": "NodePort"}},
+        lambda spec: objects(spec)["Service"]["spec"]["type"],
+        "NodePort",
+    ),
+    "service.port": ({"service": {"port": 80}}, lambda spec: objects(spec)["Service"]["spec"]["ports"][0]["port"], 80),
+    "monitoring.podMonitor": (
+        {"monitoring": {"podMonitor": True}},
+        lambda spec: [e["port"] for e in objects(spec, pod_monitors=True)["PodMonitor"]["spec"]["podMetricsEndpoints"]],
+        ["http", "agent"],
+    ),
+    "podTemplate.metadata.labels": (
+        {"podTemplate": {"metadata": {"labels": {"team": "a", "semipd.io/service": "stolen"}}}},
+        lambda spec: [pod(spec)["metadata"]["labels"][k] for k in ("team", "semipd.io/service")],
+        ["a", "demo"],
+    ),
+    "podTemplate.metadata.annotations": (
+        {"podTemplate": {"metadata": {"annotations": {"a": "b"}}}},
+        lambda spec: pod(spec)["metadata"]["annotations"],
+        {"a": "b"},
+    ),
+    "podTemplate.spec": (
+        {"podTemplate": {"spec": {"nodeSelector": {"zone": "z"}}}},
+        lambda spec: pod(spec)["spec"]["nodeSelector"],
+        {"zone": "z"},
+    ),
+}
+ELSEWHERE = {"paused": "tests/api/test_operator.py", "upgradePolicy": "test_a_new_operator_version_rolls_nothing"}
+
+
+@pytest.mark.parametrize("field", EFFECTS)
+def test_every_field_has_its_effect(field: str) -> None:
+    spec, look, shows = EFFECTS[field]
+    assert look(spec) == shows
+    if field not in ("model.uri", "partition.policy", "model.tokenSecretRef.name"):  # required, or one choice only
+        without = {k: v for k, v in spec.items() if k == "model" and "uri" in v} and {
+            "model": {"uri": spec["model"]["uri"]}
+        }
+        try:
+            bare = look(without or {})
+        except (KeyError, AttributeError, IndexError, TypeError):
+            return  # nothing shows without the field
+        assert bare != shows, "the effect shows without the field too"
+
+
+def test_no_field_is_without_a_test() -> None:
+    spec = custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    leaves = {path for path, field in fields(spec) if "properties" not in field}
+    assert leaves == set(EFFECTS) | set(ELSEWHERE)
+
+
+def rolled(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    return pod(before) != pod(after)
+
+
+@pytest.mark.parametrize("field", EFFECTS)
+def test_only_model_engine_and_pod_template_roll(field: str) -> None:
+    spec, _, _ = EFFECTS[field]
+    assert rolled({}, spec) == (field.split(".")[0] in ("model", "engine", "podTemplate"))
+
+
+def test_a_new_operator_version_rolls_nothing() -> None:
+    old = objects({})["Deployment"]
+    newer = Settings(engine_image="engine:2", key=SETTINGS.key, version="2.0.0", image_pull_policy="Always")
+
+    def template(spec: dict[str, Any], live: dict[str, Any] | None) -> dict[str, Any]:
+        rendered = render(make(spec), newer, live_deployment=live)
+        return next(obj for obj in rendered.objects if obj["kind"] == "Deployment")["spec"]["template"]
+
+    assert template({}, old) == old["spec"]["template"]
+    assert template({"slo": SLO, "replicas": 3}, old) == old["spec"]["template"], "in place is no reason either"
+    assert template({"upgradePolicy": "Auto"}, old)["spec"]["containers"][0]["image"] == "engine:2"
+    assert template({"engine": {"maxModelLen": 9}}, old)["spec"]["containers"][0]["image"] == "engine:2"
+    damaged = {
+        **old,
+        "metadata": {
+            **old["metadata"],
+            "annotations": {**old["metadata"]["annotations"], names.TEMPLATE_ANNOTATION: "{"},
+        },
+    }
+    assert template({}, damaged)["spec"]["containers"][0]["image"] == "engine:2"
+    assert template({}, None)["spec"]["containers"][0]["image"] == "engine:2"
+
+
+def test_a_new_key_changes_the_config_map_only() -> None:
+    before, after = (
+        objects({}),
+        {obj["kind"]: obj for obj in render(make({}), Settings(engine_image="engine:1", key=b"f" * 16)).objects},
+    )
+    assert [kind for kind in before if before[kind] != after[kind]] == ["ConfigMap"]
+    token = service_token(b"f" * 16, "team", "demo", "uid-1")
+    assert AgentFile.model_validate_json(after["ConfigMap"]["data"]["agent.json"]).token_sha256 == (
+        token_digest(token),
+    )
+    assert token not in after["ConfigMap"]["data"]["agent.json"]
+
+
+def test_the_pod_template_is_merged_by_name() -> None:
+    over = {
+        "containers": [
+            {
+                "name": "engine",
+                "env": [{"name": "HOME", "value": "/h"}, {"name": "X", "valueFrom": {"fieldRef": {}}}],
+                "livenessProbe": None,
+            },
+            {"name": "sidecar", "image": "s"},
+        ],
+        "volumes": [{"name": "tmp", "hostPath": {"path": "/t"}}],
+        "tolerations": [{"operator": "Exists"}],
+    }
+    merged = pod({"podTemplate": {"spec": over}})["spec"]
+    main, sidecar = merged["containers"]
+    assert main["command"][0] == "semipd-agent" and sidecar["name"] == "sidecar"
+    env = {entry["name"]: entry for entry in main["env"]}
+    assert env["HOME"] == {"name": "HOME", "value": "/h"} and env["POD_UID"]["valueFrom"]
+    assert "livenessProbe" not in main, "null removes"
+    assert {"name": "tmp", "hostPath": {"path": "/t"}} in merged["volumes"], "a volume has one source"
+    assert merged["tolerations"] == [{"operator": "Exists"}]
+
+
+def test_the_pod_fits_the_restricted_profile_and_gets_no_split() -> None:
+    template = pod({"model": HF, "partition": {"prefillPercent": 33, "decodePercent": 44}})
+    spec = template["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] == 10001
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in [*spec["containers"], *spec["initContainers"]]:
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False and security["capabilities"] == {"drop": ["ALL"]}
+    assert not [v for v in spec["volumes"] if "hostPath" in v]
+    assert "33" not in str(spec["containers"][0]["command"])
+
+
+def test_child_names_fit_labels_at_the_longest_name() -> None:
+    for obj in render(make({"replicas": 2}, "a" * 52), SETTINGS).objects:
+        assert len(obj["metadata"]["name"]) <= 63
+        assert all(len(value) <= 63 for value in obj["metadata"]["labels"].values())
+
+
+def test_what_is_not_wanted_is_named() -> None:
+    assert [k.kind for k in render(make({}), SETTINGS, pod_monitors=True).unwanted] == [
+        "PodDisruptionBudget",
+        "PodMonitor",
+    ]
+    both = render(make({"replicas": 2, "monitoring": {"podMonitor": True}}), SETTINGS, pod_monitors=True)
+    assert both.unwanted == ()
+    assert [k.kind for k in render(make({"replicas": 2}), SETTINGS).unwanted] == [], "an unknown kind is not asked for"
