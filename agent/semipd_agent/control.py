@@ -28,6 +28,7 @@ from semipd_agent.decisions import DecisionLog
 from semipd_agent.partitioner import Grant, Partitioner, PartitionerUnavailable
 from semipd_agent.partitioner.unlimited import Unlimited
 from semipd_agent.readback import Intent, Readback, read_back
+from semipd_agent.restarts import RestartCounts
 from semipd_agent.slo.algorithm1 import Algorithm1
 from semipd_agent.slo.policy import Move, SplitPolicy, Verdict, clamp
 from semipd_agent.slo.window import Evidence, RequestWindow
@@ -52,12 +53,13 @@ class SplitController:
         self._partitioner_for = partitioner_for
         self._clock = clock
         self.log = DecisionLog()
+        self.restarts = RestartCounts()
         self.changes = 0
         self.last_change_time: datetime | None = None
         self.snapshot: EngineSnapshot | None = None
         self.verdict = Verdict()
-        self._sent = 0
-        """Highest epoch handed out to be sent."""
+        self._core_epoch = 0
+        """Epoch in force at the core when it last answered."""
         self._splits: dict[int, Split] = {}
         self.unavailable: PartitionerUnavailable | None = None
         self.config = _checked(config)
@@ -127,6 +129,7 @@ class SplitController:
         if snapshot is not None:
             self.window.add(snapshot)
             self._follow_core(snapshot)
+            self.restarts.follow(snapshot.restarts)
         self.readback = self._judge()
         if self.readback.settled:
             self.log.settle(self.intent.epoch, DecisionOutcome.APPLIED)
@@ -149,16 +152,18 @@ class SplitController:
         """What must be sent to the core now; None: it has the epoch in force. Sending twice is harmless."""
         if self.snapshot is None or self.snapshot.split_epoch == self.intent.epoch:
             return None
-        self._sent = self.intent.epoch
         return SetPartition(split_epoch=self.intent.epoch, plan=self.partitioner.plan(self.intent.split))
 
     def _follow_core(self, snapshot: EngineSnapshot) -> None:
         """A core that lost our epoch, or is ahead of it, gets the same split under a higher one."""
-        lost = snapshot.split_epoch == 0 and self._sent == self.intent.epoch
+        lost = snapshot.split_epoch == 0 and self._core_epoch > 0
+        self._core_epoch = snapshot.split_epoch
         if lost or snapshot.split_epoch > self.intent.epoch:
             old = self.intent.epoch
             self.intent = self._intend(self.requested, max(old, snapshot.split_epoch) + 1)
             self.log.carry_over(old, self.intent.epoch)
+        if lost:
+            self.restarts.core_lost()
 
     def _judge(self) -> Readback:
         now = self._clock.monotonic()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -71,7 +71,12 @@ def build(
             last_change_time=controller.last_change_time,
         ),
         engine=engine_status(
-            snapshot if fresh else None, snapshot, launcher, ready=ready, problem=controller.unavailable
+            snapshot if fresh else None,
+            snapshot,
+            launcher,
+            ready=ready,
+            problem=controller.unavailable,
+            restarts=controller.restarts.totals(),
         ),
         slo=slo_report(
             config.slo,
@@ -94,6 +99,7 @@ def engine_status(
     *,
     ready: bool,
     problem: PartitionerUnavailable | None,
+    restarts: Mapping[str, int],
 ) -> EngineStatus:
     """State of the engine: the core's own words while it answers, the supervisor's otherwise."""
     model = last.model if last else None
@@ -105,7 +111,7 @@ def engine_status(
         device=model.device if model else "",
         dtype=model.dtype if model else "",
         weight_bytes=model.weight_bytes if model else 0,
-        restarts={"launcher": launcher.restarts, **(last.restarts if last else {})},
+        restarts={"launcher": launcher.restarts, **restarts},
     )
     if fresh is not None:
         return known.model_copy(

@@ -1,0 +1,218 @@
+"""Granted CPUs, backends and the read-back: which split is in force, and why it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.unit.agent_plant import worker
+
+from semipd_agent.contract import Enforcement, Mode, PartitionReason, PartitionState
+from semipd_agent.partitioner import Grant, PartitionerUnavailable, select
+from semipd_agent.partitioner.cpu_paced import CpuPaced
+from semipd_agent.partitioner.cpus import cpu_quota, granted
+from semipd_agent.readback import Intent, Readback, read_back
+from semipd_engine.contract import (
+    Device,
+    EngineSnapshot,
+    EngineState,
+    PacingMode,
+    Phase,
+    Split,
+    WorkerReport,
+    WorkerState,
+)
+from semipd_engine.cpu_plan import cpu_plan
+
+pytestmark = pytest.mark.unit
+
+V2 = "0::/kubepods/pod1/c1\n"
+V1 = "4:cpu,cpuacct:/kubepods/pod1/c1\n3:cpuset:/kubepods/pod1/c1\n"
+
+
+def put(root: Path, path: str, text: str) -> None:
+    file = root / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("files", "cgroup", "quota"),
+    [
+        ({}, V2, None),
+        ({"cpu.max": "max 100000\n"}, V2, None),
+        ({"cpu.max": "150000 100000\n"}, V2, 1.5),  # a namespace: our own cgroup is the mount's root
+        ({"kubepods/pod1/cpu.max": "200000 100000\n", "kubepods/pod1/c1/cpu.max": "max 100000\n"}, V2, 2.0),
+        ({"kubepods/pod1/cpu.max": "50000 100000\n", "kubepods/pod1/c1/cpu.max": "300000 100000\n"}, V2, 0.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, V1, None),
+        ({"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}, V1, 2.5),
+        (
+            {
+                "cpu,cpuacct/kubepods/pod1/c1/cpu.cfs_quota_us": "100000\n",
+                "cpu,cpuacct/kubepods/pod1/c1/cpu.cfs_period_us": "50000\n",
+            },
+            V1,
+            2.0,
+        ),
+        ({"cpu.max": "rubbish\n"}, V2, None),
+    ],
+)
+def test_quota_of_both_cgroup_versions(tmp_path: Path, files: dict[str, str], cgroup: str, quota: float | None) -> None:
+    for path, text in files.items():
+        put(tmp_path, f"sys/fs/cgroup/{path}", text)
+    assert cpu_quota(tmp_path, cgroup) == quota
+
+
+@pytest.mark.parametrize(
+    ("quota", "count"), [("max", 8), ("50000", 1), ("125000", 1), ("150000", 2), ("200000", 2), ("9900000", 8)]
+)
+def test_granted_cpus_are_the_quota_rounded_within_the_mask(tmp_path: Path, quota: str, count: int) -> None:
+    put(tmp_path, "sys/fs/cgroup/cpu.max", f"{quota} 100000\n")
+    grant = granted("uid", affinity=frozenset(range(4, 12)), root=tmp_path, cgroup=V2)
+    assert len(set(grant.cpus)) == count
+    assert set(grant.cpus) <= set(range(4, 12))
+
+
+def test_pods_of_one_node_spread_over_its_cpus(tmp_path: Path) -> None:
+    put(tmp_path, "sys/fs/cgroup/cpu.max", "200000 100000\n")
+    mask = frozenset(range(16))
+    runs = {granted(f"pod-{i}", affinity=mask, root=tmp_path, cgroup=V2).cpus for i in range(40)}
+    assert len(runs) > 8
+    assert granted("pod-1", affinity=mask, root=tmp_path, cgroup=V2) == granted(
+        "pod-1", affinity=mask, root=tmp_path, cgroup=V2
+    )
+
+
+def test_this_process_has_cpus() -> None:
+    import os
+
+    assert set(granted().cpus) <= os.sched_getaffinity(0) and granted().cpus
+
+
+# ---- backends -------------------------------------------------------------------------------------------------------
+
+TWO = Grant(cpus=(0, 1))
+
+
+def test_a_gpu_without_mps_is_refused_unless_disabled() -> None:
+    for mode in (Mode.MANUAL, Mode.AUTO):
+        with pytest.raises(PartitionerUnavailable) as e:
+            select(Device.CUDA, mode, TWO)
+        assert e.value.reason == "MPSUnavailable"
+        assert "mode: Disabled" in str(e.value)
+    disabled = select(Device.CUDA, Mode.DISABLED, TWO)
+    assert (disabled.name, disabled.enforcement) == ("none", Enforcement.NONE)
+
+
+def test_backends_of_the_cpu() -> None:
+    paced = select(Device.CPU, Mode.AUTO, TWO)
+    assert (paced.name, paced.enforcement) == ("cpu-paced", Enforcement.PACED)
+    assert select(Device.CPU, Mode.DISABLED, TWO).name == "none"
+    assert select(Device.CPU, Mode.MANUAL, TWO, unified=True).name == "none"
+    with pytest.raises(ValueError, match="auto"):
+        select(Device.AUTO, Mode.MANUAL, TWO)
+
+
+def test_disabled_limits_nothing() -> None:
+    backend = select(Device.CPU, Mode.DISABLED, TWO)
+    assert backend.quantize(Split(prefill=20, decode=30)) == Split()
+    plan = backend.plan(Split())
+    assert (plan.mode, plan.enforcement, plan.threads) == (PacingMode.UNLIMITED, "none", 2)
+
+
+@pytest.mark.parametrize(
+    ("split", "cpus", "mode", "prefill", "decode"),
+    [
+        ((50, 50), 2, PacingMode.CORES, (0,), (1,)),
+        ((100, 100), 2, PacingMode.CORES, (0,), (1,)),
+        ((80, 20), 2, PacingMode.QUANTA, (), ()),
+        ((75, 25), 4, PacingMode.CORES, (0, 1, 2), (3,)),
+        ((25, 25), 4, PacingMode.CORES, (0,), (3,)),
+        ((50, 50), 1, PacingMode.QUANTA, (), ()),
+        ((90, 10), 4, PacingMode.QUANTA, (), ()),
+    ],
+)
+def test_whole_cores_where_they_fit_the_shares(
+    split: tuple[int, int], cpus: int, mode: PacingMode, prefill: tuple[int, ...], decode: tuple[int, ...]
+) -> None:
+    plan = cpu_plan(Split(prefill=split[0], decode=split[1]), range(cpus))
+    assert (plan.mode, plan.prefill.cpus, plan.decode.cpus) == (mode, prefill, decode)
+    assert plan.threads == cpus
+    if mode is PacingMode.QUANTA:
+        assert (plan.prefill.weight, plan.decode.weight) == split
+
+
+def test_every_split_of_every_size_is_a_valid_plan() -> None:
+    for cpus in (1, 2, 3, 5, 8):
+        for prefill in range(5, 101, 5):
+            for decode in range(5, 101, 5):
+                plan = cpu_plan(Split(prefill=prefill, decode=decode), range(cpus))
+                assert not set(plan.prefill.cpus) & set(plan.decode.cpus)
+                if plan.mode is PacingMode.CORES:
+                    whole = max(100, prefill + decode)
+                    for limit, share in ((plan.prefill, prefill), (plan.decode, decode)):
+                        assert len(limit.cpus) == limit.threads
+                        assert limit.threads == pytest.approx(share / whole * cpus, rel=0.2501)
+                assert plan.idle_weight == (max(0, 100 - prefill - decode) if plan.mode is PacingMode.QUANTA else 0)
+
+
+# ---- read-back ------------------------------------------------------------------------------------------------------
+
+OLD, NEW = Split(prefill=60, decode=80), Split(prefill=30, decode=70)
+SPLITS = {1: OLD, 2: NEW}
+
+
+def judge(
+    *workers: WorkerReport, core: int = 2, since: float = 99.0, at: float = 100.0, partitioner: CpuPaced | None = None
+) -> Readback:
+    snapshot = EngineSnapshot(monotonic_time=at, state=EngineState.READY, split_epoch=core, workers=workers)
+    return read_back(Intent(2, NEW, since), SPLITS, snapshot, partitioner or CpuPaced(TWO), 100.0)
+
+
+P, D = Phase.PREFILL, Phase.DECODE
+
+
+@pytest.mark.parametrize(
+    ("workers", "state", "reason", "applied"),
+    [
+        ([worker(P, 2), worker(D, 2)], "Applied", "Applied", NEW),
+        ([worker(P, 1), worker(D, 1)], "Adjusting", "Adjusting", OLD),
+        ([worker(P, 2), worker(D, 1)], "Adjusting", "Adjusting", None),
+        ([worker(P, 2, age=3.0), worker(D, 2)], "Unknown", "WorkerNotResponding", None),
+        ([worker(P, 2), worker(D, 2, age=60)], "Unknown", "WorkerNotResponding", None),
+        ([worker(P, 2)], "Unknown", "EngineNotReady", None),
+        ([worker(P, 2), worker(D, 2, state=WorkerState.STARTING)], "Unknown", "EngineNotReady", None),
+        ([worker(P, 2), worker(D, 2, state=WorkerState.DEAD)], "Unknown", "EngineNotReady", None),
+        ([worker(P, 7), worker(D, 7)], "Adjusting", "Adjusting", None),
+        ([], "Unknown", "EngineNotReady", None),
+    ],
+)
+def test_applied_is_what_the_workers_report(
+    workers: list[WorkerReport], state: str, reason: str, applied: Split | None
+) -> None:
+    result = judge(*workers)
+    assert (result.state, result.reason, result.applied) == (state, reason, applied)
+
+
+def test_no_answer_and_a_stale_answer_are_unknown() -> None:
+    nothing = read_back(Intent(2, NEW, 99.0), SPLITS, None, CpuPaced(TWO), 100.0)
+    stale = judge(worker(P, 2), worker(D, 2), at=96.9)
+    assert {nothing.reason, stale.reason} == {PartitionReason.ENGINE_NOT_READY}
+    assert nothing.applied is stale.applied is None
+
+
+def test_live_workers_that_never_follow_are_a_failure() -> None:
+    late = judge(worker(P, 1), worker(D, 2), since=80.0)
+    assert (late.state, late.reason) == (PartitionState.FAILED, PartitionReason.READBACK_MISMATCH)
+    assert "prefill at epoch 1" in late.message
+    assert judge(worker(P, 1), worker(D, 1), core=1, since=80.0).state is PartitionState.FAILED
+
+
+def test_a_backend_may_contradict_a_worker() -> None:
+    class Strict(CpuPaced):
+        def verify(self, worker: WorkerReport, split: Split) -> str | None:
+            return "sees 132 SMs, not 40" if worker.phase is P else None
+
+    result = judge(worker(P, 2), worker(D, 2), partitioner=Strict(TWO))
+    assert (result.state, result.applied) == (PartitionState.FAILED, None)
+    assert "132" in result.message
