@@ -16,6 +16,10 @@ class DemoError(Exception):
     """A step failed; the text says which and what to look at."""
 
 
+class Abandoned(Exception):
+    """An act failed and said so; the form that it belongs to ends here."""
+
+
 @dataclass(frozen=True)
 class Check:
     name: str
@@ -80,7 +84,7 @@ class AutoRun:
 
 @dataclass
 class Outcome:
-    """Grows act by act. An act that raises becomes a FAIL line, and the demo goes on where it can."""
+    """Grows act by act. An act that raises becomes a FAIL line."""
 
     console: Console
     mode: str = "embedded"
@@ -101,6 +105,7 @@ class Outcome:
 
     @contextmanager
     def act(self, title: str) -> Iterator[None]:
+        """Raises Abandoned where the act failed: what comes after it in the same form needs it."""
         began = time.monotonic()
         self.console.print()
         self.console.rule(f"[bold]{title}[/] [dim]at {clock(began - self.started)}[/]", align="left")
@@ -108,6 +113,7 @@ class Outcome:
             yield
         except DemoError as problem:
             self.check(title, False, str(problem))
+            raise Abandoned from None
         finally:
             self.timings.append(Timing(title, time.monotonic() - began))
 

@@ -3,7 +3,8 @@
 
 `prerequisites.py CHOICE`; CHOICE is the value of CLUSTER: empty or `local` (fall back to the embedded form where the
 local cluster cannot be had, in one line on stderr that says why), `existing`, `none`. Exit status 2: the choice cannot
-be met and nothing else was asked for. Standard library only: it runs before the virtual environment exists.
+be met and nothing else was asked for. Standard library only: it runs before the virtual environment exists, with
+`e2e/cluster` on the PYTHONPATH.
 """
 
 import os
@@ -12,10 +13,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "e2e" / "cluster"))
 
 from localkube import debian, paths
 from localkube.errors import ClusterError
@@ -72,7 +69,7 @@ def disk() -> str | None:
     folder = paths.cache_dir()
     while not folder.exists():
         folder = folder.parent
-    if paths.containerd_root().exists() or shutil.disk_usage(folder).free >= FREE_BYTES:
+    if paths.buildah_root().exists() or shutil.disk_usage(folder).free >= FREE_BYTES:
         return None
     return f"it needs {FREE_BYTES // 10**9} GB free under {folder}"
 
@@ -101,10 +98,8 @@ def programs() -> str | None:
 
 def python_venv() -> str | None:
     """Installs Debian's python3-venv where it is missing: the Go toolchain of PyPI comes in a virtual environment."""
-    if (
-        Tools().toolchain.go
-        or subprocess.run([sys.executable, "-c", "import ensurepip"], capture_output=True).returncode == 0
-    ):
+    has_venv = subprocess.run([sys.executable, "-c", "import ensurepip"], capture_output=True).returncode == 0
+    if has_venv or Tools().toolchain.go:
         return None
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "python3-venv"]):
@@ -141,9 +136,7 @@ def main() -> int:
         print(f"demo: {problem}", file=sys.stderr)
         return 2
     if missing:
-        print(
-            f"demo: no local cluster here: {missing}. This is the embedded form, without Kubernetes.", file=sys.stderr
-        )
+        print(f"demo: no local cluster here: {missing}; running the form without Kubernetes", file=sys.stderr)
     print(form)
     return 0
 

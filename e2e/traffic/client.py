@@ -107,6 +107,11 @@ async def replay(
         return list(await asyncio.gather(*sends))
 
 
+def replay_now(plan: Sequence[Request], url: str) -> list[Record]:
+    """`replay`, blocking."""
+    return asyncio.run(replay(plan, url))
+
+
 async def _send(
     client: httpx.AsyncClient, index: int, request: Request, model: str, start: float, on_token: OnToken
 ) -> Record:

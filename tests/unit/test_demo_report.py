@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from e2e.demo.lanes import Scene
-from e2e.demo.outcome import AutoRun, Decided, DemoError, Finished, Outcome, Sample, Turn
+from e2e.demo.outcome import Abandoned, AutoRun, Decided, DemoError, Finished, Outcome, Sample, Turn
 from e2e.demo.report import render
 
 pytestmark = pytest.mark.unit
@@ -88,7 +88,7 @@ def test_no_check_at_all_is_a_failure() -> None:
 
 def test_an_act_that_raises_is_a_failed_check_and_the_next_one_runs() -> None:
     found = outcome()
-    with found.act("the cluster comes up"):
+    with pytest.raises(Abandoned), found.act("the cluster comes up"):
         raise DemoError("etcd did not start")
     with found.act("the next one"):
         found.check("something else", True)

@@ -1,0 +1,1 @@
+"""`make demo`: what the product does, on real parts, with a report at the end."""

@@ -1,0 +1,122 @@
+"""The cluster: up, operator by Helm, the model on a claim, `kubectl apply`, `kubectl get spd`."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from e2e.demo.engine import answers, stop, tail
+from e2e.demo.kube import Deployed, Kube, claim
+from e2e.demo.outcome import DemoError, Outcome
+from e2e.demo.paths import OUT, ROOT
+from e2e.demo.service import Manifest, free_port, manifest, ready, wait_until
+
+NAMESPACE, OPERATOR_NAMESPACE = "demo", "semipd-system"
+CHART = ROOT / "charts" / "semipd-operator"
+READY_SECONDS = 180.0
+
+
+def show(outcome: Outcome, kube: Kube, *arguments: str) -> str:
+    """Runs kubectl and shows command and answer, as a reader would have typed it."""
+    answer = kube.kubectl(*arguments)
+    command = f"kubectl {' '.join(arguments)}"
+    outcome.console.print(f"  [bold]$ {command}[/]")
+    outcome.console.print(answer.rstrip(), markup=False, highlight=False, soft_wrap=True)
+    outcome.transcript.append((f"$ {command}", answer))
+    return answer
+
+
+def install(outcome: Outcome, kube: Kube, images: dict[str, str]) -> None:
+    """Helm, with the images given (operator and engine, with their tags)."""
+    values = []
+    for key, image in (("image", images["operator"]), ("engine.image", images["engine"])):
+        repository, _, tag = image.rpartition(":")
+        values += ["--set", f"{key}.repository={repository}", "--set-string", f"{key}.tag={tag}"]
+    command = ["helm", "upgrade", "--install", "semipd", str(CHART), "--namespace", OPERATOR_NAMESPACE]
+    kube.run(*command, "--create-namespace", "--wait", "--timeout", "120s", *values, seconds=150)
+    # Helm waits for the Deployment; the CustomResourceDefinition must be served as well.
+    kube.kubectl("wait", "--for=condition=Established", "crd/semipdservices.semipd.io", "--timeout=30s")
+    shown = kube.kubectl("-n", OPERATOR_NAMESPACE, "get", "deployments").splitlines()
+    outcome.console.print("\n".join(f"  {line}" for line in shown), markup=False, highlight=False)
+    outcome.check("the operator is installed by Helm and available", "1/1" in "".join(shown), images["operator"])
+
+
+def deploy(outcome: Outcome, kube: Kube, model: Path, *, local: bool, engine_image: str) -> Deployed:
+    """Applies the example's manifest over a claim that holds the model, and waits until it is Ready."""
+    kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    kube.apply(*claim(NAMESPACE, model.parent if local else None))
+    if not local:
+        upload(kube, model, engine_image)
+    spd = manifest(f"pvc://models/{model.name}")
+    spd["metadata"]["namespace"] = NAMESPACE
+    service = Deployed(kube, NAMESPACE, spd["metadata"]["name"])
+    if service.images() - {engine_image}:  # of an earlier demo: a new operator restarts no engine
+        kube.kubectl("-n", NAMESPACE, "delete", "spd", service.name, "--wait", "--cascade=foreground")
+    outcome.console.print("  [bold]$ kubectl apply -f examples/cpu.yaml[/]  [dim](with the demo's model folder)[/]")
+    outcome.console.print(f"  {kube.apply(spd).strip()}", markup=False)
+    service.merge({"slo": None})  # what an earlier demo patched in
+    _, seconds = wait_until(service, ready, READY_SECONDS, "Ready", every=0.5)
+    show(outcome, kube, "-n", NAMESPACE, "get", "spd")
+    outcome.check("kubectl apply gives a Ready service", True, f"{seconds:.0f} s")
+    return service
+
+
+@contextmanager
+def reach(service: Deployed, kube: Kube, *, local: bool) -> Iterator[None]:
+    """Clients inside the local cluster use the Service's address; elsewhere a port is forwarded to it."""
+    if local:
+        yield
+        return
+    port = free_port()
+    command = ["kubectl", "-n", NAMESPACE, "port-forward", f"service/{service.name}", f"{port}:8000"]
+    with (OUT / "port-forward.log").open("wb") as log:
+        forward = subprocess.Popen([*kube.prefix, *command], stdout=log, stderr=subprocess.STDOUT)
+    try:
+        service.use(f"http://127.0.0.1:{port}")
+        deadline = time.monotonic() + 20
+        while not answers(f"{service.url}/health"):
+            if time.monotonic() > deadline:
+                raise DemoError(f"kubectl port-forward does not work: {tail(OUT / 'port-forward.log')}")
+            time.sleep(0.2)
+        yield
+    finally:
+        stop(forward)
+
+
+def upload(kube: Kube, model: Path, image: str) -> None:
+    """Copies the model folder onto the claim, through a pod that only waits."""
+    name = "model-upload"
+    volume = {"name": "models", "persistentVolumeClaim": {"claimName": "models"}}
+    pod: Manifest = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {
+            "restartPolicy": "Never",
+            "volumes": [volume],
+            "securityContext": {"fsGroup": 65532},
+            "containers": [
+                {
+                    "name": "upload",
+                    "image": image,
+                    "command": ["sleep", "3600"],
+                    "volumeMounts": [{"name": "models", "mountPath": "/models"}],
+                }
+            ],
+        },
+    }
+    kube.apply(pod)
+    kube.kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", f"pod/{name}", "--timeout=300s", seconds=310)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.add(model, arcname=model.name)
+    command = ["kubectl", "-n", NAMESPACE, "exec", "-i", name, "--", "tar", "-x", "-C", "/models", "--no-same-owner"]
+    answer = subprocess.run([*kube.prefix, *command], input=buffer.getvalue(), capture_output=True)
+    if answer.returncode:
+        raise DemoError(f"the model could not be copied to the claim: {answer.stderr.decode(errors='replace')}")
+    kube.kubectl("-n", NAMESPACE, "delete", "pod", name, "--grace-period=1")

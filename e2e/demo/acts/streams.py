@@ -1,0 +1,109 @@
+"""The point, live: four streams as lanes, a long prompt arriving, in one-process mode and then in split mode."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from e2e.demo.engine import flags, serve
+from e2e.demo.lanes import IDLE, Scene, figures, picture, rows
+from e2e.demo.outcome import DemoError, Outcome
+from e2e.demo.paths import OUT
+from e2e.traffic.client import replay, served_model
+from e2e.traffic.plan import Request, prompt_ids
+
+STREAMS = 4
+PROMPT_TOKENS = 1_024
+PROMPT_AT = 4.0
+AFTER = 1.5
+"""Seconds watched after the prompt's first token."""
+PATIENCE = 60.0
+"""Seconds after which a prompt without a first token is a failure."""
+COMMON: dict[str, object] = {"dtype": "float32", "max-model-len": 4096, "kv-cache-memory": 256 * 2**20}
+UNIFIED = "one process (chunked prefill between decode steps)"
+SPLIT = "two processes (prefill and decode side by side, split 50/50)"
+
+
+def streams(outcome: Outcome, model: Path, split_url: str) -> None:
+    """Both modes one after the other; `split_url` is an engine that runs already with 50/50."""
+    with serve(model, OUT / "engine-unified.log", "--unified", *flags(COMMON)) as unified_url:
+        frozen = asyncio.run(watch(UNIFIED, unified_url, outcome.console, seed=1))
+    flowing = asyncio.run(watch(SPLIT, split_url, outcome.console, seed=2))
+    outcome.scenes += [frozen, flowing]
+    before, after = max(frozen.longest_gaps), max(flowing.longest_gaps)
+    outcome.check(
+        "streams go on while a long prompt is worked on",
+        min(flowing.tokens_meanwhile) >= 10 and after < before / 1.5,
+        f"longest gap {before * 1000:.0f} ms in one process, {after * 1000:.0f} ms in two; "
+        f"tokens meanwhile {sum(frozen.tokens_meanwhile)} and {sum(flowing.tokens_meanwhile)}",
+    )
+
+
+async def watch(title: str, url: str, console: Console, *, seed: int) -> Scene:
+    """Runs the scene against the server at `url`, drawing it as it goes where there is a terminal."""
+    model = await served_model(url)
+    warm = [Request(0.0, 8, prompt_ids(tokens, seed=seed * 1_000 + tokens)) for tokens in (64, 300)]
+    if problem := next((record.error for record in await replay(warm, url, model=model) if not record.ok), None):
+        raise DemoError(f"{title}: {problem}")
+    plan = [Request(0.0, 2_000, prompt_ids(32, seed=seed * 10 + number)) for number in range(STREAMS)]
+    plan.append(Request(PROMPT_AT, 1, prompt_ids(PROMPT_TOKENS, seed=seed * 10 + 9)))
+    times: list[list[float]] = [[] for _ in plan]
+
+    def scene() -> Scene:
+        first = times[-1][0] if times[-1] else None
+        return Scene(title, tuple(tuple(stream) for stream in times[:-1]), PROMPT_TOKENS, PROMPT_AT, first)
+
+    began = time.monotonic()
+    task = asyncio.create_task(replay(plan, url, model=model, on_token=lambda index, at, _: times[index].append(at)))
+    try:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            while not (times[-1] and time.monotonic() - began > times[-1][0] + AFTER):
+                if task.done() or time.monotonic() - began > PROMPT_AT + PATIENCE:
+                    raise DemoError(f"{title}: the prompt brought no token ({_why(task)})")
+                await asyncio.sleep(0.1)
+                if console.is_terminal:
+                    live.update(drawing(scene(), time.monotonic() - began, console.width), refresh=True)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    found = settled(scene())
+    console.print(picture(found, lane_width(console.width)), markup=False, highlight=False, soft_wrap=True)
+    console.print(figures(found), style="dim", highlight=False)
+    console.print()
+    return found
+
+
+def _why(task: asyncio.Task[list[object]] | asyncio.Task[object]) -> str:
+    if not task.done():
+        return f"{PATIENCE:.0f} s"
+    result = task.result()
+    errors = {record.error for record in result if record.error} if isinstance(result, list) else set()
+    return "; ".join(sorted(errors)) or "the streams ended too early"
+
+
+def settled(scene: Scene) -> Scene:
+    """Without the tokens that came after the window, so that both pictures end alike."""
+    end = scene.window[1]
+    return replace(scene, streams=tuple(tuple(time for time in stream if time <= end) for stream in scene.streams))
+
+
+def lane_width(columns: int) -> int:
+    return max(30, min(90, columns - 46))
+
+
+def drawing(scene: Scene, now: float, columns: int) -> Group:
+    """The last six seconds of the scene, its frozen parts in red."""
+    grid = Table.grid(padding=(0, 1))
+    for name, lane, note in rows(scene, lane_width(columns), (max(0.0, now - 6), max(6.0, now))):
+        text = Text(lane, style="green")
+        text.highlight_regex(rf"{IDLE}[{IDLE} 0-9ms]*", "bold red")
+        text.highlight_regex(r"[├─┤╌]+", "yellow")
+        grid.add_row(Text(name, justify="right"), text, Text(note, style="dim"))
+    return Group(Text(scene.title, style="bold"), grid)
