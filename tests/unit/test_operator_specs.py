@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from semipd_operator.api.v1alpha1.resource import InvalidSpec, SemiPDService
 
 pytestmark = pytest.mark.unit

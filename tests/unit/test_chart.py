@@ -1,0 +1,150 @@
+"""The chart, rendered by the real helm: rights, security, the key, the namespaces, and what its schema refuses."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from semipd_operator.__main__ import parse
+
+pytestmark = pytest.mark.api  # beside the programs that the api tier needs; no server runs here
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "charts/semipd-operator"
+
+
+@pytest.fixture(scope="module")
+def helm() -> Path:
+    found = subprocess.run(
+        [sys.executable, ROOT / "e2e/cluster/tools", "path", "helm"], capture_output=True, text=True, check=False
+    )
+    if found.returncode == 0 and (path := Path(found.stdout.strip()) / "helm").exists():
+        return path
+    if path_helm := shutil.which("helm"):
+        return Path(path_helm)
+    pytest.skip(found.stderr.strip())
+
+
+def template(helm: Path, *arguments: str) -> list[dict[str, Any]]:
+    command = [helm, "template", "spd", CHART, "-n", "sys", "--kube-version=1.36.2", *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    return [obj for obj in yaml.safe_load_all(answer.stdout) if obj]
+
+
+def by_kind(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {obj["kind"]: obj for obj in objects}
+
+
+def test_lint(helm: Path) -> None:
+    answer = subprocess.run([helm, "lint", "--strict", CHART], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_rights_are_the_least(helm: Path) -> None:
+    roles = [
+        obj
+        for obj in template(helm)
+        if obj["kind"] == "ClusterRole" and obj["metadata"]["name"] == "spd-semipd-operator"
+    ]
+    rules = roles[0]["rules"]
+    resources = {resource for rule in rules for resource in rule["resources"]}
+    assert not resources & {"secrets", "nodes", "namespaces", "customresourcedefinitions", "serviceaccounts"}
+    assert all("*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]] for rule in rules)
+    written = {r for rule in rules if set(rule["verbs"]) - {"get", "list", "watch"} for r in rule["resources"]}
+    assert "semipdservices" not in written, "specification and metadata are the user's"
+    assert "pods" not in written
+
+
+def test_the_operator_pod_is_restricted_and_alone(helm: Path) -> None:
+    deployment = by_kind(template(helm))["Deployment"]
+    assert deployment["spec"]["replicas"] == 1 and deployment["spec"]["strategy"] == {"type": "Recreate"}
+    pod = deployment["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    assert (
+        pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+    )
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_the_arguments_are_ones_that_the_operator_takes(helm: Path, tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(
+        "watchNamespaces: [a, b]\n"
+        "engine: {image: {repository: r/e, tag: t, pullPolicy: Never}, imagePullSecrets: [s]}\n"
+    )
+    deployment = by_kind(template(helm, "-f", str(values)))["Deployment"]
+    arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+    key = tmp_path / "key"
+    key.write_text("0123456789abcdef")
+    settings, _ = parse([a.replace("/etc/semipd-operator/key", str(key)) for a in arguments])
+    assert settings.engine_image == "r/e:t"
+    assert settings.namespaces == ("a", "b")
+    assert (settings.image_pull_policy, settings.image_pull_secrets) == ("Never", ("s",))
+
+
+def test_namespaces_get_roles_instead_of_a_cluster_role(helm: Path) -> None:
+    objects = template(helm, "--set", "watchNamespaces={a,b}", "--set", "rbac.aggregate=false")
+    assert not [obj for obj in objects if obj["kind"].startswith("ClusterRole")]
+    assert [o["metadata"]["namespace"] for o in objects if o["kind"] == "RoleBinding"] == ["a", "b"]
+    roles = [obj for obj in objects if obj["kind"] == "Role"]
+    assert roles[0]["rules"] == roles[1]["rules"]
+
+
+def test_the_key_is_random_or_given(helm: Path) -> None:
+    first, second = (by_kind(template(helm))["Secret"]["data"]["key"] for _ in range(2))
+    assert first != second and len(base64.b64decode(first)) >= 32
+    objects = template(helm, "--set", "key.existingSecret=mine")
+    assert "Secret" not in by_kind(objects)
+    volumes = by_kind(objects)["Deployment"]["spec"]["template"]["spec"]["volumes"]
+    assert volumes[0]["secret"]["secretName"] == "mine"
+
+
+def test_the_crd_is_kept_or_left_out(helm: Path) -> None:
+    keep = {"helm.sh/resource-policy": "keep"}
+    assert by_kind(template(helm))["CustomResourceDefinition"]["metadata"]["annotations"] == keep
+    bare = by_kind(template(helm, "--set", "crds.keep=false"))["CustomResourceDefinition"]
+    assert "annotations" not in bare["metadata"]
+    assert "CustomResourceDefinition" not in by_kind(template(helm, "--set", "crds.enabled=false"))
+
+
+def test_the_crd_survives_the_template(helm: Path) -> None:
+    plain = yaml.safe_load((ROOT / "crds/semipdservices.semipd.io.yaml").read_text())
+    assert by_kind(template(helm))["CustomResourceDefinition"]["spec"] == plain["spec"]
+
+
+def test_the_test_hook_asks_the_health_endpoint(helm: Path) -> None:
+    hook = by_kind(template(helm))["Pod"]
+    assert hook["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    assert "/healthz" in hook["spec"]["containers"][0]["command"][2]
+
+
+@pytest.mark.parametrize(
+    ("setting", "names"),
+    [
+        ("imge.tag=x", "imge"),
+        ("engine.image.tga=x", "tga"),
+        ("logLevel=loud", "logLevel"),
+        ("rbac.secrets=true", "secrets"),
+    ],
+)
+def test_the_schema_refuses_typing_errors(helm: Path, setting: str, names: str) -> None:
+    command = [helm, "template", "spd", CHART, "--kube-version=1.36.2", "--set", setting]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode != 0 and names in answer.stderr
+
+
+def test_extra_objects_are_templates(helm: Path, tmp_path: Path) -> None:
+    values = tmp_path / "v.yaml"
+    values.write_text('extraObjects: [{apiVersion: v1, kind: ConfigMap, metadata: {name: "{{ .Release.Name }}-x"}}]\n')
+    assert by_kind(template(helm, "-f", str(values)))["ConfigMap"]["metadata"]["name"] == "spd-x"
