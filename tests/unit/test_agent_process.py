@@ -1,0 +1,222 @@
+"""The agent as a real process, with a stand-in for the engine's launcher that speaks the real control socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from semipd_agent.contract import token_digest
+
+pytestmark = pytest.mark.unit
+
+TOKEN = "secret"
+STANDIN = Path(__file__).with_name("agent_standin.py")
+
+
+class RunningAgent:
+    def __init__(self, folder: Path, *flags: str, prefill: int = 60, mode: str = "Manual") -> None:
+        self.folder = folder
+        self.config = folder / "agent.json"
+        self.write_config(1, prefill, mode=mode)
+        engine = folder / "engine"
+        engine.write_text(f'#!/bin/sh\nexec {sys.executable} {STANDIN} "$@"\n')
+        engine.chmod(0o755)
+        self.run_dir = folder / "run"
+        self.run_dir.mkdir()
+        self.log = (folder / "log").open("wb")
+        own = ["--config", str(self.config), "--host", "127.0.0.1", "--port", "0", "--port-file", str(folder / "port")]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "semipd_agent", *own, "--engine-command", str(engine), "--"]
+            + ["--run-dir", str(self.run_dir), "--device", "cpu", *flags],
+            stdout=self.log,
+            stderr=self.log,
+            env=os.environ | {"POD_UID": "uid-1", "POD_NAME": "pod-0"},
+        )
+        self.wait(lambda: (folder / "port").exists() and (folder / "port").read_text().endswith("\n"))
+        port = int((folder / "port").read_text())
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=5)
+
+    def write_config(
+        self, generation: int, prefill: int, tokens: tuple[str, ...] = (TOKEN,), mode: str = "Manual"
+    ) -> None:
+        partition = {"mode": mode, "split": {"prefillPercent": prefill, "decodePercent": 80}}
+        new = self.folder / "agent.json.new"
+        digests = [token_digest(t) for t in tokens]
+        new.write_text(
+            json.dumps({"tokenSha256": digests, "config": {"generation": generation, "partition": partition}})
+        )
+        new.rename(self.config)
+
+    def status(self, token: str = TOKEN) -> dict[str, Any]:
+        answer = self.http.get("/v1/status", headers={"Authorization": f"Bearer {token}"})
+        return dict(answer.json()) if answer.status_code == 200 else {"http": answer.status_code}
+
+    def applied(self) -> int | None:
+        applied = self.status()["partition"]["applied"]
+        return applied and int(applied["prefillPercent"])
+
+    def put(self, generation: int, prefill: int, mode: str = "Manual") -> int:
+        partition = {"mode": mode, "split": {"prefillPercent": prefill, "decodePercent": 80}}
+        body = {"generation": generation, "partition": partition}
+        return self.http.put("/v1/config", json=body, headers={"Authorization": f"Bearer {TOKEN}"}).status_code
+
+    def launcher(self) -> int:
+        """PID of the launcher: the agent's only child."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(children[0]) if children else 0
+
+    def wait(self, condition: Callable[[], bool], seconds: float = 20) -> float:
+        started = time.monotonic()
+        while not condition():
+            assert time.monotonic() - started < seconds, (self.folder / "log").read_text()[-3000:]
+            time.sleep(0.05)
+        return time.monotonic() - started
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self.log.close()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., RunningAgent]]:
+    running: list[RunningAgent] = []
+
+    def launch(*flags: str, **options: Any) -> RunningAgent:
+        running.append(RunningAgent(tmp_path, *flags, **options))
+        return running[-1]
+
+    yield launch
+    for agent in running:
+        agent.stop()
+
+
+def test_from_loading_to_a_changed_split_read_back_from_the_workers(start: Callable[..., RunningAgent]) -> None:
+    agent = start("--loading-seconds", "3")
+    agent.wait(lambda: agent.status()["engine"]["state"] == "Loading")
+    loading = agent.status()
+    assert 0 <= loading["engine"]["loadProgressPercent"] < 100
+    assert loading["partition"]["reason"] == "EngineNotReady"
+    assert agent.http.get("/ready").status_code == 503
+    agent.wait(lambda: agent.applied() == 60)
+    assert agent.http.get("/ready").status_code == 200
+    assert agent.http.get("/health").json()["podUid"] == "uid-1"
+    assert agent.status()["identity"]["pod"] == "pod-0"
+    assert agent.put(2, 30) == 200
+    assert agent.wait(lambda: agent.applied() == 30) < 5
+    assert agent.status()["decisions"][0]["outcome"] == "Applied"
+    assert agent.put(1, 90) == 409
+    assert 'semipd_partition_percent{phase="prefill",value="applied"} 30.0' in agent.http.get("/metrics").text
+
+
+def test_a_silent_worker_is_noticed(start: Callable[..., RunningAgent]) -> None:
+    agent = start()
+    agent.wait(lambda: agent.applied() == 60)
+    os.kill(agent.launcher(), signal.SIGUSR1)
+    assert agent.wait(lambda: agent.status()["partition"]["reason"] == "WorkerNotResponding") < 10
+    assert agent.applied() is None
+
+
+def test_the_split_survives_core_and_launcher(start: Callable[..., RunningAgent]) -> None:
+    agent = start()
+    agent.wait(lambda: agent.applied() == 60)
+    agent.put(2, 30)
+    agent.wait(lambda: agent.applied() == 30)
+    epoch = agent.status()["partition"]["splitEpoch"]
+    os.kill(agent.launcher(), signal.SIGUSR2)  # a new core: epoch 0
+    agent.wait(lambda: agent.status()["partition"]["splitEpoch"] > epoch and agent.applied() == 30)
+    os.kill(agent.launcher(), signal.SIGKILL)
+    agent.wait(lambda: agent.status()["engine"]["restarts"]["launcher"] == 1 and agent.applied() == 30)
+    assert agent.status()["partition"]["splitEpoch"] > epoch + 1
+    assert len(agent.status()["decisions"]) == 1
+
+
+def test_the_file_brings_tokens_and_newer_settings(start: Callable[..., RunningAgent]) -> None:
+    agent = start()
+    agent.wait(lambda: agent.applied() == 60)
+    agent.put(5, 30)
+    agent.wait(lambda: agent.applied() == 30)
+    agent.write_config(4, 90, (TOKEN, "new"))  # the mount lags: its tokens count, its settings do not
+    agent.wait(lambda: "http" not in agent.status("new"))
+    assert agent.status()["partition"]["requested"]["prefillPercent"] == 30
+    agent.write_config(6, 90, ("new",))
+    agent.wait(lambda: agent.status() == {"http": 401})
+    agent.wait(lambda: agent.status("new")["partition"]["applied"] == {"prefillPercent": 90, "decodePercent": 80})
+
+
+def test_sigterm_fails_ready_at_once_and_lets_the_engine_drain(start: Callable[..., RunningAgent]) -> None:
+    agent = start("--drain-seconds", "2")
+    agent.wait(lambda: agent.http.get("/ready").status_code == 200)
+    started = time.monotonic()
+    agent.process.send_signal(signal.SIGTERM)
+    agent.wait(lambda: agent.http.get("/ready").status_code == 503, 1)
+    agent.wait(lambda: agent.status()["engine"]["state"] == "Draining")
+    assert agent.process.wait(15) == 0
+    assert time.monotonic() - started >= 2
+    assert "drained" in (agent.folder / "log").read_text()
+
+
+def test_a_second_sigterm_hurries(start: Callable[..., RunningAgent]) -> None:
+    agent = start("--drain-seconds", "60")
+    agent.wait(lambda: agent.applied() == 60)
+    launcher = agent.launcher()
+    agent.process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    agent.process.send_signal(signal.SIGTERM)
+    assert agent.process.wait(15) == 0
+    assert not Path(f"/proc/{launcher}").exists()
+
+
+def test_the_engine_does_not_outlive_a_killed_agent(start: Callable[..., RunningAgent]) -> None:
+    agent = start()
+    agent.wait(lambda: agent.applied() == 60)
+    launcher = agent.launcher()
+    agent.process.kill()
+    agent.process.wait()
+    agent.wait(lambda: not Path(f"/proc/{launcher}/cmdline").exists() or _zombie(launcher), 10)
+
+
+def _zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+def test_a_launcher_that_cannot_start_is_a_crash_loop_with_its_own_words(start: Callable[..., RunningAgent]) -> None:
+    agent = start("--model", "/does/not/exist")
+    agent.wait(lambda: agent.status()["engine"]["reason"] == "CrashLoop", 30)
+    engine = agent.status()["engine"]
+    assert engine["state"] == "Failed" and engine["restarts"]["launcher"] >= 2
+    assert "/does/not/exist: no such directory" in engine["message"]
+    assert agent.http.get("/ready").status_code == 503
+
+
+def test_a_gpu_without_mps_does_not_start_until_partitioning_is_disabled(start: Callable[..., RunningAgent]) -> None:
+    agent = start("--device", "cuda")
+    agent.wait(lambda: agent.status()["engine"]["reason"] == "MPSUnavailable")
+    assert agent.launcher() == 0
+    assert agent.status()["partition"]["state"] == "Failed"
+    assert agent.put(2, 60, mode="Disabled") == 200
+    agent.wait(lambda: agent.status()["partition"]["state"] == "Applied")
+    assert agent.status()["partition"]["enforcement"] == "none"
+
+
+def test_a_bad_file_ends_the_agent_with_words(tmp_path: Path) -> None:
+    (tmp_path / "agent.json").write_text('{"config": {"partition": {"mode": "Sometimes"}}}')
+    command = [sys.executable, "-m", "semipd_agent", "--config", str(tmp_path / "agent.json"), "--port", "0", "--"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert result.returncode == 1
+    assert "config.partition.mode" in result.stderr
