@@ -1,0 +1,177 @@
+"""The 0.5 B model through real processes: phases overlap, memory is shared, a split moves CPU time.
+
+Counts and ratios from one run, never absolute times. Timed comparisons are in ``bench/``.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.engine import proc
+from tests.engine.harness import TORCH_RESIDENT, ApiClient, Engine, Stream
+
+from e2e.models import random_model
+from semipd_engine.contract import DType, EngineOptions, Phase, SetPartition, Split
+from semipd_engine.cpu_plan import cpu_plan
+
+pytestmark = pytest.mark.engine
+
+LONG = 2048
+KV_BYTES = 768 << 20
+
+
+def start(tmp_path: Path, model: Path, **changes: Any) -> Engine:
+    given: dict[str, Any] = {
+        "max_model_len": 4096,
+        "kv_cache_memory": KV_BYTES,
+        "dtype": DType.BFLOAT16,
+        "prefix_caching": False,
+    }
+    options = EngineOptions(model=model, run_dir=tmp_path, step_log=tmp_path / "steps.jsonl", **(given | changes))
+    engine = Engine(options, TORCH_RESIDENT, OMP_NUM_THREADS="1", GOMP_SPINCOUNT="0")
+    engine.wait_state(seconds=120)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def small() -> Path:
+    return random_model("llama", "small")
+
+
+@pytest.fixture
+def engine(tmp_path: Path, small: Path) -> Iterator[Engine]:
+    engine = start(tmp_path, small)
+    yield engine
+    engine.stop()
+
+
+def prompt(length: int, seed: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(300, 8000) for _ in range(length)]
+
+
+def running_streams(client: ApiClient, count: int, max_tokens: int = 1500) -> list[Stream]:
+    """Streams that have their first tokens."""
+    streams = [client.add(prompt(32, seed), max_tokens) for seed in range(count)]
+    while not all(len(stream.tokens) >= 3 for stream in streams):
+        time.sleep(0.05)
+    return streams
+
+
+def overlap(steps: list[dict[str, Any]], others: list[dict[str, Any]]) -> float:
+    """Seconds of `steps` during which one of `others` is in flight."""
+    return sum(
+        max(0.0, min(step["end"], other["end"]) - max(step["begin"], other["begin"]))
+        for step in steps
+        for other in others
+    )
+
+
+def test_decode_goes_on_while_a_long_prompt_prefills(engine: Engine) -> None:
+    """In flight for 80 % of prefill's busy time, and at least ten tokens a stream before the prompt's first.
+
+    An engine that alternates whole steps has an overlap of 0.
+    """
+    client = engine.client()
+    streams = running_streams(client, 4)
+    asked = time.monotonic()
+    long = client.add(prompt(LONG, 99), 2).wait(240)
+    assert long.first_token_at is not None
+    for stream in streams:
+        assert sum(asked < at < long.first_token_at for at in stream.times) >= 10
+        client.abort(stream)
+    steps = [step for step in engine.records("step") if step["begin"] >= asked]
+    prefill = [step for step in steps if step["phase"] == Phase.PREFILL and step["end"] <= long.first_token_at + 0.1]
+    decode = [step for step in steps if step["phase"] == Phase.DECODE]
+    busy = sum(step["end"] - step["begin"] for step in prefill)
+    assert sum(step["tokens"] for step in prefill) == LONG
+    assert overlap(prefill, decode) >= 0.8 * busy
+
+
+def test_sixteen_requests_decode_in_one_batch(engine: Engine) -> None:
+    client = engine.client()
+    for stream in [client.add(prompt(24, seed), 24) for seed in range(16)]:
+        stream.wait(240)
+    assert max(step["batch"] for step in engine.records("step") if step["phase"] == Phase.DECODE) >= 8
+
+
+def test_there_is_one_copy_of_weights_and_cache(engine: Engine) -> None:
+    """With the KV pool in use, a worker's private memory is a fraction of the weights, and a write to a shared byte
+    is seen by both phases."""
+    client = engine.client()
+    resident = engine.processes["resident"].pid
+    for stream in [client.add(prompt(LONG, seed), 2) for seed in range(2)]:
+        stream.wait(240)
+
+    model = engine.snapshot().model
+    assert model is not None
+    workers = [engine.worker(phase).pid for phase in Phase]
+    for pid in workers:
+        assert proc.private_dirty_bytes(pid) < 0.2 * model.weight_bytes + (150 << 20)
+        for name in ("semipd-kv", "semipd-weights"):
+            assert proc.mapped_inodes(pid, name) == {proc.memfd_inode(resident, name)}
+
+    tokens = prompt(200, 7)
+    baseline = client.add(tokens, 24).wait(120).tokens
+
+    disturbed = client.add(tokens, 24)  # decode reads what prefill wrote: without it, other tokens
+    while not disturbed.tokens:
+        time.sleep(0.005)
+    with proc.memfd(resident, "semipd-kv") as pool:
+        pool[:] = bytes(len(pool))
+    assert disturbed.wait(120).tokens != baseline
+
+    assert client.add(tokens, 24).wait(120).tokens == baseline
+    with proc.memfd(resident, "semipd-weights") as weights:
+        half = len(weights) // 2  # the second half of the layers
+        kept = weights[half:]
+        weights[half:] = bytes(len(kept))
+        first = client.add(tokens, 1).wait(120).tokens  # prefill's own token
+        weights[half:] = kept
+        assert first != baseline[:1]
+        late = client.add(tokens, 24)
+        while not late.tokens:
+            time.sleep(0.005)
+        weights[half:] = bytes(len(kept))
+        assert late.wait(120).tokens != baseline
+        weights[half:] = kept
+    assert client.add(tokens, 24).wait(120).tokens == baseline
+
+
+SECONDS = 20.0
+
+
+def saturated_cpu_seconds(engine: Engine, client: ApiClient, split: Split, epoch: int) -> tuple[float, float, float]:
+    """(prefill's CPU seconds, decode's, prefill tokens a second) over `SECONDS` with both phases never idle."""
+    engine.control(SetPartition(split_epoch=epoch, plan=cpu_plan(split, sorted(os.sched_getaffinity(0)))))
+    while any(engine.worker(phase).applied_epoch < epoch for phase in Phase):
+        time.sleep(0.05)
+    pids = [engine.worker(phase).pid for phase in Phase]
+    before, began = [proc.cpu_seconds(pid) for pid in pids], time.monotonic()
+    time.sleep(SECONDS)
+    after, ended = [proc.cpu_seconds(pid) for pid in pids], time.monotonic()
+    steps = [s for s in engine.records("step") if s["phase"] == Phase.PREFILL]
+    tokens = sum(s["tokens"] for s in steps if began <= s["end"] <= ended)
+    prefill, decode = (later - earlier for later, earlier in zip(after, before, strict=True))
+    return prefill, decode, tokens / (ended - began)
+
+
+def test_a_split_moves_cpu_time(engine: Engine) -> None:
+    """Both phases saturated: prefill:decode CPU time at 80/20 is at least 6 times that at 20/80, and prefill's service
+    time falls by at least 25 % from 50/50 to 80/20."""
+    client = engine.client()
+    running_streams(client, 4, max_tokens=3000)
+    backlog = [client.add(prompt(LONG, 100 + seed), 1) for seed in range(40)]
+    ratio, rate = {}, {}
+    for epoch, (x, y) in enumerate([(80, 20), (20, 80), (50, 50)], start=100):
+        prefill, decode, rate[x] = saturated_cpu_seconds(engine, client, Split(prefill=x, decode=y), epoch)
+        ratio[x] = prefill / decode
+    assert not backlog[-1].done.is_set(), "prefill ran out of work"
+    assert ratio[80] >= 6 * ratio[20], ratio
+    assert 1 / rate[80] <= 0.75 / rate[50], rate
