@@ -178,7 +178,7 @@ class EngineMetrics:
         self.set("vllm:num_requests_waiting", state.waiting)
         occupied = state.blocks_used + state.blocks_quarantined
         self.set("vllm:kv_cache_usage_perc", occupied / state.blocks_total if state.blocks_total else 0)
-        self.set("vllm:cache_config_info", 1, self._block_size, str(state.blocks_total))
+        self._show_cache_config(state.blocks_total)
         for phase, number in (("waiting", state.waiting), ("prefill", state.prefilling), ("decode", state.decoding)):
             self.set("semipd_requests", number, phase)
         for name in ("free", "used", "cached", "quarantined"):
@@ -194,6 +194,14 @@ class EngineMetrics:
         ):
             self.count(name, max(0, total - self._seen.get(name, 0)))
             self._seen[name] = total
+
+    def _show_cache_config(self, blocks: int) -> None:
+        """One series only: the labels are the information."""
+        gauge = self._collectors["vllm:cache_config_info"]
+        assert isinstance(gauge, Gauge)
+        gauge.clear()
+        if blocks:
+            gauge.labels(self._model, self._block_size, str(blocks)).set(1)
 
     def render(self) -> bytes:
         """The text exposition format."""

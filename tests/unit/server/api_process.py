@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from api_standin import StandInCore
+from tests.unit.server.api_standin import StandInCore
 
 
 @dataclass
@@ -39,3 +39,6 @@ def wait_until(condition: Callable[[], object], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "timed out"
         time.sleep(0.01)
+
+
+StartApi = Callable[..., Api]

@@ -11,12 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.unit.server.api_process import Api, StartApi, wait_until
+from tests.unit.server.api_standin import StandInCore
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from api_process import Api, wait_until
-from api_standin import StandInCore
 
 TEMPLATE = """\
 {%- if tools %}<tools>{{ tools | tojson }}</tools>{% endif -%}
@@ -59,9 +56,6 @@ def write_model(directory: Path) -> Path:
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("models") / "letters")
-
-
-StartApi = Callable[..., Api]
 
 
 @pytest.fixture(scope="session")

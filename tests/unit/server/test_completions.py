@@ -7,8 +7,8 @@ from itertools import chain
 from typing import Any
 
 import pytest
-from api_process import Api, wait_until
-from api_standin import logprobs_of
+from tests.unit.server.api_process import Api, wait_until
+from tests.unit.server.api_standin import logprobs_of
 from tokenizers import Tokenizer
 
 from semipd_engine.ipc.messages import AddRequest, Sampling
@@ -191,7 +191,7 @@ def test_logprobs_in_chat_shape(api: Api, tokenizer: Tokenizer) -> None:
 
 
 def test_minus_infinity_is_sent_as_a_number(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    import api_standin
+    from tests.unit.server import api_standin
 
     def lowest(add: AddRequest, token: int) -> Any:
         return type(logprobs_of(add, token))(float("-inf"), [(1, float("-inf"))])

@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
-from api_process import Api
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.unit.server.api_process import Api
 
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 

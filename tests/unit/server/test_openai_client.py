@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-from api_process import Api
+from tests.unit.server.api_process import Api
 from tokenizers import Tokenizer
 
 pytestmark = pytest.mark.unit

@@ -14,8 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from api_process import Api, wait_until
-from conftest import StartApi
+from tests.unit.server.api_process import Api, StartApi, wait_until
 
 pytestmark = pytest.mark.unit
 

@@ -1,0 +1,218 @@
+"""The OpenAI API of the whole engine, started as a user starts it: ``semipd-engine serve`` with a real model."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from tests.engine.model_driver import random_prompt, reference
+
+from e2e import models
+
+pytestmark = pytest.mark.engine
+
+VOCABULARY = 1000
+"""Random prompts draw from the first so many ids."""
+
+
+@dataclass
+class Served:
+    process: subprocess.Popen[bytes]
+    url: str
+    model: Path
+    client: httpx.Client
+
+    def complete(self, prompt: Any, **fields: Any) -> Any:
+        response = self.client.post("/v1/completions", json={"prompt": prompt} | fields)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def stream(self, prompt: Any, **fields: Any) -> list[Any]:
+        text = self.client.post("/v1/completions", json={"prompt": prompt, "stream": True} | fields).text
+        *events, done, _ = text.split("\n\n")
+        assert done == "data: [DONE]", done
+        return [json.loads(event.removeprefix("data: ")) for event in events]
+
+    def gauge(self, name: str, **labels: str) -> float:
+        for family in text_string_to_metric_families(self.client.get("/metrics").text):
+            for sample in family.samples:
+                if sample.name == name and labels.items() <= sample.labels.items():
+                    return sample.value
+        raise AssertionError(name)
+
+    def child(self, title: str) -> psutil.Process:
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return next(child for child in children if child.cmdline()[:1] == [title])
+
+    def idle(self) -> bool:
+        running = self.gauge("vllm:num_requests_running") + self.gauge("vllm:num_requests_waiting")
+        return running + self.gauge("semipd_kv_blocks", state="used") == 0
+
+
+def wait_until(condition: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def serve(run_dir: Path, model: Path, *flags: str) -> Iterator[Served]:
+    command = [sys.executable, "-m", "semipd_engine.cli", "serve", "--model", str(model), "--run-dir", str(run_dir)]
+    fixed = ["--device", "cpu", "--dtype", "float32", "--port", "0", "--kv-cache-memory", str(256 << 20)]
+    process = subprocess.Popen([*command, *fixed, *flags])
+    try:
+        port = run_dir / "api.port"
+        wait_until(lambda: port.exists() or process.poll() is not None, 60)
+        client = httpx.Client(base_url=f"http://127.0.0.1:{int(port.read_text())}", timeout=60)
+        wait_until(lambda: client.get("/ready").status_code == 200, 120)
+        yield Served(process, str(client.base_url), model, client)
+        client.close()
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    yield from serve(tmp_path_factory.mktemp("run"), models.random_model("llama"))
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Served]:
+    """An engine that the test may kill."""
+    yield from serve(tmp_path / "run", models.random_model("llama"))
+
+
+def test_tokens_and_logprobs_are_those_of_transformers(served: Served) -> None:
+    """Plain and streamed, sixteen at a time."""
+    prompts = [random_prompt(length, VOCABULARY, length) for length in (1, 2, 15, 16, 17, 40, 300, 64)]
+    fields = {"max_tokens": 24, "temperature": 0, "ignore_eos": True, "logprobs": 0, "return_token_ids": True}
+    with ThreadPoolExecutor(16) as pool:
+        plain = [pool.submit(served.complete, prompt, **fields) for prompt in prompts]
+        streamed = [pool.submit(served.stream, prompt, **fields) for prompt in prompts]
+        for prompt, whole, chunks in zip(prompts, plain, streamed, strict=True):
+            tokens, scores = reference(served.model).greedy(prompt, 24)
+            choice = whole.result()["choices"][0]
+            parts = [chunk["choices"][0] for chunk in chunks.result()]
+            assert choice["token_ids"] == tokens, len(prompt)
+            assert [token for part in parts for token in part["token_ids"]] == tokens, len(prompt)
+            assert "".join(part["text"] for part in parts) == choice["text"]
+            worst = max(abs(a - b) for a, b in zip(choice["logprobs"]["token_logprobs"], scores, strict=True))
+            assert worst < 1e-4
+            assert choice["finish_reason"] == parts[-1]["finish_reason"] == "length"
+
+
+def test_a_seed_repeats_and_choices_differ(served: Served) -> None:
+    fields = {"max_tokens": 16, "temperature": 1, "seed": 7, "n": 3, "return_token_ids": True}
+    first, second = (served.complete("The king", **fields)["choices"] for _ in range(2))
+    ids = [choice["token_ids"] for choice in first]
+    assert ids == [choice["token_ids"] for choice in second]
+    assert len({tuple(tokens) for tokens in ids}) == 3
+    # Choice i of seed s is choice 0 of seed s + i.
+    assert served.complete("The king", **fields | {"seed": 8, "n": 1})["choices"][0]["token_ids"] == ids[1]
+    assert served.complete("The king", **fields | {"seed": 99, "n": 1})["choices"][0]["token_ids"] not in ids
+
+
+def test_stop_string_and_stop_id_end_the_real_answer(served: Served) -> None:
+    fields = {"temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    whole = served.complete("The king", max_tokens=40, **fields)["choices"][0]
+    stop = whole["text"][12:16]
+    cut = served.complete("The king", max_tokens=40, stop=stop, **fields)["choices"][0]
+    assert (cut["text"], cut["finish_reason"]) == (whole["text"][: whole["text"].index(stop)], "stop")
+    token = whole["token_ids"][5]
+    by_id = served.complete("The king", max_tokens=40, stop_token_ids=[token], **fields)["choices"][0]
+    assert by_id["token_ids"] == whole["token_ids"][: whole["token_ids"].index(token) + 1]
+    assert (by_id["finish_reason"], by_id["stop_reason"]) == ("stop", token)
+    wait_until(served.idle, 5)
+
+
+def test_a_client_that_leaves_frees_its_blocks(served: Served) -> None:
+    for stream in (True, False):
+        with pytest.raises(httpx.ReadTimeout):
+            body = {"prompt": "The king", "max_tokens": 1500, "ignore_eos": True, "stream": stream, "n": 2}
+            with httpx.stream("POST", f"{served.url}/v1/completions", json=body, timeout=0.5) as response:
+                next(response.iter_bytes())
+                raise httpx.ReadTimeout("left")
+        wait_until(served.idle, 5)
+
+
+def test_a_repeated_prompt_comes_from_the_cache(served: Served) -> None:
+    prompt = random_prompt(200, VOCABULARY, 99)
+    cold, warm = (served.complete(prompt, max_tokens=4, temperature=0) for _ in range(2))
+    assert cold["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert warm["usage"]["prompt_tokens_details"]["cached_tokens"] >= 150
+    assert cold["choices"][0]["text"] == warm["choices"][0]["text"]
+    wait_until(lambda: served.gauge("vllm:prefix_cache_hits_total") >= 150, 3)
+
+
+def test_openai_client_chats(served: Served) -> None:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
+        fields: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 12, "seed": 3}
+        plain = client.chat.completions.create(model=served.model.name, **fields)
+        stream = client.chat.completions.create(model=served.model.name, stream=True, **fields)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert plain.choices[0].message.content == text
+
+
+def test_a_killed_core_is_an_error_within_two_seconds_and_ready_within_ten(own: Served) -> None:
+    body = {"max_tokens": 1500, "ignore_eos": True, "temperature": 0}
+    with ThreadPoolExecutor(8) as pool:
+        plain = [pool.submit(own.client.post, "/v1/completions", json={"prompt": "The king"} | body) for _ in range(4)]
+        streams = [
+            pool.submit(own.client.post, "/v1/completions", json={"prompt": "A queen", "stream": True} | body)
+            for _ in range(4)
+        ]
+        wait_until(lambda: own.gauge("vllm:num_requests_running") == 8, 20)
+        own.child("semipd: core").kill()
+        began = time.monotonic()
+        answers, texts = [future.result() for future in plain], [future.result().text for future in streams]
+        assert time.monotonic() - began < 2
+    assert {answer.status_code for answer in answers} == {503}
+    assert all("engine_restarted" in text.rstrip().rpartition("\n")[2] for text in texts)
+    again = own.client.post("/v1/completions", json={"prompt": "The king", "max_tokens": 4})
+    while again.status_code == 503:
+        assert time.monotonic() - began < 10
+        time.sleep(0.1)
+        again = own.client.post("/v1/completions", json={"prompt": "The king", "max_tokens": 4})
+    assert again.status_code == 200 and time.monotonic() - began < 10
+
+
+def test_a_killed_api_comes_back_and_core_forgets_its_requests(own: Served, tmp_path: Path) -> None:
+    port = tmp_path / "run" / "api.port"
+    with ThreadPoolExecutor(1) as pool:
+        body = {"prompt": "The king", "max_tokens": 1500, "ignore_eos": True}
+        lost = pool.submit(own.client.post, "/v1/completions", json=body)
+        wait_until(lambda: own.gauge("vllm:num_requests_running") == 1, 20)
+        port.unlink()
+        own.child("semipd: api").kill()
+        with pytest.raises(httpx.TransportError):
+            lost.result()
+    wait_until(port.exists, 20)
+    own.client = httpx.Client(base_url=f"http://127.0.0.1:{int(port.read_text())}", timeout=60)
+    wait_until(lambda: own.client.get("/ready").status_code == 200, 20)
+    wait_until(own.idle, 5)
+    assert own.complete("The king", max_tokens=4)["choices"]
+
+
+def test_sigterm_lets_a_running_stream_finish(own: Served) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(own.stream, "The king", max_tokens=400, ignore_eos=True, return_token_ids=True)
+        wait_until(lambda: own.gauge("vllm:num_requests_running") == 1, 20)
+        own.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: own.client.get("/ready").status_code == 503, 2)
+        assert own.complete("A queen", max_tokens=2)["choices"]
+        assert sum(len(chunk["choices"][0]["token_ids"]) for chunk in stream.result()) == 400
+    assert own.process.wait(40) == 0
