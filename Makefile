@@ -17,10 +17,13 @@ help: ## this list
 venv: ## the Python environment in .venv (TORCH_INDEX=URL takes torch from elsewhere)
 	@PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) ./e2e/venv $(VENV)
 
+deps: ## install the Debian packages that the local cluster needs (root)
+	@$(PYTHON) e2e/cluster/cluster deps
+
 tools: ## build the Kubernetes programs and helm (cached outside the clone)
 	@$(PYTHON) e2e/cluster/tools build
 
-images: ## build the container images; REGISTRY=host/path pushes them
+images: deps ## build the container images; REGISTRY=host/path pushes them
 	@REGISTRY=$(REGISTRY) TORCH_INDEX=$(TORCH_INDEX) $(PYTHON) images/build
 
 demo: ## a cluster, the operator, a model answering, a moving split (CLUSTER=local|existing|none)

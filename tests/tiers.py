@@ -2,7 +2,7 @@
 
 `python tests/tiers.py [TIER ...]`. Exits non-zero if a test failed, or if any tier but gpu ran no test or skipped one:
 a tier that cannot run here is a failure of the machine's set-up, said in one line, not a quiet pass. While the light
-tiers run, the Kubernetes programs and then the images are built beside them (`e2e/cluster/tools`, `images/build`).
+tiers run, Debian packages, the Kubernetes programs and then the images are made beside them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = ("unit", "kopf", "engine", "api", "node", "gpu")
 MAY_SKIP = {"gpu"}
-NEEDS = {"api": ("tools",), "node": ("tools", "images")}
+NEEDS = {"api": ("tools",), "node": ("deps", "tools", "images")}
 """Prerequisites that are built before a tier starts."""
+QUIET = {"engine"}
+"""Tiers that compare rates: they wait until nothing is being built beside them."""
 BUILDERS = {
+    "deps": [sys.executable, "e2e/cluster/cluster", "deps"],
     "tools": [sys.executable, "e2e/cluster/tools", "build"],
     "images": [sys.executable, "images/build"],
 }
@@ -90,6 +93,11 @@ class Builds:
                 return f"`{' '.join(BUILDERS[name][1:])}` failed; run it by itself to see why"
         return ""
 
+    def settle(self) -> None:
+        """Wait until every build is over, well or not."""
+        for result in self.results.values():
+            result.exception()
+
     def stop(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)
         for process in self.processes:
@@ -117,6 +125,8 @@ def main() -> int:
     outcomes = []
     try:
         for tier in wanted:
+            if tier in QUIET:
+                builds.settle()
             if problem := builds.require(NEEDS.get(tier, ())):
                 print(f"{tier}: {problem}", file=sys.stderr)
                 outcomes.append(Outcome(tier, 0, 1, 0, 0.0, problem))
