@@ -35,9 +35,9 @@ class RunningAgent:
         self.run_dir.mkdir()
         self.log = (folder / "log").open("wb")
         own = ["--config", str(self.config), "--host", "127.0.0.1", "--port", "0", "--port-file", str(folder / "port")]
+        passed = ["--", "--run-dir", str(self.run_dir), "--device", "cpu", *flags]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "semipd_agent", *own, "--engine-command", str(engine), "--"]
-            + ["--run-dir", str(self.run_dir), "--device", "cpu", *flags],
+            [sys.executable, "-m", "semipd_agent", *own, "--engine-command", str(engine), *passed],
             stdout=self.log,
             stderr=self.log,
             env=os.environ | {"POD_UID": "uid-1", "POD_NAME": "pod-0"},
@@ -141,8 +141,8 @@ def test_the_split_survives_core_and_launcher(start: Callable[..., RunningAgent]
     os.kill(agent.launcher(), signal.SIGUSR2)  # a new core: epoch 0
     agent.wait(lambda: agent.status()["partition"]["splitEpoch"] > epoch and agent.applied() == 30)
     os.kill(agent.launcher(), signal.SIGKILL)
-    agent.wait(lambda: agent.status()["engine"]["restarts"]["launcher"] == 1 and agent.applied() == 30)
-    assert agent.status()["partition"]["splitEpoch"] > epoch + 1
+    agent.wait(lambda: agent.status()["partition"]["splitEpoch"] > epoch + 1 and agent.applied() == 30)
+    assert agent.status()["engine"]["restarts"]["launcher"] == 1
     assert len(agent.status()["decisions"]) == 1
 
 

@@ -1,0 +1,154 @@
+"""The agent with the real engine on the CPU: a changed split read back from real workers, stops, kills, drain."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from e2e.models import random_model
+from semipd_agent.contract import AgentConfig, AgentFile, PartitionConfig, Split, StatusReport, token_digest
+
+pytestmark = pytest.mark.engine
+
+HEADERS = {"Authorization": "Bearer secret"}
+
+
+def config(generation: int, prefill: int, decode: int) -> AgentConfig:
+    split = Split(prefill_percent=prefill, decode_percent=decode)
+    return AgentConfig(generation=generation, partition=PartitionConfig(split=split))
+
+
+class Pod:
+    """Agent and engine as in a pod, without the pod."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        file = folder / "agent.json"
+        start = AgentFile(token_sha256=(token_digest("secret"),), config=config(1, 60, 80))
+        file.write_text(start.model_dump_json(by_alias=True))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            api_port = free.getsockname()[1]
+        port = folder / "port"
+        own = ["--config", str(file), "--host", "127.0.0.1", "--port", "0", "--port-file", str(port)]
+        engine = ["--model", str(model), "--device", "cpu", "--dtype", "float32", "--port", str(api_port)]
+        engine += ["--max-model-len", "512", "--kv-cache-memory", str(64 << 20), "--drain-seconds", "2"]
+        self._log_path = folder / "log"
+        self._log = self._log_path.open("wb")
+        command = [sys.executable, "-m", "semipd_agent", *own, "--", *engine]
+        self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log)
+        self.wait(lambda: port.exists() and port.read_text().endswith("\n"), 60)
+        self.agent = httpx.Client(base_url=f"http://127.0.0.1:{int(port.read_text())}", headers=HEADERS, timeout=10)
+        self.api = httpx.Client(base_url=f"http://127.0.0.1:{api_port}", timeout=60)
+
+    def status(self) -> StatusReport:
+        return StatusReport.model_validate_json(self.agent.get("/v1/status").raise_for_status().content)
+
+    def put(self, wanted: AgentConfig) -> None:
+        self.agent.put("/v1/config", json=wanted.model_dump(mode="json", by_alias=True)).raise_for_status()
+
+    def applied(self) -> str:
+        return str(self.status().partition.applied)
+
+    def worker(self, phase: str) -> int:
+        return next(w.pid for w in self.status().engine.workers if w.phase == phase)
+
+    def complete(self) -> dict[str, Any]:
+        body = {"prompt": "one two three", "max_tokens": 8, "temperature": 0, "model": self.status().engine.model_name}
+        return dict(self.api.post("/v1/completions", json=body).raise_for_status().json())
+
+    def wait(self, condition: Callable[[], bool], seconds: float) -> float:
+        started = time.monotonic()
+        while not condition():
+            assert time.monotonic() - started < seconds, self._log_path.read_text()[-4000:]
+            time.sleep(0.1)
+        return time.monotonic() - started
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(40)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self._log.close()
+
+
+@pytest.fixture(scope="module")
+def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
+    running = Pod(tmp_path_factory.mktemp("pod"), random_model("llama"))
+    yield running
+    running.stop()
+
+
+def test_the_split_is_read_back_and_changed_in_place(pod: Pod) -> None:
+    pod.wait(lambda: pod.applied() == "60/80", 120)
+    before = pod.complete()["choices"][0]["text"]
+    pids = {phase: pod.worker(phase) for phase in ("prefill", "decode")}
+    pod.put(config(2, 30, 70))
+    assert pod.wait(lambda: pod.applied() == "30/70", 30) < 5
+    assert {phase: pod.worker(phase) for phase in pids} == pids
+    assert pod.complete()["choices"][0]["text"] == before
+    assert pod.status().partition.enforcement == "paced"
+
+
+def test_a_stopped_worker_is_not_applied(pod: Pod) -> None:
+    pod.wait(lambda: pod.status().partition.state == "Applied", 60)
+    stopped = pod.worker("prefill")
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        assert pod.wait(lambda: pod.status().partition.reason == "WorkerNotResponding", 30) < 10
+        assert pod.status().partition.applied is None
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    pod.wait(lambda: pod.status().partition.state == "Applied", 60)
+
+
+def test_the_split_survives_the_death_of_worker_and_core(pod: Pod) -> None:
+    pod.wait(lambda: pod.status().partition.state == "Applied", 60)
+    split, epoch = pod.applied(), pod.status().partition.split_epoch
+    killed = pod.worker("decode")
+    os.kill(killed, signal.SIGKILL)
+    pod.wait(lambda: pod.status().partition.state == "Applied" and pod.worker("decode") != killed, 60)
+    os.kill(_core_of(pod.process.pid), signal.SIGKILL)
+    pod.wait(lambda: pod.status().partition.split_epoch > epoch and pod.status().partition.state == "Applied", 60)
+    assert pod.applied() == split
+    assert pod.status().engine.restarts["core"] == 1
+    pod.wait(lambda: pod.agent.get("/ready").status_code == 200, 30)
+    assert pod.complete()["choices"][0]["finish_reason"] == "length"
+
+
+def test_sigterm_drains_and_leaves_nothing(pod: Pod) -> None:
+    pod.wait(lambda: pod.status().engine.ready, 60)
+    family = _descendants(pod.process.pid)
+    assert len(family) >= 5
+    pod.process.terminate()
+    pod.wait(lambda: pod.agent.get("/ready").status_code == 503, 2)
+    assert pod.process.wait(60) == 0
+    pod.wait(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 10)
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def _descendants(pid: int) -> list[int]:
+    children = _children(pid)
+    return children + [grandchild for child in children for grandchild in _descendants(child)]
+
+
+def _core_of(agent: int) -> int:
+    """The process named ``semipd: core`` below this agent."""
+    return next(p for p in _descendants(agent) if b"semipd: core" in Path(f"/proc/{p}/cmdline").read_bytes())
