@@ -1,0 +1,157 @@
+"""The real Kopf loop against an emulated API server: what it asks for, what it hears, what it never writes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import kmock as kmock_library
+import kopf
+import pytest
+import yaml
+
+from semipd_operator.render.names import MANAGED_SELECTOR
+from semipd_operator.watches import kopf_settings, registry
+from semipd_operator.workqueue import Key
+
+pytestmark = pytest.mark.kopf
+
+SERVICES = "semipd.io/v1alpha1/semipdservices"
+CHILDREN = {
+    "v1/pods": "Pod",
+    "v1/services": "Service",
+    "v1/configmaps": "ConfigMap",
+    "apps/v1/deployments": "Deployment",
+    "policy/v1/poddisruptionbudgets": "PodDisruptionBudget",
+}
+
+
+@dataclass
+class Heard:
+    services: list[tuple[Key, str, bool]] = field(default_factory=list)
+    children: list[tuple[Key, str, bool]] = field(default_factory=list)
+
+
+async def until(check: Callable[[], Any], seconds: float = 10.0) -> Any:
+    for _ in range(int(seconds / 0.05)):
+        if value := check():
+            return value
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s")
+
+
+@pytest.fixture
+async def heard(kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Heard]:
+    """The real loop, running; what its handlers told."""
+    for name, kind in {SERVICES: "SemiPDService", **CHILDREN}.items():
+        kmock.resources[name] = kmock_library.ResourceInfo(
+            kind=kind, namespaced=True, verbs={"get", "list", "watch", "patch"}, subresources={"status"}
+        )
+    # Kopf waits for its own two before it watches anything, whether or not it may scan them.
+    for name in ("v1/namespaces", "v1/events", "apiextensions.k8s.io/v1/customresourcedefinitions"):
+        kmock.resources[name] = kmock_library.ResourceInfo(namespaced=name == "v1/events", verbs={"list", "watch"})
+    config = tmp_path / "kubeconfig"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "clusters": [{"name": "c", "cluster": {"server": str(kmock.url)}}],
+                "users": [{"name": "u", "user": {"token": "t"}}],
+                "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+                "current-context": "x",
+            }
+        )
+    )
+    monkeypatch.setenv("KUBECONFIG", str(config))
+    told = Heard()
+    handlers = registry(
+        lambda key, uid, version, gone: told.services.append((key, uid, gone)),
+        lambda key, kind, version: told.children.append((key, kind, bool(version))),
+    )
+    # A thread with a loop of its own: Kopf cancels every other task of its loop when it ends.
+    stop = threading.Event()
+    loop = threading.Thread(
+        target=lambda: asyncio.run(
+            kopf.operator(
+                registry=handlers, settings=kopf_settings(), standalone=True, clusterwide=True, stop_flag=stop
+            )
+        )
+    )
+    loop.start()
+    try:
+        await until(lambda: len(watched(kmock)) == len(CHILDREN) + 1)
+        yield told
+    finally:
+        stop.set()
+        await asyncio.to_thread(loop.join, 10)
+        assert not loop.is_alive()
+
+
+def watched(kmock: Any) -> set[str]:
+    return {request.resource.plural for request in kmock[kmock_library.action.WATCH]}
+
+
+async def send(kmock: Any, method: str, resource: str, name: str, body: dict[str, Any] | None = None) -> None:
+    """As another client of the API server. The emulator keeps no versions, so objects bring their own."""
+    group, _, plural = resource.rpartition("/")
+    root = f"api/{group}" if group == "v1" else f"apis/{group}"
+    path = f"{root}/namespaces/ns/{plural}" + ("" if method == "POST" else f"/{name}")
+    headers = {
+        "User-Agent": "test",
+        "Content-Type": "application/merge-patch+json" if method == "PATCH" else "application/json",
+    }
+    async with (
+        aiohttp.ClientSession() as session,
+        session.request(method, kmock.url / path, headers=headers, data=json.dumps(body)) as answer,
+    ):
+        assert answer.status < 300, await answer.text()
+
+
+def new(name: str, **more: Any) -> dict[str, Any]:
+    return {"metadata": {"name": name, "namespace": "ns", "uid": f"uid-{name}", "resourceVersion": "1", **more}}
+
+
+async def test_services_become_keys_and_are_never_written(kmock: Any, heard: Heard) -> None:
+    key = Key("ns", "one")
+    await send(kmock, "POST", SERVICES, "one", new("one"))
+    await until(lambda: (key, "uid-one", False) in heard.services)
+    await send(kmock, "PATCH", SERVICES, "one", {"metadata": {"resourceVersion": "2"}})
+    await until(lambda: len(heard.services) >= 2)
+    await send(kmock, "DELETE", SERVICES, "one")
+    await until(lambda: (key, "uid-one", True) in heard.services)
+    ours = [request for request in kmock if request.headers.get("User-Agent") != "test"]
+    assert ours and {request.method.value for request in ours} == {"GET"}, "no finalizer, no annotation, no event"
+
+
+async def test_children_become_the_key_of_their_service(kmock: Any, heard: Heard) -> None:
+    key = Key("ns", "one")
+    for resource, kind in CHILDREN.items():
+        body = {"kind": kind, **new("child", labels={"semipd.io/service": "one"})}
+        await send(kmock, "POST", resource, "child", body)
+        await until(lambda kind=kind: (key, kind, True) in heard.children)
+    await send(kmock, "POST", "v1/pods", "stranger", {"kind": "Pod", **new("stranger")})
+    await send(kmock, "DELETE", "v1/pods", "child")
+    await until(lambda: (key, "Pod", False) in heard.children)
+    assert {key for key, _, _ in heard.children} == {key}, "an object of no service is nobody's"
+
+
+async def test_only_managed_children_are_asked_for(kmock: Any, heard: Heard) -> None:
+    plurals = {name.rsplit("/", 1)[-1] for name in CHILDREN}
+    assert watched(kmock) == plurals | {"semipdservices"}, "and nothing else: no namespaces, no CRDs"
+    requests = [*kmock[kmock_library.action.LIST], *kmock[kmock_library.action.WATCH]]
+    for request in requests:
+        if request.resource.plural in plurals:
+            assert request.params.get("labelSelector") == MANAGED_SELECTOR, request.url
+        if request.resource.plural == "semipdservices":
+            assert "labelSelector" not in request.params
+
+
+def test_settings() -> None:
+    settings = kopf_settings()
+    assert settings.watching.inactivity_timeout == 70, "a silent stream is broken off"
+    assert settings.scanning.disabled and settings.peering.standalone and not settings.posting.enabled
