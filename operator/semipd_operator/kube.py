@@ -36,7 +36,7 @@ _PLURALS = {
     "PodMonitor": "podmonitors",
 }
 _REQUEST_SECONDS = 30.0
-_DISCOVERY_SECONDS = 300.0
+_DISCOVERY_SECONDS = 60.0
 _PAGE = 500
 
 
@@ -106,7 +106,7 @@ class Kube:
                 raise
 
     async def knows(self, api_version: str, kind: str) -> bool:
-        """Whether the cluster serves a kind; asked again every five minutes."""
+        """Whether the cluster serves a kind; asked again every minute."""
         asked, known = self._known_groups.get(api_version, (float("-inf"), False))
         if time.monotonic() - asked > _DISCOVERY_SECONDS:
             try:

@@ -123,8 +123,8 @@ class Reconciler:
         try:
             result = await self._kube.apply(obj)
         except ApiRefused as refused:
-            # 422 is the object's own fault; so is 400 for what the schema does not know.
-            invalid = refused.status in (400, 422)
+            # The object's own fault. An unknown field comes as 500: server-side apply cannot type the patch.
+            invalid = refused.status in (400, 422) or "field not declared in schema" in str(refused)
             reason = Reason.INVALID_POD_TEMPLATE if invalid and obj["kind"] == "Deployment" else Reason.APPLY_FAILED
             message = f"{obj['kind']} {obj['metadata']['name']}: {refused}"
             raise Blocked(Problem(reason, message), again=not invalid) from refused

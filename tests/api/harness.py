@@ -1,0 +1,232 @@
+"""What the tests of the running operator need: its process, a stand-in for a pod's agent, pods made by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from semipd_agent.contract import (
+    AgentConfig,
+    Enforcement,
+    EnginePhase,
+    EngineStatus,
+    Health,
+    Identity,
+    PartitionReason,
+    PartitionReport,
+    PartitionState,
+    Split,
+    StatusReport,
+    token_digest,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+KEY = "0123456789abcdef0123456789abcdef"
+
+
+def until(check: Any, seconds: float = 20.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while True:
+        value = check()
+        if value or time.monotonic() > deadline:
+            return value
+        time.sleep(0.1)
+
+
+class Agent:
+    """Speaks the agent's contract for one pod; `report` may be changed while it runs."""
+
+    def __init__(self, ip: str, port: int, pod: dict[str, Any], token: str) -> None:
+        self.pod, self.token = pod, token
+        self.config = AgentConfig()
+        self.state = PartitionState.APPLIED
+        self.puts: list[AgentConfig] = []
+        self.closed = False
+        self.split: Split | None = None
+        """What Auto chose; None: what the configuration says."""
+        agent = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: Any) -> None: ...
+
+            def answer(self, status: int, body: str = "{}") -> None:
+                if agent.closed:  # a process that ends takes its connections with it
+                    self.close_connection = True
+                    return
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def do_GET(self) -> None:
+                if self.path == "/health":
+                    self.answer(200, Health(pod_uid=agent.pod["metadata"]["uid"]).model_dump_json(by_alias=True))
+                elif self.headers.get("Authorization") != f"Bearer {agent.token}":
+                    self.answer(401)
+                else:
+                    self.answer(200, agent.report().model_dump_json(by_alias=True))
+
+            def do_PUT(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.headers.get("Authorization") != f"Bearer {agent.token}":
+                    return self.answer(401)
+                agent.config = AgentConfig.model_validate_json(body)
+                agent.puts.append(agent.config)
+                return self.answer(200, agent.report().model_dump_json(by_alias=True))
+
+        self.server = ThreadingHTTPServer((ip, port), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def report(self) -> StatusReport:
+        partition = self.config.partition
+        split = self.split or partition.split
+        return StatusReport(
+            identity=Identity(pod_uid=self.pod["metadata"]["uid"]),
+            observed_at=datetime.now(UTC),
+            config_generation=self.config.generation,
+            partition=PartitionReport(
+                mode=partition.mode,
+                policy=partition.policy if partition.mode == "Auto" else None,
+                backend="cpu-paced",
+                enforcement=Enforcement.PACED,
+                requested=split,
+                quantized=split,
+                applied=split if self.state is PartitionState.APPLIED else None,
+                state=self.state,
+                reason=PartitionReason.APPLIED
+                if self.state is PartitionState.APPLIED
+                else PartitionReason.WORKER_NOT_RESPONDING,
+            ),
+            engine=EngineStatus(state=EnginePhase.READY, ready=True, device="cpu", dtype="float32"),
+        )
+
+    def digest(self) -> str:
+        return token_digest(self.token)
+
+    def close(self) -> None:
+        self.closed = True
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class Operator:
+    """One operator process; its log is shown when a test fails."""
+
+    def __init__(
+        self, cluster: Any, folder: Path, agent_port: int, ports: tuple[int, int], *extra: str, key: str = KEY
+    ) -> None:
+        self.health = f"http://127.0.0.1:{ports[0]}/healthz"
+        self.metrics = f"http://127.0.0.1:{ports[1]}/metrics"
+        (folder / "key").write_text(key)
+        self.log = folder / "operator.log"
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "semipd_operator",
+                "--engine-image=engine:test",
+                f"--key-file={folder / 'key'}",
+                f"--agent-port={agent_port}",
+                f"--health-port={ports[0]}",
+                f"--metrics-port={ports[1]}",
+                "--resync-seconds=5",
+                *extra,
+            ],
+            env={**os.environ, "KUBECONFIG": str(cluster.operator_kubeconfig)},
+            stdout=self.log.open("ab"),
+            stderr=subprocess.STDOUT,
+        )
+
+    def healthy(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()[-3000:]
+        with contextlib.suppress(OSError):
+            return urllib.request.urlopen(self.health, timeout=2).status == 200
+        return False
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+
+def chart_rights(cluster: Any) -> list[dict[str, Any]]:
+    """The chart's RBAC objects, rendered by the real helm, for the ServiceAccount of the operator's kubeconfig."""
+    helm = cluster.bin / "helm"
+    if not helm.exists():
+        found = shutil.which("helm")
+        if not found:
+            pytest.skip("helm is not built: run `e2e/cluster/tools build`")
+        helm = Path(found)
+    text = subprocess.run(
+        [
+            helm,
+            "template",
+            "semipd-operator",
+            ROOT / "charts/semipd-operator",
+            "-n",
+            "semipd-system",
+            "--kube-version=1.36.2",
+            "-s",
+            "templates/rbac.yaml",
+            "-s",
+            "templates/aggregate.yaml",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return [obj for obj in yaml.safe_load_all(text) if obj]
+
+
+def service(name: str, namespace: str, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "semipd.io/v1alpha1",
+        "kind": "SemiPDService",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"model": {"uri": "file:///models/m"}, **spec},
+    }
+
+
+def condition(obj: dict[str, Any] | None, kind: str) -> dict[str, Any]:
+    conditions = ((obj or {}).get("status") or {}).get("conditions") or []
+    return next((entry for entry in conditions if entry["type"] == kind), {})
+
+
+def make_pod(cluster: Any, namespace: str, owner: str, name: str, status: dict[str, Any]) -> dict[str, Any]:
+    """A pod as the Deployment's ReplicaSet would have made it, with a status as the kubelet's."""
+    template = cluster.get("deployment", owner, namespace)["spec"]["template"]
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    body = {"metadata": {"name": name, "labels": template["metadata"]["labels"]}, "spec": template["spec"]}
+    cluster.request("POST", pods, body)
+    return cluster.request("PATCH", f"{pods}/{name}/status", {"status": status}, "application/merge-patch+json")
+
+
+def ready(ip: str) -> dict[str, Any]:
+    """Status of a pod that serves."""
+    engine = {"name": "engine", "image": "engine:test", "imageID": "", "restartCount": 0, "ready": True}
+    return {
+        "phase": "Running",
+        "podIP": ip,
+        "podIPs": [{"ip": ip}],
+        "conditions": [{"type": "Ready", "status": "True"}],
+        "containerStatuses": [{**engine, "state": {"running": {}}}],
+    }
