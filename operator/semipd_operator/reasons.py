@@ -210,7 +210,7 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
             Reason.MPS_UNAVAILABLE,
             "False",
             "NVIDIA MPS, which enforces the split, does not run.",
-            "See docs/operations.md, or set partition.mode Disabled.",
+            "See the pod's log, or set partition.mode Disabled.",
         ),
     ),
     ConditionType.SLO_ATTAINED: (

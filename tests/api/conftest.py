@@ -6,6 +6,7 @@ they need. Identities come from a static token file: `admin`, and the operator's
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -129,8 +130,14 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with api_server(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def api_server(folder: Path) -> Iterator[Cluster]:
+    """etcd and kube-apiserver of their own, in `folder`."""
     bin_folder = programs("etcd", "kube-apiserver", "kubectl")
-    folder = tmp_path_factory.mktemp("cluster")
     etcd_port, peer_port, api_port = free_port(), free_port(), free_port()
     url = f"https://127.0.0.1:{api_port}"
     key = folder / "sa.key"

@@ -1,0 +1,79 @@
+"""The chart with the real helm on a real API server: install, upgrade, uninstall. Pods never start here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.api.conftest import Cluster, api_server
+from tests.api.harness import ROOT, service
+
+pytestmark = pytest.mark.api
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A server without the CRD: the chart brings it."""
+    with api_server(tmp_path_factory.mktemp("helm")) as cluster:
+        yield cluster
+
+
+def helm(cluster: Cluster, *arguments: str) -> str:
+    program = cluster.bin / "helm"
+    if not program.exists():
+        found = shutil.which("helm")
+        if not found:
+            pytest.skip("helm is not built: run `e2e/cluster/tools build`")
+        program = Path(found)
+    answer = subprocess.run(
+        [program, "--kubeconfig", cluster.kubeconfig, "-n", "semipd-system", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HOME": str(cluster.folder)},
+        timeout=120,
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+def key(cluster: Cluster) -> Any:
+    secret = cluster.get("secret", "semipd-operator-key", "semipd-system")
+    return secret and secret["data"]["key"]
+
+
+def test_install_upgrade_uninstall(bare: Cluster) -> None:
+    chart = str(ROOT / "charts/semipd-operator")
+    notes = helm(bare, "install", "semipd-operator", chart, "--create-namespace")
+    assert "kubectl get spd" in notes
+    bare.kubectl("wait", "--for=condition=Established", "crd/semipdservices.semipd.io", "--timeout=30s")
+    bare.apply(service("kept", "default"))
+    first = key(bare)
+
+    helm(bare, "upgrade", "semipd-operator", chart, "--set", "logLevel=debug")
+    assert key(bare) == first, "an upgrade keeps the key"
+    arguments = bare.get("deployment", "semipd-operator", "semipd-system")["spec"]["template"]["spec"]["containers"]
+    assert "--log-level=debug" in arguments[0]["args"]
+
+    helm(bare, "uninstall", "semipd-operator")
+    assert key(bare) is None
+    assert bare.get("spd", "kept", "default"), "services outlive the chart"
+    helm(bare, "install", "semipd-operator", chart)
+    assert key(bare) != first, "a new installation has a new key"
+
+    bare.kubectl("delete", "spd", "kept", "-n", "default", "--timeout=20s")
+    assert bare.get("spd", "kept", "default") is None
+
+
+def test_users_get_the_resource_with_their_roles(bare: Cluster) -> None:
+    roles = {
+        name: bare.request("GET", f"/apis/rbac.authorization.k8s.io/v1/clusterroles/semipd-operator-{name}")
+        for name in ("view", "edit")
+    }
+    assert roles["view"]["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-view"] == "true"
+    assert "semipdservices/scale" in roles["edit"]["rules"][0]["resources"]

@@ -1,0 +1,85 @@
+"""``semipd run`` with the real agent and engine: it answers, shows the operator's status, changes in place, drains."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from e2e.models import random_model
+
+pytestmark = pytest.mark.engine
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples/cpu.yaml"
+
+
+def until(check: Callable[[], Any], seconds: float) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := check()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.2)
+    return value
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_the_example_without_kubernetes(tmp_path: Path) -> None:
+    manifest, shown, log = tmp_path / "m.yaml", tmp_path / "status.json", tmp_path / "log"
+    obj = yaml.safe_load(EXAMPLE.read_text())
+    manifest.write_text(yaml.safe_dump(obj))
+    port = free_port()
+    command = [sys.executable, "-m", "semipd_operator.cli", "run", "-f", manifest, "--port", str(port)]
+    command += ["--set", f"model.uri=file://{random_model('llama')}", "--set", "engine.maxModelLen=512"]
+    process = subprocess.Popen(
+        [*command, "--status-file", shown, "--log-file", log],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+    def status() -> dict[str, Any]:
+        assert process.poll() is None, log.read_text()[-2000:]
+        return json.loads(shown.read_text())["status"] if shown.exists() else {}
+
+    def condition(kind: str) -> dict[str, Any]:
+        return next((c for c in status().get("conditions", []) if c["type"] == kind), {})
+
+    try:
+        until(lambda: condition("Ready").get("status") == "True", 120)
+        assert status()["partition"]["applied"] == {"prefillPercent": 50, "decodePercent": 50}
+        assert status()["partition"]["enforced"] == "paced"
+        body = json.dumps({"model": "smollm2-135m-instruct", "prompt": "hello", "max_tokens": 4}).encode()
+        request = urllib.request.Request(
+            f"{status()['url']}/v1/completions", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert json.load(answer)["usage"]["completion_tokens"] == 4
+
+        obj["spec"]["partition"] |= {"prefillPercent": 80}
+        manifest.write_text(yaml.safe_dump(obj))
+        until(lambda: status()["partition"].get("applied") == {"prefillPercent": 80, "decodePercent": 50}, 5)
+        assert until(lambda: status()["observedGeneration"] == 2, 5)
+        (decision,) = status()["partition"]["decisions"]
+        assert (decision["pod"], decision["reason"]) == ("smollm2-local", "ManualChange")
+
+        process.send_signal(signal.SIGINT)
+        lines, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, "Ctrl-C drains"
+        assert "split=80/50" in lines and "draining" in lines
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
