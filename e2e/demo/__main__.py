@@ -147,9 +147,7 @@ def farewell(outcome: Outcome, form: str, model: Path | None) -> None:
     if form == "local":
         say("The cluster stays up; `make demo-down` ends it.")
     elif form == "existing":
-        say(
-            f"To remove it: kubectl delete ns {cluster.NAMESPACE}; helm uninstall -n {cluster.OPERATOR_NAMESPACE} semipd"
-        )
+        say(f"To end it: kubectl delete ns {cluster.NAMESPACE}; helm uninstall -n {cluster.OPERATOR_NAMESPACE} semipd")
 
 
 def main() -> int:

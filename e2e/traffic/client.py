@@ -91,19 +91,20 @@ async def replay(
     *,
     model: str = "",
     silence_seconds: float = 120.0,
+    start: float | None = None,
     on_token: OnToken = _ignore,
 ) -> list[Record]:
     """Send the plan to the server at `url` (without /v1); returns one record for each request, in plan order.
 
-    `silence_seconds` is the longest that a stream may bring nothing. Errors are recorded, never raised; only
-    cancelling raises.
+    `start` is the origin of all times on the monotonic clock (default: now). `silence_seconds` is the longest that a
+    stream may bring nothing. Errors are recorded, never raised; only cancelling raises.
     """
     model = model or await served_model(url)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=url, timeout=silence_seconds, limits=limits, trust_env=False) as client:
         await client.get("/health")  # the first use of a client costs it milliseconds
-        start = time.monotonic()
-        sends = [_send(client, number, request, model, start, on_token) for number, request in enumerate(plan)]
+        origin = time.monotonic() if start is None else start
+        sends = [_send(client, number, request, model, origin, on_token) for number, request in enumerate(plan)]
         return list(await asyncio.gather(*sends))
 
 

@@ -16,12 +16,16 @@ from e2e.demo.engine import flags, serve
 from e2e.demo.lanes import IDLE, Scene, figures, picture, rows
 from e2e.demo.outcome import DemoError, Outcome
 from e2e.demo.paths import OUT
-from e2e.traffic.client import replay, served_model
+from e2e.traffic.client import OnToken, replay, served_model
 from e2e.traffic.plan import Request, prompt_ids
+from e2e.traffic.records import Record
 
 STREAMS = 4
 PROMPT_TOKENS = 1_024
-PROMPT_AT = 4.0
+STEADY_TOKENS = 25
+"""The prompt is sent when every stream has brought this many."""
+STEADY_SECONDS = 25.0
+"""Or after this time, if each has brought any."""
 AFTER = 1.5
 """Seconds watched after the prompt's first token."""
 PATIENCE = 60.0
@@ -53,26 +57,36 @@ async def watch(title: str, url: str, console: Console, *, seed: int) -> Scene:
     if problem := next((record.error for record in await replay(warm, url, model=model) if not record.ok), None):
         raise DemoError(f"{title}: {problem}")
     plan = [Request(0.0, 2_000, prompt_ids(32, seed=seed * 10 + number)) for number in range(STREAMS)]
-    plan.append(Request(PROMPT_AT, 1, prompt_ids(PROMPT_TOKENS, seed=seed * 10 + 9)))
     times: list[list[float]] = [[] for _ in plan]
+    first: list[float] = []
+    began, sent = time.monotonic(), float("inf")
+
+    def begin(requests: list[Request], on_token: OnToken) -> asyncio.Task[list[Record]]:
+        return asyncio.create_task(replay(requests, url, model=model, start=began, on_token=on_token))
+
+    tasks = [begin(plan, lambda index, at, _: times[index].append(at))]
 
     def scene() -> Scene:
-        first = times[-1][0] if times[-1] else None
-        return Scene(title, tuple(tuple(stream) for stream in times[:-1]), PROMPT_TOKENS, PROMPT_AT, first)
+        streams = tuple(tuple(stream) for stream in times)
+        return Scene(title, streams, PROMPT_TOKENS, sent, first[0] if first else None)
 
-    began = time.monotonic()
-    task = asyncio.create_task(replay(plan, url, model=model, on_token=lambda index, at, _: times[index].append(at)))
     try:
         with Live(console=console, auto_refresh=False, transient=True) as live:
-            while not (times[-1] and time.monotonic() - began > times[-1][0] + AFTER):
-                if task.done() or time.monotonic() - began > PROMPT_AT + PATIENCE:
-                    raise DemoError(f"{title}: the prompt brought no token ({_why(task)})")
+            while not (first and time.monotonic() - began > first[0] + AFTER):
                 await asyncio.sleep(0.1)
+                now = time.monotonic() - began
+                if now < sent and _steady(times, now):
+                    sent = now
+                    prompt = [Request(sent, 1, prompt_ids(PROMPT_TOKENS, seed=seed * 10 + 9))]
+                    tasks.append(begin(prompt, lambda _, at, __: first.append(at)))
+                if tasks[0].done() or now > min(sent, STEADY_SECONDS) + PATIENCE:
+                    raise DemoError(f"{title}: the prompt brought no token within {PATIENCE:.0f} s ({_why(tasks)})")
                 if console.is_terminal:
-                    live.update(drawing(scene(), time.monotonic() - began, console.width), refresh=True)
+                    live.update(drawing(scene(), now, console.width), refresh=True)
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     found = settled(scene())
     console.print(picture(found, lane_width(console.width)), markup=False, highlight=False, soft_wrap=True)
     console.print(figures(found), style="dim", highlight=False)
@@ -80,12 +94,14 @@ async def watch(title: str, url: str, console: Console, *, seed: int) -> Scene:
     return found
 
 
-def _why(task: asyncio.Task[list[object]] | asyncio.Task[object]) -> str:
-    if not task.done():
-        return f"{PATIENCE:.0f} s"
-    result = task.result()
-    errors = {record.error for record in result if record.error} if isinstance(result, list) else set()
-    return "; ".join(sorted(errors)) or "the streams ended too early"
+def _steady(times: list[list[float]], now: float) -> bool:
+    fewest = min(len(stream) for stream in times)
+    return fewest >= STEADY_TOKENS or (fewest > 2 and now > STEADY_SECONDS)
+
+
+def _why(tasks: list[asyncio.Task[list[Record]]]) -> str:
+    errors = {record.error for task in tasks if task.done() for record in task.result() if record.error}
+    return "; ".join(sorted(errors)) or "no error was reported"
 
 
 def settled(scene: Scene) -> Scene:
