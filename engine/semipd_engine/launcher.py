@@ -120,6 +120,8 @@ class Launcher:
             name: Child(name, command, WORKER_ENVIRONMENT if name == "resident" else {})
             for name, command in commands.items()
         }
+        self._port_file = self._run_dir / "api.port"
+        self._port_kept = False
         self._signals: list[int] = []
 
     def run(self) -> int:
@@ -128,12 +130,20 @@ class Launcher:
         announced = False
         while not self._signals:
             now = time.monotonic()
+            self._keep_port()
             for child in self._children.values():
                 child.tick(now)
             announced = announced or self._announce()
             time.sleep(POLL_SECONDS)
         self._stop()
         return 0
+
+    def _keep_port(self) -> None:
+        """Once the api has taken a free port, the next api takes the same: clients keep their URL."""
+        api = self._children["api"]
+        if self._options.port == 0 and not self._port_kept and self._port_file.exists():
+            api.command = [*api.command, "--port", self._port_file.read_text().strip()]
+            self._port_kept = True
 
     def _on_signal(self, number: int, _: object) -> None:
         self._signals.append(number)
@@ -152,12 +162,11 @@ class Launcher:
     def _announce(self) -> bool:
         """One line for people when the engine answers."""
         snapshot = read_snapshot(self._run_dir)
-        port_file = self._run_dir / "api.port"
-        if snapshot is None or snapshot.state is not EngineState.READY or not port_file.exists():
+        if snapshot is None or snapshot.state is not EngineState.READY or not self._port_file.exists():
             return False
         host = self._options.host if ":" not in self._options.host else f"[{self._options.host}]"
         name = snapshot.model.name if snapshot.model is not None else ""
-        print(f"semipd-engine: {name} is ready at http://{host}:{port_file.read_text().strip()}", flush=True)
+        print(f"semipd-engine: {name} is ready at http://{host}:{self._port_file.read_text().strip()}", flush=True)
         return True
 
 
@@ -184,8 +193,7 @@ def serve(options: EngineOptions) -> int:
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     run_dir = run_dir.absolute()
     run_dir.chmod(0o700)
-    for stale in run_dir.glob("api.port"):
-        stale.unlink()
+    (run_dir / "api.port").unlink(missing_ok=True)
     placed = options.model_copy(update={"run_dir": run_dir})
     try:
         return Launcher(placed, default_commands(placed)).run()

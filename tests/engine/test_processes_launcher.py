@@ -1,0 +1,200 @@
+"""``semipd-engine serve`` as a user runs it: one line when ready, kills of each process, drain, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from tests.engine.harness import wait_for
+
+from e2e.models import random_model
+
+pytestmark = pytest.mark.engine
+
+
+class Served:
+    """One ``semipd-engine serve`` on the tiny model."""
+
+    def __init__(self, *flags: str) -> None:
+        command = [sys.executable, "-m", "semipd_engine.cli", "serve", "--model", str(random_model()), "--port", "0"]
+        flags = ("--device", "cpu", "--dtype", "float32", "--max-model-len", "1024", *flags)
+        self.process = subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = re.search(r"ready at (http://127\.0\.0\.1:\d+)$", line.strip())
+        assert found, line
+        self.client = httpx.Client(base_url=found[1], timeout=60)
+
+    def children(self) -> dict[str, psutil.Process]:
+        """Processes by title, the workers included."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        named = {}
+        for child in family:
+            try:
+                title = " ".join(child.cmdline())
+            except psutil.NoSuchProcess:
+                continue
+            if title.startswith("semipd: "):
+                named[title.removeprefix("semipd: ").strip()] = child
+        return named
+
+    def complete(self, prompt: str = "Hello", tokens: int = 16) -> str:
+        body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+        answer = self.client.post("/v1/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["choices"][0]["text"])
+
+    def stream(self, tokens: int) -> Stream:
+        return Stream(self.client, tokens)
+
+    def ready(self) -> bool:
+        try:
+            return self.client.get("/ready", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+
+class Stream(threading.Thread):
+    """One streaming completion in the background."""
+
+    def __init__(self, client: httpx.Client, tokens: int) -> None:
+        super().__init__(daemon=True)
+        self.chunks: list[dict[str, Any]] = []
+        self.ended_at = 0.0
+        self.finished = False
+        self._client, self._tokens = client, tokens
+        self.start()
+
+    def run(self) -> None:
+        body = {"prompt": "Once", "max_tokens": self._tokens, "temperature": 0, "stream": True, "ignore_eos": True}
+        try:
+            with self._client.stream("POST", "/v1/completions", json=body) as answer:
+                for line in answer.iter_lines():
+                    if line == "data: [DONE]":
+                        self.finished = True
+                    elif line.startswith("data: "):
+                        self.chunks.append(json.loads(line.removeprefix("data: ")))
+        except httpx.HTTPError:
+            pass
+        self.ended_at = time.monotonic()
+
+    @property
+    def failed(self) -> bool:
+        return not self.finished or any("error" in chunk for chunk in self.chunks)
+
+    def text(self) -> str:
+        return "".join(choice["text"] for chunk in self.chunks for choice in chunk.get("choices", []))
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    served = Served()
+    yield served
+    if served.process.poll() is None:
+        served.process.send_signal(signal.SIGINT)
+        served.process.wait(30)
+
+
+def test_processes_are_named_and_answer(served: Served) -> None:
+    assert served.ready()
+    assert set(served.children()) == {"api", "core", "resident", "prefill", "decode"}
+    assert served.complete() == served.complete()
+
+
+def test_every_process_but_the_launcher_may_die(served: Served) -> None:
+    expected = served.complete(tokens=24)
+    first = served.children()
+    for name in ("prefill", "decode"):
+        first[name].kill()
+        assert served.complete(tokens=24) == expected  # in the middle of the replacement
+
+    running = served.stream(400)
+    wait_for(lambda: len(running.chunks) > 5, 30, "a running stream")
+    served.children()["resident"].kill()
+    running.join(60)
+    assert not running.failed  # it went on after the reload
+    wait_for(served.ready, 30, "/ready after the resident's death")
+    assert served.complete(tokens=24) == expected
+
+    running = served.stream(900)
+    wait_for(lambda: len(running.chunks) > 5, 30, "a running stream")
+    resident = served.children()["resident"].pid
+    killed = time.monotonic()
+    served.children()["core"].kill()
+    running.join(10)
+    assert running.failed and running.ended_at - killed < 2
+    wait_for(served.ready, 10 - (time.monotonic() - killed), "/ready after core's death")
+    assert served.children()["resident"].pid == resident
+    assert served.complete(tokens=24) == expected
+
+    served.children()["api"].kill()
+    wait_for(served.ready, 30, "/ready after the api's death")
+    assert served.complete(tokens=24) == expected
+
+
+def test_sigterm_drains(served: Served) -> None:
+    family = served.children().values()
+    running = served.stream(900)
+    wait_for(lambda: len(running.chunks) > 5, 30, "a running stream")
+    served.process.terminate()
+    wait_for(lambda: not served.ready(), 2, "/ready to fail")
+    assert served.complete()  # endpoints lag: still admitted
+    assert served.process.wait(60) == 0
+    running.join(5)
+    assert not running.failed
+    assert not any(process.is_running() for process in family)
+
+
+def test_a_killed_launcher_leaves_nothing_behind() -> None:
+    served = Served()
+    family = list(served.children().values())
+    assert len(family) == 5
+    served.process.kill()
+    served.process.wait()
+    wait_for(lambda: not any(_runs(process) for process in family), 5, "the family's end")
+
+
+def test_a_broken_model_is_answered_with_its_reason(tmp_path: Path) -> None:
+    """No crash loop: the API is up and says what is wrong."""
+    broken = tmp_path / "model"
+    source = random_model()
+    broken.mkdir()
+    for file in source.iterdir():
+        (broken / file.name).symlink_to(file)
+    (broken / "model.safetensors").unlink()
+    (broken / "model.safetensors").write_bytes(b"not a tensor file")
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "semipd_engine.cli", "serve", "--model", str(broken), "--port", "0"]
+    process = subprocess.Popen([*command, "--run-dir", str(run_dir)], stdout=subprocess.DEVNULL)
+    try:
+        wait_for((run_dir / "api.port").exists, 60, "the api")
+        assert os.stat(run_dir).st_mode & 0o777 == 0o700  # noqa: PTH116
+        url = f"http://127.0.0.1:{(run_dir / 'api.port').read_text().strip()}"
+
+        def reason() -> str:
+            answer = httpx.post(f"{url}/v1/completions", json={"prompt": "x"})
+            return answer.text if answer.status_code == 503 and "safetensors" in answer.text else ""
+
+        assert wait_for(reason, 60, "a 503 that names the file")
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,167 @@
+"""The tiny real model through real processes: tokens equal `transformers` across splits, their changes, and kills."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+from tests.engine import proc
+from tests.engine.harness import TORCH_RESIDENT, Engine, Stream, wait_for
+from tests.engine.model_driver import random_prompt, reference
+
+from e2e.models import random_model
+from semipd_engine.contract import DType, EngineOptions, Phase, SetPartition, Split
+from semipd_engine.cpu_plan import cpu_plan
+
+pytestmark = pytest.mark.engine
+
+MODEL = "qwen2"
+VOCABULARY = 4096
+MOST_TOKENS = 48
+LENGTHS = (1, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 100, 129, 200)
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return random_model(MODEL)
+
+
+@pytest.fixture(scope="module")
+def split_engine(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    yield from start(model, tmp_path_factory.mktemp("split"), unified=False)
+
+
+@pytest.fixture
+def unified_engine(model: Path, tmp_path: Path) -> Iterator[Engine]:
+    yield from start(model, tmp_path, unified=True)
+
+
+def start(model: Path, tmp_path: Path, unified: bool) -> Iterator[Engine]:
+    engine = Engine(
+        EngineOptions(
+            model=model,
+            run_dir=tmp_path,
+            step_log=tmp_path / "steps.jsonl",
+            dtype=DType.FLOAT32,
+            max_model_len=1024,
+            kv_cache_memory=256 << 20,
+            prefill_chunk_tokens=32,
+            prefix_caching=False,
+            unified=unified,
+        ),
+        TORCH_RESIDENT,
+    )
+    try:
+        engine.wait_state(seconds=120)
+        yield engine
+    finally:
+        engine.stop()
+
+
+def set_split(engine: Engine, x: int, y: int) -> None:
+    epoch = engine.snapshot().split_epoch + 1
+    plan = cpu_plan(Split(prefill=x, decode=y), sorted(os.sched_getaffinity(0)))
+    engine.control(SetPartition(split_epoch=epoch, plan=plan))
+
+
+def prompts() -> list[list[int]]:
+    return [random_prompt(length, VOCABULARY, seed=length) for length in LENGTHS]
+
+
+@lru_cache
+def expected(model: Path, prompt: tuple[int, ...]) -> list[int]:
+    torch.set_num_threads(1)  # two cores are shared with the engine under test
+    return reference(model).greedy(prompt, MOST_TOKENS)[0]
+
+
+def assert_exact(model: Path, streams: list[Stream]) -> None:
+    for stream in streams:
+        tokens = expected(model, tuple(stream.prompt))[: stream.sampling.max_tokens]
+        assert stream.wait(120).tokens == tokens, f"prompt of {len(stream.prompt)} tokens"
+
+
+def test_sixteen_at_a_time_are_exact(split_engine: Engine, model: Path) -> None:
+    client = split_engine.client()
+    assert_exact(model, [client.add(prompt, 24) for prompt in prompts()])
+
+
+def test_one_process_mode_is_exact(unified_engine: Engine, model: Path) -> None:
+    client = unified_engine.client()
+    assert_exact(model, [client.add(prompt, 24) for prompt in prompts()])
+
+
+def test_a_changing_split_changes_no_token(split_engine: Engine, model: Path) -> None:
+    client = split_engine.client()
+    streams = [client.add(prompt, MOST_TOKENS) for prompt in prompts()]
+    splits = itertools.cycle([(80, 20), (50, 50), (20, 80), (100, 100), (30, 20)])
+    begin = split_engine.snapshot().split_epoch
+    while not all(stream.done.is_set() for stream in streams):
+        set_split(split_engine, *next(splits))
+        time.sleep(0.1)
+    assert split_engine.snapshot().split_epoch > begin + 5
+    assert_exact(model, streams)
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_kills_of_real_workers_change_no_token(split_engine: Engine, model: Path, phase: Phase) -> None:
+    client = split_engine.client()
+    streams = [client.add(prompt, MOST_TOKENS) for prompt in prompts()]
+    kills = 0
+    while not all(stream.done.is_set() for stream in streams) and kills < 6:
+        steps = len([r for r in split_engine.records("step") if r["phase"] == phase])
+        wait_for(
+            lambda before=steps: (
+                len([r for r in split_engine.records("step") if r["phase"] == phase]) > before + 1
+                or all(stream.done.is_set() for stream in streams)
+            ),
+            60,
+            "two more steps",
+        )
+        if split_engine.worker(phase).busy:
+            split_engine.kill_worker(phase)
+            kills += 1
+    assert_exact(model, streams)
+    assert kills >= 3
+    assert any(r["in_flight"] is not None for r in split_engine.records("worker_lost"))
+
+
+def test_quanta_move_cpu_time(split_engine: Engine) -> None:
+    """Both phases saturated: the ratio of their CPU times at 80/20 is at least six times that at 20/80."""
+    client = split_engine.client()
+    stop = threading.Event()
+
+    def saturate(length: int, tokens: int, depth: int) -> None:
+        pending: list[Stream] = []
+        seeds = itertools.count(length)
+        while not stop.is_set():
+            pending = [stream for stream in pending if not stream.done.is_set()]
+            while len(pending) < depth:
+                pending.append(client.add(random_prompt(length, VOCABULARY, next(seeds)), tokens))
+            time.sleep(0.005)
+
+    threads = [threading.Thread(target=saturate, args=args) for args in ((5, 900, 4), (400, 1, 3))]
+    for thread in threads:
+        thread.start()
+    ratio = {}
+    try:
+        wait_for(lambda: split_engine.snapshot().decoding >= 4, 60, "running streams")
+        pids = [split_engine.worker(phase).pid for phase in Phase]
+        for x, y in ((80, 20), (20, 80)):
+            set_split(split_engine, x, y)
+            time.sleep(0.5)
+            before = [proc.cpu_seconds(pid) for pid in pids]
+            time.sleep(5)
+            prefill, decode = (proc.cpu_seconds(p) - b for p, b in zip(pids, before, strict=True))
+            ratio[x] = prefill / decode
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert ratio[80] >= 6 * ratio[20], ratio
