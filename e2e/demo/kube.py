@@ -6,6 +6,7 @@ existing cluster needs no prefix. Knows nothing of what the acts show.
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -67,6 +68,7 @@ class Deployed:
     def __init__(self, kube: Kube, namespace: str, name: str) -> None:
         self._kube, self._namespace, self.name = kube, namespace, name
         self._url = ""
+        self._sends = itertools.count(1)
 
     def use(self, url: str) -> None:
         """Reach it at `url` from now on."""
@@ -80,13 +82,15 @@ class Deployed:
             self._url = f"http://{spec['clusterIP']}:{spec['ports'][0]['port']}"
         return self._url
 
-    def send(self, plan: Sequence[Request]) -> list[Record]:
-        """By a client that runs where the cluster IP can be reached."""
-        todo, done = OUT / "plan.jsonl", OUT / "records.jsonl"
+    def send(self, plan: Sequence[Request], start: float | None = None) -> list[Record]:
+        """By a client that runs where the cluster IP can be reached; the monotonic clock is the same there."""
+        number = next(self._sends)
+        todo, done = OUT / "sent" / f"{number}-plan.jsonl", OUT / "sent" / f"{number}-records.jsonl"
         plans.write(plan, todo)
         done.unlink(missing_ok=True)
         seconds = max(request.at for request in plan) + 300
         command = [sys.executable, "-m", "e2e.traffic", "plan", self.url, str(todo), "--out", str(done)]
+        command += ["--start", str(start)] if start is not None else []
         answer = subprocess.run(
             [*self._kube.prefix, *command], cwd=ROOT, capture_output=True, text=True, timeout=seconds
         )

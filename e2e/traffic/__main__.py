@@ -33,6 +33,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("url", help="address without /v1")
         command.add_argument("--out", type=Path, help="write the records as JSON Lines")
         command.add_argument("--silence", type=float, default=120.0, help="longest silence of a stream, seconds")
+        command.add_argument(
+            "--start", type=float, help="origin of all times, seconds of CLOCK_MONOTONIC; default: now"
+        )
         command.add_argument("--ttft", type=float, help="target in ms")
         command.add_argument("--tpot", type=float, help="target in ms")
         command.add_argument("--gap", type=float, help="target for a request's longest gap, in ms")
@@ -73,18 +76,19 @@ def requests(arguments: argparse.Namespace) -> list[plan.Request]:
     )
 
 
-async def send(todo: list[plan.Request], url: str, silence_seconds: float) -> list[Record]:
+async def send(todo: list[plan.Request], url: str, silence: float, start: float | None) -> list[Record]:
     """Replays with a progress bar of the tokens expected (on stderr, where that is a terminal)."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("tokens", total=sum(request.max_tokens for request in todo))
-        return await replay(todo, url, silence_seconds=silence_seconds, on_token=lambda *_: progress.advance(task))
+        seen = lambda *_: progress.advance(task)  # noqa: E731
+        return await replay(todo, url, silence_seconds=silence, start=start, on_token=seen)
 
 
 def main() -> int:
     arguments = parser().parse_args()
-    found = asyncio.run(send(requests(arguments), arguments.url, arguments.silence))
+    found = asyncio.run(send(requests(arguments), arguments.url, arguments.silence, arguments.start))
     if arguments.out:
         records.write(found, arguments.out)
     if arguments.command == "ask":

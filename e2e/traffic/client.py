@@ -108,9 +108,9 @@ async def replay(
         return list(await asyncio.gather(*sends))
 
 
-def replay_now(plan: Sequence[Request], url: str) -> list[Record]:
+def replay_now(plan: Sequence[Request], url: str, start: float | None = None) -> list[Record]:
     """`replay`, blocking."""
-    return asyncio.run(replay(plan, url))
+    return asyncio.run(replay(plan, url, start=start))
 
 
 async def _send(

@@ -1,10 +1,12 @@
 """Auto under load: targets from the single-request latency, a load that turns from prompts to answers, a split that
-follows."""
+follows. Each turn lasts until the split has followed it, or until its time is up."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from statistics import median
 
@@ -16,41 +18,50 @@ from e2e.traffic.records import Record, Target, summarise
 SLACK = 7.5
 """Targets are this many times the latency of a request that has the service to itself."""
 HOME = (50, 50)
+WINDOW_SECONDS = 20
 PROMPT, ANSWER = 128, 48
 """Tokens of a long prompt and of a long answer, as two cores without a GPU have them."""
-PROMPTS_SECONDS, ANSWERS_SECONDS = 32.0, 42.0
 PREFILL_LOAD = 0.72
 """Of what prefill could do if it had the machine to itself: more than its half, less than all."""
-EVERY = 2.5
-"""Seconds between the streams beside the prompts."""
-WINDOW_SECONDS = 20
+STREAMS_EVERY = 2.5
+"""Seconds between the streams that run beside the prompts."""
+BATCH, BATCH_COST = 16, 3.0
+"""Answers come as fast as a batch of 16 could serve them at three times a single one's time per token."""
+STRETCH = 10.0
+"""The load is sent in stretches of this many seconds."""
+LONGEST = (45.0, 70.0)
+"""Seconds after which a turn that the split did not follow ends."""
+LEAD = 1.5
+"""Seconds before its begin at which a stretch is handed to its client."""
 
 
 def auto(outcome: Outcome, service: Service) -> None:
     """PASS if prefill's share rises while prompts weigh and falls once answers do, each decision saying why."""
     ttft, tpot = single_latency(service)
     targets = (round(ttft * SLACK * 1000), round(tpot * SLACK * 1000))
-    say = outcome.console.print
-    say(
-        f"  alone: TTFT {ttft * 1000:.0f} ms, TPOT {tpot * 1000:.0f} ms; targets {SLACK} times that: "
-        f"{targets[0]} and {targets[1]} ms"
-    )
+    alone = f"alone: TTFT {ttft * 1000:.0f} ms, TPOT {tpot * 1000:.0f} ms"
+    outcome.console.print(f"  {alone}; targets {SLACK} times that: {targets[0]} and {targets[1]} ms", highlight=False)
+    slo = {"ttftMilliseconds": targets[0], "tpotMilliseconds": targets[1]}
     service.merge(
         {
-            "slo": {
-                "ttftMilliseconds": targets[0],
-                "tpotMilliseconds": targets[1],
-                "percentile": 90,
-                "windowSeconds": WINDOW_SECONDS,
-            },
+            "slo": slo | {"percentile": 90, "windowSeconds": WINDOW_SECONDS},
             "partition": {"mode": "Auto", "prefillPercent": HOME[0], "decodePercent": HOME[1]},
         }
     )
     wait_until(service, lambda obj: _mode(obj) == "Auto" and applied(obj) == HOME, 30, "Auto")
-    plan, turns = load(PREFILL_LOAD / ttft)
-    run = watch(outcome, service, plan, turns, targets)
+    watch = Watch(outcome, service)
+    home = share(Sample(0, *HOME))
+    watch.turn("long prompts", prompts(PREFILL_LOAD / ttft), lambda now: now > home, LONGEST[0])
+    top = watch.share
+    watch.turn("long answers", answers(BATCH / BATCH_COST / tpot / ANSWER), lambda now: now < top, LONGEST[1])
+    last = watch.share
+    run = watch.finish(targets)
     outcome.auto_runs.append(run)
-    judge(outcome, run, service.where)
+    rose, fell = f"from {home:.0%} to {top:.0%} of the device", f"from {top:.0%} to {last:.0%} of the device"
+    outcome.check(f"Auto gives prefill more while prompts weigh, {service.where}", top > home, rose)
+    outcome.check(f"Auto gives decode more once answers weigh, {service.where}", last < top, fell)
+    told = f"{len(watch.told)} decisions"
+    outcome.check(f"every decision says why, {service.where}", bool(watch.told) and not watch.incomplete, told)
 
 
 def _mode(obj: Manifest) -> str:
@@ -60,100 +71,138 @@ def _mode(obj: Manifest) -> str:
 def single_latency(service: Service) -> tuple[float, float]:
     """Median (TTFT, TPOT) in seconds of three requests, one after the other."""
     found = [service.send([Request(0.0, 24, prompt_ids(PROMPT, seed=900 + n))])[0] for n in range(4)][1:]
-    values = [(record.ttft, record.tpot) for record in found]
-    if any(ttft is None or tpot is None for ttft, tpot in values):
+    ttfts = [record.ttft for record in found if record.ttft is not None]
+    tpots = [record.tpot for record in found if record.tpot is not None]
+    if not ttfts or not tpots:
         raise DemoError(f"a single request failed: {found[0].error}")
-    return median(ttft or 0 for ttft, _ in values), median(tpot or 0 for _, tpot in values)
+    return median(ttfts), median(tpots)
 
 
-def load(rate: float) -> tuple[list[Request], tuple[Turn, ...]]:
-    """First many prompts with short answers beside a few streams, then few prompts with long answers."""
-    end = PROMPTS_SECONDS + ANSWERS_SECONDS
-    prompts = poisson_plan(rate, PROMPTS_SECONDS, prompt_tokens=PROMPT, max_tokens=6, seed=11, label="prompts")
-    streams = [
-        Request(EVERY * n, ANSWER, prompt_ids(16, seed=500 + n), label="streams")
-        for n in range(int(PROMPTS_SECONDS / EVERY))
-    ]
-    answers = poisson_plan(
-        1.0, ANSWERS_SECONDS, prompt_tokens=16, max_tokens=ANSWER, seed=13, label="answers", start=PROMPTS_SECONDS
+Stretch = Callable[[int], list[Request]]
+"""The load of the n-th stretch of a turn."""
+
+
+def prompts(rate: float) -> Stretch:
+    """Many prompts with short answers, beside a few streams that keep decode busy."""
+
+    def stretch(number: int) -> list[Request]:
+        seed = 100 + number
+        streams = [
+            Request(STREAMS_EVERY * n, ANSWER, prompt_ids(16, seed=seed * 1_000 + n), label="streams")
+            for n in range(int(STRETCH / STREAMS_EVERY))
+        ]
+        return streams + poisson_plan(rate, STRETCH, prompt_tokens=PROMPT, max_tokens=6, seed=seed, label="prompts")
+
+    return stretch
+
+
+def answers(rate: float) -> Stretch:
+    """Short prompts with long answers."""
+    return lambda number: poisson_plan(
+        rate, STRETCH, prompt_tokens=16, max_tokens=ANSWER, seed=200 + number, label="answers"
     )
-    turns = (Turn("long prompts", 0.0, PROMPTS_SECONDS), Turn("long answers", PROMPTS_SECONDS, end))
-    return prompts + streams + answers, turns
 
 
-def watch(
-    outcome: Outcome, service: Service, plan: list[Request], turns: tuple[Turn, ...], targets: tuple[int, int]
-) -> AutoRun:
-    """Sends the load and follows the split meanwhile."""
-    found: list[Record] = []
-    problem: list[Exception] = []
+class Watch:
+    """Sends the load, turn by turn, and follows the object's status meanwhile. Times count from its creation."""
 
-    def send() -> None:
-        try:
-            found.extend(service.send(plan))
-        except Exception as error:
-            problem.append(error)
+    def __init__(self, outcome: Outcome, service: Service) -> None:
+        self._console, self._service = outcome.console, service
+        self._known = {decision["time"] for decision in decisions(service.read())}
+        self._began, self._epoch = time.monotonic(), time.time()
+        self._threads: list[threading.Thread] = []
+        self._found: list[Record] = []
+        self._problems: list[Exception] = []
+        self._turns: list[Turn] = []
+        self._samples: list[Sample] = []
+        self.told: list[Decided] = []
+        self.incomplete = False
+        """Some decision lacks what it must carry."""
 
-    before = {decision["time"] for decision in decisions(service.read())}
-    thread = threading.Thread(target=send, daemon=True)
-    began, epoch = time.monotonic(), time.time()
-    thread.start()
-    samples: list[Sample] = []
-    told: dict[str, Decided] = {}
-    while thread.is_alive() or not samples:
-        obj, at = service.read(), time.monotonic() - began
-        if (split := applied(obj)) and (not samples or at - samples[-1].at >= 1 or _split(samples[-1]) != split):
-            samples.append(Sample(at, *split))
+    @property
+    def share(self) -> float:
+        """Prefill's part of the device, as last seen."""
+        return share(self._samples[-1])
+
+    def turn(self, label: str, stretch: Stretch, followed: Callable[[float], bool], longest: float) -> None:
+        """Sends stretch after stretch until `followed` says so of prefill's part."""
+        begin = end = self._now() + LEAD
+        number = 0
+        while self._now() < begin + longest:
+            if self._now() >= end - LEAD:
+                self._start(stretch(number), self._began + end)
+                number, end = number + 1, end + STRETCH
+            self.look()
+            if followed(self.share):
+                break
+            time.sleep(0.5)
+        self._turns.append(Turn(label, begin, self._now()))
+
+    def _now(self) -> float:
+        return time.monotonic() - self._began
+
+    def _start(self, plan: list[Request], start: float) -> None:
+        def send() -> None:
+            try:
+                self._found.extend(_shifted(record, start - self._began) for record in self._service.send(plan, start))
+            except Exception as error:
+                self._problems.append(error)
+
+        self._threads.append(threading.Thread(target=send, daemon=True))
+        self._threads[-1].start()
+
+    def look(self) -> None:
+        """One sample of the split; new decisions are printed."""
+        obj, at = self._service.read(), self._now()
+        if split := applied(obj):
+            self._samples.append(Sample(at, *split))
         for decision in reversed(decisions(obj)):
-            if decision["time"] not in before and decision["time"] not in told:
-                decided = Decided(datetime.fromisoformat(decision["time"]).timestamp() - epoch, describe(decision))
-                told[decision["time"]] = decided
-                outcome.console.print(f"  {decided.at:5.1f} s  {decided.text}", markup=False)
-        thread.join(0.7)
-    if problem:
-        raise DemoError(f"the load could not be sent: {problem[0]}")
-    target = Target(ttft=targets[0], tpot=targets[1])
-    for line in summarise(found, target).lines():
-        outcome.console.print(f"  {line}", style="dim", highlight=False)
-    ended = tuple(
-        Finished(one.token_times[-1], _ms(one.ttft), _ms(one.tpot), one.label) for one in found if one.token_times
-    )
-    return AutoRun(service.where, *targets, turns, tuple(samples), ended, tuple(told.values()))
+            if decision["time"] in self._known:
+                continue
+            self._known.add(decision["time"])
+            self.incomplete |= not {"from", "to", "reason", "pod"} <= {key for key, value in decision.items() if value}
+            decided = Decided(datetime.fromisoformat(decision["time"]).timestamp() - self._epoch, describe(decision))
+            self.told.append(decided)
+            self._console.print(f"  {decided.at:5.1f} s  {decided.text}", markup=False, highlight=False)
+
+    def finish(self, targets: tuple[int, int]) -> AutoRun:
+        """Waits for the last answers."""
+        while any(thread.is_alive() for thread in self._threads):
+            self.look()
+            time.sleep(0.5)
+        if self._problems:
+            raise DemoError(f"the load could not be sent: {self._problems[0]}")
+        for line in summarise(self._found, Target(ttft=targets[0], tpot=targets[1])).lines():
+            self._console.print(f"  {line}", style="dim", highlight=False)
+        ended = (
+            Finished(one.token_times[-1], _ms(one.ttft), _ms(one.tpot), one.label)
+            for one in self._found
+            if one.token_times
+        )
+        where = self._service.where
+        return AutoRun(where, *targets, tuple(self._turns), tuple(self._samples), tuple(ended), tuple(self.told))
+
+
+def _shifted(record: Record, by: float) -> Record:
+    """The record with its times `by` seconds later."""
+    times = tuple(at + by for at in record.token_times)
+    return replace(record, planned=record.planned + by, sent=record.sent + by, token_times=times)
 
 
 def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else seconds * 1000
 
 
-def _split(sample: Sample) -> tuple[int, int]:
-    return sample.prefill, sample.decode
-
-
 def describe(decision: Manifest) -> str:
     """A decision of the status on one line: from, to, why, on which evidence, by which pod."""
     shares = [f"{decision[key]['prefillPercent']}/{decision[key]['decodePercent']}" for key in ("from", "to")]
+    observed, target = decision.get("observedMilliseconds"), decision.get("targetMilliseconds")
     evidence = ""
-    if decision.get("observedMilliseconds") is not None and decision.get("targetMilliseconds") is not None:
-        metric = str(decision.get("metric", "")).upper()
-        evidence = (
-            f"  {metric} {decision['observedMilliseconds']:.0f} ms, target {decision['targetMilliseconds']:.0f} ms"
-        )
+    if observed is not None and target is not None:
+        evidence = f"  {str(decision.get('metric', '')).upper()} {observed:.0f} ms, target {target:.0f} ms"
     return f"{shares[0]} → {shares[1]}  {decision['reason']}{evidence}  ({decision['pod']})"
 
 
 def share(sample: Sample) -> float:
     """Prefill's part of the device while both phases are busy."""
     return sample.prefill / (sample.prefill + sample.decode)
-
-
-def judge(outcome: Outcome, run: AutoRun, where: str) -> None:
-    """The split must have moved towards prefill in the first turn and back towards decode in the second."""
-    first, second = run.turns
-    home = HOME[0] / sum(HOME)
-    top = max((share(sample) for sample in run.samples if first.begin <= sample.at < first.end), default=home)
-    later = [share(sample) for sample in run.samples if sample.at >= second.begin]
-    peak, last = max([top, *later]), later[-1] if later else top
-    rose, fell = f"from {home:.0%} to {top:.0%} of the device", f"from {peak:.0%} to {last:.0%}"
-    outcome.check(f"Auto gives prefill more while prompts weigh, {where}", top > home, rose)
-    outcome.check(f"Auto gives it back once answers weigh, {where}", last < peak, fell)
-    outcome.check(f"every decision says why, {where}", bool(run.decisions), f"{len(run.decisions)} decisions")
