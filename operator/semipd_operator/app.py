@@ -7,9 +7,9 @@ import logging
 import os
 import socket
 from datetime import timedelta
+from typing import Any, cast
 
 import kopf
-from kopf._core.engines.peering import Identity
 
 from semipd_operator import web
 from semipd_operator.agents import AgentClient
@@ -53,7 +53,7 @@ class Operator:
                     registry=handlers,
                     settings=kopf_settings(),
                     # Else Kopf asks for the user's name, which an arbitrary uid does not have.
-                    identity=Identity(self.instance),
+                    identity=cast(Any, self.instance),
                     standalone=True,
                     clusterwide=not settings.namespaces,
                     namespaces=settings.namespaces,

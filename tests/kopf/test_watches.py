@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from semipd_operator.render.names import MANAGED_SELECTOR
-from semipd_operator.watches import kopf_settings, registry
+from semipd_operator.watches import _by_address, kopf_settings, registry
 from semipd_operator.workqueue import Key
 
 pytestmark = pytest.mark.kopf
@@ -155,3 +155,16 @@ def test_settings() -> None:
     settings = kopf_settings()
     assert settings.watching.inactivity_timeout == 70, "a silent stream is broken off"
     assert settings.scanning.disabled and settings.peering.standalone and not settings.posting.enabled
+
+
+@pytest.mark.parametrize(
+    ("env", "server"),
+    [
+        ({}, "https://kubernetes.default.svc"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "6443"}, "https://10.0.0.1:6443"),
+        ({"KUBERNETES_SERVICE_HOST": "fd00::1"}, "https://[fd00::1]:443"),
+    ],
+)
+def test_the_server_is_reached_by_address_where_there_is_one(env: dict[str, str], server: str) -> None:
+    info = kopf.ConnectionInfo(server="https://kubernetes.default.svc", token="t")
+    assert _by_address(info, env).server == server
