@@ -141,15 +141,6 @@ class BlockPool:
             del self._quarantined[block]
             self._settle(block)
 
-    def forget_contents(self) -> None:
-        """Drop the prefix cache (the memory behind it is gone). Blocks in use keep their state."""
-        for block in self._cached:
-            self._free.append(block)
-        self._cached.clear()
-        self._by_digest.clear()
-        for state in self._blocks:
-            state.digest = None
-
     def counts(self) -> BlockCounts:
         return BlockCounts(
             total=self.num_blocks,

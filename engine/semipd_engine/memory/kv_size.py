@@ -16,9 +16,7 @@ AUTOMATIC_SHARE = 0.4
 MIB = 1 << 20
 
 
-def num_kv_blocks(
-    layout: KVLayout, max_model_len: int, max_num_seqs: int, kv_cache_memory: int, available: int
-) -> int:
+def num_kv_blocks(layout: KVLayout, max_model_len: int, max_num_seqs: int, kv_cache_memory: int, available: int) -> int:
     """Blocks of the pool; `kv_cache_memory` and `available` in bytes, 0 for the former: choose.
 
     Raises `ModelError` (OutOfMemory) when one sequence of `max_model_len` tokens would not fit.

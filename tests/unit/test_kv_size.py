@@ -1,0 +1,50 @@
+"""How large the KV pool becomes, and what is said when it cannot be large enough."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from semipd_engine.memory.kv_size import AUTOMATIC_SHARE, available_memory, num_kv_blocks
+from semipd_engine.memory.layout import KVComponent, KVLayout
+from semipd_engine.model.errors import ModelError
+
+pytestmark = pytest.mark.unit
+
+LAYOUT = KVLayout(
+    num_layers=2, components=(KVComponent("key", 64), KVComponent("value", 64)), block_size=16, itemsize=2
+)
+
+
+def test_what_was_asked_for_is_taken() -> None:
+    assert num_kv_blocks(LAYOUT, 64, 1, kv_cache_memory=10 * LAYOUT.block_bytes + 1, available=0) == 10
+
+
+def test_by_itself_it_takes_a_share_up_to_what_can_be_filled() -> None:
+    available = 1000 * LAYOUT.block_bytes
+    assert num_kv_blocks(LAYOUT, 160, 64, 0, available) == int(1000 * AUTOMATIC_SHARE)
+    assert num_kv_blocks(LAYOUT, 160, 3, 0, available) == 30  # three sequences of ten blocks
+
+
+@pytest.mark.parametrize("asked", [0, 3 * LAYOUT.block_bytes])
+def test_too_little_for_one_sequence_is_an_error_with_numbers(asked: int) -> None:
+    with pytest.raises(ModelError, match="--max-model-len") as error:
+        num_kv_blocks(LAYOUT, 64, 8, asked, available=4 * LAYOUT.block_bytes)
+    assert error.value.reason == "OutOfMemory"
+
+
+@pytest.mark.parametrize(
+    ("limit_name", "usage_name"),
+    [("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")],
+)
+def test_the_cgroup_counts_where_it_is_tighter(tmp_path: Path, limit_name: str, usage_name: str) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 4000 kB\nMemAvailable:    2000 kB\n")
+    assert available_memory(tmp_path, meminfo) == 2000 * 1024
+    (tmp_path / "memory").mkdir()
+    (tmp_path / usage_name).write_text("500\n")
+    (tmp_path / limit_name).write_text("max\n" if limit_name == "memory.max" else str(1 << 62))
+    assert available_memory(tmp_path, meminfo) == 2000 * 1024
+    (tmp_path / limit_name).write_text("1500\n")
+    assert available_memory(tmp_path, meminfo) == 1000
