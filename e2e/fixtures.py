@@ -100,8 +100,8 @@ def space(cluster: Cluster, operator: Operator, model_paths: dict[str, Path]) ->
     name = f"spd-{uuid4().hex[:8]}"
     create_space(cluster, name)
     yield name
-    cluster.kubectl("delete", "namespace", name, "--timeout=90s")
-    cluster.kubectl("delete", "persistentvolume", f"models-{name}", "--timeout=30s")
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
+    cluster.kubectl("delete", "persistentvolume", f"models-{name}", "--wait=false")
 
 
 def create_space(cluster: Cluster, name: str) -> None:

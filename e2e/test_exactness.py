@@ -1,6 +1,6 @@
 """Through a pod's Service the tokens are those of `transformers` in float32, and their log-probabilities agree.
 
-60 prompts for each model: around block and chunk edges one at a time, then two waves of 16 at once.
+60 prompts for each model: around block and chunk edges, alone and four at a time, then two waves of 16.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def test_tokens_equal_transformers(name: str, cluster: Cluster, serve: Serve, mo
     asks = [Ask(prompt, TOKENS, stream=number % 2 == 1, logprobs=True) for number, prompt in enumerate(todo)]
     url = service.url()
     with cluster.network():
-        answers = complete_all(url, asks[: len(EDGES)])
+        answers = complete_all(url, asks[:6])
+        answers += complete_all(url, asks[6 : len(EDGES)], at_once=4)
         answers += complete_all(url, asks[len(EDGES) : len(EDGES) + 16], at_once=16)
         answers += complete_all(url, asks[len(EDGES) + 16 :], at_once=16)
     wrong, furthest, varied = [], 0.0, set()
