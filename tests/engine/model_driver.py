@@ -30,6 +30,7 @@ from semipd_engine.pacing.quantum import Pacer, Unpaced
 from semipd_engine.worker.model_runner import ModelRunner
 
 BLOCK_SIZE = 16
+torch.set_num_threads(1)  # OpenMP threads that spin for a busy CPU make a test fifty times slower
 
 
 @dataclass

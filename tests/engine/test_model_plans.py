@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from e2e import models
 from semipd_engine.ipc.messages import DecodePlan, DecodeRow, PrefillChunk, PrefillPlan, Sampling
 from semipd_engine.model.errors import PlanError
 from semipd_engine.model.quanta import Load, Quanta
+from semipd_engine.ops.torch_ref import length_mask, paged_decode
+from semipd_engine.worker.plan_rows import GROUP_POSITIONS, GROUP_WASTE, similar_lengths
 
 pytestmark = pytest.mark.engine
 
@@ -138,3 +141,31 @@ def test_linear_in_columns_equals_linear() -> None:
     quanta = Quanta(CountingPacer(), target_seconds=1e-5)
     x, weight, bias = torch.randn(9, 130), torch.randn(700, 130), torch.randn(700)
     torch.testing.assert_close(quanta.linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
+
+
+def test_decode_groups_hold_each_row_once_and_waste_little() -> None:
+    generator = random.Random(4)
+    for _ in range(200):
+        lengths = [generator.choice([1, 5, 17, 300, 301, 900, 5000]) + generator.randrange(9) for _ in range(24)]
+        groups = similar_lengths(lengths)
+        assert sorted(index for group in groups for index in group) == list(range(24))
+        for group in groups:
+            longest = max(lengths[index] for index in group)
+            assert all(longest <= lengths[index] * (1 + GROUP_WASTE) for index in group)
+            assert len(group) == 1 or len(group) * longest <= GROUP_POSITIONS
+    assert len(similar_lengths([100] * 16)) == 1
+
+
+def test_what_lies_behind_a_sequence_is_not_seen() -> None:
+    """Groups are padded: neither the rest of a last block nor another sequence's length changes an output."""
+    cache = torch.randn(8, 16, 32)
+    q = torch.randn(2, 4, 16)
+    tables = torch.tensor([[1, 2], [3, 3]])
+    lengths = torch.tensor([30, 11])
+    together = paged_decode(q, cache, cache, tables, 30, length_mask(lengths, 30))
+    for i, length in enumerate(lengths.tolist()):
+        alone = paged_decode(q[i : i + 1], cache, cache, tables[i : i + 1], length, None)
+        torch.testing.assert_close(together[i : i + 1], alone)
+    cache[3, 11:] = 1e4
+    cache[2, 14:] = -1e4
+    torch.testing.assert_close(paged_decode(q, cache, cache, tables, 30, length_mask(lengths, 30)), together)

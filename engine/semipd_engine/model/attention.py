@@ -59,16 +59,14 @@ class GroupedQueryAttention:
         return quanta.linear(out.reshape(-1, config.q_width), self._out, self._out_bias)
 
     def _decode(self, q: Tensor, batch: Batch) -> Tensor:
-        """Several sequences make one quantum, as many as fit."""
-        load = Load(batch.rows, attention=batch.visible * self._config.q_width)
-        step = -(-batch.rows // self._quanta.pieces(load))
-        parts = []
-        for first in range(0, batch.rows, step):
-            rows = slice(first, first + step)
-            contexts = batch.context_lens[rows]
-            with self._quanta.quantum(Load(batch.rows, attention=sum(contexts) * self._config.q_width)):
-                parts.append(ops.paged_decode(q[rows], self._keys, self._values, batch.block_tables[rows], contexts))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        """Each group makes one quantum: the size of groups is bounded where they are formed."""
+        out = torch.empty_like(q)
+        for group in batch.groups:
+            with self._quanta.quantum(Load(1, attention=group.visible * self._config.q_width)):
+                out[group.rows] = ops.paged_decode(
+                    q[group.rows], self._keys, self._values, group.block_tables, group.context, group.mask
+                )
+        return out
 
     def _prefill(self, q: Tensor, batch: Batch) -> Tensor:
         """Each sequence's rows are cut so that a piece fits one quantum."""

@@ -33,18 +33,35 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Decode rows of similar context length, which are attended to in one operation."""
+
+    rows: Tensor
+    """int64 [B]: their indices in the batch."""
+    block_tables: Tensor
+    """int64 [B, blocks]."""
+    context: int
+    """The longest one's positions, its new row included."""
+    mask: Tensor | None
+    """`ops.torch_ref.length_mask`; None if all are equally long."""
+
+    @property
+    def visible(self) -> int:
+        """Positions read, summed over the rows."""
+        return int(self.rows.shape[0]) * self.context
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Prefill: one segment or more. Decode: one row for each sequence, no segments."""
+    """Prefill: one segment or more. Decode: one row for each sequence, in groups."""
 
     slots: Tensor
     """int64 [T]: where each row's key and value go (block * block_size + offset)."""
     cos: Tensor
     sin: Tensor
     segments: tuple[Segment, ...] = ()
-    block_tables: tuple[Tensor, ...] = ()
-    """Decode: each sequence's blocks, int64."""
-    context_lens: tuple[int, ...] = ()
-    """Decode: positions that each row sees, its own included."""
+    groups: tuple[Group, ...] = ()
+    """Decode: together they hold each row once."""
 
     @property
     def rows(self) -> int:
@@ -53,4 +70,5 @@ class Batch:
     @property
     def visible(self) -> int:
         """Positions seen, summed over the rows."""
-        return sum(self.context_lens) + sum(s.rows * s.start + s.rows * (s.rows + 1) // 2 for s in self.segments)
+        rows = sum(group.visible for group in self.groups)
+        return rows + sum(s.rows * s.start + s.rows * (s.rows + 1) // 2 for s in self.segments)

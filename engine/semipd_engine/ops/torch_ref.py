@@ -6,8 +6,6 @@ T is the number of rows (tokens) of a step. A cache is one layer's view of one c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,8 +47,8 @@ def paged_prefill(
     """
     rows, _, head_dim = q.shape
     context = start + rows
-    k = _gather(key_cache, block_table, context, head_dim, q.dtype)
-    v = _gather(value_cache, block_table, context, head_dim, q.dtype)
+    k = _gather(key_cache, block_table[None], context, head_dim, q.dtype)
+    v = _gather(value_cache, block_table[None], context, head_dim, q.dtype)
     queries = q.transpose(0, 1)[None]
     if start == 0:
         out = F.scaled_dot_product_attention(queries, k, v, is_causal=rows > 1, enable_gqa=True)
@@ -68,26 +66,32 @@ def causal_mask(rows: int, start: int, dtype: torch.dtype, device: torch.device)
 
 
 def paged_decode(
-    q: Tensor, key_cache: Tensor, value_cache: Tensor, block_tables: Sequence[Tensor], context_lens: Sequence[int]
+    q: Tensor, key_cache: Tensor, value_cache: Tensor, block_tables: Tensor, context: int, mask: Tensor | None
 ) -> Tensor:
-    """Attention of one new row for each sequence: ``q [B, heads, head_dim]``, B tables and context lengths.
+    """Attention of one new row for each of B sequences of similar length: ``q [B, heads, head_dim]``.
 
-    A context counts the new row itself, whose key and value are in the cache already. Scores are taken in float32
-    (bfloat16 attention on one row is many times slower on a CPU). Returns [B, heads, head_dim].
+    ``block_tables`` int64 [B, blocks] covers the first `context` positions; a sequence counts its new row, whose key
+    and value are in the cache already. ``mask``: `length_mask`, or None if all B have exactly `context` positions.
+    Scores are taken in float32 (bfloat16 attention on one row is many times slower on a CPU). Returns q's shape.
     """
     batch, heads, head_dim = q.shape
-    out = torch.empty_like(q)
-    queries = q.float().view(batch, 1, heads, 1, head_dim)
-    for i, (table, context) in enumerate(zip(block_tables, context_lens, strict=True)):
-        k = _gather(key_cache, table, context, head_dim, torch.float32)
-        v = _gather(value_cache, table, context, head_dim, torch.float32)
-        out[i] = F.scaled_dot_product_attention(queries[i], k, v, enable_gqa=True).view(heads, head_dim)
-    return out
+    k = _gather(key_cache, block_tables, context, head_dim, torch.float32)
+    v = _gather(value_cache, block_tables, context, head_dim, torch.float32)
+    queries = q.float().view(batch, heads, 1, head_dim)
+    out = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, enable_gqa=True)
+    return out.view(batch, heads, head_dim).to(q.dtype)
 
 
-def _gather(cache: Tensor, block_table: Tensor, context: int, head_dim: int, dtype: torch.dtype) -> Tensor:
-    """The first `context` entries of a sequence as [1, kv_heads, context, head_dim] (a view of a gathered copy)."""
+def length_mask(lengths: Tensor, context: int) -> Tensor:
+    """Additive mask, float32 [B, 1, 1, context]: sequence i sees its first ``lengths[i]`` positions."""
+    hidden = torch.arange(context, device=lengths.device) >= lengths[:, None]
+    return torch.zeros(hidden.shape, device=lengths.device).masked_fill_(hidden, float("-inf"))[:, None, None, :]
+
+
+def _gather(cache: Tensor, block_tables: Tensor, context: int, head_dim: int, dtype: torch.dtype) -> Tensor:
+    """The first `context` entries of B sequences: a view [B, kv_heads, context, head_dim] of a gathered copy."""
     _, block_size, width = cache.shape
     blocks = -(-context // block_size)
-    entries = cache.index_select(0, block_table[:blocks]).view(blocks * block_size, width)[:context]
-    return entries.to(dtype).view(1, context, width // head_dim, head_dim).transpose(1, 2)
+    tables = block_tables[:, :blocks]
+    entries = cache.index_select(0, tables.reshape(-1)).view(tables.shape[0], blocks * block_size, width)[:, :context]
+    return entries.to(dtype).view(-1, context, width // head_dim, head_dim).transpose(1, 2)

@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 from semipd_engine.ipc.messages import DecodeRow, PrefillChunk
-from semipd_engine.model.batch import Batch, Segment
+from semipd_engine.model.batch import Batch, Group, Segment
 from semipd_engine.model.errors import PlanError
 from semipd_engine.model.rope import RotaryEmbedding
+from semipd_engine.ops.torch_ref import length_mask
 
 Ints = npt.NDArray[np.int64]
+GROUP_WASTE = 0.3
+GROUP_POSITIONS = 4096
+"""One operation costs some 50 µs whatever its size, so short contexts are worth padding; a long one fills it alone."""
 
 
 class Limits:
@@ -80,8 +84,8 @@ class DecodeRows:
             written = range(row.position, row.position + steps)
             limits.check(row.request, np.array([row.token], np.int64), written, table)
         width = max(len(table) for table in tables)
-        self._tables = np.stack([np.pad(table, (0, width - len(table))) for table in tables])
-        self._tensors = tuple(torch.from_numpy(table).to(device) for table in tables)
+        # Padding repeats a block of the sequence itself: masked, and never a stranger's.
+        self._tables = np.stack([np.pad(table, (0, width - len(table)), mode="edge") for table in tables])
 
     def batch(self) -> tuple[Tensor, Batch]:
         """Token ids int64 [B] and the batch of the step that comes next."""
@@ -89,19 +93,38 @@ class DecodeRows:
         blocks = self._tables[np.arange(len(at)), at // size]
         cos, sin = self._rotary(_tensor(at, self._device))
         slots = _tensor(_slots(blocks, at, size), self._device)
-        contexts = tuple((at + 1).tolist())
-        return _tensor(self._tokens, self._device), Batch(
-            slots, cos, sin, block_tables=self._tensors, context_lens=contexts
-        )
+        groups = tuple(self._group(rows) for rows in similar_lengths((at + 1).tolist()))
+        return _tensor(self._tokens, self._device), Batch(slots, cos, sin, groups=groups)
 
     def advance(self, tokens: Sequence[int], running: Sequence[int]) -> None:
         """Each row took its token of `tokens`; only the rows with the indices `running` go on."""
         keep = np.asarray(running, np.int64)
         self._tokens = np.asarray(tokens, np.int64)[keep]
         self._positions = self._positions[keep] + 1
-        if len(keep) < len(self._tensors):
-            self._tables = self._tables[keep]
-            self._tensors = tuple(self._tensors[i] for i in running)
+        self._tables = self._tables[keep]
+
+    def _group(self, rows: Sequence[int]) -> Group:
+        indices = np.asarray(rows, np.int64)
+        lengths = self._positions[indices] + 1
+        context = int(lengths.max())
+        tables = self._tables[indices, : -(-context // self._limits.block_size)]
+        mask = None if lengths.min() == context else length_mask(_tensor(lengths, self._device), context)
+        return Group(_tensor(indices, self._device), _tensor(tables, self._device), context, mask)
+
+
+def similar_lengths(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices of `lengths` in groups: padding to a group's longest adds at most `GROUP_WASTE` to each member, and a
+    group of several has at most `GROUP_POSITIONS` positions in all."""
+    groups: list[list[int]] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        room = bool(groups) and (len(groups[-1]) + 1) * longest <= GROUP_POSITIONS
+        if room and longest <= lengths[index] * (1 + GROUP_WASTE):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+            longest = lengths[index]
+    return groups
 
 
 def _slots(blocks: Ints, positions: Ints, block_size: int) -> Ints:
