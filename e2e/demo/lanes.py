@@ -45,6 +45,13 @@ class Scene:
         return tuple(self.disturbed(stream) for stream in self.streams)
 
     @property
+    def gap_meanwhile(self) -> float:
+        """Median gap of all streams, in seconds, of those that overlap the prompt's time; a frozen stream has few."""
+        end = self.prompt_first if self.prompt_first is not None else float("inf")
+        found = [b - a for stream in self.streams for a, b in pairwise(stream) if b > self.prompt_sent and a < end]
+        return median(found) if found else 0.0
+
+    @property
     def quiet_gap(self) -> float:
         """Median gap of all streams before the prompt arrives, in seconds."""
         quiet = [gap for stream in self.streams for gap in gaps([t for t in stream if t < self.prompt_sent])]
@@ -138,6 +145,6 @@ def figures(scene: Scene) -> str:
     ttft = "none" if scene.prompt_ttft is None else f"{scene.prompt_ttft * 1000:.0f} ms"
     meanwhile = " ".join(str(count) for count in scene.tokens_meanwhile)
     return (
-        f"longest gap per stream {longest} ms · median gap before {scene.quiet_gap * 1000:.0f} ms · "
-        f"prompt's TTFT {ttft} · tokens meanwhile {meanwhile}"
+        f"longest gap per stream {longest} ms · median gap {scene.quiet_gap * 1000:.0f} ms before, "
+        f"{scene.gap_meanwhile * 1000:.0f} ms meanwhile · prompt's TTFT {ttft} · tokens meanwhile {meanwhile}"
     )

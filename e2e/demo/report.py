@@ -82,18 +82,26 @@ def lane_pictures(outcome: Outcome) -> str:
     for scene in outcome.scenes:
         text.append(f"<h3>{escape(scene.title)}</h3><figure>{plots.lanes(scene, seconds)}</figure>")
         text.append(f'<p class="muted">{escape(figures(scene))}</p>')
-    head = ("mode", "longest gap of a stream, ms", "median gap before, ms", "the prompt's TTFT, ms", "tokens meanwhile")
+    head = (
+        "mode",
+        "longest gap of a stream, ms",
+        "median gap before, ms",
+        "and meanwhile, ms",
+        "the prompt's TTFT, ms",
+        "tokens meanwhile",
+    )
     rows = (
         (
             escape(scene.title),
             f"{max(scene.longest_gaps, default=0) * 1000:.0f}",
             f"{scene.quiet_gap * 1000:.0f}",
+            f"{scene.gap_meanwhile * 1000:.0f}",
             f"{scene.prompt_ttft * 1000:.0f}" if scene.prompt_ttft is not None else "–",
             str(sum(scene.tokens_meanwhile)),
         )
         for scene in outcome.scenes
     )
-    return "".join([*text, table(head, rows, numbers=(1, 2, 3, 4))])
+    return "".join([*text, table(head, rows, numbers=(1, 2, 3, 4, 5))])
 
 
 def auto_run(run: AutoRun) -> str:

@@ -106,6 +106,14 @@ def test_stretches_differ_and_repeat() -> None:
         assert stretch(0) != stretch(1)
 
 
+def test_batch_rate_is_tokens_per_second_of_all() -> None:
+    class Steady(Scripted):
+        def send(self, plan: Sequence[Request], start: float | None = None) -> list[Record]:
+            return [Record(0, "", 0, 0, (1.0, 1.1, 1.2), finish_reason="length") for _ in plan]
+
+    assert auto.batch_rate(Steady([])) == pytest.approx(auto.BURST / 0.1)
+
+
 def test_merge_patch() -> None:
     base = {"a": {"b": 1, "c": 2}, "d": 3}
     assert merged(base, {"a": {"b": None, "e": {"f": 4}}, "d": 5}) == {"a": {"c": 2, "e": {"f": 4}}, "d": 5}

@@ -29,6 +29,8 @@ def test_figures_of_a_frozen_and_a_flowing_stream() -> None:
     assert frozen().longest_gaps == pytest.approx((1.5, 1.5))
     assert flowing().longest_gaps == pytest.approx((0.04,))
     assert frozen().quiet_gap == pytest.approx(0.02)
+    assert flowing().gap_meanwhile == pytest.approx(0.04)
+    assert frozen().gap_meanwhile == pytest.approx(1.5)
     assert frozen().prompt_ttft == pytest.approx(1.48)
     assert frozen().tokens_meanwhile == (0, 0)
     assert flowing().tokens_meanwhile[0] == pytest.approx(37, abs=1)
