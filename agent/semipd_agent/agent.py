@@ -9,7 +9,7 @@ from pathlib import Path
 from semipd_agent import report
 from semipd_agent.clock import Clock
 from semipd_agent.config import ConfigFile
-from semipd_agent.contract import AgentConfig, AgentFile, Health, Identity, StatusReport
+from semipd_agent.contract import AgentConfig, AgentFile, Health, Identity, PartitionState, StatusReport
 from semipd_agent.control import ConfigRefused, SplitController
 from semipd_agent.engine_client import EngineClient, EngineUnreachable
 from semipd_agent.readiness import POLL_SECONDS, ReadyGate
@@ -19,6 +19,8 @@ from semipd_engine.contract import BlockCounts, EngineSnapshot
 
 log = logging.getLogger(__name__)
 
+MOVING_POLL_SECONDS = 0.2
+"""Period while a split is on the move, so that its proof is not a tick late."""
 DRAIN_SLACK = 20.0
 """Seconds beyond the engine's own drain time before its group is killed: 5 s of late admissions, and the exits."""
 
@@ -117,7 +119,8 @@ class Agent:
             self._reaper.reap()
             self._follow_file()
             await self._tick()
-            rest = POLL_SECONDS - (self._clock.monotonic() - started)
+            moving = self.controller.readback.state is PartitionState.ADJUSTING
+            rest = (MOVING_POLL_SECONDS if moving else POLL_SECONDS) - (self._clock.monotonic() - started)
             try:
                 async with asyncio.timeout(max(0.05, rest)):
                     await self._wake.wait()

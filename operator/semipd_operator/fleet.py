@@ -22,6 +22,9 @@ from semipd_operator.workqueue import Key
 
 log = logging.getLogger(__name__)
 
+_MOVING_SECONDS = 0.5
+"""Period of a service with a split on the move: its end is shown at once."""
+
 
 @dataclass(frozen=True)
 class Watch:
@@ -83,8 +86,9 @@ class Fleet:
                 await self._on_round(key)
             except Exception:  # the next round tries again; one service's trouble ends no task
                 log.exception("status of %s", key)
+            moving = any(view.adjusting_since for view in self._views.get(key, {}).values())
             try:
-                await asyncio.wait_for(wake.wait(), self._period)
+                await asyncio.wait_for(wake.wait(), min(self._period, _MOVING_SECONDS) if moving else self._period)
             except TimeoutError:
                 continue
 
