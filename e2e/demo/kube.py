@@ -82,7 +82,7 @@ class Deployed:
             self._url = f"http://{spec['clusterIP']}:{spec['ports'][0]['port']}"
         return self._url
 
-    def send(self, plan: Sequence[Request], start: float | None = None) -> list[Record]:
+    def send(self, plan: Sequence[Request], start: float | None = None, stop: Path | None = None) -> list[Record]:
         """By a client that runs where the cluster IP can be reached; the monotonic clock is the same there."""
         number = next(self._sends)
         todo, done = OUT / "sent" / f"{number}-plan.jsonl", OUT / "sent" / f"{number}-records.jsonl"
@@ -91,6 +91,7 @@ class Deployed:
         seconds = max(request.at for request in plan) + 300
         command = [sys.executable, "-m", "e2e.traffic", "plan", self.url, str(todo), "--out", str(done)]
         command += ["--start", str(start)] if start is not None else []
+        command += ["--stop", str(stop)] if stop is not None else []
         answer = subprocess.run(
             [*self._kube.prefix, *command], cwd=ROOT, capture_output=True, text=True, timeout=seconds
         )

@@ -46,10 +46,8 @@ class Scene:
 
     @property
     def gap_meanwhile(self) -> float:
-        """Median gap of all streams, in seconds, of those that overlap the prompt's time; a frozen stream has few."""
-        end = self.prompt_first if self.prompt_first is not None else float("inf")
-        found = [b - a for stream in self.streams for a, b in pairwise(stream) if b > self.prompt_sent and a < end]
-        return median(found) if found else 0.0
+        """Mean seconds a token of a stream while the prompt is at work; its whole time where none comes."""
+        return len(self.streams) * (self.prompt_ttft or 0.0) / max(1, sum(self.tokens_meanwhile))
 
     @property
     def quiet_gap(self) -> float:
@@ -145,6 +143,6 @@ def figures(scene: Scene) -> str:
     ttft = "none" if scene.prompt_ttft is None else f"{scene.prompt_ttft * 1000:.0f} ms"
     meanwhile = " ".join(str(count) for count in scene.tokens_meanwhile)
     return (
-        f"longest gap per stream {longest} ms · median gap {scene.quiet_gap * 1000:.0f} ms before, "
+        f"longest gap per stream {longest} ms · a token each {scene.quiet_gap * 1000:.0f} ms before, "
         f"{scene.gap_meanwhile * 1000:.0f} ms meanwhile · prompt's TTFT {ttft} · tokens meanwhile {meanwhile}"
     )

@@ -85,8 +85,8 @@ def lane_pictures(outcome: Outcome) -> str:
     head = (
         "mode",
         "longest gap of a stream, ms",
-        "median gap before, ms",
-        "and meanwhile, ms",
+        "a token each, ms",
+        "meanwhile, ms",
         "the prompt's TTFT, ms",
         "tokens meanwhile",
     )

@@ -33,8 +33,8 @@ class Service(Protocol):
     where: str
     """For check names: "embedded" or "through the Service"."""
 
-    def send(self, plan: Sequence[Request], start: float | None = None) -> list[Record]:
-        """Replays the plan, blocking; `start` is its origin on the monotonic clock (default: now)."""
+    def send(self, plan: Sequence[Request], start: float | None = None, stop: Path | None = None) -> list[Record]:
+        """`e2e.traffic.replay`, blocking."""
 
     def read(self) -> Manifest:
         """The object with its status, as `kubectl get -o json` shows it; {} while there is none."""
@@ -160,8 +160,8 @@ class Embedded(AbstractContextManager["Embedded"]):
         fresh.write_text(yaml.safe_dump(self._manifest, sort_keys=False))
         fresh.replace(self._file)
 
-    def send(self, plan: Sequence[Request], start: float | None = None) -> list[Record]:
-        return replay_now(plan, self._url, start)
+    def send(self, plan: Sequence[Request], start: float | None = None, stop: Path | None = None) -> list[Record]:
+        return replay_now(plan, self._url, start, stop)
 
     def read(self) -> Manifest:
         try:

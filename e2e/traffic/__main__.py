@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--start", type=float, help="origin of all times, seconds of CLOCK_MONOTONIC; default: now"
         )
+        command.add_argument("--stop", type=Path, help="once this file exists, nothing more is sent")
         command.add_argument("--ttft", type=float, help="target in ms")
         command.add_argument("--tpot", type=float, help="target in ms")
         command.add_argument("--gap", type=float, help="target for a request's longest gap, in ms")
@@ -76,19 +77,23 @@ def requests(arguments: argparse.Namespace) -> list[plan.Request]:
     )
 
 
-async def send(todo: list[plan.Request], url: str, silence: float, start: float | None) -> list[Record]:
+async def send(todo: list[plan.Request], arguments: argparse.Namespace) -> list[Record]:
     """Replays with a progress bar of the tokens expected (on stderr, where that is a terminal)."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("tokens", total=sum(request.max_tokens for request in todo))
-        seen = lambda *_: progress.advance(task)  # noqa: E731
-        return await replay(todo, url, silence_seconds=silence, start=start, on_token=seen)
+
+        def advance(index: int, at: float, text: str) -> None:
+            progress.advance(task)
+
+        given = {"silence_seconds": arguments.silence, "start": arguments.start, "stop": arguments.stop}
+        return await replay(todo, arguments.url, on_token=advance, **given)
 
 
 def main() -> int:
     arguments = parser().parse_args()
-    found = asyncio.run(send(requests(arguments), arguments.url, arguments.silence, arguments.start))
+    found = asyncio.run(send(requests(arguments), arguments))
     if arguments.out:
         records.write(found, arguments.out)
     if arguments.command == "ask":

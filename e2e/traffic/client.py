@@ -7,10 +7,12 @@ would in life. One connection for each request. Knows nothing of the service beh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -92,31 +94,55 @@ async def replay(
     model: str = "",
     silence_seconds: float = 120.0,
     start: float | None = None,
+    stop: Path | None = None,
     on_token: OnToken = _ignore,
 ) -> list[Record]:
-    """Send the plan to the server at `url` (without /v1); returns one record for each request, in plan order.
+    """Send the plan to the server at `url` (without /v1); returns one record for each request sent, in plan order.
 
-    `start` is the origin of all times on the monotonic clock (default: now). `silence_seconds` is the longest that a
-    stream may bring nothing. Errors are recorded, never raised; only cancelling raises.
+    `start` is the origin of all times on the monotonic clock (default: now). Once the file `stop` exists, nothing more
+    is sent; what runs is finished. `silence_seconds` is the longest that a stream may bring nothing. Errors are
+    recorded, never raised; only cancelling raises.
     """
     model = model or await served_model(url)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=url, timeout=silence_seconds, limits=limits, trust_env=False) as client:
         await client.get("/health")  # the first use of a client costs it milliseconds
         origin = time.monotonic() if start is None else start
-        sends = [_send(client, number, request, model, origin, on_token) for number, request in enumerate(plan)]
-        return list(await asyncio.gather(*sends))
+        stopped = asyncio.Event()
+        watching = asyncio.create_task(_watch(stop, stopped))
+        try:
+            sends = [_send(client, n, request, model, origin, stopped, on_token) for n, request in enumerate(plan)]
+            return [record for record in await asyncio.gather(*sends) if record is not None]
+        finally:
+            watching.cancel()
 
 
-def replay_now(plan: Sequence[Request], url: str, start: float | None = None) -> list[Record]:
+def replay_now(plan: Sequence[Request], url: str, start: float | None = None, stop: Path | None = None) -> list[Record]:
     """`replay`, blocking."""
-    return asyncio.run(replay(plan, url, start=start))
+    return asyncio.run(replay(plan, url, start=start, stop=stop))
+
+
+async def _watch(file: Path | None, stopped: asyncio.Event) -> None:
+    while file and not file.exists():  # noqa: ASYNC110, ASYNC240  # one stat five times a second
+        await asyncio.sleep(0.2)
+    if file:
+        stopped.set()
 
 
 async def _send(
-    client: httpx.AsyncClient, index: int, request: Request, model: str, start: float, on_token: OnToken
-) -> Record:
-    await asyncio.sleep(max(0.0, start + request.at - time.monotonic()))
+    client: httpx.AsyncClient,
+    index: int,
+    request: Request,
+    model: str,
+    start: float,
+    stopped: asyncio.Event,
+    on_token: OnToken,
+) -> Record | None:
+    """None: stopped before it was sent."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stopped.wait(), max(0.0, start + request.at - time.monotonic()))
+    if stopped.is_set():
+        return None
     path, content = body(request, model)
     stream, status, error = _Stream(), 0, None
     sent = time.monotonic() - start

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,3 +128,27 @@ async def test_a_dead_server_is_an_error_of_each_request() -> None:
     async with server(handler) as (url, _):
         (record,) = await replay([ask("anyone there?")], url)
     assert not record.ok and record.error and record.status == 0
+
+
+async def test_the_stop_file_ends_the_sending_at_once_and_lets_what_runs_finish(tmp_path: Path) -> None:
+    stop = tmp_path / "stop"
+
+    async def handler(content: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        begin(writer)
+        stop.touch()
+        await asyncio.sleep(0.5)
+        await event(writer, choices=[choice([1], "x", "stop")])
+
+    async with server(handler) as (url, _):
+        found = await asyncio.wait_for(replay([Request(0, 1, "now"), Request(60, 1, "later")], url, stop=stop), 10)
+    assert [(record.index, record.ok) for record in found] == [(0, True)]
+
+
+async def test_times_count_from_the_start_given() -> None:
+    async def handler(content: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        begin(writer)
+        await event(writer, choices=[choice([1], "x", "stop")])
+
+    async with server(handler) as (url, _):
+        (record,) = await replay([Request(100.3, 1, "x")], url, start=time.monotonic() - 100)
+    assert 100.3 <= record.sent < 101.3

@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from statistics import median
 
 from e2e.demo.outcome import AutoRun, Decided, DemoError, Finished, Outcome, Sample, Turn
+from e2e.demo.paths import OUT
 from e2e.demo.service import Manifest, Service, applied, decisions, wait_until
 from e2e.traffic.plan import Request, poisson_plan, prompt_ids
 from e2e.traffic.records import Record, Target, summarise
@@ -29,12 +31,10 @@ BURST = 24
 """Answers at once, with which the second turn begins."""
 DECODE_LOAD = 0.5
 """Of the tokens per second of such a batch: the second turn asks for so many, and TTFT stays well."""
-STRETCH = 6.0
-"""The load is sent in stretches of this many seconds."""
 LONGEST = (45.0, 90.0)
 """Seconds after which a turn that the split did not follow ends."""
-LEAD = 1.5
-"""Seconds before its begin at which a stretch is handed to its client."""
+LEAD = 3.0
+"""Seconds before its begin at which a turn is handed to its client, a process that has to start."""
 
 
 def auto(outcome: Outcome, service: Service) -> None:
@@ -54,9 +54,9 @@ def auto(outcome: Outcome, service: Service) -> None:
     wait_until(service, lambda obj: _mode(obj) == "Auto" and applied(obj) == HOME, 30, "Auto")
     watch = Watch(outcome, service)
     home = share(Sample(0, *HOME))
-    watch.turn("long prompts", prompts(PREFILL_LOAD / ttft), lambda now: now > home, LONGEST[0])
+    watch.turn("long prompts", prompts(PREFILL_LOAD / ttft), LONGEST[0], lambda now: now > home)
     top = watch.share
-    watch.turn("long answers", answers(DECODE_LOAD * capacity / ANSWER), lambda now: now < watch.peak, LONGEST[1])
+    watch.turn("long answers", answers(DECODE_LOAD * capacity / ANSWER), LONGEST[1], lambda now: now < watch.peak)
     peak, last = watch.peak, watch.share
     run = watch.finish(targets)
     outcome.auto_runs.append(run)
@@ -81,33 +81,19 @@ def single_latency(service: Service) -> tuple[float, float]:
     return min(ttfts), min(tpots)
 
 
-Stretch = Callable[[int], list[Request]]
-"""The load of the n-th stretch of a turn."""
-
-
-def prompts(rate: float) -> Stretch:
+def prompts(rate: float) -> list[Request]:
     """Many prompts with short answers, beside a few streams that keep decode busy."""
-
-    def stretch(number: int) -> list[Request]:
-        seed = 100 + number
-        streams = [
-            Request(STREAMS_EVERY * n, STREAM, prompt_ids(16, seed=seed * 1_000 + n), label="streams")
-            for n in range(int(STRETCH / STREAMS_EVERY))
-        ]
-        return streams + poisson_plan(rate, STRETCH, prompt_tokens=PROMPT, max_tokens=2, seed=seed, label="prompts")
-
-    return stretch
+    streams = [
+        Request(STREAMS_EVERY * n, STREAM, prompt_ids(16, seed=100_000 + n), label="streams")
+        for n in range(int(LONGEST[0] / STREAMS_EVERY))
+    ]
+    return streams + poisson_plan(rate, LONGEST[0], prompt_tokens=PROMPT, max_tokens=2, seed=11, label="prompts")
 
 
-def answers(rate: float) -> Stretch:
+def answers(rate: float) -> list[Request]:
     """Short prompts: a burst of answers at once, and then `rate` a second."""
-
-    def stretch(number: int) -> list[Request]:
-        seed = 200 + number
-        plan = poisson_plan(rate, STRETCH, prompt_tokens=16, max_tokens=ANSWER, seed=seed, label="answers")
-        return plan if number else burst(300, ANSWER) + plan
-
-    return stretch
+    steady = poisson_plan(rate, LONGEST[1], prompt_tokens=16, max_tokens=ANSWER, seed=13, label="answers")
+    return burst(300, ANSWER) + steady
 
 
 def burst(seed: int, tokens: int) -> list[Request]:
@@ -148,27 +134,29 @@ class Watch:
         """The largest part that prefill has had."""
         return max(map(share, self._samples))
 
-    def turn(self, label: str, stretch: Stretch, followed: Callable[[float], bool], longest: float) -> None:
-        """Sends stretch after stretch until `followed` says so of prefill's part."""
-        begin = end = self._now() + LEAD
-        number = 0
+    def turn(self, label: str, plan: list[Request], longest: float, followed: Callable[[float], bool]) -> None:
+        """Sends the plan until `followed` says so of prefill's part, or for `longest` seconds."""
+        begin = self._now() + LEAD
+        stop = OUT / "sent" / f"stop-{len(self._turns)}"
+        stop.parent.mkdir(parents=True, exist_ok=True)
+        stop.unlink(missing_ok=True)
+        self._start(plan, begin, stop)
         while self._now() < begin + longest:
-            if self._now() >= end - LEAD:
-                self._start(stretch(number), self._began + end)
-                number, end = number + 1, end + STRETCH
             self.look()
             if followed(self.share):
                 break
             time.sleep(0.5)
+        stop.touch()
         self._turns.append(Turn(label, begin, self._now()))
 
     def _now(self) -> float:
         return time.monotonic() - self._began
 
-    def _start(self, plan: list[Request], start: float) -> None:
+    def _start(self, plan: list[Request], begin: float, stop: Path) -> None:
         def send() -> None:
             try:
-                self._found.extend(_shifted(record, start - self._began) for record in self._service.send(plan, start))
+                sent = self._service.send(plan, self._began + begin, stop)
+                self._found.extend(_shifted(record, begin) for record in sent)
             except Exception as error:
                 self._problems.append(error)
 
