@@ -9,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export SEMIPD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semipd
 
-.PHONY: help venv deps tools images demo demo-down test lint fmt e2e crd docs clean
+.PHONY: help venv deps tools images demo demo-down test lint fmt e2e bench-auto crd docs clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -45,6 +45,12 @@ lint: venv ## ruff, mypy --strict, import rules
 
 fmt: venv ## format the code
 	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
+
+bench-auto: venv tools images ## Auto under recorded traffic on the local cluster, 25 minutes: out/auto_split.json, .png
+	@PYTHONPATH=.:e2e/cluster $(PY) -m bench.auto_split $(ARGS)
+
+bench-split: venv ## what a split does to prefill's service time (JSON and plot in out/bench)
+	@$(PY) -m bench.split_rate
 
 crd: venv ## regenerate the CRD, its chart copy and its reference from the types
 	@$(PY) -m semipd_operator.crd

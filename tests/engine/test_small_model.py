@@ -147,31 +147,27 @@ def test_there_is_one_copy_of_weights_and_cache(engine: Engine) -> None:
 SECONDS = 20.0
 
 
-def saturated_cpu_seconds(engine: Engine, client: ApiClient, split: Split, epoch: int) -> tuple[float, float, float]:
-    """(prefill's CPU seconds, decode's, prefill tokens a second) over `SECONDS` with both phases never idle."""
+def saturated_cpu_ratio(engine: Engine, split: Split, epoch: int) -> float:
+    """Prefill's CPU time over decode's, during `SECONDS` with both phases never idle."""
     engine.control(SetPartition(split_epoch=epoch, plan=cpu_plan(split, sorted(os.sched_getaffinity(0)))))
     while any(engine.worker(phase).applied_epoch < epoch for phase in Phase):
         time.sleep(0.05)
     pids = [engine.worker(phase).pid for phase in Phase]
-    before, began = [proc.cpu_seconds(pid) for pid in pids], time.monotonic()
+    before = [proc.cpu_seconds(pid) for pid in pids]
     time.sleep(SECONDS)
-    after, ended = [proc.cpu_seconds(pid) for pid in pids], time.monotonic()
-    steps = [s for s in engine.records("step") if s["phase"] == Phase.PREFILL]
-    tokens = sum(s["tokens"] for s in steps if began <= s["end"] <= ended)
-    prefill, decode = (later - earlier for later, earlier in zip(after, before, strict=True))
-    return prefill, decode, tokens / (ended - began)
+    prefill, decode = (proc.cpu_seconds(pid) - earlier for pid, earlier in zip(pids, before, strict=True))
+    return prefill / decode
 
 
 def test_a_split_moves_cpu_time(engine: Engine) -> None:
-    """Both phases saturated: prefill:decode CPU time at 80/20 is at least 6 times that at 20/80, and prefill's service
-    time falls by at least 25 % from 50/50 to 80/20."""
+    """Both phases saturated: prefill:decode CPU time at 80/20 is at least 6 times that at 20/80.
+
+    What that does to prefill's service time is a timed claim: ``make bench-split``.
+    """
     client = engine.client()
     running_streams(client, 4, max_tokens=3000)
     backlog = [client.add(prompt(LONG, 100 + seed), 1) for seed in range(40)]
-    ratio, rate = {}, {}
-    for epoch, (x, y) in enumerate([(80, 20), (20, 80), (50, 50)], start=100):
-        prefill, decode, rate[x] = saturated_cpu_seconds(engine, client, Split(prefill=x, decode=y), epoch)
-        ratio[x] = prefill / decode
+    favoured = saturated_cpu_ratio(engine, Split(prefill=80, decode=20), epoch=100)
+    starved = saturated_cpu_ratio(engine, Split(prefill=20, decode=80), epoch=101)
     assert not backlog[-1].done.is_set(), "prefill ran out of work"
-    assert ratio[80] >= 6 * ratio[20], ratio
-    assert 1 / rate[80] <= 0.75 / rate[50], rate
+    assert favoured >= 6 * starved

@@ -1,0 +1,93 @@
+"""What a split does to prefill's service time while both phases are saturated (``make bench-split``).
+
+Alternates 50/50 and 80/20 several times in one run of the engine on the 0.5 B model and compares the medians of prefill's
+tokens a second and of both phases' CPU seconds. Writes ``out/bench/split_rate.json`` and ``.svg``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from e2e.models import random_model
+from semipd_engine.contract import DType, EngineOptions, Phase, SetPartition, Split
+from semipd_engine.cpu_plan import cpu_plan
+from tests.engine import proc
+from tests.engine.harness import TORCH_RESIDENT, Engine
+
+ROUNDS, SECONDS = 5, 15.0
+SPLITS = (Split(prefill=50, decode=50), Split(prefill=80, decode=20))
+OUT = Path("out/bench")
+
+
+def measure(engine: Engine, split: Split, epoch: int) -> dict[str, Any]:
+    engine.control(SetPartition(split_epoch=epoch, plan=cpu_plan(split, sorted(os.sched_getaffinity(0)))))
+    while any(engine.worker(phase).applied_epoch < epoch for phase in Phase):
+        time.sleep(0.02)
+    pids = {phase: engine.worker(phase).pid for phase in Phase}
+    began, before = time.monotonic(), {phase: proc.cpu_seconds(pid) for phase, pid in pids.items()}
+    time.sleep(SECONDS)
+    ended, after = time.monotonic(), {phase: proc.cpu_seconds(pid) for phase, pid in pids.items()}
+    steps = [s for s in engine.records("step") if s["phase"] == Phase.PREFILL and began <= s["begin"] <= ended]
+    busy = sum(s["end"] - s["begin"] for s in steps)
+    return {
+        "split": f"{split.prefill}/{split.decode}",
+        "prefill_tokens_per_second": sum(s["tokens"] for s in steps) / busy,
+        "cpu_seconds": {phase.value: after[phase] - before[phase] for phase in Phase},
+    }
+
+
+def main() -> None:
+    rng = random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        options = EngineOptions(
+            model=random_model("llama", "small"),
+            run_dir=Path(folder),
+            step_log=Path(folder) / "steps.jsonl",
+            dtype=DType.BFLOAT16,
+            kv_cache_memory=768 << 20,
+            max_model_len=4096,
+            prefill_chunk_tokens=64,
+            prefix_caching=False,
+        )
+        engine = Engine(options, TORCH_RESIDENT, GOMP_SPINCOUNT="0")
+        try:
+            engine.wait_state(seconds=120)
+            client = engine.client()
+            for _ in range(4):
+                client.add([rng.randrange(300, 8000) for _ in range(32)], 4000)
+            for _ in range(80):
+                client.add([rng.randrange(300, 8000) for _ in range(2048)], 1)
+            order = [split for _ in range(ROUNDS) for split in SPLITS]
+            rows = [measure(engine, split, 100 + n) for n, split in enumerate(tqdm(order, desc="split", unit="run"))]
+        finally:
+            engine.stop()
+    rates = {row["split"]: [r["prefill_tokens_per_second"] for r in rows if r["split"] == row["split"]] for row in rows}
+    median = {split: statistics.median(values) for split, values in rates.items()}
+    fall = 100 * (1 - median["50/50"] / median["80/20"])
+    OUT.mkdir(parents=True, exist_ok=True)
+    result = {"rows": rows, "median_tokens_per_second": median, "service_time_fall_percent": fall}
+    (OUT / "split_rate.json").write_text(json.dumps(result, indent=1))
+    plot(rates)
+    print(f"prefill, median tokens/s: {median}; its service time falls by {fall:.0f} % from 50/50 to 80/20")
+
+
+def plot(rates: dict[str, list[float]]) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
+    axes.boxplot(list(rates.values()), tick_labels=list(rates))
+    axes.set(xlabel="split (prefill/decode)", ylabel="prefill tokens/s", title="both phases saturated")
+    figure.savefig(OUT / "split_rate.svg")
+
+
+if __name__ == "__main__":
+    main()
