@@ -1,7 +1,7 @@
 """What a split does to prefill's service time while both phases are saturated (``make bench-split``).
 
-Alternates 50/50 and 80/20 several times in one run of the engine on the 0.5 B model and compares the medians of prefill's
-tokens a second and of both phases' CPU seconds. Writes ``out/bench/split_rate.json`` and ``.svg``.
+Alternates 50/50 and 80/20 several times in one run of the engine on the 0.5 B model and compares the medians of
+prefill's tokens a second and of both phases' CPU seconds. Writes ``out/bench/split_rate.json`` and ``.svg``.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.engine import proc
+from tests.engine.harness import TORCH_RESIDENT, Engine
 from tqdm import tqdm
 
 from e2e.models import random_model
 from semipd_engine.contract import DType, EngineOptions, Phase, SetPartition, Split
 from semipd_engine.cpu_plan import cpu_plan
-from tests.engine import proc
-from tests.engine.harness import TORCH_RESIDENT, Engine
 
 ROUNDS, SECONDS = 5, 15.0
 SPLITS = (Split(prefill=50, decode=50), Split(prefill=80, decode=20))
