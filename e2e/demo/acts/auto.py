@@ -25,11 +25,11 @@ PROMPT, STREAM, ANSWER = 128, 24, 24
 """Tokens of a prompt that weighs, of a stream beside the prompts, and of an answer of the second turn."""
 PREFILL_LOAD = 0.95
 """Of what prefill could do if it had the machine to itself: TTFT grows under any split, TPOT stays well."""
-STREAMS_EVERY = 2.0
+STREAMS_EVERY = 3.0
 """Seconds between the streams that run beside the prompts."""
 BURST = 24
 """Answers at once, with which the second turn begins."""
-DECODE_LOAD = 0.5
+DECODE_LOAD = 0.35
 """Of the tokens per second of such a batch: the second turn asks for so many, and TTFT stays well."""
 LONGEST = (45.0, 90.0)
 """Seconds after which a turn that the split did not follow ends."""
@@ -87,7 +87,7 @@ def prompts(rate: float) -> list[Request]:
         Request(STREAMS_EVERY * n, STREAM, prompt_ids(16, seed=100_000 + n), label="streams")
         for n in range(int(LONGEST[0] / STREAMS_EVERY))
     ]
-    return streams + poisson_plan(rate, LONGEST[0], prompt_tokens=PROMPT, max_tokens=2, seed=11, label="prompts")
+    return streams + poisson_plan(rate, LONGEST[0], prompt_tokens=PROMPT, max_tokens=1, seed=11, label="prompts")
 
 
 def answers(rate: float) -> list[Request]:

