@@ -6,7 +6,7 @@ conftest.py imports them. When a test fails, what the cluster says about its nam
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -130,7 +130,9 @@ def serve(cluster: Cluster, space: str) -> Iterator[Serve]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     arguments = getattr(item, "funcargs", {})
     cluster, namespace = arguments.get("cluster"), arguments.get("space")
