@@ -78,7 +78,15 @@ def auto(run: AutoRun) -> str:
     split, ttft, tpot = figure.subplots(3, 1, sharex=True, height_ratios=(1.2, 1, 1))
     times = [sample.at for sample in run.samples]
     split.step(times, [sample.prefill for sample in run.samples], where="post", color=PREFILL, label="prefill %", lw=2)
-    split.step(times, [sample.decode for sample in run.samples], where="post", color=DECODE, label="decode %", lw=2)
+    split.step(
+        times,
+        [sample.decode for sample in run.samples],
+        where="post",
+        color=DECODE,
+        label="decode %",
+        lw=2,
+        ls=(0, (4, 1)),
+    )
     split.set_ylim(0, 105)
     split.set_ylabel("applied split, %", fontsize=9)
     split.legend(loc="lower right", fontsize=8, frameon=False, ncols=2)
