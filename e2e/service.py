@@ -97,7 +97,7 @@ class Service:
             obj = self.get()
             entries = {entry["type"]: entry for entry in (obj.get("status") or {}).get("conditions", [])}
             now = entries.get("Ready", {})
-            return now.get("status") == "True" and now["observedGeneration"] == obj["metadata"]["generation"]
+            return now.get("status") == "True" and bool(now["observedGeneration"] == obj["metadata"]["generation"])
 
         wait_until(ready, timeout_s, lambda: f"{self.name} Ready: {self.condition('Ready')}")
         return self
