@@ -151,9 +151,9 @@ def bench(cluster: Cluster, service: Service, arguments: argparse.Namespace, res
     }
     _say(f"targets: {result.slo}; load {LOAD:.0%} of capacity")
     auto = {"mode": "Auto", "policy": arguments.policy, "prefillPercent": None, "decodePercent": None}
+    time.sleep(WINDOW_S)
     service.patch({"slo": result.slo, "partition": auto})
     service.wait_ready(60)
-    time.sleep(WINDOW_S)
     plan: list[Request] = []
     order = (("conv", 1), ("code", 2), ("conv", 3))
     for number, (name, seed) in enumerate(order):
