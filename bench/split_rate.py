@@ -1,7 +1,8 @@
 """What a split does to prefill's service time while both phases are saturated (``make bench-split``).
 
 Alternates 50/50 and 80/20 several times in one run of the engine on the 0.5 B model and compares the medians of
-prefill's tokens a second and of both phases' CPU seconds. Writes ``out/bench/split_rate.json`` and ``.svg``.
+prefill's tokens a second and of both phases' CPU seconds. Writes ``out/bench/split_rate.json`` and ``.svg``,
+and fails unless the service time falls by at least 25 %.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from semipd_engine.contract import DType, EngineOptions, Phase, SetPartition, Sp
 from semipd_engine.cpu_plan import cpu_plan
 
 ROUNDS, SECONDS = 5, 15.0
+LEAST_FALL_PERCENT = 25
 SPLITS = (Split(prefill=50, decode=50), Split(prefill=80, decode=20))
 OUT = Path("out/bench")
 
@@ -37,6 +39,8 @@ def measure(engine: Engine, split: Split, epoch: int) -> dict[str, Any]:
     time.sleep(SECONDS)
     ended, after = time.monotonic(), {phase: proc.cpu_seconds(pid) for phase, pid in pids.items()}
     steps = [s for s in engine.records("step") if s["phase"] == Phase.PREFILL and began <= s["begin"] <= ended]
+    if not steps:
+        raise SystemExit(f"split {split.prefill}/{split.decode}: prefill began no step in {SECONDS:.0f} s")
     busy = sum(s["end"] - s["begin"] for s in steps)
     return {
         "split": f"{split.prefill}/{split.decode}",
@@ -78,6 +82,8 @@ def main() -> None:
     (OUT / "split_rate.json").write_text(json.dumps(result, indent=1))
     plot(rates)
     print(f"prefill, median tokens/s: {median}; its service time falls by {fall:.0f} % from 50/50 to 80/20")
+    if fall < LEAST_FALL_PERCENT:
+        raise SystemExit(f"FAIL: at least {LEAST_FALL_PERCENT} % is promised")
 
 
 def plot(rates: dict[str, list[float]]) -> None:
