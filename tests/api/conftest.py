@@ -24,6 +24,8 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.api.harness import Operator, chart_rights
+from tests.api.harness import until as eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 OPERATOR_NAMESPACE = "semipd-system"
@@ -210,3 +212,47 @@ def namespace(crd: Cluster, request: pytest.FixtureRequest) -> str:
     answer = crd.request("POST", "/api/v1/namespaces", {"metadata": {"generateName": "test-"}})
     name: str = answer["metadata"]["name"]
     return name
+
+
+POD_MONITOR_CRD = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "podmonitors.monitoring.coreos.com"},
+    "spec": {
+        "group": "monitoring.coreos.com",
+        "scope": "Namespaced",
+        "names": {
+            "kind": "PodMonitor",
+            "plural": "podmonitors",
+            "singular": "podmonitor",
+            "listKind": "PodMonitorList",
+        },
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+            }
+        ],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def agent_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def operator(crd: Any, tmp_path_factory: pytest.TempPathFactory, agent_port: int) -> Iterator[Operator]:
+    for obj in [*chart_rights(crd), POD_MONITOR_CRD]:
+        crd.apply(obj)
+    running = Operator(crd, tmp_path_factory.mktemp("operator"), agent_port, (free_port(), free_port()))
+    try:
+        assert eventually(running.ready, 60), running.log.read_text()[-3000:]
+        yield running
+        print(running.log.read_text()[-6000:])
+    finally:
+        if running.process.poll() is None:
+            running.stop()

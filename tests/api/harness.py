@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,6 +32,7 @@ from semipd_agent.contract import (
     PartitionState,
     Split,
     StatusReport,
+    service_token,
     token_digest,
 )
 
@@ -131,7 +133,7 @@ class Operator:
     def __init__(
         self, cluster: Any, folder: Path, agent_port: int, ports: tuple[int, int], *extra: str, key: str = KEY
     ) -> None:
-        self.health = f"http://127.0.0.1:{ports[0]}/healthz"
+        self.health = f"http://127.0.0.1:{ports[0]}/readyz"
         self.metrics = f"http://127.0.0.1:{ports[1]}/metrics"
         (folder / "key").write_text(key)
         self.log = folder / "operator.log"
@@ -153,7 +155,7 @@ class Operator:
             stderr=subprocess.STDOUT,
         )
 
-    def healthy(self) -> bool:
+    def ready(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()[-3000:]
         with contextlib.suppress(OSError):
             return urllib.request.urlopen(self.health, timeout=2).status == 200
@@ -230,3 +232,22 @@ def ready(ip: str) -> dict[str, Any]:
         "conditions": [{"type": "Ready", "status": "True"}],
         "containerStatuses": [{**engine, "state": {"running": {}}}],
     }
+
+
+@contextlib.contextmanager
+def serving(crd: Any, namespace: str, name: str, ip: str, agent_port: int, **spec: Any) -> Iterator[Agent]:
+    """A service with one ready pod, whose agent answers."""
+    crd.apply(service(name, namespace, **spec))
+    assert until(lambda: crd.get("deployment", name, namespace))
+    uid = crd.get("spd", name, namespace)["metadata"]["uid"]
+    pod = make_pod(crd, namespace, name, f"{name}-1", ready(ip))
+    agent = Agent(ip, agent_port, pod, service_token(KEY.encode(), namespace, name, uid))
+    try:
+        assert until(lambda: condition(crd.get("spd", name, namespace), "PartitionApplied").get("status") == "True")
+        yield agent
+    finally:
+        agent.close()
+
+
+def row(crd: Any, namespace: str, name: str, *more: str) -> list[str]:
+    return crd.kubectl("get", "spd", name, "-n", namespace, "--no-headers", *more).stdout.split()

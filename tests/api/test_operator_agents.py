@@ -1,0 +1,129 @@
+"""The real operator and the pods' agents: what it pushes, what it reads, and a successor with another key.
+
+Pods are made by hand, as there is no controller manager; a stand-in speaks the agent's real contract on their IPs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.api.conftest import free_port
+from tests.api.harness import (
+    KEY,
+    Agent,
+    Operator,
+    condition,
+    make_pod,
+    ready,
+    row,
+    service,
+    serving,
+    until,
+)
+
+from semipd_agent.contract import AgentFile, PartitionState, Split, service_token
+
+pytestmark = pytest.mark.api
+
+
+def test_a_patch_reaches_the_agent_and_the_status_at_once(
+    operator: Operator, crd: Any, namespace: str, agent_port: int
+) -> None:
+    crd.apply(service("live", namespace, partition={"mode": "Manual", "prefillPercent": 60, "decodePercent": 80}))
+    until(lambda: crd.get("deployment", "live", namespace))
+    uid = crd.get("spd", "live", namespace)["metadata"]["uid"]
+    pod = make_pod(crd, namespace, "live", "live-1", ready("127.0.0.2"))
+    agent = Agent("127.0.0.2", agent_port, pod, service_token(KEY.encode(), namespace, "live", uid))
+    try:
+        assert until(lambda: row(crd, namespace, "live")[1:6] == ["True", "Ready", "1", "60/80", "paced"]), row()
+        template = crd.get("deployment", "live", namespace)["spec"]["template"]
+
+        patch = {"spec": {"partition": {"prefillPercent": 30}, "slo": {"ttftMilliseconds": 300}}}
+        crd.kubectl("patch", "spd", "live", "-n", namespace, "--type=merge", "-p", json.dumps(patch))
+        began = time.monotonic()
+
+        def applied() -> Any:
+            return crd.get("spd", "live", namespace)["status"]["partition"].get("applied")
+
+        assert until(lambda: applied() == {"prefillPercent": 30, "decodePercent": 80}, 5), applied()
+        assert time.monotonic() - began < 5
+        assert agent.puts[-1].slo is not None and agent.puts[-1].slo.ttft_milliseconds == 300
+        assert crd.get("deployment", "live", namespace)["spec"]["template"] == template, "nothing may roll"
+
+        agent.state = PartitionState.FAILED
+        assert until(lambda: condition(crd.get("spd", "live", namespace), "PartitionApplied")["status"] == "False", 10)
+        assert condition(crd.get("spd", "live", namespace), "PartitionApplied")["reason"] == "WorkerNotResponding"
+        agent.state = PartitionState.APPLIED
+        assert until(lambda: row(crd, namespace, "live")[1] == "True")
+        events = crd.kubectl("get", "events", "-n", namespace, "-o", "json").stdout
+        assert "PartitionApplyFailed" in {event["reason"] for event in json.loads(events)["items"]}
+    finally:
+        agent.close()
+    assert until(
+        lambda: condition(crd.get("spd", "live", namespace), "PartitionApplied").get("reason") == "AgentUnreachable", 25
+    )
+
+
+def test_paused_leaves_objects_alone_and_status_goes_on(
+    operator: Operator, crd: Any, namespace: str, agent_port: int
+) -> None:
+    with serving(crd, namespace, "calm", "127.0.0.4", agent_port, partition={"prefillPercent": 50}) as agent:
+        patch = {"spec": {"paused": True, "replicas": 3, "partition": {"prefillPercent": 20}}}
+        crd.kubectl("patch", "spd", "calm", "-n", namespace, "--type=merge", "-p", json.dumps(patch))
+        assert until(lambda: condition(crd.get("spd", "calm", namespace), "SpecAccepted")["reason"] == "Paused")
+        pushed = len(agent.puts)
+        agent.state = PartitionState.FAILED
+        assert until(lambda: condition(crd.get("spd", "calm", namespace), "PartitionApplied")["status"] == "False")
+        assert crd.get("deployment", "calm", namespace)["spec"]["replicas"] == 1
+        assert len(agent.puts) == pushed
+        live = crd.get("spd", "calm", namespace)
+        assert live["status"]["observedGeneration"] < live["metadata"]["generation"]
+        agent.state = PartitionState.APPLIED
+        crd.kubectl("patch", "spd", "calm", "-n", namespace, "--type=merge", "-p", '{"spec": {"paused": false}}')
+        assert until(lambda: crd.get("deployment", "calm", namespace)["spec"]["replicas"] == 3)
+        assert until(lambda: agent.config.partition.split == Split(prefill_percent=20))
+
+
+def test_a_new_operator_with_a_new_key_rolls_nothing_and_resumes(
+    operator: Operator, crd: Any, namespace: str, agent_port: int, tmp_path: Path
+) -> None:
+    """Runs last: it replaces the operator."""
+    with serving(crd, namespace, "kept", "127.0.0.9", agent_port) as agent:
+        before = crd.get("deployment", "kept", namespace)
+        assert operator.stop() == 0
+        agent.state = PartitionState.FAILED
+        key = "f" * 32
+        ports = (free_port(), free_port())
+        successor = Operator(crd, tmp_path, agent_port, ports, "--engine-image=engine:2", key=key)
+        try:
+            assert until(successor.ready, 60)
+
+            def applied() -> dict[str, Any]:
+                return condition(crd.get("spd", "kept", namespace), "PartitionApplied")
+
+            assert until(lambda: applied()["reason"] == "AgentUnreachable", 25)
+            assert "token" in applied()["message"]
+            uid = crd.get("spd", "kept", namespace)["metadata"]["uid"]
+            # What the kubelet does within a minute: the mounted ConfigMap has the new digest.
+            text = crd.get("configmap", "kept-agent", namespace)["data"]["agent.json"]
+            agent.token = service_token(key.encode(), namespace, "kept", uid)
+            assert agent.digest() in AgentFile.model_validate_json(text).token_sha256
+            agent.state = PartitionState.APPLIED
+            assert until(lambda: applied()["status"] == "True")
+            after = crd.get("deployment", "kept", namespace)
+            assert after["spec"]["template"] == before["spec"]["template"], "no pod is rolled"
+            crd.kubectl(
+                "patch", "spd", "kept", "-n", namespace, "--type=merge", "-p", '{"spec":{"upgradePolicy":"Auto"}}'
+            )
+
+            def image() -> str:
+                template = crd.get("deployment", "kept", namespace)["spec"]["template"]
+                return template["spec"]["containers"][0]["image"]
+
+            assert until(lambda: image() == "engine:2")
+        finally:
+            successor.stop()

@@ -1,0 +1,142 @@
+"""The real operator's status on the real API server: columns, reasons, who owns it, and that quiet costs nothing.
+
+Pods are made by hand, as there is no controller manager; a stand-in speaks the agent's real contract on their IPs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from tests.api.harness import (
+    KEY,
+    Agent,
+    Operator,
+    condition,
+    make_pod,
+    ready,
+    row,
+    service,
+    serving,
+    until,
+)
+
+from semipd_agent.contract import Split, service_token
+
+pytestmark = pytest.mark.api
+
+
+def test_columns_and_scale_subresource(operator: Operator, crd: Any, namespace: str, agent_port: int) -> None:
+    spec = {"partition": {"prefillPercent": 60, "decodePercent": 80}, "slo": {"ttftMilliseconds": 500}}
+    spec["partition"]["mode"] = "Manual"
+    with serving(crd, namespace, "cols", "127.0.0.3", agent_port, **spec):
+        header = crd.kubectl("get", "spd", "-n", namespace, "-o", "wide").stdout.splitlines()[0].split()
+        assert header == [
+            "NAME",
+            "READY",
+            "REASON",
+            "REPLICAS",
+            "SPLIT",
+            "ENFORCED",
+            "TTFT",
+            "TPOT",
+            "SLO",
+            "AGE",
+            "MODEL",
+            "DESIRED",
+            "MODE",
+            "URL",
+            "MESSAGE",
+        ]
+        assert until(lambda: row(crd, namespace, "cols")[1:7] == ["True", "Ready", "1", "60/80", "paced", "-/500ms"])
+        assert row(crd, namespace, "cols", "-o", "wide")[9:13] == [
+            "file:///models/m",
+            "1",
+            "Manual",
+            f"http://cols.{namespace}.svc:8000",
+        ]
+        path = f"/apis/semipd.io/v1alpha1/namespaces/{namespace}/semipdservices/cols/scale"
+        scale = crd.request("GET", path)
+        assert scale["spec"]["replicas"] == 1 and scale["status"]["replicas"] == 1
+        assert scale["status"]["selector"] == "semipd.io/service=cols"
+        assert crd.kubectl("get", "semipd", "-n", namespace).stdout.count("cols") == 1, "the category"
+
+
+def test_a_missing_gpu_shows_in_the_row(operator: Operator, crd: Any, namespace: str) -> None:
+    crd.apply(service("gpu", namespace, engine={"device": "cuda"}))
+    assert until(lambda: crd.get("deployment", "gpu", namespace))
+    message = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+    unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    make_pod(crd, namespace, "gpu", "gpu-1", {"phase": "Pending", "conditions": [unscheduled]})
+    assert until(lambda: row(crd, namespace, "gpu")[1:3] == ["False", "Unschedulable(nvidia.com/gpu)"])
+    assert "nvidia.com/gpu" in condition(crd.get("spd", "gpu", namespace), "Available")["message"]
+
+
+def test_a_failed_download_says_why(operator: Operator, crd: Any, namespace: str) -> None:
+    crd.apply(service("gated", namespace, model={"uri": "hf://org/gated"}))
+    assert until(lambda: crd.get("deployment", "gated", namespace))
+    said = json.dumps({"reason": "AuthRequired", "message": "the model is gated"})
+    init = {"name": "model", "image": "e", "imageID": "", "ready": False, "restartCount": 1}
+    init["state"] = {"terminated": {"exitCode": 3, "message": said}}
+    make_pod(crd, namespace, "gated", "gated-1", {"phase": "Pending", "initContainerStatuses": [init]})
+    assert until(lambda: row(crd, namespace, "gated")[1:3] == ["False", "AuthRequired"])
+    failure = crd.get("spd", "gated", namespace)["status"]["model"]["lastFailure"]
+    assert failure == {"pod": "gated-1", "reason": "AuthRequired", "message": "the model is gated", "exitCode": 3}
+
+
+def test_pods_may_differ_in_auto(operator: Operator, crd: Any, namespace: str, agent_port: int) -> None:
+    spec = {"slo": {"ttftMilliseconds": 500}, "replicas": 2}
+    crd.apply(service("two", namespace, **spec))
+    assert until(lambda: crd.get("deployment", "two", namespace))
+    uid = crd.get("spd", "two", namespace)["metadata"]["uid"]
+    token = service_token(KEY.encode(), namespace, "two", uid)
+    agents = []
+    for number, share in ((5, 60), (6, 80)):
+        ip = f"127.0.0.{number}"
+        agent = Agent(ip, agent_port, make_pod(crd, namespace, "two", f"two-{number}", ready(ip)), token)
+        agent.split = Split(prefill_percent=share, decode_percent=40)
+        agents.append(agent)
+    try:
+        assert until(lambda: row(crd, namespace, "two")[1:5] == ["True", "Ready", "2", "60-80/40"]), row(
+            crd, namespace, "two"
+        )
+        partition = crd.get("spd", "two", namespace)["status"]["partition"]
+        assert "applied" not in partition and partition["convergedReplicas"] == 2 and partition["mode"] == "Auto"
+        assert [pod["applied"]["prefillPercent"] for pod in partition["pods"]] == [60, 80]
+    finally:
+        for agent in agents:
+            agent.close()
+
+
+QUIET = (("spd", "quiet"), ("deployment", "quiet"), ("service", "quiet"), ("configmap", "quiet-agent"))
+
+
+def test_a_quiet_service_costs_no_writes(operator: Operator, crd: Any, namespace: str, agent_port: int) -> None:
+    with serving(crd, namespace, "quiet", "127.0.0.7", agent_port):
+        time.sleep(3)
+        versions = [crd.get(kind, name, namespace)["metadata"]["resourceVersion"] for kind, name in QUIET]
+        time.sleep(8)  # a resync and some rounds of the agents
+        assert [crd.get(k, n, namespace)["metadata"]["resourceVersion"] for k, n in QUIET] == versions
+
+
+def test_status_is_owned_by_apply_and_a_strangers_edit_is_mended(
+    operator: Operator, crd: Any, namespace: str, agent_port: int
+) -> None:
+    with serving(crd, namespace, "own", "127.0.0.8", agent_port):
+        managers = crd.kubectl("get", "spd", "own", "-n", namespace, "-o", "json", "--show-managed-fields").stdout
+        ours = [m for m in json.loads(managers)["metadata"]["managedFields"] if m["manager"] == "semipd-operator"]
+        assert [(m["operation"], m.get("subresource")) for m in ours] == [("Apply", "status")]
+        crd.kubectl(
+            "patch",
+            "spd",
+            "own",
+            "-n",
+            namespace,
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            '{"status":{"url":"x"}}',
+        )
+        assert until(lambda: crd.get("spd", "own", namespace)["status"]["url"].startswith("http://own."))
