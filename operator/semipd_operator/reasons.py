@@ -168,9 +168,19 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
         Entry(Reason.NOT_FOUND, "False", "There is no such model, revision or folder.", "Correct spec.model."),
         Entry(Reason.NO_SPACE, "False", "The cache is full.", "Use a larger claim or emptyDir."),
         Entry(Reason.INVALID_URI, "False", "The uri names no model that can be fetched.", "Correct spec.model.uri."),
-        Entry(Reason.CHECKSUM_MISMATCH, "False", "A file came damaged; it is fetched again."),
+        Entry(
+            Reason.CHECKSUM_MISMATCH,
+            "False",
+            "A file came damaged; it is fetched again.",
+            "If it stays: look for a proxy that changes files.",
+        ),
         Entry(Reason.UNREACHABLE, "False", "The model hub cannot be reached.", "Check the network and its policies."),
-        Entry(Reason.INCOMPLETE, "False", "The folder lacks files of the model; the message names them."),
+        Entry(
+            Reason.INCOMPLETE,
+            "False",
+            "The folder lacks files of the model; the message names them.",
+            "Complete the folder, or correct spec.model.",
+        ),
         Entry(
             Reason.LOAD_FAILED, "False", "The engine cannot load the weights.", "Read the message and the engine's log."
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from tests.unit.operator_observed import AUTO, NOW, TABLE, conditions, heard, observed, pod, report
@@ -14,9 +15,10 @@ from semipd_agent.contract import (
     Mode,
     Split,
 )
+from semipd_engine import fetch
 from semipd_operator.api.v1alpha1.resource import dump_status, parse_status
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
-from semipd_operator.reasons import REASONS
+from semipd_operator.reasons import REASONS, ConditionType
 from semipd_operator.status import Problem, summarise
 from semipd_operator.status.events import events
 
@@ -42,6 +44,14 @@ def test_every_reason_shown_is_in_the_table_of_reasons() -> None:
         for condition in summarise(seen).conditions:
             if condition.type != "Ready":
                 assert (condition.type, condition.reason, condition.status) in known
+
+
+def test_every_reason_of_a_fetch_is_in_the_table_of_reasons() -> None:
+    """They come from the init container as they are; each has its meaning and what to do about it in the docs."""
+    known = {str(entry.reason) for entry in REASONS[ConditionType.MODEL_READY]}
+    assert {str(reason) for reason in fetch.Reason} - {fetch.Reason.FETCHED} <= known
+    text = (Path(__file__).parents[2] / "docs/conditions.md").read_text()
+    assert [reason for reason in known if f"| `{reason}` |" not in text] == []
 
 
 def test_the_reason_column_names_the_missing_resource() -> None:
