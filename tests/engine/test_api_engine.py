@@ -190,6 +190,26 @@ def test_a_killed_core_is_an_error_within_two_seconds_and_ready_within_ten(own: 
     assert again.status_code == 200 and time.monotonic() - began < 10
 
 
+def test_a_stopped_core_is_an_error_and_serves_again_when_it_goes_on(own: Served) -> None:
+    core = own.child("semipd: core")
+    body = {"prompt": "The king", "max_tokens": 1500, "ignore_eos": True}
+    with ThreadPoolExecutor(2) as pool:
+        plain, stream = (
+            pool.submit(own.client.post, "/v1/completions", json=body | {"stream": s}) for s in (False, True)
+        )
+        wait_until(lambda: own.gauge("vllm:num_requests_running") == 2, 20)
+        core.suspend()
+        try:
+            assert (plain.result(30).status_code, plain.result().json()["error"]["code"]) == (503, "engine_restarted")
+            assert "engine_restarted" in stream.result(30).text.rstrip().rpartition("\n")[2]
+            assert own.client.get("/ready").status_code == 503
+        finally:
+            core.resume()
+    wait_until(lambda: own.client.get("/ready").status_code == 200, 20)
+    wait_until(own.idle, 10)  # core has forgotten what its lost clients wanted
+    assert own.complete("The king", max_tokens=4)["choices"] and own.child("semipd: core").pid == core.pid
+
+
 def test_a_killed_api_comes_back_and_core_forgets_its_requests(own: Served, tmp_path: Path) -> None:
     port = tmp_path / "run" / "api.port"
     with ThreadPoolExecutor(1) as pool:

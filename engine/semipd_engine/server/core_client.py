@@ -1,8 +1,13 @@
-"""The api's end of the socket to core: connects, reconnects, sends and receives. Knows no requests and no HTTP."""
+"""The api's end of the socket to core: connects, reconnects, sends and receives. Knows no requests and no HTTP.
+
+Core speaks every second. One that has stopped speaking is as good as dead to those who wait for its tokens: the
+connection is given up, and a core that goes on later finds it closed and forgets its requests.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +19,9 @@ CORE_SOCKET = "core.sock"
 """File name of core's socket inside the run directory."""
 RETRY_SECONDS = 0.05
 READ_BYTES = 1 << 16
+SILENCE_SECONDS = 10.0
+"""Core has been silent for so long: its connection is lost. Longer than any pause of a core that works."""
+LOOKS = 2
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +74,22 @@ class CoreClient:
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         decoder: frames.Decoder[CoreToApi] = frames.Decoder(CoreToApi)
-        while data := await reader.read(READ_BYTES):
+        while data := await _hear(reader):
             for message in decoder.feed(data):
                 if isinstance(message, Outputs):
                     self._listener.core_outputs(message)
                     continue
                 self._listener.core_state(message)
                 self._writer = writer
+
+
+async def _hear(reader: asyncio.StreamReader) -> bytes:
+    """The next bytes, empty at the end of the stream. Raises ConnectionError after a silence.
+
+    It looks twice: if this process itself was stopped, the first look finds its time over, and the second the bytes.
+    """
+    for _ in range(LOOKS):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SILENCE_SECONDS / LOOKS):
+                return await reader.read(READ_BYTES)
+    raise ConnectionError(f"it has been silent for {SILENCE_SECONDS:g} s")
