@@ -126,7 +126,11 @@ async def serve(options: argparse.Namespace, flags: list[str]) -> None:
         agent = Agent(
             controller=SplitController(partitioner_for, start.config, clock),
             client=EngineClient(run_dir),
-            supervisor=Supervisor([program, "serve", *flags], reaper, clock),
+            # The engine's first split, before ours reaches it, is made for the CPUs that it starts on: the mask alone
+            # would give it all of the node's, whatever the quota is.
+            supervisor=Supervisor(
+                [program, "serve", *flags], reaper, clock, cpus=grant.cpus if device is Device.CPU else ()
+            ),
             reaper=reaper,
             config_file=config_file,
             tokens=start.token_sha256,

@@ -32,9 +32,17 @@ OUTPUT_LINES = 20
 
 class Supervisor:
     def __init__(
-        self, command: Sequence[str], reaper: Reaper, clock: Clock, *, environment: dict[str, str] | None = None
+        self,
+        command: Sequence[str],
+        reaper: Reaper,
+        clock: Clock,
+        *,
+        cpus: Sequence[int] = (),
+        environment: dict[str, str] | None = None,
     ) -> None:
+        """`cpus`: CPU numbers that the launcher and its children start on; empty: all that the agent may use."""
         self._command = list(command)
+        self._cpus = tuple(cpus)
         self._reaper = reaper
         self._clock = clock
         self._environment = environment
@@ -131,7 +139,7 @@ class Supervisor:
                 stderr=subprocess.PIPE,
                 start_new_session=True,
                 env=self._environment,
-                preexec_fn=die_with_parent,  # one prctl, and this thread is the only one that forks
+                preexec_fn=self._before_exec,  # two system calls, and this thread is the only one that forks
             )
         except OSError as e:
             self.last_exit = 127
@@ -147,6 +155,12 @@ class Supervisor:
         self._process = None  # from here on its number may belong to a stranger
         with suppress(TimeoutError):
             await asyncio.wait_for(forward, 1.0)
+
+    def _before_exec(self) -> None:
+        die_with_parent()
+        if self._cpus:
+            with suppress(OSError):  # the node took them away meanwhile: the engine takes what is left
+                os.sched_setaffinity(0, self._cpus)
 
     def _collect(self) -> None:
         if self._process is not None and self._process.poll() is not None:

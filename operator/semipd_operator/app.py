@@ -34,7 +34,7 @@ class Operator:
     def __init__(self, kube: Kube, settings: Settings) -> None:
         self.kube, self.settings = kube, settings
         self.queue = WorkQueue()
-        self.hearing = Hearing()
+        self.hearing = Hearing(settings.namespaces)
         self.health = Health(self.queue, self.hearing, settings.deaf_after_seconds)
         self.agents = AgentClient(settings.agent_port, settings.poll_timeout_seconds)
         self.fleet = Fleet(self.agents, settings.poll_seconds, self._round)
@@ -47,7 +47,7 @@ class Operator:
         settings = self.settings
         async with web.serve(self.health, settings.health_port, settings.metrics_port):
             await self._wait_for_crd()
-            handlers = registry(self.on_service, self.on_child)
+            handlers = registry(self.on_service, self.on_child, self.hearing.opened)
             parts = [
                 kopf.operator(
                     registry=handlers,

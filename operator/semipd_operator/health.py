@@ -1,4 +1,7 @@
-"""Is the operator deaf? It is, once a reconcile never ends, the resync stops, or the watches miss what lists show."""
+"""Is the operator deaf? It is, once a reconcile never ends, the resync stops, or the watches miss what lists show.
+
+Ready is another question: it is, once the first resync came through and every watch of the services is open.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,21 @@ from semipd_operator.workqueue import WorkQueue
 class Hearing:
     """Compares what a list shows with what the watch told: a change that a whole resync period missed is lost."""
 
-    def __init__(self) -> None:
+    def __init__(self, namespaces: Iterable[str] = ()) -> None:
+        """`namespaces`: those watched, each by a watch of its own; none is one watch of all."""
+        self._not_open = set(namespaces) or {""}
         self._heard: dict[str, int] = {}
         self._listed: dict[str, int] = {}
         self.missed: str = ""
         """A uid that the watch missed; empty while it hears."""
+
+    @property
+    def open(self) -> bool:
+        """Every watch of the services has been open once; an idle cluster tells nothing more."""
+        return not self._not_open
+
+    def opened(self, namespace: str) -> None:
+        self._not_open.discard(namespace)
 
     def heard(self, uid: str, version: str) -> None:
         """The watch told of an object."""
@@ -38,12 +51,17 @@ class Health:
     def __init__(self, queue: WorkQueue, hearing: Hearing, deaf_after_seconds: float) -> None:
         self._queue, self._hearing, self._limit = queue, hearing, deaf_after_seconds
         self._resynced_at = time.monotonic()
-        self.ready = False
-        """A first resync came through."""
+        self._resynced = False
 
     def resynced(self) -> None:
         self._resynced_at = time.monotonic()
-        self.ready = True
+        self._resynced = True
+
+    def starting(self) -> str:
+        """What has not come through yet since the start; empty once ready, and then for good."""
+        if not self._resynced:
+            return "starting: no list of the services yet"
+        return "" if self._hearing.open else "starting: no watch of the services yet"
 
     def complaint(self) -> str:
         """Why the operator is deaf; empty while it hears."""

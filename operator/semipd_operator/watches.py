@@ -1,6 +1,7 @@
 """Kopf's part: watches that turn every event into a key in the queue, and nothing else.
 
 Only ``on.event`` handlers, which add neither finalizers nor annotations. It knows no meaning of the objects.
+Kopf does not say when a watch is open, and a quiet watch tells nothing: so Kopf is lent a session that is traced.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import aiohttp
 import kopf
 
 from semipd_operator.api.v1alpha1.resource import GROUP, PLURAL, VERSION
@@ -21,6 +23,8 @@ OnService = Callable[[Key, str, str, bool], None]
 """(key, uid, resource version, gone)"""
 OnChild = Callable[[Key, str, str], None]
 """(key of the service, kind, resource version)"""
+OnWatch = Callable[[str], None]
+"""(namespace; empty for all): Kopf has listed the services, and the API server has accepted its watch of them."""
 
 _CHILDREN = (
     ("", "v1", "pods"),
@@ -31,13 +35,20 @@ _CHILDREN = (
 )
 
 
-def registry(on_service: OnService, on_child: OnChild) -> kopf.OperatorRegistry:
+def registry(on_service: OnService, on_child: OnChild, on_watch: OnWatch) -> kopf.OperatorRegistry:
     handlers = kopf.OperatorRegistry()
+    sessions: list[tuple[kopf.ConnectionInfo, kopf.AiohttpSession]] = []
 
     @kopf.on.login(registry=handlers)
-    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+    async def login(**kwargs: Any) -> kopf.AiohttpSession | None:
         in_pod = kopf.login_with_service_account(**kwargs)
-        return _by_address(in_pod, os.environ) if in_pod else kopf.login_with_kubeconfig(**kwargs)
+        info = _by_address(in_pod, os.environ) if in_pod else kopf.login_with_kubeconfig(**kwargs)
+        if info is None:
+            return None
+        # Kopf gives up on credentials that it has seen refused: the same ones must come back as the same object.
+        if not sessions or sessions[-1][0] != info:
+            sessions[:] = [(info, _traced(info, on_watch))]
+        return sessions[-1][1]
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)
     async def service_event(event: Any, meta: Any, **_: Any) -> None:
@@ -62,6 +73,31 @@ def _by_address(info: kopf.ConnectionInfo, env: Mapping[str, str]) -> kopf.Conne
     if not host:
         return info
     return replace(info, server=f"https://{f'[{host}]' if ':' in host else host}:{port}")
+
+
+def _traced(info: kopf.ConnectionInfo, on_watch: OnWatch) -> kopf.AiohttpSession:
+    """The session that Kopf would make of `info`, and a word whenever a watch of the services is open."""
+
+    async def on_request_end(_session: Any, _context: Any, params: aiohttp.TraceRequestEndParams) -> None:
+        *_, before, namespace, plural = ("", "", *params.url.path.split("/"))
+        if plural == PLURAL and params.url.query.get("watch") == "true" and params.response.status == 200:
+            on_watch(namespace if before == "namespaces" else "")
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_end.append(on_request_end)
+    return kopf.AiohttpSession(
+        server=info.server,
+        default_namespace=info.default_namespace,
+        priority=info.priority,
+        expiration=info.expiration,
+        aiohttp_session=aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=info.as_ssl_context()),
+            headers=info.as_http_headers(),
+            proxy=info.proxy_url,
+            trust_env=info.trust_env,
+            trace_configs=[trace],
+        ),
+    )
 
 
 def kopf_settings() -> kopf.OperatorSettings:

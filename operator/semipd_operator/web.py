@@ -18,7 +18,8 @@ async def serve(health: Health, health_port: int, metrics_port: int) -> AsyncIte
         return web.Response(text=complaint or "ok", status=503 if complaint else 200)
 
     async def readyz(_: web.Request) -> web.Response:
-        return web.Response(text="ok" if health.ready else "starting", status=200 if health.ready else 503)
+        starting = health.starting()
+        return web.Response(text=starting or "ok", status=503 if starting else 200)
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(), headers={"Content-Type": "text/plain; version=0.0.4"})

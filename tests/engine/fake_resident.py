@@ -1,26 +1,35 @@
 """``python -m tests.engine.fake_resident``: the real resident and real workers around the fake model.
 
 Environment: SEMIPD_FAKE_TOKEN_MS and SEMIPD_FAKE_STEP_MS slow prefill (for each token) and decode (each step) down.
-A prompt that begins with `RAISE` makes the runner raise.
+A prompt that begins with `RAISE` makes the runner raise; one that begins with a key of `POISON` ends the worker in one
+phase.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import resource
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tests.engine.fake_model import VOCABULARY, FakeRunner, layout
 
-from semipd_engine.contract import EngineOptions
-from semipd_engine.ipc.messages import PrefillPlan, StepResult
+from semipd_engine.contract import EngineOptions, Phase
+from semipd_engine.ipc.messages import DecodePlan, PrefillPlan, StepResult
 from semipd_engine.memory import resident
 from semipd_engine.model.errors import ModelError
 from semipd_engine.pacing.quantum import Pacer
 from semipd_engine.server.flags import parse_options
 
 RAISE = 4998
+POISON: dict[int, tuple[Phase, Callable[[], None]]] = {
+    4997: (Phase.PREFILL, lambda: os.kill(os.getpid(), signal.SIGSEGV)),
+    4996: (Phase.PREFILL, lambda: os._exit(3)),
+    4995: (Phase.DECODE, lambda: os.kill(os.getpid(), signal.SIGABRT)),
+    4994: (Phase.PREFILL, lambda: os.kill(os.getpid(), signal.SIGKILL)),  # as the OOM killer would
+}
 
 
 class TouchyRunner(FakeRunner):
@@ -28,7 +37,19 @@ class TouchyRunner(FakeRunner):
         for chunk in plan.chunks:
             if chunk.start == 0 and chunk.token_ids[0] == RAISE:
                 raise RuntimeError("as the prompt wished")
+            if chunk.start == 0:
+                self.taste(Phase.PREFILL, chunk.token_ids[0])
         return super().prefill(plan)
+
+    def decode(self, plan: DecodePlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
+        for row in plan.rows:
+            self.taste(Phase.DECODE, self.read(row.block_table, 1)[0])
+        return super().decode(plan, recalled)
+
+    def taste(self, phase: Phase, first_token: int) -> None:
+        where, end = POISON.get(first_token, (None, None))
+        if where is phase and end is not None:
+            end()
 
 
 class FakeModel:
@@ -69,4 +90,5 @@ def load(options: EngineOptions, progress: Callable[[int], None]) -> FakeModel:
 
 
 if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it crashes on purpose
     sys.exit(resident.run(parse_options(None, "fake_resident", ""), load))

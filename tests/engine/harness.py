@@ -43,6 +43,7 @@ class Stream:
     times: list[float] = field(default_factory=list)
     finish_reason: str | None = None
     error: str | None = None
+    error_code: str = ""
     first_token_at: float | None = None
     cached_tokens: int = 0
     preemptions: int = 0
@@ -97,6 +98,7 @@ class ApiClient:
                         stream.first_token_at = output.first_token_at or stream.first_token_at
                         stream.cached_tokens, stream.preemptions = output.cached_tokens, output.preemptions
                         stream.finish_reason, stream.error = output.finish_reason, output.error
+                        stream.error_code = output.error_code if output.error else ""
                         if output.finish_reason or output.error:
                             stream.done.set()
         except (ChannelClosed, OSError):
@@ -126,8 +128,10 @@ class Engine:
         self.processes[name].wait()
 
     def kill_worker(self, phase: Phase) -> int:
+        """Its pid. It may be dead already, which core may not know yet: who counts kills asks the step log."""
         pid = self.worker(phase).pid
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
         return pid
 
     def worker(self, phase: Phase) -> WorkerReport:
@@ -153,7 +157,8 @@ class Engine:
                 return None
             return snapshot if snapshot.state is state else None
 
-        return wait_for(reached, seconds, f"state {state}")
+        snapshot: EngineSnapshot = wait_for(reached, seconds, f"state {state}")
+        return snapshot
 
     def client(self) -> ApiClient:
         self._clients.append(ApiClient(self.run_dir))

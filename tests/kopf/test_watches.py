@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ CHILDREN = {
 class Heard:
     services: list[tuple[Key, str, bool]] = field(default_factory=list)
     children: list[tuple[Key, str, bool]] = field(default_factory=list)
+    open: list[str] = field(default_factory=list)
 
 
 async def until(check: Callable[[], Any], seconds: float = 10.0) -> Any:
@@ -48,6 +50,13 @@ async def until(check: Callable[[], Any], seconds: float = 10.0) -> Any:
 
 @pytest.fixture
 async def heard(kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Heard]:
+    async with operator_loop(kmock, tmp_path, monkeypatch) as told:
+        await until(lambda: len(watched(kmock)) == len(CHILDREN) + 1)
+        yield told
+
+
+@asynccontextmanager
+async def operator_loop(kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Heard]:
     """The real loop, running; what its handlers told."""
     for name, kind in {SERVICES: "SemiPDService", **CHILDREN}.items():
         kmock.resources[name] = kmock_library.ResourceInfo(
@@ -72,6 +81,7 @@ async def heard(kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     handlers = registry(
         lambda key, uid, version, gone: told.services.append((key, uid, gone)),
         lambda key, kind, version: told.children.append((key, kind, bool(version))),
+        told.open.append,
     )
     # A thread with a loop of its own: Kopf cancels every other task of its loop when it ends.
     stop = threading.Event()
@@ -84,7 +94,6 @@ async def heard(kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     loop.start()
     try:
-        await until(lambda: len(watched(kmock)) == len(CHILDREN) + 1)
         yield told
     finally:
         stop.set()
@@ -149,6 +158,24 @@ async def test_only_managed_children_are_asked_for(kmock: Any, heard: Heard) -> 
             assert request.params.get("labelSelector") == MANAGED_SELECTOR, request.url
         if request.resource.plural == "semipdservices":
             assert "labelSelector" not in request.params
+
+
+async def test_an_open_watch_is_told_even_where_there_is_no_service(kmock: Any, heard: Heard) -> None:
+    await until(lambda: heard.open)
+    assert heard.open[0] == "" and heard.services == [], "one watch of all namespaces, and nothing to hear"
+
+
+@pytest.mark.parametrize("refuse", ["list", "watch"])
+async def test_a_watch_that_is_not_accepted_is_not_told(
+    kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuse: str
+) -> None:
+    """The API server answers everything but Kopf's list, or watch, of the services."""
+    action = {"list": kmock_library.action.LIST, "watch": kmock_library.action.WATCH}[refuse]
+    kmock[action, kmock_library.resource(SERVICES)] << 503
+    async with operator_loop(kmock, tmp_path, monkeypatch) as told:
+        await until(lambda: [request for request in kmock[action] if request.resource.plural == "semipdservices"])
+        await asyncio.sleep(0.3)
+        assert told.open == []
 
 
 def test_settings() -> None:

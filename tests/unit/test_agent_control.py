@@ -1,87 +1,22 @@
-"""The controller's state machine on a fake clock: generations, modes, epochs, restarts, outcomes; and the report."""
+"""The controller's state machine on a fake clock: generations, epochs, restarts, outcomes, modes."""
 
 from __future__ import annotations
 
 import pytest
-from tests.unit.agent_plant import FakeClock, worker
+from tests.unit.agent_bench import Bench, config, split
 
-from semipd_agent import report
 from semipd_agent.contract import (
     SLO,
-    AgentConfig,
     Bounds,
     DecisionOutcome,
     DecisionReason,
-    EnginePhase,
-    Identity,
     Mode,
-    PartitionConfig,
-    Split,
 )
-from semipd_agent.control import ConfigRefused, SplitController
-from semipd_agent.partitioner import Grant, select
-from semipd_agent.readiness import ReadyGate, engine_ready
+from semipd_agent.control import ConfigRefused
 from semipd_agent.report import LauncherState
-from semipd_agent.slo.policy import Verdict
-from semipd_engine.contract import Device, EngineSnapshot, EngineState, FinishedRequest, ModelInfo, Phase, SetPartition
+from semipd_engine.contract import Device
 
 pytestmark = pytest.mark.unit
-
-
-def split(prefill: int, decode: int) -> Split:
-    return Split(prefill_percent=prefill, decode_percent=decode)
-
-
-def config(
-    generation: int = 1,
-    prefill: int = 60,
-    decode: int = 80,
-    mode: Mode = Mode.MANUAL,
-    slo: SLO | None = None,
-    bounds: Bounds | None = None,
-) -> AgentConfig:
-    partition = PartitionConfig(mode=mode, split=split(prefill, decode), bounds=bounds or Bounds())
-    return AgentConfig(generation=generation, slo=slo, partition=partition)
-
-
-class Bench:
-    """A controller and the least engine that obeys it."""
-
-    def __init__(self, start: AgentConfig, device: Device = Device.CPU) -> None:
-        self.clock = FakeClock()
-        self.controller = SplitController(lambda mode: select(device, mode, Grant(cpus=(0, 1))), start, self.clock)
-        self.epoch = 0
-        self.applied = 0
-        self.sent: list[SetPartition] = []
-        self.restarts: dict[str, int] = {"prefill": 0}
-
-    def snapshot(self, **changes: object) -> EngineSnapshot:
-        fields: dict[str, object] = {
-            "monotonic_time": self.clock.now,
-            "state": EngineState.READY,
-            "split_epoch": self.epoch,
-            "workers": tuple(worker(phase, self.applied) for phase in Phase),
-            "restarts": self.restarts,
-        }
-        return EngineSnapshot.model_validate(fields | changes)
-
-    def tick(self, *, answers: bool = True, obeys: bool = True) -> None:
-        self.clock.now += 1
-        self.applied = self.epoch if obeys else self.applied
-        self.controller.observe(self.snapshot() if answers else None)
-        if answers and (message := self.controller.pending()) is not None:
-            self.sent.append(message)
-            self.epoch = message.split_epoch
-
-    def report(self, launcher: LauncherState | None = None, ready: bool = True) -> report.StatusReport:
-        return report.build(
-            self.controller,
-            launcher or LauncherState(),
-            Identity(pod="p"),
-            ready=ready,
-            now=self.clock.now,
-            wall=self.clock.wall(),
-        )
 
 
 def test_the_configured_split_is_sent_and_read_back() -> None:
@@ -246,138 +181,3 @@ def test_a_gpu_without_mps_is_a_failure_with_a_reason() -> None:
     assert bench.report(LauncherState(started=False)).engine.reason == "MPSUnavailable"
     bench.controller.configure(config(2, mode=Mode.DISABLED))
     assert bench.controller.unavailable is None
-
-
-# ---- the rest of the report -----------------------------------------------------------------------------------------
-
-
-def done(n: int, ttft: float, tpot: float | None, now: float) -> tuple[FinishedRequest, ...]:
-    return tuple(
-        FinishedRequest(
-            cursor=i,
-            finished_at=now,
-            prompt_tokens=1,
-            cached_tokens=0,
-            output_tokens=2,
-            ttft_seconds=ttft,
-            tpot_seconds=tpot,
-            finish_reason="stop",
-        )
-        for i in range(n)
-    )
-
-
-@pytest.mark.parametrize(
-    ("n", "ttft", "tpot", "attained", "reason"),
-    [
-        (0, 0.1, 0.01, None, "InsufficientTraffic"),
-        (4, 0.1, 0.01, None, "InsufficientTraffic"),
-        (5, 0.1, 0.01, True, "Attained"),
-        (5, 0.6, 0.01, False, "TTFTAboveTarget"),
-        (5, 0.1, 0.06, False, "TPOTAboveTarget"),
-        (5, 0.1, None, None, "InsufficientTraffic"),
-        (5, 0.6, None, False, "TTFTAboveTarget"),
-    ],
-)
-def test_the_slo_over_the_window(n: int, ttft: float, tpot: float | None, attained: bool | None, reason: str) -> None:
-    bench = Bench(config(slo=SLO(ttft_milliseconds=500, tpot_milliseconds=50, window_seconds=10)))
-    bench.clock.now += 1
-    bench.controller.observe(bench.snapshot(finished=done(n, ttft, tpot, bench.clock.now), next_cursor=n))
-    slo = bench.report().slo
-    assert slo is not None
-    assert (slo.attained, slo.reason) == (attained, reason)
-    assert slo.ttft is not None and slo.ttft.samples == n
-    if n >= 5:
-        assert slo.ttft.observed_milliseconds == pytest.approx(ttft * 1000)
-        assert slo.ttft.attainment_percent == (100.0 if ttft < 0.5 else 0.0)
-    assert (slo.feasible, slo.feasible_reason) == (None, "PolicyInactive")
-    bench.clock.now += 3.5
-    stale = bench.report().slo
-    assert stale is not None and (stale.attained, stale.reason) == (None, "TelemetryStale")
-    bench.clock.now += 10
-    empty = bench.report().slo
-    assert empty is not None and empty.ttft is not None and empty.ttft.samples == 0
-
-
-def test_feasibility_is_the_policys_word() -> None:
-    slo = SLO(ttft_milliseconds=500)
-    bad = report.slo_report(slo, [], [], Verdict(feasible=False, feasible_reason="Overloaded"), auto=True, fresh=True)
-    assert (bad.feasible, bad.feasible_reason) == (False, "Overloaded")
-    unknown = report.slo_report(slo, [], [], Verdict(), auto=True, fresh=True)
-    assert (unknown.feasible, unknown.feasible_reason) == (None, "InsufficientTraffic")
-
-
-MODEL = ModelInfo(
-    name="m",
-    architecture="llama",
-    dtype="float32",
-    device="cpu",
-    weight_bytes=7,
-    max_model_len=1,
-    kv_block_size=16,
-    kv_bytes=1,
-)
-
-
-@pytest.mark.parametrize(
-    ("changes", "state", "reason"),
-    [
-        ({"state": "loading", "load_progress_percent": 40}, EnginePhase.LOADING, "Loading"),
-        ({"state": "failed", "reason": "OutOfMemory", "message": "no"}, EnginePhase.FAILED, "OutOfMemory"),
-        ({"state": "failed", "message": "no"}, EnginePhase.FAILED, "LoadFailed"),
-        ({"state": "degraded"}, EnginePhase.DEGRADED, ""),
-        ({"state": "ready", "model": MODEL}, EnginePhase.READY, ""),
-    ],
-)
-def test_the_engine_speaks_for_itself(changes: dict[str, object], state: EnginePhase, reason: str) -> None:
-    bench = Bench(config())
-    bench.controller.observe(bench.snapshot(**changes))
-    engine = bench.report().engine
-    assert (engine.state, engine.reason) == (state, reason)
-    assert engine.load_progress_percent == changes.get("load_progress_percent")
-    assert engine.message == changes.get("message", "")
-
-
-def test_a_silent_engine_is_what_its_supervisor_says() -> None:
-    bench = Bench(config())
-    assert bench.report(ready=False).engine.state is EnginePhase.STARTING
-    crashed = bench.report(LauncherState(running=False, crash_loop=True, message="exited with 2: no such directory"))
-    assert (crashed.engine.state, crashed.engine.reason) == (EnginePhase.FAILED, "CrashLoop")
-    assert "no such directory" in crashed.engine.message
-    bench.controller.observe(bench.snapshot(model=MODEL))
-    bench.clock.now += 10
-    lost = bench.report().engine
-    assert (lost.state, lost.reason, lost.model_name) == (EnginePhase.DEGRADED, "NotResponding", "m")
-
-
-# ---- readiness ------------------------------------------------------------------------------------------------------
-
-
-def test_ready_needs_a_live_verified_worker_of_each_phase() -> None:
-    bench = Bench(config())
-    now = bench.clock.now
-    assert engine_ready(bench.snapshot(), now)
-    assert not engine_ready(None, now)
-    assert not engine_ready(bench.snapshot(state=EngineState.LOADING), now)
-    assert not engine_ready(bench.snapshot(state=EngineState.DRAINING), now)
-    assert not engine_ready(bench.snapshot(workers=(worker(Phase.PREFILL, 1),)), now)
-    assert not engine_ready(bench.snapshot(workers=(worker(Phase.PREFILL, 1), worker(Phase.DECODE, 1, age=9))), now)
-    assert not engine_ready(bench.snapshot(), now + 5)
-
-
-def test_a_short_outage_does_not_flip_ready_a_long_one_does() -> None:
-    bench, gate = Bench(config()), ReadyGate()
-    gate.update(None, 0.0)
-    assert not gate.ready(0.0)
-    bench.clock.now = 10.0
-    gate.update(bench.snapshot(), 10.0)
-    for t in (11.0, 12.0):  # out from 10.1 to 12.0
-        gate.update(None, t)
-        assert gate.ready(t)
-    assert gate.ready(12.9)
-    gate.update(None, 13.5)
-    assert not gate.ready(13.5)
-    gate.update(bench.snapshot(monotonic_time=14.0), 14.0)
-    assert gate.ready(14.0)
-    gate.close()
-    assert not gate.ready(14.0)

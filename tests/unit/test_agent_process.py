@@ -24,7 +24,14 @@ STANDIN = Path(__file__).with_name("agent_standin.py")
 
 
 class RunningAgent:
-    def __init__(self, folder: Path, *flags: str, prefill: int = 60, mode: str = "Manual") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        prefill: int = 60,
+        mode: str = "Manual",
+        program: tuple[str, ...] = ("-m", "semipd_agent"),
+    ) -> None:
         self.folder = folder
         self.config = folder / "agent.json"
         self.write_config(1, prefill, mode=mode)
@@ -37,7 +44,7 @@ class RunningAgent:
         own = ["--config", str(self.config), "--host", "127.0.0.1", "--port", "0", "--port-file", str(folder / "port")]
         passed = ["--", "--run-dir", str(self.run_dir), "--device", "cpu", *flags]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "semipd_agent", *own, "--engine-command", str(engine), *passed],
+            [sys.executable, *program, *own, "--engine-command", str(engine), *passed],
             stdout=self.log,
             stderr=self.log,
             env=os.environ | {"POD_UID": "uid-1", "POD_NAME": "pod-0"},
@@ -104,6 +111,19 @@ def start(tmp_path: Path) -> Iterator[Callable[..., RunningAgent]]:
     yield launch
     for agent in running:
         agent.stop()
+
+
+def test_the_engine_starts_on_the_granted_cpus(start: Callable[..., RunningAgent]) -> None:
+    """A quota is no mask: without the agent's help the engine's first split would count all CPUs of the node."""
+    last = max(os.sched_getaffinity(0))
+    under_quota = (
+        "import semipd_agent.__main__ as agent; from semipd_agent.partitioner import Grant; "
+        f"agent.granted = lambda uid: Grant(cpus=({last},), quota=1.0); agent.main()"
+    )
+    agent = start(program=("-c", under_quota))
+    agent.wait(lambda: agent.applied() == 60)
+    assert os.sched_getaffinity(agent.launcher()) == {last}
+    assert os.sched_getaffinity(agent.process.pid) == os.sched_getaffinity(0), "the agent itself is not pinned"
 
 
 def test_from_loading_to_a_changed_split_read_back_from_the_workers(start: Callable[..., RunningAgent]) -> None:

@@ -63,13 +63,16 @@ def test_rights_are_the_least(helm: Path) -> None:
 
 
 def test_the_operator_pod_is_restricted_and_alone(helm: Path) -> None:
-    deployment = by_kind(template(helm))["Deployment"]
+    objects = by_kind(template(helm))
+    deployment = objects["Deployment"]
     assert deployment["spec"]["replicas"] == 1 and deployment["spec"]["strategy"] == {"type": "Recreate"}
     pod = deployment["spec"]["template"]["spec"]
     container = pod["containers"][0]
-    assert (
-        pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
-    )
+    security = pod["securityContext"]
+    assert security["runAsNonRoot"] and security["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert security["runAsUser"] == security["runAsGroup"] == security["fsGroup"] > 0
+    assert objects["Pod"]["spec"]["securityContext"] == security, "the test hook runs the same image"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +24,7 @@ from semipd_agent.contract import (
     Split,
     StatusReport,
 )
+from semipd_operator import web
 from semipd_operator.agents import AgentClient, AgentError
 from semipd_operator.fleet import Fleet, Watch
 from semipd_operator.health import Health as OperatorHealth
@@ -70,9 +72,8 @@ async def test_retries_back_off_and_news_cuts_the_wait() -> None:
 async def test_health_complains_of_what_never_ends() -> None:
     queue, hearing = WorkQueue(), Hearing()
     health = OperatorHealth(queue, hearing, deaf_after_seconds=0.05)
-    assert not health.ready
     health.resynced()
-    assert health.ready and health.complaint() == ""
+    assert health.complaint() == ""
     queue.add(A)
     await queue.get()
     await asyncio.sleep(0.06)
@@ -81,6 +82,30 @@ async def test_health_complains_of_what_never_ends() -> None:
     assert "reconcile" in health.complaint()
     queue.done(A)
     assert health.complaint() == ""
+
+
+@pytest.mark.parametrize("namespaces", [(), ("a", "b")])
+async def test_readiness_waits_for_the_list_and_for_every_watch(namespaces: tuple[str, ...]) -> None:
+    hearing = Hearing(namespaces)
+    health = OperatorHealth(WorkQueue(), hearing, deaf_after_seconds=60)
+
+    async def asked(path: str) -> tuple[int, str]:
+        async with httpx.AsyncClient() as client:
+            answer = await client.get(f"http://127.0.0.1:{port}{path}")
+        return answer.status_code, answer.text
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    async with web.serve(health, port, 0):
+        assert await asked("/readyz") == (503, "starting: no list of the services yet")
+        health.resynced()
+        for namespace in namespaces or ("",):
+            assert await asked("/readyz") == (503, "starting: no watch of the services yet")
+            hearing.opened(namespace)
+        assert await asked("/readyz") == (200, "ok")
+        hearing.listed([("u", "2")])
+        hearing.listed([("u", "2")])
+        assert (await asked("/healthz"))[0] == 503 and (await asked("/readyz"))[0] == 200, "liveness is another matter"
 
 
 def test_a_watch_that_misses_a_change_for_a_whole_period_is_deaf() -> None:

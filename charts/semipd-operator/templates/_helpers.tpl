@@ -73,3 +73,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   verbs: [get, list, watch, create, patch, delete]
 {{- end }}
 {{- end }}
+
+{{/* The user of the image (images/operator.Containerfile), in the restricted profile. */}}
+{{- define "semipd-operator.podSecurity" -}}
+{{- $user := 10001 -}}
+runAsNonRoot: true
+runAsUser: {{ $user }}
+runAsGroup: {{ $user }}
+fsGroup: {{ $user }}
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}

@@ -15,6 +15,7 @@ from e2e.demo.kube import Deployed, Kube, claim
 from e2e.demo.outcome import DemoError, Outcome
 from e2e.demo.paths import OUT, ROOT
 from e2e.demo.service import Manifest, free_port, manifest, ready, wait_until
+from semipd_operator.render.pod import USER
 
 NAMESPACE, OPERATOR_NAMESPACE = "demo", "semipd-system"
 CHART = ROOT / "charts" / "semipd-operator"
@@ -99,7 +100,7 @@ def upload(kube: Kube, model: Path, image: str) -> None:
         "spec": {
             "restartPolicy": "Never",
             "volumes": [volume],
-            "securityContext": {"fsGroup": 65532},
+            "securityContext": {"fsGroup": USER},
             "containers": [
                 {
                     "name": "upload",

@@ -1,6 +1,7 @@
 """``python -m semipd_engine.core``: the core process. Signals, title and options only.
 
-Until the agent sets a plan, the shares of the options are in force on the CPUs of the affinity mask.
+Until the agent sets a plan, the shares of the options are in force on the CPUs of the affinity mask. The agent
+narrows the mask to what the container's quota grants.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from semipd_engine.contract import Phase
+from semipd_engine.core.blame import Ending
 from semipd_engine.core.plans import Plan
 from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.step_log import StepLog
@@ -39,11 +40,11 @@ class Dispatcher:
             self._log.step(phase, scheduler.in_flight[phase], result)
             scheduler.book(phase, result, now)
 
-    def lost(self, scheduler: Scheduler, worker: Worker, now: float) -> None:
+    def lost(self, scheduler: Scheduler, worker: Worker, ending: Ending, now: float) -> None:
         for phase in tuple(Phase) if self._unified else (Phase(worker.role),):
             plan = scheduler.in_flight.get(phase)
-            self._log.worker_lost(phase, worker.pid, plan.seq if plan is not None else None, now)
-            scheduler.worker_lost(phase)
+            self._log.worker_lost(phase, worker.pid, plan.seq if plan is not None else None, ending, now)
+            scheduler.worker_lost(phase, ending)
 
     def _dispatch_unified(self, scheduler: Scheduler, now: float) -> None:
         """One chunk, one decode step, one chunk ... as chunked prefill in one process does."""

@@ -22,6 +22,7 @@ from semipd_engine.contract import (
     SetPartition,
 )
 from semipd_engine.core.api_socket import ApiSocket
+from semipd_engine.core.blame import Ending
 from semipd_engine.core.block_pool import BlockPool
 from semipd_engine.core.control_socket import ControlSocket
 from semipd_engine.core.dispatch import Dispatcher
@@ -58,8 +59,7 @@ class EngineCore:
         roles = (UNIFIED,) if options.unified else tuple(p.value for p in Phase)
         self._workers = Workers(self._loop, roles, self._on_result, self._on_worker_lost)
         self._dispatcher = Dispatcher(self._workers, StepLog(options.step_log), unified=options.unified)
-        on_spawned = self._workers.spawned
-        self._resident = ResidentLink(self._loop, run_dir, self._on_hello, on_spawned, self._on_resident_lost)
+        self._resident = ResidentLink(self._loop, run_dir, self._on_hello, self._workers, self._on_resident_lost)
         self._report = Report(options, self._status, self._workers, self._resident, self._telemetry)
         self._api = ApiSocket(self._loop, run_dir, self._on_add, self._on_abort)
         self._control = ControlSocket(self._loop, run_dir, self._on_control)
@@ -168,8 +168,8 @@ class EngineCore:
         if self._status.scheduler is not None:
             self._dispatcher.book(self._status.scheduler, worker, result, time.monotonic())
 
-    def _on_worker_lost(self, worker: Worker) -> None:
+    def _on_worker_lost(self, worker: Worker, ending: Ending) -> None:
         if self._status.scheduler is not None:
-            self._dispatcher.lost(self._status.scheduler, worker, time.monotonic())
+            self._dispatcher.lost(self._status.scheduler, worker, ending, time.monotonic())
         if self._status.page is not None:
             self._status.page.slots[worker.slot].clear()

@@ -49,6 +49,8 @@ class Request:
     finish_reason: str | None = None
     failures: int = 0
     """Plans with this request that ended in a worker's death or an exception since it last got further."""
+    crashes: int = 0
+    """Those of them in which the worker crashed and ran this request alone."""
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_token_ids)

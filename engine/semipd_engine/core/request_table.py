@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from semipd_engine.core.kv_cache_manager import KVCacheManager, SequenceBlocks
 from semipd_engine.core.request import Request, RequestState
-from semipd_engine.ipc.messages import RequestOutput, TokenResult
+from semipd_engine.ipc.messages import ENGINE_ERROR, RequestOutput, TokenResult
 
 
 class RequestTable:
@@ -53,12 +53,17 @@ class RequestTable:
         request.finish_reason = reason
         del self.by_id[request.id]
 
-    def fail(self, request: Request, message: str) -> None:
+    def fail(self, request: Request, message: str, code: str = ENGINE_ERROR) -> None:
         self.finish(request, "error")
-        self.emit(request, error=message)
+        self.emit(request, error=message, code=code)
 
     def emit(
-        self, request: Request, token: TokenResult | None = None, first: bool = False, error: str | None = None
+        self,
+        request: Request,
+        token: TokenResult | None = None,
+        first: bool = False,
+        error: str | None = None,
+        code: str = ENGINE_ERROR,
     ) -> None:
         output = RequestOutput(
             key=request.key,
@@ -66,6 +71,7 @@ class RequestTable:
             logprobs=[token.logprobs] if token and token.logprobs else [],
             finish_reason=request.finish_reason if error is None else None,
             error=error,
+            error_code=code,
             first_token_at=request.first_token_at if first else None,
             scheduled_at=request.scheduled_at if first else None,
             cached_tokens=request.cached_tokens,

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from semipd_engine.core.event_loop import Connection, EventLoop
 from semipd_engine.ipc.messages import (
@@ -15,11 +16,20 @@ from semipd_engine.ipc.messages import (
     ResidentToCore,
     Spawned,
     SpawnWorker,
+    WorkerEnded,
 )
 from semipd_engine.memory.resident_socket import RESIDENT_SOCKET
 from semipd_engine.pacing.page import PacingPage
 
 RETRY_SECONDS = 0.1
+
+
+class WorkerEvents(Protocol):
+    """Who is told of the workers' lives."""
+
+    def spawned(self, message: Spawned, channel_fd: int, pidfd: int) -> None: ...
+
+    def ended(self, pid: int, status: int) -> None: ...
 
 
 class ResidentLink:
@@ -30,13 +40,13 @@ class ResidentLink:
         loop: EventLoop,
         run_dir: Path,
         on_hello: Callable[[ResidentHello, PacingPage], None],
-        on_spawned: Callable[[Spawned, int, int], None],
+        workers: WorkerEvents,
         on_lost: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._path = run_dir / RESIDENT_SOCKET
         self._on_hello = on_hello
-        self._on_spawned = on_spawned
+        self._workers = workers
         self._on_lost = on_lost
         self._connection: Connection[ResidentToCore] | None = None
         self._try_at = 0.0
@@ -63,7 +73,7 @@ class ResidentLink:
         if self._connection is not None:
             self._connection.send(message)
 
-    def _on_message(self, message: ResidentHello | ResidentLoading | ResidentFailed | Spawned) -> None:
+    def _on_message(self, message: ResidentToCore) -> None:
         assert self._connection is not None
         fds = self._connection.fds
         match message:
@@ -76,7 +86,9 @@ class ResidentLink:
                 self._kv_fd = fds.popleft()
                 self._on_hello(message, PacingPage(fds.popleft()))
             case Spawned():
-                self._on_spawned(message, fds.popleft(), fds.popleft())
+                self._workers.spawned(message, fds.popleft(), fds.popleft())
+            case WorkerEnded(pid, status):
+                self._workers.ended(pid, status)
 
     def _on_close(self) -> None:
         self._connection = None

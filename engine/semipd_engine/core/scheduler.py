@@ -15,17 +15,20 @@ from dataclasses import dataclass
 import msgspec
 
 from semipd_engine.contract import Phase
+from semipd_engine.core.blame import KILLED, Ending, acquit, blame, by_suspicion, is_suspect, suspect
 from semipd_engine.core.kv_cache_manager import KVCacheManager, extend_digests
 from semipd_engine.core.plans import Plan, chunk, requests_of, row, steps_of
 from semipd_engine.core.request import Request, RequestState
 from semipd_engine.core.request_table import RequestTable
-from semipd_engine.ipc.messages import DecodePlan, PrefillPlan, RequestOutput, StepFailed, StepResult, TokenResult
-
-ISOLATE_AFTER = 3
-"""Failed plans after which a request runs alone, so that a poisonous one is found and the others go on."""
-GIVE_UP_AFTER = 40
-"""Deaths of workers after which a request that ran alone is answered with an error. Many, because the request may be
-innocent: whoever kills workers from outside (the OOM killer) must not cost an accepted request."""
+from semipd_engine.ipc.messages import (
+    WORKER_CRASHED,
+    DecodePlan,
+    PrefillPlan,
+    RequestOutput,
+    StepFailed,
+    StepResult,
+    TokenResult,
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Scheduler:
         self.in_flight: dict[Phase, Plan] = {}
         self.preemptions = 0
         self._recall = False
+        self._suspect_ran: dict[Phase, bool] = dict.fromkeys(Phase, False)
+        """The phase's last plan was a suspect's: the others have the next turn, so that it cannot starve them."""
 
     @property
     def kv(self) -> KVCacheManager:
@@ -95,7 +100,7 @@ class Scheduler:
         budget = self.limits.prefill_chunk_tokens
         taken: list[tuple[Request, int]] = []
         for request in self._prefill_candidates(now):
-            if taken and (_suspect(request) or _suspect(taken[0][0])):
+            if taken and (is_suspect(request) or is_suspect(taken[0][0])):
                 break
             count = min(budget, request.prefill_target - request.num_computed_tokens)
             taken.append((request, count))
@@ -105,6 +110,7 @@ class Scheduler:
         if not taken:
             return None
         seq = self.kv.pool.clocks[Phase.PREFILL].plan(1)
+        self._suspect_ran[Phase.PREFILL] = is_suspect(taken[0][0])
         for request, _ in taken:
             request.planned(Phase.PREFILL, seq)
         plan = PrefillPlan(seq=seq, chunks=[chunk(request, count) for request, count in taken])
@@ -116,14 +122,19 @@ class Scheduler:
         if Phase.DECODE in self.in_flight:
             return None
         rows: list[Request] = []
-        for request in sorted(self.table.in_state(RequestState.DECODING), key=lambda r: not _suspect(r)):
+        suspects_last = self._suspect_ran[Phase.DECODE]
+        decoding = by_suspicion(self.table.in_state(RequestState.DECODING))
+        for request in sorted(decoding, key=lambda r: is_suspect(r) == suspects_last):
+            if rows and is_suspect(request):
+                break
             if request.state is RequestState.DECODING and self._grant_next_step(request):
                 rows.append(request)
-                if _suspect(request):
+                if is_suspect(request):
                     break
         rows = [r for r in rows if r.state is RequestState.DECODING]  # a later row may have preempted an earlier one
         if not rows:
             return None
+        self._suspect_ran[Phase.DECODE] = is_suspect(rows[0])
         steps = self._grant_steps_ahead(rows, max_steps or self.limits.max_decode_steps)
         seq = self.kv.pool.clocks[Phase.DECODE].plan(steps)
         for request in rows:
@@ -134,8 +145,17 @@ class Scheduler:
         return plan
 
     def _prefill_candidates(self, now: float) -> Iterator[Request]:
-        """Prompts already begun, suspects after the others; then the queue's head as long as it can be admitted."""
-        yield from sorted(self.table.in_state(RequestState.PREFILLING), key=_suspect)
+        """Prompts already begun, then the queue's head while it can be admitted; suspects before it or after it."""
+        begun = self.table.in_state(RequestState.PREFILLING)
+        suspects = by_suspicion(request for request in begun if is_suspect(request))
+        yield from (request for request in begun if not is_suspect(request))
+        if not self._suspect_ran[Phase.PREFILL]:
+            yield from suspects
+        yield from self._newly_admitted(now)
+        if self._suspect_ran[Phase.PREFILL]:
+            yield from suspects
+
+    def _newly_admitted(self, now: float) -> Iterator[Request]:
         waiting = self.table.waiting
         while waiting:
             request = waiting[0]
@@ -234,7 +254,7 @@ class Scheduler:
 
     def _computed(self, request: Request, num_tokens: int) -> None:
         request.num_computed_tokens = num_tokens
-        request.failures = 0
+        acquit(request)
         self.kv.publish(request.blocks, request.digests, request.token_ids, num_tokens)
 
     def _sampled(self, request: Request, result: TokenResult, phase: Phase, step: int, now: float) -> None:
@@ -261,15 +281,14 @@ class Scheduler:
             if request.id == failure.request or len(involved) == 1:
                 self.table.fail(request, f"the step failed: {failure.error}")
             else:
-                request.failures = max(request.failures, ISOLATE_AFTER)
+                suspect(request)
 
-    def worker_lost(self, phase: Phase) -> None:
+    def worker_lost(self, phase: Phase, ending: Ending = KILLED) -> None:
         """The worker is reaped and its channel drained: plan again from the last reported step."""
         involved = requests_of(self._drop(phase))
         for request in self.table.alive(involved):
-            request.failures += 1
-            if request.failures >= GIVE_UP_AFTER and len(involved) == 1:
-                self.table.fail(request, f"{request.failures} workers died while they ran this request")
+            if (error := blame(request, ending, alone=len(involved) == 1)) is not None:
+                self.table.fail(request, error, WORKER_CRASHED)
 
     def replace_kv(self, kv: KVCacheManager) -> None:
         """The pool is gone with its resident: every admitted request is computed again in the new one."""
@@ -289,8 +308,3 @@ class Scheduler:
     def _too_large(self, num_tokens: int) -> str:
         capacity = self.kv.pool.num_blocks * self.kv.block_size
         return f"{num_tokens} tokens do not fit the KV cache of {capacity}: raise --kv-cache-memory"
-
-
-def _suspect(request: Request) -> bool:
-    """Plans with this request keep failing: it must run alone until it gets further."""
-    return request.failures >= ISOLATE_AFTER

@@ -3,7 +3,7 @@
 Records (times are seconds of CLOCK_MONOTONIC):
 ``{"event": "plan", "phase", "seq", "at", "pid", "steps", "batch", "tokens"}``
 ``{"event": "step", "phase", "seq", "begin", "end", "batch", "tokens"}``: tokens computed (prefill) or sampled (decode)
-``{"event": "worker_lost", "phase", "at", "pid", "in_flight"}``: seq of the plan in flight, or null
+``{"event": "worker_lost", "phase", "at", "pid", "in_flight", "ending"}``: seq of the plan in flight, or null
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from semipd_engine.contract import Phase
+from semipd_engine.core.blame import Ending
 from semipd_engine.core.plans import Plan, steps_of
 from semipd_engine.ipc.messages import PrefillPlan, StepResult
 
@@ -34,8 +35,8 @@ class StepLog:
             event="step", phase=phase, seq=result.seq, begin=end - result.seconds, end=end, batch=batch, tokens=tokens
         )
 
-    def worker_lost(self, phase: Phase, pid: int, in_flight: int | None, at: float) -> None:
-        self._write(event="worker_lost", phase=phase, at=at, pid=pid, in_flight=in_flight)
+    def worker_lost(self, phase: Phase, pid: int, in_flight: int | None, ending: Ending, at: float) -> None:
+        self._write(event="worker_lost", phase=phase, at=at, pid=pid, in_flight=in_flight, ending=str(ending))
 
     def _write(self, **record: Any) -> None:
         if self._file is not None:

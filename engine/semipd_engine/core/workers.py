@@ -1,7 +1,8 @@
 """The phase workers as core sees them: spawned through the resident, watched by pidfd, replaced when they die.
 
-A worker's death is believed only when the kernel says so (pidfd): until then it may still write to the KV pool. Then
-its channel is drained to the end, so that every step it reported is booked, and only then is it reported lost.
+A worker's death is believed only when the kernel says so (pidfd): until then it may still write to the KV pool. How it
+ended only its parent can say, so the resident's word is waited for; nobody else could start the next worker anyway.
+Then its channel is drained to the end, so that every step it reported is booked, and only then is it reported lost.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from semipd_engine.contract import Phase, WorkerState
+from semipd_engine.core.blame import Ending
 from semipd_engine.core.event_loop import Connection, EventLoop
 from semipd_engine.ipc.messages import (
     CoreToWorker,
@@ -76,7 +78,7 @@ class Workers:
     loop: EventLoop
     roles: tuple[str, ...]
     on_result: Callable[[Worker, StepResult | StepFailed], None]
-    on_lost: Callable[[Worker], None]
+    on_lost: Callable[[Worker, Ending], None]
     by_role: dict[str, Worker] = field(init=False)
     _ask: Callable[[SpawnWorker], None] | None = None
 
@@ -107,7 +109,7 @@ class Workers:
                 poll.register(worker.pidfd, selectors.EVENT_READ)
                 poll.select(timeout=10)  # a killed process is gone in milliseconds
                 poll.close()
-                self._buried(worker)
+                self._buried(worker, Ending())
             worker.backoff = 0.0
 
     def tick(self, now: float) -> None:
@@ -130,7 +132,13 @@ class Workers:
             on_message=lambda m: self._on_message(worker, m),
             on_close=lambda: self._on_channel_closed(worker),
         )
-        self.loop.watch(pidfd, selectors.EVENT_READ, lambda _: self._buried(worker))
+        self.loop.watch(pidfd, selectors.EVENT_READ, lambda _: self._died(worker))
+
+    def ended(self, pid: int, status: int) -> None:
+        """The resident has reaped a worker."""
+        for worker in self.by_role.values():
+            if worker.pid == pid and worker.pidfd >= 0:
+                self._buried(worker, Ending(status))
 
     def shut_down(self, timeout: float) -> None:
         """Let each worker finish the plan in hand and exit; kill those that do not."""
@@ -161,8 +169,13 @@ class Workers:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
 
-    def _buried(self, worker: Worker) -> None:
-        """The kernel says that the worker is dead: nothing it started can touch the pool any more."""
+    def _died(self, worker: Worker) -> None:
+        """The kernel says that the worker is dead; its parent will say how."""
+        self.loop.forget(worker.pidfd)
+        worker.state = WorkerState.DEAD
+
+    def _buried(self, worker: Worker, ending: Ending) -> None:
+        """Dead and reaped: nothing it started can touch the pool any more."""
         connection, worker.connection = worker.connection, None
         if connection is not None:
             connection.drain()
@@ -178,5 +191,5 @@ class Workers:
         if self._ask is not None:
             worker.spawn_at = now + worker.backoff
         worker.backoff = min(LONGEST_BACKOFF_SECONDS, max(FIRST_BACKOFF_SECONDS, worker.backoff * 2))
-        log.warning("%s worker %d died (generation %d)", worker.role, worker.pid, worker.generation)
-        self.on_lost(worker)
+        log.warning("%s worker %d died (generation %d): %s", worker.role, worker.pid, worker.generation, ending)
+        self.on_lost(worker, ending)

@@ -60,6 +60,10 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     """(token id, logprob), most likely first; length as asked."""
 
 
+ENGINE_ERROR = "engine_error"
+WORKER_CRASHED = "worker_crashed"
+
+
 class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     """New tokens of one request. The last one carries `finish_reason` (stop, length, abort) or `error`."""
 
@@ -68,6 +72,8 @@ class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     logprobs: list[TokenLogprobs] = []
     finish_reason: str | None = None
     error: str | None = None
+    error_code: str = ENGINE_ERROR
+    """With `error`: the code that the client sees."""
     first_token_at: float | None = None
     """CLOCK_MONOTONIC seconds; set once, with the first token."""
     scheduled_at: float | None = None
@@ -228,6 +234,14 @@ class Spawned(msgspec.Struct, frozen=True, tag="spawned"):
     pid: int
 
 
+class WorkerEnded(msgspec.Struct, frozen=True, tag="ended"):
+    """The resident has reaped a worker: nothing that the worker started can touch the pool any more."""
+
+    pid: int
+    status: int
+    """Exit code, or minus the number of the signal that ended it."""
+
+
 class ResidentHello(msgspec.Struct, frozen=True, tag="hello"):
     """First message of the resident once the weights are loaded; carries the fds of the KV pool and the page."""
 
@@ -256,4 +270,4 @@ class ResidentFailed(msgspec.Struct, frozen=True, tag="load_failed"):
 
 
 CoreToResident = SpawnWorker
-ResidentToCore = ResidentHello | ResidentLoading | ResidentFailed | Spawned
+ResidentToCore = ResidentHello | ResidentLoading | ResidentFailed | Spawned | WorkerEnded

@@ -22,7 +22,14 @@ from setproctitle import setproctitle
 
 from semipd_engine.contract import EngineOptions
 from semipd_engine.ipc.frames import BlockingChannel, ChannelClosed, FrameError
-from semipd_engine.ipc.messages import CoreToResident, ResidentFailed, ResidentHello, ResidentLoading, Spawned
+from semipd_engine.ipc.messages import (
+    CoreToResident,
+    ResidentFailed,
+    ResidentHello,
+    ResidentLoading,
+    Spawned,
+    WorkerEnded,
+)
 from semipd_engine.memory.kv_size import available_memory, num_kv_blocks
 from semipd_engine.memory.loaded import Load, LoadedModel
 from semipd_engine.memory.resident_socket import RESIDENT_SOCKET
@@ -68,7 +75,7 @@ class Resident:
         return EXIT_RETRY
 
     def close(self) -> None:
-        self._reap_all()
+        self._drop_core()
         self._listener.close()
 
     # ---- loading -------------------------------------------------------------------------------------------------
@@ -136,7 +143,9 @@ class Resident:
         else:
             self._tell(self._failure or ResidentLoading(self._percent))
 
-    def _tell(self, message: ResidentHello | ResidentFailed | ResidentLoading, fds: tuple[int, ...] = ()) -> None:
+    def _tell(
+        self, message: ResidentHello | ResidentFailed | ResidentLoading | WorkerEnded, fds: tuple[int, ...] = ()
+    ) -> None:
         if self._core is not None:
             try:
                 self._core.send(message, fds)
@@ -196,7 +205,9 @@ class Resident:
         pid = self._workers.pop(pidfd)
         _, status = os.waitpid(pid, 0)
         os.close(pidfd)
-        log.info("worker %d ended with %d", pid, os.waitstatus_to_exitcode(status))
+        code = os.waitstatus_to_exitcode(status)
+        log.info("worker %d ended with %d", pid, code)
+        self._tell(WorkerEnded(pid, code))
 
     def _reap_all(self) -> None:
         for pidfd in self._workers:

@@ -6,6 +6,8 @@ import json
 
 from pydantic import ValidationError
 
+from semipd_engine.ipc.messages import ENGINE_ERROR
+
 
 class ApiError(Exception):
     """An answer other than 200. `message` names the field at fault and the remedy; `param` is that field."""
@@ -50,9 +52,9 @@ def unavailable(message: str, code: str, retry_after: int = 1) -> ApiError:
     return ApiError(503, message, kind="service_unavailable", code=code, retry_after=retry_after)
 
 
-def engine_failure(message: str) -> ApiError:
+def engine_failure(message: str, code: str = ENGINE_ERROR) -> ApiError:
     """500: the engine failed on this request."""
-    return ApiError(500, message, kind="server_error", code="engine_error")
+    return ApiError(500, message, kind="server_error", code=code)
 
 
 def from_validation(error: ValidationError) -> ApiError:

@@ -47,8 +47,8 @@ class Generations:
             self.metrics.observe("vllm:iteration_tokens_total", tokens)
 
     def lost(self) -> None:
-        """Core is gone and with it every sequence it had."""
-        self.fail_all(unavailable("the engine's scheduler restarted; send the request again", "engine_restarted"))
+        """Core is gone, or silent, and with it every sequence it had."""
+        self.fail_all(unavailable("the engine's scheduler was lost; send the request again", "engine_restarted"))
 
     def fail_all(self, error: ApiError) -> None:
         for generation in set(self.by_key.values()):
@@ -105,7 +105,7 @@ class Generation:
         if output.key not in self._running:
             return 0
         if output.error is not None:
-            self.fail(engine_failure(output.error))
+            self.fail(engine_failure(output.error, output.error_code))
             return 0
         if output.finish_reason == "abort":
             self.fail(unavailable("the engine aborted the request; send it again", "aborted"))

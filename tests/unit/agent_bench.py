@@ -1,0 +1,76 @@
+"""A split controller on a fake clock, and the least engine that obeys it."""
+
+from __future__ import annotations
+
+from tests.unit.agent_plant import FakeClock, worker
+
+from semipd_agent import report
+from semipd_agent.contract import (
+    SLO,
+    AgentConfig,
+    Bounds,
+    Identity,
+    Mode,
+    PartitionConfig,
+    Split,
+)
+from semipd_agent.control import SplitController
+from semipd_agent.partitioner import Grant, select
+from semipd_agent.report import LauncherState
+from semipd_engine.contract import Device, EngineSnapshot, EngineState, Phase, SetPartition
+
+
+def split(prefill: int, decode: int) -> Split:
+    return Split(prefill_percent=prefill, decode_percent=decode)
+
+
+def config(
+    generation: int = 1,
+    prefill: int = 60,
+    decode: int = 80,
+    mode: Mode = Mode.MANUAL,
+    slo: SLO | None = None,
+    bounds: Bounds | None = None,
+) -> AgentConfig:
+    partition = PartitionConfig(mode=mode, split=split(prefill, decode), bounds=bounds or Bounds())
+    return AgentConfig(generation=generation, slo=slo, partition=partition)
+
+
+class Bench:
+    """A controller and the least engine that obeys it."""
+
+    def __init__(self, start: AgentConfig, device: Device = Device.CPU) -> None:
+        self.clock = FakeClock()
+        self.controller = SplitController(lambda mode: select(device, mode, Grant(cpus=(0, 1))), start, self.clock)
+        self.epoch = 0
+        self.applied = 0
+        self.sent: list[SetPartition] = []
+        self.restarts: dict[str, int] = {"prefill": 0}
+
+    def snapshot(self, **changes: object) -> EngineSnapshot:
+        fields: dict[str, object] = {
+            "monotonic_time": self.clock.now,
+            "state": EngineState.READY,
+            "split_epoch": self.epoch,
+            "workers": tuple(worker(phase, self.applied) for phase in Phase),
+            "restarts": self.restarts,
+        }
+        return EngineSnapshot.model_validate(fields | changes)
+
+    def tick(self, *, answers: bool = True, obeys: bool = True) -> None:
+        self.clock.now += 1
+        self.applied = self.epoch if obeys else self.applied
+        self.controller.observe(self.snapshot() if answers else None)
+        if answers and (message := self.controller.pending()) is not None:
+            self.sent.append(message)
+            self.epoch = message.split_epoch
+
+    def report(self, launcher: LauncherState | None = None, ready: bool = True) -> report.StatusReport:
+        return report.build(
+            self.controller,
+            launcher or LauncherState(),
+            Identity(pod="p"),
+            ready=ready,
+            now=self.clock.now,
+            wall=self.clock.wall(),
+        )

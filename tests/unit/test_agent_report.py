@@ -1,0 +1,116 @@
+"""What the agent reports beside the split: the SLO over the window, and the engine's state."""
+
+from __future__ import annotations
+
+import pytest
+from tests.unit.agent_bench import Bench, config
+
+from semipd_agent import report
+from semipd_agent.contract import (
+    SLO,
+    EnginePhase,
+)
+from semipd_agent.report import LauncherState
+from semipd_agent.slo.policy import Verdict
+from semipd_engine.contract import FinishedRequest, ModelInfo
+
+pytestmark = pytest.mark.unit
+
+
+def done(n: int, ttft: float, tpot: float | None, now: float) -> tuple[FinishedRequest, ...]:
+    return tuple(
+        FinishedRequest(
+            cursor=i,
+            finished_at=now,
+            prompt_tokens=1,
+            cached_tokens=0,
+            output_tokens=2,
+            ttft_seconds=ttft,
+            tpot_seconds=tpot,
+            finish_reason="stop",
+        )
+        for i in range(n)
+    )
+
+
+@pytest.mark.parametrize(
+    ("n", "ttft", "tpot", "attained", "reason"),
+    [
+        (0, 0.1, 0.01, None, "InsufficientTraffic"),
+        (4, 0.1, 0.01, None, "InsufficientTraffic"),
+        (5, 0.1, 0.01, True, "Attained"),
+        (5, 0.6, 0.01, False, "TTFTAboveTarget"),
+        (5, 0.1, 0.06, False, "TPOTAboveTarget"),
+        (5, 0.1, None, None, "InsufficientTraffic"),
+        (5, 0.6, None, False, "TTFTAboveTarget"),
+    ],
+)
+def test_the_slo_over_the_window(n: int, ttft: float, tpot: float | None, attained: bool | None, reason: str) -> None:
+    bench = Bench(config(slo=SLO(ttft_milliseconds=500, tpot_milliseconds=50, window_seconds=10)))
+    bench.clock.now += 1
+    bench.controller.observe(bench.snapshot(finished=done(n, ttft, tpot, bench.clock.now), next_cursor=n))
+    slo = bench.report().slo
+    assert slo is not None
+    assert (slo.attained, slo.reason) == (attained, reason)
+    assert slo.ttft is not None and slo.ttft.samples == n
+    if n >= 5:
+        assert slo.ttft.observed_milliseconds == pytest.approx(ttft * 1000)
+        assert slo.ttft.attainment_percent == (100.0 if ttft < 0.5 else 0.0)
+    assert (slo.feasible, slo.feasible_reason) == (None, "PolicyInactive")
+    bench.clock.now += 3.5
+    stale = bench.report().slo
+    assert stale is not None and (stale.attained, stale.reason) == (None, "TelemetryStale")
+    bench.clock.now += 10
+    empty = bench.report().slo
+    assert empty is not None and empty.ttft is not None and empty.ttft.samples == 0
+
+
+def test_feasibility_is_the_policys_word() -> None:
+    slo = SLO(ttft_milliseconds=500)
+    bad = report.slo_report(slo, [], [], Verdict(feasible=False, feasible_reason="Overloaded"), auto=True, fresh=True)
+    assert (bad.feasible, bad.feasible_reason) == (False, "Overloaded")
+    unknown = report.slo_report(slo, [], [], Verdict(), auto=True, fresh=True)
+    assert (unknown.feasible, unknown.feasible_reason) == (None, "InsufficientTraffic")
+
+
+MODEL = ModelInfo(
+    name="m",
+    architecture="llama",
+    dtype="float32",
+    device="cpu",
+    weight_bytes=7,
+    max_model_len=1,
+    kv_block_size=16,
+    kv_bytes=1,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "reason"),
+    [
+        ({"state": "loading", "load_progress_percent": 40}, EnginePhase.LOADING, "Loading"),
+        ({"state": "failed", "reason": "OutOfMemory", "message": "no"}, EnginePhase.FAILED, "OutOfMemory"),
+        ({"state": "failed", "message": "no"}, EnginePhase.FAILED, "LoadFailed"),
+        ({"state": "degraded"}, EnginePhase.DEGRADED, ""),
+        ({"state": "ready", "model": MODEL}, EnginePhase.READY, ""),
+    ],
+)
+def test_the_engine_speaks_for_itself(changes: dict[str, object], state: EnginePhase, reason: str) -> None:
+    bench = Bench(config())
+    bench.controller.observe(bench.snapshot(**changes))
+    engine = bench.report().engine
+    assert (engine.state, engine.reason) == (state, reason)
+    assert engine.load_progress_percent == changes.get("load_progress_percent")
+    assert engine.message == changes.get("message", "")
+
+
+def test_a_silent_engine_is_what_its_supervisor_says() -> None:
+    bench = Bench(config())
+    assert bench.report(ready=False).engine.state is EnginePhase.STARTING
+    crashed = bench.report(LauncherState(running=False, crash_loop=True, message="exited with 2: no such directory"))
+    assert (crashed.engine.state, crashed.engine.reason) == (EnginePhase.FAILED, "CrashLoop")
+    assert "no such directory" in crashed.engine.message
+    bench.controller.observe(bench.snapshot(model=MODEL))
+    bench.clock.now += 10
+    lost = bench.report().engine
+    assert (lost.state, lost.reason, lost.model_name) == (EnginePhase.DEGRADED, "NotResponding", "m")

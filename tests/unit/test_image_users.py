@@ -1,0 +1,35 @@
+"""The user of each image is the one that its pods ask for: else files of the image and of the pod have two owners."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from semipd_operator.render.pod import USER
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[2]
+CHART_USER = re.compile(r"{{- \$user := (\d+) -}}")
+
+
+def image_user(name: str) -> int:
+    """USER of the Containerfile, which must also be the user and the group that it makes."""
+    text = (ROOT / f"images/{name}.Containerfile").read_text()
+    (user,) = re.findall(r"^USER (\d+):\1$", text, re.MULTILINE)
+    assert re.search(rf"'semipd:x:{user}:' >> /etc/group", text)
+    assert re.search(rf"'semipd:x:{user}:{user}::.*' >> /etc/passwd", text)
+    return int(user)
+
+
+def test_the_chart_runs_the_operator_as_its_image_does() -> None:
+    helpers = (ROOT / "charts/semipd-operator/templates/_helpers.tpl").read_text()
+    assert CHART_USER.findall(helpers) == [str(image_user("operator"))]
+    for template in (ROOT / "charts/semipd-operator/templates").rglob("*.yaml"):
+        assert "runAsUser" not in template.read_text(), f"{template.name}: the helper podSecurity has it"
+
+
+def test_the_pods_run_the_engine_as_its_image_does() -> None:
+    assert image_user("engine") == USER

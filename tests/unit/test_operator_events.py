@@ -1,0 +1,42 @@
+"""Events tell edges between two statuses, once."""
+
+from __future__ import annotations
+
+import pytest
+from tests.unit.operator_observed import AUTO, TABLE, heard, observed, report, slo, with_ttft
+
+from semipd_operator.status import summarise
+from semipd_operator.status.events import events
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reasons"),
+    [
+        ("no pods yet", "ready", ["ModelLoaded"]),
+        ("ready", "ready", []),
+        ("no pods yet", "no gpu", ["NotAvailable"]),
+        ("no gpu", "no gpu", []),
+        ("downloading", "gated model", ["ModelFailed"]),
+        ("ready", "a worker is silent", ["PartitionApplyFailed"]),
+        ("ready", "agent never heard", ["AgentUnreachable"]),
+        ("ready", "configuration not there yet", []),
+        ("ready", "name conflict", ["SpecRejected"]),
+        ("rollout: an old pod serves", "ready", ["RolloutFinished"]),
+    ],
+)
+def test_events_are_edges(before: str, after: str, reasons: list[str]) -> None:
+    found = events(summarise(TABLE[before][0]), summarise(TABLE[after][0]))
+    assert [event.reason for event in found] == reasons
+
+
+def test_a_new_template_is_told() -> None:
+    found = events(summarise(observed()), summarise(observed(template_hash="h2")))
+    assert [event.reason for event in found] == ["RolloutStarted"]
+
+
+def test_slo_events() -> None:
+    good, bad = with_ttft(400), summarise(observed(AUTO, agents={"p1": heard(report(slo=slo(600, False)))}))
+    assert [event.reason for event in events(good, bad)] == ["SLOViolated"]
+    assert [event.reason for event in events(bad, good)] == ["SLORecovered"]

@@ -1,0 +1,78 @@
+"""The SLO in the status: attained, feasible, in two digits, and how often it may be written."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from tests.unit.operator_observed import AUTO, NOW, TABLE, conditions, heard, observed, pod, report, slo, with_ttft
+
+from semipd_agent.contract import (
+    SLOReport,
+)
+from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
+from semipd_operator.status import summarise
+from semipd_operator.status.slo import two_digits
+from semipd_operator.status.summarise import write_due
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("reports", "attained", "feasible", "summary"),
+    [
+        ([slo(413, True, feasible=True)], "True TargetsMet", "True Feasible", "410/500ms"),
+        ([slo(413, True), slo(620, False)], "False TTFTAboveTarget", "Unknown NotAssessed", "620/500ms"),
+        (
+            [slo(413, True), slo(None, None, reason="InsufficientTraffic")],
+            "True TargetsMet",
+            "Unknown NotAssessed",
+            "410/500ms",
+        ),
+        (
+            [slo(None, None, reason="InsufficientTraffic")],
+            "Unknown InsufficientTraffic",
+            "Unknown NotAssessed",
+            "-/500ms",
+        ),
+        (
+            [slo(900, False, reason="TPOTAboveTarget", feasible=False)],
+            "False TPOTAboveTarget",
+            "False NotFeasible",
+            "900/500ms",
+        ),
+        ([], "Unknown MetricsUnavailable", "Unknown NotAssessed", "-/500ms"),
+    ],
+)
+def test_slo(reports: list[SLOReport], attained: str, feasible: str, summary: str) -> None:
+    names = [f"p{i}" for i in range(len(reports))]
+    status = summarise(
+        observed(
+            AUTO,
+            pods=tuple(pod(name) for name in names) or (pod(),),
+            agents={name: heard(report(slo=one)) for name, one in zip(names, reports, strict=True)},
+        )
+    )
+    shown = conditions(status)
+    assert (shown["SLOAttained"], shown["SLOFeasible"]) == (attained, feasible)
+    assert status.slo and status.slo.ttft and status.slo.ttft.summary == summary
+
+
+def test_two_significant_digits() -> None:
+    assert [two_digits(x) for x in (0, 0.0456, 3.14, 31.4, 613.7, 12345)] == [0, 0.046, 3.1, 31, 610, 12000]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "seconds", "due"),
+    [
+        (with_ttft(410), with_ttft(410), 99, False),
+        (with_ttft(410), with_ttft(414), 99, False),  # the same two digits
+        (with_ttft(410), with_ttft(420), 14, False),
+        (with_ttft(410), with_ttft(420), 16, True),
+        (with_ttft(410), summarise(TABLE["a long move"][0]), 0, True),
+        (with_ttft(410), summarise(observed(AUTO, pods=())), 0, True),
+    ],
+)
+def test_write_budget(before: SemiPDServiceStatus, after: SemiPDServiceStatus, seconds: int, due: bool) -> None:
+    last = NOW - timedelta(seconds=seconds)
+    assert write_due(before, after, now=NOW, last_write=last, slo_period=timedelta(seconds=15)) is due
