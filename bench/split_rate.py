@@ -24,7 +24,7 @@ from e2e.models import random_model
 from semipd_engine.contract import DType, EngineOptions, Phase, SetPartition, Split
 from semipd_engine.cpu_plan import cpu_plan
 
-ROUNDS, SECONDS = 5, 15.0
+ROUNDS, SECONDS = 3, 20.0
 LEAST_FALL_PERCENT = 25
 SPLITS = (Split(prefill=50, decode=50), Split(prefill=80, decode=20))
 OUT = Path("out/bench")
@@ -38,9 +38,11 @@ def measure(engine: Engine, split: Split, epoch: int) -> dict[str, Any]:
     began, before = time.monotonic(), {phase: proc.cpu_seconds(pid) for phase, pid in pids.items()}
     time.sleep(SECONDS)
     ended, after = time.monotonic(), {phase: proc.cpu_seconds(pid) for phase, pid in pids.items()}
-    steps = [s for s in engine.records("step") if s["phase"] == Phase.PREFILL and began <= s["begin"] <= ended]
+    steps = [
+        s for s in engine.records("step") if s["phase"] == Phase.PREFILL and began <= s["begin"] and s["end"] <= ended
+    ]
     if not steps:
-        raise SystemExit(f"split {split.prefill}/{split.decode}: prefill began no step in {SECONDS:.0f} s")
+        raise SystemExit(f"split {split.prefill}/{split.decode}: prefill finished no step in {SECONDS:.0f} s")
     busy = sum(s["end"] - s["begin"] for s in steps)
     return {
         "split": f"{split.prefill}/{split.decode}",
@@ -59,7 +61,6 @@ def main() -> None:
             dtype=DType.BFLOAT16,
             kv_cache_memory=768 << 20,
             max_model_len=4096,
-            prefill_chunk_tokens=64,
             prefix_caching=False,
         )
         engine = Engine(options, TORCH_RESIDENT, GOMP_SPINCOUNT="0")

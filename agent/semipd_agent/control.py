@@ -61,6 +61,8 @@ class SplitController:
         self._core_epoch = 0
         """Epoch in force at the core when it last answered."""
         self._splits: dict[int, Split] = {}
+        self._split_since = clock.monotonic()
+        """When the requested split last became another."""
         self.unavailable: PartitionerUnavailable | None = None
         self.config = _checked(config)
         self._use(config.partition.mode)
@@ -89,15 +91,19 @@ class SplitController:
         if _kept(config.slo) != self.window.seconds:
             self.window.seconds = _kept(config.slo)
         restart = _restarts_auto(old.partition, config.partition)
+        self._take_split(old.partition, config, restart)
         if restart or config.slo != old.slo or config.partition.policy is not old.partition.policy:
             self._policy, self.verdict = self._make_policy(), Verdict()
+
+    def _take_split(self, old: PartitionConfig, config: AgentConfig, restart: bool) -> None:
+        """Move to the configured split, or into the bounds where Auto goes on."""
         if config.partition.mode is Mode.AUTO and not restart:
             want, reason = clamp(self.requested, config.partition.bounds), DecisionReason.BOUND_REACHED
         else:
             want, reason = _start(config.partition), DecisionReason.MANUAL_CHANGE
         message = f"generation {config.generation}"
-        if config.partition.mode is not old.partition.mode:
-            message += f": mode {old.partition.mode} to {config.partition.mode}"
+        if config.partition.mode is not old.mode:
+            message += f": mode {old.mode} to {config.partition.mode}"
         elif want == self.requested:
             return
         self._move(Move(want, reason, message=message))
@@ -114,7 +120,7 @@ class SplitController:
     def _make_policy(self) -> SplitPolicy | None:
         if self.config.partition.mode is not Mode.AUTO or self.config.slo is None or self.unavailable:
             return None
-        return Algorithm1(self.config.slo, _start(self.config.partition))
+        return Algorithm1(self.config.slo, _start(self.config.partition), since=self._split_since)
 
     @property
     def policy_in_force(self) -> Policy | None:
@@ -180,7 +186,7 @@ class SplitController:
         self.intent = self._intend(move.to, self.intent.epoch + 1)
         if move.to != before:
             self.changes += 1
-            self.last_change_time = wall
+            self.last_change_time, self._split_since = wall, self._clock.monotonic()
         self.log.record(
             self.intent.epoch,
             Decision(

@@ -88,6 +88,17 @@ def test_the_four_cases(ttft: float, tpot: float, to: Split | None, reason: Deci
         assert (move.observed_seconds, move.target_seconds) == (observed, target)
 
 
+def test_what_is_older_than_the_split_is_no_evidence_for_a_new_policy() -> None:
+    before = Evidence(finished=requests(1000.0, 9.0, 0.03))
+
+    def moves(policy: Algorithm1) -> list[Move]:
+        verdicts = [policy.observe(before, HALF, FREE, 1000.0 + second) for second in range(8)]
+        return [verdict.move for verdict in verdicts if verdict.move is not None]
+
+    assert moves(Algorithm1(SLOS, HALF, since=900.0))
+    assert not moves(Algorithm1(SLOS, HALF, since=1000.0))
+
+
 @pytest.mark.parametrize(
     ("split", "ttft", "tpot", "to"),
     [

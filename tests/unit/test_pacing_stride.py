@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -28,6 +30,7 @@ class Machine:
     def __init__(self, clock: list[int], shared: list[Machine | None]) -> None:
         self.clock, self.shared = clock, shared
         self.cpu = 0
+        self.rings = 0
         self.threads = 0
         self.cpus: tuple[int, ...] = ()
         self.on_sleep: Callable[[float], None] = self._would_wait
@@ -43,6 +46,15 @@ class Machine:
 
     def sleep(self, seconds: float) -> None:
         self.on_sleep(seconds)
+
+    def heard(self) -> int:
+        return 0
+
+    def ring(self) -> None:
+        self.rings += 1
+
+    def wait(self, heard: int, seconds: float) -> None:
+        raise WouldWait
 
     def set_threads(self, count: int) -> None:
         self.threads = count
@@ -95,8 +107,6 @@ def saturate(pair: Pair, rng: random.Random, quanta: int) -> dict[Phase, int]:
     before = {p: pair.machines[p].cpu for p in Phase}
 
     def idle(seconds: float) -> None:
-        if seconds < 0.001:
-            raise WouldWait
         pair.pass_time(int(seconds * 1e9))
 
     for machine in pair.machines.values():
@@ -115,6 +125,47 @@ def test_quanta_follow_the_ratio(x: int, y: int) -> None:
     pair = Pair(Split(prefill=x, decode=y))
     used = saturate(pair, random.Random(x), 6000)
     assert used[Phase.PREFILL] / used[Phase.DECODE] == pytest.approx(x / y, rel=0.03)
+
+
+def test_a_turn_costs_all_the_cpus_however_few_it_keeps_busy() -> None:
+    pair = Pair(Split(prefill=80, decode=20))
+    wall = dict.fromkeys(Phase, 0)
+    for phase in Phase:
+        pair.pacers[phase].wake()
+    rng = random.Random(1)
+    for _ in range(6000):
+        phase = rng.choice(list(Phase))
+        if pair.quantum(phase, 2_000_000, cpu_ns=2_000_000 if phase is Phase.DECODE else None):
+            wall[phase] += 2_000_000
+    assert wall[Phase.PREFILL] / wall[Phase.DECODE] == pytest.approx(4, rel=0.03)
+
+
+def test_the_end_of_a_turn_rings_and_a_turn_that_goes_on_does_not() -> None:
+    pair = Pair(Split(prefill=80, decode=20))
+    for phase in Phase:
+        pair.pacers[phase].wake()
+    decode, prefill = (pair.machines[phase] for phase in (Phase.DECODE, Phase.PREFILL))
+    assert pair.quantum(Phase.DECODE, 2_000_000)
+    assert (decode.rings, prefill.rings) == (1, 0)
+    for rings in (0, 0, 0, 1):  # four quanta make up for decode's one; decode wins the tie
+        assert pair.quantum(Phase.PREFILL, 2_000_000)
+        assert prefill.rings == rings
+
+
+def test_a_ring_wakes_a_waiter_and_is_never_missed() -> None:
+    page = PacingPage.create()
+    same_page = PacingPage(page.fd)  # as another process maps it
+    heard = page.bell.heard
+    same_page.bell.ring()
+    begin = time.monotonic()
+    page.bell.wait(heard, 60)  # rung between look and sleep
+    waiter = threading.Thread(target=page.bell.wait, args=(page.bell.heard, 60))
+    waiter.start()
+    while waiter.is_alive():
+        same_page.bell.ring()
+        waiter.join(0.01)
+    assert time.monotonic() - begin < 30  # nowhere near the time-outs
+    page.bell.wait(page.bell.heard, 0.001)  # nobody rings: the time is up
 
 
 def test_the_rest_of_a_hundred_stays_idle() -> None:

@@ -12,6 +12,7 @@ token. It knows no device, no engine and no clock.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,15 +55,16 @@ class Constants:
 
 
 class Algorithm1:
-    def __init__(self, slo: SLO, home: Split, constants: Constants | None = None) -> None:
-        """`home` is the configured split: where the pod starts and what reclaiming returns to."""
+    def __init__(self, slo: SLO, home: Split, constants: Constants | None = None, *, since: float = -math.inf) -> None:
+        """`home` is the configured split: where the pod starts and what reclaiming returns to. `since`: when the split
+        of the first tick came in force; what is older says nothing about it, whoever made that move."""
         self._slo = slo
         self._home = home
         self._c = constants or Constants()
         self._ttft_model = LatencyModel(TTFT_PRIOR, poles=40)
         self._tpot_model = LatencyModel(TPOT_PRIOR)
         self._split: Split | None = None
-        self._split_since = 0.0
+        self._split_since = since
         self._case = ""
         self._case_since = 0.0
         self._refitted = 0.0
@@ -102,8 +104,8 @@ class Algorithm1:
         return Verdict(move, self._feasible, self._reason)
 
     def _enter(self, split: Split, now: float) -> None:
-        # Before the first tick nothing is known to be older than the split: take all of the window.
-        self._split_since = now if self._split is not None else now - self._c.window
+        if self._split is not None:
+            self._split_since = now
         self._split, self._case, self._refitted = split, "", now
 
     def _samples(self, evidence: Evidence, now: float) -> tuple[Sample | None, Sample | None]:

@@ -19,6 +19,14 @@ class Processor(Protocol):
 
     def sleep(self, seconds: float) -> None: ...
 
+    def heard(self) -> int:
+        """Rings of the pacing page's bell so far."""
+
+    def ring(self) -> None: ...
+
+    def wait(self, heard: int, seconds: float) -> None:
+        """Until the bell rings once more, or the time is up."""
+
     def set_threads(self, count: int) -> None: ...
 
     def pin(self, cpus: Sequence[int]) -> None:

@@ -24,7 +24,8 @@ GRACE_NS = 5_000_000
 """A phase counts as busy this long after its last step: between two plans it has not really stopped."""
 STALE_NS = 1_000_000_000
 """A peer whose heartbeat is older is stopped or dead, and nobody waits for it."""
-POLL_SECONDS = 0.0002
+PATIENCE_SECONDS = 0.001
+"""Longest wait for the bell: a peer that went idle, or died, does not ring."""
 IDLE_QUANTUM_SECONDS = 0.002
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class OwnProcess:
 
     def __init__(self, page: PacingPage, set_threads: Callable[[int], None]) -> None:
         self._lock = TurnLock(page.fd)
+        self._bell = page.bell
         self._set_threads = set_threads
 
     def monotonic_ns(self) -> int:
@@ -45,6 +47,15 @@ class OwnProcess:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    def heard(self) -> int:
+        return self._bell.heard
+
+    def ring(self) -> None:
+        self._bell.ring()
+
+    def wait(self, heard: int, seconds: float) -> None:
+        self._bell.wait(heard, seconds)
 
     def set_threads(self, count: int) -> None:
         self._set_threads(count)
@@ -72,7 +83,6 @@ class PhasePacer:
         self._sequence = -1
         self._regime: tuple[tuple[int, ...], int] | None = None
         self._holds_lock = False
-        self._cpu_ns = processor.cpu_ns()
 
     # ---- the worker's loop calls these ---------------------------------------------------------------------------
 
@@ -87,7 +97,7 @@ class PhasePacer:
         """Beat, and adopt a new plan: also while there is nothing to do."""
         self._beat()
         self._adopt()
-        self._account()
+        self._tell_cpu_time()
 
     def wake(self) -> None:
         """A plan of work is in hand."""
@@ -99,7 +109,7 @@ class PhasePacer:
 
     def rest(self) -> None:
         """The plan of work is done."""
-        self._account()
+        self._tell_cpu_time()
         self._slot.idle_since_ns = self._beat()
 
     def count_step(self) -> None:
@@ -114,23 +124,24 @@ class PhasePacer:
         self._choose_regime(self._peer_is_busy(now))
         if self._mode is PacingMode.QUANTA and self._peer is not None:
             self._take_turn(self._peer)
+        begin = self._processor.monotonic_ns()
         try:
             yield
         finally:
-            self._account()
+            self._tell_cpu_time()
+            if self._mode is PacingMode.QUANTA:
+                self._charge(self._processor.monotonic_ns() - begin)
             if self._holds_lock:
                 self._holds_lock = False
                 self._processor.unlock()
+                if self._peer is not None and self._turn(self._peer) is not Turn.OWN:
+                    self._processor.ring()
 
     # ---- inside --------------------------------------------------------------------------------------------------
 
     @property
     def _mode(self) -> PacingMode:
         return self._in_force.plan.mode if self._in_force is not None else PacingMode.UNLIMITED
-
-    @property
-    def _weight(self) -> int:
-        return self._in_force.plan.limit(self._phase).weight if self._in_force is not None else 1
 
     def _beat(self) -> int:
         now = self._processor.monotonic_ns()
@@ -182,6 +193,7 @@ class PhasePacer:
         """Wait until this phase is furthest behind, then hold the lock. A peer that rests or is stopped is not waited
         for; neither is a lock that a stopped peer holds."""
         while self._mode is PacingMode.QUANTA:
+            heard = self._processor.heard()
             if not self._peer_is_busy(self._beat()):
                 self._holds_lock = self._processor.try_lock()
                 return
@@ -192,7 +204,7 @@ class PhasePacer:
                     return
                 self._sleep_for_nobody()
             else:
-                self._processor.sleep(POLL_SECONDS)
+                self._processor.wait(heard, PATIENCE_SECONDS)
             self._adopt()
 
     def _turn(self, peer: Slot) -> Turn:
@@ -214,10 +226,13 @@ class PhasePacer:
         idle_ns = int(IDLE_QUANTUM_SECONDS * 1e9) * max(1, len(plan.granted_cpus))
         self._page.idle_vtime = charged(self._page.idle_vtime, idle_ns, plan.idle_weight)
         self._processor.unlock()
+        self._processor.ring()
 
-    def _account(self) -> None:
-        """Charge the CPU time since the last call, whatever it went into."""
-        cpu_ns = self._processor.cpu_ns()
-        self._slot.vtime = charged(self._slot.vtime, cpu_ns - self._cpu_ns, self._weight)
-        self._slot.cpu_ns = cpu_ns
-        self._cpu_ns = cpu_ns
+    def _charge(self, wall_ns: int) -> None:
+        """A turn costs all the CPUs for as long as it lasts: what its threads leave idle nobody else can use."""
+        assert self._in_force is not None
+        cpu_ns = wall_ns * max(1, len(self._in_force.plan.granted_cpus))
+        self._slot.vtime = charged(self._slot.vtime, cpu_ns, self._in_force.plan.limit(self._phase).weight)
+
+    def _tell_cpu_time(self) -> None:
+        self._slot.cpu_ns = self._processor.cpu_ns()

@@ -1,4 +1,4 @@
-"""The pacing page: one small shared mapping between core and the phase workers. Nobody waits on it, everybody reads.
+"""The pacing page: one small shared mapping between core and the phase workers. Nobody waits on it but for a turn.
 
 Core writes the plan in force and the recall number; each worker writes its own slot: heartbeat, applied epoch, busy,
 virtual time. 64-bit words, aligned, so a word is never seen half written (x86-64 and AArch64). The plan is longer than
@@ -16,13 +16,14 @@ import os
 from dataclasses import dataclass
 
 from semipd_engine.contract import PartitionPlan, Phase
+from semipd_engine.pacing.bell import Bell
 
 PAGE_BYTES = 16384
 PLAN_OFFSET = 1024
 """Bytes; the words lie before, the plan's JSON text behind."""
 MAGIC = 0x5345_4D49_5044_0001
 
-_WORD_MAGIC, _WORD_SEQUENCE, _WORD_PLAN_LENGTH, _WORD_EPOCH, _WORD_RECALL, _WORD_IDLE_VTIME = range(6)
+_WORD_MAGIC, _WORD_SEQUENCE, _WORD_PLAN_LENGTH, _WORD_EPOCH, _WORD_RECALL, _WORD_IDLE_VTIME, _WORD_BELL = range(7)
 _SLOT_WORDS = 16
 _SLOT_FIRST = {Phase.PREFILL: 32, Phase.DECODE: 32 + _SLOT_WORDS}
 
@@ -56,7 +57,7 @@ class Slot:
     idle_since_ns = _Word(4)
     """0 while a plan is being executed."""
     vtime = _Word(5)
-    """CPU nanoseconds x 100 / weight (`pacing.stride`)."""
+    """Wall time of the turns x granted CPUs x 100 / weight, in nanoseconds (`pacing.stride`)."""
     cpu_ns = _Word(6)
     """CPU time of the whole process."""
     steps = _Word(7)
@@ -79,6 +80,7 @@ class PacingPage:
         self._words = self._bytes.cast("Q")
         if self._words[_WORD_MAGIC] != MAGIC:
             raise ValueError("the descriptor is not a pacing page of this version")
+        self.bell = Bell(self._bytes[_WORD_BELL * 8 : _WORD_BELL * 8 + 4])
         self.slots = {phase: Slot(self._words, first) for phase, first in _SLOT_FIRST.items()}
 
     @classmethod

@@ -1,6 +1,6 @@
 """Stride arithmetic: who is next, when both phases want the CPUs. Pure; times are CPU nanoseconds.
 
-Each customer has a virtual time that grows by the CPU time it used divided by its weight; the one that is furthest
+Each customer has a virtual time that grows by the CPU time it held divided by its weight; the one that is furthest
 behind is next. Controlling the ratio and not the amount is what the host's other load cannot disturb. Where the shares
 leave a rest (x + y < 100), a third customer called nobody owns it, and sleeps when its turn comes.
 """
@@ -22,7 +22,7 @@ class Turn(Enum):
 
 
 def charged(vtime: int, cpu_ns: int, weight: int) -> int:
-    """Virtual time after using `cpu_ns`."""
+    """Virtual time after holding `cpu_ns`."""
     return vtime + cpu_ns * SCALE // weight
 
 
