@@ -57,6 +57,7 @@ class PacingMode(StrEnum):
     UNLIMITED = "unlimited"  # both phases may use every granted CPU at any time
     CORES = "cores"  # while both phases are busy, each one is pinned to cores of its own
     QUANTA = "quanta"  # while both phases are busy, they alternate layer quanta in proportion to their weights
+    RUNGS = "rungs"  # one worker for each rung, its limit fixed by its environment; core routes each step (CUDA, MPS)
 
 
 class PhaseLimit(Frozen):
@@ -70,7 +71,11 @@ class PhaseLimit(Frozen):
     weight: int = Field(default=1, ge=1)
     """Stride weight for `PacingMode.QUANTA`."""
     environment: dict[str, str] = {}
-    """Environment of a worker started under this limit (CUDA: MPS variables). Empty on the CPU."""
+    """Environment of a worker started under this limit (CUDA: MPS variables). Empty on the CPU.
+    With `PacingMode.RUNGS` it is the rung's identity: two limits with equal environments are one rung, and a new pipe
+    directory (a new MPS daemon) makes every rung a new one."""
+    sm_count: int | None = None
+    """Streaming multiprocessors that a worker under this limit must see before it is ready; None: not checked."""
 
 
 class PartitionPlan(Frozen):
@@ -85,6 +90,8 @@ class PartitionPlan(Frozen):
     """Threads of a phase that is alone."""
     prefill: PhaseLimit
     decode: PhaseLimit
+    whole: PhaseLimit | None = None
+    """`PacingMode.RUNGS`: the 100 % rung, whose worker of a phase runs the steps while that phase is alone (L0)."""
     idle_weight: int = Field(default=0, ge=0)
     """Stride weight of nobody: with x + y < 100 this part of the device stays idle while both phases are busy."""
 
@@ -148,7 +155,12 @@ class WorkerReport(Frozen):
     busy: bool
     steps: int
     cpu_seconds: float
+    percent: Percent = 100
+    """The rung that this worker was started under (`PacingMode.RUNGS`)."""
+    routed: bool = True
+    """Does core send the phase's steps here while both phases are busy? A phase may have other rungs warm."""
     sm_count: int | None = None
+    """Streaming multiprocessors that the worker itself sees; None on the CPU."""
 
 
 class FinishedRequest(Frozen):
@@ -273,6 +285,7 @@ class EngineOptions(Frozen):
     decode_share: int = Field(default=100, ge=1, le=100, description="decode's percent while both phases are busy")
     threads: int = Field(default=0, ge=0, description="CPU threads of a phase that is alone; 0: the CPUs granted")
     prefix_caching: bool = Field(default=True, description="reuse KV blocks of equal prompt prefixes")
+    await_partition: bool = Field(default=False, description="start no worker before the first SetPartition (an agent's)")
     unified: bool = Field(default=False, description="one process for both phases with chunked prefill, for comparison")
     api_key_file: Path | None = Field(default=None, description="file with the API key that requests must carry")
     drain_seconds: float = Field(default=30.0, ge=0, description="time for running streams to finish after SIGTERM")
