@@ -204,11 +204,18 @@ def test_a_launcher_that_cannot_start_is_a_crash_loop_with_its_own_words(start: 
     assert agent.http.get("/ready").status_code == 503
 
 
-def test_a_gpu_without_mps_does_not_start_until_partitioning_is_disabled(start: Callable[..., RunningAgent]) -> None:
+def test_without_a_gpu_the_engine_does_not_start_until_partitioning_is_disabled(
+    start: Callable[..., RunningAgent],
+) -> None:
     agent = start("--device", "cuda")
-    agent.wait(lambda: agent.status()["engine"]["reason"] == "MPSUnavailable")
+    agent.wait(lambda: agent.status()["engine"]["reason"] == "NoGPU")
     assert agent.launcher() == 0
-    assert agent.status()["partition"]["state"] == "Failed"
+    partition = agent.status()["partition"]
+    assert (partition["state"], partition["reason"]) == ("Failed", "NoGPU")
+    assert "nvidia.com/gpu" in partition["message"]
+    time.sleep(2.5)
+    said = [line for line in (agent.folder / "log").read_text().splitlines() if "not started" in line]
+    assert len(said) == 1 and "NoGPU" in said[0], "one clear error, not one for each tick"
     assert agent.put(2, 60, mode="Disabled") == 200
     agent.wait(lambda: agent.status()["partition"]["state"] == "Applied")
     assert agent.status()["partition"]["enforcement"] == "none"

@@ -24,9 +24,11 @@ from semipd_agent.contract import (
     Split,
     StatusReport,
 )
+from semipd_agent.partitioner.mps.preflight import POLICIES
 from semipd_operator.api.v1alpha1.resource import SemiPDService, dump_status, parse_status
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
-from semipd_operator.reasons import REASONS, Reason
+from semipd_operator.reason_entries import NO_START
+from semipd_operator.reasons import REASONS, ConditionType, Reason
 from semipd_operator.status import AgentView, Observed, PodView, Problem, summarise
 from semipd_operator.status.events import events
 from semipd_operator.status.pods import missing_resource, pod_view
@@ -89,6 +91,23 @@ def conditions(status: SemiPDServiceStatus) -> dict[str, str]:
 
 AUTO = {"slo": {"ttftMilliseconds": 500, "tpotMilliseconds": 50}}
 FAILED_ENGINE = EngineStatus(state=EnginePhase.FAILED, ready=False, reason="OutOfMemory", message="KV does not fit")
+REFUSED_ENGINE = EngineStatus(
+    state=EnginePhase.FAILED, ready=False, reason="ComputeModeUnsupported", message="compute mode Prohibited"
+)
+NO_GPU_ENGINE = EngineStatus(state=EnginePhase.FAILED, ready=False, reason="NoGPU", message="no CUDA device")
+REFUSED = {
+    "state": PartitionState.FAILED,
+    "reason": PartitionReason.COMPUTE_MODE_UNSUPPORTED,
+    "message": "compute mode Prohibited",
+    "applied": None,
+}
+LOST = {"state": PartitionState.FAILED, "reason": PartitionReason.MPS_SERVER_FAULT, "applied": None}
+WAITING = {
+    "mode": Mode.DISABLED,
+    "state": PartitionState.UNKNOWN,
+    "reason": PartitionReason.ENGINE_NOT_READY,
+    "applied": None,
+}
 LOADING_ENGINE = EngineStatus(state=EnginePhase.LOADING, ready=False, load_progress_percent=47)
 NOT_READY = pod(ready=False)
 GPU = Problem(Reason.UNSCHEDULABLE, "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.", "nvidia.com/gpu")
@@ -123,6 +142,23 @@ TABLE: dict[str, tuple[Observed, dict[str, str]]] = {
     "no gpu": (
         observed(pods=(pod(ready=False, started=False, problem=GPU),), agents={}),
         {"ModelReady": "Unknown Pending", "Available": "False Unschedulable", "Ready": "False Unschedulable"},
+    ),
+    "refused by the preflight": (
+        observed(pods=(NOT_READY,), agents={"p1": heard(report(engine=REFUSED_ENGINE, partition=REFUSED))}),
+        {
+            "ModelReady": "False ComputeModeUnsupported",
+            "Available": "False PodsNotReady",
+            "PartitionApplied": "False ComputeModeUnsupported",
+            "Ready": "False ComputeModeUnsupported",
+        },
+    ),
+    "cuda without a gpu, partitioning disabled": (
+        observed(pods=(NOT_READY,), agents={"p1": heard(report(engine=NO_GPU_ENGINE, partition=WAITING))}),
+        {"ModelReady": "False NoGPU", "PartitionApplied": "Unknown NoReadyPods", "Ready": "False NoGPU"},
+    ),
+    "mps lost while serving": (
+        observed(agents={"p1": heard(report(partition=LOST))}),
+        {"ModelReady": "True Loaded", "PartitionApplied": "False MPSServerFault", "Ready": "False MPSServerFault"},
     ),
     "downloading": (
         observed(pods=(pod(ready=False, started=False, downloading=True),), agents={}),
@@ -222,6 +258,13 @@ def test_every_reason_shown_is_in_the_table_of_reasons() -> None:
         for condition in summarise(seen).conditions:
             if condition.type != "Ready":
                 assert (condition.type, condition.reason, condition.status) in known
+
+
+def test_every_reason_that_an_agent_gives_for_a_failure_is_in_the_table() -> None:
+    shown = {entry.reason.value for entry in REASONS[ConditionType.PARTITION_APPLIED]}
+    assert {reason.value for reason in PartitionReason} <= shown
+    start = {entry.reason.value for entry in NO_START}
+    assert {reason.value for reason, _ in POLICIES} <= start
 
 
 def test_the_reason_column_names_the_missing_resource() -> None:
@@ -388,6 +431,9 @@ def test_write_budget(before: SemiPDServiceStatus, after: SemiPDServiceStatus, s
         ("no pods yet", "no gpu", ["NotAvailable"]),
         ("no gpu", "no gpu", []),
         ("downloading", "gated model", ["ModelFailed"]),
+        ("no pods yet", "refused by the preflight", ["MPSUnavailable"]),
+        ("no pods yet", "cuda without a gpu, partitioning disabled", ["ModelFailed"]),
+        ("ready", "mps lost while serving", ["MPSUnavailable"]),
         ("ready", "a worker is silent", ["PartitionApplyFailed"]),
         ("ready", "agent never heard", ["AgentUnreachable"]),
         ("ready", "configuration not there yet", []),
