@@ -100,7 +100,8 @@ class PartitionPlan(Frozen):
 
 
 class SetPartition(Frozen):
-    """Put a plan in force. Idempotent by epoch: an epoch at or below the one in force changes nothing."""
+    """Put a plan in force: at once, or when the workers that it still lacks are ready (`PacingMode.RUNGS`). Idempotent
+    by epoch: an epoch at or below one that was accepted before changes nothing. The `Ack` names the epoch in force."""
 
     kind: Literal["set_partition"] = "set_partition"
     split_epoch: int = Field(ge=1)
@@ -203,6 +204,17 @@ class ModelInfo(Frozen):
     max_model_len: int
     kv_block_size: int
     kv_bytes: int
+    sm_count: int | None = None
+    """Streaming multiprocessors of the whole GPU, as a process outside MPS sees them; None on the CPU."""
+
+
+class Refusal(Frozen):
+    """A partition whose workers could not be made ready, and why."""
+
+    split_epoch: int
+    reason: str
+    """CamelCase: PrepareTimeout, SMCountMismatch, WeightsMismatch, CUDAUnavailable, WorkerDied ..."""
+    message: str
 
 
 class EngineSnapshot(Frozen):
@@ -211,7 +223,7 @@ class EngineSnapshot(Frozen):
     monotonic_time: float
     state: EngineState
     reason: str = ""
-    """CamelCase cause of FAILED (LoadFailed, OutOfMemory, NotFound ...); empty otherwise."""
+    """CamelCase cause of FAILED (LoadFailed, OutOfMemory, NotFound, NoGPU, CUDAUnavailable ...); empty otherwise."""
     message: str = ""
     """Why the state is not READY, for people; empty otherwise."""
     load_progress_percent: int | None = None
@@ -219,6 +231,11 @@ class EngineSnapshot(Frozen):
     split_epoch: int = 0
     """Epoch in force in the core; 0 before the first `SetPartition`."""
     split: Split | None = None
+    pending_epoch: int = 0
+    """Epoch whose cold rungs are being prepared; the epoch in force serves meanwhile. 0: none."""
+    refused: Refusal | None = None
+    """The latest epoch whose workers could not be made ready, until a later one is in force. If it was pending, the one
+    in force before it still is, and sending the same epoch again changes nothing: a new attempt is a new epoch."""
     workers: tuple[WorkerReport, ...] = ()
     waiting: int = 0
     prefilling: int = 0
@@ -285,7 +302,8 @@ class EngineOptions(Frozen):
     decode_share: int = Field(default=100, ge=1, le=100, description="decode's percent while both phases are busy")
     threads: int = Field(default=0, ge=0, description="CPU threads of a phase that is alone; 0: the CPUs granted")
     prefix_caching: bool = Field(default=True, description="reuse KV blocks of equal prompt prefixes")
-    await_partition: bool = Field(default=False, description="start no worker before the first SetPartition (an agent's)")
+    await_partition: bool = Field(default=False, description="start no worker before the first SetPartition")
+    prepare_seconds: float = Field(default=90.0, gt=0, description="time for a worker under a new limit to get ready")
     unified: bool = Field(default=False, description="one process for both phases with chunked prefill, for comparison")
     api_key_file: Path | None = Field(default=None, description="file with the API key that requests must carry")
     drain_seconds: float = Field(default=30.0, ge=0, description="time for running streams to finish after SIGTERM")

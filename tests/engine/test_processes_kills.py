@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.engine.fake_model import reference
-from tests.engine.harness import Engine, Stream, engine_for, wait_for
+from tests.engine.harness import Engine, engine_for, wait_for
+from tests.engine.load import Load
 
 from semipd_engine.contract import Ack, EngineOptions, EngineState, Phase, SetPartition, Split
 from semipd_engine.cpu_plan import cpu_plan
@@ -25,37 +25,6 @@ KILLS = 12
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     yield from engine_for(tmp_path, {"SEMIPD_FAKE_TOKEN_MS": "0.3", "SEMIPD_FAKE_STEP_MS": "3"})
-
-
-class Load:
-    """Keeps eight streams in the engine until it is stopped, and compares each with the reference."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._client = engine.client()
-        self._stop = threading.Event()
-        self._rng = random.Random(1)
-        self.finished: list[Stream] = []
-        self.wrong: list[str] = []
-        self._threads = [threading.Thread(target=self._run, args=(index,)) for index in range(8)]
-        for thread in self._threads:
-            thread.start()
-
-    def _run(self, index: int) -> None:
-        rng = random.Random(index)
-        while not self._stop.is_set():
-            prompt = [rng.randrange(4000) for _ in range(rng.randrange(1, 200))]
-            stream = self._client.add(prompt, max_tokens=rng.randrange(1, 120))
-            if not stream.done.wait(60):
-                self.wrong.append(f"{stream.key} never ended: {len(stream.tokens)} tokens")
-                return
-            if stream.error or stream.tokens != reference(prompt, stream.sampling.max_tokens):
-                self.wrong.append(f"{stream.key}: {stream.error} {len(stream.tokens)} of {stream.sampling.max_tokens}")
-            self.finished.append(stream)
-
-    def stop(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(90)
 
 
 @pytest.mark.parametrize("phase", list(Phase))
