@@ -24,7 +24,16 @@ STANDIN = Path(__file__).with_name("agent_standin.py")
 
 
 class RunningAgent:
-    def __init__(self, folder: Path, *flags: str, prefill: int = 60, mode: str = "Manual") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        prefill: int = 60,
+        mode: str = "Manual",
+        options: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
+    ) -> None:
+        """`flags` are the engine's, `options` the agent's own."""
         self.folder = folder
         self.config = folder / "agent.json"
         self.write_config(1, prefill, mode=mode)
@@ -35,12 +44,13 @@ class RunningAgent:
         self.run_dir.mkdir()
         self.log = (folder / "log").open("wb")
         own = ["--config", str(self.config), "--host", "127.0.0.1", "--port", "0", "--port-file", str(folder / "port")]
+        own += options
         passed = ["--", "--run-dir", str(self.run_dir), "--device", "cpu", *flags]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "semipd_agent", *own, "--engine-command", str(engine), *passed],
             stdout=self.log,
             stderr=self.log,
-            env=os.environ | {"POD_UID": "uid-1", "POD_NAME": "pod-0"},
+            env=os.environ | {"POD_UID": "uid-1", "POD_NAME": "pod-0"} | (env or {}),
         )
         self.wait(lambda: (folder / "port").exists() and (folder / "port").read_text().endswith("\n"))
         port = int((folder / "port").read_text())
@@ -65,8 +75,8 @@ class RunningAgent:
         applied = self.status()["partition"]["applied"]
         return applied and int(applied["prefillPercent"])
 
-    def put(self, generation: int, prefill: int, mode: str = "Manual") -> int:
-        partition = {"mode": mode, "split": {"prefillPercent": prefill, "decodePercent": 80}}
+    def put(self, generation: int, prefill: int, mode: str = "Manual", decode: int = 80) -> int:
+        partition = {"mode": mode, "split": {"prefillPercent": prefill, "decodePercent": decode}}
         body = {"generation": generation, "partition": partition}
         return self.http.put("/v1/config", json=body, headers={"Authorization": f"Bearer {TOKEN}"}).status_code
 
@@ -75,7 +85,7 @@ class RunningAgent:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return int(children[0]) if children else 0
 
-    def wait(self, condition: Callable[[], bool], seconds: float = 20) -> float:
+    def wait(self, condition: Callable[[], bool], seconds: float = 60) -> float:
         started = time.monotonic()
         while not condition():
             assert time.monotonic() - started < seconds, (self.folder / "log").read_text()[-3000:]

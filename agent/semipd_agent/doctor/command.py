@@ -15,13 +15,17 @@ from semipd_agent.partitioner.mps.programs import Programs
 from semipd_engine.contract import Device
 
 
-def doctor(arguments: Sequence[str]) -> int:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="semipd doctor", description="Can this machine serve? ok, warn or fail.")
     parser.add_argument("--device", type=Device, default=Device.AUTO, choices=list(Device), help="what is to serve")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--trial", action="store_true", help="also start MPS for a moment, and measure its limits")
     parser.add_argument("--mps-dir", type=Path, default=None, help="where MPS daemons have their directories (short)")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    options = parser().parse_args(arguments)
     base = options.mps_dir or default_base()
     machine = this_machine(base)
     rows = examine(machine, options.device)
