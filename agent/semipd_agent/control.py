@@ -30,6 +30,7 @@ from semipd_agent.partitioner.unlimited import Unlimited
 from semipd_agent.readback import Intent, Readback, read_back
 from semipd_agent.restarts import RestartCounts
 from semipd_agent.slo.algorithm1 import Algorithm1
+from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.policy import Move, SplitPolicy, Verdict, clamp
 from semipd_agent.slo.window import Evidence, RequestWindow
 from semipd_engine.contract import EngineSnapshot, SetPartition, Split
@@ -147,7 +148,7 @@ class SplitController:
     def _make_policy(self) -> SplitPolicy | None:
         if self.config.partition.mode is not Mode.AUTO or self.config.slo is None or self.unavailable:
             return None
-        return Algorithm1(self.config.slo, _start(self.config.partition))
+        return Algorithm1(self.config.slo, _start(self.config.partition), grid=Grid(self.partitioner.rungs))
 
     @property
     def policy_in_force(self) -> Policy | None:
@@ -248,6 +249,8 @@ class SplitController:
 
     def _intend(self, split: Split, epoch: int) -> Intent:
         quantized = self.partitioner.quantize(split)
+        if self.config.partition.mode is Mode.AUTO and self.partitioner.rungs:
+            quantized = clamp(quantized, self.config.partition.bounds, Grid(self.partitioner.rungs))
         self._splits[epoch] = quantized
         while len(self._splits) > EPOCHS_KEPT:
             del self._splits[min(self._splits)]

@@ -47,6 +47,8 @@ class Partitioner(Protocol):
 
     name: str
     enforcement: Enforcement
+    rungs: tuple[int, ...]
+    """The percentages that this device can express, ascending; empty: all."""
     settle_seconds: float
     """Seconds that live workers may take to follow a split before it counts as failed."""
 
@@ -86,6 +88,7 @@ class Partitioner(Protocol):
 class Passive:
     """The part of `Partitioner` that a backend without a mechanism of its own has in common with others."""
 
+    rungs: tuple[int, ...] = ()
     settle_seconds = 15.0
     ready = True
     incarnation = 0

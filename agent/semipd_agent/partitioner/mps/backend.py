@@ -38,6 +38,7 @@ from semipd_engine.contract import (
 class Mps:
     name = "mps"
     enforcement = Enforcement.SPATIAL_CAP
+    rungs = ladder.LADDER
     settle_seconds = 180.0
     """A cold rung starts a process, attaches it, warms it up and proves it."""
 
