@@ -1,4 +1,7 @@
-"""``semipd-agent``: the agent's command line and wiring. PID 1 of a serving pod; a plain child under ``semipd run``."""
+"""``semipd-agent``: the agent's command line and wiring. PID 1 of a serving pod; a plain child under ``semipd run``.
+
+``semipd-agent doctor`` checks the machine instead (`semipd_agent.doctor`).
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,13 @@ from semipd_agent.contract import AGENT_PORT, Identity, Mode
 from semipd_agent.control import ConfigRefused, SplitController
 from semipd_agent.device import resolve_device
 from semipd_agent.engine_client import EngineClient
+from semipd_agent.gpu.metrics import GpuCollector
+from semipd_agent.gpu.watch import Gpu
 from semipd_agent.metrics import ReportCollector
 from semipd_agent.partitioner import Partitioner, select
 from semipd_agent.partitioner.cpus import granted
+from semipd_agent.partitioner.mps.preflight import default_base
+from semipd_agent.partitioner.mps.programs import Programs
 from semipd_agent.reaper import Reaper, become_subreaper
 from semipd_agent.supervisor import Supervisor
 from semipd_engine.contract import Device, EngineOptions
@@ -73,6 +80,8 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
     parser.add_argument("--host", default="0.0.0.0", help="address of the control API")
     parser.add_argument("--port", type=int, default=AGENT_PORT, help="port of the control API; 0 takes a free one")
     parser.add_argument("--port-file", type=Path, default=None, help="file to write the open port to")
+    parser.add_argument("--mps-dir", type=Path, default=None, help="where MPS daemons have their directories (short)")
+    parser.add_argument("--mps-probe", nargs=1, default=None, help="program that takes the place of the probe client")
     parser.add_argument("--engine-command", nargs=1, default=None, help="program that takes the place of semipd-engine")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     return parser.parse_args(own), flags
@@ -112,17 +121,21 @@ async def serve(options: argparse.Namespace, flags: list[str]) -> None:
     identity = identity_from_environment()
     grant = granted(identity.pod_uid)
     log.info("device %s, CPUs %s, quota %s", device, ",".join(map(str, grant.cpus)), grant.quota or "none")
+    reaper = Reaper()
+    programs = Programs.find(probe=options.mps_probe)
+    gpu = Gpu(device, programs, options.mps_dir or default_base(), reaper, clock)
 
     def partitioner_for(mode: Mode) -> Partitioner:
-        return select(device, mode, grant, unified=engine.unified)
+        return select(device, mode, grant, unified=engine.unified, mps=gpu.mps)
 
     with contextlib.ExitStack() as stack:
         run_dir = engine.run_dir
         if run_dir is None:
             run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="semipd-")))
             flags = [*flags, "--run-dir", str(run_dir)]
+        if device is Device.CUDA and not engine.unified:
+            flags = [*flags, "--await-partition"]  # no worker before it has its MPS environment
         program = options.engine_command[0] if options.engine_command else engine_program()
-        reaper = Reaper()
         agent = Agent(
             controller=SplitController(partitioner_for, start.config, clock),
             client=EngineClient(run_dir),
@@ -142,12 +155,14 @@ async def serve(options: argparse.Namespace, flags: list[str]) -> None:
         loop.add_signal_handler(signal.SIGCHLD, reaper.reap)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.terminate)
-        await _serve_api(agent, options)
+        gpu.start(loop)
+        await _serve_api(agent, gpu, options)
 
 
-async def _serve_api(agent: Agent, options: argparse.Namespace) -> None:
+async def _serve_api(agent: Agent, gpu: Gpu, options: argparse.Namespace) -> None:
     registry = CollectorRegistry()
     registry.register(ReportCollector(agent.report, lambda: agent.controller.log.counts, agent.blocks))
+    registry.register(GpuCollector(gpu.sampler, gpu.mps))
     listener = socket.create_server((options.host, options.port), backlog=128)
     port = listener.getsockname()[1]
     if options.port_file:
@@ -163,6 +178,10 @@ async def _serve_api(agent: Agent, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["doctor"]:
+        from semipd_agent.doctor.command import doctor  # a short run: it needs no server
+
+        sys.exit(doctor(sys.argv[2:]))
     options, flags = parse_arguments(sys.argv[1:])
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     become_subreaper()

@@ -12,6 +12,7 @@ from semipd_agent.config import ConfigFile
 from semipd_agent.contract import AgentConfig, AgentFile, Health, Identity, PartitionState, StatusReport
 from semipd_agent.control import ConfigRefused, SplitController
 from semipd_agent.engine_client import EngineClient, EngineUnreachable
+from semipd_agent.partitioner import Partitioner, Problem
 from semipd_agent.readiness import POLL_SECONDS, ReadyGate
 from semipd_agent.reaper import Reaper
 from semipd_agent.supervisor import Supervisor
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 MOVING_POLL_SECONDS = 0.2
 """Period while a split is on the move, so that its proof is not a tick late."""
+RETRY_SECONDS = 30.0
+"""Between two looks at a machine whose preflight refused."""
 DRAIN_SLACK = 20.0
 """Seconds beyond the engine's own drain time before its group is killed: 5 s of late admissions, and the exits."""
 
@@ -53,6 +56,10 @@ class Agent:
         self._gate = ReadyGate()
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
+        self._kept: dict[Partitioner, asyncio.Task[None]] = {}
+        """Partitioners whose mechanism is being kept alive. One that is not in force at present stays until the end."""
+        self._obstacle: Problem | None = None
+        self._tried = clock.monotonic()
 
     # ---- api.Service ------------------------------------------------------------------------------------------------
 
@@ -69,11 +76,11 @@ class Agent:
 
     def configure(self, config: AgentConfig) -> None:
         self.controller.configure(config)
-        self._start_engine()
+        self._follow_partitioner()
         self._wake.set()  # the split is sent at once, not with the next tick
 
     def ready(self) -> bool:
-        return self._gate.ready(self._clock.monotonic())
+        return self._gate.ready(self._clock.monotonic()) and not self.controller.condemned
 
     def health(self) -> Health:
         return Health(pod_uid=self._identity.pod_uid, observed_at=self._clock.wall())
@@ -88,7 +95,7 @@ class Agent:
 
     async def run(self) -> None:
         """Run until `terminate`; returns when the engine has drained and is gone."""
-        self._start_engine()
+        self._follow_partitioner()
         loop = asyncio.create_task(self._loop(), name="control")
         stopped = asyncio.create_task(self._stop.wait())
         await asyncio.wait({loop, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -97,7 +104,10 @@ class Agent:
         await self._supervisor.stop(self._drain_seconds + DRAIN_SLACK)
         loop.cancel()
         await self._client.close()
-        self.controller.partitioner.close()
+        for partitioner, task in self._kept.items():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await partitioner.close()
 
     def terminate(self) -> None:
         """SIGTERM: not ready at once, then the engine drains. The second one hurries it."""
@@ -106,18 +116,31 @@ class Agent:
         self._gate.close()
         self._stop.set()
 
-    def _start_engine(self) -> None:
-        """A GPU without MPS serves only with partitioning disabled; an engine that already runs is left alone."""
-        if self.controller.unavailable is None:
+    def _follow_partitioner(self) -> None:
+        """Keep the partitioner in force alive, and start the engine once it stands behind the split.
+
+        A GPU without MPS serves only with partitioning disabled; an engine that already runs is left alone.
+        """
+        controller = self.controller
+        if controller.unavailable is None and controller.partitioner not in self._kept:
+            self._kept[controller.partitioner] = asyncio.create_task(controller.partitioner.run(), name="partitioner")
+        for task in self._kept.values():
+            if task.done():
+                task.result()  # a defect: let it end the process, the container restarts
+        if controller.may_start:
             self._supervisor.start()
-        elif not self._supervisor.started:
-            log.error("the engine is not started: %s", self.controller.unavailable)
+        obstacle = controller.obstacle
+        if obstacle not in (None, self._obstacle) and not self._supervisor.started:
+            log.error("the engine is not started: %s: %s", obstacle.reason, obstacle.message)
+        self._obstacle = obstacle
 
     async def _loop(self) -> None:
         while True:
             started = self._clock.monotonic()
             self._reaper.reap()
             self._follow_file()
+            self._retry()
+            self._follow_partitioner()
             await self._tick()
             moving = self.controller.readback.state is PartitionState.ADJUSTING
             rest = (MOVING_POLL_SECONDS if moving else POLL_SECONDS) - (self._clock.monotonic() - started)
@@ -127,6 +150,12 @@ class Agent:
             except TimeoutError:
                 pass
             self._wake.clear()
+
+    def _retry(self) -> None:
+        now = self._clock.monotonic()
+        if now - self._tried >= RETRY_SECONDS:
+            self._tried = now
+            self.controller.retry()
 
     async def _tick(self) -> None:
         snapshot = await self._ask()

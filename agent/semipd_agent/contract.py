@@ -140,7 +140,24 @@ class PartitionReason(StrEnum):
     ENGINE_NOT_READY = "EngineNotReady"
     WORKER_NOT_RESPONDING = "WorkerNotResponding"
     READBACK_MISMATCH = "ReadbackMismatch"
+    PREPARATION_FAILED = "PreparationFailed"
+    NO_CPUS = "NoCPUs"
+    # Refusals of the MPS preflight, in the order of its checks.
+    NO_GPU = "NoGPU"
     MPS_UNAVAILABLE = "MPSUnavailable"
+    USER_MISMATCH = "UserMismatch"
+    MIG_ENABLED = "MIGEnabled"
+    COMPUTE_MODE_UNSUPPORTED = "ComputeModeUnsupported"
+    FOREIGN_MPS = "ForeignMPS"
+    MPS_DIRECTORY_UNUSABLE = "MPSDirectoryUnusable"
+    # MPS does not start, or went wrong while serving.
+    MPS_START_FAILED = "MPSStartFailed"
+    MPS_NOT_ENFORCING = "MPSNotEnforcing"
+    MPS_DAEMON_DIED = "MPSDaemonDied"
+    MPS_NOT_RESPONDING = "MPSNotResponding"
+    MPS_SERVER_FAULT = "MPSServerFault"
+    WORKER_OUTSIDE_MPS = "WorkerOutsideMPS"
+    GPU_UNHEALTHY = "GPUUnhealthy"
 
 
 class PartitionReport(Wire):

@@ -25,16 +25,19 @@ from semipd_agent.contract import (
     Policy,
 )
 from semipd_agent.decisions import DecisionLog
-from semipd_agent.partitioner import Grant, Partitioner, PartitionerUnavailable
+from semipd_agent.partitioner import Grant, Partitioner, PartitionerUnavailable, Problem
 from semipd_agent.partitioner.unlimited import Unlimited
 from semipd_agent.readback import Intent, Readback, read_back
 from semipd_agent.restarts import RestartCounts
 from semipd_agent.slo.algorithm1 import Algorithm1
+from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.policy import Move, SplitPolicy, Verdict, clamp
 from semipd_agent.slo.window import Evidence, RequestWindow
 from semipd_engine.contract import EngineSnapshot, SetPartition, Split
 
 EPOCHS_KEPT = 64
+ANEW_SECONDS = 60.0
+"""Between two attempts at a split that the engine could not prepare."""
 POLICY_SECONDS = 60.0
 """Finished requests that a policy may look back on."""
 
@@ -63,12 +66,16 @@ class SplitController:
         self._splits: dict[int, Split] = {}
         self._split_since = clock.monotonic()
         """When the requested split last became another."""
-        self.unavailable: PartitionerUnavailable | None = None
+        self.unavailable: Problem | None = None
+        """Why nothing stands behind the split that is asked for; None: something does, or will."""
+        self.partitioner: Partitioner = Unlimited(Grant())
         self.config = _checked(config)
         self._use(config.partition.mode)
         self.window = RequestWindow(_kept(config.slo))
         self._policy = self._make_policy()
         self.requested = _start(config.partition)
+        self._incarnation = self.partitioner.incarnation
+        """Of the partitioner, when the epoch in force was made."""
         self.intent = self._intend(self.requested, 1)
         self.readback = self._judge()
 
@@ -88,6 +95,7 @@ class SplitController:
         old, self.config = self.config, config
         if config.partition.mode is not old.partition.mode:
             self._use(config.partition.mode)
+            self._incarnation = self.partitioner.incarnation
         if _kept(config.slo) != self.window.seconds:
             self.window.seconds = _kept(config.slo)
         restart = _restarts_auto(old.partition, config.partition)
@@ -109,18 +117,45 @@ class SplitController:
         self._move(Move(want, reason, message=message))
 
     def _use(self, mode: Mode) -> None:
+        """Where the backend refuses, the one before stays: an engine that runs is not stopped for it."""
         self.unavailable = None
         try:
-            self.partitioner = self._partitioner_for(mode)
-            self.partitioner.preflight()
+            partitioner = self._partitioner_for(mode)
+            partitioner.preflight()
+            self.partitioner = partitioner
         except PartitionerUnavailable as e:
-            self.unavailable = e
-            self.partitioner = Unlimited(Grant())
+            self.unavailable = Problem(e.reason, str(e))
+
+    def retry(self) -> None:
+        """Ask the backend that refused once more: somebody may have done what its message says."""
+        if self.unavailable is None:
+            return
+        self._use(self.config.partition.mode)
+        if self.unavailable is None:
+            self._policy, self.verdict = self._make_policy(), Verdict()
+            self._renew(self.intent.epoch + 1)
+
+    @property
+    def may_start(self) -> bool:
+        """Something stands behind the split, so the engine may start."""
+        return self.unavailable is None and self.partitioner.ready
+
+    @property
+    def obstacle(self) -> Problem | None:
+        """Why the engine may not start; None: it may, or the partitioner is on its way."""
+        return self.unavailable or (None if self.partitioner.ready else self.partitioner.health())
+
+    @property
+    def condemned(self) -> bool:
+        """The device itself is at fault: nothing more can be served on it."""
+        problem = self.partitioner.health()
+        return problem is not None and problem.reason is PartitionReason.GPU_UNHEALTHY
 
     def _make_policy(self) -> SplitPolicy | None:
         if self.config.partition.mode is not Mode.AUTO or self.config.slo is None or self.unavailable:
             return None
-        return Algorithm1(self.config.slo, _start(self.config.partition), since=self._split_since)
+        start, grid = _start(self.config.partition), Grid(self.partitioner.rungs)
+        return Algorithm1(self.config.slo, start, grid=grid, since=self._split_since)
 
     @property
     def policy_in_force(self) -> Policy | None:
@@ -134,13 +169,18 @@ class SplitController:
         self.snapshot = snapshot or self.snapshot
         if snapshot is not None:
             self.window.add(snapshot)
+            self.partitioner.follow(snapshot)
             self._follow_core(snapshot)
             self.restarts.follow(snapshot.restarts)
+        if self.partitioner.incarnation != self._incarnation:
+            self._renew(self.intent.epoch + 1)
         self.readback = self._judge()
         if self.readback.settled:
             self.log.settle(self.intent.epoch, DecisionOutcome.APPLIED)
         elif self.readback.state is PartitionState.FAILED:
             self.log.settle(self.intent.epoch, DecisionOutcome.FAILED)
+        if snapshot is not None and self.readback.reason is PartitionReason.PREPARATION_FAILED:
+            self._answer_refusal(snapshot)
         if snapshot is None or self._policy is None or not self.readback.settled:
             return
         now = self._clock.monotonic()
@@ -156,7 +196,7 @@ class SplitController:
 
     def pending(self) -> SetPartition | None:
         """What must be sent to the core now; None: it has the epoch in force. Sending twice is harmless."""
-        if self.snapshot is None or self.snapshot.split_epoch == self.intent.epoch:
+        if self.snapshot is None or self.snapshot.split_epoch == self.intent.epoch or not self.partitioner.ready:
             return None
         return SetPartition(split_epoch=self.intent.epoch, plan=self.partitioner.plan(self.intent.split))
 
@@ -165,17 +205,29 @@ class SplitController:
         lost = snapshot.split_epoch == 0 and self._core_epoch > 0
         self._core_epoch = snapshot.split_epoch
         if lost or snapshot.split_epoch > self.intent.epoch:
-            old = self.intent.epoch
-            self.intent = self._intend(self.requested, max(old, snapshot.split_epoch) + 1)
-            self.log.carry_over(old, self.intent.epoch)
+            self._renew(max(self.intent.epoch, snapshot.split_epoch) + 1)
         if lost:
             self.restarts.core_lost()
 
+    def _answer_refusal(self, snapshot: EngineSnapshot) -> None:
+        """Auto goes back to the split in force; a configured split is tried anew after a while."""
+        if self._policy is not None and snapshot.split is not None and snapshot.split != self.intent.split:
+            self._move(Move(snapshot.split, DecisionReason.ROLLBACK, message=self.readback.message))
+        elif self._clock.monotonic() - self.intent.since >= ANEW_SECONDS:
+            self._renew(self.intent.epoch + 1)
+
+    def _renew(self, epoch: int) -> None:
+        """The same split under another epoch."""
+        old = self.intent.epoch
+        self._incarnation = self.partitioner.incarnation
+        self.intent = self._intend(self.requested, epoch)
+        self.log.carry_over(old, epoch)
+
     def _judge(self) -> Readback:
         now = self._clock.monotonic()
-        result = read_back(self.intent, self._splits, self.snapshot, self.partitioner, now)
         if self.unavailable is not None:
-            return Readback(PartitionState.FAILED, PartitionReason.MPS_UNAVAILABLE, str(self.unavailable))
+            return Readback(PartitionState.FAILED, self.unavailable.reason, self.unavailable.message)
+        result = read_back(self.intent, self._splits, self.snapshot, self.partitioner, now)
         if result.settled and self.config.partition.mode is Mode.DISABLED:
             return Readback(result.state, PartitionReason.DISABLED, "partitioning is disabled", result.applied)
         return result
@@ -204,6 +256,8 @@ class SplitController:
 
     def _intend(self, split: Split, epoch: int) -> Intent:
         quantized = self.partitioner.quantize(split)
+        if self.config.partition.mode is Mode.AUTO and self.partitioner.rungs:
+            quantized = clamp(quantized, self.config.partition.bounds, Grid(self.partitioner.rungs))
         self._splits[epoch] = quantized
         while len(self._splits) > EPOCHS_KEPT:
             del self._splits[min(self._splits)]

@@ -20,6 +20,13 @@ SLO_FEASIBLE = "semipd_slo_feasible"
 KV_BLOCKS = "semipd_kv_blocks"
 ENGINE_READY = "semipd_engine_ready"
 ENGINE_RESTARTS = "semipd_engine_restarts_total"
+WORKER_SMS = "semipd_worker_sms"
+MPS_UP = "semipd_mps_up"
+MPS_LOSSES = "semipd_mps_losses_total"
+GPU_INFO = "semipd_gpu_info"
+GPU_MEMORY = "semipd_gpu_memory_bytes"
+GPU_UTILIZATION = "semipd_gpu_utilization_ratio"
+GPU_XIDS = "semipd_gpu_xid_errors_total"
 
 NAMES = (
     PARTITION_PERCENT,
@@ -32,8 +39,18 @@ NAMES = (
     KV_BLOCKS,
     ENGINE_READY,
     ENGINE_RESTARTS,
+    WORKER_SMS,
 )
-"""Every name that the agent exports."""
+"""What the agent exports on every device."""
+GPU_NAMES = (
+    MPS_UP,
+    MPS_LOSSES,
+    GPU_INFO,
+    GPU_MEMORY,
+    GPU_UTILIZATION,
+    GPU_XIDS,
+)
+"""What it exports beside that on a GPU (`gpu.metrics`)."""
 
 
 class ReportCollector(Collector):
@@ -107,3 +124,8 @@ class ReportCollector(Collector):
         for process, count in sorted(report.engine.restarts.items()):
             restarts.add_metric([process], count)
         yield restarts
+        sms = GaugeMetricFamily(WORKER_SMS, "SMs that a worker itself sees.", labels=["phase", "pid"])
+        for worker in report.engine.workers:
+            if worker.sm_count is not None:
+                sms.add_metric([worker.phase, str(worker.pid)], worker.sm_count)
+        yield sms

@@ -1,7 +1,7 @@
 """Which split is in force, judged from the workers' own reports. Pure; asks nobody and never echoes what was asked.
 
 A worker reports the epoch of the plan that it last executed under. The split that belongs to this epoch is the applied
-one, if both phases agree and both answer.
+one, if both phases agree and both answer. Of a phase's workers those count that its steps are routed to.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from semipd_engine.contract import EngineSnapshot, Phase, Split, WorkerReport, W
 
 STALE_AFTER = 3.0
 """Seconds after which a heartbeat (sent at least once a second) or a snapshot counts as lost."""
-MISMATCH_AFTER = 15.0
-"""Seconds that live workers may take to follow an epoch before the read-back counts as failed."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,10 @@ def read_back(
 ) -> Readback:
     """Judge one snapshot. `splits` maps the epochs sent so far to their splits; `now` is CLOCK_MONOTONIC seconds."""
     unknown = PartitionState.UNKNOWN
+    if (problem := partitioner.health()) is not None:
+        return Readback(PartitionState.FAILED, problem.reason, problem.message)
+    if not partitioner.ready:
+        return Readback(unknown, PartitionReason.ENGINE_NOT_READY, f"{partitioner.name} starts")
     if snapshot is None or now - snapshot.monotonic_time > STALE_AFTER:
         return Readback(unknown, PartitionReason.ENGINE_NOT_READY, "the engine does not answer")
     workers = workers_by_phase(snapshot)
@@ -66,23 +68,27 @@ def read_back(
     if silent:
         who = ", ".join(f"{w.phase} worker {w.pid} silent for {w.heartbeat_age_seconds:.0f} s" for w in silent)
         return Readback(unknown, PartitionReason.WORKER_NOT_RESPONDING, who)
-    missing = [phase.value for phase, ws in workers.items() if not ws]
+    missing = [phase.value for phase, ws in workers.items() if not any(w.routed for w in ws)]
     if missing:
         return Readback(unknown, PartitionReason.ENGINE_NOT_READY, f"no ready worker for {', '.join(missing)}")
 
-    everyone = [w for ws in workers.values() for w in ws]
+    refused = snapshot.refused
+    if refused is not None and refused.split_epoch == intent.epoch:
+        said = (
+            f"{intent.split.prefill}/{intent.split.decode} could not be prepared: {refused.reason}: {refused.message}"
+        )
+        return Readback(PartitionState.FAILED, PartitionReason.PREPARATION_FAILED, said, snapshot.split)
+    everyone = [w for ws in workers.values() for w in ws if w.routed]
     epochs = {w.applied_epoch for w in everyone}
     applied = splits.get(next(iter(epochs))) if len(epochs) == 1 else None
     if epochs != {intent.epoch} or snapshot.split_epoch != intent.epoch:
         behind = ", ".join(f"{w.phase} at epoch {w.applied_epoch}" for w in everyone if w.applied_epoch != intent.epoch)
         message = f"epoch {intent.epoch} ({intent.split.prefill}/{intent.split.decode}) in force at core: "
         message += f"{snapshot.split_epoch}; {behind or 'workers agree'}"
-        if now - intent.since > MISMATCH_AFTER:
+        if now - intent.since > partitioner.settle_seconds:
             return Readback(PartitionState.FAILED, PartitionReason.READBACK_MISMATCH, message, applied)
         return Readback(PartitionState.ADJUSTING, PartitionReason.ADJUSTING, message, applied)
     problems = [p for w in everyone if (p := partitioner.verify(w, intent.split)) is not None]
     if problems:
-        return Readback(PartitionState.FAILED, PartitionReason.READBACK_MISMATCH, "; ".join(problems))
-    if (problem := partitioner.health()) is not None:
-        return Readback(PartitionState.FAILED, PartitionReason.READBACK_MISMATCH, problem)
+        return Readback(PartitionState.FAILED, problems[0].reason, "; ".join(p.message for p in problems))
     return Readback(PartitionState.APPLIED, PartitionReason.APPLIED, applied=applied)

@@ -20,7 +20,7 @@ from semipd_agent.contract import (
     WorkerStatus,
 )
 from semipd_agent.control import SplitController, wire
-from semipd_agent.partitioner import PartitionerUnavailable
+from semipd_agent.partitioner import Problem
 from semipd_agent.readback import STALE_AFTER
 from semipd_agent.slo.policy import Verdict
 from semipd_agent.slo.window import attainment, percentile
@@ -75,7 +75,7 @@ def build(
             snapshot,
             launcher,
             ready=ready,
-            problem=controller.unavailable,
+            problem=controller.obstacle,
             restarts=controller.restarts.totals(),
         ),
         slo=slo_report(
@@ -98,7 +98,7 @@ def engine_status(
     launcher: LauncherState,
     *,
     ready: bool,
-    problem: PartitionerUnavailable | None,
+    problem: Problem | None,
     restarts: Mapping[str, int],
 ) -> EngineStatus:
     """State of the engine: the core's own words while it answers, the supervisor's otherwise."""
@@ -127,9 +127,10 @@ def engine_status(
             }
         )
     if not launcher.started:
-        reason = problem.reason if problem else ""
+        if problem is None:  # the partitioner is on its way
+            return known.model_copy(update={"reason": "Starting"})
         return known.model_copy(
-            update={"state": EnginePhase.FAILED, "reason": reason, "message": str(problem) if problem else ""}
+            update={"state": EnginePhase.FAILED, "reason": problem.reason.value, "message": problem.message}
         )
     if launcher.crash_loop:
         return known.model_copy(

@@ -57,6 +57,7 @@ class PacingMode(StrEnum):
     UNLIMITED = "unlimited"  # both phases may use every granted CPU at any time
     CORES = "cores"  # while both phases are busy, each one is pinned to cores of its own
     QUANTA = "quanta"  # while both phases are busy, they alternate layer quanta in proportion to their weights
+    RUNGS = "rungs"  # one worker for each rung, its limit fixed by its environment; core routes each step (CUDA, MPS)
 
 
 class PhaseLimit(Frozen):
@@ -70,7 +71,11 @@ class PhaseLimit(Frozen):
     weight: int = Field(default=1, ge=1)
     """Stride weight for `PacingMode.QUANTA`."""
     environment: dict[str, str] = {}
-    """Environment of a worker started under this limit (CUDA: MPS variables). Empty on the CPU."""
+    """Environment of a worker started under this limit (CUDA: MPS variables). Empty on the CPU.
+    With `PacingMode.RUNGS` it is the rung's identity: two limits with equal environments are one rung, and a new pipe
+    directory (a new MPS daemon) makes every rung a new one."""
+    sm_count: int | None = None
+    """Streaming multiprocessors that a worker under this limit must see before it is ready; None: not checked."""
 
 
 class PartitionPlan(Frozen):
@@ -85,6 +90,8 @@ class PartitionPlan(Frozen):
     """Threads of a phase that is alone."""
     prefill: PhaseLimit
     decode: PhaseLimit
+    whole: PhaseLimit | None = None
+    """`PacingMode.RUNGS`: the 100 % rung, whose worker of a phase runs the steps while that phase is alone (L0)."""
     idle_weight: int = Field(default=0, ge=0)
     """Stride weight of nobody: with x + y < 100 this part of the device stays idle while both phases are busy."""
 
@@ -93,7 +100,8 @@ class PartitionPlan(Frozen):
 
 
 class SetPartition(Frozen):
-    """Put a plan in force. Idempotent by epoch: an epoch at or below the one in force changes nothing."""
+    """Put a plan in force: at once, or when the workers that it still lacks are ready (`PacingMode.RUNGS`). Idempotent
+    by epoch: an epoch at or below one that was accepted before changes nothing. The `Ack` names the epoch in force."""
 
     kind: Literal["set_partition"] = "set_partition"
     split_epoch: int = Field(ge=1)
@@ -148,7 +156,12 @@ class WorkerReport(Frozen):
     busy: bool
     steps: int
     cpu_seconds: float
+    percent: Percent = 100
+    """The rung that this worker was started under (`PacingMode.RUNGS`)."""
+    routed: bool = True
+    """Does core send the phase's steps here while both phases are busy? A phase may have other rungs warm."""
     sm_count: int | None = None
+    """Streaming multiprocessors that the worker itself sees; None on the CPU."""
 
 
 class FinishedRequest(Frozen):
@@ -191,6 +204,17 @@ class ModelInfo(Frozen):
     max_model_len: int
     kv_block_size: int
     kv_bytes: int
+    sm_count: int | None = None
+    """Streaming multiprocessors of the whole GPU, as a process outside MPS sees them; None on the CPU."""
+
+
+class Refusal(Frozen):
+    """A partition whose workers could not be made ready, and why."""
+
+    split_epoch: int
+    reason: str
+    """CamelCase: PrepareTimeout, SMCountMismatch, WeightsMismatch, CUDAUnavailable, WorkerDied ..."""
+    message: str
 
 
 class EngineSnapshot(Frozen):
@@ -199,7 +223,7 @@ class EngineSnapshot(Frozen):
     monotonic_time: float
     state: EngineState
     reason: str = ""
-    """CamelCase cause of FAILED (LoadFailed, OutOfMemory, NotFound ...); empty otherwise."""
+    """CamelCase cause of FAILED (LoadFailed, OutOfMemory, NotFound, NoGPU, CUDAUnavailable ...); empty otherwise."""
     message: str = ""
     """Why the state is not READY, for people; empty otherwise."""
     load_progress_percent: int | None = None
@@ -207,6 +231,11 @@ class EngineSnapshot(Frozen):
     split_epoch: int = 0
     """Epoch in force in the core; 0 before the first `SetPartition`."""
     split: Split | None = None
+    pending_epoch: int = 0
+    """Epoch whose cold rungs are being prepared; the epoch in force serves meanwhile. 0: none."""
+    refused: Refusal | None = None
+    """The latest epoch whose workers could not be made ready, until a later one is in force. If it was pending, the one
+    in force before it still is, and sending the same epoch again changes nothing: a new attempt is a new epoch."""
     workers: tuple[WorkerReport, ...] = ()
     waiting: int = 0
     prefilling: int = 0
@@ -273,6 +302,8 @@ class EngineOptions(Frozen):
     decode_share: int = Field(default=100, ge=1, le=100, description="decode's percent while both phases are busy")
     threads: int = Field(default=0, ge=0, description="CPU threads of a phase that is alone; 0: the CPUs granted")
     prefix_caching: bool = Field(default=True, description="reuse KV blocks of equal prompt prefixes")
+    await_partition: bool = Field(default=False, description="start no worker before the first SetPartition")
+    prepare_seconds: float = Field(default=90.0, gt=0, description="time for a worker under a new limit to get ready")
     unified: bool = Field(default=False, description="one process for both phases with chunked prefill, for comparison")
     api_key_file: Path | None = Field(default=None, description="file with the API key that requests must carry")
     drain_seconds: float = Field(default=30.0, ge=0, description="time for running streams to finish after SIGTERM")

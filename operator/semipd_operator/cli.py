@@ -1,4 +1,4 @@
-"""``semipd``: the user's command line. run (a service without Kubernetes), validate, render.
+"""``semipd``: the user's command line. run (a service without Kubernetes), doctor, validate, render.
 
 Exit status: 0 well, 1 the manifest is refused or the run failed, 2 wrong usage.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from semipd_operator.crd import to_yaml
 from semipd_operator.manifest import ManifestError, load
+from semipd_operator.programs import find
 from semipd_operator.render import render
 from semipd_operator.settings import Settings, package_version
 
@@ -26,6 +28,8 @@ def main() -> None:
 
 
 def command(arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["doctor"]:
+        return _doctor(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         return int(options.handle(options))
@@ -52,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--status-file", type=Path, default=None, help="keep the object with its status here, as JSON")
     run.add_argument("--log-file", type=Path, default=None, help="append the output of agent and engine here")
 
+    commands.add_parser("doctor", help="check this machine: GPU, MPS, CPU (--help says more)", add_help=False)
+
     validate = commands.add_parser("validate", help="judge manifests as the API server would")
     validate.set_defaults(handle=_validate)
     validate.add_argument("-f", "--file", type=Path, action="append", required=True, help="repeatable")
@@ -75,6 +81,16 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
         metavar="PATH=VALUE",
         help="set a field of spec, e.g. model.uri=file:///models/m; repeatable",
     )
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    """The checks are the agent's, as the serving pod has them; its own words and exit status."""
+    program = find("semipd-agent")
+    try:
+        return subprocess.run([program, "doctor", *arguments], check=False).returncode
+    except OSError as error:
+        print(f"semipd doctor: {program} cannot be started ({error.strerror}): install semipd[agent]", file=sys.stderr)
+        return 1
 
 
 def _validate(options: argparse.Namespace) -> int:

@@ -11,10 +11,8 @@ import contextlib
 import ctypes
 import os
 import secrets
-import shutil
 import signal
 import socket
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from semipd_operator.api.v1alpha1.model import ModelSpec
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
 from semipd_operator.manifest import Manifest, ManifestError, load_one
+from semipd_operator.programs import find
 from semipd_operator.render import engine
 from semipd_operator.render.configmap import agent_config
 from semipd_operator.render.deployment import rolling_hash
@@ -105,7 +104,7 @@ class Embedded:
         directory = cache / rest.replace("/", "--") / (model.revision or "main")
         revision = ["--revision", model.revision] if model.revision else []
         fetch = await asyncio.create_subprocess_exec(
-            _program("semipd-engine"), "fetch", model.uri, "--out", str(directory), *revision
+            find("semipd-engine"), "fetch", model.uri, "--out", str(directory), *revision
         )
         if await fetch.wait():
             raise RunError(f"model.uri {model.uri}: the download failed, see above")
@@ -135,7 +134,7 @@ class Embedded:
         self._say(f"starting {served_name(self._service)} from {directory} on http://{self._options.host}:{self._port}")
         try:
             return await asyncio.create_subprocess_exec(
-                _program("semipd-agent"),
+                find("semipd-agent"),
                 *own,
                 "--port-file",
                 str(folder / "port"),
@@ -246,11 +245,6 @@ def _local_directory(uri: str) -> str:
     if not Path(path).is_dir():
         raise RunError(f"model.uri: {path} is no directory: {remedy}")
     return path
-
-
-def _program(name: str) -> str:
-    beside = Path(sys.executable).with_name(name)
-    return str(beside) if beside.exists() else shutil.which(name) or name
 
 
 def _stamp(path: Path) -> tuple[int, int]:

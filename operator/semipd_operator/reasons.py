@@ -6,8 +6,11 @@ together. Pods may report reasons of their own for a failed load; those pass thr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from semipd_operator.reason_entries import MPS_LOST, NO_START, POD_TROUBLE, Entry, Reason
+
+__all__ = ["EVENTS", "MEANING", "REASONS", "ConditionType", "Entry", "EventReason", "Reason"]
 
 
 class ConditionType(StrEnum):
@@ -30,103 +33,6 @@ MEANING: dict[ConditionType, str] = {
     ConditionType.READY: "SpecAccepted, ModelReady, Available, PartitionApplied, and all pods of this generation.",
 }
 
-
-class Reason(StrEnum):
-    ACCEPTED = "Accepted"
-    PAUSED = "Paused"
-    INVALID_SPEC = "InvalidSpec"
-    INVALID_POD_TEMPLATE = "InvalidPodTemplate"
-    NAME_CONFLICT = "NameConflict"
-    APPLY_FAILED = "ApplyFailed"
-
-    LOADED = "Loaded"
-    PENDING = "Pending"
-    DOWNLOADING = "Downloading"
-    LOADING = "Loading"
-    LOAD_FAILED = "LoadFailed"
-    DOWNLOAD_FAILED = "DownloadFailed"
-    AUTH_REQUIRED = "AuthRequired"
-    NOT_FOUND = "NotFound"
-    NO_SPACE = "NoSpace"
-    INVALID_URI = "InvalidURI"
-    CHECKSUM_MISMATCH = "ChecksumMismatch"
-    UNREACHABLE = "Unreachable"
-    INCOMPLETE = "Incomplete"
-    OUT_OF_MEMORY = "OutOfMemory"
-
-    PODS_READY = "PodsReady"
-    PODS_NOT_READY = "PodsNotReady"
-    NO_PODS = "NoPods"
-    UNSCHEDULABLE = "Unschedulable"
-    IMAGE_PULL_FAILED = "ImagePullFailed"
-    CREATE_CONTAINER_CONFIG_ERROR = "CreateContainerConfigError"
-    CONTAINER_NOT_STARTED = "ContainerNotStarted"
-    CRASH_LOOP = "CrashLoop"
-    POD_FAILED = "PodFailed"
-    SCALED_TO_ZERO = "ScaledToZero"
-
-    APPLIED = "Applied"
-    DISABLED = "Disabled"
-    APPLYING = "Applying"
-    ADJUSTING = "Adjusting"
-    NO_READY_PODS = "NoReadyPods"
-    AGENT_UNREACHABLE = "AgentUnreachable"
-    REPORT_STALE = "ReportStale"
-    ENGINE_NOT_READY = "EngineNotReady"
-    WORKER_NOT_RESPONDING = "WorkerNotResponding"
-    READBACK_MISMATCH = "ReadbackMismatch"
-    MPS_UNAVAILABLE = "MPSUnavailable"
-
-    TARGETS_MET = "TargetsMet"
-    TTFT_ABOVE_TARGET = "TTFTAboveTarget"
-    TPOT_ABOVE_TARGET = "TPOTAboveTarget"
-    INSUFFICIENT_TRAFFIC = "InsufficientTraffic"
-    METRICS_UNAVAILABLE = "MetricsUnavailable"
-
-    FEASIBLE = "Feasible"
-    NOT_FEASIBLE = "NotFeasible"
-    NOT_ASSESSED = "NotAssessed"
-
-    READY = "Ready"
-    ROLLOUT_IN_PROGRESS = "RolloutInProgress"
-
-
-@dataclass(frozen=True)
-class Entry:
-    reason: Reason
-    status: str
-    meaning: str
-    remedy: str = ""
-
-
-_POD_ENTRIES = (
-    Entry(
-        Reason.UNSCHEDULABLE,
-        "False",
-        "No node fits the pod; the message names the resource that is missing, e.g. nvidia.com/gpu.",
-        "Add a node that has it, or lower spec.engine.resources; engine.device cpu needs no GPU.",
-    ),
-    Entry(
-        Reason.IMAGE_PULL_FAILED,
-        "False",
-        "The kubelet cannot pull an image.",
-        "Check spec.engine.image, the registry and the pull Secrets.",
-    ),
-    Entry(
-        Reason.CREATE_CONTAINER_CONFIG_ERROR,
-        "False",
-        "The kubelet cannot make the container's configuration, mostly a missing Secret or ConfigMap key.",
-        "Create what the message names.",
-    ),
-    Entry(Reason.CONTAINER_NOT_STARTED, "False", "The container runtime refuses the container.", "Read the message."),
-    Entry(
-        Reason.CRASH_LOOP,
-        "False",
-        "The container `engine` ends again and again; the message has its last exit status.",
-        "kubectl logs POD -c engine --previous",
-    ),
-    Entry(Reason.POD_FAILED, "False", "The pod ended, e.g. it was evicted.", "Read the message; a new pod follows."),
-)
 
 REASONS: dict[ConditionType, tuple[Entry, ...]] = {
     ConditionType.SPEC_ACCEPTED: (
@@ -190,13 +96,20 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
             "The weights and the KV cache do not fit.",
             "Raise the memory limit, or lower engine.kvCacheMemory or engine.maxModelLen.",
         ),
+        Entry(
+            Reason.CUDA_UNAVAILABLE,
+            "False",
+            "engine.device is cuda, and CUDA cannot be initialised in the pod.",
+            "Read the message; compare the node's driver with the image's CUDA (`semipd doctor`).",
+        ),
+        *NO_START,
     ),
     ConditionType.AVAILABLE: (
         Entry(Reason.PODS_READY, "True", "At least one pod is ready."),
         Entry(Reason.NO_PODS, "False", "No pod exists yet.", "kubectl describe deployment NAME"),
         Entry(Reason.PODS_NOT_READY, "False", "Pods exist and none is ready yet."),
         Entry(Reason.SCALED_TO_ZERO, "False", "spec.replicas is 0."),
-        *_POD_ENTRIES,
+        *POD_TROUBLE,
     ),
     ConditionType.PARTITION_APPLIED: (
         Entry(Reason.APPLIED, "True", "Requested and applied split agree in every ready pod."),
@@ -217,11 +130,13 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
         Entry(Reason.WORKER_NOT_RESPONDING, "False", "A worker does not confirm the split.", "See the pod's log."),
         Entry(Reason.READBACK_MISMATCH, "False", "A worker runs under another limit than asked.", "See the pod's log."),
         Entry(
-            Reason.MPS_UNAVAILABLE,
+            Reason.PREPARATION_FAILED,
             "False",
-            "NVIDIA MPS, which enforces the split, does not run.",
-            "See the pod's log, or set partition.mode Disabled.",
+            "Workers under the new limit could not be made ready; the split before it serves on.",
+            "Read the message. Auto goes back by itself; a configured split is tried again every minute.",
         ),
+        *NO_START,
+        *MPS_LOST,
     ),
     ConditionType.SLO_ATTAINED: (
         Entry(Reason.TARGETS_MET, "True", "Both targets were met over the window."),
@@ -269,7 +184,7 @@ EVENTS: dict[EventReason, tuple[str, str]] = {
     EventReason.PARTITION_CHANGED: ("Normal", "A pod's split moved: from, to, why, on which evidence."),
     EventReason.PARTITION_APPLY_FAILED: ("Warning", "PartitionApplied became False for another reason than a move."),
     EventReason.AGENT_UNREACHABLE: ("Warning", "A ready pod's agent stopped answering."),
-    EventReason.MPS_UNAVAILABLE: ("Warning", "NVIDIA MPS is not running in a pod."),
+    EventReason.MPS_UNAVAILABLE: ("Warning", "A pod cannot use NVIDIA MPS; the message begins with the reason."),
     EventReason.MODEL_LOADED: ("Normal", "ModelReady became True."),
     EventReason.MODEL_FAILED: ("Warning", "A download or load failed."),
     EventReason.NOT_AVAILABLE: ("Warning", "No pod can serve, for a reason that needs someone."),

@@ -3,6 +3,10 @@
 Environment: SEMIPD_FAKE_TOKEN_MS and SEMIPD_FAKE_STEP_MS slow prefill (for each token) and decode (each step) down.
 A prompt that begins with `RAISE` makes the runner raise; one that begins with a key of `POISON` ends the worker in one
 phase.
+
+A worker reads these from its own environment, so that they can come with its rung: SEMIPD_FAKE_SMS is the SM count that
+it sees; SEMIPD_FAKE_START is what happens before it is ready: seconds to wait, or ``die``, or ``unfit``.
+SEMIPD_FAKE_DEVICE_SMS is the SM count of the whole device, as the resident sees it.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 from tests.engine.fake_model import VOCABULARY, FakeRunner, layout
@@ -19,6 +24,8 @@ from tests.engine.fake_model import VOCABULARY, FakeRunner, layout
 from semipd_engine.contract import EngineOptions, Phase
 from semipd_engine.ipc.messages import DecodePlan, PrefillPlan, StepResult
 from semipd_engine.memory import resident
+from semipd_engine.memory.kv_size import MemoryGrant, available_memory
+from semipd_engine.memory.loaded import UnfitError
 from semipd_engine.model.errors import ModelError
 from semipd_engine.pacing.quantum import Pacer
 from semipd_engine.server.flags import parse_options
@@ -67,17 +74,39 @@ class FakeModel:
         self._prefill_seconds = lambda tokens: tokens * token_ms / 1000
         self._decode_seconds = lambda rows: step_ms / 1000
 
-    def create_kv(self, num_blocks: int) -> int:
-        fd = os.memfd_create("fake-kv")
-        os.ftruncate(fd, self.kv_layout.pool_bytes(num_blocks))
-        return fd
+    def kv_grant(self) -> MemoryGrant:
+        return MemoryGrant(available_memory())
 
-    def runner(self, kv_fd: int, num_blocks: int, pacer: Pacer) -> FakeRunner:
-        memory = memoryview(mmap.mmap(kv_fd, self.kv_layout.pool_bytes(num_blocks))).cast("i")
+    def create_kv(self, num_blocks: int) -> int:
+        self._kv_bytes = self.kv_layout.pool_bytes(num_blocks)
+        self._kv_fd = os.memfd_create("fake-kv")
+        os.ftruncate(self._kv_fd, self._kv_bytes)
+        return self._kv_fd
+
+    def attachment(self) -> None:
+        return None
+
+    def runner(self, pacer: Pacer) -> FakeRunner:
+        match os.environ.get("SEMIPD_FAKE_START", "0"):
+            case "die":
+                os._exit(3)
+            case "unfit":
+                raise UnfitError("WarmUpFailed", "as the rung wished")
+            case seconds:
+                time.sleep(float(seconds))
+        memory = memoryview(mmap.mmap(self._kv_fd, self._kv_bytes)).cast("i")
         return TouchyRunner(memory, self.kv_layout.block_size, pacer, self._prefill_seconds, self._decode_seconds)
+
+    def sm_count(self) -> int | None:
+        """In the resident: of the device."""
+        seen = os.environ.get("SEMIPD_FAKE_SMS") or os.environ.get("SEMIPD_FAKE_DEVICE_SMS")
+        return int(seen) if seen else None
 
     def set_threads(self, count: int) -> None:
         pass
+
+    def is_fatal(self, error: Exception) -> bool:
+        return False
 
 
 def load(options: EngineOptions, progress: Callable[[int], None]) -> FakeModel:

@@ -164,12 +164,12 @@ class Engine:
         self._clients.append(ApiClient(self.run_dir))
         return self._clients[-1]
 
-    def records(self, event: str) -> list[dict[str, Any]]:
-        """Records of the step log; the last line may be half written."""
+    def records(self, event: str = "") -> list[dict[str, Any]]:
+        """Records of the step log, of one kind or all; the last line may be half written."""
         assert self.options.step_log is not None
         lines = self.options.step_log.read_text().splitlines(keepends=True)
         records = [json.loads(line) for line in lines if line.endswith("\n")]
-        return [r for r in records if r["event"] == event]
+        return [r for r in records if event in ("", r["event"])]
 
     def stop(self) -> None:
         for client in self._clients:
@@ -195,8 +195,13 @@ def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     raise AssertionError(f"{what} was not reached within {seconds} s")
 
 
-def engine_for(tmp_path: Path, environment: dict[str, str] | None = None, **options: Any) -> Iterator[Engine]:
-    """Body of a fixture: an engine on the fake model."""
+def engine_for(
+    tmp_path: Path,
+    environment: dict[str, str] | None = None,
+    state: EngineState = EngineState.READY,
+    **options: Any,
+) -> Iterator[Engine]:
+    """Body of a fixture: an engine on the fake model, in that state."""
     (tmp_path / "model").mkdir(exist_ok=True)
     given: dict[str, Any] = {"max_model_len": 400, "kv_cache_memory": 1 << 16, "prefill_chunk_tokens": 64}
     engine = Engine(
@@ -206,7 +211,7 @@ def engine_for(tmp_path: Path, environment: dict[str, str] | None = None, **opti
         **(environment or {}),
     )
     try:
-        engine.wait_state()
+        engine.wait_state(state)
         yield engine
     finally:
         engine.stop()

@@ -17,6 +17,7 @@ from e2e import models
 from semipd_engine.memory.arena import WeightArena, load_arena
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.memory.layout import KVComponent, KVLayout
+from semipd_engine.memory.region import Region
 from semipd_engine.model.config import ModelConfig
 from semipd_engine.model.errors import ModelError
 
@@ -56,8 +57,8 @@ def test_another_mapping_of_the_descriptor_changes_the_tokens() -> None:
     prompt = random_prompt(20, driver.config.vocab_size, 1)
     before, after = driver.request(prompt, greedy(12)), driver.request(prompt, greedy(12))
     driver.generate([before])
-    assert os.fstat(driver.arena.fd).st_size == driver.arena.nbytes
-    other = WeightArena(driver.arena.fd, driver.arena.manifest, driver.arena.nbytes)
+    assert os.fstat(driver.arena.region.fd).st_size == driver.arena.nbytes
+    other = WeightArena(Region.map(driver.arena.region.fd, driver.arena.nbytes), driver.arena.manifest)
     other.tensors()["layers.3.down.weight"].zero_()
     driver.generate([after])
     assert after.tokens != before.tokens
@@ -68,7 +69,9 @@ def test_another_mapping_of_the_pool_changes_decode() -> None:
     prompt = random_prompt(40, driver.config.vocab_size, 2)
     requests = [driver.request(prompt, greedy(12)) for _ in range(2)]
     driver.prefill(requests)
-    other = KVPool(driver.kv.layout, driver.kv.num_blocks, driver.kv.fd, torch.float32)
+    other = KVPool(
+        driver.kv.layout, driver.kv.num_blocks, Region.map(driver.kv.region.fd, driver.kv.nbytes), torch.float32
+    )
     for layer in range(driver.config.num_layers):
         other.layer(layer)[1][requests[1].block_table[0]] = 0
     while any(not r.done for r in requests):
@@ -84,7 +87,7 @@ def test_a_latent_width_fits_the_pool() -> None:
         view.fill_(value)
     assert [tuple(view.shape) for view in views[:2]] == [(5, 4, 576), (5, 4, 8)]
     assert all(bool((view == value).all()) for value, view in enumerate(views, start=1))
-    assert os.fstat(pool.fd).st_size == layout.pool_bytes(5) == sum(view.numel() * 2 for view in views)
+    assert os.fstat(pool.region.fd).st_size == layout.pool_bytes(5) == sum(view.numel() * 2 for view in views)
 
 
 @pytest.mark.parametrize("reason", ["MissingTensors", "UnexpectedTensor", "ShapeMismatch", "InvalidCheckpoint"])

@@ -144,16 +144,16 @@ def test_linear_in_columns_equals_linear() -> None:
 
 
 def test_decode_groups_hold_each_row_once_and_waste_little() -> None:
-    generator = random.Random(4)
+    generator, most = random.Random(4), GROUP_POSITIONS["cpu"]
     for _ in range(200):
         lengths = [generator.choice([1, 5, 17, 300, 301, 900, 5000]) + generator.randrange(9) for _ in range(24)]
-        groups = similar_lengths(lengths)
+        groups = similar_lengths(lengths, most)
         assert sorted(index for group in groups for index in group) == list(range(24))
         for group in groups:
             longest = max(lengths[index] for index in group)
             assert all(longest <= lengths[index] * (1 + GROUP_WASTE) for index in group)
-            assert len(group) == 1 or len(group) * longest <= GROUP_POSITIONS
-    assert len(similar_lengths([100] * 16)) == 1
+            assert len(group) == 1 or len(group) * longest <= most
+    assert len(similar_lengths([100] * 16, most)) == 1
 
 
 def test_what_lies_behind_a_sequence_is_not_seen() -> None:

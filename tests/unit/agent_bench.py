@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tests.unit.agent_plant import FakeClock, worker
 
 from semipd_agent import report
@@ -15,7 +17,7 @@ from semipd_agent.contract import (
     Split,
 )
 from semipd_agent.control import SplitController
-from semipd_agent.partitioner import Grant, select
+from semipd_agent.partitioner import Grant, Partitioner, select
 from semipd_agent.report import LauncherState
 from semipd_engine.contract import Device, EngineSnapshot, EngineState, Phase, SetPartition
 
@@ -39,9 +41,10 @@ def config(
 class Bench:
     """A controller and the least engine that obeys it."""
 
-    def __init__(self, start: AgentConfig, device: Device = Device.CPU) -> None:
+    def __init__(self, start: AgentConfig, backend: Callable[[Mode], Partitioner] | None = None) -> None:
         self.clock = FakeClock()
-        self.controller = SplitController(lambda mode: select(device, mode, Grant(cpus=(0, 1))), start, self.clock)
+        grant = Grant(cpus=(0, 1))
+        self.controller = SplitController(backend or (lambda mode: select(Device.CPU, mode, grant)), start, self.clock)
         self.epoch = 0
         self.applied = 0
         self.sent: list[SetPartition] = []

@@ -78,6 +78,23 @@ def conditions(status: SemiPDServiceStatus) -> dict[str, str]:
 
 AUTO = {"slo": {"ttftMilliseconds": 500, "tpotMilliseconds": 50}}
 FAILED_ENGINE = EngineStatus(state=EnginePhase.FAILED, ready=False, reason="OutOfMemory", message="KV does not fit")
+REFUSED_ENGINE = EngineStatus(
+    state=EnginePhase.FAILED, ready=False, reason="ComputeModeUnsupported", message="compute mode Prohibited"
+)
+NO_GPU_ENGINE = EngineStatus(state=EnginePhase.FAILED, ready=False, reason="NoGPU", message="no CUDA device")
+REFUSED = {
+    "state": PartitionState.FAILED,
+    "reason": PartitionReason.COMPUTE_MODE_UNSUPPORTED,
+    "message": "compute mode Prohibited",
+    "applied": None,
+}
+LOST = {"state": PartitionState.FAILED, "reason": PartitionReason.MPS_SERVER_FAULT, "applied": None}
+WAITING = {
+    "mode": Mode.DISABLED,
+    "state": PartitionState.UNKNOWN,
+    "reason": PartitionReason.ENGINE_NOT_READY,
+    "applied": None,
+}
 LOADING_ENGINE = EngineStatus(state=EnginePhase.LOADING, ready=False, load_progress_percent=47)
 NOT_READY = pod(ready=False)
 GPU = Problem(Reason.UNSCHEDULABLE, "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.", "nvidia.com/gpu")
@@ -112,6 +129,23 @@ TABLE: dict[str, tuple[Observed, dict[str, str]]] = {
     "no gpu": (
         observed(pods=(pod(ready=False, started=False, problem=GPU),), agents={}),
         {"ModelReady": "Unknown Pending", "Available": "False Unschedulable", "Ready": "False Unschedulable"},
+    ),
+    "refused by the preflight": (
+        observed(pods=(NOT_READY,), agents={"p1": heard(report(engine=REFUSED_ENGINE, partition=REFUSED))}),
+        {
+            "ModelReady": "False ComputeModeUnsupported",
+            "Available": "False PodsNotReady",
+            "PartitionApplied": "False ComputeModeUnsupported",
+            "Ready": "False ComputeModeUnsupported",
+        },
+    ),
+    "cuda without a gpu, partitioning disabled": (
+        observed(pods=(NOT_READY,), agents={"p1": heard(report(engine=NO_GPU_ENGINE, partition=WAITING))}),
+        {"ModelReady": "False NoGPU", "PartitionApplied": "Unknown NoReadyPods", "Ready": "False NoGPU"},
+    ),
+    "mps lost while serving": (
+        observed(agents={"p1": heard(report(partition=LOST))}),
+        {"ModelReady": "True Loaded", "PartitionApplied": "False MPSServerFault", "Ready": "False MPSServerFault"},
     ),
     "downloading": (
         observed(pods=(pod(ready=False, started=False, downloading=True),), agents={}),

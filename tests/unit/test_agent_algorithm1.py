@@ -10,6 +10,7 @@ import pytest
 from semipd_agent.contract import SLO, Bounds, DecisionReason
 from semipd_agent.slo.algorithm1 import Algorithm1, Constants
 from semipd_agent.slo.evidence import Demand, Sample, tail
+from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.latency_models import TPOT_PRIOR, TTFT_PRIOR, LatencyModel
 from semipd_agent.slo.policy import Move, Verdict, clamp, decode_share, prefill_share
 from semipd_agent.slo.window import Evidence
@@ -228,7 +229,7 @@ def test_a_flood_is_seen_before_its_first_token() -> None:
 
 def test_hysteresis_suppresses_a_move_without_effect() -> None:
     """Raising x from 1 to 2 of a hundred beside y = 100 changes prefill's share by under two points."""
-    policy = Algorithm1(SLOS, HALF, Constants(step=1, max_steps=1))
+    policy = Algorithm1(SLOS, HALF, Constants(max_steps=1), Grid(step=1))
     assert drive(policy, HALF, 9.0, 0.01)[0] == []
 
 

@@ -13,8 +13,6 @@ from semipd_agent.contract import (
     Mode,
 )
 from semipd_agent.control import ConfigRefused
-from semipd_agent.report import LauncherState
-from semipd_engine.contract import Device
 
 pytestmark = pytest.mark.unit
 
@@ -169,15 +167,3 @@ def test_auto_starts_within_its_bounds_and_keeps_its_split_when_only_targets_cha
     bench.controller.configure(config(3, 100, 100, Mode.AUTO, targets, narrower))
     assert bench.report().partition.requested == split(70, 100)
     assert bench.report().decisions[0].reason is DecisionReason.BOUND_REACHED
-
-
-def test_a_gpu_without_mps_is_a_failure_with_a_reason() -> None:
-    bench = Bench(config(), Device.CUDA)
-    bench.tick()
-    refused = bench.report(LauncherState(started=False, running=False))
-    assert (refused.partition.state, refused.partition.reason) == ("Failed", "MPSUnavailable")
-    assert refused.partition.enforcement == "none"
-    bench.clock.now += 60
-    assert bench.report(LauncherState(started=False)).engine.reason == "MPSUnavailable"
-    bench.controller.configure(config(2, mode=Mode.DISABLED))
-    assert bench.controller.unavailable is None

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.unit.agent_plant import worker
+from tests.unit.mps_bench import good_host
 
+from semipd_agent.children import Children
+from semipd_agent.clock import SystemClock
 from semipd_agent.contract import Enforcement, Mode, PartitionReason, PartitionState
-from semipd_agent.partitioner import Grant, PartitionerUnavailable, select
+from semipd_agent.partitioner import Grant, Mps, PartitionerUnavailable, Problem, select
 from semipd_agent.partitioner.cpu_paced import CpuPaced
 from semipd_agent.partitioner.cpus import cpu_quota, granted
+from semipd_agent.partitioner.mps import Programs
 from semipd_agent.readback import Intent, Readback, read_back
+from semipd_agent.reaper import Reaper
 from semipd_engine.contract import (
     Device,
     EngineSnapshot,
     EngineState,
     PacingMode,
     Phase,
+    Refusal,
     Split,
     WorkerReport,
     WorkerState,
@@ -94,14 +101,28 @@ def test_this_process_has_cpus() -> None:
 TWO = Grant(cpus=(0, 1))
 
 
-def test_a_gpu_without_mps_is_refused_unless_disabled() -> None:
+def test_a_gpu_without_mps_is_refused_unless_disabled(tmp_path: Path) -> None:
+    host = replace(good_host(tmp_path), missing_programs=("nvidia-cuda-mps-control",))
+    mps = Mps(Programs("", ""), Children(Reaper()), tmp_path, SystemClock(), look=lambda: host)
     for mode in (Mode.MANUAL, Mode.AUTO):
+        backend = select(Device.CUDA, mode, TWO, mps=mps)
+        assert (backend.name, backend.enforcement) == ("mps", Enforcement.SPATIAL_CAP)
         with pytest.raises(PartitionerUnavailable) as e:
-            select(Device.CUDA, mode, TWO)
+            backend.preflight()
         assert e.value.reason == "MPSUnavailable"
         assert "mode: Disabled" in str(e.value)
-    disabled = select(Device.CUDA, Mode.DISABLED, TWO)
-    assert (disabled.name, disabled.enforcement) == ("none", Enforcement.NONE)
+    disabled = select(Device.CUDA, Mode.DISABLED, TWO, mps=mps)
+    disabled.preflight()
+    assert (disabled.name, disabled.enforcement, disabled.ready) == ("none", Enforcement.NONE, True)
+
+
+def test_a_gpu_without_a_split_is_one_rung_outside_of_anybodys_mps() -> None:
+    plan = select(Device.CUDA, Mode.DISABLED, TWO).plan(Split())
+    assert plan.mode is PacingMode.RUNGS and plan.prefill == plan.decode == plan.whole
+    assert not Path(plan.prefill.environment["CUDA_MPS_PIPE_DIRECTORY"]).exists()
+    assert plan.prefill.sm_count is None
+    unified = select(Device.CUDA, Mode.MANUAL, TWO, unified=True).plan(Split())
+    assert unified.mode is PacingMode.UNLIMITED and not unified.prefill.environment
 
 
 def test_backends_of_the_cpu() -> None:
@@ -111,6 +132,8 @@ def test_backends_of_the_cpu() -> None:
     assert select(Device.CPU, Mode.MANUAL, TWO, unified=True).name == "none"
     with pytest.raises(ValueError, match="auto"):
         select(Device.AUTO, Mode.MANUAL, TWO)
+    with pytest.raises(ValueError, match="Mps"):
+        select(Device.CUDA, Mode.MANUAL, TWO)
 
 
 def test_disabled_limits_nothing() -> None:
@@ -210,9 +233,47 @@ def test_live_workers_that_never_follow_are_a_failure() -> None:
 
 def test_a_backend_may_contradict_a_worker() -> None:
     class Strict(CpuPaced):
-        def verify(self, worker: WorkerReport, split: Split) -> str | None:
-            return "sees 132 SMs, not 40" if worker.phase is P else None
+        def verify(self, worker: WorkerReport, split: Split) -> Problem | None:
+            said = "sees 132 SMs, not 40"
+            return Problem(PartitionReason.WORKER_OUTSIDE_MPS, said) if worker.phase is P else None
 
     result = judge(worker(P, 2), worker(D, 2), partitioner=Strict(TWO))
-    assert (result.state, result.applied) == (PartitionState.FAILED, None)
+    assert (result.state, result.reason, result.applied) == (PartitionState.FAILED, "WorkerOutsideMPS", None)
     assert "132" in result.message
+
+
+def test_a_broken_mechanism_is_told_whatever_the_workers_say() -> None:
+    class Broken(CpuPaced):
+        def health(self) -> Problem | None:
+            return Problem(PartitionReason.MPS_DAEMON_DIED, "it is gone")
+
+    result = judge(worker(P, 2), worker(D, 2), partitioner=Broken(TWO))
+    assert (result.state, result.reason, result.message) == ("Failed", "MPSDaemonDied", "it is gone")
+
+
+def test_a_mechanism_on_its_way_is_unknown() -> None:
+    class Starting(CpuPaced):
+        ready = False
+
+    assert judge(worker(P, 2), worker(D, 2), partitioner=Starting(TWO)).reason == "EngineNotReady"
+
+
+def test_of_several_rungs_the_routed_one_counts() -> None:
+    warm = worker(P, 1).model_copy(update={"routed": False})
+    assert judge(worker(P, 2), warm, worker(D, 2)).settled
+    assert judge(warm, worker(D, 2)).reason == "EngineNotReady"
+
+
+def test_a_refused_preparation_is_told_with_the_split_that_stays() -> None:
+    refused = Refusal(split_epoch=2, reason="SMCountMismatch", message="sees 132 SMs, not 40")
+    snapshot = EngineSnapshot(
+        monotonic_time=100.0,
+        state=EngineState.READY,
+        split_epoch=1,
+        split=OLD,
+        refused=refused,
+        workers=(worker(P, 1), worker(D, 1)),
+    )
+    result = read_back(Intent(2, NEW, 99.0), SPLITS, snapshot, CpuPaced(TWO), 100.0)
+    assert (result.state, result.reason, result.applied) == ("Failed", "PreparationFailed", OLD)
+    assert "30/70" in result.message and "SMCountMismatch" in result.message

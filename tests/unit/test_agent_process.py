@@ -31,7 +31,10 @@ class RunningAgent:
         prefill: int = 60,
         mode: str = "Manual",
         program: tuple[str, ...] = ("-m", "semipd_agent"),
+        options: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
     ) -> None:
+        """`flags` are the engine's, `options` the agent's own, `program` what Python runs."""
         self.folder = folder
         self.config = folder / "agent.json"
         self.write_config(1, prefill, mode=mode)
@@ -42,12 +45,13 @@ class RunningAgent:
         self.run_dir.mkdir()
         self.log = (folder / "log").open("wb")
         own = ["--config", str(self.config), "--host", "127.0.0.1", "--port", "0", "--port-file", str(folder / "port")]
+        own += options
         passed = ["--", "--run-dir", str(self.run_dir), "--device", "cpu", *flags]
         self.process = subprocess.Popen(
             [sys.executable, *program, *own, "--engine-command", str(engine), *passed],
             stdout=self.log,
             stderr=self.log,
-            env=os.environ | {"POD_UID": "uid-1", "POD_NAME": "pod-0"},
+            env=os.environ | {"POD_UID": "uid-1", "POD_NAME": "pod-0"} | (env or {}),
         )
         self.wait(lambda: (folder / "port").exists() and (folder / "port").read_text().endswith("\n"))
         port = int((folder / "port").read_text())
@@ -72,8 +76,8 @@ class RunningAgent:
         applied = self.status()["partition"]["applied"]
         return applied and int(applied["prefillPercent"])
 
-    def put(self, generation: int, prefill: int, mode: str = "Manual") -> int:
-        partition = {"mode": mode, "split": {"prefillPercent": prefill, "decodePercent": 80}}
+    def put(self, generation: int, prefill: int, mode: str = "Manual", decode: int = 80) -> int:
+        partition = {"mode": mode, "split": {"prefillPercent": prefill, "decodePercent": decode}}
         body = {"generation": generation, "partition": partition}
         return self.http.put("/v1/config", json=body, headers={"Authorization": f"Bearer {TOKEN}"}).status_code
 
@@ -82,7 +86,7 @@ class RunningAgent:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return int(children[0]) if children else 0
 
-    def wait(self, condition: Callable[[], bool], seconds: float = 20) -> float:
+    def wait(self, condition: Callable[[], bool], seconds: float = 60) -> float:
         started = time.monotonic()
         while not condition():
             assert time.monotonic() - started < seconds, (self.folder / "log").read_text()[-3000:]
@@ -224,11 +228,18 @@ def test_a_launcher_that_cannot_start_is_a_crash_loop_with_its_own_words(start: 
     assert agent.http.get("/ready").status_code == 503
 
 
-def test_a_gpu_without_mps_does_not_start_until_partitioning_is_disabled(start: Callable[..., RunningAgent]) -> None:
+def test_without_a_gpu_the_engine_does_not_start_until_partitioning_is_disabled(
+    start: Callable[..., RunningAgent],
+) -> None:
     agent = start("--device", "cuda")
-    agent.wait(lambda: agent.status()["engine"]["reason"] == "MPSUnavailable")
+    agent.wait(lambda: agent.status()["engine"]["reason"] == "NoGPU")
     assert agent.launcher() == 0
-    assert agent.status()["partition"]["state"] == "Failed"
+    partition = agent.status()["partition"]
+    assert (partition["state"], partition["reason"]) == ("Failed", "NoGPU")
+    assert "nvidia.com/gpu" in partition["message"]
+    time.sleep(2.5)
+    said = [line for line in (agent.folder / "log").read_text().splitlines() if "not started" in line]
+    assert len(said) == 1 and "NoGPU" in said[0], "one clear error, not one for each tick"
     assert agent.put(2, 60, mode="Disabled") == 200
     agent.wait(lambda: agent.status()["partition"]["state"] == "Applied")
     assert agent.status()["partition"]["enforcement"] == "none"

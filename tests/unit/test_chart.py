@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from semipd_agent.doctor.command import parser as doctor_parser
 from semipd_operator.__main__ import parse
 
 pytestmark = pytest.mark.api  # beside the programs that the api tier needs; no server runs here
@@ -139,12 +140,64 @@ def test_the_test_hook_asks_the_health_endpoint(helm: Path) -> None:
         ("engine.image.tga=x", "tga"),
         ("logLevel=loud", "logLevel"),
         ("rbac.secrets=true", "secrets"),
+        ("doctor.node=2", "node"),
+        ("doctor.nodes=0", "nodes"),
     ],
 )
 def test_the_schema_refuses_typing_errors(helm: Path, setting: str, names: str) -> None:
     command = [helm, "template", "spd", CHART, "--kube-version=1.36.2", "--set", setting]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode != 0 and names in answer.stderr
+
+
+def test_the_doctor_is_off_unless_asked_for(helm: Path) -> None:
+    assert "Job" not in by_kind(template(helm))
+
+
+def test_the_doctor_runs_once_on_each_of_the_chosen_nodes(helm: Path, tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(
+        "doctor: {enabled: true, nodes: 3, nodeSelector: {pool: gpu}, tolerations: [{key: nvidia.com/gpu}],\n"
+        "  runtimeClassName: nvidia}\n"
+        "engine: {image: {repository: r/e, tag: t, pullPolicy: Never}, imagePullSecrets: [s]}\n"
+    )
+    job = by_kind(template(helm, "-f", str(values)))["Job"]
+    spec = job["spec"]
+    assert (spec["completions"], spec["parallelism"], spec["backoffLimitPerIndex"]) == (3, 3, 0)
+    pod = spec["template"]["spec"]
+    rule = pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][0]
+    labels = spec["template"]["metadata"]["labels"]
+    assert rule["topologyKey"] == "kubernetes.io/hostname"
+    assert rule["labelSelector"]["matchLabels"].items() <= labels.items()
+    operator = by_kind(template(helm))["Deployment"]["spec"]["selector"]["matchLabels"]
+    assert not operator.items() <= labels.items(), "the operator's selector does not find it"
+    assert (pod["nodeSelector"], pod["runtimeClassName"]) == ({"pool": "gpu"}, "nvidia")
+    assert pod["tolerations"] == [{"key": "nvidia.com/gpu"}] and pod["imagePullSecrets"] == [{"name": "s"}]
+    container = pod["containers"][0]
+    assert (container["image"], container["imagePullPolicy"]) == ("r/e:t", "Never")
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 1}
+
+
+def test_the_doctor_fits_the_restricted_profile_and_its_flags_are_ones_it_takes(helm: Path) -> None:
+    job = by_kind(template(helm, "--set", "doctor.enabled=true"))["Job"]
+    pod = job["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    assert pod["securityContext"]["runAsNonRoot"] and pod["automountServiceAccountToken"] is False
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["command"] == ["semipd-agent", "doctor"]
+    options = doctor_parser().parse_args(container["args"])
+    assert (options.device, options.trial) == ("cuda", True)
+    directories = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {"/run/spd", "/dev/shm", "/tmp"} <= directories, "the root file system is read-only"
+
+
+def test_the_notes_say_what_has_not_run(helm: Path) -> None:
+    notes = (CHART / "templates/NOTES.txt").read_text()
+    assert "the GPU path has not been executed" in notes
 
 
 def test_extra_objects_are_templates(helm: Path, tmp_path: Path) -> None:

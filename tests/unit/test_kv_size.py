@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from semipd_engine.memory.kv_size import AUTOMATIC_SHARE, available_memory, num_kv_blocks
+from semipd_engine.memory.kv_size import (
+    AUTOMATIC_SHARE,
+    GPU_RESERVED,
+    GPU_SHARE,
+    MIB,
+    MemoryGrant,
+    available_memory,
+    num_kv_blocks,
+)
 from semipd_engine.memory.layout import KVComponent, KVLayout
 from semipd_engine.model.errors import ModelError
 
@@ -18,11 +26,11 @@ LAYOUT = KVLayout(
 
 
 def test_what_was_asked_for_is_taken() -> None:
-    assert num_kv_blocks(LAYOUT, 64, 1, kv_cache_memory=10 * LAYOUT.block_bytes + 1, available=0) == 10
+    assert num_kv_blocks(LAYOUT, 64, 1, kv_cache_memory=10 * LAYOUT.block_bytes + 1, grant=MemoryGrant(0)) == 10
 
 
 def test_by_itself_it_takes_a_share_up_to_what_can_be_filled() -> None:
-    available = 1000 * LAYOUT.block_bytes
+    available = MemoryGrant(1000 * LAYOUT.block_bytes)
     assert num_kv_blocks(LAYOUT, 160, 64, 0, available) == int(1000 * AUTOMATIC_SHARE)
     assert num_kv_blocks(LAYOUT, 160, 3, 0, available) == 30  # three sequences of ten blocks
 
@@ -30,8 +38,18 @@ def test_by_itself_it_takes_a_share_up_to_what_can_be_filled() -> None:
 @pytest.mark.parametrize("asked", [0, 3 * LAYOUT.block_bytes])
 def test_too_little_for_one_sequence_is_an_error_with_numbers(asked: int) -> None:
     with pytest.raises(ModelError, match="--max-model-len") as error:
-        num_kv_blocks(LAYOUT, 64, 8, asked, available=4 * LAYOUT.block_bytes)
+        num_kv_blocks(LAYOUT, 64, 8, asked, MemoryGrant(4 * LAYOUT.block_bytes))
     assert error.value.reason == "OutOfMemory"
+
+
+def test_a_gpu_keeps_room_for_its_workers() -> None:
+    free = GPU_RESERVED + 1000 * LAYOUT.block_bytes
+    assert num_kv_blocks(LAYOUT, 160, 64, 0, MemoryGrant(free, 1.0, GPU_RESERVED)) == 64 * 10
+    assert num_kv_blocks(LAYOUT, 160, 640, 0, MemoryGrant(free, 1.0, GPU_RESERVED)) == 1000
+    small = MemoryGrant(GPU_RESERVED - MIB, GPU_SHARE, GPU_RESERVED)
+    with pytest.raises(ModelError, match=r"is 0 MiB \(4095 MiB are free, 4096 MiB of them for the workers\)"):
+        num_kv_blocks(LAYOUT, 160, 64, 0, small)
+    assert num_kv_blocks(LAYOUT, 160, 1, 40 * LAYOUT.block_bytes, small) == 40  # asked for: the user knows better
 
 
 @pytest.mark.parametrize(

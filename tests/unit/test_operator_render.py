@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.unit.mps_bench import good_host
 
 from semipd_agent.contract import AgentFile, service_token, token_digest
+from semipd_agent.partitioner.mps.preflight import judge
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.crd import custom_resource_definition, to_yaml
 from semipd_operator.docs import fields
 from semipd_operator.render import names, render
+from semipd_operator.render.pod import RUN_MOUNT
 from semipd_operator.settings import Settings
 
 pytestmark = pytest.mark.unit
@@ -312,3 +315,15 @@ def test_what_is_not_wanted_is_named() -> None:
     both = render(make({"replicas": 2, "monitoring": {"podMonitor": True}}), SETTINGS, pod_monitors=True)
     assert both.unwanted == ()
     assert [k.kind for k in render(make({"replicas": 2}), SETTINGS).unwanted] == [], "an unknown kind is not asked for"
+
+
+def test_a_gpu_pod_has_what_mps_needs_and_no_more() -> None:
+    spec = {"engine": {"device": "cuda"}}
+    env = {entry["name"]: entry.get("value") for entry in engine(spec)["env"]}
+    assert env["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
+    assert not any(name.startswith("CUDA_MPS") for name in env), "only the agent sets these, for each process"
+    pod = objects(spec)["Deployment"]["spec"]["template"]["spec"]
+    assert not {"hostIPC", "hostPID", "hostNetwork"} & set(pod)
+    assert [volume(name)(spec)["emptyDir"] for name in ("run", "shm")] == [{"medium": "Memory"}] * 2
+    judge(good_host(Path(RUN_MOUNT)))  # the mount's path leaves room for the daemon's socket
+    assert "NVIDIA_DRIVER_CAPABILITIES" not in {entry["name"] for entry in engine({})["env"]}

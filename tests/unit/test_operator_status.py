@@ -13,11 +13,14 @@ from semipd_agent.contract import (
     DecisionReason,
     Enforcement,
     Mode,
+    PartitionReason,
     Split,
 )
+from semipd_agent.partitioner.mps.preflight import POLICIES
 from semipd_engine import fetch
 from semipd_operator.api.v1alpha1.resource import dump_status, parse_status
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
+from semipd_operator.reason_entries import NO_START
 from semipd_operator.reasons import REASONS, ConditionType
 from semipd_operator.status import Problem, summarise
 from semipd_operator.status.events import events
@@ -52,6 +55,13 @@ def test_every_reason_of_a_fetch_is_in_the_table_of_reasons() -> None:
     assert {str(reason) for reason in fetch.Reason} - {fetch.Reason.FETCHED} <= known
     text = (Path(__file__).parents[2] / "docs/conditions.md").read_text()
     assert [reason for reason in known if f"| `{reason}` |" not in text] == []
+
+
+def test_every_reason_that_an_agent_gives_for_a_failure_is_in_the_table() -> None:
+    shown = {entry.reason.value for entry in REASONS[ConditionType.PARTITION_APPLIED]}
+    assert {reason.value for reason in PartitionReason} <= shown
+    start = {entry.reason.value for entry in NO_START}
+    assert {reason.value for reason, _ in POLICIES} <= start
 
 
 def test_the_reason_column_names_the_missing_resource() -> None:

@@ -1,37 +1,37 @@
 """What makes a split real on one kind of device. Decides no split, talks to no engine.
 
-`select` picks the backend for a device. ``mps`` (NVIDIA GPUs) is not here yet: until it is, a GPU is served only with
-``partition.mode: Disabled``, and says so (`MPSUnavailable`).
+`select` picks the backend for a device: ``cpu-paced``, ``mps`` (NVIDIA GPUs), or ``none`` where nothing is to be split.
+A GPU without MPS is served only with ``partition.mode: Disabled``, and the report says why (`mps.preflight`).
 """
 
 from __future__ import annotations
 
 from semipd_agent.contract import Mode
-from semipd_agent.partitioner.base import Grant, Partitioner, PartitionerUnavailable
+from semipd_agent.partitioner.base import Grant, Partitioner, PartitionerUnavailable, Problem
 from semipd_agent.partitioner.cpu_paced import CpuPaced
+from semipd_agent.partitioner.mps.backend import Mps
+from semipd_agent.partitioner.mps.programs import OUTSIDE_MPS
 from semipd_agent.partitioner.unlimited import Unlimited
 from semipd_engine.contract import Device
 
-__all__ = ["Grant", "Partitioner", "PartitionerUnavailable", "select"]
+__all__ = ["Grant", "Mps", "Partitioner", "PartitionerUnavailable", "Problem", "select"]
 
 
-def select(device: Device, mode: Mode, grant: Grant, *, unified: bool = False) -> Partitioner:
+def select(device: Device, mode: Mode, grant: Grant, *, unified: bool = False, mps: Mps | None = None) -> Partitioner:
     """The backend for a resolved device.
 
-    `unified`: both phases run in one process, so there is nothing to split.
+    `unified`: both phases run in one process, so there is nothing to split. `mps`: the one of this GPU, for a daemon
+    outlives a change of the mode.
 
     Raises:
-        PartitionerUnavailable: a split is asked for on a GPU, and no MPS backend can stand behind it.
-        ValueError: `device` is still ``auto``.
+        ValueError: `device` is still ``auto``, or a GPU comes without its `mps`.
     """
     if device is Device.AUTO:
         raise ValueError("resolve device=auto before a partitioner is selected")
+    if device is Device.CPU:
+        return Unlimited(grant) if mode is Mode.DISABLED or unified else CpuPaced(grant)
     if mode is Mode.DISABLED or unified:
-        return Unlimited(grant if device is Device.CPU else Grant())
-    if device is Device.CUDA:
-        raise PartitionerUnavailable(
-            "MPSUnavailable",
-            "this GPU has no MPS backend, so no SM limit could be enforced; "
-            "set spec.partition.mode: Disabled to serve without a split",
-        )
-    return CpuPaced(grant)
+        return Unlimited(Grant(), OUTSIDE_MPS if not unified else None)
+    if mps is None:
+        raise ValueError("device cuda needs its Mps")
+    return mps

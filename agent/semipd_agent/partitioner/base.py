@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from semipd_agent.contract import Enforcement
-from semipd_engine.contract import PartitionPlan, Split, WorkerReport
+from semipd_agent.contract import Enforcement, PartitionReason
+from semipd_engine.contract import EngineSnapshot, PartitionPlan, Split, WorkerReport
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,18 @@ class Grant:
         return max(1, len(self.cpus))
 
 
-class PartitionerUnavailable(Exception):
-    """A backend cannot enforce a split here. `reason` is CamelCase, for the report."""
+@dataclass(frozen=True)
+class Problem:
+    """What contradicts the split, or keeps it from being enforced."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    reason: PartitionReason
+    message: str
+
+
+class PartitionerUnavailable(Exception):
+    """A backend cannot enforce a split here."""
+
+    def __init__(self, reason: PartitionReason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
@@ -39,21 +47,66 @@ class Partitioner(Protocol):
 
     name: str
     enforcement: Enforcement
+    rungs: tuple[int, ...]
+    """The percentages that this device can express, ascending; empty: all."""
+    settle_seconds: float
+    """Seconds that live workers may take to follow a split before it counts as failed."""
+
+    @property
+    def ready(self) -> bool:
+        """May the engine start, and a plan be sent?"""
+
+    @property
+    def incarnation(self) -> int:
+        """What the plans' environments depend on. Another number: the same split is sent under a new epoch."""
 
     def preflight(self) -> None:
-        """Check once, before the engine starts. Raises `PartitionerUnavailable`."""
+        """Check, before the engine starts. Raises `PartitionerUnavailable`."""
+
+    async def run(self) -> None:
+        """Keep the mechanism alive until cancelled; returns at once where there is none to keep."""
 
     def quantize(self, want: Split) -> Split:
         """The nearest split that this device can express. Pure."""
 
     def plan(self, split: Split) -> PartitionPlan:
-        """Limits for a quantized split. Pure."""
+        """Limits for a quantized split, while `ready`."""
 
-    def verify(self, worker: WorkerReport, split: Split) -> str | None:
-        """What contradicts `split` in a worker's own report, beyond its epoch; None: nothing does. Pure."""
+    def follow(self, snapshot: EngineSnapshot) -> None:
+        """Take note of the engine's workers and their restarts. Does no I/O."""
 
-    def health(self) -> str | None:
+    def verify(self, worker: WorkerReport, split: Split) -> Problem | None:
+        """What contradicts `split` in a worker's own report, beyond its epoch; None: nothing does."""
+
+    def health(self) -> Problem | None:
         """What is wrong with the mechanism itself (a dead daemon); None: nothing is."""
 
-    def close(self) -> None:
-        """Give back what the backend holds. Idempotent."""
+    async def close(self) -> None:
+        """Give back what the backend holds, in bounded time. Idempotent."""
+
+
+class Passive:
+    """The part of `Partitioner` that a backend without a mechanism of its own has in common with others."""
+
+    rungs: tuple[int, ...] = ()
+    settle_seconds = 15.0
+    ready = True
+    incarnation = 0
+
+    def preflight(self) -> None:
+        return None
+
+    async def run(self) -> None:
+        return None
+
+    def follow(self, snapshot: EngineSnapshot) -> None:
+        return None
+
+    def verify(self, worker: WorkerReport, split: Split) -> Problem | None:
+        return None
+
+    def health(self) -> Problem | None:
+        return None
+
+    async def close(self) -> None:
+        return None

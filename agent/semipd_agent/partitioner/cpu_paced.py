@@ -5,13 +5,15 @@ It knows the granted CPUs and the split; how a share becomes cores or quanta is 
 
 from __future__ import annotations
 
-from semipd_agent.contract import Enforcement
-from semipd_agent.partitioner.base import Grant, PartitionerUnavailable
-from semipd_engine.contract import PartitionPlan, Split, WorkerReport
+from semipd_agent.contract import Enforcement, PartitionReason
+from semipd_agent.partitioner.base import Grant, PartitionerUnavailable, Passive
+from semipd_engine.contract import PartitionPlan, Split
 from semipd_engine.cpu_plan import cpu_plan
 
 
-class CpuPaced:
+class CpuPaced(Passive):
+    """A worker reads its limit and its epoch from the same page, so the epoch proves the limit."""
+
     name = "cpu-paced"
     enforcement = Enforcement.PACED
 
@@ -20,7 +22,7 @@ class CpuPaced:
 
     def preflight(self) -> None:
         if not self._grant.cpus:
-            raise PartitionerUnavailable("NoCPUs", "the affinity mask grants no CPU")
+            raise PartitionerUnavailable(PartitionReason.NO_CPUS, "the affinity mask grants no CPU")
 
     def quantize(self, want: Split) -> Split:
         """Every percent can be paced, so nothing is rounded."""
@@ -28,13 +30,3 @@ class CpuPaced:
 
     def plan(self, split: Split) -> PartitionPlan:
         return cpu_plan(split, self._grant.cpus)
-
-    def verify(self, worker: WorkerReport, split: Split) -> str | None:
-        """The epoch says all: a worker reads its limit and its epoch from the same page."""
-        return None
-
-    def health(self) -> str | None:
-        return None
-
-    def close(self) -> None:
-        return None

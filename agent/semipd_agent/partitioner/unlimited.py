@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from semipd_agent.contract import Enforcement
-from semipd_agent.partitioner.base import Grant
+from semipd_agent.partitioner.base import Grant, Passive
 from semipd_engine import contract as engine
-from semipd_engine.contract import PacingMode, PartitionPlan, PhaseLimit, Split, WorkerReport
+from semipd_engine.contract import PacingMode, PartitionPlan, PhaseLimit, Split
 
 WHOLE = Split(prefill=100, decode=100)
 
 
-class Unlimited:
+class Unlimited(Passive):
     name = "none"
     enforcement = Enforcement.NONE
 
-    def __init__(self, grant: Grant) -> None:
-        self._grant = grant
+    def __init__(self, grant: Grant, environment: Mapping[str, str] | None = None) -> None:
+        """`environment`: of the workers on a device whose limits are fixed at their start (CUDA); None elsewhere.
 
-    def preflight(self) -> None:
-        return None
+        There it is one rung for both phases, so that partitioning is switched off and on without a new engine.
+        """
+        self._grant = grant
+        self._environment = environment
 
     def quantize(self, want: Split) -> Split:
         return WHOLE
 
     def plan(self, split: Split) -> PartitionPlan:
-        limit = PhaseLimit(percent=100, threads=self._grant.threads)
+        rungs = self._environment is not None
+        limit = PhaseLimit(percent=100, threads=self._grant.threads, environment=dict(self._environment or {}))
         return PartitionPlan(
             split=split,
             enforcement=engine.Enforcement.NONE,
-            mode=PacingMode.UNLIMITED,
+            mode=PacingMode.RUNGS if rungs else PacingMode.UNLIMITED,
             granted_cpus=self._grant.cpus,
             threads=self._grant.threads,
             prefill=limit,
             decode=limit,
+            whole=limit if rungs else None,
         )
-
-    def verify(self, worker: WorkerReport, split: Split) -> str | None:
-        return None
-
-    def health(self) -> str | None:
-        return None
-
-    def close(self) -> None:
-        return None

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from semipd_agent.contract import SLO, Bounds, DecisionReason
 from semipd_agent.slo.evidence import Demand, RunningMean, Sample, tpot_sample, ttft_sample
+from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.latency_models import TPOT_PRIOR, TTFT_PRIOR, LatencyModel
 from semipd_agent.slo.policy import Metric, Move, Verdict, decode_share, prefill_share
 from semipd_agent.slo.window import Evidence
@@ -28,7 +29,6 @@ from semipd_engine.contract import Phase, Split
 class Constants:
     """Times in seconds, shares and steps in percent points of the device."""
 
-    step: int = 10
     max_steps: int = 3
     shortest_window: float = 10.0
     window: float = 30.0
@@ -55,9 +55,18 @@ class Constants:
 
 
 class Algorithm1:
-    def __init__(self, slo: SLO, home: Split, constants: Constants | None = None, *, since: float = -math.inf) -> None:
+    def __init__(
+        self,
+        slo: SLO,
+        home: Split,
+        constants: Constants | None = None,
+        grid: Grid = Grid(),  # noqa: B008  it is frozen
+        *,
+        since: float = -math.inf,
+    ) -> None:
         """`home` is the configured split: where the pod starts and what reclaiming returns to. `since`: when the split
         of the first tick came in force; what is older says nothing about it, whoever made that move."""
+        self._grid = grid
         self._slo = slo
         self._home = home
         self._c = constants or Constants()
@@ -157,7 +166,7 @@ class Algorithm1:
         raised = _raise_prefill if metric == "ttft" else _raise_decode
         to = split
         for _ in range(self._c.max_steps):
-            candidate = raised(to, self._c.step, b)
+            candidate = raised(to, self._grid, b)
             if candidate is None or not self._keeps(other, metric, split, candidate):
                 break
             to = candidate
@@ -202,7 +211,7 @@ class Algorithm1:
         lowered = _raise_decode if metric == "ttft" else _raise_prefill
         to = split
         for _ in range(self._c.max_steps):
-            candidate = lowered(to, self._c.step, b)
+            candidate = lowered(to, self._grid, b)
             if candidate is None or (prefill_share(candidate) - prefill_share(self._home)) * excess < 0:
                 break
             if self._estimate(metric, mine.observed, split, candidate) > self._c.comfort * mine.target:
@@ -236,21 +245,21 @@ class Algorithm1:
             self._feasible, self._reason = True, ""
 
 
-def _raise_prefill(split: Split, step: int, b: Bounds) -> Split | None:
-    """x + step; where that passes its bound, (x_max, y - step). None where y would fall below its bound."""
-    if split.prefill + step <= b.max_prefill_percent:
-        return Split(prefill=split.prefill + step, decode=split.decode)
-    if split.decode - step < b.min_decode_percent:
+def _raise_prefill(split: Split, grid: Grid, b: Bounds) -> Split | None:
+    """x one step up; where that passes its bound, (x_max, y one step down). None where y would fall below its bound."""
+    if (x := grid.up(split.prefill, b.max_prefill_percent)) is not None:
+        return Split(prefill=x, decode=split.decode)
+    if (y := grid.down(split.decode, b.min_decode_percent)) is None:
         return None
-    return Split(prefill=b.max_prefill_percent, decode=split.decode - step)
+    return Split(prefill=grid.bounded(100, b.min_prefill_percent, b.max_prefill_percent), decode=y)
 
 
-def _raise_decode(split: Split, step: int, b: Bounds) -> Split | None:
-    if split.decode + step <= b.max_decode_percent:
-        return Split(prefill=split.prefill, decode=split.decode + step)
-    if split.prefill - step < b.min_prefill_percent:
+def _raise_decode(split: Split, grid: Grid, b: Bounds) -> Split | None:
+    if (y := grid.up(split.decode, b.max_decode_percent)) is not None:
+        return Split(prefill=split.prefill, decode=y)
+    if (x := grid.down(split.prefill, b.min_prefill_percent)) is None:
         return None
-    return Split(prefill=split.prefill - step, decode=b.max_decode_percent)
+    return Split(prefill=x, decode=grid.bounded(100, b.min_decode_percent, b.max_decode_percent))
 
 
 def _demand(evidence: Evidence, phase: Phase, now: float) -> Demand:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from semipd_agent.contract import Bounds, DecisionReason
+from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.window import Evidence
 from semipd_engine.contract import Split
 
@@ -42,11 +43,11 @@ class SplitPolicy(Protocol):
         """
 
 
-def clamp(split: Split, bounds: Bounds) -> Split:
-    """The nearest split within the bounds."""
+def clamp(split: Split, bounds: Bounds, grid: Grid = Grid()) -> Split:  # noqa: B008  it is frozen
+    """The nearest split of the grid within the bounds."""
     return Split(
-        prefill=min(max(split.prefill, bounds.min_prefill_percent), bounds.max_prefill_percent),
-        decode=min(max(split.decode, bounds.min_decode_percent), bounds.max_decode_percent),
+        prefill=grid.bounded(split.prefill, bounds.min_prefill_percent, bounds.max_prefill_percent),
+        decode=grid.bounded(split.decode, bounds.min_decode_percent, bounds.max_decode_percent),
     )
 
 

@@ -1,4 +1,9 @@
-"""Brings plans to workers and results to the scheduler: two phases side by side, or both in one worker by turns."""
+"""Brings plans to workers and results to the scheduler: two phases side by side, or both in one worker by turns.
+
+A phase may have several workers, one for each rung. Its next step goes to the one that `Workers.route` names, and only
+when no step of the phase is in flight: so a phase never has steps in flight on two workers, its steps complete in the
+order in which they were planned, and one step clock for each phase is enough for the quarantine of blocks.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +23,24 @@ class Dispatcher:
         self._log = step_log
         self._unified = unified
         self._last_phase = Phase.DECODE
+        self._running: dict[Phase, Worker] = {}
+        """Who has the phase's plan in flight."""
+        self._recalled = 0
 
     def dispatch(self, scheduler: Scheduler, page: PacingPage, now: float) -> None:
-        """Give every idle worker its next plan. Neither phase waits for the other, but in unified mode."""
+        """Give every idle phase its next plan. Neither phase waits for the other, but in unified mode."""
         if self._unified:
             self._dispatch_unified(scheduler, now)
         else:
+            plans = []
             for phase in (Phase.DECODE, Phase.PREFILL):  # decode first: it takes its blocks before a prompt does
-                worker = self._workers.by_role[phase]
-                if worker.ready and phase not in scheduler.in_flight:
-                    self._send(phase, worker, self._plan(scheduler, phase, now), now)
-        recall = scheduler.take_recall()
+                if phase not in scheduler.in_flight and self._workers.route(phase, alone=False) is not None:
+                    plans.append((phase, self._plan(scheduler, phase, now)))
+            for phase, plan in plans:
+                worker = self._workers.route(phase, alone=_alone(scheduler))
+                assert worker is not None  # there was one, and nobody has been heard since
+                self._send(phase, worker, plan, now)
+        recall = self._recall(scheduler)
         if recall is not None:
             page.recall(recall)
 
@@ -41,15 +53,17 @@ class Dispatcher:
             scheduler.book(phase, result, now)
 
     def lost(self, scheduler: Scheduler, worker: Worker, ending: Ending, now: float) -> None:
+        """Only the worker that had the plan in flight takes it along; an idle worker of the phase owes nothing."""
         for phase in tuple(Phase) if self._unified else (Phase(worker.role),):
-            plan = scheduler.in_flight.get(phase)
+            plan = scheduler.in_flight.get(phase) if self._running.get(phase) is worker else None
             self._log.worker_lost(phase, worker.pid, plan.seq if plan is not None else None, ending, now)
-            scheduler.worker_lost(phase, ending)
+            if plan is not None:
+                scheduler.worker_lost(phase, ending)
 
     def _dispatch_unified(self, scheduler: Scheduler, now: float) -> None:
         """One chunk, one decode step, one chunk ... as chunked prefill in one process does."""
-        worker = self._workers.by_role[UNIFIED]
-        if not worker.ready or scheduler.in_flight:
+        worker = self._workers.route(UNIFIED, alone=True)
+        if worker is None or scheduler.in_flight:
             return
         order = (Phase.PREFILL, Phase.DECODE) if self._last_phase is Phase.DECODE else (Phase.DECODE, Phase.PREFILL)
         for phase in order:
@@ -67,5 +81,23 @@ class Dispatcher:
 
     def _send(self, phase: Phase, worker: Worker, plan: Plan | None, now: float) -> None:
         if plan is not None:
+            self._running[phase] = worker
             worker.send(plan)
             self._log.plan(phase, plan, worker.pid, now)
+
+    def _recall(self, scheduler: Scheduler) -> int | None:
+        """End decode's plan at its next step when the scheduler wants to, or when its next step belongs elsewhere: the
+        other phase came or went, a new partition is in force, or the worker is retiring."""
+        recall = scheduler.take_recall()
+        plan = scheduler.in_flight.get(Phase.DECODE)
+        if recall is None and plan is not None and plan.seq != self._recalled and not self._unified:
+            worker = self._workers.route(Phase.DECODE, alone=_alone(scheduler))
+            if worker is not None and worker is not self._running[Phase.DECODE]:
+                recall = plan.seq
+        self._recalled = self._recalled if recall is None else recall
+        return recall
+
+
+def _alone(scheduler: Scheduler) -> bool:
+    """Is a phase that runs now the only one?"""
+    return len(scheduler.in_flight) == 1

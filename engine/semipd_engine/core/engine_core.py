@@ -31,6 +31,7 @@ from semipd_engine.core.kv_cache_manager import KVCacheManager
 from semipd_engine.core.report import EngineStatus, Report
 from semipd_engine.core.request import Request
 from semipd_engine.core.resident_link import ResidentLink
+from semipd_engine.core.rungs import Partitions, initial_partition
 from semipd_engine.core.scheduler import Scheduler, SchedulerLimits
 from semipd_engine.core.step_log import StepLog
 from semipd_engine.core.telemetry import Telemetry
@@ -49,15 +50,19 @@ log = logging.getLogger(__name__)
 
 class EngineCore:
     def __init__(self, options: EngineOptions, run_dir: Path, initial_plan: PartitionPlan) -> None:
-        """`initial_plan` is in force, as epoch 0, until the agent sets one."""
+        """`initial_plan` is in force, as epoch 0, until the agent sets one; with `await_partition` it is only shown."""
         self._options = options
         self._loop = EventLoop()
-        self._status = EngineStatus(SetPartition.model_construct(split_epoch=0, plan=initial_plan))
         self._telemetry = Telemetry()
         self._published: CoreState | None = None
         self._published_at = 0.0
         roles = (UNIFIED,) if options.unified else tuple(p.value for p in Phase)
-        self._workers = Workers(self._loop, roles, self._on_result, self._on_worker_lost)
+        initial = initial_partition(initial_plan)
+        self._partitions = Partitions(roles, initial, options.prepare_seconds, options.await_partition)
+        self._status = EngineStatus(self._partitions)
+        self._workers = Workers(
+            self._loop, roles, self._partitions, self._on_result, self._on_worker_lost, options.prepare_seconds
+        )
         self._dispatcher = Dispatcher(self._workers, StepLog(options.step_log), unified=options.unified)
         self._resident = ResidentLink(self._loop, run_dir, self._on_hello, self._workers, self._on_resident_lost)
         self._report = Report(options, self._status, self._workers, self._resident, self._telemetry)
@@ -79,6 +84,8 @@ class EngineCore:
 
     def _tick(self, now: float) -> None:
         self._resident.tick(now)
+        if self._status.page is not None:
+            self._switch(now)
         self._workers.tick(now)
         self._watch_heartbeats(now)
         scheduler, page = self._status.scheduler, self._status.page
@@ -100,9 +107,9 @@ class EngineCore:
         return published is None or (published.state, published.message) != self._report.state(now)
 
     def _watch_heartbeats(self, now: float) -> None:
-        for worker in self._workers.by_role.values():
+        for worker in self._workers.everyone():
             if worker.ready and self._report.heartbeat_age(worker, now) > WATCHDOG_SECONDS:
-                log.error("%s worker %d has not moved for %g s: killed", worker.role, worker.pid, WATCHDOG_SECONDS)
+                log.error("%s worker %d has not moved for %g s: killed", worker.title, worker.pid, WATCHDOG_SECONDS)
                 self._workers.kill(worker)
 
     # ---- api -----------------------------------------------------------------------------------------------------
@@ -122,18 +129,27 @@ class EngineCore:
     # ---- control -------------------------------------------------------------------------------------------------
 
     def _on_control(self, request: SetPartition | GetSnapshot | Drain) -> EngineSnapshot | Ack:
+        now = time.monotonic()
         if isinstance(request, GetSnapshot):
-            return self._report.snapshot(request.since, time.monotonic())
+            return self._report.snapshot(request.since, now)
         if isinstance(request, Drain):
             self._status.drained = True
-        elif request.split_epoch > self._status.partition.split_epoch:
+        else:
+            self._partitions.propose(request, now)
+            self._switch(now)
+        return Ack(split_epoch=self._partitions.in_force.split_epoch)
+
+    def _switch(self, now: float) -> None:
+        """Put a pending partition in force if its workers are ready, or refuse it if they take too long."""
+        pending = self._partitions.pending
+        changed = self._partitions.tick(now, self._workers.is_ready)
+        if changed is not None:
             if self._status.page is not None:
-                self._status.page.write_plan(request.split_epoch, request.plan)
-            self._status.partition = request
+                self._status.page.write_plan(changed.split_epoch, changed.plan)
             self._status.splits_applied += 1
-            split = request.plan.split
-            log.info("split %d/%d, epoch %d", split.prefill, split.decode, request.split_epoch)
-        return Ack(split_epoch=self._status.partition.split_epoch)
+            log.info("split %d/%d, epoch %d", *changed.plan.split.model_dump().values(), changed.split_epoch)
+        elif pending is not None and self._partitions.pending is None and self._partitions.refused is not None:
+            log.error("epoch %d is refused: %s", pending.split_epoch, self._partitions.refused.message)
 
     # ---- resident and workers ------------------------------------------------------------------------------------
 
@@ -142,7 +158,9 @@ class EngineCore:
         status = self._status
         status.page, status.last_model = page, hello
         page.recall(0)  # step numbers start anew
-        page.write_plan(status.partition.split_epoch, status.partition.plan)
+        in_force = self._partitions.in_force
+        page.write_plan(in_force.split_epoch, in_force.plan)
+        self._partitions.restart(time.monotonic())
         kv = KVCacheManager(BlockPool(hello.num_blocks), hello.block_size, self._options.prefix_caching)
         if status.scheduler is None:
             limits = SchedulerLimits(
@@ -154,7 +172,7 @@ class EngineCore:
         else:
             status.scheduler.replace_kv(kv)
         log.info("resident %d: %s, %d KV blocks", hello.pid, hello.architecture, hello.num_blocks)
-        self._workers.attach(self._resident.ask)
+        self._workers.attach(self._resident.ask, hello.sm_count)
 
     def _on_resident_lost(self) -> None:
         """Its workers die with it and the pool is gone; accepted requests wait for the next one."""
@@ -172,4 +190,4 @@ class EngineCore:
         if self._status.scheduler is not None:
             self._dispatcher.lost(self._status.scheduler, worker, ending, time.monotonic())
         if self._status.page is not None:
-            self._status.page.slots[worker.slot].clear()
+            self._status.page.seats[worker.slot][worker.seat].clear()

@@ -13,12 +13,12 @@ from semipd_engine.contract import (
     EngineState,
     ModelInfo,
     Phase,
-    SetPartition,
     WorkerReport,
     WorkerState,
 )
 from semipd_engine.core.request import RequestState
 from semipd_engine.core.resident_link import ResidentLink
+from semipd_engine.core.rungs import Partitions
 from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.telemetry import Telemetry
 from semipd_engine.core.workers import Worker, Workers
@@ -35,7 +35,7 @@ STUCK_SECONDS = 5.0
 class EngineStatus:
     """What the engine core knows about itself as a whole."""
 
-    partition: SetPartition
+    partitions: Partitions
     page: PacingPage | None = None
     scheduler: Scheduler | None = None
     splits_applied: int = 0
@@ -69,11 +69,14 @@ class Report:
             if self.resident.percent is None:
                 return EngineState.STARTING, "waiting for the resident process"
             return EngineState.LOADING, f"loading the model: {self.resident.percent} %"
-        missing = [w.role for w in self.workers.by_role.values() if not self._serves(w, now)]
+        if status.partitions.awaiting:
+            return EngineState.STARTING, "the model is loaded; waiting for the first partition (--await-partition)"
+        places = {role: self.workers.of(role) for role in self.workers.roles}
+        missing = [role for role, workers in places.items() if not any(self._serves(w, now) for w in workers)]
         if missing:
-            return (EngineState.DEGRADED if status.was_ready else EngineState.STARTING), (
-                f"no working {' and '.join(missing)} worker"
-            )
+            problems = [worker.problem for role in missing for worker in places[role] if worker.problem]
+            text = "; ".join([f"no working {' and '.join(missing)} worker", *problems])
+            return (EngineState.DEGRADED if status.was_ready else EngineState.STARTING), text
         status.was_ready = True
         return EngineState.READY, ""
 
@@ -82,7 +85,7 @@ class Report:
         status, scheduler = self.status, self.status.scheduler
         counts = self._blocks()
         waiting = scheduler.table.waiting if scheduler is not None else []
-        split = status.partition.plan.split
+        split = status.partitions.in_force.plan.split
         return CoreState(
             ready=self._ready(state, now),
             state=state,
@@ -114,7 +117,7 @@ class Report:
         state, message = self.state(now)
         status = self.status
         waiting = status.scheduler.table.waiting if status.scheduler is not None else []
-        failure = self.resident.failure
+        failure, partitions = self.resident.failure, status.partitions
         return EngineSnapshot(
             monotonic_time=now,
             state=state,
@@ -122,8 +125,10 @@ class Report:
             message=message,
             load_progress_percent=self.resident.percent,
             model=self._model(),
-            split_epoch=status.partition.split_epoch,
-            split=status.partition.plan.split,
+            split_epoch=partitions.in_force.split_epoch,
+            split=partitions.in_force.plan.split,
+            pending_epoch=partitions.pending.split_epoch if partitions.pending is not None else 0,
+            refused=partitions.refused,
             workers=self._worker_reports(now),
             waiting=len(waiting),
             prefilling=self._count(RequestState.PREFILLING),
@@ -134,13 +139,14 @@ class Report:
             finished=self.telemetry.finished_since(since),
             arrivals=self.telemetry.arrivals(now),
             next_cursor=self.telemetry.next_cursor,
-            restarts={w.role: w.deaths for w in self.workers.by_role.values()} | {"resident": self.resident.losses},
+            restarts={role: self.workers.deaths[role] for role in self.workers.roles}
+            | {"resident": self.resident.losses},
         )
 
     def heartbeat_age(self, worker: Worker, now: float) -> float:
         """Seconds; a worker that has not beaten yet is as old as itself."""
         page = self.status.page
-        beat = page.slots[worker.slot].heartbeat_ns / 1e9 if page is not None else 0.0
+        beat = page.seats[worker.slot][worker.seat].heartbeat_ns / 1e9 if page is not None else 0.0
         return max(0.0, now - max(beat, worker.started_at))
 
     def _serves(self, worker: Worker, now: float) -> bool:
@@ -185,29 +191,35 @@ class Report:
             max_model_len=hello.max_model_len,
             kv_block_size=hello.block_size,
             kv_bytes=hello.kv_bytes,
+            sm_count=hello.sm_count,
         )
 
     def _worker_reports(self, now: float) -> tuple[WorkerReport, ...]:
-        """One for each phase; the unified worker stands for both."""
+        """One for each phase and rung, the routed one first; the unified worker stands for both phases. Workers that
+        are retiring are left out: nothing depends on them."""
         page = self.status.page
         if page is None:
             return ()
-        reports = []
-        for phase in Phase:
-            worker = self.workers.for_phase(phase)
-            slot = page.slots[worker.slot]
-            dead = worker.state is WorkerState.DEAD
-            reports.append(
-                WorkerReport(
-                    phase=phase,
-                    pid=worker.pid,
-                    generation=worker.generation,
-                    state=worker.state,
-                    applied_epoch=slot.applied_epoch,
-                    heartbeat_age_seconds=self.heartbeat_age(worker, now),
-                    busy=not dead and slot.pid != 0 and slot.idle_since_ns == 0,
-                    steps=slot.steps,
-                    cpu_seconds=slot.cpu_ns / 1e9,
-                )
-            )
-        return tuple(reports)
+        return tuple(
+            self._worker_report(phase, worker, page, now)
+            for phase in Phase
+            for worker in self.workers.of(self.workers.role_of(phase))
+        )
+
+    def _worker_report(self, phase: Phase, worker: Worker, page: PacingPage, now: float) -> WorkerReport:
+        dead = worker.state is WorkerState.DEAD
+        slot = page.seats[worker.slot][worker.seat]
+        return WorkerReport(
+            phase=phase,
+            pid=worker.pid,
+            generation=worker.generation,
+            state=worker.state,
+            applied_epoch=0 if dead else slot.applied_epoch,
+            heartbeat_age_seconds=self.heartbeat_age(worker, now),
+            busy=not dead and slot.pid != 0 and slot.idle_since_ns == 0,
+            steps=0 if dead else slot.steps,
+            cpu_seconds=0.0 if dead else slot.cpu_ns / 1e9,
+            percent=worker.rung.percent or 100,
+            routed=worker is self.workers.route(worker.role, alone=False),
+            sm_count=worker.sm_count,
+        )

@@ -83,8 +83,9 @@ class ResidentLink:
                 self.failure = message
             case ResidentHello():
                 self.hello, self.failure, self.percent = message, None, 100
-                self._kv_fd = fds.popleft()
-                self._on_hello(message, PacingPage(fds.popleft()))
+                page = PacingPage(fds.popleft())
+                self._kv_fd = fds.popleft() if message.kv_descriptor else -1
+                self._on_hello(message, page)
             case Spawned():
                 self._workers.spawned(message, fds.popleft(), fds.popleft())
             case WorkerEnded(pid, status):

@@ -2,7 +2,8 @@
 
 Records (times are seconds of CLOCK_MONOTONIC):
 ``{"event": "plan", "phase", "seq", "at", "pid", "steps", "batch", "tokens"}``
-``{"event": "step", "phase", "seq", "begin", "end", "batch", "tokens"}``: tokens computed (prefill) or sampled (decode)
+``{"event": "step", "phase", "seq", "last", "begin", "end", "batch", "tokens"}``: tokens computed (prefill) or sampled
+(decode); `last` ends the plan
 ``{"event": "worker_lost", "phase", "at", "pid", "in_flight", "ending"}``: seq of the plan in flight, or null
 """
 
@@ -32,7 +33,14 @@ class StepLog:
         batch, tokens = _size(plan) if isinstance(plan, PrefillPlan) else (len(result.tokens), len(result.tokens))
         end = result.finished_at
         self._write(
-            event="step", phase=phase, seq=result.seq, begin=end - result.seconds, end=end, batch=batch, tokens=tokens
+            event="step",
+            phase=phase,
+            seq=result.seq,
+            last=result.last,
+            begin=end - result.seconds,
+            end=end,
+            batch=batch,
+            tokens=tokens,
         )
 
     def worker_lost(self, phase: Phase, pid: int, in_flight: int | None, ending: Ending, at: float) -> None:

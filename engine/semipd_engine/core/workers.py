@@ -1,8 +1,9 @@
 """The phase workers as core sees them: spawned through the resident, watched by pidfd, replaced when they die.
 
-A worker's death is believed only when the kernel says so (pidfd): until then it may still write to the KV pool. How it
-ended only its parent can say, so the resident's word is waited for; nobody else could start the next worker anyway.
-Then its channel is drained to the end, so that every step it reported is booked, and only then is it reported lost.
+A phase has a place for each rung that `core.rungs` keeps, and in each place at most one worker. A worker's death is
+believed only when the kernel says so (pidfd): until then it may still write to the KV pool. How it ended only its
+parent can say, so the resident's word is waited for; nobody else could start the next worker anyway. Then its channel
+is drained to the end, so that every step it reported is booked, and only then is it reported lost.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from semipd_engine.contract import Phase, WorkerState
 from semipd_engine.core.blame import Ending
 from semipd_engine.core.event_loop import Connection, EventLoop
+from semipd_engine.core.rungs import Partitions, Rung, contradiction
 from semipd_engine.ipc.messages import (
     CoreToWorker,
     Shutdown,
@@ -29,42 +32,69 @@ from semipd_engine.ipc.messages import (
     StepResult,
     WorkerReady,
     WorkerToCore,
+    WorkerUnfit,
 )
+from semipd_engine.pacing.page import SEATS
 
 FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 1.0
+UNFIT_BACKOFF_SECONDS = 10.0
+"""Until a worker that cannot serve is tried again."""
+DEATHS_BEFORE_READY = 3
+"""A rung whose workers die so often before they are ready is unfit."""
+RETIRE_SECONDS = 10.0
+"""Time for a worker that is not needed any more to finish its plan and exit."""
 UNIFIED = "unified"
 """The role of the one worker that executes both phases' plans."""
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class Worker:
-    """One role's place: the worker that fills it now, and the count of those that did."""
+    """The place of one role and rung: the worker that fills it now, or filled it last."""
 
     role: str
+    rung: Rung = field(default_factory=Rung)
+    seat: int = 0
     generation: int = 0
     state: WorkerState = WorkerState.DEAD
     pid: int = 0
     pidfd: int = -1
     connection: Connection[WorkerToCore] | None = None
     started_at: float = 0.0
-    spawn_at: float | None = None
+    spawn_at: float | None = 0.0
     """When to ask for a worker; None while one is asked for or alive."""
     progressed: bool = False
     """It has completed a step: such a worker is replaced at once, others after a growing pause."""
     backoff: float = 0.0
-    deaths: int = 0
+    died_early: bool = False
+    """The kernel says that it is dead, and it never was ready; its parent's word is waited for."""
+    early_deaths: int = 0
+    """Deaths in a row before it was ready."""
+    problem: str = ""
+    """Why it cannot serve; empty once it is ready."""
+    sm_count: int | None = None
+    give_up_at: float | None = None
+    """It is retiring: killed then, if it has not ended by itself."""
 
     @property
     def ready(self) -> bool:
         return self.state is WorkerState.READY
 
     @property
+    def alive(self) -> bool:
+        """Asked for, running, or dead and not buried yet: it has its seat until then."""
+        return self.state is not WorkerState.DEAD or self.pidfd >= 0
+
+    @property
     def slot(self) -> Phase:
-        """Whose slot of the pacing page it keeps; the unified worker keeps prefill's."""
+        """Whose slots of the pacing page it keeps; the unified worker keeps one of prefill's."""
         return Phase.PREFILL if self.role == UNIFIED else Phase(self.role)
+
+    @property
+    def title(self) -> str:
+        return self.role if self.rung.percent is None else f"{self.role} {self.rung.percent} %"
 
     def send(self, plan: CoreToWorker) -> None:
         assert self.connection is not None
@@ -73,35 +103,56 @@ class Worker:
 
 @dataclass
 class Workers:
-    """All roles. `on_result` and `on_lost` are the engine core's."""
+    """All places. `on_result` and `on_lost` are the engine core's."""
 
     loop: EventLoop
     roles: tuple[str, ...]
+    partitions: Partitions
     on_result: Callable[[Worker, StepResult | StepFailed], None]
     on_lost: Callable[[Worker, Ending], None]
-    by_role: dict[str, Worker] = field(init=False)
+    start_seconds: float = 60.0
+    """A worker that is not ready after so long is killed."""
+    deaths: Counter[str] = field(default_factory=Counter)
+    """Unwanted deaths by role."""
+    _places: dict[tuple[str, Rung], Worker] = field(default_factory=dict)
+    _retiring: list[Worker] = field(default_factory=list)
+    _generations: Counter[str] = field(default_factory=Counter)
     _ask: Callable[[SpawnWorker], None] | None = None
+    _device_sms: int | None = None
 
-    def __post_init__(self) -> None:
-        self.by_role = {role: Worker(role) for role in self.roles}
+    def of(self, role: str) -> list[Worker]:
+        """The role's places, the one that is routed to first."""
+        routed = self.route(role, alone=False)
+        places = [worker for worker in self._places.values() if worker.role == role]
+        return sorted(places, key=lambda worker: worker is not routed)
 
-    @property
-    def all_ready(self) -> bool:
-        return all(worker.ready for worker in self.by_role.values())
+    def role_of(self, phase: Phase) -> str:
+        return UNIFIED if UNIFIED in self.roles else phase.value
 
-    def for_phase(self, phase: Phase) -> Worker:
-        return self.by_role[UNIFIED if UNIFIED in self.by_role else phase.value]
+    def route(self, role: str, alone: bool) -> Worker | None:
+        """The worker that the role's next step goes to."""
+        for rung in self.partitions.route(role, alone):
+            worker = self._places.get((role, rung))
+            if worker is not None and worker.ready:
+                return worker
+        return None
 
-    def attach(self, ask: Callable[[SpawnWorker], None]) -> None:
-        """A resident is there: ask it for all workers."""
-        self._ask = ask
-        for worker in self.by_role.values():
+    def is_ready(self, role: str, rung: Rung) -> bool:
+        worker = self._places.get((role, rung))
+        return worker is not None and worker.ready
+
+    # ---- the resident comes and goes -----------------------------------------------------------------------------
+
+    def attach(self, ask: Callable[[SpawnWorker], None], device_sms: int | None) -> None:
+        """A resident is there: ask it for all workers. `device_sms`: streaming multiprocessors of the whole GPU."""
+        self._ask, self._device_sms = ask, device_sms
+        for worker in self._places.values():
             worker.spawn_at = 0.0
 
     def detach(self) -> None:
         """The resident is gone, and its workers with it: make sure of that, and book what they had reported."""
         self._ask = None
-        for worker in self.by_role.values():
+        for worker in list(self.everyone()):
             worker.spawn_at = None
             if worker.pidfd >= 0:
                 self.kill(worker)
@@ -110,19 +161,51 @@ class Workers:
                 poll.select(timeout=10)  # a killed process is gone in milliseconds
                 poll.close()
                 self._buried(worker, Ending())
+            worker.state = WorkerState.DEAD  # asked for, and never answered
             worker.backoff = 0.0
+        self._retiring.clear()
+
+    # ---- each turn of the loop -----------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
-        """Ask for the workers that are due."""
-        for worker in self.by_role.values():
-            if self._ask is not None and worker.spawn_at is not None and now >= worker.spawn_at:
-                worker.spawn_at = None
-                worker.generation += 1
-                worker.state = WorkerState.STARTING
-                self._ask(SpawnWorker(phase=worker.role, generation=worker.generation))
+        """Ask for the workers that are due, let those go that no partition keeps, give up on those that hang."""
+        if self._ask is None:
+            return
+        for role in self.roles:
+            kept = self.partitions.kept(role)
+            for place in [key for key in self._places if key[0] == role and key[1] not in kept]:
+                self._retire(self._places.pop(place), now)
+            for rung in self.partitions.wanted(role):
+                worker = self._places.setdefault((role, rung), Worker(role, rung))
+                if worker.spawn_at is not None and now >= worker.spawn_at:
+                    self._spawn(self._ask, worker, now)
+        for worker in self.everyone():
+            starting = worker.state is WorkerState.STARTING and now - worker.started_at > self.start_seconds
+            if starting or (worker.give_up_at is not None and now >= worker.give_up_at):
+                self.kill(worker)
+
+    def _spawn(self, ask: Callable[[SpawnWorker], None], worker: Worker, now: float) -> None:
+        taken = {w.seat for w in self.everyone() if w.role == worker.role and w.alive}
+        seat = next((seat for seat in range(SEATS) if seat not in taken), None)
+        if seat is None:
+            return  # some are draining still
+        self._generations[worker.role] += 1
+        worker.seat, worker.generation, worker.state = seat, self._generations[worker.role], WorkerState.STARTING
+        worker.spawn_at, worker.started_at, worker.sm_count = None, now, None
+        rung = worker.rung
+        ask(SpawnWorker(worker.role, worker.generation, seat, rung.percent, dict(rung.environment)))
+
+    def _retire(self, worker: Worker, now: float) -> None:
+        """Nothing more is routed to it. It finishes the plan in hand, since messages arrive in order, and exits."""
+        if worker.alive:
+            log.info("%s worker %d retires (generation %d)", worker.title, worker.pid, worker.generation)
+            worker.give_up_at = now + RETIRE_SECONDS
+            self._retiring.append(worker)
+            if worker.connection is not None:
+                worker.send(Shutdown())
 
     def spawned(self, message: Spawned, channel_fd: int, pidfd: int) -> None:
-        worker = self.by_role[message.phase]
+        worker = next(w for w in self.everyone() if (w.role, w.generation) == (message.phase, message.generation))
         worker.pid, worker.pidfd, worker.started_at = message.pid, pidfd, time.monotonic()
         worker.progressed = False
         worker.connection = Connection(
@@ -133,10 +216,12 @@ class Workers:
             on_close=lambda: self._on_channel_closed(worker),
         )
         self.loop.watch(pidfd, selectors.EVENT_READ, lambda _: self._died(worker))
+        if worker.give_up_at is not None:
+            worker.send(Shutdown())
 
     def ended(self, pid: int, status: int) -> None:
         """The resident has reaped a worker."""
-        for worker in self.by_role.values():
+        for worker in self.everyone():
             if worker.pid == pid and worker.pidfd >= 0:
                 self._buried(worker, Ending(status))
 
@@ -144,25 +229,49 @@ class Workers:
         """Let each worker finish the plan in hand and exit; kill those that do not."""
         deadline = time.monotonic() + timeout
         self._ask = None
-        for worker in self.by_role.values():
+        for worker in self.everyone():
             if worker.connection is not None:
                 worker.connection.send(Shutdown())
-        while any(w.pidfd >= 0 for w in self.by_role.values()) and time.monotonic() < deadline:
+        while any(w.pidfd >= 0 for w in self.everyone()) and time.monotonic() < deadline:
             self.loop.run_once(0.1)
-        for worker in self.by_role.values():
+        for worker in self.everyone():
             self.kill(worker)
 
-    def _on_message(self, worker: Worker, message: WorkerReady | StepResult | StepFailed) -> None:
-        if isinstance(message, WorkerReady):
-            worker.state = WorkerState.READY
-            log.info("%s worker %d is ready (generation %d)", worker.role, worker.pid, worker.generation)
-        else:
-            worker.progressed |= isinstance(message, StepResult)
-            self.on_result(worker, message)
+    # ---- what a worker says and how it ends ----------------------------------------------------------------------
+
+    def _on_message(self, worker: Worker, message: WorkerReady | WorkerUnfit | StepResult | StepFailed) -> None:
+        match message:
+            case WorkerReady():
+                self._on_ready(worker, message)
+            case WorkerUnfit(reason, text):
+                self._unfit(worker, reason, text)
+            case StepResult() | StepFailed():
+                worker.progressed |= isinstance(message, StepResult)
+                self.on_result(worker, message)
+
+    def _on_ready(self, worker: Worker, message: WorkerReady) -> None:
+        if worker.state is not WorkerState.STARTING:
+            return  # it said so before it died, and its death was seen first
+        worker.sm_count = message.sm_count
+        wrong = contradiction(worker.rung, message.sm_count, self._device_sms)
+        if wrong is not None:
+            self._unfit(worker, "SMCountMismatch", wrong)
+            self.kill(worker)
+            return
+        worker.state, worker.problem, worker.early_deaths = WorkerState.READY, "", 0
+        log.info("%s worker %d is ready (generation %d)", worker.title, worker.pid, worker.generation)
+        if all(self.is_ready(role, rung) for role in self.roles for rung in self.partitions.kept(role)):
+            self.partitions.recovered()
+
+    def _unfit(self, worker: Worker, reason: str, message: str) -> None:
+        log.error("%s worker %d cannot serve: %s: %s", worker.title, worker.pid, reason, message)
+        worker.problem = f"{reason}: {message}"
+        self.partitions.unfit(worker.role, worker.rung, reason, message)
 
     def _on_channel_closed(self, worker: Worker) -> None:
         """The end of its stream: the worker is exiting or broken. Its death is what counts; see that it comes."""
-        self.kill(worker)
+        if worker.give_up_at is None and not worker.problem:
+            self.kill(worker)
 
     def kill(self, worker: Worker) -> None:
         if worker.pidfd >= 0:
@@ -172,7 +281,7 @@ class Workers:
     def _died(self, worker: Worker) -> None:
         """The kernel says that the worker is dead; its parent will say how."""
         self.loop.forget(worker.pidfd)
-        worker.state = WorkerState.DEAD
+        worker.died_early, worker.state = worker.state is WorkerState.STARTING, WorkerState.DEAD
 
     def _buried(self, worker: Worker, ending: Ending) -> None:
         """Dead and reaped: nothing it started can touch the pool any more."""
@@ -183,13 +292,30 @@ class Workers:
         self.loop.forget(worker.pidfd)
         os.close(worker.pidfd)
         worker.pidfd = -1
-        worker.state = WorkerState.DEAD
-        worker.deaths += 1
-        now = time.monotonic()
+        early = worker.died_early or worker.state is WorkerState.STARTING
+        worker.died_early, worker.state = False, WorkerState.DEAD
+        if worker in self._retiring:
+            self._retiring.remove(worker)
+            log.info("%s worker %d has ended (generation %d)", worker.title, worker.pid, worker.generation)
+        else:
+            self._replace(worker, early, ending)
+        self.on_lost(worker, ending)
+
+    def _replace(self, worker: Worker, early: bool, ending: Ending) -> None:
+        self.deaths[worker.role] += 1
+        if early and not worker.problem:
+            worker.early_deaths += 1
+            if worker.early_deaths % DEATHS_BEFORE_READY == 0:
+                times = f"{worker.early_deaths} times in a row it died before it was ready; its log says why"
+                self.partitions.unfit(worker.role, worker.rung, "WorkerDied", times)
         if worker.progressed:
             worker.backoff = 0.0
         if self._ask is not None:
-            worker.spawn_at = now + worker.backoff
+            worker.spawn_at = time.monotonic() + (UNFIT_BACKOFF_SECONDS if worker.problem else worker.backoff)
         worker.backoff = min(LONGEST_BACKOFF_SECONDS, max(FIRST_BACKOFF_SECONDS, worker.backoff * 2))
-        log.warning("%s worker %d died (generation %d): %s", worker.role, worker.pid, worker.generation, ending)
-        self.on_lost(worker, ending)
+        log.warning("%s worker %d died (generation %d): %s", worker.title, worker.pid, worker.generation, ending)
+
+    def everyone(self) -> Iterator[Worker]:
+        """All places, and the workers that are retiring."""
+        yield from list(self._places.values())
+        yield from list(self._retiring)

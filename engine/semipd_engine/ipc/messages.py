@@ -210,10 +210,20 @@ class WorkerReady(msgspec.Struct, frozen=True, tag="ready"):
     phase: str
     pid: int
     generation: int
+    sm_count: int | None = None
+    """Streaming multiprocessors that the worker sees; None on the CPU. Core judges it."""
+
+
+class WorkerUnfit(msgspec.Struct, frozen=True, tag="unfit"):
+    """The worker found out by itself that it cannot serve; it exits."""
+
+    reason: str
+    """CamelCase: CUDAUnavailable, AttachFailed, WeightsMismatch, WarmUpFailed."""
+    message: str
 
 
 CoreToWorker = PrefillPlan | DecodePlan | Shutdown
-WorkerToCore = WorkerReady | StepResult | StepFailed
+WorkerToCore = WorkerReady | WorkerUnfit | StepResult | StepFailed
 
 
 # ---- core <-> resident -------------------------------------------------------------------------------------------
@@ -225,7 +235,12 @@ class SpawnWorker(msgspec.Struct, frozen=True, tag="spawn"):
     phase: str
     """prefill, decode or unified."""
     generation: int
+    seat: int = 0
+    """Which of the phase's slots of the pacing page the worker keeps."""
+    percent: int | None = None
+    """For the process title; None where a worker's limit may change during its life."""
     environment: dict[str, str] = {}
+    """Put over the resident's own, before the device is touched."""
 
 
 class Spawned(msgspec.Struct, frozen=True, tag="spawned"):
@@ -243,7 +258,7 @@ class WorkerEnded(msgspec.Struct, frozen=True, tag="ended"):
 
 
 class ResidentHello(msgspec.Struct, frozen=True, tag="hello"):
-    """First message of the resident once the weights are loaded; carries the fds of the KV pool and the page."""
+    """First message of the resident once the weights are loaded; carries the page's descriptor, then the KV pool's."""
 
     pid: int
     num_blocks: int
@@ -255,6 +270,10 @@ class ResidentHello(msgspec.Struct, frozen=True, tag="hello"):
     device: str
     max_model_len: int
     vocab_size: int
+    kv_descriptor: bool = True
+    """False where the KV pool is device memory, which no descriptor stands for."""
+    sm_count: int | None = None
+    """Streaming multiprocessors of the whole GPU; None on the CPU."""
 
 
 class ResidentLoading(msgspec.Struct, frozen=True, tag="loading"):
@@ -265,7 +284,7 @@ class ResidentFailed(msgspec.Struct, frozen=True, tag="load_failed"):
     """Loading cannot succeed (bad model, too little memory): the reason goes to the API and to the status."""
 
     reason: str
-    """CamelCase: LoadFailed, OutOfMemory, NotFound."""
+    """CamelCase: LoadFailed, OutOfMemory, NotFound, NoGPU."""
     message: str
 
 

@@ -1,4 +1,4 @@
-"""All weights of a model in one shared mapping, with a manifest: one copy for every process that has the descriptor.
+"""All weights of a model in one shared region, with a manifest: one copy for every process that attaches to it.
 
 Fused tensors (query-key-value, gate-up) are put together here, once. Knows nothing of layers or of who computes.
 Loading runs no torch operator in more than the caller's number of threads, so a process that forks its workers later
@@ -7,48 +7,50 @@ stays single-threaded with ``torch.set_num_threads(1)``.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from semipd_engine.memory.shared import align, create_memfd, map_memfd
+from semipd_engine.memory.manifest import ArenaEntry
+from semipd_engine.memory.region import Region
+from semipd_engine.memory.shared import align
 from semipd_engine.model.checkpoint import stream
 from semipd_engine.model.config import ModelConfig
 from semipd_engine.model.weights import WeightSpec, weight_specs
 
-
-@dataclass(frozen=True)
-class ArenaEntry:
-    name: str
-    offset: int
-    """Bytes from the start of the mapping."""
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    """Elements."""
-    dtype: str
+CPU = torch.device("cpu")
+PROBES, PROBE_BYTES = 64, 1024
 
 
 class WeightArena:
-    def __init__(self, fd: int, manifest: Sequence[ArenaEntry], nbytes: int) -> None:
-        """Map the arena that lies in `fd` (made by `create` or `load_arena`, here or in another process)."""
-        self.fd = fd
+    def __init__(self, region: Region, manifest: Sequence[ArenaEntry]) -> None:
+        """The arena that lies in `region` (filled by `load_arena`, here or in another process)."""
+        self.region = region
         self.manifest = tuple(manifest)
-        self.nbytes = nbytes
-        buffer = map_memfd(fd, nbytes)
-        self._tensors = {entry.name: _view(buffer, entry) for entry in self.manifest}
+        self._tensors = {entry.name: _view(region.data, entry) for entry in self.manifest}
 
     @classmethod
-    def create(cls, specs: Sequence[WeightSpec], dtype: torch.dtype) -> WeightArena:
+    def create(cls, specs: Sequence[WeightSpec], dtype: torch.dtype, device: torch.device = CPU) -> WeightArena:
         """A zeroed arena with room for these tensors."""
         manifest, offset = [], 0
         for spec in specs:
             tensor = torch.empty(spec.shape, dtype=dtype, device="meta")
             manifest.append(ArenaEntry(spec.name, offset, spec.shape, tensor.stride(), str(dtype).split(".")[-1]))
             offset = align(offset + tensor.numel() * dtype.itemsize)
-        return cls(create_memfd("semipd-weights", offset), manifest, offset)
+        return cls(Region.create("semipd-weights", offset, device), manifest)
+
+    @property
+    def nbytes(self) -> int:
+        return self.region.nbytes
+
+    def checksum(self) -> int:
+        """Of `PROBES` pieces of `PROBE_BYTES` bytes all over the arena: two processes see the same weights."""
+        step = max(1, self.nbytes // PROBES)
+        pieces = [self.region.data[first : first + PROBE_BYTES] for first in range(0, self.nbytes, step)]
+        return zlib.crc32(torch.cat(pieces).cpu().numpy().tobytes())
 
     def tensors(self) -> dict[str, Tensor]:
         """Views by engine name (`weight_specs`), shared with every other mapping: read them, never write."""
@@ -60,14 +62,15 @@ def load_arena(
     model_dir: Path | str,
     dtype: torch.dtype,
     progress: Callable[[int], None] = lambda percent: None,
+    device: torch.device = CPU,
 ) -> WeightArena:
-    """Stream the checkpoint's safetensors files into a new arena, cast to `dtype`.
+    """Stream the checkpoint's safetensors files into a new arena on `device`, cast to `dtype`.
 
     `progress` is told the percentage whenever it grows. Raises `ModelError` for missing, unexpected or wrongly shaped
     tensors (`model.checkpoint`).
     """
     specs = weight_specs(config)
-    arena = WeightArena.create(specs, dtype)
+    arena = WeightArena.create(specs, dtype, device)
     views = arena.tensors()
     targets: dict[str, Tensor] = {}
     for spec in specs:

@@ -1,4 +1,4 @@
-"""The paged KV pool as tensors: `KVLayout` laid over one shared mapping.
+"""The paged KV pool as tensors: `KVLayout` laid over one shared region.
 
 Knows no heads: an entry is a vector of `width` elements, so latent attention fits as well. Who may write which block
 is the core's business; nothing is checked here.
@@ -10,30 +10,33 @@ import torch
 from torch import Tensor
 
 from semipd_engine.memory.layout import KVLayout
-from semipd_engine.memory.shared import create_memfd, map_memfd
+from semipd_engine.memory.region import Region
+
+CPU = torch.device("cpu")
 
 
 class KVPool:
-    def __init__(self, layout: KVLayout, num_blocks: int, fd: int, dtype: torch.dtype) -> None:
-        """Map the pool that lies in `fd` (made by `create`, here or in another process)."""
+    def __init__(self, layout: KVLayout, num_blocks: int, region: Region, dtype: torch.dtype) -> None:
+        """The pool that lies in `region` (made by `create`, here or in another process)."""
         if dtype.itemsize != layout.itemsize:
             raise ValueError(f"layout has elements of {layout.itemsize} bytes, {dtype} has {dtype.itemsize}")
         self.layout = layout
         self.num_blocks = num_blocks
         self.dtype = dtype
-        self.fd = fd
-        buffer = map_memfd(fd, layout.pool_bytes(num_blocks))
+        self.region = region
+        if region.nbytes < layout.pool_bytes(num_blocks):
+            raise ValueError(f"the region has {region.nbytes} bytes, {layout.pool_bytes(num_blocks)} are needed")
         self._components: list[Tensor] = []
         for index, component in enumerate(layout.components):
             shape = (layout.num_layers, num_blocks, layout.block_size, component.width)
             begin = layout.component_offset(index, num_blocks)
             end = begin + layout.num_layers * num_blocks * layout.block_size * component.width * layout.itemsize
-            self._components.append(buffer[begin:end].view(dtype).view(shape))
+            self._components.append(region.data[begin:end].view(dtype).view(shape))
 
     @classmethod
-    def create(cls, layout: KVLayout, num_blocks: int, dtype: torch.dtype) -> KVPool:
-        """A new zeroed pool. Pages are taken from the machine when they are first touched."""
-        return cls(layout, num_blocks, create_memfd("semipd-kv", layout.pool_bytes(num_blocks)), dtype)
+    def create(cls, layout: KVLayout, num_blocks: int, dtype: torch.dtype, device: torch.device = CPU) -> KVPool:
+        """A new zeroed pool. On the CPU pages are taken from the machine when they are first touched."""
+        return cls(layout, num_blocks, Region.create("semipd-kv", layout.pool_bytes(num_blocks), device), dtype)
 
     @property
     def block_size(self) -> int:

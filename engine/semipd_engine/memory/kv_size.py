@@ -1,36 +1,62 @@
 """How many KV blocks there will be. Pure, but for reading what the machine grants.
 
-Without --kv-cache-memory the pool takes `AUTOMATIC_SHARE` of the memory that is left after the weights are loaded, and
-no more than --max-num-seqs sequences of the full length could fill. The rest is for the activations of two workers, the
-other processes and the page cache. The pool is one size for everybody: no worker sizes anything.
+Without --kv-cache-memory the pool takes a share of the memory that is left after the weights are loaded, and no more
+than --max-num-seqs sequences of the full length could fill. The rest is for the workers, and on the CPU for the other
+processes and the page cache. The pool is one size for everybody: no worker sizes anything.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from semipd_engine.memory.layout import KVLayout
 from semipd_engine.model.errors import ModelError
 
 AUTOMATIC_SHARE = 0.4
+"""CPU: activations of two workers, the other processes and the page cache share the rest."""
+GPU_SHARE = 0.95
+GPU_RESERVED = 4 << 30
+"""Bytes of the GPU kept for its workers: four (each phase has one on the rung in force and one on the 100 % rung), each
+with its context and modules (about 0.5 GiB), library workspaces and the intermediates of a step (`ops` bounds them).
+While two more are being prepared for a switch all six fit, because small rungs have smaller contexts."""
 MIB = 1 << 20
 
 
-def num_kv_blocks(layout: KVLayout, max_model_len: int, max_num_seqs: int, kv_cache_memory: int, available: int) -> int:
-    """Blocks of the pool; `kv_cache_memory` and `available` in bytes, 0 for the former: choose.
+@dataclass(frozen=True)
+class MemoryGrant:
+    free: int
+    """Bytes that nobody has taken yet."""
+    share: float = AUTOMATIC_SHARE
+    """Part of it, less `reserved`, that the pool may take by itself."""
+    reserved: int = 0
+    """Bytes for the workers."""
+
+    @property
+    def automatic(self) -> int:
+        return int(max(0, self.free - self.reserved) * self.share)
+
+    def __str__(self) -> str:
+        kept = f", {self.reserved / MIB:.0f} MiB of them for the workers" if self.reserved else ""
+        return f"{self.free / MIB:.0f} MiB are free{kept}"
+
+
+def num_kv_blocks(
+    layout: KVLayout, max_model_len: int, max_num_seqs: int, kv_cache_memory: int, grant: MemoryGrant
+) -> int:
+    """Blocks of the pool; `kv_cache_memory` in bytes, 0: choose.
 
     Raises `ModelError` (OutOfMemory) when one sequence of `max_model_len` tokens would not fit.
     """
     needed = -(-max_model_len // layout.block_size)
-    budget = kv_cache_memory or int(available * AUTOMATIC_SHARE)
+    budget = kv_cache_memory or grant.automatic
     blocks = budget // layout.block_bytes
     if blocks < needed:
-        source = "--kv-cache-memory" if kv_cache_memory else f"{AUTOMATIC_SHARE:.0%} of the memory left"
+        source = "--kv-cache-memory" if kv_cache_memory else f"{grant.share:.0%} of the memory left"
         raise ModelError(
             "OutOfMemory",
             f"a sequence of {max_model_len} tokens needs {needed * layout.block_bytes / MIB:.0f} MiB of KV cache but "
-            f"{source} is {budget / MIB:.0f} MiB ({available / MIB:.0f} MiB are free): "
-            "lower --max-model-len, or give more memory",
+            f"{source} is {budget / MIB:.0f} MiB ({grant}): lower --max-model-len, or give more memory",
         )
     return blocks if kv_cache_memory else min(blocks, max(needed, max_num_seqs * needed))
 

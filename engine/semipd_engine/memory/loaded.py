@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from semipd_engine.contract import EngineOptions
 from semipd_engine.ipc.messages import DecodePlan, PrefillPlan, StepResult
+from semipd_engine.memory.kv_size import MemoryGrant
 from semipd_engine.memory.layout import KVLayout
 from semipd_engine.pacing.quantum import Pacer
 
@@ -19,8 +21,42 @@ class Runner(Protocol):
     def decode(self, plan: DecodePlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]: ...
 
 
-class LoadedModel(Protocol):
-    """Loaded once by the resident, inherited by every worker that it forks."""
+class UnfitError(Exception):
+    """This process cannot serve as a worker. `reason` is CamelCase, for the status."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """What a worker that is started by exec needs in order to attach to the resident's memory."""
+
+    message: Any
+    """A msgspec struct (`worker.attach.ModelExport`)."""
+    fds: tuple[int, ...]
+    """Descriptors that travel beside it."""
+
+
+class ServableModel(Protocol):
+    """A model in a worker: attached, nothing of it copied."""
+
+    def runner(self, pacer: Pacer) -> Runner:
+        """A runner over the KV pool, warmed up where that matters. Raises `UnfitError`."""
+
+    def sm_count(self) -> int | None:
+        """Streaming multiprocessors that this process may use; None on the CPU."""
+
+    def set_threads(self, count: int) -> None:
+        """Threads of this process's operators."""
+
+    def is_fatal(self, error: Exception) -> bool:
+        """Is the device lost to this process after `error`, so that only a new process can go on?"""
+
+
+class LoadedModel(ServableModel, Protocol):
+    """Loaded once by the resident; its workers inherit it (fork) or attach to it (exec)."""
 
     architecture: str
     dtype: str
@@ -31,14 +67,14 @@ class LoadedModel(Protocol):
     """The model's own limit or the user's, whichever is lower."""
     kv_layout: KVLayout
 
+    def kv_grant(self) -> MemoryGrant:
+        """What the device has left for the KV pool, after the weights."""
+
     def create_kv(self, num_blocks: int) -> int:
-        """Descriptor of a new zeroed KV pool."""
+        """Make the KV pool, zeroed. Its descriptor, or -1 where it is device memory. Raises `ModelError`."""
 
-    def runner(self, kv_fd: int, num_blocks: int, pacer: Pacer) -> Runner:
-        """Called in the worker, after the fork."""
-
-    def set_threads(self, count: int) -> None:
-        """Threads of this process's operators."""
+    def attachment(self) -> Attachment | None:
+        """For workers that are started by exec; None: they are forked."""
 
 
 Load = Callable[[EngineOptions, Callable[[int], None]], LoadedModel]

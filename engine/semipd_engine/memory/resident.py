@@ -1,7 +1,8 @@
-"""``python -m semipd_engine.memory.resident``: owns weights, KV pool and pacing page, and forks the workers.
+"""``python -m semipd_engine.memory.resident``: owns weights, KV pool and pacing page, and starts the workers.
 
-A plain blocking loop in one thread, so that it can fork at any time: a worker is born in milliseconds and shares every
-page of the weights. It computes nothing after the load. Core connects to ``<run_dir>/resident.sock``; a new core
+A plain blocking loop in one thread, so that on the CPU it can fork at any time: a worker is born in milliseconds and
+shares every page of the weights. On a GPU it exports its memory, and workers are started by exec (`memory.spawn`). It
+computes nothing after the load, and it is no client of MPS. Core connects to ``<run_dir>/resident.sock``; a new core
 re-attaches to the same weights and KV pool once the old core's workers are reaped.
 """
 
@@ -12,7 +13,6 @@ import logging
 import os
 import select
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -28,15 +28,17 @@ from semipd_engine.ipc.messages import (
     ResidentHello,
     ResidentLoading,
     Spawned,
+    SpawnWorker,
     WorkerEnded,
 )
-from semipd_engine.memory.kv_size import available_memory, num_kv_blocks
+from semipd_engine.memory.cuda_environment import without_mps
+from semipd_engine.memory.kv_size import num_kv_blocks
 from semipd_engine.memory.loaded import Load, LoadedModel
 from semipd_engine.memory.resident_socket import RESIDENT_SOCKET
+from semipd_engine.memory.spawn import start_worker
 from semipd_engine.model.errors import ModelError
 from semipd_engine.pacing.page import PacingPage
-from semipd_engine.process import die_with_parent, listen
-from semipd_engine.worker.worker import WorkerIdentity, run_worker
+from semipd_engine.process import listen
 
 EXIT_RETRY = 75
 """Exit code after a failure that another start may not have: the launcher tries again."""
@@ -82,29 +84,31 @@ class Resident:
 
     def _prepare(self, model: LoadedModel) -> None:
         options = self._options
-        available = available_memory()
-        self._num_blocks = num_kv_blocks(
-            model.kv_layout, model.max_model_len, options.max_num_seqs, options.kv_cache_memory, available
+        grant = model.kv_grant()
+        num_blocks = num_kv_blocks(
+            model.kv_layout, model.max_model_len, options.max_num_seqs, options.kv_cache_memory, grant
         )
         self._model = model
-        self._kv_fd = model.create_kv(self._num_blocks)
+        self._kv_fd = model.create_kv(num_blocks)
         self._page = PacingPage.create()
         self._hello = ResidentHello(
             pid=os.getpid(),
-            num_blocks=self._num_blocks,
+            num_blocks=num_blocks,
             block_size=model.kv_layout.block_size,
-            kv_bytes=model.kv_layout.pool_bytes(self._num_blocks),
+            kv_bytes=model.kv_layout.pool_bytes(num_blocks),
             weight_bytes=model.weight_bytes,
             architecture=model.architecture,
             dtype=model.dtype,
             device=model.device,
             max_model_len=model.max_model_len,
             vocab_size=model.vocab_size,
+            kv_descriptor=self._kv_fd >= 0,
+            sm_count=model.sm_count(),
         )
         log.info(
-            "%s, %s: weights %.0f MiB, KV pool %d blocks of %d tokens, %.0f MiB (%.0f MiB were free)",
-            *(model.architecture, model.dtype, model.weight_bytes / 2**20),
-            *(self._num_blocks, model.kv_layout.block_size, self._hello.kv_bytes / 2**20, available / 2**20),
+            "%s, %s, %s: weights %.0f MiB, KV pool %d blocks of %d tokens, %.0f MiB (before it %s)",
+            *(model.architecture, model.dtype, model.device, model.weight_bytes / 2**20),
+            *(num_blocks, model.kv_layout.block_size, self._hello.kv_bytes / 2**20, grant),
         )
         gc.collect()
         gc.freeze()  # the collector of a forked worker shall not touch, and so copy, what it inherits
@@ -127,7 +131,8 @@ class Resident:
         for descriptor in handlers:
             poll.register(descriptor, select.POLLIN)
         for descriptor, _ in poll.poll(timeout * 1000):
-            if descriptor in self._workers or descriptor == self._listener.fileno() or self._core is not None:
+            core = self._core.fileno() if self._core is not None else -1
+            if descriptor in (self._listener.fileno(), core, *self._workers):  # still, after what came before it
                 handlers[descriptor]()
 
     def _accept(self) -> None:
@@ -139,7 +144,7 @@ class Resident:
 
     def _introduce(self) -> None:
         if self._hello is not None:
-            self._tell(self._hello, fds=(self._kv_fd, self._page.fd))
+            self._tell(self._hello, fds=(self._page.fd, *([self._kv_fd] if self._kv_fd >= 0 else [])))
         else:
             self._tell(self._failure or ResidentLoading(self._percent))
 
@@ -157,7 +162,7 @@ class Resident:
         try:
             request = self._core.recv(timeout=0)
             while request is not None:
-                self._spawn(self._core, request.phase, request.generation)
+                self._spawn(self._core, request)
                 request = self._core.recv(timeout=0)
         except (ChannelClosed, FrameError):
             self._drop_core()
@@ -170,36 +175,20 @@ class Resident:
 
     # ---- workers -------------------------------------------------------------------------------------------------
 
-    def _spawn(self, core: BlockingChannel[CoreToResident], role: str, generation: int) -> None:
-        """Fork a worker; core gets its channel and its pidfd."""
-        tasks = os.listdir("/proc/self/task")  # noqa: PTH208
-        if len(tasks) != 1:
-            raise RuntimeError(f"the resident has {len(tasks)} threads: forking now could hang the worker")
-        ours, workers = socket.socketpair()
-        resident_pid = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                die_with_parent(resident_pid)
-                ours.close()
-                core.close()
-                self._listener.close()
-                for pidfd in self._workers:
-                    os.close(pidfd)
-                identity = WorkerIdentity(role, generation, os.getpid())
-                run_worker(identity, self._model, self._kv_fd, self._num_blocks, self._page, workers)
-                code = 0
-            except BaseException:
-                log.exception("worker %s failed", role)
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        workers.close()
+    def _spawn(self, core: BlockingChannel[CoreToResident], order: SpawnWorker) -> None:
+        """Start a worker; core gets its channel and its pidfd."""
+
+        def close_inherited() -> None:
+            core.close()
+            self._listener.close()
+            for pidfd in self._workers:
+                os.close(pidfd)
+
+        pid, channel = start_worker(order, self._model, self._page, close_inherited)
         pidfd = os.pidfd_open(pid)
         self._workers[pidfd] = pid
-        core.send(Spawned(phase=role, generation=generation, pid=pid), fds=(ours.fileno(), pidfd))
-        ours.close()
+        core.send(Spawned(phase=order.phase, generation=order.generation, pid=pid), fds=(channel.fileno(), pidfd))
+        channel.close()
 
     def _reap(self, pidfd: int) -> None:
         pid = self._workers.pop(pidfd)
@@ -234,6 +223,9 @@ def run(options: EngineOptions, load: Load) -> int:
 def main() -> int:
     # Read by OpenMP when torch is imported: one thread until the fork, and no spinning on shared cores after it.
     os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0", KMP_BLOCKTIME="0")
+    environment = without_mps(os.environ)
+    os.environ.clear()
+    os.environ.update(environment)
     from semipd_engine.server.flags import parse_options
     from semipd_engine.worker.torch_model import load
 

@@ -15,6 +15,10 @@ from semipd_engine.model.batch import Batch, Segment
 from semipd_engine.model.config import ModelConfig
 from semipd_engine.model.quanta import Load, Quanta
 
+MOST_SCORE_BYTES = 256 << 20
+"""Of one prefill operation on a GPU, in float32; torch's plain kernel keeps about three such matrices."""
+FLOAT32_BYTES = 4
+
 
 class GroupedQueryAttention:
     def __init__(
@@ -69,10 +73,14 @@ class GroupedQueryAttention:
         return out
 
     def _prefill(self, q: Tensor, batch: Batch) -> Tensor:
-        """Each sequence's rows are cut so that a piece fits one quantum."""
+        """Each sequence's rows are cut so that a piece fits one quantum, and on a GPU so that its scores fit the
+        worker's memory whichever kernel torch takes."""
         parts = []
         for segment in batch.segments:
             pieces = self._quanta.pieces(self._segment_load(segment, 0, segment.rows))
+            if q.device.type == "cuda":
+                scores = segment.rows * (segment.start + segment.rows) * self._config.num_heads * FLOAT32_BYTES
+                pieces = min(segment.rows, max(pieces, -(-scores // MOST_SCORE_BYTES)))
             step = -(-segment.rows // pieces)
             for begin in range(0, segment.rows, step):
                 end = min(begin + step, segment.rows)

@@ -72,12 +72,14 @@ def paged_decode(
 
     ``block_tables`` int64 [B, blocks] covers the first `context` positions; a sequence counts its new row, whose key
     and value are in the cache already. ``mask``: `length_mask`, or None if all B have exactly `context` positions.
-    Scores are taken in float32 (bfloat16 attention on one row is many times slower on a CPU). Returns q's shape.
+    On a CPU scores are taken in float32 (bfloat16 attention on one row is many times slower there). Returns q's shape.
     """
     batch, heads, head_dim = q.shape
-    k = _gather(key_cache, block_tables, context, head_dim, torch.float32)
-    v = _gather(value_cache, block_tables, context, head_dim, torch.float32)
-    queries = q.float().view(batch, heads, 1, head_dim)
+    dtype = torch.float32 if q.device.type == "cpu" else q.dtype
+    k = _gather(key_cache, block_tables, context, head_dim, dtype)
+    v = _gather(value_cache, block_tables, context, head_dim, dtype)
+    queries = q.to(dtype).view(batch, heads, 1, head_dim)
+    mask = mask.to(dtype) if mask is not None else None
     out = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, enable_gqa=True)
     return out.view(batch, heads, head_dim).to(q.dtype)
 

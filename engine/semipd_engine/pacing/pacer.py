@@ -2,7 +2,7 @@
 
 A limit binds only while both phases are busy; a phase that is alone has all granted CPUs and all threads (L0).
 `CORES`: while both are busy, this phase's threads are pinned to its own cores. `QUANTA`: the phases take turns, by
-stride, under a lock. `UNLIMITED`: nothing binds.
+stride, under a lock. `UNLIMITED`: nothing binds. `RUNGS`: nothing binds here either; the limit is the process's own.
 
 Knows the page and its own process; knows no model, no plan of work and no channel.
 """
@@ -73,10 +73,10 @@ class OwnProcess:
 class PhasePacer:
     """One for each worker. `peer` is None where one process runs both phases: then no limit ever binds."""
 
-    def __init__(self, page: PacingPage, phase: Phase, peer: Phase | None, processor: Processor) -> None:
+    def __init__(self, page: PacingPage, phase: Phase, peer: Phase | None, processor: Processor, seat: int = 0) -> None:
         self._page = page
         self._phase = phase
-        self._slot = page.slots[phase]
+        self._slot = page.seats[phase][seat]
         self._peer: Slot | None = page.slots[peer] if peer is not None else None
         self._processor = processor
         self._in_force: PlanInForce | None = None

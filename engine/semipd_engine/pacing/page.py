@@ -1,9 +1,9 @@
 """The pacing page: one small shared mapping between core and the phase workers. Nobody waits on it but for a turn.
 
-Core writes the plan in force and the recall number; each worker writes its own slot: heartbeat, applied epoch, busy,
-virtual time. 64-bit words, aligned, so a word is never seen half written (x86-64 and AArch64). The plan is longer than
-a word and stands behind a sequence number: odd while it is being written; a reader that meets a change keeps its old
-plan and looks again.
+Core writes the plan in force and the recall number; each worker writes a slot of its own (a phase has `SEATS` of them):
+heartbeat, applied epoch, busy, virtual time. 64-bit words, aligned, so a word is never seen half written (x86-64 and
+AArch64). The plan is longer than a word and stands behind a sequence number: odd while it is being written; a reader
+that meets a change keeps its old plan and looks again.
 
 Knows no scheduling, no threads and no torch.
 """
@@ -19,13 +19,15 @@ from semipd_engine.contract import PartitionPlan, Phase
 from semipd_engine.pacing.bell import Bell
 
 PAGE_BYTES = 16384
-PLAN_OFFSET = 1024
+PLAN_OFFSET = 2048
 """Bytes; the words lie before, the plan's JSON text behind."""
-MAGIC = 0x5345_4D49_5044_0001
+MAGIC = 0x5345_4D49_5044_0002
+SEATS = 6
+"""Most workers of a phase that can be alive at once: two in force, two being prepared, two draining."""
 
 _WORD_MAGIC, _WORD_SEQUENCE, _WORD_PLAN_LENGTH, _WORD_EPOCH, _WORD_RECALL, _WORD_IDLE_VTIME, _WORD_BELL = range(7)
 _SLOT_WORDS = 16
-_SLOT_FIRST = {Phase.PREFILL: 32, Phase.DECODE: 32 + _SLOT_WORDS}
+_SLOT_FIRST = {Phase.PREFILL: 32, Phase.DECODE: 32 + SEATS * _SLOT_WORDS}
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class _Word:
 
 
 class Slot:
-    """What one phase's worker says about itself. Times are nanoseconds of CLOCK_MONOTONIC."""
+    """What one worker says about itself. Times are nanoseconds of CLOCK_MONOTONIC."""
 
     pid = _Word(0)
     generation = _Word(1)
@@ -81,7 +83,12 @@ class PacingPage:
         if self._words[_WORD_MAGIC] != MAGIC:
             raise ValueError("the descriptor is not a pacing page of this version")
         self.bell = Bell(self._bytes[_WORD_BELL * 8 : _WORD_BELL * 8 + 4])
-        self.slots = {phase: Slot(self._words, first) for phase, first in _SLOT_FIRST.items()}
+        self.seats = {
+            phase: tuple(Slot(self._words, first + seat * _SLOT_WORDS) for seat in range(SEATS))
+            for phase, first in _SLOT_FIRST.items()
+        }
+        self.slots = {phase: seats[0] for phase, seats in self.seats.items()}
+        """Where a phase has one worker at a time, it keeps seat 0: two of them may then pace each other."""
 
     @classmethod
     def create(cls) -> PacingPage:
@@ -96,7 +103,9 @@ class PacingPage:
 
     def write_plan(self, epoch: int, plan: PartitionPlan) -> None:
         """Put a plan in force. Raises ValueError if it does not fit the page."""
-        text = plan.model_dump_json(exclude={"prefill": {"environment"}, "decode": {"environment"}}).encode()
+        text = plan.model_dump_json(
+            exclude={"prefill": {"environment"}, "decode": {"environment"}, "whole": True}
+        ).encode()
         if len(text) > PAGE_BYTES - PLAN_OFFSET:
             raise ValueError(f"the plan takes {len(text)} bytes, the page has {PAGE_BYTES - PLAN_OFFSET}")
         writing = self._words[_WORD_SEQUENCE] | 1  # a writer that died half-way left it odd

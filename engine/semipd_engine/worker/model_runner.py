@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from semipd_engine.model.rope import RotaryEmbedding
 from semipd_engine.model.transformer import Decoder
 from semipd_engine.pacing.quantum import Pacer
 from semipd_engine.sampling.sampler import SamplingRow, logprobs, sample
-from semipd_engine.worker.plan_rows import DecodeRows, Limits, prefill_batch
+from semipd_engine.worker.plan_rows import DecodeRows, Limits, on_device, prefill_batch
 
 
 class ModelRunner:
@@ -54,7 +55,12 @@ class ModelRunner:
                     requests.append(chunk.request)
                     rows.append(SamplingRow(chunk.sampling, chunk.output_index, chunk.history, chunk.prompt_len))
                     last.append(segment.first + segment.rows - 1)
-            tokens = self._sample(hidden[last], requests, rows) if rows else []
+            if rows:
+                chosen = hidden.index_select(0, on_device(np.array(last, np.int64), self._device))
+                tokens = self._sample(chosen, requests, rows)
+            else:
+                tokens = []
+                self._finish()
         return StepResult(plan.seq, tokens, last=True, seconds=time.perf_counter() - begin)
 
     def decode(self, plan: DecodePlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
@@ -78,6 +84,11 @@ class ModelRunner:
                 return
             decode_rows.advance(tokens, running)
             requests, rows = [requests[i] for i in running], [rows[i] for i in running]
+
+    def _finish(self) -> None:
+        """Wait until all that was queued is in memory. Where tokens are fetched, they have waited for it already."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
 
     def _sample(self, hidden: Tensor, requests: Sequence[int], rows: Sequence[SamplingRow]) -> list[TokenResult]:
         """One token for each row of ``hidden [R, hidden_size]``; the rows accept theirs."""

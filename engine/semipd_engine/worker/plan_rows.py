@@ -21,8 +21,9 @@ from semipd_engine.ops.torch_ref import length_mask
 
 Ints = npt.NDArray[np.int64]
 GROUP_WASTE = 0.3
-GROUP_POSITIONS = 4096
-"""One operation costs some 50 µs whatever its size, so short contexts are worth padding; a long one fills it alone."""
+GROUP_POSITIONS = {"cpu": 4096, "cuda": 16384}
+"""One operation costs some 50 µs whatever its size, so short contexts are worth padding; a long one fills it alone. On
+a GPU the bound is for the gathered copies, which its attention widens to all query heads and to float32."""
 
 
 class Limits:
@@ -62,11 +63,11 @@ def prefill_batch(
         tokens.append(ids)
         positions.append(at)
         slots.append(_slots(table[at // limits.block_size], at, limits.block_size))
-        segments.append(Segment(first, rows, chunk.start, torch.from_numpy(table).to(device)))
+        segments.append(Segment(first, rows, chunk.start, on_device(table, device)))
         first += rows
-    cos, sin = rotary(_tensor(np.concatenate(positions), device))
-    batch = Batch(_tensor(np.concatenate(slots), device), cos, sin, segments=tuple(segments))
-    return _tensor(np.concatenate(tokens), device), batch
+    cos, sin = rotary(on_device(np.concatenate(positions), device))
+    batch = Batch(on_device(np.concatenate(slots), device), cos, sin, segments=tuple(segments))
+    return on_device(np.concatenate(tokens), device), batch
 
 
 class DecodeRows:
@@ -91,10 +92,11 @@ class DecodeRows:
         """Token ids int64 [B] and the batch of the step that comes next."""
         size, at = self._limits.block_size, self._positions
         blocks = self._tables[np.arange(len(at)), at // size]
-        cos, sin = self._rotary(_tensor(at, self._device))
-        slots = _tensor(_slots(blocks, at, size), self._device)
-        groups = tuple(self._group(rows) for rows in similar_lengths((at + 1).tolist()))
-        return _tensor(self._tokens, self._device), Batch(slots, cos, sin, groups=groups)
+        cos, sin = self._rotary(on_device(at, self._device))
+        slots = on_device(_slots(blocks, at, size), self._device)
+        most = GROUP_POSITIONS[self._device.type]
+        groups = tuple(self._group(rows) for rows in similar_lengths((at + 1).tolist(), most))
+        return on_device(self._tokens, self._device), Batch(slots, cos, sin, groups=groups)
 
     def advance(self, tokens: Sequence[int], running: Sequence[int]) -> None:
         """Each row took its token of `tokens`; only the rows with the indices `running` go on."""
@@ -108,17 +110,17 @@ class DecodeRows:
         lengths = self._positions[indices] + 1
         context = int(lengths.max())
         tables = self._tables[indices, : -(-context // self._limits.block_size)]
-        mask = None if lengths.min() == context else length_mask(_tensor(lengths, self._device), context)
-        return Group(_tensor(indices, self._device), _tensor(tables, self._device), context, mask)
+        mask = None if lengths.min() == context else length_mask(on_device(lengths, self._device), context)
+        return Group(on_device(indices, self._device), on_device(tables, self._device), context, mask)
 
 
-def similar_lengths(lengths: Sequence[int]) -> list[list[int]]:
+def similar_lengths(lengths: Sequence[int], most: int) -> list[list[int]]:
     """Indices of `lengths` in groups: padding to a group's longest adds at most `GROUP_WASTE` to each member, and a
-    group of several has at most `GROUP_POSITIONS` positions in all."""
+    group of several has at most `most` positions in all."""
     groups: list[list[int]] = []
     longest = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        room = bool(groups) and (len(groups[-1]) + 1) * longest <= GROUP_POSITIONS
+        room = bool(groups) and (len(groups[-1]) + 1) * longest <= most
         if room and longest <= lengths[index] * (1 + GROUP_WASTE):
             groups[-1].append(index)
         else:
@@ -131,5 +133,7 @@ def _slots(blocks: Ints, positions: Ints, block_size: int) -> Ints:
     return blocks * block_size + positions % block_size
 
 
-def _tensor(values: Ints, device: torch.device) -> Tensor:
-    return torch.from_numpy(values).to(device)
+def on_device(values: Ints, device: torch.device) -> Tensor:
+    """int64. To a GPU from pinned memory, so that the copy is queued behind the kernels and nobody waits for it."""
+    tensor = torch.from_numpy(values)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

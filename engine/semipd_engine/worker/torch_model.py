@@ -1,54 +1,150 @@
-"""The real `LoadedModel`: weights in a shared arena, plans executed by `ModelRunner` with torch."""
+"""The real `LoadedModel`: weights in a shared arena, plans executed by `ModelRunner` with torch, on the CPU or a GPU.
+
+The resident loads it (`load`); a worker inherits it, or attaches to what the resident exports (`TorchModel.attach`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from semipd_engine.contract import Device, DType, EngineOptions
 from semipd_engine.memory.arena import WeightArena, load_arena
 from semipd_engine.memory.kv_pool import KVPool
-from semipd_engine.memory.loaded import Runner
+from semipd_engine.memory.kv_size import GPU_RESERVED, GPU_SHARE, MemoryGrant, available_memory
+from semipd_engine.memory.loaded import Attachment, Runner, UnfitError
+from semipd_engine.memory.region import Region
+from semipd_engine.model import device as devices
 from semipd_engine.model.config import ModelConfig
 from semipd_engine.model.errors import ModelError
-from semipd_engine.pacing.quantum import Pacer
+from semipd_engine.pacing.quantum import Pacer, Unpaced
+from semipd_engine.worker.attach import ModelExport
 from semipd_engine.worker.model_runner import ModelRunner
+from semipd_engine.worker.warm_up import warm_up
 
 
 class TorchModel:
-    def __init__(self, config: ModelConfig, arena: WeightArena, dtype: torch.dtype, options: EngineOptions) -> None:
-        self.architecture = config.architecture
-        self.dtype = str(dtype).removeprefix("torch.")
-        self.device = Device.CPU.value
-        self.vocab_size = config.vocab_size
-        self.weight_bytes = arena.nbytes
-        self.max_model_len = _max_model_len(config, options)
-        self.kv_layout = config.kv_layout(options.block_size, dtype.itemsize)
+    def __init__(self, config: ModelConfig, arena: WeightArena, block_size: int, max_model_len: int) -> None:
         self._config = config
         self._arena = arena
-        self._torch_dtype = dtype
+        self._torch_dtype = arena.tensors()["embedding"].dtype
+        self._torch_device = arena.region.data.device
+        self._kv: KVPool | None = None
+        self._checksum = 0
+        self.architecture = config.architecture
+        self.dtype = str(self._torch_dtype).removeprefix("torch.")
+        self.device = self._torch_device.type
+        self.vocab_size = config.vocab_size
+        self.weight_bytes = arena.nbytes
+        self.max_model_len = max_model_len
+        self.kv_layout = config.kv_layout(block_size, self._torch_dtype.itemsize)
+        self.exported = self.device == Device.CUDA
+        """Workers attach over exec; else they are forked."""
+
+    @property
+    def kv(self) -> KVPool:
+        assert self._kv is not None, "create_kv comes first"
+        return self._kv
+
+    # ---- in the resident -----------------------------------------------------------------------------------------
+
+    def kv_grant(self) -> MemoryGrant:
+        if self.device == Device.CUDA:
+            return MemoryGrant(torch.cuda.mem_get_info(self._torch_device)[0], GPU_SHARE, GPU_RESERVED)
+        return MemoryGrant(available_memory())
 
     def create_kv(self, num_blocks: int) -> int:
-        return KVPool.create(self.kv_layout, num_blocks, self._torch_dtype).fd
+        nbytes = self.kv_layout.pool_bytes(num_blocks)
+        with _out_of_memory(f"the KV pool of {nbytes / 2**20:.0f} MiB", self._torch_device):
+            self._kv = KVPool.create(self.kv_layout, num_blocks, self._torch_dtype, self._torch_device)
+        if self.exported:  # now: later the resident leaves the GPU alone
+            self._checksum = self._arena.checksum()
+        return self._kv.region.fd
 
-    def runner(self, kv_fd: int, num_blocks: int, pacer: Pacer) -> Runner:
-        kv = KVPool(self.kv_layout, num_blocks, kv_fd, self._torch_dtype)
-        return ModelRunner(self._config, self._arena.tensors(), kv, pacer, self.max_model_len)
+    def attachment(self) -> Attachment | None:
+        if not self.exported:
+            return None
+        export = ModelExport(
+            config=self._config,
+            device=self.device,
+            block_size=self.kv_layout.block_size,
+            max_model_len=self.max_model_len,
+            manifest=list(self._arena.manifest),
+            checksum=self._checksum,
+            weights=self._arena.region.export(),
+            kv=self.kv.region.export(),
+            num_blocks=self.kv.num_blocks,
+        )
+        return Attachment(export, self._arena.region.fds + self.kv.region.fds)
+
+    # ---- in a worker ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def attach(cls, export: ModelExport, fds: list[int]) -> TorchModel:
+        """The model that another process exports; nothing is copied. Raises `UnfitError`."""
+        device = devices.CPU
+        if export.device == Device.CUDA:
+            device = devices.GPU
+            try:
+                devices.open_gpu()
+            except ModelError as error:
+                raise UnfitError(error.reason, str(error)) from error
+        try:
+            arena = WeightArena(Region.attach(export.weights, fds, device), export.manifest)
+            model = cls(export.config, arena, export.block_size, export.max_model_len)
+            region = Region.attach(export.kv, fds, device)
+            model._kv = KVPool(model.kv_layout, export.num_blocks, region, model._torch_dtype)
+        except Exception as error:
+            raise UnfitError("AttachFailed", f"the resident's memory: {type(error).__name__}: {error}") from error
+        model.exported = True
+        seen = arena.checksum()
+        if seen != export.checksum:
+            raise UnfitError("WeightsMismatch", f"checksum {seen:#x} of the weights, {export.checksum:#x} expected")
+        return model
+
+    def runner(self, pacer: Pacer) -> Runner:
+        """On a GPU the limit is MPS's business, and work that is queued cannot be paced by pieces."""
+        pacer = Unpaced() if self.device == Device.CUDA else pacer
+        if self.device == Device.CUDA:
+            devices.set_precision(self._torch_dtype)
+        if self.exported:
+            warm_up(self._config, self._arena, self.kv_layout)
+        return ModelRunner(self._config, self._arena.tensors(), self.kv, pacer, self.max_model_len)
+
+    def sm_count(self) -> int | None:
+        if self.device != Device.CUDA:
+            return None
+        return int(torch.cuda.get_device_properties(self._torch_device).multi_processor_count)
 
     def set_threads(self, count: int) -> None:
         torch.set_num_threads(count)
+
+    def is_fatal(self, error: Exception) -> bool:
+        """After an error of the device every later call fails as well; running out of memory is not one."""
+        return isinstance(error, torch.AcceleratorError)
 
 
 def load(options: EngineOptions, progress: Callable[[int], None]) -> TorchModel:
     """Load the model that the options name. Raises `ModelError`."""
     torch.set_num_threads(1)  # before any operator: a process with a thread pool cannot be forked
-    if options.device is Device.CUDA:
-        raise ModelError("UnsupportedDevice", "--device cuda is not implemented yet: use --device cpu")
+    device = devices.resolve(options.device)
     config = ModelConfig.from_dir(options.model)
-    _max_model_len(config, options)
-    dtype = _dtype(config, options.dtype)
-    return TorchModel(config, load_arena(config, options.model, dtype, progress), dtype, options)
+    max_model_len = _max_model_len(config, options)
+    dtype = _dtype(config, options.dtype, device)
+    if device.type == "cuda":
+        devices.open_gpu()
+    with _out_of_memory(f"the weights of {_name(options.model)}", device):
+        arena = load_arena(config, options.model, dtype, progress, device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return TorchModel(config, arena, options.block_size, max_model_len)
+
+
+def _name(model: Path) -> str:
+    return model.name or str(model)
 
 
 def _max_model_len(config: ModelConfig, options: EngineOptions) -> int:
@@ -58,10 +154,11 @@ def _max_model_len(config: ModelConfig, options: EngineOptions) -> int:
     return options.max_model_len or longest
 
 
-def _dtype(config: ModelConfig, wanted: DType) -> torch.dtype:
-    """auto: the checkpoint's, or float32 where the CPU has no bfloat16 instructions (float16 never pays on a CPU)."""
+def _dtype(config: ModelConfig, wanted: DType, device: torch.device) -> torch.dtype:
+    """auto: the checkpoint's, but where a CPU has no instructions for it float32 (float16 never pays on a CPU)."""
     name = config.dtype if wanted is DType.AUTO else wanted.value
-    if wanted is DType.AUTO and (name == "float16" or (name == "bfloat16" and not _has_bfloat16())):
+    slow = name == "float16" or (name == "bfloat16" and not _has_bfloat16())
+    if wanted is DType.AUTO and device.type == "cpu" and slow:
         name = "float32"
     dtype: torch.dtype = getattr(torch, name)
     return dtype
@@ -69,3 +166,22 @@ def _dtype(config: ModelConfig, wanted: DType) -> torch.dtype:
 
 def _has_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@contextmanager
+def _out_of_memory(what: str, device: torch.device) -> Iterator[None]:
+    """Say what did not fit a GPU, and how much of it is free."""
+    try:
+        yield
+    except Exception as error:
+        from semipd_engine.memory.cuda import OUT_OF_MEMORY, CudaError
+
+        full = isinstance(error, CudaError) and error.code == OUT_OF_MEMORY
+        if device.type != "cuda" or not (full or isinstance(error, torch.OutOfMemoryError)):
+            raise
+        free, total = (size / 2**20 for size in torch.cuda.mem_get_info(device))
+        raise ModelError(
+            "OutOfMemory",
+            f"{what} did not fit: {free:.0f} MiB of the GPU's {total:.0f} MiB are free; lower --kv-cache-memory "
+            "(engine.kvCacheMemory), or give the model a larger GPU",
+        ) from error

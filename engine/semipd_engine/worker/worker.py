@@ -1,11 +1,12 @@
 """A phase worker: takes plans from its channel, executes them, reports each step. Holds nothing that a plan lacks.
 
-Started by the resident with a fork, so the weights, the KV pool and the pacing page are already mapped. It knows core's
-messages, its pacer and a runner; it knows no requests, no blocks and no other worker.
+Weights, KV pool and pacing page are mapped already: inherited from the resident over a fork, or attached to after an
+exec (`worker.__main__`). It knows core's messages, its pacer and a runner; no requests, no blocks and no other worker.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import socket
@@ -26,8 +27,9 @@ from semipd_engine.ipc.messages import (
     StepFailed,
     StepResult,
     WorkerReady,
+    WorkerUnfit,
 )
-from semipd_engine.memory.loaded import LoadedModel, Runner
+from semipd_engine.memory.loaded import Runner, ServableModel, UnfitError
 from semipd_engine.pacing.pacer import OwnProcess, PhasePacer
 from semipd_engine.pacing.page import PacingPage
 
@@ -44,6 +46,14 @@ class WorkerIdentity:
     """prefill, decode or unified."""
     generation: int
     pid: int
+    seat: int = 0
+    """Which of the phase's slots of the pacing page it keeps."""
+    percent: int | None = None
+    """Its rung; None where its limit may change."""
+
+    @property
+    def title(self) -> str:
+        return f"semipd: {self.role}" if self.percent is None else f"semipd: {self.role} {self.percent}%"
 
     @property
     def slot(self) -> Phase:
@@ -57,18 +67,19 @@ class WorkerIdentity:
 
 
 def run_worker(
-    identity: WorkerIdentity, model: LoadedModel, kv_fd: int, num_blocks: int, page: PacingPage, sock: socket.socket
+    identity: WorkerIdentity, attach: Callable[[], ServableModel], page: PacingPage, sock: socket.socket
 ) -> None:
-    """Serve plans until core says Shutdown or is gone."""
-    setproctitle(f"semipd: {identity.role}")
+    """Serve plans until core says Shutdown or is gone. A worker that finds itself unfit says so and returns."""
+    setproctitle(identity.title)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's business
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    pacer = PhasePacer(page, identity.slot, identity.peer, OwnProcess(page, model.set_threads))
-    runner = model.runner(kv_fd, num_blocks, pacer)
-    pacer.start(identity.pid, identity.generation)
     channel: BlockingChannel[CoreToWorker] = BlockingChannel(sock, CoreToWorker)
     try:
-        channel.send(WorkerReady(identity.role, identity.pid, identity.generation))
+        model = attach()
+        pacer = PhasePacer(page, identity.slot, identity.peer, OwnProcess(page, model.set_threads), identity.seat)
+        runner = model.runner(pacer)
+        pacer.start(identity.pid, identity.generation)
+        channel.send(WorkerReady(identity.role, identity.pid, identity.generation, model.sm_count()))
         while True:
             message = channel.recv(timeout=HEARTBEAT_SECONDS)
             if isinstance(message, Shutdown):
@@ -77,20 +88,25 @@ def run_worker(
                 pacer.refresh()
                 continue
             pacer.wake()
-            _execute(message, runner, page.recalled, pacer, channel)
+            _execute(message, model, runner, page.recalled, pacer, channel)
             pacer.rest()
     except ChannelClosed:
         log.info("core is gone")
+    except UnfitError as error:
+        log.error("%s: %s", error.reason, error)
+        with contextlib.suppress(ChannelClosed):
+            channel.send(WorkerUnfit(error.reason, str(error)))
 
 
 def _execute(
     plan: PrefillPlan | DecodePlan,
+    model: ServableModel,
     runner: Runner,
     recalled: Callable[[int], bool],
     pacer: PhasePacer,
     channel: BlockingChannel[CoreToWorker],
 ) -> None:
-    """Run one plan; an exception of the model ends the plan, not the worker."""
+    """Run one plan; an exception of the model ends the plan, not the worker, unless the device is lost with it."""
 
     def report(result: StepResult) -> None:
         pacer.count_step()
@@ -106,5 +122,7 @@ def _execute(
         raise
     except Exception as error:
         log.exception("plan %d failed", plan.seq)
+        if model.is_fatal(error):
+            raise  # core plans again from the last reported step, on another worker
         message = f"{type(error).__name__}: {error}"
         channel.send(StepFailed(plan.seq, message, request=getattr(error, "request", None)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from semipd_agent.contract import AGENT_PORT, API_PORT, CONFIG_FILE, CONFIG_MOUNT
-from semipd_engine.contract import EngineOptions
+from semipd_engine.contract import Device, EngineOptions
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.render import engine as engine_args
 from semipd_operator.render import names
@@ -20,7 +20,8 @@ from semipd_operator.settings import Settings
 
 RUN_MOUNT = "/run/spd"
 RUN_DIR = f"{RUN_MOUNT}/engine"
-"""The engine makes it for itself alone (mode 0700), which it cannot do with the mount: that is root's."""
+"""The engine makes it for itself alone (mode 0700), which it cannot do with the mount: that is root's. The agent's MPS
+daemons have their directories beside it: the path is short, and in memory."""
 USER = 10001
 
 _LAG_SECONDS = 5  # after SIGTERM requests are still admitted for this long: endpoints lag
@@ -120,10 +121,13 @@ def _environment(service: SemiPDService) -> list[Object]:
         "POD_NAMESPACE": "metadata.namespace",
         "NODE_NAME": "spec.nodeName",
     }
+    # MPS programs come with compute, NVML with utility; more (graphics, video) is not needed.
+    driver = {"name": "NVIDIA_DRIVER_CAPABILITIES", "value": "compute,utility"}
     return [
         *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in downward.items()),
         {"name": "SEMIPD_SERVICE", "value": service.metadata.name},
         {"name": "HOME", "value": "/tmp"},
+        *([driver] if engine_args.device(service.spec.engine) is Device.CUDA else []),
     ]
 
 

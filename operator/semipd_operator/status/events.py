@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from semipd_operator.api.v1alpha1.status import Condition, DecisionStatus, SemiPDServiceStatus
+from semipd_operator.reason_entries import MPS_LOST, NO_START
 from semipd_operator.reasons import EVENTS, ConditionType, EventReason, Reason
 
 _PASSING = {
@@ -26,6 +27,7 @@ class Event:
 
 
 def events(before: SemiPDServiceStatus, after: SemiPDServiceStatus) -> list[Event]:
+    """Of two that say the same (an engine that is not started fails the model and the partition) the later stays."""
     found: list[Event] = []
     if before.template_hash and before.template_hash != after.template_hash:
         found.append(Event(EventReason.ROLLOUT_STARTED, f"rolling to pod template {after.template_hash}"))
@@ -33,6 +35,7 @@ def events(before: SemiPDServiceStatus, after: SemiPDServiceStatus) -> list[Even
         found.append(Event(EventReason.ROLLOUT_FINISHED, f"all pods run pod template {after.template_hash}"))
     for kind in ConditionType:
         found += _edges(kind, before.condition(kind), after.condition(kind))
+    found = [event for n, event in enumerate(found) if all(event.message != later.message for later in found[n + 1 :])]
     return found + [Event(EventReason.PARTITION_CHANGED, tell(decision)) for decision in _new_decisions(before, after)]
 
 
@@ -65,12 +68,10 @@ def _edges(kind: ConditionType, before: Condition | None, after: Condition | Non
         case ConditionType.AVAILABLE if wrong:
             return [Event(EventReason.NOT_AVAILABLE, said)]
         case ConditionType.PARTITION_APPLIED if wrong:
-            named = {
-                Reason.AGENT_UNREACHABLE: EventReason.AGENT_UNREACHABLE,
-                Reason.MPS_UNAVAILABLE: EventReason.MPS_UNAVAILABLE,
-            }
-            reason = next((event for key, event in named.items() if key == after.reason), None)
-            return [Event(reason or EventReason.PARTITION_APPLY_FAILED, said)]
+            if after.reason == Reason.AGENT_UNREACHABLE:
+                return [Event(EventReason.AGENT_UNREACHABLE, said)]
+            without_mps = after.reason in {entry.reason for entry in (*NO_START, *MPS_LOST)}
+            return [Event(EventReason.MPS_UNAVAILABLE if without_mps else EventReason.PARTITION_APPLY_FAILED, said)]
         case ConditionType.SLO_ATTAINED if flipped and after.status == "False":
             return [Event(EventReason.SLO_VIOLATED, said)]
         case ConditionType.SLO_ATTAINED if flipped and after.status == "True" and before and before.status == "False":

@@ -28,11 +28,21 @@ _WEAKEST_FIRST = (Enforcement.NONE, Enforcement.PACED, Enforcement.SPATIAL_CAP)
 def partition_applied(seen: Observed) -> Verdict:
     kind = ConditionType.PARTITION_APPLIED
     if not seen.ready_pods:
-        return Verdict(kind, "Unknown", Reason.NO_READY_PODS, "no pod is ready")
+        return _refused(seen) or Verdict(kind, "Unknown", Reason.NO_READY_PODS, "no pod is ready")
     verdicts = [_pod_verdict(seen, pod) for pod in seen.ready_pods]
     failing = next((verdict for verdict in verdicts if verdict.status != "True"), None)
     moving = next((verdict for verdict in verdicts if verdict.reason == Reason.ADJUSTING), None)
     return failing or moving or verdicts[0]
+
+
+def _refused(seen: Observed) -> Verdict | None:
+    """A pod that is not ready because nothing can enforce its split: its engine is not started, or was stopped."""
+    for pod in seen.live_pods:
+        report = seen.report(pod)
+        if report and report.partition.state is PartitionState.FAILED:
+            message = f"{pod.name}: {report.partition.message}"
+            return Verdict(ConditionType.PARTITION_APPLIED, "False", str(report.partition.reason), message)
+    return None
 
 
 def _pod_verdict(seen: Observed, pod: PodView) -> Verdict:

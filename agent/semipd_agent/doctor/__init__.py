@@ -1,0 +1,1 @@
+"""``semipd doctor``: can this machine serve, and what keeps it from doing so? Looks; changes nothing."""

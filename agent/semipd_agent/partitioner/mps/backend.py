@@ -1,0 +1,164 @@
+"""Backend of NVIDIA GPUs: the rungs of MPS as a `Partitioner`. Joins ladder, preflight and `keeper`; decides no split.
+
+How a split is proved: each rung's SM count is measured by a probe when the first daemon starts. The plan carries it, so
+a worker that sees another number is never ready, and `verify` compares what the routed worker reports. On the 100 %
+rung the number says nothing about MPS; there the daemon's list of clients does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from semipd_agent.children import Children
+from semipd_agent.clock import Clock
+from semipd_agent.contract import Enforcement, PartitionReason
+from semipd_agent.gpu.telemetry import Telemetry
+from semipd_agent.gpu.xid import is_hardware
+from semipd_agent.partitioner.base import Problem
+from semipd_agent.partitioner.mps import ladder, preflight
+from semipd_agent.partitioner.mps.keeper import Keeper
+from semipd_agent.partitioner.mps.ladder import WHOLE
+from semipd_agent.partitioner.mps.preflight import Host
+from semipd_agent.partitioner.mps.programs import Programs
+from semipd_agent.partitioner.mps.timing import Timing
+from semipd_engine import contract as engine
+from semipd_engine.contract import (
+    EngineSnapshot,
+    PacingMode,
+    PartitionPlan,
+    Phase,
+    PhaseLimit,
+    Split,
+    WorkerReport,
+    WorkerState,
+)
+
+
+class Mps:
+    name = "mps"
+    enforcement = Enforcement.SPATIAL_CAP
+    rungs: tuple[int, ...] = ladder.LADDER
+    settle_seconds = 180.0
+    """A cold rung starts a process, attaches it, warms it up and proves it."""
+
+    def __init__(
+        self,
+        programs: Programs,
+        children: Children,
+        base: Path,
+        clock: Clock,
+        telemetry: Telemetry | None = None,
+        look: Callable[[], Host] | None = None,
+        timing: Timing = Timing(),  # noqa: B008  it is frozen
+    ) -> None:
+        """`base`: holds the daemons' directories. `look`: the facts for the preflight; default: of this machine."""
+        self._look = look or (lambda: preflight.look(programs, telemetry, base))
+        self._keeper = Keeper(programs, children, base, clock, timing)
+        self._condemned: Problem | None = None
+        self._clock = clock
+        self._deaths: dict[str, int] = {}
+        self._ready_since: dict[int, float] = {}
+        """When each worker was first seen ready, by PID."""
+
+    # ---- life -------------------------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        return self._keeper.daemon is not None and self._condemned is None
+
+    @property
+    def incarnation(self) -> int:
+        return self._keeper.incarnation
+
+    @property
+    def losses(self) -> int:
+        """Daemons that were lost while they were in force."""
+        return self._keeper.losses
+
+    def preflight(self) -> None:
+        if self._keeper.incarnation == 0:  # later, the MPS clients on the GPU are our own
+            preflight.judge(self._look())
+
+    async def run(self) -> None:
+        await self._keeper.run()
+
+    async def close(self) -> None:
+        await self._keeper.close()
+
+    def xid(self, number: int) -> None:
+        """The driver reported a critical error."""
+        if is_hardware(number):
+            said = f"the GPU reported Xid {number}: delete the pod to have it scheduled anew, and check the node"
+            self._condemned = Problem(PartitionReason.GPU_UNHEALTHY, said)
+        else:
+            self._keeper.suspect(f"Xid {number}")
+
+    def health(self) -> Problem | None:
+        return self._condemned or self._keeper.problem
+
+    # ---- the split --------------------------------------------------------------------------------------------------
+
+    def quantize(self, want: Split) -> Split:
+        return ladder.quantize(want)
+
+    def plan(self, split: Split) -> PartitionPlan:
+        return PartitionPlan(
+            split=split,
+            enforcement=engine.Enforcement.SPATIAL_CAP,
+            mode=PacingMode.RUNGS,
+            prefill=self._limit(split.prefill),
+            decode=self._limit(split.decode),
+            whole=self._limit(WHOLE),
+        )
+
+    def _limit(self, percent: int) -> PhaseLimit:
+        daemon = self._keeper.daemon
+        assert daemon is not None, "a plan is made while ready"
+        return PhaseLimit(
+            percent=percent, environment=daemon.variables(percent), sm_count=self._keeper.counts.get(percent)
+        )
+
+    def follow(self, snapshot: EngineSnapshot) -> None:
+        """A worker's death makes the server suspect: all clients are one fault domain."""
+        self._keeper.workers = frozenset(w.pid for w in snapshot.workers if w.state is not WorkerState.DEAD)
+        now = self._clock.monotonic()
+        ready = [w.pid for w in snapshot.workers if w.state is WorkerState.READY]
+        self._ready_since = {pid: self._ready_since.get(pid, now) for pid in ready}
+        deaths = {phase.value: snapshot.restarts.get(phase.value, 0) for phase in Phase}
+        died = [phase for phase, count in deaths.items() if count > self._deaths.get(phase, 0)]
+        self._deaths = deaths
+        if died:
+            self._keeper.suspect(f"the death of a {' and a '.join(died)} worker")
+
+    def verify(self, worker: WorkerReport, split: Split) -> Problem | None:
+        want = split.of(worker.phase)
+        who = f"{worker.phase} worker {worker.pid}"
+        if worker.percent != want:
+            return Problem(
+                PartitionReason.READBACK_MISMATCH, f"{who} runs on the {worker.percent} % rung, not {want} %"
+            )
+        expected, total = self._keeper.counts.get(want), self._keeper.total
+        if worker.sm_count is None or expected is None:
+            return Problem(PartitionReason.READBACK_MISMATCH, f"{who} does not say how many SMs it sees")
+        if worker.sm_count == total != expected:
+            return Problem(
+                PartitionReason.WORKER_OUTSIDE_MPS, f"{who} sees all {total} SMs although its rung has {expected}"
+            )
+        if worker.sm_count != expected:
+            said = f"{who} sees {worker.sm_count} SMs, and the {want} % rung has {expected} of {total}"
+            return Problem(PartitionReason.READBACK_MISMATCH, said)
+        return self._outside(worker)
+
+    def _outside(self, worker: WorkerReport) -> Problem | None:
+        """Is the worker missing among the server's clients? A list from before it was ready proves nothing, nor does
+        one without any of our workers: the daemon may number processes in another namespace."""
+        clients = self._keeper.clients
+        if clients is None or clients.asked < self._ready_since.get(worker.pid, clients.asked + 1):
+            return None
+        if worker.pid in clients.pids or (clients.pids and not clients.pids & self._keeper.workers):
+            return None
+        return Problem(
+            PartitionReason.WORKER_OUTSIDE_MPS,
+            f"{worker.phase} worker {worker.pid} is not among the MPS server's clients",
+        )

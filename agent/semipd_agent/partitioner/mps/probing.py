@@ -1,0 +1,66 @@
+"""Runs the probe under a client's environment and reads its answer. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from semipd_agent.children import Children, ChildTimeout
+from semipd_agent.partitioner.mps.daemon import Daemon
+from semipd_agent.partitioner.mps.ladder import LADDER, WHOLE
+from semipd_agent.partitioner.mps.programs import OUTSIDE_MPS, Programs, surroundings
+from semipd_agent.partitioner.mps.timing import Timing
+
+OUT_OF_MEMORY = 2
+"""CUDA_ERROR_OUT_OF_MEMORY: the server answered; there was no room for one context more."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    sm_count: int
+    error: int
+    """The driver's CUresult; 0 is success."""
+
+
+class ProbeFailed(Exception):
+    """The probe did not answer, or the driver refused it."""
+
+
+class Prober:
+    def __init__(self, programs: Programs, children: Children, timing: Timing) -> None:
+        self._programs = programs
+        self._timing = timing
+        self._children = children
+
+    async def total(self) -> int:
+        """SMs that a process outside MPS sees. Raises `ProbeFailed`."""
+        return (await self._probe(OUTSIDE_MPS, self._timing.first_probe)).sm_count
+
+    async def counts(self, daemon: Daemon) -> dict[int, int]:
+        """SMs that a client of the daemon sees on each rung. Raises `ProbeFailed`."""
+        whole = await self._probe(daemon.variables(WHOLE), self._timing.first_probe, context=True)
+        below = [rung for rung in LADDER if rung != WHOLE]
+        found = await asyncio.gather(*(self._probe(daemon.variables(rung), self._timing.probe) for rung in below))
+        return {WHOLE: whole.sm_count} | {rung: each.sm_count for rung, each in zip(below, found, strict=True)}
+
+    async def serves(self, daemon: Daemon) -> None:
+        """Does the daemon's server still take a client? Raises `ProbeFailed`."""
+        await self._probe(daemon.variables(WHOLE), self._timing.probe, context=True, accept=(0, OUT_OF_MEMORY))
+
+    async def _probe(
+        self, variables: Mapping[str, str], seconds: float, *, context: bool = False, accept: tuple[int, ...] = (0,)
+    ) -> Probed:
+        command = [*self._programs.probe, *(["--context"] if context else [])]
+        try:
+            done = await self._children.run(command, surroundings(variables), seconds=seconds)
+            fields = json.loads(done.output.strip().splitlines()[-1])
+            probed = Probed(int(fields["sm_count"]), int(fields["error"]))
+        except ChildTimeout as e:
+            raise ProbeFailed(f"the probe client hung: {e}") from None
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as e:
+            raise ProbeFailed(f"the probe client failed: {type(e).__name__}: {e}") from e
+        if probed.error not in accept:
+            raise ProbeFailed(f"the driver refused the probe client with CUresult {probed.error}")
+        return probed

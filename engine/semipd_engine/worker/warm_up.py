@@ -1,0 +1,60 @@
+"""First steps of a worker before it serves: libraries load, handles and workspaces are made, and its numbers are sane.
+
+It writes into a KV pool of its own: no block of the shared one is free for it. Knows nothing of devices.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from semipd_engine.ipc.messages import DecodePlan, DecodeRow, PrefillChunk, PrefillPlan, Sampling, TokenResult
+from semipd_engine.memory.arena import WeightArena
+from semipd_engine.memory.kv_pool import KVPool
+from semipd_engine.memory.layout import KVLayout
+from semipd_engine.memory.loaded import UnfitError
+from semipd_engine.memory.region import Region
+from semipd_engine.model.config import ModelConfig
+from semipd_engine.pacing.quantum import Unpaced
+from semipd_engine.worker.model_runner import ModelRunner
+
+LENGTHS = (24, 40)
+"""Prompts of two lengths: prefill with and without a prefix, decode with and without padding."""
+STEPS = 2
+GREEDY = Sampling(temperature=0, max_tokens=STEPS + 1, logprobs=0)
+
+
+def warm_up(config: ModelConfig, arena: WeightArena, layout: KVLayout) -> None:
+    """A prompt in two chunks, another in one, and decode steps of both. Raises `UnfitError` (WarmUpFailed)."""
+    embedding = arena.tensors()["embedding"]
+    blocks = -(-(max(LENGTHS) + STEPS + 1) // layout.block_size)
+    num_blocks = blocks * len(LENGTHS)
+    scratch = torch.zeros(layout.pool_bytes(num_blocks), dtype=torch.uint8, device=embedding.device)
+    kv = KVPool(layout, num_blocks, Region(scratch), embedding.dtype)
+    longest = max(LENGTHS) + STEPS + 1
+    runner = ModelRunner(config, arena.tensors(), kv, Unpaced(), longest)
+    tables = [list(range(blocks * i, blocks * (i + 1))) for i in range(len(LENGTHS))]
+    prompts = [[(7 * i + 3) % config.vocab_size for i in range(length)] for length in LENGTHS]
+    half = len(prompts[0]) // 2
+    try:
+        runner.prefill(PrefillPlan(1, [PrefillChunk(0, prompts[0][:half], 0, tables[0])]))
+        chunks = [
+            PrefillChunk(0, prompts[0][half:], half, tables[0], GREEDY),
+            PrefillChunk(1, prompts[1], 0, tables[1], GREEDY),
+        ]
+        results = list(runner.prefill(PrefillPlan(2, chunks)).tokens)
+        rows = [
+            DecodeRow(i, results[i].token, len(prompts[i]), tables[i], GREEDY, output_index=1)
+            for i in range(len(LENGTHS))
+        ]
+        for step in runner.decode(DecodePlan(3, STEPS, rows), lambda seq: False):
+            results += step.tokens
+    except Exception as error:
+        raise UnfitError("WarmUpFailed", f"{type(error).__name__}: {error}") from error
+    if not all(_sane(result) for result in results):
+        raise UnfitError("WarmUpFailed", "the model gives no finite numbers on this worker")
+
+
+def _sane(result: TokenResult) -> bool:
+    return result.logprobs is not None and math.isfinite(result.logprobs.logprob)

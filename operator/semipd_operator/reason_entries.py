@@ -1,0 +1,213 @@
+"""The reasons, and the entries that several conditions share. `reasons` joins them to the table of all conditions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    ACCEPTED = "Accepted"
+    PAUSED = "Paused"
+    INVALID_SPEC = "InvalidSpec"
+    INVALID_POD_TEMPLATE = "InvalidPodTemplate"
+    NAME_CONFLICT = "NameConflict"
+    APPLY_FAILED = "ApplyFailed"
+
+    LOADED = "Loaded"
+    PENDING = "Pending"
+    DOWNLOADING = "Downloading"
+    LOADING = "Loading"
+    LOAD_FAILED = "LoadFailed"
+    DOWNLOAD_FAILED = "DownloadFailed"
+    AUTH_REQUIRED = "AuthRequired"
+    NOT_FOUND = "NotFound"
+    NO_SPACE = "NoSpace"
+    INVALID_URI = "InvalidURI"
+    CHECKSUM_MISMATCH = "ChecksumMismatch"
+    UNREACHABLE = "Unreachable"
+    INCOMPLETE = "Incomplete"
+    OUT_OF_MEMORY = "OutOfMemory"
+
+    PODS_READY = "PodsReady"
+    PODS_NOT_READY = "PodsNotReady"
+    NO_PODS = "NoPods"
+    UNSCHEDULABLE = "Unschedulable"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    CREATE_CONTAINER_CONFIG_ERROR = "CreateContainerConfigError"
+    CONTAINER_NOT_STARTED = "ContainerNotStarted"
+    CRASH_LOOP = "CrashLoop"
+    POD_FAILED = "PodFailed"
+    SCALED_TO_ZERO = "ScaledToZero"
+
+    APPLIED = "Applied"
+    DISABLED = "Disabled"
+    APPLYING = "Applying"
+    ADJUSTING = "Adjusting"
+    NO_READY_PODS = "NoReadyPods"
+    AGENT_UNREACHABLE = "AgentUnreachable"
+    REPORT_STALE = "ReportStale"
+    ENGINE_NOT_READY = "EngineNotReady"
+    WORKER_NOT_RESPONDING = "WorkerNotResponding"
+    READBACK_MISMATCH = "ReadbackMismatch"
+    PREPARATION_FAILED = "PreparationFailed"
+    NO_CPUS = "NoCPUs"
+    NO_GPU = "NoGPU"
+    MPS_UNAVAILABLE = "MPSUnavailable"
+    USER_MISMATCH = "UserMismatch"
+    MIG_ENABLED = "MIGEnabled"
+    COMPUTE_MODE_UNSUPPORTED = "ComputeModeUnsupported"
+    FOREIGN_MPS = "ForeignMPS"
+    MPS_DIRECTORY_UNUSABLE = "MPSDirectoryUnusable"
+    MPS_START_FAILED = "MPSStartFailed"
+    MPS_NOT_ENFORCING = "MPSNotEnforcing"
+    MPS_DAEMON_DIED = "MPSDaemonDied"
+    MPS_NOT_RESPONDING = "MPSNotResponding"
+    MPS_SERVER_FAULT = "MPSServerFault"
+    WORKER_OUTSIDE_MPS = "WorkerOutsideMPS"
+    GPU_UNHEALTHY = "GPUUnhealthy"
+    CUDA_UNAVAILABLE = "CUDAUnavailable"
+
+    TARGETS_MET = "TargetsMet"
+    TTFT_ABOVE_TARGET = "TTFTAboveTarget"
+    TPOT_ABOVE_TARGET = "TPOTAboveTarget"
+    INSUFFICIENT_TRAFFIC = "InsufficientTraffic"
+    METRICS_UNAVAILABLE = "MetricsUnavailable"
+
+    FEASIBLE = "Feasible"
+    NOT_FEASIBLE = "NotFeasible"
+    NOT_ASSESSED = "NotAssessed"
+
+    READY = "Ready"
+    ROLLOUT_IN_PROGRESS = "RolloutInProgress"
+
+
+@dataclass(frozen=True)
+class Entry:
+    reason: Reason
+    status: str
+    meaning: str
+    remedy: str = ""
+
+
+POD_TROUBLE = (
+    Entry(
+        Reason.UNSCHEDULABLE,
+        "False",
+        "No node fits the pod; the message names the resource that is missing, e.g. nvidia.com/gpu.",
+        "Add a node that has it, or lower spec.engine.resources; engine.device cpu needs no GPU.",
+    ),
+    Entry(
+        Reason.IMAGE_PULL_FAILED,
+        "False",
+        "The kubelet cannot pull an image.",
+        "Check spec.engine.image, the registry and the pull Secrets.",
+    ),
+    Entry(
+        Reason.CREATE_CONTAINER_CONFIG_ERROR,
+        "False",
+        "The kubelet cannot make the container's configuration, mostly a missing Secret or ConfigMap key.",
+        "Create what the message names.",
+    ),
+    Entry(Reason.CONTAINER_NOT_STARTED, "False", "The container runtime refuses the container.", "Read the message."),
+    Entry(
+        Reason.CRASH_LOOP,
+        "False",
+        "The container `engine` ends again and again; the message has its last exit status.",
+        "kubectl logs POD -c engine --previous",
+    ),
+    Entry(Reason.POD_FAILED, "False", "The pod ended, e.g. it was evicted.", "Read the message; a new pod follows."),
+)
+
+NO_START = (
+    Entry(Reason.NO_CPUS, "False", "The affinity mask grants the pod no CPU.", "Widen the cpuset."),
+    Entry(
+        Reason.NO_GPU,
+        "False",
+        "engine.device is cuda, and no NVIDIA GPU is visible in the pod.",
+        "Ask for nvidia.com/gpu in spec.engine.resources, or set engine.device cpu.",
+    ),
+    Entry(
+        Reason.MPS_UNAVAILABLE,
+        "False",
+        "The programs of NVIDIA MPS, which enforces the split, are not in the container.",
+        "Check the node's NVIDIA container toolkit (capabilities compute,utility), or set partition.mode Disabled.",
+    ),
+    Entry(
+        Reason.USER_MISMATCH,
+        "False",
+        "The agent runs under several user ids; MPS serves the clients of one.",
+        "Start the agent as one user.",
+    ),
+    Entry(
+        Reason.MIG_ENABLED,
+        "False",
+        "The GPU is in MIG mode.",
+        "Use a node whose GPU is whole, or set partition.mode Disabled.",
+    ),
+    Entry(
+        Reason.COMPUTE_MODE_UNSUPPORTED,
+        "False",
+        "The GPU's compute mode is not Default, so the process that holds the weights is refused.",
+        "Have an administrator set it: nvidia-smi -c DEFAULT",
+    ),
+    Entry(
+        Reason.FOREIGN_MPS,
+        "False",
+        "Another MPS daemon is in charge of the GPU.",
+        "Use nodes whose device plugin does not share GPUs (nvidia.com/gpu.sharing-strategy none).",
+    ),
+    Entry(
+        Reason.MPS_DIRECTORY_UNUSABLE,
+        "False",
+        "The directory for the MPS daemon is not writable, too long, or not local.",
+        "Leave the volume at /run/spd as it is rendered; elsewhere use semipd-agent --mps-dir.",
+    ),
+    Entry(
+        Reason.MPS_START_FAILED,
+        "False",
+        "The MPS daemon, its server or a first client did not start; it is tried again.",
+        "Read the message: it has the daemon's own words. `semipd doctor --trial` shows the same on the node.",
+    ),
+    Entry(
+        Reason.MPS_NOT_ENFORCING,
+        "False",
+        "MPS runs, and its percentages have no effect on what a client sees.",
+        "Look for another limit on this GPU, or for a driver without MPS (gVisor, WSL).",
+    ),
+    Entry(
+        Reason.GPU_UNHEALTHY,
+        "False",
+        "The driver reported a hardware error, or MPS was lost again and again.",
+        "Delete the pod; check the node's GPU (dmesg, nvidia-smi) before it gets work again.",
+    ),
+)
+"""Why a pod's engine is not started, or may not serve: reasons of PartitionApplied, and of ModelReady before a load."""
+
+MPS_LOST = (
+    Entry(
+        Reason.MPS_DAEMON_DIED,
+        "False",
+        "The MPS control daemon ended. Its server serves on; a new daemon and new workers take over.",
+        "None, unless it happens again: see the pod's log.",
+    ),
+    Entry(
+        Reason.MPS_NOT_RESPONDING,
+        "False",
+        "The MPS control daemon does not answer; it and its server are replaced.",
+        "None, unless it happens again: see the pod's log and the driver's (dmesg).",
+    ),
+    Entry(
+        Reason.MPS_SERVER_FAULT,
+        "False",
+        "A fatal GPU error or the end of the MPS server took all workers; all of it is replaced.",
+        "None, unless it happens again: semipd_gpu_xid_errors_total and dmesg name the error.",
+    ),
+    Entry(
+        Reason.WORKER_OUTSIDE_MPS,
+        "False",
+        "A worker runs without MPS, and so with the whole GPU.",
+        "See the pod's log; delete the pod if it stays.",
+    ),
+)
+"""What may happen to MPS while it serves."""

@@ -1,0 +1,38 @@
+"""``python -m tests.engine.exec_resident``: the resident on the CPU with workers that are started by exec, as on a GPU.
+
+They attach to weights and KV pool by descriptor where a GPU has IPC handles; all the rest is what runs there.
+SEMIPD_WRONG_CHECKSUM makes the resident export a checksum that no worker will find.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import msgspec
+
+from semipd_engine.contract import EngineOptions
+from semipd_engine.memory import resident
+from semipd_engine.memory.loaded import Attachment
+from semipd_engine.server.flags import parse_options
+from semipd_engine.worker import torch_model
+
+
+class ExecModel(torch_model.TorchModel):
+    def attachment(self) -> Attachment | None:
+        found = super().attachment()
+        if found is not None and os.environ.get("SEMIPD_WRONG_CHECKSUM"):
+            return Attachment(msgspec.structs.replace(found.message, checksum=1), found.fds)
+        return found
+
+
+def load(options: EngineOptions, progress: Callable[[int], None]) -> torch_model.TorchModel:
+    model = torch_model.load(options, progress)
+    model.__class__ = ExecModel
+    model.exported = True
+    return model
+
+
+if __name__ == "__main__":
+    sys.exit(resident.run(parse_options(None, "exec_resident", ""), load))

@@ -1,0 +1,102 @@
+"""Workers that are started by exec and attach to the resident's memory, as on a GPU, with the tiny real model."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.engine import proc, rungs
+from tests.engine.harness import Engine, wait_for
+from tests.engine.model_driver import random_prompt, reference
+
+from e2e.models import random_model
+from semipd_engine.contract import DType, EngineOptions, EngineState, Phase, SetPartition, WorkerState
+from semipd_engine.memory.cuda_environment import NOWHERE
+
+pytestmark = pytest.mark.engine
+
+EXEC_RESIDENT = "tests.engine.exec_resident"
+TOKENS = 32
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return random_model("qwen2")
+
+
+def options(model: Path, run_dir: Path) -> EngineOptions:
+    return EngineOptions(
+        model=model,
+        run_dir=run_dir,
+        step_log=run_dir / "steps.jsonl",
+        dtype=DType.FLOAT32,
+        max_model_len=512,
+        kv_cache_memory=64 << 20,
+        prefill_chunk_tokens=32,
+        await_partition=True,
+    )
+
+
+@pytest.fixture
+def engine(model: Path, tmp_path: Path) -> Iterator[Engine]:
+    engine = Engine(options(model, tmp_path), EXEC_RESIDENT, CUDA_MPS_CLIENT_PRIORITY="1", SPT_NOENV="1")
+    try:
+        engine.wait_state(EngineState.STARTING, seconds=60)
+        yield engine
+    finally:
+        engine.stop()
+
+
+def environment(pid: int) -> dict[str, str]:
+    entries = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(entry.split("=", 1) for entry in entries if entry)
+
+
+def unchecked(percent: int) -> rungs.PhaseLimit:
+    """No SM count to prove: there are none on a CPU."""
+    return rungs.limit(percent).model_copy(update={"sm_count": None})
+
+
+def ask(engine: Engine, epoch: int, prefill: int, decode: int) -> None:
+    plan = rungs.plan_of(unchecked(prefill), unchecked(decode)).model_copy(update={"whole": unchecked(100)})
+    engine.control(SetPartition(split_epoch=epoch, plan=plan))
+
+
+def test_attached_workers_are_exact_and_share_one_copy(engine: Engine, model: Path) -> None:
+    ask(engine, 1, 60, 40)
+    engine.wait_state(seconds=120)
+    wait_for(lambda: sum(w.state is WorkerState.READY for w in engine.snapshot().workers) == 4, 120, "four workers")
+    resident = engine.processes["resident"].pid
+    for worker in engine.snapshot().workers:
+        for name in ("semipd-kv", "semipd-weights"):
+            assert proc.mapped_inodes(worker.pid, name) == {proc.memfd_inode(resident, name)}
+        seen = environment(worker.pid)
+        assert seen["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == str(worker.percent)
+        assert seen["CUDA_MPS_PIPE_DIRECTORY"] == "/run/spd/1/p" != NOWHERE
+        assert "CUDA_MPS_CLIENT_PRIORITY" not in seen  # the resident's own settings are not the rung's
+        assert "expandable_segments:False" in seen["PYTORCH_CUDA_ALLOC_CONF"]
+
+    client = engine.client()
+    prompts = [random_prompt(length, 4096, length) for length in (1, 17, 33, 64, 100)]
+    streams = [client.add(prompt, TOKENS) for prompt in prompts]
+    wait_for(lambda: all(stream.tokens for stream in streams), 60, "running streams")
+    os.kill(engine.worker(Phase.DECODE).pid, signal.SIGKILL)
+    ask(engine, 2, 60, 80)  # a cold rung beside it
+    for stream in streams:
+        assert stream.wait(120).tokens == reference(model).greedy(stream.prompt, TOKENS)[0]
+    wait_for(lambda: engine.snapshot().split_epoch == 2, 120, "the cold rung in force")
+
+
+def test_a_worker_that_sees_other_weights_never_serves(model: Path, tmp_path: Path) -> None:
+    engine = Engine(options(model, tmp_path), EXEC_RESIDENT, SEMIPD_WRONG_CHECKSUM="1")
+    try:
+        engine.wait_state(EngineState.STARTING, seconds=60)
+        ask(engine, 1, 60, 40)
+        refused = wait_for(lambda: engine.snapshot().refused, 120, "a reason")
+        assert refused.reason == "WeightsMismatch"
+        assert "WeightsMismatch" in engine.wait_state(EngineState.STARTING).message
+    finally:
+        engine.stop()

@@ -1,0 +1,107 @@
+"""The real MPS backend on stand-in programs (`mps_stand_in`): real child processes, directories and time-outs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from semipd_agent.children import Children
+from semipd_agent.clock import SystemClock
+from semipd_agent.gpu.telemetry import ComputeMode, GpuFacts
+from semipd_agent.partitioner.mps import Mps, Programs
+from semipd_agent.partitioner.mps.preflight import Host
+from semipd_agent.partitioner.mps.timing import Timing
+from semipd_agent.reaper import Reaper
+
+STAND_IN = Path(__file__).with_name("mps_stand_in.py")
+QUICK = Timing(command=3, answer=8, server=8, first_probe=20, check=0.2, end=3, longest_delay=0.1, healthy=1000)
+"""A machine under load still starts a program in these times; what hangs on purpose is given up soon."""
+H100 = GpuFacts("GPU-1", "NVIDIA H100", "580.1", ComputeMode.DEFAULT, mig=False)
+
+
+class OwnReaper(Reaper):
+    """Collects the children that were adopted and no others: this process has other tests' children, too."""
+
+    def reap(self) -> None:
+        for pid, collect in list(self._owners.items()):
+            try:
+                ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                ended = None
+            if ended is not None:
+                del self._owners[pid]
+                collect()
+
+
+def stand_ins(folder: Path) -> Programs:
+    """Executables with the names of the real ones."""
+    for name, part in (("nvidia-cuda-mps-control", "control"), ("nvidia-cuda-mps-server", "server")):
+        program = folder / name
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {STAND_IN} {part} "$@"\n')
+        program.chmod(0o755)
+    return Programs(
+        control=str(folder / "nvidia-cuda-mps-control"),
+        server=str(folder / "nvidia-cuda-mps-server"),
+        probe=(sys.executable, "-S", "-E", str(STAND_IN), "probe"),
+    )
+
+
+def good_host(base: Path) -> Host:
+    return Host(
+        gpu=H100,
+        device_files=True,
+        missing_programs=(),
+        uids=(10001, 10001, 10001),
+        base=base,
+        base_problem="",
+        file_system="tmpfs",
+        inherited_pipe="",
+    )
+
+
+class MpsBench:
+    def __init__(self, base: Path, folder: Path) -> None:
+        self.base = base
+        self.script = folder / "script"
+        self.script.write_text("")
+        self.reaper = OwnReaper()
+        self.children = Children(self.reaper)
+        self.programs = stand_ins(folder)
+        self.clock = SystemClock()
+        self.host = good_host(base)
+        self.mps = Mps(self.programs, self.children, self.base, self.clock, look=lambda: self.host, timing=QUICK)
+        self._keeping: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Keep the backend alive from now on."""
+        self._keeping = asyncio.create_task(self.mps.run())
+
+    async def end(self) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+        await self.mps.close()
+
+    def change(self, **facts: object) -> None:
+        self.host = replace(self.host, **facts)  # type: ignore[arg-type]
+
+    def faults(self, *lines: str) -> None:
+        """What the stand-ins do wrong from now on."""
+        fresh = self.script.with_suffix(".new")
+        fresh.write_text("".join(f"{line}\n" for line in lines))
+        fresh.replace(self.script)
+
+    async def reap(self) -> None:
+        """As the agent does on SIGCHLD."""
+        while True:
+            self.reaper.reap()
+            await asyncio.sleep(0.02)
+
+    async def until(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
+        async with asyncio.timeout(seconds):
+            while not condition():  # noqa: ASYNC110  processes set no event
+                await asyncio.sleep(0.02)

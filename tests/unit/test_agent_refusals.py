@@ -1,0 +1,121 @@
+"""What the partitioner refuses, loses or cannot prepare: the reason shown, and what is tried next."""
+
+from __future__ import annotations
+
+import pytest
+from tests.unit.agent_bench import Bench, config, split
+
+from semipd_agent.contract import SLO, DecisionOutcome, DecisionReason, EnginePhase, Mode, PartitionReason
+from semipd_agent.partitioner import Grant, PartitionerUnavailable
+from semipd_agent.partitioner.cpu_paced import CpuPaced
+from semipd_agent.partitioner.unlimited import Unlimited
+from semipd_agent.report import LauncherState
+from semipd_engine.contract import PacingMode, Refusal
+from semipd_engine.contract import Split as EngineSplit
+
+pytestmark = pytest.mark.unit
+
+
+class Moody(CpuPaced):
+    """A backend that refuses until it is told not to, and whose mechanism may be replaced."""
+
+    refuses = True
+    incarnation = 0
+
+    def preflight(self) -> None:
+        if self.refuses:
+            raise PartitionerUnavailable(PartitionReason.COMPUTE_MODE_UNSUPPORTED, "compute mode Prohibited")
+
+
+def moody_bench(mode: Mode = Mode.MANUAL) -> tuple[Bench, Moody]:
+    moody, grant = Moody(Grant(cpus=(0, 1))), Grant(cpus=(0, 1))
+    return Bench(config(mode=mode), lambda m: Unlimited(grant) if m is Mode.DISABLED else moody), moody
+
+
+def test_a_refusal_is_a_failure_with_its_own_reason() -> None:
+    bench, _ = moody_bench()
+    bench.tick(answers=False)
+    assert not bench.controller.may_start
+    refused = bench.report(LauncherState(started=False, running=False))
+    assert (refused.partition.state, refused.partition.reason) == ("Failed", "ComputeModeUnsupported")
+    assert refused.partition.enforcement == "none"
+    bench.clock.now += 60
+    engine = bench.report(LauncherState(started=False)).engine
+    assert (engine.state, engine.reason, engine.message) == (
+        EnginePhase.FAILED,
+        "ComputeModeUnsupported",
+        "compute mode Prohibited",
+    )
+    bench.controller.configure(config(2, mode=Mode.DISABLED))
+    assert bench.controller.unavailable is None and bench.controller.may_start
+
+
+def test_what_was_refused_is_taken_once_its_cause_is_gone() -> None:
+    bench, moody = moody_bench()
+    bench.controller.retry()
+    assert not bench.controller.may_start
+    moody.refuses = False
+    bench.controller.retry()
+    assert bench.controller.may_start
+    bench.tick()
+    bench.tick()
+    assert bench.report().partition.applied == split(60, 80)
+    bench.controller.retry()
+    bench.tick()
+    assert len(bench.sent) == 1, "nothing was refused, so nothing is tried again"
+
+
+def test_a_running_engine_keeps_its_limits_when_another_backend_refuses() -> None:
+    bench, _ = moody_bench(Mode.DISABLED)
+    bench.tick()
+    bench.tick()
+    bench.controller.configure(config(2))
+    bench.tick()
+    bench.tick()
+    assert bench.sent[-1].plan.mode is PacingMode.UNLIMITED
+    assert bench.report().partition.reason == "ComputeModeUnsupported"
+
+
+def test_a_new_incarnation_is_the_same_split_under_a_new_epoch() -> None:
+    bench, moody = moody_bench()
+    moody.refuses = False
+    bench.controller.retry()
+    bench.tick()
+    bench.tick()
+    bench.controller.configure(config(2, 30, 70))
+    moody.incarnation = 1
+    bench.tick()
+    bench.tick()
+    assert [(m.split_epoch, m.plan.split.prefill) for m in bench.sent][-1] == (bench.epoch, 30)
+    assert bench.epoch == bench.controller.intent.epoch
+    moody.incarnation = 2
+    before = bench.epoch
+    bench.tick()
+    bench.tick()
+    assert (bench.epoch, bench.sent[-1].plan.split.prefill) == (before + 1, 30)
+    decision = bench.report().decisions[0]
+    assert decision.outcome is DecisionOutcome.APPLIED, "the decision is carried over to the new epoch"
+    assert bench.report().partition.changes == 1
+
+
+def test_a_split_that_cannot_be_prepared_is_rolled_back_in_auto_and_tried_anew_in_manual() -> None:
+    for mode in (Mode.AUTO, Mode.MANUAL):
+        bench = Bench(config(mode=mode, slo=SLO(ttft_milliseconds=500) if mode is Mode.AUTO else None))
+        bench.tick()
+        bench.tick()
+        in_force = EngineSplit(prefill=60, decode=80)
+        bench.controller.configure(config(2, 30, 70, mode, SLO(ttft_milliseconds=500) if mode is Mode.AUTO else None))
+        epoch = bench.controller.intent.epoch
+        refused = Refusal(split_epoch=epoch, reason="SMCountMismatch", message="sees 132")
+        bench.controller.observe(bench.snapshot(split=in_force, refused=refused))
+        assert bench.report().decisions[0].reason is (
+            DecisionReason.ROLLBACK if mode is Mode.AUTO else DecisionReason.MANUAL_CHANGE
+        )
+        if mode is Mode.AUTO:
+            assert bench.controller.requested == in_force and bench.controller.intent.epoch == epoch + 1
+        else:
+            assert bench.report().partition.reason == "PreparationFailed"
+            assert bench.report().partition.applied == split(60, 80)
+            bench.clock.now += 61
+            bench.controller.observe(bench.snapshot(split=in_force, refused=refused))
+            assert (bench.controller.intent.epoch, bench.controller.requested.prefill) == (epoch + 1, 30)

@@ -1,0 +1,245 @@
+"""The life of the MPS backend on stand-in programs: start, refusals, faults, replacement, quit. Real processes.
+
+Whoever measures here measures the stand-in: these tests say in which order things happen, not how long they take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.unit.agent_plant import worker
+from tests.unit.mps_bench import MpsBench
+from tests.unit.mps_stand_in import SMS
+
+from semipd_agent.contract import PartitionReason
+from semipd_agent.partitioner.mps.ladder import LADDER
+from semipd_engine.contract import EngineSnapshot, EngineState, PacingMode, Phase, Split, WorkerReport
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+async def idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MpsBench]:
+    """A backend that `begin` brings to life; nothing of it is left afterwards."""
+    monkeypatch.setenv("STAND_IN_SCRIPT", str(tmp_path / "script"))
+    with tempfile.TemporaryDirectory(prefix="spd") as base:  # pytest's own folder may be too long for a socket
+        made = MpsBench(Path(base), tmp_path)
+        reaping = asyncio.create_task(made.reap())
+        yield made
+        await made.end()
+        reaping.cancel()
+        assert left_in(base) == []
+
+
+@pytest.fixture
+async def bench(idle: MpsBench) -> MpsBench:
+    """One whose first daemon is in force."""
+    idle.begin()
+    await idle.until(lambda: idle.mps.ready)
+    return idle
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+
+
+def left_in(folder: str) -> list[Path]:
+    return list(Path(folder).iterdir())
+
+
+def is_private_pipe(folder: Path) -> bool:
+    return folder.stat().st_mode & 0o777 == 0o700 and (folder / "control").is_socket()
+
+
+def rung(phase: Phase, percent: int, sm_count: int | None, **changes: object) -> WorkerReport:
+    return worker(phase, 1).model_copy(update={"percent": percent, "sm_count": sm_count, **changes})
+
+
+def snapshot(*workers: WorkerReport, deaths: int = 0) -> EngineSnapshot:
+    restarts = {"prefill": deaths, "decode": 0}
+    return EngineSnapshot(monotonic_time=0, state=EngineState.READY, workers=workers, restarts=restarts)
+
+
+async def test_before_the_first_daemon_nothing_is_ready_and_nothing_is_wrong(idle: MpsBench) -> None:
+    assert not idle.mps.ready and idle.mps.health() is None and idle.mps.incarnation == 0
+    idle.begin()
+    await idle.until(lambda: idle.mps.incarnation == 1)
+    assert idle.mps.ready
+
+
+async def test_start_measures_each_rung_and_quit_leaves_nothing(bench: MpsBench) -> None:
+    mps = bench.mps
+    assert mps.incarnation == 1
+    plan = mps.plan(Split(prefill=60, decode=80))
+    assert plan.mode is PacingMode.RUNGS and plan.enforcement == "spatial-cap"
+    assert plan.whole is not None
+    limits = (plan.prefill, plan.decode, plan.whole)
+    assert [(limit.percent, limit.sm_count) for limit in limits] == [(60, 78), (80, 104), (100, SMS)]
+    pipes = {limit.environment["CUDA_MPS_PIPE_DIRECTORY"] for limit in limits}
+    assert len(pipes) == 1
+    pipe = pipes.pop()
+    assert is_private_pipe(Path(pipe))
+    assert [limit.environment["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] for limit in limits] == ["60", "80", "100"]
+    assert {mps.plan(Split(prefill=p, decode=p)).prefill.sm_count for p in LADDER} == {
+        2 * (SMS * p // 200) for p in LADDER
+    }
+    daemon = mps._keeper.daemon
+    assert daemon is not None and alive(daemon.pid) and alive(daemon.server)
+    pids = (daemon.pid, daemon.server)
+    await mps.close()
+    assert not any(map(alive, pids)) and not mps.ready
+
+
+async def test_equal_rungs_are_one_rung(bench: MpsBench) -> None:
+    plan = bench.mps.plan(Split(prefill=100, decode=100))
+    assert plan.prefill == plan.decode == plan.whole
+    again = bench.mps.plan(Split(prefill=30, decode=100))
+    assert again.whole == plan.whole, "a move leaves the other rungs as they are: their workers stay warm"
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "says"),
+    [
+        ("start: refuse", PartitionReason.MPS_START_FAILED, "already running"),
+        ("start: die", PartitionReason.MPS_START_FAILED, "exit status 3"),
+        ("start_server: refuse", PartitionReason.MPS_START_FAILED, "Failed to execute start_server"),
+        ("get_server_status: answer what?", PartitionReason.MPS_START_FAILED, "what?"),
+        ("get_default_active_thread_percentage: hang", PartitionReason.MPS_START_FAILED, "did not answer within"),
+        ("probe: refuse", PartitionReason.MPS_START_FAILED, "CUresult 807"),
+        ("probe: answer unlimited", PartitionReason.MPS_NOT_ENFORCING, "132 of 132 SMs"),
+    ],
+)
+async def test_what_does_not_start_says_why_and_starts_once_it_can(
+    idle: MpsBench, fault: str, reason: PartitionReason, says: str
+) -> None:
+    idle.faults(fault)
+    idle.begin()
+    await idle.until(lambda: idle.mps.health() is not None)
+    problem = idle.mps.health()
+    assert problem is not None and problem.reason is reason and says in problem.message
+    assert not idle.mps.ready and idle.mps.incarnation == 0
+    idle.faults()
+    await idle.until(lambda: idle.mps.ready)
+    assert idle.mps.health() is None
+
+
+async def test_a_server_fault_ends_server_and_daemon_before_the_next_begins(bench: MpsBench) -> None:
+    old = bench.mps._keeper.daemon
+    assert old is not None
+    before = bench.mps.plan(Split(prefill=60, decode=100))
+    bench.faults(f"get_server_status {old.server}: answer FAULT")
+    await bench.until(lambda: not bench.mps.ready)
+    problem = bench.mps.health()
+    assert problem is not None and problem.reason is PartitionReason.MPS_SERVER_FAULT and "FAULT" in problem.message
+    await bench.until(lambda: bench.mps.incarnation == 2)
+    assert not alive(old.pid) and not alive(old.server) and not old.folder.exists()
+    after = bench.mps.plan(Split(prefill=60, decode=100))
+    assert before.prefill.environment != after.prefill.environment and before.prefill.sm_count == after.prefill.sm_count
+    assert before.whole is not None and after.whole is not None
+    assert before.whole.environment != after.whole.environment, "every rung is a new one"
+    assert bench.mps.losses == 1
+
+
+async def test_a_dead_daemon_leaves_its_server_to_the_workers_until_they_have_moved(bench: MpsBench) -> None:
+    old = bench.mps._keeper.daemon
+    assert old is not None
+    bench.mps.follow(snapshot(rung(Phase.PREFILL, 60, 78, pid=11), rung(Phase.DECODE, 80, 104, pid=12)))
+    os.kill(old.pid, signal.SIGKILL)
+    await bench.until(lambda: bench.mps.health() is not None)
+    problem = bench.mps.health()
+    assert problem is not None and problem.reason is PartitionReason.MPS_DAEMON_DIED
+    await bench.until(lambda: bench.mps.incarnation == 2)
+    await asyncio.sleep(1)
+    assert alive(old.server), "its clients still need it"
+    bench.mps.follow(snapshot(rung(Phase.PREFILL, 60, 78, pid=21), rung(Phase.DECODE, 80, 104, pid=22)))
+    await bench.until(lambda: not alive(old.server))
+    await bench.until(lambda: not old.folder.exists())
+    assert bench.mps.ready
+
+
+async def test_a_daemon_that_hangs_is_replaced_and_hangs_nobody(bench: MpsBench) -> None:
+    bench.faults("get_server_status: hang")
+    ticks = 0
+    while bench.mps.health() is None:
+        ticks += 1
+        await asyncio.sleep(0.05)
+    problem = bench.mps.health()
+    assert problem is not None and problem.reason is PartitionReason.MPS_NOT_RESPONDING
+    assert ticks > 20, "the loop ran on"
+    bench.faults()
+    await bench.until(lambda: bench.mps.incarnation == 2)
+
+
+async def test_a_workers_death_is_followed_by_a_probe(bench: MpsBench) -> None:
+    workers = (rung(Phase.PREFILL, 60, 78), rung(Phase.DECODE, 80, 104))
+    bench.mps.follow(snapshot(*workers))
+    bench.mps.follow(snapshot(*workers, deaths=1))
+    await asyncio.sleep(1.5)
+    assert bench.mps.ready and bench.mps.incarnation == 1, "the server took the probe: nobody else is restarted"
+    bench.faults("probe: refuse")
+    bench.mps.follow(snapshot(*workers, deaths=2))
+    await bench.until(lambda: bench.mps.health() is not None)
+    problem = bench.mps.health()
+    assert problem is not None and problem.reason is PartitionReason.MPS_SERVER_FAULT
+    assert "the death of a prefill worker" in problem.message
+    bench.faults()
+    await bench.until(lambda: bench.mps.incarnation == 2)
+
+
+async def test_losses_in_a_row_speak_of_the_gpu(bench: MpsBench) -> None:
+    bench.faults("get_server_status: answer FAULT")
+    await bench.until(lambda: (p := bench.mps.health()) is not None and p.reason is PartitionReason.GPU_UNHEALTHY, 120)
+    bench.faults()
+    await bench.until(lambda: bench.mps.ready, 120)
+
+
+async def test_xids_of_an_application_are_suspicion_and_others_condemn(bench: MpsBench) -> None:
+    bench.mps.xid(31)
+    await asyncio.sleep(1)
+    assert bench.mps.ready
+    bench.mps.xid(79)
+    problem = bench.mps.health()
+    assert problem is not None and problem.reason is PartitionReason.GPU_UNHEALTHY and "79" in problem.message
+    assert not bench.mps.ready
+
+
+async def test_what_a_worker_sees_proves_its_rung(bench: MpsBench) -> None:
+    split = Split(prefill=60, decode=100)
+
+    def reason(report: WorkerReport) -> PartitionReason | None:
+        problem = bench.mps.verify(report, split)
+        return problem.reason if problem else None
+
+    assert reason(rung(Phase.PREFILL, 60, 78)) is None
+    assert reason(rung(Phase.DECODE, 100, SMS)) is None
+    assert reason(rung(Phase.PREFILL, 60, SMS)) is PartitionReason.WORKER_OUTSIDE_MPS
+    assert reason(rung(Phase.PREFILL, 60, 66)) is PartitionReason.READBACK_MISMATCH
+    assert reason(rung(Phase.PREFILL, 60, None)) is PartitionReason.READBACK_MISMATCH
+    assert reason(rung(Phase.PREFILL, 80, 104)) is PartitionReason.READBACK_MISMATCH
+
+
+async def test_on_the_whole_rung_the_list_of_clients_is_the_proof(bench: MpsBench) -> None:
+    workers = (rung(Phase.PREFILL, 100, SMS, pid=4001), rung(Phase.DECODE, 100, SMS, pid=4002))
+    bench.faults("get_client_list: answer 4001\\n4002")
+    bench.mps.follow(snapshot(*workers))
+
+    async def verdicts() -> list[PartitionReason | None]:
+        """After a list that is younger than the workers."""
+        asked = bench.clock.monotonic()
+        await bench.until(lambda: (c := bench.mps._keeper.clients) is not None and c.asked > asked)
+        problems = [bench.mps.verify(each, Split()) for each in workers]
+        return [problem.reason if problem else None for problem in problems]
+
+    assert await verdicts() == [None, None]
+    bench.faults("get_client_list: answer 4001")
+    assert await verdicts() == [None, PartitionReason.WORKER_OUTSIDE_MPS]
+    bench.faults("get_client_list: answer ")
+    assert await verdicts() == [PartitionReason.WORKER_OUTSIDE_MPS] * 2
+    bench.faults("get_client_list: answer 77")  # numbers of another namespace say nothing
+    assert await verdicts() == [None, None]

@@ -1,0 +1,200 @@
+"""The agent as a real process with MPS, on stand-ins: control program, server, probe, NVML, and an engine with rungs.
+
+What is real: the agent, its children, their environments, time-outs, restarts and ends. What is not: the GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.mps_bench import STAND_IN, stand_ins
+from tests.unit.test_agent_process import RunningAgent
+
+pytestmark = pytest.mark.unit
+PATIENCE = 90.0
+
+
+class GpuAgent(RunningAgent):
+    def __init__(self, folder: Path, base: Path, **machine: Any) -> None:
+        self.base = base
+        self.machine_file = folder / "machine.json"
+        self.machine(**machine)
+        self.script = folder / "script"
+        self.script.write_text("")
+        programs = stand_ins(folder)
+        probe = folder / "probe"
+        probe.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {STAND_IN} probe "$@"\n')
+        probe.chmod(0o755)
+        env = {
+            "PATH": f"{Path(programs.control).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(Path(__file__).with_name("nvml_stand_in")),
+            "NVML_STAND_IN": str(self.machine_file),
+            "STAND_IN_SCRIPT": str(self.script),
+        }
+        options = ("--mps-dir", str(base), "--mps-probe", str(probe))
+        super().__init__(folder, "--device", "cuda", options=options, env=env)
+
+    def machine(self, **fields: Any) -> None:
+        self.machine_file.write_text(json.dumps(fields))
+
+    def faults(self, *lines: str) -> None:
+        fresh = self.script.with_suffix(".new")
+        fresh.write_text("".join(f"{line}\n" for line in lines))
+        fresh.replace(self.script)
+
+    def partition(self) -> dict[str, Any]:
+        return dict(self.status()["partition"])
+
+    def wait_applied(self, prefill: int, decode: int) -> None:
+        split = {"prefillPercent": prefill, "decodePercent": decode}
+
+        def there() -> bool:
+            partition = self.partition()
+            return partition["state"] == "Applied" and partition["applied"] == split
+
+        self.wait(there, PATIENCE)
+
+    def workers(self) -> dict[tuple[str, int], int]:
+        """PIDs of the live workers by phase and SMs."""
+        return {(w["phase"], w["smCount"]): w["pid"] for w in self.status()["engine"]["workers"]}
+
+    def daemon(self) -> int:
+        return next(pid for pid in children(self.process.pid) if words(pid)[-2:] == ["control", "-f"])
+
+    def server(self) -> int:
+        return next(pid for pid in children(self.daemon()) if "server" in words(pid))
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def words(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def gone(pid: int) -> bool:
+    return words(pid) == []
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="spd") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def agent(tmp_path: Path, base: Path) -> Iterator[GpuAgent]:
+    running = GpuAgent(tmp_path, base)
+    running.wait_applied(60, 80)
+    yield running
+    running.stop()
+
+
+def test_start_warm_rung_cold_rung_and_quit(agent: GpuAgent, base: Path) -> None:
+    partition = agent.partition()
+    assert (partition["backend"], partition["enforcement"]) == ("mps", "spatial-cap")
+    first = agent.workers()
+    assert set(first) == {("prefill", 78), ("prefill", 132), ("decode", 104), ("decode", 132)}
+    assert agent.http.get("/ready").status_code == 200
+
+    agent.put(2, 100, decode=100)  # both 100 % workers are warm: nobody is started
+    agent.wait_applied(100, 100)
+    assert agent.workers() == first
+
+    agent.put(3, 33, decode=100)  # quantized to 30 %: cold
+    agent.wait_applied(30, 100)
+    partition = agent.partition()
+    assert (partition["requested"]["prefillPercent"], partition["quantized"]["prefillPercent"]) == (33, 30)
+    cold = agent.workers()
+    assert ("prefill", 38) in cold and first.items() <= cold.items(), "the others stayed"
+
+    metrics = agent.http.get("/metrics").text
+    assert "semipd_mps_up 1.0" in metrics and 'semipd_gpu_memory_bytes{state="total"}' in metrics
+    assert f'semipd_worker_sms{{phase="prefill",pid="{cold[("prefill", 38)]}"}} 38.0' in metrics
+
+    family = [agent.daemon(), agent.server(), *cold.values()]
+    agent.process.send_signal(signal.SIGTERM)
+    assert agent.process.wait(30) == 0
+    agent.wait(lambda: all(map(gone, family)))
+    assert list(base.iterdir()) == []
+
+
+def test_a_server_fault_moves_every_worker_to_a_new_daemon(agent: GpuAgent) -> None:
+    before, epoch = agent.workers(), agent.partition()["splitEpoch"]
+    daemon, server = agent.daemon(), agent.server()
+    agent.faults(f"get_server_status {server}: answer FAULT")
+    agent.wait(lambda: agent.partition()["reason"] == "MPSServerFault", PATIENCE)
+    agent.wait(lambda: agent.partition()["splitEpoch"] > epoch, PATIENCE)
+    agent.wait_applied(60, 80)
+    after = agent.workers()
+    assert set(after) == set(before) and not set(after.values()) & set(before.values())
+    assert gone(daemon) and gone(server)
+    assert agent.status()["decisions"] == [], "the split was not moved"
+    assert "semipd_mps_losses_total 1.0" in agent.http.get("/metrics").text
+
+
+def test_a_dead_daemon_and_then_a_dead_worker(agent: GpuAgent) -> None:
+    daemon, server = agent.daemon(), agent.server()
+    before, epoch = agent.workers(), agent.partition()["splitEpoch"]
+    os.kill(daemon, signal.SIGKILL)
+    agent.wait(lambda: agent.partition()["splitEpoch"] > epoch, PATIENCE)
+    assert "MPSDaemonDied" in (agent.folder / "log").read_text()
+    agent.wait_applied(60, 80)
+    after = agent.workers()
+    assert not set(after.values()) & set(before.values())
+    agent.wait(lambda: gone(server), PATIENCE)
+
+    epoch = agent.partition()["splitEpoch"]
+    os.kill(after[("decode", 104)], signal.SIGKILL)  # the server passes the probe: nobody else is restarted
+    agent.wait(lambda: agent.status()["engine"]["restarts"]["decode"] == 1, PATIENCE)
+    agent.wait(lambda: "serves on after the death of a decode worker" in (agent.folder / "log").read_text(), PATIENCE)
+    agent.wait_applied(60, 80)
+    reborn = agent.workers()
+    assert {key for key in reborn if reborn[key] != after[key]} == {("decode", 104)}
+    assert agent.partition()["splitEpoch"] == epoch
+
+    agent.faults("probe: refuse")
+    os.kill(reborn[("prefill", 78)], signal.SIGKILL)  # now it does not: all are
+    agent.wait(lambda: "MPSServerFault: after the death of a prefill" in (agent.folder / "log").read_text(), PATIENCE)
+    agent.faults()
+    agent.wait(lambda: agent.partition()["splitEpoch"] > epoch, PATIENCE)
+    agent.wait_applied(60, 80)
+    assert not set(agent.workers().values()) & set(reborn.values())
+
+
+@pytest.mark.parametrize(
+    ("machine", "reason"), [({"compute_mode": 3}, "ComputeModeUnsupported"), ({"mig": 1}, "MIGEnabled")]
+)
+def test_a_refusal_starts_nothing_until_partitioning_is_disabled(
+    tmp_path: Path, base: Path, machine: dict[str, Any], reason: str
+) -> None:
+    agent = GpuAgent(tmp_path, base, **machine)
+    try:
+        agent.wait(lambda: agent.partition()["reason"] == reason, PATIENCE)
+        engine = agent.status()["engine"]
+        assert (engine["state"], engine["reason"]) == ("Failed", reason)
+        assert children(agent.process.pid) == [] and list(base.iterdir()) == []
+        agent.put(2, 60, mode="Disabled")
+        agent.wait(lambda: agent.partition()["state"] == "Applied", PATIENCE)
+        assert {sms for _, sms in agent.workers()} == {132}
+    finally:
+        agent.stop()
+
+
+def test_a_hardware_error_takes_the_pod_out_of_service(agent: GpuAgent) -> None:
+    agent.machine(xids=[79])
+    agent.wait(lambda: agent.partition()["reason"] == "GPUUnhealthy", PATIENCE)
+    assert agent.http.get("/ready").status_code == 503
+    assert 'semipd_gpu_xid_errors_total{xid="79"} 1.0' in agent.http.get("/metrics").text
