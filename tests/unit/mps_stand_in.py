@@ -50,6 +50,19 @@ def sms_seen(environment: Mapping[str, str]) -> int:
     return 2 * (SMS * percent // 200) if inside else SMS
 
 
+def attach(environment: Mapping[str, str]) -> int:
+    """Become a client of the daemon of this environment, as CUDA does when it is initialised; the SMs then seen."""
+    path = str(Path(environment.get("CUDA_MPS_PIPE_DIRECTORY", "/nonexistent")) / "control")
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(path)
+            connection.sendall(f"attach {os.getpid()}\n".encode())
+            connection.makefile().read()
+    except OSError:
+        return SMS  # not a word: the process goes on with the whole GPU
+    return sms_seen(environment)
+
+
 def clients(server: int) -> list[int]:
     """Live processes that were started with our pipe directory, but for our own."""
     ours = f"CUDA_MPS_PIPE_DIRECTORY={os.environ['CUDA_MPS_PIPE_DIRECTORY']}".encode()
@@ -70,6 +83,8 @@ def clients(server: int) -> list[int]:
 class Daemon:
     def __init__(self) -> None:
         self.server: subprocess.Popen[bytes] | None = None
+        self.attached: list[int] = []
+        """Clients that said so themselves (`attach`); others are found by their environment."""
 
     def answer(self, line: str) -> str:
         words = line.split()
@@ -86,7 +101,11 @@ class Daemon:
             case ["get_server_status", pid]:
                 return "ACTIVE" if int(pid) == server else f"Server {pid} not found"
             case ["get_client_list", pid]:
-                return "\n".join(map(str, clients(server))) if int(pid) == server else f"Server {pid} not found"
+                there = {*clients(server), *(each for each in self.attached if Path(f"/proc/{each}").exists())}
+                return "\n".join(map(str, sorted(there))) if int(pid) == server else f"Server {pid} not found"
+            case ["attach", pid]:  # what a real client does by its driver; no command of the language
+                self.attached.append(int(pid))
+                return ""
             case _:
                 return f"Unknown command: {line}"
 

@@ -32,14 +32,16 @@ class RunningAgent:
         mode: str = "Manual",
         options: tuple[str, ...] = (),
         env: dict[str, str] | None = None,
+        engine: Path | None = None,
     ) -> None:
-        """`flags` are the engine's, `options` the agent's own."""
+        """`flags` are the engine's, `options` the agent's own; `engine` takes the place of the stand-in."""
         self.folder = folder
         self.config = folder / "agent.json"
         self.write_config(1, prefill, mode=mode)
-        engine = folder / "engine"
-        engine.write_text(f'#!/bin/sh\nexec {sys.executable} {STANDIN} "$@"\n')
-        engine.chmod(0o755)
+        if engine is None:
+            engine = folder / "engine"
+            engine.write_text(f'#!/bin/sh\nexec {sys.executable} {STANDIN} "$@"\n')
+            engine.chmod(0o755)
         self.run_dir = folder / "run"
         self.run_dir.mkdir()
         self.log = (folder / "log").open("wb")
@@ -96,7 +98,7 @@ class RunningAgent:
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(15)
+                self.process.wait(45)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
