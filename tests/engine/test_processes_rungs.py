@@ -285,8 +285,9 @@ def test_switches_kills_and_a_new_resident_lose_no_token(engine: Engine) -> None
             else:
                 ask(engine, rungs.plan(*rng.choice(splits), daemon=1 + turn // 8))
             time.sleep(rng.uniform(0.05, 0.3))
-            if turn % 3 == 0:
-                os.kill(rng.choice([w.pid for w in ready(engine.snapshot()).values()] or [0]), signal.SIGKILL)
+            living = [worker.pid for worker in ready(engine.snapshot()).values()]
+            if turn % 3 == 0 and living:
+                os.kill(rng.choice(living), signal.SIGKILL)
             if turn == 12:
                 engine.kill("resident")
                 engine.restart("resident")
