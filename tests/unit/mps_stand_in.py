@@ -11,7 +11,8 @@ nothing and knows no GPU. Called as
 
 Faults are scripted in the file that STAND_IN_SCRIPT names, read at every command: lines ``COMMAND: ACTION``, with
 the actions ``answer TEXT`` (``\\n`` is a new line), ``hang``, ``refuse`` (an error, exit status 1) and ``die`` (the
-daemon ends without a word). COMMAND is a command or its first word, ``start`` for the daemon's own start, or ``probe``.
+daemon ends without a word). COMMAND is a command or its first word, ``start`` for the daemon's own start, or ``probe``
+(whose answers are ``unlimited`` and ``late``).
 """
 
 from __future__ import annotations
@@ -157,7 +158,8 @@ def probe() -> None:
     if action == "hang":
         time.sleep(3600)
     inside = Path(socket_path()).exists()
-    seen = SMS if action == "answer unlimited" else sms_seen(os.environ)
+    late = action == "answer late" and "--context" not in sys.argv  # the limit shows with a context only
+    seen = SMS if action == "answer unlimited" or late else sms_seen(os.environ)
     print(json.dumps({"sm_count": seen, "error": NOT_READY if action == "refuse" and inside else 0}))
 
 

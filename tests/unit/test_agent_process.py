@@ -54,7 +54,11 @@ class RunningAgent:
             stderr=self.log,
             env=os.environ | {"POD_UID": "uid-1", "POD_NAME": "pod-0"} | (env or {}),
         )
-        self.wait(lambda: (folder / "port").exists() and (folder / "port").read_text().endswith("\n"))
+        try:
+            self.wait(lambda: (folder / "port").exists() and (folder / "port").read_text().endswith("\n"))
+        except AssertionError:
+            self.stop()
+            raise
         port = int((folder / "port").read_text())
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=5)
 

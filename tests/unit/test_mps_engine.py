@@ -43,14 +43,20 @@ class Loaded(GpuAgent):
         ]
         pace = {"SEMIPD_FAKE_TOKEN_MS": "0.3", "SEMIPD_FAKE_STEP_MS": "3"}
         super().__init__(folder, base, engine=engine, flags=tuple(flags), env=pace)
+
+    def begin(self) -> None:
         self.wait_applied(60, 80)
         self.load = Load(self)
 
     def client(self) -> ApiClient:
-        return ApiClient(self.run_dir)
+        """For `Load`. The core ends once its last client has gone."""
+        self._client = ApiClient(self.run_dir)
+        return self._client
 
     def stop(self) -> None:
-        self.load.stop()
+        if hasattr(self, "load"):
+            self.load.stop()
+            self._client.close()
         super().stop()
 
     def more(self, count: int = 20) -> None:
@@ -64,8 +70,11 @@ class Loaded(GpuAgent):
 def agent(tmp_path: Path) -> Iterator[Loaded]:
     with tempfile.TemporaryDirectory(prefix="spd") as base:
         running = Loaded(tmp_path, Path(base))
-        yield running
-        running.stop()
+        try:
+            running.begin()
+            yield running
+        finally:
+            running.stop()
         assert running.load.wrong == [] and running.load.finished
         assert list(Path(base).iterdir()) == []
 

@@ -96,6 +96,13 @@ async def test_start_measures_each_rung_and_quit_leaves_nothing(bench: MpsBench)
     assert not any(map(alive, pids)) and not mps.ready
 
 
+async def test_a_limit_that_shows_with_a_context_only_is_measured_with_one(idle: MpsBench) -> None:
+    idle.faults("probe: answer late")
+    idle.begin()
+    await idle.until(lambda: idle.mps.ready)
+    assert idle.mps.plan(Split(prefill=60, decode=80)).prefill.sm_count == 78
+
+
 async def test_equal_rungs_are_one_rung(bench: MpsBench) -> None:
     plan = bench.mps.plan(Split(prefill=100, decode=100))
     assert plan.prefill == plan.decode == plan.whole

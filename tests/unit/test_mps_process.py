@@ -108,9 +108,11 @@ def base() -> Iterator[Path]:
 @pytest.fixture
 def agent(tmp_path: Path, base: Path) -> Iterator[GpuAgent]:
     running = GpuAgent(tmp_path, base)
-    running.wait_applied(60, 80)
-    yield running
-    running.stop()
+    try:
+        running.wait_applied(60, 80)
+        yield running
+    finally:
+        running.stop()
 
 
 def test_start_warm_rung_cold_rung_and_quit(agent: GpuAgent, base: Path) -> None:

@@ -30,7 +30,8 @@ async def _try(programs: Programs, base: Path, timing: Timing) -> Row:
         prober = Prober(programs, children, timing)
         try:
             await daemon.start()
-            total, counts = await prober.total(), await prober.counts(daemon)
+            total = await prober.total()
+            counts = await prober.counts(daemon, total)
         except (StartFailed, ProbeFailed) as e:
             return Row("MPS trial", Grade.FAIL, str(e), "read what the daemon says")
         finally:

@@ -151,7 +151,7 @@ class Keeper:
 
     async def _measure(self, daemon: Daemon) -> None:
         total = await self._prober.total()
-        counts = await self._prober.counts(daemon)
+        counts = await self._prober.counts(daemon, total)
         if said := implausible(total, counts):
             raise NotEnforcing(said)
         self.total, self.counts = total, counts

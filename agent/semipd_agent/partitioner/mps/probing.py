@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from semipd_agent.children import Children, ChildTimeout
 from semipd_agent.partitioner.mps.daemon import Daemon
-from semipd_agent.partitioner.mps.ladder import LADDER, WHOLE
+from semipd_agent.partitioner.mps.ladder import LADDER, WHOLE, plausible
 from semipd_agent.partitioner.mps.programs import OUTSIDE_MPS, Programs, surroundings
 from semipd_agent.partitioner.mps.timing import Timing
 
@@ -38,12 +38,22 @@ class Prober:
         """SMs that a process outside MPS sees. Raises `ProbeFailed`."""
         return (await self._probe(OUTSIDE_MPS, self._timing.first_probe)).sm_count
 
-    async def counts(self, daemon: Daemon) -> dict[int, int]:
-        """SMs that a client of the daemon sees on each rung. Raises `ProbeFailed`."""
+    async def counts(self, daemon: Daemon, total: int) -> dict[int, int]:
+        """SMs that a client of the daemon sees on each rung; `total`: outside MPS. Raises `ProbeFailed`.
+
+        A limit may show only once a client has a context. Contexts cost memory, so they are made where it does not show
+        without one, and one after the other.
+        """
         whole = await self._probe(daemon.variables(WHOLE), self._timing.first_probe, context=True)
+        counts = {WHOLE: whole.sm_count}
         below = [rung for rung in LADDER if rung != WHOLE]
         found = await asyncio.gather(*(self._probe(daemon.variables(rung), self._timing.probe) for rung in below))
-        return {WHOLE: whole.sm_count} | {rung: each.sm_count for rung, each in zip(below, found, strict=True)}
+        for rung, probed in zip(below, found, strict=True):
+            counts[rung] = probed.sm_count
+            if not plausible(total, rung, probed.sm_count):
+                again = await self._probe(daemon.variables(rung), self._timing.probe, context=True)
+                counts[rung] = again.sm_count
+        return counts
 
     async def serves(self, daemon: Daemon) -> None:
         """Does the daemon's server still take a client? Raises `ProbeFailed`."""
