@@ -169,12 +169,13 @@ def greedy(max_tokens: int) -> Sampling:
 class Reference:
     """`transformers` in float32, one prompt at a time, end of sequence ignored."""
 
-    def __init__(self, model: Path) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    def __init__(self, model: Path, device: torch.device = CPU) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval().to(device)
+        self._device = device
 
     def greedy(self, prompt: Sequence[int], max_tokens: int) -> tuple[list[int], list[float]]:
         """Token ids and their log-probabilities."""
-        ids = torch.tensor([list(prompt)])
+        ids = torch.tensor([list(prompt)], device=self._device)
         out = self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
