@@ -38,7 +38,7 @@ from semipd_engine.contract import (
 class Mps:
     name = "mps"
     enforcement = Enforcement.SPATIAL_CAP
-    rungs = ladder.LADDER
+    rungs: tuple[int, ...] = ladder.LADDER
     settle_seconds = 180.0
     """A cold rung starts a process, attaches it, warms it up and proves it."""
 
@@ -72,12 +72,16 @@ class Mps:
         return self._keeper.incarnation
 
     @property
+    def lost(self) -> Problem | None:
+        return self._keeper.lost
+
+    @property
     def losses(self) -> int:
         """Daemons that were lost while they were in force."""
         return self._keeper.losses
 
     def preflight(self) -> None:
-        if self._keeper.incarnation == 0:  # later, the MPS clients on the GPU are our own
+        if not self._keeper.begun:  # later, the MPS clients on the GPU are our own
             preflight.judge(self._look())
 
     async def run(self) -> None:
