@@ -159,7 +159,7 @@ class Keeper:
 
     async def _measure(self, daemon: Daemon) -> None:
         total = await self._prober.total()
-        counts = await self._prober.counts(daemon, total)
+        counts = await self._prober.counts(daemon)
         if said := implausible(total, counts):
             raise NotEnforcing(said)
         self.total, self.counts = total, counts
