@@ -9,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export SEMIPD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semipd
 
-.PHONY: help venv deps tools images demo demo-down test lint fmt e2e bench-auto crd docs clean
+.PHONY: help venv deps tools images demo demo-down test lint fmt e2e gpu-smoke bench-auto crd docs clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -45,6 +45,9 @@ lint: venv ## ruff, mypy --strict, import rules
 
 fmt: venv ## format the code
 	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
+
+gpu-smoke: venv ## what only a GPU can show, in eight minutes: docs/gpu (ARGS="--device cpu --out out/gpu" is a dry run)
+	@PYTHONPATH=. $(PY) -m tests.gpu.smoke $(ARGS)
 
 bench-auto: venv tools images ## Auto under recorded traffic on the local cluster, 25 minutes: out/auto_split.json, .png
 	@PYTHONPATH=.:e2e/cluster $(PY) -m bench.auto_split $(ARGS)

@@ -57,7 +57,9 @@ class Child:
         return self.exited.is_set()
 
     def signal_group(self, number: signal.Signals) -> None:
-        """To the child and those that it started; a no-op once they are gone."""
+        """To the child and those that it started; a no-op once it has ended, for its number may be given anew."""
+        if self.exited.is_set():
+            return
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
 
@@ -97,8 +99,7 @@ class Children:
                 if not await child.wait(seconds):
                     raise ChildTimeout(f"{Path(command[0]).name} did not answer within {seconds:g} s")
             finally:
-                if not child.exited.is_set():
-                    child.signal_group(signal.SIGKILL)
+                child.signal_group(signal.SIGKILL)
             os.set_blocking(reading, False)  # a grandchild may hold the other end open
             text = answer.read(_MOST_OUTPUT) or b""
         assert child.status is not None

@@ -7,6 +7,7 @@ knows no HTTP, no process and no device beyond its `Partitioner`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 
 from semipd_agent import contract
@@ -180,7 +181,7 @@ class SplitController:
         elif self.readback.state is PartitionState.FAILED:
             self.log.settle(self.intent.epoch, DecisionOutcome.FAILED)
         if snapshot is not None and self.readback.reason is PartitionReason.PREPARATION_FAILED:
-            self._answer_refusal(snapshot)
+            self._answer_refusal()
         if snapshot is None or self._policy is None or not self.readback.settled:
             return
         now = self._clock.monotonic()
@@ -195,8 +196,10 @@ class SplitController:
             self._move(self.verdict.move)
 
     def pending(self) -> SetPartition | None:
-        """What must be sent to the core now; None: it has the epoch in force. Sending twice is harmless."""
-        if self.snapshot is None or self.snapshot.split_epoch == self.intent.epoch or not self.partitioner.ready:
+        """What must be sent to the core now; None: it has the epoch, in force or in work. Sending twice is harmless."""
+        if self.snapshot is None or not self.partitioner.ready:
+            return None
+        if self.intent.epoch in (self.snapshot.split_epoch, self.snapshot.pending_epoch):
             return None
         return SetPartition(split_epoch=self.intent.epoch, plan=self.partitioner.plan(self.intent.split))
 
@@ -209,10 +212,11 @@ class SplitController:
         if lost:
             self.restarts.core_lost()
 
-    def _answer_refusal(self, snapshot: EngineSnapshot) -> None:
+    def _answer_refusal(self) -> None:
         """Auto goes back to the split in force; a configured split is tried anew after a while."""
-        if self._policy is not None and snapshot.split is not None and snapshot.split != self.intent.split:
-            self._move(Move(snapshot.split, DecisionReason.ROLLBACK, message=self.readback.message))
+        stays = self.readback.applied
+        if self._policy is not None and stays is not None and stays != self.intent.split:
+            self._move(Move(stays, DecisionReason.ROLLBACK, message=self.readback.message))
         elif self._clock.monotonic() - self.intent.since >= ANEW_SECONDS:
             self._renew(self.intent.epoch + 1)
 
@@ -228,6 +232,8 @@ class SplitController:
         if self.unavailable is not None:
             return Readback(PartitionState.FAILED, self.unavailable.reason, self.unavailable.message)
         result = read_back(self.intent, self._splits, self.snapshot, self.partitioner, now)
+        if result.state is PartitionState.ADJUSTING and self._incarnation > 1 and (lost := self.partitioner.lost):
+            result = replace(result, message=f"after {lost.reason}; {result.message}")
         if result.settled and self.config.partition.mode is Mode.DISABLED:
             return Readback(result.state, PartitionReason.DISABLED, "partitioning is disabled", result.applied)
         return result

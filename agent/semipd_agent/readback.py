@@ -68,17 +68,16 @@ def read_back(
     if silent:
         who = ", ".join(f"{w.phase} worker {w.pid} silent for {w.heartbeat_age_seconds:.0f} s" for w in silent)
         return Readback(unknown, PartitionReason.WORKER_NOT_RESPONDING, who)
-    missing = [phase.value for phase, ws in workers.items() if not any(w.routed for w in ws)]
-    if missing:
-        return Readback(unknown, PartitionReason.ENGINE_NOT_READY, f"no ready worker for {', '.join(missing)}")
-
+    everyone = [w for ws in workers.values() for w in ws if w.routed]
+    missing = [phase.value for phase in Phase if not any(w.phase is phase for w in everyone)]
     refused = snapshot.refused
     if refused is not None and refused.split_epoch == intent.epoch:
-        said = (
-            f"{intent.split.prefill}/{intent.split.decode} could not be prepared: {refused.reason}: {refused.message}"
-        )
-        return Readback(PartitionState.FAILED, PartitionReason.PREPARATION_FAILED, said, snapshot.split)
-    everyone = [w for ws in workers.values() for w in ws if w.routed]
+        wanted = f"{intent.split.prefill}/{intent.split.decode}"
+        said = f"{wanted} could not be prepared: {refused.reason}: {refused.message}"
+        stays = None if missing else _rungs(everyone)
+        return Readback(PartitionState.FAILED, PartitionReason.PREPARATION_FAILED, said, stays)
+    if missing:
+        return Readback(unknown, PartitionReason.ENGINE_NOT_READY, f"no ready worker for {', '.join(missing)}")
     epochs = {w.applied_epoch for w in everyone}
     applied = splits.get(next(iter(epochs))) if len(epochs) == 1 else None
     if epochs != {intent.epoch} or snapshot.split_epoch != intent.epoch:
@@ -92,3 +91,9 @@ def read_back(
     if problems:
         return Readback(PartitionState.FAILED, problems[0].reason, "; ".join(p.message for p in problems))
     return Readback(PartitionState.APPLIED, PartitionReason.APPLIED, applied=applied)
+
+
+def _rungs(workers: list[WorkerReport]) -> Split:
+    """The split of the rungs that the phases' routed workers were started under."""
+    percent = {worker.phase: worker.percent for worker in workers}
+    return Split(prefill=percent[Phase.PREFILL], decode=percent[Phase.DECODE])

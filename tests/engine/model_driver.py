@@ -26,6 +26,7 @@ from semipd_engine.ipc.messages import (
 from semipd_engine.memory.arena import load_arena
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.model.config import ModelConfig
+from semipd_engine.model.device import CPU, set_precision
 from semipd_engine.pacing.quantum import Pacer, Unpaced
 from semipd_engine.worker.model_runner import ModelRunner
 
@@ -68,10 +69,13 @@ class Driver:
         pacer: Pacer | None = None,
         num_blocks: int = 512,
         seed: int = 0,
+        device: torch.device = CPU,
     ) -> None:
+        if device.type == "cuda":
+            set_precision(dtype)
         self.config = ModelConfig.from_dir(model)
-        self.arena = load_arena(self.config, model, dtype)
-        self.kv = KVPool.create(self.config.kv_layout(BLOCK_SIZE, dtype.itemsize), num_blocks, dtype)
+        self.arena = load_arena(self.config, model, dtype, device=device)
+        self.kv = KVPool.create(self.config.kv_layout(BLOCK_SIZE, dtype.itemsize), num_blocks, dtype, device)
         for layer in range(self.config.num_layers):
             for view in self.kv.layer(layer):
                 view.normal_()  # what a stranger left behind must not be read
@@ -165,12 +169,13 @@ def greedy(max_tokens: int) -> Sampling:
 class Reference:
     """`transformers` in float32, one prompt at a time, end of sequence ignored."""
 
-    def __init__(self, model: Path) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    def __init__(self, model: Path, device: torch.device = CPU) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval().to(device)
+        self._device = device
 
     def greedy(self, prompt: Sequence[int], max_tokens: int) -> tuple[list[int], list[float]]:
         """Token ids and their log-probabilities."""
-        ids = torch.tensor([list(prompt)])
+        ids = torch.tensor([list(prompt)], device=self._device)
         out = self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),

@@ -20,8 +20,6 @@ from tests.engine.model_driver import (
 from e2e import models
 from semipd_engine.ipc.messages import Sampling
 
-pytestmark = pytest.mark.engine
-
 EDGES = [
     1,
     2,
@@ -44,8 +42,8 @@ def model(request: pytest.FixtureRequest) -> Path:
     return models.random_model(request.param.split("-")[1])
 
 
-def test_mixed_batches_chunks_and_block_edges(model: Path) -> None:
-    driver = Driver(model)
+def test_mixed_batches_chunks_and_block_edges(model: Path, device: torch.device) -> None:
+    driver = Driver(model, device=device)
     lengths = EDGES if "tiny" in model.name else EDGES[::2]
     requests = [
         driver.request(random_prompt(length, driver.config.vocab_size, seed), greedy(17 + seed % 3))
@@ -56,8 +54,8 @@ def test_mixed_batches_chunks_and_block_edges(model: Path) -> None:
     assert_equal_to_reference(model, requests)
 
 
-def test_prompts_share_one_prefill_plan(model: Path) -> None:
-    driver = Driver(model)
+def test_prompts_share_one_prefill_plan(model: Path, device: torch.device) -> None:
+    driver = Driver(model, device=device)
     prompts = [random_prompt(length, driver.config.vocab_size, length) for length in (33, 1, 64, 17)]
     requests = [driver.request(prompt, greedy(6)) for prompt in prompts]
     driver.prefill(requests, chunk_tokens=40)
@@ -66,9 +64,9 @@ def test_prompts_share_one_prefill_plan(model: Path) -> None:
     assert_equal_to_reference(model, requests)
 
 
-def test_a_prefix_in_shared_blocks_is_not_computed_again() -> None:
+def test_a_prefix_in_shared_blocks_is_not_computed_again(device: torch.device) -> None:
     model = models.random_model("llama")
-    driver = Driver(model)
+    driver = Driver(model, device=device)
     prefix = random_prompt(3 * BLOCK_SIZE, driver.config.vocab_size, 5)
     first = driver.request([*prefix, 7, 8, 9], greedy(8))
     driver.generate([first])
@@ -85,9 +83,9 @@ def test_a_prefix_in_shared_blocks_is_not_computed_again() -> None:
     assert third.tokens != second.tokens
 
 
-def test_smollm2_knows_the_capital_of_france() -> None:
+def test_smollm2_knows_the_capital_of_france(device: torch.device) -> None:
     model = models.smollm2()
-    driver = Driver(model)
+    driver = Driver(model, device=device)
     chat = [{"role": "user", "content": CAPITAL}]
     ids = tokenizer(model).apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
     stops = driver.config.eos_token_ids
@@ -98,13 +96,13 @@ def test_smollm2_knows_the_capital_of_france() -> None:
     assert request.tokens == reference(model).greedy(ids, len(request.tokens))[0]
 
 
-def test_bfloat16_stays_close_to_float32() -> None:
+def test_bfloat16_stays_close_to_float32(device: torch.device) -> None:
     """Log-probabilities of the same continuation; rounding of bfloat16 weights and cache is about 3e-3 each."""
     model = models.smollm2()
     ids = tokenizer(model)("The quick brown fox jumps over the lazy dog. The").input_ids
     scores = []
     for dtype in (torch.float32, torch.bfloat16):
-        driver = Driver(model, dtype)
+        driver = Driver(model, dtype, device=device)
         requests = [driver.request(ids[:length], greedy(1)) for length in range(4, len(ids))]
         driver.generate(requests, chunk_tokens=5)
         scores.append(torch.tensor([r.logprobs[0] for r in requests]))
@@ -113,9 +111,9 @@ def test_bfloat16_stays_close_to_float32() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
-def test_random_models_vary_and_need_positions(architecture: str) -> None:
+def test_random_models_vary_and_need_positions(architecture: str, device: torch.device) -> None:
     model = models.random_model(architecture)
-    driver = Driver(model)
+    driver = Driver(model, device=device)
     prompts = [tokenizer(model)(text).input_ids for text in ("Water boils at", "Where is the bridge?", CAPITAL)]
     plain = [driver.request(prompt, greedy(64)) for prompt in prompts]
     driver.generate(plain, max_steps=64)

@@ -19,8 +19,6 @@ from semipd_engine.model.quanta import Load, Quanta
 from semipd_engine.ops.torch_ref import length_mask, paged_decode
 from semipd_engine.worker.plan_rows import GROUP_POSITIONS, GROUP_WASTE, similar_lengths
 
-pytestmark = pytest.mark.engine
-
 
 class CountingPacer:
     """Counts quanta, and fails if one is opened inside another."""
@@ -55,8 +53,8 @@ def decode_plan(driver: Driver, max_steps: int, *samplings: Sampling) -> DecodeP
     return DecodePlan(40, max_steps, rows)
 
 
-def test_rows_end_at_max_tokens_and_stop_ids(model: Path) -> None:
-    driver = Driver(model)
+def test_rows_end_at_max_tokens_and_stop_ids(model: Path, device: torch.device) -> None:
+    driver = Driver(model, device=device)
     free = [step.tokens for step in driver.runner.decode(decode_plan(driver, 6, greedy(20)), lambda seq: False)]
     third = free[2][0].token
     assert third not in [free[0][0].token, free[1][0].token]
@@ -69,8 +67,8 @@ def test_rows_end_at_max_tokens_and_stop_ids(model: Path) -> None:
     assert {t.request for t in steps[3].tokens} == {101}
 
 
-def test_a_recalled_plan_ends_after_its_step(model: Path) -> None:
-    driver = Driver(model)
+def test_a_recalled_plan_ends_after_its_step(model: Path, device: torch.device) -> None:
+    driver = Driver(model, device=device)
     asked: list[int] = []
 
     def recalled(seq: int) -> bool:
@@ -93,14 +91,16 @@ def test_a_recalled_plan_ends_after_its_step(model: Path) -> None:
         (PrefillChunk(7, [1], 0, [512]), "block ids"),
     ],
 )
-def test_a_plan_that_points_outside_is_refused(model: Path, chunk: PrefillChunk, message: str) -> None:
+def test_a_plan_that_points_outside_is_refused(
+    model: Path, chunk: PrefillChunk, message: str, device: torch.device
+) -> None:
     with pytest.raises(PlanError, match=message) as error:
-        Driver(model).runner.prefill(PrefillPlan(0, [chunk]))
+        Driver(model, device=device).runner.prefill(PrefillPlan(0, [chunk]))
     assert error.value.request == 7
 
 
-def test_a_decode_row_may_hold_only_the_blocks_of_its_last_tokens(model: Path) -> None:
-    driver = Driver(model)
+def test_a_decode_row_may_hold_only_the_blocks_of_its_last_tokens(model: Path, device: torch.device) -> None:
+    driver = Driver(model, device=device)
     row = DecodeRow(7, 5, 15, [3], greedy(2), output_index=1)
     assert len(list(driver.runner.decode(DecodePlan(0, 8, [row]), lambda seq: False))) == 1
     row = DecodeRow(7, 5, 15, [3], greedy(9), output_index=1)
@@ -108,6 +108,7 @@ def test_a_decode_row_may_hold_only_the_blocks_of_its_last_tokens(model: Path) -
         list(driver.runner.decode(DecodePlan(0, 8, [row]), lambda seq: False))
 
 
+@pytest.mark.engine
 def test_pacing_changes_no_token(model: Path) -> None:
     pacer = CountingPacer()
     driver = Driver(model, pacer=pacer)
@@ -121,6 +122,7 @@ def test_pacing_changes_no_token(model: Path) -> None:
     assert_equal_to_reference(model, requests)
 
 
+@pytest.mark.engine
 def test_pieces_follow_the_measured_rate() -> None:
     """A linear layer ten times slower than it was is cut into more pieces, and again fewer when it recovers."""
     times: list[float] = []
@@ -137,12 +139,14 @@ def test_pieces_follow_the_measured_rate() -> None:
     assert (run(0.002), run(0.020), run(0.002)) == (1, 5, 1)
 
 
+@pytest.mark.engine
 def test_linear_in_columns_equals_linear() -> None:
     quanta = Quanta(CountingPacer(), target_seconds=1e-5)
     x, weight, bias = torch.randn(9, 130), torch.randn(700, 130), torch.randn(700)
     torch.testing.assert_close(quanta.linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
 
 
+@pytest.mark.engine
 def test_decode_groups_hold_each_row_once_and_waste_little() -> None:
     generator, most = random.Random(4), GROUP_POSITIONS["cpu"]
     for _ in range(200):
@@ -156,6 +160,7 @@ def test_decode_groups_hold_each_row_once_and_waste_little() -> None:
     assert len(similar_lengths([100] * 16, most)) == 1
 
 
+@pytest.mark.engine
 def test_what_lies_behind_a_sequence_is_not_seen() -> None:
     """Groups are padded: neither the rest of a last block nor another sequence's length changes an output."""
     cache = torch.randn(8, 16, 32)

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.engine
 
 EXEC_RESIDENT = "tests.engine.exec_resident"
 TOKENS = 32
+PATIENCE = 240
+"""Seconds. Each worker imports torch by itself, which takes a busy machine its time."""
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,7 @@ def options(model: Path, run_dir: Path) -> EngineOptions:
         kv_cache_memory=64 << 20,
         prefill_chunk_tokens=32,
         await_partition=True,
+        prepare_seconds=PATIENCE,
     )
 
 
@@ -67,8 +70,10 @@ def ask(engine: Engine, epoch: int, prefill: int, decode: int) -> None:
 
 def test_attached_workers_are_exact_and_share_one_copy(engine: Engine, model: Path) -> None:
     ask(engine, 1, 60, 40)
-    engine.wait_state(seconds=120)
-    wait_for(lambda: sum(w.state is WorkerState.READY for w in engine.snapshot().workers) == 4, 120, "four workers")
+    engine.wait_state(seconds=PATIENCE)
+    wait_for(
+        lambda: sum(w.state is WorkerState.READY for w in engine.snapshot().workers) == 4, PATIENCE, "four workers"
+    )
     resident = engine.processes["resident"].pid
     for worker in engine.snapshot().workers:
         for name in ("semipd-kv", "semipd-weights"):
@@ -87,7 +92,7 @@ def test_attached_workers_are_exact_and_share_one_copy(engine: Engine, model: Pa
     ask(engine, 2, 60, 80)  # a cold rung beside it
     for stream in streams:
         assert stream.wait(120).tokens == reference(model).greedy(stream.prompt, TOKENS)[0]
-    wait_for(lambda: engine.snapshot().split_epoch == 2, 120, "the cold rung in force")
+    wait_for(lambda: engine.snapshot().split_epoch == 2, PATIENCE, "the cold rung in force")
 
 
 def test_a_worker_that_sees_other_weights_never_serves(model: Path, tmp_path: Path) -> None:
@@ -95,7 +100,7 @@ def test_a_worker_that_sees_other_weights_never_serves(model: Path, tmp_path: Pa
     try:
         engine.wait_state(EngineState.STARTING, seconds=60)
         ask(engine, 1, 60, 40)
-        refused = wait_for(lambda: engine.snapshot().refused, 120, "a reason")
+        refused = wait_for(lambda: engine.snapshot().refused, PATIENCE, "a reason")
         assert refused.reason == "WeightsMismatch"
         assert "WeightsMismatch" in engine.wait_state(EngineState.STARTING).message
     finally:

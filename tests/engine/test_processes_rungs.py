@@ -36,10 +36,11 @@ SLOW = {"SEMIPD_FAKE_TOKEN_MS": "0.3", "SEMIPD_FAKE_STEP_MS": "3", "SEMIPD_FAKE_
 Key = tuple[Phase, int]
 
 
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    """Both phases on their rungs: prefill 60 %, decode 40 %."""
-    for engine in engine_for(tmp_path, SLOW, state=EngineState.STARTING, await_partition=True, prepare_seconds=5.0):
+@pytest.fixture(params=[60.0])
+def engine(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """Both phases on their rungs: prefill 60 %, decode 40 %. The parameter is --prepare-seconds."""
+    waiting = EngineState.STARTING
+    for engine in engine_for(tmp_path, SLOW, waiting, await_partition=True, prepare_seconds=request.param):
         wait_for(lambda engine=engine: "first partition" in engine.snapshot().message, 60, "a loaded model")
         assert ask(engine, rungs.plan(60, 40)) == 1
         wait_ready(engine, 4)
@@ -59,7 +60,7 @@ def ready(snapshot: EngineSnapshot) -> dict[Key, WorkerReport]:
     return {(w.phase, w.percent): w for w in snapshot.workers if w.state is WorkerState.READY}
 
 
-def wait_ready(engine: Engine, count: int, seconds: float = 10) -> dict[Key, WorkerReport]:
+def wait_ready(engine: Engine, count: int, seconds: float = 60) -> dict[Key, WorkerReport]:
     """That many ready workers, all of the epoch in force."""
 
     def settled() -> dict[Key, WorkerReport] | None:
@@ -132,7 +133,7 @@ def test_a_phase_alone_runs_on_its_whole_worker(engine: Engine) -> None:
     pids = {w.pid: key for key, w in wait_ready(engine, 4).items()}
     client = engine.client()
     streams = [client.add([index], max_tokens=200) for index in range(4)]
-    wait_for(lambda: all(len(s.tokens) > 10 for s in streams), 20, "running streams")
+    wait_for(lambda: all(len(s.tokens) > 10 for s in streams), 60, "running streams")
     prompt = client.add(list(range(380)), max_tokens=2).wait()
     for stream in [*streams, prompt]:
         assert stream.wait().tokens == reference(stream.prompt, stream.sampling.max_tokens)
@@ -159,7 +160,7 @@ def test_a_warm_rung_is_in_force_with_the_answer(engine: Engine) -> None:
     assert routed(engine) == {Phase.PREFILL: 100, Phase.DECODE: 100}
     workers = wait_ready(engine, 2)
     assert {key: w.pid for key, w in workers.items()} == {key: before[key].pid for key in workers}
-    wait_for(lambda: not alive(before[Phase.PREFILL, 60].pid), 10, "the end of the old rung's worker")
+    wait_for(lambda: not alive(before[Phase.PREFILL, 60].pid), 60, "the end of the old rung's worker")
     assert engine.snapshot().restarts == {"prefill": 0, "decode": 0, "resident": 0}
 
 
@@ -177,12 +178,12 @@ def test_a_cold_rung_is_prepared_while_the_old_one_serves(engine: Engine) -> Non
             assert in_force(engine) == (60, 40) and routed(engine)[Phase.PREFILL] == 60
             assert snapshot.state is EngineState.READY
         assert len(load.finished) > finished
-        wait_for(lambda: engine.snapshot().split_epoch == 2, 10, "the cold rung in force")
+        wait_for(lambda: engine.snapshot().split_epoch == 2, 60, "the cold rung in force")
         workers = wait_ready(engine, 4)
         assert routed(engine) == {Phase.PREFILL: 30, Phase.DECODE: 40}
         kept = [(Phase.PREFILL, 100), (Phase.DECODE, 40), (Phase.DECODE, 100)]
         assert [workers[key].pid for key in kept] == [before[key].pid for key in kept]
-        wait_for(lambda: not alive(before[Phase.PREFILL, 60].pid), 10, "the old worker's end")
+        wait_for(lambda: not alive(before[Phase.PREFILL, 60].pid), 60, "the old worker's end")
     finally:
         load.stop()
     assert load.wrong == []
@@ -192,22 +193,30 @@ def test_a_cold_rung_is_prepared_while_the_old_one_serves(engine: Engine) -> Non
 @pytest.mark.parametrize(
     ("cold", "reason", "words"),
     [
-        (rungs.limit(30, start="60"), "PrepareTimeout", "within 5 s"),
         (rungs.limit(30, start="unfit"), "WarmUpFailed", "as the rung wished"),
         (rungs.limit(30, start="die"), "WorkerDied", "its log says why"),
         (rungs.limit(30, sees=rungs.DEVICE_SMS), "SMCountMismatch", "not a client of MPS"),
         (rungs.limit(30, sees=20), "SMCountMismatch", "sees 20 SMs, 38 are expected"),
     ],
-    ids=["hangs", "unfit", "dies", "outside MPS", "wrong share"],
+    ids=["unfit", "dies", "outside MPS", "wrong share"],
 )
 def test_a_rung_that_does_not_prove_itself_changes_nothing(
     engine: Engine, cold: rungs.PhaseLimit, reason: str, words: str
 ) -> None:
+    assert_refused(engine, cold, reason, words)
+
+
+@pytest.mark.parametrize("engine", [8.0], indirect=True)
+def test_a_rung_that_hangs_changes_nothing(engine: Engine) -> None:
+    assert_refused(engine, rungs.limit(30, start="600"), "PrepareTimeout", "within 8 s")
+
+
+def assert_refused(engine: Engine, cold: rungs.PhaseLimit, reason: str, words: str) -> None:
     before = wait_ready(engine, 4)
     client = engine.client()
     running = client.add([3] * 20, max_tokens=300)
     assert ask(engine, rungs.plan_of(rungs.limit(60), cold)) == 1
-    refused = wait_for(lambda: engine.snapshot().refused, 15, "a refusal")
+    refused = wait_for(lambda: engine.snapshot().refused, 60, "a refusal")
     assert (refused.split_epoch, refused.reason) == (2, reason)
     assert words in refused.message and "decode worker under 30 %" in refused.message
     assert running.wait().tokens == reference(running.prompt, 300)
@@ -218,7 +227,7 @@ def test_a_rung_that_does_not_prove_itself_changes_nothing(
     engine.control(SetPartition(split_epoch=2, plan=rungs.plan(60, 20)))  # the same epoch again: refused already
     assert engine.snapshot().pending_epoch == 0
     ask(engine, rungs.plan(60, 20))  # a new one is a new attempt
-    wait_for(lambda: engine.snapshot().split_epoch == 3, 10, "the next epoch in force")
+    wait_for(lambda: engine.snapshot().split_epoch == 3, 60, "the next epoch in force")
     assert engine.snapshot().refused is None
     expected = {before[key].pid for key in before if key != (Phase.DECODE, 40)}
     assert {w.pid for w in wait_ready(engine, 4).values()} > expected
@@ -230,10 +239,10 @@ def test_a_first_partition_that_cannot_serve_says_so(tmp_path: Path) -> None:
         wait_for(lambda engine=engine: "first partition" in engine.snapshot().message, 60, "a loaded model")
         outside = rungs.limit(60, sees=rungs.DEVICE_SMS)
         assert ask(engine, rungs.plan_of(outside, rungs.limit(40))) == 1
-        refused = wait_for(lambda engine=engine: engine.snapshot().refused, 10, "a reason")
+        refused = wait_for(lambda engine=engine: engine.snapshot().refused, 60, "a reason")
         assert (refused.split_epoch, refused.reason) == (1, "SMCountMismatch")
         ask(engine, rungs.plan(60, 40, daemon=2))
-        wait_for(lambda engine=engine: engine.snapshot().split_epoch == 2, 10, "the second epoch")
+        wait_for(lambda engine=engine: engine.snapshot().split_epoch == 2, 60, "the second epoch")
         engine.wait_state()
         assert engine.snapshot().refused is None
 
@@ -247,7 +256,7 @@ def test_a_killed_worker_of_any_rung_costs_no_token(engine: Engine, key: Key) ->
             worker = wait_ready(engine, 4)[key]
             time.sleep(rng.uniform(0.02, 0.1))
             os.kill(worker.pid, signal.SIGKILL)
-            wait_for(lambda pid=worker.pid: not alive(pid), 5, "its death")
+            wait_for(lambda pid=worker.pid: not alive(pid), 30, "its death")
     finally:
         load.stop()
     assert load.wrong == [] and len(load.finished) > 8
@@ -263,11 +272,11 @@ def test_a_new_daemon_replaces_every_worker(engine: Engine) -> None:
     try:
         os.kill(before[Phase.DECODE, 40].pid, signal.SIGKILL)  # the old daemon's fault takes a client with it
         ask(engine, rungs.plan(60, 40, daemon=2))
-        wait_for(lambda: engine.snapshot().split_epoch == 2, 10, "the new environment in force")
+        wait_for(lambda: engine.snapshot().split_epoch == 2, 60, "the new environment in force")
         workers = wait_ready(engine, 4)
         assert not {w.pid for w in workers.values()} & {w.pid for w in before.values()}
         for worker in before.values():
-            wait_for(lambda pid=worker.pid: not alive(pid), 10, "the old workers' end")
+            wait_for(lambda pid=worker.pid: not alive(pid), 60, "the old workers' end")
     finally:
         load.stop()
     assert load.wrong == []
@@ -285,8 +294,9 @@ def test_switches_kills_and_a_new_resident_lose_no_token(engine: Engine) -> None
             else:
                 ask(engine, rungs.plan(*rng.choice(splits), daemon=1 + turn // 8))
             time.sleep(rng.uniform(0.05, 0.3))
-            if turn % 3 == 0:
-                os.kill(rng.choice([w.pid for w in ready(engine.snapshot()).values()] or [0]), signal.SIGKILL)
+            living = [worker.pid for worker in ready(engine.snapshot()).values()]
+            if turn % 3 == 0 and living:
+                os.kill(rng.choice(living), signal.SIGKILL)
             if turn == 12:
                 engine.kill("resident")
                 engine.restart("resident")
@@ -295,7 +305,7 @@ def test_switches_kills_and_a_new_resident_lose_no_token(engine: Engine) -> None
     assert load.wrong == [] and len(load.finished) > 8
     last = rungs.plan(60, 40, daemon=9)
     ask(engine, last)
-    wait_for(lambda: engine.snapshot().split == last.split and not engine.snapshot().pending_epoch, 20, "the last one")
+    wait_for(lambda: engine.snapshot().split == last.split and not engine.snapshot().pending_epoch, 60, "the last one")
     wait_ready(engine, 4)
     counts = engine.snapshot().blocks
     assert counts.used == counts.quarantined == 0

@@ -12,15 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.engine import proc
+from tests.engine import devices, proc
 from tests.engine.harness import TORCH_RESIDENT, Engine, Stream, wait_for
 from tests.engine.model_driver import random_prompt, reference
 
 from e2e.models import random_model
-from semipd_engine.contract import DType, EngineOptions, Phase, SetPartition, Split
+from semipd_engine.contract import Device, DType, EngineOptions, Phase, SetPartition, Split
 from semipd_engine.cpu_plan import cpu_plan
-
-pytestmark = pytest.mark.engine
 
 MODEL = "qwen2"
 VOCABULARY = 4096
@@ -34,21 +32,22 @@ def model() -> Path:
 
 
 @pytest.fixture(scope="module")
-def split_engine(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    yield from start(model, tmp_path_factory.mktemp("split"), unified=False)
+def split_engine(model: Path, tmp_path_factory: pytest.TempPathFactory, device: torch.device) -> Iterator[Engine]:
+    yield from start(model, tmp_path_factory.mktemp("split"), device, unified=False)
 
 
 @pytest.fixture
-def unified_engine(model: Path, tmp_path: Path) -> Iterator[Engine]:
-    yield from start(model, tmp_path, unified=True)
+def unified_engine(model: Path, tmp_path: Path, device: torch.device) -> Iterator[Engine]:
+    yield from start(model, tmp_path, device, unified=True)
 
 
-def start(model: Path, tmp_path: Path, unified: bool) -> Iterator[Engine]:
+def start(model: Path, tmp_path: Path, device: torch.device, unified: bool) -> Iterator[Engine]:
     engine = Engine(
         EngineOptions(
             model=model,
             run_dir=tmp_path,
             step_log=tmp_path / "steps.jsonl",
+            device=Device(device.type),
             dtype=DType.FLOAT32,
             max_model_len=1024,
             kv_cache_memory=256 << 20,
@@ -132,6 +131,7 @@ def test_kills_of_real_workers_change_no_token(split_engine: Engine, model: Path
     assert any(r["in_flight"] is not None for r in split_engine.records("worker_lost"))
 
 
+@pytest.mark.parametrize("device", [devices.CPU], indirect=True)
 def test_quanta_move_cpu_time(split_engine: Engine) -> None:
     """Both phases saturated: the ratio of their CPU times at 80/20 is at least six times that at 20/80."""
     client = split_engine.client()

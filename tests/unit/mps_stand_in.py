@@ -11,7 +11,8 @@ nothing and knows no GPU. Called as
 
 Faults are scripted in the file that STAND_IN_SCRIPT names, read at every command: lines ``COMMAND: ACTION``, with
 the actions ``answer TEXT`` (``\\n`` is a new line), ``hang``, ``refuse`` (an error, exit status 1) and ``die`` (the
-daemon ends without a word). COMMAND is a command or its first word, ``start`` for the daemon's own start, or ``probe``.
+daemon ends without a word). COMMAND is a command or its first word, ``start`` for the daemon's own start, or ``probe``
+(whose answers are ``unlimited`` and ``late``).
 """
 
 from __future__ import annotations
@@ -50,6 +51,19 @@ def sms_seen(environment: Mapping[str, str]) -> int:
     return 2 * (SMS * percent // 200) if inside else SMS
 
 
+def attach(environment: Mapping[str, str]) -> int:
+    """Become a client of the daemon of this environment, as CUDA does when it is initialised; the SMs then seen."""
+    path = str(Path(environment.get("CUDA_MPS_PIPE_DIRECTORY", "/nonexistent")) / "control")
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(path)
+            connection.sendall(f"attach {os.getpid()}\n".encode())
+            connection.makefile().read()
+    except OSError:
+        return SMS  # not a word: the process goes on with the whole GPU
+    return sms_seen(environment)
+
+
 def clients(server: int) -> list[int]:
     """Live processes that were started with our pipe directory, but for our own."""
     ours = f"CUDA_MPS_PIPE_DIRECTORY={os.environ['CUDA_MPS_PIPE_DIRECTORY']}".encode()
@@ -70,6 +84,8 @@ def clients(server: int) -> list[int]:
 class Daemon:
     def __init__(self) -> None:
         self.server: subprocess.Popen[bytes] | None = None
+        self.attached: list[int] = []
+        """Clients that said so themselves (`attach`); others are found by their environment."""
 
     def answer(self, line: str) -> str:
         words = line.split()
@@ -86,7 +102,11 @@ class Daemon:
             case ["get_server_status", pid]:
                 return "ACTIVE" if int(pid) == server else f"Server {pid} not found"
             case ["get_client_list", pid]:
-                return "\n".join(map(str, clients(server))) if int(pid) == server else f"Server {pid} not found"
+                there = {*clients(server), *(each for each in self.attached if Path(f"/proc/{each}").exists())}
+                return "\n".join(map(str, sorted(there))) if int(pid) == server else f"Server {pid} not found"
+            case ["attach", pid]:  # what a real client does by its driver; no command of the language
+                self.attached.append(int(pid))
+                return ""
             case _:
                 return f"Unknown command: {line}"
 
@@ -138,7 +158,8 @@ def probe() -> None:
     if action == "hang":
         time.sleep(3600)
     inside = Path(socket_path()).exists()
-    seen = SMS if action == "answer unlimited" else sms_seen(os.environ)
+    late = action == "answer late" and "--context" not in sys.argv  # the limit shows with a context only
+    seen = SMS if action == "answer unlimited" or late else sms_seen(os.environ)
     print(json.dumps({"sm_count": seen, "error": NOT_READY if action == "refuse" and inside else 0}))
 
 

@@ -270,9 +270,8 @@ def test_a_refused_preparation_is_told_with_the_split_that_stays() -> None:
         monotonic_time=100.0,
         state=EngineState.READY,
         split_epoch=1,
-        split=OLD,
         refused=refused,
-        workers=(worker(P, 1), worker(D, 1)),
+        workers=tuple(worker(p, 1).model_copy(update={"percent": OLD.of(p)}) for p in Phase),
     )
     result = read_back(Intent(2, NEW, 99.0), SPLITS, snapshot, CpuPaced(TWO), 100.0)
     assert (result.state, result.reason, result.applied) == ("Failed", "PreparationFailed", OLD)

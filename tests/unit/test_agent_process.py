@@ -33,14 +33,17 @@ class RunningAgent:
         program: tuple[str, ...] = ("-m", "semipd_agent"),
         options: tuple[str, ...] = (),
         env: dict[str, str] | None = None,
+        engine: Path | None = None,
     ) -> None:
-        """`flags` are the engine's, `options` the agent's own, `program` what Python runs."""
+        """`flags` are the engine's, `options` the agent's own, `program` what Python runs; `engine` replaces the
+        stand-in."""
         self.folder = folder
         self.config = folder / "agent.json"
         self.write_config(1, prefill, mode=mode)
-        engine = folder / "engine"
-        engine.write_text(f'#!/bin/sh\nexec {sys.executable} {STANDIN} "$@"\n')
-        engine.chmod(0o755)
+        if engine is None:
+            engine = folder / "engine"
+            engine.write_text(f'#!/bin/sh\nexec {sys.executable} {STANDIN} "$@"\n')
+            engine.chmod(0o755)
         self.run_dir = folder / "run"
         self.run_dir.mkdir()
         self.log = (folder / "log").open("wb")
@@ -53,7 +56,11 @@ class RunningAgent:
             stderr=self.log,
             env=os.environ | {"POD_UID": "uid-1", "POD_NAME": "pod-0"} | (env or {}),
         )
-        self.wait(lambda: (folder / "port").exists() and (folder / "port").read_text().endswith("\n"))
+        try:
+            self.wait(lambda: (folder / "port").exists() and (folder / "port").read_text().endswith("\n"))
+        except AssertionError:
+            self.stop()
+            raise
         port = int((folder / "port").read_text())
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=5)
 
@@ -97,7 +104,7 @@ class RunningAgent:
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(15)
+                self.process.wait(45)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 from tests.unit.agent_bench import Bench, config, split
+from tests.unit.agent_plant import worker
 
 from semipd_agent.contract import SLO, DecisionOutcome, DecisionReason, EnginePhase, Mode, PartitionReason
-from semipd_agent.partitioner import Grant, PartitionerUnavailable
+from semipd_agent.partitioner import Grant, PartitionerUnavailable, Problem
 from semipd_agent.partitioner.cpu_paced import CpuPaced
 from semipd_agent.partitioner.unlimited import Unlimited
 from semipd_agent.report import LauncherState
-from semipd_engine.contract import PacingMode, Refusal
+from semipd_engine.contract import PacingMode, Phase, Refusal
 from semipd_engine.contract import Split as EngineSplit
 
 pytestmark = pytest.mark.unit
@@ -88,9 +89,10 @@ def test_a_new_incarnation_is_the_same_split_under_a_new_epoch() -> None:
     bench.tick()
     assert [(m.split_epoch, m.plan.split.prefill) for m in bench.sent][-1] == (bench.epoch, 30)
     assert bench.epoch == bench.controller.intent.epoch
-    moody.incarnation = 2
+    moody.incarnation, moody.lost = 2, Problem(PartitionReason.MPS_DAEMON_DIED, "it ended")
     before = bench.epoch
     bench.tick()
+    assert bench.report().partition.message.startswith("after MPSDaemonDied; epoch")
     bench.tick()
     assert (bench.epoch, bench.sent[-1].plan.split.prefill) == (before + 1, 30)
     decision = bench.report().decisions[0]
@@ -107,7 +109,8 @@ def test_a_split_that_cannot_be_prepared_is_rolled_back_in_auto_and_tried_anew_i
         bench.controller.configure(config(2, 30, 70, mode, SLO(ttft_milliseconds=500) if mode is Mode.AUTO else None))
         epoch = bench.controller.intent.epoch
         refused = Refusal(split_epoch=epoch, reason="SMCountMismatch", message="sees 132")
-        bench.controller.observe(bench.snapshot(split=in_force, refused=refused))
+        stay = tuple(worker(p, 1).model_copy(update={"percent": in_force.of(p)}) for p in Phase)
+        bench.controller.observe(bench.snapshot(workers=stay, refused=refused))
         assert bench.report().decisions[0].reason is (
             DecisionReason.ROLLBACK if mode is Mode.AUTO else DecisionReason.MANUAL_CHANGE
         )
@@ -117,5 +120,5 @@ def test_a_split_that_cannot_be_prepared_is_rolled_back_in_auto_and_tried_anew_i
             assert bench.report().partition.reason == "PreparationFailed"
             assert bench.report().partition.applied == split(60, 80)
             bench.clock.now += 61
-            bench.controller.observe(bench.snapshot(split=in_force, refused=refused))
+            bench.controller.observe(bench.snapshot(workers=stay, refused=refused))
             assert (bench.controller.intent.epoch, bench.controller.requested.prefill) == (epoch + 1, 30)

@@ -130,6 +130,7 @@ print(row.grade, row.found, sep="|")
     ("fault", "grade", "says"),
     [
         ("", "ok", "60 %: 78"),
+        ("probe: answer late", "ok", "(once it has a context)"),
         ("probe: answer unlimited", "fail", "no effect"),
         ("start: refuse", "fail", "already running"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from semipd_agent.partitioner.mps.ladder import GRANULE, LADDER, WHOLE, implausi
 from semipd_engine.contract import Split
 
 pytestmark = pytest.mark.unit
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_few_rungs_that_end_at_the_whole_device() -> None:
@@ -66,3 +69,8 @@ def test_an_ineffective_limit_is_named() -> None:
     counts = dict.fromkeys(LADDER, 132)
     said = implausible(132, counts)
     assert said is not None and "10 %" in said and "132 of 132" in said
+
+
+@pytest.mark.parametrize("name", ["docs/controller.md", "docs/crd.md", "docs/design/0004-mps.md"])
+def test_the_documents_name_the_rungs(name: str) -> None:
+    assert ", ".join(map(str, LADDER)) in (ROOT / name).read_text()

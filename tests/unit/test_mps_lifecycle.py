@@ -10,11 +10,12 @@ import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.unit.agent_plant import worker
-from tests.unit.mps_bench import MpsBench
+from tests.unit.mps_bench import H100, MpsBench
 from tests.unit.mps_stand_in import SMS
 
 from semipd_agent.contract import PartitionReason
@@ -96,6 +97,13 @@ async def test_start_measures_each_rung_and_quit_leaves_nothing(bench: MpsBench)
     assert not any(map(alive, pids)) and not mps.ready
 
 
+async def test_a_limit_that_shows_with_a_context_only_is_measured_with_one(idle: MpsBench) -> None:
+    idle.faults("probe: answer late")
+    idle.begin()
+    await idle.until(lambda: idle.mps.ready)
+    assert idle.mps.plan(Split(prefill=60, decode=80)).prefill.sm_count == 78
+
+
 async def test_equal_rungs_are_one_rung(bench: MpsBench) -> None:
     plan = bench.mps.plan(Split(prefill=100, decode=100))
     assert plan.prefill == plan.decode == plan.whole
@@ -144,6 +152,8 @@ async def test_a_server_fault_ends_server_and_daemon_before_the_next_begins(benc
     assert before.whole is not None and after.whole is not None
     assert before.whole.environment != after.whole.environment, "every rung is a new one"
     assert bench.mps.losses == 1
+    lost = bench.mps.lost
+    assert lost is not None and lost.reason is PartitionReason.MPS_SERVER_FAULT
 
 
 async def test_a_dead_daemon_leaves_its_server_to_the_workers_until_they_have_moved(bench: MpsBench) -> None:
@@ -243,3 +253,8 @@ async def test_on_the_whole_rung_the_list_of_clients_is_the_proof(bench: MpsBenc
     assert await verdicts() == [PartitionReason.WORKER_OUTSIDE_MPS] * 2
     bench.faults("get_client_list: answer 77")  # numbers of another namespace say nothing
     assert await verdicts() == [None, None]
+
+
+async def test_our_own_clients_are_nobody_elses(bench: MpsBench) -> None:
+    bench.change(gpu=replace(H100, mps_clients=(4711,)))
+    bench.mps.preflight()  # as after a change of the mode

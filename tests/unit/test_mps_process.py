@@ -23,8 +23,17 @@ PATIENCE = 90.0
 
 
 class GpuAgent(RunningAgent):
-    def __init__(self, folder: Path, base: Path, **machine: Any) -> None:
-        self.base = base
+    def __init__(
+        self,
+        folder: Path,
+        base: Path,
+        *,
+        flags: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
+        engine: Path | None = None,
+        **machine: Any,
+    ) -> None:
+        """`machine`: what NVML says; `engine`: takes the place of the stand-in."""
         self.machine_file = folder / "machine.json"
         self.machine(**machine)
         self.script = folder / "script"
@@ -33,14 +42,16 @@ class GpuAgent(RunningAgent):
         probe = folder / "probe"
         probe.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {STAND_IN} probe "$@"\n')
         probe.chmod(0o755)
-        env = {
+        variables = {
             "PATH": f"{Path(programs.control).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(Path(__file__).with_name("nvml_stand_in")),
             "NVML_STAND_IN": str(self.machine_file),
             "STAND_IN_SCRIPT": str(self.script),
         }
         options = ("--mps-dir", str(base), "--mps-probe", str(probe))
-        super().__init__(folder, "--device", "cuda", options=options, env=env)
+        super().__init__(
+            folder, "--device", "cuda", *flags, options=options, env=variables | (env or {}), engine=engine
+        )
 
     def machine(self, **fields: Any) -> None:
         self.machine_file.write_text(json.dumps(fields))
@@ -97,9 +108,11 @@ def base() -> Iterator[Path]:
 @pytest.fixture
 def agent(tmp_path: Path, base: Path) -> Iterator[GpuAgent]:
     running = GpuAgent(tmp_path, base)
-    running.wait_applied(60, 80)
-    yield running
-    running.stop()
+    try:
+        running.wait_applied(60, 80)
+        yield running
+    finally:
+        running.stop()
 
 
 def test_start_warm_rung_cold_rung_and_quit(agent: GpuAgent, base: Path) -> None:

@@ -30,7 +30,8 @@ async def _try(programs: Programs, base: Path, timing: Timing) -> Row:
         prober = Prober(programs, children, timing)
         try:
             await daemon.start()
-            total, counts = await prober.total(), await prober.counts(daemon)
+            total = await prober.total()
+            counts = await prober.counts(daemon)
         except (StartFailed, ProbeFailed) as e:
             return Row("MPS trial", Grade.FAIL, str(e), "read what the daemon says")
         finally:
@@ -38,4 +39,5 @@ async def _try(programs: Programs, base: Path, timing: Timing) -> Row:
     rungs = ", ".join(f"{percent} %: {seen}" for percent, seen in sorted(counts.items()))
     if said := implausible(total, counts):
         return Row("MPS trial", Grade.FAIL, said, "another limit is set on this GPU: look for a foreign daemon")
-    return Row("MPS trial", Grade.OK, f"of {total} SMs a client sees {rungs}")
+    when = " (once it has a context)" if prober.context_needed else ""
+    return Row("MPS trial", Grade.OK, f"of {total} SMs a client sees {rungs}{when}")

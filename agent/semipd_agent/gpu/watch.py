@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from semipd_agent.children import Children
 from semipd_agent.clock import Clock
 from semipd_agent.gpu.sampler import Sampler
-from semipd_agent.gpu.telemetry import open_telemetry, visible_gpus
+from semipd_agent.gpu.telemetry import TelemetryLost, open_telemetry, visible_gpus
 from semipd_agent.partitioner.mps.backend import Mps
 from semipd_agent.partitioner.mps.programs import Programs
 from semipd_agent.reaper import Reaper
@@ -25,7 +26,8 @@ class Gpu:
         self._loop: asyncio.AbstractEventLoop | None = None
         if telemetry is not None and visible_gpus() > 1:
             # CUDA orders GPUs by speed, NVML by bus: name ours, so that daemon, engine and telemetry mean the same one.
-            os.environ["CUDA_VISIBLE_DEVICES"] = telemetry.facts().uuid
+            with suppress(TelemetryLost):
+                os.environ["CUDA_VISIBLE_DEVICES"] = telemetry.facts().uuid
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

@@ -60,6 +60,10 @@ class Partitioner(Protocol):
     def incarnation(self) -> int:
         """What the plans' environments depend on. Another number: the same split is sent under a new epoch."""
 
+    @property
+    def lost(self) -> Problem | None:
+        """What ended the incarnation before this one; None: nothing did."""
+
     def preflight(self) -> None:
         """Check, before the engine starts. Raises `PartitionerUnavailable`."""
 
@@ -92,6 +96,7 @@ class Passive:
     settle_seconds = 15.0
     ready = True
     incarnation = 0
+    lost: Problem | None = None
 
     def preflight(self) -> None:
         return None

@@ -15,9 +15,6 @@ from dataclasses import dataclass, field
 
 from semipd_engine.contract import PacingMode, PartitionPlan, Phase, PhaseLimit, Refusal, SetPartition
 
-SM_TOLERANCE = 2
-"""MPS rounds a percentage to what the hardware can express; on known GPUs that is pairs of SMs."""
-
 
 @dataclass(frozen=True)
 class Rung:
@@ -143,7 +140,7 @@ class Partitions:
 
 
 def contradiction(rung: Rung, seen: int | None, device: int | None) -> str | None:
-    """What is wrong with the SM count that a worker of `rung` sees; None: nothing.
+    """What is wrong with the SM count that a worker of `rung` sees; None: nothing. The expected one was measured.
 
     `device`: SMs of the whole GPU. A worker under a limit that sees all of them has slipped past MPS, which says
     nothing when a client cannot reach it.
@@ -153,11 +150,9 @@ def contradiction(rung: Rung, seen: int | None, device: int | None) -> str | Non
         return None
     if seen is None:
         return f"it sees no streaming multiprocessors, {expected} are expected"
-    if seen == device and expected < device:
+    if seen == device != expected:
         return f"it sees all {seen} SMs of the GPU where {expected} are its share: it is not a client of MPS"
-    if abs(seen - expected) > SM_TOLERANCE:
-        return f"it sees {seen} SMs, {expected} are expected"
-    return None
+    return f"it sees {seen} SMs, {expected} are expected" if seen != expected else None
 
 
 def _name(rung: Rung) -> str:

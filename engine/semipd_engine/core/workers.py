@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import selectors
 import signal
@@ -44,6 +45,8 @@ DEATHS_BEFORE_READY = 3
 """A rung whose workers die so often before they are ready is unfit."""
 RETIRE_SECONDS = 10.0
 """Time for a worker that is not needed any more to finish its plan and exit."""
+EXIT_SECONDS = 2.0
+"""Time for a worker that has closed its channel to end: one that is killed while it leaves a GPU disturbs others."""
 UNIFIED = "unified"
 """The role of the one worker that executes both phases' plans."""
 
@@ -80,7 +83,7 @@ class Worker:
 
     @property
     def ready(self) -> bool:
-        return self.state is WorkerState.READY
+        return self.state is WorkerState.READY and self.connection is not None and not self.connection.closed
 
     @property
     def alive(self) -> bool:
@@ -191,7 +194,7 @@ class Workers:
             return  # some are draining still
         self._generations[worker.role] += 1
         worker.seat, worker.generation, worker.state = seat, self._generations[worker.role], WorkerState.STARTING
-        worker.spawn_at, worker.started_at, worker.sm_count = None, now, None
+        worker.spawn_at, worker.started_at, worker.sm_count, worker.give_up_at = None, now, None, None
         rung = worker.rung
         ask(SpawnWorker(worker.role, worker.generation, seat, rung.percent, dict(rung.environment)))
 
@@ -270,8 +273,7 @@ class Workers:
 
     def _on_channel_closed(self, worker: Worker) -> None:
         """The end of its stream: the worker is exiting or broken. Its death is what counts; see that it comes."""
-        if worker.give_up_at is None and not worker.problem:
-            self.kill(worker)
+        worker.give_up_at = min(worker.give_up_at or math.inf, time.monotonic() + EXIT_SECONDS)
 
     def kill(self, worker: Worker) -> None:
         if worker.pidfd >= 0:

@@ -45,6 +45,8 @@ EXIT_RETRY = 75
 RETRYABLE = frozenset({"NotFound", "OutOfMemory"})
 RETRY_AFTER_SECONDS = 5.0
 """How long a failure that is worth a retry is shown before the process ends."""
+LEAVE_GPU_SECONDS = 3.0
+"""A worker that is killed with work in flight may take MPS, and so its peers, with it."""
 
 log = logging.getLogger("resident")
 
@@ -199,6 +201,15 @@ class Resident:
         self._tell(WorkerEnded(pid, code))
 
     def _reap_all(self) -> None:
+        """Workers that wait for a core that is gone. Those on a GPU get time to leave it by themselves."""
+        if self._hello is not None and not self._hello.kv_descriptor:
+            deadline = time.monotonic() + LEAVE_GPU_SECONDS
+            while self._workers and (left := deadline - time.monotonic()) > 0:
+                poll = select.poll()
+                for pidfd in self._workers:
+                    poll.register(pidfd, select.POLLIN)
+                for pidfd, _ in poll.poll(left * 1000):
+                    self._reap(pidfd)
         for pidfd in self._workers:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         for pidfd in list(self._workers):

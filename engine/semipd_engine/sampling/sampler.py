@@ -1,7 +1,8 @@
 """Chooses tokens from logits. The same (seed, output index, logits) gives the same token in any batch and process.
 
 Order of the steps, as in vLLM: logprobs are taken from the raw logits; then logit bias, the stop ids' mask
-(`min_tokens`), penalties, an outside mask, temperature, min-p, top-k, top-p, and one draw. Knows nothing of plans.
+(`min_tokens`), penalties, an outside mask, temperature, min-p, top-k, top-p, and one draw. All of it happens where the
+logits are, and the ids of all rows are fetched at once. Knows nothing of plans.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], masks: Sequence[Tensor |
 
     `masks`: for each row None or a bool tensor [vocab] of the allowed tokens (structured output).
     """
-    tokens: list[int] = logits.argmax(dim=-1).tolist()
+    chosen = logits.argmax(dim=-1)
     for i, row in enumerate(rows):
         mask = masks[i] if masks is not None else None
         if row.plain_greedy and mask is None:
@@ -72,7 +73,8 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow], masks: Sequence[Tensor |
         adjusted = row.adjust(logits[i])
         if mask is not None:
             adjusted.masked_fill_(~mask, float("-inf"))
-        tokens[i] = _draw(adjusted, row)
+        chosen[i] = _draw(adjusted, row)
+    tokens: list[int] = chosen.tolist()
     return tokens
 
 
@@ -91,19 +93,17 @@ def logprobs(logits: Tensor, rows: Sequence[SamplingRow], tokens: Sequence[int])
     return results
 
 
-def _draw(logits: Tensor, row: SamplingRow) -> int:
-    """Inversion of the cumulated distribution in vocabulary order, at a number that only seed and index decide."""
+def _draw(logits: Tensor, row: SamplingRow) -> Tensor:
+    """Inversion of the cumulated distribution in vocabulary order, at a number that only seed and index decide.
+
+    The token's id, int64 [] on the device of the logits.
+    """
     sampling = row.sampling
     if sampling.temperature == 0:
-        return int(logits.argmax())
+        return logits.argmax()
     probabilities = filter_logits(logits / sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
     cumulated = probabilities.double().cumsum(0)
-    point = uniform(sampling.seed, row.output_index) * float(cumulated[-1])
-    index = int(torch.searchsorted(cumulated, point, right=True))
-    return min(index, _last_possible(probabilities)) if index >= cumulated.numel() else index
-
-
-def _last_possible(probabilities: Tensor) -> int:
-    """Rounding may carry the point to the very end of the sum: then the last token with a probability is meant."""
-    possible = probabilities.nonzero()
-    return int(possible[-1]) if possible.numel() else 0
+    whole = cumulated[-1:]
+    index = torch.searchsorted(cumulated, whole * uniform(sampling.seed, row.output_index), right=True)
+    # Rounding may carry the point to the very end of the sum: then the last token with a probability is meant.
+    return torch.minimum(index, torch.searchsorted(cumulated, whole)).clamp_(max=logits.numel() - 1).squeeze(0)

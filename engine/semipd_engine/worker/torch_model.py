@@ -25,6 +25,9 @@ from semipd_engine.worker.attach import ModelExport
 from semipd_engine.worker.model_runner import ModelRunner
 from semipd_engine.worker.warm_up import warm_up
 
+FATAL_WORDS = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS")
+"""In errors of libraries on the device, which torch raises as plain RuntimeError."""
+
 
 class TorchModel:
     def __init__(self, config: ModelConfig, arena: WeightArena, block_size: int, max_model_len: int) -> None:
@@ -123,8 +126,10 @@ class TorchModel:
         torch.set_num_threads(count)
 
     def is_fatal(self, error: Exception) -> bool:
-        """After an error of the device every later call fails as well; running out of memory is not one."""
-        return isinstance(error, torch.AcceleratorError)
+        """After an error of the device every later call fails as well. Running out of memory is not one."""
+        if isinstance(error, torch.OutOfMemoryError):
+            return False
+        return isinstance(error, torch.AcceleratorError) or any(word in str(error) for word in FATAL_WORDS)
 
 
 def load(options: EngineOptions, progress: Callable[[int], None]) -> TorchModel:

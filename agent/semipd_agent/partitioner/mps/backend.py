@@ -72,12 +72,16 @@ class Mps:
         return self._keeper.incarnation
 
     @property
+    def lost(self) -> Problem | None:
+        return self._keeper.lost
+
+    @property
     def losses(self) -> int:
         """Daemons that were lost while they were in force."""
         return self._keeper.losses
 
     def preflight(self) -> None:
-        if self._keeper.incarnation == 0:  # later, the MPS clients on the GPU are our own
+        if not self._keeper.begun:  # later, the MPS clients on the GPU are our own
             preflight.judge(self._look())
 
     async def run(self) -> None:

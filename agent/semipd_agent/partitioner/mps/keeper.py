@@ -93,6 +93,13 @@ class Keeper:
         self.workers: frozenset[int] = frozenset()
         """PIDs of the engine's workers that live, kept by `backend`."""
         self.problem: Problem | None = None
+        self.lost: Problem | None = None
+        """What ended the daemon before the one in force."""
+
+    @property
+    def begun(self) -> bool:
+        """Was a daemon ever started?"""
+        return self._private is not None
 
     def suspect(self, why: str) -> None:
         """Something may have harmed the server: look at once, with a probe."""
@@ -113,6 +120,7 @@ class Keeper:
             else:
                 loss = await self._watch()
                 self.losses += 1
+                self.lost = loss.problem
             in_a_row = 1 if self._clock.monotonic() - began >= self._timing.healthy else in_a_row + 1
             await self._lose(loss, in_a_row)
             if in_a_row > 1:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from semipd_agent.children import Children, ChildTimeout
 from semipd_agent.partitioner.mps.daemon import Daemon
-from semipd_agent.partitioner.mps.ladder import LADDER, WHOLE
+from semipd_agent.partitioner.mps.ladder import LADDER, WHOLE, plausible
 from semipd_agent.partitioner.mps.programs import OUTSIDE_MPS, Programs, surroundings
 from semipd_agent.partitioner.mps.timing import Timing
 
@@ -33,17 +33,34 @@ class Prober:
         self._programs = programs
         self._timing = timing
         self._children = children
+        self._total = 0
+        self.context_needed = False
+        """Did a limit show only once the client had a context? Known after `counts`."""
 
     async def total(self) -> int:
         """SMs that a process outside MPS sees. Raises `ProbeFailed`."""
-        return (await self._probe(OUTSIDE_MPS, self._timing.first_probe)).sm_count
+        if not self._total:
+            self._total = (await self._probe(OUTSIDE_MPS, self._timing.first_probe)).sm_count
+        return self._total
 
     async def counts(self, daemon: Daemon) -> dict[int, int]:
-        """SMs that a client of the daemon sees on each rung. Raises `ProbeFailed`."""
+        """SMs that a client of the daemon sees on each rung. Raises `ProbeFailed`.
+
+        A limit may show only once a client has a context. Contexts cost memory, so they are made where it does not show
+        without one, and one after the other.
+        """
+        total = await self.total()
         whole = await self._probe(daemon.variables(WHOLE), self._timing.first_probe, context=True)
+        counts = {WHOLE: whole.sm_count}
         below = [rung for rung in LADDER if rung != WHOLE]
         found = await asyncio.gather(*(self._probe(daemon.variables(rung), self._timing.probe) for rung in below))
-        return {WHOLE: whole.sm_count} | {rung: each.sm_count for rung, each in zip(below, found, strict=True)}
+        for rung, probed in zip(below, found, strict=True):
+            counts[rung] = probed.sm_count
+            if not plausible(total, rung, probed.sm_count):
+                again = await self._probe(daemon.variables(rung), self._timing.probe, context=True)
+                counts[rung] = again.sm_count
+                self.context_needed |= again.sm_count != probed.sm_count
+        return counts
 
     async def serves(self, daemon: Daemon) -> None:
         """Does the daemon's server still take a client? Raises `ProbeFailed`."""

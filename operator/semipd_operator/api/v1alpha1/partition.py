@@ -86,12 +86,13 @@ class PartitionSpec(ApiModel):
     prefill_percent: Annotated[int, _percent("partition.prefillPercent")] | None = Field(
         default=None,
         description="Prefill's share of the device while both phases are busy, in percent: fixed in Manual, the "
-        f"start in Auto. Default: {Split().prefill_percent}.",
+        "start in Auto. A GPU has it in rungs (10, 20, 30, 40, 50, 60, 80, 100): the nearest counts. "
+        f"Default: {Split().prefill_percent}.",
     )
     decode_percent: Annotated[int, _percent("partition.decodePercent")] | None = Field(
         default=None,
         description="Decode's share of the device while both phases are busy, in percent: fixed in Manual, the "
-        f"start in Auto. Default: {Split().decode_percent}.",
+        f"start in Auto. A GPU has it in the same rungs. Default: {Split().decode_percent}.",
     )
     min_prefill_percent: Annotated[int, _percent("partition.minPrefillPercent")] = Field(
         default=_bound("min_prefill_percent"), description="Least share of prefill in Auto, in percent."

@@ -1,0 +1,66 @@
+"""``python -m tests.gpu.smoke.daemon``: an MPS daemon as the agent starts it, in a process of its own.
+
+Prints one line of JSON: ``{"total", "counts", "variables", "seconds"}`` (variables by rung), or ``{"refused"}`` with
+the reason. Then answers each line of input with ``{"status"}`` of the server, and ends the daemon when the input ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from semipd_agent.children import Children
+from semipd_agent.gpu.telemetry import open_telemetry
+from semipd_agent.partitioner.base import PartitionerUnavailable
+from semipd_agent.partitioner.mps.control import ControlError
+from semipd_agent.partitioner.mps.daemon import Daemon, StartFailed
+from semipd_agent.partitioner.mps.ladder import LADDER, implausible
+from semipd_agent.partitioner.mps.preflight import default_base, judge, look
+from semipd_agent.partitioner.mps.probing import ProbeFailed, Prober
+from semipd_agent.partitioner.mps.programs import Programs
+from semipd_agent.partitioner.mps.timing import Timing
+from semipd_agent.reaper import Reaper
+
+
+def say(**fields: object) -> None:
+    print(json.dumps(fields), flush=True)
+
+
+async def serve() -> None:
+    base, programs, timing, reaper = default_base(), Programs.find(), Timing(), Reaper()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, reaper.reap)
+    try:
+        judge(look(programs, open_telemetry(), base))
+    except PartitionerUnavailable as error:
+        return say(refused=f"{error.reason}: {error}")
+    children = Children(reaper)
+    with tempfile.TemporaryDirectory(prefix="mps-", dir=base) as private:
+        daemon = Daemon(programs, children, Path(private) / "1", timing)
+        try:
+            began = time.monotonic()
+            await daemon.start()
+            started = time.monotonic() - began
+            prober = Prober(programs, children, timing)
+            total, counts = await prober.total(), await prober.counts(daemon)
+            if said := implausible(total, counts):
+                return say(refused=f"MPSNotEnforcing: {said}")
+            variables = {percent: daemon.variables(percent) for percent in LADDER}
+            say(total=total, counts=counts, variables=variables, seconds=started)
+            while await asyncio.to_thread(sys.stdin.readline):
+                try:
+                    say(status=await daemon.control.server_status(daemon.server))
+                except ControlError as error:
+                    say(status=f"no answer: {error}")
+        except (StartFailed, ProbeFailed) as error:
+            say(refused=f"MPSStartFailed: {error}")
+        finally:
+            await daemon.quit()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve())

@@ -1,0 +1,129 @@
+"""Agent, MPS life-cycle and the real core with real workers on rungs, under load, on a CPU: no token is lost.
+
+Beneath the agent are the stand-ins for the control program, NVML and the probe; the model is the fake one whose tokens
+betray every wrong block, and nothing is limited. Messages, processes, restarts and their order are the ones that serve
+on a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.engine.harness import ApiClient
+from tests.engine.load import Load
+from tests.unit.test_mps_process import PATIENCE, GpuAgent, gone
+
+pytestmark = pytest.mark.engine
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Loaded(GpuAgent):
+    """With eight streams that never stop."""
+
+    def __init__(self, folder: Path, base: Path) -> None:
+        engine = folder / "semipd-engine"
+        engine.write_text(f'#!/bin/sh\ncd {ROOT}\nexec {sys.executable} -m tests.unit.mps_engine "$@"\n')
+        engine.chmod(0o755)
+        (folder / "model").mkdir()
+        flags = [
+            "--model",
+            str(folder / "model"),
+            "--max-model-len",
+            "400",
+            "--kv-cache-memory",
+            str(1 << 16),
+            "--drain-seconds",
+            "2",
+        ]
+        pace = {"SEMIPD_FAKE_TOKEN_MS": "0.3", "SEMIPD_FAKE_STEP_MS": "3"}
+        super().__init__(folder, base, engine=engine, flags=tuple(flags), env=pace)
+
+    def begin(self) -> None:
+        self.wait_applied(60, 80)
+        self.load = Load(self)
+
+    def client(self) -> ApiClient:
+        """For `Load`. The core ends once its last client has gone."""
+        self._client = ApiClient(self.run_dir)
+        return self._client
+
+    def stop(self) -> None:
+        if hasattr(self, "load"):
+            self.load.stop()
+            self._client.close()
+        super().stop()
+
+    def more(self, count: int = 20) -> None:
+        """Wait until this many more streams have ended well."""
+        goal = len(self.load.finished) + count
+        self.wait(lambda: len(self.load.finished) >= goal or bool(self.load.wrong), PATIENCE)
+        assert self.load.wrong == []
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Loaded]:
+    with tempfile.TemporaryDirectory(prefix="spd") as base:
+        running = Loaded(tmp_path, Path(base))
+        try:
+            running.begin()
+            yield running
+        finally:
+            running.stop()
+        assert running.load.wrong == [] and running.load.finished
+        assert list(Path(base).iterdir()) == []
+
+
+def test_warm_and_cold_rungs_under_load(agent: Loaded) -> None:
+    first = agent.workers()
+    assert set(first) == {("prefill", 78), ("prefill", 132), ("decode", 104), ("decode", 132)}
+    agent.more()
+    agent.put(2, 100, decode=100)
+    agent.wait_applied(100, 100)
+    assert set(agent.workers().items()) <= set(first.items()), "both workers were warm: nobody was started"
+    agent.more()
+    agent.put(3, 30, decode=50)
+    agent.wait_applied(30, 50)
+    agent.wait(lambda: set(agent.workers()) == {("prefill", 38), ("prefill", 132), ("decode", 66), ("decode", 132)})
+    agent.more()
+
+
+def test_a_workers_death_in_mid_step_costs_nobody_else_anything(agent: Loaded) -> None:
+    before, epoch = agent.workers(), agent.partition()["splitEpoch"]
+    agent.more()
+    os.kill(before[("decode", 104)], signal.SIGKILL)
+    agent.wait(lambda: "serves on after the death of a decode worker" in (agent.folder / "log").read_text(), PATIENCE)
+    agent.wait_applied(60, 80)
+    agent.more()
+    after = agent.workers()
+    assert {key for key in after if after[key] != before[key]} == {("decode", 104)}
+    assert agent.partition()["splitEpoch"] == epoch
+
+
+def test_a_server_fault_takes_every_worker_and_no_request(agent: Loaded) -> None:
+    agent.more()
+    before, server, epoch = agent.workers(), agent.server(), agent.partition()["splitEpoch"]
+    agent.faults(f"get_server_status {server}: answer FAULT")
+    for pid in before.values():
+        os.kill(pid, signal.SIGKILL)  # a fatal error of the GPU reaches all clients of the server
+    agent.wait(lambda: agent.partition()["splitEpoch"] > epoch, PATIENCE)
+    agent.wait_applied(60, 80)
+    assert gone(server) and not set(agent.workers().values()) & set(before.values())
+    agent.more()
+
+
+def test_a_dead_daemon_is_replaced_beneath_the_running_streams(agent: Loaded) -> None:
+    agent.more()
+    before, server, epoch = agent.workers(), agent.server(), agent.partition()["splitEpoch"]
+    os.kill(agent.daemon(), signal.SIGKILL)
+    agent.wait(lambda: agent.partition()["splitEpoch"] > epoch, PATIENCE)
+    agent.wait_applied(60, 80)
+    agent.wait(lambda: not set(agent.workers().values()) & set(before.values()), PATIENCE)
+    agent.wait(lambda: gone(server), PATIENCE)
+    assert agent.status()["engine"]["restarts"].get("decode", 0) == 0, "nobody died: they were replaced"
+    agent.more()
