@@ -41,6 +41,9 @@ class SplitPolicy(Protocol):
         in the same way.
         """
 
+    def estimate(self, metric: Metric, observed: float, current: Split, to: Split) -> float:
+        """Seconds that a metric is expected to take under `to`, given what is observed under `current`."""
+
 
 def clamp(split: Split, bounds: Bounds) -> Split:
     """The nearest split within the bounds."""
