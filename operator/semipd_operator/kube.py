@@ -40,7 +40,7 @@ _PLURALS = {
     "SubjectAccessReview": "subjectaccessreviews",
 }
 _REQUEST_SECONDS = 30.0
-_DISCOVERY_SECONDS = 60.0
+_DISCOVERY_SECONDS = {True: 60.0, False: 10.0}
 _PAGE = 500
 
 
@@ -110,9 +110,9 @@ class Kube:
                 raise
 
     async def knows(self, api_version: str, kind: str) -> bool:
-        """Whether the cluster serves a kind; asked again every minute."""
+        """Whether the cluster serves a kind; asked again every minute, and sooner while it does not."""
         asked, known = self._known_groups.get(api_version, (float("-inf"), False))
-        if time.monotonic() - asked > _DISCOVERY_SECONDS:
+        if time.monotonic() - asked > _DISCOVERY_SECONDS[known]:
             try:
                 served = await self._request("get", f"/apis/{api_version}")
                 known = any(resource["kind"] == kind for resource in served["resources"])
