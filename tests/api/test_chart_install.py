@@ -87,7 +87,7 @@ def test_the_metrics_api_survives_upgrades_and_goes_with_the_chart(bare: Cluster
     assert bare.get("apiservice", API_SERVICE, "default")["spec"]["caBundle"] == bundle
     helm(bare, "upgrade", "semipd-operator", chart, "--set", "metricsApi.enabled=false")
     assert bare.get("apiservice", API_SERVICE, "default") is None
-    helm(bare, "upgrade", "semipd-operator", chart)
+    helm(bare, "upgrade", "semipd-operator", chart, "--reset-values")
     assert bare.get("apiservice", API_SERVICE, "default")
     helm(bare, "uninstall", "semipd-operator")
     assert bare.get("apiservice", API_SERVICE, "default") is None

@@ -385,6 +385,15 @@ def test_the_autoscaler_scales_the_service_by_the_metric_that_the_agents_export(
     assert "ScaledObject" not in objects(scaled(keda=KEDA)), "not where the cluster does not know it"
 
 
+def test_the_adapter_example_names_the_metric_and_the_label_that_the_hpa_asks_for() -> None:
+    values = yaml.safe_load((ROOT / "examples/prometheus-adapter/values.yaml").read_text())
+    [rule] = values["rules"]["external"]
+    asked = scaler(scaled())["metrics"][0]["external"]["metric"]
+    [label] = asked["selector"]["matchLabels"]
+    assert rule["seriesQuery"].startswith(asked["name"] + "{") and f'{label}!=""' in rule["seriesQuery"]
+    assert rule["metricsQuery"].endswith(f"by ({label})")
+
+
 def test_the_pod_monitor_names_the_service_on_every_series() -> None:
     monitor = objects({"monitoring": {"podMonitor": True}}, known=ALL)["PodMonitor"]
     for endpoint in monitor["spec"]["podMetricsEndpoints"]:
