@@ -72,6 +72,15 @@ def test_install_upgrade_uninstall(bare: Cluster) -> None:
     assert bare.get("spd", "kept", "default") is None
 
 
+def test_users_get_the_resource_with_their_roles(bare: Cluster) -> None:
+    roles = {
+        name: bare.request("GET", f"/apis/rbac.authorization.k8s.io/v1/clusterroles/semipd-operator-{name}")
+        for name in ("view", "edit")
+    }
+    assert roles["view"]["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-view"] == "true"
+    assert "semipdservices/scale" in roles["edit"]["rules"][0]["resources"]
+
+
 API_SERVICE = "v1beta1.external.metrics.k8s.io"
 
 
@@ -118,12 +127,3 @@ def test_the_metrics_api_of_another_is_left_alone(bare: Cluster) -> None:
     helm(bare, "uninstall", "semipd-operator")
     assert bare.get("apiservice", API_SERVICE, "default")["spec"]["service"] == backend
     bare.kubectl("delete", "apiservice", API_SERVICE)
-
-
-def test_users_get_the_resource_with_their_roles(bare: Cluster) -> None:
-    roles = {
-        name: bare.request("GET", f"/apis/rbac.authorization.k8s.io/v1/clusterroles/semipd-operator-{name}")
-        for name in ("view", "edit")
-    }
-    assert roles["view"]["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-view"] == "true"
-    assert "semipdservices/scale" in roles["edit"]["rules"][0]["resources"]
