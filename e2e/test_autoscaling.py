@@ -98,7 +98,7 @@ def test_replicas_follow_the_load_and_rest_while_the_operator_is_away(
     hpas = ("--namespace", service.namespace, "get", "hpa", "-o", "name")
     wait_until(lambda: not cluster.kubectl(*hpas), 30, lambda: cluster.kubectl(*hpas))
     assert service.lives().items() <= lives.items()
-    print(f"2 pods ready {up:.0f} s after the load began; operator away {AWAY_S} s; 1 pod {down:.0f} s after its return")
+    print(f"2 pods {up:.0f} s after the load began; operator away {AWAY_S} s; 1 pod {down:.0f} s after its return")
 
 
 def test_the_api_service_comes_and_goes_with_the_release(cluster: Cluster, operator: Operator) -> None:
