@@ -20,18 +20,40 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from semipd_operator.__main__ import parse
 from semipd_operator.kube import ApiRefused
 from semipd_operator.metricsapi import MetricsAPI, wire
 from semipd_operator.metricsapi.authorization import Authorizer
 from semipd_operator.metricsapi.certificates import Pair
 from semipd_operator.metricsapi.credentials import API_SERVICE, Mounted, NotInPlace, SelfMade
 from semipd_operator.metricsapi.frontproxy import AggregationOff, Caller, FrontProxy, Unauthenticated
+from semipd_operator.settings import SettingsError
 
 pytestmark = pytest.mark.unit
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 NAMES = ("semipd.sys.svc", "semipd.sys.svc.cluster.local")
 PATH = "/apis/external.metrics.k8s.io/v1beta1"
 METRIC = f"{PATH}/namespaces/team/semipd_capacity_ratio"
+
+
+# ---- flags -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (("--metrics-api-service=semipd",), "write NAMESPACE/NAME"),
+        (("--metrics-api-service=sys/semipd",), "--metrics-api-secret"),
+        (("--metrics-api-service=sys/semipd", "--metrics-api-secret=s", "--metrics-api-tls-dir=/t"), "needs one of"),
+    ],
+)
+def test_flags_that_say_too_little_or_too_much(tmp_path: Path, flags: tuple[str, ...], names: str) -> None:
+    key = tmp_path / "key"
+    key.write_text("0123456789abcdef")
+    needed = ("--engine-image=e", f"--key-file={key}")
+    assert parse(needed)[0].metrics_api is None, "it is not served unless asked for"
+    with pytest.raises(SettingsError, match=names):
+        parse([*needed, *flags])
 
 
 # ---- who asks --------------------------------------------------------------------------------------------------------
