@@ -35,6 +35,8 @@ Estimate = Callable[[Metric, float, Split, Split], float]
 
 SHORTEST, LONGEST = 10.0, 60.0
 """The window is the SLO's, within these bounds: the engine tells the arrivals of the last minute."""
+SMOOTHING = 0.5
+"""Time constant of the moving average of the ratio, in windows."""
 GRID = 10
 """Percent points between the splits that are tried."""
 LEAST_EDGE = 0.25
@@ -95,6 +97,8 @@ class CapacityMeter:
         self._split: Split | None = None
         self._split_since = -math.inf
         self._late_since: float | None = None
+        self._smooth: tuple[float, float] | None = None
+        """When, and what, the last ratio was."""
 
     def observe(self, snapshot: EngineSnapshot) -> None:
         now = snapshot.monotonic_time
@@ -109,9 +113,17 @@ class CapacityMeter:
     def ratio(
         self, evidence: Evidence, slo: SLO, split: Split, reach: Iterable[Split], estimate: Estimate, now: float
     ) -> float | None:
-        """None until the pod has been watched for `SHORTEST` seconds."""
+        """None until the pod has been watched for `SHORTEST` seconds. Smoothed: a burst is no reason for a pod."""
         load = self.load(evidence, slo, split, reach, estimate, now)
-        return capacity_ratio(load) if load else None
+        if load is None:
+            self._smooth = None
+            return None
+        ratio = capacity_ratio(load)
+        if self._smooth is not None:
+            at, before = self._smooth
+            ratio += (before - ratio) * math.exp((at - now) / (SMOOTHING * _window(slo)))
+        self._smooth = (now, ratio)
+        return ratio
 
     def load(
         self, evidence: Evidence, slo: SLO, split: Split, reach: Iterable[Split], estimate: Estimate, now: float
@@ -119,7 +131,7 @@ class CapacityMeter:
         if split != self._split:
             self._split_since = now if self._split else -math.inf
             self._split, self._late_since = split, None
-        since = now - min(max(float(slo.window_seconds), SHORTEST), LONGEST)
+        since = now - _window(slo)
         ticks = [tick for tick in self._ticks if tick.at >= since]
         watched = sum(tick.seconds for tick in ticks)
         if watched < SHORTEST - 1:
@@ -140,6 +152,11 @@ class CapacityMeter:
             tpot_pressure=pressure.get("tpot", 0.0),
             overdue=evidence.waiting > 0 and evidence.oldest_wait_seconds > target,
         )
+
+
+def _window(slo: SLO) -> float:
+    """Seconds."""
+    return min(max(float(slo.window_seconds), SHORTEST), LONGEST)
 
 
 def splits_in_reach(bounds: Bounds) -> tuple[Split, ...]:

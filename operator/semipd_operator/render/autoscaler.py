@@ -20,7 +20,7 @@ CAPACITY_METRIC = "semipd_capacity_ratio"
 """The agents' metric, and the external metric: its sum over the pods of one service."""
 
 _SCALE_UP: Object = {
-    "stabilizationWindowSeconds": 30,
+    "stabilizationWindowSeconds": 60,
     "policies": [{"type": "Percent", "value": 100, "periodSeconds": 60}],
 }
 _SCALE_DOWN: Object = {
