@@ -28,12 +28,19 @@ class Operator:
         self.cluster = cluster
 
     def install(self, *options: str) -> str:
-        """Returns what Helm printed. Images are of this tree, so the chart's tags are overridden."""
-        images = {"image": OPERATOR_IMAGE, "engine.image": ENGINE_IMAGE}
-        for name, image in images.items():
+        """Returns what Helm printed."""
+        return self._helm("install", "--create-namespace", *options)
+
+    def upgrade(self, *options: str) -> str:
+        """With the chart's own values but for `options`."""
+        return self._helm("upgrade", "--reset-values", *options)
+
+    def _helm(self, verb: str, *options: str) -> str:
+        # Images are of this tree, so the chart's tags are overridden.
+        for name, image in {"image": OPERATOR_IMAGE, "engine.image": ENGINE_IMAGE}.items():
             repository, _, tag = image.rpartition(":")
             options += ("--set", f"{name}.repository={repository}", "--set", f"{name}.tag={tag}")
-        command = ("helm", "install", RELEASE, str(CHART), "--namespace", SYSTEM, "--create-namespace")
+        command = ("helm", verb, RELEASE, str(CHART), "--namespace", SYSTEM)
         return self.cluster.exec(*command, *options, "--wait", "--timeout", "90s").stdout
 
     def uninstall(self) -> None:

@@ -31,8 +31,9 @@ from semipd_agent.partitioner.unlimited import Unlimited
 from semipd_agent.readback import Intent, Readback, read_back
 from semipd_agent.restarts import RestartCounts
 from semipd_agent.slo.algorithm1 import Algorithm1
+from semipd_agent.slo.capacity import CapacityMeter, splits_in_reach
 from semipd_agent.slo.grid import Grid
-from semipd_agent.slo.policy import Move, SplitPolicy, Verdict, clamp
+from semipd_agent.slo.policy import Metric, Move, SplitPolicy, Verdict, clamp
 from semipd_agent.slo.window import Evidence, RequestWindow
 from semipd_engine.contract import EngineSnapshot, SetPartition, Split
 
@@ -62,6 +63,9 @@ class SplitController:
         self.last_change_time: datetime | None = None
         self.snapshot: EngineSnapshot | None = None
         self.verdict = Verdict()
+        self._capacity = CapacityMeter()
+        self.capacity_ratio: float | None = None
+        """How full the pod is; None: unknown (no SLO, or not watched for long enough)."""
         self._core_epoch = 0
         """Epoch in force at the core when it last answered."""
         self._splits: dict[int, Split] = {}
@@ -171,6 +175,7 @@ class SplitController:
         if snapshot is not None:
             self.window.add(snapshot)
             self.partitioner.follow(snapshot)
+            self._capacity.observe(snapshot)
             self._follow_core(snapshot)
             self.restarts.follow(snapshot.restarts)
         if self.partitioner.incarnation != self._incarnation:
@@ -182,7 +187,8 @@ class SplitController:
             self.log.settle(self.intent.epoch, DecisionOutcome.FAILED)
         if snapshot is not None and self.readback.reason is PartitionReason.PREPARATION_FAILED:
             self._answer_refusal()
-        if snapshot is None or self._policy is None or not self.readback.settled:
+        if snapshot is None or self.config.slo is None:
+            self.capacity_ratio = None
             return
         now = self._clock.monotonic()
         evidence = Evidence(
@@ -191,9 +197,19 @@ class SplitController:
             waiting=snapshot.waiting,
             oldest_wait_seconds=snapshot.oldest_wait_seconds,
         )
+        self.capacity_ratio = self._judge_capacity(evidence, self.config.slo, now)
+        if self._policy is None or not self.readback.settled:
+            return
         self.verdict = self._policy.observe(evidence, self.requested, self.config.partition.bounds, now)
         if self.verdict.move is not None:
             self._move(self.verdict.move)
+
+    def _judge_capacity(self, evidence: Evidence, slo: SLO, now: float) -> float | None:
+        """Another split is in reach only while a policy may move there and has not found that none helps."""
+        policy = self._policy if self.verdict.feasible is not False else None
+        reach = splits_in_reach(self.config.partition.bounds, Grid(self.partitioner.rungs)) if policy else ()
+        estimate = policy.estimate if policy else _unmoved
+        return self._capacity.ratio(evidence, slo, self.requested, reach, estimate, now)
 
     def pending(self) -> SetPartition | None:
         """What must be sent to the core now; None: it has the epoch, in force or in work. Sending twice is harmless."""
@@ -292,6 +308,10 @@ def _start(partition: PartitionConfig) -> Split:
 def _restarts_auto(old: PartitionConfig, new: PartitionConfig) -> bool:
     """Does Auto begin anew (another mode before, or another split to start from)?"""
     return old.mode is not new.mode or old.split != new.split
+
+
+def _unmoved(metric: Metric, observed: float, current: Split, to: Split) -> float:
+    return observed
 
 
 def _kept(slo: SLO | None) -> float:

@@ -17,6 +17,7 @@ DECISIONS = "semipd_decisions_total"
 SLO_PRESSURE_RATIO = "semipd_slo_pressure_ratio"
 SLO_ATTAINMENT_RATIO = "semipd_slo_attainment_ratio"
 SLO_FEASIBLE = "semipd_slo_feasible"
+CAPACITY_RATIO = "semipd_capacity_ratio"
 KV_BLOCKS = "semipd_kv_blocks"
 ENGINE_READY = "semipd_engine_ready"
 ENGINE_RESTARTS = "semipd_engine_restarts_total"
@@ -36,6 +37,7 @@ NAMES = (
     SLO_PRESSURE_RATIO,
     SLO_ATTAINMENT_RATIO,
     SLO_FEASIBLE,
+    CAPACITY_RATIO,
     KV_BLOCKS,
     ENGINE_READY,
     ENGINE_RESTARTS,
@@ -112,6 +114,10 @@ class ReportCollector(Collector):
         yield pressure
         yield attainment
         yield feasible
+        capacity = GaugeMetricFamily(CAPACITY_RATIO, "How full the pod is: 0 idle, 1 the edge of the SLO.")
+        if report.slo is not None and report.slo.capacity_ratio is not None:
+            capacity.add_metric([], report.slo.capacity_ratio)
+        yield capacity
 
     def _engine(self, report: StatusReport) -> Iterator[Metric]:
         blocks = GaugeMetricFamily(KV_BLOCKS, "KV blocks by state.", labels=["state"])

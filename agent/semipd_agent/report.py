@@ -85,6 +85,7 @@ def build(
             controller.verdict,
             auto=config.partition.mode is Mode.AUTO,
             fresh=fresh,
+            capacity_ratio=controller.capacity_ratio,
         )
         if config.slo
         else None,
@@ -178,7 +179,14 @@ def _kv_used(snapshot: EngineSnapshot) -> float:
 
 
 def slo_report(
-    slo: SLO, ttft: Sequence[float], tpot: Sequence[float], verdict: Verdict, *, auto: bool, fresh: bool
+    slo: SLO,
+    ttft: Sequence[float],
+    tpot: Sequence[float],
+    verdict: Verdict,
+    *,
+    auto: bool,
+    fresh: bool,
+    capacity_ratio: float | None = None,
 ) -> SLOReport:
     """Percentiles and attainment of the window (latencies in seconds) against the targets."""
     ttft_window = _metric(slo.ttft_milliseconds, ttft, slo.percentile)
@@ -195,6 +203,7 @@ def slo_report(
         reason=reason,
         feasible=feasible,
         feasible_reason=unknown if feasible is None else verdict.feasible_reason or "Feasible",
+        capacity_ratio=round(capacity_ratio, 3) if fresh and capacity_ratio is not None else None,
     )
 
 

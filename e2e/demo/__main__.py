@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from e2e.demo import machine, report
-from e2e.demo.acts import answers, auto, cluster, split, streams
+from e2e.demo.acts import answers, auto, cluster, scale, split, streams
 from e2e.demo.engine import flags, serve
 from e2e.demo.jobs import Job, Jobs
 from e2e.demo.kube import CLUSTER, Kube
@@ -111,6 +111,9 @@ def cluster_acts(outcome: Outcome, jobs: Jobs, model: Path, *, local: bool) -> N
     outcome.facts["address"] = service.url
     with cluster.reach(service, kube, local=local):
         service_acts(outcome, service)
+        if os.environ.get("DEMO_SCALE"):
+            with outcome.act("More pods while the load needs them"):
+                scale.scale(outcome, service, kube)
     with outcome.act("What the status tells"):
         cluster.show(outcome, kube, "-n", cluster.NAMESPACE, "get", "spd", "-o", "wide")
 

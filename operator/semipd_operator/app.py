@@ -18,9 +18,11 @@ from semipd_operator.fleet import Fleet
 from semipd_operator.health import Health, Hearing
 from semipd_operator.kube import ApiRefused, Kube, connect
 from semipd_operator.metrics import QUEUE_LENGTH, RECONCILE_SECONDS, RECONCILES, SERVICES
+from semipd_operator.metricsapi import MetricsAPI
+from semipd_operator.metricsapi.credentials import Credentials, Mounted, SelfMade
 from semipd_operator.publish import Publisher
 from semipd_operator.reconcile import Reconciler
-from semipd_operator.settings import Settings
+from semipd_operator.settings import MetricsAPISettings, Settings
 from semipd_operator.watches import kopf_settings, registry
 from semipd_operator.workqueue import Key, WorkQueue
 
@@ -61,6 +63,8 @@ class Operator:
                 self._resync(),
                 *(self._work() for _ in range(settings.workers)),
             ]
+            if settings.metrics_api is not None:
+                parts.append(self._metrics_api(settings.metrics_api).run())
             tasks = [asyncio.ensure_future(part) for part in parts]
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -72,6 +76,14 @@ class Operator:
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await self.fleet.close()
                 await self.agents.close()
+
+    def _metrics_api(self, settings: MetricsAPISettings) -> MetricsAPI:
+        credentials: Credentials
+        if settings.tls_dir is not None:
+            credentials = Mounted(settings.tls_dir)
+        else:
+            credentials = SelfMade(self.kube, settings.namespace, settings.service, settings.secret)
+        return MetricsAPI(self.kube, credentials, settings.port, self.publisher.fullness)
 
     def on_service(self, key: Key, uid: str, version: str, gone: bool) -> None:
         if gone:

@@ -19,7 +19,6 @@ from kubernetes.aio.dynamic import DynamicClient
 from kubernetes.aio.dynamic.exceptions import DynamicApiError, NotFoundError
 
 from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND, PLURAL, SemiPDService
-from semipd_operator.render.podmonitor import PROMETHEUS_API
 from semipd_operator.settings import MANAGER
 from semipd_operator.status.events import Event
 
@@ -34,9 +33,14 @@ _PLURALS = {
     "Event": "events",
     "PodDisruptionBudget": "poddisruptionbudgets",
     "PodMonitor": "podmonitors",
+    "HorizontalPodAutoscaler": "horizontalpodautoscalers",
+    "ScaledObject": "scaledobjects",
+    "Secret": "secrets",
+    "APIService": "apiservices",
+    "SubjectAccessReview": "subjectaccessreviews",
 }
 _REQUEST_SECONDS = 30.0
-_DISCOVERY_SECONDS = 60.0
+_DISCOVERY_SECONDS = {True: 60.0, False: 10.0}
 _PAGE = 500
 
 
@@ -106,9 +110,9 @@ class Kube:
                 raise
 
     async def knows(self, api_version: str, kind: str) -> bool:
-        """Whether the cluster serves a kind; asked again every minute."""
+        """Whether the cluster serves a kind; asked again every minute, and sooner while it does not."""
         asked, known = self._known_groups.get(api_version, (float("-inf"), False))
-        if time.monotonic() - asked > _DISCOVERY_SECONDS:
+        if time.monotonic() - asked > _DISCOVERY_SECONDS[known]:
             try:
                 served = await self._request("get", f"/apis/{api_version}")
                 known = any(resource["kind"] == kind for resource in served["resources"])
@@ -123,8 +127,23 @@ class Kube:
         """Ask again at the next `knows`."""
         self._known_groups.clear()
 
-    async def knows_pod_monitors(self) -> bool:
-        return await self.knows(PROMETHEUS_API, "PodMonitor")
+    async def serves(self, api_version: str) -> bool:
+        """Whether a group version answers now; an aggregated one may be registered and yet be away."""
+        try:
+            await self._request("get", f"/apis/{api_version}")
+        except ApiRefused as refused:
+            if refused.status not in (403, 404, 503):
+                raise
+            return False
+        return True
+
+    async def merge(self, api_version: str, kind: str, namespace: str, name: str, changes: Object) -> Object:
+        """JSON merge patch: an object that is gone is not made anew, unlike by an apply."""
+        path = _path(api_version, kind, namespace, name)
+        return await self._request("patch", path, body=changes, content_type="application/merge-patch+json")
+
+    async def create(self, api_version: str, kind: str, namespace: str, body: Object) -> Object:
+        return await self._request("post", _path(api_version, kind, namespace), body=body)
 
     async def tell(self, service: SemiPDService, event: Event, instance: str) -> None:
         meta = service.metadata

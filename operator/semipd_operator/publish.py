@@ -16,6 +16,7 @@ from semipd_operator.metrics import STATUS_WRITES
 from semipd_operator.reasons import EventReason
 from semipd_operator.status import AgentView, Observed, summarise
 from semipd_operator.status.events import Event, events
+from semipd_operator.status.scaling import fullness
 from semipd_operator.status.summarise import write_due
 from semipd_operator.workqueue import Key
 
@@ -60,6 +61,16 @@ class Publisher:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def fullness(self, namespace: str) -> dict[str, float]:
+        """How full the services of a namespace are, by name, in pods at the edge of their SLO; without the unknown."""
+        now = datetime.now(UTC)
+        found = {
+            key.name: fullness(replace(entry.seen, now=now, agents=dict(self._views(key))))
+            for key, entry in self._entries.items()
+            if key.namespace == namespace
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
     async def publish(self, key: Key) -> None:
         """Writes the status if it is due."""

@@ -68,6 +68,14 @@ class Reason(StrEnum):
     GPU_UNHEALTHY = "GPUUnhealthy"
     CUDA_UNAVAILABLE = "CUDAUnavailable"
 
+    SCALING_ACTIVE = "ScalingActive"
+    AUTOSCALER_PENDING = "AutoscalerPending"
+    METRICS_MISSING = "MetricsMissing"
+    METRICS_API_UNAVAILABLE = "MetricsAPIUnavailable"
+    KEDA_NOT_INSTALLED = "KEDANotInstalled"
+    CONFLICTING_AUTOSCALER = "ConflictingAutoscaler"
+    AUTOSCALER_FAILED = "AutoscalerFailed"
+
     TARGETS_MET = "TargetsMet"
     TTFT_ABOVE_TARGET = "TTFTAboveTarget"
     TPOT_ABOVE_TARGET = "TPOTAboveTarget"

@@ -18,6 +18,7 @@ class ConditionType(StrEnum):
     MODEL_READY = "ModelReady"
     AVAILABLE = "Available"
     PARTITION_APPLIED = "PartitionApplied"
+    SCALING_READY = "ScalingReady"
     SLO_ATTAINED = "SLOAttained"
     SLO_FEASIBLE = "SLOFeasible"
     READY = "Ready"
@@ -28,6 +29,7 @@ MEANING: dict[ConditionType, str] = {
     ConditionType.MODEL_READY: "The weights are loaded in at least one pod, and no pod fails to load them.",
     ConditionType.AVAILABLE: "At least one pod can serve now, of any generation.",
     ConditionType.PARTITION_APPLIED: "In every ready pod the split read back from the workers is the requested one.",
+    ConditionType.SCALING_READY: "The autoscaler can follow the load. Not part of Ready. With autoscaling only.",
     ConditionType.SLO_ATTAINED: "The targets were met over the window. Not part of Ready. Present with an slo only.",
     ConditionType.SLO_FEASIBLE: "Some split within the bounds meets the targets. Not part of Ready. With an slo only.",
     ConditionType.READY: "SpecAccepted, ModelReady, Available, PartitionApplied, and all pods of this generation.",
@@ -137,6 +139,36 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
         ),
         *NO_START,
         *MPS_LOST,
+    ),
+    ConditionType.SCALING_READY: (
+        Entry(Reason.SCALING_ACTIVE, "True", "The autoscaler reads the metric and may change the number of pods."),
+        Entry(Reason.AUTOSCALER_PENDING, "Unknown", "The autoscaler is not there yet, or has not judged yet."),
+        Entry(Reason.SCALED_TO_ZERO, "Unknown", "spec.replicas is 0: autoscaling rests until it is set to 1 or more."),
+        Entry(
+            Reason.METRICS_MISSING,
+            "False",
+            "The metric has no value, so the number of pods stays: no ready pod tells the operator how full it is.",
+            "See PartitionApplied: it names a pod whose agent does not answer. A new pod tells after ten seconds.",
+        ),
+        Entry(
+            Reason.METRICS_API_UNAVAILABLE,
+            "False",
+            "Nobody serves external.metrics.k8s.io, so the number of pods stays.",
+            "Set metricsApi.enabled in the chart, or see kubectl describe apiservice v1beta1.external.metrics.k8s.io.",
+        ),
+        Entry(
+            Reason.KEDA_NOT_INSTALLED,
+            "False",
+            "autoscaling.keda is set and the cluster does not know keda.sh/v1alpha1.",
+            "Install KEDA, or use autoscaling.hpa.",
+        ),
+        Entry(
+            Reason.CONFLICTING_AUTOSCALER,
+            "False",
+            "Another HorizontalPodAutoscaler scales the same pods; neither does anything.",
+            "Delete the other one; the message names it.",
+        ),
+        Entry(Reason.AUTOSCALER_FAILED, "False", "The autoscaler says that it cannot scale.", "Read the message."),
     ),
     ConditionType.SLO_ATTAINED: (
         Entry(Reason.TARGETS_MET, "True", "Both targets were met over the window."),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,13 +26,16 @@ from semipd_operator.kube import ApiRefused, Kube
 from semipd_operator.metrics import APPLIES
 from semipd_operator.publish import Publisher
 from semipd_operator.reasons import Reason
-from semipd_operator.render import Object, Rendered, names, render
+from semipd_operator.render import Kind, Known, Object, Rendered, names, render
+from semipd_operator.render.autoscaler import HPA_API, KEDA_API
 from semipd_operator.render.configmap import agent_config
+from semipd_operator.render.podmonitor import PROMETHEUS_API
 from semipd_operator.render.service import url
 from semipd_operator.settings import Settings
-from semipd_operator.status import Observed, Problem
+from semipd_operator.status import AutoscalerView, Observed, Problem
 from semipd_operator.status.pods import pod_view
 from semipd_operator.status.rejected import rejected
+from semipd_operator.status.scaling import EXTERNAL_METRICS_API, autoscaler_view
 from semipd_operator.workqueue import Key
 
 log = logging.getLogger(__name__)
@@ -72,7 +76,7 @@ class Reconciler:
                 service,
                 self._settings,
                 live_deployment=live,
-                pod_monitors=await self._kube.knows_pod_monitors(),
+                known=await self._known(),
             )
             template_hash = rendered.template_hash
             try:
@@ -90,6 +94,12 @@ class Reconciler:
     def is_own_write(self, key: Key, kind: str, version: str) -> bool:
         """Whether an object's version is what our last apply made: such an event tells nothing new."""
         return self._applied.get((key, kind), ("", ""))[1] == version
+
+    async def _known(self) -> Known:
+        return Known(
+            pod_monitors=await self._kube.knows(PROMETHEUS_API, "PodMonitor"),
+            scaled_objects=await self._kube.knows(KEDA_API, "ScaledObject"),
+        )
 
     async def _own_deployment(self, service: SemiPDService) -> Object | None:
         meta = service.metadata
@@ -147,6 +157,7 @@ class Reconciler:
                 url=url(service),
                 selector=selector,
                 problem=problem,
+                autoscaler=await self._autoscaler(service),
                 previous=parse_status(obj),
             ),
         )
@@ -154,6 +165,19 @@ class Reconciler:
         token = service_token(self._settings.key, meta.namespace, meta.name, meta.uid)
         self._fleet.watch(key, Watch(views, token, agent_config(service) if pushes else None))
         await self._publisher.publish(key)
+
+    async def _autoscaler(self, service: SemiPDService) -> AutoscalerView | None:
+        scaling, meta = service.spec.autoscaling, service.metadata
+        if scaling is None:
+            return None
+        by_keda = scaling.keda is not None
+        kind = Kind(KEDA_API, "ScaledObject") if by_keda else Kind(HPA_API, "HorizontalPodAutoscaler")
+        live = await self._kube.get(kind.api_version, kind.kind, meta.namespace, meta.name)
+        own = live if live and _controller(live) == meta.uid else None
+        view = autoscaler_view(kind.kind, own, known=kind in await self._known())
+        if by_keda or view.active:
+            return view
+        return replace(view, metrics_served=await self._kube.serves(EXTERNAL_METRICS_API))
 
     async def _reject(self, key: Key, obj: Object, invalid: InvalidSpec) -> None:
         """A specification that this version cannot read: say so, touch nothing."""

@@ -24,6 +24,20 @@ class SettingsError(ValueError):
 
 
 @dataclass(frozen=True)
+class MetricsAPISettings:
+    """Where the operator serves external.metrics.k8s.io, and by which certificate."""
+
+    namespace: str
+    service: str
+    """Name of the Service that the APIService names; it is in the certificate."""
+    secret: str = ""
+    """Keeps a certificate of our own."""
+    tls_dir: Path | None = None
+    """Holds tls.crt and tls.key of someone else; instead of `secret`."""
+    port: int = 8443
+
+
+@dataclass(frozen=True)
 class Settings:
     engine_image: str
     """Image of agent and engine for services that name none."""
@@ -44,6 +58,8 @@ class Settings:
     slo_write_seconds: float = 15.0
     health_port: int = 8080
     metrics_port: int = 9090
+    metrics_api: MetricsAPISettings | None = None
+    """None: it is not served."""
     deaf_after_seconds: float = 180.0
     """Without a finished reconcile or resync, or a word from the watches, for this long the operator is deaf."""
 

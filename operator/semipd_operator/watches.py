@@ -6,6 +6,7 @@ Kopf does not say when a watch is open, and a quiet watch tells nothing: so Kopf
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -32,7 +33,28 @@ _CHILDREN = (
     ("", "v1", "services"),
     ("", "v1", "configmaps"),
     ("policy", "v1", "poddisruptionbudgets"),
+    ("autoscaling", "v2", "horizontalpodautoscalers"),
 )
+
+
+class News:
+    """Whether an event of an autoscaler tells anything new: its status is written whenever the metric changes."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, Any] = {}
+
+    def tells(self, kind: str, obj: Mapping[str, Any], *, gone: bool) -> bool:
+        if kind != "HorizontalPodAutoscaler":
+            return True
+        uid = obj["metadata"]["uid"]
+        if gone:
+            self._told.pop(uid, None)
+            return True
+        conditions = (obj.get("status") or {}).get("conditions") or []
+        judgement = sorted((entry["type"], entry["status"], entry.get("reason", "")) for entry in conditions)
+        said = copy.deepcopy((obj.get("spec"), obj["metadata"].get("ownerReferences"), judgement))
+        before, self._told[uid] = self._told.get(uid), said
+        return before != said
 
 
 def registry(on_service: OnService, on_child: OnChild, on_watch: OnWatch) -> kopf.OperatorRegistry:
@@ -55,12 +77,14 @@ def registry(on_service: OnService, on_child: OnChild, on_watch: OnWatch) -> kop
         key = Key(meta["namespace"], meta["name"])
         on_service(key, meta["uid"], meta["resourceVersion"], event["type"] == "DELETED")
 
+    news = News()
+
     async def child_event(event: Any, body: Any, **_: Any) -> None:
-        meta = body["metadata"]
-        if service := (meta.get("labels") or {}).get(SERVICE_LABEL):
+        meta, kind, gone = body["metadata"], body.get("kind", ""), event["type"] == "DELETED"
+        service = (meta.get("labels") or {}).get(SERVICE_LABEL)
+        if service and news.tells(kind, event["object"], gone=gone):
             # A deleted object carries a version of its own, so a deletion never passes for our own write.
-            version = "" if event["type"] == "DELETED" else meta["resourceVersion"]
-            on_child(Key(meta["namespace"], service), body.get("kind", ""), version)
+            on_child(Key(meta["namespace"], service), kind, "" if gone else meta["resourceVersion"])
 
     for group, version, plural in _CHILDREN:
         kopf.on.event(group, version, plural, registry=handlers, id=f"child-{plural}")(child_event)

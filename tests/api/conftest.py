@@ -27,6 +27,8 @@ import yaml
 from tests.api.harness import Operator, chart_rights
 from tests.api.harness import until as eventually
 
+from localkube.pki import Certificate, issue
+
 ROOT = Path(__file__).resolve().parents[2]
 OPERATOR_NAMESPACE = "semipd-system"
 OPERATOR_ACCOUNT = "semipd-operator"
@@ -142,8 +144,9 @@ def api_server(folder: Path) -> Iterator[Cluster]:
     bin_folder = programs("etcd", "kube-apiserver", "kubectl")
     etcd_port, peer_port, api_port = free_port(), free_port(), free_port()
     url = f"https://127.0.0.1:{api_port}"
-    key = folder / "sa.key"
-    subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
+    certificates = folder / "pki"
+    issue(certificates, (Certificate("front-proxy", "/CN=front-proxy-client"), Certificate("stranger", "/CN=stranger")))
+    key = certificates / "service-account.key"
     (folder / "tokens.csv").write_text(
         f'admin-token,admin,1,"system:masters"\noperator-token,{OPERATOR_USER},2,"system:serviceaccounts"\n'
     )
@@ -180,6 +183,14 @@ def api_server(folder: Path) -> Iterator[Cluster]:
             # The plugin that wants .../finalizers rights for blockOwnerDeletion is on in some clusters.
             "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
             "--disable-admission-plugins=ServiceAccount",
+            # Aggregated APIs. Without endpoints' routing a Service of type ExternalName may name this machine.
+            f"--requestheader-client-ca-file={certificates}/ca.crt",
+            "--requestheader-allowed-names=front-proxy-client",
+            "--requestheader-username-headers=X-Remote-User",
+            "--requestheader-group-headers=X-Remote-Group",
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+            f"--proxy-client-cert-file={certificates}/front-proxy.crt",
+            f"--proxy-client-key-file={certificates}/front-proxy.key",
         ],
         stdout=subprocess.DEVNULL,
         stderr=(folder / "apiserver.log").open("wb"),

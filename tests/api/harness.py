@@ -30,6 +30,7 @@ from semipd_agent.contract import (
     PartitionReason,
     PartitionReport,
     PartitionState,
+    SLOReport,
     Split,
     StatusReport,
     service_token,
@@ -58,6 +59,8 @@ class Agent:
         self.state = PartitionState.APPLIED
         self.puts: list[AgentConfig] = []
         self.closed = False
+        self.capacity_ratio: float | None = None
+        """How full the pod says that it is, with an SLO."""
         self.split: Split | None = None
         """What Auto chose; None: what the configuration says."""
         agent = self
@@ -116,6 +119,9 @@ class Agent:
                 else PartitionReason.WORKER_NOT_RESPONDING,
             ),
             engine=EngineStatus(state=EnginePhase.READY, ready=True, device="cpu", dtype="float32"),
+            slo=SLOReport(percentile=90, window_seconds=60, capacity_ratio=self.capacity_ratio)
+            if self.config.slo
+            else None,
         )
 
     def digest(self) -> str:
@@ -170,8 +176,9 @@ class Operator:
             raise
 
 
-def chart_rights(cluster: Any) -> list[dict[str, Any]]:
-    """The chart's RBAC objects, rendered by the real helm, for the ServiceAccount of the operator's kubeconfig."""
+def chart_rights(cluster: Any, *more: str) -> list[dict[str, Any]]:
+    """The chart's RBAC objects and those of `more` templates, rendered by the real helm, for the ServiceAccount of the
+    operator's kubeconfig."""
     helm = cluster.bin / "helm"
     if not helm.exists():
         found = shutil.which("helm")
@@ -191,6 +198,7 @@ def chart_rights(cluster: Any) -> list[dict[str, Any]]:
             "templates/rbac.yaml",
             "-s",
             "templates/aggregate.yaml",
+            *(word for name in more for word in ("-s", f"templates/{name}.yaml")),
         ],
         check=True,
         capture_output=True,

@@ -176,6 +176,7 @@ class Plant:
             waiting=len(self.waiting),
             prefilling=int(self.prefilling is not None),
             decoding=len(self.decoding),
+            waiting_tokens=sum(job.prompt for job in self.waiting),
             oldest_wait_seconds=self.now - self.waiting[0].at if self.waiting else 0.0,
             finished=tuple(self.finished[since:]),
             arrivals=tuple(self.arrivals),
@@ -204,6 +205,8 @@ class Run:
     splits: list[Split]
     controller: SplitController
     plant: Plant
+    fullness: list[float | None]
+    """The capacity ratio after each second."""
 
     def moves(self, start: int = 0, end: int | None = None) -> int:
         """Changes of the split in seconds [start, end)."""
@@ -227,6 +230,7 @@ def simulate(jobs: Iterable[Job], config: AgentConfig, seconds: int, speed: Spee
     controller = SplitController(lambda mode: CpuPaced(Grant(cpus=(0, 1))), config, clock)
     plant = Plant(deque(sorted(jobs, key=lambda j: j.at)), speed or Speed())
     splits: list[Split] = []
+    fullness: list[float | None] = []
     for second in range(1, seconds + 1):
         plant.advance(float(second))
         clock.now = plant.now
@@ -234,4 +238,5 @@ def simulate(jobs: Iterable[Job], config: AgentConfig, seconds: int, speed: Spee
         if (message := controller.pending()) is not None:
             plant.set_partition(message)
         splits.append(controller.requested)
-    return Run(splits, controller, plant)
+        fullness.append(controller.capacity_ratio)
+    return Run(splits, controller, plant, fullness)

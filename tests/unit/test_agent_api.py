@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry
@@ -26,6 +29,7 @@ from semipd_engine.contract import BlockCounts, Device
 
 pytestmark = pytest.mark.unit
 
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 TOKEN = service_token(b"key", "ns", "demo", "uid-1")
 OTHER = service_token(b"key", "ns", "demo", "uid-2")
 
@@ -199,11 +203,17 @@ async def test_health_names_the_pod_and_ready_follows_the_engine(client: httpx.A
     assert (await client.get("/ready")).status_code == 200
 
 
-async def test_metrics_are_exactly_the_listed_names(client: httpx.AsyncClient) -> None:
+async def test_metrics_are_exactly_the_listed_and_documented_names(client: httpx.AsyncClient) -> None:
     text = (await client.get("/metrics")).text
     families = {f.name: f for f in text_string_to_metric_families(text)}
     counters = {name.removesuffix("_total") for name in metrics.NAMES}
     assert set(families) == counters
+    section = DOCS.read_text().partition("## Of the agent")[2]
+    rows = re.findall(r"^\| `(\S+)` \| (\w+) \| .*? \| (.*) \|$", section, re.MULTILINE)
+    assert [name for name, _, _ in rows] == list(metrics.NAMES)
+    for name, kind, text in rows:
+        family = families[name.removesuffix("_total")]
+        assert (family.type, family.documentation) == (kind, text), name
 
     def value(family: str, **labels: str) -> float:
         return next(s.value for s in families[family].samples if s.labels == labels)
@@ -214,3 +224,19 @@ async def test_metrics_are_exactly_the_listed_names(client: httpx.AsyncClient) -
     assert value("semipd_kv_blocks", state="cached") == 2
     assert value("semipd_engine_restarts", process="launcher") == 2
     assert value("semipd_decisions", reason="ManualChange") == 0
+
+
+async def test_the_capacity_ratio_is_exported_and_reported_once_it_is_known(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    assert "\nsemipd_capacity_ratio " not in (await client.get("/metrics")).text
+    slo = {"ttftMilliseconds": 100}
+    await client.put("/v1/config", json={"generation": 6, "slo": slo}, headers=BEARER)
+    for _ in range(12):
+        service.tick()
+    assert "\nsemipd_capacity_ratio 0.0\n" in (await client.get("/metrics")).text
+    assert (await client.get("/v1/status", headers=BEARER)).json()["slo"]["capacityRatio"] == 0
+    before = StatusReport.model_validate_json((await client.get("/v1/status", headers=BEARER)).content)
+    older = before.model_dump(mode="json", by_alias=True)
+    del older["slo"]["capacityRatio"]
+    assert StatusReport.model_validate(older).slo is not None, "an agent of the version before does not tell it"

@@ -43,6 +43,10 @@ def by_kind(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {obj["kind"]: obj for obj in objects}
 
 
+def named(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
+    return next(obj for obj in objects if (obj["kind"], obj["metadata"]["name"]) == (kind, name))
+
+
 def test_lint(helm: Path) -> None:
     answer = subprocess.run([helm, "lint", "--strict", CHART], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
@@ -95,10 +99,14 @@ def test_the_arguments_are_ones_that_the_operator_takes(helm: Path, tmp_path: Pa
     assert settings.engine_image == "r/e:t"
     assert settings.namespaces == ("a", "b")
     assert (settings.image_pull_policy, settings.image_pull_secrets) == ("Never", ("s",))
+    served = settings.metrics_api
+    assert served is not None and (served.namespace, served.service) == ("sys", "spd-semipd-operator")
+    assert (served.secret, served.port) == ("spd-semipd-operator-metrics-api", 8443)
 
 
 def test_namespaces_get_roles_instead_of_a_cluster_role(helm: Path) -> None:
-    objects = template(helm, "--set", "watchNamespaces={a,b}", "--set", "rbac.aggregate=false")
+    bare = ("--set", "watchNamespaces={a,b}", "--set", "rbac.aggregate=false", "--set", "metricsApi.enabled=false")
+    objects = template(helm, *bare)
     assert not [obj for obj in objects if obj["kind"].startswith("ClusterRole")]
     assert [o["metadata"]["namespace"] for o in objects if o["kind"] == "RoleBinding"] == ["a", "b"]
     roles = [obj for obj in objects if obj["kind"] == "Role"]
@@ -106,10 +114,10 @@ def test_namespaces_get_roles_instead_of_a_cluster_role(helm: Path) -> None:
 
 
 def test_the_key_is_random_or_given(helm: Path) -> None:
-    first, second = (by_kind(template(helm))["Secret"]["data"]["key"] for _ in range(2))
+    first, second = (named(template(helm), "Secret", "spd-semipd-operator-key")["data"]["key"] for _ in range(2))
     assert first != second and len(base64.b64decode(first)) >= 32
     objects = template(helm, "--set", "key.existingSecret=mine")
-    assert "Secret" not in by_kind(objects)
+    assert not [obj for obj in objects if obj["metadata"]["name"] == "spd-semipd-operator-key"]
     volumes = by_kind(objects)["Deployment"]["spec"]["template"]["spec"]["volumes"]
     assert volumes[0]["secret"]["secretName"] == "mine"
 
@@ -142,6 +150,8 @@ def test_the_test_hook_asks_the_health_endpoint(helm: Path) -> None:
         ("rbac.secrets=true", "secrets"),
         ("doctor.node=2", "node"),
         ("doctor.nodes=0", "nodes"),
+        ("metricsApi.certmanager=true", "certmanager"),
+        ("metricsApi.port=443", "port"),
     ],
 )
 def test_the_schema_refuses_typing_errors(helm: Path, setting: str, names: str) -> None:
@@ -204,3 +214,55 @@ def test_extra_objects_are_templates(helm: Path, tmp_path: Path) -> None:
     values = tmp_path / "v.yaml"
     values.write_text('extraObjects: [{apiVersion: v1, kind: ConfigMap, metadata: {name: "{{ .Release.Name }}-x"}}]\n')
     assert by_kind(template(helm, "-f", str(values)))["ConfigMap"]["metadata"]["name"] == "spd-x"
+
+
+METRICS_API = "spd-semipd-operator-metrics-api"
+
+
+def test_the_metrics_api_has_the_rights_that_it_needs_and_no_more(helm: Path) -> None:
+    objects = template(helm)
+    service = named(objects, "APIService", "v1beta1.external.metrics.k8s.io")["spec"]
+    assert service["insecureSkipTLSVerify"] is False and "caBundle" not in service, "the operator tells its CA"
+    assert service["service"] == {"namespace": "sys", "name": "spd-semipd-operator", "port": 443}
+    rules = named(objects, "ClusterRole", METRICS_API)["rules"]
+    assert [(rule["resources"], rule.get("resourceNames"), rule["verbs"]) for rule in rules] == [
+        (["subjectaccessreviews"], None, ["create"]),
+        (["apiservices"], ["v1beta1.external.metrics.k8s.io"], ["get", "patch"]),
+    ]
+    [rule] = named(objects, "Role", METRICS_API)["rules"]
+    assert (rule["resources"], rule["resourceNames"], rule["verbs"]) == (["secrets"], [METRICS_API], ["get", "patch"])
+    assert "data" not in named(objects, "Secret", METRICS_API), "an upgrade must not empty it"
+    bindings = [obj for obj in objects if obj["kind"] == "RoleBinding" and obj["metadata"]["name"] == METRICS_API]
+    assert {obj["metadata"]["namespace"]: obj["roleRef"]["name"] for obj in bindings} == {
+        "sys": METRICS_API,
+        "kube-system": "extension-apiserver-authentication-reader",
+    }
+
+
+def test_the_metrics_api_can_be_left_out(helm: Path) -> None:
+    objects = template(helm, "--set", "metricsApi.enabled=false")
+    assert not [obj for obj in objects if "metrics-api" in obj["metadata"]["name"] or obj["kind"] == "APIService"]
+    ports = [port["name"] for port in by_kind(objects)["Service"]["spec"]["ports"]]
+    arguments = by_kind(objects)["Deployment"]["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert ports == ["health", "metrics"] and not [each for each in arguments if "metrics-api" in each]
+
+
+@pytest.mark.parametrize(("issuer", "name"), [("", METRICS_API), ("corporate", "corporate")])
+def test_cert_manager_takes_the_place_of_our_own_certificate(
+    helm: Path, tmp_path: Path, issuer: str, name: str
+) -> None:
+    given = ("--set", f"metricsApi.certManager.issuerRef.name={issuer}") if issuer else ()
+    objects = template(helm, "--set", "metricsApi.certManager.enabled=true", *given)
+    certificate = named(objects, "Certificate", METRICS_API)["spec"]
+    assert certificate["issuerRef"]["name"] == name
+    assert bool([obj for obj in objects if obj["kind"] == "Issuer"]) is not bool(issuer)
+    annotations = by_kind(objects)["APIService"]["metadata"]["annotations"]
+    assert annotations == {"cert-manager.io/inject-ca-from": f"sys/{METRICS_API}"}
+    assert not [obj for obj in objects if obj["kind"] == "Role"], "no Secret is read or written then"
+    pod = by_kind(objects)["Deployment"]["spec"]["template"]["spec"]
+    [volume] = [volume for volume in pod["volumes"] if volume["name"] == "metrics-api"]
+    assert volume["secret"]["secretName"] == certificate["secretName"]
+    key = tmp_path / "key"
+    key.write_text("0123456789abcdef")
+    settings, _ = parse([a.replace("/etc/semipd-operator/key", str(key)) for a in pod["containers"][0]["args"]])
+    assert settings.metrics_api is not None and str(settings.metrics_api.tls_dir) == "/etc/semipd-operator-tls"

@@ -17,8 +17,9 @@ GOOD = "apiVersion: semipd.io/v1alpha1\nkind: SemiPDService\nmetadata: {name: x}
 
 
 def test_validate_good(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(["validate", *(word for path in sorted(EXAMPLES.glob("*.yaml")) for word in ("-f", str(path)))]) == 0
-    assert capsys.readouterr().out.count(": ok") == 4
+    paths = sorted(EXAMPLES.glob("*.yaml"))
+    assert command(["validate", *(word for path in paths for word in ("-f", str(path)))]) == 0
+    assert capsys.readouterr().out.count(": ok") == len(paths) >= 4
 
 
 def test_validate_bad_is_one_line_for_each_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from semipd_agent.partitioner.mps.preflight import judge
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.crd import custom_resource_definition, to_yaml
 from semipd_operator.docs import fields
-from semipd_operator.render import names, render
+from semipd_operator.render import Known, names, render
 from semipd_operator.render.pod import RUN_MOUNT
 from semipd_operator.settings import Settings
 
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden"
 SETTINGS = Settings(engine_image="engine:1", key=b"0123456789abcdef", version="1.0.0")
+ALL = Known(pod_monitors=True, scaled_objects=True)
 
 
 def make(spec: dict[str, Any], name: str = "demo") -> SemiPDService:
@@ -70,7 +71,7 @@ def fetch(spec: dict[str, Any]) -> dict[str, Any]:
 def test_golden(path: Path) -> None:
     obj = yaml.safe_load(path.read_text())
     obj["metadata"] |= {"namespace": "team", "uid": "uid-1", "generation": 3}
-    rendered = render(SemiPDService.parse(obj), SETTINGS, pod_monitors=True)
+    rendered = render(SemiPDService.parse(obj), SETTINGS, known=ALL)
     text = "---\n".join(to_yaml(each) for each in rendered.objects)
     golden = GOLDEN / f"{path.stem}.yaml"
     if os.environ.get("UPDATE_GOLDEN"):
@@ -81,6 +82,26 @@ def test_golden(path: Path) -> None:
 HF = {"uri": "hf://org/name"}
 SLO = {"ttftMilliseconds": 500}
 GPU = {"resources": {"limits": {"nvidia.com/gpu": 2}}}
+
+KEDA = {"serverAddress": "http://prometheus:9090"}
+
+
+def scaled(**autoscaling: Any) -> dict[str, Any]:
+    return {"slo": SLO, "autoscaling": {"maxReplicas": 4, **autoscaling}}
+
+
+def scaler(spec: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = objects(spec)["HorizontalPodAutoscaler"]["spec"]
+    return found
+
+
+def rules(direction: str, **given: Any) -> tuple[dict[str, Any], Callable[[dict[str, Any]], Any], Any]:
+    return scaled(behavior={direction: given}), lambda spec: scaler(spec)["behavior"][direction], given
+
+
+HPA = "HorizontalPodAutoscaler"
+SCALERS = {HPA, "ScaledObject"}
+POLICY = {"type": "Percent", "value": 50, "periodSeconds": 15}
 
 # field -> (specification that sets it, where its effect shows, what shows)
 EFFECTS: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Any], Any]] = {
@@ -168,6 +189,31 @@ EFFECTS: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Any], Any]] 
         lambda spec: (objects(spec)["Deployment"]["spec"]["replicas"], "PodDisruptionBudget" in objects(spec)),
         (2, True),
     ),
+    "autoscaling.minReplicas": (scaled(minReplicas=2), lambda spec: scaler(spec)["minReplicas"], 2),
+    "autoscaling.maxReplicas": (scaled(maxReplicas=9), lambda spec: scaler(spec)["maxReplicas"], 9),
+    "autoscaling.targetCapacityPercent": (
+        scaled(targetCapacityPercent=65),
+        lambda spec: scaler(spec)["metrics"][0]["external"]["target"],
+        {"type": "AverageValue", "averageValue": "650m"},
+    ),
+    "autoscaling.hpa": (scaled(hpa={}), lambda spec: sorted(set(objects(spec, known=ALL)) & SCALERS), [HPA]),
+    "autoscaling.keda.serverAddress": (
+        scaled(keda=KEDA),
+        lambda spec: objects(spec, known=ALL)["ScaledObject"]["spec"]["triggers"][0]["metadata"]["serverAddress"],
+        "http://prometheus:9090",
+    ),
+    **{
+        f"autoscaling.behavior.{direction}.{field}": rules(direction, **given)
+        for direction in ("scaleUp", "scaleDown")
+        for field, given in (
+            ("stabilizationWindowSeconds", {"stabilizationWindowSeconds": 7}),
+            ("selectPolicy", {"selectPolicy": "Disabled"}),
+            ("policies", {"policies": [POLICY]}),
+            ("policies[].type", {"policies": [POLICY | {"type": "Pods"}]}),
+            ("policies[].value", {"policies": [POLICY | {"value": 3}]}),
+            ("policies[].periodSeconds", {"policies": [POLICY | {"periodSeconds": 90}]}),
+        )
+    },
     "service.type": (
         {"service": {"type": "NodePort"}},
         lambda spec: objects(spec)["Service"]["spec"]["type"],
@@ -176,7 +222,7 @@ EFFECTS: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Any], Any]] 
     "service.port": ({"service": {"port": 80}}, lambda spec: objects(spec)["Service"]["spec"]["ports"][0]["port"], 80),
     "monitoring.podMonitor": (
         {"monitoring": {"podMonitor": True}},
-        lambda spec: [e["port"] for e in objects(spec, pod_monitors=True)["PodMonitor"]["spec"]["podMetricsEndpoints"]],
+        lambda spec: [e["port"] for e in objects(spec, known=ALL)["PodMonitor"]["spec"]["podMetricsEndpoints"]],
         ["http", "agent"],
     ),
     "podTemplate.metadata.labels": (
@@ -215,7 +261,7 @@ def test_every_field_has_its_effect(field: str) -> None:
 
 def test_no_field_is_without_a_test() -> None:
     spec = custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
-    leaves = {path for path, field in fields(spec) if "properties" not in field}
+    leaves = {path for path, field in fields(spec) if not field.get("properties")}
     assert leaves == set(EFFECTS) | set(ELSEWHERE)
 
 
@@ -308,13 +354,64 @@ def test_child_names_fit_labels_at_the_longest_name() -> None:
 
 
 def test_what_is_not_wanted_is_named() -> None:
-    assert [k.kind for k in render(make({}), SETTINGS, pod_monitors=True).unwanted] == [
-        "PodDisruptionBudget",
-        "PodMonitor",
-    ]
-    both = render(make({"replicas": 2, "monitoring": {"podMonitor": True}}), SETTINGS, pod_monitors=True)
-    assert both.unwanted == ()
-    assert [k.kind for k in render(make({"replicas": 2}), SETTINGS).unwanted] == [], "an unknown kind is not asked for"
+    def unwanted(spec: dict[str, Any], known: Known) -> list[str]:
+        return [kind.kind for kind in render(make(spec), SETTINGS, known=known).unwanted]
+
+    four = ["PodDisruptionBudget", "HorizontalPodAutoscaler", "PodMonitor", "ScaledObject"]
+    assert unwanted({}, ALL) == four
+    assert unwanted({"replicas": 2, "monitoring": {"podMonitor": True}}, ALL) == [four[1], four[3]]
+    assert unwanted(scaled(), ALL) == [four[0], four[2], four[3]]
+    assert unwanted(scaled(keda=KEDA), ALL) == four[:3], "one autoscaler takes the other's place"
+    assert unwanted({"replicas": 2}, Known()) == [four[1]], "an unknown kind is not asked for"
+
+
+def test_the_autoscaler_scales_the_service_by_the_metric_that_the_agents_export() -> None:
+    from semipd_agent.metrics import CAPACITY_RATIO
+
+    rendered = objects(scaled(), known=ALL)
+    scaler = rendered["HorizontalPodAutoscaler"]
+    assert scaler["spec"]["scaleTargetRef"] == {
+        "apiVersion": "semipd.io/v1alpha1",
+        "kind": "SemiPDService",
+        "name": "demo",
+    }
+    assert scaler["metadata"]["ownerReferences"][0]["uid"] == "uid-1"
+    [metric] = scaler["spec"]["metrics"]
+    assert metric["external"]["metric"] == {
+        "name": CAPACITY_RATIO,
+        "selector": {"matchLabels": {names.METRIC_LABEL: "demo"}},
+    }
+    by_keda = objects(scaled(keda=KEDA), known=ALL)["ScaledObject"]["spec"]
+    assert by_keda["scaleTargetRef"] == scaler["spec"]["scaleTargetRef"]
+    query = by_keda["triggers"][0]["metadata"]["query"]
+    assert query == f'sum({CAPACITY_RATIO}{{namespace="team",{names.METRIC_LABEL}="demo"}})'
+    assert "ScaledObject" not in objects(scaled(keda=KEDA)), "not where the cluster does not know it"
+
+
+def test_the_adapter_example_names_the_metric_and_the_label_that_the_hpa_asks_for() -> None:
+    values = yaml.safe_load((ROOT / "examples/prometheus-adapter/values.yaml").read_text())
+    [rule] = values["rules"]["external"]
+    asked = scaler(scaled())["metrics"][0]["external"]["metric"]
+    [label] = asked["selector"]["matchLabels"]
+    assert rule["seriesQuery"].startswith(asked["name"] + "{") and f'{label}!=""' in rule["seriesQuery"]
+    assert rule["metricsQuery"].endswith(f"by ({label})")
+
+
+def test_the_pod_monitor_names_the_service_on_every_series() -> None:
+    monitor = objects({"monitoring": {"podMonitor": True}}, known=ALL)["PodMonitor"]
+    for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+        assert endpoint["relabelings"] == [
+            {"sourceLabels": ["__meta_kubernetes_pod_label_semipd_io_service"], "targetLabel": names.METRIC_LABEL}
+        ]
+
+
+def test_the_default_behavior_is_quick_up_and_slow_down() -> None:
+    behavior = scaler(scaled())["behavior"]
+    assert behavior["scaleUp"]["stabilizationWindowSeconds"] == 60
+    assert behavior["scaleDown"]["stabilizationWindowSeconds"] == 300
+    assert behavior["scaleDown"]["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": 60}]
+    only_down = scaler(scaled(behavior={"scaleDown": {"stabilizationWindowSeconds": 0}}))["behavior"]
+    assert only_down == {"scaleUp": behavior["scaleUp"], "scaleDown": {"stabilizationWindowSeconds": 0}}
 
 
 def test_a_gpu_pod_has_what_mps_needs_and_no_more() -> None:

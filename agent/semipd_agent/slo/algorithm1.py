@@ -170,12 +170,12 @@ class Algorithm1:
             if candidate is None or not self._keeps(other, metric, split, candidate):
                 break
             to = candidate
-            if self._estimate(metric, mine.observed, split, to) <= mine.target:
+            if self.estimate(metric, mine.observed, split, to) <= mine.target:
                 break
         if abs(prefill_share(to) - prefill_share(split)) < self._c.hysteresis:
             return None
         reason = DecisionReason.TTFT_ABOVE_TARGET if metric == "ttft" else DecisionReason.TPOT_ABOVE_TARGET
-        expected = self._estimate(metric, mine.observed, split, to)
+        expected = self.estimate(metric, mine.observed, split, to)
         message = f"{mine.misses} of {mine.n} miss; expected at {to.prefill}/{to.decode}: {expected * 1e3:.0f} ms"
         return Move(to, reason, metric, mine.observed, self._target(metric), message)
 
@@ -187,7 +187,7 @@ class Algorithm1:
         share = decode_share if its == "tpot" else prefill_share
         if share(to) >= share(split):
             return True
-        return self._estimate(its, other.observed, split, to) <= other.target
+        return self.estimate(its, other.observed, split, to) <= other.target
 
     def _reclaim(
         self, evidence: Evidence, ttft: Sample | None, tpot: Sample | None, split: Split, b: Bounds, now: float
@@ -214,7 +214,7 @@ class Algorithm1:
             candidate = lowered(to, self._grid, b)
             if candidate is None or (prefill_share(candidate) - prefill_share(self._home)) * excess < 0:
                 break
-            if self._estimate(metric, mine.observed, split, candidate) > self._c.comfort * mine.target:
+            if self.estimate(metric, mine.observed, split, candidate) > self._c.comfort * mine.target:
                 break
             to = candidate
         if abs(prefill_share(to) - prefill_share(split)) < self._c.hysteresis:
@@ -224,7 +224,8 @@ class Algorithm1:
         message = f"demand on {turned} went from {before:.0f} to {after:.0f} tokens a minute"
         return Move(to, DecisionReason.HEADROOM_RECLAIMED, metric, mine.observed, self._target(metric), message)
 
-    def _estimate(self, metric: Metric, observed: float, current: Split, to: Split) -> float:
+    def estimate(self, metric: Metric, observed: float, current: Split, to: Split) -> float:
+        """Seconds expected under `to`, given what is observed under `current`."""
         share: Callable[[Split], float] = prefill_share if metric == "ttft" else decode_share
         model = self._ttft_model if metric == "ttft" else self._tpot_model
         return model.estimate(share(to), current=share(current), observed=observed)

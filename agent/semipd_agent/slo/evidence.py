@@ -44,8 +44,12 @@ class Sample:
 
 
 def tail(k: int, n: int, q: float) -> float:
-    """P(Binomial(n, q) >= k)."""
-    return 1 - sum(math.comb(n, i) * q**i * (1 - q) ** (n - i) for i in range(k))
+    """P(Binomial(n, q) >= k), 0 < q < 1. By logarithms: the coefficients of a thousand samples are no floats."""
+
+    def log_coefficient(i: int) -> float:
+        return math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
+
+    return 1 - sum(math.exp(log_coefficient(i) + i * math.log(q) + (n - i) * math.log1p(-q)) for i in range(k))
 
 
 def received_at(r: FinishedRequest) -> float:

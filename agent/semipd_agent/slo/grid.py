@@ -29,5 +29,12 @@ class Grid:
         inside = [rung for rung in self.rungs if lowest <= rung <= highest]
         return min(inside or self.rungs, key=lambda rung: (abs(rung - share), -rung))
 
+    def within(self, lowest: int, highest: int) -> tuple[int, ...]:
+        """The shares within the bounds, from the lowest on; where they hold no rung, the nearest one."""
+        if not self.rungs:
+            return tuple(range(lowest, highest + 1, self.step))
+        inside = tuple(rung for rung in self.rungs if lowest <= rung <= highest)
+        return inside or (self.bounded(lowest, lowest, highest),)
+
     def _nearest(self, share: int) -> int:
         return self.bounded(share, 0, 100)

@@ -42,6 +42,9 @@ class SplitPolicy(Protocol):
         in the same way.
         """
 
+    def estimate(self, metric: Metric, observed: float, current: Split, to: Split) -> float:
+        """Seconds that a metric is expected to take under `to`, given what is observed under `current`."""
+
 
 def clamp(split: Split, bounds: Bounds, grid: Grid = Grid()) -> Split:  # noqa: B008  it is frozen
     """The nearest split of the grid within the bounds."""

@@ -41,6 +41,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- printf "%s:%s" .image.repository (default .root.Chart.AppVersion .image.tag) }}
 {{- end }}
 
+{{- define "semipd-operator.apiService" -}}
+v1beta1.external.metrics.k8s.io
+{{- end }}
+
+{{- /* "true" where this release serves external metrics. A cluster has one server for them: another's is left alone. */}}
+{{- define "semipd-operator.metricsApi" -}}
+{{- if .Values.metricsApi.enabled }}
+{{- $live := lookup "apiregistration.k8s.io/v1" "APIService" "" (include "semipd-operator.apiService" .) | default dict }}
+{{- $owner := dig "metadata" "annotations" dict $live }}
+{{- $ours := and (eq (dig "meta.helm.sh/release-name" "" $owner) .Release.Name) (eq (dig "meta.helm.sh/release-namespace" "" $owner) .Release.Namespace) }}
+{{- if or (not $live) $ours }}true{{ end }}
+{{- end }}
+{{- end }}
+
 {{- /* What the operator may do where the services are. It reads no Secret. */}}
 {{- define "semipd-operator.rules" -}}
 - apiGroups: [semipd.io]
@@ -61,12 +75,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]
+{{- if .Values.rbac.scaledObjects }}
+- apiGroups: [keda.sh]
+  resources: [scaledobjects]
+  verbs: [get, create, patch, delete]
+{{- end }}
 {{- if .Values.rbac.podMonitors }}
 - apiGroups: [monitoring.coreos.com]
   resources: [podmonitors]

@@ -55,12 +55,13 @@ def deploy(outcome: Outcome, kube: Kube, model: Path, *, local: bool, engine_ima
         upload(kube, model, engine_image)
     spd = manifest(f"pvc://models/{model.name}")
     spd["metadata"]["namespace"] = NAMESPACE
+    spd["spec"]["engine"]["resources"]["requests"]["cpu"] = "500m"  # two pods fit on a machine with two cores
     service = Deployed(kube, NAMESPACE, spd["metadata"]["name"])
     if service.images() - {engine_image}:  # of an earlier demo: a new operator restarts no engine
         kube.kubectl("-n", NAMESPACE, "delete", "spd", service.name, "--wait", "--cascade=foreground")
     outcome.console.print("  [bold]$ kubectl apply -f examples/cpu.yaml[/]  [dim](with the demo's model folder)[/]")
     outcome.console.print(f"  {kube.apply(spd).strip()}", markup=False)
-    service.merge({"slo": None})  # what an earlier demo patched in
+    service.merge({"slo": None, "autoscaling": None, "replicas": 1})  # what an earlier demo patched in
     _, seconds = wait_until(service, ready, READY_SECONDS, "Ready", every=0.5)
     show(outcome, kube, "-n", NAMESPACE, "get", "spd")
     outcome.check("kubectl apply gives a Ready service", True, f"{seconds:.0f} s")

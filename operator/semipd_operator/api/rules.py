@@ -107,6 +107,16 @@ def exactly_one(*fields: str, of: str) -> Rule:
     )
 
 
+def at_most_one(*fields: str, of: str) -> Rule:
+    """At most one of the optional `fields` of an object is set."""
+    names = [_snake(field) for field in fields]
+    return Rule(
+        cel="[" + ", ".join(f"has(self.{field})" for field in fields) + "].filter(x, x).size() <= 1",
+        holds=lambda value: sum(getattr(value, name) is not None for name in names) <= 1,
+        message=f"{of} takes only one of {', '.join(fields)}: keep one of them",
+    )
+
+
 def cel_string(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 

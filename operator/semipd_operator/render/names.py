@@ -13,6 +13,8 @@ SERVICE_LABEL = f"{GROUP}/service"
 TEMPLATE_HASH_LABEL = f"{GROUP}/template-hash"
 SPEC_HASH_ANNOTATION = f"{GROUP}/spec-hash"
 TEMPLATE_ANNOTATION = f"{GROUP}/pod-template"
+METRIC_LABEL = "semipd_service"
+"""Label of the metrics that names the service."""
 MANAGED_SELECTOR = f"app.kubernetes.io/managed-by={MANAGER}"
 
 ENGINE_CONTAINER = "engine"

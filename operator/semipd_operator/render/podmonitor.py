@@ -7,6 +7,10 @@ from semipd_operator.render import names
 from semipd_operator.render.names import Object
 
 PROMETHEUS_API = "monitoring.coreos.com/v1"
+_NAME_THE_SERVICE = {
+    "sourceLabels": ["__meta_kubernetes_pod_label_" + names.SERVICE_LABEL.replace(".", "_").replace("/", "_")],
+    "targetLabel": names.METRIC_LABEL,
+}
 
 
 def pod_monitor(service: SemiPDService, *, available: bool) -> Object | None:
@@ -20,8 +24,8 @@ def pod_monitor(service: SemiPDService, *, available: bool) -> Object | None:
         "spec": {
             "selector": {"matchLabels": names.selector(service)},
             "podMetricsEndpoints": [
-                {"port": names.HTTP_PORT, "path": "/metrics"},
-                {"port": names.AGENT_PORT_NAME, "path": "/metrics"},
+                {"port": port, "path": "/metrics", "relabelings": [_NAME_THE_SERVICE]}
+                for port in (names.HTTP_PORT, names.AGENT_PORT_NAME)
             ],
         },
     }

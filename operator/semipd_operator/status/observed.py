@@ -70,6 +70,22 @@ class AgentView:
 
 
 @dataclass(frozen=True)
+class AutoscalerView:
+    """The service's autoscaler as the API server shows it."""
+
+    kind: str
+    found: bool
+    known: bool = True
+    """The cluster knows the kind."""
+    metrics_served: bool = True
+    """Some server answers for external.metrics.k8s.io; KEDA brings its own."""
+    conditions: Mapping[str, Problem] = field(default_factory=lambda: MappingProxyType({}))
+    """Those that are False, by type."""
+    active: bool = False
+    """It says itself that it can scale."""
+
+
+@dataclass(frozen=True)
 class Observed:
     service: SemiPDService
     now: datetime
@@ -81,6 +97,8 @@ class Observed:
     selector: str = ""
     problem: Problem | None = None
     """Why the specification could not be put in force."""
+    autoscaler: AutoscalerView | None = None
+    """None without spec.autoscaling, and without Kubernetes."""
     previous: SemiPDServiceStatus = field(default_factory=SemiPDServiceStatus)
 
     @property

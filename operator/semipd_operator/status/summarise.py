@@ -1,7 +1,7 @@
 """The whole status from what is observed, and the rule by which it is written.
 
-Conditions have positive polarity; Ready carries the reason of the first condition that is not True. SLOAttained and
-SLOFeasible stay outside of it: a service that is slow still serves.
+Conditions have positive polarity; Ready carries the reason of the first condition that is not True. SLOAttained,
+SLOFeasible and ScalingReady stay outside of it: a service that is slow, or of a fixed size, still serves.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from semipd_operator.reasons import ConditionType, Reason
 from semipd_operator.status.model import model_ready, model_status
 from semipd_operator.status.observed import Observed
 from semipd_operator.status.partition import partition_applied, partition_status
+from semipd_operator.status.scaling import scaling_ready
 from semipd_operator.status.slo import slo_attained, slo_feasible, slo_status
 from semipd_operator.status.verdict import Verdict
 
@@ -22,7 +23,7 @@ def summarise(seen: Observed) -> SemiPDServiceStatus:
     service = seen.service
     parts = [spec_accepted(seen), model_ready(seen), available(seen), partition_applied(seen)]
     ready = ready_verdict(seen, parts)
-    verdicts = [*parts, slo_attained(seen), slo_feasible(seen), ready]
+    verdicts = [*parts, scaling_ready(seen), slo_attained(seen), slo_feasible(seen), ready]
     generation = service.metadata.generation
     accepted = seen.problem is None and not service.spec.paused
     return SemiPDServiceStatus(

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from semipd_agent.contract import API_PORT, Mode, Split
 from semipd_operator.api.rules import ApiModel, Rule, at_least, between
+from semipd_operator.api.v1alpha1.autoscaling import AutoscalingSpec
 from semipd_operator.api.v1alpha1.engine import EngineSpec
 from semipd_operator.api.v1alpha1.model import ModelSpec
 from semipd_operator.api.v1alpha1.partition import PartitionSpec, SLOSpec
@@ -93,6 +94,12 @@ class SemiPDServiceSpec(ApiModel):
             message="partition.mode Auto needs an slo to follow: set spec.slo, or partition.mode Manual",
             field=".partition.mode",
         ),
+        Rule(
+            cel="!has(self.autoscaling) || has(self.slo)",
+            holds=lambda spec: spec.autoscaling is None or spec.slo is not None,
+            message="autoscaling needs an slo to follow: set spec.slo, or remove autoscaling and set replicas",
+            field=".autoscaling",
+        ),
         _start_within(
             "prefillPercent",
             "minPrefillPercent",
@@ -114,7 +121,13 @@ class SemiPDServiceSpec(ApiModel):
         default=PartitionSpec(), description="How prefill and decode share the device. Changes in place."
     )
     replicas: Annotated[int, at_least("replicas", 0, "0 stops serving, 1 is one pod")] = Field(
-        default=1, description="Number of pods, each with a device of its own. Changes in place; `kubectl scale` too."
+        default=1,
+        description="Number of pods, each with a device of its own. Changes in place; `kubectl scale` too. With "
+        "autoscaling leave it out: the autoscaler writes it.",
+    )
+    autoscaling: AutoscalingSpec | None = Field(
+        default=None,
+        description="Let the number of pods follow how full they are. Changes in place. Default: replicas is fixed.",
     )
     service: ServiceSpec = Field(
         default=ServiceSpec(), description="The Service in front of the pods. Changes in place."

@@ -1,0 +1,81 @@
+"""Autoscaling: what the autoscaler says of itself, and how full the service is. Pure.
+
+The sum over a service's ready pods is what autoscalers are given. A pod that does not tell counts as empty where the
+others ask for more pods, and as full to its target where they ask for fewer: it never moves anything. Where no pod
+tells there is no value, and autoscalers then hold.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+from semipd_operator.reasons import ConditionType, Reason
+from semipd_operator.status.observed import AutoscalerView, Observed, Problem
+from semipd_operator.status.verdict import Verdict
+
+EXTERNAL_METRICS_API = "external.metrics.k8s.io/v1beta1"
+_ACTIVE = {"HorizontalPodAutoscaler": "ScalingActive", "ScaledObject": "Ready"}
+"""The condition by which each kind says that it can scale."""
+_HEALTH = {"AbleToScale", "ScalingActive", "Ready"}
+"""The others (ScalingLimited, Active, Fallback, Paused) tell of the load or of a wish, not of a defect."""
+
+
+def autoscaler_view(kind: str, live: dict[str, Any] | None, *, known: bool = True) -> AutoscalerView:
+    """`live`: the autoscaler as it stands, if it is the service's own."""
+    listed = ((live or {}).get("status") or {}).get("conditions") or []
+    said = {entry["type"]: entry for entry in listed}
+    return AutoscalerView(
+        kind=kind,
+        found=live is not None,
+        known=known,
+        conditions=MappingProxyType(
+            {
+                name: Problem(entry.get("reason", ""), entry.get("message", ""))
+                for name, entry in said.items()
+                if name in _HEALTH and entry["status"] == "False"
+            }
+        ),
+        active=said.get(_ACTIVE[kind], {}).get("status") == "True",
+    )
+
+
+def scaling_ready(seen: Observed) -> Verdict | None:
+    view, kind = seen.autoscaler, ConditionType.SCALING_READY
+    if view is None:
+        return None
+    if not view.known:
+        return Verdict(kind, "False", Reason.KEDA_NOT_INSTALLED, "the cluster does not know keda.sh/v1alpha1")
+    if seen.service.spec.replicas == 0:
+        return Verdict(kind, "Unknown", Reason.SCALED_TO_ZERO, "spec.replicas is 0")
+    if not view.found:
+        return Verdict(kind, "Unknown", Reason.AUTOSCALER_PENDING, f"the {view.kind} does not exist yet")
+    if not view.metrics_served:
+        message = f"no server answers for {EXTERNAL_METRICS_API}"
+        return Verdict(kind, "False", Reason.METRICS_API_UNAVAILABLE, message)
+    for problem in view.conditions.values():
+        return Verdict(kind, "False", _cause(problem), f"{view.kind}: {problem.reason}: {problem.message}")
+    if view.active:
+        return Verdict(kind, "True", Reason.SCALING_ACTIVE)
+    return Verdict(kind, "Unknown", Reason.AUTOSCALER_PENDING, f"the {view.kind} has not judged yet")
+
+
+def _cause(problem: Problem) -> Reason:
+    match problem.reason:
+        case "FailedGetExternalMetric":
+            return Reason.METRICS_MISSING
+        case "AmbiguousSelector":
+            return Reason.CONFLICTING_AUTOSCALER
+    return Reason.AUTOSCALER_FAILED
+
+
+def fullness(seen: Observed) -> float | None:
+    """Sum over the ready pods of how full each is, 1 being the edge of the SLO; None while no pod tells."""
+    reports = [seen.report(pod) for pod in seen.ready_pods]
+    told = [one.slo.capacity_ratio for one in reports if one and one.slo and one.slo.capacity_ratio is not None]
+    if not told:
+        return None
+    scaling = seen.service.spec.autoscaling
+    target = scaling.target_capacity_percent / 100 if scaling else 1.0
+    silent = len(reports) - len(told)
+    return min(max(sum(told), target * len(reports)), sum(told) + target * silent)

@@ -1,0 +1,102 @@
+"""Many pods under one load, in simulation: the agents' ratios through the HPA's rules give a number of pods that rests.
+
+The rules are those of a HorizontalPodAutoscaler with the operator's default behavior and a target of 80 %; a new pod
+takes a minute to load its model. Requests go to a random ready pod.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from itertools import pairwise
+from math import ceil
+
+import pytest
+from tests.unit.agent_plant import FakeClock, Plant, Speed, poisson
+
+from semipd_agent.contract import SLO, AgentConfig, Mode, PartitionConfig
+from semipd_agent.control import SplitController
+from semipd_agent.partitioner.base import Grant
+from semipd_agent.partitioner.cpu_paced import CpuPaced
+
+pytestmark = pytest.mark.unit
+
+FAST = Speed(prompt_token=5e-5, step=0.006, row=0.0003)
+CHAT = SLO(ttft_milliseconds=433, tpot_milliseconds=47)
+EDGE = 4.5
+"""Requests a second of 1,155 prompt and 211 output tokens with which one pod just meets `CHAT`."""
+TARGET, SYNC, BOOT = 0.8, 15, 60
+UP_WINDOW, DOWN_WINDOW, PERIOD = 60, 300, 60
+
+
+class Pod:
+    def __init__(self, now: float, ready_at: float) -> None:
+        self.ready_at = ready_at
+        self.clock = FakeClock(now)
+        config = AgentConfig(slo=CHAT, partition=PartitionConfig(mode=Mode.AUTO))
+        self.controller = SplitController(lambda mode: CpuPaced(Grant(cpus=(0, 1))), config, self.clock)
+        self.plant = Plant(deque(), FAST, now=now)
+
+    def tick(self, now: float) -> None:
+        self.plant.advance(now)
+        self.clock.now = self.plant.now
+        self.controller.observe(self.plant.snapshot(self.controller.window.cursor))
+        if (message := self.controller.pending()) is not None:
+            self.plant.set_partition(message)
+
+
+class HPA:
+    """Recommendations within the stabilisation windows, a tolerance of 10 %, one period of 60 s each way."""
+
+    def __init__(self, pods: int) -> None:
+        self._wanted: deque[tuple[int, int]] = deque([(0, pods)])
+        self._changes: list[tuple[int, int]] = []
+
+    def sync(self, now: int, pods: int, ratios: list[float]) -> int:
+        wanted = pods
+        if ratios and abs(sum(ratios) / (TARGET * pods) - 1) > 0.1:
+            wanted = max(1, ceil(sum(ratios) / TARGET))
+        self._wanted.append((now, wanted))
+        low = min(w for at, w in self._wanted if at > now - UP_WINDOW)
+        high = max(w for at, w in self._wanted if at > now - DOWN_WINDOW)
+        recent = sum(by for at, by in self._changes if at > now - PERIOD)
+        to = pods
+        if low > pods:
+            to = min(low, 2 * (pods - max(0, recent)))
+        elif high < pods and recent >= 0:
+            to = pods - 1
+        if to != pods:
+            self._changes.append((now, to - pods))
+        return to
+
+
+def simulate(load: float, seconds: int, seed: int) -> list[int]:
+    """Number of pods after each look of the autoscaler, from one pod on."""
+    rng = random.Random(seed)
+    pods, leaving = [Pod(0.0, 0.0)], list[Pod]()
+    jobs = deque(poisson(load * EDGE, seconds, 1155, 211, seed))
+    hpa, path = HPA(1), [1]
+    for now in range(1, seconds + 1):
+        ready = [pod for pod in pods if pod.ready_at <= now]
+        while jobs and jobs[0].at <= now:
+            rng.choice(ready).plant.jobs.append(jobs.popleft())
+        for pod in pods + leaving:
+            pod.tick(float(now))
+        if now % SYNC:
+            continue
+        ratios = [pod.controller.capacity_ratio for pod in ready]
+        wanted = hpa.sync(now, len(pods), [ratio for ratio in ratios if ratio is not None])
+        pods += [Pod(float(now), float(now + BOOT)) for _ in range(wanted - len(pods))]
+        leaving += [pods.pop() for _ in range(len(pods) - wanted)]
+        path.append(len(pods))
+    return path
+
+
+@pytest.mark.parametrize(("load", "pods"), [(0.3, {1}), (0.6, {1, 2}), (1.3, {2}), (2.2, {3, 4})])
+def test_under_a_constant_load_the_number_of_pods_finds_its_place_and_rests(load: float, pods: set[int]) -> None:
+    path = simulate(load, 900, seed=2)
+    assert path[-1] in pods
+    assert max(path) <= max(pods) + 1, "at most one pod too many on the way"
+    settled = path[300 // SYNC :]
+    moves = [b - a for a, b in pairwise(settled) if a != b]
+    assert len(moves) <= 1, f"ten minutes of constant load: {settled}"

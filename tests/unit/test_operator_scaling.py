@@ -1,0 +1,220 @@
+"""Autoscaling: the condition from what the autoscaler says, how full a service is, and the HPA's arithmetic on it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from math import ceil
+from typing import Any
+
+import pytest
+
+from semipd_agent.contract import (
+    Enforcement,
+    EnginePhase,
+    EngineStatus,
+    Mode,
+    PartitionReason,
+    PartitionReport,
+    PartitionState,
+    SLOReport,
+    Split,
+    StatusReport,
+)
+from semipd_operator.api.v1alpha1.resource import SemiPDService
+from semipd_operator.reasons import REASONS, ConditionType
+from semipd_operator.status import AgentView, AutoscalerView, Observed, PodView, summarise
+from semipd_operator.status.scaling import autoscaler_view, fullness, scaling_ready
+from semipd_operator.watches import News
+
+pytestmark = pytest.mark.unit
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def service(**spec: Any) -> SemiPDService:
+    scaling = {"slo": {"ttftMilliseconds": 500}, "autoscaling": {"maxReplicas": 9}}
+    meta = {"name": "demo", "namespace": "d", "uid": "u", "generation": 4}
+    return SemiPDService.parse({"metadata": meta, "spec": {"model": {"uri": "file:///m"}, **scaling, **spec}})
+
+
+def says(**conditions: tuple[str, str]) -> dict[str, Any]:
+    """An autoscaler whose conditions have these (status, reason)."""
+    listed = [
+        {"type": name, "status": status, "reason": reason, "message": "words"}
+        for name, (status, reason) in conditions.items()
+    ]
+    return {"status": {"conditions": listed}}
+
+
+def judged(live: dict[str, Any] | None, kind: str = "HorizontalPodAutoscaler", **changes: Any) -> tuple[str, str]:
+    spec = changes.pop("spec", {})
+    view = replace(autoscaler_view(kind, live), **changes)
+    verdict = scaling_ready(Observed(service(**spec), NOW, autoscaler=view))
+    assert verdict is not None
+    return verdict.status, verdict.reason
+
+
+ABLE = ("True", "ReadyForNewScale")
+
+
+@pytest.mark.parametrize(
+    ("live", "expected"),
+    [
+        (None, ("Unknown", "AutoscalerPending")),
+        ({}, ("Unknown", "AutoscalerPending")),
+        (says(AbleToScale=ABLE), ("Unknown", "AutoscalerPending")),
+        (says(AbleToScale=ABLE, ScalingActive=("True", "ValidMetricFound")), ("True", "ScalingActive")),
+        (
+            says(ScalingActive=("True", "ValidMetricFound"), ScalingLimited=("False", "DesiredWithinRange")),
+            ("True", "ScalingActive"),
+        ),
+        (says(AbleToScale=ABLE, ScalingActive=("False", "FailedGetExternalMetric")), ("False", "MetricsMissing")),
+        (says(ScalingActive=("False", "AmbiguousSelector")), ("False", "ConflictingAutoscaler")),
+        (says(AbleToScale=("False", "FailedGetScale")), ("False", "AutoscalerFailed")),
+    ],
+)
+def test_what_the_hpa_says_becomes_the_condition(live: dict[str, Any] | None, expected: tuple[str, str]) -> None:
+    assert judged(live) == expected
+
+
+def test_a_missing_api_is_told_from_a_missing_value() -> None:
+    silent = says(ScalingActive=("False", "FailedGetExternalMetric"))
+    assert judged(silent, metrics_served=False) == ("False", "MetricsAPIUnavailable")
+
+
+def test_keda() -> None:
+    keda = {"spec": {"autoscaling": {"maxReplicas": 2, "keda": {"serverAddress": "http://p"}}}}
+    assert judged(None, "ScaledObject", known=False, **keda) == ("False", "KEDANotInstalled")
+    assert judged(says(Ready=("True", "ScaledObjectReady")), "ScaledObject", **keda) == ("True", "ScalingActive")
+    paused = says(Ready=("True", "x"), Active=("False", "ScalerNotActive"), Fallback=("False", "NoFallbackFound"))
+    assert judged(paused, "ScaledObject", **keda) == ("True", "ScalingActive")
+    wrong = says(Ready=("False", "ScaledObjectCheckFailed"))
+    assert judged(wrong, "ScaledObject", **keda) == ("False", "AutoscalerFailed")
+
+
+def test_scaled_to_zero_by_hand_is_no_defect() -> None:
+    off = says(ScalingActive=("False", "ScalingDisabled"))
+    assert judged(off, spec={"replicas": 0}) == ("Unknown", "ScaledToZero")
+
+
+def test_every_verdict_is_documented_and_none_touches_ready() -> None:
+    view = autoscaler_view("HorizontalPodAutoscaler", says(ScalingActive=("False", "FailedGetExternalMetric")))
+    without, failing = (
+        summarise(Observed(service(), NOW, autoscaler=autoscaler)) for autoscaler in (None, replace(view))
+    )
+    assert without.condition("ScalingReady") is None, "not without autoscaling"
+    scaling = failing.condition("ScalingReady")
+    assert scaling is not None and scaling.status == "False" and "words" in scaling.message
+    assert failing.condition("Ready") == without.condition("Ready")
+    listed = {(entry.reason, entry.status) for entry in REASONS[ConditionType.SCALING_READY]}
+    assert ("MetricsMissing", "False") in listed and ("ScalingActive", "True") in listed
+    unknown = AutoscalerView(kind="ScaledObject", found=False, known=False)
+    verdict = scaling_ready(Observed(service(), NOW, autoscaler=unknown))
+    assert verdict is not None and (verdict.reason, verdict.status) in listed
+
+
+# ---- how full --------------------------------------------------------------------------------------------------------
+
+
+def report(ratio: float | None) -> StatusReport:
+    split = Split()
+    return StatusReport(
+        observed_at=NOW,
+        partition=PartitionReport(
+            mode=Mode.MANUAL,
+            backend="cpu-paced",
+            enforcement=Enforcement.PACED,
+            requested=split,
+            quantized=split,
+            state=PartitionState.APPLIED,
+            reason=PartitionReason.APPLIED,
+        ),
+        engine=EngineStatus(state=EnginePhase.READY, ready=True),
+        slo=SLOReport(percentile=90, window_seconds=60, capacity_ratio=ratio),
+    )
+
+
+def seen(*ratios: float | None, starting: int = 0, age_seconds: float = 1.0, percent: int = 80) -> Observed:
+    """Ready pods with these ratios (None: silent), and some that are not ready yet."""
+    pods = tuple(PodView(name=f"p{n}", uid=f"p{n}", ready=n < len(ratios)) for n in range(len(ratios) + starting))
+    heard = NOW - timedelta(seconds=age_seconds)
+    agents = {f"p{n}": AgentView(report(ratio), heard) for n, ratio in enumerate(ratios)}
+    scaling = {"maxReplicas": 9, "targetCapacityPercent": percent}
+    return Observed(service(autoscaling=scaling), NOW, pods, agents)
+
+
+def hpa(replicas: int, value: float | None, target: float = 0.8) -> int:
+    """The wanted number of pods for an external metric with target AverageValue, as the HPA controller computes it:
+    no value holds; within a tolerance of 10 % it holds; else ceil(value / target)."""
+    if value is None:
+        return replicas
+    if abs(value / (target * replicas) - 1) <= 0.1:
+        return replicas
+    return max(1, ceil(round(value * 1000) / round(target * 1000)))
+
+
+@pytest.mark.parametrize(
+    ("ratios", "starting", "wanted"),
+    [
+        ((0.0,), 0, 1),  # idle
+        ((0.8,), 0, 1),
+        ((0.87,), 0, 1),  # within the tolerance
+        ((0.95,), 0, 2),
+        ((1.3,), 0, 2),
+        ((1.3,), 1, 2),  # the second one is starting: no third one
+        ((2.5,), 0, 4),  # a load of three pods, at 80 %
+        ((0.65, 0.65), 0, 2),  # 1.3 over two pods stays there: what scaled up does not scale down again
+        ((0.35, 0.35), 0, 1),
+        ((0.0, 0.0, 0.0), 0, 1),
+        ((1.3, None), 0, 2),  # a new pod that does not tell yet asks for no third one
+        ((0.1, None), 0, 2),  # and a silent one is not taken for idle: two pods at most 0.9 full need two
+        ((0.1, 0.1, None), 0, 2),
+        ((None,), 0, 1),
+        ((None, None), 0, 2),
+        ((), 1, 1),
+    ],
+)
+def test_the_hpa_arrives_at_the_right_number(ratios: tuple[float | None, ...], starting: int, wanted: int) -> None:
+    assert hpa(len(ratios) + starting, fullness(seen(*ratios, starting=starting))) == wanted
+
+
+def test_no_word_is_no_zero() -> None:
+    assert fullness(seen(None)) is None
+    assert fullness(seen(starting=2)) is None
+    assert fullness(seen(0.5, age_seconds=60)) is None, "an old word is none"
+    assert fullness(seen(0.0)) == 0
+
+
+def test_a_load_of_constant_size_settles_from_any_number_of_pods() -> None:
+    for load in (0.3, 0.7, 1.3, 2.2, 3.9):
+        finals = set()
+        for start in range(1, 9):
+            pods, path = start, [start]
+            for _ in range(10):
+                pods = hpa(pods, fullness(seen(*[load / pods] * pods)))
+                path.append(pods)
+            assert path[-1] == path[-2], f"load {load} from {start}: {path}"
+            assert load / pods <= 0.88
+            finals.add(pods)
+        assert max(finals) - min(finals) <= 1, "the tolerance leaves at most one pod of difference"
+
+
+def test_an_hpa_event_is_news_only_if_it_says_something_else() -> None:
+    news = News()
+
+    def event(value: str, status: str = "True", **spec: Any) -> dict[str, Any]:
+        condition = {"type": "ScalingActive", "status": status, "reason": "r", "message": value}
+        return {
+            "metadata": {"uid": "h", "resourceVersion": value},
+            "spec": spec,
+            "status": {"currentMetrics": [value], "conditions": [condition]},
+        }
+
+    kind = "HorizontalPodAutoscaler"
+    assert news.tells(kind, event("1"), gone=False)
+    assert not news.tells(kind, event("2"), gone=False)
+    assert news.tells(kind, event("3", "False"), gone=False)
+    assert news.tells(kind, event("4", "False", maxReplicas=1), gone=False)
+    assert news.tells(kind, event("4", "False", maxReplicas=1), gone=True)
+    assert news.tells(kind, event("4", "False", maxReplicas=1), gone=False), "one that is made anew is news"
+    assert news.tells("Deployment", event("4"), gone=False) and news.tells("Deployment", event("4"), gone=False)
