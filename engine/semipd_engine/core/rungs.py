@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from semipd_engine.contract import PacingMode, PartitionPlan, Phase, PhaseLimit, Refusal, SetPartition
 
+
 @dataclass(frozen=True)
 class Rung:
     """Equal environments are one rung: nothing else makes two workers of a phase differ."""
