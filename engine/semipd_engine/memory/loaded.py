@@ -42,6 +42,9 @@ class Attachment:
 class ServableModel(Protocol):
     """A model in a worker: attached, nothing of it copied."""
 
+    device: str
+    """cpu or cuda."""
+
     def runner(self, pacer: Pacer) -> Runner:
         """A runner over the KV pool, warmed up where that matters. Raises `UnfitError`."""
 
@@ -60,7 +63,6 @@ class LoadedModel(ServableModel, Protocol):
 
     architecture: str
     dtype: str
-    device: str
     vocab_size: int
     weight_bytes: int
     max_model_len: int

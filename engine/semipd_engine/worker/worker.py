@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import msgspec
 from setproctitle import setproctitle
 
-from semipd_engine.contract import Phase
+from semipd_engine.contract import Device, Phase
 from semipd_engine.ipc.frames import BlockingChannel, ChannelClosed
 from semipd_engine.ipc.messages import (
     CoreToWorker,
@@ -76,7 +76,8 @@ def run_worker(
     channel: BlockingChannel[CoreToWorker] = BlockingChannel(sock, CoreToWorker)
     try:
         model = attach()
-        pacer = PhasePacer(page, identity.slot, identity.peer, OwnProcess(page, model.set_threads), identity.seat)
+        peer = identity.peer if model.device == Device.CPU else None  # only CPUs are shared by pacing
+        pacer = PhasePacer(page, identity.slot, peer, OwnProcess(page, model.set_threads), identity.seat)
         runner = model.runner(pacer)
         pacer.start(identity.pid, identity.generation)
         channel.send(WorkerReady(identity.role, identity.pid, identity.generation, model.sm_count()))
