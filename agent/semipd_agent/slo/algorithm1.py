@@ -69,7 +69,8 @@ class Algorithm1:
         self._case_since = 0.0
         self._refitted = 0.0
         self._reference: dict[Phase, RunningMean] = {}
-        """Demand on each phase since this policy last gave one of them more; empty: it has not."""
+        """Demand on each phase since this policy turned to the one that it favours; empty: it favours none."""
+        self._favoured = ""
         self._feasible: bool | None = None
         self._reason = ""
         self._troubled = False
@@ -99,8 +100,11 @@ class Algorithm1:
         due = now - self._case_since >= hold and now - self._split_since >= self._c.dwell
         if move is not None and not due:
             move = None
-        if move is not None and failing:
-            self._reference = {phase: RunningMean() for phase in Phase}
+        if move is not None and not failing:
+            self._favoured = ""
+        elif move is not None and failing != self._favoured:
+            # One more step in the same direction keeps the reference: it may come just after the load has turned.
+            self._favoured, self._reference = failing, {phase: RunningMean() for phase in Phase}
         return Verdict(move, self._feasible, self._reason)
 
     def _enter(self, split: Split, now: float) -> None:
