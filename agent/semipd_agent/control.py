@@ -149,6 +149,7 @@ class SplitController:
             arrivals=snapshot.arrivals,
             waiting=snapshot.waiting,
             oldest_wait_seconds=snapshot.oldest_wait_seconds,
+            held_back=snapshot.waiting > 0 and snapshot.prefilling == 0,
         )
         self.verdict = self._policy.observe(evidence, self.requested, self.config.partition.bounds, now)
         if self.verdict.move is not None:

@@ -247,6 +247,20 @@ def test_chance_is_no_failure(misses: int, n: int, failed: bool) -> None:
     assert sample.failed is failed
 
 
+def test_prompts_that_wait_for_decodes_room_ask_for_decode() -> None:
+    """Both fail, but TTFT only because the batch is full of requests that a starved decode does not finish."""
+    split = Split(prefill=100, decode=30)
+
+    def moves(held_back: bool) -> list[Split]:
+        policy = Algorithm1(SLOS, HALF)
+        evidence = [Evidence(finished=requests(now, 9.0, 0.9), held_back=held_back) for now in range(1000, 1012)]
+        verdicts = [policy.observe(e, split, FREE, 1000.0 + tick) for tick, e in enumerate(evidence)]
+        return [verdict.move.to for verdict in verdicts if verdict.move is not None]
+
+    assert moves(held_back=False) == []
+    assert moves(held_back=True)[0] == Split(prefill=100, decode=60)
+
+
 def test_a_last_step_just_before_the_load_turns_is_taken_back_all_the_same() -> None:
     policy = Algorithm1(SLOS, HALF)
     split, now, reasons = HALF, 1000.0, []

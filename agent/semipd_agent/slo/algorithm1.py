@@ -3,8 +3,9 @@
 Printed form: when only one SLO fails, give that phase more until its estimate passes or a step limit is reached; when
 both or none fail, do nothing. Repaired: the models are refitted and anchored (`latency_models`); a move stops before it
 would break the other SLO; hysteresis, dwell and a test against chance keep it still under a constant load; both failing
-is reported as infeasible; and what a phase was given is taken back once its load has clearly fallen, towards the split
-that the configuration names.
+is reported as infeasible, unless prompts wait for the room that a starved decode does not free: then decode is given
+more; and what a phase was given is taken back once its load has clearly fallen, towards the split that the configuration
+names.
 
 On the way it counts requests that already wait longer than the target: the TTFT of a flood is known before its first
 token. It knows no device, no engine and no clock.
@@ -13,6 +14,7 @@ token. It knows no device, no engine and no clock.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +24,9 @@ from semipd_agent.slo.latency_models import TPOT_PRIOR, TTFT_PRIOR, LatencyModel
 from semipd_agent.slo.policy import Metric, Move, Verdict, decode_share, prefill_share
 from semipd_agent.slo.window import Evidence
 from semipd_engine.contract import Phase, Split
+
+HELD_BACK_TICKS = 8
+"""On more than half of the last ticks prompts were held back: then decode is what they wait for."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class Algorithm1:
         self._favoured = ""
         self._feasible: bool | None = None
         self._reason = ""
+        self._held_back: deque[bool] = deque(maxlen=HELD_BACK_TICKS)
         self._troubled = False
         self._judged_since = 0.0
 
@@ -84,6 +90,9 @@ class Algorithm1:
         ttft, tpot = self._samples(evidence, now)
         self._refit(ttft, tpot, split, now)
         failing = self._failing(ttft, tpot)
+        self._held_back.append(evidence.held_back)
+        if failing == "both" and sum(self._held_back) > HELD_BACK_TICKS / 2:
+            failing, ttft = "tpot", None  # a TTFT that is decode's doing neither asks for prefill nor guards it
         move = None
         trouble = "Overloaded" if failing == "both" else ""
         if failing in ("ttft", "tpot"):
