@@ -14,6 +14,8 @@ from semipd_agent.contract import (
 )
 from semipd_agent.control import ConfigRefused
 from semipd_agent.report import LauncherState
+from semipd_agent.slo.policy import Verdict
+from semipd_agent.slo.window import Evidence
 from semipd_engine.contract import Device
 
 pytestmark = pytest.mark.unit
@@ -181,3 +183,22 @@ def test_a_gpu_without_mps_is_a_failure_with_a_reason() -> None:
     assert bench.report(LauncherState(started=False)).engine.reason == "MPSUnavailable"
     bench.controller.configure(config(2, mode=Mode.DISABLED))
     assert bench.controller.unavailable is None
+
+
+def test_the_policy_learns_whether_prompts_wait_for_room_or_for_prefill() -> None:
+    class Spy:
+        seen: list[bool]
+
+        def observe(self, evidence: Evidence, split: object, bounds: object, now: float) -> Verdict:
+            self.seen.append(evidence.held_back)
+            return Verdict()
+
+    bench = Bench(config(mode=Mode.AUTO, slo=SLO(ttft_milliseconds=500)))
+    bench.tick()
+    bench.tick()
+    spy = Spy()
+    spy.seen = []
+    bench.controller._policy = spy
+    for waiting, prefilling in ((0, 0), (3, 1), (3, 0)):
+        bench.controller.observe(bench.snapshot(waiting=waiting, prefilling=prefilling))
+    assert spy.seen == [False, False, True]
