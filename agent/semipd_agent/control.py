@@ -196,6 +196,7 @@ class SplitController:
             arrivals=snapshot.arrivals,
             waiting=snapshot.waiting,
             oldest_wait_seconds=snapshot.oldest_wait_seconds,
+            held_back=snapshot.waiting > 0 and snapshot.prefilling == 0,
         )
         self.capacity_ratio = self._judge_capacity(evidence, self.config.slo, now)
         if self._policy is None or not self.readback.settled:

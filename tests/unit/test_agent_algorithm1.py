@@ -248,6 +248,42 @@ def test_chance_is_no_failure(misses: int, n: int, failed: bool) -> None:
     assert sample.failed is failed
 
 
+def test_prompts_that_wait_for_decodes_room_ask_for_decode() -> None:
+    """Both fail, but TTFT only because the batch is full of requests that a starved decode does not finish."""
+    split = Split(prefill=100, decode=30)
+
+    def moves(held_back: bool) -> list[Split]:
+        policy = Algorithm1(SLOS, HALF)
+        evidence = [Evidence(finished=requests(now, 9.0, 0.9), held_back=held_back) for now in range(1000, 1012)]
+        verdicts = [policy.observe(e, split, FREE, 1000.0 + tick) for tick, e in enumerate(evidence)]
+        return [verdict.move.to for verdict in verdicts if verdict.move is not None]
+
+    assert moves(held_back=False) == []
+    assert moves(held_back=True)[0] == Split(prefill=100, decode=60)
+
+
+def test_a_last_step_just_before_the_load_turns_is_taken_back_all_the_same() -> None:
+    policy = Algorithm1(SLOS, HALF)
+    split, now, reasons = HALF, 1000.0, []
+
+    def run(seconds: int, prompts: int, ttft: float) -> None:
+        nonlocal split, now
+        for _ in range(seconds):
+            now += 1
+            arrivals = tuple(Arrival(at=now - 60 * i / prompts, prompt_tokens=1000) for i in reversed(range(prompts)))
+            evidence = Evidence(finished=requests(now, ttft, 0.03), arrivals=arrivals)
+            if (move := policy.observe(evidence, split, FREE, now).move) is not None:
+                split = move.to
+                reasons.append(move.reason)
+
+    run(20, 60, 9.0)
+    run(60, 60, 0.9)
+    run(20, 60, 9.0)
+    assert set(reasons) == {DecisionReason.TTFT_ABOVE_TARGET} and len(reasons) > 1
+    run(60, 20, 0.1)
+    assert reasons[-1] is DecisionReason.HEADROOM_RECLAIMED
+
+
 def test_demand_falls_clearly_only_beyond_chance() -> None:
     steady = Demand.of([1000] * 60)
     assert Demand.of([1000] * 20).clearly_below(steady, 0.75, 2.5)

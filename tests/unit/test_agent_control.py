@@ -13,6 +13,8 @@ from semipd_agent.contract import (
     Mode,
 )
 from semipd_agent.control import ConfigRefused
+from semipd_agent.slo.policy import Metric, Verdict
+from semipd_agent.slo.window import Evidence
 
 pytestmark = pytest.mark.unit
 
@@ -167,3 +169,25 @@ def test_auto_starts_within_its_bounds_and_keeps_its_split_when_only_targets_cha
     bench.controller.configure(config(3, 100, 100, Mode.AUTO, targets, narrower))
     assert bench.report().partition.requested == split(70, 100)
     assert bench.report().decisions[0].reason is DecisionReason.BOUND_REACHED
+
+
+def test_the_policy_learns_whether_prompts_wait_for_room_or_for_prefill() -> None:
+    class Spy:
+        seen: list[bool]
+
+        def observe(self, evidence: Evidence, split: object, bounds: object, now: float) -> Verdict:
+            self.seen.append(evidence.held_back)
+            return Verdict()
+
+        def estimate(self, metric: Metric, observed: float, current: object, to: object) -> float:
+            return observed
+
+    bench = Bench(config(mode=Mode.AUTO, slo=SLO(ttft_milliseconds=500)))
+    bench.tick()
+    bench.tick()
+    spy = Spy()
+    spy.seen = []
+    bench.controller._policy = spy
+    for waiting, prefilling in ((0, 0), (3, 1), (3, 0)):
+        bench.controller.observe(bench.snapshot(waiting=waiting, prefilling=prefilling))
+    assert spy.seen == [False, False, True]

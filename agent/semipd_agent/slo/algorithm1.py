@@ -3,8 +3,9 @@
 Printed form: when only one SLO fails, give that phase more until its estimate passes or a step limit is reached; when
 both or none fail, do nothing. Repaired: the models are refitted and anchored (`latency_models`); a move stops before it
 would break the other SLO; hysteresis, dwell and a test against chance keep it still under a constant load; both failing
-is reported as infeasible; and what a phase was given is taken back once its load has clearly fallen, towards the split
-that the configuration names.
+is reported as infeasible, unless prompts wait for the room that a starved decode does not free: then decode is given
+more; and what a phase was given is taken back once its load has clearly fallen, towards the split that the
+configuration names.
 
 On the way it counts requests that already wait longer than the target: the TTFT of a flood is known before its first
 token. It knows no device, no engine and no clock.
@@ -13,6 +14,7 @@ token. It knows no device, no engine and no clock.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +25,9 @@ from semipd_agent.slo.latency_models import TPOT_PRIOR, TTFT_PRIOR, LatencyModel
 from semipd_agent.slo.policy import Metric, Move, Verdict, decode_share, prefill_share
 from semipd_agent.slo.window import Evidence
 from semipd_engine.contract import Phase, Split
+
+HELD_BACK_TICKS = 8
+"""On more than half of the last ticks prompts were held back: then decode is what they wait for."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,11 @@ class Algorithm1:
         self._case_since = 0.0
         self._refitted = 0.0
         self._reference: dict[Phase, RunningMean] = {}
-        """Demand on each phase since this policy last gave one of them more; empty: it has not."""
+        """Demand on each phase since this policy turned to the one that it favours; empty: it favours none."""
+        self._favoured = ""
         self._feasible: bool | None = None
         self._reason = ""
+        self._held_back: deque[bool] = deque(maxlen=HELD_BACK_TICKS)
         self._troubled = False
         self._judged_since = 0.0
 
@@ -92,6 +99,9 @@ class Algorithm1:
         ttft, tpot = self._samples(evidence, now)
         self._refit(ttft, tpot, split, now)
         failing = self._failing(ttft, tpot)
+        self._held_back.append(evidence.held_back)
+        if failing == "both" and sum(self._held_back) > HELD_BACK_TICKS / 2:
+            failing, ttft = "tpot", None  # a TTFT that is decode's doing neither asks for prefill nor guards it
         move = None
         trouble = "Overloaded" if failing == "both" else ""
         if failing in ("ttft", "tpot"):
@@ -108,8 +118,11 @@ class Algorithm1:
         due = now - self._case_since >= hold and now - self._split_since >= self._c.dwell
         if move is not None and not due:
             move = None
-        if move is not None and failing:
-            self._reference = {phase: RunningMean() for phase in Phase}
+        if move is not None and not failing:
+            self._favoured = ""
+        elif move is not None and failing != self._favoured:
+            # One more step in the same direction keeps the reference: it may come just after the load has turned.
+            self._favoured, self._reference = failing, {phase: RunningMean() for phase in Phase}
         return Verdict(move, self._feasible, self._reason)
 
     def _enter(self, split: Split, now: float) -> None:

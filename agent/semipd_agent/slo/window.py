@@ -81,6 +81,8 @@ class Evidence:
     """Of the last 60 s, oldest first."""
     waiting: int = 0
     oldest_wait_seconds: float = 0.0
+    held_back: bool = False
+    """Requests wait and no prompt is being worked on: the batch or the cache is full, and only decode makes room."""
 
     def waiting_since(self) -> list[float]:
         """Arrival times of the requests that still wait, oldest first, as far as they are known.
