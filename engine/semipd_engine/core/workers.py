@@ -183,8 +183,11 @@ class Workers:
                 if worker.spawn_at is not None and now >= worker.spawn_at:
                     self._spawn(self._ask, worker, now)
         for worker in self.everyone():
-            starting = worker.state is WorkerState.STARTING and now - worker.started_at > self.start_seconds
-            if starting or (worker.give_up_at is not None and now >= worker.give_up_at):
+            late = worker.state is WorkerState.STARTING and now - worker.started_at > self.start_seconds
+            if late and worker.give_up_at is None:
+                self._unfit(worker, "PrepareTimeout", f"it did not become ready within {self.start_seconds:g} s")
+                worker.give_up_at = now
+            if worker.give_up_at is not None and now >= worker.give_up_at:
                 self.kill(worker)
 
     def _spawn(self, ask: Callable[[SpawnWorker], None], worker: Worker, now: float) -> None:
