@@ -26,8 +26,9 @@ from semipd_agent.agent import Agent, load
 from semipd_agent.api import create_app
 from semipd_agent.clock import SystemClock
 from semipd_agent.config import ConfigFileError
+from semipd_agent.configuration import ConfigRefused
 from semipd_agent.contract import AGENT_PORT, Identity, Mode
-from semipd_agent.control import ConfigRefused, SplitController
+from semipd_agent.control import SplitController
 from semipd_agent.device import resolve_device
 from semipd_agent.engine_client import EngineClient
 from semipd_agent.gpu.metrics import GpuCollector

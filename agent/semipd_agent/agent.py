@@ -9,8 +9,9 @@ from pathlib import Path
 from semipd_agent import report
 from semipd_agent.clock import Clock
 from semipd_agent.config import ConfigFile
+from semipd_agent.configuration import ConfigRefused
 from semipd_agent.contract import AgentConfig, AgentFile, Health, Identity, PartitionState, StatusReport
-from semipd_agent.control import ConfigRefused, SplitController
+from semipd_agent.control import SplitController
 from semipd_agent.engine_client import EngineClient, EngineUnreachable
 from semipd_agent.partitioner import Partitioner, Problem
 from semipd_agent.readiness import POLL_SECONDS, ReadyGate

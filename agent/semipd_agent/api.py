@@ -13,8 +13,8 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.exceptions import HTTPException
 
+from semipd_agent.configuration import ConfigRefused
 from semipd_agent.contract import AgentConfig, Health, StatusReport, token_digest
-from semipd_agent.control import ConfigRefused
 
 ANSWERS = {"StaleGeneration": 409, "UnsupportedVersion": 422}
 

@@ -12,8 +12,8 @@ from datetime import datetime
 
 from semipd_agent import contract
 from semipd_agent.clock import Clock
+from semipd_agent.configuration import ConfigRefused, checked, restarts_auto, start_of
 from semipd_agent.contract import (
-    REPORT_VERSION,
     SLO,
     AgentConfig,
     Decision,
@@ -44,14 +44,6 @@ POLICY_SECONDS = 60.0
 """Finished requests that a policy may look back on."""
 
 
-class ConfigRefused(Exception):
-    """A configuration that cannot be taken. `code` is CamelCase: StaleGeneration or UnsupportedVersion."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 class SplitController:
     def __init__(self, partitioner_for: Callable[[Mode], Partitioner], config: AgentConfig, clock: Clock) -> None:
         """`partitioner_for` may raise `PartitionerUnavailable`: nothing is enforced then, and the report says so."""
@@ -74,11 +66,11 @@ class SplitController:
         self.unavailable: Problem | None = None
         """Why nothing stands behind the split that is asked for; None: something does, or will."""
         self.partitioner: Partitioner = Unlimited(Grant())
-        self.config = _checked(config)
+        self.config = checked(config)
         self._use(config.partition.mode)
         self.window = RequestWindow(_kept(config.slo))
         self._policy = self._make_policy()
-        self.requested = _start(config.partition)
+        self.requested = start_of(config.partition)
         self._incarnation = self.partitioner.incarnation
         """Of the partitioner, when the epoch in force was made."""
         self.intent = self._intend(self.requested, 1)
@@ -92,7 +84,7 @@ class SplitController:
         Raises:
             ConfigRefused: it is older than the one in force, or of a version that this agent does not speak.
         """
-        _checked(config)
+        checked(config)
         if config.generation < self.config.generation:
             raise ConfigRefused(
                 "StaleGeneration", f"generation {config.generation} is older than {self.config.generation} in force"
@@ -103,7 +95,7 @@ class SplitController:
             self._incarnation = self.partitioner.incarnation
         if _kept(config.slo) != self.window.seconds:
             self.window.seconds = _kept(config.slo)
-        restart = _restarts_auto(old.partition, config.partition)
+        restart = restarts_auto(old.partition, config.partition)
         self._take_split(old.partition, config, restart)
         if restart or config.slo != old.slo or config.partition.policy is not old.partition.policy:
             self._policy, self.verdict = self._make_policy(), Verdict()
@@ -113,7 +105,7 @@ class SplitController:
         if config.partition.mode is Mode.AUTO and not restart:
             want, reason = clamp(self.requested, config.partition.bounds), DecisionReason.BOUND_REACHED
         else:
-            want, reason = _start(config.partition), DecisionReason.MANUAL_CHANGE
+            want, reason = start_of(config.partition), DecisionReason.MANUAL_CHANGE
         message = f"generation {config.generation}"
         if config.partition.mode is not old.mode:
             message += f": mode {old.mode} to {config.partition.mode}"
@@ -159,7 +151,7 @@ class SplitController:
     def _make_policy(self) -> SplitPolicy | None:
         if self.config.partition.mode is not Mode.AUTO or self.config.slo is None or self.unavailable:
             return None
-        start, grid = _start(self.config.partition), Grid(self.partitioner.rungs)
+        start, grid = start_of(self.config.partition), Grid(self.partitioner.rungs)
         return Algorithm1(self.config.slo, start, grid=grid, since=self._split_since)
 
     @property
@@ -290,25 +282,6 @@ class SplitController:
 def wire(split: Split) -> contract.Split:
     """The engine's split in the agent's contract."""
     return contract.Split(prefill_percent=split.prefill, decode_percent=split.decode)
-
-
-def _checked(config: AgentConfig) -> AgentConfig:
-    if config.version not in (REPORT_VERSION, REPORT_VERSION - 1):
-        raise ConfigRefused(
-            "UnsupportedVersion", f"configuration version {config.version}; this agent speaks {REPORT_VERSION}"
-        )
-    return config
-
-
-def _start(partition: PartitionConfig) -> Split:
-    """The configured split; in Auto, within the bounds."""
-    split = Split(prefill=partition.split.prefill_percent, decode=partition.split.decode_percent)
-    return clamp(split, partition.bounds) if partition.mode is Mode.AUTO else split
-
-
-def _restarts_auto(old: PartitionConfig, new: PartitionConfig) -> bool:
-    """Does Auto begin anew (another mode before, or another split to start from)?"""
-    return old.mode is not new.mode or old.split != new.split
 
 
 def _unmoved(metric: Metric, observed: float, current: Split, to: Split) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.unit.agent_bench import Bench, config, split
 
+from semipd_agent.configuration import ConfigRefused
 from semipd_agent.contract import (
     SLO,
     Bounds,
@@ -12,7 +13,6 @@ from semipd_agent.contract import (
     DecisionReason,
     Mode,
 )
-from semipd_agent.control import ConfigRefused
 from semipd_agent.slo.policy import Metric, Verdict
 from semipd_agent.slo.window import Evidence
 

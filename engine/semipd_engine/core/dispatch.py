@@ -12,7 +12,8 @@ from semipd_engine.core.blame import Ending
 from semipd_engine.core.plans import Plan
 from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.step_log import StepLog
-from semipd_engine.core.workers import UNIFIED, Worker, Workers
+from semipd_engine.core.worker import UNIFIED, Worker
+from semipd_engine.core.workers import Workers
 from semipd_engine.ipc.messages import StepFailed, StepResult
 from semipd_engine.pacing.page import PacingPage
 

@@ -35,7 +35,8 @@ from semipd_engine.core.rungs import Partitions, initial_partition
 from semipd_engine.core.scheduler import Scheduler, SchedulerLimits
 from semipd_engine.core.step_log import StepLog
 from semipd_engine.core.telemetry import Telemetry
-from semipd_engine.core.workers import UNIFIED, Worker, Workers
+from semipd_engine.core.worker import UNIFIED, Worker
+from semipd_engine.core.workers import Workers
 from semipd_engine.ipc.messages import CoreState, RequestOutput, ResidentHello, StepFailed, StepResult
 from semipd_engine.pacing.page import PacingPage
 

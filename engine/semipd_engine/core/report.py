@@ -21,7 +21,8 @@ from semipd_engine.core.resident_link import ResidentLink
 from semipd_engine.core.rungs import Partitions
 from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.telemetry import Telemetry
-from semipd_engine.core.workers import Worker, Workers
+from semipd_engine.core.worker import Worker
+from semipd_engine.core.workers import Workers
 from semipd_engine.ipc.messages import CoreState, ResidentHello
 from semipd_engine.pacing.page import PacingPage
 

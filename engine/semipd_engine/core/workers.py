@@ -24,8 +24,8 @@ from semipd_engine.contract import Phase, WorkerState
 from semipd_engine.core.blame import Ending
 from semipd_engine.core.event_loop import Connection, EventLoop
 from semipd_engine.core.rungs import Partitions, Rung, contradiction
+from semipd_engine.core.worker import UNIFIED, Worker
 from semipd_engine.ipc.messages import (
-    CoreToWorker,
     Shutdown,
     Spawned,
     SpawnWorker,
@@ -47,61 +47,8 @@ RETIRE_SECONDS = 10.0
 """Time for a worker that is not needed any more to finish its plan and exit."""
 EXIT_SECONDS = 2.0
 """Time for a worker that has closed its channel to end: one that is killed while it leaves a GPU disturbs others."""
-UNIFIED = "unified"
-"""The role of the one worker that executes both phases' plans."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class Worker:
-    """The place of one role and rung: the worker that fills it now, or filled it last."""
-
-    role: str
-    rung: Rung = field(default_factory=Rung)
-    seat: int = 0
-    generation: int = 0
-    state: WorkerState = WorkerState.DEAD
-    pid: int = 0
-    pidfd: int = -1
-    connection: Connection[WorkerToCore] | None = None
-    started_at: float = 0.0
-    spawn_at: float | None = 0.0
-    """When to ask for a worker; None while one is asked for or alive."""
-    progressed: bool = False
-    """It has completed a step: such a worker is replaced at once, others after a growing pause."""
-    backoff: float = 0.0
-    died_early: bool = False
-    """The kernel says that it is dead, and it never was ready; its parent's word is waited for."""
-    early_deaths: int = 0
-    """Deaths in a row before it was ready."""
-    problem: str = ""
-    """Why it cannot serve; empty once it is ready."""
-    sm_count: int | None = None
-    give_up_at: float | None = None
-    """It is retiring: killed then, if it has not ended by itself."""
-
-    @property
-    def ready(self) -> bool:
-        return self.state is WorkerState.READY and self.connection is not None and not self.connection.closed
-
-    @property
-    def alive(self) -> bool:
-        """Asked for, running, or dead and not buried yet: it has its seat until then."""
-        return self.state is not WorkerState.DEAD or self.pidfd >= 0
-
-    @property
-    def slot(self) -> Phase:
-        """Whose slots of the pacing page it keeps; the unified worker keeps one of prefill's."""
-        return Phase.PREFILL if self.role == UNIFIED else Phase(self.role)
-
-    @property
-    def title(self) -> str:
-        return self.role if self.rung.percent is None else f"{self.role} {self.rung.percent} %"
-
-    def send(self, plan: CoreToWorker) -> None:
-        assert self.connection is not None
-        self.connection.send(plan)
 
 
 @dataclass
