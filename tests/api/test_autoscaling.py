@@ -105,6 +105,18 @@ def metric(namespace: str, selector: str = "semipd_service%3Ddemo") -> str:
     return f"{ROOT_PATH}/namespaces/{namespace}/semipd_capacity_ratio?labelSelector={selector}"
 
 
+def freshness(crd: Any) -> str:
+    """What kube-apiserver's aggregated discovery says of our group."""
+    accept = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+    headers = {"Authorization": "Bearer admin-token", "Accept": accept}
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    request = urllib.request.Request(f"{crd.url}/apis", headers=headers)
+    with urllib.request.urlopen(request, context=context, timeout=10) as answer:
+        groups = {item["metadata"]["name"]: item["versions"] for item in json.load(answer)["items"]}
+    return str(groups["external.metrics.k8s.io"][0]["freshness"])
+
+
 def test_the_metric_passes_the_aggregation_layer(scaled: Scaled, agent: Agent, namespace: str) -> None:
     crd = scaled.crd
     assert until(lambda: available(crd), 40), crd.get("apiservice", API_SERVICE, "default")["status"]
@@ -112,6 +124,8 @@ def test_the_metric_passes_the_aggregation_layer(scaled: Scaled, agent: Agent, n
     assert [each["name"] for each in listed["resources"]] == ["semipd_capacity_ratio"]
     groups = [group["name"] for group in json.loads(crd.kubectl("get", "--raw", "/apis").stdout)["groups"]]
     assert "external.metrics.k8s.io" in groups
+    # Else no namespace could be deleted: the controller for that wants to know every API.
+    assert until(lambda: freshness(crd) == "Current", 40), freshness(crd)
 
     def value(path: str = metric(namespace)) -> Any:
         return [item["value"] for item in json.loads(crd.kubectl("get", "--raw", path).stdout)["items"]]

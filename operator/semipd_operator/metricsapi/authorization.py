@@ -1,4 +1,4 @@
-"""May this caller ask for this? The API server is asked (SubjectAccessReview); answers are kept for some seconds."""
+"""May this caller read this metric? The API server is asked (SubjectAccessReview); answers are kept for seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from semipd_operator.metricsapi.frontproxy import Caller
 from semipd_operator.status.scaling import EXTERNAL_METRICS_API
 
 _ALWAYS = "system:masters"
-"""The API server's own group, with which it also looks whether we are there."""
+"""The API server's own group."""
 _KEPT_SECONDS = {True: 10.0, False: 5.0}
 _MOST_KEPT = 1024
 
@@ -32,20 +32,19 @@ class Authorizer:
             "resource": metric,
             "verb": "list",  # a GET without a name, as kube-apiserver sees it
         }
-        return await self._review(caller, f"{namespace}/{metric}", {"resourceAttributes": attributes})
-
-    async def may_discover(self, caller: Caller, path: str) -> bool:
-        return await self._review(caller, path, {"nonResourceAttributes": {"path": path, "verb": "get"}})
-
-    async def _review(self, caller: Caller, what: str, attributes: dict[str, Any]) -> bool:
         if _ALWAYS in caller.groups:
             return True
-        key, now = (caller.user, caller.groups, what), time.monotonic()
+        key, now = (caller.user, caller.groups, f"{namespace}/{metric}"), time.monotonic()
         at, allowed = self._kept.get(key, (float("-inf"), False))
         if now - at <= _KEPT_SECONDS[allowed]:
             return allowed
         extra = {name: list(values) for name, values in caller.extra.items()}
-        spec = {"user": caller.user, "groups": list(caller.groups), "extra": extra, **attributes}
+        spec = {
+            "user": caller.user,
+            "groups": list(caller.groups),
+            "extra": extra,
+            "resourceAttributes": attributes,
+        }
         kind = "SubjectAccessReview"
         api_version = "authorization.k8s.io/v1"
         body = {"apiVersion": api_version, "kind": kind, "spec": spec}

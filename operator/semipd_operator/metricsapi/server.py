@@ -112,8 +112,8 @@ class MetricsAPI:
             return _failure(error.status, error.reason)
 
     async def _discover(self, request: web.Request) -> web.Response:
-        if not await self._authorizer.may_discover(request[_CALLER], request.path):
-            return _failure(403, f"{request[_CALLER].user} may not get {request.path}")
+        """For whoever the front proxy speaks for: kube-apiserver looks here as a user without any right or group, and
+        where it is refused, discovery is stale for all, and no namespace can be deleted."""
         return web.json_response(wire.resource_list())
 
     async def _read(self, request: web.Request) -> web.Response:
