@@ -130,7 +130,7 @@ class ReportCollector(Collector):
         for process, count in sorted(report.engine.restarts.items()):
             restarts.add_metric([process], count)
         yield restarts
-        sms = GaugeMetricFamily(WORKER_SMS, "SMs that a worker itself sees.", labels=["phase", "pid"])
+        sms = GaugeMetricFamily(WORKER_SMS, "SMs that a worker itself sees; on a GPU only.", labels=["phase", "pid"])
         for worker in report.engine.workers:
             if worker.sm_count is not None:
                 sms.add_metric([worker.phase, str(worker.pid)], worker.sm_count)

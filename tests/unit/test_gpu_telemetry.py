@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from tests.unit.agent_plant import FakeClock
 from tests.unit.mps_bench import good_host
@@ -133,14 +134,17 @@ def test_a_lost_gpu_stops_the_telemetry_and_nothing_else(machine: Machine) -> No
     assert sampler.latest() is not None
 
 
-def exported(sampler: Sampler, mps: Mps | None) -> dict[str, list[tuple[dict[str, str], float]]]:
+def families(sampler: Sampler, mps: Mps | None) -> dict[str, Metric]:
     registry = CollectorRegistry()
     registry.register(GpuCollector(sampler, mps))
-    families = text_string_to_metric_families(generate_latest(registry).decode())
-    return {f.name: [(s.labels, s.value) for s in f.samples] for f in families}
+    return {f.name: f for f in text_string_to_metric_families(generate_latest(registry).decode())}
 
 
-def test_metrics_are_the_listed_names(machine: Machine, tmp_path: Path) -> None:
+def exported(sampler: Sampler, mps: Mps | None) -> dict[str, list[tuple[dict[str, str], float]]]:
+    return {name: [(s.labels, s.value) for s in f.samples] for name, f in families(sampler, mps).items()}
+
+
+def test_metrics_are_exactly_the_listed_and_documented_names(machine: Machine, tmp_path: Path) -> None:
     clock = FakeClock()
     sampler = Sampler(open_telemetry(), clock, lambda _: None)
     mps = Mps(Programs("", ""), Children(Reaper()), tmp_path, clock, look=lambda: good_host(tmp_path))
@@ -152,6 +156,12 @@ def test_metrics_are_the_listed_names(machine: Machine, tmp_path: Path) -> None:
     assert ({"state": "used"}, 5.0) in shown["semipd_gpu_memory_bytes"]
     assert ({"xid": "31"}, 1.0) in shown["semipd_gpu_xid_errors"]
     assert shown["semipd_gpu_info"][0][0]["compute_mode"] == "Default"
+    section = DOCS.read_text().partition("### On a GPU")[2]
+    rows = re.findall(r"^\| `(\S+)` \| (\w+) \| .*? \| (.*) \|$", section, re.MULTILINE)
+    assert [name for name, _, _ in rows] == list(metrics.GPU_NAMES)
+    for name, kind, text in rows:
+        family = families(sampler, mps)[name.removesuffix("_total")]
+        assert (family.type, family.documentation) == (kind, text), name
 
 
 def test_without_nvml_there_are_no_metrics_of_the_gpu_and_no_error(tmp_path: Path) -> None:
@@ -160,12 +170,6 @@ def test_without_nvml_there_are_no_metrics_of_the_gpu_and_no_error(tmp_path: Pat
     assert exported(sampler, None) == {}
     mps = Mps(Programs("", ""), Children(Reaper()), tmp_path, FakeClock(), look=lambda: good_host(tmp_path))
     assert set(exported(sampler, mps)) == {"semipd_mps_up", "semipd_mps_losses", "semipd_gpu_xid_errors"}
-
-
-def test_every_metric_of_the_agent_is_documented() -> None:
-    _, _, section = DOCS.read_text().partition("# Metrics of the agent")
-    rows = set(re.findall(r"^\| `(semipd_\w+)` \|", section, flags=re.MULTILINE))
-    assert rows == {*metrics.NAMES, *metrics.GPU_NAMES}
 
 
 def test_a_lost_gpu_is_a_typed_error(machine: Machine) -> None:

@@ -20,11 +20,13 @@ class GpuCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         if self._mps is None:
             return
-        yield GaugeMetricFamily(
-            metrics.MPS_UP, "1 while an MPS daemon of ours is in force.", value=float(self._mps.ready)
+        yield GaugeMetricFamily(metrics.MPS_UP, "1 while an MPS daemon of ours serves.", value=float(self._mps.ready))
+        yield CounterMetricFamily(
+            metrics.MPS_LOSSES,
+            "MPS daemons that were lost in service (fault, death, silence) and replaced.",
+            value=self._mps.losses,
         )
-        yield CounterMetricFamily(metrics.MPS_LOSSES, "MPS daemons that were lost in service.", value=self._mps.losses)
-        xids = CounterMetricFamily(metrics.GPU_XIDS, "Critical Xid errors of the GPU.", labels=["xid"])
+        xids = CounterMetricFamily(metrics.GPU_XIDS, "Critical errors that the driver reported.", labels=["xid"])
         for xid, count in sorted(self._sampler.xids.items()):
             xids.add_metric([str(xid)], count)
         yield xids
@@ -36,11 +38,15 @@ class GpuCollector(Collector):
         )
         info.add_metric([facts.uuid, facts.name, facts.driver, facts.compute_mode, str(facts.mig).lower()], 1)
         yield info
-        memory = GaugeMetricFamily(metrics.GPU_MEMORY, "Memory of the GPU, all processes.", labels=["state"])
+        memory = GaugeMetricFamily(
+            metrics.GPU_MEMORY, "Memory of the GPU, used (by all processes) and total.", labels=["state"]
+        )
         memory.add_metric(["used"], sample.memory_used)
         memory.add_metric(["total"], sample.memory_total)
         yield memory
         if sample.utilization is not None:
             yield GaugeMetricFamily(
-                metrics.GPU_UTILIZATION, "Part of the time in which any kernel ran.", value=sample.utilization
+                metrics.GPU_UTILIZATION,
+                "Part of the time in which any kernel ran; says nothing about how many SMs it took.",
+                value=sample.utilization,
             )
