@@ -57,6 +57,9 @@ class PacingMode(StrEnum):
     UNLIMITED = "unlimited"  # both phases may use every granted CPU at any time
     CORES = "cores"  # while both phases are busy, each one is pinned to cores of its own
     QUANTA = "quanta"  # while both phases are busy, they alternate layer quanta in proportion to their weights
+    TURNS = (
+        "turns"  # while both are busy, the larger part has CPUs of its own and takes turns with the other for the rest
+    )
     RUNGS = "rungs"  # one worker for each rung, its limit fixed by its environment; core routes each step (CUDA, MPS)
 
 
@@ -65,11 +68,11 @@ class PhaseLimit(Frozen):
 
     percent: Percent
     cpus: tuple[int, ...] = ()
-    """CPU numbers for `PacingMode.CORES`; empty otherwise."""
+    """CPU numbers for `PacingMode.CORES` and `TURNS`; empty otherwise."""
     threads: int = Field(default=1, ge=1)
     """Threads of a step while both phases are busy."""
     weight: int = Field(default=1, ge=1)
-    """Stride weight for `PacingMode.QUANTA`."""
+    """Stride weight for `PacingMode.QUANTA`, and for the shared CPUs of `TURNS`."""
     environment: dict[str, str] = {}
     """Environment of a worker started under this limit (CUDA: MPS variables). Empty on the CPU.
     With `PacingMode.RUNGS` it is the rung's identity: two limits with equal environments are one rung, and a new pipe
@@ -92,6 +95,9 @@ class PartitionPlan(Frozen):
     decode: PhaseLimit
     whole: PhaseLimit | None = None
     """`PacingMode.RUNGS`: the 100 % rung, whose worker of a phase runs the steps while that phase is alone (L0)."""
+    waiting: Phase | None = None
+    """`PacingMode.TURNS`: the phase with the smaller part. Its `cpus` are the shared ones, and it runs in its turns
+    only. The other one runs all the time: in its turns on all granted CPUs, in between on its own."""
     idle_weight: int = Field(default=0, ge=0)
     """Stride weight of nobody: with x + y < 100 this part of the device stays idle while both phases are busy."""
 

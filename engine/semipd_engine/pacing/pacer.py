@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from semipd_engine.contract import PacingMode, Phase
+from semipd_engine.contract import PacingMode, PartitionPlan, Phase
 from semipd_engine.pacing.cpus import Processor, pin_all_threads
 from semipd_engine.pacing.page import PacingPage, PlanInForce, Slot
 from semipd_engine.pacing.stride import Turn, charged, clamped, levelled, whose_turn
@@ -121,15 +121,20 @@ class PhasePacer:
     def quantum(self) -> Iterator[None]:
         now = self._beat()
         self._adopt()
-        self._choose_regime(self._peer_is_busy(now))
-        if self._mode is PacingMode.QUANTA and self._peer is not None:
-            self._take_turn(self._peer)
+        contended = self._peer_is_busy(now)
+        if contended and self._peer is not None and self._mode is PacingMode.TURNS and not self._waits:
+            self._holds_lock = self._turn(self._peer) is Turn.OWN and self._processor.try_lock()
+            self._choose_regime(contended=not self._holds_lock)
+        else:
+            self._choose_regime(contended)
+            if self._waits and self._peer is not None:
+                self._take_turn(self._peer)
         begin = self._processor.monotonic_ns()
         try:
             yield
         finally:
             self._tell_cpu_time()
-            if self._mode is PacingMode.QUANTA:
+            if self._holds_lock or self._mode is PacingMode.QUANTA:
                 self._charge(self._processor.monotonic_ns() - begin)
             if self._holds_lock:
                 self._holds_lock = False
@@ -142,6 +147,14 @@ class PhasePacer:
     @property
     def _mode(self) -> PacingMode:
         return self._in_force.plan.mode if self._in_force is not None else PacingMode.UNLIMITED
+
+    @property
+    def _waits(self) -> bool:
+        """Does this phase run in its turns only, while both are busy?"""
+        if self._in_force is None:
+            return False
+        plan = self._in_force.plan
+        return plan.mode is PacingMode.QUANTA or (plan.mode is PacingMode.TURNS and plan.waiting is self._phase)
 
     def _beat(self) -> int:
         now = self._processor.monotonic_ns()
@@ -171,12 +184,12 @@ class PhasePacer:
         self._slot.applied_epoch = in_force.epoch
 
     def _choose_regime(self, contended: bool) -> None:
-        """Own cores while both are busy under CORES, everything otherwise."""
+        """Own cores while both are busy under CORES, and under TURNS out of turn; everything otherwise."""
         if self._in_force is None:
             return
         plan = self._in_force.plan
         limit = plan.limit(self._phase)
-        if contended and self._peer is not None and plan.mode is PacingMode.CORES:
+        if contended and self._peer is not None and plan.mode in (PacingMode.CORES, PacingMode.TURNS):
             regime = (limit.cpus, limit.threads)
         elif contended and self._peer is not None and plan.mode is PacingMode.QUANTA:
             regime = (plan.granted_cpus, limit.threads)
@@ -192,7 +205,7 @@ class PhasePacer:
     def _take_turn(self, peer: Slot) -> None:
         """Wait until this phase is furthest behind, then hold the lock. A peer that rests or is stopped is not waited
         for; neither is a lock that a stopped peer holds."""
-        while self._mode is PacingMode.QUANTA:
+        while self._waits:
             heard = self._processor.heard()
             if not self._peer_is_busy(self._beat()):
                 self._holds_lock = self._processor.try_lock()
@@ -211,7 +224,7 @@ class PhasePacer:
         assert self._in_force is not None
         plan = self._in_force.plan
         weights = [plan.prefill.weight, plan.decode.weight] + ([plan.idle_weight] if plan.idle_weight else [])
-        lightest, cpus = min(weights), max(1, len(plan.granted_cpus))
+        lightest, cpus = min(weights), _cpus_in_turn(plan)
         own = self._slot.vtime = clamped(self._slot.vtime, peer.vtime, lightest, cpus)
         nobody: int | None = None
         if plan.idle_weight:
@@ -229,10 +242,17 @@ class PhasePacer:
         self._processor.ring()
 
     def _charge(self, wall_ns: int) -> None:
-        """A turn costs all the CPUs for as long as it lasts: what its threads leave idle nobody else can use."""
+        """A turn costs the CPUs in turn for as long as it lasts: what its threads leave idle nobody else can use."""
         assert self._in_force is not None
-        cpu_ns = wall_ns * max(1, len(self._in_force.plan.granted_cpus))
+        cpu_ns = wall_ns * _cpus_in_turn(self._in_force.plan)
         self._slot.vtime = charged(self._slot.vtime, cpu_ns, self._in_force.plan.limit(self._phase).weight)
 
     def _tell_cpu_time(self) -> None:
         self._slot.cpu_ns = self._processor.cpu_ns()
+
+
+def _cpus_in_turn(plan: PartitionPlan) -> int:
+    """CPUs that the phases take turns for."""
+    if plan.waiting is not None:
+        return max(1, len(plan.limit(plan.waiting).cpus))
+    return max(1, len(plan.granted_cpus))
