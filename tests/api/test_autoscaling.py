@@ -73,7 +73,7 @@ def scaled(crd: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scale
     ports = (free_port(), free_port())
     running = Operator(crd, folder, agent_port, ports, *flags, f"--metrics-api-port={port}")
     try:
-        assert until(running.healthy), running.log.read_text()[-3000:]
+        assert until(running.ready, 60), running.log.read_text()[-3000:]
         yield Scaled(crd, running, agent_port, port)
         print(running.log.read_text()[-6000:])
     finally:

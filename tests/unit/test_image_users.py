@@ -27,6 +27,7 @@ def image_user(name: str) -> int:
 def test_the_chart_runs_the_operator_as_its_image_does() -> None:
     helpers = (ROOT / "charts/semipd-operator/templates/_helpers.tpl").read_text()
     assert CHART_USER.findall(helpers) == [str(image_user("operator"))]
+    assert image_user("engine") == image_user("operator"), "the doctor runs the engine's image under the same helper"
     for template in (ROOT / "charts/semipd-operator/templates").rglob("*.yaml"):
         assert "runAsUser" not in template.read_text(), f"{template.name}: the helper podSecurity has it"
 
