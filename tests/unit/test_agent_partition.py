@@ -148,11 +148,13 @@ def test_disabled_limits_nothing() -> None:
     [
         ((50, 50), 2, PacingMode.CORES, (0,), (1,)),
         ((100, 100), 2, PacingMode.CORES, (0,), (1,)),
-        ((80, 20), 2, PacingMode.QUANTA, (), ()),
+        ((80, 20), 2, PacingMode.TURNS, (0,), (1,)),
+        ((20, 80), 2, PacingMode.TURNS, (1,), (0,)),
         ((75, 25), 4, PacingMode.CORES, (0, 1, 2), (3,)),
         ((25, 25), 4, PacingMode.CORES, (0,), (3,)),
         ((50, 50), 1, PacingMode.QUANTA, (), ()),
-        ((90, 10), 4, PacingMode.QUANTA, (), ()),
+        ((90, 10), 4, PacingMode.TURNS, (0, 1, 2), (3,)),
+        ((40, 10), 2, PacingMode.QUANTA, (), ()),
     ],
 )
 def test_whole_cores_where_they_fit_the_shares(
