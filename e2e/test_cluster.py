@@ -58,7 +58,12 @@ def test_exec_is_like_running_the_command(cluster: Cluster, tmp_path: Path) -> N
     assert cluster.exec("cat", stdin="through the pipe").stdout == "through the pipe"
     version = json.loads(cluster.kubectl("version", "-o", "json"))
     assert version["clientVersion"]["gitVersion"] == version["serverVersion"]["gitVersion"]
-    assert isinstance(json.loads(cluster.exec("helm", "list", "--all-namespaces", "-o", "json").stdout), list)
+    releases = json.loads(cluster.exec("helm", "list", "--all-namespaces", "-o", "json").stdout)
+    kept = cluster.kubectl(
+        *("get", "secrets", "--all-namespaces", "--selector", "owner=helm,status=deployed"),
+        *("-o", "jsonpath={.items[*].metadata.labels.name}"),
+    )
+    assert sorted(release["name"] for release in releases) == sorted(kept.split()), "helm reached this very cluster"
 
 
 def test_exec_forwards_signals(cluster: Cluster, tmp_path: Path) -> None:

@@ -57,9 +57,7 @@ class PacingMode(StrEnum):
     UNLIMITED = "unlimited"  # both phases may use every granted CPU at any time
     CORES = "cores"  # while both phases are busy, each one is pinned to cores of its own
     QUANTA = "quanta"  # while both phases are busy, they alternate layer quanta in proportion to their weights
-    TURNS = (
-        "turns"  # while both are busy, the larger part has CPUs of its own and takes turns with the other for the rest
-    )
+    TURNS = "turns"  # while both are busy, the larger part has CPUs of its own, and the phases take turns for the rest
     RUNGS = "rungs"  # one worker for each rung, its limit fixed by its environment; core routes each step (CUDA, MPS)
 
 
@@ -72,7 +70,7 @@ class PhaseLimit(Frozen):
     threads: int = Field(default=1, ge=1)
     """Threads of a step while both phases are busy."""
     weight: int = Field(default=1, ge=1)
-    """Stride weight for `PacingMode.QUANTA`, and for the shared CPUs of `TURNS`."""
+    """Stride weight for `PacingMode.QUANTA` and `TURNS`."""
     environment: dict[str, str] = {}
     """Environment of a worker started under this limit (CUDA: MPS variables). Empty on the CPU.
     With `PacingMode.RUNGS` it is the rung's identity: two limits with equal environments are one rung, and a new pipe

@@ -34,55 +34,35 @@ def cpu_plan(split: Split, cpus: Sequence[int], threads: int = 0) -> PartitionPl
         raise ValueError("no CPU granted")
     granted = tuple(sorted(cpus))
     alone = threads or len(granted)
-    if (cores := _whole_cores(split, len(granted))) is not None:
-        prefill, decode = cores
-        return PartitionPlan(
-            split=split,
-            enforcement=Enforcement.PACED,
-            mode=PacingMode.CORES,
-            granted_cpus=granted,
-            threads=alone,
-            prefill=PhaseLimit(percent=split.prefill, cpus=granted[:prefill], threads=prefill),
-            decode=PhaseLimit(percent=split.decode, cpus=granted[-decode:], threads=decode),
-        )
-    if (shared := _shared_cpus(split, len(granted))) is not None:
-        return _turns(split, granted, alone, shared)
+    mode, counts, waiting = _arrangement(split, len(granted))
+
+    def limit(phase: Phase, own: tuple[int, ...]) -> PhaseLimit:
+        count = min(alone, len(own) or len(granted))
+        return PhaseLimit(percent=split.of(phase), cpus=own, threads=count, weight=split.of(phase))
+
     return PartitionPlan(
         split=split,
         enforcement=Enforcement.PACED,
-        mode=PacingMode.QUANTA,
+        mode=mode,
         granted_cpus=granted,
         threads=alone,
-        prefill=PhaseLimit(percent=split.prefill, threads=alone, weight=split.prefill),
-        decode=PhaseLimit(percent=split.decode, threads=alone, weight=split.decode),
-        idle_weight=max(0, 100 - split.prefill - split.decode),
+        prefill=limit(Phase.PREFILL, granted[: counts[0]]),
+        decode=limit(Phase.DECODE, granted[len(granted) - counts[1] :]),
+        waiting=waiting,
+        idle_weight=max(0, 100 - split.prefill - split.decode) if mode is PacingMode.QUANTA else 0,
     )
 
 
-def _shared_cpus(split: Split, n: int) -> int | None:
-    """CPUs for which the phases take turns: as few as hold the smaller part. None: the other would have none left."""
-    shared = math.ceil(min(parts(split)) * n)
-    return shared if shared < n and split.prefill + split.decode >= 100 else None
-
-
-def _turns(split: Split, granted: tuple[int, ...], alone: int, shared: int) -> PartitionPlan:
-    smaller, larger = (Phase.DECODE, Phase.PREFILL) if split.decode <= split.prefill else (Phase.PREFILL, Phase.DECODE)
-    own = len(granted) - shared
-    weight = min(99, max(1, round(100 * min(parts(split)) * len(granted) / shared)))
-    limits = {
-        smaller: PhaseLimit(percent=split.of(smaller), cpus=granted[own:], threads=min(shared, alone), weight=weight),
-        larger: PhaseLimit(percent=split.of(larger), cpus=granted[:own], threads=min(own, alone), weight=100 - weight),
-    }
-    return PartitionPlan(
-        split=split,
-        enforcement=Enforcement.PACED,
-        mode=PacingMode.TURNS,
-        granted_cpus=granted,
-        threads=alone,
-        prefill=limits[Phase.PREFILL],
-        decode=limits[Phase.DECODE],
-        waiting=smaller,
-    )
+def _arrangement(split: Split, n: int) -> tuple[PacingMode, tuple[int, int], Phase | None]:
+    """How the phases share n CPUs, how many CPUs prefill and decode each have, and which of them waits for its turn."""
+    if (cores := _whole_cores(split, n)) is not None:
+        return PacingMode.CORES, cores, None
+    shared = math.ceil(min(parts(split)) * n)  # as few as hold the smaller part
+    if shared == n or split.prefill + split.decode < 100:
+        return PacingMode.QUANTA, (0, 0), None
+    if split.decode <= split.prefill:
+        return PacingMode.TURNS, (n - shared, shared), Phase.DECODE
+    return PacingMode.TURNS, (shared, n - shared), Phase.PREFILL
 
 
 def _whole_cores(split: Split, n: int) -> tuple[int, int] | None:

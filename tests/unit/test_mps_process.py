@@ -155,6 +155,8 @@ def test_a_server_fault_moves_every_worker_to_a_new_daemon(agent: GpuAgent) -> N
     assert gone(daemon) and gone(server)
     assert agent.status()["decisions"] == [], "the split was not moved"
     assert "semipd_mps_losses_total 1.0" in agent.http.get("/metrics").text
+    # The report names the fault until the successor serves, which may be sooner than anybody asks; the log keeps it.
+    assert "MPSServerFault: the MPS server is in state FAULT" in (agent.folder / "log").read_text()
 
 
 def test_a_dead_daemon_and_then_a_dead_worker(agent: GpuAgent) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from semipd_engine.contract import PacingMode, PartitionPlan, Phase
+from semipd_engine.contract import PacingMode, Phase
 from semipd_engine.pacing.cpus import Processor, pin_all_threads
 from semipd_engine.pacing.page import PacingPage, PlanInForce, Slot
 from semipd_engine.pacing.stride import Turn, charged, clamped, levelled, whose_turn
@@ -134,7 +134,7 @@ class PhasePacer:
             yield
         finally:
             self._tell_cpu_time()
-            if self._holds_lock or self._mode is PacingMode.QUANTA:
+            if self._mode in (PacingMode.QUANTA, PacingMode.TURNS):
                 self._charge(self._processor.monotonic_ns() - begin)
             if self._holds_lock:
                 self._holds_lock = False
@@ -224,7 +224,7 @@ class PhasePacer:
         assert self._in_force is not None
         plan = self._in_force.plan
         weights = [plan.prefill.weight, plan.decode.weight] + ([plan.idle_weight] if plan.idle_weight else [])
-        lightest, cpus = min(weights), _cpus_in_turn(plan)
+        lightest, cpus = min(weights), max(1, len(plan.granted_cpus))
         own = self._slot.vtime = clamped(self._slot.vtime, peer.vtime, lightest, cpus)
         nobody: int | None = None
         if plan.idle_weight:
@@ -242,17 +242,11 @@ class PhasePacer:
         self._processor.ring()
 
     def _charge(self, wall_ns: int) -> None:
-        """A turn costs the CPUs in turn for as long as it lasts: what its threads leave idle nobody else can use."""
-        assert self._in_force is not None
-        cpu_ns = wall_ns * _cpus_in_turn(self._in_force.plan)
-        self._slot.vtime = charged(self._slot.vtime, cpu_ns, self._in_force.plan.limit(self._phase).weight)
+        """A phase pays for the CPUs that it held: what its threads leave idle nobody else can use."""
+        assert self._in_force is not None and self._regime is not None
+        cpus, _ = self._regime
+        weight = self._in_force.plan.limit(self._phase).weight
+        self._slot.vtime = charged(self._slot.vtime, wall_ns * max(1, len(cpus)), weight)
 
     def _tell_cpu_time(self) -> None:
         self._slot.cpu_ns = self._processor.cpu_ns()
-
-
-def _cpus_in_turn(plan: PartitionPlan) -> int:
-    """CPUs that the phases take turns for."""
-    if plan.waiting is not None:
-        return max(1, len(plan.limit(plan.waiting).cpus))
-    return max(1, len(plan.granted_cpus))
