@@ -14,7 +14,7 @@ from semipd_engine.contract import PacingMode, Phase, Split
 from semipd_engine.cpu_plan import cpu_plan
 from semipd_engine.pacing.pacer import GRACE_NS, STALE_NS, PhasePacer
 from semipd_engine.pacing.page import PacingPage
-from semipd_engine.pacing.stride import CREDIT_NS, SCALE, Turn, charged, clamped, whose_turn
+from semipd_engine.pacing.stride import CREDIT_NS, SCALE, TURN_NS, Customer, charged, clamped, whose_turn
 
 pytestmark = pytest.mark.unit
 
@@ -34,6 +34,8 @@ class Machine:
         self.rings = 0
         self.threads = 0
         self.cpus: tuple[int, ...] = ()
+        self.is_spread = False
+        self.waited = 0.0
         self.on_sleep: Callable[[float], None] = self._would_wait
 
     def _would_wait(self, seconds: float) -> None:
@@ -55,6 +57,7 @@ class Machine:
         self.rings += 1
 
     def wait(self, heard: int, seconds: float) -> None:
+        self.waited = seconds
         raise WouldWait
 
     def set_threads(self, count: int) -> None:
@@ -64,6 +67,11 @@ class Machine:
         if 99 in cpus:
             raise OSError("no such CPU")
         self.cpus = tuple(cpus)
+        self.is_spread = False
+
+    def spread(self, cpus: Sequence[int]) -> None:
+        self.cpus = tuple(cpus)
+        self.is_spread = True
 
     def try_lock(self) -> bool:
         if self.shared[0] not in (None, self):
@@ -174,11 +182,15 @@ def test_the_end_of_a_turn_rings_and_a_turn_that_goes_on_does_not() -> None:
     for phase in Phase:
         pair.pacers[phase].wake()
     decode, prefill = (pair.machines[phase] for phase in (Phase.DECODE, Phase.PREFILL))
-    assert pair.quantum(Phase.DECODE, 2_000_000)
-    assert (decode.rings, prefill.rings) == (1, 0)
-    for rings in (0, 0, 0, 1):  # four quanta make up for decode's one; decode wins the tie
+    for rings in (0, 1):  # decode wins the tie, and ends half a turn ahead
+        assert pair.quantum(Phase.DECODE, 2_000_000)
+        assert (decode.rings, prefill.rings) == (rings, 0)
+    for number in range(16):  # from half a turn behind to half a turn ahead, at a quarter of decode's price
+        assert not pair.quantum(Phase.DECODE, 2_000_000)
+        assert prefill.rings == 0, number
         assert pair.quantum(Phase.PREFILL, 2_000_000)
-        assert prefill.rings == rings
+    assert prefill.rings == 1
+    assert pair.quantum(Phase.DECODE, 2_000_000)
 
 
 def test_a_ring_wakes_a_waiter_and_is_never_missed() -> None:
@@ -244,13 +256,31 @@ def test_the_larger_part_never_waits_and_has_all_cpus_in_its_turns() -> None:
         pair.pacers[phase].wake()
     assert pair.quantum(Phase.DECODE, 1_000_000)  # decode wins the tie
     assert (decode.cpus, decode.threads) == ((2,), 1)
-    decode.try_lock()  # decode is in its next turn already
+    while pair.quantum(Phase.DECODE, 1_000_000):
+        pass
+    decode.try_lock()  # as if it were in the last quantum of its turn
     assert pair.quantum(Phase.PREFILL, 1_000_000)
     assert (prefill.cpus, prefill.threads) == ((0, 1), 2)
     decode.unlock()
     assert pair.quantum(Phase.PREFILL, 1_000_000)
-    assert (prefill.cpus, prefill.threads) == ((0, 1, 2), 3)
+    assert (prefill.cpus, prefill.threads, prefill.is_spread) == ((0, 1, 2), 3, True)
     assert not pair.quantum(Phase.DECODE, 1_000_000) or decode.cpus == (2,)
+
+
+def test_a_peer_that_rests_rings_and_is_waited_for_until_its_grace_ends() -> None:
+    pair = Pair(Split(prefill=80, decode=20), cpus=(0,))
+    for phase in Phase:
+        pair.pacers[phase].wake()
+    while pair.quantum(Phase.DECODE, 1_000_000):
+        pass
+    rings = pair.machines[Phase.PREFILL].rings
+    pair.pacers[Phase.PREFILL].rest()
+    assert pair.machines[Phase.PREFILL].rings == rings + 1
+    pair.pass_time(GRACE_NS // 5)
+    assert not pair.quantum(Phase.DECODE, 1_000_000)
+    assert pair.machines[Phase.DECODE].waited == pytest.approx(GRACE_NS * 0.8 / 1e9)
+    pair.pass_time(GRACE_NS)
+    assert pair.quantum(Phase.DECODE, 1_000_000)
 
 
 def test_nobody_waits_for_a_stopped_peer() -> None:
@@ -293,10 +323,19 @@ def test_stride_arithmetic() -> None:
     assert charged(0, 1000, 20) == 4 * charged(0, 1000, 80)
     assert clamped(0, CREDIT_NS * SCALE, 80, 2) == CREDIT_NS * SCALE - 2 * CREDIT_NS * SCALE // 80
     assert clamped(500, 100, 80, 2) == 500
-    assert whose_turn(1, 2, None, False) is Turn.OWN
-    assert whose_turn(2, 2, None, False) is Turn.PEER
-    assert whose_turn(2, 2, None, True) is Turn.OWN
-    assert whose_turn(3, 4, 2, True) is Turn.NOBODY
+    decode, prefill, nobody = Customer
+    lead = TURN_NS // 2 * 2 * SCALE // 20
+    for vtimes, holder, turn in (
+        ({decode: 0, prefill: 0}, nobody, decode),  # a tie, and nobody has no share
+        ({decode: 1, prefill: 0}, nobody, prefill),
+        ({decode: 1, prefill: 1, nobody: 0}, nobody, nobody),
+        ({decode: lead - 1, prefill: 0}, decode, decode),
+        ({decode: lead, prefill: 0}, decode, prefill),
+        ({decode: 1 - lead, prefill: 0}, prefill, prefill),
+        ({decode: lead, prefill: lead, nobody: 1}, prefill, prefill),
+        ({decode: lead, prefill: lead, nobody: 0}, prefill, nobody),
+    ):
+        assert whose_turn(vtimes, holder, lightest=20, cpus=2) is turn, (vtimes, holder)
 
 
 def test_the_page_survives_a_writer_that_died_half_way() -> None:

@@ -30,7 +30,10 @@ class Processor(Protocol):
     def set_threads(self, count: int) -> None: ...
 
     def pin(self, cpus: Sequence[int]) -> None:
-        """Move every thread to these CPUs. Raises OSError if none of them may be used."""
+        """Let every thread run on any of these CPUs. Raises OSError if none of them may be used."""
+
+    def spread(self, cpus: Sequence[int]) -> None:
+        """Pin each thread to one of these CPUs, the main thread to the first. Raises OSError as `pin` does."""
 
     def try_lock(self) -> bool: ...
 
@@ -45,3 +48,16 @@ def pin_all_threads(cpus: Sequence[int]) -> None:
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(ProcessLookupError):  # a thread may end meanwhile
             os.sched_setaffinity(int(task.name), cpus)
+
+
+def spread_all_threads(cpus: Sequence[int]) -> None:
+    """Pin the main thread to the first CPU and the others to the next ones in turn.
+
+    A thread that slept while its mask was narrow wakes where it ran last, beside its sibling, and the kernel takes up
+    to 10 ms to see that another CPU is idle: longer than a turn may last.
+    """
+    main = os.getpid()
+    others = sorted(int(task.name) for task in Path("/proc/self/task").iterdir() if int(task.name) != main)
+    for number, tid in enumerate((main, *others)):
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(tid, {cpus[number % len(cpus)]})

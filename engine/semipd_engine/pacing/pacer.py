@@ -13,20 +13,24 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-from semipd_engine.contract import PacingMode, Phase
-from semipd_engine.pacing.cpus import Processor, pin_all_threads
+from semipd_engine.contract import PacingMode, PartitionPlan, Phase
+from semipd_engine.pacing.cpus import Processor, pin_all_threads, spread_all_threads
 from semipd_engine.pacing.page import PacingPage, PlanInForce, Slot
-from semipd_engine.pacing.stride import Turn, charged, clamped, levelled, whose_turn
+from semipd_engine.pacing.stride import Customer, charged, clamped, levelled, whose_turn
 from semipd_engine.pacing.turn_lock import TurnLock
 
 GRACE_NS = 5_000_000
 """A phase counts as busy this long after its last step: between two plans it has not really stopped."""
 STALE_NS = 1_000_000_000
 """A peer whose heartbeat is older is stopped or dead, and nobody waits for it."""
-PATIENCE_SECONDS = 0.001
-"""Longest wait for the bell: a peer that went idle, or died, does not ring."""
+PATIENCE_NS = 10_000_000
+"""Longest wait for the bell: a peer that dies does not ring, neither does a new plan. Each wait that ends for nothing
+disturbs the peer, whose thread has the CPU."""
 IDLE_QUANTUM_SECONDS = 0.002
+
+_BINDING = (PacingMode.CORES, PacingMode.QUANTA, PacingMode.TURNS)
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +67,24 @@ class OwnProcess:
     def pin(self, cpus: Sequence[int]) -> None:
         pin_all_threads(cpus)
 
+    def spread(self, cpus: Sequence[int]) -> None:
+        spread_all_threads(cpus)
+
     def try_lock(self) -> bool:
         return self._lock.try_acquire()
 
     def unlock(self) -> None:
         self._lock.release()
+
+
+@dataclass(frozen=True)
+class Regime:
+    """What a phase's threads may use, for one quantum at least."""
+
+    cpus: tuple[int, ...]
+    threads: int
+    spread: bool = False
+    """Each thread on a CPU of its own."""
 
 
 class PhasePacer:
@@ -76,12 +93,15 @@ class PhasePacer:
     def __init__(self, page: PacingPage, phase: Phase, peer: Phase | None, processor: Processor, seat: int = 0) -> None:
         self._page = page
         self._phase = phase
+        self._customer, self._rival = Customer.PREFILL, Customer.DECODE
+        if phase is Phase.DECODE:
+            self._customer, self._rival = self._rival, self._customer
         self._slot = page.seats[phase][seat]
         self._peer: Slot | None = page.slots[peer] if peer is not None else None
         self._processor = processor
         self._in_force: PlanInForce | None = None
         self._sequence = -1
-        self._regime: tuple[tuple[int, ...], int] | None = None
+        self._regime: Regime | None = None
         self._holds_lock = False
 
     # ---- the worker's loop calls these ---------------------------------------------------------------------------
@@ -111,6 +131,7 @@ class PhasePacer:
         """The plan of work is done."""
         self._tell_cpu_time()
         self._slot.idle_since_ns = self._beat()
+        self._processor.ring()
 
     def count_step(self) -> None:
         self._slot.steps += 1
@@ -123,12 +144,10 @@ class PhasePacer:
         self._adopt()
         contended = self._peer_is_busy(now)
         if contended and self._peer is not None and self._mode is PacingMode.TURNS and not self._waits:
-            self._holds_lock = self._turn(self._peer) is Turn.OWN and self._processor.try_lock()
-            self._choose_regime(contended=not self._holds_lock)
-        else:
-            self._choose_regime(contended)
-            if self._waits and self._peer is not None:
-                self._take_turn(self._peer)
+            self._holds_lock = self._turn(self._peer) is self._customer and self._processor.try_lock()
+        self._choose_regime(contended)
+        if self._waits and self._peer is not None:
+            self._take_turn(self._peer)
         begin = self._processor.monotonic_ns()
         try:
             yield
@@ -139,7 +158,7 @@ class PhasePacer:
             if self._holds_lock:
                 self._holds_lock = False
                 self._processor.unlock()
-                if self._peer is not None and self._turn(self._peer) is not Turn.OWN:
+                if self._peer is not None and self._turn(self._peer) is not self._customer:
                     self._processor.ring()
 
     # ---- inside --------------------------------------------------------------------------------------------------
@@ -184,23 +203,29 @@ class PhasePacer:
         self._slot.applied_epoch = in_force.epoch
 
     def _choose_regime(self, contended: bool) -> None:
-        """Own cores while both are busy under CORES, and under TURNS out of turn; everything otherwise."""
         if self._in_force is None:
             return
-        plan = self._in_force.plan
-        limit = plan.limit(self._phase)
-        if contended and self._peer is not None and plan.mode in (PacingMode.CORES, PacingMode.TURNS):
-            regime = (limit.cpus, limit.threads)
-        elif contended and self._peer is not None and plan.mode is PacingMode.QUANTA:
-            regime = (plan.granted_cpus, limit.threads)
-        else:
-            regime = (plan.granted_cpus, plan.threads)
+        regime = self._regime_of(self._in_force.plan, contended)
         if regime != self._regime:
-            cpus, threads = regime
-            if cpus:
-                self._processor.pin(cpus)
-            self._processor.set_threads(threads)
+            if regime.spread:
+                self._processor.spread(regime.cpus)
+            elif regime.cpus:
+                self._processor.pin(regime.cpus)
+            self._processor.set_threads(regime.threads)
             self._regime = regime
+
+    def _regime_of(self, plan: PartitionPlan, contended: bool) -> Regime:
+        """Own cores while both are busy under CORES, and under TURNS out of turn; everything otherwise."""
+        limit, granted = plan.limit(self._phase), plan.granted_cpus
+        if not contended or self._peer is None or plan.mode not in _BINDING:
+            return Regime(granted, plan.threads)
+        if plan.mode is PacingMode.QUANTA:
+            return Regime(granted, limit.threads)
+        if self._holds_lock and not self._waits:
+            return Regime(
+                limit.cpus + tuple(cpu for cpu in granted if cpu not in limit.cpus), plan.threads, spread=True
+            )
+        return Regime(limit.cpus, limit.threads)
 
     def _take_turn(self, peer: Slot) -> None:
         """Wait until this phase is furthest behind, then hold the lock. A peer that rests or is stopped is not waited
@@ -211,25 +236,32 @@ class PhasePacer:
                 self._holds_lock = self._processor.try_lock()
                 return
             turn = self._turn(peer)
-            if turn is not Turn.PEER and self._processor.try_lock():
-                if turn is Turn.OWN:
+            if turn is not self._rival and self._processor.try_lock():
+                if turn is self._customer:
                     self._holds_lock = True
                     return
                 self._sleep_for_nobody()
             else:
-                self._processor.wait(heard, PATIENCE_SECONDS)
+                self._processor.wait(heard, self._patience_ns(peer) / 1e9)
             self._adopt()
 
-    def _turn(self, peer: Slot) -> Turn:
+    def _patience_ns(self, peer: Slot) -> int:
+        """A peer that rests is waited for until its grace ends."""
+        idle_since = peer.idle_since_ns
+        return max(0, idle_since + GRACE_NS - self._processor.monotonic_ns()) if idle_since else PATIENCE_NS
+
+    def _turn(self, peer: Slot) -> Customer:
         assert self._in_force is not None
         plan = self._in_force.plan
         weights = [plan.prefill.weight, plan.decode.weight] + ([plan.idle_weight] if plan.idle_weight else [])
         lightest, cpus = min(weights), max(1, len(plan.granted_cpus))
         own = self._slot.vtime = clamped(self._slot.vtime, peer.vtime, lightest, cpus)
-        nobody: int | None = None
+        vtimes = {self._customer: own, self._rival: peer.vtime}
         if plan.idle_weight:
-            nobody = self._page.idle_vtime = clamped(self._page.idle_vtime, min(own, peer.vtime), lightest, cpus)
-        return whose_turn(own, peer.vtime, nobody, own_wins_ties=self._phase is Phase.DECODE)
+            idle = self._page.idle_vtime = clamped(self._page.idle_vtime, min(own, peer.vtime), lightest, cpus)
+            vtimes[Customer.NOBODY] = idle
+        turn = self._page.holder = whose_turn(vtimes, self._page.holder, lightest, cpus)
+        return turn
 
     def _sleep_for_nobody(self) -> None:
         """Use up a quantum of the idle share, with the lock held so that the peer sleeps as well."""
@@ -244,9 +276,8 @@ class PhasePacer:
     def _charge(self, wall_ns: int) -> None:
         """A phase pays for the CPUs that it held: what its threads leave idle nobody else can use."""
         assert self._in_force is not None and self._regime is not None
-        cpus, _ = self._regime
         weight = self._in_force.plan.limit(self._phase).weight
-        self._slot.vtime = charged(self._slot.vtime, wall_ns * max(1, len(cpus)), weight)
+        self._slot.vtime = charged(self._slot.vtime, wall_ns * max(1, len(self._regime.cpus)), weight)
 
     def _tell_cpu_time(self) -> None:
         self._slot.cpu_ns = self._processor.cpu_ns()

@@ -17,15 +17,25 @@ from dataclasses import dataclass
 
 from semipd_engine.contract import PartitionPlan, Phase
 from semipd_engine.pacing.bell import Bell
+from semipd_engine.pacing.stride import Customer
 
 PAGE_BYTES = 16384
 PLAN_OFFSET = 2048
 """Bytes; the words lie before, the plan's JSON text behind."""
-MAGIC = 0x5345_4D49_5044_0002
+MAGIC = 0x5345_4D49_5044_0003
 SEATS = 6
 """Most workers of a phase that can be alive at once: two in force, two being prepared, two draining."""
 
-_WORD_MAGIC, _WORD_SEQUENCE, _WORD_PLAN_LENGTH, _WORD_EPOCH, _WORD_RECALL, _WORD_IDLE_VTIME, _WORD_BELL = range(7)
+(
+    _WORD_MAGIC,
+    _WORD_SEQUENCE,
+    _WORD_PLAN_LENGTH,
+    _WORD_EPOCH,
+    _WORD_RECALL,
+    _WORD_IDLE_VTIME,
+    _WORD_BELL,
+    _WORD_HOLDER,
+) = range(8)
 _SLOT_WORDS = 16
 _SLOT_FIRST = {Phase.PREFILL: 32, Phase.DECODE: 32 + SEATS * _SLOT_WORDS}
 
@@ -146,3 +156,12 @@ class PacingPage:
     @idle_vtime.setter
     def idle_vtime(self, value: int) -> None:
         self._words[_WORD_IDLE_VTIME] = value
+
+    @property
+    def holder(self) -> Customer:
+        """Whose turn it was when somebody last looked."""
+        return Customer(self._words[_WORD_HOLDER])
+
+    @holder.setter
+    def holder(self, value: Customer) -> None:
+        self._words[_WORD_HOLDER] = value

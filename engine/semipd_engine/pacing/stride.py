@@ -1,24 +1,31 @@
 """Stride arithmetic: who is next, when both phases want the CPUs. Pure; times are CPU nanoseconds.
 
 Each customer has a virtual time that grows by the CPU time it held divided by its weight; the one that is furthest
-behind is next. Controlling the ratio and not the amount is what the host's other load cannot disturb. Where the shares
-leave a rest (x + y < 100), a third customer called nobody owns it, and sleeps when its turn comes.
+behind is next, and keeps its turn for some quanta. Controlling the ratio and not the amount is what the host's other
+load cannot disturb. Where the shares leave a rest (x + y < 100), a third customer called nobody owns it, and sleeps
+when its turn comes.
 """
 
 from __future__ import annotations
 
-from enum import Enum
+from collections.abc import Mapping
+from enum import IntEnum
 
 SCALE = 100
+TURN_NS = 8_000_000
+"""Wall time of a turn of the lightest customer on all CPUs; the others' are longer. Each change of hands costs: CPUs
+wait for the end of the other's quantum, threads move, caches are filled anew (`make bench-split`)."""
 CREDIT_NS = 20_000_000
 """Wall time of the lightest customer on all CPUs that anybody may lag behind; more is forgotten, so that nobody can
-hoard turns. It must be more than a quantum takes: one turn of the lightest puts the others that far behind."""
+hoard turns. It must be more than a turn and a quantum: that far one turn of the lightest puts the others behind."""
 
 
-class Turn(Enum):
-    OWN = "own"
-    PEER = "peer"
-    NOBODY = "nobody"
+class Customer(IntEnum):
+    """Who wants CPU time; in this order they win a tie."""
+
+    DECODE = 0
+    PREFILL = 1
+    NOBODY = 2
 
 
 def charged(vtime: int, cpu_ns: int, weight: int) -> int:
@@ -37,8 +44,10 @@ def clamped(vtime: int, others: int, lightest: int, cpus: int) -> int:
     return max(vtime, others - CREDIT_NS * cpus * SCALE // lightest)
 
 
-def whose_turn(own: int, peer: int, nobody: int | None, own_wins_ties: bool) -> Turn:
-    """`nobody` is None where the shares leave no rest."""
-    if nobody is not None and nobody < min(own, peer):
-        return Turn.NOBODY
-    return Turn.OWN if own < peer or (own == peer and own_wins_ties) else Turn.PEER
+def whose_turn(vtimes: Mapping[Customer, int], holder: Customer, lightest: int, cpus: int) -> Customer:
+    """The customer that is furthest behind; but the one that had the last turn keeps it until it is half a turn ahead.
+
+    So it began half a turn behind. `lightest` is the smallest weight, `cpus` how many CPUs are granted."""
+    furthest = min(vtimes, key=lambda customer: (vtimes[customer], customer))
+    lead = TURN_NS // 2 * cpus * SCALE // lightest
+    return holder if holder in vtimes and vtimes[holder] < vtimes[furthest] + lead else furthest
