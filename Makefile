@@ -9,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export SEMIPD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semipd
 
-.PHONY: help venv deps tools images demo demo-down test lint fmt e2e gpu-smoke bench-auto crd docs clean
+.PHONY: help venv deps tools images demo demo-down test lint fmt e2e gpu-smoke bench-auto bench-scale bench-split crd docs clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -51,6 +51,9 @@ gpu-smoke: venv ## what only a GPU can show, in eight minutes: docs/gpu (ARGS="-
 
 bench-auto: venv tools images ## Auto under recorded traffic on the local cluster, 25 minutes: out/auto_split.json, .png
 	@PYTHONPATH=.:e2e/cluster $(PY) -m bench.auto_split $(ARGS)
+
+bench-scale: venv tools images ## replicas under a rising, constant and ended load, 15 minutes: out/autoscale.json, .png
+	@PYTHONPATH=.:e2e/cluster $(PY) -m bench.autoscale $(ARGS)
 
 bench-split: venv ## what a split does to prefill's service time (JSON and plot in out/bench)
 	@$(PY) -m bench.split_rate

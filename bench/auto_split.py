@@ -20,18 +20,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from bench.auto_split_plot import plot
+from bench.deployment import deployed
 
 from e2e import models
-from e2e.fixtures import Operator, create_space
-from e2e.live import ENGINE_IMAGE, OPERATOR_IMAGE, Cluster
+from e2e.live import Cluster
 from e2e.service import Object, Service, manual, spec
 from e2e.traffic import Record, Request, Summary, Target, prompt_ids, read_trace, replay, summarise, trace_plan
 from e2e.traffic.plan import TRACES
-from localkube import lifecycle
-from localkube.state import State
 
 ROOT = Path(__file__).resolve().parents[1]
 SLO_SCALE, LOAD, MAX_PROMPT, MAX_OUTPUT = 7.5, 0.7, 1_024, 128
@@ -280,26 +277,9 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     arguments = parse()
     settings = {name: str(value) for name, value in vars(arguments).items() if name != "out"}
-    state = State.default()
-    lifecycle.up(state)
-    cluster = Cluster(state)
-    cluster.load(OPERATOR_IMAGE, ENGINE_IMAGE)
-    operator = Operator(cluster)
-    operator.uninstall()
-    operator.install()
-    space = f"bench-{uuid4().hex[:8]}"
-    create_space(cluster, space)
     result = Result(settings)
-    try:
-        service = (
-            Service(cluster, space, "auto")
-            .apply(spec(models.smollm2().name, engine=ENGINE, partition=manual(100, 100)))
-            .wait_ready()
-        )
-        records = bench(cluster, service, arguments, result)
-    finally:
-        cluster.exec("kubectl", "delete", "namespace", space, "--timeout=90s", check=False)
-        cluster.exec("kubectl", "delete", "persistentvolume", f"models-{space}", check=False)
+    with deployed("auto", spec(models.smollm2().name, engine=ENGINE, partition=manual(100, 100))) as service:
+        records = bench(service.cluster, service, arguments, result)
     judge(result)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "auto_split.json").write_text(json.dumps(asdict(result), indent=1))

@@ -24,6 +24,8 @@ NEEDS = {"api": ("tools",), "node": ("deps", "tools", "images")}
 """Prerequisites that are built before a tier starts."""
 QUIET = {"engine"}
 """Tiers that compare rates: they wait until nothing is being built beside them."""
+SIDE_BY_SIDE = {"unit": ("-n", "2", "--dist", "loadfile")}
+"""Tiers whose files may run beside each other: they share nothing, and spend half of their time waiting."""
 BUILDERS = {
     "deps": [sys.executable, "e2e/cluster/cluster", "deps"],
     "tools": [sys.executable, "e2e/cluster/tools", "build"],
@@ -65,7 +67,8 @@ def run_tier(tier: str, arguments: list[str]) -> Outcome:
     began = time.monotonic()
     with TemporaryDirectory() as folder:
         report = Path(folder) / "junit.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", tier, f"--junitxml={report}", *arguments]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", tier, f"--junitxml={report}"]
+        command += [*SIDE_BY_SIDE.get(tier, ()), *arguments]
         code = subprocess.run(command, cwd=ROOT).returncode
         passed, failed, skipped = parse_junit(report) if report.exists() else (0, 1, 0)
     if code not in (0, 1, 5):  # 0: passed, 1: tests failed, 5: no test collected; anything else: pytest itself failed

@@ -111,9 +111,8 @@ def cluster_acts(outcome: Outcome, jobs: Jobs, model: Path, *, local: bool) -> N
     outcome.facts["address"] = service.url
     with cluster.reach(service, kube, local=local):
         service_acts(outcome, service)
-        if os.environ.get("DEMO_SCALE"):
-            with outcome.act("More pods while the load needs them"):
-                scale.scale(outcome, service, kube)
+        with outcome.act("More pods while the load needs them"):
+            scale.scale(outcome, service, kube)
     with outcome.act("What the status tells"):
         cluster.show(outcome, kube, "-n", cluster.NAMESPACE, "get", "spd", "-o", "wide")
 

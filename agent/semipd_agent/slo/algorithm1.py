@@ -50,8 +50,9 @@ class Constants:
     tpot_margin: float = 1.1
     """TPOT counts as failed above target / margin."""
     refit_every: float = 10.0
-    comfort: float = 0.7
-    """Reclaim only while the favoured metric is, and would stay, below this part of its target."""
+    comfort: float = 0.9
+    """Reclaim only while the favoured metric is, and would stay, below this part of its target. Little margin
+    will do: a move that proves wrong is undone by the next one, whose new reference forbids the same again."""
     reclaim_after: float = 15.0
     reclaim_ratio: float = 0.75
     reclaim_z: float = 2.5
