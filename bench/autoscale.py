@@ -45,7 +45,7 @@ class Sample:
     wanted: int
     ready: int
     metric: str
-    """Sum of the pods' capacity ratios as the HPA last read it, a Kubernetes quantity."""
+    """The capacity ratio, a mean over the pods, as the HPA last read it: a Kubernetes quantity."""
 
 
 class Watch(threading.Thread):

@@ -1,19 +1,23 @@
 """Through a pod's Service the tokens are those of `transformers` in float32, and their log-probabilities agree.
 
-60 prompts for each model: around block and chunk edges, alone and four at a time, then two waves of 16.
+60 prompts for each model: around block and chunk edges, alone and eight at a time, then two waves of 16.
 """
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
-from e2e.completions import Ask, complete_all
+from e2e.completions import Answer, Ask, complete_all
 from e2e.fixtures import Serve
 from e2e.live import Cluster
-from e2e.reference import follow, greedy, vocabulary_size
+from e2e.reference import Reference, follow, greedy, vocabulary_size
 from e2e.service import manual, spec
 
 pytestmark = pytest.mark.node
@@ -48,24 +52,41 @@ def prompts(model: Path) -> list[tuple[int, ...]]:
     return [*alone, *first, *second]
 
 
+@pytest.fixture(scope="module")
+def references() -> Iterator[ProcessPoolExecutor]:
+    """Two processes in which `transformers` works on answers while the pod gives the next ones."""
+    with ProcessPoolExecutor(2, get_context("spawn"), initializer=os.nice, initargs=(10,)) as pool:
+        yield pool
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_tokens_equal_transformers(name: str, cluster: Cluster, serve: Serve, model_paths: dict[str, Path]) -> None:
+def test_tokens_equal_transformers(
+    name: str, cluster: Cluster, serve: Serve, model_paths: dict[str, Path], references: ProcessPoolExecutor
+) -> None:
     model = model_paths[name]
     todo = prompts(model)
     assert len(todo) >= 60
     service = serve(name, spec(model.name, partition=manual(50, 50))).wait_ready()
     asks = [Ask(prompt, TOKENS, stream=number % 2 == 1, logprobs=True) for number, prompt in enumerate(todo)]
+    waves = ((0, 3, 1), (3, len(EDGES), 8), (len(EDGES), len(EDGES) + 16, 16), (len(EDGES) + 16, len(asks), 16))
     url = service.url()
-    with cluster.network():
-        answers = complete_all(url, asks[:6])
-        answers += complete_all(url, asks[6 : len(EDGES)], at_once=4)
-        answers += complete_all(url, asks[len(EDGES) : len(EDGES) + 16], at_once=16)
-        answers += complete_all(url, asks[len(EDGES) + 16 :], at_once=16)
+    answers: list[Answer] = []
+    awaited: list[Future[Reference]] = []
+    for begin, end, at_once in waves:
+        with cluster.network():
+            answers += complete_all(url, asks[begin:end], at_once=at_once)
+        for number in range(begin, end):
+            prompt, answer = asks[number].prompt, answers[number]
+            assert len(answer.token_ids) == TOKENS
+            stepwise = number % 12 == 0
+            awaited.append(
+                references.submit(greedy, model, prompt, TOKENS)
+                if stepwise
+                else references.submit(follow, model, prompt, answer.token_ids)
+            )
     wrong, furthest, varied = [], 0.0, set()
-    for number, (ask, answer) in enumerate(zip(asks, answers, strict=True)):
-        assert len(answer.token_ids) == TOKENS
-        stepwise = number % 12 == 0
-        expected = greedy(model, ask.prompt, TOKENS) if stepwise else follow(model, ask.prompt, answer.token_ids)
+    for ask, answer, reference in zip(asks, answers, awaited, strict=True):
+        expected = reference.result()
         varied |= set(expected.token_ids)
         if answer.token_ids != expected.token_ids:
             pairs = zip(answer.token_ids, expected.token_ids, strict=True)

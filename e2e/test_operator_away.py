@@ -54,7 +54,7 @@ def test_a_new_key_rolls_no_pod(
         operator.install()
         assert key(cluster) != old_key
         service.patch({"partition": manual(40, 90)})
-        # The kubelet brings a changed ConfigMap to the pod within about a minute and a half.
+        # The kubelet brings the changed ConfigMap to the pod at its next sync: a minute and a half on most clusters.
         wait_until(lambda: applied(service) == shares(40, 90), 180, service.status)
         took = time.monotonic() - began
         service.wait_ready(30)

@@ -1,4 +1,4 @@
-"""Runs the test tiers one after the other and prints a table of what ran, what was skipped, and the seconds.
+"""Runs the test tiers in rounds and prints a table of what ran, what was skipped, and the seconds.
 
 `python tests/tiers.py [TIER ...]`. Exits non-zero if a test failed, or if any tier but gpu ran no test or skipped one:
 a tier that cannot run here is a failure of the machine's set-up, said in one line, not a quiet pass. While the light
@@ -13,19 +13,25 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
-TIERS = ("unit", "kopf", "engine", "api", "node", "gpu")
+ROUNDS = (("unit", "kopf", "api"), ("engine",), ("node",), ("gpu",))
+"""Tiers of a round run beside each other: they spend more time waiting than computing."""
+TIERS = tuple(tier for tiers in ROUNDS for tier in tiers)
 MAY_SKIP = {"gpu"}
 NEEDS = {"api": ("tools",), "node": ("deps", "tools", "images")}
 """Prerequisites that are built before a tier starts."""
 QUIET = {"engine"}
 """Tiers that compare rates: they wait until nothing is being built beside them."""
-SIDE_BY_SIDE = {"unit": ("-n", "2", "--dist", "loadfile")}
-"""Tiers whose files may run beside each other: they share nothing, and spend half of their time waiting."""
+BESIDE = ("-n", "2", "--dist", "loadfile")
+"""Test files in two processes."""
+PASSES = {"unit": (("unit", BESIDE),), "engine": (("engine and not alone", BESIDE), ("engine and alone", ()))}
+"""Runs of pytest that make up a tier, as (marker expression, options); a tier that is not here is one run."""
 BUILDERS = {
     "deps": [sys.executable, "e2e/cluster/cluster", "deps"],
     "tools": [sys.executable, "e2e/cluster/tools", "build"],
@@ -61,21 +67,6 @@ def parse_junit(path: Path) -> tuple[int, int, int]:
     return passed, failed, skipped
 
 
-def run_tier(tier: str, arguments: list[str]) -> Outcome:
-    """Run one tier's tests with pytest, its output going straight to the terminal."""
-    print(f"\n=== {tier} ".ljust(100, "="), flush=True)
-    began = time.monotonic()
-    with TemporaryDirectory() as folder:
-        report = Path(folder) / "junit.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", tier, f"--junitxml={report}"]
-        command += [*SIDE_BY_SIDE.get(tier, ()), *arguments]
-        code = subprocess.run(command, cwd=ROOT).returncode
-        passed, failed, skipped = parse_junit(report) if report.exists() else (0, 1, 0)
-    if code not in (0, 1, 5):  # 0: passed, 1: tests failed, 5: no test collected; anything else: pytest itself failed
-        failed = max(failed, 1)
-    return Outcome(tier, passed, failed, skipped, time.monotonic() - began, "no tests" if code == 5 else "")
-
-
 class Builds:
     """The prerequisites, built one after the other beside the tiers that do not need them."""
 
@@ -108,6 +99,51 @@ class Builds:
                 process.terminate()
 
 
+def run_tier(tier: str, arguments: list[str], builds: Builds, output: IO[str] | None = None) -> Outcome:
+    """Run one tier's tests once its prerequisites are built; what it prints goes to `output` (None: the terminal)."""
+    if problem := builds.require(NEEDS.get(tier, ())):
+        print(f"{tier}: {problem}", file=sys.stderr)
+        return Outcome(tier, 0, 1, 0, 0.0, problem)
+    print(f"\n=== {tier} ".ljust(100, "="), file=output, flush=True)
+    began = time.monotonic()
+    passed = failed = skipped = 0
+    empty = True
+    for expression, options in PASSES.get(tier, ((tier, ()),)):
+        code, ok, bad, skips = run_pytest(["-m", expression, *options, *arguments], output)
+        if code not in (0, 1, 5):  # 0: passed, 1: tests failed, 5: no test collected; anything else: pytest failed
+            bad = max(bad, 1)
+        passed, failed, skipped = passed + ok, failed + bad, skipped + skips
+        empty = empty and code == 5
+    return Outcome(tier, passed, failed, skipped, time.monotonic() - began, "no tests" if empty else "")
+
+
+def run_pytest(arguments: list[str], output: IO[str] | None) -> tuple[int, int, int, int]:
+    """(exit status, passed, failed, skipped) of one run."""
+    with TemporaryDirectory() as folder:
+        report = Path(folder) / "junit.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "--durations=5", "--durations-min=15"]
+        command += [f"--junitxml={report}", *arguments]
+        threads = {"OMP_NUM_THREADS": "1"} if "-n" in arguments else {}
+        code = subprocess.run(command, cwd=ROOT, stdout=output, stderr=output, env=os.environ | threads).returncode
+        return code, *(parse_junit(report) if report.exists() else (0, 1, 0))
+
+
+def run_round(tiers: list[str], arguments: list[str], builds: Builds) -> list[Outcome]:
+    """Run tiers beside each other. The first one writes to the terminal, the others once they are over."""
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(max_workers=len(tiers)))
+        files = [stack.enter_context(TemporaryFile("w+")) for _ in tiers[1:]]
+        others = [
+            pool.submit(run_tier, tier, arguments, builds, file) for tier, file in zip(tiers[1:], files, strict=True)
+        ]
+        outcomes = [run_tier(tiers[0], arguments, builds)]
+        for other, file in zip(others, files, strict=True):
+            outcomes.append(other.result())
+            file.seek(0)
+            print(file.read(), end="", flush=True)
+        return outcomes
+
+
 def table(outcomes: list[Outcome]) -> str:
     rows = [f"{'tier':8}{'ran':>7}{'failed':>8}{'skipped':>9}{'seconds':>9}"]
     for o in outcomes:
@@ -127,14 +163,12 @@ def main() -> int:
     builds = Builds(needed)
     outcomes = []
     try:
-        for tier in wanted:
-            if tier in QUIET:
+        for together in ROUNDS:
+            tiers = [tier for tier in together if tier in wanted]
+            if QUIET.intersection(tiers):
                 builds.settle()
-            if problem := builds.require(NEEDS.get(tier, ())):
-                print(f"{tier}: {problem}", file=sys.stderr)
-                outcomes.append(Outcome(tier, 0, 1, 0, 0.0, problem))
-                continue
-            outcomes.append(run_tier(tier, arguments))
+            if tiers:
+                outcomes += run_round(tiers, arguments, builds)
     finally:
         builds.stop()
     print("\n" + table(outcomes))

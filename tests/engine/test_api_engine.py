@@ -167,6 +167,7 @@ def test_openai_client_chats(served: Served) -> None:
     assert plain.choices[0].message.content == text
 
 
+@pytest.mark.alone
 def test_a_killed_core_is_an_error_within_two_seconds_and_ready_within_ten(own: Served) -> None:
     body = {"max_tokens": 1500, "ignore_eos": True, "temperature": 0}
     with ThreadPoolExecutor(8) as pool:

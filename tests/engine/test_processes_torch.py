@@ -134,6 +134,7 @@ def test_kills_of_real_workers_change_no_token(
     assert any(r["in_flight"] is not None for r in split_engine.records("worker_lost")) or not slow
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("device", [devices.CPU], indirect=True)
 def test_quanta_move_cpu_time(split_engine: Engine) -> None:
     """Both phases saturated: the ratio of their CPU times at 80/20 is at least six times that at 20/80."""

@@ -202,6 +202,7 @@ def kubelet(state: State, cgroup: str) -> dict[str, object]:
         "imageGCHighThresholdPercent": 100,
         "serializeImagePulls": False,
         "nodeStatusUpdateFrequency": "4s",
+        "syncFrequency": "10s",  # how soon a changed ConfigMap is in the pods; a minute by default
         "shutdownGracePeriod": "0s",
     }
 
