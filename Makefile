@@ -59,7 +59,7 @@ bench-split: venv ## what a split does to prefill's service time (JSON and plot 
 	@$(PY) -m bench.split_rate
 
 crd: venv ## regenerate the CRD, its chart copy and its reference from the types
-	@$(PY) -m semipd_operator.crd
+	@$(PY) -m semipd_operator.generated
 
 clean: ## remove everything this project built, caches outside the clone included
 	-@$(PYTHON) e2e/cluster/cluster down

@@ -1,6 +1,6 @@
 """The CustomResourceDefinition, plain and as the chart's template. The typed model is its only source.
 
-``python -m semipd_operator.crd`` writes what is made from it into the source tree (see `generated`).
+``python -m semipd_operator.generated`` writes what is made from it into the source tree.
 """
 
 from __future__ import annotations
@@ -138,9 +138,3 @@ def chart_template() -> str:
         f"{body}"
         "{{- end }}\n"
     )
-
-
-if __name__ == "__main__":
-    from semipd_operator.generated import main
-
-    main()

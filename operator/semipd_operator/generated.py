@@ -22,7 +22,7 @@ def source_tree() -> Path:
     """The root of the checkout that this module runs from."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "crds").is_dir():
-        sys.exit("semipd_operator.crd: this is an installed package: run it from a source tree (make crd)")
+        sys.exit("semipd_operator.generated: this is an installed package: run it from a source tree (make crd)")
     return root
 
 
@@ -35,3 +35,7 @@ def main() -> None:
     for name, content in FILES.items():
         (root / name).write_text(content())
         print(name)
+
+
+if __name__ == "__main__":
+    main()
