@@ -122,13 +122,13 @@ def judge(samples: list[Sample], ended: float, lost: list[Any]) -> dict[str, Any
     up = next((s.at for s in samples if s.ready == s.wanted == 2), None)
     settled = [s for s in samples if up is not None and up + SETTLE_S <= s.at <= ended]
     changes = sum(a.wanted != b.wanted for a, b in pairwise(settled))
-    down = next((s.at - ended for s in samples if s.at > ended and s.wanted == s.ready == 1), None)
+    down = next((round(s.at - ended, 1) for s in samples if s.at > ended and s.wanted == s.ready == 1), None)
     minutes = (settled[-1].at - settled[0].at) / 60 if settled else 0.0
     _say(f"two pods after {up} s; {changes} changes in {minutes:.1f} constant minutes; one pod {down} s after the end")
     return {
         "samples": [asdict(sample) for sample in samples],
         "up_seconds": up,
-        "constant_minutes": minutes,
+        "constant_minutes": round(minutes, 1),
         "changes": changes,
         "down_seconds": down,
         "verdicts": {
