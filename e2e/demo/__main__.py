@@ -105,7 +105,7 @@ def cluster_acts(outcome: Outcome, jobs: Jobs, model: Path, *, local: bool) -> N
         registry = os.environ["REGISTRY"].rstrip("/")
         images = {name: f"{registry}/{name}:dev" for name in ("operator", "engine")}
     with outcome.act("The operator, by Helm"):
-        cluster.install(outcome, kube, images)
+        cluster.install(outcome, kube, images, local=local)
     with outcome.act("kubectl apply"):
         service = cluster.deploy(outcome, kube, model, local=local, engine_image=images["engine"])
     outcome.facts["address"] = service.url

@@ -20,6 +20,8 @@ from semipd_operator.render.pod import USER
 NAMESPACE, OPERATOR_NAMESPACE = "demo", "semipd-system"
 CHART = ROOT / "charts" / "semipd-operator"
 READY_SECONDS = 180.0
+PULL_SECONDS = 900
+"""The engine's image is some gigabytes."""
 
 
 def show(outcome: Outcome, kube: Kube, *arguments: str) -> str:
@@ -32,9 +34,10 @@ def show(outcome: Outcome, kube: Kube, *arguments: str) -> str:
     return answer
 
 
-def install(outcome: Outcome, kube: Kube, images: dict[str, str]) -> None:
+def install(outcome: Outcome, kube: Kube, images: dict[str, str], *, local: bool) -> None:
     """Helm, with the images given (operator and engine, with their tags)."""
-    values = []
+    # The tags of a registry move; those of the local cluster carry the content's hash, and are in its containerd only.
+    values = [] if local else ["--set", "image.pullPolicy=Always,engine.image.pullPolicy=Always"]
     for key, image in (("image", images["operator"]), ("engine.image", images["engine"])):
         repository, _, tag = image.rpartition(":")
         values += ["--set", f"{key}.repository={repository}", "--set-string", f"{key}.tag={tag}"]
@@ -51,14 +54,16 @@ def deploy(outcome: Outcome, kube: Kube, model: Path, *, local: bool, engine_ima
     """Applies the example's manifest over a claim that holds the model, and waits until it is Ready."""
     kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
     kube.apply(*claim(NAMESPACE, model.parent if local else None))
-    if not local:
-        upload(kube, model, engine_image)
     spd = manifest(f"pvc://models/{model.name}")
     spd["metadata"]["namespace"] = NAMESPACE
     spd["spec"]["engine"]["resources"]["requests"]["cpu"] = "500m"  # two pods fit on a machine with two cores
     service = Deployed(kube, NAMESPACE, spd["metadata"]["name"])
-    if service.images() - {engine_image}:  # of an earlier demo: a new operator restarts no engine
-        kube.kubectl("-n", NAMESPACE, "delete", "spd", service.name, "--wait", "--cascade=foreground")
+    images = service.images()
+    if images - {engine_image} or (images and not local):  # of an earlier demo: a new operator restarts no engine
+        kube.kubectl("-n", NAMESPACE, "delete", "spd", service.name, "--wait", "--cascade=foreground", seconds=120)
+    if not local:
+        node = upload(kube, model, engine_image)
+        spd["spec"]["podTemplate"] = {"spec": {"affinity": on_node(node)}}
     outcome.console.print("  [bold]$ kubectl apply -f examples/cpu.yaml[/]  [dim](with the demo's model folder)[/]")
     outcome.console.print(f"  {kube.apply(spd).strip()}", markup=False)
     service.merge({"slo": None, "autoscaling": None, "replicas": 1})  # what an earlier demo patched in
@@ -90,8 +95,14 @@ def reach(service: Deployed, kube: Kube, *, local: bool) -> Iterator[None]:
         stop(forward)
 
 
-def upload(kube: Kube, model: Path, image: str) -> None:
-    """Copies the model folder onto the claim, through a pod that only waits."""
+def on_node(name: str) -> Manifest:
+    """Affinity to one node: a ReadWriteOnce claim cannot be attached to two."""
+    term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [name]}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}
+
+
+def upload(kube: Kube, model: Path, image: str) -> str:
+    """Copies the model folder onto the claim, through a pod that only waits. Returns the pod's node."""
     name = "model-upload"
     volume = {"name": "models", "persistentVolumeClaim": {"claimName": "models"}}
     pod: Manifest = {
@@ -106,6 +117,7 @@ def upload(kube: Kube, model: Path, image: str) -> None:
                 {
                     "name": "upload",
                     "image": image,
+                    "imagePullPolicy": "Always",
                     "command": ["sleep", "3600"],
                     "volumeMounts": [{"name": "models", "mountPath": "/models"}],
                 }
@@ -113,7 +125,9 @@ def upload(kube: Kube, model: Path, image: str) -> None:
         },
     }
     kube.apply(pod)
-    kube.kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", f"pod/{name}", "--timeout=300s", seconds=310)
+    until = ["--for=condition=Ready", f"--timeout={PULL_SECONDS}s"]
+    kube.kubectl("-n", NAMESPACE, "wait", f"pod/{name}", *until, seconds=PULL_SECONDS + 10)
+    node = str(kube.get("-n", NAMESPACE, "pod", name)["spec"]["nodeName"])
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.add(model, arcname=model.name)
@@ -122,3 +136,4 @@ def upload(kube: Kube, model: Path, image: str) -> None:
     if answer.returncode:
         raise DemoError(f"the model could not be copied to the claim: {answer.stderr.decode(errors='replace')}")
     kube.kubectl("-n", NAMESPACE, "delete", "pod", name, "--grace-period=1")
+    return node
