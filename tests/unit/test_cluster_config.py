@@ -146,14 +146,19 @@ def test_version_2_controllers_are_switched_on_and_back(tmp_path: Path) -> None:
         group.mkdir(exist_ok=True)
         (group / "cgroup.controllers").write_text("cpuset cpu memory pids\n")
         (group / "cgroup.subtree_control").write_text("memory pids\n")
+    control = tmp_path / "cgroup.subtree_control"
     hierarchies = cgroups.Hierarchies(2, (tmp_path,))
-    assert cgroups.create(hierarchies, "x") == ["cpuset", "cpu"]
-    assert (tmp_path / "cgroup.subtree_control").read_text() == "+cpuset +cpu"
+    assert cgroups.create(hierarchies, "x") == ["memory", "pids"]
+    assert control.read_text() == "+cpuset +cpu"
     for file in (tmp_path / "x").glob("cgroup.*"):
         file.unlink()  # the kernel's files do not keep a group from being removed
-    assert cgroups.destroy(hierarchies, "x", ["cpu"]) == []
+    control.write_text("memory pids misc\n")  # runc's doing
+    assert cgroups.destroy(hierarchies, "x", ["memory", "pids"]) == []
     assert not (tmp_path / "x").exists()
-    assert (tmp_path / "cgroup.subtree_control").read_text() == "-cpu"
+    assert control.read_text() == "-misc"
+    control.write_text("memory misc\n")
+    assert cgroups.destroy(hierarchies, "x") == []
+    assert control.read_text() == "memory misc\n"  # nobody knows what was on before
 
 
 def test_a_busy_cgroup_is_reported(tmp_path: Path) -> None:

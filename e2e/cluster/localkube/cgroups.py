@@ -1,7 +1,8 @@
 """A cgroup of our own in every hierarchy of the host, version 1 or 2, and its removal. Knows no Kubernetes."""
 
+import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,14 +44,14 @@ def host_hierarchies() -> Hierarchies:
 def create(hierarchies: Hierarchies, name: str) -> list[str]:
     """Makes NAME (for the kubelet's pods) and NAME/system (for our processes) in every hierarchy.
 
-    Returns the controllers that had to be switched on at a version 2 root; `destroy` takes them back.
+    Returns the controllers that were on at a version 2 root before; `destroy` takes the others back.
     """
-    switched: list[str] = []
+    before = _switched_on(hierarchies.mounts[0]) if hierarchies.version == 2 else []
     for mount in hierarchies.mounts:
         top = mount / name
         try:
             if hierarchies.version == 2:
-                switched = _delegate(mount)
+                _delegate(mount)
             top.mkdir(exist_ok=True)
             if hierarchies.version == 2:
                 _delegate(top)
@@ -62,7 +63,7 @@ def create(hierarchies: Hierarchies, name: str) -> list[str]:
         if hierarchies.version == 1:
             _fill_cpuset(top)
             _fill_cpuset(top / "system")
-    return switched
+    return before
 
 
 def join(hierarchies: Hierarchies, name: str, pid: int) -> None:
@@ -71,28 +72,40 @@ def join(hierarchies: Hierarchies, name: str, pid: int) -> None:
         (mount / name / "system" / "cgroup.procs").write_text(str(pid))
 
 
-def destroy(hierarchies: Hierarchies, name: str, switched: Iterable[str] = (), patience_s: float = 10.0) -> list[Path]:
-    """Removes NAME and all below it once its processes are gone; returns what would not go within `patience_s`."""
+def destroy(
+    hierarchies: Hierarchies, name: str, before: Collection[str] | None = None, patience_s: float = 10.0
+) -> list[Path]:
+    """Removes NAME and all below it once its processes are gone; returns what would not go within `patience_s`.
+
+    Then switches off at a version 2 root what was not on `before` (None: unknown): our own controllers, and those that
+    runc switches on, which takes all there are.
+    """
     deadline = time.monotonic() + patience_s
     mounts = (*hierarchies.mounts, *hierarchies.bare)
     while left := [path for mount in mounts for path in _remove_tree(mount / name)]:
         if time.monotonic() > deadline:
             return left
         time.sleep(0.05)
-    if hierarchies.version == 2:
-        for controller in switched:
-            (hierarchies.mounts[0] / "cgroup.subtree_control").write_text(f"-{controller}")
+    if hierarchies.version == 2 and before is not None:
+        root = hierarchies.mounts[0]
+        for controller in _switched_on(root):
+            if controller not in before:
+                with contextlib.suppress(OSError):  # busy: somebody else has come to use it
+                    (root / "cgroup.subtree_control").write_text(f"-{controller}")
     return []
 
 
-def _delegate(group: Path) -> list[str]:
-    """Switches on for the children of a version 2 group what the kubelet needs; returns what was off."""
+def _switched_on(group: Path) -> list[str]:
+    """Controllers that the children of a version 2 group have."""
+    return (group / "cgroup.subtree_control").read_text().split()
+
+
+def _delegate(group: Path) -> None:
+    """Switches on for the children of a version 2 group what the kubelet needs."""
     available = (group / "cgroup.controllers").read_text().split()
-    enabled = (group / "cgroup.subtree_control").read_text().split()
-    switched = [name for name in _WANTED if name in available and name not in enabled]
-    if switched:
-        (group / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in switched))
-    return switched
+    enabled = _switched_on(group)
+    if missing := [name for name in _WANTED if name in available and name not in enabled]:
+        (group / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in missing))
 
 
 def _fill_cpuset(group: Path) -> None:

@@ -146,8 +146,8 @@ def _start(state: State) -> None:
     for module in ("overlay", "br_netfilter", "veth", "nf_conntrack", "xt_conntrack", "iptable_nat", "nf_tables"):
         if shutil.which("modprobe"):  # built into some kernels, and then there is nothing to load
             subprocess.run(["modprobe", "-q", module], check=False, capture_output=True)
-    switched = cgroups.create(cgroups.host_hierarchies(), state.cgroup)
-    _write_json(state.undo, {"controllers": switched})
+    before = cgroups.create(cgroups.host_hierarchies(), state.cgroup)
+    _write_json(state.undo, {"controllers_before": before})
     state.record_supervisor(supervisor.start(state))
 
 
@@ -201,10 +201,10 @@ def _tear_down(state: State) -> None:
         deadline = time.monotonic() + 20
         while state.supervisor_pid() and time.monotonic() < deadline:
             time.sleep(0.02)
-    switched: list[str] = []
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        switched = json.loads(state.undo.read_text())["controllers"]
-    if left := cgroups.destroy(cgroups.host_hierarchies(), state.cgroup, switched):
+    before: list[str] | None = None
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+        before = json.loads(state.undo.read_text())["controllers_before"]
+    if left := cgroups.destroy(cgroups.host_hierarchies(), state.cgroup, before):
         raise ClusterError(
             f"cgroup {left[0]} is still busy", "look who is in its cgroup.procs, end it, and run `down` again"
         )
