@@ -60,7 +60,8 @@ def deploy(outcome: Outcome, kube: Kube, model: Path, *, local: bool, engine_ima
     service = Deployed(kube, NAMESPACE, spd["metadata"]["name"])
     images = service.images()
     if images - {engine_image} or (images and not local):  # of an earlier demo: a new operator restarts no engine
-        kube.kubectl("-n", NAMESPACE, "delete", "spd", service.name, "--wait", "--cascade=foreground", seconds=120)
+        gone = ["--ignore-not-found", "--wait", "--cascade=foreground"]
+        kube.kubectl("-n", NAMESPACE, "delete", "spd", service.name, *gone, seconds=120)
     if not local:
         node = upload(kube, model, engine_image)
         spd["spec"]["podTemplate"] = {"spec": {"affinity": on_node(node)}}
