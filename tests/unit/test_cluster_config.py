@@ -1,8 +1,10 @@
 """Rendering, state and cgroup handling of the local cluster, without starting one."""
 
+import errno
 import json
 import os
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -159,6 +161,26 @@ def test_version_2_controllers_are_switched_on_and_back(tmp_path: Path) -> None:
     control.write_text("memory misc\n")
     assert cgroups.destroy(hierarchies, "x") == []
     assert control.read_text() == "memory misc\n"  # nobody knows what was on before
+
+
+def test_a_controller_that_somebody_uses_stays_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hierarchies = cgroups.Hierarchies(2, (tmp_path,))
+    (tmp_path / "cgroup.subtree_control").write_text("cpu misc\n")
+    written: list[str] = []
+
+    def refuse(number: int) -> Callable[[Path, str], int]:
+        def write_text(_: Path, text: str) -> int:
+            written.append(text)
+            raise OSError(number, "refused")
+
+        return write_text
+
+    monkeypatch.setattr(Path, "write_text", refuse(errno.EBUSY))
+    assert cgroups.destroy(hierarchies, "x", []) == []
+    assert written == ["-cpu", "-misc"]
+    monkeypatch.setattr(Path, "write_text", refuse(errno.EPERM))
+    with pytest.raises(PermissionError):
+        cgroups.destroy(hierarchies, "x", [])
 
 
 def test_a_busy_cgroup_is_reported(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """A cgroup of our own in every hierarchy of the host, version 1 or 2, and its removal. Knows no Kubernetes."""
 
-import contextlib
+import errno
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -46,11 +46,12 @@ def create(hierarchies: Hierarchies, name: str) -> list[str]:
 
     Returns the controllers that were on at a version 2 root before; `destroy` takes the others back.
     """
-    before = _switched_on(hierarchies.mounts[0]) if hierarchies.version == 2 else []
+    before: list[str] = []
     for mount in hierarchies.mounts:
         top = mount / name
         try:
             if hierarchies.version == 2:
+                before = _switched_on(mount)
                 _delegate(mount)
             top.mkdir(exist_ok=True)
             if hierarchies.version == 2:
@@ -90,14 +91,22 @@ def destroy(
         root = hierarchies.mounts[0]
         for controller in _switched_on(root):
             if controller not in before:
-                with contextlib.suppress(OSError):  # busy: somebody else has come to use it
-                    (root / "cgroup.subtree_control").write_text(f"-{controller}")
+                _switch_off(root, controller)
     return []
 
 
 def _switched_on(group: Path) -> list[str]:
     """Controllers that the children of a version 2 group have."""
     return (group / "cgroup.subtree_control").read_text().split()
+
+
+def _switch_off(group: Path, controller: str) -> None:
+    """Unless a child of the group has come to use it."""
+    try:
+        (group / "cgroup.subtree_control").write_text(f"-{controller}")
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
 
 
 def _delegate(group: Path) -> None:
