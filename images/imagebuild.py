@@ -101,6 +101,8 @@ class Builder:
             f'[storage]\ndriver = "overlay"\ngraphroot = "{self.store}"\nrunroot = "{self.folder}/run"\n'
             '[storage.options.overlay]\nmountopt = "nodev"\nskip_mount_home = "true"\n'
         )
+        # The store keeps which of the machine's network programs it once saw, and fails when that one is gone.
+        (self.store / "defaultNetworkBackend").unlink(missing_ok=True)
 
     def buildah(self, *arguments: str, check: bool = True, show: bool = False) -> subprocess.CompletedProcess[str]:
         env = os.environ | {

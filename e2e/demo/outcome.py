@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rich.console import Console
+from rich.markup import escape
 
 from e2e.demo.lanes import Scene
 
@@ -100,7 +101,8 @@ class Outcome:
     def check(self, name: str, ok: bool, detail: str = "") -> bool:
         self.checks.append(Check(name, ok, detail))
         colour, word = ("green", "PASS") if ok else ("red", "FAIL")
-        self.console.print(f"  [bold {colour}]{word}[/] {name}" + (f" [dim]({detail})[/]" if detail else ""))
+        said = f" [dim]({escape(detail)})[/]" if detail else ""  # a program's own words may hold brackets
+        self.console.print(f"  [bold {colour}]{word}[/] {escape(name)}{said}")
         return ok
 
     @contextmanager

@@ -86,6 +86,14 @@ def test_no_check_at_all_is_a_failure() -> None:
     assert Outcome(Console(file=io.StringIO())).failed
 
 
+def test_a_program_may_say_anything() -> None:
+    shown = io.StringIO()
+    words = 'could not find "netavark" in one of [/usr/lib/podman [bold]]'
+    Outcome(Console(file=shown, width=200)).check("images [/]", False, words)
+    assert words in shown.getvalue()
+    assert "images [/]" in shown.getvalue()
+
+
 def test_an_act_that_raises_is_a_failed_check_and_the_next_one_runs() -> None:
     found = outcome()
     with pytest.raises(Abandoned), found.act("the cluster comes up"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
+
 from e2e.demo.outcome import DemoError, Outcome
 from e2e.demo.reference import QUESTION, Case
 from e2e.demo.service import Send
@@ -15,7 +17,7 @@ def question(outcome: Outcome, send: Send, where: str) -> Record:
     if not record.ok:
         raise DemoError(f"no answer {where}: {record.error}")
     answer = record.text.strip()
-    outcome.console.print(f"  [bold]{QUESTION}[/]\n  {answer}\n")
+    outcome.console.print(f"  [bold]{QUESTION}[/]\n  {escape(answer)}\n")
     outcome.transcript.append((f"{QUESTION} ({where})", answer))
     ttft = f"first token after {(record.ttft or 0) * 1000:.0f} ms"
     outcome.check(f"the model answers, {where}", "Paris" in answer and record.finish_reason == "stop", ttft)

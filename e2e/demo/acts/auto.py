@@ -186,7 +186,7 @@ class Watch:
         if self._problems:
             raise DemoError(f"the load could not be sent: {self._problems[0]}")
         for line in summarise(self._found, Target(ttft=targets[0], tpot=targets[1])).lines():
-            self._console.print(f"  {line}", style="dim", highlight=False)
+            self._console.print(f"  {line}", style="dim", markup=False, highlight=False)
         ended = (
             Finished(one.token_times[-1], _ms(one.ttft), _ms(one.tpot), one.label)
             for one in self._found
