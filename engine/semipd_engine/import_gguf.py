@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from semipd_engine.model.errors import ModelError
+from semipd_engine.cards.errors import ModelError
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -24,15 +24,15 @@ def import_gguf(source: Path, out: Path, dtype: str = "bfloat16", progress: bool
     from semipd_engine.authoring.checkpoint_writer import CheckpointWriter
     from semipd_engine.authoring.gguf_file import GGUFFile
     from semipd_engine.authoring.model_dir import new_model_dir, write_json, write_tokenizer
-    from semipd_engine.model.config import ModelConfig
-    from semipd_engine.model.fields import Fields
-    from semipd_engine.model.weights import weight_specs
+    from semipd_engine.cards.fields import Fields
+    from semipd_engine.cards.registry import parse_card
+    from semipd_engine.cards.weights import weight_specs
 
     if not source.is_file():
         raise ModelError("NotFound", f"{source} does not exist")
     file = GGUFFile(source)
     values = file.config(dtype)
-    config = ModelConfig.parse(Fields(values, str(source)), {})
+    config = parse_card(Fields(values, str(source)), {})
     tensors = [tensor for spec in weight_specs(config) for tensor in spec.sources]
     with new_model_dir(out) as directory:
         write_json(directory / "config.json", values)

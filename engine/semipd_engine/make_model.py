@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from semipd_engine.model.errors import ModelError
+from semipd_engine.cards.errors import ModelError
+from semipd_engine.cards.registry import SYNTHETIC, parse_card
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 PRESETS = ("tiny", "small")
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
 
 def make_model(preset: str, architecture: str, out: Path, seed: int = 0, progress: bool = True) -> None:
@@ -29,15 +29,14 @@ def make_model(preset: str, architecture: str, out: Path, seed: int = 0, progres
     from semipd_engine.authoring.bpe_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, train_tokenizer
     from semipd_engine.authoring.checkpoint_writer import CheckpointWriter
     from semipd_engine.authoring.model_dir import new_model_dir, write_json, write_tokenizer
-    from semipd_engine.model.config import ModelConfig
-    from semipd_engine.model.fields import Fields
-    from semipd_engine.model.weights import weight_specs
+    from semipd_engine.cards.fields import Fields
+    from semipd_engine.cards.weights import weight_specs
 
     sizes = random_model.PRESETS[preset]
     end_of_text, _, end_of_turn = range(3)
     eos = [end_of_turn, end_of_text]
     values = random_model.model_config(sizes, architecture, eos)
-    config = ModelConfig.parse(Fields(values, "config.json"), {})
+    config = parse_card(Fields(values, "config.json"), {})
     tensors = [tensor for spec in weight_specs(config) for tensor in spec.sources]
     with new_model_dir(out) as directory:
         write_json(directory / "config.json", values)
@@ -53,7 +52,7 @@ def make_model(preset: str, architecture: str, out: Path, seed: int = 0, progres
 def add_command(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("make-model", help="make a model with random weights", description=__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="15 million or 0.5 billion parameters")
-    parser.add_argument("--arch", choices=ARCHITECTURES, default="llama", help="architecture")
+    parser.add_argument("--arch", choices=SYNTHETIC, default="llama", help="architecture")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write; must not exist yet")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same model")
     parser.set_defaults(func=_run)

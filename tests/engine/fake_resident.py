@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterator
 
 from tests.engine.fake_model import VOCABULARY, FakeRunner, layout
 
+from semipd_engine.cards.errors import ModelError
 from semipd_engine.contract import EngineOptions, Phase
 from semipd_engine.ipc.messages import DecodePlan, PrefillPlan, StepResult
 from semipd_engine.memory import resident
 from semipd_engine.memory.kv_size import MemoryGrant, available_memory
 from semipd_engine.memory.loaded import UnfitError
-from semipd_engine.model.errors import ModelError
 from semipd_engine.pacing.quantum import Pacer
 from semipd_engine.server.flags import parse_options
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from semipd_engine.cards.registry import read_card
 from semipd_engine.ipc.messages import (
     DecodePlan,
     DecodeRow,
@@ -25,7 +26,6 @@ from semipd_engine.ipc.messages import (
 )
 from semipd_engine.memory.arena import load_arena
 from semipd_engine.memory.kv_pool import KVPool
-from semipd_engine.model.config import ModelConfig
 from semipd_engine.model.device import CPU, set_precision
 from semipd_engine.pacing.quantum import Pacer, Unpaced
 from semipd_engine.worker.model_runner import ModelRunner
@@ -73,7 +73,7 @@ class Driver:
     ) -> None:
         if device.type == "cuda":
             set_precision(dtype)
-        self.config = ModelConfig.from_dir(model)
+        self.config = read_card(model)
         self.arena = load_arena(self.config, model, dtype, device=device)
         self.kv = KVPool.create(self.config.kv_layout(BLOCK_SIZE, dtype.itemsize), num_blocks, dtype, device)
         for layer in range(self.config.num_layers):

@@ -14,18 +14,18 @@ from tests.engine.test_model_config import SIZES, save
 from transformers import LlamaConfig
 
 from e2e import models
+from semipd_engine.cards.errors import ModelError
+from semipd_engine.cards.registry import read_card
 from semipd_engine.memory.arena import WeightArena, load_arena
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.memory.layout import KVComponent, KVLayout
 from semipd_engine.memory.region import Region
-from semipd_engine.model.config import ModelConfig
-from semipd_engine.model.errors import ModelError
 
 pytestmark = pytest.mark.engine
 
 
 def load(model: Path, dtype: torch.dtype = torch.float32) -> WeightArena:
-    return load_arena(ModelConfig.from_dir(model), model, dtype)
+    return load_arena(read_card(model), model, dtype)
 
 
 def test_shards_equal_a_single_file(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_shards_equal_a_single_file(tmp_path: Path) -> None:
 def test_progress_grows_to_one_hundred(tmp_path: Path) -> None:
     model = save(LlamaConfig(**SIZES), tmp_path)
     seen: list[int] = []
-    load_arena(ModelConfig.from_dir(model), model, torch.bfloat16, seen.append)
+    load_arena(read_card(model), model, torch.bfloat16, seen.append)
     assert seen == sorted(set(seen))
     assert seen[-1] == 100
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from e2e import models
+from semipd_engine.cards.errors import ModelError
+from semipd_engine.cards.registry import read_card
 from semipd_engine.import_gguf import import_gguf
 from semipd_engine.make_model import make_model
-from semipd_engine.model.config import ModelConfig
-from semipd_engine.model.errors import ModelError
 
 pytestmark = pytest.mark.engine
 
@@ -37,7 +37,7 @@ def gguf_folder() -> tuple[Path, str]:
 def test_every_id_of_a_random_model_decodes_to_text() -> None:
     model = models.random_model("qwen3")
     tokenizer = AutoTokenizer.from_pretrained(model)
-    size = ModelConfig.from_dir(model).vocab_size
+    size = read_card(model).vocab_size
     assert len(tokenizer) == size
     assert all(tokenizer.decode([token]) for token in range(size))
     assert [tokenizer.decode(tokenizer(text).input_ids) for text in TEXTS] == TEXTS
@@ -90,7 +90,7 @@ def test_the_imported_tokenizer_equals_that_of_transformers() -> None:
 
 def test_the_import_writes_what_the_metadata_says() -> None:
     model = models.smollm2()
-    config = ModelConfig.from_dir(model)
+    config = read_card(model)
     assert (config.architecture, config.num_layers, config.hidden_size, config.head_dim) == ("llama", 30, 576, 64)
     assert (config.rope.theta, config.rms_norm_eps, config.tie_word_embeddings) == (100000.0, 1e-5, True)
     assert (config.max_position_embeddings, config.eos_token_ids, config.dtype) == (8192, (2,), "bfloat16")

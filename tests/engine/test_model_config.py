@@ -11,9 +11,9 @@ import torch
 from tests.engine.model_driver import Driver, assert_equal_to_reference, greedy, random_prompt
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
+from semipd_engine.cards.errors import ModelError
+from semipd_engine.cards.registry import parse_card, read_card
 from semipd_engine.memory.arena import load_arena
-from semipd_engine.model.config import ModelConfig
-from semipd_engine.model.errors import ModelError
 from semipd_engine.model.rope import inverse_frequencies
 
 pytestmark = pytest.mark.engine
@@ -79,14 +79,14 @@ def test_both_spellings_mean_the_same(name: str, tmp_path: Path) -> None:
     CONFIGS[name].save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     values = json.loads(path.read_text())
-    modern = ModelConfig.from_dir(tmp_path)
+    modern = read_card(tmp_path)
     rope = values.pop("rope_parameters")
     values["rope_theta"] = rope.pop("rope_theta")
     kind = rope.pop("rope_type")
     values["rope_scaling"] = None if kind == "default" else {"type": kind, **rope}
     values["torch_dtype"] = values.pop("dtype", None) or "float32"
     path.write_text(json.dumps(values))
-    assert ModelConfig.from_dir(tmp_path) == modern
+    assert read_card(tmp_path) == modern
 
 
 def test_frequencies_of_llama3_and_yarn_equal_transformers() -> None:
@@ -95,18 +95,18 @@ def test_frequencies_of_llama3_and_yarn_equal_transformers() -> None:
     for parameters in (LLAMA3, YARN, {**YARN, "mscale": 0.7, "mscale_all_dim": 1.1, "truncate": False}):
         config = LlamaConfig(**SIZES, head_dim=64, rope_parameters=dict(parameters))
         expected, factor = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config)
-        from semipd_engine.model.fields import Fields
+        from semipd_engine.cards.fields import Fields
 
-        frequencies, ours = inverse_frequencies(ModelConfig.parse(Fields(config.to_dict(), "config.json"), {}).rope, 64)
+        frequencies, ours = inverse_frequencies(parse_card(Fields(config.to_dict(), "config.json"), {}).rope, 64)
         torch.testing.assert_close(frequencies, expected, rtol=0, atol=0)
         assert ours == pytest.approx(factor)
 
 
 def test_generation_config_wins_and_a_window_limits_the_length(tmp_path: Path) -> None:
     MistralConfig(**{**SIZES, "eos_token_id": 9}, sliding_window=64).save_pretrained(tmp_path)
-    assert ModelConfig.from_dir(tmp_path).eos_token_ids == (9,)
+    assert read_card(tmp_path).eos_token_ids == (9,)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3]}))
-    config = ModelConfig.from_dir(tmp_path)
+    config = read_card(tmp_path)
     assert config.eos_token_ids == (2, 3)
     assert config.max_position_embeddings == 64
 
@@ -129,13 +129,13 @@ def test_refusals_name_the_field(change: dict[str, Any], reason: str, named: str
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ModelError, match=named) as error:
-        ModelConfig.from_dir(tmp_path)
+        read_card(tmp_path)
     assert error.value.reason == reason
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"config\.json does not exist"):
-        ModelConfig.from_dir(tmp_path)
+        read_card(tmp_path)
     LlamaConfig(**SIZES).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"model\.safetensors does not exist"):
-        load_arena(ModelConfig.from_dir(tmp_path), tmp_path, torch.float32)
+        load_arena(read_card(tmp_path), tmp_path, torch.float32)

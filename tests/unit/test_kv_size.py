@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from semipd_engine.cards.errors import ModelError
 from semipd_engine.memory.kv_size import (
     AUTOMATIC_SHARE,
     GPU_RESERVED,
@@ -16,7 +17,6 @@ from semipd_engine.memory.kv_size import (
     num_kv_blocks,
 )
 from semipd_engine.memory.layout import KVComponent, KVLayout
-from semipd_engine.model.errors import ModelError
 
 pytestmark = pytest.mark.unit
 

@@ -13,10 +13,10 @@ from gguf import GGUFReader, ReaderTensor
 from gguf.quants import dequantize
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from semipd_engine.model.errors import ModelError
-from semipd_engine.model.weights import EMBEDDING, LM_HEAD
+from semipd_engine.cards.errors import ModelError
+from semipd_engine.cards.registry import SYNTHETIC
+from semipd_engine.cards.weights import EMBEDDING, LM_HEAD
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
 CONTROL, USER_DEFINED = 3, 4
 """Token types of GGUF."""
 _LAYER_PARTS = {
@@ -47,10 +47,10 @@ class GGUFFile:
             raise ModelError("InvalidCheckpoint", f"{path}: {error}") from error
         self._tensors: dict[str, ReaderTensor] = {tensor.name: tensor for tensor in self._reader.tensors}
         self.architecture = str(self.get("general.architecture"))
-        if self.architecture not in ARCHITECTURES:
+        if self.architecture not in SYNTHETIC:
             raise ModelError(
                 "UnsupportedArchitecture",
-                f"{path}: general.architecture is {self.architecture!r}; import-gguf knows {', '.join(ARCHITECTURES)}",
+                f"{path}: general.architecture is {self.architecture!r}; import-gguf knows {', '.join(SYNTHETIC)}",
             )
         if "rope_freqs.weight" in self._tensors or self._arch("rope.scaling.type", "none") != "none":
             raise ModelError("UnsupportedRopeScaling", f"{path}: scaled rotary positions cannot be imported yet")
@@ -92,7 +92,7 @@ class GGUFFile:
         }
 
     def tensor(self, name: str, num_heads: int, num_kv_heads: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """A tensor by its checkpoint name (`model.weights`), float32, rows first."""
+        """A tensor by its checkpoint name (`cards.weights`), float32, rows first."""
         tensor = self._tensors.get(_gguf_name(name))
         if tensor is None:
             raise ModelError("MissingTensors", f"the GGUF file lacks {_gguf_name(name)} (for {name})")

@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from semipd_engine.model.errors import ModelError
+from semipd_engine.cards.errors import ModelError
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semipd_engine.model.weights import EMBEDDING, Source
+from semipd_engine.cards.weights import EMBEDDING, Source
 
 QUERY_KEY_GAIN = 1.7
 """Scores of attention get a standard deviation of about its square: some positions win, none alone."""

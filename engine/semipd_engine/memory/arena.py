@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from semipd_engine.cards.config import ModelConfig
+from semipd_engine.cards.weights import WeightSpec, weight_specs
 from semipd_engine.memory.manifest import ArenaEntry
 from semipd_engine.memory.region import Region
 from semipd_engine.memory.shared import align
 from semipd_engine.model.checkpoint import stream
-from semipd_engine.model.config import ModelConfig
-from semipd_engine.model.weights import WeightSpec, weight_specs
 
 CPU = torch.device("cpu")
 PROBES, PROBE_BYTES = 64, 1024

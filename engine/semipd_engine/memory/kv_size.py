@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from semipd_engine.cards.errors import ModelError
 from semipd_engine.memory.layout import KVLayout
-from semipd_engine.model.errors import ModelError
 
 AUTOMATIC_SHARE = 0.4
 """CPU: activations of two workers, the other processes and the page cache share the rest."""

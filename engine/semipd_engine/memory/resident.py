@@ -20,6 +20,7 @@ from pathlib import Path
 
 from setproctitle import setproctitle
 
+from semipd_engine.cards.errors import ModelError
 from semipd_engine.contract import EngineOptions
 from semipd_engine.ipc.frames import BlockingChannel, ChannelClosed, FrameError
 from semipd_engine.ipc.messages import (
@@ -36,7 +37,6 @@ from semipd_engine.memory.kv_size import num_kv_blocks
 from semipd_engine.memory.loaded import Load, LoadedModel
 from semipd_engine.memory.resident_socket import RESIDENT_SOCKET
 from semipd_engine.memory.spawn import start_worker
-from semipd_engine.model.errors import ModelError
 from semipd_engine.pacing.page import PacingPage
 from semipd_engine.process import listen
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from semipd_engine import ops
+from semipd_engine.cards.config import ModelConfig
 from semipd_engine.model.batch import Batch, Segment
-from semipd_engine.model.config import ModelConfig
 from semipd_engine.model.quanta import Load, Quanta
 
 MOST_SCORE_BYTES = 256 << 20

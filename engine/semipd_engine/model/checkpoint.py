@@ -12,9 +12,10 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from semipd_engine.model.config import ModelConfig, read_json
-from semipd_engine.model.errors import ModelError
-from semipd_engine.model.weights import LM_HEAD
+from semipd_engine.cards.config import ModelConfig
+from semipd_engine.cards.errors import ModelError
+from semipd_engine.cards.fields import read_json
+from semipd_engine.cards.weights import LM_HEAD
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DERIVED = ("rotary_emb.inv_freq",)

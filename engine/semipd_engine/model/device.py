@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from semipd_engine.cards.errors import ModelError
 from semipd_engine.contract import Device
-from semipd_engine.model.errors import ModelError
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)

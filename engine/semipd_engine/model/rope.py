@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from semipd_engine.model.rope_config import RopeConfig
+from semipd_engine.cards.rope import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[Tensor, float]:

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semipd_engine import ops
+from semipd_engine.cards.config import ModelConfig
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.model.attention import GroupedQueryAttention
 from semipd_engine.model.batch import Batch
-from semipd_engine.model.config import ModelConfig
 from semipd_engine.model.mlp import SwiGLU
 from semipd_engine.model.quanta import Load, Quanta
 

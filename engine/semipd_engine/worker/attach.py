@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from semipd_engine.cards.config import ModelConfig
 from semipd_engine.memory.manifest import ArenaEntry, RegionExport
-from semipd_engine.model.config import ModelConfig
 
 
 class ModelExport(msgspec.Struct, frozen=True):

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from semipd_engine.cards.config import ModelConfig
 from semipd_engine.ipc.messages import DecodePlan, PrefillPlan, StepResult, TokenResult
 from semipd_engine.memory.kv_pool import KVPool
-from semipd_engine.model.config import ModelConfig
 from semipd_engine.model.errors import PlanError
 from semipd_engine.model.quanta import Load, Quanta
 from semipd_engine.model.rope import RotaryEmbedding

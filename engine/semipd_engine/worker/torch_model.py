@@ -11,6 +11,9 @@ from pathlib import Path
 
 import torch
 
+from semipd_engine.cards.config import ModelConfig
+from semipd_engine.cards.errors import ModelError
+from semipd_engine.cards.registry import read_card
 from semipd_engine.contract import Device, DType, EngineOptions
 from semipd_engine.memory.arena import WeightArena, load_arena
 from semipd_engine.memory.kv_pool import KVPool
@@ -18,8 +21,6 @@ from semipd_engine.memory.kv_size import GPU_RESERVED, GPU_SHARE, MemoryGrant, a
 from semipd_engine.memory.loaded import Attachment, Runner, UnfitError
 from semipd_engine.memory.region import Region
 from semipd_engine.model import device as devices
-from semipd_engine.model.config import ModelConfig
-from semipd_engine.model.errors import ModelError
 from semipd_engine.pacing.quantum import Pacer, Unpaced
 from semipd_engine.worker.attach import ModelExport
 from semipd_engine.worker.model_runner import ModelRunner
@@ -136,7 +137,7 @@ def load(options: EngineOptions, progress: Callable[[int], None]) -> TorchModel:
     """Load the model that the options name. Raises `ModelError`."""
     torch.set_num_threads(1)  # before any operator: a process with a thread pool cannot be forked
     device = devices.resolve(options.device)
-    config = ModelConfig.from_dir(options.model)
+    config = read_card(options.model)
     max_model_len = _max_model_len(config, options)
     dtype = _dtype(config, options.dtype, device)
     if device.type == "cuda":

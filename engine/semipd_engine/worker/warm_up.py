@@ -9,13 +9,13 @@ import math
 
 import torch
 
+from semipd_engine.cards.config import ModelConfig
 from semipd_engine.ipc.messages import DecodePlan, DecodeRow, PrefillChunk, PrefillPlan, Sampling, TokenResult
 from semipd_engine.memory.arena import WeightArena
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.memory.layout import KVLayout
 from semipd_engine.memory.loaded import UnfitError
 from semipd_engine.memory.region import Region
-from semipd_engine.model.config import ModelConfig
 from semipd_engine.pacing.quantum import Unpaced
 from semipd_engine.worker.model_runner import ModelRunner
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from semipd_engine.model.errors import ModelError
-from semipd_engine.model.fields import Fields
+from semipd_engine.cards.errors import ModelError
+from semipd_engine.cards.fields import Fields
 
 KINDS = ("default", "linear", "llama3", "yarn")
 

@@ -1,22 +1,19 @@
-"""The part of a Hugging Face model directory that says what to build: `config.json` and `generation_config.json`.
+"""What a dense decoder-only model is: sizes, rotary positions, KV layout. Torch-free: core and launcher size with it.
 
-Reads the files as transformers 4 writes them (`rope_theta`, `rope_scaling`, `torch_dtype`) and as 5 does
-(`rope_parameters`, `dtype`). Torch-free: core and launcher import it to size things. Knows nothing of weights.
+Reads the fields as transformers 4 writes them (`rope_theta`, `rope_scaling`, `torch_dtype`) and as 5 does
+(`rope_parameters`, `dtype`). What differs between families is in their own modules; knows nothing of weights.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from semipd_engine.cards.errors import ModelError
+from semipd_engine.cards.fields import Fields
+from semipd_engine.cards.rope import RopeConfig
 from semipd_engine.memory.layout import KVComponent, KVLayout
-from semipd_engine.model.errors import ModelError
-from semipd_engine.model.fields import Fields
-from semipd_engine.model.rope_config import RopeConfig
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -25,7 +22,7 @@ class ModelConfig:
     """One decoder-only transformer: grouped-query attention, rotary positions, RMSNorm, SwiGLU."""
 
     architecture: str
-    """`model_type` of config.json: one of `ARCHITECTURES`."""
+    """`model_type` of config.json: a key of `cards.registry.FAMILIES`."""
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -51,37 +48,37 @@ class ModelConfig:
     bos_token_id: int | None
 
     @classmethod
-    def from_dir(cls, path: Path | str) -> ModelConfig:
-        """Raises `ModelError` for a missing or broken file and for what this engine cannot run, naming the field."""
-        directory = Path(path)
-        config = Fields(read_json(directory / "config.json"), "config.json")
-        generation: dict[str, Any] = {}
-        if (directory / "generation_config.json").exists():
-            generation = read_json(directory / "generation_config.json")
-        return cls.parse(config, generation)
+    def dense(
+        cls,
+        config: Fields,
+        generation: dict[str, Any],
+        *,
+        head_dim: int = 0,
+        qkv_bias: bool = False,
+        attention_output_bias: bool = False,
+        mlp_bias: bool = False,
+        qk_norm: bool = False,
+        window: object = None,
+    ) -> ModelConfig:
+        """The fields that all families spell alike; the rest is what the family says.
 
-    @classmethod
-    def parse(cls, config: Fields, generation: dict[str, Any]) -> ModelConfig:
-        architecture = config.text("model_type")
-        if architecture not in ARCHITECTURES:
-            raise ModelError(
-                "UnsupportedArchitecture",
-                f"config.json: model_type is {architecture!r}; this engine runs {', '.join(ARCHITECTURES)}",
-            )
+        `head_dim`: where config.json has none; 0: hidden_size / num_attention_heads. `window`: positions up to which
+        sliding attention is full attention; anything but an int: no limit. Raises `ModelError`, naming the field.
+        """
         config.refuse_unless("hidden_act", "silu")
         config.refuse_unless("quantization_config", None)
         hidden_size, num_heads = config.positive("hidden_size"), config.positive("num_attention_heads")
         num_kv_heads = config.positive("num_key_value_heads", num_heads)
-        head_dim = config.positive("head_dim", 128 if architecture == "qwen3" else hidden_size // num_heads)
+        head_dim = config.positive("head_dim", head_dim or hidden_size // num_heads)
         if num_heads % num_kv_heads or head_dim % 2:
             raise ModelError(
                 "InvalidConfig",
                 f"config.json: num_attention_heads ({num_heads}) must be a multiple of num_key_value_heads"
                 f" ({num_kv_heads}), and head_dim ({head_dim}) even",
             )
-        bias = config.flag("attention_bias") and architecture in ("llama", "qwen3")
+        longest = config.positive("max_position_embeddings", 2048)
         return cls(
-            architecture=architecture,
+            architecture=config.text("model_type"),
             vocab_size=config.positive("vocab_size"),
             hidden_size=hidden_size,
             intermediate_size=config.positive("intermediate_size"),
@@ -89,14 +86,14 @@ class ModelConfig:
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            max_position_embeddings=_max_length(config, architecture),
+            max_position_embeddings=min(longest, window) if isinstance(window, int) else longest,
             rms_norm_eps=config.number("rms_norm_eps", 1e-6),
             rope=RopeConfig.parse(config),
             tie_word_embeddings=config.flag("tie_word_embeddings"),
-            qkv_bias=bias or architecture == "qwen2",
-            attention_output_bias=bias,
-            mlp_bias=config.flag("mlp_bias") and architecture == "llama",
-            qk_norm=architecture == "qwen3",
+            qkv_bias=qkv_bias,
+            attention_output_bias=attention_output_bias,
+            mlp_bias=mlp_bias,
+            qk_norm=qk_norm,
             dtype=_dtype(config),
             eos_token_ids=_token_ids(generation.get("eos_token_id")) or _token_ids(config.get("eos_token_id")),
             bos_token_id=next(iter(_token_ids(config.get("bos_token_id"))), None),
@@ -114,26 +111,6 @@ class ModelConfig:
         """`block_size` in tokens, `itemsize` in bytes of a cache element."""
         components = (KVComponent("key", self.kv_width), KVComponent("value", self.kv_width))
         return KVLayout(self.num_layers, components, block_size, itemsize)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object. Raises `ModelError`: NotFound, InvalidConfig."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError("NotFound", f"{path} does not exist; a Hugging Face model directory has {path.name}") from None
-    except (OSError, ValueError) as error:
-        raise ModelError("InvalidConfig", f"{path}: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError("InvalidConfig", f"{path}: expected a JSON object")
-    return value
-
-
-def _max_length(config: Fields, architecture: str) -> int:
-    longest = config.positive("max_position_embeddings", 2048)
-    window = config.get("sliding_window", 4096 if architecture == "mistral" else None)
-    slides = architecture == "mistral" or config.flag("use_sliding_window")
-    return min(longest, window) if slides and isinstance(window, int) else longest
 
 
 def _dtype(config: Fields) -> str:

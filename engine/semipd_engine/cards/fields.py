@@ -1,10 +1,12 @@
-"""Typed access to a parsed JSON object, with errors that name file and field. Torch-free."""
+"""Typed access to a model folder's JSON files, with errors that name file and field."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-from semipd_engine.model.errors import ModelError
+from semipd_engine.cards.errors import ModelError
 
 
 class Fields:
@@ -62,3 +64,16 @@ class Fields:
 
     def _error(self, name: str, expected: str) -> ModelError:
         return ModelError("InvalidConfig", f"{self._source}: {name} is {self._values.get(name)!r}; expected {expected}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object. Raises `ModelError`: NotFound, InvalidConfig."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError("NotFound", f"{path} does not exist; a Hugging Face model directory has {path.name}") from None
+    except (OSError, ValueError) as error:
+        raise ModelError("InvalidConfig", f"{path}: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError("InvalidConfig", f"{path}: expected a JSON object")
+    return value

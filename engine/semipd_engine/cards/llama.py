@@ -1,0 +1,15 @@
+"""Llama 2 and 3, and models of that shape. Biases where config.json asks for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from semipd_engine.cards.config import ModelConfig
+from semipd_engine.cards.fields import Fields
+
+
+def llama(config: Fields, generation: dict[str, Any]) -> ModelConfig:
+    bias = config.flag("attention_bias")
+    return ModelConfig.dense(
+        config, generation, qkv_bias=bias, attention_output_bias=bias, mlp_bias=config.flag("mlp_bias")
+    )

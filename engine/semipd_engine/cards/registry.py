@@ -1,0 +1,63 @@
+"""The families that the engine runs: one line each. A family is two files, `cards/<family>.py` (what a model is) and
+`model/families/<family>.py` (how its layers are wired), and its line here.
+
+Torch-free: the wiring is named and imported where torch is (`model.decoder`). Everything that must know which
+architectures there are (commands, importers, errors) asks here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from semipd_engine.cards.config import ModelConfig
+from semipd_engine.cards.errors import ModelError
+from semipd_engine.cards.fields import Fields, read_json
+from semipd_engine.cards.llama import llama
+from semipd_engine.cards.mistral import mistral
+from semipd_engine.cards.qwen import qwen2, qwen3
+
+
+@dataclass(frozen=True)
+class Family:
+    """One `model_type` of config.json."""
+
+    card: Callable[[Fields, dict[str, Any]], ModelConfig]
+    """(config.json, generation_config.json) -> what the model is. Raises `ModelError`."""
+    wiring: str
+    """Module of `semipd_engine.model.families`; its `layer` builds one decoder layer."""
+    synthetic: bool = True
+    """`make-model` can write a random one, and `import-gguf` reads its files."""
+
+
+FAMILIES: Mapping[str, Family] = {
+    "llama": Family(llama, "llama"),
+    "mistral": Family(mistral, "mistral", synthetic=False),
+    "qwen2": Family(qwen2, "qwen"),
+    "qwen3": Family(qwen3, "qwen"),
+}
+SYNTHETIC = tuple(name for name, family in FAMILIES.items() if family.synthetic)
+
+
+def read_card(path: Path | str) -> ModelConfig:
+    """What the Hugging Face directory `path` holds. Raises `ModelError` for a missing or broken file and for what this
+    engine cannot run, naming the field."""
+    directory = Path(path)
+    config = Fields(read_json(directory / "config.json"), "config.json")
+    generation: dict[str, Any] = {}
+    if (directory / "generation_config.json").exists():
+        generation = read_json(directory / "generation_config.json")
+    return parse_card(config, generation)
+
+
+def parse_card(config: Fields, generation: dict[str, Any]) -> ModelConfig:
+    """The same from parsed files. Raises `ModelError`."""
+    architecture = config.text("model_type")
+    if architecture not in FAMILIES:
+        raise ModelError(
+            "UnsupportedArchitecture",
+            f"config.json: model_type is {architecture!r}; this engine runs {', '.join(FAMILIES)}",
+        )
+    return FAMILIES[architecture].card(config, generation)
