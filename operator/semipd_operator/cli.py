@@ -17,7 +17,7 @@ from pathlib import Path
 from semipd_operator.crd import to_yaml
 from semipd_operator.manifest import ManifestError, load
 from semipd_operator.programs import find
-from semipd_operator.render import Known, render
+from semipd_operator.render import render
 from semipd_operator.settings import Settings, package_version
 
 DEFAULT_ENGINE_IMAGE = "ghcr.io/semipd/engine"
@@ -111,7 +111,7 @@ def _render(options: argparse.Namespace) -> int:
     settings = Settings(engine_image=options.engine_image, key=b"")
     for manifest in load(options.file):
         service = manifest.service(options.settings, namespace=options.namespace, generation=1)
-        for obj in render(service, settings, known=Known(pod_monitors=True, scaled_objects=True)).objects:
+        for obj in render(service, settings).objects:
             print("---\n" + to_yaml(obj), end="")
     return 0
 

@@ -72,6 +72,7 @@ class Reason(StrEnum):
     AUTOSCALER_PENDING = "AutoscalerPending"
     METRICS_MISSING = "MetricsMissing"
     METRICS_API_UNAVAILABLE = "MetricsAPIUnavailable"
+    NOT_GRANTED = "NotGranted"
     KEDA_NOT_INSTALLED = "KEDANotInstalled"
     CONFLICTING_AUTOSCALER = "ConflictingAutoscaler"
     AUTOSCALER_FAILED = "AutoscalerFailed"

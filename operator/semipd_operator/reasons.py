@@ -38,7 +38,12 @@ MEANING: dict[ConditionType, str] = {
 
 REASONS: dict[ConditionType, tuple[Entry, ...]] = {
     ConditionType.SPEC_ACCEPTED: (
-        Entry(Reason.ACCEPTED, "True", "All objects are applied."),
+        Entry(
+            Reason.ACCEPTED,
+            "True",
+            "All objects are applied; the message names what the cluster does not let the operator make.",
+            "For a PodMonitor: install the Prometheus operator, and set rbac.podMonitors in the chart.",
+        ),
         Entry(Reason.PAUSED, "True", "spec.paused is set: objects are left as they are.", "Unset spec.paused."),
         Entry(Reason.INVALID_SPEC, "False", "The specification breaks a rule of this operator version.", "Update it."),
         Entry(
@@ -161,6 +166,12 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
             "False",
             "autoscaling.keda is set and the cluster does not know keda.sh/v1alpha1.",
             "Install KEDA, or use autoscaling.hpa.",
+        ),
+        Entry(
+            Reason.NOT_GRANTED,
+            "False",
+            "The operator's RBAC does not grant it the autoscaler's kind; the message has the API server's words.",
+            "Set rbac.scaledObjects in the chart, or use autoscaling.hpa.",
         ),
         Entry(
             Reason.CONFLICTING_AUTOSCALER,

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 from semipd_agent.contract import service_token
@@ -26,10 +28,8 @@ from semipd_operator.kube import ApiRefused, Kube
 from semipd_operator.metrics import APPLIES
 from semipd_operator.publish import Publisher
 from semipd_operator.reasons import Reason
-from semipd_operator.render import Kind, Known, Object, Rendered, names, render
-from semipd_operator.render.autoscaler import HPA_API, KEDA_API
+from semipd_operator.render import HPA, OPTIONAL_KINDS, SCALED_OBJECT, Kind, Object, Rendered, names, render
 from semipd_operator.render.configmap import agent_config
-from semipd_operator.render.podmonitor import PROMETHEUS_API
 from semipd_operator.render.service import url
 from semipd_operator.settings import Settings
 from semipd_operator.status import AutoscalerView, Observed, Problem
@@ -47,6 +47,29 @@ class Blocked(Exception):
     def __init__(self, problem: Problem, *, again: bool) -> None:
         super().__init__(problem.message)
         self.problem, self.again = problem, again
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What the operator can reach of the optional kinds."""
+
+    live: Mapping[Kind, Object | None] = field(default_factory=lambda: MappingProxyType({}))
+    """The objects of the service's name as they stand, of each kind within reach."""
+    refusals: Mapping[Kind, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Why the API server does not let it read a kind that it serves."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an attempt to put a specification in force."""
+
+    template_hash: str
+    """Empty: it could not be found out."""
+    problem: Problem | None = None
+    again: bool = False
+    reach: Reach = Reach()
+    lacking: tuple[Kind, ...] = ()
+    """Optional kinds that were asked for and done without."""
 
 
 class Reconciler:
@@ -67,24 +90,30 @@ class Reconciler:
         except InvalidSpec as invalid:
             await self._reject(key, obj, invalid)
             return False
-        live = await self._own_deployment(service)
-        problem, again = None, False
+        outcome = await self._converge(key, service)
+        if not outcome.template_hash:
+            outcome = replace(outcome, template_hash=parse_status(obj).template_hash)
+        await self.update_status(key, obj, service, outcome)
+        return outcome.again
+
+    async def _converge(self, key: Key, service: SemiPDService) -> Outcome:
+        """Whatever the API server refuses becomes a problem: the status is shown all the same."""
+        try:
+            live = await self._own_deployment(service)
+            reach = await self._reach(service)
+        except ApiRefused as refused:
+            return Outcome("", problem=Problem(Reason.APPLY_FAILED, str(refused)), again=True)
         if service.spec.paused:
-            template_hash = _live_template_hash(live)
-        else:
-            rendered = render(
-                service,
-                self._settings,
-                live_deployment=live,
-                known=await self._known(),
-            )
-            template_hash = rendered.template_hash
-            try:
-                await self._put_in_force(key, service, rendered)
-            except Blocked as blocked:
-                problem, again = blocked.problem, blocked.again
-        await self._show(key, obj, service, problem, template_hash)
-        return again
+            return Outcome(_live_template_hash(live), reach=reach)
+        rendered = render(service, self._settings, live_deployment=live, within_reach=reach.live)
+        outcome = Outcome(rendered.template_hash, reach=reach, lacking=rendered.lacking)
+        try:
+            await self.apply_children(key, service, rendered, reach)
+        except Blocked as blocked:
+            return replace(outcome, problem=blocked.problem, again=blocked.again)
+        except ApiRefused as refused:
+            return replace(outcome, problem=Problem(Reason.APPLY_FAILED, str(refused)), again=True)
+        return outcome
 
     def forget(self, key: Key) -> None:
         self._fleet.forget(key)
@@ -95,24 +124,40 @@ class Reconciler:
         """Whether an object's version is what our last apply made: such an event tells nothing new."""
         return self._applied.get((key, kind), ("", ""))[1] == version
 
-    async def _known(self) -> Known:
-        return Known(
-            pod_monitors=await self._kube.knows(PROMETHEUS_API, "PodMonitor"),
-            scaled_objects=await self._kube.knows(KEDA_API, "ScaledObject"),
-        )
+    async def _reach(self, service: SemiPDService) -> Reach:
+        """A kind that the cluster does not serve, or that its RBAC does not grant, is not ours."""
+        live: dict[Kind, Object | None] = {}
+        refusals: dict[Kind, str] = {}
+        for kind in OPTIONAL_KINDS:
+            if await self._kube.knows(kind.api_version, kind.kind):
+                try:
+                    live[kind] = await self._read(kind, service)
+                except ApiRefused as refused:
+                    if refused.status != 403:
+                        raise
+                    refusals[kind] = str(refused)
+        return Reach(live, refusals)
+
+    async def _read(self, kind: Kind, service: SemiPDService) -> Object | None:
+        meta = service.metadata
+        return await self._kube.get(kind.api_version, kind.kind, meta.namespace, meta.name)
 
     async def _own_deployment(self, service: SemiPDService) -> Object | None:
         meta = service.metadata
         live = await self._kube.get("apps/v1", "Deployment", meta.namespace, meta.name)
         return live if live and _controller(live) == meta.uid else None
 
-    async def _put_in_force(self, key: Key, service: SemiPDService, rendered: Rendered) -> None:
-        """Raises `Blocked`."""
+    async def apply_children(self, key: Key, service: SemiPDService, rendered: Rendered, reach: Reach) -> None:
+        """Raises `Blocked` and `ApiRefused`."""
         meta = service.metadata
         current: list[Object | None] = []
         # All names are checked before anything is applied: a half-made service helps nobody.
         for obj in rendered.objects:
-            live = await self._kube.get(obj["apiVersion"], obj["kind"], meta.namespace, obj["metadata"]["name"])
+            kind = Kind(obj["apiVersion"], obj["kind"])
+            if kind in reach.live:
+                live = reach.live[kind]
+            else:
+                live = await self._kube.get(kind.api_version, kind.kind, meta.namespace, obj["metadata"]["name"])
             if live is not None and _controller(live) != meta.uid:
                 what = f"{obj['kind']} {obj['metadata']['name']}"
                 message = f"{what} exists and does not belong to this SemiPDService: rename one of them or delete it"
@@ -121,7 +166,7 @@ class Reconciler:
         for obj, live in zip(rendered.objects, current, strict=True):
             await self._apply(key, obj, live)
         for kind in rendered.unwanted:
-            left = await self._kube.get(kind.api_version, kind.kind, meta.namespace, meta.name)
+            left = reach.live[kind]
             if left is not None and _controller(left) == meta.uid:
                 await self._kube.delete(kind.api_version, kind.kind, meta.namespace, meta.name, left["metadata"]["uid"])
 
@@ -141,9 +186,7 @@ class Reconciler:
         APPLIES.labels(obj["kind"]).inc()
         self._applied[key, obj["kind"]] = (wanted, result["metadata"]["resourceVersion"])
 
-    async def _show(
-        self, key: Key, obj: Object, service: SemiPDService, problem: Problem | None, template_hash: str
-    ) -> None:
+    async def update_status(self, key: Key, obj: Object, service: SemiPDService, outcome: Outcome) -> None:
         meta, selector = service.metadata, names.selector_string(service)
         pods = await self._kube.list("v1", "Pod", meta.namespace, selector)
         views = tuple(pod_view(pod) for pod in pods)
@@ -153,28 +196,30 @@ class Reconciler:
                 service=service,
                 now=datetime.now(UTC),
                 pods=views,
-                template_hash=template_hash,
+                template_hash=outcome.template_hash,
                 url=url(service),
                 selector=selector,
-                problem=problem,
-                autoscaler=await self._autoscaler(service),
+                problem=outcome.problem,
+                lacking=tuple(_lack(kind, outcome.reach) for kind in outcome.lacking),
+                autoscaler=await self._autoscaler(service, outcome.reach),
                 previous=parse_status(obj),
             ),
         )
-        pushes = not service.spec.paused and problem is None
+        pushes = not service.spec.paused and outcome.problem is None
         token = service_token(self._settings.key, meta.namespace, meta.name, meta.uid)
         self._fleet.watch(key, Watch(views, token, agent_config(service) if pushes else None))
         await self._publisher.publish(key)
 
-    async def _autoscaler(self, service: SemiPDService) -> AutoscalerView | None:
+    async def _autoscaler(self, service: SemiPDService, reach: Reach) -> AutoscalerView | None:
         scaling, meta = service.spec.autoscaling, service.metadata
         if scaling is None:
             return None
         by_keda = scaling.keda is not None
-        kind = Kind(KEDA_API, "ScaledObject") if by_keda else Kind(HPA_API, "HorizontalPodAutoscaler")
-        live = await self._kube.get(kind.api_version, kind.kind, meta.namespace, meta.name)
+        kind = SCALED_OBJECT if by_keda else HPA
+        live = reach.live.get(kind)
         own = live if live and _controller(live) == meta.uid else None
-        view = autoscaler_view(kind.kind, own, known=kind in await self._known())
+        known = kind in reach.live or kind in reach.refusals
+        view = autoscaler_view(kind.kind, own, known=known, refusal=reach.refusals.get(kind, ""))
         if by_keda or view.active:
             return view
         return replace(view, metrics_served=await self._kube.serves(EXTERNAL_METRICS_API))
@@ -187,6 +232,11 @@ class Reconciler:
         status = rejected(previous, meta.metadata.generation, str(invalid), datetime.now(UTC))
         if status != previous:
             await self._kube.apply_status(meta, dump_status(status))
+
+
+def _lack(kind: Kind, reach: Reach) -> str:
+    why = reach.refusals.get(kind) or f"the cluster does not know {kind.api_version}"
+    return f"no {kind.kind}: {why}"
 
 
 def _controller(obj: dict[str, Any]) -> str:

@@ -176,9 +176,9 @@ class Operator:
             raise
 
 
-def chart_rights(cluster: Any, *more: str) -> list[dict[str, Any]]:
+def chart_rights(cluster: Any, *more: str, values: dict[str, str] | None = None) -> list[dict[str, Any]]:
     """The chart's RBAC objects and those of `more` templates, rendered by the real helm, for the ServiceAccount of the
-    operator's kubeconfig."""
+    operator's kubeconfig. `values`: as by ``--set``."""
     helm = cluster.bin / "helm"
     if not helm.exists():
         found = shutil.which("helm")
@@ -199,6 +199,7 @@ def chart_rights(cluster: Any, *more: str) -> list[dict[str, Any]]:
             "-s",
             "templates/aggregate.yaml",
             *(word for name in more for word in ("-s", f"templates/{name}.yaml")),
+            *(word for name, value in (values or {}).items() for word in ("--set", f"{name}={value}")),
         ],
         check=True,
         capture_output=True,

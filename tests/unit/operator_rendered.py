@@ -7,11 +7,10 @@ from typing import Any
 
 from semipd_agent.contract import AgentFile
 from semipd_operator.api.v1alpha1.resource import SemiPDService
-from semipd_operator.render import Known, render
+from semipd_operator.render import render
 from semipd_operator.settings import Settings
 
 SETTINGS = Settings(engine_image="engine:1", key=b"0123456789abcdef", version="1.0.0")
-ALL = Known(pod_monitors=True, scaled_objects=True)
 HF = {"uri": "hf://org/name"}
 SLO = {"ttftMilliseconds": 500}
 GPU = {"resources": {"limits": {"nvidia.com/gpu": 2}}}

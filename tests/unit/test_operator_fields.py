@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from tests.unit.operator_rendered import (
-    ALL,
     GPU,
     HF,
     HPA,
@@ -125,10 +124,10 @@ EFFECTS: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Any], Any]] 
         lambda spec: scaler(spec)["metrics"][0]["external"]["target"],
         {"type": "AverageValue", "averageValue": "650m"},
     ),
-    "autoscaling.hpa": (scaled(hpa={}), lambda spec: sorted(set(objects(spec, known=ALL)) & SCALERS), [HPA]),
+    "autoscaling.hpa": (scaled(hpa={}), lambda spec: sorted(set(objects(spec)) & SCALERS), [HPA]),
     "autoscaling.keda.serverAddress": (
         scaled(keda=KEDA),
-        lambda spec: objects(spec, known=ALL)["ScaledObject"]["spec"]["triggers"][0]["metadata"]["serverAddress"],
+        lambda spec: objects(spec)["ScaledObject"]["spec"]["triggers"][0]["metadata"]["serverAddress"],
         "http://prometheus:9090",
     ),
     **{
@@ -151,7 +150,7 @@ EFFECTS: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Any], Any]] 
     "service.port": ({"service": {"port": 80}}, lambda spec: objects(spec)["Service"]["spec"]["ports"][0]["port"], 80),
     "monitoring.podMonitor": (
         {"monitoring": {"podMonitor": True}},
-        lambda spec: [e["port"] for e in objects(spec, known=ALL)["PodMonitor"]["spec"]["podMetricsEndpoints"]],
+        lambda spec: [e["port"] for e in objects(spec)["PodMonitor"]["spec"]["podMetricsEndpoints"]],
         ["http", "agent"],
     ),
     "podTemplate.metadata.labels": (

@@ -13,7 +13,6 @@ import pytest
 import yaml
 from tests.unit.mps_bench import good_host
 from tests.unit.operator_rendered import (
-    ALL,
     HF,
     KEDA,
     SETTINGS,
@@ -31,7 +30,7 @@ from semipd_agent.contract import AgentFile, service_token, token_digest
 from semipd_agent.partitioner.mps.preflight import judge
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.crd import to_yaml
-from semipd_operator.render import Known, names, render
+from semipd_operator.render import BUDGET, HPA, OPTIONAL_KINDS, Kind, names, render
 from semipd_operator.render.pod import RUN_MOUNT
 from semipd_operator.settings import Settings
 
@@ -45,7 +44,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def test_golden(path: Path) -> None:
     obj = yaml.safe_load(path.read_text())
     obj["metadata"] |= {"namespace": "team", "uid": "uid-1", "generation": 3}
-    rendered = render(SemiPDService.parse(obj), SETTINGS, known=ALL)
+    rendered = render(SemiPDService.parse(obj), SETTINGS)
     text = "---\n".join(to_yaml(each) for each in rendered.objects)
     golden = GOLDEN / f"{path.stem}.yaml"
     if os.environ.get("UPDATE_GOLDEN"):
@@ -132,21 +131,23 @@ def test_child_names_fit_labels_at_the_longest_name() -> None:
 
 
 def test_what_is_not_wanted_is_named() -> None:
-    def unwanted(spec: dict[str, Any], known: Known) -> list[str]:
-        return [kind.kind for kind in render(make(spec), SETTINGS, known=known).unwanted]
+    def unwanted(spec: dict[str, Any], reach: tuple[Kind, ...] = OPTIONAL_KINDS) -> list[str]:
+        return [kind.kind for kind in render(make(spec), SETTINGS, within_reach=reach).unwanted]
 
     four = ["PodDisruptionBudget", "HorizontalPodAutoscaler", "PodMonitor", "ScaledObject"]
-    assert unwanted({}, ALL) == four
-    assert unwanted({"replicas": 2, "monitoring": {"podMonitor": True}}, ALL) == [four[1], four[3]]
-    assert unwanted(scaled(), ALL) == [four[0], four[2], four[3]]
-    assert unwanted(scaled(keda=KEDA), ALL) == four[:3], "one autoscaler takes the other's place"
-    assert unwanted({"replicas": 2}, Known()) == [four[1]], "an unknown kind is not asked for"
+    assert unwanted({}) == four
+    assert unwanted({"replicas": 2, "monitoring": {"podMonitor": True}}) == [four[1], four[3]]
+    assert unwanted(scaled()) == [four[0], four[2], four[3]]
+    assert unwanted(scaled(keda=KEDA)) == four[:3], "one autoscaler takes the other's place"
+    assert unwanted({"replicas": 2}, (BUDGET, HPA)) == [four[1]], "a kind out of reach is not ours"
+    lacking = render(make({"monitoring": {"podMonitor": True}}), SETTINGS, within_reach=(BUDGET, HPA)).lacking
+    assert lacking == (Kind("monitoring.coreos.com/v1", "PodMonitor"),)
 
 
 def test_the_autoscaler_scales_the_service_by_the_metric_that_the_agents_export() -> None:
     from semipd_agent.metrics import CAPACITY_RATIO
 
-    rendered = objects(scaled(), known=ALL)
+    rendered = objects(scaled())
     scaler = rendered["HorizontalPodAutoscaler"]
     assert scaler["spec"]["scaleTargetRef"] == {
         "apiVersion": "semipd.io/v1alpha1",
@@ -159,11 +160,11 @@ def test_the_autoscaler_scales_the_service_by_the_metric_that_the_agents_export(
         "name": CAPACITY_RATIO,
         "selector": {"matchLabels": {names.METRIC_LABEL: "demo"}},
     }
-    by_keda = objects(scaled(keda=KEDA), known=ALL)["ScaledObject"]["spec"]
+    by_keda = objects(scaled(keda=KEDA))["ScaledObject"]["spec"]
     assert by_keda["scaleTargetRef"] == scaler["spec"]["scaleTargetRef"]
     query = by_keda["triggers"][0]["metadata"]["query"]
     assert query == f'sum({CAPACITY_RATIO}{{namespace="team",{names.METRIC_LABEL}="demo"}})'
-    assert "ScaledObject" not in objects(scaled(keda=KEDA)), "not where the cluster does not know it"
+    assert "ScaledObject" not in objects(scaled(keda=KEDA), within_reach=(HPA,)), "not where it is out of reach"
 
 
 def test_the_adapter_example_names_the_metric_and_the_label_that_the_hpa_asks_for() -> None:
@@ -176,7 +177,7 @@ def test_the_adapter_example_names_the_metric_and_the_label_that_the_hpa_asks_fo
 
 
 def test_the_pod_monitor_names_the_service_on_every_series() -> None:
-    monitor = objects({"monitoring": {"podMonitor": True}}, known=ALL)["PodMonitor"]
+    monitor = objects({"monitoring": {"podMonitor": True}})["PodMonitor"]
     for endpoint in monitor["spec"]["podMetricsEndpoints"]:
         assert endpoint["relabelings"] == [
             {"sourceLabels": ["__meta_kubernetes_pod_label_semipd_io_service"], "targetLabel": names.METRIC_LABEL}

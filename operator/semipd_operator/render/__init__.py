@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from semipd_operator.api.v1alpha1.resource import SemiPDService
@@ -14,7 +15,17 @@ from semipd_operator.render.podmonitor import PROMETHEUS_API, pod_monitor
 from semipd_operator.render.service import service as service_object
 from semipd_operator.settings import Settings
 
-__all__ = ["Kind", "Known", "Object", "Rendered", "render"]
+__all__ = [
+    "BUDGET",
+    "HPA",
+    "OPTIONAL_KINDS",
+    "POD_MONITOR",
+    "SCALED_OBJECT",
+    "Kind",
+    "Object",
+    "Rendered",
+    "render",
+]
 
 
 @dataclass(frozen=True)
@@ -23,24 +34,12 @@ class Kind:
     kind: str
 
 
-@dataclass(frozen=True)
-class Known:
-    """Which kinds of others the cluster knows."""
-
-    pod_monitors: bool = False
-    scaled_objects: bool = False
-
-    def __contains__(self, kind: Kind) -> bool:
-        return {PROMETHEUS_API: self.pod_monitors, KEDA_API: self.scaled_objects}.get(kind.api_version, True)
-
-
-OPTIONAL_KINDS = (
-    Kind("policy/v1", "PodDisruptionBudget"),
-    Kind(HPA_API, "HorizontalPodAutoscaler"),
-    Kind(PROMETHEUS_API, "PodMonitor"),
-    Kind(KEDA_API, "ScaledObject"),
-)
-"""Kinds that a service may stop wanting: what is left of them is deleted."""
+BUDGET = Kind("policy/v1", "PodDisruptionBudget")
+HPA = Kind(HPA_API, "HorizontalPodAutoscaler")
+POD_MONITOR = Kind(PROMETHEUS_API, "PodMonitor")
+SCALED_OBJECT = Kind(KEDA_API, "ScaledObject")
+OPTIONAL_KINDS = (BUDGET, HPA, POD_MONITOR, SCALED_OBJECT)
+"""Kinds that a service may do without, or stop wanting: what is left of them is deleted."""
 
 
 @dataclass(frozen=True)
@@ -50,25 +49,31 @@ class Rendered:
     objects: tuple[Object, ...]
     unwanted: tuple[Kind, ...]
     """Optional kinds, named like the service, that should not exist."""
+    lacking: tuple[Kind, ...]
+    """Optional kinds that should exist, and that the operator cannot reach: they are done without."""
     template_hash: str
 
 
 def render(
-    service: SemiPDService, settings: Settings, *, live_deployment: Object | None = None, known: Known | None = None
+    service: SemiPDService,
+    settings: Settings,
+    *,
+    live_deployment: Object | None = None,
+    within_reach: Collection[Kind] = OPTIONAL_KINDS,
 ) -> Rendered:
-    """`live_deployment`: the service's own Deployment as it stands."""
-    known = known or Known()
+    """`live_deployment`: the service's own Deployment as it stands. `within_reach`: the optional kinds that the cluster
+    serves and its RBAC grants; the others are not ours: neither made nor deleted."""
     pods = deployment(service, settings, live_deployment)
-    optional = [
-        pod_disruption_budget(service),
-        pod_monitor(service, available=known.pod_monitors),
-        horizontal_pod_autoscaler(service),
-        scaled_object(service, available=known.scaled_objects),
-    ]
-    wanted = [obj for obj in optional if obj is not None]
-    kinds = {obj["kind"] for obj in wanted}
+    wanted = {
+        BUDGET: pod_disruption_budget(service),
+        POD_MONITOR: pod_monitor(service),
+        HPA: horizontal_pod_autoscaler(service),
+        SCALED_OBJECT: scaled_object(service),
+    }
+    made = [obj for kind, obj in wanted.items() if obj is not None and kind in within_reach]
     return Rendered(
-        objects=(config_map(service, settings.key), service_object(service), pods, *wanted),
-        unwanted=tuple(kind for kind in OPTIONAL_KINDS if kind.kind not in kinds and kind in known),
+        objects=(config_map(service, settings.key), service_object(service), pods, *made),
+        unwanted=tuple(kind for kind in OPTIONAL_KINDS if wanted[kind] is None and kind in within_reach),
+        lacking=tuple(kind for kind in OPTIONAL_KINDS if wanted[kind] is not None and kind not in within_reach),
         template_hash=template_hash(pods),
     )

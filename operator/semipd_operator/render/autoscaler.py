@@ -55,10 +55,9 @@ def horizontal_pod_autoscaler(service: SemiPDService) -> Object | None:
     }
 
 
-def scaled_object(service: SemiPDService, *, available: bool) -> Object | None:
-    """`available`: whether the cluster knows KEDA; without it the condition ScalingReady says so."""
+def scaled_object(service: SemiPDService) -> Object | None:
     scaling = service.spec.autoscaling
-    if scaling is None or scaling.keda is None or not available:
+    if scaling is None or scaling.keda is None:
         return None
     matchers = {"namespace": service.metadata.namespace, **metric_labels(service)}
     selector = ",".join(f'{key}="{value}"' for key, value in matchers.items())

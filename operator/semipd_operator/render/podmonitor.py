@@ -13,9 +13,8 @@ _NAME_THE_SERVICE = {
 }
 
 
-def pod_monitor(service: SemiPDService, *, available: bool) -> Object | None:
-    """`available`: whether the cluster knows the API; asking for one without it is not an error."""
-    if not (service.spec.monitoring.pod_monitor and available):
+def pod_monitor(service: SemiPDService) -> Object | None:
+    if not service.spec.monitoring.pod_monitor:
         return None
     return {
         "apiVersion": PROMETHEUS_API,

@@ -77,6 +77,8 @@ class AutoscalerView:
     found: bool
     known: bool = True
     """The cluster knows the kind."""
+    refusal: str = ""
+    """The API server's words where the operator may not read the kind."""
     metrics_served: bool = True
     """Some server answers for external.metrics.k8s.io; KEDA brings its own."""
     conditions: Mapping[str, Problem] = field(default_factory=lambda: MappingProxyType({}))
@@ -97,6 +99,8 @@ class Observed:
     selector: str = ""
     problem: Problem | None = None
     """Why the specification could not be put in force."""
+    lacking: tuple[str, ...] = ()
+    """What was asked for and is done without, each with the reason."""
     autoscaler: AutoscalerView | None = None
     """None without spec.autoscaling, and without Kubernetes."""
     previous: SemiPDServiceStatus = field(default_factory=SemiPDServiceStatus)

@@ -21,7 +21,7 @@ _HEALTH = {"AbleToScale", "ScalingActive", "Ready"}
 """The others (ScalingLimited, Active, Fallback, Paused) tell of the load or of a wish, not of a defect."""
 
 
-def autoscaler_view(kind: str, live: dict[str, Any] | None, *, known: bool = True) -> AutoscalerView:
+def autoscaler_view(kind: str, live: dict[str, Any] | None, *, known: bool = True, refusal: str = "") -> AutoscalerView:
     """`live`: the autoscaler as it stands, if it is the service's own."""
     listed = ((live or {}).get("status") or {}).get("conditions") or []
     said = {entry["type"]: entry for entry in listed}
@@ -29,6 +29,7 @@ def autoscaler_view(kind: str, live: dict[str, Any] | None, *, known: bool = Tru
         kind=kind,
         found=live is not None,
         known=known,
+        refusal=refusal,
         conditions=MappingProxyType(
             {
                 name: Problem(entry.get("reason", ""), entry.get("message", ""))
@@ -46,6 +47,8 @@ def scaling_ready(seen: Observed) -> Verdict | None:
         return None
     if not view.known:
         return Verdict(kind, "False", Reason.KEDA_NOT_INSTALLED, "the cluster does not know keda.sh/v1alpha1")
+    if view.refusal:
+        return Verdict(kind, "False", Reason.NOT_GRANTED, view.refusal)
     if seen.service.spec.replicas == 0:
         return Verdict(kind, "Unknown", Reason.SCALED_TO_ZERO, "spec.replicas is 0")
     if not view.found:

@@ -48,7 +48,7 @@ def spec_accepted(seen: Observed) -> Verdict:
         return Verdict(kind, "False", seen.problem.reason, seen.problem.message, seen.problem.detail)
     if seen.service.spec.paused:
         return Verdict(kind, "True", Reason.PAUSED, "spec.paused is set: objects are left as they are")
-    return Verdict(kind, "True", Reason.ACCEPTED)
+    return Verdict(kind, "True", Reason.ACCEPTED, "; ".join(seen.lacking))
 
 
 def available(seen: Observed) -> Verdict:

@@ -1,0 +1,93 @@
+"""An API server for the tests of the reconciler: objects in memory, versions, refusals. It checks no schema."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections import Counter
+from typing import Any
+
+from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND, SemiPDService
+from semipd_operator.kube import ApiRefused
+from semipd_operator.status.events import Event
+from semipd_operator.workqueue import Key
+
+Object = dict[str, Any]
+KEY = Key("team", "demo")
+
+
+def new_service(**spec: Any) -> Object:
+    meta = {"name": KEY.name, "namespace": KEY.namespace, "uid": "uid-1", "generation": 1}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": meta,
+        "spec": {"model": {"uri": "file:///m"}, **spec},
+    }
+
+
+class StandIn:
+    """The methods of `kube.Kube`. `refuse`: (verb, kind) -> status; `asked`: how often each was."""
+
+    def __init__(self, *objects: Object, unknown: tuple[str, ...] = ()) -> None:
+        self._versions = itertools.count(1)
+        self.objects: dict[tuple[str, str, str], Object] = {}
+        self.refuse: dict[tuple[str, str], int] = {}
+        self.unknown = unknown
+        self.asked: Counter[tuple[str, str]] = Counter()
+        self.told: list[Event] = []
+        for obj in objects:
+            self.put(obj)
+
+    def put(self, obj: Object) -> Object:
+        meta = obj["metadata"]
+        key = (obj["kind"], meta["namespace"], meta["name"])
+        old = self.objects.get(key, {"metadata": {"uid": f"uid-{next(self._versions)}"}})
+        kept = {"status": old["status"]} if "status" in old else {}
+        stored = copy.deepcopy({**kept, **obj})
+        stored["metadata"] = {"uid": old["metadata"]["uid"], **stored["metadata"]}
+        stored["metadata"]["resourceVersion"] = str(next(self._versions))
+        self.objects[key] = stored
+        return copy.deepcopy(stored)
+
+    def service(self) -> Object:
+        return self.objects[(KIND, *KEY)]
+
+    def condition(self, kind: str) -> Object:
+        listed = (self.service().get("status") or {}).get("conditions") or []
+        found: Object = next((entry for entry in listed if entry["type"] == kind), {})
+        return found
+
+    def _ask(self, verb: str, kind: str) -> None:
+        self.asked[verb, kind] += 1
+        if status := self.refuse.get((verb, kind)):
+            raise ApiRefused(status, f'{kind} is forbidden: User "operator" cannot {verb} it')
+
+    async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
+        self._ask("get", kind)
+        return copy.deepcopy(self.objects.get((kind, namespace, name)))
+
+    async def list(self, api_version: str, kind: str, namespace: str = "", selector: str = "") -> list[Object]:
+        self._ask("list", kind)
+        return [copy.deepcopy(obj) for (k, n, _), obj in self.objects.items() if k == kind and namespace in ("", n)]
+
+    async def apply(self, obj: Object) -> Object:
+        self._ask("apply", obj["kind"])
+        return self.put(obj)
+
+    async def apply_status(self, service: SemiPDService, status: Object) -> Object:
+        self._ask("apply", "status")
+        return self.put({**self.service(), "status": status})
+
+    async def delete(self, api_version: str, kind: str, namespace: str, name: str, uid: str) -> None:
+        self._ask("delete", kind)
+        del self.objects[kind, namespace, name]
+
+    async def knows(self, api_version: str, kind: str) -> bool:
+        return kind not in self.unknown
+
+    async def serves(self, api_version: str) -> bool:
+        return True
+
+    async def tell(self, service: SemiPDService, event: Event, instance: str) -> None:
+        self.told.append(event)
