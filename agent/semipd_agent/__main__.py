@@ -25,8 +25,7 @@ from prometheus_client import CollectorRegistry
 from semipd_agent.agent import Agent, load
 from semipd_agent.api import create_app
 from semipd_agent.clock import SystemClock
-from semipd_agent.config import ConfigFileError
-from semipd_agent.configuration import ConfigRefused
+from semipd_agent.config import ConfigFileError, ConfigRefused
 from semipd_agent.contract import AGENT_PORT, Identity, Mode
 from semipd_agent.control import SplitController
 from semipd_agent.device import resolve_device
@@ -162,7 +161,7 @@ async def serve(options: argparse.Namespace, flags: list[str]) -> None:
 
 async def _serve_api(agent: Agent, gpu: Gpu, options: argparse.Namespace) -> None:
     registry = CollectorRegistry()
-    registry.register(ReportCollector(agent.report, lambda: agent.controller.log.counts, agent.blocks))
+    registry.register(ReportCollector(agent.report, lambda: agent.controller.log.counts))
     registry.register(GpuCollector(gpu.sampler, gpu.mps))
     listener = socket.create_server((options.host, options.port), backlog=128)
     port = listener.getsockname()[1]

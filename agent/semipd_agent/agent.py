@@ -8,8 +8,7 @@ from pathlib import Path
 
 from semipd_agent import report
 from semipd_agent.clock import Clock
-from semipd_agent.config import ConfigFile
-from semipd_agent.configuration import ConfigRefused
+from semipd_agent.config import ConfigFile, ConfigRefused
 from semipd_agent.contract import AgentConfig, AgentFile, Health, Identity, PartitionState, StatusReport
 from semipd_agent.control import SplitController
 from semipd_agent.engine_client import EngineClient, EngineUnreachable
@@ -17,7 +16,8 @@ from semipd_agent.partitioner import Partitioner, Problem
 from semipd_agent.readiness import POLL_SECONDS, ReadyGate
 from semipd_agent.reaper import Reaper
 from semipd_agent.supervisor import Supervisor
-from semipd_engine.contract import BlockCounts, EngineSnapshot
+from semipd_agent.tasks import keep_going
+from semipd_engine.contract import EngineSnapshot
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class Agent:
         self._tokens = tokens
         self._identity = identity
         self._clock = clock
+        self._faults = controller.faults
         self._drain_seconds = drain_seconds
         self._gate = ReadyGate()
         self._wake = asyncio.Event()
@@ -89,19 +90,12 @@ class Agent:
     def token_digests(self) -> tuple[str, ...]:
         return self._tokens
 
-    def blocks(self) -> BlockCounts | None:
-        return self.controller.snapshot.blocks if self.controller.snapshot else None
-
     # ---- life -------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Run until `terminate`; returns when the engine has drained and is gone."""
-        self._follow_partitioner()
-        loop = asyncio.create_task(self._loop(), name="control")
-        stopped = asyncio.create_task(self._stop.wait())
-        await asyncio.wait({loop, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if loop.done():
-            loop.result()  # a defect: let it end the process, the container restarts
+        loop = asyncio.create_task(keep_going("control", self._loop, self._faults), name="control")
+        await self._stop.wait()
         await self._supervisor.stop(self._drain_seconds + DRAIN_SLACK)
         loop.cancel()
         await self._client.close()
@@ -124,10 +118,8 @@ class Agent:
         """
         controller = self.controller
         if controller.unavailable is None and controller.partitioner not in self._kept:
-            self._kept[controller.partitioner] = asyncio.create_task(controller.partitioner.run(), name="partitioner")
-        for task in self._kept.values():
-            if task.done():
-                task.result()  # a defect: let it end the process, the container restarts
+            run = keep_going("partitioner", controller.partitioner.run, self._faults)
+            self._kept[controller.partitioner] = asyncio.create_task(run, name="partitioner")
         if controller.may_start:
             self._supervisor.start()
         obstacle = controller.obstacle
@@ -138,11 +130,16 @@ class Agent:
     async def _loop(self) -> None:
         while True:
             started = self._clock.monotonic()
-            self._reaper.reap()
-            self._follow_file()
-            self._retry()
-            self._follow_partitioner()
-            await self._tick()
+            for part, step in (
+                ("reaper", self._reaper.reap),
+                ("configuration", self._follow_file),
+                ("preflight", self._retry),
+                ("partitioner", self._follow_partitioner),
+            ):
+                with self._faults.contained(part):
+                    step()
+            with self._faults.contained("control"):
+                await self._tick()
             moving = self.controller.readback.state is PartitionState.ADJUSTING
             rest = (MOVING_POLL_SECONDS if moving else POLL_SECONDS) - (self._clock.monotonic() - started)
             try:

@@ -13,10 +13,10 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.exceptions import HTTPException
 
-from semipd_agent.configuration import ConfigRefused
+from semipd_agent.config import ConfigRefused
 from semipd_agent.contract import AgentConfig, Health, StatusReport, token_digest
 
-ANSWERS = {"StaleGeneration": 409, "UnsupportedVersion": 422}
+ANSWERS = {"StaleGeneration": 409, "GenerationConflict": 409, "UnsupportedVersion": 422}
 
 
 class Service(Protocol):

@@ -1,4 +1,4 @@
-"""The mounted configuration file, watched by content. Knows no HTTP and no meaning of the settings.
+"""Configuration: the mounted file, watched by content, and what its settings mean. Knows no HTTP.
 
 Kubernetes updates a mounted ConfigMap by swapping a symlink, so neither inotify on the file nor its inode is reliable;
 the file is small, and read once a second.
@@ -11,7 +11,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from semipd_agent.contract import AgentFile
+from semipd_agent.contract import REPORT_VERSION, AgentConfig, AgentFile, Mode, PartitionConfig
+from semipd_agent.slo.policy import clamp
+from semipd_engine.contract import Split
 
 log = logging.getLogger(__name__)
 
@@ -61,3 +63,50 @@ class ConfigFile:
             first = e.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "document"
             raise ConfigFileError(f"{self._path}: {where}: {first['msg']}") from e
+
+
+class ConfigRefused(Exception):
+    """A configuration that cannot be taken. `code`: StaleGeneration, GenerationConflict or UnsupportedVersion."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def checked(config: AgentConfig) -> AgentConfig:
+    """Raises `ConfigRefused` where this agent does not speak its version."""
+    if config.version not in (REPORT_VERSION, REPORT_VERSION - 1):
+        raise ConfigRefused(
+            "UnsupportedVersion", f"configuration version {config.version}; this agent speaks {REPORT_VERSION}"
+        )
+    return config
+
+
+def successor(old: AgentConfig, new: AgentConfig) -> AgentConfig:
+    """`new`, if it may follow `old`: a generation has one content. Generation 0 is nobody's (a file written by hand),
+    so it may change at will.
+
+    Raises:
+        ConfigRefused: `new` is older, of the same generation with other content, or of a version not spoken here.
+    """
+    checked(new)
+    if new.generation < old.generation:
+        raise ConfigRefused("StaleGeneration", f"generation {new.generation} is older than {old.generation} in force")
+    if new.generation == old.generation > 0 and new.model_copy(update={"version": old.version}) != old:
+        changed = ", ".join(name for name in ("slo", "partition") if getattr(new, name) != getattr(old, name))
+        raise ConfigRefused(
+            "GenerationConflict",
+            f"generation {new.generation} is in force with another {changed}: raise the generation",
+        )
+    return new
+
+
+def start_of(partition: PartitionConfig) -> Split:
+    """The configured split; in Auto, within the bounds."""
+    split = Split(prefill=partition.split.prefill_percent, decode=partition.split.decode_percent)
+    return clamp(split, partition.bounds) if partition.mode is Mode.AUTO else split
+
+
+def restarts_auto(old: PartitionConfig, new: PartitionConfig) -> bool:
+    """Does Auto begin anew (another mode before, or another split to start from)?"""
+    return old.mode is not new.mode or old.split != new.split

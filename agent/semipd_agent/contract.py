@@ -3,7 +3,8 @@
 The operator imports this module and nothing else of the agent. It knows no torch, no HTTP framework, no Kubernetes.
 
 ``GET /v1/status``  -> `StatusReport`
-``PUT /v1/config``  <- `AgentConfig`, -> `StatusReport`; idempotent by `generation`: an older one is refused (409)
+``PUT /v1/config``  <- `AgentConfig`, -> `StatusReport`; idempotent by `generation`: an older one is refused (409), and
+                       so is one of the same generation with other content
 ``GET /health``     -> `Health` (open: carries the pod's uid, so that a caller can tell a recycled pod IP before it
                        shows its token)
 ``GET /ready``      -> 200 or 503; ``GET /metrics`` Prometheus (both open)
@@ -284,6 +285,16 @@ class Identity(Wire):
     node: str = ""
 
 
+class Fault(Wire):
+    """A defect of the agent itself. What failed goes on; the split holds meanwhile."""
+
+    part: str
+    """policy, partitioner, supervisor ..."""
+    message: str
+    since: AwareDatetime
+    count: int = 1
+
+
 class StatusReport(Wire):
     version: int = REPORT_VERSION
     identity: Identity = Identity()
@@ -295,6 +306,8 @@ class StatusReport(Wire):
     slo: SLOReport | None = None
     decisions: tuple[Decision, ...] = ()
     """Newest first, at most 20."""
+    faults: tuple[Fault, ...] = ()
+    """Defects of the last five minutes."""
 
 
 class Health(Wire):

@@ -12,13 +12,14 @@ from datetime import datetime
 
 from semipd_agent import contract
 from semipd_agent.clock import Clock
-from semipd_agent.configuration import ConfigRefused, checked, restarts_auto, start_of
+from semipd_agent.config import checked, restarts_auto, start_of, successor
 from semipd_agent.contract import (
     SLO,
     AgentConfig,
     Decision,
     DecisionOutcome,
     DecisionReason,
+    Enforcement,
     Mode,
     PartitionConfig,
     PartitionReason,
@@ -35,12 +36,13 @@ from semipd_agent.slo.capacity import CapacityMeter, splits_in_reach
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.policy import Metric, Move, SplitPolicy, Verdict, clamp
 from semipd_agent.slo.window import Evidence, RequestWindow
+from semipd_agent.tasks import Faults
 from semipd_engine.contract import EngineSnapshot, SetPartition, Split
 
 EPOCHS_KEPT = 64
 ANEW_SECONDS = 60.0
 """Between two attempts at a split that the engine could not prepare."""
-POLICY_SECONDS = 60.0
+POLICY_SECONDS = 120.0
 """Finished requests that a policy may look back on."""
 
 
@@ -50,6 +52,7 @@ class SplitController:
         self._partitioner_for = partitioner_for
         self._clock = clock
         self.log = DecisionLog()
+        self.faults = Faults(clock)
         self.restarts = RestartCounts()
         self.changes = 0
         self.last_change_time: datetime | None = None
@@ -79,17 +82,8 @@ class SplitController:
     # ---- configuration ----------------------------------------------------------------------------------------------
 
     def configure(self, config: AgentConfig) -> None:
-        """Take a configuration of this generation or a newer one. Idempotent.
-
-        Raises:
-            ConfigRefused: it is older than the one in force, or of a version that this agent does not speak.
-        """
-        checked(config)
-        if config.generation < self.config.generation:
-            raise ConfigRefused(
-                "StaleGeneration", f"generation {config.generation} is older than {self.config.generation} in force"
-            )
-        old, self.config = self.config, config
+        """Take a configuration of this generation or a newer one. Idempotent. Raises `ConfigRefused`."""
+        old, self.config = self.config, successor(self.config, config)
         if config.partition.mode is not old.partition.mode:
             self._use(config.partition.mode)
             self._incarnation = self.partitioner.incarnation
@@ -151,13 +145,15 @@ class SplitController:
     def _make_policy(self) -> SplitPolicy | None:
         if self.config.partition.mode is not Mode.AUTO or self.config.slo is None or self.unavailable:
             return None
+        if self.partitioner.enforcement is Enforcement.NONE:  # one process for both phases: a move would change nothing
+            return None
         start, grid = start_of(self.config.partition), Grid(self.partitioner.rungs)
         return Algorithm1(self.config.slo, start, grid=grid, since=self._split_since)
 
     @property
     def policy_in_force(self) -> Policy | None:
-        """Algorithm 1 is the only policy there is yet."""
-        return Policy.ALGORITHM1 if self.config.partition.mode is Mode.AUTO else None
+        """None: nothing moves the split (not in Auto, no SLO, or nothing is enforced)."""
+        return Policy.ALGORITHM1 if self._policy is not None else None
 
     # ---- the loop ---------------------------------------------------------------------------------------------------
 
@@ -193,9 +189,23 @@ class SplitController:
         self.capacity_ratio = self._judge_capacity(evidence, self.config.slo, now)
         if self._policy is None or not self.readback.settled:
             return
-        self.verdict = self._policy.observe(evidence, self.requested, self.config.partition.bounds, now)
+        self.verdict = self._ask_policy(self._policy, evidence, now)
         if self.verdict.move is not None:
             self._move(self.verdict.move)
+
+    def _ask_policy(self, policy: SplitPolicy, evidence: Evidence, now: float) -> Verdict:
+        """A policy that raises, or answers nonsense, moves nothing: the split holds, and the report names it."""
+        bounds, grid = self.config.partition.bounds, Grid(self.partitioner.rungs)
+        try:
+            verdict = policy.observe(evidence, self.requested, bounds, now)
+            if verdict.move is not None and clamp(verdict.move.to, bounds, grid) != verdict.move.to:
+                raise ValueError(
+                    f"{verdict.move.to.prefill}/{verdict.move.to.decode} is not within the bounds and rungs"
+                )
+        except Exception as e:
+            message = self.faults.note("policy", e)
+            return Verdict(feasible_reason="PolicyFailed", message=f"the policy failed ({message}); the split holds")
+        return verdict
 
     def _judge_capacity(self, evidence: Evidence, slo: SLO, now: float) -> float | None:
         """Another split is in reach only while a policy may move there and has not found that none helps."""

@@ -8,7 +8,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from semipd_agent.contract import DecisionReason, MetricWindow, StatusReport
-from semipd_engine.contract import BlockCounts
 
 PARTITION_PERCENT = "semipd_partition_percent"
 PARTITION_APPLIED = "semipd_partition_applied"
@@ -18,7 +17,6 @@ SLO_PRESSURE_RATIO = "semipd_slo_pressure_ratio"
 SLO_ATTAINMENT_RATIO = "semipd_slo_attainment_ratio"
 SLO_FEASIBLE = "semipd_slo_feasible"
 CAPACITY_RATIO = "semipd_capacity_ratio"
-KV_BLOCKS = "semipd_kv_blocks"
 ENGINE_READY = "semipd_engine_ready"
 ENGINE_RESTARTS = "semipd_engine_restarts_total"
 WORKER_SMS = "semipd_worker_sms"
@@ -38,7 +36,6 @@ NAMES = (
     SLO_ATTAINMENT_RATIO,
     SLO_FEASIBLE,
     CAPACITY_RATIO,
-    KV_BLOCKS,
     ENGINE_READY,
     ENGINE_RESTARTS,
     WORKER_SMS,
@@ -62,11 +59,9 @@ class ReportCollector(Collector):
         self,
         report: Callable[[], StatusReport],
         decisions: Callable[[], Mapping[DecisionReason, int]],
-        blocks: Callable[[], BlockCounts | None],
     ) -> None:
         self._report = report
         self._decisions = decisions
-        self._blocks = blocks
 
     def collect(self) -> Iterator[Metric]:
         report = self._report()
@@ -120,11 +115,6 @@ class ReportCollector(Collector):
         yield capacity
 
     def _engine(self, report: StatusReport) -> Iterator[Metric]:
-        blocks = GaugeMetricFamily(KV_BLOCKS, "KV blocks by state.", labels=["state"])
-        if (counts := self._blocks()) is not None:
-            for state in ("free", "used", "cached", "quarantined"):
-                blocks.add_metric([state], getattr(counts, state))
-        yield blocks
         yield GaugeMetricFamily(ENGINE_READY, "1 while the engine can serve.", value=float(report.engine.ready))
         restarts = CounterMetricFamily(ENGINE_RESTARTS, "Restarts of the engine's processes.", labels=["process"])
         for process, count in sorted(report.engine.restarts.items()):

@@ -13,7 +13,6 @@ from semipd_agent.contract import (
     EngineStatus,
     Identity,
     MetricWindow,
-    Mode,
     PartitionReport,
     SLOReport,
     StatusReport,
@@ -66,7 +65,7 @@ def build(
             split_epoch=controller.intent.epoch,
             state=readback.state,
             reason=readback.reason,
-            message=readback.message,
+            message=readback.message or controller.verdict.message,
             changes=controller.changes,
             last_change_time=controller.last_change_time,
         ),
@@ -83,13 +82,14 @@ def build(
             controller.window.ttft(now, config.slo.window_seconds),
             controller.window.tpot(now, config.slo.window_seconds),
             controller.verdict,
-            auto=config.partition.mode is Mode.AUTO,
+            auto=controller.policy_in_force is not None,
             fresh=fresh,
             capacity_ratio=controller.capacity_ratio,
         )
         if config.slo
         else None,
         decisions=controller.log.newest_first(),
+        faults=controller.faults.report(),
     )
 
 
@@ -193,7 +193,7 @@ def slo_report(
     tpot_window = _metric(slo.tpot_milliseconds, tpot, slo.percentile)
     attained, reason = _attained(ttft_window, tpot_window, fresh)
     feasible = verdict.feasible if auto else None
-    unknown = "InsufficientTraffic" if auto else "PolicyInactive"
+    unknown = verdict.feasible_reason or "InsufficientTraffic" if auto else "PolicyInactive"
     return SLOReport(
         percentile=slo.percentile,
         window_seconds=slo.window_seconds,

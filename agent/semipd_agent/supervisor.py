@@ -7,6 +7,7 @@ whole group can be killed once it is gone. It restarts the engine's other proces
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -51,6 +52,7 @@ class Supervisor:
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
         self._tail: deque[str] = deque(maxlen=OUTPUT_LINES)
+        self._life_began = clock.monotonic()
         self.restarts = 0
         self.short_lives = 0
         self.last_exit: int | None = None
@@ -70,7 +72,10 @@ class Supervisor:
 
     @property
     def crash_loop(self) -> bool:
-        return self.short_lives >= CRASH_LOOP_EXITS
+        """The last lives were short, and the present one is not long enough yet to say that it is over."""
+        return self.short_lives >= CRASH_LOOP_EXITS and not (
+            self.running and self._clock.monotonic() - self._life_began >= HEALTHY_AFTER
+        )
 
     @property
     def message(self) -> str:
@@ -119,11 +124,17 @@ class Supervisor:
 
     async def _run(self) -> None:
         while not self._stopping:
-            started = self._clock.monotonic()
-            await self._run_once()
+            self._life_began = self._clock.monotonic()
+            try:
+                await self._run_once()
+            except Exception as e:  # whatever goes wrong here must not be the end of restarts
+                log.exception("the launcher cannot be watched")
+                self._tail.append(f"{type(e).__name__}: {e}"[:500])
+                self.kill()
+                self._process = None
             if self._stopping:
                 return
-            lived = self._clock.monotonic() - started
+            lived = self._clock.monotonic() - self._life_began
             self.short_lives = 1 if lived >= HEALTHY_AFTER else self.short_lives + 1
             self.restarts += 1
             delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (self.short_lives - 1))
@@ -169,13 +180,17 @@ class Supervisor:
     async def _forward(self, process: subprocess.Popen[bytes]) -> None:
         """Pass the engine's stderr on to ours and keep its end for the report."""
         assert process.stderr is not None
+        gone = False
         reader = asyncio.StreamReader(limit=1 << 20)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), process.stderr
         )
         try:
             while line := await _line(reader):
-                os.write(2, line)
+                try:
+                    gone or os.write(2, line)
+                except OSError as e:  # nobody reads our stderr any more, or its disk is full: the engine goes on
+                    gone = e.errno == errno.EPIPE
                 if text := line.decode(errors="replace").strip():
                     self._tail.append(text[:500])
         finally:

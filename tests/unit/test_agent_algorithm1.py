@@ -347,3 +347,40 @@ def test_forgetting_follows_a_change() -> None:
             share = (0.3, 0.5, 0.7, 0.9)[i % 4]
             model.add(share, scale * (0.6 / share + 0.4))
     assert model.fitted is not None and model.fitted.a == pytest.approx(1.8, rel=0.1)
+
+
+def test_feasibility_follows_the_one_target_that_is_set_and_is_forgotten_without_traffic() -> None:
+    """With TPOT alone no TTFT sample is waited for; and a verdict does not outlive the traffic that it was made of."""
+    policy = Algorithm1(SLO(tpot_milliseconds=110), HALF)
+    _, verdict = drive(policy, HALF, 0.1, 9.0, bounds=Bounds(min_prefill_percent=100), seconds=20)
+    assert (verdict.feasible, verdict.feasible_reason) == (False, "TPOTBound")
+    _, verdict = drive(policy, HALF, 0.1, 0.02, start=1020.0, seconds=40)
+    assert verdict.feasible is True
+    drive(policy, HALF, 0.1, 9.0, bounds=Bounds(min_prefill_percent=100), start=1060.0, seconds=20)
+    for second in range(40):
+        verdict = policy.observe(Evidence(), HALF, FREE, 1080.0 + second)
+    assert verdict.feasible is None
+
+
+def test_prompts_that_wait_for_room_are_not_answered_with_more_prefill() -> None:
+    """The batch or the cache is full: TTFT fails, and giving prefill more would only slow what frees the room."""
+    policy, split = Algorithm1(SLOS, HALF), HALF
+    for second in range(30):
+        evidence = Evidence(finished=requests(1000.0 + second, 5.0, 0.09), waiting=9, held_back=True)
+        move = policy.observe(evidence, split, FREE, 1000.0 + second).move
+        split = move.to if move else split
+    assert decode_share(split) >= decode_share(HALF)
+
+
+def test_a_mild_failure_that_lasts_is_answered() -> None:
+    """One request in five misses, which no window of 20 samples can tell from one in ten: two minutes can."""
+    policy, moves = Algorithm1(SLOS, HALF), 0
+    stream = [
+        r.model_copy(update={"ttft_seconds": 2.0 if i % 5 == 0 else 0.5, "finished_at": 900.0 + i, "cursor": i})
+        for i, r in enumerate(requests(1000.0, 0.5, 0.02, n=200))
+    ]
+    for second in range(130):
+        now = 900.0 + second
+        seen = tuple(r for r in stream if now - 120 <= r.finished_at <= now)
+        moves += policy.observe(Evidence(finished=seen), HALF, FREE, now).move is not None
+    assert moves >= 1

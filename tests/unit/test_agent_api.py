@@ -25,7 +25,7 @@ from semipd_agent.contract import (
 )
 from semipd_agent.control import SplitController
 from semipd_agent.partitioner import Grant, select
-from semipd_engine.contract import BlockCounts, Device
+from semipd_engine.contract import Device
 
 pytestmark = pytest.mark.unit
 
@@ -91,7 +91,6 @@ def client(service: Service) -> httpx.AsyncClient:
         metrics.ReportCollector(
             service.report,
             lambda: service.controller.log.counts,
-            lambda: BlockCounts(total=10, free=4, used=3, cached=2, quarantined=1),
         )
     )
     transport = httpx.ASGITransport(app=create_app(service, registry))
@@ -221,7 +220,6 @@ async def test_metrics_are_exactly_the_listed_and_documented_names(client: httpx
     assert value("semipd_partition_percent", phase="prefill", value="applied") == 60
     assert value("semipd_partition_percent", phase="decode", value="requested") == 80
     assert value("semipd_partition_applied") == 1
-    assert value("semipd_kv_blocks", state="cached") == 2
     assert value("semipd_engine_restarts", process="launcher") == 2
     assert value("semipd_decisions", reason="ManualChange") == 0
 

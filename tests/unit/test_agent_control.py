@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.unit.agent_bench import Bench, config, split
 
-from semipd_agent.configuration import ConfigRefused
+from semipd_agent.config import ConfigRefused
 from semipd_agent.contract import (
     SLO,
     Bounds,

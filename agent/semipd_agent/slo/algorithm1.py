@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from semipd_agent.contract import SLO, Bounds, DecisionReason
 from semipd_agent.slo.evidence import Demand, RunningMean, Sample, tpot_sample, ttft_sample
@@ -40,6 +40,9 @@ class Constants:
     """The decision window is the shortest between these two that holds `enough_samples` of the metric; it never reaches
     back over a move. So a turn of the load is seen early where there is much traffic."""
     enough_samples: int = 20
+    long_window: float = 120.0
+    long_confidence: float = 0.99
+    """A longer look with less certainty: who misses twice as often as he may for two minutes is no victim of chance."""
     min_samples: int = 10
     persistence: float = 4.0
     """A case must hold this long, on every tick, before it moves anything."""
@@ -91,6 +94,7 @@ class Algorithm1:
         self._held_back: deque[bool] = deque(maxlen=HELD_BACK_TICKS)
         self._troubled = False
         self._judged_since = 0.0
+        self._known_at = 0.0
 
     # ---- one tick -------------------------------------------------------------------------------------------------
 
@@ -101,7 +105,7 @@ class Algorithm1:
         self._refit(ttft, tpot, split, now)
         failing = self._failing(ttft, tpot)
         self._held_back.append(evidence.held_back)
-        if failing == "both" and sum(self._held_back) > HELD_BACK_TICKS / 2:
+        if failing in ("both", "ttft") and sum(self._held_back) > HELD_BACK_TICKS / 2:
             failing, ttft = "tpot", None  # a TTFT that is decode's doing neither asks for prefill nor guards it
         move = None
         trouble = "Overloaded" if failing == "both" else ""
@@ -115,7 +119,10 @@ class Algorithm1:
             case, hold = ("reclaim" if move else ""), self._c.reclaim_after
         if case != self._case:
             self._case, self._case_since = case, now
-        self._judge(trouble, known=bool(ttft and ttft.n >= self._c.min_samples), now=now)
+        enough = [s is not None and s.n >= self._c.min_samples for s in (ttft, tpot)]
+        asked = (self._slo.ttft_milliseconds, self._slo.tpot_milliseconds)
+        known = all(seen for seen, target in zip(enough, asked, strict=True) if target is not None)
+        self._judge(trouble, known=known, now=now)
         due = now - self._case_since >= hold and now - self._split_since >= self._c.dwell
         if move is not None and not due:
             move = None
@@ -155,6 +162,12 @@ class Algorithm1:
             if seconds >= self._c.window:
                 break
             seconds += 5.0
+        if not sample.failed:
+            longer = replace(
+                take(milliseconds / 1000 / margin, now - self._c.long_window), confidence=self._c.long_confidence
+            )
+            if longer.n >= 2 * self._c.enough_samples and longer.failed and sample.misses > 0:
+                return longer
         return sample
 
     def _refit(self, ttft: Sample | None, tpot: Sample | None, split: Split, now: float) -> None:
@@ -176,7 +189,8 @@ class Algorithm1:
     def _favour(self, metric: Metric, ttft: Sample | None, tpot: Sample | None, split: Split, b: Bounds) -> Move | None:
         """Raise the failing phase step by step; None where bounds, guard or hysteresis leave nothing to do."""
         mine, other = (ttft, tpot) if metric == "ttft" else (tpot, ttft)
-        assert mine is not None and mine.observed is not None
+        if mine is None or mine.observed is None:
+            return None
         raised = _raise_prefill if metric == "ttft" else _raise_decode
         to = split
         for _ in range(self._c.max_steps):
@@ -251,13 +265,18 @@ class Algorithm1:
     # ---- feasibility ----------------------------------------------------------------------------------------------
 
     def _judge(self, trouble: str, *, known: bool, now: float) -> None:
-        """False after a while of trouble on every tick; True at first sight of none, or after a longer while of it."""
+        """False after a while of trouble on every tick; True at first sight of none, or after a longer while of it;
+        unknown once there has been too little traffic to tell for as long."""
         if bool(trouble) != self._troubled:
             self._troubled, self._judged_since = bool(trouble), now
+        if known or trouble:
+            self._known_at = now
         if trouble and now - self._judged_since >= self._c.infeasible_after:
             self._feasible, self._reason = False, trouble
         elif not trouble and known and (self._feasible is None or now - self._judged_since >= self._c.feasible_after):
             self._feasible, self._reason = True, ""
+        elif now - self._known_at >= self._c.feasible_after:
+            self._feasible, self._reason = None, ""
 
 
 def _raise_prefill(split: Split, grid: Grid, b: Bounds) -> Split | None:

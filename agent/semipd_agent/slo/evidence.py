@@ -24,6 +24,7 @@ class Sample:
     target: float
     p: float
     """The percentile that must be at or below the target."""
+    confidence: float = CONFIDENCE
 
     @property
     def n(self) -> int:
@@ -40,7 +41,7 @@ class Sample:
     @property
     def failed(self) -> bool:
         """More misses than chance allows."""
-        return self.misses > 0 and tail(self.misses, self.n, 1 - self.p / 100) <= 1 - CONFIDENCE
+        return self.misses > 0 and tail(self.misses, self.n, 1 - self.p / 100) <= 1 - self.confidence
 
 
 def tail(k: int, n: int, q: float) -> float:

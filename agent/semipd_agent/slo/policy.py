@@ -32,6 +32,8 @@ class Verdict:
     move: Move | None = None
     feasible: bool | None = None
     feasible_reason: str = ""
+    message: str = ""
+    """Why nothing is decided, for people."""
 
 
 class SplitPolicy(Protocol):

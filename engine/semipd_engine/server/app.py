@@ -53,7 +53,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        service.metrics.set("semipd_engine_ready", service.admission.not_ready_reason() is None)
+        service.metrics.set("semipd_admitting", service.admission.not_ready_reason() is None)
         return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     @app.get("/version")

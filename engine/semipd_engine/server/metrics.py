@@ -108,15 +108,14 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("semipd_requests", "gauge", "Sequences in core by phase: waiting, prefill, decode.", ("phase",)),
     Metric("semipd_kv_blocks", "gauge", "KV blocks by state: free, used, cached, quarantined.", ("state",)),
-    Metric("semipd_kv_blocks_total", "gauge", "KV blocks of the pool; the sum of all states."),
     Metric(
         "semipd_partition_percent",
         "gauge",
-        'Share of the device by phase, as the engine has it in force (value="applied").',
+        'Share of the device by phase that the engine routes steps by (value="in_force"); no proof that it holds.',
         ("phase", "value"),
     ),
     Metric("semipd_splits_applied_total", "counter", "Changes of the split that the engine put in force."),
-    Metric("semipd_engine_ready", "gauge", "1 while new requests are admitted."),
+    Metric("semipd_admitting", "gauge", "1 while new requests are admitted."),
     Metric("semipd_core_connected", "gauge", "1 while the scheduler is connected."),
     Metric("semipd_core_outages_total", "counter", "Times the scheduler went away."),
     Metric(
@@ -183,9 +182,8 @@ class EngineMetrics:
             self.set("semipd_requests", number, phase)
         for name in ("free", "used", "cached", "quarantined"):
             self.set("semipd_kv_blocks", getattr(state, f"blocks_{name}"), name)
-        self.set("semipd_kv_blocks_total", state.blocks_total)
-        self.set("semipd_partition_percent", state.prefill_percent, "prefill", "applied")
-        self.set("semipd_partition_percent", state.decode_percent, "decode", "applied")
+        self.set("semipd_partition_percent", state.prefill_percent, "prefill", "in_force")
+        self.set("semipd_partition_percent", state.decode_percent, "decode", "in_force")
         for name, total in (
             ("vllm:prefix_cache_queries_total", state.prefix_queries_tokens),
             ("vllm:prefix_cache_hits_total", state.prefix_hits_tokens),

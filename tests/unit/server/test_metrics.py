@@ -81,12 +81,11 @@ def test_state_of_core_is_shown(api: Api) -> None:
     assert value(api, "vllm:num_requests_running") == 7
     assert value(api, "vllm:kv_cache_usage_perc") == 0.5
     assert value(api, "vllm:cache_config_info", block_size="16", num_gpu_blocks="40") == 1
-    assert value(api, "semipd_partition_percent", phase="prefill", value="applied") == 60
-    assert value(api, "semipd_partition_percent", phase="decode", value="applied") == 80
+    assert value(api, "semipd_partition_percent", phase="prefill", value="in_force") == 60
+    assert value(api, "semipd_partition_percent", phase="decode", value="in_force") == 80
     shown = {state: value(api, "semipd_kv_blocks", state=state) for state in ("free", "used", "cached", "quarantined")}
     assert shown == {"free": 10, "used": 18, "cached": 10, "quarantined": 2}
-    assert sum(shown.values()) == value(api, "semipd_kv_blocks_total")
-    assert value(api, "semipd_engine_ready") == value(api, "semipd_core_connected") == 1
+    assert value(api, "semipd_admitting") == value(api, "semipd_core_connected") == 1
     api.core.state = before
     api.core.set_state()
 
