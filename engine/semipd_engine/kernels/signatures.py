@@ -1,0 +1,162 @@
+"""What a kernel is called, what it takes and what it writes: one signature for each room of `kernels`.
+
+T: rows (tokens) of a step. S: its sequences. H, KV, D: query heads, key/value heads, head_dim. A *cache* is one layer's
+view of one component of the KV pool, ``[num_blocks, block_size, width]``; the table entry that holds position p is
+p // block_size. Kernels write into what the caller gives them and keep nothing between calls. They know nothing of
+requests, plans, models and pacing.
+
+Rows of activations are contiguous in their last dimension; the stride between rows is free, so slices of rows or of
+columns are taken as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+PANEL = 64
+"""Output features of a panel: the unit in which a matrix product is cut."""
+ROWS, PANELS = "rows", "panels64"
+"""Formats: ``[out, in]`` as in a checkpoint; panels of 64 output features, see `kernels.cpu.packing`."""
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """How a weight ``[out_features, in_features]`` lies in memory. Goes into the manifest of the weights."""
+
+    format: str
+    """`ROWS` or `PANELS`."""
+    shape: tuple[int, ...]
+    """Of the tensor that holds it."""
+    out_features: int
+    in_features: int
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight in the format that its kernels read; the only copy of it."""
+
+    data: Tensor
+    layout: PackedLayout
+
+    @property
+    def panels(self) -> int:
+        """Panels of `PANEL` output features, the last one perhaps narrower."""
+        return -(-self.layout.out_features // PANEL)
+
+    @property
+    def out_features(self) -> int:
+        return self.layout.out_features
+
+    @property
+    def in_features(self) -> int:
+        return self.layout.in_features
+
+
+class Kernels(Protocol):
+    @property
+    def name(self) -> str:
+        """`reference`, `triton`, or the CPU's level: `avx2`, `avx512`, `avx512_bf16`, `amx`."""
+
+    @property
+    def why(self) -> str:
+        """One line for the log: what runs, and why nothing better does."""
+
+    # ---- linear --------------------------------------------------------------------------------------------------
+
+    def layout(self, out_features: int, in_features: int, dtype: torch.dtype) -> PackedLayout:
+        """The format in which `linear` wants such a weight."""
+
+    def pack_rows(self, weight: PackedWeight, first: int, rows: Tensor) -> None:
+        """Write ``rows [n, in_features]``, of the weight's dtype, as output features first .. first + n - 1.
+
+        Stacked weights (query-key-value, gate-up) are packed source by source. ``weight.data`` starts out zeroed.
+        Deterministic; runs in the caller's thread if torch has one.
+        """
+
+    def linear(
+        self, x: Tensor, weight: PackedWeight, bias: Tensor | None, out: Tensor, panels: tuple[int, int] | None = None
+    ) -> None:
+        """``out[:, 64 a : 64 b] = x @ weight[64 a : 64 b].T + bias[64 a : 64 b]`` for ``panels = (a, b)``; None is all.
+
+        ``x [T, in]`` and `bias` of the weight's dtype, ``out [T, out_features]`` of that dtype or float32. Sums are
+        float32, with one rounding at the end. `x` and `out` must not overlap.
+        """
+
+    def embedding(self, token_ids: Tensor, weight: PackedWeight, out: Tensor) -> None:
+        """``out[i] = weight[token_ids[i]]``: int32 [T] ids, ``out [T, in_features]``. Reads any format."""
+
+    # ---- rows ----------------------------------------------------------------------------------------------------
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor, residual: Tensor | None = None) -> None:
+        """``out = x / sqrt(mean(x ** 2) + eps) * weight`` over the last dimension of ``x [T, width]``.
+
+        With `residual` [T, width], ``residual += x`` comes first and the norm is of the sum. In float32; the sum, and
+        the quotient before the weight, are rounded to x's dtype, as in transformers. `out` may be `x`.
+        """
+
+    def silu_mul(self, x: Tensor, out: Tensor) -> None:
+        """``out [T, I] = silu(gate) * up`` for ``x [T, 2 * I]``, gate and up side by side. In float32, rounded once."""
+
+    def qk_norm_rope_write_kv(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        slot_mapping: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        head_dim: int,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 1e-6,
+    ) -> None:
+        """Norm (where weights ``[D]`` are given) and rotate queries in place; the same for keys, into their cache.
+
+        ``qkv [T, (H + 2 KV) * D]``. ``cos``, ``sin``: float32 [T, rotary / 2]; the pairs are (i, i + rotary / 2), and
+        dimensions from `rotary` on stay. ``slot_mapping`` int32 [T]: block * block_size + offset, all different; -1
+        writes nothing. Float32 arithmetic, rounded after the norm and at the end; the key part of `qkv` is left
+        undefined.
+        """
+
+    # ---- attention -----------------------------------------------------------------------------------------------
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        block_tables: Tensor,
+        seq_lens: Tensor,
+        query_start_loc: Tensor,
+        scale: float,
+        out: Tensor,
+        rows: tuple[int, int] | None = None,
+        window: int = 0,
+    ) -> None:
+        """Causal attention of each row over its own sequence, decode rows and chunks alike.
+
+        ``q``, ``out [T, H, D]``; caches of width KV * D, the rows' own keys and values already in them.
+        ``block_tables`` int32 [S, blocks]; ``seq_lens`` int32 [S]: positions, the new rows included;
+        ``query_start_loc`` int32 [S + 1]: sequence s has the rows ``query_start_loc[s] .. query_start_loc[s + 1] - 1``,
+        which are its last positions; it may have none. Only ``rows = (a, b)`` of T are computed, None is all.
+        ``window`` > 0: a row sees its last `window` positions. Rows from ``query_start_loc[S]`` on are padding and stay
+        as they are. Nothing that lies in the caches beyond a sequence's positions shows in the result, NaN included.
+        """
+
+    # ---- sampling ------------------------------------------------------------------------------------------------
+
+    def sample(
+        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor
+    ) -> Tensor:
+        """One token for each row of ``logits`` (float32 [R, vocab]): int64 [R]. A row depends on its own entries only.
+
+        ``temperature`` float32 [R]: 0 takes the most likely token (the first of equals). Else the probabilities of
+        logits / temperature are filtered by ``min_p`` (float32; keeps what is at least so many times as likely as the
+        likeliest), ``top_k`` (int32; 0 keeps all; exactly k, the first of equals) and ``top_p`` (float32; the smallest
+        set of likeliest ones that reaches it, at least one), and the token is where the cumulated rest, in vocabulary
+        order, passes ``uniform`` (float64 [R] in [0, 1)) of its sum.
+        """
