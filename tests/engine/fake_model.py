@@ -12,7 +12,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator
 
-from semipd_engine.ipc.messages import DecodePlan, PrefillPlan, StepResult, TokenResult
+from semipd_engine.ipc.messages import StepPlan, StepResult, TokenResult
 from semipd_engine.memory.layout import KVComponent, KVLayout
 from semipd_engine.pacing.quantum import Pacer
 
@@ -53,37 +53,34 @@ class FakeRunner:
         self.prefill_seconds = prefill_seconds
         self.decode_seconds = decode_seconds
 
-    def prefill(self, plan: PrefillPlan) -> StepResult:
-        tokens = []
-        begin = time.monotonic()
-        with self.pacer.quantum():
-            time.sleep(self.prefill_seconds(sum(len(c.token_ids) for c in plan.chunks)))
-            for chunk in plan.chunks:
-                for offset, token in enumerate(chunk.token_ids):
-                    self.write(chunk.block_table, chunk.start + offset, token)
-                if chunk.sampling is not None:
-                    end = chunk.start + len(chunk.token_ids)
-                    tokens.append(TokenResult(chunk.request, next_token(self.read(chunk.block_table, end))))
-        return StepResult(seq=plan.seq, tokens=tokens, last=True, seconds=time.monotonic() - begin)
-
-    def decode(self, plan: DecodePlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
-        rows = [(row, row.token, row.position) for row in plan.rows]
+    def execute(self, plan: StepPlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
+        rows = [(row, row.tokens, row.start) for row in plan.rows]
         for step in range(plan.max_steps):
             results, alive, begin = [], [], time.monotonic()
             with self.pacer.quantum():
-                time.sleep(self.decode_seconds(len(rows)))
-                for row, token, position in rows:
-                    self.write(row.block_table, position, token)
-                    sampled = next_token(self.read(row.block_table, position + 1))
+                time.sleep(self.seconds([tokens for _, tokens, _ in rows]))
+                for row, tokens, start in rows:
+                    for offset, token in enumerate(tokens):
+                        self.write(row.block_table, start + offset, token)
+                    if row.sampling is None:
+                        continue
+                    end = start + len(tokens)
+                    sampled = next_token(self.read(row.block_table, end))
                     results.append(TokenResult(row.request, sampled))
                     ended = sampled in row.sampling.stop_token_ids
                     if not ended and row.output_index + step + 1 < row.sampling.max_tokens:
-                        alive.append((row, sampled, position + 1))
+                        alive.append((row, [sampled], end))
             rows = alive
             last = not rows or step == plan.max_steps - 1 or recalled(plan.seq)
             yield StepResult(plan.seq + step, results, last, seconds=time.monotonic() - begin)
             if last:
                 return
+
+    def seconds(self, rows: list[list[int]]) -> float:
+        """A step of single tokens takes decode's time, and each token of a chunk takes its own."""
+        single = sum(len(tokens) == 1 for tokens in rows)
+        chunks = sum(len(tokens) for tokens in rows if len(tokens) > 1)
+        return (self.decode_seconds(single) if single else 0.0) + (self.prefill_seconds(chunks) if chunks else 0.0)
 
     def write(self, table: list[int], position: int, token: int) -> None:
         block, slot = divmod(position, self.block_size)

@@ -23,7 +23,7 @@ from tests.engine.fake_model import VOCABULARY, FakeRunner, layout
 
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.contract import EngineOptions, Phase
-from semipd_engine.ipc.messages import DecodePlan, PrefillPlan, StepResult
+from semipd_engine.ipc.messages import StepPlan, StepResult
 from semipd_engine.memory import resident
 from semipd_engine.memory.kv_size import MemoryGrant, available_memory
 from semipd_engine.memory.loaded import UnfitError
@@ -40,18 +40,15 @@ POISON: dict[int, tuple[Phase, Callable[[], None]]] = {
 
 
 class TouchyRunner(FakeRunner):
-    def prefill(self, plan: PrefillPlan) -> StepResult:
-        for chunk in plan.chunks:
-            if chunk.start == 0 and chunk.token_ids[0] == RAISE:
-                raise RuntimeError("as the prompt wished")
-            if chunk.start == 0:
-                self.taste(Phase.PREFILL, chunk.token_ids[0])
-        return super().prefill(plan)
-
-    def decode(self, plan: DecodePlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
+    def execute(self, plan: StepPlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
         for row in plan.rows:
-            self.taste(Phase.DECODE, self.read(row.block_table, 1)[0])
-        return super().decode(plan, recalled)
+            if row.start == 0 and row.tokens[0] == RAISE:
+                raise RuntimeError("as the prompt wished")
+            if row.start == 0:
+                self.taste(Phase.PREFILL, row.tokens[0])
+            elif row.output_index > 0 and len(row.tokens) == 1:
+                self.taste(Phase.DECODE, self.read(row.block_table, 1)[0])
+        return super().execute(plan, recalled)
 
     def taste(self, phase: Phase, first_token: int) -> None:
         where, end = POISON.get(first_token, (None, None))

@@ -16,11 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from semipd_engine.cards.registry import read_card
 from semipd_engine.ipc.messages import (
-    DecodePlan,
-    DecodeRow,
-    PrefillChunk,
-    PrefillPlan,
+    Row,
     Sampling,
+    StepPlan,
     StepResult,
     TokenResult,
 )
@@ -43,7 +41,7 @@ class Generation:
     block_table: list[int]
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    prefilled: int = 0
+    computed: int = 0
 
     def take(self, result: TokenResult) -> None:
         self.tokens.append(result.token)
@@ -89,43 +87,27 @@ class Driver:
         """`shared_blocks`: full blocks of another request's equal prefix, which are then not computed again."""
         needed = -(-(len(prompt) + sampling.max_tokens) // BLOCK_SIZE) - len(shared_blocks)
         table = [*shared_blocks, *(self._free.pop() for _ in range(needed))]
-        return Generation(list(prompt), sampling, table, prefilled=len(shared_blocks) * BLOCK_SIZE)
+        return Generation(list(prompt), sampling, table, computed=len(shared_blocks) * BLOCK_SIZE)
 
     def prefill(self, requests: Sequence[Generation], chunk_tokens: int = 1 << 20) -> None:
         """All prompts to their first token; each plan fills its token budget from several prompts."""
-        while waiting := [r for r in requests if r.prefilled < len(r.prompt)]:
-            chunks, budget, planned = [], chunk_tokens, []
+        while waiting := [r for r in requests if r.computed < len(r.prompt)]:
+            rows, budget = [], chunk_tokens
             for request in waiting:
                 if budget == 0:
                     break
-                size = min(budget, len(request.prompt) - request.prefilled)
-                chunks.append(self._chunk(request, size))
-                planned.append(request)
-                request.prefilled += size
+                size = min(budget, len(request.prompt) - request.computed)
+                rows.append(self._row(request, size))
                 budget -= size
-            self._accept(planned, self.runner.prefill(PrefillPlan(self._next(1), chunks)))
+            self._execute(waiting, rows, 1)
 
     def decode(self, requests: Sequence[Generation], max_steps: int) -> list[StepResult]:
         running = [r for r in requests if not r.done]
-        rows = [
-            DecodeRow(
-                request=i,
-                token=r.tokens[-1],
-                position=len(r.prompt) + len(r.tokens) - 1,
-                block_table=r.block_table,
-                sampling=r.sampling,
-                output_index=len(r.tokens),
-                history=r.history,
-                prompt_len=len(r.prompt),
-            )
-            for i, r in enumerate(running)
-        ]
-        plan = DecodePlan(self._next(max_steps), max_steps, rows)
-        results = []
-        for step in self.runner.decode(plan, lambda seq: False):
-            self._accept(running, step)
-            results.append(step)
-        return results
+        return self._execute(running, [self._row(r, 1) for r in running], max_steps)
+
+    def step(self, requests: Sequence[Generation], sizes: Sequence[int]) -> None:
+        """One step with so many tokens of each request, whatever it is at."""
+        self._execute(requests, [self._row(r, size) for r, size in zip(requests, sizes, strict=True)], 1)
 
     def generate(self, requests: Sequence[Generation], chunk_tokens: int = 1 << 20, max_steps: int = 4) -> None:
         """Staggered: each request joins the decode batch as soon as its prompt is done."""
@@ -138,24 +120,35 @@ class Driver:
         while any(not r.done for r in active):
             self.decode(active, max_steps)
 
-    def _chunk(self, request: Generation, size: int) -> PrefillChunk:
-        begin, end = request.prefilled, request.prefilled + size
-        last = end == len(request.prompt)
-        return PrefillChunk(
+    def _row(self, request: Generation, size: int) -> Row:
+        """The next `size` tokens; the one that reaches the end of what is known samples."""
+        known = [*request.prompt, *request.tokens]
+        begin, end = request.computed, request.computed + size
+        samples = end == len(known)
+        request.computed = end
+        return Row(
             request=id(request),
-            token_ids=request.prompt[begin:end],
+            tokens=known[begin:end],
             start=begin,
             block_table=request.block_table,
-            sampling=request.sampling if last else None,
+            outputs="last" if samples else "none",
+            sampling=request.sampling if samples else None,
             output_index=len(request.tokens),
             history=request.history,
             prompt_len=len(request.prompt),
         )
 
-    def _accept(self, requests: Sequence[Generation], step: StepResult) -> None:
-        by_id = {id(r): r for r in requests} | dict(enumerate(requests))
-        for result in step.tokens:
-            by_id[result.request].take(result)
+    def _execute(self, requests: Sequence[Generation], rows: list[Row], max_steps: int) -> list[StepResult]:
+        by_id = {id(r): r for r in requests}
+        plan = StepPlan(self._next(max_steps), max_steps, rows)
+        results = list(self.runner.execute(plan, lambda seq: False))
+        for step in results:
+            for result in step.tokens:
+                by_id[result.request].take(result)
+        for request in requests:
+            if request.tokens:
+                request.computed = len(request.prompt) + len(request.tokens) - 1
+        return results
 
     def _next(self, steps: int) -> int:
         self._seq += steps

@@ -13,7 +13,7 @@ import torch
 from tests.engine.model_driver import Driver, assert_equal_to_reference, greedy, random_prompt
 
 from e2e import models
-from semipd_engine.ipc.messages import DecodePlan, DecodeRow, PrefillChunk, PrefillPlan, Sampling
+from semipd_engine.ipc.messages import Row, Sampling, StepPlan
 from semipd_engine.model.errors import PlanError
 from semipd_engine.model.quanta import Load, Quanta
 from semipd_engine.ops.torch_ref import length_mask, paged_decode
@@ -44,22 +44,23 @@ def model() -> Path:
     return models.random_model("llama")
 
 
-def decode_plan(driver: Driver, max_steps: int, *samplings: Sampling) -> DecodePlan:
+def decode_plan(driver: Driver, max_steps: int, *samplings: Sampling) -> StepPlan:
     requests = [driver.request(random_prompt(10 + i, 4096, i), s) for i, s in enumerate(samplings)]
     driver.prefill(requests)
     rows = [
-        DecodeRow(100 + i, r.tokens[0], len(r.prompt), r.block_table, r.sampling, 1) for i, r in enumerate(requests)
+        Row(100 + i, r.tokens[:1], len(r.prompt), r.block_table, outputs="last", sampling=r.sampling, output_index=1)
+        for i, r in enumerate(requests)
     ]
-    return DecodePlan(40, max_steps, rows)
+    return StepPlan(40, max_steps, rows)
 
 
 def test_rows_end_at_max_tokens_and_stop_ids(model: Path, device: torch.device) -> None:
     driver = Driver(model, device=device)
-    free = [step.tokens for step in driver.runner.decode(decode_plan(driver, 6, greedy(20)), lambda seq: False)]
+    free = [step.tokens for step in driver.runner.execute(decode_plan(driver, 6, greedy(20)), lambda seq: False)]
     third = free[2][0].token
     assert third not in [free[0][0].token, free[1][0].token]
     stopping = Sampling(temperature=0, max_tokens=20, stop_token_ids=(third,))
-    steps = list(driver.runner.decode(decode_plan(driver, 9, stopping, greedy(6)), lambda seq: False))
+    steps = list(driver.runner.execute(decode_plan(driver, 9, stopping, greedy(6)), lambda seq: False))
     assert [step.seq for step in steps] == [40, 41, 42, 43, 44]
     assert [len(step.tokens) for step in steps] == [2, 2, 2, 1, 1]
     assert [step.last for step in steps] == [False] * 4 + [True]
@@ -75,7 +76,7 @@ def test_a_recalled_plan_ends_after_its_step(model: Path, device: torch.device) 
         asked.append(seq)
         return len(asked) == 3
 
-    steps = list(driver.runner.decode(decode_plan(driver, 8, greedy(20)), recalled))
+    steps = list(driver.runner.execute(decode_plan(driver, 8, greedy(20)), recalled))
     assert len(steps) == 3
     assert steps[-1].last
     assert set(asked) == {40}
@@ -84,28 +85,54 @@ def test_a_recalled_plan_ends_after_its_step(model: Path, device: torch.device) 
 @pytest.mark.parametrize(
     ("chunk", "message"),
     [
-        (PrefillChunk(7, [], 0, [1]), "no tokens"),
-        (PrefillChunk(7, [1, 4096], 0, [1]), "token ids"),
-        (PrefillChunk(7, [1] * 17, 0, [1]), "2 are needed"),
-        (PrefillChunk(7, [1], 4096, [1] * 300), "position 4096"),
-        (PrefillChunk(7, [1], 0, [512]), "block ids"),
+        (Row(7, [], 0, [1]), "no tokens"),
+        (Row(7, [1, 4096], 0, [1]), "token ids"),
+        (Row(7, [1] * 17, 0, [1]), "2 are needed"),
+        (Row(7, [1], 4096, [1] * 300), "position 4096"),
+        (Row(7, [1], 0, [512]), "block ids"),
     ],
 )
-def test_a_plan_that_points_outside_is_refused(
-    model: Path, chunk: PrefillChunk, message: str, device: torch.device
-) -> None:
+def test_a_plan_that_points_outside_is_refused(model: Path, chunk: Row, message: str, device: torch.device) -> None:
     with pytest.raises(PlanError, match=message) as error:
-        Driver(model, device=device).runner.prefill(PrefillPlan(0, [chunk]))
+        list(Driver(model, device=device).runner.execute(StepPlan(0, 1, [chunk]), lambda seq: False))
     assert error.value.request == 7
 
 
 def test_a_decode_row_may_hold_only_the_blocks_of_its_last_tokens(model: Path, device: torch.device) -> None:
     driver = Driver(model, device=device)
-    row = DecodeRow(7, 5, 15, [3], greedy(2), output_index=1)
-    assert len(list(driver.runner.decode(DecodePlan(0, 8, [row]), lambda seq: False))) == 1
-    row = DecodeRow(7, 5, 15, [3], greedy(9), output_index=1)
+    row = Row(7, [5], 15, [3], outputs="last", sampling=greedy(2), output_index=1)
+    assert len(list(driver.runner.execute(StepPlan(0, 8, [row]), lambda seq: False))) == 1
+    row = Row(7, [5], 15, [3], outputs="last", sampling=greedy(9), output_index=1)
     with pytest.raises(PlanError, match="block table"):
-        list(driver.runner.decode(DecodePlan(0, 8, [row]), lambda seq: False))
+        list(driver.runner.execute(StepPlan(0, 8, [row]), lambda seq: False))
+
+
+def test_chunks_and_decode_rows_share_a_step(model: Path, device: torch.device) -> None:
+    """A decode row beside a chunk in the middle of a prompt and a prompt's last chunk: each as if it ran alone."""
+    driver = Driver(model, device=device)
+    running, long, short = (driver.request(random_prompt(n, 4096, n), greedy(4)) for n in (37, 70, 5))
+    driver.prefill([running])
+    driver.step([running, long, short], [1, 40, 5])
+    driver.step([running, long, short], [1, 30, 1])
+    driver.step([long, short], [1, 1])
+    driver.generate([running, long, short])
+    assert_equal_to_reference(model, [running, long, short])
+
+
+def test_a_masked_row_takes_an_allowed_token(model: Path, device: torch.device) -> None:
+    driver = Driver(model, device=device)
+    request = driver.request(random_prompt(9, 4096, 1), greedy(3))
+    allowed = {5, 2047}
+    mask = sum(1 << token for token in allowed).to_bytes(256, "little")  # shorter than the vocabulary
+
+    def plan(steps: int) -> StepPlan:
+        row = Row(7, request.prompt, 0, request.block_table, outputs="last", sampling=greedy(3), mask=mask)
+        return StepPlan(0, steps, [row])
+
+    (step,) = driver.runner.execute(plan(1), lambda seq: False)
+    assert step.tokens[0].token in allowed
+    with pytest.raises(PlanError, match="one step"):
+        list(driver.runner.execute(plan(2), lambda seq: False))
 
 
 @pytest.mark.engine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+from collections.abc import Sequence
 
 import pytest
 
@@ -15,11 +16,10 @@ from semipd_engine.core.plans import requests_of
 from semipd_engine.core.request import Request, RequestState
 from semipd_engine.core.scheduler import Scheduler, SchedulerLimits
 from semipd_engine.ipc.messages import (
-    DecodePlan,
-    PrefillPlan,
     RequestOutput,
     Sampling,
     StepFailed,
+    StepPlan,
     StepResult,
     TokenResult,
 )
@@ -40,26 +40,23 @@ def add(s: Scheduler, number: int, prompt_len: int, max_tokens: int = 20, stop: 
     return request
 
 
-def prefill(s: Scheduler, now: float = 2.0) -> PrefillPlan:
+def prefill(s: Scheduler, now: float = 2.0) -> StepPlan:
     plan = s.plan_prefill(now)
     assert plan is not None
     return plan
 
 
-def decode(s: Scheduler) -> DecodePlan:
+def decode(s: Scheduler) -> StepPlan:
     plan = s.plan_decode()
     assert plan is not None
     return plan
 
 
-def done(s: Scheduler, plan: PrefillPlan | DecodePlan, token: int = 7, step: int = 0, now: float = 3.0) -> None:
+def done(s: Scheduler, plan: StepPlan, token: int = 7, step: int = 0, now: float = 3.0) -> None:
     """Report one step of a plan: `token` for everybody who samples."""
-    if isinstance(plan, PrefillPlan):
-        tokens = [TokenResult(c.request, token) for c in plan.chunks if c.sampling is not None]
-        s.book(Phase.PREFILL, StepResult(plan.seq, tokens, last=True), now)
-    else:
-        rows = [TokenResult(r.request, token) for r in plan.rows]
-        s.book(Phase.DECODE, StepResult(plan.seq + step, rows, last=step == plan.max_steps - 1), now)
+    tokens = [TokenResult(row.request, token) for row in plan.rows if row.outputs == "last"]
+    queue = next(queue for queue, in_flight in s.in_flight.items() if in_flight is plan)
+    s.book(queue, StepResult(plan.seq + step, tokens, last=step == plan.max_steps - 1), now)
 
 
 def outputs(s: Scheduler) -> list[RequestOutput]:
@@ -71,13 +68,13 @@ def test_prompts_are_chunked_in_order_of_arrival() -> None:
     add(s, 1, 13)
     add(s, 2, 5)
     first = prefill(s)
-    assert [(c.request, c.start, len(c.token_ids), c.sampling) for c in first.chunks] == [(1, 0, 8, None)]
-    assert len(first.chunks[0].block_table) == 4  # the whole prompt's blocks are reserved
+    assert [(c.request, c.start, len(c.tokens), c.sampling) for c in first.rows] == [(1, 0, 8, None)]
+    assert len(first.rows[0].block_table) == 4  # the whole prompt's blocks are reserved
     assert s.plan_prefill(2.0) is None  # one plan in flight
     done(s, first)
     second = prefill(s)
-    assert [(c.request, c.start, len(c.token_ids)) for c in second.chunks] == [(1, 8, 5), (2, 0, 3)]
-    assert second.chunks[0].sampling is not None and second.chunks[1].sampling is None
+    assert [(c.request, c.start, len(c.tokens)) for c in second.rows] == [(1, 8, 5), (2, 0, 3)]
+    assert second.rows[0].sampling is not None and second.rows[1].sampling is None
 
 
 def test_a_new_row_recalls_decode_and_joins_it() -> None:
@@ -86,7 +83,7 @@ def test_a_new_row_recalls_decode_and_joins_it() -> None:
     done(s, prefill(s), token=11)
     plan = decode(s)
     assert (plan.seq, plan.max_steps) == (1, 8)
-    assert (plan.rows[0].token, plan.rows[0].position, plan.rows[0].output_index) == (11, 3, 1)
+    assert (plan.rows[0].tokens, plan.rows[0].start, plan.rows[0].output_index) == ([11], 3, 1)
     assert len(plan.rows[0].block_table) == 3  # positions 3 .. 10: blocks for every step of the plan
     assert s.take_recall() is None
     add(s, 2, 3)
@@ -151,9 +148,64 @@ def test_the_newest_is_preempted_and_resumes_with_its_tokens() -> None:
     s.abort(1)
     s.worker_lost(Phase.DECODE)
     resumed = prefill(s)
-    assert resumed.chunks[0].request == 2
-    assert resumed.chunks[0].start + len(resumed.chunks[0].token_ids) == len(victim.token_ids) > 6
-    assert resumed.chunks[0].output_index == victim.num_output_tokens >= 1
+    assert resumed.rows[0].request == 2
+    assert resumed.rows[0].start + len(resumed.rows[0].tokens) == len(victim.token_ids) > 6
+    assert resumed.rows[0].output_index == victim.num_output_tokens >= 1
+
+
+class Grammar:
+    """A `Constraint` whose masks come when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+        self.answer: bytes | None = None
+
+    def mask(self, output: Sequence[int]) -> bytes | None:
+        self.asked.append(list(output))
+        return self.answer
+
+
+def test_a_masked_row_has_one_step_and_sits_a_step_out_while_its_mask_is_late() -> None:
+    s = scheduler(chunk=4)
+    masked, free = add(s, 1, 6), add(s, 2, 6)
+    masked.constraint = grammar = Grammar()
+    done(s, prefill(s))  # in the middle of its prompt it samples nothing and needs no mask
+    assert grammar.asked == []
+    late = prefill(s)
+    assert [row.request for row in late.rows] == [2] and grammar.asked == [[]]
+    done(s, late)
+    grammar.answer = b"\x01"
+    plan = prefill(s)
+    assert [(row.request, row.mask) for row in plan.rows] == [(1, b"\x01"), (2, None)]
+    done(s, plan, token=9)
+    plan = decode(s)
+    assert (plan.max_steps, [row.mask for row in plan.rows]) == (1, [b"\x01", None])
+    assert grammar.asked[-1] == [9]
+    done(s, plan)
+    grammar.answer = None
+    assert [row.request for row in decode(s).rows] == [free.id]
+
+
+def test_slots_are_reused_under_a_new_assignment_number() -> None:
+    s = scheduler(chunk=64)
+    for number in (1, 2):
+        add(s, number, 3)
+    plan = prefill(s)
+    assert [(row.slot, row.assignment) for row in plan.rows] == [(0, 1), (1, 2)]
+    done(s, plan)
+    s.abort(1)
+    add(s, 3, 3)
+    assert [(row.slot, row.assignment) for row in prefill(s).rows] == [(0, 3)]
+    assert [(row.slot, row.assignment) for row in decode(s).rows] == [(1, 2)]
+
+
+def test_a_stale_plan_is_made_again_and_nobody_is_blamed() -> None:
+    s = scheduler()
+    request = add(s, 1, 3)
+    stale = prefill(s)
+    s.plan_stale(Phase.PREFILL)
+    again = prefill(s)
+    assert again.rows == stale.rows and again.seq > stale.seq and request.failures == 0
 
 
 def test_a_full_prefix_hit_leaves_one_block_to_compute() -> None:
@@ -163,7 +215,7 @@ def test_a_full_prefix_hit_leaves_one_block_to_compute() -> None:
         s.add(request)
         plan = prefill(s)
         done(s, plan)
-    assert (plan.chunks[0].start, len(plan.chunks[0].token_ids), request.cached_tokens) == (4, 4, 4)
+    assert (plan.rows[0].start, len(plan.rows[0].tokens), request.cached_tokens) == (4, 4, 4)
 
 
 def test_a_prefix_is_found_only_after_its_step_was_reported() -> None:
@@ -175,7 +227,7 @@ def test_a_prefix_is_found_only_after_its_step_was_reported() -> None:
     s.add(extra)
     assert s.kv.pool.find(b"") is None and s.kv.hits_tokens == 0
     done(s, plan)
-    assert prefill(s).chunks[0].start == 8
+    assert prefill(s).rows[0].start == 8
     assert extra.cached_tokens == 8
 
 
@@ -205,11 +257,11 @@ def test_admission_respects_max_num_seqs_and_leaves_a_block_to_each_runner() -> 
     add(s, 1, 8)
     add(s, 2, 12)
     add(s, 3, 1)
-    assert [c.request for c in prefill(s).chunks] == [1, 2] or s.table.num_running == 2
+    assert [c.request for c in prefill(s).rows] == [1, 2] or s.table.num_running == 2
     s = scheduler(num_blocks=5, chunk=64)
     add(s, 1, 8)
     add(s, 2, 12)  # would take the last three blocks
-    assert [c.request for c in prefill(s).chunks] == [1]
+    assert [c.request for c in prefill(s).rows] == [1]
 
 
 def test_a_lost_worker_repeats_and_loses_nothing() -> None:
@@ -218,13 +270,13 @@ def test_a_lost_worker_repeats_and_loses_nothing() -> None:
     lost = prefill(s)
     s.worker_lost(Phase.PREFILL)
     again = prefill(s)
-    assert again.chunks == lost.chunks and again.seq == lost.seq + 1
+    assert again.rows == lost.rows and again.seq == lost.seq + 1
     done(s, again, token=11)
     plan = decode(s)
     done(s, plan, token=12, step=0)
     s.worker_lost(Phase.DECODE)
     row = decode(s).rows[0]
-    assert (row.token, row.position, row.output_index) == (12, 4, 2)
+    assert (row.tokens, row.start, row.output_index) == ([12], 4, 2)
 
 
 def test_a_poisonous_request_is_isolated_and_given_up() -> None:
@@ -236,8 +288,8 @@ def test_a_poisonous_request_is_isolated_and_given_up() -> None:
         plan = s.plan_prefill(2.0)
         if plan is None:
             break
-        if any(c.request == 1 for c in plan.chunks):
-            alone += len(plan.chunks) == 1
+        if any(c.request == 1 for c in plan.rows):
+            alone += len(plan.rows) == 1
             s.worker_lost(Phase.PREFILL)
         else:
             done(s, plan)
@@ -252,7 +304,7 @@ def test_a_request_that_crashes_its_worker_is_isolated_at_once_and_tried_once_mo
         add(s, number, 3)
     runs: list[list[int]] = []
     while (plan := s.plan_prefill(2.0)) is not None:
-        runs.append([c.request for c in plan.chunks])
+        runs.append([c.request for c in plan.rows])
         if 2 in runs[-1]:
             s.worker_lost(Phase.PREFILL, Ending(-signal.SIGSEGV))
         else:
@@ -326,8 +378,8 @@ def test_a_failed_plan_finds_its_culprit() -> None:
     plan = prefill(s)
     s.plan_failed(Phase.PREFILL, StepFailed(plan.seq, "ValueError: no", request=None))
     while (plan := s.plan_prefill(2.0)) is not None:  # one by one
-        assert len(plan.chunks) == 1
-        if plan.chunks[0].request == 2:
+        assert len(plan.rows) == 1
+        if plan.rows[0].request == 2:
             s.plan_failed(Phase.PREFILL, StepFailed(plan.seq, "ValueError: no", request=None))
         else:
             done(s, plan)
@@ -344,5 +396,5 @@ def test_a_new_pool_computes_everything_again() -> None:
     assert s.in_flight == {} and [r.id for r in s.table.waiting] == [1, 2]
     plan = prefill(s)
     assert plan.seq == 1
-    assert plan.chunks[0].token_ids == running.token_ids and running.token_ids[-1] == 11
-    assert queued.num_output_tokens == 0 or plan.chunks[-1].request == 2
+    assert plan.rows[0].tokens == running.token_ids and running.token_ids[-1] == 11
+    assert queued.num_output_tokens == 0 or plan.rows[-1].request == 2

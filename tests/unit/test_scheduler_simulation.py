@@ -20,7 +20,7 @@ from semipd_engine.core.block_pool import BlockPool
 from semipd_engine.core.kv_cache_manager import KVCacheManager
 from semipd_engine.core.request import Request
 from semipd_engine.core.scheduler import Scheduler, SchedulerLimits
-from semipd_engine.ipc.messages import DecodePlan, PrefillPlan, Sampling, StepResult
+from semipd_engine.ipc.messages import Sampling, StepPlan, StepResult
 from semipd_engine.pacing.quantum import Unpaced
 
 pytestmark = pytest.mark.unit
@@ -42,15 +42,8 @@ class Worker:
         self.steps: Iterator[StepResult] | None = None
         self.unreported: deque[StepResult] = deque()
 
-    def start(self, plan: PrefillPlan | DecodePlan) -> None:
-        def prefill() -> Iterator[StepResult]:
-            assert isinstance(plan, PrefillPlan)
-            yield self.runner.prefill(plan)
-
-        if isinstance(plan, PrefillPlan):
-            self.steps = prefill()
-        else:
-            self.steps = self.runner.decode(plan, lambda seq: self.recall >= seq)
+    def start(self, plan: StepPlan) -> None:
+        self.steps = self.runner.execute(plan, lambda seq: self.phase is Phase.DECODE and self.recall >= seq)
 
     def execute(self) -> StepResult | None:
         result = next(self.steps, None) if self.steps is not None else None

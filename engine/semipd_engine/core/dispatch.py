@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from semipd_engine.contract import Phase
 from semipd_engine.core.blame import Ending
-from semipd_engine.core.plans import Plan
 from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.step_log import StepLog
 from semipd_engine.core.worker import UNIFIED, Worker
 from semipd_engine.core.workers import Workers
-from semipd_engine.ipc.messages import StepFailed, StepResult
+from semipd_engine.ipc.messages import PlanAnswer, PlanStale, StepFailed, StepPlan
 from semipd_engine.pacing.page import PacingPage
 
 
@@ -45,10 +44,12 @@ class Dispatcher:
         if recall is not None:
             page.recall(recall)
 
-    def book(self, scheduler: Scheduler, worker: Worker, result: StepResult | StepFailed, now: float) -> None:
+    def book(self, scheduler: Scheduler, worker: Worker, result: PlanAnswer, now: float) -> None:
         phase = next(iter(scheduler.in_flight)) if self._unified else Phase(worker.role)
         if isinstance(result, StepFailed):
             scheduler.plan_failed(phase, result)
+        elif isinstance(result, PlanStale):
+            scheduler.plan_stale(phase)
         else:
             self._log.step(phase, scheduler.in_flight[phase], result)
             scheduler.book(phase, result, now)
@@ -74,13 +75,13 @@ class Dispatcher:
                 self._send(phase, worker, plan, now)
                 return
 
-    def _plan(self, scheduler: Scheduler, phase: Phase, now: float) -> Plan | None:
+    def _plan(self, scheduler: Scheduler, phase: Phase, now: float) -> StepPlan | None:
         if phase is Phase.PREFILL:
             return scheduler.plan_prefill(now)
         one_by_one = self._unified and scheduler.has_prompts
         return scheduler.plan_decode(max_steps=1 if one_by_one else None)
 
-    def _send(self, phase: Phase, worker: Worker, plan: Plan | None, now: float) -> None:
+    def _send(self, phase: Phase, worker: Worker, plan: StepPlan | None, now: float) -> None:
         if plan is not None:
             self._running[phase] = worker
             worker.send(plan)

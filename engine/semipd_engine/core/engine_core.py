@@ -37,7 +37,7 @@ from semipd_engine.core.step_log import StepLog
 from semipd_engine.core.telemetry import Telemetry
 from semipd_engine.core.worker import UNIFIED, Worker
 from semipd_engine.core.workers import Workers
-from semipd_engine.ipc.messages import CoreState, RequestOutput, ResidentHello, StepFailed, StepResult
+from semipd_engine.ipc.messages import CoreState, PlanAnswer, RequestOutput, ResidentHello
 from semipd_engine.pacing.page import PacingPage
 
 TICK_SECONDS = 0.1
@@ -183,7 +183,7 @@ class EngineCore:
             os.close(self._status.page.fd)
             self._status.page = None
 
-    def _on_result(self, worker: Worker, result: StepResult | StepFailed) -> None:
+    def _on_result(self, worker: Worker, result: PlanAnswer) -> None:
         if self._status.scheduler is not None:
             self._dispatcher.book(self._status.scheduler, worker, result, time.monotonic())
 

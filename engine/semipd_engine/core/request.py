@@ -6,13 +6,22 @@ counters: a preempted request with a prefix hit looks like neither a new one nor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Protocol
 
 from semipd_engine.contract import Phase
 from semipd_engine.core.block_pool import LastSteps
 from semipd_engine.core.kv_cache_manager import SequenceBlocks
 from semipd_engine.ipc.messages import Sampling
+
+
+class Constraint(Protocol):
+    """A grammar, say. It is asked once for each token, and only for the newest one."""
+
+    def mask(self, output: Sequence[int]) -> bytes | None:
+        """The tokens that may follow `output` (`ipc.messages.Row.mask`). None: not known yet, ask again."""
 
 
 class RequestState(Enum):
@@ -35,10 +44,14 @@ class Request:
     """Prompt and output."""
     num_computed_tokens: int = 0
     """Leading tokens whose K/V is in the pool, by reported steps."""
-    prefill_target: int = 0
-    """Tokens to compute before the next token can be sampled: all that were known at admission."""
     blocks: SequenceBlocks = field(default_factory=SequenceBlocks)
     digests: list[bytes] = field(default_factory=list)
+    slot: int = 0
+    """While it is admitted: its row in the workers' buffers."""
+    assignment: int = 0
+    """Number of that slot's assignment."""
+    constraint: Constraint | None = None
+    """What its output must look like."""
     last_prefill_step: int = 0
     last_decode_step: int = 0
     cached_tokens: int = 0
@@ -54,6 +67,15 @@ class Request:
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_token_ids)
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Known tokens whose K/V is not in the pool yet. One while it decodes: the token sampled last."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[len(self.prompt_token_ids) :]
 
     @property
     def num_output_tokens(self) -> int:

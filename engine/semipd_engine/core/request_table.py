@@ -20,6 +20,7 @@ class RequestTable:
         self.waiting: list[Request] = []
         """In order of arrival; a preempted request returns to its place."""
         self._outputs: list[tuple[Request, RequestOutput]] = []
+        self._assignments = 0
 
     @property
     def num_running(self) -> int:
@@ -35,6 +36,17 @@ class RequestTable:
     def queue(self, request: Request) -> None:
         self.by_id[request.id] = request
         bisect.insort(self.waiting, request, key=lambda r: r.id)
+
+    def admit(self, request: Request, blocks: SequenceBlocks) -> None:
+        """It leaves the queue with its blocks, and takes the lowest slot that nobody has."""
+        taken = {r.slot for r in self.by_id.values() if r.state in (RequestState.PREFILLING, RequestState.DECODING)}
+        self._assignments += 1
+        request.slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
+        request.assignment = self._assignments
+        request.blocks = blocks
+        request.num_computed_tokens = blocks.num_cached_tokens
+        request.state = RequestState.PREFILLING
+        self.waiting.remove(request)
 
     def requeue(self, request: Request) -> None:
         """Give the blocks back and compute everything again later; the output tokens so far are kept."""

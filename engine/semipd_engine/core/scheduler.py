@@ -17,15 +17,14 @@ import msgspec
 from semipd_engine.contract import Phase
 from semipd_engine.core.blame import KILLED, Ending, acquit, blame, by_suspicion, is_suspect, suspect
 from semipd_engine.core.kv_cache_manager import KVCacheManager, extend_digests
-from semipd_engine.core.plans import Plan, chunk, requests_of, row, steps_of
+from semipd_engine.core.plans import requests_of, row
 from semipd_engine.core.request import Request, RequestState
 from semipd_engine.core.request_table import RequestTable
 from semipd_engine.ipc.messages import (
     WORKER_CRASHED,
-    DecodePlan,
-    PrefillPlan,
     RequestOutput,
     StepFailed,
+    StepPlan,
     StepResult,
     TokenResult,
 )
@@ -40,11 +39,21 @@ class SchedulerLimits:
     """Steps of one decode plan. A recall ends it earlier."""
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A request's part in a plan that is being made."""
+
+    request: Request
+    count: int
+    """Tokens to compute."""
+    mask: bytes | None = None
+
+
 class Scheduler:
     def __init__(self, limits: SchedulerLimits, kv: KVCacheManager) -> None:
         self.limits = limits
         self.table = RequestTable(kv)
-        self.in_flight: dict[Phase, Plan] = {}
+        self.in_flight: dict[Phase, StepPlan] = {}
         self.preemptions = 0
         self._recall = False
         self._suspect_ran: dict[Phase, bool] = dict.fromkeys(Phase, False)
@@ -93,55 +102,63 @@ class Scheduler:
 
     # ---- planning ------------------------------------------------------------------------------------------------
 
-    def plan_prefill(self, now: float) -> PrefillPlan | None:
+    def plan_prefill(self, now: float) -> StepPlan | None:
         """The next chunk of each prompt in order of arrival, within the token budget."""
         if Phase.PREFILL in self.in_flight:
             return None
         budget = self.limits.prefill_chunk_tokens
-        taken: list[tuple[Request, int]] = []
+        taken: list[_Part] = []
         for request in self._prefill_candidates(now):
-            if taken and (is_suspect(request) or is_suspect(taken[0][0])):
+            if taken and (is_suspect(request) or is_suspect(taken[0].request)):
                 break
-            count = min(budget, request.prefill_target - request.num_computed_tokens)
-            taken.append((request, count))
-            budget -= count
+            part = self._part(request, budget)
+            if part is not None:
+                taken.append(part)
+                budget -= part.count
             if budget == 0:
                 break
-        if not taken:
-            return None
-        seq = self.kv.pool.clocks[Phase.PREFILL].plan(1)
-        self._suspect_ran[Phase.PREFILL] = is_suspect(taken[0][0])
-        for request, _ in taken:
-            request.planned(Phase.PREFILL, seq)
-        plan = PrefillPlan(seq=seq, chunks=[chunk(request, count) for request, count in taken])
-        self.in_flight[Phase.PREFILL] = plan
-        return plan
+        return self._planned(Phase.PREFILL, taken, steps=1)
 
-    def plan_decode(self, max_steps: int | None = None) -> DecodePlan | None:
+    def plan_decode(self, max_steps: int | None = None) -> StepPlan | None:
         """One row for each decoding request, with blocks granted for all steps of the plan."""
         if Phase.DECODE in self.in_flight:
             return None
-        rows: list[Request] = []
+        rows: list[_Part] = []
         suspects_last = self._suspect_ran[Phase.DECODE]
         decoding = by_suspicion(self.table.in_state(RequestState.DECODING))
         for request in sorted(decoding, key=lambda r: is_suspect(r) == suspects_last):
             if rows and is_suspect(request):
                 break
-            if request.state is RequestState.DECODING and self._grant_next_step(request):
-                rows.append(request)
+            part = self._part(request, 1)
+            if part is not None and request.state is RequestState.DECODING and self._grant_next_step(request):
+                rows.append(part)
                 if is_suspect(request):
                     break
-        rows = [r for r in rows if r.state is RequestState.DECODING]  # a later row may have preempted an earlier one
-        if not rows:
+        # A later row may have preempted an earlier one.
+        rows = [part for part in rows if part.request.state is RequestState.DECODING]
+        most = 1 if any(part.mask for part in rows) else max_steps or self.limits.max_decode_steps
+        steps = self._grant_steps_ahead([part.request for part in rows], most) if rows else 0
+        self._recall = self._recall and not rows
+        return self._planned(Phase.DECODE, rows, steps)
+
+    def _part(self, request: Request, budget: int) -> _Part | None:
+        """The request's next tokens, at most `budget`; None while the mask of the token that they lead to is late."""
+        count = min(budget, request.num_uncomputed_tokens)
+        if request.constraint is None or count < request.num_uncomputed_tokens:
+            return _Part(request, count)
+        mask = request.constraint.mask(request.output_token_ids)
+        return _Part(request, count, mask) if mask is not None else None
+
+    def _planned(self, queue: Phase, parts: list[_Part], steps: int) -> StepPlan | None:
+        """Put a plan of these parts in flight; None if there are none."""
+        if not parts:
             return None
-        self._suspect_ran[Phase.DECODE] = is_suspect(rows[0])
-        steps = self._grant_steps_ahead(rows, max_steps or self.limits.max_decode_steps)
-        seq = self.kv.pool.clocks[Phase.DECODE].plan(steps)
-        for request in rows:
-            request.planned(Phase.DECODE, seq + steps - 1)
-        plan = DecodePlan(seq=seq, max_steps=steps, rows=[row(request) for request in rows])
-        self.in_flight[Phase.DECODE] = plan
-        self._recall = False
+        seq = self.kv.pool.clocks[queue].plan(steps)
+        self._suspect_ran[queue] = is_suspect(parts[0].request)
+        for part in parts:
+            part.request.planned(queue, seq + steps - 1)
+        plan = StepPlan(seq, steps, [row(part.request, part.count, part.mask) for part in parts])
+        self.in_flight[queue] = plan
         return plan
 
     def _prefill_candidates(self, now: float) -> Iterator[Request]:
@@ -162,7 +179,6 @@ class Scheduler:
             if self.kv.blocks_for(len(request.token_ids)) > self.kv.pool.num_blocks:
                 self.table.fail(request, self._too_large(len(request.token_ids)))
             elif self._admit(request, now):
-                waiting.pop(0)
                 yield request
             else:
                 return
@@ -178,10 +194,7 @@ class Scheduler:
         blocks = self.kv.admit(request.digests, num_tokens, reserve=running)
         if blocks is None:
             return False
-        request.blocks = blocks
-        request.state = RequestState.PREFILLING
-        request.num_computed_tokens = blocks.num_cached_tokens
-        request.prefill_target = num_tokens
+        self.table.admit(request, blocks)
         if request.scheduled_at is None:
             request.scheduled_at = now
             request.cached_tokens = blocks.num_cached_tokens
@@ -226,31 +239,24 @@ class Scheduler:
     def book(self, phase: Phase, result: StepResult, now: float) -> None:
         """One step is complete. Results for requests that are gone are dropped."""
         plan = self.in_flight[phase]
-        final = plan.seq + steps_of(plan) - 1
+        final = plan.seq + plan.max_steps - 1
         last = result.last or result.seq == final
         self.kv.pool.complete(phase, final if last else result.seq)
         if last:
             del self.in_flight[phase]
-        if isinstance(plan, PrefillPlan):
-            self._book_chunks(plan, result, now)
-            return
-        for token in result.tokens:
-            request = self.table.by_id.get(token.request)
-            if request is not None:
-                self._computed(request, len(request.token_ids))
-                self._sampled(request, token, phase, result.seq, now)
-
-    def _book_chunks(self, plan: PrefillPlan, result: StepResult, now: float) -> None:
         tokens = {token.request: token for token in result.tokens}
-        for part in plan.chunks:
-            request = self.table.by_id.get(part.request)
+        for part in plan.rows:
+            request, token = self.table.by_id.get(part.request), tokens.get(part.request)
             if request is None:
                 continue
-            self._computed(request, part.start + len(part.token_ids))
-            if part.sampling is not None:
+            if token is not None:
+                self._computed(request, len(request.token_ids))
+                # A new row joins decode at its next step boundary.
+                self._recall |= request.state is RequestState.PREFILLING and phase is Phase.PREFILL
                 request.state = RequestState.DECODING
-                self._sampled(request, tokens[request.id], Phase.PREFILL, result.seq, now)
-                self._recall = True  # the new row joins at the next step boundary
+                self._sampled(request, token, phase, result.seq, now)
+            elif result.seq == plan.seq and part.outputs == "none":
+                self._computed(request, part.start + len(part.tokens))
 
     def _computed(self, request: Request, num_tokens: int) -> None:
         request.num_computed_tokens = num_tokens
@@ -283,6 +289,10 @@ class Scheduler:
             else:
                 suspect(request)
 
+    def plan_stale(self, phase: Phase) -> None:
+        """A worker does not hold what the plan refers to: it has run nothing, and nobody is to blame. Plan again."""
+        self._drop(phase)
+
     def worker_lost(self, phase: Phase, ending: Ending = KILLED) -> None:
         """The worker is reaped and its channel drained: plan again from the last reported step."""
         involved = requests_of(self._drop(phase))
@@ -300,7 +310,7 @@ class Scheduler:
             request.last_prefill_step = request.last_decode_step = 0
         self.table.kv = kv
 
-    def _drop(self, phase: Phase) -> Plan | None:
+    def _drop(self, phase: Phase) -> StepPlan | None:
         """Forget the plan in flight: whoever ran it is past all its steps."""
         self.kv.pool.complete(phase, self.kv.pool.clocks[phase].planned)
         return self.in_flight.pop(phase, None)

@@ -2,8 +2,8 @@
 
 Records (times are seconds of CLOCK_MONOTONIC):
 ``{"event": "plan", "phase", "seq", "at", "pid", "steps", "batch", "tokens"}``
-``{"event": "step", "phase", "seq", "last", "begin", "end", "batch", "tokens"}``: tokens computed (prefill) or sampled
-(decode); `last` ends the plan
+``{"event": "step", "phase", "seq", "last", "begin", "end", "batch", "tokens"}``: rows and tokens that were computed;
+`last` ends the plan
 ``{"event": "worker_lost", "phase", "at", "pid", "in_flight", "ending"}``: seq of the plan in flight, or null
 """
 
@@ -15,22 +15,28 @@ from typing import Any
 
 from semipd_engine.contract import Phase
 from semipd_engine.core.blame import Ending
-from semipd_engine.core.plans import Plan, steps_of
-from semipd_engine.ipc.messages import PrefillPlan, StepResult
+from semipd_engine.core.plans import tokens_of
+from semipd_engine.ipc.messages import StepPlan, StepResult
 
 
 class StepLog:
     def __init__(self, path: Path | None) -> None:
         self._file = path.open("a", buffering=1) if path is not None else None
 
-    def plan(self, phase: Phase, plan: Plan, pid: int, at: float) -> None:
-        batch, tokens = _size(plan)
+    def plan(self, phase: Phase, plan: StepPlan, pid: int, at: float) -> None:
         self._write(
-            event="plan", phase=phase, seq=plan.seq, at=at, pid=pid, steps=steps_of(plan), batch=batch, tokens=tokens
+            event="plan",
+            phase=phase,
+            seq=plan.seq,
+            at=at,
+            pid=pid,
+            steps=plan.max_steps,
+            batch=len(plan.rows),
+            tokens=tokens_of(plan),
         )
 
-    def step(self, phase: Phase, plan: Plan, result: StepResult) -> None:
-        batch, tokens = _size(plan) if isinstance(plan, PrefillPlan) else (len(result.tokens), len(result.tokens))
+    def step(self, phase: Phase, plan: StepPlan, result: StepResult) -> None:
+        first = result.seq == plan.seq
         end = result.finished_at
         self._write(
             event="step",
@@ -39,8 +45,8 @@ class StepLog:
             last=result.last,
             begin=end - result.seconds,
             end=end,
-            batch=batch,
-            tokens=tokens,
+            batch=len(plan.rows) if first else len(result.tokens),
+            tokens=tokens_of(plan) if first else len(result.tokens),
         )
 
     def worker_lost(self, phase: Phase, pid: int, in_flight: int | None, ending: Ending, at: float) -> None:
@@ -49,10 +55,3 @@ class StepLog:
     def _write(self, **record: Any) -> None:
         if self._file is not None:
             self._file.write(json.dumps(record) + "\n")
-
-
-def _size(plan: Plan) -> tuple[int, int]:
-    """Rows and tokens of a plan (of one step, for decode)."""
-    if isinstance(plan, PrefillPlan):
-        return len(plan.chunks), sum(len(c.token_ids) for c in plan.chunks)
-    return len(plan.rows), len(plan.rows)

@@ -26,6 +26,8 @@ from semipd_engine.core.event_loop import Connection, EventLoop
 from semipd_engine.core.rungs import Partitions, Rung, contradiction
 from semipd_engine.core.worker import UNIFIED, Worker
 from semipd_engine.ipc.messages import (
+    PlanAnswer,
+    PlanStale,
     Shutdown,
     Spawned,
     SpawnWorker,
@@ -58,7 +60,7 @@ class Workers:
     loop: EventLoop
     roles: tuple[str, ...]
     partitions: Partitions
-    on_result: Callable[[Worker, StepResult | StepFailed], None]
+    on_result: Callable[[Worker, PlanAnswer], None]
     on_lost: Callable[[Worker, Ending], None]
     start_seconds: float = 60.0
     """A worker that is not ready after so long is killed."""
@@ -192,13 +194,13 @@ class Workers:
 
     # ---- what a worker says and how it ends ----------------------------------------------------------------------
 
-    def _on_message(self, worker: Worker, message: WorkerReady | WorkerUnfit | StepResult | StepFailed) -> None:
+    def _on_message(self, worker: Worker, message: WorkerReady | WorkerUnfit | PlanAnswer) -> None:
         match message:
             case WorkerReady():
                 self._on_ready(worker, message)
             case WorkerUnfit(reason, text):
                 self._unfit(worker, reason, text)
-            case StepResult() | StepFailed():
+            case StepResult() | StepFailed() | PlanStale():
                 worker.progressed |= isinstance(message, StepResult)
                 self.on_result(worker, message)
 

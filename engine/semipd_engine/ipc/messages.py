@@ -1,11 +1,13 @@
 """Messages between the engine's own processes, msgpack-encoded (`msgspec`), one message a datagram or frame.
 
-Torch-free: core, api and workers all import it. Plans are complete: a worker keeps nothing between two of them, so any
-plan can be given to another worker of the same phase. Token and block ids are plain ints; request ids inside the engine
-are ints given by core.
+Torch-free: core, api and workers all import it. Plans are complete: a worker keeps nothing between two of them that it
+could not do without, so any plan can be given to another worker. Token and block ids are plain ints; request ids inside
+the engine are ints given by core.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import msgspec
 
@@ -124,17 +126,23 @@ CoreToApi = Outputs | CoreState
 # ---- core <-> worker ---------------------------------------------------------------------------------------------
 
 
-class PrefillChunk(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Compute K/V of `token_ids` at positions start .. start + len - 1, into the blocks of `block_table`.
+class Row(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One request's part of a step: compute K/V of `tokens` at positions start .. start + len - 1.
 
-    ``[0, start)`` of the table is valid for read; the chunk's own positions are written. With `sampling` set this is
-    the prompt's last chunk: sample one token from the last position.
+    ``[0, start)`` of the block table is valid for read; the row's own positions are written. A prompt's chunk and a
+    decode row are the same thing: the latter has one token, the last one sampled.
     """
 
     request: int
-    token_ids: list[int]
+    tokens: list[int]
     start: int
     block_table: list[int]
+    slot: int = 0
+    """Which of the workers' rows the request has for as long as it is admitted; below `max_num_seqs`."""
+    assignment: int = 0
+    """Number of the slot's assignment: what a worker keeps of a slot is worth nothing under another number."""
+    outputs: Literal["none", "last"] = "none"
+    """Positions whose logits are wanted. With `last` one token is sampled, and `sampling` is set."""
     sampling: Sampling | None = None
     output_index: int = 0
     """How many output tokens the request already has (not 0 after a preemption)."""
@@ -142,38 +150,25 @@ class PrefillChunk(msgspec.Struct, frozen=True, omit_defaults=True):
     """Prompt and output tokens so far, only when penalties need them."""
     prompt_len: int = 0
     """How many of `history` are prompt tokens."""
+    mask: bytes | None = None
+    """The tokens that may be sampled: bit i of byte i // 8, from the lowest, is token i. Holds for one step."""
 
 
-class PrefillPlan(msgspec.Struct, frozen=True, tag="prefill"):
-    seq: int
-    """Number of the plan's step on this phase's clock (`BlockPool` quarantine counts steps)."""
-    chunks: list[PrefillChunk]
+class StepPlan(msgspec.Struct, frozen=True, tag="plan"):
+    """One to `max_steps` steps over the same rows, of either phase or of both.
 
-
-class DecodeRow(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Feed `token` at `position` (its K/V is written there), sample the next one.
-
-    Step k of the plan runs at position + k: the table already holds blocks for all `max_steps` of them.
+    Step k > 0 feeds each row the token that step k - 1 sampled for it, at the next position: the tables already hold
+    blocks for all steps. A row that does not sample ends with the first step, one that does at a stop id or at its
+    max_tokens. The plan ends when all rows have, or after the step in which core raised the recall number in shared
+    memory to `seq` or above. A plan with a masked row has one step.
     """
 
-    request: int
-    token: int
-    position: int
-    block_table: list[int]
-    sampling: Sampling
-    output_index: int
-    history: list[int] = []
-    prompt_len: int = 0
-
-
-class DecodePlan(msgspec.Struct, frozen=True, tag="decode"):
-    """Up to `max_steps` decode steps. A row ends early at a stop id or at its max_tokens; the plan ends when all rows
-    have, or after the step in which core raised the recall number in shared memory to `seq` or above."""
-
     seq: int
-    """Number of the plan's first step on this phase's clock; step k has number seq + k."""
+    """Number of the first step on its queue's clock (`BlockPool` quarantine counts steps); step k has seq + k."""
     max_steps: int
-    rows: list[DecodeRow]
+    rows: list[Row]
+    rung: int = 0
+    """Which of the limits that its worker holds the steps run under."""
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
@@ -206,6 +201,12 @@ class StepFailed(msgspec.Struct, frozen=True, tag="failed"):
     request: int | None = None
 
 
+class PlanStale(msgspec.Struct, frozen=True, tag="stale"):
+    """The worker does not hold what the plan takes for granted of a slot (another assignment): it has run nothing."""
+
+    seq: int
+
+
 class WorkerReady(msgspec.Struct, frozen=True, tag="ready"):
     phase: str
     pid: int
@@ -222,8 +223,9 @@ class WorkerUnfit(msgspec.Struct, frozen=True, tag="unfit"):
     message: str
 
 
-CoreToWorker = PrefillPlan | DecodePlan | Shutdown
-WorkerToCore = WorkerReady | WorkerUnfit | StepResult | StepFailed
+PlanAnswer = StepResult | StepFailed | PlanStale
+CoreToWorker = StepPlan | Shutdown
+WorkerToCore = WorkerReady | WorkerUnfit | PlanAnswer
 
 
 # ---- core <-> resident -------------------------------------------------------------------------------------------

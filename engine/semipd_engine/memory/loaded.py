@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from semipd_engine.contract import EngineOptions
-from semipd_engine.ipc.messages import DecodePlan, PrefillPlan, StepResult
+from semipd_engine.ipc.messages import StepPlan, StepResult
 from semipd_engine.memory.kv_size import MemoryGrant
 from semipd_engine.memory.layout import KVLayout
 from semipd_engine.pacing.quantum import Pacer
 
 
 class Runner(Protocol):
-    """Executes plans; stateless between two of them."""
+    """Executes plans; what it keeps between two of them it can do without."""
 
-    def prefill(self, plan: PrefillPlan) -> StepResult: ...
+    def execute(self, plan: StepPlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
+        """One result after each step, until the plan ends (`StepPlan`). Raises `StaleSlot`, having run nothing."""
 
-    def decode(self, plan: DecodePlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]: ...
+
+class StaleSlot(Exception):
+    """The plan takes for granted what this worker does not hold of a slot: core must send it in full."""
 
 
 class UnfitError(Exception):

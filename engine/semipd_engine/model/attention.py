@@ -59,23 +59,22 @@ class GroupedQueryAttention:
             k = ops.apply_rope(k, batch.cos, batch.sin)
             ops.write_kv(self._keys, batch.slots, k.view(-1, config.kv_width))
             ops.write_kv(self._values, batch.slots, v)
-        out = self._prefill(q, batch) if batch.segments else self._decode(q, batch)
+        out = torch.empty_like(q)
+        self._attend_groups(q, batch, out)
+        self._attend_segments(q, batch, out)
         return quanta.linear(out.reshape(-1, config.q_width), self._out, self._out_bias)
 
-    def _decode(self, q: Tensor, batch: Batch) -> Tensor:
+    def _attend_groups(self, q: Tensor, batch: Batch, out: Tensor) -> None:
         """Each group makes one quantum: the size of groups is bounded where they are formed."""
-        out = torch.empty_like(q)
         for group in batch.groups:
             with self._quanta.quantum(Load(1, attention=group.visible * self._config.q_width)):
                 out[group.rows] = ops.paged_decode(
                     q[group.rows], self._keys, self._values, group.block_tables, group.context, group.mask
                 )
-        return out
 
-    def _prefill(self, q: Tensor, batch: Batch) -> Tensor:
+    def _attend_segments(self, q: Tensor, batch: Batch, out: Tensor) -> None:
         """Each sequence's rows are cut so that a piece fits one quantum, and on a GPU so that its scores fit the
         worker's memory whichever kernel torch takes."""
-        parts = []
         for segment in batch.segments:
             pieces = self._quanta.pieces(self._segment_load(segment, 0, segment.rows))
             if q.device.type == "cuda":
@@ -85,17 +84,14 @@ class GroupedQueryAttention:
             for begin in range(0, segment.rows, step):
                 end = min(begin + step, segment.rows)
                 with self._quanta.quantum(self._segment_load(segment, begin, end)):
-                    parts.append(
-                        ops.paged_prefill(
-                            q[segment.first + begin : segment.first + end],
-                            self._keys,
-                            self._values,
-                            segment.block_table,
-                            segment.start + begin,
-                            segment.mask(q, begin, end),
-                        )
+                    out[segment.first + begin : segment.first + end] = ops.paged_prefill(
+                        q[segment.first + begin : segment.first + end],
+                        self._keys,
+                        self._values,
+                        segment.block_table,
+                        segment.start + begin,
+                        segment.mask(q, begin, end),
                     )
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _segment_load(self, segment: Segment, begin: int, end: int) -> Load:
         """SDPA on the CPU skips no masked block, so each row costs the whole visible range of the piece."""

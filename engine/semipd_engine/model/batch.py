@@ -34,7 +34,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Group:
-    """Decode rows of similar context length, which are attended to in one operation."""
+    """Single rows of sequences of similar context length, which are attended to in one operation."""
 
     rows: Tensor
     """int64 [B]: their indices in the batch."""
@@ -53,7 +53,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Batch:
-    """Prefill: one segment or more. Decode: one row for each sequence, in groups."""
+    """Sequences with several rows are segments; those with one row are attended to in groups."""
 
     slots: Tensor
     """int64 [T]: where each row's key and value go (block * block_size + offset)."""
@@ -61,7 +61,7 @@ class Batch:
     sin: Tensor
     segments: tuple[Segment, ...] = ()
     groups: tuple[Group, ...] = ()
-    """Decode: together they hold each row once."""
+    """Together with the segments they hold each row once."""
 
     @property
     def rows(self) -> int:

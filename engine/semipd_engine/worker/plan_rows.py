@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from semipd_engine.ipc.messages import DecodeRow, PrefillChunk
+from semipd_engine.ipc.messages import StepPlan
 from semipd_engine.model.batch import Batch, Group, Segment
 from semipd_engine.model.errors import PlanError
 from semipd_engine.model.rope import RotaryEmbedding
@@ -50,68 +50,82 @@ class Limits:
             raise PlanError(f"block ids must lie in [0, {self.num_blocks})", request)
 
 
-def prefill_batch(
-    chunks: Sequence[PrefillChunk], limits: Limits, rotary: RotaryEmbedding, device: torch.device
-) -> tuple[Tensor, Batch]:
-    """Token ids int64 [T] and the batch of all chunks' rows, in order."""
-    tokens, positions, slots, segments, first = [], [], [], [], 0
-    for chunk in chunks:
-        ids, table = np.asarray(chunk.token_ids, np.int64), np.asarray(chunk.block_table, np.int64)
-        rows = len(ids)
-        limits.check(chunk.request, ids, range(chunk.start, chunk.start + rows), table)
-        at = np.arange(chunk.start, chunk.start + rows)
-        tokens.append(ids)
-        positions.append(at)
-        slots.append(_slots(table[at // limits.block_size], at, limits.block_size))
-        segments.append(Segment(first, rows, chunk.start, on_device(table, device)))
-        first += rows
-    cos, sin = rotary(on_device(np.concatenate(positions), device))
-    batch = Batch(on_device(np.concatenate(slots), device), cos, sin, segments=tuple(segments))
-    return on_device(np.concatenate(tokens), device), batch
+class PlanRows:
+    """The rows of a plan that still run. After the first step each goes on with the token that it has sampled."""
 
-
-class DecodeRows:
-    """The rows of a decode plan that still run. Advances by one position a step; finished rows are dropped."""
-
-    def __init__(
-        self, rows: Sequence[DecodeRow], max_steps: int, limits: Limits, rotary: RotaryEmbedding, device: torch.device
-    ) -> None:
+    def __init__(self, plan: StepPlan, limits: Limits, rotary: RotaryEmbedding, device: torch.device) -> None:
+        """Raises `PlanError` if a row cannot be computed, or the plan has none."""
+        if not plan.rows or plan.max_steps < 1:
+            raise PlanError("the plan has no rows or no steps")
         self._limits, self._rotary, self._device = limits, rotary, device
-        self._tokens = np.array([row.token for row in rows], np.int64)
-        self._positions = np.array([row.position for row in rows], np.int64)
-        tables = [np.asarray(row.block_table, np.int64) for row in rows]
-        for row, table in zip(rows, tables, strict=True):
-            steps = min(max_steps, max(row.sampling.max_tokens - row.output_index, 1))
-            written = range(row.position, row.position + steps)
-            limits.check(row.request, np.array([row.token], np.int64), written, table)
+        tokens = [np.asarray(row.tokens, np.int64) for row in plan.rows]
+        tables = [np.asarray(row.block_table, np.int64) for row in plan.rows]
+        for row, ids, table in zip(plan.rows, tokens, tables, strict=True):
+            if (row.sampling is None) != (row.outputs == "none"):
+                raise PlanError("a row samples if and only if its last position is an output", row.request)
+            if row.mask is not None and plan.max_steps > 1:
+                raise PlanError("a plan with a masked row has one step", row.request)
+            written = row.start + len(ids)
+            if row.sampling is not None:
+                written += max(min(plan.max_steps, row.sampling.max_tokens - row.output_index) - 1, 0)
+            limits.check(row.request, ids, range(row.start, written), table)
+        self._tokens = np.concatenate(tokens)
+        self._counts = np.array([len(ids) for ids in tokens], np.int64)
+        self._starts = np.array([row.start for row in plan.rows], np.int64)
+        self._samples = np.array([row.sampling is not None for row in plan.rows])
         width = max(len(table) for table in tables)
         # Padding repeats a block of the sequence itself: masked, and never a stranger's.
         self._tables = np.stack([np.pad(table, (0, width - len(table)), mode="edge") for table in tables])
 
-    def batch(self) -> tuple[Tensor, Batch]:
-        """Token ids int64 [B] and the batch of the step that comes next."""
-        size, at = self._limits.block_size, self._positions
-        blocks = self._tables[np.arange(len(at)), at // size]
-        cos, sin = self._rotary(on_device(at, self._device))
-        slots = on_device(_slots(blocks, at, size), self._device)
+    def batch(self) -> tuple[Tensor, Batch, Tensor]:
+        """Token ids int64 [T], the batch of the step that comes next, and the indices int64 [R] of the positions to
+        sample from, in the order of the rows."""
+        counts, size = self._counts, self._limits.block_size
+        ends = np.cumsum(counts)
+        firsts = ends - counts
+        positions = np.repeat(self._starts - firsts, counts) + np.arange(ends[-1])
+        blocks = self._tables[np.repeat(np.arange(len(counts)), counts), positions // size]
+        cos, sin = self._rotary(on_device(positions, self._device))
+        single = np.flatnonzero(counts == 1)
         most = GROUP_POSITIONS[self._device.type]
-        groups = tuple(self._group(rows) for rows in similar_lengths((at + 1).tolist(), most))
-        return on_device(self._tokens, self._device), Batch(slots, cos, sin, groups=groups)
+        batch = Batch(
+            on_device(blocks * size + positions % size, self._device),
+            cos,
+            sin,
+            segments=tuple(self._segment(row, int(firsts[row])) for row in np.flatnonzero(counts > 1).tolist()),
+            groups=tuple(
+                self._group(single[members], firsts[single[members]])
+                for members in similar_lengths((self._starts[single] + 1).tolist(), most)
+            ),
+        )
+        chosen = ends[self._samples] - 1
+        return on_device(self._tokens, self._device), batch, on_device(chosen, self._device)
 
     def advance(self, tokens: Sequence[int], running: Sequence[int]) -> None:
-        """Each row took its token of `tokens`; only the rows with the indices `running` go on."""
-        keep = np.asarray(running, np.int64)
-        self._tokens = np.asarray(tokens, np.int64)[keep]
-        self._positions = self._positions[keep] + 1
+        """Each row that samples took its token of `tokens`; only those of them with the indices `running` go on."""
+        keep = np.flatnonzero(self._samples)[np.asarray(running, np.int64)]
+        self._tokens = np.asarray(tokens, np.int64)[np.asarray(running, np.int64)]
+        self._starts = self._starts[keep] + self._counts[keep]
+        self._counts, self._samples = np.ones_like(keep), np.ones(len(keep), np.bool_)
         self._tables = self._tables[keep]
 
-    def _group(self, rows: Sequence[int]) -> Group:
-        indices = np.asarray(rows, np.int64)
-        lengths = self._positions[indices] + 1
+    def _segment(self, row: int, first: int) -> Segment:
+        table = on_device(self._tables[row], self._device)
+        return Segment(first, int(self._counts[row]), int(self._starts[row]), table)
+
+    def _group(self, rows: Ints, indices: Ints) -> Group:
+        """`rows` of this object, which are at `indices` in the batch."""
+        lengths = self._starts[rows] + 1
         context = int(lengths.max())
-        tables = self._tables[indices, : -(-context // self._limits.block_size)]
+        tables = self._tables[rows, : -(-context // self._limits.block_size)]
         mask = None if lengths.min() == context else length_mask(on_device(lengths, self._device), context)
         return Group(on_device(indices, self._device), on_device(tables, self._device), context, mask)
+
+
+def allowed_tokens(mask: bytes, vocab_size: int) -> Tensor:
+    """A row's mask as a bool tensor [vocab]; tokens behind its end are forbidden."""
+    bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=vocab_size, bitorder="little")
+    return torch.from_numpy(bits.astype(np.bool_))
 
 
 def similar_lengths(lengths: Sequence[int], most: int) -> list[list[int]]:
@@ -127,10 +141,6 @@ def similar_lengths(lengths: Sequence[int], most: int) -> list[list[int]]:
             groups.append([index])
             longest = lengths[index]
     return groups
-
-
-def _slots(blocks: Ints, positions: Ints, block_size: int) -> Ints:
-    return blocks * block_size + positions % block_size
 
 
 def on_device(values: Ints, device: torch.device) -> Tensor:

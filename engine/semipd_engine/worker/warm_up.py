@@ -10,7 +10,7 @@ import math
 import torch
 
 from semipd_engine.cards.config import ModelConfig
-from semipd_engine.ipc.messages import DecodePlan, DecodeRow, PrefillChunk, PrefillPlan, Sampling, TokenResult
+from semipd_engine.ipc.messages import Row, Sampling, StepPlan, TokenResult
 from semipd_engine.memory.arena import WeightArena
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.memory.layout import KVLayout
@@ -37,19 +37,22 @@ def warm_up(config: ModelConfig, arena: WeightArena, layout: KVLayout) -> None:
     tables = [list(range(blocks * i, blocks * (i + 1))) for i in range(len(LENGTHS))]
     prompts = [[(7 * i + 3) % config.vocab_size for i in range(length)] for length in LENGTHS]
     half = len(prompts[0]) // 2
+
+    def run(plan: StepPlan) -> list[TokenResult]:
+        return [token for step in runner.execute(plan, lambda seq: False) for token in step.tokens]
+
     try:
-        runner.prefill(PrefillPlan(1, [PrefillChunk(0, prompts[0][:half], 0, tables[0])]))
+        run(StepPlan(1, 1, [Row(0, prompts[0][:half], 0, tables[0])]))
         chunks = [
-            PrefillChunk(0, prompts[0][half:], half, tables[0], GREEDY),
-            PrefillChunk(1, prompts[1], 0, tables[1], GREEDY),
+            Row(0, prompts[0][half:], half, tables[0], outputs="last", sampling=GREEDY),
+            Row(1, prompts[1], 0, tables[1], outputs="last", sampling=GREEDY),
         ]
-        results = list(runner.prefill(PrefillPlan(2, chunks)).tokens)
+        results = run(StepPlan(2, 1, chunks))
         rows = [
-            DecodeRow(i, results[i].token, len(prompts[i]), tables[i], GREEDY, output_index=1)
+            Row(i, [results[i].token], len(prompts[i]), tables[i], outputs="last", sampling=GREEDY, output_index=1)
             for i in range(len(LENGTHS))
         ]
-        for step in runner.decode(DecodePlan(3, STEPS, rows), lambda seq: False):
-            results += step.tokens
+        results += run(StepPlan(3, STEPS, rows))
     except Exception as error:
         raise UnfitError("WarmUpFailed", f"{type(error).__name__}: {error}") from error
     if not all(_sane(result) for result in results):

@@ -21,15 +21,15 @@ from semipd_engine.contract import Device, Phase
 from semipd_engine.ipc.frames import BlockingChannel, ChannelClosed
 from semipd_engine.ipc.messages import (
     CoreToWorker,
-    DecodePlan,
-    PrefillPlan,
+    PlanStale,
     Shutdown,
     StepFailed,
+    StepPlan,
     StepResult,
     WorkerReady,
     WorkerUnfit,
 )
-from semipd_engine.memory.loaded import Runner, ServableModel, UnfitError
+from semipd_engine.memory.loaded import Runner, ServableModel, StaleSlot, UnfitError
 from semipd_engine.pacing.pacer import OwnProcess, PhasePacer
 from semipd_engine.pacing.page import PacingPage
 
@@ -100,7 +100,7 @@ def run_worker(
 
 
 def _execute(
-    plan: PrefillPlan | DecodePlan,
+    plan: StepPlan,
     model: ServableModel,
     runner: Runner,
     recalled: Callable[[int], bool],
@@ -114,13 +114,12 @@ def _execute(
         channel.send(msgspec.structs.replace(result, finished_at=time.monotonic()))
 
     try:
-        if isinstance(plan, PrefillPlan):
-            report(runner.prefill(plan))
-        else:
-            for result in runner.decode(plan, recalled):
-                report(result)
+        for result in runner.execute(plan, recalled):
+            report(result)
     except ChannelClosed:
         raise
+    except StaleSlot:
+        channel.send(PlanStale(plan.seq))
     except Exception as error:
         log.exception("plan %d failed", plan.seq)
         if model.is_fatal(error):
