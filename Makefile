@@ -15,13 +15,13 @@ help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 venv: ## the Python environment in .venv (TORCH_INDEX=URL takes torch from elsewhere)
-	@PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) ./e2e/venv $(VENV)
+	@PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) ./hack/venv $(VENV)
 
 deps: ## install the Debian packages that the local cluster needs (root)
-	@$(PYTHON) e2e/cluster/cluster deps
+	@$(PYTHON) hack/cluster/cluster deps
 
 tools: ## build the Kubernetes programs and helm (cached outside the clone)
-	@$(PYTHON) e2e/cluster/tools build
+	@$(PYTHON) hack/cluster/tools build
 
 images: deps ## build the container images; REGISTRY=host/path pushes them
 	@REGISTRY=$(REGISTRY) TORCH_INDEX=$(TORCH_INDEX) $(PYTHON) images/build
@@ -30,7 +30,7 @@ demo: ## a cluster, the operator, a model answering, a moving split (CLUSTER=loc
 	@CLUSTER=$(CLUSTER) REGISTRY=$(REGISTRY) PYTHON=$(PYTHON) ./e2e/demo/run
 
 demo-down: ## remove what `make demo` left running
-	@$(PYTHON) e2e/cluster/cluster down
+	@$(PYTHON) hack/cluster/cluster down
 
 test: venv ## every test tier, then a table; fails if a tier but gpu runs nothing or skips
 	@$(PY) tests/tiers.py $(TIERS)
@@ -50,19 +50,19 @@ gpu-smoke: venv ## what only a GPU can show, in eight minutes: docs/gpu (ARGS="-
 	@PYTHONPATH=. $(PY) -m tests.gpu.smoke $(ARGS)
 
 bench-auto: venv tools images ## Auto under recorded traffic on the local cluster, 25 minutes: out/auto_split.json, .png
-	@PYTHONPATH=.:e2e/cluster $(PY) -m bench.auto_split $(ARGS)
+	@PYTHONPATH=.:hack/cluster $(PY) -m bench.auto_split $(ARGS)
 
 bench-scale: venv tools images ## replicas under a rising, constant and ended load, 15 minutes: out/autoscale.json, .png
-	@PYTHONPATH=.:e2e/cluster $(PY) -m bench.autoscale $(ARGS)
+	@PYTHONPATH=.:hack/cluster $(PY) -m bench.autoscale $(ARGS)
 
 bench-split: venv ## what a split does to prefill's service time (JSON and plot in out/bench)
 	@$(PY) -m bench.split_rate
 
 crd: venv ## regenerate the CRD, its chart copy and its reference from the types
-	@$(PY) -m semipd_operator.generated
+	@$(PY) -m hack.generate
 
 clean: ## remove everything this project built, caches outside the clone included
-	-@$(PYTHON) e2e/cluster/cluster down
+	-@$(PYTHON) hack/cluster/cluster down
 	-@$(PYTHON) images/build --clean
 	@rm -rf $(VENV) out build dist demo-report.html .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@rm -rf "$(SEMIPD_CACHE)"

@@ -23,12 +23,11 @@ from typing import Any
 
 from bench.auto_split_plot import plot
 from bench.deployment import deployed
-
-from e2e import models
-from e2e.live import Cluster
-from e2e.service import Object, Service, manual, spec
-from e2e.traffic import Record, Request, Summary, Target, prompt_ids, read_trace, replay, summarise, trace_plan
-from e2e.traffic.plan import TRACES
+from bench.traffic import Record, Request, Summary, Target, prompt_ids, read_trace, replay, summarise, trace_plan
+from bench.traffic.plan import TRACES
+from e2e.lib import models
+from e2e.lib.kube import Kube, Object
+from e2e.lib.service import Service, manual, spec
 
 ROOT = Path(__file__).resolve().parents[1]
 SLO_SCALE, LOAD, MAX_PROMPT, MAX_OUTPUT = 7.5, 0.7, 1_024, 128
@@ -159,7 +158,7 @@ def _run(url: str, plan: Sequence[Request]) -> list[Record]:
     return asyncio.run(replay(plan, url, model="model"))
 
 
-def bench(cluster: Cluster, service: Service, arguments: argparse.Namespace, result: Result) -> list[Record]:
+def bench(cluster: Kube, service: Service, arguments: argparse.Namespace, result: Result) -> list[Record]:
     tables, scale, url = traces(), arguments.length_scale, service.url()
     with cluster.network():
         _run(url, stretch(tables["conv"], 1, 4, scale, seed=10))  # warm
@@ -200,10 +199,10 @@ def bench(cluster: Cluster, service: Service, arguments: argparse.Namespace, res
 
 
 def constant(
-    cluster: Cluster, service: Service, arguments: argparse.Namespace, result: Result, tables: dict[str, list[Any]]
+    cluster: Kube, service: Service, arguments: argparse.Namespace, result: Result, tables: dict[str, list[Any]]
 ) -> Object:
     """Moves under a load that does not change: Poisson arrivals of the conversation trace's mean shape."""
-    from e2e.traffic import poisson_plan
+    from bench.traffic import poisson_plan
 
     rows, scale = tables["conv"], arguments.length_scale
     prompt = round(min(MAX_PROMPT, scale * statistics.mean(row.input_tokens for row in rows)))

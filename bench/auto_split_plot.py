@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from e2e.traffic import Record
+from bench.traffic import Record
 
 
 class Sample(Protocol):

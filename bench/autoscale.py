@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.deployment import deployed
-
-from e2e import models
-from e2e.service import Object, Service, manual, spec, wait_until
-from e2e.traffic import Request, poisson_plan, prompt_ids, replay, summarise
+from bench.traffic import Request, poisson_plan, prompt_ids, replay, summarise
+from e2e.lib import models
+from e2e.lib.kube import Object
+from e2e.lib.service import Service, manual, spec, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT_TOKENS, OUTPUT_TOKENS = 128, 1

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import uuid4
 
-from e2e.fixtures import Operator, create_space
-from e2e.live import ENGINE_IMAGE, OPERATOR_IMAGE, Cluster
-from e2e.service import Object, Service
+from e2e.lib.cluster import ENGINE_IMAGE, OPERATOR_IMAGE, Cluster
+from e2e.lib.fixtures import create_space
+from e2e.lib.helm import Operator
+from e2e.lib.kube import Object
+from e2e.lib.service import Service
 from localkube import lifecycle
 from localkube.state import State
 
@@ -29,4 +31,4 @@ def deployed(name: str, spec: Object) -> Iterator[Service]:
         yield Service(cluster, space, name).apply(spec).wait_ready()
     finally:
         cluster.exec("kubectl", "delete", "namespace", space, "--timeout=90s", check=False)
-        cluster.exec("kubectl", "delete", "persistentvolume", f"models-{space}", check=False)
+        cluster.exec("kubectl", "delete", "persistentvolume", f"{space}-models", check=False)

@@ -1,4 +1,4 @@
-"""Builds the project's images by buildah from the Containerfiles in this folder, over a Debian base made here.
+"""Builds the project's images by buildah from the Containerfile in this folder, over a Debian base made here.
 
 An image is tagged with a hash of all that it is built from: an unchanged tree finds it in the store and builds nothing.
 The store lies in the cache, on the file system from which the local cluster links layers. Standard library only.
@@ -21,7 +21,13 @@ from localkube import debian, paths
 from localkube.errors import ClusterError
 
 PREFIX = "localhost/semipd"
-_TREE_INPUTS = ("pyproject.toml", "README.md", "LICENSE", "operator", "agent", "engine", "images/requirements.py")
+CONTAINERFILE = "images/Containerfile"
+TREE_INPUTS = (
+    *("pyproject.toml", "constraints.txt", "README.md", "LICENSE"),
+    *("cli", "operator", "agent", "engine"),
+    "images/requirements.py",
+)
+"""What the Containerfile copies."""
 _CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 
 _MANY_IMAGES = 150
@@ -39,7 +45,7 @@ _BASE_OPTIONS = (
 
 @dataclass(frozen=True)
 class Image:
-    """One Containerfile; `arguments` are the build arguments that it knows besides BASE_IMAGE."""
+    """One target of the Containerfile; `arguments` are the build arguments that it knows besides BASE_IMAGE."""
 
     name: str
     arguments: tuple[str, ...] = ()
@@ -156,8 +162,7 @@ class Builder:
 
     def build(self, image: Image, base: str, tree: Path, env: Mapping[str, str], *, verbose: bool = False) -> str:
         """Returns the image's name; its tag is the hash of what went into it. `:dev` is moved to it."""
-        containerfile = f"images/{image.name}.Containerfile"
-        files = tree_files(tree, (*_TREE_INPUTS, "constraints.txt", containerfile))
+        files = tree_files(tree, (*TREE_INPUTS, CONTAINERFILE))
         arguments = {"BASE_IMAGE": base} | {name: env[name] for name in image.arguments if env.get(name)}
         name = f"{PREFIX}/{image.name}:{content_key(tree, files, arguments)}"
         if not self.has(name):
@@ -167,9 +172,9 @@ class Builder:
                 options += self._volumes(env)
                 pull = "--pull-never" if base.startswith(PREFIX) else "--pull"
                 policy = ("--signature-policy", str(self.folder / "policy.json"))
-                file = str(context / containerfile)
+                target = ("--file", str(context / CONTAINERFILE), "--target", image.name)
                 common = ("--layers", "--isolation=chroot", "--network=host", "--format=oci", pull, *policy, *options)
-                self.buildah("build", *common, "--tag", name, "--file", file, str(context), show=verbose)
+                self.buildah("build", *common, *target, "--tag", name, str(context), show=verbose)
                 shutil.rmtree(context)
         self.buildah("tag", name, f"{PREFIX}/{image.name}:dev")
         return name

@@ -33,8 +33,8 @@ BESIDE = ("-n", "2", "--dist", "loadfile")
 PASSES = {"unit": (("unit", BESIDE),), "engine": (("engine and not alone", BESIDE), ("engine and alone", ()))}
 """Runs of pytest that make up a tier, as (marker expression, options); a tier that is not here is one run."""
 BUILDERS = {
-    "deps": [sys.executable, "e2e/cluster/cluster", "deps"],
-    "tools": [sys.executable, "e2e/cluster/tools", "build"],
+    "deps": [sys.executable, "hack/cluster/cluster", "deps"],
+    "tools": [sys.executable, "hack/cluster/tools", "build"],
     "images": [sys.executable, "images/build"],
 }
 

@@ -14,16 +14,17 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bench.traffic.client import replay_now
 from e2e.demo import machine, report
 from e2e.demo.acts import answers, auto, cluster, scale, split, streams
 from e2e.demo.engine import flags, serve
 from e2e.demo.jobs import Job, Jobs
-from e2e.demo.kube import CLUSTER, Kube
 from e2e.demo.outcome import Abandoned, Outcome, clock
 from e2e.demo.paths import OUT, REPORT, ROOT
 from e2e.demo.reference import read
 from e2e.demo.service import Embedded, Service
-from e2e.traffic.client import replay_now
+from e2e.lib.helm import SYSTEM
+from e2e.lib.kube import CLUSTER, Kube
 
 MODEL, REFERENCE = "model", "answers of transformers"
 PACKAGES, PROGRAMS, IMAGES = "Debian packages", "Kubernetes programs", "container images"
@@ -38,13 +39,13 @@ def background(form: str, console: Console) -> Jobs:
         return Job(name, [sys.executable, *command], log, ROOT, needs, nice)
 
     jobs = [
-        job(MODEL, "e2e/models.py", "smollm2", nice=0),
+        job(MODEL, "e2e/lib/models.py", "smollm2", nice=0),
         job(REFERENCE, "-m", "e2e.demo.reference", str(CASES), needs=(MODEL,), nice=5),
     ]
     if form == "local":
         jobs += [
             job(PACKAGES, *CLUSTER[1:], "deps"),
-            job(PROGRAMS, "e2e/cluster/tools", "build"),
+            job(PROGRAMS, "hack/cluster/tools", "build"),
             job(IMAGES, "images/build", needs=(PACKAGES,)),
         ]
     return Jobs(jobs, console)
@@ -98,8 +99,8 @@ def cluster_acts(outcome: Outcome, jobs: Jobs, model: Path, *, local: bool) -> N
         with outcome.act("A real cluster"):
             images = {image.rsplit("/", 1)[1].split(":")[0]: image for image in built(jobs.jobs[IMAGES])}
             host = Kube()
-            host.run(*CLUSTER, "up")
-            host.run(*CLUSTER, "load", *images.values())
+            host.exec(*CLUSTER, "up")
+            host.exec(*CLUSTER, "load", *images.values())
             cluster.show(outcome, kube, "get", "nodes")
     else:
         registry = os.environ["REGISTRY"].rstrip("/")
@@ -108,7 +109,7 @@ def cluster_acts(outcome: Outcome, jobs: Jobs, model: Path, *, local: bool) -> N
         cluster.install(outcome, kube, images, local=local)
     with outcome.act("kubectl apply"):
         service = cluster.deploy(outcome, kube, model, local=local, engine_image=images["engine"])
-    outcome.facts["address"] = service.url
+    outcome.facts["address"] = service.url()
     with cluster.reach(service, kube, local=local):
         service_acts(outcome, service)
         with outcome.act("More pods while the load needs them"):
@@ -124,12 +125,12 @@ def built(job: Job) -> list[str]:
 
 def farewell(outcome: Outcome, form: str, model: Path | None) -> None:
     """What to try next."""
-    inside = "" if form == "existing" else "e2e/cluster/cluster exec -- "
+    inside = "" if form == "existing" else "hack/cluster/cluster exec -- "
     name, question = "smollm2", '"Why is the sky blue?"'
     patch = '\'{"spec":{"partition":{"mode":"Manual","prefillPercent":30,"decodePercent":90}}}\''
     if outcome.mode == "cluster":
         address = outcome.facts.get("address", "http://ADDRESS:8000")
-        ask = f"{inside}.venv/bin/python -m e2e.traffic ask {address} {question}"
+        ask = f"{inside}.venv/bin/python -m bench.traffic ask {address} {question}"
         commands = [
             f"{inside}kubectl -n {cluster.NAMESPACE} get spd -w",
             f"{inside}kubectl -n {cluster.NAMESPACE} patch spd {name} --type merge -p {patch}",
@@ -138,8 +139,8 @@ def farewell(outcome: Outcome, form: str, model: Path | None) -> None:
     else:
         commands = [
             f".venv/bin/semipd run -f examples/cpu.yaml --set model.uri=file://{model}",
-            f".venv/bin/python -m e2e.traffic ask http://127.0.0.1:8000 {question}",
-            ".venv/bin/python -m e2e.traffic trace http://127.0.0.1:8000 bench/traces/azure2023_conv.csv.gz "
+            f".venv/bin/python -m bench.traffic ask http://127.0.0.1:8000 {question}",
+            ".venv/bin/python -m bench.traffic trace http://127.0.0.1:8000 bench/traces/azure2023_conv.csv.gz "
             "--rate 0.5 --seconds 60 --length-scale 0.1",
         ]
     say = outcome.console.print
@@ -149,7 +150,7 @@ def farewell(outcome: Outcome, form: str, model: Path | None) -> None:
     if form == "local":
         say("The cluster stays up; `make demo-down` ends it.")
     elif form == "existing":
-        say(f"To end it: kubectl delete ns {cluster.NAMESPACE}; helm uninstall -n {cluster.OPERATOR_NAMESPACE} semipd")
+        say(f"To end it: kubectl delete ns {cluster.NAMESPACE}; helm uninstall -n {SYSTEM} semipd")
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from e2e.traffic.records import gaps
+from bench.traffic.records import gaps
 
 LEVELS = "▁▂▃▄▅▆▇█"
 IDLE = "·"

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from e2e.demo.lanes import Scene
+from e2e.lib.kube import KubeError
 
 
 class DemoError(Exception):
@@ -113,7 +114,7 @@ class Outcome:
         self.console.rule(f"[bold]{title}[/] [dim]at {clock(began - self.started)}[/]", align="left")
         try:
             yield
-        except DemoError as problem:
+        except (DemoError, KubeError) as problem:
             self.check(title, False, str(problem))
             raise Abandoned from None
         finally:

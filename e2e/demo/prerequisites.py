@@ -4,7 +4,7 @@
 `prerequisites.py CHOICE`; CHOICE is the value of CLUSTER: empty or `local` (fall back to the embedded form where the
 local cluster cannot be had, in one line on stderr that says why), `existing`, `none`. Exit status 2: the choice cannot
 be met and nothing else was asked for. Standard library only: it runs before the virtual environment exists, with
-`e2e/cluster` on the PYTHONPATH.
+`hack/cluster` on the PYTHONPATH.
 """
 
 import os

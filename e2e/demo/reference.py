@@ -11,8 +11,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2e.models import smollm2
-from e2e.traffic.plan import prompt_ids
+from bench.traffic.plan import prompt_ids
+from e2e.lib.models import smollm2
+from e2e.lib.reference import Reference
 
 QUESTION = "What is the capital of France? Answer in one sentence."
 LENGTHS = (1, 15, 16, 17, 300)
@@ -39,32 +40,17 @@ def read(path: Path) -> list[Case]:
 
 def main() -> int:
     out = Path(sys.argv[1])
-    model_directory = str(smollm2())
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model = smollm2()
+    from transformers import AutoTokenizer
 
-    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
-    tokenizer = AutoTokenizer.from_pretrained(model_directory)
-    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
-
-    @torch.inference_mode()
-    def greedy(prompt: list[int], stop: int | None) -> list[int]:
-        produced: list[int] = []
-        inputs, cache = torch.tensor([prompt]), None
-        while len(produced) < NEW_TOKENS and (not produced or produced[-1] != stop):
-            answer = model(inputs, past_key_values=cache, use_cache=True)
-            cache = answer.past_key_values
-            produced.append(int(answer.logits[0, -1].argmax()))
-            inputs = torch.tensor([[produced[-1]]])
-        return produced
-
+    tokenizer, reference = AutoTokenizer.from_pretrained(model), Reference(model)
     messages = [{"role": "user", "content": QUESTION}]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     chat = tokenizer(text, add_special_tokens=False)["input_ids"]
-    cases = [[QUESTION, chat, greedy(chat, tokenizer.eos_token_id)]]
+    cases = [[QUESTION, chat, reference.greedy(chat, NEW_TOKENS, tokenizer.eos_token_id).token_ids]]
     for length in LENGTHS:
         prompt = list(prompt_ids(length, seed=length))
-        cases.append([f"{length} random tokens", prompt, greedy(prompt, None)])
+        cases.append([f"{length} random tokens", prompt, reference.greedy(prompt, NEW_TOKENS).token_ids])
         print(f"{length} tokens done", flush=True)
     out.write_text(json.dumps(cases))
     return 0

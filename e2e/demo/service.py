@@ -17,12 +17,13 @@ from typing import Any, Protocol
 import psutil  # type: ignore[import-untyped]
 import yaml
 
+from bench.traffic.client import replay_now
+from bench.traffic.plan import Request
+from bench.traffic.records import Record
 from e2e.demo.engine import START_SECONDS, answers, stop, tail
 from e2e.demo.outcome import DemoError
 from e2e.demo.paths import BIN, ROOT
-from e2e.traffic.client import replay_now
-from e2e.traffic.plan import Request
-from e2e.traffic.records import Record
+from e2e.lib.service import condition, ready
 
 Send = Callable[[Sequence[Request]], list[Record]]
 Manifest = dict[str, Any]
@@ -34,7 +35,7 @@ class Service(Protocol):
     """For check names: "embedded" or "through the Service"."""
 
     def send(self, plan: Sequence[Request], start: float | None = None, stop: Path | None = None) -> list[Record]:
-        """`e2e.traffic.replay`, blocking."""
+        """`bench.traffic.replay`, blocking."""
 
     def read(self) -> Manifest:
         """The object with its status, as `kubectl get -o json` shows it; {} while there is none."""
@@ -76,18 +77,6 @@ def applied(obj: Manifest) -> tuple[int, int] | None:
 def decisions(obj: Manifest) -> list[Manifest]:
     """Newest first."""
     return list(obj.get("status", {}).get("partition", {}).get("decisions", ()))
-
-
-def ready(obj: Manifest) -> bool:
-    """Ready is True, and about the spec as it is now."""
-    found = condition(obj, "Ready")
-    generation = obj.get("metadata", {}).get("generation", 0)
-    return found.get("status") == "True" and found.get("observedGeneration", 0) >= generation
-
-
-def condition(obj: Manifest, kind: str) -> Manifest:
-    found = (c for c in obj.get("status", {}).get("conditions", ()) if c["type"] == kind)
-    return next(found, {})
 
 
 def wait_until(

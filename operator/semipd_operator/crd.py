@@ -1,6 +1,6 @@
 """The CustomResourceDefinition, plain and as the chart's template. The typed model is its only source.
 
-``python -m semipd_operator.generated`` writes what is made from it into the source tree.
+``python -m hack.generate`` writes what is made from it into the source tree.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ OPERATOR_USER = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{OPERATOR_ACCOUNT}"
 def programs(*names: str) -> Path:
     """The folder of the built programs; skips, saying how to get them (the tier runner counts a skip as a failure)."""
     found = subprocess.run(
-        [sys.executable, ROOT / "e2e/cluster/tools", "path", *names], capture_output=True, text=True, check=False
+        [sys.executable, ROOT / "hack/cluster/tools", "path", *names], capture_output=True, text=True, check=False
     )
     if found.returncode:
         pytest.skip(found.stderr.strip())

@@ -183,7 +183,7 @@ def chart_rights(cluster: Any, *more: str, values: dict[str, str] | None = None)
     if not helm.exists():
         found = shutil.which("helm")
         if not found:
-            pytest.skip("helm is not built: run `e2e/cluster/tools build`")
+            pytest.skip("helm is not built: run `hack/cluster/tools build`")
         helm = Path(found)
     text = subprocess.run(
         [

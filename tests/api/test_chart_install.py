@@ -30,7 +30,7 @@ def helm(cluster: Cluster, *arguments: str) -> str:
     if not program.exists():
         found = shutil.which("helm")
         if not found:
-            pytest.skip("helm is not built: run `e2e/cluster/tools build`")
+            pytest.skip("helm is not built: run `hack/cluster/tools build`")
         program = Path(found)
     answer = subprocess.run(
         [program, "--kubeconfig", cluster.kubeconfig, "-n", "semipd-system", *arguments],

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from e2e.models import random_model
+from e2e.lib.models import random_model
 
 pytestmark = pytest.mark.engine
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples/cpu.yaml"
@@ -41,7 +41,7 @@ def test_the_example_without_kubernetes(tmp_path: Path) -> None:
     obj = yaml.safe_load(EXAMPLE.read_text())
     manifest.write_text(yaml.safe_dump(obj))
     port = free_port()
-    command = [sys.executable, "-m", "semipd_operator.cli", "run", "-f", manifest, "--port", str(port)]
+    command = [sys.executable, "-m", "semipd_cli", "run", "-f", manifest, "--port", str(port)]
     command += ["--set", f"model.uri=file://{random_model('llama')}", "--set", "engine.maxModelLen=512"]
     process = subprocess.Popen(
         [*command, "--status-file", shown, "--log-file", log],

@@ -23,7 +23,7 @@ CHART = ROOT / "charts/semipd-operator"
 @pytest.fixture(scope="module")
 def helm() -> Path:
     found = subprocess.run(
-        [sys.executable, ROOT / "e2e/cluster/tools", "path", "helm"], capture_output=True, text=True, check=False
+        [sys.executable, ROOT / "hack/cluster/tools", "path", "helm"], capture_output=True, text=True, check=False
     )
     if found.returncode == 0 and (path := Path(found.stdout.strip()) / "helm").exists():
         return path

@@ -92,7 +92,7 @@ def test_a_recycled_pid_is_not_the_supervisor(tmp_path: Path) -> None:
     assert state.supervisor_pid() is None
     state.supervisor.write_text(json.dumps({"pid": 2**22 + 1, "start_time": start_time(os.getpid())}))
     assert state.supervisor_pid() is None
-    with pytest.raises(ClusterError, match="no cluster is up; run `e2e/cluster/cluster up`"):
+    with pytest.raises(ClusterError, match="no cluster is up; run `hack/cluster/cluster up`"):
         state.require_supervisor()
 
 
@@ -193,7 +193,7 @@ def test_a_busy_cgroup_is_reported(tmp_path: Path) -> None:
 def test_missing_packages_are_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(debian, "_search_path", lambda: str(tmp_path))
     assert debian.missing_packages(("containerd", "ctr", "runc")) == ["containerd", "runc"]
-    with pytest.raises(ClusterError, match="missing Debian packages: runc; run `e2e/cluster/cluster deps` as root"):
+    with pytest.raises(ClusterError, match="missing Debian packages: runc; run `hack/cluster/cluster deps` as root"):
         debian.require(("runc",))
     (tmp_path / "runc").touch(0o755)
     assert debian.missing_packages(("runc",)) == []

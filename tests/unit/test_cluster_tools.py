@@ -9,7 +9,7 @@ from localkube.errors import ClusterError
 
 pytestmark = pytest.mark.unit
 
-MODULES = Path(__file__).parents[2] / "e2e" / "tools"
+MODULES = Path(__file__).parents[2] / "hack" / "tools"
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_kubebuilder_assets_count_only_if_complete(tmp_path: Path) -> None:
 
 def test_a_program_that_is_not_built_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBEBUILDER_ASSETS", raising=False)
-    with pytest.raises(ClusterError, match=r"not built yet: helm; run `e2e/cluster/tools build`"):
+    with pytest.raises(ClusterError, match=r"not built yet: helm; run `hack/cluster/tools build`"):
         tools.Tools(cache=tmp_path).path(["helm"])
     with pytest.raises(ClusterError, match="no such program: kubeadm; choose from etcd"):
         tools.Tools(cache=tmp_path).path(["kubeadm"])

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from hack.generate.__main__ import FILES
+from hack.generate.reference import fields
 from semipd_operator.crd import custom_resource_definition, to_yaml
-from semipd_operator.docs import fields
-from semipd_operator.generated import FILES
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]

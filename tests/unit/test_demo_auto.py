@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from bench.traffic.plan import Request
+from bench.traffic.records import Record
 from e2e.demo.acts import auto
 from e2e.demo.outcome import Outcome
-from e2e.demo.service import applied, merged, ready
-from e2e.traffic.plan import Request
-from e2e.traffic.records import Record
+from e2e.demo.service import applied, merged
+from e2e.lib.service import ready
 
 pytestmark = pytest.mark.unit
 

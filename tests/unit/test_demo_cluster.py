@@ -15,8 +15,8 @@ from rich.console import Console
 from tests.unit.operator_rendered import pod
 
 from e2e.demo.acts import cluster
-from e2e.demo.kube import Kube
 from e2e.demo.outcome import Outcome
+from e2e.lib.kube import Kube
 
 pytestmark = pytest.mark.unit
 
@@ -32,17 +32,21 @@ class Recorder(Kube):
         self.applied: list[dict[str, Any]] = []
         self._engines = engines
 
-    def run(self, *command: str, stdin: str | None = None, seconds: float = 180) -> str:
-        line = " ".join(command)
+    def exec(
+        self, *command: str, stdin: str | None = None, check: bool = True, timeout_s: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 0, self.answer(" ".join(command), stdin), "")
+
+    def answer(self, line: str, stdin: str | None) -> str:
         self.commands.append(line)
         if stdin is not None:
             self.applied += yaml.safe_load_all(stdin)
-        if "get -o json" in line and " pods " in line:
+        if "-o json" in line and " pods " in line:
             containers = [{"name": "engine", "image": image} for image in self._engines]
-            return json.dumps({"items": [{"spec": {"containers": [one]}} for one in containers]})
-        if "get -o json" in line and "pod model-upload" in line:
+            return json.dumps({"items": [{"metadata": {}, "spec": {"containers": [one]}} for one in containers]})
+        if "-o json" in line and "pod model-upload" in line:
             return json.dumps({"spec": {"nodeName": "node-3"}})
-        if "get -o json" in line and " spd " in line:
+        if "-o json" in line and " spd " in line:
             condition = {"type": "Ready", "status": "True", "observedGeneration": 1}
             return json.dumps({"metadata": {"generation": 1}, "status": {"conditions": [condition]}})
         return "1/1"

@@ -53,7 +53,7 @@ def test_an_unknown_choice_names_the_known_ones() -> None:
 def script(choice: str, **environment: str) -> subprocess.CompletedProcess[str]:
     # -S: no site-packages, as on a machine where nothing is installed yet.
     command = [sys.executable, "-s", "-S", str(SCRIPT), choice]
-    env = os.environ | {"PYTHONPATH": "e2e/cluster"} | environment
+    env = os.environ | {"PYTHONPATH": "hack/cluster"} | environment
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
 
 

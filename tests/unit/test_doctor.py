@@ -18,8 +18,8 @@ from semipd_agent.doctor.command import doctor, table
 from semipd_agent.doctor.machine import Machine, this_machine
 from semipd_agent.gpu.telemetry import ComputeMode
 from semipd_agent.partitioner import Grant
+from semipd_cli.__main__ import command
 from semipd_engine.contract import Device
-from semipd_operator.cli import command
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,9 +16,10 @@ CHART_USER = re.compile(r"{{- \$user := (\d+) -}}")
 
 
 def image_user(name: str) -> int:
-    """USER of the Containerfile, which must also be the user and the group that it makes."""
-    text = (ROOT / f"images/{name}.Containerfile").read_text()
-    (user,) = re.findall(r"^USER (\d+):\1$", text, re.MULTILINE)
+    """USER of the image's target, which must also be the user and the group that the base stage makes."""
+    text = (ROOT / "images/Containerfile").read_text()
+    stage = text.partition(f" AS {name}\n")[2].partition("\nFROM ")[0]
+    (user,) = re.findall(r"^USER (\d+):\1$", stage, re.MULTILINE)
     assert re.search(rf"'semipd:x:{user}:' >> /etc/group", text)
     assert re.search(rf"'semipd:x:{user}:{user}::.*' >> /etc/passwd", text)
     return int(user)

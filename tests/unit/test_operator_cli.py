@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from semipd_cli.__main__ import command
 from semipd_operator.__main__ import parse
-from semipd_operator.cli import command
 from semipd_operator.settings import SettingsError
 
 pytestmark = pytest.mark.unit

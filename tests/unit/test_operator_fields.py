@@ -26,8 +26,8 @@ from tests.unit.operator_rendered import (
     volume,
 )
 
+from hack.generate.reference import fields
 from semipd_operator.crd import custom_resource_definition
-from semipd_operator.docs import fields
 
 pytestmark = pytest.mark.unit
 

@@ -27,7 +27,7 @@ def test_a_gpu_service_without_a_gpu_says_so_everywhere_and_once(tmp_path: Path)
     status, log = tmp_path / "status.json", tmp_path / "log"
     (tmp_path / "model").mkdir()
     sets = [f"model.uri=file://{tmp_path / 'model'}"]
-    command = [sys.executable, "-m", "semipd_operator.cli", "run", "-f", str(ROOT / "examples/gpu.yaml"), "--port", "0"]
+    command = [sys.executable, "-m", "semipd_cli", "run", "-f", str(ROOT / "examples/gpu.yaml"), "--port", "0"]
     command += [word for each in sets for word in ("--set", each)]
     command += ["--status-file", str(status), "--log-file", str(log)]
     hidden = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}  # a machine that has one hides it, and has no NVML then

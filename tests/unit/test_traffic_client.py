@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from e2e.traffic import Request, replay
-from e2e.traffic.plan import ask
+from bench.traffic import Request, replay
+from bench.traffic.plan import ask
 
 pytestmark = pytest.mark.unit
 

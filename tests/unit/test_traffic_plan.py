@@ -9,8 +9,8 @@ from statistics import mean
 
 import pytest
 
-from e2e.traffic import plan
-from e2e.traffic.plan import Request, TraceRow, poisson, poisson_plan, prompt_ids, prompt_text, trace_plan
+from bench.traffic import plan
+from bench.traffic.plan import Request, TraceRow, poisson, poisson_plan, prompt_ids, prompt_text, trace_plan
 
 pytestmark = pytest.mark.unit
 

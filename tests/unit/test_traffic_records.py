@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from e2e.traffic import records
-from e2e.traffic.records import Record, Target, quantile, summarise
+from bench.traffic import records
+from bench.traffic.records import Record, Target, quantile, summarise
 
 pytestmark = pytest.mark.unit
 

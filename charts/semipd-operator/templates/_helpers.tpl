@@ -96,7 +96,7 @@ v1beta1.external.metrics.k8s.io
 {{- end }}
 {{- end }}
 
-{{/* The user of the image (images/operator.Containerfile), in the restricted profile. */}}
+{{/* The user of the image (images/Containerfile), in the restricted profile. */}}
 {{- define "semipd-operator.podSecurity" -}}
 {{- $user := 10001 -}}
 runAsNonRoot: true

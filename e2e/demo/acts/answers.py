@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rich.markup import escape
 
+from bench.traffic.plan import Request, ask
+from bench.traffic.records import Record
 from e2e.demo.outcome import DemoError, Outcome
 from e2e.demo.reference import QUESTION, Case
 from e2e.demo.service import Send
-from e2e.traffic.plan import Request, ask
-from e2e.traffic.records import Record
 
 
 def question(outcome: Outcome, send: Send, where: str) -> Record:

@@ -11,11 +11,11 @@ from datetime import datetime
 from pathlib import Path
 from statistics import median
 
+from bench.traffic.plan import Request, poisson_plan, prompt_ids
+from bench.traffic.records import Record, Target, summarise
 from e2e.demo.outcome import AutoRun, Decided, DemoError, Finished, Outcome, Sample, Turn
 from e2e.demo.paths import OUT
 from e2e.demo.service import Manifest, Service, applied, decisions, wait_until
-from e2e.traffic.plan import Request, poisson_plan, prompt_ids
-from e2e.traffic.records import Record, Target, summarise
 
 SLACK = 7.5
 """Targets are this many times the latency of a request that has the service to itself."""

@@ -11,14 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from e2e.demo.engine import answers, stop, tail
-from e2e.demo.kube import Deployed, Kube, claim
+from e2e.demo.kube import Deployed
 from e2e.demo.outcome import DemoError, Outcome
-from e2e.demo.paths import OUT, ROOT
-from e2e.demo.service import Manifest, free_port, manifest, ready, wait_until
+from e2e.demo.paths import OUT
+from e2e.demo.service import Manifest, free_port, manifest, wait_until
+from e2e.lib.helm import SYSTEM, Operator
+from e2e.lib.kube import Kube
+from e2e.lib.service import models_claim, ready
 from semipd_operator.render.pod import USER
 
-NAMESPACE, OPERATOR_NAMESPACE = "demo", "semipd-system"
-CHART = ROOT / "charts" / "semipd-operator"
+NAMESPACE = "demo"
 READY_SECONDS = 180.0
 PULL_SECONDS = 900
 """The engine's image is 2.8 GB compressed: four minutes at 100 Mbit/s, and it must be unpacked."""
@@ -37,15 +39,9 @@ def show(outcome: Outcome, kube: Kube, *arguments: str) -> str:
 def install(outcome: Outcome, kube: Kube, images: dict[str, str], *, local: bool) -> None:
     """Helm, with the images given (operator and engine, with their tags)."""
     # The tags of a registry move; those of the local cluster carry the content's hash, and are in its containerd only.
-    values = [] if local else ["--set", "image.pullPolicy=Always,engine.image.pullPolicy=Always"]
-    for key, image in (("image", images["operator"]), ("engine.image", images["engine"])):
-        repository, _, tag = image.rpartition(":")
-        values += ["--set", f"{key}.repository={repository}", "--set-string", f"{key}.tag={tag}"]
-    command = ["helm", "upgrade", "--install", "semipd", str(CHART), "--namespace", OPERATOR_NAMESPACE]
-    kube.run(*command, "--create-namespace", "--wait", "--timeout", "120s", *values, seconds=150)
-    # Helm waits for the Deployment; the CustomResourceDefinition must be served as well.
-    kube.kubectl("wait", "--for=condition=Established", "crd/semipdservices.semipd.io", "--timeout=30s")
-    shown = kube.kubectl("-n", OPERATOR_NAMESPACE, "get", "deployments").splitlines()
+    values = () if local else ("--set", "image.pullPolicy=Always,engine.image.pullPolicy=Always")
+    Operator(kube, images).ensure(*values)
+    shown = kube.kubectl("-n", SYSTEM, "get", "deployments").splitlines()
     outcome.console.print("\n".join(f"  {line}" for line in shown), markup=False, highlight=False)
     outcome.check("the operator is installed by Helm and available", "1/1" in "".join(shown), images["operator"])
 
@@ -53,7 +49,7 @@ def install(outcome: Outcome, kube: Kube, images: dict[str, str], *, local: bool
 def deploy(outcome: Outcome, kube: Kube, model: Path, *, local: bool, engine_image: str) -> Deployed:
     """Applies the example's manifest over a claim that holds the model, and waits until it is Ready."""
     kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-    kube.apply(*claim(NAMESPACE, model.parent if local else None))
+    kube.apply(*models_claim(NAMESPACE, model.parent if local else None))
     spd = manifest(f"pvc://models/{model.name}")
     spd["metadata"]["namespace"] = NAMESPACE
     spd["spec"]["engine"]["resources"]["requests"]["cpu"] = "500m"  # two pods fit on a machine with two cores
@@ -61,7 +57,7 @@ def deploy(outcome: Outcome, kube: Kube, model: Path, *, local: bool, engine_ima
     # Of an earlier demo: a new operator restarts no engine, and behind a registry's tag may be another image by now.
     if service.images() - ({engine_image} if local else set()):
         gone = ["--ignore-not-found", "--wait", "--cascade=foreground"]
-        kube.kubectl("-n", NAMESPACE, "delete", "spd", service.name, *gone, seconds=120)
+        kube.kubectl("-n", NAMESPACE, "delete", "spd", service.name, *gone, timeout_s=120)
     if not local:
         outcome.console.print("  copying the model to the claim; the first time the engine's image is pulled for it")
         node = upload(kube, model, engine_image)
@@ -88,7 +84,7 @@ def reach(service: Deployed, kube: Kube, *, local: bool) -> Iterator[None]:
     try:
         service.use(f"http://127.0.0.1:{port}")
         deadline = time.monotonic() + 20
-        while not answers(f"{service.url}/health"):
+        while not answers(f"{service.url()}/health"):
             if time.monotonic() > deadline:
                 raise DemoError(f"kubectl port-forward does not work: {tail(OUT / 'port-forward.log')}")
             time.sleep(0.2)
@@ -129,8 +125,8 @@ def upload(kube: Kube, model: Path, image: str) -> str:
     kube.kubectl("-n", NAMESPACE, "delete", "pod", name, "--ignore-not-found")  # of a demo that was interrupted
     kube.apply(pod)
     until = ["--for=condition=Ready", f"--timeout={PULL_SECONDS}s"]
-    kube.kubectl("-n", NAMESPACE, "wait", f"pod/{name}", *until, seconds=PULL_SECONDS + 10)
-    node = str(kube.get("-n", NAMESPACE, "pod", name)["spec"]["nodeName"])
+    kube.kubectl("-n", NAMESPACE, "wait", f"pod/{name}", *until, timeout_s=PULL_SECONDS + 10)
+    node = str(kube.get("pod", name, NAMESPACE)["spec"]["nodeName"])
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.add(model, arcname=model.name)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 import time
 
+from bench.traffic.plan import poisson_plan
+from bench.traffic.records import Record
 from e2e.demo.acts.auto import PROMPT, single_latency
 from e2e.demo.acts.cluster import NAMESPACE, show
-from e2e.demo.kube import Deployed, Kube
+from e2e.demo.kube import Deployed
 from e2e.demo.outcome import DemoError, Outcome
 from e2e.demo.paths import OUT
-from e2e.demo.service import Manifest, condition, wait_until
-from e2e.traffic.plan import poisson_plan
-from e2e.traffic.records import Record
+from e2e.demo.service import Manifest, wait_until
+from e2e.lib.kube import Kube
+from e2e.lib.service import condition
 
 PODS = 2
 TARGET_PERCENT = 60

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from bench.traffic.plan import Request, prompt_ids
 from e2e.demo.outcome import Outcome
 from e2e.demo.service import Service, applied, wait_until
-from e2e.traffic.plan import Request, prompt_ids
 
 WANTED = (70, 30)
 WITHIN = 5.0

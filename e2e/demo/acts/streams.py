@@ -12,13 +12,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from bench.traffic.client import OnToken, replay, served_model
+from bench.traffic.plan import Request, prompt_ids
+from bench.traffic.records import Record
 from e2e.demo.engine import flags, serve
 from e2e.demo.lanes import IDLE, Scene, figures, picture, rows
 from e2e.demo.outcome import DemoError, Outcome
 from e2e.demo.paths import OUT
-from e2e.traffic.client import OnToken, replay, served_model
-from e2e.traffic.plan import Request, prompt_ids
-from e2e.traffic.records import Record
 
 STREAMS = 4
 PROMPT_TOKENS = 1_024

@@ -1,0 +1,163 @@
+"""What to send and when, fixed before the first request leaves. Pure: knows no network and no clock.
+
+Arrivals are Poisson or replayed from a trace; prompts are random token ids (nothing for a prefix cache to find) or
+text cut to a token count. `bench/traces/` holds the traces.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+TRACES = Path(__file__).resolve().parents[1] / "traces"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request: `prompt` (text or token ids) goes to /v1/completions, `messages` to /v1/chat/completions."""
+
+    at: float
+    """Seconds after the start of the replay."""
+    max_tokens: int
+    prompt: str | tuple[int, ...] = ()
+    messages: tuple[dict[str, str], ...] = ()
+    label: str = ""
+    ignore_eos: bool = True
+    temperature: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.prompt) == bool(self.messages):
+            raise ValueError("a request needs either a prompt or messages")
+        if self.max_tokens < 1 or self.at < 0:
+            raise ValueError(f"max_tokens must be at least 1 and at not negative: {self.max_tokens}, {self.at}")
+
+
+def ask(question: str, *, at: float = 0.0, max_tokens: int = 64) -> Request:
+    """A chat question, ended by the model itself."""
+    return Request(at, max_tokens, messages=({"role": "user", "content": question},), ignore_eos=False)
+
+
+def prompt_ids(tokens: int, *, seed: int, vocabulary: range = range(1_000, 9_000)) -> tuple[int, ...]:
+    """Random token ids. The default range holds ordinary words in most tokenizers and no special token."""
+    return tuple(random.Random(seed).choices(vocabulary, k=tokens))
+
+
+class Encoder(Protocol):
+    """The two calls of a tokenizer that a text prompt needs (`tokenizers.Tokenizer` behind a thin wrapper has them)."""
+
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: list[int]) -> str: ...
+
+
+def prompt_text(tokens: int, encoder: Encoder, *, seed: int, words: Iterable[str] = ()) -> str:
+    """Text of exactly `tokens` tokens: random words, cut, and re-encoded until the count is right.
+
+    Raises ValueError if the tokenizer has no such text (a cut may merge with its neighbour; a few seeds are tried).
+    """
+    choices = list(words) or _WORDS
+    for attempt in range(20):
+        picker = random.Random(f"{seed}/{attempt}")
+        text = " ".join(picker.choices(choices, k=tokens + 1))
+        text = encoder.decode(encoder.encode(text)[:tokens])
+        if len(encoder.encode(text)) == tokens:
+            return text
+    raise ValueError(f"no text of exactly {tokens} tokens found")
+
+
+_TEXT = (
+    "the river runs along a quiet road and every morning people walk to work under tall green trees while small birds "
+    "sing about food water light home music time stone wind paper glass north south winter summer"
+)
+_WORDS = _TEXT.split()
+
+
+def poisson(rate: float, seconds: float, *, seed: int) -> Iterator[float]:
+    """Arrival times of a Poisson process of `rate` per second, within [0, seconds)."""
+    source, at = random.Random(seed), 0.0
+    while (at := at + source.expovariate(rate)) < seconds:
+        yield at
+
+
+def poisson_plan(
+    rate: float, seconds: float, *, prompt_tokens: int, max_tokens: int, seed: int, label: str = "", start: float = 0.0
+) -> list[Request]:
+    """Poisson arrivals of equal requests with different prompts."""
+    return [
+        Request(start + at, max_tokens, prompt_ids(prompt_tokens, seed=seed * 100_003 + number), label=label)
+        for number, at in enumerate(poisson(rate, seconds, seed=seed))
+    ]
+
+
+@dataclass(frozen=True)
+class TraceRow:
+    at: float
+    input_tokens: int
+    output_tokens: int
+
+
+def read_trace(path: Path) -> list[TraceRow]:
+    """Rows of a csv.gz with the columns t_s, input_tokens, output_tokens."""
+    with gzip.open(path, "rt", newline="") as file:
+        return [
+            TraceRow(float(row["t_s"]), int(row["input_tokens"]), int(row["output_tokens"]))
+            for row in csv.DictReader(file)
+        ]
+
+
+def trace_plan(
+    rows: Iterable[TraceRow],
+    *,
+    rate: float,
+    seconds: float,
+    length_scale: float = 1.0,
+    max_prompt: int = 1_024,
+    max_output: int = 256,
+    seed: int = 0,
+    label: str = "",
+    start: float = 0.0,
+) -> list[Request]:
+    """A stretch of a trace, its time scaled to a mean of `rate` requests per second over `seconds`.
+
+    Bursts and the joint lengths stay as recorded; lengths are multiplied by `length_scale` and capped. `seed` picks
+    where in the trace the stretch starts.
+    """
+    table = list(rows)
+    wanted = min(len(table), max(1, round(rate * seconds)))
+    first = random.Random(seed).randrange(len(table) - wanted + 1)
+    stretch = table[first : first + wanted]
+    length = max(stretch[-1].at - stretch[0].at, 1e-9)
+    factor = seconds * (wanted - 1) / wanted / length if wanted > 1 else 0.0
+    return [
+        Request(
+            at=start + (row.at - stretch[0].at) * factor,
+            prompt=prompt_ids(_scaled(row.input_tokens, length_scale, max_prompt), seed=seed * 100_003 + number),
+            max_tokens=_scaled(row.output_tokens, length_scale, max_output),
+            label=label,
+        )
+        for number, row in enumerate(stretch)
+    ]
+
+
+def _scaled(tokens: int, scale: float, most: int) -> int:
+    return max(1, min(most, round(tokens * scale)))
+
+
+def write(plan: Iterable[Request], path: Path) -> None:
+    """JSON Lines, one request a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(asdict(request)) + "\n" for request in plan))
+
+
+def read(path: Path) -> list[Request]:
+    def request(row: dict[str, Any]) -> Request:
+        prompt = row["prompt"] if isinstance(row["prompt"], str) else tuple(row["prompt"])
+        return Request(**row | {"prompt": prompt, "messages": tuple(row["messages"])})
+
+    return [request(json.loads(line)) for line in path.read_text().splitlines()]

@@ -1,0 +1,267 @@
+"""A service without Kubernetes: the same manifest, agent, engine and status, in the foreground.
+
+It takes the place of the kubelet (starts the agent with the arguments that the pod has) and of the operator (pushes
+configuration when the manifest changes, summarises what the agent reports). Resources are not enforced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import secrets
+import signal
+import socket
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from semipd_agent.contract import CONFIG_FILE, AgentConfig, AgentFile, token_digest
+from semipd_cli.manifest import Manifest, ManifestError, load_one
+from semipd_cli.programs import find
+from semipd_cli.status_view import status_line, write_status
+from semipd_operator.agents import AgentClient, AgentError
+from semipd_operator.api.v1alpha1.model import ModelSpec
+from semipd_operator.api.v1alpha1.resource import SemiPDService
+from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
+from semipd_operator.render import engine
+from semipd_operator.render.configmap import agent_config
+from semipd_operator.render.deployment import rolling_hash
+from semipd_operator.render.pod import GRACE_SECONDS, served_name
+from semipd_operator.status import AgentView, Observed, PodView, summarise
+from semipd_operator.status.events import events
+from semipd_operator.status.summarise import write_due
+
+_PERIOD_SECONDS = 1.0
+_SLO_PERIOD = timedelta(seconds=5)
+_PR_SET_PDEATHSIG = 1
+_NO_UID = ""
+"""The agent has a uid only in a pod."""
+
+
+class RunError(Exception):
+    """`semipd run` cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    manifest: Path
+    settings: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    port: int | None = None
+    """Of the OpenAI API; None: spec.service.port."""
+    agent_port: int = 0
+    status_file: Path | None = None
+    log_file: Path | None = None
+    """For the output of agent and engine; None: the terminal."""
+
+
+class Embedded:
+    def __init__(self, options: RunOptions, say: Callable[[str], None]) -> None:
+        self._options, self._say = options, say
+        self._source = load_one(options.manifest)
+        self._stamp = _stamp(options.manifest)
+        self._service = self._parse(self._source, generation=1)
+        self._port = options.port if options.port is not None else self._service.spec.service.port
+        self._token = secrets.token_hex(32)
+        self._view = AgentView()
+        self._status = SemiPDServiceStatus()
+        self._last_write: datetime | None = None
+        self._stopping = False
+
+    async def run(self) -> int:
+        """Until the agent ends; its exit status. Ctrl-C and SIGTERM drain, a second one kills."""
+        with tempfile.TemporaryDirectory(prefix="semipd-run-") as name:
+            folder = Path(name)
+            directory = await self._model_directory(self._service.spec.model)
+            self._write_config(folder)
+            child = await self._start(folder, directory)
+            self._catch_signals(child)
+            watching = asyncio.create_task(self._watch(folder))
+            try:
+                code = await child.wait()
+            finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+        if code and not self._stopping:
+            raise RunError(f"semipd-agent ended with exit status {code}: its last lines say why")
+        return 0 if self._stopping else code
+
+    def _parse(self, source: Manifest, generation: int) -> SemiPDService:
+        service = source.service(self._options.settings, namespace="local", generation=generation)
+        if service.spec.replicas != 1:
+            raise ManifestError(f"{source.path}: spec.replicas must be 1 without Kubernetes: use --set replicas=1")
+        return service
+
+    async def _model_directory(self, model: ModelSpec) -> str:
+        scheme, _, rest = model.uri.partition("://")
+        if scheme != "hf":
+            return _local_directory(model.uri)
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "semipd" / "models"
+        directory = cache / rest.replace("/", "--") / (model.revision or "main")
+        revision = ["--revision", model.revision] if model.revision else []
+        fetch = await asyncio.create_subprocess_exec(
+            find("semipd-engine"), "fetch", model.uri, "--out", str(directory), *revision
+        )
+        if await fetch.wait():
+            raise RunError(f"model.uri {model.uri}: the download failed, see above")
+        return str(directory)
+
+    def _write_config(self, folder: Path) -> None:
+        content = AgentFile(token_sha256=(token_digest(self._token),), config=self._config())
+        fresh = folder / "fresh.json"
+        fresh.write_text(content.model_dump_json(by_alias=True, exclude_none=True))
+        fresh.replace(folder / CONFIG_FILE)
+
+    def _config(self) -> AgentConfig:
+        return agent_config(self._service)
+
+    async def _start(self, folder: Path, directory: str) -> asyncio.subprocess.Process:
+        spec = self._service.spec
+        options = engine.options(
+            spec.engine,
+            served_name(self._service),
+            model=directory,
+            host=self._options.host,
+            port=self._port,
+            run_dir=None,
+        )
+        own = ["--config", str(folder / CONFIG_FILE), "--host", "127.0.0.1", "--port", str(self._options.agent_port)]
+        output = self._options.log_file.open("ab") if self._options.log_file else None
+        self._say(f"starting {served_name(self._service)} from {directory} on http://{self._options.host}:{self._port}")
+        try:
+            return await asyncio.create_subprocess_exec(
+                find("semipd-agent"),
+                *own,
+                "--port-file",
+                str(folder / "port"),
+                "--",
+                *options.arguments(),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                # Ctrl-C goes to us alone, and we pass on one SIGTERM: the agent drains.
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        except OSError as error:
+            raise RunError(f"semipd-agent cannot be started ({error.strerror}): install semipd[agent,engine]") from None
+        finally:
+            if output:
+                output.close()
+
+    def _catch_signals(self, child: asyncio.subprocess.Process) -> None:
+        def stop() -> None:
+            with contextlib.suppress(ProcessLookupError):
+                if self._stopping:
+                    os.killpg(child.pid, signal.SIGKILL)
+                else:
+                    self._say(f"draining (up to {GRACE_SECONDS} s; once more to kill)")
+                    child.send_signal(signal.SIGTERM)
+            self._stopping = True
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop)
+
+    async def _watch(self, folder: Path) -> None:
+        client: AgentClient | None = None
+        try:
+            while True:
+                self._reread(folder)
+                if client is None and (port := _port(folder / "port")):
+                    client = AgentClient(port, timeout_seconds=2.0)
+                if client is not None:
+                    await self._look(client)
+                self._show()
+                await asyncio.sleep(_PERIOD_SECONDS)
+        finally:
+            if client is not None:
+                await client.close()
+
+    async def _look(self, client: AgentClient) -> None:
+        config = None if self._service.spec.paused else self._config()
+        try:
+            report = await client.look("127.0.0.1", _NO_UID, self._token, config)
+        except AgentError as error:
+            self._view = self._view.failed(str(error))
+        else:
+            self._view = self._view.heard(report, datetime.now(UTC))
+
+    def _reread(self, folder: Path) -> None:
+        """The manifest is watched: what changes in place is pushed, as `kubectl apply` would have it."""
+        stamp = _stamp(self._options.manifest)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            changed = self._parse(load_one(self._options.manifest), self._service.metadata.generation + 1)
+        except ManifestError as error:
+            self._say(str(error))
+            return
+        if changed.spec == self._service.spec:
+            return
+        if rolling_hash(changed) != rolling_hash(self._service):
+            self._say("model, engine or podTemplate changed: start `semipd run` again to put that in force")
+        self._service = changed
+        self._write_config(folder)
+
+    def _observed(self) -> Observed:
+        report = self._view.report
+        ready = bool(report and report.engine.ready and not self._stopping)
+        name = f"{self._service.metadata.name}-local"
+        pod = PodView(name=name, uid=_NO_UID, node=socket.gethostname(), ready=ready, started=True)
+        return Observed(
+            service=self._service,
+            now=datetime.now(UTC),
+            pods=(pod,),
+            agents={_NO_UID: self._view},
+            url=f"http://{self._options.host}:{self._port}",
+            previous=self._status,
+        )
+
+    def _show(self) -> None:
+        now, before = datetime.now(UTC), self._status
+        status = summarise(self._observed())
+        if not write_due(before, status, now=now, last_write=self._last_write, slo_period=_SLO_PERIOD):
+            return
+        self._status, self._last_write = status, now
+        if (line := status_line(status)) != status_line(before):
+            self._say(line)
+        for event in events(before, status):
+            self._say(f"{event.type} {event.reason}: {event.message}")
+        if self._options.status_file:
+            write_status(self._options.status_file, self._service, status)
+
+
+def _local_directory(uri: str) -> str:
+    scheme, _, path = uri.partition("://")
+    remedy = "use --set model.uri=file:///path/of/the/model"
+    if scheme == "pvc":
+        raise RunError(f"model.uri {uri}: there are no claims without Kubernetes: {remedy}")
+    if not Path(path).is_dir():
+        raise RunError(f"model.uri: {path} is no directory: {remedy}")
+    return path
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return (0, 0)  # an editor replaces the file; the next look finds it
+    return (stat.st_mtime_ns, stat.st_ino)
+
+
+def _port(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _die_with_parent() -> None:
+    """Linux: the agent drains when we are killed; it never stays behind."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
