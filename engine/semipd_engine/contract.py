@@ -217,7 +217,7 @@ class Refusal(Frozen):
 
     split_epoch: int
     reason: str
-    """CamelCase: PrepareTimeout, SMCountMismatch, WeightsMismatch, CUDAUnavailable, WorkerDied ..."""
+    """CamelCase: PrepareTimeout, SMCountMismatch, WeightsMismatch, WrongProducts, CUDAUnavailable, WorkerDied ..."""
     message: str
 
 
@@ -282,6 +282,11 @@ class DType(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class LoadFormat(StrEnum):
+    SAFETENSORS = "safetensors"
+    DUMMY = "dummy"
+
+
 class EngineOptions(Frozen):
     """Launch options of ``semipd-engine serve``: one declaration for the flags, the agent and the operator.
 
@@ -294,6 +299,10 @@ class EngineOptions(Frozen):
     served_model_name: str = Field(default="", description="name in the API; default: the directory's name")
     device: Device = Field(default=Device.AUTO, description="auto takes cuda where a GPU is visible")
     dtype: DType = Field(default=DType.AUTO, description="auto: the checkpoint's, float32 on a CPU without bfloat16")
+    load_format: LoadFormat = Field(
+        default=LoadFormat.SAFETENSORS,
+        description="dummy: random weights made on the device for the shapes of config.json, for measuring",
+    )
     host: str = Field(default="127.0.0.1", description="address of the OpenAI API")
     port: int = Field(default=8000, ge=0, le=65535, description="port of the OpenAI API; 0 takes a free one")
     max_model_len: int = Field(default=0, ge=0, description="longest prompt + output, tokens; 0: the model's")

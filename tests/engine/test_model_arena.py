@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 from e2e import models
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.registry import read_card
-from semipd_engine.memory.arena import WeightArena, load_arena
+from semipd_engine.memory.arena import WeightArena, dummy_arena, load_arena
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.memory.layout import KVComponent, KVLayout
 from semipd_engine.memory.region import Region
@@ -119,3 +119,16 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     (model / shard).unlink()
     with pytest.raises(ModelError, match=shard):
         load(model)
+
+
+def test_dummy_weights_have_the_models_shapes_and_give_finite_numbers(tmp_path: Path) -> None:
+    """No checkpoint is read: the folder has a config.json and nothing else."""
+    whole = models.random_model("qwen3")
+    (tmp_path / "config.json").write_text((whole / "config.json").read_text())
+    config = read_card(tmp_path)
+    arena, again = (dummy_arena(config, torch.float32) for _ in range(2))
+    assert arena.manifest == load(whole).manifest
+    for name, tensor in arena.tensors().items():
+        assert torch.isfinite(tensor).all() and torch.equal(tensor, again.tensors()[name])
+        if tensor.dim() > 1:
+            assert 0.9 < float(tensor.std()) * tensor.shape[-1] ** 0.5 < 1.1, name

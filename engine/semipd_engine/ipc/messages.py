@@ -219,7 +219,7 @@ class WorkerUnfit(msgspec.Struct, frozen=True, tag="unfit"):
     """The worker found out by itself that it cannot serve; it exits."""
 
     reason: str
-    """CamelCase: CUDAUnavailable, AttachFailed, WeightsMismatch, WarmUpFailed."""
+    """CamelCase: CUDAUnavailable, AttachFailed, WeightsMismatch, WarmUpFailed, WrongProducts."""
     message: str
 
 

@@ -88,6 +88,19 @@ def load_arena(
     return arena
 
 
+def dummy_arena(config: ModelConfig, dtype: torch.dtype, device: torch.device = CPU) -> WeightArena:
+    """An arena with the shapes of `config` and random weights, made where it lies: nothing is read or copied. Every
+    matrix keeps the size of its input; norms are 1, biases 0. The same on every start of one device."""
+    arena = WeightArena.create(weight_specs(config), dtype, device)
+    generator = torch.Generator(device).manual_seed(0)
+    for name, tensor in arena.tensors().items():
+        if tensor.dim() > 1:
+            tensor.normal_(0.0, tensor.shape[-1] ** -0.5, generator=generator)
+        elif not name.endswith("bias"):
+            tensor.fill_(1.0)
+    return arena
+
+
 def _view(buffer: Tensor, entry: ArenaEntry) -> Tensor:
     dtype: torch.dtype = getattr(torch, entry.dtype)
     flat = buffer[entry.offset :][: torch.Size(entry.shape).numel() * dtype.itemsize].view(dtype)

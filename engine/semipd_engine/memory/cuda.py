@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 
 HANDLE_BYTES = 64
+GRANULE = 2 << 20
+"""Bytes. The driver puts smaller allocations side by side into one piece of this size, and a handle exports the whole
+piece: a region that shared its piece with another allocation would export that one, too."""
 LAZY_ENABLE_PEER_ACCESS = 1
 OUT_OF_MEMORY = 2
 
@@ -49,7 +52,7 @@ def allocate(nbytes: int, device: torch.device) -> tuple[Tensor, bytes]:
     """A zeroed allocation as uint8 [nbytes], and its IPC handle. Raises `CudaError`."""
     _enter_context(device)
     pointer, handle = ctypes.c_uint64(), _IpcHandle()
-    _call("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(nbytes))
+    _call("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(-(-nbytes // GRANULE) * GRANULE))
     _call("cuIpcGetMemHandle", ctypes.byref(handle), pointer)
     data = _tensor(pointer, nbytes, device)
     data.zero_()  # what lies behind a sequence is masked, and NaN would come through a mask

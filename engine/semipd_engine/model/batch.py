@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from semipd_engine.ops.torch_ref import causal_mask
 
@@ -24,9 +25,13 @@ class Segment:
     _masks: list[Tensor] = field(default_factory=list, repr=False)
 
     def mask(self, like: Tensor, begin: int, end: int) -> Tensor | None:
-        """Additive causal mask of rows [begin, end); None where the operation needs none."""
+        """Causal mask of rows [begin, end); None where the operation needs none. On a GPU it is a rule, not a matrix:
+        torch's fast kernels take no matrix, and its plain one repeats all heads in float32."""
         if self.start + begin == 0 or end - begin == 1:
             return None
+        if like.device.type == "cuda":
+            rule: Tensor = causal_lower_right(end - begin, self.start + end)
+            return rule
         if not self._masks:
             self._masks.append(causal_mask(self.rows, self.start, like.dtype, like.device))
         return self._masks[0][begin:end, : self.start + end]

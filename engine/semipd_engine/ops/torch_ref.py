@@ -78,10 +78,21 @@ def paged_decode(
     dtype = torch.float32 if q.device.type == "cpu" else q.dtype
     k = _gather(key_cache, block_tables, context, head_dim, dtype)
     v = _gather(value_cache, block_tables, context, head_dim, dtype)
-    queries = q.to(dtype).view(batch, heads, 1, head_dim)
     mask = mask.to(dtype) if mask is not None else None
+    if q.device.type == "cuda":
+        return grouped_decode(q, k, v, mask)
+    queries = q.to(dtype).view(batch, heads, 1, head_dim)
     out = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, enable_gqa=True)
     return out.view(batch, heads, head_dim).to(q.dtype)
+
+
+def grouped_decode(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """The heads of a group are the rows of one product with their common key head: no head is repeated, and of torch's
+    kernels on a GPU those that take a mask know no groups. ``k``, ``v`` [B, kv_heads, context, head_dim]."""
+    batch, heads, head_dim = q.shape
+    kv_heads = k.shape[1]
+    out = F.scaled_dot_product_attention(q.view(batch, kv_heads, heads // kv_heads, head_dim), k, v, attn_mask=mask)
+    return out.reshape(batch, heads, head_dim)
 
 
 def length_mask(lengths: Tensor, context: int) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.registry import read_card
-from semipd_engine.contract import Device, DType, EngineOptions
-from semipd_engine.memory.arena import WeightArena, load_arena
+from semipd_engine.contract import Device, DType, EngineOptions, LoadFormat
+from semipd_engine.memory.arena import WeightArena, dummy_arena, load_arena
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.memory.kv_size import GPU_RESERVED, GPU_SHARE, MemoryGrant, available_memory
 from semipd_engine.memory.loaded import Attachment, Runner, UnfitError
@@ -23,6 +23,7 @@ from semipd_engine.memory.region import Region
 from semipd_engine.model import device as devices
 from semipd_engine.pacing.quantum import Pacer, Unpaced
 from semipd_engine.worker.attach import ModelExport
+from semipd_engine.worker.gemm_gate import gate_products
 from semipd_engine.worker.model_runner import ModelRunner
 from semipd_engine.worker.warm_up import warm_up
 
@@ -116,6 +117,8 @@ class TorchModel:
             devices.set_precision(self._torch_dtype)
         if self.exported:
             warm_up(self._config, self._arena, self.kv_layout)
+        if self.device == Device.CUDA:
+            gate_products(self._arena.tensors())
         return ModelRunner(self._config, self._arena.tensors(), self.kv, pacer, self.max_model_len)
 
     def sm_count(self) -> int | None:
@@ -143,7 +146,10 @@ def load(options: EngineOptions, progress: Callable[[int], None]) -> TorchModel:
     if device.type == "cuda":
         devices.open_gpu()
     with _out_of_memory(f"the weights of {_name(options.model)}", device):
-        arena = load_arena(config, options.model, dtype, progress, device)
+        if options.load_format is LoadFormat.DUMMY:
+            arena = dummy_arena(config, dtype, device)
+        else:
+            arena = load_arena(config, options.model, dtype, progress, device)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return TorchModel(config, arena, options.block_size, max_model_len)
