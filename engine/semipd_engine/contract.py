@@ -77,6 +77,10 @@ class PhaseLimit(Frozen):
     directory (a new MPS daemon) makes every rung a new one."""
     sm_count: int | None = None
     """Streaming multiprocessors that a worker under this limit must see before it is ready; None: not checked."""
+    terminate_seconds: float = Field(default=0.0, ge=0)
+    """A worker under this limit that must be killed is first shown as `WorkerReport.ending` for so long, in which the
+    agent has MPS end it: a signal to a client with kernels in flight may take the server, and so its peers, with it.
+    0: it is killed at once."""
 
 
 class PartitionPlan(Frozen):
@@ -166,6 +170,8 @@ class WorkerReport(Frozen):
     """Does core send the phase's steps here while both phases are busy? A phase may have other rungs warm."""
     sm_count: int | None = None
     """Streaming multiprocessors that the worker itself sees; None on the CPU."""
+    ending: bool = False
+    """It does not end by itself and will be killed: have MPS end it now (`PhaseLimit.terminate_seconds`)."""
 
 
 class FinishedRequest(Frozen):

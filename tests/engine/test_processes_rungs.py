@@ -329,3 +329,23 @@ def test_a_refused_split_leaves_a_stopped_engine_clean(tmp_path: Path) -> None:
     finally:
         engine.stop()
     assert not any(alive(pid) for pid in hanging)
+
+
+@pytest.mark.parametrize("engine", [2.0], indirect=True)
+def test_a_worker_that_must_be_ended_is_shown_until_somebody_has(engine: Engine) -> None:
+    """Its rung gives the agent time to have MPS end it; meanwhile nothing is signalled, and the others serve."""
+    client = engine.client()
+    hanging = rungs.limit(20, start="3600").model_copy(update={"terminate_seconds": 600.0})
+    ask(engine, rungs.plan_of(rungs.limit(60), hanging))
+
+    def ending() -> WorkerReport | None:
+        return next((w for w in engine.snapshot().workers if w.ending), None)
+
+    shown: WorkerReport = wait_for(ending, 60, "a worker that is to be ended")
+    assert shown.phase is Phase.DECODE and alive(shown.pid)
+    assert client.add([5] * 20, 30).wait(60).error is None
+    assert alive(shown.pid), "it has ten minutes"
+    os.kill(shown.pid, signal.SIGTERM)  # what MPS does to a client ends it, too
+    wait_for(lambda: ending() is None and not alive(shown.pid), 60, "its end")
+    refused = engine.snapshot().refused
+    assert refused is not None and refused.reason == "PrepareTimeout" and in_force(engine.snapshot()) == (60, 40)

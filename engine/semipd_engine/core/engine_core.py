@@ -55,6 +55,7 @@ class EngineCore:
         self._options = options
         self._loop = EventLoop()
         self._telemetry = Telemetry()
+        self._arrived: tuple[ResidentHello, PacingPage] | None = None
         self._published: CoreState | None = None
         self._published_at = 0.0
         roles = (UNIFIED,) if options.unified else tuple(p.value for p in Phase)
@@ -85,6 +86,9 @@ class EngineCore:
 
     def _tick(self, now: float) -> None:
         self._resident.tick(now)
+        if self._arrived is not None and self._workers.gone:
+            arrived, self._arrived = self._arrived, None
+            self._adopt(*arrived)
         if self._status.page is not None:
             self._switch(now)
         self._workers.tick(now)
@@ -155,6 +159,10 @@ class EngineCore:
     # ---- resident and workers ------------------------------------------------------------------------------------
 
     def _on_hello(self, hello: ResidentHello, page: PacingPage) -> None:
+        """A resident is there; its pool is used once the last worker of the one before it is dead and booked."""
+        self._arrived = (hello, page)
+
+    def _adopt(self, hello: ResidentHello, page: PacingPage) -> None:
         """The weights and a KV pool that nobody uses are there (again)."""
         status = self._status
         status.page, status.last_model = page, hello
@@ -179,6 +187,9 @@ class EngineCore:
         """Its workers die with it and the pool is gone; accepted requests wait for the next one."""
         log.error("the resident is gone; accepted requests wait for the next one")
         self._workers.detach()
+        if self._arrived is not None:
+            os.close(self._arrived[1].fd)
+            self._arrived = None
         if self._status.page is not None:
             os.close(self._status.page.fd)
             self._status.page = None

@@ -197,14 +197,14 @@ class Report:
 
     def _worker_reports(self, now: float) -> tuple[WorkerReport, ...]:
         """One for each phase and rung, the routed one first; the unified worker stands for both phases. Workers that
-        are retiring are left out: nothing depends on them."""
+        are retiring are left out, as nothing depends on them, unless they must be ended."""
         page = self.status.page
         if page is None:
             return ()
         return tuple(
             self._worker_report(phase, worker, page, now)
             for phase in Phase
-            for worker in self.workers.of(self.workers.role_of(phase))
+            for worker in self.workers.of(self.workers.role_of(phase)) + self.workers.overdue(phase)
         )
 
     def _worker_report(self, phase: Phase, worker: Worker, page: PacingPage, now: float) -> WorkerReport:
@@ -223,4 +223,5 @@ class Report:
             percent=worker.rung.percent or 100,
             routed=worker is self.workers.route(worker.role, alone=False),
             sm_count=worker.sm_count,
+            ending=worker.kill_at is not None and worker.pidfd >= 0,
         )

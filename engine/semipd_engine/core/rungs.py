@@ -24,12 +24,14 @@ class Rung:
     percent: int | None = field(default=None, compare=False)
     """None where a worker's limit may change during its life."""
     sm_count: int | None = field(default=None, compare=False)
+    terminate_seconds: float = field(default=0.0, compare=False)
 
     @classmethod
     def of(cls, limit: PhaseLimit, mode: PacingMode) -> Rung:
         if mode is not PacingMode.RUNGS:
             return cls(tuple(sorted(limit.environment.items())))
-        return cls(tuple(sorted(limit.environment.items())), limit.percent, limit.sm_count)
+        environment = tuple(sorted(limit.environment.items()))
+        return cls(environment, limit.percent, limit.sm_count, limit.terminate_seconds)
 
 
 @dataclass(frozen=True)

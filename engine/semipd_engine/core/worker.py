@@ -40,6 +40,10 @@ class Worker:
     sm_count: int | None = None
     give_up_at: float | None = None
     """It is retiring: killed then, if it has not ended by itself."""
+    kill_at: float | None = None
+    """It is to be killed: by whoever can end a client of the device cleanly until then, by a signal afterwards."""
+    orphaned: bool = False
+    """Its parent is gone, so nobody will say how it ended."""
 
     @property
     def ready(self) -> bool:

@@ -78,6 +78,10 @@ class Workers:
         places = [worker for worker in self._places.values() if worker.role == role]
         return sorted(places, key=lambda worker: worker is not routed)
 
+    def overdue(self, phase: Phase) -> list[Worker]:
+        """The phase's retiring workers that must be ended."""
+        return [w for w in self._retiring if w.role == self.role_of(phase) and w.kill_at is not None and w.pidfd >= 0]
+
     def role_of(self, phase: Phase) -> str:
         return UNIFIED if UNIFIED in self.roles else phase.value
 
@@ -102,20 +106,24 @@ class Workers:
             worker.spawn_at = 0.0
 
     def detach(self) -> None:
-        """The resident is gone, and its workers with it: make sure of that, and book what they had reported."""
+        """The resident is gone, and its workers with it: make sure of that. Each is booked and buried when the kernel
+        says that it is dead (`gone`), which for a process that holds a GPU may take seconds."""
         self._ask = None
         for worker in list(self.everyone()):
             worker.spawn_at = None
-            if worker.pidfd >= 0:
-                self.kill(worker)
-                poll = selectors.DefaultSelector()
-                poll.register(worker.pidfd, selectors.EVENT_READ)
-                poll.select(timeout=10)  # a killed process is gone in milliseconds
-                poll.close()
-                self._buried(worker, Ending())
-            worker.state = WorkerState.DEAD  # asked for, and never answered
             worker.backoff = 0.0
-        self._retiring.clear()
+            if worker.pidfd >= 0:
+                worker.orphaned = True
+                self._signal(worker)
+            else:
+                worker.state = WorkerState.DEAD  # asked for, and never answered
+        for worker in [w for w in self._retiring if w.pidfd < 0]:
+            self._retiring.remove(worker)
+
+    @property
+    def gone(self) -> bool:
+        """Is every worker dead and buried? Only then may another resident's pool be used."""
+        return all(worker.pidfd < 0 for worker in self.everyone())
 
     # ---- each turn of the loop -----------------------------------------------------------------------------------
 
@@ -138,6 +146,8 @@ class Workers:
                 worker.give_up_at = now
             if worker.give_up_at is not None and now >= worker.give_up_at:
                 self.kill(worker)
+            if worker.kill_at is not None and now >= worker.kill_at:
+                self._signal(worker)
 
     def _spawn(self, ask: Callable[[SpawnWorker], None], worker: Worker, now: float) -> None:
         taken = {w.seat for w in self.everyone() if w.role == worker.role and w.alive}
@@ -147,6 +157,7 @@ class Workers:
         self._generations[worker.role] += 1
         worker.seat, worker.generation, worker.state = seat, self._generations[worker.role], WorkerState.STARTING
         worker.spawn_at, worker.started_at, worker.sm_count, worker.give_up_at = None, now, None, None
+        worker.kill_at, worker.orphaned = None, False
         rung = worker.rung
         ask(SpawnWorker(worker.role, worker.generation, seat, rung.percent, dict(rung.environment)))
 
@@ -190,7 +201,7 @@ class Workers:
         while any(w.pidfd >= 0 for w in self.everyone()) and time.monotonic() < deadline:
             self.loop.run_once(0.1)
         for worker in self.everyone():
-            self.kill(worker)
+            self._signal(worker)
 
     # ---- what a worker says and how it ends ----------------------------------------------------------------------
 
@@ -228,12 +239,22 @@ class Workers:
         worker.give_up_at = min(worker.give_up_at or math.inf, time.monotonic() + EXIT_SECONDS)
 
     def kill(self, worker: Worker) -> None:
+        """End it: at once, or where its rung says so after the agent had time to end it cleanly. Idempotent."""
+        if worker.kill_at is None:
+            worker.kill_at = time.monotonic() + worker.rung.terminate_seconds
+        if not worker.rung.terminate_seconds:
+            self._signal(worker)
+
+    def _signal(self, worker: Worker) -> None:
         if worker.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
 
     def _died(self, worker: Worker) -> None:
-        """The kernel says that the worker is dead; its parent will say how."""
+        """The kernel says that the worker is dead; its parent will say how, if it has one."""
+        if worker.orphaned:
+            self._buried(worker, Ending())
+            return
         self.loop.forget(worker.pidfd)
         worker.died_early, worker.state = worker.state is WorkerState.STARTING, WorkerState.DEAD
 

@@ -1,0 +1,110 @@
+"""How core ends workers: never by waiting, and a client of MPS only after somebody had time to end it cleanly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+
+import pytest
+from tests.engine import rungs
+
+from semipd_engine.contract import SetPartition, WorkerState
+from semipd_engine.core.blame import Ending
+from semipd_engine.core.event_loop import EventLoop
+from semipd_engine.core.rungs import Partitions
+from semipd_engine.core.worker import Worker
+from semipd_engine.core.workers import Workers
+from semipd_engine.ipc.messages import Spawned, SpawnWorker
+
+pytestmark = pytest.mark.unit
+
+
+class Bench:
+    """Workers whose processes are pipes: such a process dies when its pipe is closed, and when it is told to, not."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, terminate_seconds: float) -> None:
+        self.signals: list[int] = []
+        self.lost: list[Worker] = []
+        self.asked: list[SpawnWorker] = []
+        self.lives: dict[int, int] = {}
+        monkeypatch.setattr(signal, "pidfd_send_signal", lambda pidfd, number: self.signals.append(pidfd))
+        plan = rungs.plan(100, 100)
+        limit = plan.prefill.model_copy(update={"terminate_seconds": terminate_seconds})
+        plan = plan.model_copy(update={"prefill": limit, "decode": limit, "whole": limit})
+        roles = ("prefill", "decode")
+        partitions = Partitions(roles, SetPartition.model_construct(split_epoch=0, plan=plan), 60.0, False)
+        self.loop = EventLoop()
+        self.workers = Workers(self.loop, roles, partitions, lambda *_: None, self._on_lost)
+        self.attach()
+
+    def _on_lost(self, worker: Worker, ending: Ending) -> None:
+        self.lost.append(worker)
+
+    def attach(self) -> None:
+        self.workers.attach(self.asked.append, rungs.DEVICE_SMS)
+
+    def spawn(self) -> list[Worker]:
+        """Let core ask for its workers, and be the resident that starts them."""
+        self.workers.tick(time.monotonic())
+        for number, order in enumerate(self.asked, start=1):
+            ours, _ = socket.socketpair()
+            pidfd, life = os.pipe()
+            self.lives[pidfd] = life
+            self.workers.spawned(
+                Spawned(phase=order.phase, generation=order.generation, pid=number), ours.detach(), pidfd
+            )
+        self.asked.clear()
+        return list(self.workers.everyone())
+
+    def die(self, worker: Worker) -> None:
+        os.close(self.lives.pop(worker.pidfd))
+
+
+def test_a_lost_resident_stops_nobody_although_its_workers_live_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed process that holds a GPU may take seconds to be gone: core's loop goes on meanwhile."""
+    bench = Bench(monkeypatch, terminate_seconds=5)
+    workers = bench.spawn()
+    assert len(workers) == 2
+    began = time.monotonic()
+    bench.workers.detach()
+    bench.loop.run_once(0)
+    assert time.monotonic() - began < 5 and not bench.workers.gone and bench.lost == []
+    assert set(bench.signals) == {worker.pidfd for worker in workers}, "their owner is gone: nothing is left to spare"
+    bench.die(workers[0])
+    bench.loop.run_once(1)
+    assert bench.lost == [workers[0]] and not bench.workers.gone
+    bench.die(workers[1])
+    bench.loop.run_once(1)
+    assert bench.lost == workers and bench.workers.gone, "nobody waits for a word of a parent that is gone"
+    bench.attach()
+    assert [worker.generation for worker in bench.spawn()] == [2, 2]
+
+
+def test_a_client_of_mps_is_shown_before_it_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, terminate_seconds=30)
+    worker, other = bench.spawn()
+    bench.workers.kill(worker)
+    due = worker.kill_at
+    assert due is not None and due - time.monotonic() > 25 and other.kill_at is None
+    bench.workers.kill(worker)
+    assert worker.kill_at == due, "asking again gives it no more time"
+    bench.workers.tick(due - 1)
+    assert bench.signals == []
+    bench.workers.tick(due)
+    assert bench.signals == [worker.pidfd]
+    bench.die(worker)
+    bench.loop.run_once(1)
+    bench.workers.ended(worker.pid, -9)
+    assert bench.lost == [worker] and worker.state is WorkerState.DEAD
+    worker.spawn_at = 0.0
+    bench.workers.tick(time.monotonic())
+    assert worker.kill_at is None, "the next one is innocent"
+
+
+def test_others_are_killed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, terminate_seconds=0)
+    worker, _ = bench.spawn()
+    bench.workers.kill(worker)
+    assert bench.signals == [worker.pidfd]
