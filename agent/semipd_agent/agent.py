@@ -96,13 +96,16 @@ class Agent:
         """Run until `terminate`; returns when the engine has drained and is gone."""
         loop = asyncio.create_task(keep_going("control", self._loop, self._faults), name="control")
         await self._stop.wait()
-        await self._supervisor.stop(self._drain_seconds + DRAIN_SLACK)
+        await self._supervisor.stop(self._drain_seconds + DRAIN_SLACK, self._evict)
         loop.cancel()
         await self._client.close()
         for partitioner, task in self._kept.items():
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await partitioner.close()
+
+    async def _evict(self) -> None:
+        await asyncio.gather(*(partitioner.evict() for partitioner in self._kept))
 
     def terminate(self) -> None:
         """SIGTERM: not ready at once, then the engine drains. The second one hurries it."""

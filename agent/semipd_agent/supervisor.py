@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from semipd_agent.clock import Clock
@@ -93,8 +93,9 @@ class Supervisor:
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="supervisor")
 
-    async def stop(self, patience: float) -> None:
-        """SIGTERM, wait for the drain at most `patience` seconds, then kill what is left of the group."""
+    async def stop(self, patience: float, before_kill: Callable[[], Awaitable[None]]) -> None:
+        """SIGTERM, wait for the drain at most `patience` seconds, then kill what is left of the group; `before_kill`
+        is awaited before that, if the launcher still runs."""
         self._stopping = True
         self._signal(signal.SIGTERM)
         if self._task is not None:
@@ -102,6 +103,8 @@ class Supervisor:
                 self._task.cancel()  # it waits for its next try
             with suppress(TimeoutError, asyncio.CancelledError):
                 await asyncio.wait_for(asyncio.shield(self._task), patience)
+        if self.running:
+            await before_kill()
         self.kill()
         if self._task is not None:
             with suppress(TimeoutError, asyncio.CancelledError):

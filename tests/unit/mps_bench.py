@@ -13,12 +13,23 @@ from semipd_agent.children import Children
 from semipd_agent.clock import SystemClock
 from semipd_agent.gpu.telemetry import ComputeMode, GpuFacts
 from semipd_agent.partitioner.mps import Mps, Programs
+from semipd_agent.partitioner.mps.ladder import Timing
 from semipd_agent.partitioner.mps.preflight import Host
-from semipd_agent.partitioner.mps.timing import Timing
 from semipd_agent.reaper import Reaper
 
 STAND_IN = Path(__file__).with_name("mps_stand_in.py")
-QUICK = Timing(command=6, answer=20, server=8, probe=30, check=0.2, end=3, longest_delay=0.1, healthy=1000)
+QUICK = Timing(
+    command=3,
+    answer=20,
+    server=9,
+    first_probe=9,
+    probe=9,
+    check=0.2,
+    terminate=3,
+    end=3,
+    longest_delay=0.1,
+    healthy=1000,
+)
 """A machine under load still starts a program in these times; what hangs on purpose is given up soon."""
 H100 = GpuFacts("GPU-1", "NVIDIA H100", "580.1", ComputeMode.DEFAULT, mig=False)
 

@@ -10,9 +10,9 @@ nothing and knows no GPU. Called as
     mps_stand_in.py probe           a client: sees the SMs of its rung, or all of them outside of MPS
 
 Faults are scripted in the file that STAND_IN_SCRIPT names, read at every command: lines ``COMMAND: ACTION``, with
-the actions ``answer TEXT`` (``\\n`` is a new line), ``hang``, ``refuse`` (an error, exit status 1) and ``die`` (the
-daemon ends without a word). COMMAND is a command or its first word, ``start`` for the daemon's own start, or ``probe``
-(whose answers are ``unlimited`` and ``late``).
+the actions ``answer TEXT`` (``\\n`` is a new line), ``hang``, ``sleep SECONDS`` (and then go on), ``refuse`` (an error,
+exit status 1) and ``die`` (the daemon ends without a word). COMMAND is a command or its first word, ``start`` for the
+daemon's own start, or ``probe`` (whose answers are ``unlimited`` and ``late``).
 """
 
 from __future__ import annotations
@@ -104,6 +104,11 @@ class Daemon:
             case ["get_client_list", pid]:
                 there = {*clients(server), *(each for each in self.attached if Path(f"/proc/{each}").exists())}
                 return "\n".join(map(str, sorted(there))) if int(pid) == server else f"Server {pid} not found"
+            case ["terminate_client", of, pid]:
+                if int(of) != server or not Path(f"/proc/{pid}").exists():
+                    return f"Failed to terminate client {pid}: CUDA_ERROR_INVALID_VALUE"
+                os.kill(int(pid), signal.SIGKILL)  # a real one gets an error of its next call
+                return ""
             case ["attach", pid]:  # what a real client does by its driver; no command of the language
                 self.attached.append(int(pid))
                 return ""
@@ -139,6 +144,8 @@ def control() -> int:
     action = scripted(command)
     if action == "hang":
         time.sleep(3600)
+    if action.startswith("sleep "):
+        time.sleep(float(action.removeprefix("sleep ")))
     if action == "refuse":
         print(f"Failed to execute {command}")
         return 1

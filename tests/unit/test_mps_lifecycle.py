@@ -6,6 +6,7 @@ Whoever measures here measures the stand-in: these tests say in which order thin
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import tempfile
@@ -15,12 +16,13 @@ from pathlib import Path
 
 import pytest
 from tests.unit.agent_plant import worker
-from tests.unit.mps_bench import H100, MpsBench
+from tests.unit.mps_bench import H100, QUICK, MpsBench
 from tests.unit.mps_stand_in import SMS
 
 from semipd_agent.contract import PartitionReason
-from semipd_agent.partitioner.mps.ladder import LADDER
-from semipd_engine.contract import EngineSnapshot, EngineState, PacingMode, Phase, Split, WorkerReport
+from semipd_agent.partitioner.mps.keeper import claim
+from semipd_agent.partitioner.mps.ladder import LADDER, Timing
+from semipd_engine.contract import EngineSnapshot, EngineState, PacingMode, Phase, Split, WorkerReport, WorkerState
 
 pytestmark = pytest.mark.unit
 
@@ -120,6 +122,7 @@ async def test_equal_rungs_are_one_rung(bench: MpsBench) -> None:
         ("get_server_status: answer what?", PartitionReason.MPS_START_FAILED, "what?"),
         ("get_default_active_thread_percentage: hang", PartitionReason.MPS_START_FAILED, "did not answer within"),
         ("probe: refuse", PartitionReason.MPS_START_FAILED, "CUresult 807"),
+        ("probe: hang", PartitionReason.MPS_START_FAILED, f"serves another user, and ours is {os.getuid()}"),
         ("probe: answer unlimited", PartitionReason.MPS_NOT_ENFORCING, "132 of 132 SMs"),
     ],
 )
@@ -258,3 +261,121 @@ async def test_on_the_whole_rung_the_list_of_clients_is_the_proof(bench: MpsBenc
 async def test_our_own_clients_are_nobody_elses(bench: MpsBench) -> None:
     bench.change(gpu=replace(H100, mps_clients=(4711,)))
     bench.mps.preflight()  # as after a change of the mode
+
+
+async def test_a_server_that_ends_is_replaced(bench: MpsBench) -> None:
+    """Its daemon lives, and would start another one for the next client: our workers have none."""
+    old = bench.mps._keeper.daemon
+    assert old is not None
+    os.kill(old.server, signal.SIGKILL)
+    await bench.until(lambda: bench.mps.health() is not None)
+    problem = bench.mps.health()
+    assert problem is not None and problem.reason is PartitionReason.MPS_SERVER_FAULT and "gone" in problem.message
+    await bench.until(lambda: bench.mps.incarnation == 2)
+    assert not alive(old.pid)
+
+
+@pytest.fixture
+async def victim() -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec("sleep", "600")
+    yield process
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
+
+
+async def test_a_worker_that_must_be_killed_is_ended_by_mps_first(
+    bench: MpsBench, victim: asyncio.subprocess.Process
+) -> None:
+    plan = bench.mps.plan(Split(prefill=60, decode=80))
+    assert plan.prefill.terminate_seconds > QUICK.terminate, "core waits at least as long as MPS may take"
+    hanging = rung(Phase.DECODE, 20, None, pid=victim.pid, ending=True, state=WorkerState.STARTING)
+    bench.mps.follow(snapshot(rung(Phase.PREFILL, 60, 78), hanging))
+    await asyncio.wait_for(victim.wait(), 30)
+    bench.mps.follow(snapshot(rung(Phase.PREFILL, 60, 78), hanging))  # core has not noticed yet: it is asked once
+    await asyncio.sleep(1)
+    assert bench.mps.ready and bench.mps.incarnation == 1
+
+
+async def test_a_client_that_mps_cannot_end_costs_the_server(bench: MpsBench) -> None:
+    bench.faults("terminate_client: hang")
+    bench.mps.follow(snapshot(rung(Phase.DECODE, 80, 104, pid=4711, ending=True)))
+    await bench.until(lambda: bench.mps.health() is not None)
+    problem = bench.mps.health()
+    assert problem is not None and problem.reason is PartitionReason.MPS_SERVER_FAULT
+    assert "cannot be ended" in problem.message
+    await bench.until(lambda: bench.mps.incarnation == 2)
+
+
+async def test_a_refused_end_makes_the_server_suspect(bench: MpsBench) -> None:
+    """The worker may be gone already; what it left behind, a probe tells."""
+    bench.faults("terminate_client: answer CUDA_ERROR_UNKNOWN", "probe: refuse")
+    bench.mps.follow(snapshot(rung(Phase.DECODE, 80, 104, pid=4711, ending=True)))
+    await bench.until(lambda: bench.mps.health() is not None)
+    problem = bench.mps.health()
+    assert problem is not None and "the kill of worker 4711" in problem.message
+    bench.faults()
+
+
+async def test_before_the_engine_is_killed_its_clients_are_ended(
+    bench: MpsBench, victim: asyncio.subprocess.Process
+) -> None:
+    bench.mps.follow(snapshot(rung(Phase.DECODE, 80, 104, pid=victim.pid)))
+    await bench.mps.evict()
+    await asyncio.wait_for(victim.wait(), 30)
+
+
+async def test_a_core_that_starts_anew_makes_the_server_suspect(
+    bench: MpsBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its resident killed the workers that did not leave the GPU in time, and nobody counts those deaths."""
+    caplog.set_level(logging.INFO)
+    bench.mps.follow(snapshot(rung(Phase.DECODE, 80, 104), deaths=3))
+    await bench.until(lambda: "serves on after the death" in caplog.text)
+    bench.faults("probe: refuse")
+    bench.mps.follow(snapshot(deaths=0))
+    await bench.until(lambda: bench.mps.health() is not None)
+    problem = bench.mps.health()
+    assert problem is not None and "with their core" in problem.message
+    bench.faults()
+
+
+async def test_a_peer_that_stands_still_after_a_death_convicts_the_server(bench: MpsBench) -> None:
+    """Although the server takes the probe."""
+    peer = rung(Phase.DECODE, 80, 104, heartbeat_age_seconds=QUICK.stall + 1)
+    bench.mps.follow(snapshot(peer))
+    await asyncio.sleep(0.5)
+    assert bench.mps.ready, "without a death core's own watchdog is the judge"
+    bench.mps.follow(snapshot(peer, deaths=1))
+    await bench.until(lambda: bench.mps.health() is not None)
+    problem = bench.mps.health()
+    assert problem is not None and "stands still since another one died" in problem.message
+    await bench.until(lambda: bench.mps.incarnation == 2)
+    assert bench.mps.losses == 1
+
+
+async def test_what_a_killed_agent_left_behind_is_removed(idle: MpsBench) -> None:
+    """A volume may outlive its agent. Directories of an agent that lives, and of others, stay."""
+    left, strangers = idle.base / "mps-abandoned", idle.base / "other"
+    (left / "1" / "p").mkdir(parents=True)
+    strangers.mkdir()
+    neighbour = claim(idle.base)
+    assert not left.exists()
+    idle.begin()
+    await idle.until(lambda: idle.mps.ready)
+    assert neighbour.exists() and strangers.exists()
+    neighbour.rmdir()
+    strangers.rmdir()
+
+
+def test_a_server_may_take_longer_to_start_than_a_command_to_answer() -> None:
+    """Without a persistence daemon the driver is initialised first."""
+    assert Timing().server > 5 * Timing().command
+
+
+async def test_a_server_that_takes_its_time_is_waited_for(idle: MpsBench) -> None:
+    """`start_server` answers when the server is there: longer than any other command may take."""
+    idle.faults(f"start_server: sleep {QUICK.command + 0.5}")
+    idle.begin()
+    await idle.until(lambda: idle.mps.ready)
+    assert idle.mps.incarnation == 1 and idle.mps.health() is None

@@ -13,8 +13,9 @@ from tests.unit.mps_bench import H100, good_host
 from semipd_agent.contract import PartitionReason
 from semipd_agent.gpu.telemetry import ComputeMode
 from semipd_agent.partitioner import PartitionerUnavailable
+from semipd_agent.partitioner.mps import clients
+from semipd_agent.partitioner.mps.clients import OUTSIDE_MPS, PIPE_DIRECTORY, Programs, surroundings
 from semipd_agent.partitioner.mps.preflight import POLICIES, Host, judge, look
-from semipd_agent.partitioner.mps.programs import OUTSIDE_MPS, PIPE_DIRECTORY, Programs, surroundings
 
 pytestmark = pytest.mark.unit
 GOOD = good_host(Path("/run/spd"))
@@ -70,7 +71,7 @@ def test_the_facts_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv(PIPE_DIRECTORY, "/somewhere")
     host = look(Programs(control="", server="/bin/true"), None, tmp_path)
     assert host.missing_programs == ("nvidia-cuda-mps-control",)
-    assert host.uids == os.getresuid() and host.inherited_pipe == "/somewhere"
+    assert host.uids == os.getresuid() and host.inherited_pipe == ""
     assert host.base_problem == "" and host.file_system
     assert look(Programs(control="", server=""), None, tmp_path / "no").base_problem == "no directory"
 
@@ -81,3 +82,27 @@ def test_no_process_of_ours_inherits_somebody_elses_mps(monkeypatch: pytest.Monk
     env = surroundings(OUTSIDE_MPS)
     assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" not in env
     assert not Path(env[PIPE_DIRECTORY]).exists() and env["PATH"] == os.environ["PATH"]
+
+
+def test_a_pipe_is_foreign_only_if_a_daemon_listens_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that leads nowhere keeps a process out of MPS: our own resident is started so."""
+    monkeypatch.setenv(PIPE_DIRECTORY, str(tmp_path))
+    programs = Programs(control="/bin/true", server="/bin/true")
+    assert look(programs, None, tmp_path).inherited_pipe == ""
+    (tmp_path / "control").touch()
+    assert look(programs, None, tmp_path).inherited_pipe == str(tmp_path)
+
+
+def test_programs_are_found_outside_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a node whose runtime mounts the driver's programs into a folder of their own."""
+    place = tmp_path / "nvidia" / "570" / "bin"
+    place.mkdir(parents=True)
+    for name in ("nvidia-cuda-mps-control", "nvidia-cuda-mps-server"):
+        (place / name).write_text("#!/bin/sh\n")
+        (place / name).chmod(0o755)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(clients, "PLACES", (f"{tmp_path}/nvidia/*/bin",))
+    found = Programs.find()
+    assert found.missing == [] and found.control == str(place / "nvidia-cuda-mps-control")
+    (place / "nvidia-cuda-mps-server").chmod(0o644)
+    assert Programs.find().missing == ["nvidia-cuda-mps-server"]

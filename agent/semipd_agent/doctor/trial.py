@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
-import tempfile
 from pathlib import Path
 
 from semipd_agent.children import Children
 from semipd_agent.doctor.checks import Grade, Row
+from semipd_agent.partitioner.mps.clients import ProbeFailed, Prober, Programs
 from semipd_agent.partitioner.mps.daemon import Daemon, StartFailed
-from semipd_agent.partitioner.mps.ladder import implausible
-from semipd_agent.partitioner.mps.probing import ProbeFailed, Prober
-from semipd_agent.partitioner.mps.programs import Programs
-from semipd_agent.partitioner.mps.timing import Timing
+from semipd_agent.partitioner.mps.keeper import claim
+from semipd_agent.partitioner.mps.ladder import Timing, implausible
 from semipd_agent.reaper import Reaper
 
 
@@ -25,17 +24,18 @@ async def _try(programs: Programs, base: Path, timing: Timing) -> Row:
     reaper = Reaper()
     asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, reaper.reap)
     children = Children(reaper)
-    with tempfile.TemporaryDirectory(prefix="mps-", dir=base) as private:
-        daemon = Daemon(programs, children, Path(private) / "1", timing)
-        prober = Prober(programs, children, timing)
-        try:
-            await daemon.start()
-            total = await prober.total()
-            counts = await prober.counts(daemon)
-        except (StartFailed, ProbeFailed) as e:
-            return Row("MPS trial", Grade.FAIL, str(e), "read what the daemon says")
-        finally:
-            await daemon.quit()
+    private = claim(base)
+    daemon = Daemon(programs, children, private / "1", timing)
+    prober = Prober(programs, children, timing)
+    try:
+        await daemon.start()
+        total = await prober.total()
+        counts = await prober.counts(daemon)
+    except (StartFailed, ProbeFailed) as e:
+        return Row("MPS trial", Grade.FAIL, str(e), "read what the daemon says")
+    finally:
+        await daemon.quit()
+        shutil.rmtree(private, ignore_errors=True)
     rungs = ", ".join(f"{percent} %: {seen}" for percent, seen in sorted(counts.items()))
     if said := implausible(total, counts):
         return Row("MPS trial", Grade.FAIL, said, "another limit is set on this GPU: look for a foreign daemon")

@@ -85,6 +85,9 @@ class Partitioner(Protocol):
     def health(self) -> Problem | None:
         """What is wrong with the mechanism itself (a dead daemon); None: nothing is."""
 
+    async def evict(self) -> None:
+        """The engine's processes are about to be killed: end their work on the device first, in bounded time."""
+
     async def close(self) -> None:
         """Give back what the backend holds, in bounded time. Idempotent."""
 
@@ -111,6 +114,9 @@ class Passive:
         return None
 
     def health(self) -> Problem | None:
+        return None
+
+    async def evict(self) -> None:
         return None
 
     async def close(self) -> None:

@@ -1,10 +1,11 @@
 """NVIDIA MPS as partitioner: a ceiling on the SMs of each phase. `backend.Mps` joins the parts.
 
-`preflight` judges the machine, `daemon` is one incarnation of the control program, `control` speaks its command
-language, `probe` is the smallest client, `ladder` the rungs. None of them knows the engine but through its contract.
+`preflight` judges the machine, `daemon` is one incarnation of the control program, `keeper` keeps one in force,
+`control` speaks the command language, `clients` has the programs, their environment and the probe, `ladder` the rungs
+and the watchdogs' times. None of them knows the engine but through its contract.
 """
 
 from semipd_agent.partitioner.mps.backend import Mps
-from semipd_agent.partitioner.mps.programs import Programs
+from semipd_agent.partitioner.mps.clients import Programs
 
 __all__ = ["Mps", "Programs"]

@@ -7,6 +7,7 @@ rung the number says nothing about MPS; there the daemon's list of clients does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,11 +18,10 @@ from semipd_agent.gpu.telemetry import Telemetry
 from semipd_agent.gpu.xid import is_hardware
 from semipd_agent.partitioner.base import Problem
 from semipd_agent.partitioner.mps import ladder, preflight
+from semipd_agent.partitioner.mps.clients import Programs
 from semipd_agent.partitioner.mps.keeper import Keeper
-from semipd_agent.partitioner.mps.ladder import WHOLE
+from semipd_agent.partitioner.mps.ladder import WHOLE, Timing
 from semipd_agent.partitioner.mps.preflight import Host
-from semipd_agent.partitioner.mps.programs import Programs
-from semipd_agent.partitioner.mps.timing import Timing
 from semipd_engine import contract as engine
 from semipd_engine.contract import (
     EngineSnapshot,
@@ -33,6 +33,11 @@ from semipd_engine.contract import (
     WorkerReport,
     WorkerState,
 )
+
+_NOTICE_SECONDS = 3.0
+"""Until a worker that is ending is seen in a snapshot, and the daemon's present question is answered."""
+_SHADOW_SECONDS = 60.0
+"""After a worker's death, in which another one that stands still is laid to it."""
 
 
 class Mps:
@@ -57,7 +62,10 @@ class Mps:
         self._keeper = Keeper(programs, children, base, clock, timing)
         self._condemned: Problem | None = None
         self._clock = clock
+        self._timing = timing
         self._deaths: dict[str, int] = {}
+        self._ending: frozenset[int] = frozenset()
+        self._died_at = -math.inf
         self._ready_since: dict[int, float] = {}
         """When each worker was first seen ready, by PID."""
 
@@ -86,6 +94,9 @@ class Mps:
 
     async def run(self) -> None:
         await self._keeper.run()
+
+    async def evict(self) -> None:
+        await self._keeper.evict()
 
     async def close(self) -> None:
         await self._keeper.close()
@@ -120,20 +131,36 @@ class Mps:
         daemon = self._keeper.daemon
         assert daemon is not None, "a plan is made while ready"
         return PhaseLimit(
-            percent=percent, environment=daemon.variables(percent), sm_count=self._keeper.counts.get(percent)
+            percent=percent,
+            environment=daemon.variables(percent),
+            sm_count=self._keeper.counts.get(percent),
+            terminate_seconds=self._timing.terminate + _NOTICE_SECONDS,
         )
 
     def follow(self, snapshot: EngineSnapshot) -> None:
-        """A worker's death makes the server suspect: all clients are one fault domain."""
+        """A worker's death makes the server suspect: all clients are one fault domain. Even where it still takes a
+        probe, a peer that stands still after the death convicts it."""
         self._keeper.workers = frozenset(w.pid for w in snapshot.workers if w.state is not WorkerState.DEAD)
         now = self._clock.monotonic()
         ready = [w.pid for w in snapshot.workers if w.state is WorkerState.READY]
         self._ready_since = {pid: self._ready_since.get(pid, now) for pid in ready}
         deaths = {phase.value: snapshot.restarts.get(phase.value, 0) for phase in Phase}
         died = [phase for phase, count in deaths.items() if count > self._deaths.get(phase, 0)]
+        core_died = any(count < self._deaths.get(phase, 0) for phase, count in deaths.items())
         self._deaths = deaths
-        if died:
-            self._keeper.suspect(f"the death of a {' and a '.join(died)} worker")
+        if died or core_died:
+            self._died_at = now
+            what = f"the death of a {' and a '.join(died)} worker" if died else "the end of all workers with their core"
+            self._keeper.suspect(what)
+        ending = frozenset(w.pid for w in snapshot.workers if w.ending)
+        if ending - self._ending:
+            self._keeper.terminate(ending - self._ending)
+        self._ending = ending
+        if now - self._died_at <= _SHADOW_SECONDS:
+            for worker in snapshot.workers:
+                if worker.state is WorkerState.READY and worker.heartbeat_age_seconds > self._timing.stall:
+                    self._died_at = -math.inf
+                    self._keeper.condemn(f"{worker.phase} worker {worker.pid} stands still since another one died")
 
     def verify(self, worker: WorkerReport, split: Split) -> Problem | None:
         want = split.of(worker.phase)

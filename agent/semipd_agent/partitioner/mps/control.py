@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from semipd_agent.children import Children, ChildTimeout
-from semipd_agent.partitioner.mps.programs import surroundings
+from semipd_agent.partitioner.mps.clients import surroundings
 
 _ABSENT = "cannot find mps control daemon"
 
@@ -33,7 +33,7 @@ class ServerStatus(StrEnum):
 
 class ControlClient:
     def __init__(self, program: str, variables: Mapping[str, str], children: Children, seconds: float) -> None:
-        """`variables`: the daemon's directories. `seconds`: for each command."""
+        """`variables`: the daemon's directories. `seconds`: for each command that names no time of its own."""
         self._program = program
         self._environment = surroundings(variables)
         self._children = children
@@ -48,9 +48,20 @@ class ControlClient:
         except ValueError:
             raise _unexpected(command, answer) from None
 
-    async def start_server(self, uid: int) -> None:
-        """Ask for a server for the user's clients; `servers` tells when there is one."""
-        await self._ask(f"start_server -uid {uid}")
+    async def start_server(self, uid: int, seconds: float) -> None:
+        """Ask for a server for the user's clients, and wait at most so long for the answer, which may come only when
+        the driver is initialised; `servers` tells when there is one."""
+        await self._ask(f"start_server -uid {uid}", seconds)
+
+    async def terminate_client(self, server: int, client: int, seconds: float) -> None:
+        """End a client's work on the GPU and wait for that: afterwards a signal to its process harms nobody.
+
+        Success has no documented words: the answer counts as one unless it is a CUDA error or says that it failed.
+        """
+        command = f"terminate_client {server} {client}"
+        answer = await self._ask(command, seconds)
+        if re.search(r"^[1-9]\d*$|error|fail|invalid|unknown|not found|cannot|unable", answer, re.IGNORECASE):
+            raise _unexpected(command, answer)
 
     async def servers(self) -> list[int]:
         """PIDs of the servers."""
@@ -79,10 +90,10 @@ class ControlClient:
             raise _unexpected(command, answer)
         return [int(word) for word in words]
 
-    async def _ask(self, command: str) -> str:
+    async def _ask(self, command: str, seconds: float | None = None) -> str:
         try:
             done = await self._children.run(
-                [self._program], self._environment, stdin=command + "\n", seconds=self._seconds
+                [self._program], self._environment, stdin=command + "\n", seconds=seconds or self._seconds
             )
         except ChildTimeout as e:
             raise ControlTimeout(f"{command}: {e}") from None

@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from semipd_agent.children import Child, Children
+from semipd_agent.partitioner.mps.clients import Programs, environment, surroundings
 from semipd_agent.partitioner.mps.control import ControlClient, ControlError, ServerStatus
-from semipd_agent.partitioner.mps.programs import Programs, environment, surroundings
-from semipd_agent.partitioner.mps.timing import Timing
+from semipd_agent.partitioner.mps.ladder import Timing
 
 _POLL_SECONDS = 0.1
 
@@ -58,18 +58,22 @@ class Daemon:
         """Start the daemon and its server. Raises `StartFailed`; then `destroy` is still due."""
         for directory in (self.folder, self.pipe, self.log):
             directory.mkdir(mode=0o700)
+        environment = surroundings(self.variables())
+        environment["PATH"] = f"{Path(self._programs.server).parent}:{environment.get('PATH', '')}"  # it looks there
         try:
-            self._child = self._children.start(
-                [self._programs.control, "-f"], surroundings(self.variables()), self.log / "daemon.out"
-            )
+            self._child = self._children.start([self._programs.control, "-f"], environment, self.log / "daemon.out")
         except OSError as e:
             raise StartFailed(f"{self._programs.control} cannot be started: {e.strerror}") from e
         await self._until(self._answers, self._timing.answer, "the MPS control daemon does not answer")
         try:
-            await self.control.start_server(os.getuid())
+            await self.control.start_server(os.getuid(), self._timing.server)
         except ControlError as e:
             raise StartFailed(f"no MPS server: {e}{self.last_words()}") from None
         await self._until(self._serves, self._timing.server, "the MPS server does not become ACTIVE")
+
+    async def terminate(self, client: int) -> None:
+        """End a client's work before its process is killed. Raises `ControlError`, `ControlTimeout`."""
+        await self.control.terminate_client(self.server, client, self._timing.terminate)
 
     async def quit(self) -> None:
         """Ask the daemon to end, then see to it. For a daemon whose clients have left; takes a few seconds at most."""

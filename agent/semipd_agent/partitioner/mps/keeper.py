@@ -10,11 +10,13 @@ uses them starts all workers anew. What is lost decides how the old one ends:
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
 import logging
+import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +25,14 @@ from semipd_agent.children import Children
 from semipd_agent.clock import Clock
 from semipd_agent.contract import PartitionReason
 from semipd_agent.partitioner.base import Problem
+from semipd_agent.partitioner.mps.clients import ProbeFailed, Prober, Programs
 from semipd_agent.partitioner.mps.control import ControlError, ControlTimeout, ServerStatus
 from semipd_agent.partitioner.mps.daemon import Daemon, StartFailed
-from semipd_agent.partitioner.mps.ladder import implausible
-from semipd_agent.partitioner.mps.probing import ProbeFailed, Prober
-from semipd_agent.partitioner.mps.programs import Programs
-from semipd_agent.partitioner.mps.timing import Timing
+from semipd_agent.partitioner.mps.ladder import Timing, implausible
 
 log = logging.getLogger(__name__)
+
+_PREFIX = "mps-"
 
 SILENT_CHECKS = 2
 """Unanswered checks in a row before a daemon counts as lost."""
@@ -76,8 +78,10 @@ class Keeper:
         self._prober = Prober(programs, children, timing)
         self._private: Path | None = None
         self._numbers = itertools.count(1)
-        self._suspect = asyncio.Event()
+        self._wake = asyncio.Event()
         self._why_suspect = ""
+        self._doomed: set[int] = set()
+        self._condemned = ""
         self._retired: list[_Retired] = []
         self._starting: Daemon | None = None
         self.daemon: Daemon | None = None
@@ -104,7 +108,24 @@ class Keeper:
     def suspect(self, why: str) -> None:
         """Something may have harmed the server: look at once, with a probe."""
         self._why_suspect = why
-        self._suspect.set()
+        self._wake.set()
+
+    def condemn(self, why: str) -> None:
+        """The server has harmed a client: give it up at once."""
+        self._condemned = why
+        self._wake.set()
+
+    def terminate(self, clients: Iterable[int]) -> None:
+        """These workers will be killed (PIDs): have the daemon end their work first, for a client that dies with
+        kernels in flight may take the server with it."""
+        self._doomed.update(clients)
+        self._wake.set()
+
+    async def evict(self) -> None:
+        """End the work of every worker that lives, in bounded time: all of them are about to be killed."""
+        if self.daemon is not None:
+            ends = (self.daemon.terminate(pid) for pid in self.workers)
+            await asyncio.gather(*ends, return_exceptions=True)
 
     async def run(self) -> None:
         """Keep a daemon alive until cancelled."""
@@ -140,7 +161,7 @@ class Keeper:
 
     async def _start(self) -> None:
         if self._private is None:
-            self._private = Path(tempfile.mkdtemp(prefix="mps-", dir=self._base))  # mode 0700
+            self._private = await asyncio.to_thread(claim, self._base)
         daemon = self._starting = Daemon(
             self._programs, self._children, self._private / str(next(self._numbers)), self._timing
         )
@@ -149,7 +170,9 @@ class Keeper:
             await self._prober.serves(daemon)
         else:
             await self._measure(daemon)
-        self._suspect.clear()
+        self._wake.clear()
+        self._why_suspect = self._condemned = ""
+        self._doomed.clear()
         self.daemon, self._starting = daemon, None
         self.clients, self.problem = None, None
         self.incarnation += 1
@@ -193,26 +216,44 @@ class Keeper:
             if status is ServerStatus.FAULT or (initializing and now - initializing > self._timing.initializing):
                 said = f"the MPS server is in state {status}{daemon.last_words()}; all of its clients are lost"
                 return Loss(Problem(PartitionReason.MPS_SERVER_FAULT, said))
-            if self._suspect.is_set():
-                self._suspect.clear()
-                try:
-                    await self._prober.serves(daemon)
-                except ProbeFailed as e:
-                    return Loss(Problem(PartitionReason.MPS_SERVER_FAULT, f"after {self._why_suspect}: {e}"))
-                log.info("the MPS server serves on after %s", self._why_suspect)
+            if harm := await self._harmed(daemon):
+                return Loss(Problem(PartitionReason.MPS_SERVER_FAULT, harm))
             await self._end_retired()
+
+    async def _harmed(self, daemon: Daemon) -> str:
+        """End the clients that are to be killed, and follow each suspicion. Returns what has harmed the server."""
+        while self._doomed:
+            client = self._doomed.pop()
+            try:
+                await daemon.terminate(client)
+                log.info("MPS ended its client %d, which would not end by itself", client)
+            except ControlTimeout as e:
+                return f"a worker that hangs cannot be ended: {e}"
+            except ControlError as e:  # it has gone meanwhile, or belongs to a daemon before this one
+                self._why_suspect = self._why_suspect or f"the kill of worker {client} ({e})"
+        if self._condemned:
+            return self._condemned
+        if why := self._why_suspect:
+            self._why_suspect = ""
+            try:
+                await self._prober.serves(daemon)
+            except ProbeFailed as e:
+                return f"after {why}: {e}"
+            log.info("the MPS server serves on after %s", why)
+        return ""
 
     async def _pause(self, daemon: Daemon) -> bool:
         """Wait for the next check, or a reason to look at once. Has the daemon ended?"""
-        suspicion = asyncio.create_task(self._suspect.wait())
+        wake = asyncio.create_task(self._wake.wait())
         death = asyncio.create_task(daemon.died(self._timing.check))
         try:
-            await asyncio.wait({suspicion, death}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({wake, death}, return_when=asyncio.FIRST_COMPLETED)
+            self._wake.clear()
             return daemon.dead
         finally:
-            for task in (suspicion, death):
+            for task in (wake, death):
                 task.cancel()
-            await asyncio.gather(suspicion, death, return_exceptions=True)
+            await asyncio.gather(wake, death, return_exceptions=True)
 
     async def _lose(self, loss: Loss, in_a_row: int) -> None:
         problem = loss.problem
@@ -239,3 +280,27 @@ class Keeper:
                 self._retired.remove(each)
                 with suppress(OSError):
                     await each.daemon.destroy()
+
+
+def claim(base: Path) -> Path:
+    """A private directory below `base` (mode 0700), locked for this process's life. Those of ours that nobody holds any
+    more are removed: a killed agent cannot clean up, and its volume may outlive it."""
+    for old in base.glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            if old.stat().st_uid == os.getuid() and (lock := _lock(old)) is not None:
+                shutil.rmtree(old, ignore_errors=True)
+                os.close(lock)
+    private = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+    _lock(private)
+    return private
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a directory; the descriptor stays open, so the lock lasts as long as this process. None: another has it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor

@@ -1,4 +1,6 @@
-"""The rungs: the few percentages that workers are started under, and which SM counts can stand behind one. Pure.
+"""The numbers of this room: the rungs, which SM counts can stand behind one, and how long MPS may take for what. Pure.
+
+The rungs are the few percentages that workers are started under.
 
 NVIDIA documents that a percentage is rounded down to an amount that the hardware supports, but no formula; on one GPU
 with 188 SMs 50, 25 and 10 % were seen as 94, 46 and 18 SMs (whole pairs). So counts are not computed but measured, by a
@@ -8,6 +10,7 @@ probe on each rung. `plausible` is what a measured count must satisfy for a perc
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from semipd_engine.contract import Split
 
@@ -47,3 +50,35 @@ def implausible(total: int, counts: Mapping[int, int]) -> str | None:
                 "limit lies above it"
             )
     return None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds. The values are the watchdogs'; tests bring quicker ones."""
+
+    command: float = 5.0
+    """One run of the control program."""
+    answer: float = 10.0
+    """From the daemon's start to its first answer."""
+    server: float = 60.0
+    """For `start_server`, which may answer only when the server is there, and again from its answer to ACTIVE. Without
+    a persistence daemon the driver is initialised first."""
+    first_probe: float = 60.0
+    """The first client waits for the driver, too; one of another user than the server's would wait for ever."""
+    probe: float = 15.0
+    terminate: float = 6.0
+    """For `terminate_client`, which waits for the client's kernels."""
+    end: float = 5.0
+    """From asking a daemon to end, or SIGTERM, to the next harder means."""
+    check: float = 2.0
+    """Between two looks at the daemon in force."""
+    initializing: float = 15.0
+    """A server that does not come back to ACTIVE in this time is lost."""
+    longest_delay: float = 30.0
+    """Between two starts, after losses in a row."""
+    healthy: float = 300.0
+    """A daemon that lived this long starts the count of losses anew."""
+    stall: float = 10.0
+    """Silence of a worker, shortly after another one's death, that is laid to the server."""
+    retired: float = 120.0
+    """Longest time that an old server stays for clients that do not move, once its successor is in force."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from semipd_agent.contract import PartitionReason
 from semipd_agent.gpu.telemetry import ComputeMode, GpuFacts, Telemetry, TelemetryLost
 from semipd_agent.partitioner.base import PartitionerUnavailable
-from semipd_agent.partitioner.mps.programs import PIPE_DIRECTORY, Programs
+from semipd_agent.partitioner.mps.clients import PIPE_DIRECTORY, Programs
 
 LONGEST_SOCKET = 90
 """Bytes of the daemon's socket path. The kernel ends at 107, where the daemon fails without a word."""
@@ -36,7 +36,7 @@ class Host:
     """Why the base directory cannot hold the daemon's directories; empty: it can."""
     file_system: str
     inherited_pipe: str
-    """CUDA_MPS_PIPE_DIRECTORY as somebody else set it for us; empty: nobody did."""
+    """CUDA_MPS_PIPE_DIRECTORY as somebody else set it for us, if a daemon listens there; empty otherwise."""
 
 
 def look(programs: Programs, telemetry: Telemetry | None, base: Path) -> Host:
@@ -55,8 +55,17 @@ def look(programs: Programs, telemetry: Telemetry | None, base: Path) -> Host:
         base=base,
         base_problem=_base_problem(base),
         file_system=_file_system(base),
-        inherited_pipe=os.environ.get(PIPE_DIRECTORY, ""),
+        inherited_pipe=_inherited_pipe(),
     )
+
+
+def _inherited_pipe() -> str:
+    """A directory without a control socket is nobody's: a variable alone may only keep its processes out of MPS."""
+    pipe = os.environ.get(PIPE_DIRECTORY, "")
+    try:
+        return pipe if pipe and (Path(pipe) / "control").exists() else ""
+    except OSError:  # somebody else's, and not for us to see
+        return pipe
 
 
 @dataclass(frozen=True)
