@@ -9,6 +9,10 @@ The operator imports this module and nothing else of the agent. It knows no torc
                        shows its token)
 ``GET /ready``      -> 200 or 503; ``GET /metrics`` Prometheus (both open)
 
+Peers may be a version apart, in either direction. What a report says in words that this version does not know (another
+state, reason, mode ...) is kept as a plain string, so that it can be shown. A configuration is obeyed as far as it is
+understood: an unknown mode or policy counts as the default, and the report says what is in force.
+
 `/v1/*` demands ``Authorization: Bearer <token>``; the pod knows only the SHA-256 of the accepted tokens, from the
 mounted `AgentFile`. Field names on the wire are camelCase.
 """
@@ -19,9 +23,17 @@ import hashlib
 import hmac
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic.alias_generators import to_camel
 
 REPORT_VERSION = 1
@@ -40,6 +52,25 @@ class Wire(BaseModel):
     """camelCase on the wire, unknown fields ignored (a newer peer may add some), immutable."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True)
+
+
+E = TypeVar("E", bound=StrEnum)
+Open = Annotated[E | str, Field(union_mode="left_to_right")]
+"""A word of a report: a known one becomes the enum's member, any other stays a string."""
+
+
+def _or_default(default: StrEnum) -> WrapValidator:
+    """An unknown word of a newer peer counts as `default`."""
+
+    def read(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            if isinstance(value, str):
+                return default
+            raise
+
+    return WrapValidator(read)
 
 
 class Mode(StrEnum):
@@ -73,8 +104,8 @@ class Bounds(Wire):
 
 
 class PartitionConfig(Wire):
-    mode: Mode = Mode.MANUAL
-    policy: Policy = Policy.ALGORITHM1
+    mode: Annotated[Mode, _or_default(Mode.MANUAL)] = Mode.MANUAL
+    policy: Annotated[Policy, _or_default(Policy.ALGORITHM1)] = Policy.ALGORITHM1
     split: Split = Split()
     """The fixed split (Manual) or the one to start from (Auto)."""
     bounds: Bounds = Bounds()
@@ -85,7 +116,7 @@ class SLO(Wire):
 
     ttft_milliseconds: int | None = Field(default=None, gt=0)
     tpot_milliseconds: int | None = Field(default=None, gt=0)
-    percentile: Literal[50, 90, 95, 99] = 90
+    percentile: int = Field(default=90, ge=1, le=99)
     window_seconds: int = Field(default=60, ge=5, le=3600)
 
 
@@ -162,19 +193,19 @@ class PartitionReason(StrEnum):
 
 
 class PartitionReport(Wire):
-    mode: Mode
-    policy: Policy | None = None
+    mode: Open[Mode]
+    policy: Open[Policy] | None = None
     """Present in Auto only."""
     backend: str
     """mps, cpu-paced or none."""
-    enforcement: Enforcement
+    enforcement: Open[Enforcement]
     requested: Split
     quantized: Split
     applied: Split | None = None
     """Read back from the workers, never echoed; absent while they disagree with each other or do not respond."""
     split_epoch: int = 0
-    state: PartitionState
-    reason: PartitionReason
+    state: Open[PartitionState]
+    reason: Open[PartitionReason]
     message: str = ""
     changes: int = 0
     last_change_time: AwareDatetime | None = None
@@ -201,7 +232,7 @@ class WorkerStatus(Wire):
 
 
 class EngineStatus(Wire):
-    state: EnginePhase
+    state: Open[EnginePhase]
     ready: bool
     reason: str = ""
     """CamelCase; for `ModelReady`: LoadFailed, OutOfMemory, NotFound, CrashLoop ..."""
@@ -267,11 +298,12 @@ class Decision(Wire):
     time: AwareDatetime
     from_split: Split = Field(alias="from")
     to: Split
-    reason: DecisionReason
-    metric: Literal["ttft", "tpot"] | None = None
+    reason: Open[DecisionReason]
+    metric: str | None = None
+    """ttft or tpot."""
     observed_milliseconds: float | None = None
     target_milliseconds: float | None = None
-    outcome: DecisionOutcome = DecisionOutcome.PENDING
+    outcome: Open[DecisionOutcome] = DecisionOutcome.PENDING
     message: str = ""
 
 
@@ -311,7 +343,7 @@ class StatusReport(Wire):
 
 
 class Health(Wire):
-    status: Literal["ok"] = "ok"
+    status: str = "ok"
     pod_uid: str = ""
     version: int = REPORT_VERSION
     observed_at: datetime | None = None

@@ -32,7 +32,7 @@ class DecisionLog:
             if entry.decision.outcome is DecisionOutcome.PENDING:
                 _settle(entry, DecisionOutcome.SUPERSEDED)
         self._entries.append(_Entry(epoch, decision))
-        self.counts[decision.reason] += 1
+        self.counts[DecisionReason(decision.reason)] += 1
         log.info("split %s -> %s: %s %s", decision.from_split, decision.to, decision.reason, decision.message)
 
     def carry_over(self, old: int, new: int) -> None:

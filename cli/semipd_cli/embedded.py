@@ -29,8 +29,8 @@ from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
 from semipd_operator.render import engine
 from semipd_operator.render.configmap import agent_config
-from semipd_operator.render.deployment import rolling_hash
 from semipd_operator.render.pod import GRACE_SECONDS, served_name
+from semipd_operator.render.rolling import Record
 from semipd_operator.status import AgentView, Observed, PodView, summarise
 from semipd_operator.status.events import events
 from semipd_operator.status.summarise import write_due
@@ -204,7 +204,7 @@ class Embedded:
             return
         if changed.spec == self._service.spec:
             return
-        if rolling_hash(changed) != rolling_hash(self._service):
+        if Record.of(changed).values != Record.of(self._service).values:
             self._say("model, engine or podTemplate changed: start `semipd run` again to put that in force")
         self._service = changed
         self._write_config(folder)

@@ -99,4 +99,4 @@ class Fleet:
             AGENT_POLLS.labels("failed").inc()
             return before.failed(str(error) if isinstance(error, AgentError) else "the agent's answer is no health")
         AGENT_POLLS.labels("answered").inc()
-        return before.heard(report, datetime.now(UTC))
+        return before.heard(report, datetime.now(UTC), watch.config)

@@ -31,6 +31,8 @@ class _Entry:
     seen: Observed
     """Without the agents: they are asked for when the status is made."""
     shown: SemiPDServiceStatus
+    version: str = ""
+    """Resource version that our last write made."""
     last_write: datetime | None = None
     told: dict[EventReason, float] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -47,14 +49,17 @@ class Publisher:
         self._kube, self._views, self._slo_period, self._instance = kube, views, slo_period, instance
         self._entries: dict[Key, _Entry] = {}
 
-    def observe(self, key: Key, seen: Observed) -> None:
-        """What the API server shows of a service. `seen.previous` is its status as it stands."""
+    def observe(self, key: Key, seen: Observed, version: str = "") -> None:
+        """What the API server shows of a service. `seen.previous` is its status at resource version `version`."""
         entry = self._entries.get(key)
         if entry is None or entry.seen.service.metadata.uid != seen.service.metadata.uid:
             self._entries[key] = _Entry(seen, seen.previous)
-        else:
-            # The live status wins over our memory of it: someone else's edit is drift like any other.
-            entry.seen, entry.shown = seen, seen.previous
+            return
+        entry.seen = seen
+        # The live status wins over our memory of it: someone else's edit is drift like any other. But one that was
+        # read before our last write is older than our memory, and would have its events told again.
+        if not (version and entry.version and int(version) < int(entry.version)):
+            entry.shown = seen.previous
 
     def forget(self, key: Key) -> None:
         self._entries.pop(key, None)
@@ -86,13 +91,14 @@ class Publisher:
             if not write_due(entry.shown, status, now=now, last_write=entry.last_write, slo_period=self._slo_period):
                 return
             try:
-                await self._kube.apply_status(seen.service, dump_status(status))
+                written = await self._kube.apply_status(seen.service, dump_status(status))
             except ApiRefused as refused:
                 if refused.status in (404, 409):  # gone, or another one of the same name: the watch will tell
                     return
                 raise
             STATUS_WRITES.inc()
             before, entry.shown, entry.last_write = entry.shown, status, now
+            entry.version = written["metadata"]["resourceVersion"]
             await self._tell(entry, events(before, status))
 
     async def _tell(self, entry: _Entry, found: list[Event]) -> None:

@@ -45,7 +45,13 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
             "For a PodMonitor: install the Prometheus operator, and set rbac.podMonitors in the chart.",
         ),
         Entry(Reason.PAUSED, "True", "spec.paused is set: objects are left as they are.", "Unset spec.paused."),
-        Entry(Reason.INVALID_SPEC, "False", "The specification breaks a rule of this operator version.", "Update it."),
+        Entry(
+            Reason.INVALID_SPEC,
+            "False",
+            "The CRD (of a newer version) allows a value that this operator cannot read. It counts as absent; where it "
+            "would roll pods they are left as they are. The rest of the specification is in force.",
+            "Upgrade the operator to the CRD's version, or change what the message names.",
+        ),
         Entry(
             Reason.INVALID_POD_TEMPLATE,
             "False",

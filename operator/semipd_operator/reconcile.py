@@ -19,17 +19,30 @@ from semipd_operator.api.v1alpha1.resource import (
     API_VERSION,
     KIND,
     InvalidSpec,
+    Reading,
     SemiPDService,
     dump_status,
     parse_status,
+    read,
 )
 from semipd_operator.fleet import Fleet, Watch
 from semipd_operator.kube import ApiRefused, Kube
 from semipd_operator.metrics import APPLIES
 from semipd_operator.publish import Publisher
 from semipd_operator.reasons import Reason
-from semipd_operator.render import HPA, OPTIONAL_KINDS, SCALED_OBJECT, Kind, Object, Rendered, names, render
+from semipd_operator.render import (
+    HPA,
+    OPTIONAL_KINDS,
+    SCALED_OBJECT,
+    Kind,
+    Object,
+    Rendered,
+    Unrenderable,
+    names,
+    render,
+)
 from semipd_operator.render.configmap import agent_config
+from semipd_operator.render.rolling import ROLLING_FIELDS
 from semipd_operator.render.service import url
 from semipd_operator.settings import Settings
 from semipd_operator.status import AutoscalerView, Observed, Problem
@@ -86,18 +99,19 @@ class Reconciler:
             self.forget(key)
             return False
         try:
-            service = SemiPDService.parse(obj)
+            reading = read(obj)
         except InvalidSpec as invalid:
             await self._reject(key, obj, invalid)
             return False
-        outcome = await self._converge(key, service)
+        outcome = await self._converge(key, reading)
         if not outcome.template_hash:
             outcome = replace(outcome, template_hash=parse_status(obj).template_hash)
-        await self.update_status(key, obj, service, outcome)
+        await self.update_status(key, obj, reading, outcome)
         return outcome.again
 
-    async def _converge(self, key: Key, service: SemiPDService) -> Outcome:
+    async def _converge(self, key: Key, reading: Reading) -> Outcome:
         """Whatever the API server refuses becomes a problem: the status is shown all the same."""
+        service = reading.service
         try:
             live = await self._own_deployment(service)
             reach = await self._reach(service)
@@ -105,7 +119,11 @@ class Reconciler:
             return Outcome("", problem=Problem(Reason.APPLY_FAILED, str(refused)), again=True)
         if service.spec.paused:
             return Outcome(_live_template_hash(live), reach=reach)
-        rendered = render(service, self._settings, live_deployment=live, within_reach=reach.live)
+        hold = reading.unread_below(*ROLLING_FIELDS)
+        try:
+            rendered = render(service, self._settings, live_deployment=live, within_reach=reach.live, hold=hold)
+        except Unrenderable as error:
+            return Outcome(_live_template_hash(live), Problem(Reason.INVALID_SPEC, str(error)), reach=reach)
         outcome = Outcome(rendered.template_hash, reach=reach, lacking=rendered.lacking)
         try:
             await self.apply_children(key, service, rendered, reach)
@@ -186,7 +204,8 @@ class Reconciler:
         APPLIES.labels(obj["kind"]).inc()
         self._applied[key, obj["kind"]] = (wanted, result["metadata"]["resourceVersion"])
 
-    async def update_status(self, key: Key, obj: Object, service: SemiPDService, outcome: Outcome) -> None:
+    async def update_status(self, key: Key, obj: Object, reading: Reading, outcome: Outcome) -> None:
+        service = reading.service
         meta, selector = service.metadata, names.selector_string(service)
         pods = await self._kube.list("v1", "Pod", meta.namespace, selector)
         views = tuple(pod_view(pod) for pod in pods)
@@ -199,11 +218,13 @@ class Reconciler:
                 template_hash=outcome.template_hash,
                 url=url(service),
                 selector=selector,
-                problem=outcome.problem,
+                problem=_unread(reading, outcome) or outcome.problem,
+                ignored=reading.ignored,
                 lacking=tuple(_lack(kind, outcome.reach) for kind in outcome.lacking),
                 autoscaler=await self._autoscaler(service, outcome.reach),
                 previous=parse_status(obj),
             ),
+            obj["metadata"]["resourceVersion"],
         )
         pushes = not service.spec.paused and outcome.problem is None
         token = service_token(self._settings.key, meta.namespace, meta.name, meta.uid)
@@ -225,13 +246,21 @@ class Reconciler:
         return replace(view, metrics_served=await self._kube.serves(EXTERNAL_METRICS_API))
 
     async def _reject(self, key: Key, obj: Object, invalid: InvalidSpec) -> None:
-        """A specification that this version cannot read: say so, touch nothing."""
+        """A specification of which this version can make nothing: say so, touch nothing."""
         self.forget(key)
         previous = parse_status(obj)
         meta = SemiPDService.parse({"metadata": obj["metadata"], "spec": {"model": {"uri": "file:///unknown"}}})
         status = rejected(previous, meta.metadata.generation, str(invalid), datetime.now(UTC))
         if status != previous:
             await self._kube.apply_status(meta, dump_status(status))
+
+
+def _unread(reading: Reading, outcome: Outcome) -> Problem | None:
+    """What the specification says in words of another version. The rest of it is in force."""
+    if not reading.errors:
+        return None
+    told = [*reading.errors, *([outcome.problem.message] if outcome.problem else [])]
+    return Problem(Reason.INVALID_SPEC, "; ".join(told))
 
 
 def _lack(kind: Kind, reach: Reach) -> str:

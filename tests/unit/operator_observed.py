@@ -175,9 +175,36 @@ TABLE: dict[str, tuple[Observed, dict[str, str]]] = {
         observed({"replicas": 2}, pods=(pod(), pod("p2", ready=False, started=False, problem=GPU))),
         {"Available": "True PodsReady", "Ready": "False Unschedulable"},
     ),
+    "a new generation on its way, as an autoscaler makes them": (
+        observed(agents={"p1": heard(report(config_generation=3), behind_since=ago(29))}),
+        {"PartitionApplied": "True Applied", "Ready": "True Ready"},
+    ),
     "configuration not there yet": (
-        observed(agents={"p1": heard(report(config_generation=3))}),
+        observed(agents={"p1": heard(report(config_generation=3), behind_since=ago(31))}),
         {"PartitionApplied": "False Applying", "Ready": "False Applying"},
+    ),
+    "another split was asked for just now": (
+        observed(
+            {"partition": {"prefillPercent": 10}},
+            agents={"p1": heard(report(config_generation=3), behind_since=ago(2))},
+        ),
+        {"PartitionApplied": "False Applying", "Ready": "True Ready"},
+    ),
+    "a short manual move": (
+        observed(agents={"p1": heard(report(partition={**ADJUSTING, "mode": Mode.MANUAL}), adjusting_since=ago(29))}),
+        {"PartitionApplied": "False Adjusting", "Ready": "True Ready"},
+    ),
+    "one order on its way and one pod lost": (
+        observed(
+            {"replicas": 2, "partition": {"prefillPercent": 10}},
+            pods=(pod(), pod("p2")),
+            agents={"p1": heard(report(config_generation=3), behind_since=ago(2))},
+        ),
+        {"PartitionApplied": "False AgentUnreachable", "Ready": "False AgentUnreachable"},
+    ),
+    "a pod that became ready a moment ago": (
+        observed(pods=(pod(ready_since=ago(3)),), agents={}),
+        {"PartitionApplied": "False AgentUnreachable", "Ready": "True Ready"},
     ),
     "paused: older configuration is meant": (
         observed({"paused": True}, agents={"p1": heard(report(config_generation=3))}),

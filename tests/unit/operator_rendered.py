@@ -20,8 +20,8 @@ SCALERS = {HPA, "ScaledObject"}
 POLICY = {"type": "Percent", "value": 50, "periodSeconds": 15}
 
 
-def make(spec: dict[str, Any], name: str = "demo") -> SemiPDService:
-    meta = {"name": name, "namespace": "team", "uid": "uid-1", "generation": 3}
+def make(spec: dict[str, Any], name: str = "demo", generation: int = 3) -> SemiPDService:
+    meta = {"name": name, "namespace": "team", "uid": "uid-1", "generation": generation}
     return SemiPDService.parse({"metadata": meta, "spec": {"model": {"uri": "file:///m"}, **spec}})
 
 

@@ -64,7 +64,7 @@ def test_a_broken_file_changes_nothing_until_it_is_mended(tmp_path: Path) -> Non
         (None, "No such file"),
         ("{", "document"),
         ('{"config": {"partition": {"split": {"prefillPercent": 0}}}}', "config.partition.split.prefillPercent"),
-        ('{"config": {"slo": {"percentile": 42}}}', "config.slo.percentile"),
+        ('{"config": {"slo": {"percentile": 142}}}', "config.slo.percentile"),
     ],
 )
 def test_a_bad_file_at_the_start_is_an_error_that_names_the_field(tmp_path: Path, text: str | None, words: str) -> None:

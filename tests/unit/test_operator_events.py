@@ -25,6 +25,7 @@ pytestmark = pytest.mark.unit
         ("ready", "a worker is silent", ["PartitionApplyFailed"]),
         ("ready", "agent never heard", ["AgentUnreachable"]),
         ("ready", "configuration not there yet", []),
+        ("ready", "a new generation on its way, as an autoscaler makes them", []),
         ("ready", "name conflict", ["SpecRejected"]),
         ("rollout: an old pod serves", "ready", ["RolloutFinished"]),
     ],

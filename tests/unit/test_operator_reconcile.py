@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from tests.unit.kube_stand_in import KEY, StandIn, new_service
+from tests.unit.operator_observed import report
 from tests.unit.operator_rendered import KEDA, SETTINGS, scaled
 
+from semipd_agent.contract import Decision, DecisionReason, Split
 from semipd_operator.fleet import Fleet
 from semipd_operator.publish import Publisher
 from semipd_operator.reconcile import Reconciler
+from semipd_operator.status import AgentView
 
 pytestmark = pytest.mark.unit
 
@@ -26,7 +29,8 @@ class Fixture:
         fleet: Any = Fleet.__new__(Fleet)
         fleet.watch = self.watches.__setitem__
         fleet.forget = lambda key: self.watches.pop(key, None)
-        self.publisher = Publisher(kube, lambda key: {}, timedelta(seconds=15), "test")
+        self.views: dict[str, AgentView] = {}
+        self.publisher = Publisher(kube, lambda key: self.views, timedelta(seconds=15), "test")
         self.reconciler = Reconciler(kube, SETTINGS, fleet, self.publisher)
 
     async def reconcile(self) -> bool:
@@ -96,3 +100,38 @@ async def test_what_may_be_read_but_not_deleted_is_said() -> None:
     one.kube.refuse["delete", "PodDisruptionBudget"] = 403
     assert await one.reconcile()
     assert "cannot delete" in one.kube.condition("SpecAccepted")["message"]
+
+
+async def test_a_read_that_is_older_than_our_last_write_tells_no_event_twice() -> None:
+    """A reconcile reads the service, a round of the agents writes a decision, and then the reconcile ends."""
+    one = Fixture()
+    await one.reconcile()
+    stale = one.kube.service()
+    one.kube.told.clear()
+    decision = Decision(
+        time=datetime.now(UTC), from_split=Split(), to=Split(prefill_percent=60), reason=DecisionReason.MANUAL_CHANGE
+    )
+    view = AgentView(report=report(decisions=(decision,)), received_at=datetime.now(UTC))
+    pod = {"kind": "Pod", "metadata": {"name": "p", "namespace": KEY.namespace, "uid": "p"}}
+    pod["status"] = {"conditions": [{"type": "Ready", "status": "True"}]}
+    one.kube.put(pod)
+    await one.reconcile()
+    one.views = {"p": view}
+    await one.publisher.publish(KEY)
+    assert [event.reason for event in one.kube.told].count("PartitionChanged") == 1
+    read = one.kube.get
+
+    async def get(api_version: str, kind: str, namespace: str, name: str) -> Any:
+        return stale if kind == "SemiPDService" else await read(api_version, kind, namespace, name)
+
+    one.kube.get = get  # type: ignore[method-assign]
+    await one.reconcile()
+    assert [event.reason for event in one.kube.told].count("PartitionChanged") == 1
+
+
+async def test_a_strangers_edit_of_the_status_is_mended() -> None:
+    one = Fixture()
+    await one.reconcile()
+    one.kube.put({**one.kube.service(), "status": {"url": "x"}})
+    await one.reconcile()
+    assert one.kube.service()["status"]["url"].startswith("http://demo.")

@@ -16,7 +16,6 @@ from tests.unit.operator_rendered import (
     HF,
     KEDA,
     SETTINGS,
-    SLO,
     engine,
     make,
     objects,
@@ -50,29 +49,6 @@ def test_golden(path: Path) -> None:
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(text)
     assert text == golden.read_text()
-
-
-def test_a_new_operator_version_rolls_nothing() -> None:
-    old = objects({})["Deployment"]
-    newer = Settings(engine_image="engine:2", key=SETTINGS.key, version="2.0.0", image_pull_policy="Always")
-
-    def template(spec: dict[str, Any], live: dict[str, Any] | None) -> dict[str, Any]:
-        rendered = render(make(spec), newer, live_deployment=live)
-        return next(obj for obj in rendered.objects if obj["kind"] == "Deployment")["spec"]["template"]
-
-    assert template({}, old) == old["spec"]["template"]
-    assert template({"slo": SLO, "replicas": 3}, old) == old["spec"]["template"], "in place is no reason either"
-    assert template({"upgradePolicy": "Auto"}, old)["spec"]["containers"][0]["image"] == "engine:2"
-    assert template({"engine": {"maxModelLen": 9}}, old)["spec"]["containers"][0]["image"] == "engine:2"
-    damaged = {
-        **old,
-        "metadata": {
-            **old["metadata"],
-            "annotations": {**old["metadata"]["annotations"], names.TEMPLATE_ANNOTATION: "{"},
-        },
-    }
-    assert template({}, damaged)["spec"]["containers"][0]["image"] == "engine:2"
-    assert template({}, None)["spec"]["containers"][0]["image"] == "engine:2"
 
 
 def test_a_new_key_changes_the_config_map_only() -> None:

@@ -84,7 +84,7 @@ def test_pods_that_differ_show_a_range_and_no_applied_split() -> None:
     )
     partition = summarise(two).partition
     assert partition and partition.summary == "60-80/40-60" and partition.applied is None
-    assert partition.enforcement is Enforcement.NONE, "the weakest counts"
+    assert partition.enforcement == Enforcement.NONE, "the weakest counts"
     assert partition.enforced == "none" and partition.converged_replicas == 2
     assert [str(p.applied) for p in partition.pods] == ["60/60", "80/40"]
     assert conditions(summarise(two))["Ready"] == "True Ready"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.render.autoscaler import HPA_API, KEDA_API, horizontal_pod_autoscaler, scaled_object
 from semipd_operator.render.configmap import config_map
-from semipd_operator.render.deployment import deployment, template_hash
+from semipd_operator.render.deployment import Unrenderable, deployment, template_hash
 from semipd_operator.render.names import Object
 from semipd_operator.render.pdb import pod_disruption_budget
 from semipd_operator.render.podmonitor import PROMETHEUS_API, pod_monitor
@@ -24,6 +24,7 @@ __all__ = [
     "Kind",
     "Object",
     "Rendered",
+    "Unrenderable",
     "render",
 ]
 
@@ -60,10 +61,16 @@ def render(
     *,
     live_deployment: Object | None = None,
     within_reach: Collection[Kind] = OPTIONAL_KINDS,
+    hold: bool = False,
 ) -> Rendered:
-    """`live_deployment`: the service's own Deployment as it stands. `within_reach`: the optional kinds that the cluster
-    serves and its RBAC grants; the others are not ours: neither made nor deleted."""
-    pods = deployment(service, settings, live_deployment)
+    """`live_deployment`: the service's own Deployment as it stands.
+    `within_reach`: the optional kinds that the cluster serves and its RBAC grants; the others are not ours: neither
+    made nor deleted.
+    `hold`: leave the pods as they are, whatever the specification says of them.
+
+    Raises `Unrenderable` where there are no pods to leave as they are.
+    """
+    pods = deployment(service, settings, live_deployment, hold=hold)
     wanted = {
         BUDGET: pod_disruption_budget(service),
         POD_MONITOR: pod_monitor(service),

@@ -1,7 +1,5 @@
-"""The Deployment. It decides whether the pods roll: only with the parts of the specification that say so.
-
-A new operator version renders other pods for the same specification. Unless ``upgradePolicy`` is Auto they wait:
-the Deployment carries the template that its specification was rendered to, and that template stays in force.
+"""The Deployment. A new operator version renders other pods for the same specification: unless ``upgradePolicy`` is
+Auto they wait, and the template that the Deployment keeps stays in force until `rolling` finds a change.
 """
 
 from __future__ import annotations
@@ -15,13 +13,23 @@ from semipd_operator.api.v1alpha1.spec import UpgradePolicy
 from semipd_operator.render import names
 from semipd_operator.render.names import Object
 from semipd_operator.render.pod import pod_template
+from semipd_operator.render.rolling import Record
 from semipd_operator.settings import Settings
 
 
-def deployment(service: SemiPDService, settings: Settings, live: Object | None) -> Object:
-    """`live`: the Deployment as it stands, if it is ours."""
-    spec_hash = rolling_hash(service)
-    template = _kept_template(service, spec_hash, live) or pod_template(service, settings)
+class Unrenderable(ValueError):
+    """The specification holds what this version cannot read, and no template is kept from one that could."""
+
+
+def deployment(service: SemiPDService, settings: Settings, live: Object | None, *, hold: bool = False) -> Object:
+    """`live`: the Deployment as it stands, if it is ours. `hold`: keep its template, whatever the specification says.
+
+    Raises `Unrenderable` where there is nothing to hold.
+    """
+    kept = _held(service, live) if hold else _kept(service, live)
+    if hold and kept is None:
+        raise Unrenderable("no pods are made of a specification that this version cannot read")
+    record, template = kept or (Record.of(service), pod_template(service, settings))
     template_hash = digest(template)
     labelled = {
         **template,
@@ -31,7 +39,7 @@ def deployment(service: SemiPDService, settings: Settings, live: Object | None) 
         },
     }
     metadata = names.metadata(service) | {
-        "annotations": {names.SPEC_HASH_ANNOTATION: spec_hash, names.TEMPLATE_ANNOTATION: _compact(template)}
+        "annotations": {names.RECORD_ANNOTATION: record.text(), names.TEMPLATE_ANNOTATION: _compact(template)}
     }
     return {
         "apiVersion": "apps/v1",
@@ -54,31 +62,29 @@ def template_hash(rendered: Object) -> str:
     return value
 
 
-def rolling_hash(service: SemiPDService) -> str:
-    """Over what rolls: model, engine, podTemplate. Defaults are left out, so that a new field rolls nothing."""
-    return digest(
-        {
-            name: getattr(service.spec, name).model_dump(mode="json", by_alias=True, exclude_defaults=True)
-            for name in ("model", "engine", "pod_template")
-        }
-    )
-
-
 def digest(value: Any) -> str:
     return hashlib.sha256(_compact(value).encode()).hexdigest()[:10]
 
 
-def _kept_template(service: SemiPDService, spec_hash: str, live: Object | None) -> Object | None:
-    if live is None or service.spec.upgrade_policy is UpgradePolicy.AUTO:
+def _kept(service: SemiPDService, live: Object | None) -> tuple[Record, Object] | None:
+    """The record, brought up to date, and the template in force; None where it is time for another."""
+    held = _held(service, live)
+    if held is None or service.spec.upgrade_policy is UpgradePolicy.AUTO:
         return None
-    annotations = live["metadata"].get("annotations") or {}
-    if annotations.get(names.SPEC_HASH_ANNOTATION) != spec_hash:
-        return None
+    (before, template), now = held, Record.of(service)
+    return None if before.changed(now) else (before.followed_by(now), template)
+
+
+def _held(service: SemiPDService, live: Object | None) -> tuple[Record, Object] | None:
+    """What the Deployment keeps; None where someone removed or damaged the template."""
+    annotations = (live or {"metadata": {}})["metadata"].get("annotations") or {}
     try:
         kept: Object = json.loads(annotations[names.TEMPLATE_ANNOTATION])
-        return kept if kept["metadata"]["labels"] and kept["spec"]["containers"] else None
+        usable = bool(kept["metadata"]["labels"] and kept["spec"]["containers"])
     except (KeyError, TypeError, ValueError):
-        return None  # someone removed or damaged it: render anew
+        return None
+    record = Record.parse(annotations.get(names.RECORD_ANNOTATION, "")) or Record.of(service)
+    return (record, kept) if usable else None
 
 
 def _compact(value: Any) -> str:

@@ -11,7 +11,7 @@ Object = dict[str, Any]
 
 SERVICE_LABEL = f"{GROUP}/service"
 TEMPLATE_HASH_LABEL = f"{GROUP}/template-hash"
-SPEC_HASH_ANNOTATION = f"{GROUP}/spec-hash"
+RECORD_ANNOTATION = f"{GROUP}/rolling-spec"
 TEMPLATE_ANNOTATION = f"{GROUP}/pod-template"
 METRIC_LABEL = "semipd_service"
 """Label of the metrics that names the service."""

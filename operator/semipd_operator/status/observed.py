@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
 
-from semipd_agent.contract import PartitionState, StatusReport
+from semipd_agent.contract import AgentConfig, Mode, PartitionState, StatusReport
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
 
@@ -34,6 +34,8 @@ class PodView:
     node: str = ""
     ip: str = ""
     ready: bool = False
+    ready_since: datetime | None = None
+    """When the condition Ready last changed."""
     terminating: bool = False
     template_hash: str = ""
     downloading: bool = False
@@ -55,18 +57,33 @@ class AgentView:
     error: str = ""
     """Why the last poll failed; empty if it did not."""
     adjusting_since: datetime | None = None
+    behind_since: datetime | None = None
+    """Since when it has not had the configuration that it should have; None: it has."""
 
     def fresh(self, now: datetime) -> bool:
         return self.report is not None and self.received_at is not None and now - self.received_at <= STALE_AFTER
 
-    def heard(self, report: StatusReport, now: datetime) -> AgentView:
-        """The view after a report; remembers since when the split is moving."""
+    def heard(self, report: StatusReport, now: datetime, wanted: AgentConfig | None = None) -> AgentView:
+        """The view after a report; remembers since when the split is moving, or is not yet the one of `wanted`."""
         moving = report.partition.state is PartitionState.ADJUSTING
-        since = (self.adjusting_since or now) if moving else None
-        return AgentView(report=report, received_at=now, adjusting_since=since)
+        behind = wanted is not None and not _follows(report, wanted)
+        return AgentView(
+            report=report,
+            received_at=now,
+            adjusting_since=(self.adjusting_since or now) if moving else None,
+            behind_since=(self.behind_since or now) if behind else None,
+        )
 
     def failed(self, error: str) -> AgentView:
-        return AgentView(self.report, self.received_at, error, self.adjusting_since)
+        return replace(self, error=error)
+
+
+def _follows(report: StatusReport, wanted: AgentConfig) -> bool:
+    """Whether the agent has the configuration; an agent that does not know a word of it has it and says another."""
+    has, asked = report.partition, wanted.partition
+    if report.config_generation < wanted.generation or has.mode != asked.mode:
+        return False
+    return asked.mode is not Mode.MANUAL or has.requested == asked.split
 
 
 @dataclass(frozen=True)
@@ -99,6 +116,8 @@ class Observed:
     selector: str = ""
     problem: Problem | None = None
     """Why the specification could not be put in force."""
+    ignored: tuple[str, ...] = ()
+    """Fields of the specification that this version does not know."""
     lacking: tuple[str, ...] = ()
     """What was asked for and is done without, each with the reason."""
     autoscaler: AutoscalerView | None = None

@@ -18,11 +18,14 @@ from semipd_operator.reasons import ConditionType, Reason
 from semipd_operator.status.observed import Observed, PodView
 from semipd_operator.status.verdict import Verdict
 
-ADJUSTING_GRACE = timedelta(seconds=30)
-"""A move of the SLO loop that is shorter than this does not count against PartitionApplied."""
+GRACE = timedelta(seconds=30)
+"""A move of the SLO loop that is shorter than this does not count against PartitionApplied, and an order that reaches
+its pod sooner not against Ready."""
+FIRST_WORD = timedelta(seconds=10)
+"""A pod that became ready is given this time until its agent must have been heard."""
 
-_SHOWN = {Enforcement.SPATIAL_CAP: "SM", Enforcement.PACED: "paced", Enforcement.NONE: "none"}
-_WEAKEST_FIRST = (Enforcement.NONE, Enforcement.PACED, Enforcement.SPATIAL_CAP)
+_SHOWN: dict[str, str] = {Enforcement.SPATIAL_CAP: "SM", Enforcement.PACED: "paced", Enforcement.NONE: "none"}
+_WEAKEST_FIRST: tuple[str, ...] = (Enforcement.NONE, Enforcement.PACED, Enforcement.SPATIAL_CAP)
 
 
 def partition_applied(seen: Observed) -> Verdict:
@@ -30,7 +33,7 @@ def partition_applied(seen: Observed) -> Verdict:
     if not seen.ready_pods:
         return _refused(seen) or Verdict(kind, "Unknown", Reason.NO_READY_PODS, "no pod is ready")
     verdicts = [_pod_verdict(seen, pod) for pod in seen.ready_pods]
-    failing = next((verdict for verdict in verdicts if verdict.status != "True"), None)
+    failing = next(iter(sorted((one for one in verdicts if one.status != "True"), key=lambda one: one.passing)), None)
     moving = next((verdict for verdict in verdicts if verdict.reason == Reason.ADJUSTING), None)
     return failing or moving or verdicts[0]
 
@@ -46,31 +49,39 @@ def _refused(seen: Observed) -> Verdict | None:
 
 
 def _pod_verdict(seen: Observed, pod: PodView) -> Verdict:
-    def verdict(status: str, reason: str, message: str = "") -> Verdict:
-        return Verdict(ConditionType.PARTITION_APPLIED, status, reason, f"{pod.name}: {message}" if message else "")
+    def verdict(status: str, reason: str, message: str = "", *, passing: bool = False) -> Verdict:
+        said = f"{pod.name}: {message}" if message else ""
+        return Verdict(ConditionType.PARTITION_APPLIED, status, reason, said, passing=passing)
 
     agent, service = seen.agent(pod), seen.service
     report = seen.report(pod)
     if report is None:
-        if agent.report is None or agent.error:
-            return verdict("False", Reason.AGENT_UNREACHABLE, agent.error or "its agent was not heard yet")
+        if agent.report is None and not agent.error:
+            new = pod.ready_since is not None and seen.now - pod.ready_since <= FIRST_WORD
+            return verdict("False", Reason.AGENT_UNREACHABLE, "its agent was not heard yet", passing=new)
+        if agent.error:
+            return verdict("False", Reason.AGENT_UNREACHABLE, agent.error)
         return verdict("False", Reason.REPORT_STALE, "its last report is too old")
     partition = report.partition
     # A paused service pushes nothing, so its pods may well be of an older generation.
     if not service.spec.paused:
-        if report.config_generation < service.metadata.generation:
-            return verdict("False", Reason.APPLYING, "it does not have this generation's configuration yet")
+        in_time = seen.now - (agent.behind_since or seen.now) <= GRACE
+        if partition.mode != service.spec.mode:
+            message = f"it runs mode {partition.mode}, not {service.spec.mode}"
+            return verdict("False", Reason.APPLYING, message, passing=in_time)
         if service.spec.mode is Mode.MANUAL and partition.requested != service.spec.split:
-            return verdict("False", Reason.APPLYING, f"it still asks for {partition.requested}")
+            return verdict("False", Reason.APPLYING, f"it still asks for {partition.requested}", passing=in_time)
+        if report.config_generation < service.metadata.generation and not in_time:
+            return verdict("False", Reason.APPLYING, "it does not have this generation's configuration")
     if partition.mode is Mode.DISABLED:
         return verdict("True", Reason.DISABLED)
     if partition.state is PartitionState.APPLIED:
         return verdict("True", Reason.APPLIED)
     if partition.state is PartitionState.ADJUSTING:
-        since = agent.adjusting_since or seen.now
-        in_time = partition.mode is Mode.AUTO and seen.now - since <= ADJUSTING_GRACE
+        in_time = seen.now - (agent.adjusting_since or seen.now) <= GRACE
         message = partition.message or f"moving to {partition.requested}"
-        return verdict("True" if in_time else "False", Reason.ADJUSTING, message)
+        status = "True" if in_time and partition.mode is Mode.AUTO else "False"
+        return verdict(status, Reason.ADJUSTING, message, passing=in_time)
     return verdict("False", str(partition.reason), partition.message or str(partition.state))
 
 
@@ -79,7 +90,7 @@ def partition_status(seen: Observed) -> PartitionStatus:
     partitions = [report.partition for _, report in reports]
     complete = len(reports) == len(seen.ready_pods)
     applied = [partition.applied for partition in partitions if partition.applied]
-    enforcement = min((p.enforcement for p in partitions), key=_WEAKEST_FIRST.index, default=None)
+    enforcement = min((p.enforcement for p in partitions), key=_strength, default=None)
     changes = [partition.last_change_time for partition in partitions if partition.last_change_time]
     mode = partitions[0].mode if partitions else seen.service.spec.mode
     return PartitionStatus(
@@ -90,12 +101,17 @@ def partition_status(seen: Observed) -> PartitionStatus:
         applied=_same(applied) if complete and len(applied) == len(partitions) else None,
         summary=split_range(applied),
         enforcement=enforcement,
-        enforced=_SHOWN[enforcement] if enforcement else "",
+        enforced=_SHOWN.get(enforcement, enforcement) if enforcement else "",
         converged_replicas=sum(1 for partition in partitions if partition.state is PartitionState.APPLIED),
         last_change_time=max(changes, default=None),
         pods=tuple(_pod_partition(seen, pod) for pod in seen.live_pods[:MAX_PODS]),
         decisions=_decisions(seen),
     )
+
+
+def _strength(enforcement: str) -> int:
+    """What this version does not know counts as the weakest: it is shown, and hides no other pod's strength."""
+    return _WEAKEST_FIRST.index(enforcement) if enforcement in _WEAKEST_FIRST else -1
 
 
 def split_range(splits: Iterable[Split]) -> str:

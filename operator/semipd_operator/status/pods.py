@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime
 from typing import Any
 
 from semipd_operator.reasons import Reason
@@ -37,6 +38,7 @@ def pod_view(pod: Pod) -> PodView:
         node=(pod.get("spec") or {}).get("nodeName", ""),
         ip=status.get("podIP", ""),
         ready=_condition(status, "Ready").get("status") == "True",
+        ready_since=_time(_condition(status, "Ready").get("lastTransitionTime")),
         terminating=bool(meta.get("deletionTimestamp")),
         template_hash=(meta.get("labels") or {}).get(TEMPLATE_HASH_LABEL, ""),
         downloading="running" in _state(model),
@@ -97,6 +99,10 @@ def missing_resource(message: str) -> str:
     found: list[str] = _INSUFFICIENT.findall(message)
     special = [name for name in found if name not in _PLAIN_RESOURCES]
     return next(iter([*special, *found]), "")
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
 
 
 def _container(statuses: list[dict[str, Any]] | None, name: str) -> dict[str, Any]:

@@ -48,7 +48,8 @@ def spec_accepted(seen: Observed) -> Verdict:
         return Verdict(kind, "False", seen.problem.reason, seen.problem.message, seen.problem.detail)
     if seen.service.spec.paused:
         return Verdict(kind, "True", Reason.PAUSED, "spec.paused is set: objects are left as they are")
-    return Verdict(kind, "True", Reason.ACCEPTED, "; ".join(seen.lacking))
+    ignored = [f"{field} is ignored: this version of the operator does not know it" for field in seen.ignored]
+    return Verdict(kind, "True", Reason.ACCEPTED, "; ".join([*seen.lacking, *ignored]))
 
 
 def available(seen: Observed) -> Verdict:
@@ -73,7 +74,7 @@ def ready_verdict(seen: Observed, parts: list[Verdict]) -> Verdict:
     accepted = parts[0].status == "True"
     if accepted and wanted == 0 and not seen.live_pods:
         return Verdict(kind, "True", Reason.SCALED_TO_ZERO, "spec.replicas is 0")
-    failing = [verdict for verdict in parts if verdict.status == "False"]
+    failing = [verdict for verdict in parts if verdict.status == "False" and not verdict.passing]
     failing += [verdict for verdict in parts if verdict.status == "Unknown"]
     if failing:
         first = failing[0]
@@ -88,7 +89,8 @@ def ready_verdict(seen: Observed, parts: list[Verdict]) -> Verdict:
         message = f"{ready} of {wanted} pods are ready" + (f": {problem.message}" if problem else "")
         reason = problem.reason if problem else Reason.PODS_NOT_READY
         return Verdict(kind, "False", reason, message, problem.detail if problem else "")
-    return Verdict(kind, "True", Reason.READY, f"{ready} of {wanted} pods are ready")
+    passing = [verdict.message for verdict in parts if verdict.passing]
+    return Verdict(kind, "True", Reason.READY, "; ".join([f"{ready} of {wanted} pods are ready", *passing]))
 
 
 def write_due(

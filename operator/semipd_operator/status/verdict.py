@@ -19,6 +19,8 @@ class Verdict:
     message: str = ""
     detail: str = ""
     """The object at fault, shown beside the reason in ``kubectl get``."""
+    passing: bool = False
+    """Not True, and only for a moment, as an order is on its way: no reason to take Ready back."""
 
     def condition(self, previous: SemiPDServiceStatus, now: datetime, generation: int) -> Condition:
         """lastTransitionTime moves only when the status does."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
 
 from pydantic import AwareDatetime, ConfigDict, Field, ValidationError
 
@@ -21,12 +24,18 @@ PLURAL = "semipdservices"
 _NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
 
+Place = tuple[Any, ...]
+"""Names of fields and indices of lists."""
+
+
 class InvalidSpec(ValueError):
     """The object breaks the schema or a rule; `errors` has one line for each, starting with the field's path."""
 
-    def __init__(self, errors: list[str]) -> None:
+    def __init__(self, errors: list[str], places: Sequence[tuple[Place, bool]] = ()) -> None:
         super().__init__("; ".join(errors))
         self.errors = errors
+        self.places = places
+        """Of each error: the path at fault, and whether this version does not know the field at all."""
 
 
 class Metadata(ApiModel):
@@ -73,11 +82,84 @@ class SemiPDService(ApiModel):
         try:
             return cls.model_validate_json(json.dumps(obj), strict=True)
         except ValidationError as error:
-            raise InvalidSpec([_line(dict(entry)) for entry in error.errors()]) from None
+            found = [dict(entry) for entry in error.errors()]
+            raise InvalidSpec([_line(entry) for entry in found], [_place(entry) for entry in found]) from None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What this version makes of an object that the CRD of another version let through."""
+
+    service: SemiPDService
+    """Without what is listed below: each counts as absent."""
+    ignored: tuple[str, ...] = ()
+    """Fields that this version does not know, e.g. ``spec.engine.quantization``."""
+    unread: tuple[str, ...] = ()
+    """Fields whose value this version cannot read."""
+    errors: tuple[str, ...] = ()
+    """What is wrong with each of those, as `InvalidSpec.errors`."""
+
+    def unread_below(self, *fields: str) -> bool:
+        """Whether something of spec's `fields` could not be read."""
+        return any(path.split(".")[1] in fields for path in self.unread)
+
+
+_UNKNOWN_MODEL = {"uri": "file:///unknown"}
+_MOST_REPAIRS = 64
+
+
+def read(obj: dict[str, Any]) -> Reading:
+    """As much of the object as this version understands: for what was accepted already, by an API server.
+
+    Raises `InvalidSpec` where nothing can be made of it.
+    """
+    left: dict[str, Any] = copy.deepcopy({key: value for key, value in obj.items() if key != "status"})
+    ignored, unread, errors = list[str](), list[str](), list[str]()
+    for _ in range(_MOST_REPAIRS):
+        try:
+            service = SemiPDService.parse(left)
+        except InvalidSpec as invalid:
+            path, unknown = invalid.places[0]
+            if not _remove(left, path):
+                if path[:2] != ("spec", "model") or left["spec"].get("model") == _UNKNOWN_MODEL:
+                    raise
+                left["spec"]["model"] = dict(_UNKNOWN_MODEL)
+            name = ".".join(map(str, path))
+            if unknown:
+                ignored.append(name)
+            elif not any(name.startswith(one) or one.startswith(name) for one in unread):
+                # Else it is missing because something of it was taken out.
+                unread.append(name)
+                errors.append(invalid.errors[0])
+        else:
+            return Reading(_named(service, obj), tuple(ignored), tuple(unread), tuple(errors))
+    raise InvalidSpec(errors)
+
+
+def _remove(obj: dict[str, Any], path: Place) -> bool:
+    """Takes a field out, or the nearest object above it that is there; False once that would be all of spec."""
+    for depth in range(len(path), 1, -1):
+        above, last = path[: depth - 1], cast(Any, path[depth - 1])
+        place: Any = obj
+        for part in above:
+            place = place.get(part) if isinstance(place, dict) else place[part] if isinstance(place, list) else None
+        if last in place if isinstance(place, dict) else isinstance(place, list):
+            del place[last]
+            return True
+    return False
+
+
+def _named(service: SemiPDService, obj: dict[str, Any]) -> SemiPDService:
+    """A model whose uri cannot be read is still called by it."""
+    uri = (obj["spec"].get("model") or {}).get("uri")
+    if service.spec.model.uri != _UNKNOWN_MODEL["uri"] or not isinstance(uri, str):
+        return service
+    model = service.spec.model.model_copy(update={"uri": uri})
+    return service.model_copy(update={"spec": service.spec.model_copy(update={"model": model})})
 
 
 def parse_status(obj: dict[str, Any]) -> SemiPDServiceStatus:
-    """The status as it stands; an empty one for a status that this version cannot read."""
+    """The status as it stands, without what this version does not know; an empty one for what is no status."""
     try:
         return SemiPDServiceStatus.model_validate_json(json.dumps(obj.get("status") or {}))
     except ValidationError:
@@ -95,6 +177,13 @@ def _without_nulls(value: Any, path: tuple[str, ...] = ()) -> Any:
     if isinstance(value, dict):
         return {key: _without_nulls(item, (*path, key)) for key, item in value.items() if item is not None}
     return value
+
+
+def _place(error: dict[str, Any]) -> tuple[Place, bool]:
+    path = tuple(part for part in error["loc"] if not _is_branch(part))
+    if error["type"] == RULE_ERROR:
+        path += tuple(part for part in error["ctx"]["field"].split(".") if part)
+    return path, error["type"] == "extra_forbidden"
 
 
 def _line(error: dict[str, Any]) -> str:

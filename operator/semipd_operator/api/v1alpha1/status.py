@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, ConfigDict, Field
 
-from semipd_agent.contract import Enforcement, Mode, Split
+from semipd_agent.contract import Split
 from semipd_operator.api.rules import ApiModel
 
 MAX_PODS = 64
@@ -17,7 +17,13 @@ MAX_DECISIONS = 10
 ConditionStatus = Literal["True", "False", "Unknown"]
 
 
-class Condition(ApiModel):
+class StatusModel(ApiModel):
+    """Words and fields of another version are no error: a status is read to be written anew."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Condition(StatusModel):
     """metav1.Condition."""
 
     type: str = Field(max_length=64, description="Name of the condition, e.g. Ready.")
@@ -28,7 +34,7 @@ class Condition(ApiModel):
     observed_generation: int = Field(default=0, description="metadata.generation that the condition is about.")
 
 
-class Shares(ApiModel):
+class Shares(StatusModel):
     prefill_percent: int = Field(description="Prefill's share, percent of the device.")
     decode_percent: int = Field(description="Decode's share, percent of the device.")
 
@@ -40,17 +46,17 @@ class Shares(ApiModel):
         return cls(prefill_percent=split.prefill_percent, decode_percent=split.decode_percent)
 
 
-class ModelFailure(ApiModel):
+class ModelFailure(StatusModel):
     pod: str = Field(description="Pod that failed.")
     reason: str = Field(description="CamelCase reason, as in ModelReady.")
     message: str = Field(default="", description="What it said.")
     exit_code: int | None = Field(default=None, description="Exit status of the init container `model`, if it ended.")
 
 
-class ModelStatus(ApiModel):
+class ModelStatus(StatusModel):
     uri: str = Field(description="spec.model.uri in force.")
     served_name: str = Field(description="Name of the model in the API.")
-    state: Literal["Pending", "Downloading", "Loading", "Loaded", "Failed"] = Field(
+    state: str = Field(
         description="The least advanced state of the pods: Pending, Downloading, Loading, Loaded or Failed."
     )
     load_progress_percent: int | None = Field(default=None, description="Least progress of loading, percent.")
@@ -60,18 +66,20 @@ class ModelStatus(ApiModel):
     last_failure: ModelFailure | None = Field(default=None, description="The failure in force, if any.")
 
 
-class PodPartition(ApiModel):
+class PodPartition(StatusModel):
     name: str = Field(description="Pod.")
     node: str = Field(default="", description="Node of the pod.")
     requested: Shares | None = Field(default=None, description="What the pod's agent asks for.")
     quantized: Shares | None = Field(default=None, description="What the device can do of it.")
     applied: Shares | None = Field(default=None, description="What the workers executed, read back from them.")
-    enforcement: Enforcement | None = Field(default=None, description="What stands behind the split in this pod.")
+    enforcement: str | None = Field(
+        default=None, description="What stands behind the split in this pod: spatial-cap, paced or none."
+    )
     state: str = Field(description="Applied, Adjusting, Failed or Unknown.")
     message: str = Field(default="", description="Why the state is not Applied.")
 
 
-class DecisionStatus(ApiModel):
+class DecisionStatus(StatusModel):
     """One change of a pod's split."""
 
     time: AwareDatetime = Field(description="When the pod decided.")
@@ -79,15 +87,15 @@ class DecisionStatus(ApiModel):
     from_split: Shares = Field(alias="from", description="Split before.")
     to: Shares = Field(description="Split after.")
     reason: str = Field(description="Why, one CamelCase word; docs/conditions.md lists them.")
-    metric: Literal["ttft", "tpot"] | None = Field(default=None, description="Metric that caused it.")
+    metric: str | None = Field(default=None, description="Metric that caused it: ttft or tpot.")
     observed_milliseconds: float | None = Field(default=None, description="What was observed, milliseconds.")
     target_milliseconds: float | None = Field(default=None, description="What was wanted, milliseconds.")
     outcome: str = Field(description="Pending, Applied, Failed or Superseded.")
     message: str = Field(default="", description="More about the outcome.")
 
 
-class PartitionStatus(ApiModel):
-    mode: Mode = Field(description="Mode in force.")
+class PartitionStatus(StatusModel):
+    mode: str = Field(description="Mode in force: Auto, Manual or Disabled.")
     policy: str | None = Field(default=None, description="Policy in force; in Auto only.")
     requested: Shares | None = Field(default=None, description="What all pods ask for; absent while they differ.")
     quantized: Shares | None = Field(default=None, description="What the devices can do of it; absent if they differ.")
@@ -95,7 +103,7 @@ class PartitionStatus(ApiModel):
         default=None, description="What the workers of all ready pods executed; absent while pods differ or are silent."
     )
     summary: str = Field(default="", description="The split for people, a range where pods differ; not stable.")
-    enforcement: Enforcement | None = Field(
+    enforcement: str | None = Field(
         default=None, description="What stands behind the split, the weakest of the pods: spatial-cap, paced or none."
     )
     enforced: str = Field(default="", description="The same for people: SM, paced or none; not stable.")
@@ -115,7 +123,7 @@ class PartitionStatus(ApiModel):
     )
 
 
-class MetricStatus(ApiModel):
+class MetricStatus(StatusModel):
     target_milliseconds: int = Field(description="Target, milliseconds.")
     observed_milliseconds: float | None = Field(
         default=None, description="The worst pod's latency at the SLO's percentile, milliseconds, two digits."
@@ -124,14 +132,14 @@ class MetricStatus(ApiModel):
     summary: str = Field(default="", description="observed/target for people; not stable.")
 
 
-class SLOStatus(ApiModel):
+class SLOStatus(StatusModel):
     percentile: int = Field(description="Percentile that is observed.")
     window_seconds: int = Field(description="Length of the window, seconds.")
     ttft: MetricStatus | None = Field(default=None, description="Time to the first token.")
     tpot: MetricStatus | None = Field(default=None, description="Time per output token after the first.")
 
 
-class SemiPDServiceStatus(ApiModel):
+class SemiPDServiceStatus(StatusModel):
     observed_generation: int = Field(default=0, description="metadata.generation that was last acted on without error.")
     url: str = Field(default="", description="Where the OpenAI API answers, inside the cluster.")
     reason: str = Field(
