@@ -28,9 +28,8 @@ class ExecModel(torch_model.TorchModel):
 
 
 def load(options: EngineOptions, progress: Callable[[int], None]) -> torch_model.TorchModel:
-    model = torch_model.load(options, progress)
+    model = torch_model.load(options, progress, exported=True)
     model.__class__ = ExecModel
-    model.exported = True
     return model
 
 

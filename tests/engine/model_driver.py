@@ -22,9 +22,10 @@ from semipd_engine.ipc.messages import (
     StepResult,
     TokenResult,
 )
-from semipd_engine.memory.arena import load_arena
+from semipd_engine.kernels import Kernels, choose
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.model.device import CPU, set_precision
+from semipd_engine.model.loader import load_weights
 from semipd_engine.pacing.quantum import Pacer, Unpaced
 from semipd_engine.worker.model_runner import ModelRunner
 
@@ -68,17 +69,19 @@ class Driver:
         num_blocks: int = 512,
         seed: int = 0,
         device: torch.device = CPU,
+        kernels: Kernels | None = None,
     ) -> None:
+        kernels = kernels or choose(device.type)
         if device.type == "cuda":
             set_precision(dtype)
         self.config = read_card(model)
-        self.arena = load_arena(self.config, model, dtype, device=device)
+        self.arena = load_weights(self.config, model, dtype, kernels, device=device)
         self.kv = KVPool.create(self.config.kv_layout(BLOCK_SIZE, dtype.itemsize), num_blocks, dtype, device)
         for layer in range(self.config.num_layers):
             for view in self.kv.layer(layer):
-                view.normal_()  # what a stranger left behind must not be read
+                view.fill_(float("nan"))  # what a stranger left behind must not be read
         longest = self.config.max_position_embeddings
-        self.runner = ModelRunner(self.config, self.arena.tensors(), self.kv, pacer or Unpaced(), longest)
+        self.runner = ModelRunner(self.config, self.arena, self.kv, kernels, pacer or Unpaced(), longest)
         self._free = list(range(num_blocks))
         random.Random(seed).shuffle(self._free)
         self._seq = 0

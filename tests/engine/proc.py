@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def private_dirty_bytes(pid: int) -> int:
+def memory_bytes(pid: int, kind: str) -> int:
+    """Pss, Private_Dirty, ...: a line of smaps_rollup."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    found = re.search(r"^Private_Dirty:\s+(\d+) kB", text, re.MULTILINE)
+    found = re.search(rf"^{kind}:\s+(\d+) kB", text, re.MULTILINE)
     assert found is not None
     return int(found[1]) * 1024
 

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semipd_engine.memory.loaded import UnfitError
-from semipd_engine.ops.torch_ref import causal_mask, grouped_decode, length_mask
 from semipd_engine.worker import gemm_gate
 
 pytestmark = pytest.mark.engine
@@ -86,16 +85,6 @@ def test_wrong_products_are_named(
     assert error.value.reason == "WrongProducts"
 
 
-def test_heads_of_a_group_attend_as_rows_of_one_product() -> None:
-    """The decode form that a GPU takes equals torch's own groups."""
-    generator = torch.Generator().manual_seed(2)
-    q = torch.randn(3, 6, 16, generator=generator)
-    k, v = (torch.randn(3, 2, 20, 16, generator=generator) for _ in range(2))
-    mask = length_mask(torch.tensor([20, 7, 1]), 20)
-    want = F.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=mask, enable_gqa=True)[:, :, 0]
-    torch.testing.assert_close(grouped_decode(q, k, v, mask), want)
-
-
 def test_the_causal_rule_is_the_causal_matrix() -> None:
     """The prefill form that a GPU takes, of rows in the middle of a sequence."""
     from torch.nn.attention.bias import causal_lower_right
@@ -103,7 +92,7 @@ def test_the_causal_rule_is_the_causal_matrix() -> None:
     generator = torch.Generator().manual_seed(3)
     q = torch.randn(1, 4, 5, 16, generator=generator)
     k, v = (torch.randn(1, 2, 17, 16, generator=generator) for _ in range(2))
-    matrix = causal_mask(5, 12, torch.float32, torch.device("cpu"))
+    matrix = torch.ones(5, 17, dtype=torch.bool).tril_(12)
     want = F.scaled_dot_product_attention(q, k, v, attn_mask=matrix, enable_gqa=True)
     got = F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(5, 17), enable_gqa=True)
     torch.testing.assert_close(got, want)

@@ -16,16 +16,18 @@ from transformers import LlamaConfig
 from e2e import models
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.registry import read_card
-from semipd_engine.memory.arena import WeightArena, dummy_arena, load_arena
+from semipd_engine.kernels import ReferenceKernels
+from semipd_engine.memory.arena import WeightArena
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.memory.layout import KVComponent, KVLayout
 from semipd_engine.memory.region import Region
+from semipd_engine.model.loader import dummy_weights, load_weights
 
 pytestmark = pytest.mark.engine
 
 
 def load(model: Path, dtype: torch.dtype = torch.float32) -> WeightArena:
-    return load_arena(read_card(model), model, dtype)
+    return load_weights(read_card(model), model, dtype, ReferenceKernels())
 
 
 def test_shards_equal_a_single_file(tmp_path: Path) -> None:
@@ -34,14 +36,14 @@ def test_shards_equal_a_single_file(tmp_path: Path) -> None:
     assert len(list(sharded.glob("*.safetensors"))) > 2
     first, second = load(single), load(sharded)
     assert first.manifest == second.manifest
-    for name, tensor in first.tensors().items():
-        torch.testing.assert_close(tensor, second.tensors()[name], rtol=0, atol=0)
+    for entry in first.manifest:
+        torch.testing.assert_close(first[entry.name], second[entry.name], rtol=0, atol=0)
 
 
 def test_progress_grows_to_one_hundred(tmp_path: Path) -> None:
     model = save(LlamaConfig(**SIZES), tmp_path)
     seen: list[int] = []
-    load_arena(read_card(model), model, torch.bfloat16, seen.append)
+    load_weights(read_card(model), model, torch.bfloat16, ReferenceKernels(), seen.append)
     assert seen == sorted(set(seen))
     assert seen[-1] == 100
 
@@ -59,7 +61,7 @@ def test_another_mapping_of_the_descriptor_changes_the_tokens() -> None:
     driver.generate([before])
     assert os.fstat(driver.arena.region.fd).st_size == driver.arena.nbytes
     other = WeightArena(Region.map(driver.arena.region.fd, driver.arena.nbytes), driver.arena.manifest)
-    other.tensors()["layers.3.down.weight"].zero_()
+    other["layers.3.down.weight"].zero_()
     driver.generate([after])
     assert after.tokens != before.tokens
 
@@ -126,9 +128,9 @@ def test_dummy_weights_have_the_models_shapes_and_give_finite_numbers(tmp_path: 
     whole = models.random_model("qwen3")
     (tmp_path / "config.json").write_text((whole / "config.json").read_text())
     config = read_card(tmp_path)
-    arena, again = (dummy_arena(config, torch.float32) for _ in range(2))
+    arena, again = (dummy_weights(config, torch.float32, ReferenceKernels()) for _ in range(2))
     assert arena.manifest == load(whole).manifest
     for name, tensor in arena.tensors().items():
-        assert torch.isfinite(tensor).all() and torch.equal(tensor, again.tensors()[name])
+        assert torch.isfinite(tensor).all() and torch.equal(tensor, again[name])
         if tensor.dim() > 1:
             assert 0.9 < float(tensor.std()) * tensor.shape[-1] ** 0.5 < 1.1, name

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTr
 
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.registry import parse_card, read_card
-from semipd_engine.memory.arena import load_arena
-from semipd_engine.model.rope import inverse_frequencies
+from semipd_engine.kernels import ReferenceKernels
+from semipd_engine.model.layers.rotary import inverse_frequencies
+from semipd_engine.model.loader import load_weights
 
 pytestmark = pytest.mark.engine
 
@@ -51,6 +52,8 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen3": Qwen3Config(**SIZES, head_dim=32),
     "qwen3-biases": Qwen3Config(**SIZES, head_dim=16, attention_bias=True),
     "mistral": MistralConfig(**SIZES, sliding_window=None),
+    "mistral-window": MistralConfig(**SIZES, sliding_window=40),
+    "qwen2-window": Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=20, max_window_layers=1),
 }
 
 
@@ -102,13 +105,13 @@ def test_frequencies_of_llama3_and_yarn_equal_transformers() -> None:
         assert ours == pytest.approx(factor)
 
 
-def test_generation_config_wins_and_a_window_limits_the_length(tmp_path: Path) -> None:
+def test_generation_config_wins(tmp_path: Path) -> None:
     MistralConfig(**{**SIZES, "eos_token_id": 9}, sliding_window=64).save_pretrained(tmp_path)
     assert read_card(tmp_path).eos_token_ids == (9,)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3]}))
     config = read_card(tmp_path)
     assert config.eos_token_ids == (2, 3)
-    assert config.max_position_embeddings == 64
+    assert config.max_position_embeddings == 256
 
 
 @pytest.mark.parametrize(
@@ -138,4 +141,4 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         read_card(tmp_path)
     LlamaConfig(**SIZES).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"model\.safetensors does not exist"):
-        load_arena(read_card(tmp_path), tmp_path, torch.float32)
+        load_weights(read_card(tmp_path), tmp_path, torch.float32, ReferenceKernels())

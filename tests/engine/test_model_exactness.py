@@ -72,7 +72,7 @@ def test_a_prefix_in_shared_blocks_is_not_computed_again(device: torch.device) -
     driver.generate([first])
     shared = first.block_table[:3]
     second = driver.request([*prefix, 21, 22], greedy(8), shared_blocks=shared)
-    assert second.prefilled == len(prefix)
+    assert second.computed == len(prefix)
     driver.generate([second])
     assert_equal_to_reference(model, [first, second])
     for block in shared:  # and it is these blocks that the next one reads
@@ -117,8 +117,8 @@ def test_random_models_vary_and_need_positions(architecture: str, device: torch.
     prompts = [tokenizer(model)(text).input_ids for text in ("Water boils at", "Where is the bridge?", CAPITAL)]
     plain = [driver.request(prompt, greedy(64)) for prompt in prompts]
     driver.generate(plain, max_steps=64)
-    rotary = driver.runner._rotary
-    driver.runner._rotary = lambda positions: rotary(torch.zeros_like(positions))  # type: ignore[assignment]
+    rotary = driver.runner.decoder.rotary
+    rotary._frequencies = torch.zeros_like(rotary._frequencies)
     blind = [driver.request(prompt, greedy(64)) for prompt in prompts]
     driver.generate(blind, max_steps=64)
     for a, b in zip(plain, blind, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +14,7 @@ from tests.engine.model_driver import Driver, assert_equal_to_reference, greedy,
 
 from e2e import models
 from semipd_engine.ipc.messages import Row, Sampling, StepPlan
-from semipd_engine.model.errors import PlanError
-from semipd_engine.model.quanta import Load, Quanta
-from semipd_engine.ops.torch_ref import length_mask, paged_decode
-from semipd_engine.worker.plan_rows import GROUP_POSITIONS, GROUP_WASTE, similar_lengths
+from semipd_engine.worker.input_batch import PlanError
 
 
 class CountingPacer:
@@ -25,15 +22,16 @@ class CountingPacer:
 
     def __init__(self) -> None:
         self.durations: list[float] = []
+        self.seconds = math.inf
         self._inside = False
 
     @contextmanager
-    def quantum(self) -> Iterator[None]:
+    def quantum(self) -> Iterator[float]:
         assert not self._inside
         self._inside = True
         begin = time.perf_counter()
         try:
-            yield
+            yield self.seconds
         finally:
             self._inside = False
             self.durations.append(time.perf_counter() - begin)
@@ -139,7 +137,7 @@ def test_a_masked_row_takes_an_allowed_token(model: Path, device: torch.device) 
 def test_pacing_changes_no_token(model: Path) -> None:
     pacer = CountingPacer()
     driver = Driver(model, pacer=pacer)
-    driver.runner._quanta._target = 3e-4  # so that even this model is cut: columns, rows, sequences
+    pacer.seconds = 3e-4  # so that even this model is cut: columns, rows, sequences
     requests = [driver.request(random_prompt(n, 4096, n), greedy(8)) for n in (200, 65, 31, 3)]
     driver.prefill(requests, chunk_tokens=128)
     pieces = len(pacer.durations)
@@ -147,57 +145,3 @@ def test_pacing_changes_no_token(model: Path) -> None:
         driver.decode(requests, 4)
     assert pieces > 3 * driver.config.num_layers
     assert_equal_to_reference(model, requests)
-
-
-@pytest.mark.engine
-def test_pieces_follow_the_measured_rate() -> None:
-    """A linear layer ten times slower than it was is cut into more pieces, and again fewer when it recovers."""
-    times: list[float] = []
-    quanta = Quanta(CountingPacer(), target_seconds=0.004, clock=lambda: times.pop(0))
-    load = Load(rows=8, weights=4_000_000)
-
-    def run(seconds: float) -> int:
-        for _ in range(40):
-            times.extend((0.0, seconds))
-            with quanta.quantum(load):
-                pass
-        return quanta.pieces(load)
-
-    assert (run(0.002), run(0.020), run(0.002)) == (1, 5, 1)
-
-
-@pytest.mark.engine
-def test_linear_in_columns_equals_linear() -> None:
-    quanta = Quanta(CountingPacer(), target_seconds=1e-5)
-    x, weight, bias = torch.randn(9, 130), torch.randn(700, 130), torch.randn(700)
-    torch.testing.assert_close(quanta.linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
-
-
-@pytest.mark.engine
-def test_decode_groups_hold_each_row_once_and_waste_little() -> None:
-    generator, most = random.Random(4), GROUP_POSITIONS["cpu"]
-    for _ in range(200):
-        lengths = [generator.choice([1, 5, 17, 300, 301, 900, 5000]) + generator.randrange(9) for _ in range(24)]
-        groups = similar_lengths(lengths, most)
-        assert sorted(index for group in groups for index in group) == list(range(24))
-        for group in groups:
-            longest = max(lengths[index] for index in group)
-            assert all(longest <= lengths[index] * (1 + GROUP_WASTE) for index in group)
-            assert len(group) == 1 or len(group) * longest <= most
-    assert len(similar_lengths([100] * 16, most)) == 1
-
-
-@pytest.mark.engine
-def test_what_lies_behind_a_sequence_is_not_seen() -> None:
-    """Groups are padded: neither the rest of a last block nor another sequence's length changes an output."""
-    cache = torch.randn(8, 16, 32)
-    q = torch.randn(2, 4, 16)
-    tables = torch.tensor([[1, 2], [3, 3]])
-    lengths = torch.tensor([30, 11])
-    together = paged_decode(q, cache, cache, tables, 30, length_mask(lengths, 30))
-    for i, length in enumerate(lengths.tolist()):
-        alone = paged_decode(q[i : i + 1], cache, cache, tables[i : i + 1], length, None)
-        torch.testing.assert_close(together[i : i + 1], alone)
-    cache[3, 11:] = 1e4
-    cache[2, 14:] = -1e4
-    torch.testing.assert_close(paged_decode(q, cache, cache, tables, 30, length_mask(lengths, 30)), together)

@@ -10,23 +10,38 @@ import pytest
 import torch
 
 from semipd_engine.ipc.messages import Sampling
-from semipd_engine.sampling.filters import filter_logits
-from semipd_engine.sampling.random import uniform
-from semipd_engine.sampling.sampler import SamplingRow, logprobs, sample
+from semipd_engine.kernels import ReferenceKernels
+from semipd_engine.sampling.sampler import SamplingRow, logprobs, sample, uniform
 
 pytestmark = pytest.mark.unit
 
+KERNELS = ReferenceKernels()
 LOGITS = torch.log(torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05]))
 
 
 def kept(top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> list[int]:
-    return filter_logits(LOGITS, top_k, top_p, min_p).nonzero().flatten().tolist()
+    """The tokens that can be drawn, by drawing all over the unit interval."""
+    return sorted(set(draw_at(LOGITS, torch.arange(0, 1, 1e-3), top_k, top_p, min_p).tolist()))
+
+
+def draw_at(
+    logits: torch.Tensor, uniforms: torch.Tensor, top_k: int, top_p: float, min_p: float = 0.0, temperature: float = 1.0
+) -> torch.Tensor:
+    n = len(uniforms)
+    return KERNELS.sample(
+        logits.expand(n, -1),
+        torch.full((n,), temperature),
+        torch.full((n,), top_k, dtype=torch.int32),
+        torch.full((n,), top_p),
+        torch.full((n,), min_p),
+        uniforms.double(),
+    )
 
 
 def draw(
     logits: torch.Tensor, sampling: Sampling, index: int = 0, history: list[int] | None = None, prompt: int = 0
 ) -> int:
-    return sample(logits[None], [SamplingRow(sampling, index, history or [], prompt)])[0]
+    return sample(logits[None], [SamplingRow(sampling, index, history or [], prompt)], KERNELS)[0]
 
 
 def test_filters_keep_the_right_tokens() -> None:
@@ -43,15 +58,18 @@ def test_filters_keep_the_right_tokens() -> None:
 
 
 def test_ties_at_top_k_keep_exactly_k() -> None:
-    assert int((filter_logits(torch.zeros(10), 3, 1.0, 0.0) > 0).sum()) == 3
+    assert len(set(draw_at(torch.zeros(10), torch.arange(0, 1, 0.01), 3, 1.0).tolist())) == 3
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.5), Sampling(top_k=3), Sampling(top_p=0.8)])
 def test_frequencies_follow_the_distribution(sampling: Sampling) -> None:
-    expected = filter_logits(LOGITS / sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+    expected = torch.softmax(LOGITS / sampling.temperature, dim=-1)
+    allowed = kept(sampling.top_k, sampling.top_p, sampling.min_p)
+    expected[[token for token in range(5) if token not in allowed]] = 0
+    expected /= expected.sum()
     draws = 4000
     rows = [SamplingRow(Sampling(**_fields(sampling, seed=seed)), 3) for seed in range(draws)]
-    counts = torch.bincount(torch.tensor(sample(LOGITS.expand(draws, -1), rows)), minlength=5)
+    counts = torch.bincount(torch.tensor(sample(LOGITS.expand(draws, -1), rows, KERNELS)), minlength=5)
     assert int(counts[expected == 0].sum()) == 0
     chi_square = float((((counts - draws * expected) ** 2) / (draws * expected))[expected > 0].sum())
     assert chi_square < 23.5  # 1 in 10,000 for four degrees of freedom
@@ -75,7 +93,7 @@ def test_the_same_seed_and_index_give_the_same_token_in_any_batch() -> None:
     alone = [draw(logits[i], samplings[i], index=i) for i in range(16)]
     order = list(range(16))
     random.Random(3).shuffle(order)
-    together = sample(logits[order], [SamplingRow(samplings[i], i) for i in order])
+    together = sample(logits[order], [SamplingRow(samplings[i], i) for i in order], KERNELS)
     assert together == [alone[i] for i in order]
     assert len({draw(logits[0], Sampling(seed=5, temperature=2.0), index=i) for i in range(40)}) > 20
 
@@ -95,7 +113,7 @@ def test_greedy_bias_and_masked_tokens() -> None:
     assert [draw(LOGITS, stop, index) for index in range(5)] == [2, 2, 2, 0, 0]
     allowed = torch.tensor([False, False, True, True, False])
     rows = [SamplingRow(Sampling(temperature=0), 0), SamplingRow(Sampling(temperature=0), 0)]
-    assert sample(LOGITS.expand(2, -1), rows, [None, allowed]) == [0, 2]
+    assert sample(LOGITS.expand(2, -1), rows, KERNELS, [None, allowed]) == [0, 2]
 
 
 def test_penalties_count_what_they_should() -> None:
@@ -115,7 +133,7 @@ def test_accepted_tokens_enter_the_penalties() -> None:
     row = SamplingRow(Sampling(temperature=0, presence_penalty=3.0, max_tokens=9), 0, [4], 1)
     seen = []
     for _ in range(5):
-        seen += sample(LOGITS[None], [row])
+        seen += sample(LOGITS[None], [row], KERNELS)
         row.accept(seen[-1])
     assert seen[:3] == [0, 1, 2]
     assert sorted(seen) == [0, 1, 2, 3, 4]
@@ -129,7 +147,7 @@ def test_logprobs_are_of_the_raw_distribution() -> None:
         SamplingRow(Sampling(logprobs=-1), 0),
         SamplingRow(Sampling(logprobs=0), 0),
     ]
-    tokens = [sample(logits[:1], rows[:1])[0], 0, 1]
+    tokens = [sample(logits[:1], rows[:1], KERNELS)[0], 0, 1]
     first, second, third = logprobs(logits, rows, tokens)
     assert tokens[0] == 4
     assert first is not None and third is not None

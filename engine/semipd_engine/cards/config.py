@@ -31,8 +31,7 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     max_position_embeddings: int
-    """Longest sequence in tokens. A model with sliding-window attention is served up to its window only, where
-    sliding and full attention are the same."""
+    """Longest sequence in tokens."""
     rms_norm_eps: float
     rope: RopeConfig
     tie_word_embeddings: bool
@@ -46,6 +45,9 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     """Any of these ends a sequence. `generation_config.json` wins over `config.json`, as in transformers."""
     bos_token_id: int | None
+    sliding_window: int = 0
+    """Positions that a row sees in the layers from `full_attention_layers` on; 0: all."""
+    full_attention_layers: int = 0
 
     @classmethod
     def dense(
@@ -59,11 +61,12 @@ class ModelConfig:
         mlp_bias: bool = False,
         qk_norm: bool = False,
         window: object = None,
+        full_attention_layers: int = 0,
     ) -> ModelConfig:
         """The fields that all families spell alike; the rest is what the family says.
 
-        `head_dim`: where config.json has none; 0: hidden_size / num_attention_heads. `window`: positions up to which
-        sliding attention is full attention; anything but an int: no limit. Raises `ModelError`, naming the field.
+        `head_dim`: where config.json has none; 0: hidden_size / num_attention_heads. `window`: anything but an int is
+        no window. Raises `ModelError`, naming the field.
         """
         config.refuse_unless("hidden_act", "silu")
         config.refuse_unless("quantization_config", None)
@@ -76,7 +79,6 @@ class ModelConfig:
                 f"config.json: num_attention_heads ({num_heads}) must be a multiple of num_key_value_heads"
                 f" ({num_kv_heads}), and head_dim ({head_dim}) even",
             )
-        longest = config.positive("max_position_embeddings", 2048)
         return cls(
             architecture=config.text("model_type"),
             vocab_size=config.positive("vocab_size"),
@@ -86,7 +88,7 @@ class ModelConfig:
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            max_position_embeddings=min(longest, window) if isinstance(window, int) else longest,
+            max_position_embeddings=config.positive("max_position_embeddings", 2048),
             rms_norm_eps=config.number("rms_norm_eps", 1e-6),
             rope=RopeConfig.parse(config),
             tie_word_embeddings=config.flag("tie_word_embeddings"),
@@ -97,6 +99,8 @@ class ModelConfig:
             dtype=_dtype(config),
             eos_token_ids=_token_ids(generation.get("eos_token_id")) or _token_ids(config.get("eos_token_id")),
             bos_token_id=next(iter(_token_ids(config.get("bos_token_id"))), None),
+            sliding_window=window if isinstance(window, int) else 0,
+            full_attention_layers=full_attention_layers,
         )
 
     @property
@@ -106,6 +110,10 @@ class ModelConfig:
     @property
     def kv_width(self) -> int:
         return self.num_kv_heads * self.head_dim
+
+    def window(self, layer: int) -> int:
+        """Positions that a row sees in this layer; 0: all."""
+        return self.sliding_window if layer >= self.full_attention_layers else 0
 
     def kv_layout(self, block_size: int, itemsize: int) -> KVLayout:
         """`block_size` in tokens, `itemsize` in bytes of a cache element."""

@@ -1,4 +1,4 @@
-"""Mistral: no biases, and a sliding window up to which it is served (absent means 4,096, null means none)."""
+"""Mistral: no biases, and a sliding window in every layer (absent means 4,096, null means none)."""
 
 from __future__ import annotations
 

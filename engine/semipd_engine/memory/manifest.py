@@ -9,15 +9,18 @@ import msgspec
 
 @dataclass(frozen=True)
 class ArenaEntry:
-    """One weight tensor."""
+    """One weight."""
 
     name: str
     offset: int
     """Bytes from the start of the region."""
     shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    """Elements."""
+    """Of the tensor that holds it, contiguous."""
     dtype: str
+    format: str = ""
+    """Of a matrix: how its ``[out_features, in_features]`` lie in that tensor (`kernels.signatures`); else empty."""
+    out_features: int = 0
+    in_features: int = 0
 
 
 class RegionExport(msgspec.Struct, frozen=True):

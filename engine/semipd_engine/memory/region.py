@@ -1,4 +1,4 @@
-"""A piece of memory that several processes map: a memfd on the CPU, one plain allocation on a GPU.
+"""A piece of memory that several processes map: a memfd or inherited memory on the CPU, one plain allocation on a GPU.
 
 Knows nothing of what lies in it. The process that made a region must outlive all that have attached to it.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from semipd_engine.memory.manifest import RegionExport
-from semipd_engine.memory.shared import create_memfd, map_memfd
+from semipd_engine.memory.shared import create_memfd, forbid_writing, map_anonymous, map_memfd
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Region:
     data: Tensor
     """uint8 [nbytes], on the region's device."""
     fd: int = -1
-    """CPU: the memfd."""
+    """CPU: the memfd; -1 if the memory can only be inherited."""
     cuda_handle: bytes = b""
 
     @property
@@ -42,6 +42,16 @@ class Region:
             data, handle = cuda.allocate(nbytes, device)
             return cls(data, cuda_handle=handle)
         return cls.map(create_memfd(name, nbytes), nbytes)
+
+    @classmethod
+    def create_inherited(cls, name: str, nbytes: int, device: torch.device) -> Region:
+        """A new zeroed region of the CPU that only forked processes share; `seal` it before the first fork."""
+        return cls(map_anonymous(nbytes))
+
+    def seal(self) -> None:
+        """From now on nobody can write it: forked processes read the same pages for ever. Inherited regions only."""
+        if self.fd < 0 and self.data.device.type == "cpu":
+            forbid_writing(self.data)
 
     @classmethod
     def map(cls, fd: int, nbytes: int) -> Region:

@@ -1,13 +1,15 @@
-"""Reads the safetensors files of a Hugging Face directory, one tensor at a time.
+"""Reads the safetensors files of a Hugging Face directory, one tensor at a time, in any order.
 
-Strict: a tensor that is missing, has another shape, or is not known to the model is an error, because ignoring it
-would give wrong tokens without a word. Knows nothing of where the tensors go.
+Strict, before the first tensor is read: one that is missing, has another shape, or is not known to the model is an
+error, because ignoring it would give wrong tokens without a word. Knows nothing of where the tensors go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -22,31 +24,53 @@ DERIVED = ("rotary_emb.inv_freq",)
 """Buffers that old checkpoints carry and every reader recomputes."""
 
 
-def stream(
-    directory: Path, expected: Mapping[str, tuple[int, ...]], config: ModelConfig
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield each expected tensor once, in the order of the files. The tensor is a view of the mapped file."""
-    missing = set(expected)
-    for path in _files(directory):
+class Checkpoint:
+    def __init__(self, directory: Path, expected: Mapping[str, tuple[int, ...]], config: ModelConfig) -> None:
+        """Opens all files. Raises `ModelError`: NotFound, InvalidCheckpoint, MissingTensors, UnexpectedTensor,
+        ShapeMismatch."""
+        self._files: dict[str, tuple[Path, Any]] = {}
+        self._open = ExitStack()
         try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    if name not in expected:
-                        _refuse_unknown(name, path, config)
-                        continue
-                    tensor = file.get_tensor(name)
-                    if tuple(tensor.shape) != expected[name]:
-                        raise ModelError(
-                            "ShapeMismatch",
-                            f"{path}: {name} has shape {tuple(tensor.shape)}, config.json says {expected[name]}",
-                        )
-                    missing.discard(name)
-                    yield name, tensor
+            for path in _files(directory):
+                self._add(path, expected, config)
+            missing = sorted(set(expected) - set(self._files))
+            if missing:
+                some = ", ".join(missing[:3])
+                raise ModelError(
+                    "MissingTensors", f"{directory}: {len(missing)} tensors are missing, among them {some}"
+                )
+        except BaseException:
+            self._open.close()
+            raise
+
+    def tensor(self, name: str) -> Tensor:
+        """A view of the mapped file."""
+        path, file = self._files[name]
+        try:
+            tensor: Tensor = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ModelError("InvalidCheckpoint", f"{path}: {error}") from error
-    if missing:
-        some = ", ".join(sorted(missing)[:3])
-        raise ModelError("MissingTensors", f"{directory}: {len(missing)} tensors are missing, among them {some}")
+        return tensor
+
+    def close(self) -> None:
+        self._files.clear()
+        self._open.close()
+
+    def _add(self, path: Path, expected: Mapping[str, tuple[int, ...]], config: ModelConfig) -> None:
+        try:
+            file = self._open.enter_context(safe_open(path, framework="pt"))
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                if name not in expected:
+                    _refuse_unknown(name, path, config)
+                    continue
+                shape = tuple(file.get_slice(name).get_shape())
+                if shape != expected[name]:
+                    raise ModelError(
+                        "ShapeMismatch", f"{path}: {name} has shape {shape}, config.json says {expected[name]}"
+                    )
+                self._files[name] = (path, file)
+        except (SafetensorError, OSError) as error:
+            raise ModelError("InvalidCheckpoint", f"{path}: {error}") from error
 
 
 def _files(directory: Path) -> list[Path]:

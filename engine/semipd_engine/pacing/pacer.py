@@ -10,6 +10,7 @@ Knows the page and its own process; knows no model, no plan of work and no chann
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,10 @@ PATIENCE_NS = 10_000_000
 """Longest wait for the bell: a peer that dies does not ring, neither does a new plan. Each wait that ends for nothing
 disturbs the peer, whose thread has the CPU."""
 IDLE_QUANTUM_SECONDS = 0.002
+SHARED_SECONDS = 0.004
+"""Work in a quantum while both phases are busy. It should end within 5 ms: the peer may be waiting for it."""
+ALONE_SECONDS = 0.02
+"""While the peer has nothing to do: within 25 ms the phase sees that it is no longer alone."""
 
 _BINDING = (PacingMode.CORES, PacingMode.QUANTA, PacingMode.TURNS)
 
@@ -139,7 +144,9 @@ class PhasePacer:
     # ---- the model calls this ------------------------------------------------------------------------------------
 
     @contextmanager
-    def quantum(self) -> Iterator[None]:
+    def quantum(self) -> Iterator[float]:
+        """One piece of work: short while the peer is busy, longer for a phase that is alone (it must notice a peer that
+        comes back), endless for one that has no peer."""
         now = self._beat()
         self._adopt()
         contended = self._peer_is_busy(now)
@@ -150,7 +157,7 @@ class PhasePacer:
             self._take_turn(self._peer)
         begin = self._processor.monotonic_ns()
         try:
-            yield
+            yield math.inf if self._peer is None else SHARED_SECONDS if contended else ALONE_SECONDS
         finally:
             self._tell_cpu_time()
             if self._mode in (PacingMode.QUANTA, PacingMode.TURNS):

@@ -1,21 +1,21 @@
 """Chooses tokens from logits. The same (seed, output index, logits) gives the same token in any batch and process.
 
 Order of the steps, as in vLLM: logprobs are taken from the raw logits; then logit bias, the stop ids' mask
-(`min_tokens`), penalties, an outside mask, temperature, min-p, top-k, top-p, and one draw. All of it happens where the
-logits are, and the ids of all rows are fetched at once. Knows nothing of plans.
+(`min_tokens`), penalties, an outside mask; then, in one kernel for all rows, temperature, min-p, top-k, top-p and one
+draw. Knows nothing of plans.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from semipd_engine.ipc.messages import Sampling, TokenLogprobs
-from semipd_engine.sampling.filters import filter_logits
+from semipd_engine.kernels import Kernels
 from semipd_engine.sampling.penalties import TokenCounts
-from semipd_engine.sampling.random import uniform
 
 
 class SamplingRow:
@@ -28,14 +28,18 @@ class SamplingRow:
         self.counts = TokenCounts(history, prompt_len) if sampling.needs_history else None
 
     @property
-    def plain_greedy(self) -> bool:
-        """True if the token is simply the most likely one."""
-        sampling = self.sampling
-        return sampling.temperature == 0 and self.counts is None and not sampling.logit_bias and not self._stops_masked
+    def adjusts(self) -> bool:
+        """Are its logits not the model's?"""
+        return self.counts is not None or bool(self.sampling.logit_bias) or self._stops_masked
 
     @property
     def _stops_masked(self) -> bool:
         return bool(self.sampling.stop_token_ids) and self.output_index < self.sampling.min_tokens
+
+    @property
+    def uniform(self) -> float:
+        """Where its next draw falls; a greedy row needs none."""
+        return uniform(self.sampling.seed, self.output_index) if self.sampling.temperature else 0.0
 
     def accept(self, token: int) -> None:
         """The token was chosen: the next draw is for the next output index."""
@@ -47,9 +51,9 @@ class SamplingRow:
         """Does the accepted `token` end the request (stop id, or max_tokens reached)?"""
         return token in self.sampling.stop_token_ids or self.output_index >= self.sampling.max_tokens
 
-    def adjust(self, logits: Tensor) -> Tensor:
-        """Bias, stop-id mask and penalties on a copy of ``logits [vocab]``."""
-        sampling, logits = self.sampling, logits.clone()
+    def adjust(self, logits: Tensor) -> None:
+        """Bias, stop-id mask and penalties on ``logits [vocab]``, in place."""
+        sampling = self.sampling
         if sampling.logit_bias:
             ids = [token for token in sampling.logit_bias if 0 <= token < logits.numel()]
             logits[ids] += logits.new_tensor([sampling.logit_bias[token] for token in ids])
@@ -57,25 +61,44 @@ class SamplingRow:
             logits[[token for token in sampling.stop_token_ids if 0 <= token < logits.numel()]] = float("-inf")
         if self.counts is not None:
             self.counts.penalise(logits, sampling)
-        return logits
 
 
-def sample(logits: Tensor, rows: Sequence[SamplingRow], masks: Sequence[Tensor | None] | None = None) -> list[int]:
+def sample(
+    logits: Tensor, rows: Sequence[SamplingRow], kernels: Kernels, masks: Sequence[Tensor | None] | None = None
+) -> list[int]:
     """One token id for each row of ``logits`` (float32 [R, vocab]). Accepts nothing: call `SamplingRow.accept`.
 
     `masks`: for each row None or a bool tensor [vocab] of the allowed tokens (structured output).
     """
-    chosen = logits.argmax(dim=-1)
-    for i, row in enumerate(rows):
+    changed = [i for i, row in enumerate(rows) if row.adjusts or (masks is not None and masks[i] is not None)]
+    if changed:
+        logits = logits.clone()  # the raw ones are for the log-probabilities
+    for i in changed:
+        rows[i].adjust(logits[i])
         mask = masks[i] if masks is not None else None
-        if row.plain_greedy and mask is None:
-            continue
-        adjusted = row.adjust(logits[i])
         if mask is not None:
-            adjusted.masked_fill_(~mask, float("-inf"))
-        chosen[i] = _draw(adjusted, row)
-    tokens: list[int] = chosen.tolist()
-    return tokens
+            logits[i].masked_fill_(~mask, float("-inf"))
+
+    def column(values: list[float], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype).to(logits.device, non_blocking=True)
+
+    sampling = [row.sampling for row in rows]
+    chosen: list[int] = kernels.sample(
+        logits,
+        column([one.temperature for one in sampling], torch.float32),
+        column([one.top_k for one in sampling], torch.int32),
+        column([one.top_p for one in sampling], torch.float32),
+        column([one.min_p for one in sampling], torch.float32),
+        column([row.uniform for row in rows], torch.float64),
+    ).tolist()
+    return chosen
+
+
+def uniform(seed: int, index: int) -> float:
+    """A number in [0, 1) with 53 random bits: a hash of seed and output index, so any process draws the same one, in
+    any order."""
+    digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
 def logprobs(logits: Tensor, rows: Sequence[SamplingRow], tokens: Sequence[int]) -> list[TokenLogprobs | None]:
@@ -91,19 +114,3 @@ def logprobs(logits: Tensor, rows: Sequence[SamplingRow], tokens: Sequence[int])
         top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
         results[i] = TokenLogprobs(float(row[tokens[i]]), top)
     return results
-
-
-def _draw(logits: Tensor, row: SamplingRow) -> Tensor:
-    """Inversion of the cumulated distribution in vocabulary order, at a number that only seed and index decide.
-
-    The token's id, int64 [] on the device of the logits.
-    """
-    sampling = row.sampling
-    if sampling.temperature == 0:
-        return logits.argmax()
-    probabilities = filter_logits(logits / sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
-    cumulated = probabilities.double().cumsum(0)
-    whole = cumulated[-1:]
-    index = torch.searchsorted(cumulated, whole * uniform(sampling.seed, row.output_index), right=True)
-    # Rounding may carry the point to the very end of the sum: then the last token with a probability is meant.
-    return torch.minimum(index, torch.searchsorted(cumulated, whole)).clamp_(max=logits.numel() - 1).squeeze(0)

@@ -25,6 +25,8 @@ class ModelExport(msgspec.Struct, frozen=True):
     weights: RegionExport
     kv: RegionExport
     num_blocks: int
+    kernels: str
+    """Whose formats the weights have."""
 
 
 class WorkerStart(msgspec.Struct, frozen=True):

@@ -6,44 +6,44 @@ Knows nothing of processes, channels or the scheduler, and nothing of phases: a 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.ipc.messages import StepPlan, StepResult, TokenResult
+from semipd_engine.kernels import Kernels
+from semipd_engine.memory.arena import WeightArena
 from semipd_engine.memory.kv_pool import KVPool
-from semipd_engine.model.quanta import Load, Quanta
-from semipd_engine.model.rope import RotaryEmbedding
-from semipd_engine.model.transformer import Decoder
+from semipd_engine.model.decoder import Decoder
 from semipd_engine.pacing.quantum import Pacer
 from semipd_engine.sampling.sampler import SamplingRow, logprobs, sample
-from semipd_engine.worker.plan_rows import Limits, PlanRows, allowed_tokens
+from semipd_engine.worker.input_batch import InputBatch, Limits, allowed_tokens
 
 
 class ModelRunner:
     def __init__(
         self,
         config: ModelConfig,
-        weights: Mapping[str, torch.Tensor],
+        weights: WeightArena,
         kv: KVPool,
+        kernels: Kernels,
         pacer: Pacer,
         max_model_len: int,
     ) -> None:
-        """`weights` are named as in `weight_specs` (`WeightArena.tensors`), all of `kv.dtype`. Copies nothing."""
-        embedding = weights["embedding"]
-        self._device = embedding.device
-        self._quanta = Quanta(pacer)
-        self._decoder = Decoder(config, weights, kv, self._quanta)
-        self._rotary = RotaryEmbedding(config.rope, config.head_dim, embedding.dtype, self._device)
+        """`weights` are named as in `weight_specs`, in the formats of `kernels`, of `kv.dtype`. Copies nothing."""
+        self._device = weights.region.data.device
+        self._kernels = kernels
+        self._pacer = pacer
+        self.decoder = Decoder(config, weights, kv, kernels, pacer)
         self._limits = Limits(config.vocab_size, kv.num_blocks, kv.block_size, max_model_len)
 
     def execute(self, plan: StepPlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
         """Yield one result after each step. Ends after `max_steps`, when all rows have finished, or after the step in
         which ``recalled(plan.seq)`` became true. Raises `PlanError` before the first step."""
         begin = time.perf_counter()
-        rows = PlanRows(plan, self._limits, self._rotary, self._device)
+        inputs = InputBatch(plan, self._limits, self._device)
         sampling = [
             SamplingRow(row.sampling, row.output_index, row.history, row.prompt_len)
             for row in plan.rows
@@ -53,10 +53,10 @@ class ModelRunner:
         masks = self._masks(plan)
         for step in range(plan.max_steps):
             with torch.inference_mode():
-                token_ids, batch, chosen = rows.batch()
-                hidden = self._decoder.forward(token_ids, batch)
+                batch, chosen = inputs.next()
+                done = self.decoder.forward(batch)
                 if sampling:
-                    results = self._sample(hidden.index_select(0, chosen), requests, sampling, masks)
+                    results = self._sample(self.decoder.logits(done, chosen), requests, sampling, masks)
                 else:
                     results = []
                     self._finish()
@@ -67,7 +67,7 @@ class ModelRunner:
             if last:
                 return
             begin = time.perf_counter()
-            rows.advance(tokens, running)
+            inputs.advance(tokens, running)
             requests, sampling = [requests[i] for i in running], [sampling[i] for i in running]
 
     def _finish(self) -> None:
@@ -87,15 +87,14 @@ class ModelRunner:
 
     def _sample(
         self,
-        hidden: Tensor,
+        logits: Tensor,
         requests: Sequence[int],
         rows: Sequence[SamplingRow],
         masks: Sequence[Tensor | None] | None,
     ) -> list[TokenResult]:
-        """One token for each row of ``hidden [R, hidden_size]``; the rows accept theirs."""
-        logits = self._decoder.logits(hidden)
-        with self._quanta.quantum(Load(len(rows), pointwise=logits.numel())):
-            tokens = sample(logits, rows, masks)
+        """One token for each row of ``logits [R, vocab_size]``; the rows accept theirs."""
+        with self._pacer.quantum():
+            tokens = sample(logits, rows, self._kernels, masks)
             scores = logprobs(logits, rows, tokens)
         for row, token in zip(rows, tokens, strict=True):
             row.accept(token)

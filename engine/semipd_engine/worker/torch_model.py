@@ -5,6 +5,7 @@ The resident loads it (`load`); a worker inherits it, or attaches to what the re
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,27 +16,34 @@ from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.registry import read_card
 from semipd_engine.contract import Device, DType, EngineOptions, LoadFormat
-from semipd_engine.memory.arena import WeightArena, dummy_arena, load_arena
+from semipd_engine.kernels import Kernels, KernelsError, choose
+from semipd_engine.memory.arena import WeightArena
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.memory.kv_size import GPU_RESERVED, GPU_SHARE, MemoryGrant, available_memory
 from semipd_engine.memory.loaded import Attachment, Runner, UnfitError
 from semipd_engine.memory.region import Region
 from semipd_engine.model import device as devices
+from semipd_engine.model.loader import dummy_weights, load_weights
 from semipd_engine.pacing.quantum import Pacer, Unpaced
 from semipd_engine.worker.attach import ModelExport
 from semipd_engine.worker.gemm_gate import gate_products
 from semipd_engine.worker.model_runner import ModelRunner
 from semipd_engine.worker.warm_up import warm_up
 
+log = logging.getLogger(__name__)
+
 FATAL_WORDS = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS")
 """In errors of libraries on the device, which torch raises as plain RuntimeError."""
 
 
 class TorchModel:
-    def __init__(self, config: ModelConfig, arena: WeightArena, block_size: int, max_model_len: int) -> None:
+    def __init__(
+        self, config: ModelConfig, arena: WeightArena, kernels: Kernels, block_size: int, max_model_len: int
+    ) -> None:
         self._config = config
         self._arena = arena
-        self._torch_dtype = arena.tensors()["embedding"].dtype
+        self._kernels = kernels
+        self._torch_dtype = arena["norm"].dtype
         self._torch_device = arena.region.data.device
         self._kv: KVPool | None = None
         self._checksum = 0
@@ -48,6 +56,7 @@ class TorchModel:
         self.kv_layout = config.kv_layout(block_size, self._torch_dtype.itemsize)
         self.exported = self.device == Device.CUDA
         """Workers attach over exec; else they are forked."""
+        self.kernels = kernels.name
 
     @property
     def kv(self) -> KVPool:
@@ -82,6 +91,7 @@ class TorchModel:
             weights=self._arena.region.export(),
             kv=self.kv.region.export(),
             num_blocks=self.kv.num_blocks,
+            kernels=self.kernels,
         )
         return Attachment(export, self._arena.region.fds + self.kv.region.fds)
 
@@ -99,12 +109,14 @@ class TorchModel:
                 raise UnfitError(error.reason, str(error)) from error
         try:
             arena = WeightArena(Region.attach(export.weights, fds, device), export.manifest)
-            model = cls(export.config, arena, export.block_size, export.max_model_len)
+            model = cls(export.config, arena, choose(device.type), export.block_size, export.max_model_len)
             region = Region.attach(export.kv, fds, device)
             model._kv = KVPool(model.kv_layout, export.num_blocks, region, model._torch_dtype)
         except Exception as error:
             raise UnfitError("AttachFailed", f"the resident's memory: {type(error).__name__}: {error}") from error
         model.exported = True
+        if model.kernels != export.kernels:
+            raise UnfitError("KernelsMismatch", f"kernels {model.kernels}, the weights are packed for {export.kernels}")
         seen = arena.checksum()
         if seen != export.checksum:
             raise UnfitError("WeightsMismatch", f"checksum {seen:#x} of the weights, {export.checksum:#x} expected")
@@ -116,10 +128,10 @@ class TorchModel:
         if self.device == Device.CUDA:
             devices.set_precision(self._torch_dtype)
         if self.exported:
-            warm_up(self._config, self._arena, self.kv_layout)
+            warm_up(self._config, self._arena, self._kernels, self.kv_layout)
         if self.device == Device.CUDA:
             gate_products(self._arena.tensors())
-        return ModelRunner(self._config, self._arena.tensors(), self.kv, pacer, self.max_model_len)
+        return ModelRunner(self._config, self._arena, self.kv, self._kernels, pacer, self.max_model_len)
 
     def sm_count(self) -> int | None:
         if self.device != Device.CUDA:
@@ -136,23 +148,36 @@ class TorchModel:
         return isinstance(error, torch.AcceleratorError) or any(word in str(error) for word in FATAL_WORDS)
 
 
-def load(options: EngineOptions, progress: Callable[[int], None]) -> TorchModel:
-    """Load the model that the options name. Raises `ModelError`."""
+def load(options: EngineOptions, progress: Callable[[int], None], exported: bool = False) -> TorchModel:
+    """Load the model that the options name; `exported`: also on the CPU for workers that attach to it. Raises
+    `ModelError`."""
     torch.set_num_threads(1)  # before any operator: a process with a thread pool cannot be forked
     device = devices.resolve(options.device)
     config = read_card(options.model)
     max_model_len = _max_model_len(config, options)
     dtype = _dtype(config, options.dtype, device)
+    kernels = _kernels(device)
     if device.type == "cuda":
         devices.open_gpu()
     with _out_of_memory(f"the weights of {_name(options.model)}", device):
         if options.load_format is LoadFormat.DUMMY:
-            arena = dummy_arena(config, dtype, device)
+            arena = dummy_weights(config, dtype, kernels, device, inherited=not exported)
         else:
-            arena = load_arena(config, options.model, dtype, progress, device)
+            arena = load_weights(config, options.model, dtype, kernels, progress, device, inherited=not exported)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return TorchModel(config, arena, options.block_size, max_model_len)
+    model = TorchModel(config, arena, kernels, options.block_size, max_model_len)
+    model.exported |= exported
+    return model
+
+
+def _kernels(device: torch.device) -> Kernels:
+    try:
+        kernels = choose(device.type)
+    except KernelsError as error:
+        raise ModelError("InvalidConfig", str(error)) from error
+    log.info(kernels.why)
+    return kernels
 
 
 def _name(model: Path) -> str:

@@ -11,6 +11,7 @@ import torch
 
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.ipc.messages import Row, Sampling, StepPlan, TokenResult
+from semipd_engine.kernels import Kernels
 from semipd_engine.memory.arena import WeightArena
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.memory.layout import KVLayout
@@ -25,15 +26,15 @@ STEPS = 2
 GREEDY = Sampling(temperature=0, max_tokens=STEPS + 1, logprobs=0)
 
 
-def warm_up(config: ModelConfig, arena: WeightArena, layout: KVLayout) -> None:
+def warm_up(config: ModelConfig, arena: WeightArena, kernels: Kernels, layout: KVLayout) -> None:
     """A prompt in two chunks, another in one, and decode steps of both. Raises `UnfitError` (WarmUpFailed)."""
-    embedding = arena.tensors()["embedding"]
+    norm = arena["norm"]
     blocks = -(-(max(LENGTHS) + STEPS + 1) // layout.block_size)
     num_blocks = blocks * len(LENGTHS)
-    scratch = torch.zeros(layout.pool_bytes(num_blocks), dtype=torch.uint8, device=embedding.device)
-    kv = KVPool(layout, num_blocks, Region(scratch), embedding.dtype)
+    scratch = torch.zeros(layout.pool_bytes(num_blocks), dtype=torch.uint8, device=norm.device)
+    kv = KVPool(layout, num_blocks, Region(scratch), norm.dtype)
     longest = max(LENGTHS) + STEPS + 1
-    runner = ModelRunner(config, arena.tensors(), kv, Unpaced(), longest)
+    runner = ModelRunner(config, arena, kv, kernels, Unpaced(), longest)
     tables = [list(range(blocks * i, blocks * (i + 1))) for i in range(len(LENGTHS))]
     prompts = [[(7 * i + 3) % config.vocab_size for i in range(length)] for length in LENGTHS]
     half = len(prompts[0]) // 2

@@ -172,7 +172,7 @@ class Smoke:
         if running is None:
             return 0
         workers = [w.pid for w in running.snapshot().workers if w.state is WorkerState.READY]
-        return sum(proc.private_dirty_bytes(pid) for pid in (running.processes["resident"].pid, *workers))
+        return sum(proc.memory_bytes(pid, "Private_Dirty") for pid in (running.processes["resident"].pid, *workers))
 
     def _switch(self, running: Engine, figures: Figures) -> None:
         """Streams run and prompts arrive all the while; gaps are between two tokens of one stream."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 
 def paged_attention(
@@ -40,9 +41,13 @@ def paged_attention(
 
 
 def _visible(position: int, rows: int, window: int, device: torch.device) -> Tensor | None:
-    """bool [rows, position + rows]: each row, from `position` on, sees up to itself; None: all see all."""
+    """bool [rows, position + rows]: each row, from `position` on, sees up to itself; None: all see all. On a GPU a rule
+    instead: torch's fast kernels take no matrix, and its plain one repeats all heads in float32."""
     if rows == 1:
         return None
+    if device.type == "cuda" and not window:
+        rule: Tensor = causal_lower_right(rows, position + rows)
+        return rule
     visible = torch.ones(rows, position + rows, dtype=torch.bool, device=device).tril_(position)
     return visible.triu_(position - window + 1) if window else visible
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from semipd_engine.cards.rope import RopeConfig
+from semipd_engine.model.stage import Step
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[Tensor, float]:
@@ -29,18 +30,26 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[Tensor, float]
 
 
 class RotaryEmbedding:
-    """Cosines and sines, computed for the positions of one step and shared by all its layers."""
+    """Cosines and sines, computed once for the positions of a step and shared by all its layers."""
 
-    def __init__(self, rope: RopeConfig, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, rope: RopeConfig, head_dim: int, device: torch.device) -> None:
         frequencies, self._scale = inverse_frequencies(rope, head_dim)
         self._frequencies = frequencies.to(device)
-        self._dtype = dtype
+        self._head_dim = head_dim
 
-    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """`positions`: int64 [T]. Returns cosine and sine, each [T, 1, head_dim], ready for `ops.apply_rope`."""
-        angles = positions.to(torch.float32)[:, None] * self._frequencies
-        angles = torch.cat((angles, angles), dim=-1)[:, None, :]
-        return (angles.cos() * self._scale).to(self._dtype), (angles.sin() * self._scale).to(self._dtype)
+    def prepare(self, step: Step) -> None:
+        cos, sin = cosines_and_sines(step, self._head_dim)
+        angles = torch.outer(step.batch.positions.to(torch.float32), self._frequencies)
+        torch.cos(angles, out=cos)
+        torch.sin(angles, out=sin)
+        if self._scale != 1.0:
+            cos *= self._scale
+            sin *= self._scale
+
+
+def cosines_and_sines(step: Step, head_dim: int) -> tuple[Tensor, Tensor]:
+    """The step's, float32 [T, head_dim / 2] each."""
+    return step.rows("cos", head_dim // 2, torch.float32), step.rows("sin", head_dim // 2, torch.float32)
 
 
 def _llama3(rope: RopeConfig, frequencies: Tensor) -> Tensor:

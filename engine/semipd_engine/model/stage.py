@@ -1,0 +1,78 @@
+"""What a layer is made of: stages, each of which runs a range of its own axis. And what a stage costs.
+
+A matrix product's axis is its panels of output features, so that however it is cut each weight is read once; the other
+stages' axis is their rows. Stages know buffers and kernels; they know no pacer, no time and no thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from semipd_engine.model.batch import Batch
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all units of a stage do together."""
+
+    read: int = 0
+    """Bytes that must come from memory: weights, keys and values, activations."""
+    products: int = 0
+    """Multiply-adds of matrix products."""
+    scores: int = 0
+    """Multiply-adds of attention."""
+
+
+class Workspace:
+    """The buffers between stages: ``[T, width]`` each, of one memory that grows to the largest batch and stays.
+
+    So a step allocates nothing, and a stage finds its rows at the same address as long as T does not grow.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._dtype, self._device = dtype, device
+        self._held: dict[str, Tensor] = {}
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of the model's dtype."""
+        return self._dtype.itemsize
+
+    def rows(self, name: str, rows: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
+        """``[rows, width]``, undefined content; of the model's dtype unless another is named."""
+        held = self._held.get(name)
+        if held is None or held.shape[0] < rows:
+            held = torch.empty(rows, width, dtype=dtype or self._dtype, device=self._device)
+            self._held[name] = held
+        return held[:rows]
+
+
+@dataclass
+class Step:
+    """One forward pass: the batch, and the rows between stages by name."""
+
+    batch: Batch
+    workspace: Workspace
+    _views: dict[str, Tensor] = field(default_factory=dict)
+
+    def rows(self, name: str, width: int, dtype: torch.dtype | None = None) -> Tensor:
+        """The buffer `name` of this step, ``[T, width]``. All stages that name it mean the same one."""
+        view = self._views.get(name)
+        if view is None:
+            view = self._views[name] = self.workspace.rows(name, self.batch.rows, width, dtype)
+        return view
+
+
+class Stage(Protocol):
+    def units(self, step: Step) -> int:
+        """Length of its axis in this step."""
+
+    def work(self, step: Step) -> Work:
+        """What all units do together."""
+
+    def run(self, step: Step, begin: int, end: int) -> None:
+        """Do units begin .. end - 1. Ranges may come in any sizes, in order, and cover the axis once."""

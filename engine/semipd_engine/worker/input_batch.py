@@ -1,0 +1,122 @@
+"""The rows of a plan that still run, as the batch of each of its steps; checked before the model runs.
+
+A plan that points outside the pool, the vocabulary or the model's length is refused with the request's name: it would
+read or write memory of other requests. Knows nothing of phases: a row has any number of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from semipd_engine.ipc.messages import StepPlan
+from semipd_engine.model.batch import Batch
+
+Ints = npt.NDArray[np.int32]
+
+
+class PlanError(Exception):
+    """A plan that cannot be executed; `request` names the culprit where one is known."""
+
+    def __init__(self, message: str, request: int | None = None) -> None:
+        super().__init__(message)
+        self.request = request
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a plan may refer to."""
+
+    vocab_size: int
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+
+    def check(self, request: int, tokens: Ints, positions: range, table: Ints) -> None:
+        """Raises `PlanError` unless these tokens at these positions, under this block table, can be computed."""
+        if not len(tokens):
+            raise PlanError("the plan has no tokens", request)
+        if tokens.min() < 0 or tokens.max() >= self.vocab_size:
+            raise PlanError(f"token ids must lie in [0, {self.vocab_size})", request)
+        if positions.start < 0 or positions.stop > self.max_model_len:
+            raise PlanError(f"position {positions.stop - 1} is outside the model length {self.max_model_len}", request)
+        needed = -(-positions.stop // self.block_size)
+        if len(table) < needed:
+            raise PlanError(f"the block table has {len(table)} blocks, {needed} are needed", request)
+        if table.min() < 0 or table.max() >= self.num_blocks:
+            raise PlanError(f"block ids must lie in [0, {self.num_blocks})", request)
+
+
+class InputBatch:
+    """After its first step each row goes on with the token that it has sampled, one position a step."""
+
+    def __init__(self, plan: StepPlan, limits: Limits, device: torch.device) -> None:
+        """Raises `PlanError` if a row cannot be computed, or the plan has none."""
+        if not plan.rows or plan.max_steps < 1:
+            raise PlanError("the plan has no rows or no steps")
+        self._block_size, self._device = limits.block_size, device
+        tokens = [np.asarray(row.tokens, np.int32) for row in plan.rows]
+        tables = [np.asarray(row.block_table, np.int32) for row in plan.rows]
+        for row, ids, table in zip(plan.rows, tokens, tables, strict=True):
+            if (row.sampling is None) != (row.outputs == "none"):
+                raise PlanError("a row samples if and only if its last position is an output", row.request)
+            if row.mask is not None and plan.max_steps > 1:
+                raise PlanError("a plan with a masked row has one step", row.request)
+            written = row.start + len(ids)
+            if row.sampling is not None:
+                written += max(min(plan.max_steps, row.sampling.max_tokens - row.output_index) - 1, 0)
+            limits.check(row.request, ids, range(row.start, written), table)
+        self._tokens = np.concatenate(tokens)
+        self._counts = np.array([len(ids) for ids in tokens], np.int32)
+        self._starts = np.array([row.start for row in plan.rows], np.int32)
+        self._samples = np.array([row.sampling is not None for row in plan.rows])
+        self._tables = np.zeros((len(tables), max(len(table) for table in tables)), np.int32)
+        for row_table, table in zip(self._tables, tables, strict=True):
+            row_table[: len(table)] = table
+
+    def next(self) -> tuple[Batch, Tensor]:
+        """The batch of the step that comes next, and the indices int64 [R] of its rows to sample from."""
+        counts, size = self._counts, self._block_size
+        ends = np.cumsum(counts, dtype=np.int32)
+        firsts = ends - counts
+        if len(counts) == ends[-1]:
+            positions, blocks = self._starts, self._tables[np.arange(len(counts)), self._starts // size]
+        else:
+            positions = np.repeat(self._starts - firsts, counts) + np.arange(ends[-1], dtype=np.int32)
+            blocks = self._tables[np.repeat(np.arange(len(counts)), counts), positions // size]
+        batch = Batch(
+            token_ids=self._on_device(self._tokens),
+            positions=self._on_device(positions),
+            slot_mapping=self._on_device(blocks * size + positions % size),
+            block_tables=self._on_device(self._tables),
+            seq_lens=self._on_device(self._starts + counts),
+            query_start_loc=self._on_device(np.concatenate((np.zeros(1, np.int32), ends))),
+            visible=int(positions.sum(dtype=np.int64)) + len(positions),
+        )
+        return batch, self._on_device((ends[self._samples] - 1).astype(np.int64))
+
+    def advance(self, tokens: Sequence[int], running: Sequence[int]) -> None:
+        """Each row that samples took its token of `tokens`; only those of them with the indices `running` go on."""
+        going = np.asarray(running, np.int64)
+        keep = np.flatnonzero(self._samples)[going]
+        self._tokens = np.asarray(tokens, np.int32)[going]
+        self._starts = self._starts[keep] + self._counts[keep]
+        self._counts, self._samples = np.ones(len(keep), np.int32), np.ones(len(keep), np.bool_)
+        if len(keep) < len(self._tables):
+            self._tables = self._tables[keep]
+
+    def _on_device(self, values: npt.NDArray[np.int32] | npt.NDArray[np.int64]) -> Tensor:
+        """To a GPU from pinned memory, so that the copy is queued behind the kernels and nobody waits for it."""
+        tensor = torch.from_numpy(values)
+        return tensor if self._device.type == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def allowed_tokens(mask: bytes, vocab_size: int) -> Tensor:
+    """A row's mask as a bool tensor [vocab]; tokens behind its end are forbidden."""
+    bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=vocab_size, bitorder="little")
+    return torch.from_numpy(bits.astype(np.bool_))
