@@ -9,13 +9,16 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export SEMIPD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semipd
 
-.PHONY: help venv deps tools images demo demo-down test lint fmt e2e gpu-smoke bench-auto bench-scale bench-split crd docs clean
+.PHONY: help venv model deps tools images demo demo-down test lint fmt e2e gpu-smoke bench-auto bench-scale bench-split crd docs clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 venv: ## the Python environment in .venv (TORCH_INDEX=URL takes torch from elsewhere)
 	@PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) ./hack/venv $(VENV)
+
+model: venv ## the folder of the examples' small model, models/smollm2-135m-instruct (98 MB, once)
+	@$(PY) e2e/lib/models.py smollm2 --out models/smollm2-135m-instruct
 
 deps: ## install the Debian packages that the local cluster needs (root)
 	@$(PYTHON) hack/cluster/cluster deps

@@ -53,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--host", default="127.0.0.1", help="address of the OpenAI API")
     run.add_argument("--port", type=int, default=None, help="port of the OpenAI API; default: spec.service.port")
     run.add_argument("--agent-port", type=int, default=0, help="port of the agent; default: a free one")
+    run.add_argument(
+        "--claims",
+        type=Path,
+        default=Path(),
+        metavar="FOLDER",
+        help="where pvc://CLAIM/MODEL is read: FOLDER/CLAIM/MODEL; default: the current directory",
+    )
     run.add_argument("--status-file", type=Path, default=None, help="keep the object with its status here, as JSON")
     run.add_argument("--log-file", type=Path, default=None, help="append the output of agent and engine here")
 
@@ -129,6 +136,7 @@ def _run(options: argparse.Namespace) -> int:
             host=options.host,
             port=options.port,
             agent_port=options.agent_port,
+            claims=options.claims,
             status_file=options.status_file,
             log_file=options.log_file,
         ),

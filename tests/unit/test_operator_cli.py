@@ -71,15 +71,17 @@ def test_render_prints_objects_that_obey_nobody(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ([], "no claims without Kubernetes"),
-        (["model.uri=file:///nowhere/at/all"], "is no directory"),
+        ([], "pvc://models/smollm2-135m-instruct: without Kubernetes"),
+        (["model.uri=file:///nowhere/at/all"], "file:///nowhere/at/all"),
         (["model.uri=file:///tmp", "replicas=2"], "replicas must be 1"),
         (["model.uri"], "write it like"),
     ],
 )
-def test_run_refuses_what_it_cannot_do(settings: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["run", "-f", str(EXAMPLES / "cpu.yaml"), *(word for s in settings for word in ("--set", s))]
-    assert command(arguments) == 1
+def test_run_refuses_what_it_cannot_do(
+    settings: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", "-f", str(EXAMPLES / "cpu.yaml"), "--claims", str(tmp_path)]
+    assert command([*arguments, *(word for s in settings for word in ("--set", s))]) == 1
     assert says in capsys.readouterr().err
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.model_folder import write_model
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +26,7 @@ def conditions(status: Path) -> dict[str, dict[str, Any]]:
 
 def test_a_gpu_service_without_a_gpu_says_so_everywhere_and_once(tmp_path: Path) -> None:
     status, log = tmp_path / "status.json", tmp_path / "log"
-    (tmp_path / "model").mkdir()
+    write_model(tmp_path / "model")
     sets = [f"model.uri=file://{tmp_path / 'model'}"]
     command = [sys.executable, "-m", "semipd_cli", "run", "-f", str(ROOT / "examples/gpu.yaml"), "--port", "0"]
     command += [word for each in sets for word in ("--set", each)]

@@ -47,7 +47,9 @@ class ModelCard:
 def load_model_card(directory: Path, served_name: str = "") -> ModelCard:
     """Read the model directory. Raises `ModelCardError`."""
     config = _read_json(directory / "config.json", required=True)
-    config = config.get("text_config", config)
+    config = config.get("text_config") or config  # null: a text model that went through a multimodal exporter
+    if not isinstance(config, dict):
+        raise ModelCardError(f"{directory / 'config.json'}: text_config must be an object, got {config!r}")
     generation = _read_json(directory / "generation_config.json")
     tokenizer_config = _read_json(directory / "tokenizer_config.json")
     vocab_size = config.get("vocab_size")
@@ -94,9 +96,13 @@ def _chat_templates(directory: Path, tokenizer_config: dict[str, Any]) -> dict[s
     template = _read_json(directory / "chat_template.json").get("chat_template", tokenizer_config.get("chat_template"))
     if isinstance(template, str):
         return {"default": template}
-    if isinstance(template, list):
-        return {entry["name"]: entry["template"] for entry in template}
-    return {}
+    if not isinstance(template, list):
+        return {}
+    try:
+        return {str(entry["name"]): str(entry["template"]) for entry in template}
+    except (TypeError, KeyError):
+        wrong = "an entry of the list chat_template must be an object with name and template"
+        raise ModelCardError(f"{directory / 'tokenizer_config.json'}: {wrong}; repair or remove it") from None
 
 
 def _special_tokens(source: dict[str, Any]) -> dict[str, str]:
