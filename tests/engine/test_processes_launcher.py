@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,3 +199,16 @@ def _runs(process: psutil.Process) -> bool:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def test_half_a_tokenizer_ends_the_engine_with_its_name(tmp_path: Path) -> None:
+    """The resident loads the weights and says nothing: without the api it would be a silent port for ever."""
+    model = tmp_path / "model"
+    shutil.copytree(random_model(), model)
+    tokenizer = model / "tokenizer.json"
+    tokenizer.write_bytes(tokenizer.read_bytes()[:-100])
+    command = [sys.executable, "-m", "semipd_engine.cli", "serve", "--model", str(model), "--port", "0"]
+    command += ["--device", "cpu", "--max-model-len", "1024"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert str(tokenizer) in ended.stderr.splitlines()[-1]
