@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 from pydantic import ValidationError
 
 from semipd_agent.contract import AgentConfig, Health, StatusReport
 
+_SLOW = "the agent does not answer in time"
 _REFUSED = {
     401: "the agent refuses the operator's token; a new key takes about a minute to reach the pod",
     409: "the agent has a newer configuration",
@@ -25,7 +28,11 @@ class AgentClient:
     def __init__(self, port: int, timeout_seconds: float) -> None:
         self._port = port
         # trust_env=False: a proxy for the outside world has no business between operator and pod.
-        self._http = httpx.AsyncClient(timeout=timeout_seconds, trust_env=False)
+        # No limit of connections: the poller bounds how many are asked at once, and waits for nobody's time-out.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
+        self._http = httpx.AsyncClient(timeout=timeout_seconds, trust_env=False, limits=limits)
+        self._longest = 3 * timeout_seconds
+        """For a whole look: an agent that trickles holds up nobody."""
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -35,6 +42,13 @@ class AgentClient:
 
         A pod IP may have been recycled: the token is shown only to the pod with the uid that is meant.
         """
+        try:
+            async with asyncio.timeout(self._longest):
+                return await self._look(ip, uid, token, config)
+        except TimeoutError as error:
+            raise AgentError(_SLOW) from error
+
+    async def _look(self, ip: str, uid: str, token: str, config: AgentConfig | None) -> StatusReport:
         health = Health.model_validate_json(await self._send("GET", ip, "/health"))
         if health.pod_uid != uid:
             raise AgentError("another pod answers at the pod's address")
@@ -62,7 +76,7 @@ class AgentClient:
                 method, f"http://{host}:{self._port}{path}", headers=headers, content=body
             )
         except httpx.TimeoutException as error:
-            raise AgentError("the agent does not answer in time") from error
+            raise AgentError(_SLOW) from error
         except httpx.HTTPError as error:
             raise AgentError(f"the agent cannot be reached ({type(error).__name__})") from error
         if answer.status_code == 409:

@@ -14,15 +14,18 @@ import kopf
 from semipd_operator import web
 from semipd_operator.agents import AgentClient
 from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND
-from semipd_operator.fleet import Fleet
-from semipd_operator.health import Health, Hearing
+from semipd_operator.health import Health, WatchFreshness
+from semipd_operator.informer import CHILDREN, KINDS, Informer
 from semipd_operator.kube import ApiRefused, Kube, connect
 from semipd_operator.metrics import QUEUE_LENGTH, RECONCILE_SECONDS, RECONCILES, SERVICES
 from semipd_operator.metricsapi import MetricsAPI
 from semipd_operator.metricsapi.credentials import Credentials, Mounted, SelfMade
-from semipd_operator.publish import Publisher
+from semipd_operator.poller import AgentPoller
 from semipd_operator.reconcile import Reconciler
+from semipd_operator.render import OPTIONAL_KINDS
+from semipd_operator.render.names import MANAGED_SELECTOR
 from semipd_operator.settings import MetricsAPISettings, Settings
+from semipd_operator.status_writer import StatusWriter
 from semipd_operator.watches import kopf_settings, registry
 from semipd_operator.workqueue import Key, WorkQueue
 
@@ -30,26 +33,30 @@ log = logging.getLogger(__name__)
 
 _RECONCILE_SECONDS = 60.0
 _CRD_WAIT_SECONDS = 2.0
+_RELIST_SECONDS = 2.0
+_OPTIONAL = {kind.kind for kind in OPTIONAL_KINDS}
 
 
 class Operator:
     def __init__(self, kube: Kube, settings: Settings) -> None:
         self.kube, self.settings = kube, settings
         self.queue = WorkQueue()
-        self.hearing = Hearing(settings.namespaces)
-        self.health = Health(self.queue, self.hearing, settings.deaf_after_seconds)
+        self.informer = Informer(settings.namespaces)
+        self.watches = WatchFreshness(settings.namespaces)
+        self.health = Health(self.queue, self.watches, settings.deaf_after_seconds)
         self.agents = AgentClient(settings.agent_port, settings.poll_timeout_seconds)
-        self.fleet = Fleet(self.agents, settings.poll_seconds, self._round)
+        self.poller = AgentPoller(self.agents, settings.poll_seconds, self._round)
         self.instance = os.environ.get("POD_NAME") or socket.gethostname()
-        self.publisher = Publisher(kube, self.fleet.views, timedelta(seconds=settings.slo_write_seconds), self.instance)
-        self.reconciler = Reconciler(kube, settings, self.fleet, self.publisher)
+        slo_period = timedelta(seconds=settings.slo_write_seconds)
+        self.statuses = StatusWriter(kube, self.informer, self.poller.views, slo_period, self.instance)
+        self.reconciler = Reconciler(kube, settings, self.informer, self.poller, self.statuses)
 
     async def run(self) -> None:
         """Until cancelled, or until a part that must not end ends."""
         settings = self.settings
         async with web.serve(self.health, settings.health_port, settings.metrics_port):
             await self._wait_for_crd()
-            handlers = registry(self.on_service, self.on_child, self.hearing.opened)
+            handlers = registry(self.on_event, self.watches.opened)
             parts = [
                 kopf.operator(
                     registry=handlers,
@@ -74,7 +81,7 @@ class Operator:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-                await self.fleet.close()
+                await self.poller.close()
                 await self.agents.close()
 
     def _metrics_api(self, settings: MetricsAPISettings) -> MetricsAPI:
@@ -83,23 +90,24 @@ class Operator:
             credentials = Mounted(settings.tls_dir)
         else:
             credentials = SelfMade(self.kube, settings.namespace, settings.service, settings.secret)
-        return MetricsAPI(self.kube, credentials, settings.port, self.publisher.fullness)
+        return MetricsAPI(self.kube, credentials, settings.port, self.statuses.fullness)
 
-    def on_service(self, key: Key, uid: str, version: str, gone: bool) -> None:
-        if gone:
-            self.hearing.gone(uid)
-        else:
-            self.hearing.heard(uid, version)
-        self.queue.add(key)
-
-    def on_child(self, key: Key, kind: str, version: str) -> None:
-        if not (version and self.reconciler.is_own_write(key, kind, version)):
+    def on_event(self, kind: str, obj: dict[str, Any], gone: bool) -> None:
+        """From a watch. Only what is news brings a service back to the workers."""
+        if kind == KIND:
+            uid, version = obj["metadata"]["uid"], obj["metadata"]["resourceVersion"]
+            if gone:
+                self.watches.gone(uid)
+            else:
+                self.watches.heard(uid, version)
+        if key := self.informer.told(kind, obj, gone=gone):
             self.queue.add(key)
 
     async def _round(self, key: Key) -> None:
-        await self.publisher.publish(key)
+        await self.statuses.publish(key)
 
     async def _work(self) -> None:
+        await self.informer.complete()
         while True:
             key = await self.queue.get()
             QUEUE_LENGTH.set(len(self.queue))
@@ -116,25 +124,39 @@ class Operator:
                 self.queue.retry(key)
             else:
                 self.queue.done(key)
-            SERVICES.set(len(self.publisher))
+            SERVICES.set(len(self.statuses))
 
     async def _resync(self) -> None:
-        """Every key again and again: what a lost event or a bug left behind is mended within a period."""
+        """Lists everything again and again: what a lost event or a bug left behind is mended within a period."""
         while True:
-            try:
-                found = [
-                    obj["metadata"]
-                    for namespace in self.settings.namespaces or ("",)
-                    for obj in await self.kube.list(API_VERSION, KIND, namespace)
-                ]
-            except Exception as error:  # the health endpoint notices when this goes on
-                log.warning("resync: %s", error)
-            else:
-                self.hearing.listed((meta["uid"], meta["resourceVersion"]) for meta in found)
-                for meta in found:
-                    self.queue.add(Key(meta["namespace"], meta["name"]))
-                self.health.resynced()
-            await asyncio.sleep(self.settings.resync_seconds)
+            complete = True
+            for kind in KINDS:
+                for namespace in self.settings.namespaces or ("",):
+                    try:
+                        await self._list(kind, namespace)
+                    except Exception as error:  # the next round tries again
+                        complete = False
+                        log.warning("resync: %s: %s", kind, error)
+                    self.health.came_round()
+            if complete:
+                self.health.listed()
+            await asyncio.sleep(self.settings.resync_seconds if complete else _RELIST_SECONDS)
+
+    async def _list(self, kind: str, namespace: str) -> None:
+        selector = MANAGED_SELECTOR if kind in CHILDREN else ""
+        try:
+            found, version = await self.kube.list(KINDS[kind][0], kind, namespace, selector)
+        except ApiRefused as refused:
+            if refused.status != 403 or kind not in _OPTIONAL:
+                raise
+            self.informer.refused(kind, str(refused), namespace)
+            return
+        for key in self.informer.listed(kind, found, version, namespace):
+            self.queue.add(key)
+        if kind == KIND:
+            self.watches.listed((obj["metadata"]["uid"], obj["metadata"]["resourceVersion"]) for obj in found)
+            for obj in found:
+                self.queue.add(Key(obj["metadata"]["namespace"], obj["metadata"]["name"]))
 
     async def _wait_for_crd(self) -> None:
         """Kopf looks once for the resources that it watches, so they must be there by then."""

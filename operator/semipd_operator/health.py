@@ -1,6 +1,7 @@
-"""Is the operator deaf? It is, once a reconcile never ends, the resync stops, or the watches miss what lists show.
+"""Is the operator alive? It is, while its loops turn: reconciles end, well or not, the resync comes round, and the
+watches tell what lists show. An API server that is away is no reason for a restart: a new process would not reach it.
 
-Ready is another question: it is, once the first resync came through and every watch of the services is open.
+Ready is another question: it is, once the first list came through and every watch of the services is open.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 from semipd_operator.workqueue import WorkQueue
 
 
-class Hearing:
+class WatchFreshness:
     """Compares what a list shows with what the watch told: a change that a whole resync period missed is lost."""
 
     def __init__(self, namespaces: Iterable[str] = ()) -> None:
@@ -48,27 +49,31 @@ class Hearing:
 
 
 class Health:
-    def __init__(self, queue: WorkQueue, hearing: Hearing, deaf_after_seconds: float) -> None:
-        self._queue, self._hearing, self._limit = queue, hearing, deaf_after_seconds
-        self._resynced_at = time.monotonic()
-        self._resynced = False
+    def __init__(self, queue: WorkQueue, watches: WatchFreshness, limit_seconds: float) -> None:
+        self._queue, self._watches, self._limit = queue, watches, limit_seconds
+        self._came_round = time.monotonic()
+        self._listed = False
 
-    def resynced(self) -> None:
-        self._resynced_at = time.monotonic()
-        self._resynced = True
+    def came_round(self) -> None:
+        """The resync was tried, with or without success."""
+        self._came_round = time.monotonic()
+
+    def listed(self) -> None:
+        """The resync came through."""
+        self._listed = True
 
     def starting(self) -> str:
         """What has not come through yet since the start; empty once ready, and then for good."""
-        if not self._resynced:
+        if not self._listed:
             return "starting: no list of the services yet"
-        return "" if self._hearing.open else "starting: no watch of the services yet"
+        return "" if self._watches.open else "starting: no watch of the services yet"
 
     def complaint(self) -> str:
-        """Why the operator is deaf; empty while it hears."""
-        if (age := time.monotonic() - self._resynced_at) > self._limit:
-            return f"no resync for {age:.0f} s"
-        if (age := self._queue.oldest_seconds()) > self._limit:
-            return f"a reconcile has been waiting or running for {age:.0f} s"
-        if self._hearing.missed:
-            return f"the watch missed a change of {self._hearing.missed}"
+        """Which loop does not turn; empty while all do."""
+        if (age := time.monotonic() - self._came_round) > self._limit:
+            return f"the resync has not come round for {age:.0f} s"
+        if (age := self._queue.stalled_seconds()) > self._limit:
+            return f"no reconcile has ended for {age:.0f} s"
+        if self._watches.missed:
+            return f"the watch missed a change of {self._watches.missed}"
         return ""

@@ -66,8 +66,13 @@ class Kube:
                 return None
             raise
 
-    async def list(self, api_version: str, kind: str, namespace: str = "", selector: str = "") -> list[Object]:
-        """All objects of a kind, page by page. An empty namespace is all of them."""
+    async def list(
+        self, api_version: str, kind: str, namespace: str = "", selector: str = ""
+    ) -> tuple[list[Object], int]:
+        """All objects of a kind, page by page, and the version of the list. An empty namespace is all of them.
+
+        May be some seconds old: the API server answers from its memory, which costs it little.
+        """
         items: list[Object] = []
         token = None
         while True:
@@ -77,11 +82,12 @@ class Kube:
                 label_selector=selector or None,
                 limit=_PAGE,
                 _continue=token,
+                resource_version=None if token else "0",
             )
             items += page["items"]
             token = page["metadata"].get("continue")
             if not token:
-                return items
+                return items, int(page["metadata"]["resourceVersion"])
 
     async def apply(self, obj: Object) -> Object:
         """Server-side apply of everything that the object names; fields that others added are left alone."""

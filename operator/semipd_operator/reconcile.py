@@ -16,19 +16,17 @@ from typing import Any
 
 from semipd_agent.contract import service_token
 from semipd_operator.api.v1alpha1.resource import (
-    API_VERSION,
     KIND,
     InvalidSpec,
     Reading,
     SemiPDService,
-    dump_status,
     parse_status,
     read,
 )
-from semipd_operator.fleet import Fleet, Watch
+from semipd_operator.informer import KINDS, Informer, meaning
 from semipd_operator.kube import ApiRefused, Kube
 from semipd_operator.metrics import APPLIES
-from semipd_operator.publish import Publisher
+from semipd_operator.poller import AgentPoller, Watch
 from semipd_operator.reasons import Reason
 from semipd_operator.render import (
     HPA,
@@ -38,6 +36,7 @@ from semipd_operator.render import (
     Object,
     Rendered,
     Unrenderable,
+    asked_for,
     names,
     render,
 )
@@ -49,6 +48,7 @@ from semipd_operator.status import AutoscalerView, Observed, Problem
 from semipd_operator.status.pods import pod_view
 from semipd_operator.status.rejected import rejected
 from semipd_operator.status.scaling import EXTERNAL_METRICS_API, autoscaler_view
+from semipd_operator.status_writer import StatusWriter
 from semipd_operator.workqueue import Key
 
 log = logging.getLogger(__name__)
@@ -86,14 +86,19 @@ class Outcome:
 
 
 class Reconciler:
-    def __init__(self, kube: Kube, settings: Settings, fleet: Fleet, publisher: Publisher) -> None:
-        self._kube, self._settings, self._fleet, self._publisher = kube, settings, fleet, publisher
-        self._applied: dict[tuple[Key, str], tuple[str, str]] = {}
-        """By kind: digest of what was applied last, and the resource version that came of it."""
+    def __init__(
+        self, kube: Kube, settings: Settings, informer: Informer, poller: AgentPoller, statuses: StatusWriter
+    ) -> None:
+        self._kube, self._settings = kube, settings
+        self._informer, self._poller, self._statuses = informer, poller, statuses
+        self._applied: dict[tuple[Key, str], tuple[str, Any]] = {}
+        """By kind: digest of what was applied last, and the meaning of what came of it."""
+        self._absent: dict[Key, set[Kind]] = {}
+        """Unwatched kinds that were looked for: only we make objects with our owner reference."""
 
     async def reconcile(self, key: Key) -> bool:
         """Whether to come back even if nothing happens. Raises `ApiRefused` and connection errors."""
-        obj = await self._kube.get(API_VERSION, KIND, key.namespace, key.name)
+        obj = self._informer.get(KIND, key.namespace, key.name)
         if obj is None or obj["metadata"].get("deletionTimestamp"):
             # Garbage collection takes the children; an apply now would bring them back.
             self.forget(key)
@@ -113,8 +118,8 @@ class Reconciler:
         """Whatever the API server refuses becomes a problem: the status is shown all the same."""
         service = reading.service
         try:
-            live = await self._own_deployment(service)
-            reach = await self._reach(service)
+            live = self._own_deployment(service)
+            reach = await self._reach(key, service)
         except ApiRefused as refused:
             return Outcome("", problem=Problem(Reason.APPLY_FAILED, str(refused)), again=True)
         if service.spec.paused:
@@ -134,35 +139,44 @@ class Reconciler:
         return outcome
 
     def forget(self, key: Key) -> None:
-        self._fleet.forget(key)
-        self._publisher.forget(key)
+        self._poller.forget(key)
+        self._statuses.forget(key)
+        self._absent.pop(key, None)
         self._applied = {entry: value for entry, value in self._applied.items() if entry[0] != key}
 
-    def is_own_write(self, key: Key, kind: str, version: str) -> bool:
-        """Whether an object's version is what our last apply made: such an event tells nothing new."""
-        return self._applied.get((key, kind), ("", ""))[1] == version
-
-    async def _reach(self, service: SemiPDService) -> Reach:
+    async def _reach(self, key: Key, service: SemiPDService) -> Reach:
         """A kind that the cluster does not serve, or that its RBAC does not grant, is not ours."""
         live: dict[Kind, Object | None] = {}
         refusals: dict[Kind, str] = {}
         for kind in OPTIONAL_KINDS:
-            if await self._kube.knows(kind.api_version, kind.kind):
+            if kind.kind in KINDS:
+                if words := self._informer.refusal(kind.kind):
+                    refusals[kind] = words
+                else:
+                    live[kind] = self._informer.get(kind.kind, *key)
+            elif await self._kube.knows(kind.api_version, kind.kind):
                 try:
-                    live[kind] = await self._read(kind, service)
+                    live[kind] = await self._read_unwatched(key, kind, wanted=kind in asked_for(service))
                 except ApiRefused as refused:
                     if refused.status != 403:
                         raise
                     refusals[kind] = str(refused)
         return Reach(live, refusals)
 
-    async def _read(self, kind: Kind, service: SemiPDService) -> Object | None:
-        meta = service.metadata
-        return await self._kube.get(kind.api_version, kind.kind, meta.namespace, meta.name)
+    async def _read_unwatched(self, key: Key, kind: Kind, *, wanted: bool) -> Object | None:
+        absent = self._absent.setdefault(key, set())
+        if not wanted and kind in absent:
+            return None
+        live = await self._kube.get(kind.api_version, kind.kind, *key)
+        if live is None and not wanted:
+            absent.add(kind)
+        else:
+            absent.discard(kind)
+        return live
 
-    async def _own_deployment(self, service: SemiPDService) -> Object | None:
+    def _own_deployment(self, service: SemiPDService) -> Object | None:
         meta = service.metadata
-        live = await self._kube.get("apps/v1", "Deployment", meta.namespace, meta.name)
+        live = self._informer.get("Deployment", meta.namespace, meta.name)
         return live if live and _controller(live) == meta.uid else None
 
     async def apply_children(self, key: Key, service: SemiPDService, rendered: Rendered, reach: Reach) -> None:
@@ -171,11 +185,10 @@ class Reconciler:
         current: list[Object | None] = []
         # All names are checked before anything is applied: a half-made service helps nobody.
         for obj in rendered.objects:
-            kind = Kind(obj["apiVersion"], obj["kind"])
-            if kind in reach.live:
-                live = reach.live[kind]
-            else:
-                live = await self._kube.get(kind.api_version, kind.kind, meta.namespace, obj["metadata"]["name"])
+            kind, name = Kind(obj["apiVersion"], obj["kind"]), obj["metadata"]["name"]
+            live = reach.live.get(kind) or self._informer.get(kind.kind, meta.namespace, name)
+            if live is None:  # what we are about to create may be there without our label
+                live = await self._kube.get(kind.api_version, kind.kind, meta.namespace, name)
             if live is not None and _controller(live) != meta.uid:
                 what = f"{obj['kind']} {obj['metadata']['name']}"
                 message = f"{what} exists and does not belong to this SemiPDService: rename one of them or delete it"
@@ -190,8 +203,7 @@ class Reconciler:
 
     async def _apply(self, key: Key, obj: Object, live: Object | None) -> None:
         wanted = hashlib.sha256(json.dumps(obj, sort_keys=True).encode()).hexdigest()
-        version = live["metadata"]["resourceVersion"] if live else ""
-        if live and self._applied.get((key, obj["kind"])) == (wanted, version):
+        if live and self._applied.get((key, obj["kind"])) == (wanted, meaning(obj["kind"], live)):
             return
         try:
             result = await self._kube.apply(obj)
@@ -202,14 +214,15 @@ class Reconciler:
             message = f"{obj['kind']} {obj['metadata']['name']}: {refused}"
             raise Blocked(Problem(reason, message), again=not invalid) from refused
         APPLIES.labels(obj["kind"]).inc()
-        self._applied[key, obj["kind"]] = (wanted, result["metadata"]["resourceVersion"])
+        self._applied[key, obj["kind"]] = (wanted, meaning(obj["kind"], result))
+        if obj["kind"] in KINDS:
+            self._informer.told(obj["kind"], result)
 
     async def update_status(self, key: Key, obj: Object, reading: Reading, outcome: Outcome) -> None:
         service = reading.service
         meta, selector = service.metadata, names.selector_string(service)
-        pods = await self._kube.list("v1", "Pod", meta.namespace, selector)
-        views = tuple(pod_view(pod) for pod in pods)
-        self._publisher.observe(
+        views = tuple(pod_view(pod) for pod in self._informer.pods(key))
+        self._statuses.observe(
             key,
             Observed(
                 service=service,
@@ -222,14 +235,12 @@ class Reconciler:
                 ignored=reading.ignored,
                 lacking=tuple(_lack(kind, outcome.reach) for kind in outcome.lacking),
                 autoscaler=await self._autoscaler(service, outcome.reach),
-                previous=parse_status(obj),
             ),
-            obj["metadata"]["resourceVersion"],
         )
         pushes = not service.spec.paused and outcome.problem is None
         token = service_token(self._settings.key, meta.namespace, meta.name, meta.uid)
-        self._fleet.watch(key, Watch(views, token, agent_config(service) if pushes else None))
-        await self._publisher.publish(key)
+        self._poller.watch(key, Watch(views, token, agent_config(service) if pushes else None))
+        await self._statuses.publish(key)
 
     async def _autoscaler(self, service: SemiPDService, reach: Reach) -> AutoscalerView | None:
         scaling, meta = service.spec.autoscaling, service.metadata
@@ -252,7 +263,7 @@ class Reconciler:
         meta = SemiPDService.parse({"metadata": obj["metadata"], "spec": {"model": {"uri": "file:///unknown"}}})
         status = rejected(previous, meta.metadata.generation, str(invalid), datetime.now(UTC))
         if status != previous:
-            await self._kube.apply_status(meta, dump_status(status))
+            await self._statuses.write(meta, status)
 
 
 def _unread(reading: Reading, outcome: Outcome) -> Problem | None:

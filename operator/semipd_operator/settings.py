@@ -61,7 +61,7 @@ class Settings:
     metrics_api: MetricsAPISettings | None = None
     """None: it is not served."""
     deaf_after_seconds: float = 180.0
-    """Without a finished reconcile or resync, or a word from the watches, for this long the operator is deaf."""
+    """Without the end of a reconcile, or a round of the resync, for this long the operator counts as dead."""
 
 
 MIN_KEY_BYTES = 16

@@ -1,4 +1,4 @@
-"""Kopf's part: watches that turn every event into a key in the queue, and nothing else.
+"""Kopf's part: watches that hand on every event, and nothing else.
 
 Only ``on.event`` handlers, which add neither finalizers nor annotations. It knows no meaning of the objects.
 Kopf does not say when a watch is open, and a quiet watch tells nothing: so Kopf is lent a session that is traced.
@@ -6,7 +6,6 @@ Kopf does not say when a watch is open, and a quiet watch tells nothing: so Kopf
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,49 +14,18 @@ from typing import Any
 import aiohttp
 import kopf
 
-from semipd_operator.api.v1alpha1.resource import GROUP, PLURAL, VERSION
-from semipd_operator.render.names import MANAGED_SELECTOR, SERVICE_LABEL
+from semipd_operator.api.v1alpha1.resource import GROUP, PLURAL
+from semipd_operator.informer import CHILDREN, KINDS
+from semipd_operator.render.names import MANAGED_SELECTOR
 from semipd_operator.settings import MANAGER
-from semipd_operator.workqueue import Key
 
-OnService = Callable[[Key, str, str, bool], None]
-"""(key, uid, resource version, gone)"""
-OnChild = Callable[[Key, str, str], None]
-"""(key of the service, kind, resource version)"""
+OnEvent = Callable[[str, dict[str, Any], bool], None]
+"""(kind, object, gone)"""
 OnWatch = Callable[[str], None]
 """(namespace; empty for all): Kopf has listed the services, and the API server has accepted its watch of them."""
 
-_CHILDREN = (
-    ("", "v1", "pods"),
-    ("apps", "v1", "deployments"),
-    ("", "v1", "services"),
-    ("", "v1", "configmaps"),
-    ("policy", "v1", "poddisruptionbudgets"),
-    ("autoscaling", "v2", "horizontalpodautoscalers"),
-)
 
-
-class News:
-    """Whether an event of an autoscaler tells anything new: its status is written whenever the metric changes."""
-
-    def __init__(self) -> None:
-        self._told: dict[str, Any] = {}
-
-    def tells(self, kind: str, obj: Mapping[str, Any], *, gone: bool) -> bool:
-        if kind != "HorizontalPodAutoscaler":
-            return True
-        uid = obj["metadata"]["uid"]
-        if gone:
-            self._told.pop(uid, None)
-            return True
-        conditions = (obj.get("status") or {}).get("conditions") or []
-        judgement = sorted((entry["type"], entry["status"], entry.get("reason", "")) for entry in conditions)
-        said = copy.deepcopy((obj.get("spec"), obj["metadata"].get("ownerReferences"), judgement))
-        before, self._told[uid] = self._told.get(uid), said
-        return before != said
-
-
-def registry(on_service: OnService, on_child: OnChild, on_watch: OnWatch) -> kopf.OperatorRegistry:
+def registry(on_event: OnEvent, on_watch: OnWatch) -> kopf.OperatorRegistry:
     handlers = kopf.OperatorRegistry()
     sessions: list[tuple[kopf.ConnectionInfo, kopf.AiohttpSession]] = []
 
@@ -72,22 +40,16 @@ def registry(on_service: OnService, on_child: OnChild, on_watch: OnWatch) -> kop
             sessions[:] = [(info, _traced(info, on_watch))]
         return sessions[-1][1]
 
-    @kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)
-    async def service_event(event: Any, meta: Any, **_: Any) -> None:
-        key = Key(meta["namespace"], meta["name"])
-        on_service(key, meta["uid"], meta["resourceVersion"], event["type"] == "DELETED")
+    def listen(kind: str) -> None:
+        async def event(event: Any, **_: Any) -> None:
+            on_event(kind, event["object"], event["type"] == "DELETED")
 
-    news = News()
+        api_version, plural = KINDS[kind]
+        group, _, version = api_version.rpartition("/")
+        kopf.on.event(group, version, plural, registry=handlers, id=f"watch-{plural}")(event)
 
-    async def child_event(event: Any, body: Any, **_: Any) -> None:
-        meta, kind, gone = body["metadata"], body.get("kind", ""), event["type"] == "DELETED"
-        service = (meta.get("labels") or {}).get(SERVICE_LABEL)
-        if service and news.tells(kind, event["object"], gone=gone):
-            # A deleted object carries a version of its own, so a deletion never passes for our own write.
-            on_child(Key(meta["namespace"], service), kind, "" if gone else meta["resourceVersion"])
-
-    for group, version, plural in _CHILDREN:
-        kopf.on.event(group, version, plural, registry=handlers, id=f"child-{plural}")(child_event)
+    for kind in KINDS:
+        listen(kind)
     return handlers
 
 
@@ -130,8 +92,8 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.watching.client_timeout = 300
     settings.watching.connect_timeout = 10
     settings.watching.chunk_size = 500
-    for _, _, plural in _CHILDREN:
-        settings.watching.label_selectors[plural] = MANAGED_SELECTOR
+    for kind in CHILDREN:
+        settings.watching.label_selectors[KINDS[kind][1]] = MANAGED_SELECTOR
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
     settings.queueing.worker_limit = 20

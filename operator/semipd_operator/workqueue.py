@@ -30,6 +30,8 @@ class WorkQueue:
         self._failures: dict[Key, int] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._arrived = asyncio.Event()
+        self._ended = time.monotonic()
+        """When a key was last done with, whether or not it comes back."""
 
     def add(self, key: Key) -> None:
         if key in self._active:
@@ -67,6 +69,7 @@ class WorkQueue:
 
     def _release(self, key: Key) -> bool:
         self._active.pop(key, None)
+        self._ended = time.monotonic()
         if key not in self._again:
             return False
         self._again.discard(key)
@@ -76,6 +79,8 @@ class WorkQueue:
     def __len__(self) -> int:
         return len(self._waiting) + len(self._active)
 
-    def oldest_seconds(self) -> float:
-        """How long the oldest key has been waiting or worked on; 0 if there is none."""
-        return time.monotonic() - min([*self._waiting.values(), *self._active.values()], default=time.monotonic())
+    def stalled_seconds(self) -> float:
+        """How long no key was done with while there were some; a long queue that moves is not stalled."""
+        now = time.monotonic()
+        oldest = min([*self._waiting.values(), *self._active.values()], default=now)
+        return now - max(oldest, self._ended)

@@ -17,6 +17,7 @@ import kopf
 import pytest
 import yaml
 
+from semipd_operator.informer import Informer
 from semipd_operator.render.names import MANAGED_SELECTOR
 from semipd_operator.watches import _by_address, kopf_settings, registry
 from semipd_operator.workqueue import Key
@@ -35,8 +36,7 @@ CHILDREN = {
 
 @dataclass
 class Heard:
-    services: list[tuple[Key, str, bool]] = field(default_factory=list)
-    children: list[tuple[Key, str, bool]] = field(default_factory=list)
+    news: list[tuple[Key, str, bool]] = field(default_factory=list)
     open: list[str] = field(default_factory=list)
 
 
@@ -78,11 +78,13 @@ async def operator_loop(kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     monkeypatch.setenv("KUBECONFIG", str(config))
     told = Heard()
-    handlers = registry(
-        lambda key, uid, version, gone: told.services.append((key, uid, gone)),
-        lambda key, kind, version: told.children.append((key, kind, bool(version))),
-        told.open.append,
-    )
+    informer = Informer()
+
+    def hear(kind: str, obj: dict[str, Any], gone: bool) -> None:
+        if key := informer.told(kind, obj, gone=gone):
+            told.news.append((key, kind, gone))
+
+    handlers = registry(hear, told.open.append)
     # A thread with a loop of its own: Kopf cancels every other task of its loop when it ends.
     stop = threading.Event()
     loop = threading.Thread(
@@ -128,11 +130,11 @@ def new(name: str, **more: Any) -> dict[str, Any]:
 async def test_services_become_keys_and_are_never_written(kmock: Any, heard: Heard) -> None:
     key = Key("ns", "one")
     await send(kmock, "POST", SERVICES, "one", new("one"))
-    await until(lambda: (key, "uid-one", False) in heard.services)
-    await send(kmock, "PATCH", SERVICES, "one", {"metadata": {"resourceVersion": "2"}})
-    await until(lambda: len(heard.services) >= 2)
+    await until(lambda: heard.news == [(key, "SemiPDService", False)])
+    await send(kmock, "PATCH", SERVICES, "one", {"metadata": {"resourceVersion": "2", "generation": 2}})
+    await until(lambda: len(heard.news) == 2)
     await send(kmock, "DELETE", SERVICES, "one")
-    await until(lambda: (key, "uid-one", True) in heard.services)
+    await until(lambda: heard.news[2:] == [(key, "SemiPDService", True)])
     ours = [request for request in kmock if request.headers.get("User-Agent") != "test"]
     assert ours and {request.method.value for request in ours} == {"GET"}, "no finalizer, no annotation, no event"
 
@@ -142,11 +144,11 @@ async def test_children_become_the_key_of_their_service(kmock: Any, heard: Heard
     for resource, kind in CHILDREN.items():
         body = {"kind": kind, **new("child", labels={"semipd.io/service": "one"})}
         await send(kmock, "POST", resource, "child", body)
-        await until(lambda kind=kind: (key, kind, True) in heard.children)
+        await until(lambda kind=kind: (key, kind, False) in heard.news)
     await send(kmock, "POST", "v1/pods", "stranger", {"kind": "Pod", **new("stranger")})
     await send(kmock, "DELETE", "v1/pods", "child")
-    await until(lambda: (key, "Pod", False) in heard.children)
-    assert {key for key, _, _ in heard.children} == {key}, "an object of no service is nobody's"
+    await until(lambda: (key, "Pod", True) in heard.news)
+    assert {key for key, _, _ in heard.news} == {key}, "an object of no service is nobody's"
 
 
 async def test_only_managed_children_are_asked_for(kmock: Any, heard: Heard) -> None:
@@ -162,7 +164,7 @@ async def test_only_managed_children_are_asked_for(kmock: Any, heard: Heard) -> 
 
 async def test_an_open_watch_is_told_even_where_there_is_no_service(kmock: Any, heard: Heard) -> None:
     await until(lambda: heard.open)
-    assert heard.open[0] == "" and heard.services == [], "one watch of all namespaces, and nothing to hear"
+    assert heard.open[0] == "" and heard.news == [], "one watch of all namespaces, and nothing to hear"
 
 
 @pytest.mark.parametrize("refuse", ["list", "watch"])

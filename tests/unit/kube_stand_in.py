@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND, SemiPDService
+from semipd_operator.informer import KINDS, Informer
 from semipd_operator.kube import ApiRefused
 from semipd_operator.status.events import Event
 from semipd_operator.workqueue import Key
@@ -36,6 +37,9 @@ class StandIn:
         self.unknown = unknown
         self.asked: Counter[tuple[str, str]] = Counter()
         self.told: list[Event] = []
+        self.informer = Informer()
+        """Hears of every change before the one who made it has the answer, as a quick watch does."""
+        self.news: list[Key] = []
         for obj in objects:
             self.put(obj)
 
@@ -48,6 +52,7 @@ class StandIn:
         stored["metadata"] = {"uid": old["metadata"]["uid"], **stored["metadata"]}
         stored["metadata"]["resourceVersion"] = str(next(self._versions))
         self.objects[key] = stored
+        self._watched(stored)
         return copy.deepcopy(stored)
 
     def service(self) -> Object:
@@ -67,10 +72,6 @@ class StandIn:
         self._ask("get", kind)
         return copy.deepcopy(self.objects.get((kind, namespace, name)))
 
-    async def list(self, api_version: str, kind: str, namespace: str = "", selector: str = "") -> list[Object]:
-        self._ask("list", kind)
-        return [copy.deepcopy(obj) for (k, n, _), obj in self.objects.items() if k == kind and namespace in ("", n)]
-
     async def apply(self, obj: Object) -> Object:
         self._ask("apply", obj["kind"])
         return self.put(obj)
@@ -81,7 +82,13 @@ class StandIn:
 
     async def delete(self, api_version: str, kind: str, namespace: str, name: str, uid: str) -> None:
         self._ask("delete", kind)
-        del self.objects[kind, namespace, name]
+        gone = self.objects.pop((kind, namespace, name))
+        gone["metadata"]["resourceVersion"] = str(next(self._versions))
+        self._watched(gone, gone=True)
+
+    def _watched(self, obj: Object, *, gone: bool = False) -> None:
+        if obj["kind"] in KINDS and (key := self.informer.told(obj["kind"], copy.deepcopy(obj), gone=gone)):
+            self.news.append(key)
 
     async def knows(self, api_version: str, kind: str) -> bool:
         return kind not in self.unknown

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -26,10 +27,10 @@ from semipd_agent.contract import (
 )
 from semipd_operator import web
 from semipd_operator.agents import AgentClient, AgentError
-from semipd_operator.fleet import Fleet, Watch
 from semipd_operator.health import Health as OperatorHealth
-from semipd_operator.health import Hearing
-from semipd_operator.status import PodView
+from semipd_operator.health import WatchFreshness
+from semipd_operator.poller import SILENT_AT_ONCE, AgentPoller, Watch
+from semipd_operator.status import AgentView, PodView
 from semipd_operator.workqueue import Key, WorkQueue
 
 pytestmark = pytest.mark.unit
@@ -70,24 +71,38 @@ async def test_retries_back_off_and_news_cuts_the_wait() -> None:
 
 
 async def test_health_complains_of_what_never_ends() -> None:
-    queue, hearing = WorkQueue(), Hearing()
-    health = OperatorHealth(queue, hearing, deaf_after_seconds=0.05)
-    health.resynced()
+    queue, watches = WorkQueue(), WatchFreshness()
+    health = OperatorHealth(queue, watches, limit_seconds=0.05)
+    health.came_round()
     assert health.complaint() == ""
     queue.add(A)
     await queue.get()
     await asyncio.sleep(0.06)
-    assert "no resync" in health.complaint()
-    health.resynced()
+    assert "resync" in health.complaint()
+    health.came_round()
     assert "reconcile" in health.complaint()
     queue.done(A)
     assert health.complaint() == ""
 
 
+async def test_an_api_server_that_is_away_is_no_reason_for_a_restart() -> None:
+    """Every request fails after its time-out, the queue grows and its oldest key waits for long: all loops turn."""
+    queue = WorkQueue(first_delay=0.01)
+    health = OperatorHealth(queue, WatchFreshness(), limit_seconds=0.2)
+    for number in range(60):
+        queue.add(Key("n", str(number)))
+    for _ in range(40):
+        key = await queue.get()
+        await asyncio.sleep(0.01)
+        queue.retry(key)
+        health.came_round()
+        assert health.complaint() == "" and health.starting()
+
+
 @pytest.mark.parametrize("namespaces", [(), ("a", "b")])
 async def test_readiness_waits_for_the_list_and_for_every_watch(namespaces: tuple[str, ...]) -> None:
-    hearing = Hearing(namespaces)
-    health = OperatorHealth(WorkQueue(), hearing, deaf_after_seconds=60)
+    watches = WatchFreshness(namespaces)
+    health = OperatorHealth(WorkQueue(), watches, limit_seconds=60)
 
     async def asked(path: str) -> tuple[int, str]:
         async with httpx.AsyncClient() as client:
@@ -98,29 +113,29 @@ async def test_readiness_waits_for_the_list_and_for_every_watch(namespaces: tupl
         port = free.getsockname()[1]
     async with web.serve(health, port, 0):
         assert await asked("/readyz") == (503, "starting: no list of the services yet")
-        health.resynced()
+        health.listed()
         for namespace in namespaces or ("",):
             assert await asked("/readyz") == (503, "starting: no watch of the services yet")
-            hearing.opened(namespace)
+            watches.opened(namespace)
         assert await asked("/readyz") == (200, "ok")
-        hearing.listed([("u", "2")])
-        hearing.listed([("u", "2")])
+        watches.listed([("u", "2")])
+        watches.listed([("u", "2")])
         assert (await asked("/healthz"))[0] == 503 and (await asked("/readyz"))[0] == 200, "liveness is another matter"
 
 
 def test_a_watch_that_misses_a_change_for_a_whole_period_is_deaf() -> None:
-    hearing = Hearing()
-    hearing.heard("u", "10")
-    hearing.listed([("u", "10"), ("v", "11")])
-    assert hearing.missed == "", "v has a period to arrive"
-    hearing.heard("v", "11")
-    hearing.listed([("u", "12"), ("v", "11")])
-    assert hearing.missed == ""
-    hearing.listed([("u", "12"), ("v", "11")])
-    assert hearing.missed == "u"
-    hearing.heard("u", "12")
-    hearing.listed([("u", "12")])
-    assert hearing.missed == "", "it hears again, and v is gone"
+    watches = WatchFreshness()
+    watches.heard("u", "10")
+    watches.listed([("u", "10"), ("v", "11")])
+    assert watches.missed == "", "v has a period to arrive"
+    watches.heard("v", "11")
+    watches.listed([("u", "12"), ("v", "11")])
+    assert watches.missed == ""
+    watches.listed([("u", "12"), ("v", "11")])
+    assert watches.missed == "u"
+    watches.heard("u", "12")
+    watches.listed([("u", "12")])
+    assert watches.missed == "", "it hears again, and v is gone"
 
 
 def report(generation: int, split: Split | None = None) -> StatusReport:
@@ -205,8 +220,19 @@ class Slow:
         return report(config.generation if config else 0)
 
 
+async def nothing(_: Key) -> None: ...
+
+
+async def until(check: Callable[[], bool], seconds: float = 30.0) -> None:
+    for _ in range(int(seconds / 0.02)):
+        if check():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s")
+
+
 @pytest.fixture
-async def fleet() -> AsyncIterator[tuple[Fleet, Slow, list[Key]]]:
+async def poller() -> AsyncIterator[tuple[AgentPoller, Slow, list[Key]]]:
     rounds: list[Key] = []
     slow = Slow({"dead"})
 
@@ -214,7 +240,7 @@ async def fleet() -> AsyncIterator[tuple[Fleet, Slow, list[Key]]]:
         rounds.append(key)
 
     one: Any = slow
-    running = Fleet(one, 0.02, on_round)
+    running = AgentPoller(one, 0.02, on_round)
     yield running, slow, rounds
     await running.close()
 
@@ -223,12 +249,15 @@ def pod(uid: str) -> PodView:
     return PodView(name=uid, uid=uid, ip="10.0.0.1", started=True)
 
 
-async def test_an_unreachable_pod_blocks_no_other_service(fleet: tuple[Fleet, Slow, list[Key]]) -> None:
-    running, slow, rounds = fleet
+async def test_an_unreachable_pod_blocks_nobody_not_even_its_neighbour(
+    poller: tuple[AgentPoller, Slow, list[Key]],
+) -> None:
+    running, slow, rounds = poller
     running.watch(A, Watch((pod("dead"), pod("alive")), "t", None))
     running.watch(B, Watch((pod("b"),), "t", None))
     await asyncio.sleep(0.3)
     assert rounds.count(B) >= 5, "b goes on while a waits for its time-out"
+    assert slow.looked["alive"] >= 5 > slow.looked["dead"]
     views = running.views(A)
     assert views["dead"].error and views["dead"].report is None
     assert views["alive"].report is not None and not views["alive"].error
@@ -236,6 +265,51 @@ async def test_an_unreachable_pod_blocks_no_other_service(fleet: tuple[Fleet, Sl
     before = slow.looked["alive"]
     await asyncio.sleep(0.1)
     assert slow.looked["alive"] == before and not running.views(A)
+
+
+async def test_silent_pods_take_no_turn_of_those_that_answer() -> None:
+    """More silent pods than any limit of connections; counted in looks, as time is the machine's."""
+    silent, speaking = {f"s{n}" for n in range(400)}, [f"a{n}" for n in range(20)]
+    at_once, most = 0, 0
+
+    class Counting(Slow):
+        async def look(self, ip: str, uid: str, token: str, config: AgentConfig | None) -> StatusReport:
+            nonlocal at_once, most
+            at_once += uid in self.dead
+            most = max(most, at_once)
+            try:
+                return await super().look(ip, uid, token, config)
+            finally:
+                at_once -= uid in self.dead
+
+    slow = Counting(silent)
+    one: Any = slow
+    running = AgentPoller(one, 0.02, nothing)
+    running.watch(A, Watch(tuple(pod(uid) for uid in sorted(silent)), "t", None))
+    for uid in speaking:
+        running.watch(Key("n", uid), Watch((replace(pod(uid), ready=True),), "t", None))
+    await until(lambda: min(slow.looked.get(uid, 0) for uid in speaking) >= 3)
+    asked = sum(slow.looked.get(uid, 0) for uid in silent)
+    await running.close()
+    assert most <= SILENT_AT_ONCE and asked <= 3 * len(silent)
+
+
+async def test_a_silent_pod_is_asked_less_and_less_and_at_once_when_something_changes() -> None:
+    running = AgentPoller(client(Pod()), 2.0, nothing)
+    one: Any = type("One", (), {"failures": 0, "view": AgentView()})()
+    pauses = []
+    for one.failures in range(8):
+        pauses.append(running._pause(one))
+    assert pauses == [2.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0, 15.0]
+    slow = Slow({"p"})
+    looker: Any = slow
+    running = AgentPoller(looker, 0.1, nothing)
+    running.watch(A, Watch((pod("p"),), "t", None))
+    await until(lambda: slow.looked.get("p", 0) >= 4)
+    running.watch(A, Watch((replace(pod("p"), ready=True),), "t", None))
+    await until(lambda: slow.looked["p"] >= 5)
+    assert running._pods["p"].failures <= 1, "it counts anew"
+    await running.close()
 
 
 async def test_a_change_is_pushed_at_once() -> None:
@@ -246,13 +320,33 @@ async def test_a_change_is_pushed_at_once() -> None:
             pushed.append(config.generation if config else 0)
             return report(0)
 
-    async def nothing(_: Key) -> None: ...
-
     one: Any = Recording(set())
-    running = Fleet(one, 60.0, nothing)
+    running = AgentPoller(one, 60.0, nothing)
     running.watch(A, Watch((pod("p"),), "t", AgentConfig(generation=1)))
     await asyncio.sleep(0.02)
     running.watch(A, Watch((pod("p"),), "t", AgentConfig(generation=2)))
     await asyncio.sleep(0.02)
     await running.close()
     assert pushed == [1, 2]
+
+
+async def test_since_when_a_pod_lacks_its_configuration_is_remembered() -> None:
+    start = datetime.now(UTC)
+    wanted = AgentConfig(generation=2)
+    view = AgentView().heard(report(1), start, wanted)
+    view = view.failed("away").heard(report(1), start + timedelta(seconds=9), wanted)
+    assert view.behind_since == start
+    assert view.heard(report(2), start + timedelta(seconds=10), wanted).behind_since is None
+    other = report(2, Split(prefill_percent=50))
+    assert view.heard(other, start, wanted).behind_since == start, "it has it, and another split"
+
+
+async def test_an_agent_that_trickles_is_given_up() -> None:
+    async def trickle(_: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    agent = AgentClient(9400, 0.02)
+    agent._http = httpx.AsyncClient(transport=httpx.MockTransport(trickle))
+    with pytest.raises(AgentError, match="in time"):
+        await agent.look("10.0.0.1", "u1", "t", None)

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 from tests.unit.kube_stand_in import KEY, StandIn, new_service
-from tests.unit.operator_observed import report
+from tests.unit.operator_observed import report, slo
 from tests.unit.operator_rendered import KEDA, SETTINGS, scaled
 
 from semipd_agent.contract import Decision, DecisionReason, Split
-from semipd_operator.fleet import Fleet
-from semipd_operator.publish import Publisher
+from semipd_operator.informer import KINDS
+from semipd_operator.poller import AgentPoller
 from semipd_operator.reconcile import Reconciler
 from semipd_operator.status import AgentView
+from semipd_operator.status_writer import StatusWriter
 
 pytestmark = pytest.mark.unit
 
@@ -26,12 +27,19 @@ class Fixture:
         self.kube = StandIn(*(objects or (new_service(),)), **options)
         kube: Any = self.kube
         self.watches: dict[Any, Any] = {}
-        fleet: Any = Fleet.__new__(Fleet)
-        fleet.watch = self.watches.__setitem__
-        fleet.forget = lambda key: self.watches.pop(key, None)
+        poller: Any = AgentPoller.__new__(AgentPoller)
+        poller.watch = self.watches.__setitem__
+        poller.forget = lambda key: self.watches.pop(key, None)
         self.views: dict[str, AgentView] = {}
-        self.publisher = Publisher(kube, lambda key: self.views, timedelta(seconds=15), "test")
-        self.reconciler = Reconciler(kube, SETTINGS, fleet, self.publisher)
+        self.statuses = StatusWriter(kube, self.kube.informer, lambda key: self.views, timedelta(seconds=15), "test")
+        self.reconciler = Reconciler(kube, SETTINGS, self.kube.informer, poller, self.statuses)
+
+    def change(self, **spec: Any) -> None:
+        """As a user's apply."""
+        old = self.kube.service()["metadata"]
+        changed = new_service(**spec)
+        changed["metadata"]["generation"] = old["generation"] + 1
+        self.kube.put(changed)
 
     async def reconcile(self) -> bool:
         return await self.reconciler.reconcile(KEY)
@@ -39,12 +47,14 @@ class Fixture:
 
 @pytest.mark.parametrize("kind", ["PodMonitor", "ScaledObject", "HorizontalPodAutoscaler", "PodDisruptionBudget"])
 async def test_a_kind_that_rbac_does_not_grant_is_not_ours(kind: str) -> None:
-    """The cluster serves it, nobody asked for it, and its GET answers 403."""
+    """The cluster serves it, nobody asked for it, and reading it answers 403."""
     one = Fixture()
     one.kube.refuse["get", kind] = 403
+    if kind in KINDS:
+        one.kube.informer.refused(kind, "forbidden")
     assert not await one.reconcile()
     assert one.kube.condition("SpecAccepted")["status"] == "True" and one.kube.condition("Ready")
-    assert KEY in one.watches and len(one.publisher) == 1, "its agents are asked, its metric is served"
+    assert KEY in one.watches and len(one.statuses) == 1, "its agents are asked, its metric is served"
     assert ("Deployment", *KEY) in one.kube.objects
     assert one.kube.service()["status"]["observedGeneration"] == 1
 
@@ -77,7 +87,7 @@ async def test_keda_that_rbac_does_not_grant_is_named_by_scaling_ready() -> None
         ("apply", "Deployment", 403),
         ("get", "Service", 403),
         ("get", "Deployment", 403),
-        ("get", "PodDisruptionBudget", 500),
+        ("get", "PodMonitor", 500),
         ("apply", "ConfigMap", 429),
     ],
 )
@@ -96,37 +106,83 @@ async def test_whatever_is_refused_the_status_is_written(verb: str, kind: str, s
 async def test_what_may_be_read_but_not_deleted_is_said() -> None:
     one = Fixture(new_service(replicas=2))
     await one.reconcile()
-    one.kube.put({**new_service(), "metadata": {**new_service()["metadata"], "generation": 2}})
+    one.change()
     one.kube.refuse["delete", "PodDisruptionBudget"] = 403
     assert await one.reconcile()
     assert "cannot delete" in one.kube.condition("SpecAccepted")["message"]
 
 
-async def test_a_read_that_is_older_than_our_last_write_tells_no_event_twice() -> None:
-    """A reconcile reads the service, a round of the agents writes a decision, and then the reconcile ends."""
+def ready_pod(name: str = "p") -> dict[str, Any]:
+    meta = {"name": name, "namespace": KEY.namespace, "uid": name, "labels": {"semipd.io/service": KEY.name}}
+    return {"kind": "Pod", "metadata": meta, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+
+
+async def test_a_decision_is_told_once_whatever_else_goes_on() -> None:
+    """A reconcile has begun, a round of the agents writes the decision, and then the reconcile ends."""
     one = Fixture()
     await one.reconcile()
-    stale = one.kube.service()
+    one.kube.put(ready_pod())
+    await one.reconcile()
     one.kube.told.clear()
     decision = Decision(
         time=datetime.now(UTC), from_split=Split(), to=Split(prefill_percent=60), reason=DecisionReason.MANUAL_CHANGE
     )
-    view = AgentView(report=report(decisions=(decision,)), received_at=datetime.now(UTC))
-    pod = {"kind": "Pod", "metadata": {"name": "p", "namespace": KEY.namespace, "uid": "p"}}
-    pod["status"] = {"conditions": [{"type": "Ready", "status": "True"}]}
-    one.kube.put(pod)
+    apply = one.kube.apply
+
+    async def slow_apply(obj: Any) -> Any:
+        one.views = {"p": AgentView(report=report(decisions=(decision,)), received_at=datetime.now(UTC))}
+        await one.statuses.publish(KEY)
+        return await apply(obj)
+
+    one.kube.apply = slow_apply  # type: ignore[method-assign]
+    one.change(slo={"ttftMilliseconds": 500})
     await one.reconcile()
-    one.views = {"p": view}
-    await one.publisher.publish(KEY)
-    assert [event.reason for event in one.kube.told].count("PartitionChanged") == 1
-    read = one.kube.get
-
-    async def get(api_version: str, kind: str, namespace: str, name: str) -> Any:
-        return stale if kind == "SemiPDService" else await read(api_version, kind, namespace, name)
-
-    one.kube.get = get  # type: ignore[method-assign]
+    assert one.kube.asked["apply", "ConfigMap"] == 2, "the round came while the reconcile was at work"
     await one.reconcile()
     assert [event.reason for event in one.kube.told].count("PartitionChanged") == 1
+
+
+async def test_what_we_write_ourselves_is_no_news_and_a_quiet_service_costs_no_request() -> None:
+    one = Fixture()
+    one.kube.news.clear()
+    await one.reconcile()
+    one.kube.put(ready_pod())
+    assert one.kube.news.pop() == KEY, "a pod that became ready is news"
+    await one.reconcile()
+    one.kube.news.clear()
+    for seconds in range(3):
+        latencies = slo(400 + 50 * seconds, True)
+        one.views = {"p": AgentView(report=report(slo=latencies), received_at=datetime.now(UTC))}
+        await one.statuses.publish(KEY)
+    assert one.kube.asked["apply", "status"] >= 2 and one.kube.news == []
+    before = one.kube.asked.copy()
+    for _ in range(3):
+        await one.reconcile()
+    assert one.kube.asked == before
+
+
+async def test_a_live_read_comes_before_each_create_and_only_there() -> None:
+    one = Fixture()
+    await one.reconcile()
+    made = {kind: count for (verb, kind), count in one.kube.asked.items() if verb == "get"}
+    assert made == {"ConfigMap": 1, "Service": 1, "Deployment": 1, "PodMonitor": 1, "ScaledObject": 1}
+    one.change(slo={"ttftMilliseconds": 500})
+    await one.reconcile()
+    assert made == {kind: count for (verb, kind), count in one.kube.asked.items() if verb == "get"}
+
+
+async def test_the_write_of_an_older_crd_that_drops_a_field_is_not_repeated() -> None:
+    one = Fixture()
+    apply_status = one.kube.apply_status
+
+    async def pruned(service: Any, status: Any) -> Any:
+        return await apply_status(service, {key: value for key, value in status.items() if key != "model"})
+
+    one.kube.apply_status = pruned  # type: ignore[method-assign]
+    await one.reconcile()
+    for _ in range(3):
+        await one.statuses.publish(KEY)
+    assert one.kube.asked["apply", "status"] == 1
 
 
 async def test_a_strangers_edit_of_the_status_is_mended() -> None:

@@ -25,7 +25,6 @@ from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.reasons import REASONS, ConditionType
 from semipd_operator.status import AgentView, AutoscalerView, Observed, PodView, summarise
 from semipd_operator.status.scaling import autoscaler_view, fullness, scaling_ready
-from semipd_operator.watches import News
 
 pytestmark = pytest.mark.unit
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -197,24 +196,3 @@ def test_a_load_of_constant_size_settles_from_any_number_of_pods() -> None:
             assert load / pods <= 0.88
             finals.add(pods)
         assert max(finals) - min(finals) <= 1, "the tolerance leaves at most one pod of difference"
-
-
-def test_an_hpa_event_is_news_only_if_it_says_something_else() -> None:
-    news = News()
-
-    def event(value: str, status: str = "True", **spec: Any) -> dict[str, Any]:
-        condition = {"type": "ScalingActive", "status": status, "reason": "r", "message": value}
-        return {
-            "metadata": {"uid": "h", "resourceVersion": value},
-            "spec": spec,
-            "status": {"currentMetrics": [value], "conditions": [condition]},
-        }
-
-    kind = "HorizontalPodAutoscaler"
-    assert news.tells(kind, event("1"), gone=False)
-    assert not news.tells(kind, event("2"), gone=False)
-    assert news.tells(kind, event("3", "False"), gone=False)
-    assert news.tells(kind, event("4", "False", maxReplicas=1), gone=False)
-    assert news.tells(kind, event("4", "False", maxReplicas=1), gone=True)
-    assert news.tells(kind, event("4", "False", maxReplicas=1), gone=False), "one that is made anew is news"
-    assert news.tells("Deployment", event("4"), gone=False) and news.tells("Deployment", event("4"), gone=False)

@@ -155,16 +155,14 @@ async def test_an_unknown_value_is_told_and_the_rest_is_in_force() -> None:
     one = Fixture()
     await one.reconcile()
     before = one.kube.objects["Deployment", *KEY]["spec"]["template"]
-    newer = new_service(replicas=3, engine={"device": "tpu"}, partition={"policy": "Oracle"})
-    newer["metadata"]["generation"] = 2
-    one.kube.put(newer)
+    one.change(replicas=3, engine={"device": "tpu"}, partition={"policy": "Oracle"})
     assert not await one.reconcile()
     deployment = one.kube.objects["Deployment", *KEY]
     assert deployment["spec"]["replicas"] == 3 and deployment["spec"]["template"] == before
     accepted = one.kube.condition("SpecAccepted")
     assert (accepted["status"], accepted["reason"]) == ("False", "InvalidSpec")
     assert "spec.engine.device" in accepted["message"] and "spec.partition.policy" in accepted["message"]
-    assert KEY in one.watches and len(one.publisher) == 1 and one.watches[KEY].config is not None
+    assert KEY in one.watches and len(one.statuses) == 1 and one.watches[KEY].config is not None
 
 
 async def test_no_pods_are_made_of_what_cannot_be_read() -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "Object",
     "Rendered",
     "Unrenderable",
+    "asked_for",
     "render",
 ]
 
@@ -41,6 +42,17 @@ POD_MONITOR = Kind(PROMETHEUS_API, "PodMonitor")
 SCALED_OBJECT = Kind(KEDA_API, "ScaledObject")
 OPTIONAL_KINDS = (BUDGET, HPA, POD_MONITOR, SCALED_OBJECT)
 """Kinds that a service may do without, or stop wanting: what is left of them is deleted."""
+
+
+def asked_for(service: SemiPDService) -> dict[Kind, Object]:
+    """The optional objects that a specification asks for."""
+    wanted = {
+        BUDGET: pod_disruption_budget(service),
+        POD_MONITOR: pod_monitor(service),
+        HPA: horizontal_pod_autoscaler(service),
+        SCALED_OBJECT: scaled_object(service),
+    }
+    return {kind: obj for kind, obj in wanted.items() if obj is not None}
 
 
 @dataclass(frozen=True)
@@ -71,16 +83,11 @@ def render(
     Raises `Unrenderable` where there are no pods to leave as they are.
     """
     pods = deployment(service, settings, live_deployment, hold=hold)
-    wanted = {
-        BUDGET: pod_disruption_budget(service),
-        POD_MONITOR: pod_monitor(service),
-        HPA: horizontal_pod_autoscaler(service),
-        SCALED_OBJECT: scaled_object(service),
-    }
-    made = [obj for kind, obj in wanted.items() if obj is not None and kind in within_reach]
+    wanted = asked_for(service)
+    made = [obj for kind, obj in wanted.items() if kind in within_reach]
     return Rendered(
         objects=(config_map(service, settings.key), service_object(service), pods, *made),
-        unwanted=tuple(kind for kind in OPTIONAL_KINDS if wanted[kind] is None and kind in within_reach),
-        lacking=tuple(kind for kind in OPTIONAL_KINDS if wanted[kind] is not None and kind not in within_reach),
+        unwanted=tuple(kind for kind in OPTIONAL_KINDS if kind not in wanted and kind in within_reach),
+        lacking=tuple(kind for kind in OPTIONAL_KINDS if kind in wanted and kind not in within_reach),
         template_hash=template_hash(pods),
     )

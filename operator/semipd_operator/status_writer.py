@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from semipd_operator.api.v1alpha1.resource import dump_status
+from semipd_operator.api.v1alpha1.resource import KIND, SemiPDService, dump_status, parse_status
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
+from semipd_operator.informer import Informer
 from semipd_operator.kube import ApiRefused, Kube
 from semipd_operator.metrics import STATUS_WRITES
 from semipd_operator.reasons import EventReason
@@ -29,37 +31,35 @@ _EVENT_SECONDS = 60.0
 @dataclass
 class _Entry:
     seen: Observed
-    """Without the agents: they are asked for when the status is made."""
-    shown: SemiPDServiceStatus
-    version: str = ""
-    """Resource version that our last write made."""
+    """Without the agents and the status as it stands: they are asked for when the status is made."""
+    shown: SemiPDServiceStatus = field(default_factory=SemiPDServiceStatus)
+    live: Any = None
+    """What the API server made of `shown`: an older CRD may have dropped some of it."""
     last_write: datetime | None = None
     told: dict[EventReason, float] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class Publisher:
+class StatusWriter:
     def __init__(
         self,
         kube: Kube,
+        informer: Informer,
         views: Callable[[Key], Mapping[str, AgentView]],
         slo_period: timedelta,
         instance: str,
     ) -> None:
-        self._kube, self._views, self._slo_period, self._instance = kube, views, slo_period, instance
+        self._kube, self._informer, self._views = kube, informer, views
+        self._slo_period, self._instance = slo_period, instance
         self._entries: dict[Key, _Entry] = {}
 
-    def observe(self, key: Key, seen: Observed, version: str = "") -> None:
-        """What the API server shows of a service. `seen.previous` is its status at resource version `version`."""
+    def observe(self, key: Key, seen: Observed) -> None:
+        """What the API server shows of a service and its children."""
         entry = self._entries.get(key)
         if entry is None or entry.seen.service.metadata.uid != seen.service.metadata.uid:
-            self._entries[key] = _Entry(seen, seen.previous)
-            return
-        entry.seen = seen
-        # The live status wins over our memory of it: someone else's edit is drift like any other. But one that was
-        # read before our last write is older than our memory, and would have its events told again.
-        if not (version and entry.version and int(version) < int(entry.version)):
-            entry.shown = seen.previous
+            self._entries[key] = _Entry(seen)
+        else:
+            entry.seen = seen
 
     def forget(self, key: Key) -> None:
         self._entries.pop(key, None)
@@ -83,23 +83,37 @@ class Publisher:
         if entry is None:
             return
         async with entry.lock:
-            if self._entries.get(key) is not entry:
+            obj = self._informer.get(KIND, *key)
+            if self._entries.get(key) is not entry or obj is None:
                 return
+            live = obj.get("status")
+            if entry.live is None or live != entry.live:  # the first look, or someone else's edit: it is drift
+                entry.shown, entry.live = parse_status(obj), live
             now = datetime.now(UTC)
             seen = replace(entry.seen, now=now, agents=dict(self._views(key)), previous=entry.shown)
             status = summarise(seen)
             if not write_due(entry.shown, status, now=now, last_write=entry.last_write, slo_period=self._slo_period):
                 return
             try:
-                written = await self._kube.apply_status(seen.service, dump_status(status))
+                entry.live = await self.write(seen.service, status)
             except ApiRefused as refused:
                 if refused.status in (404, 409):  # gone, or another one of the same name: the watch will tell
                     return
                 raise
-            STATUS_WRITES.inc()
             before, entry.shown, entry.last_write = entry.shown, status, now
-            entry.version = written["metadata"]["resourceVersion"]
             await self._tell(entry, events(before, status))
+
+    async def write(self, service: SemiPDService, status: SemiPDServiceStatus) -> Any:
+        """The status as the API server took it. Raises `ApiRefused`.
+
+        The informer is told before and after, so that the watch's echo is no news.
+        """
+        meta, body = service.metadata, dump_status(status)
+        self._informer.writes_status(meta.namespace, meta.name, body)
+        written = await self._kube.apply_status(service, body)
+        self._informer.told(KIND, written)
+        STATUS_WRITES.inc()
+        return written.get("status")
 
     async def _tell(self, entry: _Entry, found: list[Event]) -> None:
         for event in found:

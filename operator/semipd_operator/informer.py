@@ -1,0 +1,188 @@
+"""What the watches told of the services and their children: every read is answered from here, without a request.
+
+Watches feed it event by event; a list now and then brings what a watch missed, deletions included. Of two tales of one
+object the newer version counts. `told` is the one filter that decides what an event means: a service is looked after
+again only if something was said that was not known, so what we write ourselves starts nothing.
+It knows no network, and nothing of what a service wants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from semipd_operator.api.v1alpha1.resource import KIND
+from semipd_operator.render.names import SERVICE_LABEL
+from semipd_operator.status.pods import pod_view
+from semipd_operator.workqueue import Key
+
+Object = dict[str, Any]
+Name = tuple[str, str, str]
+"""(kind, namespace, name)"""
+
+KINDS: dict[str, tuple[str, str]] = {
+    KIND: ("semipd.io/v1alpha1", "semipdservices"),
+    "Pod": ("v1", "pods"),
+    "Deployment": ("apps/v1", "deployments"),
+    "Service": ("v1", "services"),
+    "ConfigMap": ("v1", "configmaps"),
+    "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
+    "HorizontalPodAutoscaler": ("autoscaling/v2", "horizontalpodautoscalers"),
+}
+"""The kinds that are watched: API version and plural. Children only where they carry our label."""
+CHILDREN = tuple(kind for kind in KINDS if kind != KIND)
+
+
+class Informer:
+    def __init__(self, namespaces: Iterable[str] = ()) -> None:
+        """`namespaces`: those watched; none is all of them."""
+        self._objects: dict[Name, Object] = {}
+        self._pods: dict[Key, set[Name]] = {}
+        self._gone: dict[Name, int] = {}
+        """Version at which an object was deleted: a list that is older must not bring it back."""
+        self._statuses: dict[Name, Any] = {}
+        """The last status that we wrote, or are writing, of each service."""
+        self._missing = {(kind, namespace) for kind in KINDS for namespace in namespaces or ("",)}
+        self._refusals: dict[str, str] = {}
+        self._complete = asyncio.Event()
+
+    async def complete(self) -> None:
+        """Waits until each kind was listed once: before, an object that is not known may well exist."""
+        await self._complete.wait()
+
+    def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        return self._objects.get((kind, namespace, name))
+
+    def pods(self, key: Key) -> list[Object]:
+        """The pods of a service, by name."""
+        return [self._objects[name] for name in sorted(self._pods.get(key, ()))]
+
+    def told(self, kind: str, obj: Object, *, gone: bool = False) -> Key | None:
+        """Takes what a watch told, or an answer to a write of ours. The service that it is news for, if it is any."""
+        name = _name(kind, obj)
+        known = self._objects.get(name)
+        if known and _version(obj) < _version(known):
+            return None
+        if gone:
+            self._gone[name] = _version(obj)
+            self._forget(name)
+            return _service(kind, obj) if known else None
+        if known and meaning(kind, known) == meaning(kind, obj):
+            self._keep(name, obj)
+            return None
+        echo = known is not None and self._is_echo(name, known, obj)
+        self._keep(name, obj)
+        return None if echo else _service(kind, obj)
+
+    def writes_status(self, namespace: str, name: str, status: Any) -> None:
+        """We are about to write it: an event that only brings it is an echo."""
+        self._statuses[KIND, namespace, name] = status
+
+    def listed(self, kind: str, objects: Iterable[Object], version: int, namespace: str = "") -> set[Key]:
+        """All objects of a kind, in one namespace or in all, at the list's version. The services it is news for."""
+        news: set[Key | None] = set()
+        present = set()
+        for obj in objects:
+            name = _name(kind, obj)
+            present.add(name)
+            if self._gone.get(name, 0) <= max(version, _version(obj)):
+                news.add(self.told(kind, obj))
+        for name, known in list(self._objects.items()):
+            there = name[0] == kind and namespace in ("", name[1])
+            if there and name not in present and _version(known) <= version:
+                news.add(_service(kind, known))
+                self._forget(name)
+        self._gone = {name: at for name, at in self._gone.items() if name[0] != kind or at > version}
+        self._missing.discard((kind, namespace))
+        self._refusals.pop(kind, None)
+        if not self._missing:
+            self._complete.set()
+        return {key for key in news if key}
+
+    def refused(self, kind: str, words: str, namespace: str = "") -> None:
+        """The API server does not let us list a kind; we do without."""
+        self.listed(kind, (), 0, namespace)
+        self._refusals[kind] = words
+
+    def refusal(self, kind: str) -> str:
+        """The API server's words for it; empty where it lets us."""
+        return self._refusals.get(kind, "")
+
+    def _is_echo(self, name: Name, known: Object, obj: Object) -> bool:
+        if name[0] != KIND or obj.get("status") != self._statuses.get(name, _NOTHING):
+            return False
+        return bool(_wanted(known) == _wanted(obj))
+
+    def _keep(self, name: Name, obj: Object) -> None:
+        meta = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
+        self._objects[name] = {**obj, "kind": name[0], "apiVersion": KINDS[name[0]][0], "metadata": meta}
+        if name[0] == "Pod" and (key := _service("Pod", obj)):
+            self._pods.setdefault(key, set()).add(name)
+
+    def _forget(self, name: Name) -> None:
+        known = self._objects.pop(name, None)
+        self._statuses.pop(name, None)
+        if known and name[0] == "Pod" and (key := _service("Pod", known)):
+            self._pods[key].discard(name)
+            if not self._pods[key]:
+                del self._pods[key]
+
+
+_NOTHING = object()
+_APART = ("apiVersion", "kind", "metadata", "status")
+"""Items of a list lack the first two."""
+
+
+def meaning(kind: str, obj: Object) -> Any:
+    """What of an object can make a difference to us; two versions with the same meaning are the same."""
+    meta = obj["metadata"]
+    status = obj.get("status") or {}
+    match kind:
+        case "SemiPDService":
+            return _wanted(obj), status
+        case "Pod":
+            return pod_view(obj), meta.get("ownerReferences")
+        case "Deployment":
+            said = [
+                c for c in status.get("conditions") or [] if c["type"] == "ReplicaFailure" or c["status"] == "False"
+            ]
+            return (
+                _metadata(meta),
+                meta.get("generation"),
+                [(c["type"], c.get("reason"), c.get("message")) for c in said],
+            )
+        case "HorizontalPodAutoscaler":  # its status is written whenever the metric changes
+            judgement = [(c["type"], c["status"], c.get("reason", "")) for c in status.get("conditions") or []]
+            return _metadata(meta), obj.get("spec"), sorted(judgement)
+    return _metadata(meta), {key: value for key, value in obj.items() if key not in _APART}
+
+
+def _wanted(obj: Object) -> Any:
+    meta = obj["metadata"]
+    return meta["uid"], meta.get("generation"), bool(meta.get("deletionTimestamp"))
+
+
+def _metadata(meta: Object) -> Any:
+    annotations = {
+        key: value
+        for key, value in (meta.get("annotations") or {}).items()
+        if not key.startswith("deployment.kubernetes.io/")
+    }
+    kept = {key: meta.get(key) for key in ("uid", "labels", "ownerReferences", "deletionTimestamp")}
+    return kept, annotations
+
+
+def _name(kind: str, obj: Object) -> Name:
+    return kind, obj["metadata"]["namespace"], obj["metadata"]["name"]
+
+
+def _version(obj: Object) -> int:
+    return int(obj["metadata"]["resourceVersion"])
+
+
+def _service(kind: str, obj: Object) -> Key | None:
+    """The service that an object is about."""
+    meta = obj["metadata"]
+    name = meta["name"] if kind == KIND else (meta.get("labels") or {}).get(SERVICE_LABEL)
+    return Key(meta["namespace"], name) if name else None

@@ -1,0 +1,154 @@
+"""Asks the agents of all services, each pod by itself: one that does not answer delays nobody but itself.
+
+A pod that answered has a lane among those that answer; one that did not waits for a turn among the silent, less and
+less often. So however many are silent, the others keep their period. It knows nothing of the API server; who wants to
+know what a service's agents say is told by the callback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from pydantic import ValidationError
+
+from semipd_agent.contract import AgentConfig
+from semipd_operator.agents import AgentClient, AgentError
+from semipd_operator.metrics import AGENT_POLLS
+from semipd_operator.status.observed import AgentView, PodView
+from semipd_operator.workqueue import Key
+
+log = logging.getLogger(__name__)
+
+MOVING_SECONDS = 0.5
+"""Period of a pod with a split on the move: its end is shown at once."""
+LONGEST_SILENCE_SECONDS = 15.0
+"""A silent pod is asked at least this often."""
+SPEAKING_AT_ONCE = 64
+SILENT_AT_ONCE = 64
+POLLS_PER_SECOND = 200.0
+"""What one process does without falling behind; with more pods the period grows."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Whom to ask for one service, and what they should have."""
+
+    pods: tuple[PodView, ...]
+    token: str
+    config: AgentConfig | None
+    """None: leave the pods what they have."""
+
+
+@dataclass
+class _Service:
+    watch: Watch
+    told: asyncio.Event
+    """Something was heard, or should have been."""
+    task: asyncio.Task[None]
+
+
+@dataclass
+class _Pod:
+    key: Key
+    pod: PodView
+    wake: asyncio.Event
+    task: asyncio.Task[None]
+    view: AgentView = field(default_factory=AgentView)
+    failures: int = 0
+
+
+class AgentPoller:
+    def __init__(self, client: AgentClient, period_seconds: float, on_round: Callable[[Key], Awaitable[None]]) -> None:
+        self._client, self._period, self._on_round = client, period_seconds, on_round
+        self._services: dict[Key, _Service] = {}
+        self._pods: dict[str, _Pod] = {}
+        """By uid."""
+        self._speaking = asyncio.Semaphore(SPEAKING_AT_ONCE)
+        self._silent = asyncio.Semaphore(SILENT_AT_ONCE)
+
+    def watch(self, key: Key, watch: Watch) -> None:
+        """Starts or changes the watch of a service. A change is acted on at once, not with the next round."""
+        service = self._services.get(key)
+        if service is None:
+            told = asyncio.Event()
+            task = asyncio.create_task(self._tell(key, told), name=f"status {key}")
+            service = self._services[key] = _Service(watch, told, task)
+            told.set()
+        changed = (service.watch.token, service.watch.config) != (watch.token, watch.config)
+        service.watch = watch
+        askable = {pod.uid: pod for pod in watch.pods if pod.ip and not pod.terminating and pod.started}
+        for uid in [uid for uid, asked in self._pods.items() if asked.key == key and uid not in askable]:
+            self._pods.pop(uid).task.cancel()
+        for uid, pod in askable.items():
+            if (asked := self._pods.get(uid)) is None:
+                wake = asyncio.Event()
+                self._pods[uid] = _Pod(key, pod, wake, asyncio.create_task(self._ask(uid, wake), name=f"agent {uid}"))
+            elif changed or asked.pod != pod:
+                asked.pod, asked.failures = pod, 0
+                asked.wake.set()
+
+    def forget(self, key: Key) -> None:
+        if service := self._services.pop(key, None):
+            service.task.cancel()
+        for uid in [uid for uid, asked in self._pods.items() if asked.key == key]:
+            self._pods.pop(uid).task.cancel()
+
+    def views(self, key: Key) -> Mapping[str, AgentView]:
+        """By the pod's uid."""
+        service = self._services.get(key)
+        pods = service.watch.pods if service else ()
+        return {pod.uid: self._pods[pod.uid].view for pod in pods if pod.uid in self._pods}
+
+    async def close(self) -> None:
+        tasks = [*(one.task for one in self._services.values()), *(one.task for one in self._pods.values())]
+        for key in list(self._services):
+            self.forget(key)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _tell(self, key: Key, told: asyncio.Event) -> None:
+        """One round after what was heard since the last; also where nobody speaks: judgements grow old."""
+        while True:
+            await _wait(told, self._period)
+            told.clear()
+            try:
+                await self._on_round(key)
+            except Exception:  # the next round tries again; one service's trouble ends no task
+                log.exception("status of %s", key)
+
+    async def _ask(self, uid: str, wake: asyncio.Event) -> None:
+        while True:
+            wake.clear()
+            one = self._pods[uid]
+            # One that was never heard: the kubelet has asked it already.
+            speaks = not one.failures and (one.view.report is not None or one.pod.ready)
+            async with self._speaking if speaks else self._silent:
+                watch = self._services[one.key].watch
+                one.view = await self._look(one.pod, watch, one.view)
+            one.failures = one.failures + 1 if one.view.error else 0
+            self._services[one.key].told.set()
+            await _wait(wake, self._pause(one))
+
+    def _pause(self, one: _Pod) -> float:
+        period = max(self._period, len(self._pods) / POLLS_PER_SECOND)
+        if one.failures:
+            return max(period, min(LONGEST_SILENCE_SECONDS, self._period * 2.0 ** (min(one.failures, 8) - 1)))
+        return min(self._period, MOVING_SECONDS) if one.view.adjusting_since else period
+
+    async def _look(self, pod: PodView, watch: Watch, before: AgentView) -> AgentView:
+        try:
+            report = await self._client.look(pod.ip, pod.uid, watch.token, watch.config)
+        except (AgentError, ValidationError) as error:
+            AGENT_POLLS.labels("failed").inc()
+            return before.failed(str(error) if isinstance(error, AgentError) else "the agent's answer is no health")
+        AGENT_POLLS.labels("answered").inc()
+        return before.heard(report, datetime.now(UTC), watch.config)
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
