@@ -40,9 +40,26 @@ def _bare(axes: Axes) -> None:
 
 def lanes(scene: Scene, seconds: float) -> str:
     """Each token a tick; long gaps shaded and labelled; the prompt's time as a bar above. `seconds` is the width."""
-    begin, _ = scene.window
     figure = Figure(figsize=(9.2, 2.3), layout="constrained")
     axes = figure.subplots()
+    _lanes(axes, scene, seconds)
+    axes.set_xlabel("seconds", fontsize=9)
+    return svg(figure)
+
+
+def lanes_of_both(scenes: Sequence[Scene]) -> str:
+    """The modes one above the other on one scale, as a picture that stands for itself."""
+    seconds = max(scene.window[1] - scene.window[0] for scene in scenes)
+    figure = Figure(figsize=(9.2, 2.3 * len(scenes)), layout="constrained")
+    for axes, scene in zip(figure.subplots(len(scenes), sharex=True), scenes, strict=True):
+        _lanes(axes, scene, seconds)
+        axes.set_title(scene.title, fontsize=10, loc="left")
+    axes.set_xlabel("seconds", fontsize=9)
+    return svg(figure)
+
+
+def _lanes(axes: Axes, scene: Scene, seconds: float) -> None:
+    begin, _ = scene.window
     axes.eventplot(
         [[time - begin for time in stream] for stream in scene.streams],
         lineoffsets=range(len(scene.streams)),
@@ -67,9 +84,7 @@ def lanes(scene: Scene, seconds: float) -> str:
     axes.set_yticklabels([f"{scene.prompt_tokens:,}-token prompt", *names])
     axes.invert_yaxis()
     axes.set_xlim(0, seconds)
-    axes.set_xlabel("seconds", fontsize=9)
     _bare(axes)
-    return svg(figure)
 
 
 def auto(run: AutoRun) -> str:

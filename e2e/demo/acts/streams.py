@@ -15,6 +15,7 @@ from rich.text import Text
 from bench.traffic.client import OnToken, replay, served_model
 from bench.traffic.plan import Request, prompt_ids
 from bench.traffic.records import Record
+from e2e.demo import plots
 from e2e.demo.engine import flags, serve
 from e2e.demo.lanes import IDLE, Scene, figures, picture, rows
 from e2e.demo.outcome import DemoError, Outcome
@@ -50,6 +51,7 @@ def streams(outcome: Outcome, model: Path, split_url: str) -> None:
             if go_on(frozen, flowing):
                 break
     outcome.scenes += [frozen, flowing]
+    (OUT / "lanes.svg").write_text(plots.lanes_of_both([frozen, flowing]))
     outcome.check("streams go on while a long prompt is worked on", go_on(frozen, flowing), "; again: ".join(seen))
 
 
