@@ -103,7 +103,9 @@ def test_replicas_follow_the_load_and_rest_while_the_operator_is_away(
     print(f"2 pods {up:.0f} s after the load began; operator away {AWAY_S} s; 1 pod {down:.0f} s after its return")
 
 
-def test_the_api_service_comes_and_goes_with_the_release(cluster: Cluster, operator: Operator) -> None:
+def test_the_registration_comes_with_the_wish_and_goes_with_the_release(
+    cluster: Cluster, operator: Operator, serve: Serve, model_paths: dict[str, Path]
+) -> None:
     def registered() -> str:
         """Whether it answers; empty where there is none."""
         path = "jsonpath={.status.conditions[?(@.type=='Available')].status}"
@@ -115,16 +117,19 @@ def test_the_api_service_comes_and_goes_with_the_release(cluster: Cluster, opera
         cluster.kubectl("delete", "namespace", name, "--timeout=60s")
         return time.monotonic() - began
 
+    wait_until(lambda: registered() == "", 150, registered)  # no service of an earlier test scales by it
+    scaled = {"slo": {"ttftMilliseconds": 500}, "autoscaling": {"maxReplicas": 2}}
+    serve("scaled", spec(model_paths["tiny-llama"].name, **scaled))
     wait_until(lambda: registered() == "True", 60, registered)
     took = [delete_a_namespace()]
     try:
         operator.upgrade("--set", "metricsApi.enabled=false")
-        assert registered() == ""
+        wait_until(lambda: registered() == "", 60, registered)
         took.append(delete_a_namespace())
         operator.upgrade()
         wait_until(lambda: registered() == "True", 60, registered)
         operator.uninstall()
-        assert registered() == ""
+        wait_until(lambda: registered() == "", 60, registered)
         took.append(delete_a_namespace())
         left = cluster.kubectl("get", "clusterroles,clusterrolebindings,roles,rolebindings", "-A", "-o", "name")
         assert "semipd-operator" not in left

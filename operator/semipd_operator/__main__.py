@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from semipd_operator.settings import MetricsAPISettings, Settings, SettingsError, package_version, read_key
+from semipd_operator.settings import LeaseName, MetricsAPISettings, Settings, SettingsError, package_version, read_key
 
 
 def _default(flag: str, otherwise: str = "") -> str:
@@ -33,6 +33,11 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, str]:
     parser.add_argument("--health-port", type=int, default=_default("health-port") or Settings.health_port)
     parser.add_argument("--metrics-port", type=int, default=_default("metrics-port") or Settings.metrics_port)
     parser.add_argument(
+        "--lease",
+        default=_default("lease"),
+        help="NAMESPACE/NAME of the Lease by which one of several replicas leads; default: this is the only one",
+    )
+    parser.add_argument(
         "--metrics-api-service",
         default=_default("metrics-api-service"),
         help="NAMESPACE/NAME of the Service that serves external.metrics.k8s.io; default: it is not served",
@@ -46,6 +51,12 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, str]:
         help="of someone else's tls.crt and tls.key, instead of --metrics-api-secret",
     )
     parser.add_argument("--metrics-api-port", type=int, default=_default("metrics-api-port") or MetricsAPISettings.port)
+    parser.add_argument(
+        "--metrics-api-service-port",
+        type=int,
+        default=_default("metrics-api-service-port") or MetricsAPISettings.service_port,
+        help="port of the Service",
+    )
     parser.add_argument("--resync-seconds", type=float, default=_default("resync-seconds") or Settings.resync_seconds)
     parser.add_argument("--log-level", default=_default("log-level", "info"))
     parser.add_argument("--version", action="version", version=package_version())
@@ -65,6 +76,7 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, str]:
         agent_port=int(options.agent_port),
         health_port=int(options.health_port),
         metrics_port=int(options.metrics_port),
+        lease=LeaseName(*_place("--lease", options.lease)) if options.lease else None,
         metrics_api=_metrics_api(options),
         resync_seconds=float(options.resync_seconds),
         deaf_after_seconds=3 * float(options.resync_seconds),
@@ -76,9 +88,7 @@ def _metrics_api(options: argparse.Namespace) -> MetricsAPISettings | None:
     """Raises `SettingsError`."""
     if not options.metrics_api_service:
         return None
-    namespace, slash, service = options.metrics_api_service.partition("/")
-    if not (namespace and slash and service):
-        raise SettingsError(f"--metrics-api-service {options.metrics_api_service}: write NAMESPACE/NAME")
+    namespace, service = _place("--metrics-api-service", options.metrics_api_service)
     if bool(options.metrics_api_secret) == bool(options.metrics_api_tls_dir):
         raise SettingsError("--metrics-api-service needs one of --metrics-api-secret and --metrics-api-tls-dir")
     return MetricsAPISettings(
@@ -87,7 +97,16 @@ def _metrics_api(options: argparse.Namespace) -> MetricsAPISettings | None:
         secret=options.metrics_api_secret,
         tls_dir=Path(options.metrics_api_tls_dir) if options.metrics_api_tls_dir else None,
         port=int(options.metrics_api_port),
+        service_port=int(options.metrics_api_service_port),
     )
+
+
+def _place(flag: str, value: str) -> tuple[str, str]:
+    """(namespace, name). Raises `SettingsError`."""
+    namespace, slash, name = value.partition("/")
+    if not (namespace and slash and name):
+        raise SettingsError(f"{flag} {value}: write NAMESPACE/NAME")
+    return namespace, name
 
 
 def main() -> None:

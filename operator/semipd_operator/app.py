@@ -1,10 +1,15 @@
-"""The running operator: watches, workers, the resync, the agents' tasks and the health endpoint, wired together."""
+"""The running operator: watches, workers, the resync, the agents' tasks and the health endpoint, wired together.
+
+`Operator` is what a leader does in one term; `run` is the process, which may lead, stand by, and lead again.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 import socket
 from datetime import timedelta
 from typing import Any, cast
@@ -17,9 +22,11 @@ from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND
 from semipd_operator.health import Health, WatchFreshness
 from semipd_operator.informer import CHILDREN, KINDS, Informer
 from semipd_operator.kube import ApiRefused, Kube, connect
+from semipd_operator.leader import Election
 from semipd_operator.metrics import QUEUE_LENGTH, RECONCILE_SECONDS, RECONCILES, SERVICES
 from semipd_operator.metricsapi import MetricsAPI
 from semipd_operator.metricsapi.credentials import Credentials, Mounted, SelfMade
+from semipd_operator.metricsapi.registration import Backend, Door, Registration
 from semipd_operator.poller import AgentPoller
 from semipd_operator.reconcile import Reconciler
 from semipd_operator.render import OPTIONAL_KINDS
@@ -38,59 +45,68 @@ _OPTIONAL = {kind.kind for kind in OPTIONAL_KINDS}
 
 
 class Operator:
-    def __init__(self, kube: Kube, settings: Settings) -> None:
-        self.kube, self.settings = kube, settings
+    def __init__(self, kube: Kube, settings: Settings, instance: str) -> None:
+        self.kube, self.settings, self.instance = kube, settings, instance
         self.queue = WorkQueue()
         self.informer = Informer(settings.namespaces)
         self.watches = WatchFreshness(settings.namespaces)
         self.health = Health(self.queue, self.watches, settings.deaf_after_seconds)
         self.agents = AgentClient(settings.agent_port, settings.poll_timeout_seconds)
         self.poller = AgentPoller(self.agents, settings.poll_seconds, self._round)
-        self.instance = os.environ.get("POD_NAME") or socket.gethostname()
         slo_period = timedelta(seconds=settings.slo_write_seconds)
         self.statuses = StatusWriter(kube, self.informer, self.poller.views, slo_period, self.instance)
         self.reconciler = Reconciler(kube, settings, self.informer, self.poller, self.statuses)
+        self._resyncs = 0
 
     async def run(self) -> None:
         """Until cancelled, or until a part that must not end ends."""
         settings = self.settings
-        async with web.serve(self.health, settings.health_port, settings.metrics_port):
-            await self._wait_for_crd()
-            handlers = registry(self.on_event, self.watches.opened)
-            parts = [
-                kopf.operator(
-                    registry=handlers,
-                    settings=kopf_settings(),
-                    # Else Kopf asks for the user's name, which an arbitrary uid does not have.
-                    identity=cast(Any, self.instance),
-                    standalone=True,
-                    clusterwide=not settings.namespaces,
-                    namespaces=settings.namespaces,
-                ),
-                self._resync(),
-                *(self._work() for _ in range(settings.workers)),
-            ]
-            if settings.metrics_api is not None:
-                parts.append(self._metrics_api(settings.metrics_api).run())
-            tasks = [asyncio.ensure_future(part) for part in parts]
-            try:
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-                await self.poller.close()
-                await self.agents.close()
+        await self._wait_for_crd()
+        handlers = registry(self.on_event, self.watches.opened)
+        parts = [
+            kopf.operator(
+                registry=handlers,
+                settings=kopf_settings(),
+                # Else Kopf asks for the user's name, which an arbitrary uid does not have.
+                identity=cast(Any, self.instance),
+                standalone=True,
+                clusterwide=not settings.namespaces,
+                namespaces=settings.namespaces,
+            ),
+            self._resync(),
+            *(self._work() for _ in range(settings.workers)),
+        ]
+        if settings.metrics_api is not None:
+            parts.append(self._metrics_api(settings.metrics_api).run())
+        tasks = [asyncio.ensure_future(part) for part in parts]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.poller.close()
+            await self.agents.close()
 
     def _metrics_api(self, settings: MetricsAPISettings) -> MetricsAPI:
         credentials: Credentials
+        annotations = {}
         if settings.tls_dir is not None:
             credentials = Mounted(settings.tls_dir)
+            # cert-manager writes the CA of the Certificate that the chart asks for.
+            annotations = {"cert-manager.io/inject-ca-from": f"{settings.namespace}/{settings.service}"}
         else:
             credentials = SelfMade(self.kube, settings.namespace, settings.service, settings.secret)
-        return MetricsAPI(self.kube, credentials, settings.port, self.statuses.fullness)
+        backend = Backend(settings.namespace, settings.service, settings.service_port)
+        door = Door(self.kube, backend, self.settings.lease, os.environ.get("POD_IP", ""), settings.port)
+        registration = Registration(self.kube, backend, self._scales_by_our_metrics, annotations)
+        return MetricsAPI(self.kube, credentials, settings.port, self.statuses.fullness, door, registration)
+
+    def _scales_by_our_metrics(self) -> bool | None:
+        """None while not every service has been looked at: a new leader withdraws nothing in haste."""
+        return self.statuses.scales_by_our_metrics() or (False if self._resyncs > 1 else None)
 
     def on_event(self, kind: str, obj: dict[str, Any], gone: bool) -> None:
         """From a watch. Only what is news brings a service back to the workers."""
@@ -140,6 +156,7 @@ class Operator:
                     self.health.came_round()
             if complete:
                 self.health.listed()
+                self._resyncs += 1
             await asyncio.sleep(self.settings.resync_seconds if complete else _RELIST_SECONDS)
 
     async def _list(self, kind: str, namespace: str) -> None:
@@ -176,5 +193,29 @@ class Operator:
 
 
 async def run(settings: Settings) -> None:
+    """The process. Ends on SIGTERM and SIGINT."""
+    replica = os.environ.get("POD_NAME") or socket.gethostname()
+    loop, this = asyncio.get_running_loop(), asyncio.current_task()
+    assert this is not None
+
+    def listen() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, this.cancel)
+
     async with connect() as kube:
-        await Operator(kube, settings).run()
+        election = Election(kube, settings.lease, replica) if settings.lease else None
+        judge: list[web.Judge] = [election or web.Unready()]
+
+        async def term() -> None:
+            operator = Operator(kube, settings, replica)
+            judge.append(operator.health)
+            try:
+                await operator.run()  # Kopf listens to the signals meanwhile, and ends it
+            finally:
+                listen()
+                judge.pop()
+
+        listen()
+        async with web.serve(lambda: judge[-1], settings.health_port, settings.metrics_port):
+            with contextlib.suppress(asyncio.CancelledError):
+                await (election.run(term) if election else term())

@@ -38,6 +38,10 @@ _PLURALS = {
     "Secret": "secrets",
     "APIService": "apiservices",
     "SubjectAccessReview": "subjectaccessreviews",
+    "ClusterRole": "clusterroles",
+    "Lease": "leases",
+    "EndpointSlice": "endpointslices",
+    "Endpoints": "endpoints",
 }
 _REQUEST_SECONDS = 30.0
 _DISCOVERY_SECONDS = {True: 60.0, False: 10.0}
@@ -89,11 +93,14 @@ class Kube:
             if not token:
                 return items, int(page["metadata"]["resourceVersion"])
 
-    async def apply(self, obj: Object) -> Object:
-        """Server-side apply of everything that the object names; fields that others added are left alone."""
+    async def apply(self, obj: Object, *, force: bool = True) -> Object:
+        """Server-side apply of everything that the object names; fields that others added are left alone.
+
+        Without `force` a field that someone else set to another value is a conflict (409), and nothing is changed.
+        """
         meta = obj["metadata"]
-        path = _path(obj["apiVersion"], obj["kind"], meta["namespace"], meta["name"])
-        return await self._apply(path, obj)
+        path = _path(obj["apiVersion"], obj["kind"], meta.get("namespace", ""), meta["name"])
+        return await self._apply(path, obj, force=force)
 
     async def apply_status(self, service: SemiPDService, status: Object) -> Object:
         """The uid is a precondition: a service of the same name that came later is not touched (409)."""
@@ -106,11 +113,12 @@ class Kube:
         }
         return await self._apply(_path(API_VERSION, KIND, meta.namespace, meta.name) + "/status", body)
 
-    async def delete(self, api_version: str, kind: str, namespace: str, name: str, uid: str) -> None:
-        """Only the object with this uid; one that is gone already is no error."""
+    async def delete(self, api_version: str, kind: str, namespace: str, name: str, uid: str, version: str = "") -> None:
+        """Only the object with this uid, and this version if one is given; one that is gone or changed is no error."""
         try:
             path = _path(api_version, kind, namespace, name)
-            await self._request("delete", path, body={"preconditions": {"uid": uid}})
+            preconditions = {"uid": uid} | ({"resourceVersion": version} if version else {})
+            await self._request("delete", path, body={"preconditions": preconditions})
         except ApiRefused as refused:
             if refused.status not in (404, 409):
                 raise
@@ -177,14 +185,14 @@ class Kube:
         }
         await self._request("post", _path("v1", "Event", meta.namespace), body=body)
 
-    async def _apply(self, path: str, body: Object) -> Object:
+    async def _apply(self, path: str, body: Object, *, force: bool = True) -> Object:
         return await self._request(
             "patch",
             path,
             body=body,
             content_type="application/apply-patch+yaml",
             field_manager=MANAGER,
-            force_conflicts=True,
+            force_conflicts=force,
         )
 
     async def _request(self, method: str, path: str, **options: Any) -> Object:

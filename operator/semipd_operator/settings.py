@@ -12,6 +12,20 @@ MANAGER = "semipd-operator"
 """Field manager of server-side apply, and the value of app.kubernetes.io/managed-by."""
 
 
+LEASE_API = "coordination.k8s.io/v1"
+
+
+@dataclass(frozen=True)
+class LeaseName:
+    """The Lease that decides which replica leads."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
 def package_version() -> str:
     try:
         return version("semipd")
@@ -29,7 +43,9 @@ class MetricsAPISettings:
 
     namespace: str
     service: str
-    """Name of the Service that the APIService names; it is in the certificate."""
+    """Name of the Service that the APIService names; it is in the certificate. The ClusterRole of that name owns the
+    registration."""
+    service_port: int = 443
     secret: str = ""
     """Keeps a certificate of our own."""
     tls_dir: Path | None = None
@@ -58,6 +74,8 @@ class Settings:
     slo_write_seconds: float = 15.0
     health_port: int = 8080
     metrics_port: int = 9090
+    lease: LeaseName | None = None
+    """None: there is one replica only."""
     metrics_api: MetricsAPISettings | None = None
     """None: it is not served."""
     deaf_after_seconds: float = 180.0

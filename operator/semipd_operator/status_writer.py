@@ -67,6 +67,11 @@ class StatusWriter:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def scales_by_our_metrics(self) -> bool:
+        """Whether some service scales by a HorizontalPodAutoscaler, which asks the external metrics API."""
+        found = (entry.seen.service.spec.autoscaling for entry in self._entries.values())
+        return any(scaling is not None and scaling.keda is None for scaling in found)
+
     def fullness(self, namespace: str) -> dict[str, float]:
         """How full the services of a namespace are, by name, in pods at the edge of their SLO; without the unknown."""
         now = datetime.now(UTC)

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 from aiohttp import web
 from prometheus_client import generate_latest
 
-from semipd_operator.health import Health
+
+class Judge(Protocol):
+    def starting(self) -> str:
+        """What has not come through yet; empty once ready."""
+
+    def complaint(self) -> str:
+        """Why the process should be started anew; empty while it should not."""
+
+
+class Unready:
+    """The judge before there is any other."""
+
+    def starting(self) -> str:
+        return "starting"
+
+    def complaint(self) -> str:
+        return ""
 
 
 @asynccontextmanager
-async def serve(health: Health, health_port: int, metrics_port: int) -> AsyncIterator[None]:
+async def serve(judge: Callable[[], Judge], health_port: int, metrics_port: int) -> AsyncIterator[None]:
+    """`judge`: who is asked at this moment; a leader is judged by other things than a follower."""
+
     async def healthz(_: web.Request) -> web.Response:
-        complaint = health.complaint()
+        complaint = judge().complaint()
         return web.Response(text=complaint or "ok", status=503 if complaint else 200)
 
     async def readyz(_: web.Request) -> web.Response:
-        starting = health.starting()
+        starting = judge().starting()
         return web.Response(text=starting or "ok", status=503 if starting else 200)
 
     async def metrics(_: web.Request) -> web.Response:

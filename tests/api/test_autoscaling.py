@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -57,29 +58,41 @@ def scaled_objects() -> dict[str, Any]:
     }
 
 
+def here(obj: dict[str, Any]) -> dict[str, Any]:
+    """The chart's Service leads to this machine: there are no pods and no routes to any."""
+    if obj["kind"] == "Service":
+        obj["spec"] = {"type": "ExternalName", "externalName": "localhost"}
+    return obj
+
+
+def flags(port: int) -> tuple[str, ...]:
+    api = f"{OPERATOR_NAMESPACE}/{NAME}-metrics-api"
+    return (
+        f"--lease={OPERATOR_NAMESPACE}/{NAME}",
+        f"--metrics-api-service={api}",
+        f"--metrics-api-secret={NAME}-metrics-api",
+        f"--metrics-api-port={port}",
+        f"--metrics-api-service-port={port}",
+    )
+
+
 @pytest.fixture(scope="module")
 def scaled(crd: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scaled]:
     port, agent_port = free_port(), free_port()
     crd.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OPERATOR_NAMESPACE}})
-    here = {"type": "ExternalName", "externalName": "localhost"}
-    metadata = {"name": NAME, "namespace": OPERATOR_NAMESPACE}
-    crd.apply({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": here})
     for obj in chart_rights(crd, "metrics-api"):
-        if obj["kind"] == "APIService":
-            obj["spec"]["service"]["port"] = port
-        crd.apply(obj)
-    flags = (f"--metrics-api-service={OPERATOR_NAMESPACE}/{NAME}", f"--metrics-api-secret={NAME}-metrics-api")
+        crd.apply(here(obj))
     folder = tmp_path_factory.mktemp("scaled")
     ports = (free_port(), free_port())
-    running = Operator(crd, folder, agent_port, ports, *flags, f"--metrics-api-port={port}")
+    running = Operator(crd, folder, agent_port, ports, *flags(port))
     try:
         assert until(running.ready, 60), running.log.read_text()[-3000:]
         yield Scaled(crd, running, agent_port, port)
         print(running.log.read_text()[-6000:])
     finally:
-        crd.kubectl("delete", "apiservice", API_SERVICE)
         if running.process.poll() is None:
             running.stop()
+        crd.kubectl("delete", "apiservice", API_SERVICE, "--ignore-not-found")
 
 
 @pytest.fixture
@@ -97,7 +110,7 @@ def agent(scaled: Scaled, namespace: str) -> Iterator[Agent]:
 
 
 def available(crd: Any) -> bool:
-    conditions = (crd.get("apiservice", API_SERVICE, "default").get("status") or {}).get("conditions", [])
+    conditions = ((crd.get("apiservice", API_SERVICE, "default") or {}).get("status") or {}).get("conditions", [])
     return any(entry["type"] == "Available" and entry["status"] == "True" for entry in conditions)
 
 
@@ -208,6 +221,8 @@ def test_the_secret_is_the_only_one_that_the_operator_may_touch(scaled: Scaled) 
     assert not may("get", f"secret/{NAME}-key", "-n", OPERATOR_NAMESPACE)
     assert not may("list", "secrets", "-n", OPERATOR_NAMESPACE)
     assert not may("create", "apiservices") and not may("patch", "apiservice/v1beta1.metrics.k8s.io")
+    assert not may("delete", "apiservice/v1beta1.metrics.k8s.io") and not may("patch", "clusterroles")
+    assert not may("create", "leases", "-n", OPERATOR_NAMESPACE)
 
 
 def test_the_hpa_follows_the_specification_and_the_condition_follows_the_hpa(
@@ -288,19 +303,110 @@ def test_keda_is_looked_for_and_missed(scaled: Scaled, namespace: str) -> None:
     crd.kubectl("delete", "spd", "keda", "-n", namespace)
 
 
-def test_without_the_api_the_condition_says_so(scaled: Scaled, agent: Agent, namespace: str) -> None:
+def test_a_registration_that_is_deleted_comes_back(scaled: Scaled, agent: Agent, namespace: str) -> None:
     crd = scaled.crd
     assert until(lambda: available(crd), 40)
-    registered = crd.get("apiservice", API_SERVICE, "default")
+    before = crd.get("apiservice", API_SERVICE, "default")["metadata"]["uid"]
     crd.kubectl("delete", "apiservice", API_SERVICE)
+    assert (
+        until(lambda: (crd.get("apiservice", API_SERVICE, "default") or {}).get("metadata", {}).get("uid"), 40)
+        != before
+    )
+    assert until(lambda: available(crd), 40)
+    [owner] = crd.get("apiservice", API_SERVICE, "default")["metadata"]["ownerReferences"]
+    role = crd.get("clusterrole", f"{NAME}-metrics-api", "default")
+    assert (owner["kind"], owner["uid"]) == ("ClusterRole", role["metadata"]["uid"]), "it goes with the release"
 
-    def scaling() -> str | None:
-        return condition(crd.get("spd", "demo", namespace), "ScalingReady").get("reason")
 
-    assert until(lambda: scaling() == "MetricsAPIUnavailable"), scaling()
-    fresh = {"name": registered["metadata"]["name"], "labels": registered["metadata"].get("labels", {})}
-    spec = {key: value for key, value in registered["spec"].items() if key != "caBundle"}
-    crd.apply({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": fresh, "spec": spec})
-    # A whole look of the operator's may pass until it sees it.
-    assert until(lambda: available(crd), 90), "the CA is told again"
-    assert until(lambda: scaling() == "AutoscalerPending"), scaling()
+KEDA = {"namespace": "keda", "name": "keda-operator-metrics-apiserver", "port": 443}
+
+
+def kedas(**metadata: Any) -> dict[str, Any]:
+    """The APIService as KEDA's chart has it."""
+    spec = {
+        "group": "external.metrics.k8s.io",
+        "version": "v1beta1",
+        "groupPriorityMinimum": 100,
+        "versionPriority": 100,
+        "service": KEDA,
+    }
+    return {
+        "apiVersion": "apiregistration.k8s.io/v1",
+        "kind": "APIService",
+        "metadata": {"name": API_SERVICE, "labels": {"app.kubernetes.io/managed-by": "Helm"}, **metadata},
+        "spec": spec,
+    }
+
+
+def test_keda_before_us_and_after_us(scaled: Scaled, namespace: str) -> None:
+    """Install, upgrade and removal of either: the registration is never taken and never deleted from the other."""
+    crd = scaled.crd
+
+    def backend() -> Any:
+        return ((crd.get("apiservice", API_SERVICE, "default") or {}).get("spec") or {}).get("service")
+
+    def reason() -> str | None:
+        return condition(crd.get("spd", "h", namespace), "ScalingReady").get("reason")
+
+    def patch(change: dict[str, Any]) -> None:
+        crd.kubectl("patch", "spd", "h", "-n", namespace, "--type=merge", "-p", json.dumps({"spec": change}))
+
+    crd.kubectl("delete", "apiservice", API_SERVICE, "--ignore-not-found")
+    crd.apply(kedas(), "--server-side", "--field-manager=helm")
+    untouched = crd.get("apiservice", API_SERVICE, "default")["metadata"]["managedFields"][0]["time"]
+    crd.apply(service("h", namespace, slo=SLO, autoscaling={"maxReplicas": 3}))
+    assert until(lambda: "belongs to keda/keda-operator-metrics-apiserver" in scaled.operator.log.read_text(), 30)
+    assert until(lambda: reason() == "MetricsAPIUnavailable"), reason()
+    patch({"autoscaling": None})  # nothing of ours is wanted: nothing of theirs is withdrawn
+    time.sleep(12)  # longer than the operator's look
+    live = crd.get("apiservice", API_SERVICE, "default")
+    assert live["spec"]["service"] == KEDA and "ownerReferences" not in live["metadata"]
+    assert {entry["manager"] for entry in live["metadata"]["managedFields"]} <= {"helm", "kube-apiserver"}
+    assert untouched
+
+    crd.kubectl("delete", "apiservice", API_SERVICE)  # KEDA goes
+    patch({"autoscaling": {"maxReplicas": 3}})
+    assert until(lambda: (backend() or {}).get("name") == f"{NAME}-metrics-api", 40), backend()
+
+    # KEDA comes after us: Helm and server-side apply refuse to take what is not theirs ...
+    refused = crd.apply(kedas(), "--server-side", "--field-manager=helm", ok=False)
+    assert refused.returncode != 0 and "conflict" in refused.stderr
+    # ... and who takes it by force keeps it, free of any tie to our release.
+    crd.apply(kedas(), "--server-side", "--field-manager=helm", "--force-conflicts")
+    assert until(lambda: "ownerReferences" not in crd.get("apiservice", API_SERVICE, "default")["metadata"], 40)
+    time.sleep(12)
+    assert backend() == KEDA
+    patch({"autoscaling": None})
+    time.sleep(12)
+    assert backend() == KEDA
+    crd.kubectl("delete", "apiservice", API_SERVICE)
+    crd.kubectl("delete", "spd", "h", "-n", namespace)
+
+
+def test_a_follower_takes_over_and_the_api_answers_on(
+    scaled: Scaled, agent: Agent, namespace: str, tmp_path: Path
+) -> None:
+    """Last: it ends the leader, as the loss of its node would."""
+    crd = scaled.crd
+    assert until(lambda: available(crd), 40)
+    agent.capacity_ratio = 0.5
+    follower = Operator(crd, tmp_path, scaled.agent_port, (free_port(), free_port()), *flags(free_port()))
+    try:
+        assert until(follower.ready, 30), "a follower is ready: it stands by"
+        assert "standing by" in follower.log.read_text() and "leading" not in follower.log.read_text()
+        scaled.operator.process.kill()
+        assert until(lambda: "leading by Lease" in follower.log.read_text(), 40)
+        assert until(
+            lambda: crd.get("apiservice", API_SERVICE, "default")["spec"]["service"]["port"] != scaled.port, 40
+        )
+        assert until(lambda: available(crd) and freshness(crd) == "Current", 60), freshness(crd)
+
+        def value() -> Any:
+            answer = crd.kubectl("get", "--raw", metric(namespace), ok=False)
+            return answer.returncode == 0 and [item["value"] for item in json.loads(answer.stdout)["items"]]
+
+        assert until(lambda: value() == ["500m"], 40), value()
+        crd.kubectl("patch", "spd", "demo", "-n", namespace, "--type=merge", "-p", '{"spec":{"replicas":2}}')
+        assert until(lambda: crd.get("deployment", "demo", namespace)["spec"]["replicas"] == 2)
+    finally:
+        assert follower.stop() == 0

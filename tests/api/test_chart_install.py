@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import shutil
 import subprocess
@@ -84,46 +82,34 @@ def test_users_get_the_resource_with_their_roles(bare: Cluster) -> None:
 API_SERVICE = "v1beta1.external.metrics.k8s.io"
 
 
-def test_the_metrics_api_survives_upgrades_and_goes_with_the_chart(bare: Cluster) -> None:
+def test_the_metrics_api_survives_upgrades_and_helm_owns_no_registration(bare: Cluster) -> None:
     chart = str(ROOT / "charts/semipd-operator")
     name = "semipd-operator-metrics-api"
     helm(bare, "upgrade", "--install", "semipd-operator", chart, "--create-namespace")
     bare.kubectl("patch", "secret", name, "-n", "semipd-system", "-p", '{"data":{"ca.crt":"b3Vycw=="}}')
-    bundle = base64.b64encode((bare.folder / "pki" / "ca.crt").read_bytes()).decode()
-    bare.kubectl("patch", "apiservice", API_SERVICE, "--type=merge", "-p", json.dumps({"spec": {"caBundle": bundle}}))
+    lease = '{"spec":{"holderIdentity":"a_1","leaseDurationSeconds":15}}'
+    bare.kubectl("patch", "lease", "semipd-operator", "-n", "semipd-system", "--type=merge", "-p", lease)
     helm(bare, "upgrade", "semipd-operator", chart, "--set", "logLevel=debug")
     assert bare.get("secret", name, "semipd-system")["data"] == {"ca.crt": "b3Vycw=="}
-    assert bare.get("apiservice", API_SERVICE, "default")["spec"]["caBundle"] == bundle
-    helm(bare, "upgrade", "semipd-operator", chart, "--set", "metricsApi.enabled=false")
-    assert bare.get("apiservice", API_SERVICE, "default") is None
-    helm(bare, "upgrade", "semipd-operator", chart, "--reset-values")
-    assert bare.get("apiservice", API_SERVICE, "default")
+    assert bare.get("lease", "semipd-operator", "semipd-system")["spec"]["holderIdentity"] == "a_1"
+    assert bare.get("apiservice", API_SERVICE, "default") is None, "the leader registers, not the chart"
+    another = {
+        "apiVersion": "apiregistration.k8s.io/v1",
+        "kind": "APIService",
+        "metadata": {"name": API_SERVICE},
+        "spec": {
+            "group": "external.metrics.k8s.io",
+            "version": "v1beta1",
+            "groupPriorityMinimum": 100,
+            "versionPriority": 100,
+            "service": {"namespace": "keda", "name": "keda-operator-metrics-apiserver", "port": 443},
+        },
+    }
+    bare.apply(another)
+    for values in (("--set", "metricsApi.enabled=false"), ("--reset-values",)):
+        helm(bare, "upgrade", "semipd-operator", chart, *values)
+        assert bare.get("apiservice", API_SERVICE, "default")["spec"]["service"]["namespace"] == "keda"
     helm(bare, "uninstall", "semipd-operator")
-    assert bare.get("apiservice", API_SERVICE, "default") is None
-
-
-def test_the_metrics_api_of_another_is_left_alone(bare: Cluster) -> None:
-    backend = {"namespace": "keda", "name": "keda-operator-metrics-apiserver", "port": 443}
-    bare.apply(
-        {
-            "apiVersion": "apiregistration.k8s.io/v1",
-            "kind": "APIService",
-            "metadata": {"name": API_SERVICE},
-            "spec": {
-                "group": "external.metrics.k8s.io",
-                "version": "v1beta1",
-                "groupPriorityMinimum": 100,
-                "versionPriority": 100,
-                "insecureSkipTLSVerify": True,
-                "service": backend,
-            },
-        }
-    )
-    chart = str(ROOT / "charts/semipd-operator")
-    notes = helm(bare, "upgrade", "--install", "semipd-operator", chart, "--create-namespace")
-    assert "belongs to someone else" in notes
-    container = bare.get("deployment", "semipd-operator", "semipd-system")["spec"]["template"]["spec"]["containers"][0]
-    assert not [argument for argument in container["args"] if "metrics-api" in argument]
-    helm(bare, "uninstall", "semipd-operator")
-    assert bare.get("apiservice", API_SERVICE, "default")["spec"]["service"] == backend
+    assert bare.get("apiservice", API_SERVICE, "default")["spec"]["service"]["namespace"] == "keda"
+    assert bare.get("lease", "semipd-operator", "semipd-system") is None
     bare.kubectl("delete", "apiservice", API_SERVICE)

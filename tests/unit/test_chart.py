@@ -67,10 +67,10 @@ def test_rights_are_the_least(helm: Path) -> None:
     assert "pods" not in written
 
 
-def test_the_operator_pod_is_restricted_and_alone(helm: Path) -> None:
+def test_the_operator_pod_is_restricted(helm: Path) -> None:
     objects = by_kind(template(helm))
     deployment = objects["Deployment"]
-    assert deployment["spec"]["replicas"] == 1 and deployment["spec"]["strategy"] == {"type": "Recreate"}
+    assert deployment["spec"]["replicas"] == 2
     pod = deployment["spec"]["template"]["spec"]
     container = pod["containers"][0]
     security = pod["securityContext"]
@@ -100,7 +100,8 @@ def test_the_arguments_are_ones_that_the_operator_takes(helm: Path, tmp_path: Pa
     assert settings.namespaces == ("a", "b")
     assert (settings.image_pull_policy, settings.image_pull_secrets) == ("Never", ("s",))
     served = settings.metrics_api
-    assert served is not None and (served.namespace, served.service) == ("sys", "spd-semipd-operator")
+    assert served is not None and (served.namespace, served.service) == ("sys", METRICS_API)
+    assert str(settings.lease) == "sys/spd-semipd-operator"
     assert (served.secret, served.port) == ("spd-semipd-operator-metrics-api", 8443)
 
 
@@ -108,9 +109,9 @@ def test_namespaces_get_roles_instead_of_a_cluster_role(helm: Path) -> None:
     bare = ("--set", "watchNamespaces={a,b}", "--set", "rbac.aggregate=false", "--set", "metricsApi.enabled=false")
     objects = template(helm, *bare)
     assert not [obj for obj in objects if obj["kind"].startswith("ClusterRole")]
-    assert [o["metadata"]["namespace"] for o in objects if o["kind"] == "RoleBinding"] == ["a", "b"]
-    roles = [obj for obj in objects if obj["kind"] == "Role"]
-    assert roles[0]["rules"] == roles[1]["rules"]
+    assert [o["metadata"]["namespace"] for o in objects if o["kind"] == "RoleBinding"] == ["a", "b", "sys"]
+    roles = [obj for obj in objects if obj["kind"] == "Role" and obj["metadata"]["name"] == "spd-semipd-operator"]
+    assert len(roles) == 2 and roles[0]["rules"] == roles[1]["rules"]
 
 
 def test_the_key_is_random_or_given(helm: Path) -> None:
@@ -219,18 +220,34 @@ def test_extra_objects_are_templates(helm: Path, tmp_path: Path) -> None:
 METRICS_API = "spd-semipd-operator-metrics-api"
 
 
+def test_the_lease_is_the_only_one_that_the_operator_may_write(helm: Path) -> None:
+    objects = template(helm)
+    assert "spec" not in named(objects, "Lease", "spd-semipd-operator"), "an upgrade must not take it from the leader"
+    [rule] = named(objects, "Role", "spd-semipd-operator-leader")["rules"]
+    assert (rule["resources"], rule["resourceNames"], rule["verbs"]) == (
+        ["leases"],
+        ["spd-semipd-operator"],
+        ["get", "patch"],
+    )
+
+
 def test_the_metrics_api_has_the_rights_that_it_needs_and_no_more(helm: Path) -> None:
     objects = template(helm)
-    service = named(objects, "APIService", "v1beta1.external.metrics.k8s.io")["spec"]
-    assert service["insecureSkipTLSVerify"] is False and "caBundle" not in service, "the operator tells its CA"
-    assert service["service"] == {"namespace": "sys", "name": "spd-semipd-operator", "port": 443}
+    assert "APIService" not in by_kind(objects), "the leader registers, where nobody else has"
+    assert "selector" not in named(objects, "Service", METRICS_API)["spec"], "the leader answers"
     rules = named(objects, "ClusterRole", METRICS_API)["rules"]
     assert [(rule["resources"], rule.get("resourceNames"), rule["verbs"]) for rule in rules] == [
         (["subjectaccessreviews"], None, ["create"]),
-        (["apiservices"], ["v1beta1.external.metrics.k8s.io"], ["get", "patch"]),
+        (["apiservices"], ["v1beta1.external.metrics.k8s.io"], ["get", "create", "patch", "delete"]),
+        (["clusterroles"], [METRICS_API], ["get"]),
     ]
-    [rule] = named(objects, "Role", METRICS_API)["rules"]
-    assert (rule["resources"], rule["resourceNames"], rule["verbs"]) == (["secrets"], [METRICS_API], ["get", "patch"])
+    rules = named(objects, "Role", METRICS_API)["rules"]
+    assert [(rule["resources"], rule.get("resourceNames"), rule["verbs"]) for rule in rules] == [
+        (["endpointslices"], [f"{METRICS_API}-ipv4", f"{METRICS_API}-ipv6"], ["get", "create", "patch"]),
+        (["endpoints"], [METRICS_API], ["get", "create", "patch"]),
+        (["endpoints/restricted", "endpointslices/restricted"], None, ["create"]),
+        (["secrets"], [METRICS_API], ["get", "patch"]),
+    ]
     assert "data" not in named(objects, "Secret", METRICS_API), "an upgrade must not empty it"
     bindings = [obj for obj in objects if obj["kind"] == "RoleBinding" and obj["metadata"]["name"] == METRICS_API]
     assert {obj["metadata"]["namespace"]: obj["roleRef"]["name"] for obj in bindings} == {
@@ -256,9 +273,9 @@ def test_cert_manager_takes_the_place_of_our_own_certificate(
     certificate = named(objects, "Certificate", METRICS_API)["spec"]
     assert certificate["issuerRef"]["name"] == name
     assert bool([obj for obj in objects if obj["kind"] == "Issuer"]) is not bool(issuer)
-    annotations = by_kind(objects)["APIService"]["metadata"]["annotations"]
-    assert annotations == {"cert-manager.io/inject-ca-from": f"sys/{METRICS_API}"}
-    assert not [obj for obj in objects if obj["kind"] == "Role"], "no Secret is read or written then"
+    assert f"{METRICS_API}.sys.svc" in certificate["dnsNames"]
+    roles = [obj for obj in objects if obj["kind"] == "Role"]
+    assert "secrets" not in {each for role in roles for rule in role["rules"] for each in rule["resources"]}
     pod = by_kind(objects)["Deployment"]["spec"]["template"]["spec"]
     [volume] = [volume for volume in pod["volumes"] if volume["name"] == "metrics-api"]
     assert volume["secret"]["secretName"] == certificate["secretName"]

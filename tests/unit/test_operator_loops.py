@@ -111,7 +111,7 @@ async def test_readiness_waits_for_the_list_and_for_every_watch(namespaces: tupl
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    async with web.serve(health, port, 0):
+    async with web.serve(lambda: health, port, 0):
         assert await asked("/readyz") == (503, "starting: no list of the services yet")
         health.listed()
         for namespace in namespaces or ("",):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import copy
 import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping
@@ -24,7 +25,9 @@ from tests.unit.test_operator_metricsapi import METRIC, NAMES, PATH, Reviews, co
 from semipd_operator.kube import ApiRefused
 from semipd_operator.metricsapi import MetricsAPI
 from semipd_operator.metricsapi.certificates import Pair
-from semipd_operator.metricsapi.credentials import API_SERVICE, Mounted, NotInPlace, SelfMade
+from semipd_operator.metricsapi.credentials import Credential, Mounted, NotInPlace, SelfMade
+from semipd_operator.metricsapi.registration import API_SERVICE, Backend, BelongsToAnother, Door, Registration
+from semipd_operator.settings import LeaseName
 
 pytestmark = pytest.mark.unit
 
@@ -74,9 +77,11 @@ class Api(Reviews):
         self.objects: dict[tuple[str, str], dict[str, Any]] = {
             ("ConfigMap", "extension-apiserver-authentication"): config_map(front_proxy.pem),
             ("Secret", "keys"): {"metadata": {"resourceVersion": "7"}},
-            ("APIService", API_SERVICE): {"spec": {"service": {"namespace": "sys", "name": "semipd"}}},
+            ("ClusterRole", "semipd"): {"metadata": {"uid": "role-1"}},
+            ("Lease", "leader"): {"metadata": {"uid": "lease-1"}},
         }
         self.merged: list[tuple[str, dict[str, Any]]] = []
+        self.applied: list[str] = []
 
     async def get(self, api_version: str, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         return self.objects.get((kind, name))
@@ -84,11 +89,25 @@ class Api(Reviews):
     async def merge(self, api_version: str, kind: str, namespace: str, name: str, changes: dict[str, Any]) -> None:
         self.merged.append((kind, changes))
         live = self.objects[kind, name]
-        live["data" if kind == "Secret" else "spec"] = {
-            **live.get("data", live.get("spec", {})),
-            **changes.get("data", {}),
-            **changes.get("spec", {}),
-        }
+        if kind == "Secret":
+            live["data"] = {**live.get("data", {}), **changes["data"]}
+        else:
+            live["metadata"] |= changes["metadata"]
+
+    async def apply(self, obj: dict[str, Any], *, force: bool = True) -> None:
+        kind, name = obj["kind"], obj["metadata"]["name"]
+        live = self.objects.get((kind, name))
+        if live is not None and not force:
+            raise ApiRefused(409, "conflict")
+        self.applied.append(kind)
+        version = str(int(live["metadata"]["resourceVersion"]) + 1) if live else "1"
+        metadata = {"uid": f"{name}-uid", **obj["metadata"], "resourceVersion": version}
+        self.objects[kind, name] = {**copy.deepcopy(obj), "metadata": metadata}
+
+    async def delete(self, api_version: str, kind: str, namespace: str, name: str, uid: str, version: str) -> None:
+        meta = self.objects[kind, name]["metadata"]
+        assert (meta["uid"], meta["resourceVersion"]) == (uid, version)
+        del self.objects[kind, name]
 
     @property
     def bundle(self) -> str:
@@ -116,6 +135,17 @@ class Running:
             return answer.status, await answer.json()
 
 
+BACKEND = Backend("sys", "semipd")
+
+
+def made(api: Api) -> SelfMade:
+    return SelfMade(api, "sys", "semipd", "keys")  # type: ignore[arg-type]
+
+
+def registration(api: Api, wanted: bool | None = True) -> Registration:
+    return Registration(api, BACKEND, lambda: wanted, {})  # type: ignore[arg-type]
+
+
 def values(namespace: str) -> Mapping[str, float]:
     return {"a": 0.5, "b": 1.3} if namespace == "team" else {}
 
@@ -129,7 +159,8 @@ async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         port = int(probe.getsockname()[1])
     front_proxy = Authority.make()
     api = Api(front_proxy)
-    server = MetricsAPI(api, SelfMade(api, "sys", "semipd", "keys"), port, values)  # type: ignore[arg-type]
+    door = Door(api, BACKEND, LeaseName("sys", "leader"), "10.0.0.7", port)  # type: ignore[arg-type]
+    server = MetricsAPI(api, made(api), port, values, door, registration(api))  # type: ignore[arg-type]
     task = asyncio.create_task(server.run())
     for _ in range(100):
         with contextlib.suppress(OSError):
@@ -183,15 +214,19 @@ async def test_a_review_that_fails_is_an_error_and_not_a_yes(running: Running) -
     assert (status, found["reason"]) == (503, "ServiceUnavailable")
 
 
-async def test_the_secret_and_the_api_service_are_written_once(running: Running) -> None:
+async def test_what_is_in_place_is_not_written_again(running: Running) -> None:
     await running.ask(PATH)
-    assert [kind for kind, _ in running.api.merged] == ["Secret", "APIService"]
-    secret = running.api.merged[0][1]
+    api = running.api
+    assert [kind for kind, _ in api.merged] == ["Secret"]
+    assert api.applied == ["EndpointSlice", "Endpoints", "APIService"], "what is registered answers"
+    secret = api.merged[0][1]
     assert secret["metadata"] == {"resourceVersion": "7"}, "of two writers one loses"
     assert set(secret["data"]) == {"ca.crt", "ca.key", "tls.crt", "tls.key"}
-    assert "PRIVATE" not in running.api.bundle
-    await SelfMade(running.api, "sys", "semipd", "keys").current()  # type: ignore[arg-type]
-    assert len(running.api.merged) == 2, "a restart finds all in place"
+    assert "PRIVATE" not in api.bundle
+    [endpoint] = api.objects["EndpointSlice", "semipd-ipv4"]["endpoints"]
+    assert endpoint["addresses"] == ["10.0.0.7"]
+    await registration(api).settle((await made(api).current()).ca)
+    assert (len(api.merged), len(api.applied)) == (1, 3), "a restart finds all in place"
 
 
 async def test_a_new_front_proxy_is_taken_without_a_restart(running: Running) -> None:
@@ -208,16 +243,63 @@ async def test_a_new_front_proxy_is_taken_without_a_restart(running: Running) ->
         await running.ask(PATH)
 
 
-async def test_another_owner_of_the_api_service_is_left_alone() -> None:
+def of_another(**metadata: Any) -> dict[str, Any]:
+    meta = {"name": API_SERVICE, "uid": "u", "resourceVersion": "5", **metadata}
+    return {"metadata": meta, "spec": {"service": {"namespace": "keda", "name": "adapter"}}}
+
+
+async def test_the_registration_follows_the_wish() -> None:
     api = Api(Authority.make())
-    api.objects["APIService", API_SERVICE]["spec"]["service"] = {"namespace": "keda", "name": "adapter"}
-    credentials = SelfMade(api, "sys", "semipd", "keys")  # type: ignore[arg-type]
-    with pytest.raises(NotInPlace, match=r"belongs to keda/adapter: set metricsApi\.enabled=false"):
-        await credentials.current()
-    assert [kind for kind, _ in api.merged] == ["Secret"]
-    del api.objects["APIService", API_SERVICE]
-    with pytest.raises(NotInPlace, match="the chart makes it"):
-        await credentials.current()
+    for undecided in (None, False):
+        await registration(api, undecided).settle(b"ca")
+        assert ("APIService", API_SERVICE) not in api.objects
+    await registration(api).settle(b"ca")
+    live = api.objects["APIService", API_SERVICE]
+    assert live["spec"]["service"] == {"namespace": "sys", "name": "semipd", "port": 443}
+    assert [(each["kind"], each["uid"]) for each in live["metadata"]["ownerReferences"]] == [("ClusterRole", "role-1")]
+    await registration(api).settle(b"another ca")
+    assert api.bundle == "another ca"
+    await registration(api, None).settle(b"another ca")
+    assert ("APIService", API_SERVICE) in api.objects, "a leader that does not know yet takes nothing back"
+    await registration(api, False).settle(b"another ca")
+    assert ("APIService", API_SERVICE) not in api.objects
+
+
+async def test_anothers_registration_is_left_alone() -> None:
+    api = Api(Authority.make())
+    api.objects["APIService", API_SERVICE] = before = of_another()
+    for wanted in (True, None, False):
+        with pytest.raises(BelongsToAnother, match="belongs to keda/adapter"):
+            await registration(api, wanted).settle(b"ca")
+    await registration(api).withdraw()
+    assert api.objects["APIService", API_SERVICE] == before and not api.applied and not api.merged
+
+
+async def test_our_ownership_comes_off_what_another_took_over() -> None:
+    api = Api(Authority.make())
+    await registration(api).settle(b"ca")
+    ours = api.objects["APIService", API_SERVICE]["metadata"]["ownerReferences"]
+    theirs = {"kind": "ClusterRole", "name": "keda", "uid": "k"}
+    api.objects["APIService", API_SERVICE] = of_another(ownerReferences=[*ours, theirs])
+    with pytest.raises(BelongsToAnother):
+        await registration(api).settle(b"ca")
+    assert api.merged == [("APIService", {"metadata": {"ownerReferences": [theirs], "resourceVersion": "5"}})]
+    with pytest.raises(BelongsToAnother):
+        await registration(api).settle(b"ca")
+    assert len(api.merged) == 1
+
+
+async def test_one_that_another_makes_at_the_same_moment_is_not_taken() -> None:
+    api = Api(Authority.make())
+    seen = api.get
+
+    async def too_early(api_version: str, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
+        return None if kind == "APIService" else await seen(api_version, kind, namespace, name)
+
+    api.objects["APIService", API_SERVICE] = of_another()
+    api.get = too_early  # type: ignore[method-assign]
+    with pytest.raises(BelongsToAnother, match="changed by another"):
+        await registration(api).settle(b"ca")
 
 
 async def test_a_mounted_certificate_is_read_anew(tmp_path: Path) -> None:
@@ -227,4 +309,5 @@ async def test_a_mounted_certificate_is_read_anew(tmp_path: Path) -> None:
     for part in ("1", "2"):
         (tmp_path / "tls.crt").write_text("certificate" + part)
         (tmp_path / "tls.key").write_text("key" + part)
-        assert await mounted.current() == Pair(f"certificate{part}".encode(), f"key{part}".encode())
+        pair = Pair(f"certificate{part}".encode(), f"key{part}".encode())
+        assert await mounted.current() == Credential(pair, ca=None), "the CA is told by who renews them"

@@ -45,14 +45,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 v1beta1.external.metrics.k8s.io
 {{- end }}
 
-{{- /* "true" where this release serves external metrics. A cluster has one server for them: another's is left alone. */}}
-{{- define "semipd-operator.metricsApi" -}}
-{{- if .Values.metricsApi.enabled }}
-{{- $live := lookup "apiregistration.k8s.io/v1" "APIService" "" (include "semipd-operator.apiService" .) | default dict }}
-{{- $owner := dig "metadata" "annotations" dict $live }}
-{{- $ours := and (eq (dig "meta.helm.sh/release-name" "" $owner) .Release.Name) (eq (dig "meta.helm.sh/release-namespace" "" $owner) .Release.Namespace) }}
-{{- if or (not $live) $ours }}true{{ end }}
-{{- end }}
+{{- define "semipd-operator.metricsApiName" -}}
+{{- printf "%s-metrics-api" (include "semipd-operator.fullname" . | trunc 51 | trimSuffix "-") }}
 {{- end }}
 
 {{- /* What the operator may do where the services are. It reads no Secret. */}}

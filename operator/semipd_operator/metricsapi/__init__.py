@@ -2,7 +2,7 @@
 
 An aggregated API: kube-apiserver proxies requests to it over TLS, shows its front-proxy certificate and names the user
 in headers. ``wire`` is the protocol, ``certificates`` and ``credentials`` are our side of TLS, ``frontproxy`` and
-``authorization`` decide who may ask, ``server`` joins them.
+``authorization`` decide who may ask, ``registration`` holds the cluster's one APIService, ``server`` joins them.
 """
 
 from semipd_operator.metricsapi.server import MetricsAPI

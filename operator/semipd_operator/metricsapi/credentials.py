@@ -1,7 +1,7 @@
-"""Where the server's certificate comes from, and how kube-apiserver comes to trust it.
+"""Where the server's certificate comes from, and which CA kube-apiserver is to trust.
 
-`SelfMade` keeps a CA and a certificate in the Secret that the chart made for them, and tells the CA to the APIService.
-`Mounted` reads files that someone else renews (cert-manager), who also tells the APIService.
+`SelfMade` keeps a CA and a certificate in the Secret that the chart made for them.
+`Mounted` reads files that someone else renews (cert-manager), who also writes the CA into the registration.
 """
 
 from __future__ import annotations
@@ -9,18 +9,16 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
 from semipd_operator.kube import Kube, Object
 from semipd_operator.metricsapi.certificates import Identity, Pair, renewed
-from semipd_operator.status.scaling import EXTERNAL_METRICS_API
 
 log = logging.getLogger(__name__)
 
-API_SERVICE = ".".join(reversed(EXTERNAL_METRICS_API.split("/")))
-_REGISTRATION = "apiregistration.k8s.io/v1"
 _FILES = {"ca": ("ca.crt", "ca.key"), "server": ("tls.crt", "tls.key")}
 
 
@@ -28,19 +26,26 @@ class NotInPlace(Exception):
     """Something that the chart or someone else has to provide is not there; the message names it and the remedy."""
 
 
+@dataclass(frozen=True)
+class Credential:
+    server: Pair
+    ca: bytes | None
+    """PEM of what kube-apiserver must trust; None: someone else tells it."""
+
+
 class Credentials(Protocol):
-    async def current(self) -> Pair:
-        """The certificate to serve with, after whoever must trust it was told. Raises `NotInPlace`, `ApiRefused`."""
+    async def current(self) -> Credential:
+        """Raises `NotInPlace`, `ApiRefused`."""
 
 
 class Mounted:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    async def current(self) -> Pair:
+    async def current(self) -> Credential:
         certificate, key = (self._folder / name for name in _FILES["server"])
         try:
-            return Pair(certificate.read_bytes(), key.read_bytes())
+            return Credential(Pair(certificate.read_bytes(), key.read_bytes()), None)
         except OSError as error:
             raise NotInPlace(f"{error.filename}: {error.strerror}: mount a TLS Secret there") from error
 
@@ -50,7 +55,7 @@ class SelfMade:
         self._kube, self._namespace, self._service, self._secret = kube, namespace, service, secret
         self._names = (f"{service}.{namespace}.svc", f"{service}.{namespace}.svc.cluster.local")
 
-    async def current(self) -> Pair:
+    async def current(self) -> Credential:
         live = await self._kube.get("v1", "Secret", self._namespace, self._secret)
         if live is None:
             raise NotInPlace(f"Secret {self._namespace}/{self._secret} does not exist: the chart makes it")
@@ -62,20 +67,7 @@ class SelfMade:
             changes = {"metadata": metadata, "data": _encode(identity)}
             await self._kube.merge("v1", "Secret", self._namespace, self._secret, changes)
             log.info("external metrics: a new certificate is in Secret %s/%s", self._namespace, self._secret)
-        await self._tell(identity.ca.certificate)
-        return identity.server
-
-    async def _tell(self, ca: bytes) -> None:
-        live = await self._kube.get(_REGISTRATION, "APIService", "", API_SERVICE)
-        if live is None:
-            raise NotInPlace(f"APIService {API_SERVICE} does not exist: the chart makes it (metricsApi.enabled)")
-        backend = live["spec"].get("service") or {}
-        if (backend.get("namespace"), backend.get("name")) != (self._namespace, self._service):
-            owner = f"{backend.get('namespace')}/{backend.get('name')}"
-            raise NotInPlace(f"APIService {API_SERVICE} belongs to {owner}: set metricsApi.enabled=false in the chart")
-        bundle = base64.b64encode(ca).decode()
-        if live["spec"].get("caBundle") != bundle:
-            await self._kube.merge(_REGISTRATION, "APIService", "", API_SERVICE, {"spec": {"caBundle": bundle}})
+        return Credential(identity.server, identity.ca.certificate)
 
 
 def _decode(secret: Object) -> Identity | None:

@@ -1,7 +1,7 @@
 """Serves the API over TLS to kube-apiserver's front proxy, and to nobody else.
 
 A certificate, a CA or a front proxy that changes takes effect with the next connection; nothing is restarted. Whatever
-is missing is looked for again: the operator's other work never waits for it.
+is missing is looked for again: the operator's other work never waits for it. Only the leader runs it.
 """
 
 from __future__ import annotations
@@ -22,43 +22,45 @@ from semipd_operator.metricsapi.authorization import Authorizer
 from semipd_operator.metricsapi.certificates import Pair
 from semipd_operator.metricsapi.credentials import Credentials, NotInPlace
 from semipd_operator.metricsapi.frontproxy import CONFIG_MAP, AggregationOff, Caller, FrontProxy, Unauthenticated
+from semipd_operator.metricsapi.registration import BelongsToAnother, Door, Registration
 from semipd_operator.render.autoscaler import CAPACITY_METRIC
 from semipd_operator.status.scaling import EXTERNAL_METRICS_API
 
 log = logging.getLogger(__name__)
 
 ROOT = f"/apis/{EXTERNAL_METRICS_API}"
-_LOOK_SECONDS, _MISSING_SECONDS = 60.0, 2.0
+_LOOK_SECONDS, _MISSING_SECONDS = 10.0, 2.0
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _CALLER = web.RequestKey("caller", Caller)
 
 
 class MetricsAPI:
     def __init__(
-        self, kube: Kube, credentials: Credentials, port: int, values: Callable[[str], Mapping[str, float]]
+        self,
+        kube: Kube,
+        credentials: Credentials,
+        port: int,
+        values: Callable[[str], Mapping[str, float]],
+        door: Door,
+        registration: Registration,
     ) -> None:
         """`values`: namespace -> service -> how full it is, for the services of which that is known."""
         self._kube, self._credentials, self._port, self._values = kube, credentials, port, values
+        self._door, self._registration = door, registration
         self._authorizer = Authorizer(kube)
         self._pair: Pair | None = None
         self._proxy: FrontProxy | None = None
         self._context: ssl.SSLContext | None = None
+        self._site: web.TCPSite | None = None
         self._complaint = ""
 
     async def run(self) -> None:
         """Until cancelled."""
         runner = web.AppRunner(self.application(), access_log=None, shutdown_timeout=2)
         await runner.setup()
-        serving = False
         try:
             while True:
-                in_place = await self._look()
-                if self._context is not None and not serving:
-                    door = self._context
-                    door.sni_callback = self._latest
-                    await web.TCPSite(runner, port=self._port, ssl_context=door).start()
-                    serving = True
-                await asyncio.sleep(_LOOK_SECONDS if in_place else _MISSING_SECONDS)
+                await self._rest(_LOOK_SECONDS if await self._look(runner) else _MISSING_SECONDS)
         finally:
             await runner.cleanup()
 
@@ -67,15 +69,30 @@ class MetricsAPI:
         if self._context is not None:
             connection.context = self._context
 
-    async def _look(self) -> bool:
-        """Reads what may have changed; whether all of it is in place."""
+    async def _rest(self, seconds: float) -> None:
+        """Cut short when the API comes to be wanted, or not to be."""
+        wanted = self._registration.wanted()
+        for _ in range(max(1, round(seconds / _MISSING_SECONDS))):
+            await asyncio.sleep(_MISSING_SECONDS)
+            if self._registration.wanted() != wanted:
+                return
+
+    async def _look(self, runner: web.AppRunner) -> bool:
+        """Reads what may have changed and serves by it; whether nothing is missing."""
+        settled = False
         try:
             namespace, name = CONFIG_MAP
             proxy = FrontProxy.parse(await self._kube.get("v1", "ConfigMap", namespace, name))
-            pair = await self._credentials.current()
-            if (pair, proxy) != (self._pair, self._proxy):
-                self._context = tls_context(pair, proxy.client_ca)
-                self._pair, self._proxy = pair, proxy
+            credential = await self._credentials.current()
+            if (credential.server, proxy) != (self._pair, self._proxy):
+                self._context = tls_context(credential.server, proxy.client_ca)
+                self._pair, self._proxy = credential.server, proxy
+            await self._open(runner)
+            # Last: what is registered answers.
+            await self._registration.settle(credential.ca)
+            settled = True
+        except BelongsToAnother as elsewhere:
+            complaint, settled = str(elsewhere), True
         except (NotInPlace, AggregationOff, ApiRefused) as missing:
             complaint = str(missing)
         except Exception as error:  # no connection, a damaged file: what served before serves on
@@ -85,9 +102,18 @@ class MetricsAPI:
         if complaint and complaint != self._complaint:
             log.warning("external metrics: %s", complaint)
         elif self._complaint and not complaint:
-            log.info("external metrics are served")
+            log.info("external metrics: all is in place")
         self._complaint = complaint
-        return not complaint
+        return settled
+
+    async def _open(self, runner: web.AppRunner) -> None:
+        if self._site is None and self._context is not None:
+            context = self._context
+            context.sni_callback = self._latest
+            site = web.TCPSite(runner, port=self._port, ssl_context=context)
+            await site.start()
+            self._site = site
+        await self._door.open()
 
     def application(self) -> web.Application:
         application = web.Application(middlewares=[self._authenticate])

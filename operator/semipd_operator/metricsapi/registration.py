@@ -1,0 +1,209 @@
+"""The cluster-wide registration of external.metrics.k8s.io: made by the leader, never taken from anybody.
+
+A cluster has one APIService of that name. It is ours while it names our Service, whatever else is written on it. It is
+made only where there is none, while some service scales by it; it is changed and deleted only at the version at which
+it was seen to be ours. Helm has no part in it: a template cannot see who else is there at the time that counts.
+
+It is owned by a ClusterRole of the release, so garbage collection takes it away with the release, however that ends. If
+somebody else takes the registration over, that ownership is withdrawn: what is theirs must not go with us.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from semipd_operator.kube import ApiRefused, Kube, Object
+from semipd_operator.settings import LEASE_API, MANAGER, LeaseName
+from semipd_operator.status.scaling import EXTERNAL_METRICS_API
+
+log = logging.getLogger(__name__)
+
+API_SERVICE = ".".join(reversed(EXTERNAL_METRICS_API.split("/")))
+REGISTRATION_API = "apiregistration.k8s.io/v1"
+_RBAC = "rbac.authorization.k8s.io/v1"
+_LABELS = {"app.kubernetes.io/managed-by": MANAGER, "app.kubernetes.io/part-of": "semipd"}
+
+
+class BelongsToAnother(Exception):
+    """Somebody else serves the API. Nothing is amiss: it is only not ours to answer. The message names the owner."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Our Service, as the APIService names it; the ClusterRole that owns the registration has its name, too."""
+
+    namespace: str
+    service: str
+    port: int = 443
+
+
+class Registration:
+    def __init__(self, kube: Kube, backend: Backend, wanted: Callable[[], bool | None], annotations: Object) -> None:
+        """`wanted`: whether some service scales by the API; None: not known yet."""
+        self._kube, self._backend, self._annotations = kube, backend, annotations
+        self.wanted = wanted
+
+    async def settle(self, ca: bytes | None) -> None:
+        """Registers, renews or withdraws. `ca`: None where another program writes it.
+
+        Raises `BelongsToAnother`, `ApiRefused`.
+        """
+        live = await self._kube.get(REGISTRATION_API, "APIService", "", API_SERVICE)
+        if live is not None and not self._ours(live):
+            await self._disown(live)
+            raise BelongsToAnother(f"APIService {API_SERVICE} belongs to {_owner(live)}; it is left alone")
+        wanted = self.wanted()
+        if live is None:
+            if wanted:
+                await self._write(self._object(ca, await self._owners(), ""), force=False)
+                log.info("external metrics: registered %s", API_SERVICE)
+        elif wanted is False:
+            await self._delete(live)
+        else:
+            wish = self._object(ca, await self._owners(), live["metadata"]["resourceVersion"])
+            if not _covers(live, wish):
+                await self._write(wish, force=True)
+
+    async def withdraw(self) -> None:
+        """Deletes the registration if it is ours. Raises `ApiRefused`."""
+        live = await self._kube.get(REGISTRATION_API, "APIService", "", API_SERVICE)
+        if live is not None and self._ours(live):
+            await self._delete(live)
+
+    def _ours(self, live: Object) -> bool:
+        backend = live["spec"].get("service") or {}
+        return (backend.get("namespace"), backend.get("name")) == (self._backend.namespace, self._backend.service)
+
+    async def _write(self, wish: Object, *, force: bool) -> None:
+        """Never over somebody else's: without force every field of theirs is a conflict, with it the version is."""
+        try:
+            await self._kube.apply(wish, force=force)
+        except ApiRefused as refused:
+            if refused.status == 409:
+                raise BelongsToAnother(f"APIService {API_SERVICE} was changed by another: {refused}") from refused
+            raise
+
+    async def _delete(self, live: Object) -> None:
+        meta = live["metadata"]
+        version = str(meta["resourceVersion"])
+        await self._kube.delete(REGISTRATION_API, "APIService", "", API_SERVICE, meta["uid"], version)
+        log.info("external metrics: withdrew %s", API_SERVICE)
+
+    async def _disown(self, live: Object) -> None:
+        references = live["metadata"].get("ownerReferences") or []
+        others = [each for each in references if (each["kind"], each["name"]) != ("ClusterRole", self._backend.service)]
+        if others == references:
+            return
+        metadata = {"ownerReferences": others or None, "resourceVersion": live["metadata"]["resourceVersion"]}
+        await self._kube.merge(REGISTRATION_API, "APIService", "", API_SERVICE, {"metadata": metadata})
+        log.warning("external metrics: %s took %s over; our ownership is off it", _owner(live), API_SERVICE)
+
+    async def _owners(self) -> list[Object]:
+        role = await self._kube.get(_RBAC, "ClusterRole", "", self._backend.service)
+        if role is None:  # not installed by the chart: whoever wrote the rights also cleans up
+            return []
+        return [
+            {"apiVersion": _RBAC, "kind": "ClusterRole", "name": self._backend.service, "uid": role["metadata"]["uid"]}
+        ]
+
+    def _object(self, ca: bytes | None, owners: list[Object], version: str) -> Object:
+        group, api_version = EXTERNAL_METRICS_API.split("/")
+        backend = self._backend
+        metadata: Object = {"name": API_SERVICE, "labels": _LABELS}
+        metadata |= {"annotations": self._annotations} if self._annotations else {}
+        metadata |= {"ownerReferences": owners} if owners else {}
+        metadata |= {"resourceVersion": version} if version else {}
+        return {
+            "apiVersion": REGISTRATION_API,
+            "kind": "APIService",
+            "metadata": metadata,
+            "spec": {
+                "group": group,
+                "version": api_version,
+                "groupPriorityMinimum": 100,
+                "versionPriority": 100,
+                "service": {"namespace": backend.namespace, "name": backend.service, "port": backend.port},
+                **({} if ca is None else {"caBundle": base64.b64encode(ca).decode()}),
+            },
+        }
+
+
+class Door:
+    """Leads what comes to our Service to this process: the Service selects no pods, the leader writes its endpoint.
+
+    So followers need not answer, and a node that is lost costs the cluster's discovery one Lease, not a pod eviction.
+    """
+
+    def __init__(self, kube: Kube, backend: Backend, lease: LeaseName | None, ip: str, port: int) -> None:
+        """`ip`: of this pod; empty: somebody else leads the way."""
+        self._kube, self._backend, self._lease, self._ip, self._port = kube, backend, lease, ip, port
+
+    async def open(self) -> None:
+        """Raises `ApiRefused`."""
+        if not self._ip:
+            return
+        owners = await self._owners()
+        for wish in (self._slice(owners), self._endpoints(owners)):
+            meta = wish["metadata"]
+            live = await self._kube.get(wish["apiVersion"], wish["kind"], meta["namespace"], meta["name"])
+            if live is None or not _covers(live, wish):
+                await self._kube.apply(wish)
+
+    async def _owners(self) -> list[Object]:
+        """The Lease: the chart makes it and takes it away."""
+        if self._lease is None:
+            return []
+        live = await self._kube.get(LEASE_API, "Lease", self._lease.namespace, self._lease.name)
+        if live is None:
+            return []
+        return [{"apiVersion": LEASE_API, "kind": "Lease", "name": self._lease.name, "uid": live["metadata"]["uid"]}]
+
+    def _slice(self, owners: list[Object]) -> Object:
+        family = f"IPv{ipaddress.ip_address(self._ip).version}"
+        labels = {
+            "kubernetes.io/service-name": self._backend.service,
+            "endpointslice.kubernetes.io/managed-by": MANAGER,
+        }
+        return {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": self._metadata(f"{self._backend.service}-{family.lower()}", labels, owners),
+            "addressType": family,
+            "endpoints": [{"addresses": [self._ip], "conditions": {"ready": True}}],
+            "ports": [{"name": "https", "port": self._port, "protocol": "TCP"}],
+        }
+
+    def _endpoints(self, owners: list[Object]) -> Object:
+        """kube-apiserver up to 1.32 judges an APIService by these; nobody is to mirror them into a second slice."""
+        unmirrored = {"endpointslice.kubernetes.io/skip-mirror": "true"}
+        subset = {"addresses": [{"ip": self._ip}], "ports": [{"name": "https", "port": self._port, "protocol": "TCP"}]}
+        return {
+            "apiVersion": "v1",
+            "kind": "Endpoints",
+            "metadata": self._metadata(self._backend.service, unmirrored, owners),
+            "subsets": [subset],
+        }
+
+    def _metadata(self, name: str, labels: Object, owners: list[Object]) -> Object:
+        metadata: Object = {"name": name, "namespace": self._backend.namespace, "labels": {**_LABELS, **labels}}
+        return metadata | ({"ownerReferences": owners} if owners else {})
+
+
+def _owner(live: Object) -> str:
+    backend = live["spec"].get("service") or {}
+    return f"{backend.get('namespace')}/{backend.get('name')}" if backend else "kube-apiserver itself"
+
+
+def _covers(live: Any, wish: Any) -> bool:
+    """Whether everything that `wish` names is in `live` already."""
+    if isinstance(wish, dict):
+        return isinstance(live, dict) and all(key in live and _covers(live[key], value) for key, value in wish.items())
+    if isinstance(wish, list):
+        same = isinstance(live, list) and len(live) == len(wish)
+        return same and all(_covers(one, other) for one, other in zip(live, wish, strict=True))
+    return bool(live == wish)

@@ -1,0 +1,177 @@
+"""Of several replicas one leads, whatever happens to it: two elections on one Lease, with clocks that tests move."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from semipd_operator import leader
+from semipd_operator.kube import ApiRefused
+from semipd_operator.leader import Election
+from semipd_operator.settings import LeaseName
+
+pytestmark = pytest.mark.unit
+LEASE = LeaseName("sys", "operator")
+
+
+@dataclass
+class Server:
+    """One Lease, with the API server's optimistic locking."""
+
+    lease: dict[str, Any] | None = field(default_factory=lambda: {"metadata": {"resourceVersion": "1"}})
+    away: bool = False
+
+    async def get(self, api_version: str, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
+        if self.away:
+            raise ConnectionError("no route")
+        return self.lease and {"metadata": dict(self.lease["metadata"]), "spec": dict(self.lease.get("spec", {}))}
+
+    async def merge(self, api_version: str, kind: str, namespace: str, name: str, changes: Any) -> Any:
+        assert self.lease is not None
+        if self.away:
+            raise ConnectionError("no route")
+        if changes["metadata"]["resourceVersion"] != self.lease["metadata"]["resourceVersion"]:
+            raise ApiRefused(409, "the object has been modified")
+        spec = {**self.lease.get("spec", {}), **changes["spec"]}
+        version = str(int(self.lease["metadata"]["resourceVersion"]) + 1)
+        self.lease = {
+            "metadata": {"resourceVersion": version},
+            "spec": {key: value for key, value in spec.items() if value is not None},
+        }
+        return self.lease
+
+    @property
+    def holder(self) -> str:
+        return str(((self.lease or {}).get("spec") or {}).get("holderIdentity", ""))
+
+
+@dataclass
+class Clock:
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The waits between looks; how old a record is, is the test's clocks' business."""
+    monkeypatch.setattr(leader, "RETRY_SECONDS", 0.01)
+
+
+async def until(check: Any) -> None:
+    for _ in range(500):
+        if check():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("not within 5 s")
+
+
+async def forever() -> None:
+    await asyncio.Event().wait()
+
+
+async def end(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_one_leads_and_hands_over_when_it_stops() -> None:
+    server, clock = Server(), Clock()
+    first, second = (Election(server, LEASE, name, clock) for name in ("a", "b"))
+    assert "no word" in second.starting()
+    one = asyncio.create_task(first.run(forever))
+    await until(lambda: first.leading)
+    other = asyncio.create_task(second.run(forever))
+    await until(lambda: second.starting() == "")
+    await asyncio.sleep(0.1)
+    assert (first.leading, second.leading, server.holder) == (True, False, first.identity)
+    await end(one)
+    await until(lambda: second.leading)  # the clock stood still: nobody waited for the Lease to run out
+    assert server.holder == second.identity
+    await end(other)
+    assert server.holder == ""
+
+
+async def test_a_leader_that_vanished_is_replaced_when_its_lease_ran_out_and_not_before() -> None:
+    server, clock = Server(), Clock()
+    gone = Election(server, LEASE, "a", clock)
+    assert await gone._hold()  # and is never heard of again
+    heir = Election(server, LEASE, "b", clock)
+    task = asyncio.create_task(heir.run(forever))
+    await until(lambda: heir.starting() == "")
+    clock.now += leader.DURATION_SECONDS - 1
+    await asyncio.sleep(0.1)
+    assert not heir.leading
+    clock.now += 2
+    await until(lambda: heir.leading)
+    assert server.lease is not None and server.lease["spec"]["leaseTransitions"] == 2
+    await end(task)
+
+
+async def test_a_leader_that_cannot_renew_stops_before_another_may_start() -> None:
+    server, clock = Server(), Clock()
+    election = Election(server, LEASE, "a", clock)
+    ran: list[str] = []
+
+    async def term() -> None:
+        ran.append("begun")
+        try:
+            await forever()
+        finally:
+            ran.append("ended")
+
+    task = asyncio.create_task(election.run(term))
+    await until(lambda: election.leading)
+    server.away = True
+    clock.now += leader.RENEW_SECONDS / 2
+    await asyncio.sleep(0.1)
+    assert ran == ["begun"], "an outage that is short is none"
+    clock.now += leader.RENEW_SECONDS / 2 + 0.1
+    await until(lambda: ran == ["begun", "ended"])
+    assert leader.RENEW_SECONDS + leader._STOP_SECONDS < leader.DURATION_SECONDS
+    server.away = False
+    await until(lambda: ran == ["begun", "ended", "begun"])  # the process lives on and leads again
+    await end(task)
+
+
+async def test_a_leader_that_is_overtaken_stops_at_once() -> None:
+    server, clock = Server(), Clock()
+    election = Election(server, LEASE, "a", clock)
+    task = asyncio.create_task(election.run(forever))
+    await until(lambda: election.leading)
+    assert server.lease is not None
+    server.lease["spec"]["holderIdentity"] = "somebody"
+    server.lease["metadata"]["resourceVersion"] = "99"
+    await until(lambda: not election.leading)
+    await end(task)
+    assert server.holder == "somebody", "it hands back what it holds only"
+
+
+async def test_the_end_of_a_term_is_the_end_of_the_run() -> None:
+    server = Server()
+
+    async def short() -> None:
+        return
+
+    async def broken() -> None:
+        raise RuntimeError("a part that must not end")
+
+    await Election(server, LEASE, "a").run(short)
+    with pytest.raises(RuntimeError):
+        await Election(server, LEASE, "b").run(broken)
+    assert server.holder == ""
+
+
+async def test_a_missing_lease_is_named() -> None:
+    server = Server(lease=None)
+    election = Election(server, LEASE, "a")
+    task = asyncio.create_task(election.run(forever))
+    await until(lambda: "sys/operator does not exist: the chart makes it" in election.starting())
+    server.lease = {"metadata": {"resourceVersion": "1"}}
+    await until(lambda: election.leading)
+    await end(task)
