@@ -61,6 +61,12 @@ def _parser() -> argparse.ArgumentParser:
         help="where pvc://CLAIM/MODEL is read: FOLDER/CLAIM/MODEL; default: the current directory",
     )
     run.add_argument("--status-file", type=Path, default=None, help="keep the object with its status here, as JSON")
+    run.add_argument(
+        "--api-key-file",
+        type=Path,
+        default=None,
+        help="file with the API keys that requests must bear, one on each line; read again for each request",
+    )
     run.add_argument("--log-file", type=Path, default=None, help="append the output of agent and engine here")
 
     commands.add_parser("doctor", help="check this machine: GPU, MPS, CPU (--help says more)", add_help=False)
@@ -138,6 +144,7 @@ def _run(options: argparse.Namespace) -> int:
             agent_port=options.agent_port,
             claims=options.claims,
             status_file=options.status_file,
+            api_key_file=options.api_key_file,
             log_file=options.log_file,
         ),
         say,

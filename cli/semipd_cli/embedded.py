@@ -58,6 +58,8 @@ class RunOptions:
     """Stands for the namespace's claims: pvc://CLAIM/FOLDER is this folder's CLAIM/FOLDER."""
     agent_port: int = 0
     status_file: Path | None = None
+    api_key_file: Path | None = None
+    """In the place of spec.service.apiKeySecretRef."""
     log_file: Path | None = None
     """For the output of agent and engine; None: the terminal."""
 
@@ -102,6 +104,10 @@ class Embedded:
         service = source.service(self._options.settings, namespace="local", generation=generation)
         if service.spec.replicas != 1:
             raise ManifestError(f"{source.path}: spec.replicas must be 1 without Kubernetes: use --set replicas=1")
+        if service.spec.service.api_key_secret_ref and self._options.api_key_file is None:
+            # Never open where a key is wanted.
+            message = "names a Secret, and there is none without Kubernetes: use --api-key-file FILE"
+            raise ManifestError(f"{source.path}: spec.service.apiKeySecretRef {message}")
         return service
 
     async def _model_directory(self, model: ModelSpec) -> str:
@@ -154,6 +160,7 @@ class Embedded:
             host=self._options.host,
             port=self._port,
             run_dir=None,
+            api_key_file=self._options.api_key_file and self._options.api_key_file.absolute(),
         )
         own = ["--config", str(folder / CONFIG_FILE), "--host", "127.0.0.1", "--port", str(self._options.agent_port)]
         output = self._options.log_file.open("ab") if self._options.log_file else None

@@ -13,7 +13,7 @@ from semipd_operator.settings import Settings
 SETTINGS = Settings(engine_image="engine:1", key=b"0123456789abcdef", version="1.0.0")
 HF = {"uri": "hf://org/name"}
 SLO = {"ttftMilliseconds": 500}
-GPU = {"resources": {"limits": {"nvidia.com/gpu": 2}}}
+GPU = {"resources": {"limits": {"nvidia.com/gpu": 1}}}
 KEDA = {"serverAddress": "http://prometheus:9090"}
 HPA = "HorizontalPodAutoscaler"
 SCALERS = {HPA, "ScaledObject"}

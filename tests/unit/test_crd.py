@@ -55,6 +55,14 @@ def test_every_number_of_spec_names_its_unit() -> None:
     assert [p for p, f in numbers if not any(unit in f["description"].lower() for unit in units)] == []
 
 
+def test_every_number_of_spec_has_its_range_in_the_schema() -> None:
+    """For tools that read no CEL; and none is wider than its format."""
+    numbers = {path: field for path, field in fields(SCHEMA["spec"]) if field.get("type") == "integer"}
+    assert {p for p, f in numbers.items() if not {"minimum", "maximum", "format"} <= set(f)} == set()
+    assert {f["format"] for f in numbers.values()} == {"int32"}
+    assert all(f["minimum"] <= f.get("default", f["minimum"]) <= f["maximum"] < 2**31 for f in numbers.values())
+
+
 def test_columns() -> None:
     shown = [c["name"].upper() for c in VERSION["additionalPrinterColumns"]]
     always = ["READY", "REASON", "REPLICAS", "SPLIT", "ENFORCED", "TTFT", "TPOT", "SLO", "AGE"]

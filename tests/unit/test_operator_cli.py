@@ -74,6 +74,7 @@ def test_render_prints_objects_that_obey_nobody(capsys: pytest.CaptureFixture[st
         ([], "pvc://models/smollm2-135m-instruct: without Kubernetes"),
         (["model.uri=file:///nowhere/at/all"], "file:///nowhere/at/all"),
         (["model.uri=file:///tmp", "replicas=2"], "replicas must be 1"),
+        (["model.uri=file:///tmp", "service.apiKeySecretRef.name=s"], "use --api-key-file FILE"),
         (["model.uri"], "write it like"),
     ],
 )

@@ -73,7 +73,7 @@ EFFECTS: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Any], Any]] 
     "engine.resources.limits": (
         {"engine": GPU},
         lambda spec: (flag("--device")(spec), engine(spec)["resources"]),
-        ("cuda", {"limits": {"nvidia.com/gpu": 2}}),
+        ("cuda", {"limits": {"nvidia.com/gpu": 1}}),
     ),
     "engine.resources.requests": (
         {"engine": {"resources": {"requests": {"cpu": "2"}}}},
@@ -148,6 +148,16 @@ EFFECTS: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Any], Any]] 
         "NodePort",
     ),
     "service.port": ({"service": {"port": 80}}, lambda spec: objects(spec)["Service"]["spec"]["ports"][0]["port"], 80),
+    "service.apiKeySecretRef.name": (
+        {"service": {"apiKeySecretRef": {"name": "s"}}},
+        lambda spec: (flag("--api-key-file")(spec), volume("api-keys")(spec)["secret"]["secretName"]),
+        ("/etc/semipd-keys/api-keys", "s"),
+    ),
+    "service.apiKeySecretRef.key": (
+        {"service": {"apiKeySecretRef": {"name": "s", "key": "k"}}},
+        lambda spec: volume("api-keys")(spec)["secret"]["items"],
+        [{"key": "k", "path": "api-keys"}],
+    ),
     "monitoring.podMonitor": (
         {"monitoring": {"podMonitor": True}},
         lambda spec: [e["port"] for e in objects(spec)["PodMonitor"]["spec"]["podMetricsEndpoints"]],
@@ -176,7 +186,8 @@ ELSEWHERE = {"paused": "tests/api/test_operator.py", "upgradePolicy": "test_a_ne
 def test_every_field_has_its_effect(field: str) -> None:
     spec, look, shows = EFFECTS[field]
     assert look(spec) == shows
-    if field not in ("model.uri", "partition.policy", "model.tokenSecretRef.name"):  # required, or one choice only
+    needed = ("model.uri", "partition.policy", "model.tokenSecretRef.name", "service.apiKeySecretRef.name")
+    if field not in needed:  # required, or one choice only
         without = {k: v for k, v in spec.items() if k == "model" and "uri" in v} and {
             "model": {"uri": spec["model"]["uri"]}
         }
@@ -198,6 +209,6 @@ def rolled(before: dict[str, Any], after: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("field", EFFECTS)
-def test_only_model_engine_and_pod_template_roll(field: str) -> None:
+def test_only_model_engine_pod_template_and_the_keys_secret_roll(field: str) -> None:
     spec, _, _ = EFFECTS[field]
-    assert rolled({}, spec) == (field.split(".")[0] in ("model", "engine", "podTemplate"))
+    assert rolled({}, spec) == field.startswith(("model", "engine", "podTemplate", "service.apiKeySecretRef"))

@@ -77,7 +77,7 @@ v1beta1.external.metrics.k8s.io
   verbs: [get, list, watch]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- if .Values.rbac.scaledObjects }}
 - apiGroups: [keda.sh]
   resources: [scaledobjects]
@@ -86,7 +86,7 @@ v1beta1.external.metrics.k8s.io
 {{- if .Values.rbac.podMonitors }}
 - apiGroups: [monitoring.coreos.com]
   resources: [podmonitors]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, create, patch, delete]
 {{- end }}
 {{- end }}
 

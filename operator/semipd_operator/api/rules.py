@@ -37,6 +37,8 @@ class Rule:
     """Names the field and the remedy: it is all that the user sees."""
     field: str = ""
     """For a rule of an object: the path below it that is at fault, e.g. ``.minPrefillPercent``."""
+    limits: tuple[tuple[str, int | str], ...] = ()
+    """What the schema says of it, too, for tools that read no CEL: ``minimum``, ``maximum``, ``format``."""
 
     def check(self, value: Any) -> Any:
         if not self.holds(value):
@@ -51,25 +53,31 @@ class Rule:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        result = dict(handler(schema))
+        result = dict(handler(schema)) | dict(self.limits)
         result[VALIDATIONS] = [*result.get(VALIDATIONS, []), self.openapi()]
         return result
 
 
+MAX_INT32 = 2**31 - 1
+
+
 def between(field: str, low: int, high: int, remedy: str) -> Rule:
-    """An integer in [low, high]. A CEL rule, because the stock message of ``maximum`` names no remedy."""
+    """An integer in [low, high]. A CEL rule besides, because the stock message of ``maximum`` names no remedy."""
     return Rule(
         cel=f"self >= {low} && self <= {high}",
         holds=lambda value: low <= value <= high,
         message=f"{field} must be {low} to {high}: {remedy}",
+        limits=(("minimum", low), ("maximum", high), ("format", "int32")),
     )
 
 
 def at_least(field: str, low: int, remedy: str) -> Rule:
+    """An integer from `low` up to what 32 bits hold, as Kubernetes counts."""
     return Rule(
-        cel=f"self >= {low}",
-        holds=lambda value: value >= low,
-        message=f"{field} must be at least {low}: {remedy}",
+        cel=f"self >= {low} && self <= {MAX_INT32}",
+        holds=lambda value: low <= value <= MAX_INT32,
+        message=f"{field} must be at least {low} (and below 2^31): {remedy}",
+        limits=(("minimum", low), ("maximum", MAX_INT32), ("format", "int32")),
     )
 
 

@@ -6,10 +6,8 @@ from pathlib import Path
 
 from semipd_engine.contract import Device, EngineOptions
 from semipd_operator.api.quantity import whole
-from semipd_operator.api.v1alpha1.engine import EngineSpec
+from semipd_operator.api.v1alpha1.engine import GPU, EngineSpec
 from semipd_operator.render.names import Object
-
-GPU = "nvidia.com/gpu"
 
 
 def device(engine: EngineSpec) -> Device:
@@ -21,7 +19,14 @@ def device(engine: EngineSpec) -> Device:
 
 
 def options(
-    engine: EngineSpec, served_name: str, *, model: str, host: str, port: int, run_dir: Path | None
+    engine: EngineSpec,
+    served_name: str,
+    *,
+    model: str,
+    host: str,
+    port: int,
+    run_dir: Path | None,
+    api_key_file: Path | None = None,
 ) -> EngineOptions:
     """Launch options. The split is not among them: it changes without a restart, through the agent."""
     return EngineOptions(
@@ -35,6 +40,7 @@ def options(
         max_num_seqs=engine.max_num_seqs,
         kv_cache_memory=0 if engine.kv_cache_memory is None else whole(engine.kv_cache_memory),
         run_dir=run_dir,
+        api_key_file=api_key_file,
     )
 
 

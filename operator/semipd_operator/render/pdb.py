@@ -15,5 +15,10 @@ def pod_disruption_budget(service: SemiPDService) -> Object | None:
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": names.metadata(service),
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": names.selector(service)}},
+        "spec": {
+            "maxUnavailable": 1,
+            "selector": {"matchLabels": names.selector(service)},
+            # A pod that serves nobody holds no drain up.
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
     }

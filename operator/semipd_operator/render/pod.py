@@ -22,6 +22,7 @@ RUN_MOUNT = "/run/spd"
 RUN_DIR = f"{RUN_MOUNT}/engine"
 """The engine makes it for itself alone (mode 0700), which it cannot do with the mount: that is root's. The agent's MPS
 daemons have their directories beside it: the path is short, and in memory."""
+KEYS_MOUNT = "/etc/semipd-keys"
 USER = 10001
 
 _LAG_SECONDS = 5  # after SIGTERM requests are still admitted for this long: endpoints lag
@@ -49,6 +50,7 @@ def pod_template(service: SemiPDService, settings: Settings) -> Object:
     spec = service.spec
     image = spec.engine.image or settings.engine_image
     source = model_source(spec.model, image, _CONTAINER_SECURITY, [_SCRATCH])
+    key_mounts, key_volumes = _api_keys(service)
     container: Object = {
         "name": names.ENGINE_CONTAINER,
         "image": image,
@@ -65,6 +67,7 @@ def pod_template(service: SemiPDService, settings: Settings) -> Object:
             {"name": "run", "mountPath": RUN_MOUNT},
             {"name": "shm", "mountPath": "/dev/shm"},
             _SCRATCH,
+            *key_mounts,
             *source.mounts,
         ],
         **_probes(),
@@ -81,6 +84,7 @@ def pod_template(service: SemiPDService, settings: Settings) -> Object:
             {"name": "run", "emptyDir": {"medium": "Memory"}},
             {"name": "shm", "emptyDir": {"medium": "Memory"}},
             {"name": "tmp", "emptyDir": {}},
+            *key_volumes,
             *source.volumes,
         ],
     }
@@ -106,8 +110,24 @@ def command(service: SemiPDService, model_directory: str) -> list[str]:
         host="0.0.0.0",
         port=API_PORT,
         run_dir=Path(RUN_DIR),
+        api_key_file=Path(KEYS_MOUNT, _KEYS_FILE) if service.spec.service.api_key_secret_ref else None,
     )
     return ["semipd-agent", "--config", f"{CONFIG_MOUNT}/{CONFIG_FILE}", "--", *options.arguments()]
+
+
+_KEYS_FILE = "api-keys"
+
+
+def _api_keys(service: SemiPDService) -> tuple[list[Object], list[Object]]:
+    """(mounts, volumes). A directory of its own, so that changes of the Secret reach the pod; where the Secret is
+    missing the pod does not start: it would be open, or closed to all."""
+    reference = service.spec.service.api_key_secret_ref
+    if reference is None:
+        return [], []
+    # The group (fsGroup) reads it, nobody else.
+    secret = {"secretName": reference.name, "items": [{"key": reference.key, "path": _KEYS_FILE}], "defaultMode": 0o440}
+    mount = {"name": "api-keys", "mountPath": KEYS_MOUNT, "readOnly": True}
+    return [mount], [{"name": "api-keys", "secret": secret}]
 
 
 def served_name(service: SemiPDService) -> str:

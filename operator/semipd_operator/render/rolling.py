@@ -1,4 +1,5 @@
-"""What rolls a pod: a change of `model`, `engine` or `podTemplate` by whoever writes the specification, nothing else.
+"""What rolls a pod: a change of `model`, `engine`, `podTemplate` or of which Secret holds the API keys, by whoever writes
+the specification, and nothing else.
 
 The Deployment keeps the template that was rendered and a `Record` of the specification that it was rendered from. A new
 operator or CRD may bring other defaults, fields and renderings; they are no change of the specification, so they wait
@@ -17,7 +18,7 @@ from pydantic import BaseModel, TypeAdapter
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 
 _ROLLING = ("model", "engine", "pod_template")
-ROLLING_FIELDS = ("model", "engine", "podTemplate")
+ROLLING_FIELDS = ("model", "engine", "podTemplate", "service.apiKeySecretRef")
 _JSON: TypeAdapter[Any] = TypeAdapter(Any)
 _ABSENT = object()
 
@@ -34,6 +35,7 @@ class Record:
     @classmethod
     def of(cls, service: SemiPDService) -> Record:
         leaves = [leaf for name in _ROLLING for leaf in _leaves(service.spec, name, "")]
+        leaves += _leaves(service.spec.service, "api_key_secret_ref", "service")
         return cls(
             service.metadata.generation,
             {path: value for path, value, _ in leaves},

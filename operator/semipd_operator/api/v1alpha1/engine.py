@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from semipd_engine.contract import Device, DType, EngineOptions
-from semipd_operator.api.quantity import QuantityValue, any_quantity, positive_quantity
-from semipd_operator.api.rules import ApiModel, between
+from semipd_operator.api.quantity import QuantityValue, any_quantity, parse_quantity, positive_quantity
+from semipd_operator.api.rules import ApiModel, Rule, between
 from semipd_operator.api.v1alpha1.model import Text
 
 ResourceList = dict[str, Annotated[QuantityValue, any_quantity("a resource amount")]]
@@ -23,8 +23,31 @@ class Resources(ApiModel):
     )
 
 
+GPU = "nvidia.com/gpu"
+
+
+def _one_gpu(part: str) -> Rule:
+    """More would be reserved and paid for, and stand idle."""
+
+    def holds(engine: EngineSpec) -> bool:
+        number = parse_quantity(getattr(engine.resources, part).get(GPU, 0))
+        return number is None or number <= 1
+
+    amount = f"self.resources.{part}['{GPU}']"
+    in_words = f"!isQuantity({amount}) || !quantity({amount}).isGreaterThan(quantity('1'))"
+    below = f"type({amount}) == int ? {amount} <= 1 : {in_words}"
+    return Rule(
+        cel=f"!has(self.resources) || !has(self.resources.{part}) || !('{GPU}' in self.resources.{part}) || ({below})",
+        holds=holds,
+        message=f"engine.resources.{part} asks for more than one {GPU}: the engine uses one; add pods by replicas",
+        field=f".resources.{part}",
+    )
+
+
 class EngineSpec(ApiModel):
     """Rolls."""
+
+    RULES: ClassVar = (_one_gpu("limits"), _one_gpu("requests"))
 
     image: Text | None = Field(
         default=None, description="Image of agent and engine. Default: the operator's own choice (chart: engine.image)."

@@ -49,6 +49,7 @@ class SLOSpec(ApiModel):
             "self in [50, 90, 95, 99]",
             lambda value: value in (50, 90, 95, 99),
             "slo.percentile must be 50, 90, 95 or 99: 90 is the usual choice",
+            limits=(("minimum", 50), ("maximum", 99), ("format", "int32")),
         ),
     ] = Field(
         default=AgentSLO.model_fields["percentile"].default,

@@ -15,7 +15,7 @@ from semipd_agent.contract import API_PORT, Mode, Split
 from semipd_operator.api.rules import ApiModel, Rule, at_least, between
 from semipd_operator.api.v1alpha1.autoscaling import AutoscalingSpec
 from semipd_operator.api.v1alpha1.engine import EngineSpec
-from semipd_operator.api.v1alpha1.model import ModelSpec
+from semipd_operator.api.v1alpha1.model import ModelSpec, Text
 from semipd_operator.api.v1alpha1.partition import PartitionSpec, SLOSpec
 
 MAX_NAME_LENGTH = 52
@@ -28,14 +28,24 @@ class ServiceType(StrEnum):
     LOAD_BALANCER = "LoadBalancer"
 
 
+class APIKeySecretRef(ApiModel):
+    name: Text = Field(description="Name of the Secret, in the namespace of the service. Default: none, required.")
+    key: Text = Field(default="api-keys", description="Key in the Secret; its value holds one API key on each line.")
+
+
 class ServiceSpec(ApiModel):
-    """In place."""
+    """In place, but for the reference to the API keys."""
 
     type: ServiceType = Field(
         default=ServiceType.CLUSTER_IP, description="Type of the Service: ClusterIP, NodePort or LoadBalancer."
     )
     port: Annotated[int, between("service.port", 1, 65535, "it is the port of the Service")] = Field(
         default=API_PORT, description="Port of the Service, where the OpenAI API answers."
+    )
+    api_key_secret_ref: APIKeySecretRef | None = Field(
+        default=None,
+        description="API keys of which each request must bear one (Authorization: Bearer KEY). What the Secret holds "
+        "may change at any time; to set, change or remove the reference rolls the pods. Default: no key is asked for.",
     )
 
 
