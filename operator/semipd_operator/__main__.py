@@ -10,7 +10,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from semipd_operator.settings import LeaseName, MetricsAPISettings, Settings, SettingsError, package_version, read_key
+from semipd_operator.settings import (
+    ENGINE_USER,
+    LeaseName,
+    MetricsAPISettings,
+    Settings,
+    SettingsError,
+    package_version,
+    read_key,
+)
 
 
 def _default(flag: str, otherwise: str = "") -> str:
@@ -29,6 +37,15 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, str]:
     parser.add_argument("--namespace", action="append", default=None, help="to watch; repeatable; default: all")
     parser.add_argument("--engine-pull-policy", default=_default("engine-pull-policy"), help="default: Kubernetes'")
     parser.add_argument("--engine-pull-secret", action="append", default=None, help="repeatable")
+    parser.add_argument(
+        "--engine-user",
+        type=int,
+        default=int(_default("engine-user") or ENGINE_USER),
+        help="user and group of the engine pods; 0: the cluster gives them one, as OpenShift does",
+    )
+    parser.add_argument(
+        "--pod-monitor-label", action="append", default=None, metavar="NAME=VALUE", help="of PodMonitors; repeatable"
+    )
     parser.add_argument("--agent-port", type=int, default=_default("agent-port") or Settings.agent_port)
     parser.add_argument("--health-port", type=int, default=_default("health-port") or Settings.health_port)
     parser.add_argument("--metrics-port", type=int, default=_default("metrics-port") or Settings.metrics_port)
@@ -73,6 +90,13 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, str]:
         image_pull_secrets=tuple(
             options.engine_pull_secret if options.engine_pull_secret is not None else _words("engine-pull-secret")
         ),
+        engine_user=int(options.engine_user) or None,
+        pod_monitor_labels=tuple(
+            _pair("--pod-monitor-label", each)
+            for each in (
+                options.pod_monitor_label if options.pod_monitor_label is not None else _words("pod-monitor-label")
+            )
+        ),
         agent_port=int(options.agent_port),
         health_port=int(options.health_port),
         metrics_port=int(options.metrics_port),
@@ -99,6 +123,14 @@ def _metrics_api(options: argparse.Namespace) -> MetricsAPISettings | None:
         port=int(options.metrics_api_port),
         service_port=int(options.metrics_api_service_port),
     )
+
+
+def _pair(flag: str, value: str) -> tuple[str, str]:
+    """Raises `SettingsError`."""
+    name, equals, text = value.partition("=")
+    if not (name and equals):
+        raise SettingsError(f"{flag} {value}: write NAME=VALUE")
+    return name, text
 
 
 def _place(flag: str, value: str) -> tuple[str, str]:

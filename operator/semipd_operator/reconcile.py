@@ -156,7 +156,7 @@ class Reconciler:
                     live[kind] = self._informer.get(kind.kind, *key)
             elif await self._kube.knows(kind.api_version, kind.kind):
                 try:
-                    live[kind] = await self._read_unwatched(key, kind, wanted=kind in asked_for(service))
+                    live[kind] = await self._read_unwatched(key, kind, wanted=kind in asked_for(service, self._settings))
                 except ApiRefused as refused:
                     if refused.status != 403:
                         raise

@@ -12,6 +12,8 @@ MANAGER = "semipd-operator"
 """Field manager of server-side apply, and the value of app.kubernetes.io/managed-by."""
 
 
+ENGINE_USER = 10001
+"""Of the engine's image."""
 LEASE_API = "coordination.k8s.io/v1"
 
 
@@ -66,6 +68,10 @@ class Settings:
     """Of the engine pods; empty: Kubernetes' default."""
     image_pull_secrets: tuple[str, ...] = ()
     """Names of Secrets for the engine image, in each service's namespace."""
+    engine_user: int | None = ENGINE_USER
+    """User and group of the engine pods; None: the cluster gives them one (OpenShift)."""
+    pod_monitor_labels: tuple[tuple[str, str], ...] = ()
+    """Labels of PodMonitors: what Prometheus selects them by."""
     agent_port: int = AGENT_PORT
     poll_seconds: float = 2.0
     poll_timeout_seconds: float = 1.5

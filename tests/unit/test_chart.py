@@ -85,10 +85,70 @@ def test_the_operator_pod_is_restricted(helm: Path) -> None:
     }
 
 
+def test_openshift_names_no_user(helm: Path) -> None:
+    users = {"runAsUser", "runAsGroup", "fsGroup"}
+    for given in (("--api-versions=security.openshift.io/v1",), ("--set", "openshift=true")):
+        deployment = by_kind(template(helm, *given))["Deployment"]
+        pod = deployment["spec"]["template"]["spec"]
+        assert not users & set(pod["securityContext"]) and pod["securityContext"]["runAsNonRoot"] is True
+        assert "--engine-user=0" in pod["containers"][0]["args"], "nor do the engine pods"
+    aside = template(helm, "--api-versions=security.openshift.io/v1", "--set", "openshift=false")
+    assert users <= set(by_kind(aside)["Deployment"]["spec"]["template"]["spec"]["securityContext"])
+
+
+def test_security_contexts_are_laid_over_ours(helm: Path) -> None:
+    given = ("--set", "podSecurityContext.runAsUser=7", "--set", "securityContext.privileged=false")
+    pod = by_kind(template(helm, *given))["Deployment"]["spec"]["template"]["spec"]
+    assert (pod["securityContext"]["runAsUser"], pod["securityContext"]["fsGroup"]) == (7, 10001)
+    container = pod["containers"][0]["securityContext"]
+    assert container["privileged"] is False and container["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_an_image_may_be_named_by_its_digest(helm: Path) -> None:
+    digest = "sha256:" + "a" * 64
+    container = by_kind(template(helm, "--set", f"image.digest={digest}", "--set", f"engine.image.digest={digest}"))[
+        "Deployment"
+    ]["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == f"ghcr.io/semipd/operator@{digest}"
+    assert f"--engine-image=ghcr.io/semipd/engine@{digest}" in container["args"]
+
+
+def test_replicas_are_spread_and_drained_one_at_a_time(helm: Path) -> None:
+    objects = by_kind(template(helm))
+    labels = objects["Deployment"]["spec"]["selector"]["matchLabels"]
+    [spread] = objects["Deployment"]["spec"]["template"]["spec"]["topologySpreadConstraints"]
+    assert spread["labelSelector"]["matchLabels"] == labels and spread["whenUnsatisfiable"] == "ScheduleAnyway"
+    budget = objects["PodDisruptionBudget"]["spec"]
+    assert budget["selector"]["matchLabels"] == labels
+    assert (budget["maxUnavailable"], budget["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
+    assert "PodDisruptionBudget" not in by_kind(template(helm, "--set", "replicas=1"))
+
+
+def test_monitors_and_policies_are_made_where_asked_for(helm: Path, tmp_path: Path) -> None:
+    assert not {"ServiceMonitor", "NetworkPolicy"} & set(by_kind(template(helm)))
+    values = tmp_path / "values.yaml"
+    values.write_text(
+        "monitoring: {serviceMonitor: {enabled: true, labels: {release: prom}}, podMonitorLabels: {release: prom}}\n"
+        "networkPolicy: {enabled: true, metricsFrom: [{namespaceSelector: {}}]}\n"
+    )
+    objects = by_kind(template(helm, "-f", str(values)))
+    monitor = objects["ServiceMonitor"]
+    assert monitor["metadata"]["labels"]["release"] == "prom"
+    assert monitor["spec"]["endpoints"] == [{"port": "metrics", "interval": "30s"}]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= objects["Service"]["metadata"]["labels"].items()
+    container = objects["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    assert "--pod-monitor-label=release=prom" in container["args"]
+    rules = {rule["ports"][0]["port"]: rule.get("from") for rule in objects["NetworkPolicy"]["spec"]["ingress"]}
+    assert rules == {"metrics": [{"namespaceSelector": {}}], "health": [{"podSelector": {}}], "metrics-api": None}
+    assert set(rules) == {port["name"] for port in container["ports"]}
+
+
 def test_the_arguments_are_ones_that_the_operator_takes(helm: Path, tmp_path: Path) -> None:
     values = tmp_path / "values.yaml"
     values.write_text(
         "watchNamespaces: [a, b]\n"
+        "openshift: true\n"
+        "monitoring: {podMonitorLabels: {release: prom}}\n"
         "engine: {image: {repository: r/e, tag: t, pullPolicy: Never}, imagePullSecrets: [s]}\n"
     )
     deployment = by_kind(template(helm, "-f", str(values)))["Deployment"]
@@ -97,6 +157,7 @@ def test_the_arguments_are_ones_that_the_operator_takes(helm: Path, tmp_path: Pa
     key.write_text("0123456789abcdef")
     settings, _ = parse([a.replace("/etc/semipd-operator/key", str(key)) for a in arguments])
     assert settings.engine_image == "r/e:t"
+    assert (settings.engine_user, settings.pod_monitor_labels) == (None, (("release", "prom"),))
     assert settings.namespaces == ("a", "b")
     assert (settings.image_pull_policy, settings.image_pull_secrets) == ("Never", ("s",))
     served = settings.metrics_api
@@ -153,6 +214,10 @@ def test_the_test_hook_asks_the_health_endpoint(helm: Path) -> None:
         ("doctor.nodes=0", "nodes"),
         ("metricsApi.certmanager=true", "certmanager"),
         ("metricsApi.port=443", "port"),
+        ("image.digest=latest", "digest"),
+        ("openshift=maybe", "openshift"),
+        ("networkPolicy.enable=true", "enable"),
+        ("monitoring.serviceMonitor.interval=often", "interval"),
     ],
 )
 def test_the_schema_refuses_typing_errors(helm: Path, setting: str, names: str) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from semipd_operator.render.pod import USER
+from semipd_operator.settings import ENGINE_USER as USER
 
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
-CHART_USER = re.compile(r"{{- \$user := (\d+) -}}")
+CHART_USER = re.compile(r"{{- \$user := (\d+) }}")
 
 
 def image_user(name: str) -> int:

@@ -6,6 +6,7 @@ UPDATE_GOLDEN=1 writes the golden files anew.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,13 @@ def test_a_gpu_pod_has_what_mps_needs_and_no_more() -> None:
     assert [volume(name)(spec)["emptyDir"] for name in ("run", "shm")] == [{"medium": "Memory"}] * 2
     judge(good_host(Path(RUN_MOUNT)))  # the mount's path leaves room for the daemon's socket
     assert "NVIDIA_DRIVER_CAPABILITIES" not in {entry["name"] for entry in engine({})["env"]}
+
+
+def test_what_the_cluster_asks_of_pods_and_monitors_is_the_operators_setting() -> None:
+    spec = {"monitoring": {"podMonitor": True}}
+    settings = replace(SETTINGS, engine_user=None, pod_monitor_labels=(("release", "prom"), ("semipd.io/service", "x")))
+    made = {obj["kind"]: obj for obj in render(make(spec), settings).objects}
+    security = made["Deployment"]["spec"]["template"]["spec"]["securityContext"]
+    assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(security) and security["runAsNonRoot"] is True
+    labels = made["PodMonitor"]["metadata"]["labels"]
+    assert (labels["release"], labels["semipd.io/service"]) == ("prom", "demo"), "the selector's label stays ours"

@@ -38,7 +38,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
 {{- define "semipd-operator.image" -}}
+{{- if .image.digest }}
+{{- printf "%s@%s" .image.repository .image.digest }}
+{{- else }}
 {{- printf "%s:%s" .image.repository (default .root.Chart.AppVersion .image.tag) }}
+{{- end }}
 {{- end }}
 
 {{- define "semipd-operator.apiService" -}}
@@ -90,13 +94,24 @@ v1beta1.external.metrics.k8s.io
 {{- end }}
 {{- end }}
 
-{{/* The user of the image (images/Containerfile), in the restricted profile. */}}
+{{- /* "true" where pods may not name their user. */}}
+{{- define "semipd-operator.openshift" -}}
+{{- if eq (toString .Values.openshift) "auto" }}
+{{- if .Capabilities.APIVersions.Has "security.openshift.io/v1" }}true{{ end }}
+{{- else if .Values.openshift }}true{{ end }}
+{{- end }}
+
+{{- /* The user of the image (images/Containerfile), in the restricted profile. */}}
 {{- define "semipd-operator.podSecurity" -}}
-{{- $user := 10001 -}}
-runAsNonRoot: true
-runAsUser: {{ $user }}
-runAsGroup: {{ $user }}
-fsGroup: {{ $user }}
-seccompProfile:
-  type: RuntimeDefault
+{{- $user := 10001 }}
+{{- $own := dict "runAsNonRoot" true "seccompProfile" (dict "type" "RuntimeDefault") }}
+{{- if not (include "semipd-operator.openshift" .) }}
+{{- $own = merge $own (dict "runAsUser" $user "runAsGroup" $user "fsGroup" $user) }}
+{{- end }}
+{{- toYaml (mergeOverwrite $own .Values.podSecurityContext) }}
+{{- end }}
+
+{{- define "semipd-operator.containerSecurity" -}}
+{{- $own := dict "allowPrivilegeEscalation" false "readOnlyRootFilesystem" true "capabilities" (dict "drop" (list "ALL")) }}
+{{- toYaml (mergeOverwrite $own .Values.securityContext) }}
 {{- end }}

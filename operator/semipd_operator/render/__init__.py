@@ -44,11 +44,11 @@ OPTIONAL_KINDS = (BUDGET, HPA, POD_MONITOR, SCALED_OBJECT)
 """Kinds that a service may do without, or stop wanting: what is left of them is deleted."""
 
 
-def asked_for(service: SemiPDService) -> dict[Kind, Object]:
+def asked_for(service: SemiPDService, settings: Settings) -> dict[Kind, Object]:
     """The optional objects that a specification asks for."""
     wanted = {
         BUDGET: pod_disruption_budget(service),
-        POD_MONITOR: pod_monitor(service),
+        POD_MONITOR: pod_monitor(service, settings.pod_monitor_labels),
         HPA: horizontal_pod_autoscaler(service),
         SCALED_OBJECT: scaled_object(service),
     }
@@ -83,7 +83,7 @@ def render(
     Raises `Unrenderable` where there are no pods to leave as they are.
     """
     pods = deployment(service, settings, live_deployment, hold=hold)
-    wanted = asked_for(service)
+    wanted = asked_for(service, settings)
     made = [obj for kind, obj in wanted.items() if kind in within_reach]
     return Rendered(
         objects=(config_map(service, settings.key), service_object(service), pods, *made),

@@ -23,7 +23,6 @@ RUN_DIR = f"{RUN_MOUNT}/engine"
 """The engine makes it for itself alone (mode 0700), which it cannot do with the mount: that is root's. The agent's MPS
 daemons have their directories beside it: the path is short, and in memory."""
 KEYS_MOUNT = "/etc/semipd-keys"
-USER = 10001
 
 _LAG_SECONDS = 5  # after SIGTERM requests are still admitted for this long: endpoints lag
 _SLACK_SECONDS = 25  # workers, then the resident, then the agent
@@ -33,14 +32,6 @@ _CONTAINER_SECURITY: Object = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
     "readOnlyRootFilesystem": True,
-}
-_POD_SECURITY: Object = {
-    "runAsNonRoot": True,
-    "runAsUser": USER,
-    "runAsGroup": USER,
-    "fsGroup": USER,
-    "fsGroupChangePolicy": "OnRootMismatch",
-    "seccompProfile": {"type": "RuntimeDefault"},
 }
 _SCRATCH: Object = {"name": "tmp", "mountPath": "/tmp"}
 
@@ -76,7 +67,7 @@ def pod_template(service: SemiPDService, settings: Settings) -> Object:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": GRACE_SECONDS,
-        "securityContext": _POD_SECURITY,
+        "securityContext": _pod_security(settings),
         "containers": [container],
         "volumes": [
             # A whole directory, not a subPath: only so do later changes of the ConfigMap reach the pod.
@@ -100,6 +91,16 @@ def pod_template(service: SemiPDService, settings: Settings) -> Object:
     # The selector's label is not the user's to change: a Deployment that cannot find its pods is refused.
     merged["metadata"]["labels"] |= names.labels(service)
     return merged
+
+
+def _pod_security(settings: Settings) -> Object:
+    user = settings.engine_user
+    return {
+        "runAsNonRoot": True,
+        **({} if user is None else {"runAsUser": user, "runAsGroup": user, "fsGroup": user}),
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
 
 
 def command(service: SemiPDService, model_directory: str) -> list[str]:

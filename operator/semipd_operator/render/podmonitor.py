@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.render import names
 from semipd_operator.render.names import Object
@@ -13,13 +15,15 @@ _NAME_THE_SERVICE = {
 }
 
 
-def pod_monitor(service: SemiPDService) -> Object | None:
+def pod_monitor(service: SemiPDService, labels: Iterable[tuple[str, str]] = ()) -> Object | None:
+    """`labels`: added to the PodMonitor's own."""
     if not service.spec.monitoring.pod_monitor:
         return None
+    metadata = names.metadata(service)
     return {
         "apiVersion": PROMETHEUS_API,
         "kind": "PodMonitor",
-        "metadata": names.metadata(service),
+        "metadata": metadata | {"labels": dict(labels) | metadata["labels"]},
         "spec": {
             "selector": {"matchLabels": names.selector(service)},
             "podMetricsEndpoints": [
