@@ -221,7 +221,7 @@ class Embedded:
     async def _look(self, client: AgentClient) -> None:
         config = None if self._service.spec.paused else self._config()
         try:
-            report = await client.look("127.0.0.1", _NO_UID, self._token, config)
+            report = await client.look("127.0.0.1", _NO_UID, (self._token,), config)
         except AgentError as error:
             self._view = self._view.failed(str(error))
         else:

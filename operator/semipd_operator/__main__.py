@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from semipd_operator.claims import own_name
+from semipd_operator.keys import KeyRing
 from semipd_operator.settings import (
     ENGINE_USER,
     LeaseName,
@@ -17,7 +19,6 @@ from semipd_operator.settings import (
     Settings,
     SettingsError,
     package_version,
-    read_key,
 )
 
 
@@ -34,6 +35,13 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, str]:
     parser = argparse.ArgumentParser(prog="semipd-operator", description=__doc__)
     parser.add_argument("--engine-image", default=_default("engine-image"), help="for services that name no image")
     parser.add_argument("--key-file", type=Path, default=_default("key-file") or None, help="secret key, mounted")
+    parser.add_argument(
+        "--previous-key-file",
+        type=Path,
+        action="append",
+        default=None,
+        help="of a key that pods may still go by; need not exist; repeatable",
+    )
     parser.add_argument("--namespace", action="append", default=None, help="to watch; repeatable; default: all")
     parser.add_argument("--engine-pull-policy", default=_default("engine-pull-policy"), help="default: Kubernetes'")
     parser.add_argument("--engine-pull-secret", action="append", default=None, help="repeatable")
@@ -82,9 +90,15 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, str]:
         raise SettingsError("--engine-image is not set: name the image of agent and engine")
     if options.key_file is None:
         raise SettingsError("--key-file is not set: name the file that the chart's Secret is mounted at")
+    files = (Path(options.key_file), *(options.previous_key_file or map(Path, _words("previous-key-file"))))
+    key, *earlier = KeyRing(files).keys
+    lease = LeaseName(*_place("--lease", options.lease)) if options.lease else None
     settings = Settings(
         engine_image=options.engine_image,
-        key=read_key(Path(options.key_file)),
+        key=key,
+        earlier_keys=tuple(earlier),
+        key_files=files,
+        name=own_name(lease, key),
         namespaces=tuple(options.namespace if options.namespace is not None else _words("namespace")),
         image_pull_policy=options.engine_pull_policy,
         image_pull_secrets=tuple(
@@ -100,7 +114,7 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, str]:
         agent_port=int(options.agent_port),
         health_port=int(options.health_port),
         metrics_port=int(options.metrics_port),
-        lease=LeaseName(*_place("--lease", options.lease)) if options.lease else None,
+        lease=lease,
         metrics_api=_metrics_api(options),
         resync_seconds=float(options.resync_seconds),
         deaf_after_seconds=3 * float(options.resync_seconds),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import httpx
 from pydantic import ValidationError
@@ -18,6 +19,10 @@ _REFUSED = {
 
 class AgentError(Exception):
     """The agent cannot be asked. The message is stable over repeated failures: it is shown in the status."""
+
+
+class TokenRefused(AgentError):
+    """The agent does not know the token (401)."""
 
 
 class StaleConfig(AgentError):
@@ -37,25 +42,34 @@ class AgentClient:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def look(self, ip: str, uid: str, token: str, config: AgentConfig | None) -> StatusReport:
+    async def look(self, ip: str, uid: str, tokens: tuple[str, ...], config: AgentConfig | None) -> StatusReport:
         """The pod's report, after it has `config` (None: leave it what it has). Raises `AgentError`.
 
-        A pod IP may have been recycled: the token is shown only to the pod with the uid that is meant.
+        A pod IP may have been recycled: a token is shown only to the pod with the uid that is meant. `tokens`: the
+        current one first; a pod that has not heard of it yet knows an earlier one.
         """
         try:
             async with asyncio.timeout(self._longest):
-                return await self._look(ip, uid, token, config)
+                return await self._look(ip, uid, tokens, config)
         except TimeoutError as error:
             raise AgentError(_SLOW) from error
 
-    async def _look(self, ip: str, uid: str, token: str, config: AgentConfig | None) -> StatusReport:
+    async def _look(self, ip: str, uid: str, tokens: tuple[str, ...], config: AgentConfig | None) -> StatusReport:
         health = Health.model_validate_json(await self._send("GET", ip, "/health"))
         if health.pod_uid != uid:
             raise AgentError("another pod answers at the pod's address")
-        report = await self._status("GET", ip, "/v1/status", token)
+        report, token = await self._read(ip, tokens)
         if config is not None and report.config_generation < config.generation:
             report = await self._status("PUT", ip, "/v1/config", token, config)
         return report
+
+    async def _read(self, ip: str, tokens: tuple[str, ...]) -> tuple[StatusReport, str]:
+        """With the token that the pod knows."""
+        *others, last = tokens or ("",)
+        for token in others:
+            with contextlib.suppress(TokenRefused):
+                return await self._status("GET", ip, "/v1/status", token), token
+        return await self._status("GET", ip, "/v1/status", last), last
 
     async def _status(
         self, method: str, ip: str, path: str, token: str, config: AgentConfig | None = None
@@ -79,6 +93,8 @@ class AgentClient:
             raise AgentError(_SLOW) from error
         except httpx.HTTPError as error:
             raise AgentError(f"the agent cannot be reached ({type(error).__name__})") from error
+        if answer.status_code == 401:
+            raise TokenRefused(_REFUSED[401])
         if answer.status_code == 409:
             raise StaleConfig(_REFUSED[409])
         if answer.status_code != 200:

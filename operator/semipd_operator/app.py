@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from semipd_operator.agents import AgentClient
 from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND
 from semipd_operator.health import Health, WatchFreshness
 from semipd_operator.informer import CHILDREN, KINDS, Informer
+from semipd_operator.keys import KeyRing
 from semipd_operator.kube import ApiRefused, Kube, connect
 from semipd_operator.leader import Election
 from semipd_operator.metrics import QUEUE_LENGTH, RECONCILE_SECONDS, RECONCILES, SERVICES
@@ -42,11 +44,13 @@ _RECONCILE_SECONDS = 60.0
 _CRD_WAIT_SECONDS = 2.0
 _RELIST_SECONDS = 2.0
 _OPTIONAL = {kind.kind for kind in OPTIONAL_KINDS}
+_KEY_SECONDS = 5.0
 
 
 class Operator:
-    def __init__(self, kube: Kube, settings: Settings, instance: str) -> None:
-        self.kube, self.settings, self.instance = kube, settings, instance
+    def __init__(self, kube: Kube, settings: Settings, instance: str, ring: KeyRing | None = None) -> None:
+        """`ring`: where `settings` has its keys from; None: they never change."""
+        self.kube, self.settings, self.instance, self.ring = kube, settings, instance, ring
         self.queue = WorkQueue()
         self.informer = Informer(settings.namespaces)
         self.watches = WatchFreshness(settings.namespaces)
@@ -74,6 +78,7 @@ class Operator:
                 namespaces=settings.namespaces,
             ),
             self._resync(),
+            self._follow_keys(),
             *(self._work() for _ in range(settings.workers)),
         ]
         if settings.metrics_api is not None:
@@ -175,6 +180,18 @@ class Operator:
             for obj in found:
                 self.queue.add(Key(obj["metadata"]["namespace"], obj["metadata"]["name"]))
 
+    async def _follow_keys(self) -> None:
+        """A key that is replaced is in force without a restart, and the one before it for a while."""
+        while True:
+            if self.ring is not None and (self.ring.reread() or self.ring.keys[0] != self.settings.key):
+                key, *earlier = self.ring.keys
+                self.settings = replace(self.settings, key=key, earlier_keys=tuple(earlier))
+                self.reconciler.use(self.settings)
+                log.info("%d keys are in force", len(self.ring.keys))
+                for each in self.statuses.observed():
+                    self.queue.add(each)
+            await asyncio.sleep(_KEY_SECONDS)
+
     async def _wait_for_crd(self) -> None:
         """Kopf looks once for the resources that it watches, so they must be there by then."""
         told = False
@@ -204,10 +221,12 @@ async def run(settings: Settings) -> None:
 
     async with connect() as kube:
         election = Election(kube, settings.lease, replica) if settings.lease else None
+        # One for the life of the process: a follower, too, remembers the key that was replaced while it stood by.
+        ring = KeyRing(settings.key_files) if settings.key_files else None
         judge: list[web.Judge] = [election or web.Unready()]
 
         async def term() -> None:
-            operator = Operator(kube, settings, replica)
+            operator = Operator(kube, settings, replica, ring)
             judge.append(operator.health)
             try:
                 await operator.run()  # Kopf listens to the signals meanwhile, and ends it

@@ -39,7 +39,8 @@ class Watch:
     """Whom to ask for one service, and what they should have."""
 
     pods: tuple[PodView, ...]
-    token: str
+    tokens: tuple[str, ...]
+    """Of the current key first."""
     config: AgentConfig | None
     """None: leave the pods what they have."""
 
@@ -79,7 +80,7 @@ class AgentPoller:
             task = asyncio.create_task(self._tell(key, told), name=f"status {key}")
             service = self._services[key] = _Service(watch, told, task)
             told.set()
-        changed = (service.watch.token, service.watch.config) != (watch.token, watch.config)
+        changed = (service.watch.tokens, service.watch.config) != (watch.tokens, watch.config)
         service.watch = watch
         askable = {pod.uid: pod for pod in watch.pods if pod.ip and not pod.terminating and pod.started}
         for uid in [uid for uid, asked in self._pods.items() if asked.key == key and uid not in askable]:
@@ -141,7 +142,7 @@ class AgentPoller:
 
     async def _look(self, pod: PodView, watch: Watch, before: AgentView) -> AgentView:
         try:
-            report = await self._client.look(pod.ip, pod.uid, watch.token, watch.config)
+            report = await self._client.look(pod.ip, pod.uid, watch.tokens, watch.config)
         except (AgentError, ValidationError) as error:
             AGENT_POLLS.labels("failed").inc()
             return before.failed(str(error) if isinstance(error, AgentError) else "the agent's answer is no health")

@@ -227,6 +227,7 @@ class EventReason(StrEnum):
     SLO_VIOLATED = "SLOViolated"
     SLO_RECOVERED = "SLORecovered"
     SPEC_REJECTED = "SpecRejected"
+    OPERATOR_CONFLICT = "OperatorConflict"
 
 
 EVENTS: dict[EventReason, tuple[str, str]] = {
@@ -242,5 +243,10 @@ EVENTS: dict[EventReason, tuple[str, str]] = {
     EventReason.SLO_VIOLATED: ("Warning", "SLOAttained became False."),
     EventReason.SLO_RECOVERED: ("Normal", "SLOAttained became True again."),
     EventReason.SPEC_REJECTED: ("Warning", "SpecAccepted became False."),
+    EventReason.OPERATOR_CONFLICT: (
+        "Warning",
+        "Another operator looks after this service; the one that says so leaves it alone. Let only one watch the "
+        "namespace (`watchNamespaces`), or uninstall one.",
+    ),
 }
 """Type and meaning of each event. Events tell edges; at most one per reason and minute of each service."""

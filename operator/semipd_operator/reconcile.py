@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
-from semipd_agent.contract import service_token
 from semipd_operator.api.v1alpha1.resource import (
     KIND,
     InvalidSpec,
@@ -23,11 +22,12 @@ from semipd_operator.api.v1alpha1.resource import (
     parse_status,
     read,
 )
+from semipd_operator.claims import Claims
 from semipd_operator.informer import KINDS, Informer, meaning
 from semipd_operator.kube import ApiRefused, Kube
 from semipd_operator.metrics import APPLIES
 from semipd_operator.poller import AgentPoller, Watch
-from semipd_operator.reasons import Reason
+from semipd_operator.reasons import EventReason, Reason
 from semipd_operator.render import (
     HPA,
     OPTIONAL_KINDS,
@@ -45,6 +45,7 @@ from semipd_operator.render.rolling import ROLLING_FIELDS
 from semipd_operator.render.service import url
 from semipd_operator.settings import Settings
 from semipd_operator.status import AutoscalerView, Observed, Problem
+from semipd_operator.status.events import Event
 from semipd_operator.status.pods import pod_view
 from semipd_operator.status.rejected import rejected
 from semipd_operator.status.scaling import EXTERNAL_METRICS_API, autoscaler_view
@@ -91,6 +92,7 @@ class Reconciler:
     ) -> None:
         self._kube, self._settings = kube, settings
         self._informer, self._poller, self._statuses = informer, poller, statuses
+        self._claims = Claims(kube, settings.name)
         self._applied: dict[tuple[Key, str], tuple[str, Any]] = {}
         """By kind: digest of what was applied last, and the meaning of what came of it."""
         self._absent: dict[Key, set[Kind]] = {}
@@ -108,6 +110,9 @@ class Reconciler:
         except InvalidSpec as invalid:
             await self._reject(key, obj, invalid)
             return False
+        if other := await self._another(key, reading.service):
+            await self._yield(key, reading.service, other)
+            return True
         outcome = await self._converge(key, reading)
         if not outcome.template_hash:
             outcome = replace(outcome, template_hash=parse_status(obj).template_hash)
@@ -138,7 +143,28 @@ class Reconciler:
             return replace(outcome, problem=Problem(Reason.APPLY_FAILED, str(refused)), again=True)
         return outcome
 
+    def use(self, settings: Settings) -> None:
+        """From the next reconcile on."""
+        self._settings = settings
+
+    async def _another(self, key: Key, service: SemiPDService) -> str:
+        """The operator that looks after the service, if it is not this one."""
+        namespace, name = service.metadata.namespace, names.config_map_name(service)
+        live = self._informer.get("ConfigMap", namespace, name)
+        own = live if live and _controller(live) == service.metadata.uid else None
+        return await self._claims.other(key, own)
+
+    async def _yield(self, key: Key, service: SemiPDService, other: str) -> None:
+        """Not a word in the status: the other one writes it."""
+        self._poller.forget(key)
+        self._statuses.forget(key)
+        if self._claims.news(key, other):
+            message = f"operator {other} looks after this service; operator {self._settings.name} leaves it alone"
+            log.warning("%s: %s", key, message)
+            await self._statuses.tell(service, Event(EventReason.OPERATOR_CONFLICT, message))
+
     def forget(self, key: Key) -> None:
+        self._claims.forget(key)
         self._poller.forget(key)
         self._statuses.forget(key)
         self._absent.pop(key, None)
@@ -238,8 +264,8 @@ class Reconciler:
             ),
         )
         pushes = not service.spec.paused and outcome.problem is None
-        token = service_token(self._settings.key, meta.namespace, meta.name, meta.uid)
-        self._poller.watch(key, Watch(views, token, agent_config(service) if pushes else None))
+        tokens = self._settings.tokens(meta.namespace, meta.name, meta.uid)
+        self._poller.watch(key, Watch(views, tokens, agent_config(service) if pushes else None))
         await self._statuses.publish(key)
 
     async def _autoscaler(self, service: SemiPDService, reach: Reach) -> AutoscalerView | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from semipd_agent.contract import AGENT_PORT
+from semipd_agent.contract import AGENT_PORT, service_token
 
 MANAGER = "semipd-operator"
 """Field manager of server-side apply, and the value of app.kubernetes.io/managed-by."""
@@ -14,6 +14,8 @@ MANAGER = "semipd-operator"
 
 ENGINE_USER = 10001
 """Of the engine's image."""
+CLAIM_ANNOTATION = "semipd.io/operator"
+"""On a service's ConfigMap: which operator looks after it."""
 LEASE_API = "coordination.k8s.io/v1"
 
 
@@ -61,6 +63,10 @@ class Settings:
     """Image of agent and engine for services that name none."""
     key: bytes = field(repr=False)
     """Secret from which the token of each service is made; empty: the agents obey nobody."""
+    earlier_keys: tuple[bytes, ...] = field(default=(), repr=False)
+    """Those that pods may still go by; newest first."""
+    key_files: tuple[Path, ...] = ()
+    """Where they come from, in that order: read again and again."""
     namespaces: tuple[str, ...] = ()
     """Namespaces to watch; empty: all."""
     version: str = field(default_factory=package_version)
@@ -80,12 +86,19 @@ class Settings:
     slo_write_seconds: float = 15.0
     health_port: int = 8080
     metrics_port: int = 9090
+    name: str = ""
+    """By which operators know each other's services (`semipd_operator.claims`)."""
     lease: LeaseName | None = None
     """None: there is one replica only."""
     metrics_api: MetricsAPISettings | None = None
     """None: it is not served."""
     deaf_after_seconds: float = 180.0
     """Without the end of a reconcile, or a round of the resync, for this long the operator counts as dead."""
+
+    def tokens(self, namespace: str, name: str, uid: str) -> tuple[str, ...]:
+        """Of one service, of the current key first; none without a key."""
+        keys = (self.key, *self.earlier_keys) if self.key else ()
+        return tuple(service_token(key, namespace, name, uid) for key in keys)
 
 
 MIN_KEY_BYTES = 16

@@ -72,6 +72,9 @@ class StatusWriter:
         found = (entry.seen.service.spec.autoscaling for entry in self._entries.values())
         return any(scaling is not None and scaling.keda is None for scaling in found)
 
+    def observed(self) -> tuple[Key, ...]:
+        return tuple(self._entries)
+
     def fullness(self, namespace: str) -> dict[str, float]:
         """How full the services of a namespace are, by name, in pods at the edge of their SLO; without the unknown."""
         now = datetime.now(UTC)
@@ -127,7 +130,10 @@ class StatusWriter:
             if limited and last is not None and time.monotonic() - last < _EVENT_SECONDS:
                 continue
             entry.told[event.reason] = time.monotonic()
-            try:
-                await self._kube.tell(entry.seen.service, event, self._instance)
-            except ApiRefused as refused:  # an event is a courtesy; a terminating namespace takes none
-                log.debug("event %s: %s", event.reason, refused)
+            await self.tell(entry.seen.service, event)
+
+    async def tell(self, service: SemiPDService, event: Event) -> None:
+        try:
+            await self._kube.tell(service, event, self._instance)
+        except ApiRefused as refused:  # an event is a courtesy; a terminating namespace takes none
+            log.debug("event %s: %s", event.reason, refused)

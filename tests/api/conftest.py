@@ -257,7 +257,8 @@ def agent_port() -> int:
 
 @pytest.fixture(scope="module")
 def operator(crd: Any, tmp_path_factory: pytest.TempPathFactory, agent_port: int) -> Iterator[Operator]:
-    for obj in [*chart_rights(crd), POD_MONITOR_CRD]:
+    system = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OPERATOR_NAMESPACE}}
+    for obj in [system, *chart_rights(crd), POD_MONITOR_CRD]:
         crd.apply(obj)
     running = Operator(crd, tmp_path_factory.mktemp("operator"), agent_port, (free_port(), free_port()))
     try:

@@ -141,7 +141,8 @@ class Operator:
     ) -> None:
         self.health = f"http://127.0.0.1:{ports[0]}/readyz"
         self.metrics = f"http://127.0.0.1:{ports[1]}/metrics"
-        (folder / "key").write_text(key)
+        self.key = folder / "key"
+        self.key.write_text(key)
         self.log = folder / "operator.log"
         self.process = subprocess.Popen(
             [
@@ -149,7 +150,7 @@ class Operator:
                 "-m",
                 "semipd_operator",
                 "--engine-image=engine:test",
-                f"--key-file={folder / 'key'}",
+                f"--key-file={self.key}",
                 f"--agent-port={agent_port}",
                 f"--health-port={ports[0]}",
                 f"--metrics-port={ports[1]}",

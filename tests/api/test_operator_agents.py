@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.api.conftest import free_port
+from tests.api.conftest import OPERATOR_NAMESPACE, free_port
 from tests.api.harness import (
     KEY,
     Agent,
@@ -25,7 +25,7 @@ from tests.api.harness import (
     until,
 )
 
-from semipd_agent.contract import AgentFile, PartitionState, Split, service_token
+from semipd_agent.contract import AgentFile, PartitionState, Split, service_token, token_digest
 
 pytestmark = pytest.mark.api
 
@@ -86,6 +86,77 @@ def test_paused_leaves_objects_alone_and_status_goes_on(
         crd.kubectl("patch", "spd", "calm", "-n", namespace, "--type=merge", "-p", '{"spec": {"paused": false}}')
         assert until(lambda: crd.get("deployment", "calm", namespace)["spec"]["replicas"] == 3)
         assert until(lambda: agent.config.partition.split == Split(prefill_percent=20))
+
+
+def test_a_key_is_replaced_under_way_and_nobody_is_out_of_sight(
+    operator: Operator, crd: Any, namespace: str, agent_port: int
+) -> None:
+    with serving(crd, namespace, "turned", "127.0.0.21", agent_port) as agent:
+        uid = crd.get("spd", "turned", namespace)["metadata"]["uid"]
+
+        def digests() -> tuple[str, ...]:
+            text = crd.get("configmap", "turned-agent", namespace)["data"]["agent.json"]
+            return AgentFile.model_validate_json(text).token_sha256
+
+        def reason() -> str:
+            return str(condition(crd.get("spd", "turned", namespace), "PartitionApplied")["reason"])
+
+        old, key = operator.key.read_text(), "e" * 32
+        operator.key.write_text(key)
+        try:
+            assert until(lambda: len(digests()) == 2)
+            new = service_token(key.encode(), namespace, "turned", uid)
+            assert digests() == (token_digest(new), agent.digest()), "the pod is told of the new one beside the old"
+            for _ in range(30):  # the kubelet takes its time: the pod knows the old one only, and is heard
+                assert reason() == "Applied"
+                time.sleep(0.2)
+            agent.token = new
+            crd.kubectl(
+                "patch",
+                "spd",
+                "turned",
+                "-n",
+                namespace,
+                "--type=merge",
+                "-p",
+                '{"spec":{"partition":{"prefillPercent":30}}}',
+            )
+            assert until(lambda: agent.config.partition.split == Split(prefill_percent=30))
+            assert until(lambda: reason() == "Applied")
+        finally:
+            operator.key.write_text(old)
+
+
+def test_two_operators_with_different_keys_do_not_fight(
+    operator: Operator, crd: Any, namespace: str, agent_port: int, tmp_path: Path
+) -> None:
+    """The first one here has no Lease, as the one of a developer; the other is an installed one."""
+    crd.apply(service("shared", namespace))
+    config_map = until(lambda: crd.get("configmap", "shared-agent", namespace))
+    name = config_map["metadata"]["annotations"]["semipd.io/operator"]
+    ports = (free_port(), free_port())
+    flags = (f"--lease={OPERATOR_NAMESPACE}/semipd-operator",)
+    second = Operator(crd, tmp_path, agent_port, ports, *flags, key="f" * 32)
+    try:
+        assert until(second.ready, 60)
+
+        def holder() -> str:
+            found = crd.get("configmap", "shared-agent", namespace)
+            return str(found["metadata"]["annotations"]["semipd.io/operator"])
+
+        # It cannot know that the first one lives, and takes over; the first one sees it, and its Lease, and yields.
+        assert until(lambda: holder() == f"{OPERATOR_NAMESPACE}/semipd-operator", 30), holder()
+        assert until(lambda: "leaves it alone" in operator.log.read_text(), 30)
+        version = crd.get("configmap", "shared-agent", namespace)["metadata"]["resourceVersion"]
+        time.sleep(8)  # longer than a resync of either
+        assert crd.get("configmap", "shared-agent", namespace)["metadata"]["resourceVersion"] == version, "peace"
+        told = crd.kubectl("get", "events", "-n", namespace, "--field-selector=reason=OperatorConflict").stdout
+        assert f"operator {name} leaves it alone" in told and f"{OPERATOR_NAMESPACE}/semipd-operator" in told
+        assert told.count("OperatorConflict") == 1
+    finally:
+        second.stop()
+    crd.kubectl("delete", "lease", "semipd-operator", "-n", OPERATOR_NAMESPACE)
+    assert until(lambda: holder() == name, 90), "the other one is gone"
 
 
 def test_a_new_operator_with_a_new_key_rolls_nothing_and_resumes(

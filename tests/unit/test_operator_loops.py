@@ -188,22 +188,28 @@ def client(pod: Pod) -> AgentClient:
 async def test_a_newer_configuration_is_pushed_and_a_current_one_is_not() -> None:
     pod = Pod()
     agent = client(pod)
-    assert (await agent.look("10.0.0.1", "u1", "t", AgentConfig(generation=2))).config_generation == 2
-    await agent.look("10.0.0.1", "u1", "t", AgentConfig(generation=2))
-    await agent.look("10.0.0.1", "u1", "t", None)
+    assert (await agent.look("10.0.0.1", "u1", ("t",), AgentConfig(generation=2))).config_generation == 2
+    await agent.look("10.0.0.1", "u1", ("t",), AgentConfig(generation=2))
+    await agent.look("10.0.0.1", "u1", ("t",), None)
     assert [method for method, path, _ in pod.asked if path == "/v1/config"] == ["PUT"]
 
 
 async def test_a_stranger_at_the_address_never_sees_the_token() -> None:
     pod = Pod(uid="someone else")
     with pytest.raises(AgentError, match="another pod"):
-        await client(pod).look("10.0.0.1", "u1", "t", AgentConfig(generation=2))
+        await client(pod).look("10.0.0.1", "u1", ("t",), AgentConfig(generation=2))
     assert pod.asked == [("GET", "/health", False)]
+
+
+async def test_a_pod_that_knows_the_key_before_is_asked_with_that() -> None:
+    pod = Pod(token="old")
+    report = await client(pod).look("10.0.0.1", "u1", ("new", "old"), AgentConfig(generation=2))
+    assert report.config_generation == 2
 
 
 async def test_a_refused_token_says_so() -> None:
     with pytest.raises(AgentError, match="new key"):
-        await client(Pod(token="new")).look("10.0.0.1", "u1", "old", None)
+        await client(Pod(token="new")).look("10.0.0.1", "u1", ("old",), None)
 
 
 class Slow:
@@ -212,7 +218,7 @@ class Slow:
     def __init__(self, dead: set[str]) -> None:
         self.dead, self.looked = dead, dict[str, int]()
 
-    async def look(self, ip: str, uid: str, token: str, config: AgentConfig | None) -> StatusReport:
+    async def look(self, ip: str, uid: str, tokens: tuple[str, ...], config: AgentConfig | None) -> StatusReport:
         self.looked[uid] = self.looked.get(uid, 0) + 1
         if uid in self.dead:
             await asyncio.sleep(0.2)
@@ -253,8 +259,8 @@ async def test_an_unreachable_pod_blocks_nobody_not_even_its_neighbour(
     poller: tuple[AgentPoller, Slow, list[Key]],
 ) -> None:
     running, slow, rounds = poller
-    running.watch(A, Watch((pod("dead"), pod("alive")), "t", None))
-    running.watch(B, Watch((pod("b"),), "t", None))
+    running.watch(A, Watch((pod("dead"), pod("alive")), ("t",), None))
+    running.watch(B, Watch((pod("b"),), ("t",), None))
     await asyncio.sleep(0.3)
     assert rounds.count(B) >= 5, "b goes on while a waits for its time-out"
     assert slow.looked["alive"] >= 5 > slow.looked["dead"]
@@ -273,21 +279,21 @@ async def test_silent_pods_take_no_turn_of_those_that_answer() -> None:
     at_once, most = 0, 0
 
     class Counting(Slow):
-        async def look(self, ip: str, uid: str, token: str, config: AgentConfig | None) -> StatusReport:
+        async def look(self, ip: str, uid: str, tokens: tuple[str, ...], config: AgentConfig | None) -> StatusReport:
             nonlocal at_once, most
             at_once += uid in self.dead
             most = max(most, at_once)
             try:
-                return await super().look(ip, uid, token, config)
+                return await super().look(ip, uid, tokens, config)
             finally:
                 at_once -= uid in self.dead
 
     slow = Counting(silent)
     one: Any = slow
     running = AgentPoller(one, 0.02, nothing)
-    running.watch(A, Watch(tuple(pod(uid) for uid in sorted(silent)), "t", None))
+    running.watch(A, Watch(tuple(pod(uid) for uid in sorted(silent)), ("t",), None))
     for uid in speaking:
-        running.watch(Key("n", uid), Watch((replace(pod(uid), ready=True),), "t", None))
+        running.watch(Key("n", uid), Watch((replace(pod(uid), ready=True),), ("t",), None))
     await until(lambda: min(slow.looked.get(uid, 0) for uid in speaking) >= 3)
     asked = sum(slow.looked.get(uid, 0) for uid in silent)
     await running.close()
@@ -304,9 +310,9 @@ async def test_a_silent_pod_is_asked_less_and_less_and_at_once_when_something_ch
     slow = Slow({"p"})
     looker: Any = slow
     running = AgentPoller(looker, 0.1, nothing)
-    running.watch(A, Watch((pod("p"),), "t", None))
+    running.watch(A, Watch((pod("p"),), ("t",), None))
     await until(lambda: slow.looked.get("p", 0) >= 4)
-    running.watch(A, Watch((replace(pod("p"), ready=True),), "t", None))
+    running.watch(A, Watch((replace(pod("p"), ready=True),), ("t",), None))
     await until(lambda: slow.looked["p"] >= 5)
     assert running._pods["p"].failures <= 1, "it counts anew"
     await running.close()
@@ -316,15 +322,15 @@ async def test_a_change_is_pushed_at_once() -> None:
     pushed: list[int] = []
 
     class Recording(Slow):
-        async def look(self, ip: str, uid: str, token: str, config: AgentConfig | None) -> StatusReport:
+        async def look(self, ip: str, uid: str, tokens: tuple[str, ...], config: AgentConfig | None) -> StatusReport:
             pushed.append(config.generation if config else 0)
             return report(0)
 
     one: Any = Recording(set())
     running = AgentPoller(one, 60.0, nothing)
-    running.watch(A, Watch((pod("p"),), "t", AgentConfig(generation=1)))
+    running.watch(A, Watch((pod("p"),), ("t",), AgentConfig(generation=1)))
     await asyncio.sleep(0.02)
-    running.watch(A, Watch((pod("p"),), "t", AgentConfig(generation=2)))
+    running.watch(A, Watch((pod("p"),), ("t",), AgentConfig(generation=2)))
     await asyncio.sleep(0.02)
     await running.close()
     assert pushed == [1, 2]

@@ -18,7 +18,7 @@ from e2e.demo.service import Manifest, free_port, manifest, wait_until
 from e2e.lib.helm import SYSTEM, Operator
 from e2e.lib.kube import Kube
 from e2e.lib.service import models_claim, ready
-from semipd_operator.render.pod import USER
+from semipd_operator.settings import ENGINE_USER as USER
 
 NAMESPACE = "demo"
 READY_SECONDS = 180.0

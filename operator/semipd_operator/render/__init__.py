@@ -86,7 +86,7 @@ def render(
     wanted = asked_for(service, settings)
     made = [obj for kind, obj in wanted.items() if kind in within_reach]
     return Rendered(
-        objects=(config_map(service, settings.key), service_object(service), pods, *made),
+        objects=(config_map(service, settings), service_object(service), pods, *made),
         unwanted=tuple(kind for kind in OPTIONAL_KINDS if kind not in wanted and kind in within_reach),
         lacking=tuple(kind for kind in OPTIONAL_KINDS if kind in wanted and kind not in within_reach),
         template_hash=template_hash(pods),

@@ -10,12 +10,12 @@ from semipd_agent.contract import (
     Bounds,
     PartitionConfig,
     Policy,
-    service_token,
     token_digest,
 )
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.render import names
 from semipd_operator.render.names import Object
+from semipd_operator.settings import CLAIM_ANNOTATION, Settings
 
 
 def agent_config(service: SemiPDService) -> AgentConfig:
@@ -40,19 +40,20 @@ def agent_config(service: SemiPDService) -> AgentConfig:
     )
 
 
-def agent_file(service: SemiPDService, key: bytes) -> AgentFile:
-    """Without a key no token is accepted."""
+def agent_file(service: SemiPDService, settings: Settings) -> AgentFile:
+    """Without a key no token is accepted. While a key is replaced, those of both are."""
     meta = service.metadata
-    digests = (token_digest(service_token(key, meta.namespace, meta.name, meta.uid)),) if key else ()
+    digests = tuple(token_digest(token) for token in settings.tokens(meta.namespace, meta.name, meta.uid))
     return AgentFile(token_sha256=digests, config=agent_config(service))
 
 
-def config_map(service: SemiPDService, key: bytes) -> Object:
+def config_map(service: SemiPDService, settings: Settings) -> Object:
     """Only the digest of the token is in it: whoever may read ConfigMaps may not command the agent."""
-    content = agent_file(service, key).model_dump_json(by_alias=True, exclude_none=True, indent=2)
+    content = agent_file(service, settings).model_dump_json(by_alias=True, exclude_none=True, indent=2)
+    metadata = names.metadata(service, names.config_map_name(service))
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": names.metadata(service, names.config_map_name(service)),
+        "metadata": metadata | ({"annotations": {CLAIM_ANNOTATION: settings.name}} if settings.name else {}),
         "data": {CONFIG_FILE: content + "\n"},
     }
