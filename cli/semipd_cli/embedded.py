@@ -117,10 +117,19 @@ class Embedded:
         if scheme == "file":
             return str(_folder(model.uri, Path(rest)))
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "semipd" / "models"
-        directory = cache / rest.replace("/", "--") / (model.revision or "main")
+        folder = cache / rest.replace("/", "--")
+        folder.mkdir(parents=True, exist_ok=True)
+        directory = folder / f"current-{(model.revision or 'main').replace('/', '--')}"
         revision = ["--revision", model.revision] if model.revision else []
         fetch = await asyncio.create_subprocess_exec(
-            find("semipd-engine"), "fetch", model.uri, "--out", str(directory), *revision
+            find("semipd-engine"),
+            "fetch",
+            model.uri,
+            "--cache",
+            str(folder),
+            "--link",
+            str(directory),
+            *revision,
         )
         if await fetch.wait():
             raise RunError(f"model.uri {model.uri}: the download failed, see above")

@@ -13,6 +13,8 @@ import fcntl
 import fnmatch
 import hashlib
 import json
+import os
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ RECORD = ".semipd-fetch.json"
 """What was fetched and verified, beside the files: a restart needs no hub and hashes nothing again."""
 LOCK = ".semipd-fetch.lock"
 CHUNK_BYTES = 1 << 22
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class Reason(StrEnum):
@@ -105,6 +108,35 @@ def _check(directory: Path) -> Fetched:
 
 
 # ---- the hub -----------------------------------------------------------------------------------------------------
+
+
+def fetch_commit(name: str, cache: Path, revision: str = "", pinned: str = "", token: str | None = None) -> Fetched:
+    """The commit that `revision` stands for now, or the `pinned` one, in a folder of its own below `cache`.
+
+    What one pod runs from is never written again, whatever becomes of the branch. Raises `FetchError`.
+    """
+    revision = revision or "main"
+    known = cache / "refs" / revision.replace("/", "--")
+    commit = pinned or (revision if _COMMIT.fullmatch(revision) else _resolve(name, revision, known, token))
+    fetched = _from_hub(name, commit, cache / commit, token)
+    known.parent.mkdir(exist_ok=True)
+    fresh = known.with_name(f".{known.name}.{os.getpid()}")
+    fresh.write_text(commit)
+    fresh.replace(known)
+    return fetched
+
+
+def _resolve(name: str, revision: str, known: Path, token: str | None) -> str:
+    """Asks the hub; while it is away, what `known` remembers serves."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().model_info(name, revision=revision, token=token).sha or revision
+    except Exception as error:
+        failure = _explain(name, revision, error)
+        if failure.reason is Reason.UNREACHABLE and known.is_file():
+            return known.read_text().strip()
+        raise failure from error
 
 
 def _from_hub(name: str, revision: str, to: Path, token: str | None) -> Fetched:
@@ -260,6 +292,11 @@ def add_command(subparsers: Any) -> None:
     source.add_argument("uri", nargs="?", default=argparse.SUPPRESS, help="hf://, file:// or pvc:// URI")
     source.add_argument("--uri", dest="uri", default=argparse.SUPPRESS, help="the same as a flag")
     parser.add_argument("--to", "--out", dest="to", type=Path, help="folder for the files")
+    parser.add_argument(
+        "--cache", type=Path, help="instead of --to: folder with a folder for each commit of a hf:// model"
+    )
+    parser.add_argument("--link", type=Path, help="with --cache: symbolic link to make to the commit's folder")
+    parser.add_argument("--pin-file", type=Path, help="with --cache: file that may hold the commit to take")
     parser.add_argument("--revision", default="", help="branch, tag or commit; default main")
     parser.add_argument("--token-file", type=Path, help="file with a hub token; default: the variable HF_TOKEN")
     parser.add_argument(
@@ -268,11 +305,28 @@ def add_command(subparsers: Any) -> None:
     parser.set_defaults(func=run)
 
 
+def _fetch_as_told(arguments: argparse.Namespace, token: str | None) -> Fetched:
+    if arguments.cache is None:
+        return fetch(arguments.uri, arguments.to, arguments.revision, token)
+    scheme, _, name = arguments.uri.partition("://")
+    if scheme != "hf" or arguments.to is not None:
+        raise FetchError(
+            Reason.INVALID_URI, f"{arguments.uri}: --cache is for hf:// models, and takes the place of --to"
+        )
+    file: Path | None = arguments.pin_file
+    pinned = file.read_text().strip() if file and file.is_file() else ""
+    fetched = fetch_commit(name, arguments.cache, arguments.revision, pinned, token)
+    if arguments.link:
+        arguments.link.unlink(missing_ok=True)
+        arguments.link.symlink_to(fetched.directory.absolute())
+    return fetched
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Fetch, report in one line, return the exit status."""
     try:
         token = arguments.token_file.read_text().strip() if arguments.token_file else None
-        fetched = fetch(arguments.uri, arguments.to, arguments.revision, token)
+        fetched = _fetch_as_told(arguments, token)
         reason, message = Reason.FETCHED, fetched.note or f"the model is in {fetched.directory}"
         size, revision = fetched.bytes, fetched.revision
     except FetchError as error:

@@ -46,6 +46,7 @@ from semipd_operator.render.service import url
 from semipd_operator.settings import Settings
 from semipd_operator.status import AutoscalerView, Observed, Problem
 from semipd_operator.status.events import Event
+from semipd_operator.status.model import resolved_revision
 from semipd_operator.status.pods import pod_view
 from semipd_operator.status.rejected import rejected
 from semipd_operator.status.scaling import EXTERNAL_METRICS_API, autoscaler_view
@@ -113,13 +114,13 @@ class Reconciler:
         if other := await self._another(key, reading.service):
             await self._yield(key, reading.service, other)
             return True
-        outcome = await self._converge(key, reading)
+        outcome = await self._converge(key, reading, resolved_revision(reading.service, parse_status(obj)))
         if not outcome.template_hash:
             outcome = replace(outcome, template_hash=parse_status(obj).template_hash)
         await self.update_status(key, obj, reading, outcome)
         return outcome.again
 
-    async def _converge(self, key: Key, reading: Reading) -> Outcome:
+    async def _converge(self, key: Key, reading: Reading, model_revision: str) -> Outcome:
         """Whatever the API server refuses becomes a problem: the status is shown all the same."""
         service = reading.service
         try:
@@ -131,7 +132,14 @@ class Reconciler:
             return Outcome(_live_template_hash(live), reach=reach)
         hold = reading.unread_below(*ROLLING_FIELDS)
         try:
-            rendered = render(service, self._settings, live_deployment=live, within_reach=reach.live, hold=hold)
+            rendered = render(
+                service,
+                self._settings,
+                live_deployment=live,
+                within_reach=reach.live,
+                hold=hold,
+                model_revision=model_revision,
+            )
         except Unrenderable as error:
             return Outcome(_live_template_hash(live), Problem(Reason.INVALID_SPEC, str(error)), reach=reach)
         outcome = Outcome(rendered.template_hash, reach=reach, lacking=rendered.lacking)
@@ -182,7 +190,8 @@ class Reconciler:
                     live[kind] = self._informer.get(kind.kind, *key)
             elif await self._kube.knows(kind.api_version, kind.kind):
                 try:
-                    live[kind] = await self._read_unwatched(key, kind, wanted=kind in asked_for(service, self._settings))
+                    wanted = kind in asked_for(service, self._settings)
+                    live[kind] = await self._read_unwatched(key, kind, wanted=wanted)
                 except ApiRefused as refused:
                     if refused.status != 403:
                         raise

@@ -36,8 +36,8 @@ EFFECTS: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Any], Any]] 
     "model.uri": ({"model": {"uri": "pvc://claim/a/b"}}, flag("--model"), "/models/a/b"),
     "model.revision": (
         {"model": {**HF, "revision": "v2"}},
-        lambda spec: fetch(spec)["command"][-4:],
-        ["--out", "/models/org--name/v2", "--revision", "v2"],
+        lambda spec: fetch(spec)["command"][-2:],
+        ["--revision", "v2"],
     ),
     "model.servedName": ({"model": {"uri": "file:///m", "servedName": "x"}}, flag("--served-model-name"), "x"),
     "model.tokenSecretRef.name": (

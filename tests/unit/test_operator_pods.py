@@ -136,3 +136,14 @@ def test_a_download_that_is_tried_again_is_no_failure_while_it_runs() -> None:
 )
 def test_missing_resource(message: str, resource: str) -> None:
     assert missing_resource(message) == resource
+
+
+def test_the_commit_that_a_pod_runs_from_is_what_its_download_said() -> None:
+    said = '{"reason": "Fetched", "message": "", "bytes": 1, "revision": "abc"}'
+
+    def revision(**ended: Any) -> str:
+        return pod_view(raw(initContainerStatuses=[container({"terminated": ended}, "model")])).model_revision
+
+    assert revision(exitCode=0, message=said + "\n") == "abc"
+    assert revision(exitCode=7, message=said) == "", "what failed runs nothing"
+    assert [revision(exitCode=0, message=text) for text in ("", "no JSON", "[1]")] == ["", "", ""]

@@ -190,3 +190,13 @@ def test_what_the_cluster_asks_of_pods_and_monitors_is_the_operators_setting() -
     assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(security) and security["runAsNonRoot"] is True
     labels = made["PodMonitor"]["metadata"]["labels"]
     assert (labels["release"], labels["semipd.io/service"]) == ("prom", "demo"), "the selector's label stays ours"
+
+
+def test_pods_are_told_the_commit_once_it_is_known_and_that_rolls_nothing() -> None:
+    bare, told = (render(make({"model": HF}), SETTINGS, model_revision=commit) for commit in ("", "c1"))
+    data = [{obj["kind"]: obj for obj in made.objects}["ConfigMap"]["data"] for made in (bare, told)]
+    assert "model-revision" not in data[0] and data[1]["model-revision"] == "c1"
+    assert bare.template_hash == told.template_hash
+    [init] = pod({"model": HF})["spec"]["initContainers"]
+    read = init["command"][init["command"].index("--pin-file") + 1]
+    assert read == "/etc/semipd/model-revision" and "/etc/semipd" in [m["mountPath"] for m in init["volumeMounts"]]

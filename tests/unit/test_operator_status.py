@@ -24,6 +24,7 @@ from semipd_operator.reason_entries import NO_START
 from semipd_operator.reasons import REASONS, ConditionType
 from semipd_operator.status import Problem, summarise
 from semipd_operator.status.events import events
+from semipd_operator.status.model import resolved_revision
 
 pytestmark = pytest.mark.unit
 
@@ -149,3 +150,21 @@ def test_observed_generation_waits_for_the_specification_to_be_in_force() -> Non
     assert summarise(observed(previous=previous)).observed_generation == 4
     assert summarise(observed({"paused": True}, previous=previous)).observed_generation == 3
     assert summarise(observed(previous=previous, problem=Problem("NameConflict", "x"))).observed_generation == 3
+
+
+def test_the_first_pods_commit_stays_until_another_model_or_revision_is_asked_for() -> None:
+    """So a pod that is added later runs what the others run, whatever became of the branch."""
+    model = {"model": {"uri": "hf://org/name"}}
+    seen = observed(model, pods=(pod(model_revision="c1"), pod("p2", model_revision="c2")))
+    first = summarise(seen)
+    assert first.model is not None
+    assert (first.model.revision, first.model.resolved_revision) == ("main", "c1")
+    later = summarise(observed(model, pods=(pod("p3", model_revision="c9"),), previous=first))
+    assert later.model is not None and later.model.resolved_revision == "c1"
+    assert resolved_revision(seen.service, first) == "c1", "which is what new pods are told"
+    other = {"model": {"uri": "hf://org/name", "revision": "v2"}}
+    waiting = observed(other, pods=(pod(model_revision="c1", template_hash="old"),), previous=first)
+    changed = summarise(waiting)
+    assert changed.model is not None and changed.model.resolved_revision == "", "the old pods say nothing of it"
+    assert resolved_revision(waiting.service, first) == ""
+    assert resolved_revision(observed().service, SemiPDServiceStatus()) == ""

@@ -74,11 +74,13 @@ def render(
     live_deployment: Object | None = None,
     within_reach: Collection[Kind] = OPTIONAL_KINDS,
     hold: bool = False,
+    model_revision: str = "",
 ) -> Rendered:
     """`live_deployment`: the service's own Deployment as it stands.
     `within_reach`: the optional kinds that the cluster serves and its RBAC grants; the others are not ours: neither
     made nor deleted.
     `hold`: leave the pods as they are, whatever the specification says of them.
+    `model_revision`: the commit that the service's pods run from, once it is known.
 
     Raises `Unrenderable` where there are no pods to leave as they are.
     """
@@ -86,7 +88,7 @@ def render(
     wanted = asked_for(service, settings)
     made = [obj for kind, obj in wanted.items() if kind in within_reach]
     return Rendered(
-        objects=(config_map(service, settings), service_object(service), pods, *made),
+        objects=(config_map(service, settings, model_revision), service_object(service), pods, *made),
         unwanted=tuple(kind for kind in OPTIONAL_KINDS if kind not in wanted and kind in within_reach),
         lacking=tuple(kind for kind in OPTIONAL_KINDS if kind in wanted and kind not in within_reach),
         template_hash=template_hash(pods),

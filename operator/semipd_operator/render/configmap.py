@@ -47,13 +47,15 @@ def agent_file(service: SemiPDService, settings: Settings) -> AgentFile:
     return AgentFile(token_sha256=digests, config=agent_config(service))
 
 
-def config_map(service: SemiPDService, settings: Settings) -> Object:
-    """Only the digest of the token is in it: whoever may read ConfigMaps may not command the agent."""
+def config_map(service: SemiPDService, settings: Settings, model_revision: str = "") -> Object:
+    """`model_revision`: the commit of a hf:// model that new pods are to take; empty: the first one resolves it.
+
+    Only the digest of the token is in it: whoever may read ConfigMaps may not command the agent."""
     content = agent_file(service, settings).model_dump_json(by_alias=True, exclude_none=True, indent=2)
     metadata = names.metadata(service, names.config_map_name(service))
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": metadata | ({"annotations": {CLAIM_ANNOTATION: settings.name}} if settings.name else {}),
-        "data": {CONFIG_FILE: content + "\n"},
+        "data": {CONFIG_FILE: content + "\n", **({names.PIN_FILE: model_revision} if model_revision else {})},
     }

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from semipd_agent.contract import CONFIG_MOUNT
 from semipd_operator.api.v1alpha1.model import ModelSpec
-from semipd_operator.render.names import MODEL_CONTAINER, Object
+from semipd_operator.render.names import MODEL_CONTAINER, PIN_FILE, Object
 
 MODELS_MOUNT = "/models"
 MODELS_VOLUME = "models"
+_CHOICE = {"name": "model", "mountPath": "/model"}
+"""Of the pod's own: a link to the folder of the commit that this pod runs from."""
+_CHOSEN = "/model/current"
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,11 @@ def model_source(model: ModelSpec, image: str, security_context: Object, scratch
             volumes=[_claim(claim, read_only=True)],
             mounts=[{"name": MODELS_VOLUME, "mountPath": MODELS_MOUNT, "readOnly": True}],
         )
-    # The revision is part of the path: one claim may hold several, and a change never overwrites what is in use.
-    directory = f"{MODELS_MOUNT}/{rest.replace('/', '--')}/{(model.revision or 'main').replace('/', '--')}"
     return ModelSource(
-        directory=directory,
-        volumes=[_cache(model)],
-        mounts=[{"name": MODELS_VOLUME, "mountPath": MODELS_MOUNT, "readOnly": True}],
-        init_containers=[_fetch(model, directory, image, security_context, scratch)],
+        directory=_CHOSEN,
+        volumes=[_cache(model), {"name": "model", "emptyDir": {}}],
+        mounts=[{"name": MODELS_VOLUME, "mountPath": MODELS_MOUNT, "readOnly": True}, {**_CHOICE, "readOnly": True}],
+        init_containers=[_fetch(model, rest, image, security_context, scratch)],
     )
 
 
@@ -62,8 +64,10 @@ def _claim(name: str, *, read_only: bool) -> Object:
     return {"name": MODELS_VOLUME, "persistentVolumeClaim": source}
 
 
-def _fetch(model: ModelSpec, directory: str, image: str, security_context: Object, scratch: list[Object]) -> Object:
-    command = ["semipd-engine", "fetch", model.uri, "--out", directory]
+def _fetch(model: ModelSpec, name: str, image: str, security_context: Object, scratch: list[Object]) -> Object:
+    # A folder for each commit: a branch that moves overwrites nothing that a pod runs from.
+    command = ["semipd-engine", "fetch", model.uri, "--cache", f"{MODELS_MOUNT}/{name.replace('/', '--')}"]
+    command += ["--link", _CHOSEN, "--pin-file", f"{CONFIG_MOUNT}/{PIN_FILE}"]
     if model.revision:
         command += ["--revision", model.revision]
     container: Object = {
@@ -75,7 +79,12 @@ def _fetch(model: ModelSpec, directory: str, image: str, security_context: Objec
         # The command writes one line of JSON there: why it failed, in words that become ModelReady's reason.
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "File",
-        "volumeMounts": [{"name": MODELS_VOLUME, "mountPath": MODELS_MOUNT}, *scratch],
+        "volumeMounts": [
+            {"name": MODELS_VOLUME, "mountPath": MODELS_MOUNT},
+            _CHOICE,
+            {"name": "config", "mountPath": CONFIG_MOUNT, "readOnly": True},
+            *scratch,
+        ],
     }
     if model.token_secret_ref:
         reference = {"name": model.token_secret_ref.name, "key": model.token_secret_ref.key}

@@ -19,6 +19,8 @@ MANAGED_SELECTOR = f"app.kubernetes.io/managed-by={MANAGER}"
 
 ENGINE_CONTAINER = "engine"
 MODEL_CONTAINER = "model"
+PIN_FILE = "model-revision"
+"""In the mounted ConfigMap: the commit that all pods of a service run from, once one has resolved it."""
 HTTP_PORT = "http"
 AGENT_PORT_NAME = "agent"
 

@@ -1,5 +1,5 @@
-"""What rolls a pod: a change of `model`, `engine`, `podTemplate` or of which Secret holds the API keys, by whoever writes
-the specification, and nothing else.
+"""What rolls a pod: a change of `model`, `engine`, `podTemplate` or the Secret of the API keys, by whoever writes the
+specification, and nothing else.
 
 The Deployment keeps the template that was rendered and a `Record` of the specification that it was rendered from. A new
 operator or CRD may bring other defaults, fields and renderings; they are no change of the specification, so they wait

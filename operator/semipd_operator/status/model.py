@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from semipd_agent.contract import EnginePhase
-from semipd_operator.api.v1alpha1.status import ModelFailure, ModelStatus
+from semipd_operator.api.v1alpha1.model import ModelSpec
+from semipd_operator.api.v1alpha1.resource import SemiPDService
+from semipd_operator.api.v1alpha1.status import ModelFailure, ModelStatus, SemiPDServiceStatus
 from semipd_operator.reasons import ConditionType, Reason
 from semipd_operator.render.pod import served_name
 from semipd_operator.status.observed import Observed, PodView, Problem
@@ -58,6 +60,24 @@ def model_ready(seen: Observed) -> Verdict:
     return Verdict(kind, "Unknown", Reason.PENDING, "no pod has started")
 
 
+def _revision(model: ModelSpec) -> str:
+    return (model.revision or "main") if model.uri.startswith("hf://") else ""
+
+
+def resolved_revision(service: SemiPDService, status: SemiPDServiceStatus) -> str:
+    """The commit that the service's pods run from, once one has said so, and until the specification asks for another
+    model or revision. Empty: not known."""
+    model, known = service.spec.model, status.model
+    if known is None or (known.uri, known.revision) != (model.uri, _revision(model)):
+        return ""
+    return known.resolved_revision
+
+
+def _resolved_by_a_pod(seen: Observed) -> str:
+    current = (pod for pod in seen.live_pods if pod.template_hash == seen.template_hash)
+    return next((pod.model_revision for pod in current if pod.model_revision), "")
+
+
 def model_status(seen: Observed) -> ModelStatus:
     order: list[State] = ["Failed", "Pending", "Downloading", "Loading", "Loaded"]
     states = [pod_state(seen, pod) for pod in seen.live_pods]
@@ -65,8 +85,11 @@ def model_status(seen: Observed) -> ModelStatus:
     engine = reports[0].engine if reports else None
     progress = [r.engine.load_progress_percent for r in reports if r.engine.load_progress_percent is not None]
     failed = next(((pod, found) for pod in seen.live_pods if (found := failure(seen, pod))), None)
+    model = seen.service.spec.model
     return ModelStatus(
-        uri=seen.service.spec.model.uri,
+        uri=model.uri,
+        revision=_revision(model),
+        resolved_revision=resolved_revision(seen.service, seen.previous) or _resolved_by_a_pod(seen),
         served_name=served_name(seen.service),
         state=min(states, key=order.index, default="Pending"),
         load_progress_percent=min(progress) // _PROGRESS_STEP * _PROGRESS_STEP if progress else None,

@@ -42,6 +42,8 @@ class PodView:
     """The init container `model` runs."""
     started: bool = False
     """The container `engine` runs."""
+    model_revision: str = ""
+    """The commit that the init container `model` brought."""
     problem: Problem | None = None
     """Why the pod cannot start or stay."""
     model_problem: Problem | None = None

@@ -43,6 +43,7 @@ def pod_view(pod: Pod) -> PodView:
         template_hash=(meta.get("labels") or {}).get(TEMPLATE_HASH_LABEL, ""),
         downloading="running" in _state(model),
         started="running" in _state(engine),
+        model_revision=_model_revision(model),
         problem=_pod_problem(status),
         model_problem=_model_problem(model),
     )
@@ -85,13 +86,27 @@ def _model_problem(model: dict[str, Any]) -> Problem | None:
         return None
     if ended.get("reason") == "OOMKilled":
         return Problem(Reason.OUT_OF_MEMORY, "the download was killed at the container's memory limit", exit_code=code)
-    text = (ended.get("message") or "").strip()
+    said = _said(ended)
+    if "reason" not in said:
+        text = (ended.get("message") or "").strip()
+        return Problem(
+            Reason.DOWNLOAD_FAILED, text or f"semipd-engine fetch ended with exit status {code}", exit_code=code
+        )
+    return Problem(str(said["reason"]), str(said.get("message") or said.get("detail") or ""), exit_code=code)
+
+
+def _model_revision(model: dict[str, Any]) -> str:
+    ended = _state(model).get("terminated") or {}
+    return "" if ended.get("exitCode", 1) else str(_said(ended).get("revision") or "")
+
+
+def _said(ended: dict[str, Any]) -> dict[str, Any]:
+    """The line of JSON that ``semipd-engine fetch`` leaves behind; empty if there is none."""
     try:
-        said = json.loads(text.splitlines()[-1])
-        reason, message = str(said["reason"]), str(said.get("message") or said.get("detail") or "")
-    except (IndexError, KeyError, TypeError, ValueError):
-        reason, message = Reason.DOWNLOAD_FAILED, text or f"semipd-engine fetch ended with exit status {code}"
-    return Problem(reason, message, exit_code=code)
+        said = json.loads((ended.get("message") or "").strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def missing_resource(message: str) -> str:

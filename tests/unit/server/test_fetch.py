@@ -53,6 +53,8 @@ class Hub:
     files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
     claimed: dict[str, bytes] = field(default_factory=dict)
     """Contents that the listing describes where it differs from what is sent."""
+    commit: str = COMMIT
+    """What the branch stands for."""
     refuse: tuple[int, str] | None = None
     cut_after: int | None = None
     """Close the connection once, after so many bytes of a large file."""
@@ -83,11 +85,14 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.answer(hub.refuse[0], b"{}", {"X-Error-Code": hub.refuse[1]})
             elif path.startswith("/api/models/org/name/revision/"):
                 siblings = [{"rfilename": name, **hub.entry(name)} for name in hub.files]
-                self.json({"id": "org/name", "sha": COMMIT, "siblings": siblings})
+                asked = path.rpartition("/")[2]
+                commit = asked if len(asked) == 40 else hub.commit
+                self.json({"id": "org/name", "sha": commit, "siblings": siblings})
             elif path.startswith("/api/models/org/name/tree/"):
                 self.json([self.leaf(name) for name in hub.files])
-            elif path.startswith(f"/org/name/resolve/{COMMIT}/"):
-                self.file(path.removeprefix(f"/org/name/resolve/{COMMIT}/"))
+            elif path.startswith("/org/name/resolve/"):
+                self.commit, _, name = path.removeprefix("/org/name/resolve/").partition("/")
+                self.file(name)
             else:
                 self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
 
@@ -107,7 +112,7 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 start = int(span.removeprefix("bytes=").partition("-")[0])
             if self.command == "GET":
                 hub.downloads.append((name, span or ""))
-            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": self.commit, "Accept-Ranges": "bytes"}
             if start:
                 headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
             self.answer(206 if start else 200, data[start:], headers)
@@ -180,6 +185,34 @@ def test_a_model_is_downloaded_verified_and_kept(hub: Hub, tmp_path: Path) -> No
     os.utime(damaged, (time.time() + 10,) * 2)  # the hub's library takes a file no newer than its record for unchanged
     assert fetch(hub.url, tmp_path, "hf://org/name", "--to", str(to)).code == 0
     assert (to / "model-2-of-2.safetensors").read_bytes() == FILES["model-2-of-2.safetensors"]
+
+
+def test_each_commit_has_a_folder_of_its_own_and_a_pinned_one_is_taken(hub: Hub, tmp_path: Path) -> None:
+    cache, link, pin = tmp_path / "cache", tmp_path / "current", tmp_path / "pin"
+    told = ("hf://org/name", "--cache", str(cache), "--link", str(link), "--pin-file", str(pin))
+    first = fetch(hub.url, tmp_path, *told)
+    assert (first.code, first.line["revision"]) == (0, COMMIT)
+    assert link.resolve() == cache / COMMIT and (link / "config.json").read_bytes() == b"{}"
+    # The branch moves: whoever runs from the first commit keeps it, byte for byte.
+    moved = "f" * 40
+    hub.commit, hub.files["config.json"] = moved, b'{"new": 1}'
+    assert fetch(hub.url, tmp_path, *told).line["revision"] == moved
+    assert link.resolve() == cache / moved and (link / "config.json").read_bytes() == b'{"new": 1}'
+    assert (cache / COMMIT / "config.json").read_bytes() == b"{}"
+    # The other pods of the service are told the commit: no hub is asked, and no branch.
+    pin.write_text(COMMIT + "\n")
+    assert fetch("http://127.0.0.1:9", tmp_path, *told).line["revision"] == COMMIT
+    assert link.resolve() == cache / COMMIT
+    # Without a pin and without the hub, what the branch stood for last is known.
+    pin.write_text("")
+    hub.refuse = (503, "")
+    known = fetch(hub.url, tmp_path, *told)
+    assert (known.code, known.line["revision"]) == (0, COMMIT)
+
+
+def test_a_cache_is_for_the_hub_alone(hub: Hub, tmp_path: Path) -> None:
+    for told in (("file:///m",), ("hf://org/name", "--to", str(tmp_path / "m"))):
+        assert fetch(hub.url, tmp_path, *told, "--cache", str(tmp_path)).line["reason"] == "InvalidURI"
 
 
 def test_a_broken_connection_is_resumed(hub: Hub, tmp_path: Path) -> None:

@@ -55,6 +55,10 @@ class ModelFailure(StatusModel):
 
 class ModelStatus(StatusModel):
     uri: str = Field(description="spec.model.uri in force.")
+    revision: str = Field(default="", description="Branch, tag or commit of a hf:// model in force.")
+    resolved_revision: str = Field(
+        default="", description="Commit that the revision stood for when the first pod came; all pods run from it."
+    )
     served_name: str = Field(description="Name of the model in the API.")
     state: str = Field(
         description="The least advanced state of the pods: Pending, Downloading, Loading, Loaded or Failed."
