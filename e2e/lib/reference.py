@@ -11,7 +11,10 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Continuation(NamedTuple):
@@ -23,7 +26,7 @@ class Continuation(NamedTuple):
 class Reference:
     """`transformers` on one model folder; one prompt at a time, eager attention, one thread."""
 
-    def __init__(self, model: Path, device: str = "cpu") -> None:
+    def __init__(self, model: Path, device: torch.device | str = "cpu") -> None:
         import torch
         from transformers import AutoModelForCausalLM
 

@@ -1,6 +1,6 @@
 """Drives a `ModelRunner` as a core would: scattered blocks, chunked prompts, mixed batches, plans of several steps.
 
-And the other side of the comparison: greedy tokens and log-probabilities from `transformers` in float32.
+The other side of the comparison is `e2e.lib.reference`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
+from e2e.lib.reference import reference
 from semipd_engine.cards.registry import read_card
 from semipd_engine.ipc.messages import (
     Row,
@@ -160,37 +161,6 @@ class Driver:
 
 def greedy(max_tokens: int) -> Sampling:
     return Sampling(temperature=0, max_tokens=max_tokens, logprobs=0)
-
-
-class Reference:
-    """`transformers` in float32, one prompt at a time, end of sequence ignored."""
-
-    def __init__(self, model: Path, device: torch.device = CPU) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval().to(device)
-        self._device = device
-
-    def greedy(self, prompt: Sequence[int], max_tokens: int) -> tuple[list[int], list[float]]:
-        """Token ids and their log-probabilities."""
-        ids = torch.tensor([list(prompt)], device=self._device)
-        out = self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_tokens,
-            min_new_tokens=max_tokens,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        tokens = out.sequences[0, len(prompt) :].tolist()
-        scores = [torch.log_softmax(step[0].float(), -1)[t].item() for step, t in zip(out.logits, tokens, strict=True)]
-        return tokens, scores
-
-
-@lru_cache(maxsize=8)
-def reference(model: Path) -> Reference:
-    return Reference(model)
 
 
 @lru_cache(maxsize=8)

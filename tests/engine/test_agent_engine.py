@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from e2e.models import random_model
+from e2e.lib.models import random_model
 from semipd_agent.contract import AgentConfig, AgentFile, PartitionConfig, Split, StatusReport, token_digest
 
 pytestmark = pytest.mark.engine

@@ -18,9 +18,10 @@ import openai
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.engine.model_driver import random_prompt, reference
+from tests.engine.model_driver import random_prompt
 
-from e2e import models
+from e2e.lib import models
+from e2e.lib.reference import reference
 
 pytestmark = pytest.mark.engine
 

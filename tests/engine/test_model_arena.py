@@ -13,7 +13,7 @@ from tests.engine.model_driver import Driver, greedy, random_prompt
 from tests.engine.test_model_config import SIZES, save
 from transformers import LlamaConfig
 
-from e2e import models
+from e2e.lib import models
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.registry import read_card
 from semipd_engine.kernels import ReferenceKernels

@@ -13,11 +13,11 @@ from tests.engine.model_driver import (
     assert_equal_to_reference,
     greedy,
     random_prompt,
-    reference,
     tokenizer,
 )
 
-from e2e import models
+from e2e.lib import models
+from e2e.lib.reference import reference
 from semipd_engine.ipc.messages import Sampling
 
 EDGES = [

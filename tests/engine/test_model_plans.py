@@ -12,7 +12,7 @@ import pytest
 import torch
 from tests.engine.model_driver import Driver, assert_equal_to_reference, greedy, random_prompt
 
-from e2e import models
+from e2e.lib import models
 from semipd_engine.ipc.messages import Row, Sampling, StepPlan
 from semipd_engine.worker.input_batch import PlanError
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from tests.engine.harness import wait_for
 
-from e2e.models import random_model
+from e2e.lib.models import random_model
 
 pytestmark = pytest.mark.engine
 

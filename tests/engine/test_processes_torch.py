@@ -14,9 +14,10 @@ import pytest
 import torch
 from tests.engine import devices, proc
 from tests.engine.harness import TORCH_RESIDENT, Engine, Stream, wait_for
-from tests.engine.model_driver import random_prompt, reference
+from tests.engine.model_driver import random_prompt
 
-from e2e.models import random_model
+from e2e.lib.models import random_model
+from e2e.lib.reference import reference
 from semipd_engine.contract import Device, DType, EngineOptions, Phase, SetPartition, Split
 from semipd_engine.cpu_plan import cpu_plan
 

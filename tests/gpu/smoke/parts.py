@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from tests.engine import proc
 from tests.engine.harness import Engine, Stream, wait_for
-from tests.engine.model_driver import Reference, random_prompt
+from tests.engine.model_driver import random_prompt
 from tests.gpu.smoke.engine import Traffic, engine, put, settled
 from tests.gpu.smoke.report import Skip
 from tests.gpu.smoke.rungs import Rungs
 
+from e2e.lib.reference import Reference
 from semipd_agent.doctor.checks import examine
 from semipd_agent.doctor.machine import this_machine
 from semipd_agent.partitioner.mps.preflight import default_base
