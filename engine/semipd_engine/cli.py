@@ -7,10 +7,10 @@ import importlib
 import sys
 
 COMMANDS = {
-    "make-model": ("semipd_engine.make_model", "make a random-weight model with a tokenizer"),
-    "import-gguf": ("semipd_engine.import_gguf", "turn a GGUF file into a Hugging Face directory"),
-    "check": ("semipd_engine.check", "judge a model folder without loading it"),
-    "fetch": ("semipd_engine.fetch", "bring a model from its source to a directory"),
+    "make-model": ("semipd_engine.hub.make_model", "make a random-weight model with a tokenizer"),
+    "import-gguf": ("semipd_engine.hub.import_gguf", "turn a GGUF file into a Hugging Face directory"),
+    "check": ("semipd_engine.hub.check", "judge a model folder without loading it"),
+    "fetch": ("semipd_engine.hub.fetch", "bring a model from its source to a directory"),
 }
 """Command -> module with ``add_command(subparsers)``, whose parser has a default ``func(arguments) -> int``."""
 

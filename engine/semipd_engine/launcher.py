@@ -106,7 +106,7 @@ class Child:
 def default_commands(options: EngineOptions) -> dict[str, Sequence[str]]:
     """Command line of each child."""
     modules = {
-        "resident": "semipd_engine.memory.resident",
+        "resident": "semipd_engine.resident",
         "core": "semipd_engine.core",
         "api": "semipd_engine.server",
     }
@@ -152,7 +152,7 @@ class Launcher:
         snapshot = read_snapshot(self._run_dir)
         if snapshot is None or snapshot.state in (EngineState.STARTING, EngineState.LOADING, EngineState.FAILED):
             return None  # a failure of the resident has a reason of its own, and may pass
-        from semipd_engine.check import api_refusal  # a tokenizer's library is loaded in this one case only
+        from semipd_engine.hub.check import api_refusal  # a tokenizer's library is loaded in this one case only
 
         return api_refusal(self._options.model) or "the api refuses to start, see above"
 

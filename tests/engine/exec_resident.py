@@ -13,13 +13,12 @@ from collections.abc import Callable
 import msgspec
 
 from semipd_engine.contract import EngineOptions
-from semipd_engine.memory import resident
-from semipd_engine.memory.loaded import Attachment
+from semipd_engine.resident import loading, resident
+from semipd_engine.resident.loaded_model import Attachment
 from semipd_engine.server.flags import parse_options
-from semipd_engine.worker import torch_model
 
 
-class ExecModel(torch_model.TorchModel):
+class ExecModel(loading.LoadedTorchModel):
     def attachment(self) -> Attachment | None:
         found = super().attachment()
         if found is not None and os.environ.get("SEMIPD_WRONG_CHECKSUM"):
@@ -27,8 +26,8 @@ class ExecModel(torch_model.TorchModel):
         return found
 
 
-def load(options: EngineOptions, progress: Callable[[int], None]) -> torch_model.TorchModel:
-    model = torch_model.load(options, progress, exported=True)
+def load(options: EngineOptions, progress: Callable[[int], None]) -> loading.LoadedTorchModel:
+    model = loading.load(options, progress, exported=True)
     model.__class__ = ExecModel
     return model
 

@@ -24,11 +24,11 @@ from tests.engine.fake_model import VOCABULARY, FakeRunner, layout
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.contract import EngineOptions, Phase
 from semipd_engine.ipc.messages import StepPlan, StepResult
-from semipd_engine.memory import resident
 from semipd_engine.memory.kv_size import MemoryGrant, available_memory
-from semipd_engine.memory.loaded import UnfitError
 from semipd_engine.pacing.quantum import Pacer
+from semipd_engine.resident import resident
 from semipd_engine.server.flags import parse_options
+from semipd_engine.worker.servable import UnfitError
 
 RAISE = 4998
 POISON: dict[int, tuple[Phase, Callable[[], None]]] = {

@@ -29,7 +29,7 @@ from semipd_engine.ipc.frames import BlockingChannel, ChannelClosed
 from semipd_engine.ipc.messages import AbortRequest, AddRequest, CoreState, CoreToApi, Outputs, Sampling
 
 FAKE_RESIDENT = "tests.engine.fake_resident"
-TORCH_RESIDENT = "semipd_engine.memory.resident"
+TORCH_RESIDENT = "semipd_engine.resident"
 
 
 @dataclass

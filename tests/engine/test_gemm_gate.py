@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from semipd_engine.memory.loaded import UnfitError
 from semipd_engine.worker import gemm_gate
+from semipd_engine.worker.servable import UnfitError
 
 pytestmark = pytest.mark.engine
 

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from e2e import models
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.registry import read_card
-from semipd_engine.import_gguf import import_gguf
-from semipd_engine.make_model import make_model
+from semipd_engine.hub.import_gguf import import_gguf
+from semipd_engine.hub.make_model import make_model
 
 pytestmark = pytest.mark.engine
 
@@ -62,7 +62,7 @@ def test_a_random_model_is_decided_by_its_seed(tmp_path: Path) -> None:
 
 def test_an_output_directory_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    command = [sys.executable, "-m", "semipd_engine.make_model", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "semipd_engine.hub.make_model", "--out", str(tmp_path)]
     failed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert failed.returncode == 1
     assert "--out" in failed.stderr

@@ -14,7 +14,7 @@ from tests.engine.model_driver import random_prompt, reference
 
 from e2e.models import random_model
 from semipd_engine.contract import DType, EngineOptions, EngineState, Phase, SetPartition, WorkerState
-from semipd_engine.memory.cuda_environment import NOWHERE
+from semipd_engine.resident.cuda_environment import NOWHERE
 
 pytestmark = pytest.mark.engine
 

@@ -11,7 +11,7 @@ from tests.engine.fake_resident import POISON
 from tests.engine.harness import Engine, engine_for
 from tests.engine.load import Load
 
-from semipd_engine.core.blame import ISOLATE_AFTER, LONE_CRASHES
+from semipd_engine.core.fault_isolation import ISOLATE_AFTER, LONE_CRASHES
 from semipd_engine.ipc.messages import WORKER_CRASHED
 
 pytestmark = pytest.mark.engine

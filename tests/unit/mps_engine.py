@@ -18,7 +18,7 @@ from tests.engine import fake_resident
 from tests.unit.mps_stand_in import SMS, attach
 
 from semipd_engine.contract import EngineOptions
-from semipd_engine.memory import resident
+from semipd_engine.resident import resident
 from semipd_engine.server.flags import parse_options
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from semipd_engine.memory.cuda_environment import NOWHERE, without_mps, worker_environment
+from semipd_engine.resident.cuda_environment import NOWHERE, without_mps, worker_environment
 
 pytestmark = pytest.mark.unit
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tests.unit.model_folder import CONFIG, write_model
 
-from semipd_engine.check import refusal
+from semipd_engine.hub.check import refusal
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ from semipd_agent.contract import (
     Split,
 )
 from semipd_agent.partitioner.mps.preflight import POLICIES
-from semipd_engine import fetch
+from semipd_engine.hub import fetch
 from semipd_operator.api.v1alpha1.resource import dump_status, parse_status
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
 from semipd_operator.reason_entries import NO_START

@@ -6,7 +6,7 @@ import pytest
 from tests.engine.rungs import DEVICE_SMS, limit, plan, plan_of
 
 from semipd_engine.contract import PacingMode, PartitionPlan, PhaseLimit, SetPartition, Split
-from semipd_engine.core.rungs import Partitions, Rung, contradiction, initial_partition
+from semipd_engine.core.partitions import Partitions, Rung, contradiction, initial_partition
 from semipd_engine.cpu_plan import cpu_plan
 
 pytestmark = pytest.mark.unit

@@ -11,11 +11,11 @@ import pytest
 from tests.engine import rungs
 
 from semipd_engine.contract import SetPartition, WorkerState
-from semipd_engine.core.blame import Ending
 from semipd_engine.core.event_loop import EventLoop
-from semipd_engine.core.rungs import Partitions
-from semipd_engine.core.worker import Worker
-from semipd_engine.core.workers import Workers
+from semipd_engine.core.fault_isolation import Ending
+from semipd_engine.core.holder import Worker
+from semipd_engine.core.partitions import Partitions
+from semipd_engine.core.worker_pool import Workers
 from semipd_engine.ipc.messages import Spawned, SpawnWorker
 
 pytestmark = pytest.mark.unit

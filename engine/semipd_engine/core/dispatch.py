@@ -8,11 +8,11 @@ order in which they were planned, and one step clock for each phase is enough fo
 from __future__ import annotations
 
 from semipd_engine.contract import Phase
-from semipd_engine.core.blame import Ending
+from semipd_engine.core.fault_isolation import Ending
+from semipd_engine.core.holder import UNIFIED, Worker
 from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.step_log import StepLog
-from semipd_engine.core.worker import UNIFIED, Worker
-from semipd_engine.core.workers import Workers
+from semipd_engine.core.worker_pool import Workers
 from semipd_engine.ipc.messages import PlanAnswer, PlanStale, StepFailed, StepPlan
 from semipd_engine.pacing.page import PacingPage
 

@@ -22,21 +22,21 @@ from semipd_engine.contract import (
     SetPartition,
 )
 from semipd_engine.core.api_socket import ApiSocket
-from semipd_engine.core.blame import Ending
 from semipd_engine.core.block_pool import BlockPool
 from semipd_engine.core.control_socket import ControlSocket
 from semipd_engine.core.dispatch import Dispatcher
 from semipd_engine.core.event_loop import EventLoop
+from semipd_engine.core.fault_isolation import Ending
+from semipd_engine.core.holder import UNIFIED, Worker
 from semipd_engine.core.kv_cache_manager import KVCacheManager
+from semipd_engine.core.partitions import Partitions, initial_partition
 from semipd_engine.core.report import EngineStatus, Report
 from semipd_engine.core.request import Request
 from semipd_engine.core.resident_link import ResidentLink
-from semipd_engine.core.rungs import Partitions, initial_partition
 from semipd_engine.core.scheduler import Scheduler, SchedulerLimits
 from semipd_engine.core.step_log import StepLog
 from semipd_engine.core.telemetry import Telemetry
-from semipd_engine.core.worker import UNIFIED, Worker
-from semipd_engine.core.workers import Workers
+from semipd_engine.core.worker_pool import Workers
 from semipd_engine.ipc.messages import CoreState, PlanAnswer, RequestOutput, ResidentHello
 from semipd_engine.pacing.page import PacingPage
 

@@ -16,13 +16,13 @@ from semipd_engine.contract import (
     WorkerReport,
     WorkerState,
 )
+from semipd_engine.core.holder import Worker
+from semipd_engine.core.partitions import Partitions
 from semipd_engine.core.request import RequestState
 from semipd_engine.core.resident_link import ResidentLink
-from semipd_engine.core.rungs import Partitions
 from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.telemetry import Telemetry
-from semipd_engine.core.worker import Worker
-from semipd_engine.core.workers import Workers
+from semipd_engine.core.worker_pool import Workers
 from semipd_engine.ipc.messages import CoreState, ResidentHello
 from semipd_engine.pacing.page import PacingPage
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from semipd_engine.core.event_loop import Connection, EventLoop
 from semipd_engine.ipc.messages import (
+    RESIDENT_SOCKET,
     ResidentFailed,
     ResidentHello,
     ResidentLoading,
@@ -18,7 +19,6 @@ from semipd_engine.ipc.messages import (
     SpawnWorker,
     WorkerEnded,
 )
-from semipd_engine.memory.resident_socket import RESIDENT_SOCKET
 from semipd_engine.pacing.page import PacingPage
 
 RETRY_SECONDS = 0.1

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from semipd_engine.contract import Phase
-from semipd_engine.core.blame import KILLED, Ending, acquit, blame, by_suspicion, is_suspect, suspect
+from semipd_engine.core.fault_isolation import KILLED, Ending, acquit, blame, by_suspicion, is_suspect, suspect
 from semipd_engine.core.kv_cache_manager import KVCacheManager, extend_digests
 from semipd_engine.core.plans import requests_of, row
 from semipd_engine.core.request import Request, RequestState

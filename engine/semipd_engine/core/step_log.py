@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from semipd_engine.contract import Phase
-from semipd_engine.core.blame import Ending
+from semipd_engine.core.fault_isolation import Ending
 from semipd_engine.core.plans import tokens_of
 from semipd_engine.ipc.messages import StepPlan, StepResult
 

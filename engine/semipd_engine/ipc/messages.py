@@ -230,6 +230,9 @@ WorkerToCore = WorkerReady | WorkerUnfit | PlanAnswer
 
 # ---- core <-> resident -------------------------------------------------------------------------------------------
 
+RESIDENT_SOCKET = "resident.sock"
+"""File name inside the run directory."""
+
 
 class SpawnWorker(msgspec.Struct, frozen=True, tag="spawn"):
     """Start a worker. The answer (`Spawned`) carries the worker's channel and its pidfd as file descriptors."""

@@ -12,11 +12,11 @@ import socket
 import sys
 
 from semipd_engine.ipc.frames import BlockingChannel
-from semipd_engine.memory.loaded import ServableModel
 from semipd_engine.pacing.page import PacingPage
 from semipd_engine.process import die_with_parent
-from semipd_engine.worker.attach import WorkerStart
-from semipd_engine.worker.worker import WorkerIdentity, run_worker
+from semipd_engine.worker.loop import WorkerIdentity, run_worker
+from semipd_engine.worker.servable import ServableModel
+from semipd_engine.worker.start_messages import WorkerStart
 
 START_SECONDS = 30.0
 
@@ -35,7 +35,7 @@ def main(parent: int, channel_fd: int, start_fd: int) -> int:
     reader.close()
 
     def attach() -> ServableModel:
-        from semipd_engine.worker.torch_model import TorchModel
+        from semipd_engine.worker.attach import TorchModel
 
         return TorchModel.attach(start.model, fds)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from semipd_engine.memory.loaded import UnfitError
+from semipd_engine.worker.servable import UnfitError
 
 ROWS = (1, 16, 64, 256, 2048)
 STRIDE = 32

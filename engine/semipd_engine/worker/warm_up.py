@@ -15,10 +15,10 @@ from semipd_engine.kernels import Kernels
 from semipd_engine.memory.arena import WeightArena
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.memory.layout import KVLayout
-from semipd_engine.memory.loaded import UnfitError
 from semipd_engine.memory.region import Region
 from semipd_engine.pacing.quantum import Unpaced
 from semipd_engine.worker.model_runner import ModelRunner
+from semipd_engine.worker.servable import UnfitError
 
 LENGTHS = (24, 40)
 """Prompts of two lengths: prefill with and without a prefix, decode with and without padding."""

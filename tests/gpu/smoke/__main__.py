@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from semipd_engine.memory.cuda_environment import without_mps
+from semipd_engine.resident.cuda_environment import without_mps
 
 BUDGET_SECONDS = 440
 
@@ -38,7 +38,7 @@ def main() -> int:
     from tests.gpu.smoke.report import Report
     from tests.gpu.smoke.rungs import Rungs
 
-    from semipd_engine.make_model import make_model
+    from semipd_engine.hub.make_model import make_model
 
     report = Report(options.device, BUDGET_SECONDS)
     rungs = Rungs.start() if options.device == "cuda" else Rungs(why_not="a dry run on the CPU")

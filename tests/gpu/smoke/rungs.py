@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from semipd_engine.contract import Enforcement, PacingMode, PartitionPlan, PhaseLimit, Split
-from semipd_engine.memory.cuda_environment import NOWHERE
+from semipd_engine.resident.cuda_environment import NOWHERE
 
 START_SECONDS = 120
 

@@ -21,12 +21,12 @@ def import_gguf(source: Path, out: Path, dtype: str = "bfloat16", progress: bool
     import torch
     from tqdm import tqdm
 
-    from semipd_engine.authoring.checkpoint_writer import CheckpointWriter
-    from semipd_engine.authoring.gguf_file import GGUFFile
-    from semipd_engine.authoring.model_dir import new_model_dir, write_json, write_tokenizer
     from semipd_engine.cards.fields import Fields
     from semipd_engine.cards.registry import parse_card
     from semipd_engine.cards.weights import weight_specs
+    from semipd_engine.hub.checkpoint_writer import CheckpointWriter
+    from semipd_engine.hub.gguf_file import GGUFFile
+    from semipd_engine.hub.model_dir import new_model_dir, write_json, write_tokenizer
 
     if not source.is_file():
         raise ModelError("NotFound", f"{source} does not exist")
@@ -73,7 +73,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m semipd_engine.import_gguf")
+    parser = argparse.ArgumentParser(prog="python -m semipd_engine.hub.import_gguf")
     add_command(parser.add_subparsers(required=True))
     arguments = parser.parse_args(["import-gguf", *sys.argv[1:]])
     return int(arguments.func(arguments))

@@ -25,12 +25,12 @@ def make_model(preset: str, architecture: str, out: Path, seed: int = 0, progres
     import torch
     from tqdm import tqdm
 
-    from semipd_engine.authoring import random_model
-    from semipd_engine.authoring.bpe_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, train_tokenizer
-    from semipd_engine.authoring.checkpoint_writer import CheckpointWriter
-    from semipd_engine.authoring.model_dir import new_model_dir, write_json, write_tokenizer
     from semipd_engine.cards.fields import Fields
     from semipd_engine.cards.weights import weight_specs
+    from semipd_engine.hub import random_model
+    from semipd_engine.hub.bpe_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, train_tokenizer
+    from semipd_engine.hub.checkpoint_writer import CheckpointWriter
+    from semipd_engine.hub.model_dir import new_model_dir, write_json, write_tokenizer
 
     sizes = random_model.PRESETS[preset]
     end_of_text, _, end_of_turn = range(3)
@@ -69,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m semipd_engine.make_model")
+    parser = argparse.ArgumentParser(prog="python -m semipd_engine.hub.make_model")
     add_command(parser.add_subparsers(required=True))
     arguments = parser.parse_args(["make-model", *sys.argv[1:]])
     return int(arguments.func(arguments))

@@ -15,12 +15,12 @@ from collections.abc import Callable
 
 from semipd_engine.ipc.frames import BlockingChannel, ChannelClosed
 from semipd_engine.ipc.messages import SpawnWorker
-from semipd_engine.memory.cuda_environment import worker_environment
-from semipd_engine.memory.loaded import Attachment, LoadedModel
 from semipd_engine.pacing.page import PacingPage
 from semipd_engine.process import die_with_parent
-from semipd_engine.worker.attach import WorkerStart
-from semipd_engine.worker.worker import WorkerIdentity, run_worker
+from semipd_engine.resident.cuda_environment import worker_environment
+from semipd_engine.resident.loaded_model import Attachment, LoadedModel
+from semipd_engine.worker.loop import WorkerIdentity, run_worker
+from semipd_engine.worker.start_messages import WorkerStart
 
 log = logging.getLogger("resident")
 

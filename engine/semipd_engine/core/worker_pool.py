@@ -1,7 +1,7 @@
 """The phase workers as core sees them: spawned through the resident, watched by pidfd, replaced when they die.
 
-A phase has a place for each rung that `core.rungs` keeps, and in each place at most one worker. A worker's death is
-believed only when the kernel says so (pidfd): until then it may still write to the KV pool. How it ended only its
+A phase has a place for each rung that `core.partitions` keeps, and in each place at most one worker. A worker's death
+is believed only when the kernel says so (pidfd): until then it may still write to the KV pool. How it ended only its
 parent can say, so the resident's word is waited for; nobody else could start the next worker anyway. Then its channel
 is drained to the end, so that every step it reported is booked, and only then is it reported lost.
 """
@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from semipd_engine.contract import Phase, WorkerState
-from semipd_engine.core.blame import Ending
 from semipd_engine.core.event_loop import Connection, EventLoop
-from semipd_engine.core.rungs import Partitions, Rung, contradiction
-from semipd_engine.core.worker import UNIFIED, Worker
+from semipd_engine.core.fault_isolation import Ending
+from semipd_engine.core.holder import UNIFIED, Worker
+from semipd_engine.core.partitions import Partitions, Rung, contradiction
 from semipd_engine.ipc.messages import (
     PlanAnswer,
     PlanStale,

@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx
 
-from semipd_engine.model_folder import IncompleteModel, check_model_folder
+from semipd_engine.hub.model_folder import IncompleteModel, check_model_folder
 
 ALLOW = ["*.safetensors", "*.json", "*.jinja", "tokenizer*"]
 IGNORE = ["*/*", "consolidated*.safetensors"]
@@ -343,7 +343,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """``python -m semipd_engine.fetch``, the same command by itself."""
+    """``python -m semipd_engine.hub.fetch``, the same command by itself."""
     parser = argparse.ArgumentParser(prog="semipd-engine")
     add_command(parser.add_subparsers(required=True))
     arguments = parser.parse_args(["fetch", *sys.argv[1:]])

@@ -29,7 +29,7 @@ def train_tokenizer(vocab_size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
     )
-    text = resources.files("semipd_engine").joinpath("data/corpus.txt").read_text(encoding="utf-8")
+    text = resources.files("semipd_engine.hub").joinpath("data/corpus.txt").read_text(encoding="utf-8")
     tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
     return _filled(tokenizer, vocab_size)
 

@@ -1,6 +1,6 @@
-"""The real `LoadedModel`: weights in a shared arena, plans executed by `ModelRunner` with torch, on the CPU or a GPU.
+"""Loads the model into memory that all workers share, and exports it to those that cannot inherit it.
 
-The resident loads it (`load`); a worker inherits it, or attaches to what the resident exports (`TorchModel.attach`).
+Knows the options of the command line and the device; knows nothing of core, of plans and of other processes.
 """
 
 from __future__ import annotations
@@ -17,53 +17,21 @@ from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.registry import read_card
 from semipd_engine.contract import Device, DType, EngineOptions, LoadFormat
 from semipd_engine.kernels import Kernels, KernelsError, choose
-from semipd_engine.memory.arena import WeightArena
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.memory.kv_size import GPU_RESERVED, GPU_SHARE, MemoryGrant, available_memory
-from semipd_engine.memory.loaded import Attachment, Runner, UnfitError
-from semipd_engine.memory.region import Region
 from semipd_engine.model import device as devices
 from semipd_engine.model.loader import dummy_weights, load_weights
-from semipd_engine.pacing.quantum import Pacer, Unpaced
-from semipd_engine.worker.attach import ModelExport
-from semipd_engine.worker.gemm_gate import gate_products
-from semipd_engine.worker.model_runner import ModelRunner
-from semipd_engine.worker.warm_up import warm_up
+from semipd_engine.resident.loaded_model import Attachment
+from semipd_engine.worker.attach import TorchModel
+from semipd_engine.worker.start_messages import ModelExport
 
 log = logging.getLogger(__name__)
 
-FATAL_WORDS = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS")
-"""In errors of libraries on the device, which torch raises as plain RuntimeError."""
 
+class LoadedTorchModel(TorchModel):
+    """The real `LoadedModel`."""
 
-class TorchModel:
-    def __init__(
-        self, config: ModelConfig, arena: WeightArena, kernels: Kernels, block_size: int, max_model_len: int
-    ) -> None:
-        self._config = config
-        self._arena = arena
-        self._kernels = kernels
-        self._torch_dtype = arena["norm"].dtype
-        self._torch_device = arena.region.data.device
-        self._kv: KVPool | None = None
-        self._checksum = 0
-        self.architecture = config.architecture
-        self.dtype = str(self._torch_dtype).removeprefix("torch.")
-        self.device = self._torch_device.type
-        self.vocab_size = config.vocab_size
-        self.weight_bytes = arena.nbytes
-        self.max_model_len = max_model_len
-        self.kv_layout = config.kv_layout(block_size, self._torch_dtype.itemsize)
-        self.exported = self.device == Device.CUDA
-        """Workers attach over exec; else they are forked."""
-        self.kernels = kernels.name
-
-    @property
-    def kv(self) -> KVPool:
-        assert self._kv is not None, "create_kv comes first"
-        return self._kv
-
-    # ---- in the resident -----------------------------------------------------------------------------------------
+    _checksum = 0
 
     def kv_grant(self) -> MemoryGrant:
         if self.device == Device.CUDA:
@@ -95,60 +63,8 @@ class TorchModel:
         )
         return Attachment(export, self._arena.region.fds + self.kv.region.fds)
 
-    # ---- in a worker ---------------------------------------------------------------------------------------------
 
-    @classmethod
-    def attach(cls, export: ModelExport, fds: list[int]) -> TorchModel:
-        """The model that another process exports; nothing is copied. Raises `UnfitError`."""
-        device = devices.CPU
-        if export.device == Device.CUDA:
-            device = devices.GPU
-            try:
-                devices.open_gpu()
-            except ModelError as error:
-                raise UnfitError(error.reason, str(error)) from error
-        try:
-            arena = WeightArena(Region.attach(export.weights, fds, device), export.manifest)
-            model = cls(export.config, arena, choose(device.type), export.block_size, export.max_model_len)
-            region = Region.attach(export.kv, fds, device)
-            model._kv = KVPool(model.kv_layout, export.num_blocks, region, model._torch_dtype)
-        except Exception as error:
-            raise UnfitError("AttachFailed", f"the resident's memory: {type(error).__name__}: {error}") from error
-        model.exported = True
-        if model.kernels != export.kernels:
-            raise UnfitError("KernelsMismatch", f"kernels {model.kernels}, the weights are packed for {export.kernels}")
-        seen = arena.checksum()
-        if seen != export.checksum:
-            raise UnfitError("WeightsMismatch", f"checksum {seen:#x} of the weights, {export.checksum:#x} expected")
-        return model
-
-    def runner(self, pacer: Pacer) -> Runner:
-        """On a GPU the limit is MPS's business, and work that is queued cannot be paced by pieces."""
-        pacer = Unpaced() if self.device == Device.CUDA else pacer
-        if self.device == Device.CUDA:
-            devices.set_precision(self._torch_dtype)
-        if self.exported:
-            warm_up(self._config, self._arena, self._kernels, self.kv_layout)
-        if self.device == Device.CUDA:
-            gate_products(self._arena.tensors())
-        return ModelRunner(self._config, self._arena, self.kv, self._kernels, pacer, self.max_model_len)
-
-    def sm_count(self) -> int | None:
-        if self.device != Device.CUDA:
-            return None
-        return int(torch.cuda.get_device_properties(self._torch_device).multi_processor_count)
-
-    def set_threads(self, count: int) -> None:
-        torch.set_num_threads(count)
-
-    def is_fatal(self, error: Exception) -> bool:
-        """After an error of the device every later call fails as well. Running out of memory is not one."""
-        if isinstance(error, torch.OutOfMemoryError):
-            return False
-        return isinstance(error, torch.AcceleratorError) or any(word in str(error) for word in FATAL_WORDS)
-
-
-def load(options: EngineOptions, progress: Callable[[int], None], exported: bool = False) -> TorchModel:
+def load(options: EngineOptions, progress: Callable[[int], None], exported: bool = False) -> LoadedTorchModel:
     """Load the model that the options name; `exported`: also on the CPU for workers that attach to it. Raises
     `ModelError`."""
     torch.set_num_threads(1)  # before any operator: a process with a thread pool cannot be forked
@@ -166,7 +82,7 @@ def load(options: EngineOptions, progress: Callable[[int], None], exported: bool
             arena = load_weights(config, options.model, dtype, kernels, progress, device, inherited=not exported)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    model = TorchModel(config, arena, kernels, options.block_size, max_model_len)
+    model = LoadedTorchModel(config, arena, kernels, options.block_size, max_model_len)
     model.exported |= exported
     return model
 

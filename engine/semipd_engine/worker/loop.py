@@ -29,9 +29,9 @@ from semipd_engine.ipc.messages import (
     WorkerReady,
     WorkerUnfit,
 )
-from semipd_engine.memory.loaded import Runner, ServableModel, StaleSlot, UnfitError
 from semipd_engine.pacing.pacer import OwnProcess, PhasePacer
 from semipd_engine.pacing.page import PacingPage
+from semipd_engine.worker.servable import Runner, ServableModel, StaleSlot, UnfitError
 
 HEARTBEAT_SECONDS = 0.5
 UNIFIED = "unified"

@@ -1,15 +1,11 @@
-"""What the resident needs of a loaded model, and nothing more: torch is behind it, or a test's model."""
+"""What a worker's loop needs of a model, and nothing more: torch is behind it, or a test's model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from semipd_engine.contract import EngineOptions
 from semipd_engine.ipc.messages import StepPlan, StepResult
-from semipd_engine.memory.kv_size import MemoryGrant
-from semipd_engine.memory.layout import KVLayout
 from semipd_engine.pacing.quantum import Pacer
 
 
@@ -32,16 +28,6 @@ class UnfitError(Exception):
         self.reason = reason
 
 
-@dataclass(frozen=True)
-class Attachment:
-    """What a worker that is started by exec needs in order to attach to the resident's memory."""
-
-    message: Any
-    """A msgspec struct (`worker.attach.ModelExport`)."""
-    fds: tuple[int, ...]
-    """Descriptors that travel beside it."""
-
-
 class ServableModel(Protocol):
     """A model in a worker: attached, nothing of it copied."""
 
@@ -59,28 +45,3 @@ class ServableModel(Protocol):
 
     def is_fatal(self, error: Exception) -> bool:
         """Is the device lost to this process after `error`, so that only a new process can go on?"""
-
-
-class LoadedModel(ServableModel, Protocol):
-    """Loaded once by the resident; its workers inherit it (fork) or attach to it (exec)."""
-
-    architecture: str
-    dtype: str
-    vocab_size: int
-    weight_bytes: int
-    max_model_len: int
-    """The model's own limit or the user's, whichever is lower."""
-    kv_layout: KVLayout
-
-    def kv_grant(self) -> MemoryGrant:
-        """What the device has left for the KV pool, after the weights."""
-
-    def create_kv(self, num_blocks: int) -> int:
-        """Make the KV pool, zeroed. Its descriptor, or -1 where it is device memory. Raises `ModelError`."""
-
-    def attachment(self) -> Attachment | None:
-        """For workers that are started by exec; None: they are forked."""
-
-
-Load = Callable[[EngineOptions, Callable[[int], None]], LoadedModel]
-"""(options, progress in percent) -> model. Raises `ModelError`."""

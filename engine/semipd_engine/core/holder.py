@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from semipd_engine.contract import Phase, WorkerState
 from semipd_engine.core.event_loop import Connection
-from semipd_engine.core.rungs import Rung
+from semipd_engine.core.partitions import Rung
 from semipd_engine.ipc.messages import CoreToWorker, WorkerToCore
 
 UNIFIED = "unified"

@@ -1,7 +1,7 @@
-"""``python -m semipd_engine.memory.resident``: owns weights, KV pool and pacing page, and starts the workers.
+"""The resident: owns weights, KV pool and pacing page, and starts the workers.
 
 A plain blocking loop in one thread, so that on the CPU it can fork at any time: a worker is born in milliseconds and
-shares every page of the weights. On a GPU it exports its memory, and workers are started by exec (`memory.spawn`). It
+shares every page of the weights. On a GPU it exports its memory, and workers are started by exec (`resident.spawn`). It
 computes nothing after the load, and it is no client of MPS. Core connects to ``<run_dir>/resident.sock``; a new core
 re-attaches to the same weights and KV pool once the old core's workers are reaped.
 """
@@ -24,6 +24,7 @@ from semipd_engine.cards.errors import ModelError
 from semipd_engine.contract import EngineOptions
 from semipd_engine.ipc.frames import BlockingChannel, ChannelClosed, FrameError
 from semipd_engine.ipc.messages import (
+    RESIDENT_SOCKET,
     CoreToResident,
     ResidentFailed,
     ResidentHello,
@@ -32,13 +33,11 @@ from semipd_engine.ipc.messages import (
     SpawnWorker,
     WorkerEnded,
 )
-from semipd_engine.memory.cuda_environment import without_mps
 from semipd_engine.memory.kv_size import num_kv_blocks
-from semipd_engine.memory.loaded import Load, LoadedModel
-from semipd_engine.memory.resident_socket import RESIDENT_SOCKET
-from semipd_engine.memory.spawn import start_worker
 from semipd_engine.pacing.page import PacingPage
 from semipd_engine.process import listen
+from semipd_engine.resident.loaded_model import Load, LoadedModel
+from semipd_engine.resident.spawn import start_worker
 
 EXIT_RETRY = 75
 """Exit code after a failure that another start may not have: the launcher tries again."""
@@ -229,20 +228,3 @@ def run(options: EngineOptions, load: Load) -> int:
         return resident.serve(load)
     finally:
         resident.close()
-
-
-def main() -> int:
-    setproctitle("semipd: resident")  # first: it finds its room by where the environment lies at the start
-    # Read by OpenMP when torch is imported: one thread until the fork, and no spinning on shared cores after it.
-    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0", KMP_BLOCKTIME="0")
-    environment = without_mps(os.environ)
-    os.environ.clear()
-    os.environ.update(environment)
-    from semipd_engine.server.flags import parse_options
-    from semipd_engine.worker.torch_model import load
-
-    return run(parse_options(None, "python -m semipd_engine.memory.resident", "Owner of the weights."), load)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

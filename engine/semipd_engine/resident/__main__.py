@@ -1,0 +1,28 @@
+"""``python -m semipd_engine.resident``: the resident process. Title and environment only."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from setproctitle import setproctitle
+
+from semipd_engine.resident.cuda_environment import without_mps
+
+
+def main() -> int:
+    setproctitle("semipd: resident")  # first: it finds its room by where the environment lies at the start
+    # Read by OpenMP when torch is imported: one thread until the fork, and no spinning on shared cores after it.
+    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0", KMP_BLOCKTIME="0")
+    environment = without_mps(os.environ)
+    os.environ.clear()
+    os.environ.update(environment)
+    from semipd_engine.resident.loading import load
+    from semipd_engine.resident.resident import run
+    from semipd_engine.server.flags import parse_options
+
+    return run(parse_options(None, "python -m semipd_engine.resident", "Owner of the weights."), load)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
