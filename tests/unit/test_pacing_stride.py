@@ -243,8 +243,8 @@ def test_a_sleeper_starts_level() -> None:
     for _ in range(1000):
         assert pair.quantum(Phase.PREFILL, 5_000_000)  # five seconds alone
     pair.pacers[Phase.DECODE].wake()
-    slots = pair.page.slots
-    assert slots[Phase.DECODE].vtime == slots[Phase.PREFILL].vtime
+    first = {phase: seats[0] for phase, seats in pair.page.seats.items()}
+    assert first[Phase.DECODE].vtime == first[Phase.PREFILL].vtime
     used = saturate(pair, random.Random(0), 5_000)
     assert used[Phase.PREFILL] / used[Phase.DECODE] == pytest.approx(4, rel=0.1)
 
@@ -296,16 +296,16 @@ def test_nobody_waits_for_a_stopped_peer() -> None:
 
 def test_a_plan_is_adopted_while_idle_and_only_if_it_can_be() -> None:
     pair = Pair(Split())
-    slot = pair.page.slots[Phase.PREFILL]
-    assert slot.applied_epoch == 1
+    seat = pair.page.seats[Phase.PREFILL][0]
+    assert seat.applied_epoch == 1
     pair.page.write_plan(2, cpu_plan(Split(prefill=80, decode=20), CPUS))
-    assert slot.applied_epoch == 1
+    assert seat.applied_epoch == 1
     pair.pacers[Phase.PREFILL].refresh()
-    assert slot.applied_epoch == 2
+    assert seat.applied_epoch == 2
     pair.page.write_plan(3, cpu_plan(Split(), (98, 99)))  # decode's core does not exist
     for pacer in pair.pacers.values():
         pacer.refresh()
-    assert (slot.applied_epoch, pair.page.slots[Phase.DECODE].applied_epoch) == (3, 1)
+    assert (seat.applied_epoch, pair.page.seats[Phase.DECODE][0].applied_epoch) == (3, 1)
 
 
 def test_one_process_for_both_phases_is_never_limited() -> None:

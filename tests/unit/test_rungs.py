@@ -5,23 +5,23 @@ from __future__ import annotations
 import pytest
 from tests.engine.rungs import DEVICE_SMS, limit, plan, plan_of
 
-from semipd_engine.contract import PacingMode, PartitionPlan, PhaseLimit, SetPartition, Split
+from semipd_engine.contract import PacingMode, PartitionPlan, Phase, PhaseLimit, SetPartition, Split
 from semipd_engine.core.partitions import Partitions, Rung, contradiction, initial_partition
 from semipd_engine.cpu_plan import cpu_plan
 
 pytestmark = pytest.mark.unit
 
-ROLES = ("prefill", "decode")
+PHASES = tuple(Phase)
 
 
 class Warm:
     """Who is ready."""
 
     def __init__(self, *rungs: tuple[str, int, int]) -> None:
-        self.rungs = {(role, rung_of(percent, daemon)) for role, percent, daemon in rungs}
+        self.rungs = {(Phase(phase), rung_of(percent, daemon)) for phase, percent, daemon in rungs}
 
-    def __call__(self, role: str, rung: Rung) -> bool:
-        return (role, rung) in self.rungs
+    def __call__(self, phase: Phase, rung: Rung) -> bool:
+        return (phase, rung) in self.rungs
 
 
 def rung_of(percent: int, daemon: int = 1) -> Rung:
@@ -29,7 +29,7 @@ def rung_of(percent: int, daemon: int = 1) -> Rung:
 
 
 def started(first: PartitionPlan) -> Partitions:
-    partitions = Partitions(ROLES, initial_partition(cpu_plan(Split(), [0])), 60.0, await_first=True)
+    partitions = Partitions(PHASES, initial_partition(cpu_plan(Split(), [0])), 60.0, await_first=True)
     partitions.propose(SetPartition(split_epoch=1, plan=first), now=0.0)
     assert partitions.tick(0.0, Warm()) is not None
     return partitions
@@ -40,21 +40,21 @@ def percents(rungs: tuple[Rung, ...]) -> list[int | None]:
 
 
 def test_nobody_is_wanted_before_the_first_partition() -> None:
-    partitions = Partitions(ROLES, initial_partition(cpu_plan(Split(), [0])), 60.0, await_first=True)
-    assert partitions.awaiting and partitions.wanted("prefill") == ()
+    partitions = Partitions(PHASES, initial_partition(cpu_plan(Split(), [0])), 60.0, await_first=True)
+    assert partitions.awaiting and partitions.wanted(Phase.PREFILL) == ()
     partitions.propose(SetPartition(split_epoch=1, plan=plan(60, 40)), now=0.0)
     changed = partitions.tick(0.0, Warm())
     assert changed is partitions.in_force and not partitions.awaiting
-    assert percents(partitions.wanted("prefill")) == [60, 100]
-    assert percents(partitions.wanted("decode")) == [40, 100]
+    assert percents(partitions.wanted(Phase.PREFILL)) == [60, 100]
+    assert percents(partitions.wanted(Phase.DECODE)) == [40, 100]
 
 
 def test_a_phase_alone_has_the_whole_device() -> None:
     partitions = started(plan(60, 40))
-    assert percents(partitions.route("decode", alone=False)) == [40, 100]
-    assert percents(partitions.route("decode", alone=True))[:2] == [100, 40]
+    assert percents(partitions.route(Phase.DECODE, alone=False)) == [40, 100]
+    assert percents(partitions.route(Phase.DECODE, alone=True))[:2] == [100, 40]
     at_hundred = started(plan(100, 40))
-    assert percents(at_hundred.wanted("prefill")) == [100]  # one worker is both
+    assert percents(at_hundred.wanted(Phase.PREFILL)) == [100]  # one worker is both
 
 
 def test_warm_rungs_switch_at_once_and_together() -> None:
@@ -63,11 +63,12 @@ def test_warm_rungs_switch_at_once_and_together() -> None:
     assert partitions.tick(5.0, Warm(("prefill", 100, 1))) is not None
     partitions.propose(SetPartition(split_epoch=3, plan=plan(20, 80)), now=6.0)
     assert partitions.tick(6.0, Warm(("prefill", 20, 1))) is None  # decode's is cold: neither phase moves
-    assert percents(partitions.route("prefill", alone=False))[0] == 100
-    assert percents(partitions.kept("decode")) == [40, 100, 80, 100]
-    assert percents(partitions.wanted("decode")) == [80, 100]
+    assert percents(partitions.route(Phase.PREFILL, alone=False))[0] == 100
+    assert percents(partitions.kept(Phase.DECODE)) == [40, 100, 80, 100]
+    assert percents(partitions.wanted(Phase.DECODE)) == [80, 100]
     assert partitions.tick(9.0, Warm(("prefill", 20, 1), ("decode", 80, 1))) is not None
-    assert percents(partitions.kept("prefill")) == [20, 100] and percents(partitions.kept("decode")) == [80, 100]
+    assert percents(partitions.kept(Phase.PREFILL)) == [20, 100]
+    assert percents(partitions.kept(Phase.DECODE)) == [80, 100]
 
 
 def test_a_rung_that_never_becomes_ready_changes_nothing() -> None:
@@ -91,7 +92,7 @@ def test_a_newer_partition_takes_the_place_of_a_pending_one() -> None:
     partitions = started(plan(60, 40))
     partitions.propose(SetPartition(split_epoch=2, plan=plan(60, 30)), now=0.0)
     partitions.propose(SetPartition(split_epoch=3, plan=plan(70, 40)), now=1.0)
-    assert percents(partitions.kept("decode")) == [40, 100, 40, 100]  # 30 is not being prepared any more
+    assert percents(partitions.kept(Phase.DECODE)) == [40, 100, 40, 100]  # 30 is not being prepared any more
     assert partitions.tick(2.0, Warm(("decode", 30, 1))) is None
     assert partitions.tick(3.0, Warm(("prefill", 70, 1))) is not None
     assert partitions.in_force.split_epoch == 3
@@ -100,10 +101,10 @@ def test_a_newer_partition_takes_the_place_of_a_pending_one() -> None:
 def test_an_unfit_worker_refuses_what_needs_it_only() -> None:
     partitions = started(plan(60, 40))
     partitions.propose(SetPartition(split_epoch=2, plan=plan(60, 30)), now=0.0)
-    partitions.unfit("decode", rung_of(40), "WorkerDied", "x")  # in force: reported, and the other one goes on
+    partitions.unfit(Phase.DECODE, rung_of(40), "WorkerDied", "x")  # in force: reported, and the other one goes on
     assert partitions.refused is not None and partitions.refused.split_epoch == 1
     assert partitions.pending is not None
-    partitions.unfit("decode", rung_of(30), "SMCountMismatch", "x")
+    partitions.unfit(Phase.DECODE, rung_of(30), "SMCountMismatch", "x")
     assert partitions.pending is None
     assert (partitions.refused.split_epoch, partitions.refused.reason) == (2, "SMCountMismatch")
     partitions.recovered()  # of the epoch in force: says nothing about the refused one
@@ -114,24 +115,24 @@ def test_a_new_daemon_makes_every_rung_cold_and_replaces_no_dead_worker_of_the_o
     partitions = started(plan(60, 40))
     partitions.propose(SetPartition(split_epoch=2, plan=plan(60, 40, daemon=2)), now=0.0)
     assert partitions.tick(1.0, Warm(("prefill", 60, 1), ("decode", 40, 1), ("prefill", 60, 2))) is None
-    assert set(partitions.wanted("prefill")) == {rung_of(60, 2), rung_of(100, 2)}
-    assert set(partitions.kept("prefill")) == {rung_of(p, d) for p in (60, 100) for d in (1, 2)}
+    assert set(partitions.wanted(Phase.PREFILL)) == {rung_of(60, 2), rung_of(100, 2)}
+    assert set(partitions.kept(Phase.PREFILL)) == {rung_of(p, d) for p in (60, 100) for d in (1, 2)}
     assert partitions.tick(2.0, Warm(("prefill", 60, 2), ("decode", 40, 2))) is not None
-    assert set(partitions.kept("prefill")) == {rung_of(60, 2), rung_of(100, 2)}
+    assert set(partitions.kept(Phase.PREFILL)) == {rung_of(60, 2), rung_of(100, 2)}
 
 
 def test_on_the_cpu_all_splits_are_one_rung() -> None:
-    partitions = Partitions(ROLES, initial_partition(cpu_plan(Split(), [0, 1])), 60.0, await_first=False)
-    rungs = partitions.wanted("prefill")
+    partitions = Partitions(PHASES, initial_partition(cpu_plan(Split(), [0, 1])), 60.0, await_first=False)
+    rungs = partitions.wanted(Phase.PREFILL)
     for epoch, split in enumerate((Split(prefill=80, decode=20), Split(prefill=50, decode=50)), start=1):
         partitions.propose(SetPartition(split_epoch=epoch, plan=cpu_plan(split, [0, 1])), now=0.0)
         assert partitions.tick(0.0, Warm()) is not None  # nobody is ready, and nobody is waited for
-        assert partitions.kept("prefill") == rungs == partitions.route("prefill", alone=True)
+        assert partitions.kept(Phase.PREFILL) == rungs == partitions.route(Phase.PREFILL, alone=True)
 
 
 def test_one_process_for_both_phases_has_the_whole_device() -> None:
-    partitions = Partitions(("unified",), initial_partition(plan(60, 40)), 60.0, await_first=False)
-    assert percents(partitions.wanted("unified")) == [100]
+    partitions = Partitions((Phase.DECODE,), initial_partition(plan(60, 40)), 60.0, await_first=False)
+    assert percents(partitions.wanted(Phase.DECODE)) == [100]
 
 
 @pytest.mark.parametrize(

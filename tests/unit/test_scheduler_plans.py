@@ -12,9 +12,10 @@ from semipd_engine.contract import Phase
 from semipd_engine.core.block_pool import BlockPool
 from semipd_engine.core.fault_isolation import GIVE_UP_AFTER, ISOLATE_AFTER, LONE_CRASHES, Ending
 from semipd_engine.core.kv_cache_manager import KVCacheManager
+from semipd_engine.core.plan_builder import SchedulerLimits
 from semipd_engine.core.plans import requests_of
 from semipd_engine.core.request import Request, RequestState
-from semipd_engine.core.scheduler import Scheduler, SchedulerLimits
+from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.ipc.messages import (
     RequestOutput,
     Sampling,

@@ -18,8 +18,10 @@ from tests.engine.fake_model import FakeRunner, reference
 from semipd_engine.contract import Phase
 from semipd_engine.core.block_pool import BlockPool
 from semipd_engine.core.kv_cache_manager import KVCacheManager
+from semipd_engine.core.plan_builder import SchedulerLimits
+from semipd_engine.core.plans import requests_of
 from semipd_engine.core.request import Request
-from semipd_engine.core.scheduler import Scheduler, SchedulerLimits
+from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.ipc.messages import Sampling, StepPlan, StepResult
 from semipd_engine.pacing.quantum import Unpaced
 
@@ -53,12 +55,16 @@ class Worker:
 
 
 class Simulation:
-    def __init__(self, seed: int, pool_type: type[BlockPool], num_blocks: int = 14) -> None:
+    def __init__(
+        self, seed: int, pool_type: type[BlockPool], num_blocks: int = 14, aggregated: bool | None = False
+    ) -> None:
+        """`aggregated`: prompts share decode's steps; None: now they do, now they do not."""
         self.random = random.Random(seed)
         self.memory = array("i", [-1] * (num_blocks * BLOCK))
         self.pool = pool_type(num_blocks)
         limits = SchedulerLimits(max_model_len=52, max_num_seqs=6, prefill_chunk_tokens=7, max_decode_steps=4)
-        self.scheduler = Scheduler(limits, KVCacheManager(self.pool, BLOCK))
+        self.scheduler = Scheduler(limits, KVCacheManager(self.pool, BLOCK), bool(aggregated))
+        self.switches = aggregated is None
         runner = FakeRunner(memoryview(self.memory), BLOCK, Unpaced())
         self.workers = {phase: Worker(runner, phase) for phase in Phase}
         self.requests: dict[int, Request] = {}
@@ -80,9 +86,13 @@ class Simulation:
 
     def plan(self, phase: Phase) -> None:
         worker = self.workers[phase]
-        plan = self.scheduler.plan_prefill(0.0) if phase is Phase.PREFILL else self.scheduler.plan_decode()
+        if self.switches and self.random.random() < 0.02:
+            self.scheduler.aggregated = not self.scheduler.aggregated
+        plan = self.scheduler.plan(phase, 0.0)
         if plan is not None:
             assert worker.steps is None and not worker.unreported
+            busy = [requests_of(p) for p in self.scheduler.in_flight.values()]
+            assert sum(map(len, busy)) == len(set().union(*busy)), "a request is in one queue's plan at a time"
             worker.start(plan)
 
     def deliver(self, worker: Worker) -> None:
@@ -155,9 +165,9 @@ class Simulation:
         self.settle()
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_no_token_changes_under_random_traffic(seed: int) -> None:
-    simulation = Simulation(seed, BlockPool)
+@pytest.mark.parametrize(("seed", "aggregated"), [(0, False), (1, False), (2, True), (3, None)])
+def test_no_token_changes_under_random_traffic(seed: int, aggregated: bool | None) -> None:
+    simulation = Simulation(seed, BlockPool, aggregated=aggregated)
     for _ in range(25_000):
         simulation.step()
     assert simulation.scheduler.preemptions > 10 and simulation.crashes > 10 and len(simulation.aborted) > 10

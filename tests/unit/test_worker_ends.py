@@ -10,12 +10,12 @@ import time
 import pytest
 from tests.engine import rungs
 
-from semipd_engine.contract import SetPartition, WorkerState
+from semipd_engine.contract import Phase, SetPartition, WorkerState
 from semipd_engine.core.event_loop import EventLoop
 from semipd_engine.core.fault_isolation import Ending
-from semipd_engine.core.holder import Worker
+from semipd_engine.core.holder import Holder
 from semipd_engine.core.partitions import Partitions
-from semipd_engine.core.worker_pool import Workers
+from semipd_engine.core.worker_pool import WorkerPool
 from semipd_engine.ipc.messages import Spawned, SpawnWorker
 
 pytestmark = pytest.mark.unit
@@ -26,26 +26,26 @@ class Bench:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, terminate_seconds: float) -> None:
         self.signals: list[int] = []
-        self.lost: list[Worker] = []
+        self.lost: list[Holder] = []
         self.asked: list[SpawnWorker] = []
         self.lives: dict[int, int] = {}
         monkeypatch.setattr(signal, "pidfd_send_signal", lambda pidfd, number: self.signals.append(pidfd))
         plan = rungs.plan(100, 100)
         limit = plan.prefill.model_copy(update={"terminate_seconds": terminate_seconds})
         plan = plan.model_copy(update={"prefill": limit, "decode": limit, "whole": limit})
-        roles = ("prefill", "decode")
-        partitions = Partitions(roles, SetPartition.model_construct(split_epoch=0, plan=plan), 60.0, False)
+        phases = tuple(Phase)
+        partitions = Partitions(phases, SetPartition.model_construct(split_epoch=0, plan=plan), 60.0, False)
         self.loop = EventLoop()
-        self.workers = Workers(self.loop, roles, partitions, lambda *_: None, self._on_lost)
+        self.workers = WorkerPool(self.loop, phases, partitions, lambda *_: None, self._on_lost)
         self.attach()
 
-    def _on_lost(self, worker: Worker, ending: Ending) -> None:
-        self.lost.append(worker)
+    def _on_lost(self, holder: Holder, ending: Ending) -> None:
+        self.lost.append(holder)
 
     def attach(self) -> None:
         self.workers.attach(self.asked.append, rungs.DEVICE_SMS)
 
-    def spawn(self) -> list[Worker]:
+    def spawn(self) -> list[Holder]:
         """Let core ask for its workers, and be the resident that starts them."""
         self.workers.tick(time.monotonic())
         for number, order in enumerate(self.asked, start=1):
@@ -58,8 +58,8 @@ class Bench:
         self.asked.clear()
         return list(self.workers.everyone())
 
-    def die(self, worker: Worker) -> None:
-        os.close(self.lives.pop(worker.pidfd))
+    def die(self, holder: Holder) -> None:
+        os.close(self.lives.pop(holder.pidfd))
 
 
 def test_a_lost_resident_stops_nobody_although_its_workers_live_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_a_lost_resident_stops_nobody_although_its_workers_live_on(monkeypatch: 
     bench.workers.detach()
     bench.loop.run_once(0)
     assert time.monotonic() - began < 5 and not bench.workers.gone and bench.lost == []
-    assert set(bench.signals) == {worker.pidfd for worker in workers}, "their owner is gone: nothing is left to spare"
+    assert set(bench.signals) == {holder.pidfd for holder in workers}, "their owner is gone: nothing is left to spare"
     bench.die(workers[0])
     bench.loop.run_once(1)
     assert bench.lost == [workers[0]] and not bench.workers.gone
@@ -79,32 +79,32 @@ def test_a_lost_resident_stops_nobody_although_its_workers_live_on(monkeypatch: 
     bench.loop.run_once(1)
     assert bench.lost == workers and bench.workers.gone, "nobody waits for a word of a parent that is gone"
     bench.attach()
-    assert [worker.generation for worker in bench.spawn()] == [2, 2]
+    assert [holder.generation for holder in bench.spawn()] == [2, 2]
 
 
 def test_a_client_of_mps_is_shown_before_it_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(monkeypatch, terminate_seconds=30)
-    worker, other = bench.spawn()
-    bench.workers.kill(worker)
-    due = worker.kill_at
+    holder, other = bench.spawn()
+    bench.workers.kill(holder)
+    due = holder.kill_at
     assert due is not None and due - time.monotonic() > 25 and other.kill_at is None
-    bench.workers.kill(worker)
-    assert worker.kill_at == due, "asking again gives it no more time"
+    bench.workers.kill(holder)
+    assert holder.kill_at == due, "asking again gives it no more time"
     bench.workers.tick(due - 1)
     assert bench.signals == []
     bench.workers.tick(due)
-    assert bench.signals == [worker.pidfd]
-    bench.die(worker)
+    assert bench.signals == [holder.pidfd]
+    bench.die(holder)
     bench.loop.run_once(1)
-    bench.workers.ended(worker.pid, -9)
-    assert bench.lost == [worker] and worker.state is WorkerState.DEAD
-    worker.spawn_at = 0.0
+    bench.workers.ended(holder.pid, -9)
+    assert bench.lost == [holder] and holder.state is WorkerState.DEAD
+    holder.spawn_at = 0.0
     bench.workers.tick(time.monotonic())
-    assert worker.kill_at is None, "the next one is innocent"
+    assert holder.kill_at is None, "the next one is innocent"
 
 
 def test_others_are_killed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(monkeypatch, terminate_seconds=0)
-    worker, _ = bench.spawn()
-    bench.workers.kill(worker)
-    assert bench.signals == [worker.pidfd]
+    holder, _ = bench.spawn()
+    bench.workers.kill(holder)
+    assert bench.signals == [holder.pidfd]

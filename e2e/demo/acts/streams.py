@@ -32,7 +32,7 @@ AFTER = 1.5
 PATIENCE = 60.0
 """Seconds after which a prompt without a first token is a failure."""
 COMMON: dict[str, object] = {"dtype": "float32", "max-model-len": 4096, "kv-cache-memory": 256 * 2**20}
-UNIFIED = "one process (chunked prefill between decode steps)"
+UNIFIED = "one process (chunked prefill within decode steps)"
 SPLIT = "two processes (prefill and decode side by side, split 50/50)"
 
 

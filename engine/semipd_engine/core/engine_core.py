@@ -27,16 +27,18 @@ from semipd_engine.core.control_socket import ControlSocket
 from semipd_engine.core.dispatch import Dispatcher
 from semipd_engine.core.event_loop import EventLoop
 from semipd_engine.core.fault_isolation import Ending
-from semipd_engine.core.holder import UNIFIED, Worker
+from semipd_engine.core.holder import Holder
 from semipd_engine.core.kv_cache_manager import KVCacheManager
 from semipd_engine.core.partitions import Partitions, initial_partition
+from semipd_engine.core.plan_builder import SchedulerLimits
 from semipd_engine.core.report import EngineStatus, Report
 from semipd_engine.core.request import Request
 from semipd_engine.core.resident_link import ResidentLink
-from semipd_engine.core.scheduler import Scheduler, SchedulerLimits
+from semipd_engine.core.routing import Router
+from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.step_log import StepLog
 from semipd_engine.core.telemetry import Telemetry
-from semipd_engine.core.worker_pool import Workers
+from semipd_engine.core.worker_pool import WorkerPool
 from semipd_engine.ipc.messages import CoreState, PlanAnswer, RequestOutput, ResidentHello
 from semipd_engine.pacing.page import PacingPage
 
@@ -58,16 +60,17 @@ class EngineCore:
         self._arrived: tuple[ResidentHello, PacingPage] | None = None
         self._published: CoreState | None = None
         self._published_at = 0.0
-        roles = (UNIFIED,) if options.unified else tuple(p.value for p in Phase)
+        phases = (Phase.DECODE,) if options.unified else tuple(Phase)
         initial = initial_partition(initial_plan)
-        self._partitions = Partitions(roles, initial, options.prepare_seconds, options.await_partition)
+        self._partitions = Partitions(phases, initial, options.prepare_seconds, options.await_partition)
         self._status = EngineStatus(self._partitions)
-        self._workers = Workers(
-            self._loop, roles, self._partitions, self._on_result, self._on_worker_lost, options.prepare_seconds
+        self._workers = WorkerPool(
+            self._loop, phases, self._partitions, self._on_result, self._on_worker_lost, options.prepare_seconds
         )
-        self._dispatcher = Dispatcher(self._workers, StepLog(options.step_log), unified=options.unified)
+        router = Router(self._partitions, self._workers)
+        self._dispatcher = Dispatcher(router, StepLog(options.step_log))
         self._resident = ResidentLink(self._loop, run_dir, self._on_hello, self._workers, self._on_resident_lost)
-        self._report = Report(options, self._status, self._workers, self._resident, self._telemetry)
+        self._report = Report(options, self._status, router, self._resident, self._telemetry)
         self._api = ApiSocket(self._loop, run_dir, self._on_add, self._on_abort)
         self._control = ControlSocket(self._loop, run_dir, self._on_control)
 
@@ -112,10 +115,10 @@ class EngineCore:
         return published is None or (published.state, published.message) != self._report.state(now)
 
     def _watch_heartbeats(self, now: float) -> None:
-        for worker in self._workers.everyone():
-            if worker.ready and self._report.heartbeat_age(worker, now) > WATCHDOG_SECONDS:
-                log.error("%s worker %d has not moved for %g s: killed", worker.title, worker.pid, WATCHDOG_SECONDS)
-                self._workers.kill(worker)
+        for holder in self._workers.everyone():
+            if holder.ready and self._report.heartbeat_age(holder, now) > WATCHDOG_SECONDS:
+                log.error("%s worker %d has not moved for %g s: killed", holder.title, holder.pid, WATCHDOG_SECONDS)
+                self._workers.kill(holder)
 
     # ---- api -----------------------------------------------------------------------------------------------------
 
@@ -177,7 +180,7 @@ class EngineCore:
                 max_num_seqs=self._options.max_num_seqs,
                 prefill_chunk_tokens=self._options.prefill_chunk_tokens,
             )
-            status.scheduler = Scheduler(limits, kv)
+            status.scheduler = Scheduler(limits, kv, aggregated=self._options.unified)
         else:
             status.scheduler.replace_kv(kv)
         log.info("resident %d: %s, %d KV blocks", hello.pid, hello.architecture, hello.num_blocks)
@@ -194,12 +197,12 @@ class EngineCore:
             os.close(self._status.page.fd)
             self._status.page = None
 
-    def _on_result(self, worker: Worker, result: PlanAnswer) -> None:
+    def _on_result(self, holder: Holder, answer: PlanAnswer) -> None:
         if self._status.scheduler is not None:
-            self._dispatcher.book(self._status.scheduler, worker, result, time.monotonic())
+            self._dispatcher.book(self._status.scheduler, holder, answer, time.monotonic())
 
-    def _on_worker_lost(self, worker: Worker, ending: Ending) -> None:
+    def _on_worker_lost(self, holder: Holder, ending: Ending) -> None:
         if self._status.scheduler is not None:
-            self._dispatcher.lost(self._status.scheduler, worker, ending, time.monotonic())
+            self._dispatcher.lost(self._status.scheduler, holder, ending, time.monotonic())
         if self._status.page is not None:
-            self._status.page.seats[worker.slot][worker.seat].clear()
+            self._status.page.seats[holder.phase][holder.seat].clear()

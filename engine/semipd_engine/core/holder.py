@@ -1,25 +1,35 @@
-"""One worker as core sees it: the place of a role and rung, and the process in it. `workers` fills and clears it."""
+"""Who holds the limits of a phase: one worker process at a time, as core sees it. `worker_pool` fills and clears it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from semipd_engine.contract import Phase, WorkerState
 from semipd_engine.core.event_loop import Connection
 from semipd_engine.core.partitions import Rung
 from semipd_engine.ipc.messages import CoreToWorker, WorkerToCore
 
-UNIFIED = "unified"
-"""The role of the one worker that executes both phases' plans."""
+
+class HolderKey(NamedTuple):
+    """What tells two holders apart. A worker process adds its generation."""
+
+    phase: Phase
+    environment: tuple[tuple[str, str], ...] = ()
+    rank: int = 0
+    """Of a tensor-parallel group; a step is complete when all ranks have reported. Today a group has one."""
 
 
 @dataclass(eq=False)
-class Worker:
-    """The place of one role and rung: the worker that fills it now, or filled it last."""
+class Holder:
+    """Of one rung or, where a limit is no more than a stream, of several that share an environment. The worker process
+    that fills it now, or filled it last."""
 
-    role: str
-    rung: Rung = field(default_factory=Rung)
+    key: HolderKey
+    rung: Rung
+    """The one that it is named after."""
     seat: int = 0
+    """Its record in the pacing page, among those of its phase."""
     generation: int = 0
     state: WorkerState = WorkerState.DEAD
     pid: int = 0
@@ -55,13 +65,12 @@ class Worker:
         return self.state is not WorkerState.DEAD or self.pidfd >= 0
 
     @property
-    def slot(self) -> Phase:
-        """Whose slots of the pacing page it keeps; the unified worker keeps one of prefill's."""
-        return Phase.PREFILL if self.role == UNIFIED else Phase(self.role)
+    def phase(self) -> Phase:
+        return self.key.phase
 
     @property
     def title(self) -> str:
-        return self.role if self.rung.percent is None else f"{self.role} {self.rung.percent} %"
+        return self.phase if self.rung.percent is None else f"{self.phase} {self.rung.percent} %"
 
     def send(self, plan: CoreToWorker) -> None:
         assert self.connection is not None

@@ -44,13 +44,21 @@ class KVCacheManager:
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
+    def shareable_blocks(self, num_tokens: int) -> int:
+        """Leading blocks of a prompt that may come from the cache: at least its last token is computed."""
+        return (num_tokens - 1) // self.block_size if self.prefix_caching else 0
+
+    def cached_blocks(self, digests: Sequence[bytes], num_tokens: int) -> int:
+        """Leading blocks of a prompt that are in the cache now."""
+        return len(self._find_prefix(digests, self.shareable_blocks(num_tokens)))
+
     def admit(self, digests: Sequence[bytes], num_tokens: int, reserve: int) -> SequenceBlocks | None:
         """Blocks for a whole prompt of `num_tokens` tokens, reused where the prefix is cached.
 
         At least the last token is left to compute, and no shared block is ever written. None, and nothing taken, if
         fewer than `reserve` blocks would stay available.
         """
-        hits = self._find_prefix(digests, (num_tokens - 1) // self.block_size)
+        hits = self._find_prefix(digests, self.shareable_blocks(num_tokens))
         for block in hits:
             self.pool.share(block)
         missing = self.blocks_for(num_tokens) - len(hits)
@@ -91,10 +99,9 @@ class KVCacheManager:
 
     def _find_prefix(self, digests: Sequence[bytes], limit: int) -> list[int]:
         hits: list[int] = []
-        if self.prefix_caching:
-            for digest in digests[:limit]:
-                block = self.pool.find(digest)
-                if block is None:
-                    break
-                hits.append(block)
+        for digest in digests[:limit]:
+            block = self.pool.find(digest)
+            if block is None:
+                break
+            hits.append(block)
         return hits

@@ -18,9 +18,13 @@ from semipd_engine.contract import PacingMode, PartitionPlan, Phase, PhaseLimit,
 
 @dataclass(frozen=True)
 class Rung:
-    """Equal environments are one rung: nothing else makes two workers of a phase differ."""
+    """A limit: the environment of the worker that holds it, and its number among the limits which that worker holds.
+
+    Nothing else makes two workers of a phase differ.
+    """
 
     environment: tuple[tuple[str, str], ...] = ()
+    index: int = 0
     percent: int | None = field(default=None, compare=False)
     """None where a worker's limit may change during its life."""
     sm_count: int | None = field(default=None, compare=False)
@@ -31,12 +35,12 @@ class Rung:
         if mode is not PacingMode.RUNGS:
             return cls(tuple(sorted(limit.environment.items())))
         environment = tuple(sorted(limit.environment.items()))
-        return cls(environment, limit.percent, limit.sm_count, limit.terminate_seconds)
+        return cls(environment, 0, limit.percent, limit.sm_count, limit.terminate_seconds)
 
 
 @dataclass(frozen=True)
 class _Rungs:
-    """One partition's rungs for one role."""
+    """One partition's rungs for one phase."""
 
     limited: Rung
     whole: Rung | None
@@ -47,12 +51,15 @@ class _Rungs:
 
 
 class Partitions:
-    def __init__(self, roles: Sequence[str], initial: SetPartition, prepare_seconds: float, await_first: bool) -> None:
-        """`initial` is in force, but with `await_first` no worker is wanted until another one is."""
+    def __init__(
+        self, phases: Sequence[Phase], initial: SetPartition, prepare_seconds: float, await_first: bool
+    ) -> None:
+        """`phases`: those that have workers. `initial` is in force, but with `await_first` no worker is wanted until
+        another one is."""
         self.in_force = initial
         self.pending: SetPartition | None = None
         self.refused: Refusal | None = None
-        self._roles = tuple(roles)
+        self._phases = tuple(phases)
         self._prepare_seconds = prepare_seconds
         self._deadline = 0.0
         self.awaiting = await_first
@@ -74,26 +81,26 @@ class Partitions:
         """A new resident: every rung is cold, and what is pending has its full time again."""
         self._deadline = now + self._prepare_seconds
 
-    def tick(self, now: float, ready: Callable[[str, Rung], bool]) -> SetPartition | None:
+    def tick(self, now: float, ready: Callable[[Phase, Rung], bool]) -> SetPartition | None:
         """The partition that is in force from now on, if it has just changed."""
         pending = self.pending
         if pending is None:
             return None
-        missing = [] if self.awaiting else [role for role in self._roles if not self._prepared(role, ready)]
+        missing = [] if self.awaiting else [phase for phase in self._phases if not self._prepared(phase, ready)]
         if missing:
             if now >= self._deadline:
-                who = " and ".join(f"{role} worker under {_name(self._of(pending, role).limited)}" for role in missing)
+                who = " and ".join(f"{p} worker under {_name(self._of(pending, p).limited)}" for p in missing)
                 self._refuse("PrepareTimeout", f"no {who} became ready within {self._prepare_seconds:g} s")
             return None
         self.in_force, self.pending, self.refused, self.awaiting = pending, None, None, False
         return pending
 
-    def unfit(self, role: str, rung: Rung, reason: str, message: str) -> None:
+    def unfit(self, phase: Phase, rung: Rung, reason: str, message: str) -> None:
         """A worker of this rung cannot serve. A pending partition that needs it is refused, one in force goes on."""
-        message = f"{role} worker under {_name(rung)}: {message}"
-        if rung in self._of(self.in_force, role).all:
+        message = f"{phase} worker under {_name(rung)}: {message}"
+        if rung in self._of(self.in_force, phase).all:
             self.refused = Refusal(split_epoch=self.in_force.split_epoch, reason=reason, message=message)
-        elif self.pending is not None and rung == self._of(self.pending, role).limited:
+        elif self.pending is not None and rung == self._of(self.pending, phase).limited:
             self._refuse(reason, message)
 
     def recovered(self) -> None:
@@ -103,37 +110,38 @@ class Partitions:
 
     # ---- what follows from it ------------------------------------------------------------------------------------
 
-    def wanted(self, role: str) -> tuple[Rung, ...]:
+    def wanted(self, phase: Phase) -> tuple[Rung, ...]:
         """Rungs for which a worker is started. While a partition is pending these are its own only: a worker that dies
         under the old one meanwhile is not replaced, for the old environment may be the reason (a dead MPS daemon)."""
         if self.pending is not None:
-            return self._of(self.pending, role).all
-        return () if self.awaiting else self._of(self.in_force, role).all
+            return self._of(self.pending, phase).all
+        return () if self.awaiting else self._of(self.in_force, phase).all
 
-    def kept(self, role: str) -> tuple[Rung, ...]:
+    def kept(self, phase: Phase) -> tuple[Rung, ...]:
         """Rungs whose workers stay."""
-        return self._of(self.in_force, role).all + (self._of(self.pending, role).all if self.pending else ())
+        return self._of(self.in_force, phase).all + (self._of(self.pending, phase).all if self.pending else ())
 
-    def route(self, role: str, alone: bool) -> tuple[Rung, ...]:
+    def route(self, phase: Phase, alone: bool) -> tuple[Rung, ...]:
         """Where the next step runs: the first of these rungs that has a ready worker. A phase that is `alone` has the
         whole device (L0). A phase without its own worker uses what there is rather than nothing."""
-        kept = self.kept(role)
-        whole = self._of(self.in_force, role).whole
+        kept = self.kept(phase)
+        whole = self._of(self.in_force, phase).whole
         return (whole, *kept) if alone and whole is not None else kept
 
     # ---- inside --------------------------------------------------------------------------------------------------
 
-    def _of(self, partition: SetPartition, role: str) -> _Rungs:
+    def _of(self, partition: SetPartition, phase: Phase) -> _Rungs:
         plan = partition.plan
         whole = Rung.of(plan.whole, plan.mode) if plan.whole is not None and plan.mode is PacingMode.RUNGS else None
-        if role not in tuple(Phase):  # one process for both phases: nobody shares the device with it
-            return _Rungs(whole or Rung.of(plan.prefill, plan.mode), None)
-        return _Rungs(Rung.of(plan.limit(Phase(role)), plan.mode), whole)
+        limited = Rung.of(plan.limit(phase), plan.mode)
+        if len(self._phases) == 1:  # one process for both phases: nobody shares the device with it
+            return _Rungs(whole or limited, None)
+        return _Rungs(limited, whole)
 
-    def _prepared(self, role: str, ready: Callable[[str, Rung], bool]) -> bool:
+    def _prepared(self, phase: Phase, ready: Callable[[Phase, Rung], bool]) -> bool:
         assert self.pending is not None
-        rung = self._of(self.pending, role).limited
-        return rung == self._of(self.in_force, role).limited or ready(role, rung)
+        rung = self._of(self.pending, phase).limited
+        return rung == self._of(self.in_force, phase).limited or ready(phase, rung)
 
     def _refuse(self, reason: str, message: str) -> None:
         assert self.pending is not None

@@ -16,13 +16,13 @@ from semipd_engine.contract import (
     WorkerReport,
     WorkerState,
 )
-from semipd_engine.core.holder import Worker
+from semipd_engine.core.holder import Holder
 from semipd_engine.core.partitions import Partitions
 from semipd_engine.core.request import RequestState
 from semipd_engine.core.resident_link import ResidentLink
+from semipd_engine.core.routing import Router
 from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.telemetry import Telemetry
-from semipd_engine.core.worker_pool import Workers
 from semipd_engine.ipc.messages import CoreState, ResidentHello
 from semipd_engine.pacing.page import PacingPage
 
@@ -52,7 +52,7 @@ class EngineStatus:
 class Report:
     options: EngineOptions
     status: EngineStatus
-    workers: Workers
+    router: Router
     resident: ResidentLink
     telemetry: Telemetry
     _out_since: float | None = None
@@ -72,10 +72,10 @@ class Report:
             return EngineState.LOADING, f"loading the model: {self.resident.percent} %"
         if status.partitions.awaiting:
             return EngineState.STARTING, "the model is loaded; waiting for the first partition (--await-partition)"
-        places = {role: self.workers.of(role) for role in self.workers.roles}
-        missing = [role for role, workers in places.items() if not any(self._serves(w, now) for w in workers)]
+        holders = {phase: self.router.holders(phase) for phase in self.router.pool.phases}
+        missing = [phase for phase, own in holders.items() if not any(self._serves(h, now) for h in own)]
         if missing:
-            problems = [worker.problem for role in missing for worker in places[role] if worker.problem]
+            problems = [holder.problem for phase in missing for holder in holders[phase] if holder.problem]
             text = "; ".join([f"no working {' and '.join(missing)} worker", *problems])
             return (EngineState.DEGRADED if status.was_ready else EngineState.STARTING), text
         status.was_ready = True
@@ -140,18 +140,18 @@ class Report:
             finished=self.telemetry.finished_since(since),
             arrivals=self.telemetry.arrivals(now),
             next_cursor=self.telemetry.next_cursor,
-            restarts={role: self.workers.deaths[role] for role in self.workers.roles}
+            restarts={phase.value: self.router.pool.deaths[phase] for phase in self.router.pool.phases}
             | {"resident": self.resident.losses},
         )
 
-    def heartbeat_age(self, worker: Worker, now: float) -> float:
+    def heartbeat_age(self, holder: Holder, now: float) -> float:
         """Seconds; a worker that has not beaten yet is as old as itself."""
         page = self.status.page
-        beat = page.seats[worker.slot][worker.seat].heartbeat_ns / 1e9 if page is not None else 0.0
-        return max(0.0, now - max(beat, worker.started_at))
+        beat = page.seats[holder.phase][holder.seat].heartbeat_ns / 1e9 if page is not None else 0.0
+        return max(0.0, now - max(beat, holder.started_at))
 
-    def _serves(self, worker: Worker, now: float) -> bool:
-        return worker.ready and self.heartbeat_age(worker, now) < STUCK_SECONDS
+    def _serves(self, holder: Holder, now: float) -> bool:
+        return holder.ready and self.heartbeat_age(holder, now) < STUCK_SECONDS
 
     def _ready(self, state: EngineState, now: float) -> bool:
         if state is EngineState.READY:
@@ -196,32 +196,36 @@ class Report:
         )
 
     def _worker_reports(self, now: float) -> tuple[WorkerReport, ...]:
-        """One for each phase and rung, the routed one first; the unified worker stands for both phases. Workers that
+        """One for each phase and rung, the routed one first; in one process decode stands for both phases. Workers that
         are retiring are left out, as nothing depends on them, unless they must be ended."""
         page = self.status.page
         if page is None:
             return ()
         return tuple(
-            self._worker_report(phase, worker, page, now)
+            self._worker_report(phase, holder, page, now)
             for phase in Phase
-            for worker in self.workers.of(self.workers.role_of(phase)) + self.workers.overdue(phase)
+            for holder in self._holders(phase if phase in self.router.pool.phases else Phase.DECODE)
         )
 
-    def _worker_report(self, phase: Phase, worker: Worker, page: PacingPage, now: float) -> WorkerReport:
-        dead = worker.state is WorkerState.DEAD
-        slot = page.seats[worker.slot][worker.seat]
+    def _holders(self, phase: Phase) -> list[Holder]:
+        return self.router.holders(phase) + self.router.pool.overdue(phase)
+
+    def _worker_report(self, phase: Phase, holder: Holder, page: PacingPage, now: float) -> WorkerReport:
+        dead = holder.state is WorkerState.DEAD
+        routed = self.router.next(holder.phase, alone=False)
+        seat = page.seats[holder.phase][holder.seat]
         return WorkerReport(
             phase=phase,
-            pid=worker.pid,
-            generation=worker.generation,
-            state=worker.state,
-            applied_epoch=0 if dead else slot.applied_epoch,
-            heartbeat_age_seconds=self.heartbeat_age(worker, now),
-            busy=not dead and slot.pid != 0 and slot.idle_since_ns == 0,
-            steps=0 if dead else slot.steps,
-            cpu_seconds=0.0 if dead else slot.cpu_ns / 1e9,
-            percent=worker.rung.percent or 100,
-            routed=worker is self.workers.route(worker.role, alone=False),
-            sm_count=worker.sm_count,
-            ending=worker.kill_at is not None and worker.pidfd >= 0,
+            pid=holder.pid,
+            generation=holder.generation,
+            state=holder.state,
+            applied_epoch=0 if dead else seat.applied_epoch,
+            heartbeat_age_seconds=self.heartbeat_age(holder, now),
+            busy=not dead and seat.pid != 0 and seat.idle_since_ns == 0,
+            steps=0 if dead else seat.steps,
+            cpu_seconds=0.0 if dead else seat.cpu_ns / 1e9,
+            percent=holder.rung.percent or 100,
+            routed=routed is not None and holder is routed.holder,
+            sm_count=holder.sm_count,
+            ending=holder.kill_at is not None and holder.pidfd >= 0,
         )

@@ -1,22 +1,18 @@
-"""Which request runs next, in which phase, in which blocks. Two plans at a time: one for prefill, one for decode.
+"""Which request runs next, in which queue, in which blocks. Two queues of plans: prefill's and decode's.
 
-Neither plan waits for the other: each phase has at most one plan in flight and is planned anew as soon as it is free.
-Pure: it is told the time, returns plans, and books what workers report. It knows no sockets, processes or memory.
-
-Rules: first come, first served; a prompt's blocks are reserved whole at admission, so that partial prefills cannot
-deadlock against decode; decode takes blocks step by step and preempts the newest request when there are none.
+Neither waits for the other: each has at most one plan in flight and is planned anew as soon as it is free. In
+aggregated operation prompts go into decode's queue, in the same steps as the rows that decode. Pure: it is told the
+time, returns plans, and books what workers report. It knows no sockets, processes or memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import msgspec
 
 from semipd_engine.contract import Phase
-from semipd_engine.core.fault_isolation import KILLED, Ending, acquit, blame, by_suspicion, is_suspect, suspect
-from semipd_engine.core.kv_cache_manager import KVCacheManager, extend_digests
+from semipd_engine.core.fault_isolation import KILLED, Ending, acquit, blame, suspect
+from semipd_engine.core.kv_cache_manager import KVCacheManager
+from semipd_engine.core.plan_builder import PlanBuilder, SchedulerLimits
 from semipd_engine.core.plans import requests_of, row
 from semipd_engine.core.request import Request, RequestState
 from semipd_engine.core.request_table import RequestTable
@@ -30,43 +26,23 @@ from semipd_engine.ipc.messages import (
 )
 
 
-@dataclass(frozen=True)
-class SchedulerLimits:
-    max_model_len: int
-    max_num_seqs: int
-    prefill_chunk_tokens: int
-    max_decode_steps: int = 8
-    """Steps of one decode plan. A recall ends it earlier."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A request's part in a plan that is being made."""
-
-    request: Request
-    count: int
-    """Tokens to compute."""
-    mask: bytes | None = None
-
-
 class Scheduler:
-    def __init__(self, limits: SchedulerLimits, kv: KVCacheManager) -> None:
+    def __init__(self, limits: SchedulerLimits, kv: KVCacheManager, aggregated: bool = False) -> None:
         self.limits = limits
+        self.aggregated = aggregated
+        """Prompts take part in decode's steps. May change at any time."""
         self.table = RequestTable(kv)
         self.in_flight: dict[Phase, StepPlan] = {}
-        self.preemptions = 0
+        self._builder = PlanBuilder(limits, self.table, self.in_flight)
         self._recall = False
-        self._suspect_ran: dict[Phase, bool] = dict.fromkeys(Phase, False)
-        """The phase's last plan was a suspect's: the others have the next turn, so that it cannot starve them."""
+
+    @property
+    def preemptions(self) -> int:
+        return self._builder.preemptions
 
     @property
     def kv(self) -> KVCacheManager:
         return self.table.kv
-
-    @property
-    def has_prompts(self) -> bool:
-        """Some prompt is not computed yet."""
-        return bool(self.table.waiting or self.table.in_state(RequestState.PREFILLING))
 
     # ---- requests come and go ------------------------------------------------------------------------------------
 
@@ -76,11 +52,14 @@ class Scheduler:
         length, longest = len(request.token_ids), self.limits.max_model_len - 1
         if length == 0:
             self.table.fail(request, "the prompt is empty")
-        elif length > longest:
+            return
+        if length > longest:
             self.table.fail(request, f"the prompt has {length} tokens; max_model_len admits at most {longest}")
-        elif request.sampling.max_tokens > self.limits.max_model_len - length:
-            room = self.limits.max_model_len - length
+            return
+        room = self.limits.max_model_len - length
+        if request.sampling.max_tokens > room:
             request.sampling = msgspec.structs.replace(request.sampling, max_tokens=room)
+        self._recall |= self.aggregated  # the new prompt is seen at the next step boundary
 
     def abort(self, request_id: int) -> None:
         """Stop a request in whatever state it is. Its blocks return when no step in flight can touch them."""
@@ -102,137 +81,36 @@ class Scheduler:
 
     # ---- planning ------------------------------------------------------------------------------------------------
 
+    def plan(self, queue: Phase, now: float) -> StepPlan | None:
+        """The queue's next plan, put in flight; None if it has one, or nothing to do."""
+        if not self.aggregated:
+            return self.plan_prefill(now) if queue is Phase.PREFILL else self.plan_decode(now)
+        return self.plan_mixed(now) if queue is Phase.DECODE else None
+
     def plan_prefill(self, now: float) -> StepPlan | None:
         """The next chunk of each prompt in order of arrival, within the token budget."""
-        if Phase.PREFILL in self.in_flight:
-            return None
-        budget = self.limits.prefill_chunk_tokens
-        taken: list[_Part] = []
-        for request in self._prefill_candidates(now):
-            if taken and (is_suspect(request) or is_suspect(taken[0].request)):
-                break
-            part = self._part(request, budget)
-            if part is not None:
-                taken.append(part)
-                budget -= part.count
-            if budget == 0:
-                break
-        return self._planned(Phase.PREFILL, taken, steps=1)
+        return self._plan(Phase.PREFILL, (RequestState.PREFILLING,), now)
 
-    def plan_decode(self, max_steps: int | None = None) -> StepPlan | None:
+    def plan_decode(self, now: float = 0.0) -> StepPlan | None:
         """One row for each decoding request, with blocks granted for all steps of the plan."""
-        if Phase.DECODE in self.in_flight:
-            return None
-        rows: list[_Part] = []
-        suspects_last = self._suspect_ran[Phase.DECODE]
-        decoding = by_suspicion(self.table.in_state(RequestState.DECODING))
-        for request in sorted(decoding, key=lambda r: is_suspect(r) == suspects_last):
-            if rows and is_suspect(request):
-                break
-            part = self._part(request, 1)
-            if part is not None and request.state is RequestState.DECODING and self._grant_next_step(request):
-                rows.append(part)
-                if is_suspect(request):
-                    break
-        # A later row may have preempted an earlier one.
-        rows = [part for part in rows if part.request.state is RequestState.DECODING]
-        most = 1 if any(part.mask for part in rows) else max_steps or self.limits.max_decode_steps
-        steps = self._grant_steps_ahead([part.request for part in rows], most) if rows else 0
-        self._recall = self._recall and not rows
-        return self._planned(Phase.DECODE, rows, steps)
+        return self._plan(Phase.DECODE, (RequestState.DECODING,), now)
 
-    def _part(self, request: Request, budget: int) -> _Part | None:
-        """The request's next tokens, at most `budget`; None while the mask of the token that they lead to is late."""
-        count = min(budget, request.num_uncomputed_tokens)
-        if request.constraint is None or count < request.num_uncomputed_tokens:
-            return _Part(request, count)
-        mask = request.constraint.mask(request.output_token_ids)
-        return _Part(request, count, mask) if mask is not None else None
+    def plan_mixed(self, now: float) -> StepPlan | None:
+        """One step of rows that decode and of prompts' chunks, within one token budget; several when there are none."""
+        return self._plan(Phase.DECODE, (RequestState.PREFILLING, RequestState.DECODING), now)
 
-    def _planned(self, queue: Phase, parts: list[_Part], steps: int) -> StepPlan | None:
-        """Put a plan of these parts in flight; None if there are none."""
-        if not parts:
+    def _plan(self, queue: Phase, states: tuple[RequestState, ...], now: float) -> StepPlan | None:
+        if queue in self.in_flight or not (parts := self._builder.parts(queue, states, now)):
             return None
+        steps = self._builder.steps(parts)
         seq = self.kv.pool.clocks[queue].plan(steps)
-        self._suspect_ran[queue] = is_suspect(parts[0].request)
         for part in parts:
             part.request.planned(queue, seq + steps - 1)
         plan = StepPlan(seq, steps, [row(part.request, part.count, part.mask) for part in parts])
         self.in_flight[queue] = plan
+        if queue is Phase.DECODE:
+            self._recall = False
         return plan
-
-    def _prefill_candidates(self, now: float) -> Iterator[Request]:
-        """Prompts already begun, then the queue's head while it can be admitted; suspects before it or after it."""
-        begun = self.table.in_state(RequestState.PREFILLING)
-        suspects = by_suspicion(request for request in begun if is_suspect(request))
-        yield from (request for request in begun if not is_suspect(request))
-        if not self._suspect_ran[Phase.PREFILL]:
-            yield from suspects
-        yield from self._newly_admitted(now)
-        if self._suspect_ran[Phase.PREFILL]:
-            yield from suspects
-
-    def _newly_admitted(self, now: float) -> Iterator[Request]:
-        waiting = self.table.waiting
-        while waiting:
-            request = waiting[0]
-            if self.kv.blocks_for(len(request.token_ids)) > self.kv.pool.num_blocks:
-                self.table.fail(request, self._too_large(len(request.token_ids)))
-            elif self._admit(request, now):
-                yield request
-            else:
-                return
-
-    def _admit(self, request: Request, now: float) -> bool:
-        running = self.table.num_running
-        if running >= self.limits.max_num_seqs:
-            return False
-        num_tokens = len(request.token_ids)
-        if self.kv.prefix_caching:
-            extend_digests(request.digests, request.token_ids, self.kv.block_size)
-        # Each running request is at most one block away from asking for its next one: leave it that block.
-        blocks = self.kv.admit(request.digests, num_tokens, reserve=running)
-        if blocks is None:
-            return False
-        self.table.admit(request, blocks)
-        if request.scheduled_at is None:
-            request.scheduled_at = now
-            request.cached_tokens = blocks.num_cached_tokens
-        return True
-
-    def _grant_next_step(self, request: Request) -> bool:
-        """Blocks for one more position, by preempting the newest requests if there is no other way."""
-        needed = len(request.token_ids)
-        if self.kv.blocks_for(needed) > self.kv.pool.num_blocks:
-            self.table.fail(request, self._too_large(needed))
-            return False
-        while not self.kv.grow(request.blocks, needed):
-            victim = self._newest_idle()
-            if victim is None or victim.id < request.id:
-                # Only a newer prompt whose step is in flight stands in the way: its blocks come when the step is over.
-                return False
-            self.preemptions += 1
-            victim.preemptions += 1
-            self.table.requeue(victim)
-            if victim is request:
-                return False
-        return True
-
-    def _grant_steps_ahead(self, rows: list[Request], max_steps: int) -> int:
-        """How many steps the rows can make without another word from core."""
-        remaining = {r.id: r.sampling.max_tokens - r.num_output_tokens for r in rows}
-        steps = min(max_steps, max(remaining.values()))
-        for request in rows:
-            computed = len(request.token_ids) - 1
-            if not self.kv.grow(request.blocks, computed + min(steps, remaining[request.id])):
-                steps = len(request.blocks.table) * self.kv.block_size - computed
-        return steps
-
-    def _newest_idle(self) -> Request | None:
-        """The newest admitted request that no step in flight works on."""
-        busy = requests_of(self.in_flight.get(Phase.PREFILL))
-        running = self.table.in_state(RequestState.PREFILLING, RequestState.DECODING)
-        return next((r for r in reversed(running) if r.id not in busy), None)
 
     # ---- booking -------------------------------------------------------------------------------------------------
 
@@ -249,10 +127,10 @@ class Scheduler:
             request, token = self.table.by_id.get(part.request), tokens.get(part.request)
             if request is None:
                 continue
+            self._recall |= self._builder.is_withheld(request.id)  # an older row can have its blocks now
             if token is not None:
                 self._computed(request, len(request.token_ids))
-                # A new row joins decode at its next step boundary.
-                self._recall |= request.state is RequestState.PREFILLING and phase is Phase.PREFILL
+                self._recall |= phase is Phase.PREFILL  # the new row joins decode at its next step boundary
                 request.state = RequestState.DECODING
                 self._sampled(request, token, phase, result.seq, now)
             elif result.seq == plan.seq and part.outputs == "none":
@@ -314,7 +192,3 @@ class Scheduler:
         """Forget the plan in flight: whoever ran it is past all its steps."""
         self.kv.pool.complete(phase, self.kv.pool.clocks[phase].planned)
         return self.in_flight.pop(phase, None)
-
-    def _too_large(self, num_tokens: int) -> str:
-        capacity = self.kv.pool.num_blocks * self.kv.block_size
-        return f"{num_tokens} tokens do not fit the KV cache of {capacity}: raise --kv-cache-memory"

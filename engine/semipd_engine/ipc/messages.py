@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from semipd_engine.contract import Phase
+
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """How one token of a request is chosen. Resolved by api: the seed is always set, the stop ids are complete."""
@@ -208,7 +210,7 @@ class PlanStale(msgspec.Struct, frozen=True, tag="stale"):
 
 
 class WorkerReady(msgspec.Struct, frozen=True, tag="ready"):
-    phase: str
+    phase: Phase
     pid: int
     generation: int
     sm_count: int | None = None
@@ -237,11 +239,10 @@ RESIDENT_SOCKET = "resident.sock"
 class SpawnWorker(msgspec.Struct, frozen=True, tag="spawn"):
     """Start a worker. The answer (`Spawned`) carries the worker's channel and its pidfd as file descriptors."""
 
-    phase: str
-    """prefill, decode or unified."""
+    phase: Phase
     generation: int
     seat: int = 0
-    """Which of the phase's slots of the pacing page the worker keeps."""
+    """Which of the phase's records in the pacing page the worker keeps."""
     percent: int | None = None
     """For the process title; None where a worker's limit may change during its life."""
     environment: dict[str, str] = {}
@@ -249,7 +250,7 @@ class SpawnWorker(msgspec.Struct, frozen=True, tag="spawn"):
 
 
 class Spawned(msgspec.Struct, frozen=True, tag="spawned"):
-    phase: str
+    phase: Phase
     generation: int
     pid: int
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from semipd_engine.contract import PacingMode, PartitionPlan, Phase
 from semipd_engine.pacing.cpus import Processor, pin_all_threads, spread_all_threads
-from semipd_engine.pacing.page import PacingPage, PlanInForce, Slot
+from semipd_engine.pacing.page import PacingPage, PlanInForce, Seat
 from semipd_engine.pacing.stride import Customer, charged, clamped, levelled, whose_turn
 from semipd_engine.pacing.turn_lock import TurnLock
 
@@ -101,8 +101,8 @@ class PhasePacer:
         self._customer, self._rival = Customer.PREFILL, Customer.DECODE
         if phase is Phase.DECODE:
             self._customer, self._rival = self._rival, self._customer
-        self._slot = page.seats[phase][seat]
-        self._peer: Slot | None = page.slots[peer] if peer is not None else None
+        self._seat = page.seats[phase][seat]
+        self._peer: Seat | None = page.seats[peer][0] if peer is not None else None
         self._processor = processor
         self._in_force: PlanInForce | None = None
         self._sequence = -1
@@ -112,10 +112,10 @@ class PhasePacer:
     # ---- the worker's loop calls these ---------------------------------------------------------------------------
 
     def start(self, pid: int, generation: int) -> None:
-        self._slot.clear()
-        self._slot.generation = generation
-        self._slot.idle_since_ns = self._processor.monotonic_ns()
-        self._slot.pid = pid
+        self._seat.clear()
+        self._seat.generation = generation
+        self._seat.idle_since_ns = self._processor.monotonic_ns()
+        self._seat.pid = pid
         self.refresh()
 
     def refresh(self) -> None:
@@ -126,20 +126,20 @@ class PhasePacer:
 
     def wake(self) -> None:
         """A plan of work is in hand."""
-        idle_since, now = self._slot.idle_since_ns, self._beat()
+        idle_since, now = self._seat.idle_since_ns, self._beat()
         if idle_since and now - idle_since > GRACE_NS and self._peer is not None:
-            self._slot.vtime = levelled(self._slot.vtime, self._peer.vtime)
-            self._page.idle_vtime = max(self._page.idle_vtime, self._slot.vtime)
-        self._slot.idle_since_ns = 0
+            self._seat.vtime = levelled(self._seat.vtime, self._peer.vtime)
+            self._page.idle_vtime = max(self._page.idle_vtime, self._seat.vtime)
+        self._seat.idle_since_ns = 0
 
     def rest(self) -> None:
         """The plan of work is done."""
         self._tell_cpu_time()
-        self._slot.idle_since_ns = self._beat()
+        self._seat.idle_since_ns = self._beat()
         self._processor.ring()
 
     def count_step(self) -> None:
-        self._slot.steps += 1
+        self._seat.steps += 1
 
     # ---- the model calls this ------------------------------------------------------------------------------------
 
@@ -184,7 +184,7 @@ class PhasePacer:
 
     def _beat(self) -> int:
         now = self._processor.monotonic_ns()
-        self._slot.heartbeat_ns = now
+        self._seat.heartbeat_ns = now
         return now
 
     def _peer_is_busy(self, now: int) -> bool:
@@ -207,7 +207,7 @@ class PhasePacer:
         except OSError as error:
             log.error("split epoch %d cannot be applied: %s", in_force.epoch, error)
             return
-        self._slot.applied_epoch = in_force.epoch
+        self._seat.applied_epoch = in_force.epoch
 
     def _choose_regime(self, contended: bool) -> None:
         if self._in_force is None:
@@ -234,7 +234,7 @@ class PhasePacer:
             )
         return Regime(limit.cpus, limit.threads)
 
-    def _take_turn(self, peer: Slot) -> None:
+    def _take_turn(self, peer: Seat) -> None:
         """Wait until this phase is furthest behind, then hold the lock. A peer that rests or is stopped is not waited
         for; neither is a lock that a stopped peer holds."""
         while self._waits:
@@ -252,17 +252,17 @@ class PhasePacer:
                 self._processor.wait(heard, self._patience_ns(peer) / 1e9)
             self._adopt()
 
-    def _patience_ns(self, peer: Slot) -> int:
+    def _patience_ns(self, peer: Seat) -> int:
         """A peer that rests is waited for until its grace ends."""
         idle_since = peer.idle_since_ns
         return max(0, idle_since + GRACE_NS - self._processor.monotonic_ns()) if idle_since else PATIENCE_NS
 
-    def _turn(self, peer: Slot) -> Customer:
+    def _turn(self, peer: Seat) -> Customer:
         assert self._in_force is not None
         plan = self._in_force.plan
         weights = [plan.prefill.weight, plan.decode.weight] + ([plan.idle_weight] if plan.idle_weight else [])
         lightest, cpus = min(weights), max(1, len(plan.granted_cpus))
-        own = self._slot.vtime = clamped(self._slot.vtime, peer.vtime, lightest, cpus)
+        own = self._seat.vtime = clamped(self._seat.vtime, peer.vtime, lightest, cpus)
         vtimes = {self._customer: own, self._rival: peer.vtime}
         if plan.idle_weight:
             idle = self._page.idle_vtime = clamped(self._page.idle_vtime, min(own, peer.vtime), lightest, cpus)
@@ -284,7 +284,7 @@ class PhasePacer:
         """A phase pays for the CPUs that it held: what its threads leave idle nobody else can use."""
         assert self._in_force is not None and self._regime is not None
         weight = self._in_force.plan.limit(self._phase).weight
-        self._slot.vtime = charged(self._slot.vtime, wall_ns * max(1, len(self._regime.cpus)), weight)
+        self._seat.vtime = charged(self._seat.vtime, wall_ns * max(1, len(self._regime.cpus)), weight)
 
     def _tell_cpu_time(self) -> None:
-        self._slot.cpu_ns = self._processor.cpu_ns()
+        self._seat.cpu_ns = self._processor.cpu_ns()

@@ -1,6 +1,6 @@
 """The pacing page: one small shared mapping between core and the phase workers. Nobody waits on it but for a turn.
 
-Core writes the plan in force and the recall number; each worker writes a slot of its own (a phase has `SEATS` of them):
+Core writes the plan in force and the recall number; each worker writes a seat of its own (a phase has `SEATS` of them):
 heartbeat, applied epoch, busy, virtual time. 64-bit words, aligned, so a word is never seen half written (x86-64 and
 AArch64). The plan is longer than a word and stands behind a sequence number: odd while it is being written; a reader
 that meets a change keeps its old plan and looks again.
@@ -36,8 +36,8 @@ SEATS = 6
     _WORD_BELL,
     _WORD_HOLDER,
 ) = range(8)
-_SLOT_WORDS = 16
-_SLOT_FIRST = {Phase.PREFILL: 32, Phase.DECODE: 32 + SEATS * _SLOT_WORDS}
+_SEAT_WORDS = 16
+_SEAT_FIRST = {Phase.PREFILL: 32, Phase.DECODE: 32 + SEATS * _SEAT_WORDS}
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,19 @@ class PlanInForce:
 
 
 class _Word:
-    """A 64-bit word of a slot, read and written as an attribute."""
+    """A 64-bit word of a seat, read and written as an attribute."""
 
     def __init__(self, index: int) -> None:
         self.index = index
 
-    def __get__(self, slot: Slot, owner: type) -> int:
-        return slot.words[slot.first + self.index]
+    def __get__(self, seat: Seat, owner: type) -> int:
+        return seat.words[seat.first + self.index]
 
-    def __set__(self, slot: Slot, value: int) -> None:
-        slot.words[slot.first + self.index] = value
+    def __set__(self, seat: Seat, value: int) -> None:
+        seat.words[seat.first + self.index] = value
 
 
-class Slot:
+class Seat:
     """What one worker says about itself. Times are nanoseconds of CLOCK_MONOTONIC."""
 
     pid = _Word(0)
@@ -94,10 +94,9 @@ class PacingPage:
             raise ValueError("the descriptor is not a pacing page of this version")
         self.bell = Bell(self._bytes[_WORD_BELL * 8 : _WORD_BELL * 8 + 4])
         self.seats = {
-            phase: tuple(Slot(self._words, first + seat * _SLOT_WORDS) for seat in range(SEATS))
-            for phase, first in _SLOT_FIRST.items()
+            phase: tuple(Seat(self._words, first + seat * _SEAT_WORDS) for seat in range(SEATS))
+            for phase, first in _SEAT_FIRST.items()
         }
-        self.slots = {phase: seats[0] for phase, seats in self.seats.items()}
         """Where a phase has one worker at a time, it keeps seat 0: two of them may then pace each other."""
 
     @classmethod

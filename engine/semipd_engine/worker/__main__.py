@@ -39,7 +39,7 @@ def main(parent: int, channel_fd: int, start_fd: int) -> int:
 
         return TorchModel.attach(start.model, fds)
 
-    identity = WorkerIdentity(start.role, start.generation, os.getpid(), start.seat, start.percent)
+    identity = WorkerIdentity(start.phase, start.generation, os.getpid(), start.seat, start.percent)
     run_worker(identity, attach, page, channel)
     return 0
 

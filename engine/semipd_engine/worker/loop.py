@@ -34,36 +34,27 @@ from semipd_engine.pacing.page import PacingPage
 from semipd_engine.worker.servable import Runner, ServableModel, StaleSlot, UnfitError
 
 HEARTBEAT_SECONDS = 0.5
-UNIFIED = "unified"
-"""The role of a worker that executes both phases' plans; it keeps prefill's slot of the pacing page."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class WorkerIdentity:
-    role: str
-    """prefill, decode or unified."""
+    phase: Phase
     generation: int
     pid: int
     seat: int = 0
-    """Which of the phase's slots of the pacing page it keeps."""
+    """Which of the phase's records in the pacing page it keeps."""
     percent: int | None = None
     """Its rung; None where its limit may change."""
 
     @property
     def title(self) -> str:
-        return f"semipd: {self.role}" if self.percent is None else f"semipd: {self.role} {self.percent}%"
+        return f"semipd: {self.phase}" if self.percent is None else f"semipd: {self.phase} {self.percent}%"
 
     @property
-    def slot(self) -> Phase:
-        return Phase.PREFILL if self.role == UNIFIED else Phase(self.role)
-
-    @property
-    def peer(self) -> Phase | None:
-        if self.role == UNIFIED:
-            return None
-        return Phase.DECODE if self.slot is Phase.PREFILL else Phase.PREFILL
+    def peer(self) -> Phase:
+        return Phase.DECODE if self.phase is Phase.PREFILL else Phase.PREFILL
 
 
 def run_worker(
@@ -77,10 +68,10 @@ def run_worker(
     try:
         model = attach()
         peer = identity.peer if model.device == Device.CPU else None  # only CPUs are shared by pacing
-        pacer = PhasePacer(page, identity.slot, peer, OwnProcess(page, model.set_threads), identity.seat)
+        pacer = PhasePacer(page, identity.phase, peer, OwnProcess(page, model.set_threads), identity.seat)
         runner = model.runner(pacer)
         pacer.start(identity.pid, identity.generation)
-        channel.send(WorkerReady(identity.role, identity.pid, identity.generation, model.sm_count()))
+        channel.send(WorkerReady(identity.phase, identity.pid, identity.generation, model.sm_count()))
         while True:
             message = channel.recv(timeout=HEARTBEAT_SECONDS)
             if isinstance(message, Shutdown):

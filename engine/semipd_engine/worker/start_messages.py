@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from semipd_engine.cards.config import ModelConfig
+from semipd_engine.contract import Phase
 from semipd_engine.memory.manifest import ArenaEntry, RegionExport
 
 
@@ -30,7 +31,7 @@ class ModelExport(msgspec.Struct, frozen=True):
 
 
 class WorkerStart(msgspec.Struct, frozen=True):
-    role: str
+    phase: Phase
     generation: int
     seat: int
     percent: int | None

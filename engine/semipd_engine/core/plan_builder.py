@@ -1,0 +1,165 @@
+"""Who takes part in the next plan of a queue, and with how many tokens. Grants blocks, and takes them from the newest.
+
+Decode takes blocks step by step. When there are none the newest request gives its own back and is computed again later:
+a newer prompt never stops an older stream. While a step of the newest is in flight its blocks cannot be taken: whoever
+needs one sits out, and the newest gets no further chunk until it has paid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from semipd_engine.contract import Phase
+from semipd_engine.core.admission import Admission, too_large
+from semipd_engine.core.fault_isolation import by_suspicion, is_suspect
+from semipd_engine.core.plans import requests_of
+from semipd_engine.core.request import Request, RequestState
+from semipd_engine.core.request_table import RequestTable
+from semipd_engine.ipc.messages import StepPlan
+
+
+@dataclass(frozen=True)
+class SchedulerLimits:
+    max_model_len: int
+    max_num_seqs: int
+    prefill_chunk_tokens: int
+    """Most tokens of a step in which prompts take part."""
+    max_decode_steps: int = 8
+    """Steps of one plan without prompts. A recall ends it earlier."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A request's part in a plan that is being made."""
+
+    request: Request
+    count: int
+    """Tokens to compute."""
+    mask: bytes | None = None
+
+
+class PlanBuilder:
+    def __init__(self, limits: SchedulerLimits, table: RequestTable, in_flight: Mapping[Phase, StepPlan]) -> None:
+        self._limits = limits
+        self._table = table
+        self._in_flight = in_flight
+        self._admission = Admission(table, limits.max_num_seqs)
+        self._withheld: set[int] = set()
+        """Requests with a step in flight whose blocks an older row waits for."""
+        self._suspect_ran: dict[Phase, bool] = dict.fromkeys(Phase, False)
+        """The queue's last plan was a suspect's: the others have the next turn, so that it cannot starve them."""
+        self.preemptions = 0
+
+    def parts(self, queue: Phase, states: Collection[RequestState], now: float) -> list[Part]:
+        """Rows of the queue's next plan, of requests in these states: a suspect alone, or all the others. With
+        `PREFILLING` that includes prompts that are admitted for it."""
+        if RequestState.DECODING in states:
+            self._withheld.clear()
+        busy = self._busy() | self._withheld
+        running = [r for r in self._table.in_state(*states) if r.id not in busy]
+        suspects = by_suspicion(r for r in running if is_suspect(r))
+        others = [r for r in running if not is_suspect(r)]
+        parts: list[Part] = []
+        if not self._suspect_ran[queue]:
+            parts = self._alone(suspects)
+        if not parts:
+            parts = self._together(others, RequestState.PREFILLING in states, now)
+        if not parts:
+            parts = self._alone(suspects)
+        if parts:
+            self._suspect_ran[queue] = is_suspect(parts[0].request)
+        return parts
+
+    def steps(self, parts: list[Part]) -> int:
+        """How many steps these parts can make without another word from core. Grants their blocks."""
+        chunks = any(part.request.state is RequestState.PREFILLING for part in parts)
+        if chunks or any(part.mask for part in parts):
+            return 1
+        remaining = {p.request.id: p.request.sampling.max_tokens - p.request.num_output_tokens for p in parts}
+        steps = min(self._limits.max_decode_steps, max(remaining.values()))
+        for request in (part.request for part in parts):
+            computed = len(request.token_ids) - 1
+            if not self._table.kv.grow(request.blocks, computed + min(steps, remaining[request.id])):
+                steps = len(request.blocks.table) * self._table.kv.block_size - computed
+        return steps
+
+    def is_withheld(self, request_id: int) -> bool:
+        """Does an older row wait for what this request holds?"""
+        return request_id in self._withheld
+
+    # ---- who ----------------------------------------------------------------------------------------------------
+
+    def _alone(self, suspects: list[Request]) -> list[Part]:
+        """The first of them that can run."""
+        for request in suspects:
+            part = self._part(request, self._limits.prefill_chunk_tokens)
+            if part is not None:
+                return [part]
+        return []
+
+    def _together(self, running: list[Request], admit: bool, now: float) -> list[Part]:
+        """All rows that decode, then chunks in order of arrival, within the budget of tokens."""
+        parts = [part for part in map(self._decode_part, running) if part is not None]
+        # A later row may have preempted an earlier one.
+        parts = [part for part in parts if part.request.state is RequestState.DECODING]
+        if not admit:
+            return parts
+        most = self._limits.prefill_chunk_tokens
+        budget = min(most, max(most - len(parts), self._table.kv.block_size))  # many rows do not starve the prompts
+        prompts = [request for request in running if request.state is RequestState.PREFILLING]
+        for request in self._and_admitted(prompts, now):
+            if is_suspect(request):  # just admitted, again
+                if parts:
+                    break
+                return self._alone([request])
+            part = self._part(request, budget)
+            if part is not None:
+                parts.append(part)
+                budget -= part.count
+            if budget == 0:
+                break
+        return parts
+
+    def _and_admitted(self, prompts: Iterable[Request], now: float) -> Iterator[Request]:
+        yield from prompts
+        yield from self._admission.newly_admitted(now)
+
+    def _decode_part(self, request: Request) -> Part | None:
+        return self._part(request, 1) if request.state is RequestState.DECODING else None
+
+    def _part(self, request: Request, budget: int) -> Part | None:
+        """The request's next tokens, at most `budget`. None while the mask of the token that they lead to is late, or
+        while no block can be had for them."""
+        count, mask = min(budget, request.num_uncomputed_tokens), None
+        if request.constraint is not None and count == request.num_uncomputed_tokens:
+            mask = request.constraint.mask(request.output_token_ids)
+            if mask is None:
+                return None
+        if request.state is RequestState.DECODING and not self._grant_next_step(request):
+            return None
+        return Part(request, count, mask)
+
+    # ---- blocks --------------------------------------------------------------------------------------------------
+
+    def _grant_next_step(self, request: Request) -> bool:
+        """Blocks for one more position, by preempting the newest requests if there is no other way."""
+        kv, needed = self._table.kv, len(request.token_ids)
+        if kv.blocks_for(needed) > kv.pool.num_blocks:
+            self._table.fail(request, too_large(kv, needed))
+            return False
+        while not kv.grow(request.blocks, needed):
+            victim = self._table.in_state(RequestState.PREFILLING, RequestState.DECODING)[-1]
+            if victim.id in self._busy():
+                self._withheld.add(victim.id)
+                return False
+            self.preemptions += 1
+            victim.preemptions += 1
+            self._table.requeue(victim)
+            if victim is request:
+                return False
+        return True
+
+    def _busy(self) -> set[int]:
+        """Requests that a step in flight works on."""
+        return set().union(*(requests_of(plan) for plan in self._in_flight.values()))
