@@ -253,6 +253,9 @@ class EngineSnapshot(Frozen):
     waiting_tokens: int = 0
     oldest_wait_seconds: float = 0.0
     blocks: BlockCounts = BlockCounts()
+    accounting_faults: int = 0
+    """Times since this core started that the counts did not add up: a defect. Each time new accounts were begun, and
+    every running request computed again."""
     finished: tuple[FinishedRequest, ...] = ()
     """Oldest first; the core keeps the last 4,096."""
     arrivals: tuple[Arrival, ...] = ()

@@ -1,16 +1,18 @@
 """``python -m tests.engine.fake_resident``: the real resident and real workers around the fake model.
 
 Environment: SEMIPD_FAKE_TOKEN_MS and SEMIPD_FAKE_STEP_MS slow prefill (for each token) and decode (each step) down.
-A prompt that begins with `RAISE` makes the runner raise; one that begins with a key of `POISON` ends the worker in one
-phase.
+A prompt that begins with `RAISE` makes the runner raise, one that begins with `STALE` makes it refuse the plan once as
+stale, and one that begins with a key of `POISON` ends the worker in one phase.
 
 A worker reads these from its own environment, so that they can come with its rung: SEMIPD_FAKE_SMS is the SM count that
 it sees; SEMIPD_FAKE_START is what happens before it is ready: seconds to wait, or ``die``, or ``unfit``.
-SEMIPD_FAKE_DEVICE_SMS is the SM count of the whole device, as the resident sees it.
+SEMIPD_FAKE_DEVICE_SMS is the SM count of the whole device, as the resident sees it. While the file that
+SEMIPD_FAKE_NO_FORK names exists, the machine has no process left to give.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import resource
@@ -18,6 +20,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ClassVar
 
 from tests.engine.fake_model import VOCABULARY, FakeRunner, layout
 
@@ -28,9 +32,11 @@ from semipd_engine.memory.kv_size import MemoryGrant, available_memory
 from semipd_engine.pacing.quantum import Pacer
 from semipd_engine.resident import resident
 from semipd_engine.server.flags import parse_options
-from semipd_engine.worker.servable import UnfitError
+from semipd_engine.worker.servable import StaleSlot, UnfitError
 
 RAISE = 4998
+STALE = 4993
+real_fork = os.fork
 POISON: dict[int, tuple[Phase, Callable[[], None]]] = {
     4997: (Phase.PREFILL, lambda: os.kill(os.getpid(), signal.SIGSEGV)),
     4996: (Phase.PREFILL, lambda: os._exit(3)),
@@ -40,10 +46,16 @@ POISON: dict[int, tuple[Phase, Callable[[], None]]] = {
 
 
 class TouchyRunner(FakeRunner):
+    known: ClassVar[set[int]] = set()
+    """Assignments of slots that it has refused once."""
+
     def execute(self, plan: StepPlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
         for row in plan.rows:
             if row.start == 0 and row.tokens[0] == RAISE:
                 raise RuntimeError("as the prompt wished")
+            if row.tokens[0] == STALE and row.assignment not in self.known:
+                self.known.add(row.assignment)
+                raise StaleSlot
             if row.start == 0:
                 self.taste(Phase.PREFILL, row.tokens[0])
             elif row.output_index > 0 and len(row.tokens) == 1:
@@ -106,6 +118,13 @@ class FakeModel:
         return False
 
 
+def fork() -> int:
+    refusal = os.environ.get("SEMIPD_FAKE_NO_FORK")
+    if refusal and Path(refusal).exists():
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return real_fork()
+
+
 def load(options: EngineOptions, progress: Callable[[int], None]) -> FakeModel:
     if not options.model.exists():
         raise ModelError("NotFound", f"{options.model} does not exist")
@@ -117,4 +136,5 @@ def load(options: EngineOptions, progress: Callable[[int], None]) -> FakeModel:
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it crashes on purpose
+    os.fork, real_fork = fork, os.fork
     sys.exit(resident.run(parse_options(None, "fake_resident", ""), load))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.engine.fake_model import reference
-from tests.engine.fake_resident import RAISE
+from tests.engine.fake_resident import RAISE, STALE
 from tests.engine.harness import Engine, engine_for, wait_for
 
 from semipd_engine.contract import BlockCounts, Drain, EngineState
@@ -135,6 +135,17 @@ def test_a_request_that_raises_fails_alone(engine: Engine) -> None:
     assert "as the prompt wished" in (streams[1].wait().error or "")
     for stream in (streams[0], streams[2]):
         assert stream.wait().tokens == reference(stream.prompt, 40)
+
+
+def test_a_plan_that_a_worker_finds_stale_is_sent_again(engine: Engine) -> None:
+    client = engine.client()
+    streams = [client.add(prompt, max_tokens=20) for prompt in ([STALE] * 8, [STALE, 7], [3] * 8)]
+    for stream in streams:
+        assert stream.wait().tokens == reference(stream.prompt, 20)
+    prefill = [record for record in engine.records() if record.get("phase") == "prefill"]
+    planned, run = ({r["seq"] for r in prefill if r["event"] == event} for event in ("plan", "step"))
+    assert planned - run, "some plan was refused"
+    assert not engine.records("worker_lost")
 
 
 def test_drain_refuses_new_requests_and_finishes_old_ones(slow: Engine) -> None:

@@ -25,7 +25,8 @@ KILLS = 30
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    yield from engine_for(tmp_path, {"SEMIPD_FAKE_TOKEN_MS": "0.3", "SEMIPD_FAKE_STEP_MS": "3"})
+    pace = {"SEMIPD_FAKE_TOKEN_MS": "0.3", "SEMIPD_FAKE_STEP_MS": "3"}
+    yield from engine_for(tmp_path, pace | {"SEMIPD_FAKE_NO_FORK": str(tmp_path / "no-fork")})
 
 
 @pytest.mark.parametrize("phase", list(Phase))
@@ -170,3 +171,24 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def test_a_fork_that_fails_costs_a_pause_and_not_the_weights(engine: Engine, tmp_path: Path) -> None:
+    """The machine has no process left for a worker (EAGAIN) for a while."""
+    resident, refusal = engine.processes["resident"], tmp_path / "no-fork"
+    refusal.touch()
+    engine.kill_worker(Phase.DECODE)
+    wait_for(lambda: "SpawnFailed" in engine.snapshot().message, 20, "the reason")
+    assert engine.snapshot().state is EngineState.DEGRADED
+    stream = engine.client().add([3] * 8, max_tokens=30)
+    refusal.unlink()
+    assert stream.wait().tokens == reference(stream.prompt, 30)
+    assert resident.poll() is None
+    assert engine.wait_state().message == ""
+
+
+def test_workers_go_first_when_memory_is_short(engine: Engine) -> None:
+    def score(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    assert all(score(engine.worker(phase).pid) > score(engine.processes["resident"].pid) for phase in Phase)

@@ -56,14 +56,21 @@ class Worker:
 
 class Simulation:
     def __init__(
-        self, seed: int, pool_type: type[BlockPool], num_blocks: int = 14, aggregated: bool | None = False
+        self,
+        seed: int,
+        pool_type: type[BlockPool],
+        num_blocks: int = 14,
+        aggregated: bool | None = False,
+        defects: bool = False,
     ) -> None:
-        """`aggregated`: prompts share decode's steps; None: now they do, now they do not."""
+        """`aggregated`: prompts share decode's steps; None: now they do, now they do not. `defects`: the block accounts
+        go wrong now and then."""
         self.random = random.Random(seed)
         self.memory = array("i", [-1] * (num_blocks * BLOCK))
-        self.pool = pool_type(num_blocks)
+        pool = pool_type(num_blocks)
         limits = SchedulerLimits(max_model_len=52, max_num_seqs=6, prefill_chunk_tokens=7, max_decode_steps=4)
-        self.scheduler = Scheduler(limits, KVCacheManager(self.pool, BLOCK), bool(aggregated))
+        self.scheduler = Scheduler(limits, KVCacheManager(pool, BLOCK), bool(aggregated))
+        self.defects = defects
         self.switches = aggregated is None
         runner = FakeRunner(memoryview(self.memory), BLOCK, Unpaced())
         self.workers = {phase: Worker(runner, phase) for phase in Phase}
@@ -111,6 +118,8 @@ class Simulation:
     def step(self) -> None:
         worker = self.workers[self.random.choice(list(Phase))]
         dice = self.random.random()
+        if self.defects and self.random.random() < 0.002:
+            self.spoil()
         if dice < 0.06 and len(self.scheduler.table.by_id) < 12:
             self.add()
         elif dice < 0.075 and self.scheduler.table.by_id:
@@ -131,7 +140,20 @@ class Simulation:
                 self.workers[Phase.DECODE].recall = recall
         self.settle()
 
+    def spoil(self) -> None:
+        """A defect of the accounts: a block too many, or one that is forgotten while somebody has it."""
+        used = [block for block, state in enumerate(self.pool._blocks) if state.references]
+        if used and self.random.random() < 0.5:
+            self.pool._blocks[self.random.choice(used)].references = 0
+        else:
+            self.pool._used += 1
+
+    @property
+    def pool(self) -> BlockPool:
+        return self.scheduler.kv.pool
+
     def settle(self) -> None:
+        assert self.scheduler.heal() is None or self.defects
         self.pool.check()
         for request, output in self.scheduler.take_outputs():
             assert request.id not in self.finished, "output after the end"
@@ -177,6 +199,18 @@ def test_no_token_changes_under_random_traffic(seed: int, aggregated: bool | Non
     assert simulation.finished == set(simulation.requests)
     counts = simulation.pool.counts()
     assert counts.used == 0 and counts.quarantined == 0
+
+
+def test_wrong_accounts_cost_no_request_its_life_and_change_no_token() -> None:
+    simulation = Simulation(4, BlockPool, aggregated=None, defects=True)
+    for _ in range(25_000):
+        simulation.step()
+    assert simulation.scheduler.accounting_faults > 10
+    simulation.defects = False
+    simulation.scheduler.heal()
+    simulation.drain()
+    assert simulation.wrong == 0
+    assert simulation.finished == set(simulation.requests)
 
 
 def test_a_pool_without_quarantine_is_caught() -> None:

@@ -77,6 +77,19 @@ class BlockPool:
         self._used = 0
         self._by_digest: dict[bytes, int] = {}
 
+    @classmethod
+    def replacing(cls, old: BlockPool) -> BlockPool:
+        """New accounts of the same blocks. Nobody holds one, and all are in quarantine until every step that is planned
+        by now is over."""
+        pool = cls(old.num_blocks, old.clocks)
+        pool._free.clear()
+        pool._quarantined = dict.fromkeys(range(old.num_blocks))
+        for state in pool._blocks:
+            state.prefill_step, state.decode_step = (old.clocks[phase].planned for phase in Phase)
+        for phase, clock in old.clocks.items():
+            pool.complete(phase, clock.completed)
+        return pool
+
     @property
     def available(self) -> int:
         """Blocks that `allocate` can give now: free ones and cached ones (which it evicts)."""

@@ -98,6 +98,8 @@ class EngineCore:
         self._watch_heartbeats(now)
         scheduler, page = self._status.scheduler, self._status.page
         if scheduler is not None:
+            if fault := scheduler.heal():
+                log.error("the block accounts were wrong (%s): new ones, running requests are computed again", fault)
             if page is not None:
                 self._dispatcher.dispatch(scheduler, page, now)
             outputs = scheduler.take_outputs()

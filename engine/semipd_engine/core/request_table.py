@@ -6,8 +6,10 @@ Knows nothing of plans: who runs next is the scheduler's business.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
+from semipd_engine.core.block_pool import BlockAccountingError
 from semipd_engine.core.kv_cache_manager import KVCacheManager, SequenceBlocks
 from semipd_engine.core.request import Request, RequestState
 from semipd_engine.ipc.messages import ENGINE_ERROR, RequestOutput, TokenResult
@@ -21,6 +23,8 @@ class RequestTable:
         """In order of arrival; a preempted request returns to its place."""
         self._outputs: list[tuple[Request, RequestOutput]] = []
         self._assignments = 0
+        self.fault: BlockAccountingError | None = None
+        """The block accounts are wrong: `Scheduler.heal` makes new ones."""
 
     @property
     def num_running(self) -> int:
@@ -48,22 +52,32 @@ class RequestTable:
         request.state = RequestState.PREFILLING
         self.waiting.remove(request)
 
+    @contextlib.contextmanager
+    def accounting(self) -> Iterator[None]:
+        """What goes wrong with the accounts inside is remembered, and costs no request its life."""
+        try:
+            yield
+        except BlockAccountingError as error:
+            self.fault = self.fault or error
+
     def requeue(self, request: Request) -> None:
         """Give the blocks back and compute everything again later; the output tokens so far are kept."""
-        self.kv.release(request.blocks, request.last_steps)
-        request.blocks = SequenceBlocks()
+        blocks, request.blocks = request.blocks, SequenceBlocks()
         request.num_computed_tokens = 0
         request.state = RequestState.WAITING
         bisect.insort(self.waiting, request, key=lambda r: r.id)
+        with self.accounting():
+            self.kv.release(blocks, request.last_steps)
 
     def finish(self, request: Request, reason: str) -> None:
         """Free the blocks and forget the request. The caller emits the last output."""
-        self.kv.release(request.blocks, request.last_steps)
         if request.state is RequestState.WAITING:
             self.waiting.remove(request)
         request.state = RequestState.FINISHED
         request.finish_reason = reason
         del self.by_id[request.id]
+        with self.accounting():
+            self.kv.release(request.blocks, request.last_steps)
 
     def fail(self, request: Request, message: str, code: str = ENGINE_ERROR) -> None:
         self.finish(request, "error")

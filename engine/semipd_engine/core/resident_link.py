@@ -16,6 +16,7 @@ from semipd_engine.ipc.messages import (
     ResidentLoading,
     ResidentToCore,
     Spawned,
+    SpawnFailed,
     SpawnWorker,
     WorkerEnded,
 )
@@ -28,6 +29,8 @@ class WorkerEvents(Protocol):
     """Who is told of the workers' lives."""
 
     def spawned(self, message: Spawned, channel_fd: int, pidfd: int) -> None: ...
+
+    def not_spawned(self, message: SpawnFailed) -> None: ...
 
     def ended(self, pid: int, status: int) -> None: ...
 
@@ -88,6 +91,8 @@ class ResidentLink:
                 self._on_hello(message, page)
             case Spawned():
                 self._workers.spawned(message, fds.popleft(), fds.popleft())
+            case SpawnFailed():
+                self._workers.not_spawned(message)
             case WorkerEnded(pid, status):
                 self._workers.ended(pid, status)
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import msgspec
 
 from semipd_engine.contract import Phase
+from semipd_engine.core.block_pool import BlockPool
 from semipd_engine.core.fault_isolation import KILLED, Ending, acquit, blame, suspect
-from semipd_engine.core.kv_cache_manager import KVCacheManager
-from semipd_engine.core.plan_builder import PlanBuilder, SchedulerLimits
+from semipd_engine.core.kv_cache_manager import KVCacheManager, SequenceBlocks
+from semipd_engine.core.plan_builder import Part, PlanBuilder, SchedulerLimits
 from semipd_engine.core.plans import requests_of, row
 from semipd_engine.core.request import Request, RequestState
 from semipd_engine.core.request_table import RequestTable
@@ -35,6 +36,7 @@ class Scheduler:
         self.in_flight: dict[Phase, StepPlan] = {}
         self._builder = PlanBuilder(limits, self.table, self.in_flight)
         self._recall = False
+        self.accounting_faults = 0
 
     @property
     def preemptions(self) -> int:
@@ -100,9 +102,14 @@ class Scheduler:
         return self._plan(Phase.DECODE, (RequestState.PREFILLING, RequestState.DECODING), now)
 
     def _plan(self, queue: Phase, states: tuple[RequestState, ...], now: float) -> StepPlan | None:
-        if queue in self.in_flight or not (parts := self._builder.parts(queue, states, now)):
+        if queue in self.in_flight or self.table.fault is not None:
             return None
-        steps = self._builder.steps(parts)
+        parts, steps = list[Part](), 0
+        with self.table.accounting():
+            parts = self._builder.parts(queue, states, now)
+            steps = self._builder.steps(parts) if parts else 0
+        if not steps:
+            return None
         seq = self.kv.pool.clocks[queue].plan(steps)
         for part in parts:
             part.request.planned(queue, seq + steps - 1)
@@ -119,14 +126,15 @@ class Scheduler:
         plan = self.in_flight[phase]
         final = plan.seq + plan.max_steps - 1
         last = result.last or result.seq == final
-        self.kv.pool.complete(phase, final if last else result.seq)
+        with self.table.accounting():
+            self.kv.pool.complete(phase, final if last else result.seq)
         if last:
             del self.in_flight[phase]
         tokens = {token.request: token for token in result.tokens}
         for part in plan.rows:
             request, token = self.table.by_id.get(part.request), tokens.get(part.request)
-            if request is None:
-                continue
+            if request is None or request.state is RequestState.WAITING:
+                continue  # gone, or computed again in new accounts
             self._recall |= self._builder.is_withheld(request.id)  # an older row can have its blocks now
             if token is not None:
                 self._computed(request, len(request.token_ids))
@@ -139,7 +147,8 @@ class Scheduler:
     def _computed(self, request: Request, num_tokens: int) -> None:
         request.num_computed_tokens = num_tokens
         acquit(request)
-        self.kv.publish(request.blocks, request.digests, request.token_ids, num_tokens)
+        with self.table.accounting():
+            self.kv.publish(request.blocks, request.digests, request.token_ids, num_tokens)
 
     def _sampled(self, request: Request, result: TokenResult, phase: Phase, step: int, now: float) -> None:
         request.token_ids.append(result.token)
@@ -181,14 +190,34 @@ class Scheduler:
     def replace_kv(self, kv: KVCacheManager) -> None:
         """The pool is gone with its resident: every admitted request is computed again in the new one."""
         self.in_flight.clear()
-        kv.queries_tokens, kv.hits_tokens = self.kv.queries_tokens, self.kv.hits_tokens
-        for request in self.table.in_state(RequestState.PREFILLING, RequestState.DECODING):
-            self.table.requeue(request)
+        self._move_to(kv)
         for request in self.table.waiting:
             request.last_prefill_step = request.last_decode_step = 0
-        self.table.kv = kv
+
+    def heal(self) -> str | None:
+        """If the block accounts do not add up, start new ones and compute every admitted request again. What was wrong.
+
+        Steps in flight still touch the old blocks: the new accounts have all of them in quarantine meanwhile.
+        """
+        with self.table.accounting():
+            self.kv.pool.check()
+        fault = self.table.fault
+        if fault is None:
+            return None
+        self.accounting_faults += 1
+        old = self.kv
+        self._move_to(KVCacheManager(BlockPool.replacing(old.pool), old.block_size, old.prefix_caching))
+        return str(fault)
+
+    def _move_to(self, kv: KVCacheManager) -> None:
+        kv.queries_tokens, kv.hits_tokens = self.kv.queries_tokens, self.kv.hits_tokens
+        for request in self.table.in_state(RequestState.PREFILLING, RequestState.DECODING):
+            request.blocks = SequenceBlocks()  # nothing to give back: those accounts are closed
+            self.table.requeue(request)
+        self.table.kv, self.table.fault = kv, None
 
     def _drop(self, phase: Phase) -> StepPlan | None:
         """Forget the plan in flight: whoever ran it is past all its steps."""
-        self.kv.pool.complete(phase, self.kv.pool.clocks[phase].planned)
+        with self.table.accounting():
+            self.kv.pool.complete(phase, self.kv.pool.clocks[phase].planned)
         return self.in_flight.pop(phase, None)

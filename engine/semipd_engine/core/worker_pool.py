@@ -30,6 +30,7 @@ from semipd_engine.ipc.messages import (
     PlanStale,
     Shutdown,
     Spawned,
+    SpawnFailed,
     SpawnWorker,
     StepFailed,
     StepResult,
@@ -162,7 +163,7 @@ class WorkerPool:
                 holder.send(Shutdown())
 
     def spawned(self, message: Spawned, channel_fd: int, pidfd: int) -> None:
-        holder = next(h for h in self.everyone() if (h.phase, h.generation) == (message.phase, message.generation))
+        holder = self._asked(message.phase, message.generation)
         holder.pid, holder.pidfd, holder.started_at = message.pid, pidfd, time.monotonic()
         holder.progressed = False
         holder.connection = Connection(
@@ -175,6 +176,19 @@ class WorkerPool:
         self.loop.watch(pidfd, selectors.EVENT_READ, lambda _: self._died(holder))
         if holder.give_up_at is not None:
             holder.send(Shutdown())
+
+    def not_spawned(self, message: SpawnFailed) -> None:
+        """Another attempt follows after a pause: memory and processes come back when others give them."""
+        holder = self._asked(message.phase, message.generation)
+        self._unfit(holder, "SpawnFailed", message.message)
+        holder.state = WorkerState.DEAD
+        if holder in self._retiring:
+            self._retiring.remove(holder)
+        else:
+            holder.spawn_at = time.monotonic() + LONGEST_BACKOFF_SECONDS
+
+    def _asked(self, phase: Phase, generation: int) -> Holder:
+        return next(h for h in self.everyone() if (h.phase, h.generation) == (phase, generation))
 
     def ended(self, pid: int, status: int) -> None:
         """The resident has reaped a worker."""

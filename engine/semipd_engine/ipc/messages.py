@@ -116,6 +116,7 @@ class CoreState(msgspec.Struct, frozen=True, tag="state"):
     prefix_queries_tokens: int = 0
     prefix_hits_tokens: int = 0
     preemptions: int = 0
+    accounting_faults: int = 0
     prefill_percent: int = 100
     decode_percent: int = 100
     splits_applied: int = 0
@@ -255,6 +256,14 @@ class Spawned(msgspec.Struct, frozen=True, tag="spawned"):
     pid: int
 
 
+class SpawnFailed(msgspec.Struct, frozen=True, tag="spawn_failed"):
+    """The worker could not be started (no memory, no process left to have): the resident goes on."""
+
+    phase: Phase
+    generation: int
+    message: str
+
+
 class WorkerEnded(msgspec.Struct, frozen=True, tag="ended"):
     """The resident has reaped a worker: nothing that the worker started can touch the pool any more."""
 
@@ -295,4 +304,4 @@ class ResidentFailed(msgspec.Struct, frozen=True, tag="load_failed"):
 
 
 CoreToResident = SpawnWorker
-ResidentToCore = ResidentHello | ResidentLoading | ResidentFailed | Spawned | WorkerEnded
+ResidentToCore = ResidentHello | ResidentLoading | ResidentFailed | Spawned | SpawnFailed | WorkerEnded

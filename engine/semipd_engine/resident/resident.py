@@ -30,6 +30,7 @@ from semipd_engine.ipc.messages import (
     ResidentHello,
     ResidentLoading,
     Spawned,
+    SpawnFailed,
     SpawnWorker,
     WorkerEnded,
 )
@@ -185,7 +186,12 @@ class Resident:
             for pidfd in self._workers:
                 os.close(pidfd)
 
-        pid, channel = start_worker(order, self._model, self._page, close_inherited)
+        try:
+            pid, channel = start_worker(order, self._model, self._page, close_inherited)
+        except OSError as error:
+            log.error("no %s worker could be started: %s", order.phase, error)
+            core.send(SpawnFailed(order.phase, order.generation, str(error)))
+            return
         pidfd = os.pidfd_open(pid)
         self._workers[pidfd] = pid
         core.send(Spawned(phase=order.phase, generation=order.generation, pid=pid), fds=(channel.fileno(), pidfd))

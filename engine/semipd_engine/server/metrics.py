@@ -114,6 +114,11 @@ METRICS: tuple[Metric, ...] = (
         'Share of the device by phase that the engine routes steps by (value="in_force"); no proof that it holds.',
         ("phase", "value"),
     ),
+    Metric(
+        "semipd_kv_accounting_faults_total",
+        "counter",
+        "Times that the block counts did not add up: a defect, healed by computing running requests again.",
+    ),
     Metric("semipd_splits_applied_total", "counter", "Changes of the split that the engine put in force."),
     Metric("semipd_admitting", "gauge", "1 while new requests are admitted."),
     Metric("semipd_core_connected", "gauge", "1 while the scheduler is connected."),
@@ -188,6 +193,7 @@ class EngineMetrics:
             ("vllm:prefix_cache_queries_total", state.prefix_queries_tokens),
             ("vllm:prefix_cache_hits_total", state.prefix_hits_tokens),
             ("vllm:num_preemptions_total", state.preemptions),
+            ("semipd_kv_accounting_faults_total", state.accounting_faults),
             ("semipd_splits_applied_total", state.splits_applied),
         ):
             self.count(name, max(0, total - self._seen.get(name, 0)))

@@ -31,6 +31,7 @@ from semipd_engine.ipc.messages import (
 )
 from semipd_engine.pacing.pacer import OwnProcess, PhasePacer
 from semipd_engine.pacing.page import PacingPage
+from semipd_engine.process import die_first
 from semipd_engine.worker.servable import Runner, ServableModel, StaleSlot, UnfitError
 
 HEARTBEAT_SECONDS = 0.5
@@ -62,6 +63,7 @@ def run_worker(
 ) -> None:
     """Serve plans until core says Shutdown or is gone. A worker that finds itself unfit says so and returns."""
     setproctitle(identity.title)
+    die_first()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's business
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     channel: BlockingChannel[CoreToWorker] = BlockingChannel(sock, CoreToWorker)
