@@ -9,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export SEMIPD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semipd
 
-.PHONY: help venv model deps tools images demo demo-down test lint fmt e2e gpu-smoke bench-auto bench-scale bench-split crd docs clean
+.PHONY: help venv model deps tools images demo demo-down test lint fmt e2e gpu-wheels gpu-smoke bench-auto bench-scale bench-split crd docs clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -49,8 +49,11 @@ lint: venv ## ruff, mypy --strict, import rules
 fmt: venv ## format the code
 	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
 
-gpu-smoke: venv ## what only a GPU can show, in eight minutes: docs/gpu (ARGS="--device cpu --out out/gpu" is a dry run)
-	@PYTHONPATH=. $(PY) -m tests.gpu.smoke $(ARGS)
+gpu-wheels: venv ## the packages that a CUDA image lacks, as wheels in out/gpu-wheels (PYTHON_THERE=3.12)
+	@$(PY) -m tests.gpu.wheels --python $(or $(PYTHON_THERE),3.12)
+
+gpu-smoke: ## what only a GPU can show, in nine minutes: out/gpu; needs Python and torch (docs/gpu/README.md)
+	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m tests.gpu.smoke $(if $(WHEELS),--wheels $(WHEELS)) $(if $(PROBE),--probe $(PROBE)) $(ARGS)
 
 bench-auto: venv tools images ## Auto under recorded traffic on the local cluster, 25 minutes: out/auto_split.json, .png
 	@PYTHONPATH=.:hack/cluster $(PY) -m bench.auto_split $(ARGS)

@@ -1,34 +1,181 @@
-"""The dry run of ``make gpu-smoke``: to its end on the CPU, so that no minute on a GPU is lost to a slip."""
+"""``make gpu-smoke`` on what a CUDA image holds, to its end, so that no minute on a GPU is lost to a slip.
+
+The image is a virtual environment of torch, triton and numpy with their dependencies, and nothing else; the rest is in
+the wheels. MPS and NVML are stand-ins. An image's own MPS variables and a foreign `tests` package are in the way, as
+they may be there.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import subprocess
 import sys
+import tempfile
+import venv
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.gpu.wheels import IMAGE, Closure, fetch, missing
+from tests.unit.mps_bench import STAND_IN, stand_ins
+from tests.unit.mps_stand_in import SMS
 
 pytestmark = pytest.mark.engine
 
-PARTS = {"machine", "MPS", "rungs", "exact: tiny qwen2", "memory and switches"}
+ROOT = Path(__file__).resolve().parents[2]
+VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+CACHE = Path(os.environ.get("SEMIPD_CACHE") or Path.home() / ".cache" / "semipd")
 
 
-def test_the_dry_run_reaches_its_end(tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "tests.gpu.smoke", "--device", "cpu", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    parts = {part["name"]: part for part in json.loads((tmp_path / "smoke.json").read_text())["parts"]}
-    assert set(parts) == PARTS
-    assert {name for name, part in parts.items() if part["outcome"] != "ok"} == {"MPS"}
-    assert parts["MPS"]["outcome"] == "skipped" and "dry run" in parts["MPS"]["problem"]
-    exact = parts["exact: tiny qwen2"]["figures"]
-    assert exact["tokens compared"] == 8 * 48
-    assert {row["killed"] for row in exact["after kill -9"]} == {
-        f"{phase} {percent} %" for phase, own in (("prefill", 60), ("decode", 40)) for percent in (own, 100)
+@pytest.fixture(scope="module")
+def wheels() -> Path:
+    """For this interpreter; fetched once for each set of pins."""
+    pins = missing(VERSION)
+    folder = CACHE / "gpu-wheels" / f"{VERSION}-{hashlib.sha256(repr(pins).encode()).hexdigest()[:12]}"
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as fresh:
+            fetch(VERSION, Path(fresh) / "wheels")
+            (Path(fresh) / "wheels").rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a CUDA image: its packages are links to ours."""
+    folder = tmp_path_factory.mktemp("image")
+    venv.create(folder, symlinks=True)
+    site = folder / "lib" / f"python{VERSION}" / "site-packages"
+    for name in Closure(VERSION).of(IMAGE):
+        try:
+            found = distribution(name)
+        except PackageNotFoundError:  # of another platform
+            continue
+        for top in {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "/")}:
+            source = Path(str(found.locate_file(top)))
+            if source.exists() and not (site / top).exists():
+                (site / top).symlink_to(source)
+    (site / "tests").mkdir()
+    (site / "tests" / "__init__.py").write_text("raise ImportError('the tests of another project')\n")
+    return folder / "bin" / "python"
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Environment of a machine with stand-ins for MPS and NVML."""
+    (tmp_path / "script").write_text("")
+    (tmp_path / "machine.json").write_text("{}")
+    stand_ins(tmp_path)
+    probe = tmp_path / "probe"
+    probe.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {STAND_IN} probe "$@"\n')
+    probe.chmod(0o755)
+    yield {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(ROOT / "tests" / "unit" / "nvml_stand_in"),
+        "NVML_STAND_IN": str(tmp_path / "machine.json"),
+        "STAND_IN_SCRIPT": str(tmp_path / "script"),
+        "CUDA_MPS_PIPE_DIRECTORY": "/nonexistent/of-the-image",
+        "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "7",
+        "OMP_NUM_THREADS": "1",
     }
-    switches = parts["memory and switches"]["figures"]["switches under load"]
+
+
+def parts(out: Path) -> dict[str, dict[str, Any]]:
+    return {part["name"]: part for part in json.loads((out / "report.json").read_text())["parts"]}
+
+
+def smoke(python: Path | str, *flags: str, out: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [str(python), "-m", "tests.gpu.smoke", "--device", "cpu", "--out", str(out), *flags]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1700)
+
+
+def test_an_image_and_the_wheels_are_enough(image: Path, wheels: Path, machine: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    flags = ("--wheels", str(wheels), "--mps-probe", str(tmp_path / "probe"), "--patience", "20")
+    done = smoke(image, *flags, out=out, env=machine)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-4000:]
+    found = parts(out)
+    assert {name: part["outcome"] for name, part in found.items()} == dict.fromkeys(
+        ("machine", "mps", "exact-qwen2", "rungs", "switches", "large", "kills"), "ok"
+    )
+    assert found["mps"]["figures"]["rungs"]["counts"]["60"] == 78 and found["mps"]["figures"]["rungs"]["total"] == SMS
+    assert {w["SMs"] for w in found["exact-qwen2"]["figures"]["workers"]} == {SMS}
+    assert found["exact-qwen2"]["figures"]["tokens compared"] == 8 * 48
+    products = found["rungs"]["figures"]["matrix products of one client"]
+    assert [(row["SMs by probe"], row["SMs in torch"], row["wrong"]) for row in products] == [
+        (26, 26, ""),
+        (132, 132, ""),
+    ]
+    switches = found["switches"]["figures"]["switches under load"]
     assert [row["gaps"] > 0 for row in switches] == [True] * 3
-    text = (tmp_path / "smoke.md").read_text()
-    assert text.startswith("# Dry run on the CPU") and "| killed |" in text
+    assert len(found["large"]["figures"]["prompts and streams"]) == 4
+    ends = found["kills"]["figures"]["after each end"]
+    assert [row["end"] for row in ends] == ["kill -9", "terminate_client"]
+    assert {row["tokens equal"] for row in ends} == {8 * 48} and {row["MPS server"] for row in ends} == {"ACTIVE"}
+    assert "| terminate_client |" in (out / "report.md").read_text()
+    assert list(Path(tempfile.gettempdir()).glob("mps-*/*/p/control")) == []
+
+
+ROWS = '[{"section": "env"}, {"section": "mps", "error": "no programs found"}]'
+PROBE = f"""
+import os, subprocess, sys, time
+out = sys.argv[sys.argv.index("--out") + 1]
+with open(out, "w") as file:
+    file.write('{ROWS}')
+if os.path.exists(os.environ["HANG"]):
+    child = subprocess.Popen(["sleep", "600"])
+    open(os.environ["HANG"], "w").write(str(child.pid))
+    time.sleep(600)
+"""
+
+
+def test_a_part_that_hangs_is_ended_with_its_children_and_keeps_what_it_saw(tmp_path: Path) -> None:
+    """And `--resume` begins where it was left."""
+    probe, hang, out = tmp_path / "probe.py", tmp_path / "hang", tmp_path / "out"
+    probe.write_text(PROBE)
+    hang.write_text("")
+    env = os.environ | {"HANG": str(hang)}
+    flags = ("--only", "probe", "--probe", str(probe))
+    done = smoke(sys.executable, *flags, "--patience", "0.02", "--budget", "6000", out=out, env=env)
+    assert done.returncode == 1
+    part = parts(out)["probe"]
+    assert part["outcome"] == "timed out" and part["figures"]["rows"] == 2
+    assert part["figures"]["rows with an error"] == ["mps: no programs found"]
+    child = Path(f"/proc/{hang.read_text()}/cmdline")
+    assert not child.exists() or not child.read_bytes(), "its group ended with it"
+    hang.unlink()
+    assert smoke(sys.executable, *flags, "--resume", out=out, env=env).returncode == 0
+    probe.unlink()
+    done = smoke(sys.executable, *flags, "--resume", out=out, env=env)
+    assert done.returncode == 0 and "probe: ok already" in done.stdout
+
+
+def test_what_does_not_fit_is_skipped_and_the_kills_have_their_time(tmp_path: Path) -> None:
+    done = smoke(sys.executable, "--only", "switches,large", "--budget", "100", out=tmp_path, env=dict(os.environ))
+    assert done.returncode == 0
+    assert {part["outcome"] for part in parts(tmp_path).values()} == {"skipped"}
+    assert "too few" in parts(tmp_path)["large"]["problem"]
+
+
+def test_without_mps_it_says_why_and_goes_on(tmp_path: Path) -> None:
+    flags = ("--only", "mps,rungs", "--patience", "20")
+    done = smoke(sys.executable, *flags, out=tmp_path, env=dict(os.environ))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = parts(tmp_path)
+    assert (found["mps"]["outcome"], found["mps"]["problem"]) == ("skipped", "a dry run on the CPU")
+    assert found["rungs"]["outcome"] == "ok"
+
+
+def test_the_wheels_are_those_that_an_image_lacks_in_the_versions_that_are_pinned() -> None:
+    """For the interpreter of a CUDA image, whichever runs here."""
+    pins = missing("3.12")
+    names = {pin.split("==")[0] for pin in pins}
+    assert {"msgspec", "pydantic-core", "setproctitle", "uvicorn", "gguf", "pytest", "transformers"} <= names
+    assert not {"torch", "triton", "numpy", "jinja2"} & names and not any(name.startswith("nvidia-c") for name in names)
+    text = (ROOT / "constraints.txt").read_text()
+    assert all(f"\n{pin}" in text for pin in pins)

@@ -18,6 +18,7 @@ from semipd_engine.contract import (
     Device,
     DType,
     EngineOptions,
+    EngineSnapshot,
     EngineState,
     PartitionPlan,
     SetPartition,
@@ -25,14 +26,20 @@ from semipd_engine.contract import (
     WorkerState,
 )
 
-READY_SECONDS = 150
-DRY_RESIDENT = "tests.engine.exec_resident"
-"""On the CPU workers are started by exec too, so that a dry run goes the way of a GPU."""
+READY_SECONDS = 100.0
+patience = 1.0
+"""Factor of every wait."""
+DRY_RESIDENT, STAND_IN_RESIDENT = "tests.engine.exec_resident", "tests.gpu.smoke.stand_in"
+"""On the CPU workers are started by exec too, so that a dry run goes the way of a GPU; with stand-ins for MPS as its
+clients."""
 
 
 @contextmanager
-def engine(model: Path, folder: Path, device: torch.device, dtype: DType, **options: Any) -> Iterator[Engine]:
+def engine(
+    model: Path, folder: Path, device: torch.device, dtype: DType, *, under_mps: bool, **options: Any
+) -> Iterator[Engine]:
     """Loaded, and without a worker until the first partition."""
+    dry = STAND_IN_RESIDENT if under_mps else DRY_RESIDENT
     folder.mkdir(parents=True, mode=0o700)
     given: dict[str, Any] = {"max_model_len": 4096, "kv_cache_memory": 1 << 30, "prefix_caching": False}
     running = Engine(
@@ -43,13 +50,13 @@ def engine(model: Path, folder: Path, device: torch.device, dtype: DType, **opti
             device=Device(device.type),
             dtype=dtype,
             await_partition=True,
-            prepare_seconds=READY_SECONDS,
+            prepare_seconds=READY_SECONDS * patience,
             **(given | options),
         ),
-        TORCH_RESIDENT if device.type == "cuda" else DRY_RESIDENT,
+        TORCH_RESIDENT if device.type == "cuda" else dry,
     )
     try:
-        wait_for(lambda: loaded(running), READY_SECONDS, "a loaded model")
+        wait_for(lambda: loaded(running), READY_SECONDS * patience, "a loaded model")
         yield running
     finally:
         running.stop()
@@ -75,26 +82,31 @@ def put(running: Engine, plan: PartitionPlan) -> float:
 
     def in_force() -> bool:
         snapshot = running.snapshot()
-        if snapshot.refused is not None:
-            raise RuntimeError(f"epoch {epoch} is refused: {snapshot.refused.reason}: {snapshot.refused.message}")
+        _not_refused(snapshot, epoch)
         return snapshot.split_epoch == epoch
 
-    wait_for(in_force, READY_SECONDS, f"epoch {epoch} in force")
+    wait_for(in_force, READY_SECONDS * patience, f"epoch {epoch} in force")
     took = time.monotonic() - began
     settled(running)
     return took
 
 
-def settled(running: Engine, seconds: float = READY_SECONDS) -> tuple[WorkerReport, ...]:
+def _not_refused(snapshot: EngineSnapshot, epoch: int) -> None:
+    """A refusal stays in sight until a later epoch is in force: that of an earlier one says nothing about this one."""
+    refused = snapshot.refused
+    if refused is not None and refused.split_epoch >= epoch:
+        raise RuntimeError(f"epoch {refused.split_epoch} is refused: {refused.reason}: {refused.message}")
+
+
+def settled(running: Engine) -> tuple[WorkerReport, ...]:
     """The workers, once all of them are ready."""
 
     def ready() -> tuple[WorkerReport, ...]:
         snapshot = running.snapshot()
-        if snapshot.refused is not None:
-            raise RuntimeError(f"{snapshot.refused.reason}: {snapshot.refused.message}")
+        _not_refused(snapshot, snapshot.split_epoch)
         return snapshot.workers if all(w.state is WorkerState.READY for w in snapshot.workers) else ()
 
-    found: tuple[WorkerReport, ...] = wait_for(ready, seconds, "ready workers")
+    found: tuple[WorkerReport, ...] = wait_for(ready, READY_SECONDS * patience, "ready workers")
     return found
 
 
@@ -116,12 +128,7 @@ class Traffic:
         due = time.monotonic()
         while not self._stop.wait(0.01):
             for _ in range(streams - sum(not stream.done.is_set() for stream in self.decoding)):
-                self.decoding.append(
-                    self._client.add(
-                        self._prompt(16),
-                        tokens,
-                    )
-                )
+                self.decoding.append(self._client.add(self._prompt(16), tokens))
             if time.monotonic() >= due:
                 due = time.monotonic() + every
                 self.prompts.append(self._client.add(self._prompt(prompt_tokens), 1))

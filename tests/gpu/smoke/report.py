@@ -1,21 +1,26 @@
-"""The smoke run's result: one record for each part, as JSON for machines and as Markdown for people."""
+"""What the smoke run found: a JSON file for each part, written while it runs, and one page made of all of them.
+
+Standard library only: the run itself must not depend on what it is about to find out.
+"""
 
 from __future__ import annotations
 
 import json
-import time
-import traceback
-from collections.abc import Callable
+import threading
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+WRITE_SECONDS = 0.5
+
 
 class Outcome(StrEnum):
+    RUNNING = "running"
     OK = "ok"
     FAILED = "failed"
     SKIPPED = "skipped"
+    TIMED_OUT = "timed out"
 
 
 class Skip(Exception):
@@ -23,7 +28,7 @@ class Skip(Exception):
 
 
 @dataclass
-class Part:
+class Record:
     name: str
     claim: str
     outcome: Outcome = Outcome.SKIPPED
@@ -32,53 +37,64 @@ class Part:
     """Tables are lists of dictionaries with the same keys."""
     problem: str = ""
 
+    def write(self, path: Path) -> None:
+        """Whole or not at all: somebody may read it now, or kill us."""
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps(asdict(self), indent=2, default=str))
+        fresh.replace(path)
 
-@dataclass
-class Report:
-    device: str
-    budget_seconds: float
-    began: float = field(default_factory=time.monotonic)
-    parts: list[Part] = field(default_factory=list)
-
-    def run(self, name: str, claim: str, work: Callable[[dict[str, Any]], None]) -> None:
-        """Do one part, whatever it raises. `work` fills in the figures as it goes, so a failure keeps what it saw."""
-        part = Part(name, claim)
-        self.parts.append(part)
-        print(f"--- {name}", flush=True)
-        began = time.monotonic()
+    @classmethod
+    def read(cls, path: Path) -> Record | None:
+        """None: there is none, or it is not whole."""
         try:
-            if began - self.began > self.budget_seconds:
-                raise Skip(f"the {self.budget_seconds:.0f} s are used up")
-            work(part.figures)
-            part.outcome = Outcome.OK
-        except Skip as reason:
-            part.problem = str(reason)
-        except Exception as error:
-            part.outcome, part.problem = Outcome.FAILED, f"{type(error).__name__}: {error}"
-            traceback.print_exc()
-        part.seconds = round(time.monotonic() - began, 2)
-        print(f"    {part.outcome} after {part.seconds:.1f} s {part.problem}", flush=True)
+            fields = json.loads(path.read_text())
+            return cls(**fields | {"outcome": Outcome(fields["outcome"])})
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
 
-    @property
-    def ok(self) -> bool:
-        return all(part.outcome is not Outcome.FAILED for part in self.parts)
 
-    def write(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        content = {"device": self.device, "seconds": round(time.monotonic() - self.began, 1)}
-        (folder / "smoke.json").write_text(json.dumps(content | {"parts": [asdict(p) for p in self.parts]}, indent=2))
-        (folder / "smoke.md").write_text(self.markdown())
+class Keeping:
+    """Writes a record again and again while its part runs: one that hangs and is killed keeps its figures."""
 
-    def markdown(self) -> str:
-        title = "# What a GPU showed" if self.device == "cuda" else "# Dry run on the CPU: no figure here is a GPU's"
-        lines = [title, "", "| part | claim | outcome | seconds |", "|---|---|---|---|"]
-        lines += [f"| {p.name} | {p.claim} | {p.outcome} | {p.seconds:.1f} |" for p in self.parts]
-        for part in self.parts:
-            lines += ["", f"## {part.name}", ""]
-            lines += [part.problem, ""] if part.problem else []
-            for key, value in part.figures.items():
-                lines += _table(key, value) if _is_table(value) else [f"- {key}: {value}"]
-        return "\n".join(lines) + "\n"
+    def __init__(self, record: Record, path: Path) -> None:
+        self._record, self._path = record, path
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self._record.write(self._path)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._record.write(self._path)
+
+    def _run(self) -> None:
+        while not self._over.wait(WRITE_SECONDS):
+            try:
+                self._record.write(self._path)
+            except RuntimeError:  # a figure came in between: next time
+                continue
+
+
+def markdown(records: list[Record], device: str, seconds: float) -> str:
+    title = "# What a GPU showed" if device == "cuda" else "# Dry run on the CPU: no figure here is a GPU's"
+    lines = [
+        title,
+        "",
+        f"{seconds:.0f} seconds in all.",
+        "",
+        "| part | claim | outcome | seconds |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| {r.name} | {r.claim} | {r.outcome} | {r.seconds:.1f} |" for r in records]
+    for record in records:
+        lines += ["", f"## {record.name}", ""]
+        lines += [record.problem, ""] if record.problem else []
+        for key, value in record.figures.items():
+            lines += _table(key, value) if _is_table(value) else [f"- {key}: {value}"]
+    return "\n".join(lines) + "\n"
 
 
 def _is_table(value: object) -> bool:
@@ -86,6 +102,6 @@ def _is_table(value: object) -> bool:
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> list[str]:
-    columns = list(rows[0])
+    columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = ["", f"{title}:", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return [*lines, *("| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in rows), ""]

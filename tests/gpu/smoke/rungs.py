@@ -7,11 +7,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from semipd_agent.partitioner.mps.clients import surroundings
 from semipd_engine.contract import Enforcement, PacingMode, PartitionPlan, PhaseLimit, Split
 from semipd_engine.resident.cuda_environment import NOWHERE
 
-START_SECONDS = 120
+STOP_SECONDS = 30
 
 
 @dataclass
@@ -23,25 +26,26 @@ class Rungs:
     counts: Mapping[int, int] = field(default_factory=dict)
     variables: Mapping[int, dict[str, str]] = field(default_factory=dict)
     seconds: float = 0.0
+    with_context: bool = False
     _daemon: subprocess.Popen[str] | None = None
 
     @classmethod
-    def start(cls) -> Rungs:
-        """Start MPS in a process of its own, and measure its rungs."""
-        command = [sys.executable, "-m", "tests.gpu.smoke.daemon"]
-        daemon = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert daemon.stdout is not None
-        answer = json.loads(daemon.stdout.readline() or '{"refused": "the daemon\'s process ended without a word"}')
-        if "refused" in answer:
-            daemon.communicate(timeout=START_SECONDS)
-            return cls(why_not=answer["refused"])
-        return cls(
-            total=answer["total"],
-            counts={int(percent): count for percent, count in answer["counts"].items()},
-            variables={int(percent): found for percent, found in answer["variables"].items()},
-            seconds=answer["seconds"],
-            _daemon=daemon,
-        )
+    def start(cls, probe: Path | None = None, known: Mapping[str, Any] | None = None) -> Rungs:
+        """Start MPS in a process of its own. `known`: total and counts of an earlier start, which are not measured
+        again. The daemon's process gets no MPS variables: those of our own keep us out of MPS, and it is MPS."""
+        command = [sys.executable, "-m", "tests.gpu.smoke.daemon", *([str(probe)] if probe else [])]
+        pipe = subprocess.PIPE
+        daemon = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=surroundings({}))
+        rungs = cls(_daemon=daemon)
+        answer = rungs._ask(json.dumps(known or {}))
+        if "refused" in answer or "counts" not in answer:
+            rungs.stop()
+            return cls(why_not=answer.get("refused") or str(answer.get("status")))
+        rungs.total, rungs.seconds = answer["total"], answer["seconds"]
+        rungs.counts = {int(percent): count for percent, count in answer["counts"].items()}
+        rungs.variables = {int(percent): found for percent, found in answer["variables"].items()}
+        rungs.with_context = answer["with_context"]
+        return rungs
 
     def environment(self, percent: int) -> dict[str, str]:
         """Without MPS the percentage only tells the rungs apart: the directory leads nowhere."""
@@ -58,15 +62,32 @@ class Rungs:
         )
 
     def server_status(self) -> str:
-        if self._daemon is None or self._daemon.stdin is None or self._daemon.stdout is None:
-            return "no server"
-        self._daemon.stdin.write("\n")
-        self._daemon.stdin.flush()
-        return str(json.loads(self._daemon.stdout.readline() or '{"status": "the daemon is gone"}')["status"])
+        return str(self._ask("status").get("status"))
+
+    def terminate(self, client: int) -> str:
+        """Have MPS end a client. The server's status afterwards."""
+        return str(self._ask(f"terminate {client}").get("status"))
 
     def stop(self) -> None:
         if self._daemon is not None:
-            self._daemon.communicate(timeout=START_SECONDS)
+            try:
+                self._daemon.communicate(timeout=STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._daemon.kill()
+                self._daemon.wait()
+            self._daemon = None
+
+    def _ask(self, line: str) -> dict[str, Any]:
+        daemon = self._daemon
+        if daemon is None or daemon.stdin is None or daemon.stdout is None:
+            return {"status": "no server"}
+        try:
+            daemon.stdin.write(line + "\n")
+            daemon.stdin.flush()
+            answer: dict[str, Any] = json.loads(daemon.stdout.readline())
+        except (OSError, ValueError):
+            return {"status": f"the daemon's process has ended, exit status {daemon.poll()}"}
+        return answer
 
     def _limit(self, percent: int) -> PhaseLimit:
         return PhaseLimit(percent=percent, environment=self.environment(percent), sm_count=self.counts.get(percent))

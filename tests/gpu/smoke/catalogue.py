@@ -1,0 +1,50 @@
+"""The parts of the smoke run, in the order in which they run: what each claims, and how long it may take.
+
+What is worth most comes first, and what kills comes last: a client of MPS that is killed with kernels in flight may
+take the GPU with it. Standard library only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    claim: str
+    limit: float
+    """Seconds after which it is ended."""
+    least: float
+    """Seconds without which it is not begun."""
+    dry: bool = True
+    """Has it a dry run on the CPU?"""
+    kills: bool = False
+
+
+SAME_TOKENS = "float32 tokens equal transformers', through two phase processes"
+PARTS = (
+    Part("probe", "what this machine and its driver allow", 230, 60, dry=False),
+    Part("machine", "what is here", 60, 10),
+    Part("mps", "a daemon of our own limits its clients, and a variable that we inherited does not stop it", 120, 20),
+    Part("memory", "another process maps the resident's memory, and no copy of it", 90, 15, dry=False),
+    Part("exact-qwen2", SAME_TOKENS, 120, 30),
+    Part("rungs", "a rung has its SMs, in torch as in the probe, right products, and the rate follows", 120, 40),
+    Part("switches", "weights and KV pool are there once; a switch under load costs no worker and no token", 150, 50),
+    Part("large", "eight billion weights without a checkpoint: memory of a worker, seconds of a step", 120, 45),
+    Part("exact-llama", SAME_TOKENS, 90, 30, dry=False),
+    Part("exact-qwen3", SAME_TOKENS, 90, 30, dry=False),
+    Part("exact-smollm2", SAME_TOKENS, 90, 30),
+    Part("kills", "kill -9 of each worker, and an end by MPS, cost no token", 120, 40, kills=True),
+    Part("probe-kill", "what a killed owner and a killed client leave behind", 60, 30, dry=False, kills=True),
+)
+PROBE = {"probe": "env,mps,ipc,green,green2,nomps,kernels,nvml,transcripts", "probe-kill": "kill"}
+"""Parts that are calls of a program from elsewhere, and the sections that they ask it for."""
+PROBE_SLACK = 20.0
+"""Seconds by which such a program's own budget ends before its limit."""
+RESERVED = 60.0
+"""Seconds that are kept for the kills."""
+
+
+def named(name: str) -> Part:
+    return next(part for part in PARTS if part.name == name)

@@ -1,0 +1,75 @@
+"""``python -m tests.gpu.smoke.part NAME --device DEVICE --record FILE``: one part of the smoke run, in this process.
+
+SIGTERM ends it as an error would: engine and daemon are stopped, and the record keeps what was seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+
+from tests.gpu.smoke.catalogue import named
+from tests.gpu.smoke.report import Keeping, Outcome, Record, Skip
+
+from semipd_engine.resident.cuda_environment import without_mps
+
+
+class OutOfTime(BaseException):
+    pass
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise OutOfTime
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu.smoke.part")
+    parser.add_argument("name")
+    parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
+    parser.add_argument("--record", type=Path, required=True)
+    parser.add_argument("--patience", type=float, default=1.0)
+    parser.add_argument("--smollm2", type=Path)
+    parser.add_argument("--mps-probe", type=Path)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    signal.signal(signal.SIGTERM, _terminated)
+    environment = without_mps(os.environ)  # this process looks at the GPU from outside MPS
+    os.environ.clear()
+    os.environ.update(environment)
+    part = named(options.name)
+    record = Record(part.name, part.claim, Outcome.RUNNING)
+    began = time.monotonic()
+    with Keeping(record, options.record):
+        try:
+            from tests.gpu.smoke import engine
+            from tests.gpu.smoke.parts import Smoke  # torch
+
+            engine.patience = options.patience
+            with tempfile.TemporaryDirectory(prefix="smoke-") as folder:
+                smoke = Smoke(options.device, Path(folder), options.record.parent, options.mps_probe, options.smollm2)
+                try:
+                    smoke.run(part.name, record.figures)
+                finally:
+                    smoke.close()
+            record.outcome = Outcome.OK
+        except Skip as reason:
+            record.outcome, record.problem = Outcome.SKIPPED, str(reason)
+        except OutOfTime:
+            record.outcome = Outcome.TIMED_OUT
+        except Exception as error:
+            record.outcome, record.problem = Outcome.FAILED, f"{type(error).__name__}: {error}"
+            traceback.print_exc()
+        record.seconds = round(time.monotonic() - began, 1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
