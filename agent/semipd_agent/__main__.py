@@ -24,6 +24,7 @@ from prometheus_client import CollectorRegistry
 
 from semipd_agent.agent import Agent, load
 from semipd_agent.api import create_app
+from semipd_agent.api_probe import ApiProbe
 from semipd_agent.clock import SystemClock
 from semipd_agent.config import ConfigFileError, ConfigRefused
 from semipd_agent.contract import AGENT_PORT, Identity, Mode
@@ -32,6 +33,7 @@ from semipd_agent.device import resolve_device
 from semipd_agent.engine_client import EngineClient
 from semipd_agent.gpu.metrics import GpuCollector
 from semipd_agent.gpu.watch import Gpu
+from semipd_agent.memory_limit import MemoryLimit
 from semipd_agent.metrics import ReportCollector
 from semipd_agent.partitioner import Partitioner, select
 from semipd_agent.partitioner.cpus import granted
@@ -52,6 +54,7 @@ class EngineFlags:
     unified: bool
     drain_seconds: float
     run_dir: Path | None
+    host: str
 
 
 def parse_engine_flags(flags: Sequence[str]) -> EngineFlags:
@@ -61,8 +64,9 @@ def parse_engine_flags(flags: Sequence[str]) -> EngineFlags:
     parser.add_argument("--unified", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--drain-seconds", type=float, default=float(defaults["drain_seconds"].default))
     parser.add_argument("--run-dir", type=Path, default=None)
+    parser.add_argument("--host", default=str(defaults["host"].default))
     known, _ = parser.parse_known_args(list(flags))
-    return EngineFlags(known.device, known.unified, known.drain_seconds, known.run_dir)
+    return EngineFlags(known.device, known.unified, known.drain_seconds, known.run_dir, known.host)
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -77,7 +81,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
         epilog="Everything after -- goes to `semipd-engine serve`.",
     )
     parser.add_argument("--config", type=Path, default=None, help="mounted AgentFile (JSON), reread when it changes")
-    parser.add_argument("--host", default="0.0.0.0", help="address of the control API")
+    parser.add_argument("--host", default="::", help="address of the control API; :: is IPv4, too")
     parser.add_argument("--port", type=int, default=AGENT_PORT, help="port of the control API; 0 takes a free one")
     parser.add_argument("--port-file", type=Path, default=None, help="file to write the open port to")
     parser.add_argument("--mps-dir", type=Path, default=None, help="where MPS daemons have their directories (short)")
@@ -150,6 +154,8 @@ async def serve(options: argparse.Namespace, flags: list[str]) -> None:
             identity=identity,
             clock=clock,
             drain_seconds=engine.drain_seconds,
+            api=ApiProbe(run_dir, engine.host, clock),
+            memory=MemoryLimit(),
         )
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, reaper.reap)
@@ -159,15 +165,23 @@ async def serve(options: argparse.Namespace, flags: list[str]) -> None:
         await _serve_api(agent, gpu, options)
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """``::`` takes both families, and IPv4 alone where the kernel has no IPv6. Raises OSError."""
+    if host == "::" and not socket.has_dualstack_ipv6():
+        host = "0.0.0.0"
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=128, dualstack_ipv6=host == "::")
+
+
 async def _serve_api(agent: Agent, gpu: Gpu, options: argparse.Namespace) -> None:
     registry = CollectorRegistry()
     registry.register(ReportCollector(agent.report, lambda: agent.controller.log.counts))
     registry.register(GpuCollector(gpu.sampler, gpu.mps))
-    listener = socket.create_server((options.host, options.port), backlog=128)
+    listener = listen(options.host, options.port)
     port = listener.getsockname()[1]
     if options.port_file:
         options.port_file.write_text(f"{port}\n")
-    log.info("control API on %s:%d", options.host, port)
+    log.info("control API on port %d of %s", port, options.host)
     server = _Server(uvicorn.Config(create_app(agent, registry), log_level="warning", access_log=False))
     api = asyncio.create_task(server.serve(sockets=[listener]), name="api")
     try:

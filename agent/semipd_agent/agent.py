@@ -7,11 +7,13 @@ import logging
 from pathlib import Path
 
 from semipd_agent import report
+from semipd_agent.api_probe import ApiProbe
 from semipd_agent.clock import Clock
 from semipd_agent.config import ConfigFile, ConfigRefused
 from semipd_agent.contract import AgentConfig, AgentFile, Health, Identity, PartitionState, StatusReport
 from semipd_agent.control import SplitController
 from semipd_agent.engine_client import EngineClient, EngineUnreachable
+from semipd_agent.memory_limit import MemoryLimit
 from semipd_agent.partitioner import Partitioner, Problem
 from semipd_agent.readiness import POLL_SECONDS, ReadyGate
 from semipd_agent.reaper import Reaper
@@ -44,6 +46,8 @@ class Agent:
         identity: Identity,
         clock: Clock,
         drain_seconds: float,
+        api: ApiProbe,
+        memory: MemoryLimit,
     ) -> None:
         self.controller = controller
         self._client = client
@@ -56,6 +60,7 @@ class Agent:
         self._faults = controller.faults
         self._drain_seconds = drain_seconds
         self._gate = ReadyGate()
+        self._api, self._memory = api, memory
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
         self._kept: dict[Partitioner, asyncio.Task[None]] = {}
@@ -74,7 +79,16 @@ class Agent:
             message=self._supervisor.message,
         )
         now, wall = self._clock.monotonic(), self._clock.wall()
-        return report.build(self.controller, launcher, self._identity, ready=self.ready(), now=now, wall=wall)
+        return report.build(
+            self.controller,
+            launcher,
+            self._identity,
+            ready=self.ready(),
+            now=now,
+            wall=wall,
+            api_problem=self._api.problem(),
+            memory_problem=self._memory.problem(),
+        )
 
     def configure(self, config: AgentConfig) -> None:
         self.controller.configure(config)
@@ -95,9 +109,11 @@ class Agent:
     async def run(self) -> None:
         """Run until `terminate`; returns when the engine has drained and is gone."""
         loop = asyncio.create_task(keep_going("control", self._loop, self._faults), name="control")
+        api = asyncio.create_task(keep_going("api probe", self._api.run, self._faults), name="api probe")
         await self._stop.wait()
         await self._supervisor.stop(self._drain_seconds + DRAIN_SLACK, self._evict)
         loop.cancel()
+        api.cancel()
         await self._client.close()
         for partitioner, task in self._kept.items():
             task.cancel()
@@ -161,7 +177,9 @@ class Agent:
     async def _tick(self) -> None:
         snapshot = await self._ask()
         self.controller.observe(snapshot)
-        self._gate.update(snapshot, self._clock.monotonic())
+        self._gate.update(snapshot, self._clock.monotonic(), api_answers=self._api.answers)
+        if self.ready():
+            self._memory.forgive()
         if snapshot is None or (message := self.controller.pending()) is None:
             return
         try:

@@ -1,4 +1,5 @@
-"""Is the engine ready to serve? Pure; short outages are bridged, so that a respawned worker drops no endpoint."""
+"""Is the engine ready to serve, and can it be reached? Pure; short outages are bridged, so that a respawned worker
+drops no endpoint."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ class ReadyGate:
         self._last_ready: float | None = None
         self.closed = False
 
-    def update(self, snapshot: EngineSnapshot | None, now: float) -> None:
-        if engine_ready(snapshot, now):
+    def update(self, snapshot: EngineSnapshot | None, now: float, *, api_answers: bool = True) -> None:
+        if api_answers and engine_ready(snapshot, now):
             self._last_ready = now
 
     def close(self) -> None:

@@ -42,9 +42,20 @@ class LauncherState:
 
 
 def build(
-    controller: SplitController, launcher: LauncherState, identity: Identity, *, ready: bool, now: float, wall: datetime
+    controller: SplitController,
+    launcher: LauncherState,
+    identity: Identity,
+    *,
+    ready: bool,
+    now: float,
+    wall: datetime,
+    api_problem: str = "",
+    memory_problem: str = "",
 ) -> StatusReport:
-    """`now` is CLOCK_MONOTONIC seconds, `wall` the same moment in UTC."""
+    """`now` is CLOCK_MONOTONIC seconds, `wall` the same moment in UTC.
+
+    `api_problem`: what is wrong with the api process. `memory_problem`: what was killed for memory since it was ready.
+    """
     config = controller.config
     snapshot = controller.snapshot
     fresh = snapshot is not None and now - snapshot.monotonic_time <= STALE_AFTER
@@ -69,13 +80,17 @@ def build(
             changes=controller.changes,
             last_change_time=controller.last_change_time,
         ),
-        engine=engine_status(
-            snapshot if fresh else None,
-            snapshot,
-            launcher,
-            ready=ready,
-            problem=controller.obstacle,
-            restarts=controller.restarts.totals(),
+        engine=_judged(
+            engine_status(
+                snapshot if fresh else None,
+                snapshot,
+                launcher,
+                ready=ready,
+                problem=controller.obstacle,
+                restarts=controller.restarts.totals(),
+            ),
+            api_problem,
+            memory_problem,
         ),
         slo=slo_report(
             config.slo,
@@ -141,6 +156,19 @@ def engine_status(
         return known.model_copy(update={"reason": "Starting", "message": launcher.message})
     message = launcher.message or "the engine's core does not answer"
     return known.model_copy(update={"state": EnginePhase.DEGRADED, "reason": "NotResponding", "message": message})
+
+
+def _judged(engine: EngineStatus, api_problem: str, memory_problem: str) -> EngineStatus:
+    """What core cannot say: that it was killed, and that nobody can reach it."""
+    if memory_problem and not engine.ready and engine.state is not EnginePhase.DRAINING:
+        return engine.model_copy(
+            update={"state": EnginePhase.FAILED, "reason": "OutOfMemory", "message": memory_problem}
+        )
+    if api_problem and engine.state in (EnginePhase.READY, EnginePhase.DEGRADED):
+        return engine.model_copy(
+            update={"state": EnginePhase.DEGRADED, "reason": "APINotResponding", "message": api_problem}
+        )
+    return engine
 
 
 _PHASES = {

@@ -25,6 +25,10 @@ class TokenRefused(AgentError):
     """The agent does not know the token (401)."""
 
 
+class AgentSilent(AgentError):
+    """Nothing answers: asking again costs a time-out."""
+
+
 class StaleConfig(AgentError):
     """The agent has a configuration of a newer generation (409)."""
 
@@ -52,7 +56,7 @@ class AgentClient:
             async with asyncio.timeout(self._longest):
                 return await self._look(ip, uid, tokens, config)
         except TimeoutError as error:
-            raise AgentError(_SLOW) from error
+            raise AgentSilent(_SLOW) from error
 
     async def _look(self, ip: str, uid: str, tokens: tuple[str, ...], config: AgentConfig | None) -> StatusReport:
         health = Health.model_validate_json(await self._send("GET", ip, "/health"))
@@ -90,9 +94,9 @@ class AgentClient:
                 method, f"http://{host}:{self._port}{path}", headers=headers, content=body
             )
         except httpx.TimeoutException as error:
-            raise AgentError(_SLOW) from error
+            raise AgentSilent(_SLOW) from error
         except httpx.HTTPError as error:
-            raise AgentError(f"the agent cannot be reached ({type(error).__name__})") from error
+            raise AgentSilent(f"the agent cannot be reached ({type(error).__name__})") from error
         if answer.status_code == 401:
             raise TokenRefused(_REFUSED[401])
         if answer.status_code == 409:

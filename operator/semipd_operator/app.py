@@ -31,8 +31,8 @@ from semipd_operator.metricsapi.credentials import Credentials, Mounted, SelfMad
 from semipd_operator.metricsapi.registration import Backend, Door, Registration
 from semipd_operator.poller import AgentPoller
 from semipd_operator.reconcile import Reconciler
-from semipd_operator.render import OPTIONAL_KINDS
-from semipd_operator.render.names import MANAGED_SELECTOR
+from semipd_operator.render import HPA, OPTIONAL_KINDS
+from semipd_operator.render.names import MANAGED_SELECTOR, managed
 from semipd_operator.settings import MetricsAPISettings, Settings
 from semipd_operator.status_writer import StatusWriter
 from semipd_operator.watches import kopf_settings, registry
@@ -165,7 +165,8 @@ class Operator:
             await asyncio.sleep(self.settings.resync_seconds if complete else _RELIST_SECONDS)
 
     async def _list(self, kind: str, namespace: str) -> None:
-        selector = MANAGED_SELECTOR if kind in CHILDREN else ""
+        # All autoscalers, as others' may scale our Deployments; the watch tells of ours alone.
+        selector = MANAGED_SELECTOR if kind in CHILDREN and kind != HPA.kind else ""
         try:
             found, version = await self.kube.list(KINDS[kind][0], kind, namespace, selector)
         except ApiRefused as refused:
@@ -173,7 +174,11 @@ class Operator:
                 raise
             self.informer.refused(kind, str(refused), namespace)
             return
-        for key in self.informer.listed(kind, found, version, namespace):
+        news: set[Key] = set()
+        if kind == HPA.kind:
+            news = {key for key in self.informer.autoscalers(found, namespace) if self.informer.get(KIND, *key)}
+            found = [obj for obj in found if managed(obj)]
+        for key in news | self.informer.listed(kind, found, version, namespace):
             self.queue.add(key)
         if kind == KIND:
             self.watches.listed((obj["metadata"]["uid"], obj["metadata"]["resourceVersion"]) for obj in found)

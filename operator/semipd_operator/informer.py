@@ -45,6 +45,8 @@ class Informer:
         """The last status that we wrote, or are writing, of each service."""
         self._missing = {(kind, namespace) for kind in KINDS for namespace in namespaces or ("",)}
         self._refusals: dict[str, str] = {}
+        self._scalers: dict[Key, str] = {}
+        """Autoscalers of Deployments, by the Deployment's name."""
         self._complete = asyncio.Event()
 
     async def complete(self) -> None:
@@ -99,6 +101,24 @@ class Informer:
         if not self._missing:
             self._complete.set()
         return {key for key in news if key}
+
+    def autoscalers(self, found: Iterable[Object], namespace: str = "") -> set[Key]:
+        """All HorizontalPodAutoscalers of a namespace, or of all: others' may scale one of our Deployments.
+
+        The services for which that changed.
+        """
+        now = {
+            Key(obj["metadata"]["namespace"], target["name"]): obj["metadata"]["name"]
+            for obj in found
+            if (target := (obj.get("spec") or {}).get("scaleTargetRef") or {}).get("kind") == "Deployment"
+        }
+        kept = {key: name for key, name in self._scalers.items() if namespace not in ("", key.namespace)}
+        before, self._scalers = self._scalers, {**kept, **now}
+        return {key for key in before.keys() | now.keys() if before.get(key) != self._scalers.get(key)}
+
+    def foreign_scaler(self, key: Key) -> str:
+        """The name of an autoscaler that scales the service's Deployment; ours scale the service."""
+        return self._scalers.get(key, "") if self.get("Deployment", *key) else ""
 
     def refused(self, kind: str, words: str, namespace: str = "") -> None:
         """The API server does not let us list a kind; we do without."""

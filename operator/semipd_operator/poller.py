@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from semipd_agent.contract import AgentConfig
-from semipd_operator.agents import AgentClient, AgentError
+from semipd_operator.agents import AgentClient, AgentError, AgentSilent
 from semipd_operator.metrics import AGENT_POLLS
 from semipd_operator.status.observed import AgentView, PodView
 from semipd_operator.workqueue import Key
@@ -129,8 +129,8 @@ class AgentPoller:
             speaks = not one.failures and (one.view.report is not None or one.pod.ready)
             async with self._speaking if speaks else self._silent:
                 watch = self._services[one.key].watch
-                one.view = await self._look(one.pod, watch, one.view)
-            one.failures = one.failures + 1 if one.view.error else 0
+                one.view, silent = await self._look(one.pod, watch, one.view)
+            one.failures = one.failures + 1 if silent else 0
             self._services[one.key].told.set()
             await _wait(wake, self._pause(one))
 
@@ -140,14 +140,16 @@ class AgentPoller:
             return max(period, min(LONGEST_SILENCE_SECONDS, self._period * 2.0 ** (min(one.failures, 8) - 1)))
         return min(self._period, MOVING_SECONDS) if one.view.adjusting_since else period
 
-    async def _look(self, pod: PodView, watch: Watch, before: AgentView) -> AgentView:
+    async def _look(self, pod: PodView, watch: Watch, before: AgentView) -> tuple[AgentView, bool]:
+        """What is known of the pod now, and whether it did not answer at all."""
         try:
             report = await self._client.look(pod.ip, pod.uid, watch.tokens, watch.config)
         except (AgentError, ValidationError) as error:
             AGENT_POLLS.labels("failed").inc()
-            return before.failed(str(error) if isinstance(error, AgentError) else "the agent's answer is no health")
+            said = str(error) if isinstance(error, AgentError) else "the agent's answer is no health"
+            return before.failed(said), isinstance(error, AgentSilent)
         AGENT_POLLS.labels("answered").inc()
-        return before.heard(report, datetime.now(UTC), watch.config)
+        return before.heard(report, datetime.now(UTC), watch.config), False
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -38,6 +38,16 @@ class Reason(StrEnum):
     CONTAINER_NOT_STARTED = "ContainerNotStarted"
     CRASH_LOOP = "CrashLoop"
     POD_FAILED = "PodFailed"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    LIMIT_RANGE_VIOLATED = "LimitRangeViolated"
+    POD_SECURITY_VIOLATED = "PodSecurityViolated"
+    RUNTIME_CLASS_MISSING = "RuntimeClassMissing"
+    POD_REFUSED = "PodRefused"
+    CLAIM_MISSING = "ClaimMissing"
+    CLAIM_UNBOUND = "ClaimUnbound"
+    CLAIM_IN_USE = "ClaimInUse"
+    VOLUME_NOT_MOUNTED = "VolumeNotMounted"
+    API_NOT_RESPONDING = "APINotResponding"
     SCALED_TO_ZERO = "ScaledToZero"
 
     APPLIED = "Applied"
@@ -107,6 +117,60 @@ POD_TROUBLE = (
         "Add a node that has it, or lower spec.engine.resources; engine.device cpu needs no GPU.",
     ),
     Entry(
+        Reason.QUOTA_EXCEEDED,
+        "False",
+        "A ResourceQuota of the namespace allows no further pod, or wants requests and limits that the pod lacks.",
+        "Raise the quota, lower spec.replicas, or set spec.engine.resources as the message asks.",
+    ),
+    Entry(
+        Reason.LIMIT_RANGE_VIOLATED,
+        "False",
+        "A LimitRange of the namespace refuses the pod's resources.",
+        "Set spec.engine.resources within the range that the message names, or change the LimitRange.",
+    ),
+    Entry(
+        Reason.POD_SECURITY_VIOLATED,
+        "False",
+        "The namespace's Pod Security level refuses what spec.podTemplate adds; as rendered, pods fit `restricted`.",
+        "Remove from spec.podTemplate what the message names, or use a namespace of another level.",
+    ),
+    Entry(
+        Reason.RUNTIME_CLASS_MISSING,
+        "False",
+        "spec.podTemplate names a RuntimeClass that the cluster does not have.",
+        "Correct runtimeClassName, or install that runtime.",
+    ),
+    Entry(
+        Reason.POD_REFUSED,
+        "False",
+        "The API server refuses to create a pod; the message has its words.",
+        "Read the message; the pod is tried again.",
+    ),
+    Entry(
+        Reason.CLAIM_MISSING,
+        "False",
+        "The PersistentVolumeClaim that the model comes from or goes to does not exist.",
+        "Create the claim, or correct spec.model.",
+    ),
+    Entry(
+        Reason.CLAIM_UNBOUND,
+        "False",
+        "The claim has no volume yet.",
+        "kubectl describe pvc: its storage class, or a missing provisioner, says why.",
+    ),
+    Entry(
+        Reason.CLAIM_IN_USE,
+        "False",
+        "The claim can be mounted on one node only (ReadWriteOnce, ReadWriteOncePod), and is on another.",
+        "Use a ReadWriteMany or ReadOnlyMany claim, or one replica.",
+    ),
+    Entry(
+        Reason.VOLUME_NOT_MOUNTED,
+        "False",
+        "The kubelet has been preparing the pod's volumes and network for more than 30 s.",
+        "kubectl describe pod: its events have the kubelet's words.",
+    ),
+    Entry(
         Reason.IMAGE_PULL_FAILED,
         "False",
         "The kubelet cannot pull an image.",
@@ -125,8 +189,54 @@ POD_TROUBLE = (
         "The container `engine` ends again and again; the message has its last exit status.",
         "kubectl logs POD -c engine --previous",
     ),
+    Entry(
+        Reason.API_NOT_RESPONDING,
+        "False",
+        "The process that answers the OpenAI API is dead, hangs or could not start; the pod is out of the Service.",
+        "It is restarted by itself; if it stays: kubectl logs POD -c engine",
+    ),
     Entry(Reason.POD_FAILED, "False", "The pod ended, e.g. it was evicted.", "Read the message; a new pod follows."),
 )
+
+MODEL_TROUBLE = (
+    Entry(Reason.DOWNLOAD_FAILED, "False", "The download failed.", "Read the message; it is tried again."),
+    Entry(
+        Reason.AUTH_REQUIRED,
+        "False",
+        "Hugging Face refuses the download: the model is gated, or the token is wrong.",
+        "Accept the model's terms and set spec.model.tokenSecretRef.",
+    ),
+    Entry(Reason.NOT_FOUND, "False", "There is no such model, revision or folder.", "Correct spec.model."),
+    Entry(Reason.NO_SPACE, "False", "The cache is full.", "Use a larger claim or emptyDir."),
+    Entry(Reason.INVALID_URI, "False", "The uri names no model that can be fetched.", "Correct spec.model.uri."),
+    Entry(
+        Reason.CHECKSUM_MISMATCH,
+        "False",
+        "A file came damaged; it is fetched again.",
+        "If it stays: look for a proxy that changes files.",
+    ),
+    Entry(Reason.UNREACHABLE, "False", "The model hub cannot be reached.", "Check the network and its policies."),
+    Entry(
+        Reason.INCOMPLETE,
+        "False",
+        "The folder lacks files of the model; the message names them.",
+        "Complete the folder, or correct spec.model.",
+    ),
+    Entry(Reason.LOAD_FAILED, "False", "The engine cannot load the weights.", "Read the message and the engine's log."),
+    Entry(
+        Reason.OUT_OF_MEMORY,
+        "False",
+        "The weights and the KV cache do not fit.",
+        "Raise the memory limit, or lower engine.kvCacheMemory or engine.maxModelLen.",
+    ),
+    Entry(
+        Reason.CUDA_UNAVAILABLE,
+        "False",
+        "engine.device is cuda, and CUDA cannot be initialised in the pod.",
+        "Read the message; compare the node's driver with the image's CUDA (`semipd doctor`).",
+    ),
+)
+"""Why a model does not come into a pod."""
 
 NO_START = (
     Entry(Reason.NO_CPUS, "False", "The affinity mask grants the pod no CPU.", "Widen the cpuset."),

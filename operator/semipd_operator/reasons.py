@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from semipd_operator.reason_entries import MPS_LOST, NO_START, POD_TROUBLE, Entry, Reason
+from semipd_operator.reason_entries import MODEL_TROUBLE, MPS_LOST, NO_START, POD_TROUBLE, Entry, Reason
 
 __all__ = ["EVENTS", "MEANING", "REASONS", "ConditionType", "Entry", "EventReason", "Reason"]
 
@@ -29,7 +29,7 @@ MEANING: dict[ConditionType, str] = {
     ConditionType.MODEL_READY: "The weights are loaded in at least one pod, and no pod fails to load them.",
     ConditionType.AVAILABLE: "At least one pod can serve now, of any generation.",
     ConditionType.PARTITION_APPLIED: "In every ready pod the split read back from the workers is the requested one.",
-    ConditionType.SCALING_READY: "The autoscaler can follow the load. Not part of Ready. With autoscaling only.",
+    ConditionType.SCALING_READY: "The autoscaler can follow the load. Part of Ready only where another contests it.",
     ConditionType.SLO_ATTAINED: "The targets were met over the window. Not part of Ready. Present with an slo only.",
     ConditionType.SLO_FEASIBLE: "Some split within the bounds meets the targets. Not part of Ready. With an slo only.",
     ConditionType.READY: "SpecAccepted, ModelReady, Available, PartitionApplied, and all pods of this generation.",
@@ -77,44 +77,7 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
         Entry(Reason.SCALED_TO_ZERO, "Unknown", "spec.replicas is 0."),
         Entry(Reason.DOWNLOADING, "False", "The init container `model` downloads."),
         Entry(Reason.LOADING, "False", "The engine loads the weights."),
-        Entry(Reason.DOWNLOAD_FAILED, "False", "The download failed.", "Read the message; it is tried again."),
-        Entry(
-            Reason.AUTH_REQUIRED,
-            "False",
-            "Hugging Face refuses the download: the model is gated, or the token is wrong.",
-            "Accept the model's terms and set spec.model.tokenSecretRef.",
-        ),
-        Entry(Reason.NOT_FOUND, "False", "There is no such model, revision or folder.", "Correct spec.model."),
-        Entry(Reason.NO_SPACE, "False", "The cache is full.", "Use a larger claim or emptyDir."),
-        Entry(Reason.INVALID_URI, "False", "The uri names no model that can be fetched.", "Correct spec.model.uri."),
-        Entry(
-            Reason.CHECKSUM_MISMATCH,
-            "False",
-            "A file came damaged; it is fetched again.",
-            "If it stays: look for a proxy that changes files.",
-        ),
-        Entry(Reason.UNREACHABLE, "False", "The model hub cannot be reached.", "Check the network and its policies."),
-        Entry(
-            Reason.INCOMPLETE,
-            "False",
-            "The folder lacks files of the model; the message names them.",
-            "Complete the folder, or correct spec.model.",
-        ),
-        Entry(
-            Reason.LOAD_FAILED, "False", "The engine cannot load the weights.", "Read the message and the engine's log."
-        ),
-        Entry(
-            Reason.OUT_OF_MEMORY,
-            "False",
-            "The weights and the KV cache do not fit.",
-            "Raise the memory limit, or lower engine.kvCacheMemory or engine.maxModelLen.",
-        ),
-        Entry(
-            Reason.CUDA_UNAVAILABLE,
-            "False",
-            "engine.device is cuda, and CUDA cannot be initialised in the pod.",
-            "Read the message; compare the node's driver with the image's CUDA (`semipd doctor`).",
-        ),
+        *MODEL_TROUBLE,
         *NO_START,
     ),
     ConditionType.AVAILABLE: (
@@ -123,6 +86,9 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
         Entry(Reason.PODS_NOT_READY, "False", "Pods exist and none is ready yet."),
         Entry(Reason.SCALED_TO_ZERO, "False", "spec.replicas is 0."),
         *POD_TROUBLE,
+        *MODEL_TROUBLE,
+        *NO_START,
+        *MPS_LOST,
     ),
     ConditionType.PARTITION_APPLIED: (
         Entry(Reason.APPLIED, "True", "Requested and applied split agree in every ready pod."),
@@ -182,8 +148,8 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
         Entry(
             Reason.CONFLICTING_AUTOSCALER,
             "False",
-            "Another HorizontalPodAutoscaler scales the same pods; neither does anything.",
-            "Delete the other one; the message names it.",
+            "Another HorizontalPodAutoscaler scales the same pods, or the Deployment itself against the operator.",
+            "Delete the other one, or let it scale the SemiPDService; the message names it.",
         ),
         Entry(Reason.AUTOSCALER_FAILED, "False", "The autoscaler says that it cannot scale.", "Read the message."),
     ),
@@ -209,6 +175,12 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
         Entry(Reason.SCALED_TO_ZERO, "True", "spec.replicas is 0 and no pod is left."),
         Entry(Reason.ROLLOUT_IN_PROGRESS, "False", "Pods of an older generation are being replaced; it serves on."),
         Entry(Reason.PODS_NOT_READY, "False", "Fewer pods are ready than specified."),
+        Entry(
+            Reason.CONFLICTING_AUTOSCALER,
+            "False",
+            "A HorizontalPodAutoscaler of someone else scales the Deployment, so its number of pods never stays.",
+            "Let it scale the SemiPDService, or delete it; the message names it.",
+        ),
     ),
 }
 """Ready also carries the reason of the first of its conditions that is not True."""

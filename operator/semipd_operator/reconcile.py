@@ -47,7 +47,7 @@ from semipd_operator.settings import Settings
 from semipd_operator.status import AutoscalerView, Observed, Problem
 from semipd_operator.status.events import Event
 from semipd_operator.status.model import resolved_revision
-from semipd_operator.status.pods import pod_view
+from semipd_operator.status.pods import pod_view, refusal
 from semipd_operator.status.rejected import rejected
 from semipd_operator.status.scaling import EXTERNAL_METRICS_API, autoscaler_view
 from semipd_operator.status_writer import StatusWriter
@@ -268,6 +268,8 @@ class Reconciler:
                 selector=selector,
                 problem=_unread(reading, outcome) or outcome.problem,
                 ignored=reading.ignored,
+                refusal=refusal(self._informer.get("Deployment", *key)),
+                foreign_scaler=self._informer.foreign_scaler(key),
                 lacking=tuple(_lack(kind, outcome.reach) for kind in outcome.lacking),
                 autoscaler=await self._autoscaler(service, outcome.reach),
             ),

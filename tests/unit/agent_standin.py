@@ -234,7 +234,16 @@ async def main() -> None:
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     path = options.run_dir / "control.sock"
     path.unlink(missing_ok=True)
-    async with await asyncio.start_unix_server(answer, path=path):
+
+    async def health(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """The api process."""
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    api = await asyncio.start_server(health, "127.0.0.1", 0)
+    (options.run_dir / "api.port").write_text(f"{api.sockets[0].getsockname()[1]}\n")
+    async with api, await asyncio.start_unix_server(answer, path=path):
         await stop.wait()
         engine.draining = True
         await asyncio.sleep(engine.drain)

@@ -134,7 +134,7 @@ TABLE: dict[str, tuple[Observed, dict[str, str]]] = {
         observed(pods=(NOT_READY,), agents={"p1": heard(report(engine=REFUSED_ENGINE, partition=REFUSED))}),
         {
             "ModelReady": "False ComputeModeUnsupported",
-            "Available": "False PodsNotReady",
+            "Available": "False ComputeModeUnsupported",
             "PartitionApplied": "False ComputeModeUnsupported",
             "Ready": "False ComputeModeUnsupported",
         },

@@ -253,8 +253,8 @@ def test_without_a_gpu_the_engine_does_not_start_until_partitioning_is_disabled(
 
 
 def test_a_bad_file_ends_the_agent_with_words(tmp_path: Path) -> None:
-    (tmp_path / "agent.json").write_text('{"config": {"partition": {"mode": "Sometimes"}}}')
+    (tmp_path / "agent.json").write_text('{"config": {"partition": {"split": {"decodePercent": 0}}}}')
     command = [sys.executable, "-m", "semipd_agent", "--config", str(tmp_path / "agent.json"), "--port", "0", "--"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert result.returncode == 1
-    assert "config.partition.mode" in result.stderr
+    assert "config.partition.split.decodePercent" in result.stderr

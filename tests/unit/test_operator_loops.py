@@ -26,7 +26,7 @@ from semipd_agent.contract import (
     StatusReport,
 )
 from semipd_operator import web
-from semipd_operator.agents import AgentClient, AgentError
+from semipd_operator.agents import AgentClient, AgentError, AgentSilent
 from semipd_operator.health import Health as OperatorHealth
 from semipd_operator.health import WatchFreshness
 from semipd_operator.poller import SILENT_AT_ONCE, AgentPoller, Watch
@@ -222,7 +222,7 @@ class Slow:
         self.looked[uid] = self.looked.get(uid, 0) + 1
         if uid in self.dead:
             await asyncio.sleep(0.2)
-            raise AgentError("the agent does not answer in time")
+            raise AgentSilent("the agent does not answer in time")
         return report(config.generation if config else 0)
 
 

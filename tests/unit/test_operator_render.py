@@ -200,3 +200,12 @@ def test_pods_are_told_the_commit_once_it_is_known_and_that_rolls_nothing() -> N
     [init] = pod({"model": HF})["spec"]["initContainers"]
     read = init["command"][init["command"].index("--pin-file") + 1]
     assert read == "/etc/semipd/model-revision" and "/etc/semipd" in [m["mountPath"] for m in init["volumeMounts"]]
+
+
+def test_the_download_has_resources_without_devices() -> None:
+    """A namespace with a quota or a LimitRange wants them of every container."""
+    resources = {"limits": {"memory": "3Gi", "nvidia.com/gpu": 1}, "requests": {"cpu": "1", "memory": "1Gi"}}
+    spec = pod({"model": HF, "engine": {"resources": resources}})["spec"]
+    [download] = spec["initContainers"]
+    assert download["resources"] == {"limits": {"memory": "3Gi"}, "requests": {"cpu": "1", "memory": "1Gi"}}
+    assert pod({"model": HF})["spec"]["initContainers"][0]["resources"] == {}

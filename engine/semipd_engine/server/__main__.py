@@ -94,7 +94,7 @@ async def serve(service: Service, options: EngineOptions, listener: socket.socke
     assert options.run_dir is not None
     port = listener.getsockname()[1]
     _write_port(options.run_dir / PORT_FILE, port)
-    log.info("serving %s on http://%s:%d", service.card.name, options.host, port)
+    log.info("serving %s on port %d of %s", service.card.name, port, options.host)
     gc.freeze()  # what is loaded now stays: the collector need not walk it between two tokens
     tasks = [
         asyncio.create_task(service.run(), name="core"),
@@ -128,7 +128,10 @@ async def _drain(service: Service, options: EngineOptions, stop: asyncio.Event) 
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises OSError."""
+    """A listening socket; port 0 takes a free one. ``::`` takes both families, and IPv4 alone where the kernel has no
+    IPv6. Raises OSError."""
+    if host == "::" and not socket.has_dualstack_ipv6():
+        host = "0.0.0.0"
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=host == "::")
 

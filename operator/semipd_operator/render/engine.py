@@ -55,3 +55,16 @@ def resources(engine: EngineSpec) -> Object:
     if engine.resources.requests:
         result["requests"] = dict(engine.resources.requests)
     return result
+
+
+_PLAIN = ("cpu", "memory", "ephemeral-storage")
+
+
+def download_resources(engine: EngineSpec) -> Object:
+    """The init container's: the engine's without devices. A pod is counted by its largest phase, so they cost nothing,
+    and a namespace that wants limits of every container has them."""
+    plain = {
+        kind: {name: value for name, value in values.items() if name in _PLAIN}
+        for kind, values in resources(engine).items()
+    }
+    return {kind: values for kind, values in plain.items() if values}

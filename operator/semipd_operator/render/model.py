@@ -28,8 +28,10 @@ class ModelSource:
     init_containers: list[Object] = field(default_factory=list)
 
 
-def model_source(model: ModelSpec, image: str, security_context: Object, scratch: list[Object]) -> ModelSource:
-    """`scratch`: mounts that any container with a read-only root file system needs."""
+def model_source(
+    model: ModelSpec, image: str, security_context: Object, scratch: list[Object], resources: Object
+) -> ModelSource:
+    """`scratch`: mounts that any container with a read-only root file system needs. `resources`: of the download."""
     scheme, _, rest = model.uri.partition("://")
     if scheme == "file":
         return ModelSource(directory=rest)
@@ -44,7 +46,7 @@ def model_source(model: ModelSpec, image: str, security_context: Object, scratch
         directory=_CHOSEN,
         volumes=[_cache(model), {"name": "model", "emptyDir": {}}],
         mounts=[{"name": MODELS_VOLUME, "mountPath": MODELS_MOUNT, "readOnly": True}, {**_CHOICE, "readOnly": True}],
-        init_containers=[_fetch(model, rest, image, security_context, scratch)],
+        init_containers=[{**_fetch(model, rest, image, security_context, scratch), "resources": resources}],
     )
 
 

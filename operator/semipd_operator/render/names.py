@@ -25,6 +25,11 @@ HTTP_PORT = "http"
 AGENT_PORT_NAME = "agent"
 
 
+def managed(obj: Object) -> bool:
+    """Whether an object carries the label of `MANAGED_SELECTOR`."""
+    return (obj["metadata"].get("labels") or {}).get("app.kubernetes.io/managed-by") == MANAGER
+
+
 def config_map_name(service: SemiPDService) -> str:
     return f"{service.metadata.name}-agent"
 

@@ -40,7 +40,9 @@ def pod_template(service: SemiPDService, settings: Settings) -> Object:
     """Pure: the same service and settings give the same template. Without its hash label."""
     spec = service.spec
     image = spec.engine.image or settings.engine_image
-    source = model_source(spec.model, image, _CONTAINER_SECURITY, [_SCRATCH])
+    source = model_source(
+        spec.model, image, _CONTAINER_SECURITY, [_SCRATCH], engine_args.download_resources(spec.engine)
+    )
     key_mounts, key_volumes = _api_keys(service)
     container: Object = {
         "name": names.ENGINE_CONTAINER,
@@ -108,7 +110,7 @@ def command(service: SemiPDService, model_directory: str) -> list[str]:
         service.spec.engine,
         served_name(service),
         model=model_directory,
-        host="0.0.0.0",
+        host="::",  # and IPv4
         port=API_PORT,
         run_dir=Path(RUN_DIR),
         api_key_file=Path(KEYS_MOUNT, _KEYS_FILE) if service.spec.service.api_key_secret_ref else None,

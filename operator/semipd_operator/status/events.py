@@ -35,6 +35,8 @@ def events(before: SemiPDServiceStatus, after: SemiPDServiceStatus) -> list[Even
         found.append(Event(EventReason.ROLLOUT_FINISHED, f"all pods run pod template {after.template_hash}"))
     for kind in ConditionType:
         found += _edges(kind, before.condition(kind), after.condition(kind))
+    # What Available says of a pod is the model's or the partition's own word.
+    found.sort(key=lambda event: event.reason is not EventReason.NOT_AVAILABLE)
     found = [event for n, event in enumerate(found) if all(event.message != later.message for later in found[n + 1 :])]
     return found + [Event(EventReason.PARTITION_CHANGED, tell(decision)) for decision in _new_decisions(before, after)]
 

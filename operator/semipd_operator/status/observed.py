@@ -44,6 +44,8 @@ class PodView:
     """The container `engine` runs."""
     model_revision: str = ""
     """The commit that the init container `model` brought."""
+    preparing_since: datetime | None = None
+    """Since when the kubelet has been making its volumes and network; None: it is not."""
     problem: Problem | None = None
     """Why the pod cannot start or stay."""
     model_problem: Problem | None = None
@@ -122,6 +124,10 @@ class Observed:
     """Fields of the specification that this version does not know."""
     lacking: tuple[str, ...] = ()
     """What was asked for and is done without, each with the reason."""
+    refusal: Problem | None = None
+    """Why the API server does not let further pods be created."""
+    foreign_scaler: str = ""
+    """An autoscaler of someone else that scales our Deployment."""
     autoscaler: AutoscalerView | None = None
     """None without spec.autoscaling, and without Kubernetes."""
     previous: SemiPDServiceStatus = field(default_factory=SemiPDServiceStatus)

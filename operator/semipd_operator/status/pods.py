@@ -28,6 +28,38 @@ _INSUFFICIENT = re.compile(r"Insufficient ([A-Za-z0-9./_-]*[A-Za-z0-9])")
 _PLAIN_RESOURCES = {"cpu", "memory", "ephemeral-storage", "pods"}
 
 
+_REFUSALS: tuple[tuple[str, Reason], ...] = (
+    ("exceeded quota", Reason.QUOTA_EXCEEDED),
+    ("failed quota", Reason.QUOTA_EXCEEDED),
+    ("violates PodSecurity", Reason.POD_SECURITY_VIOLATED),
+    ("RuntimeClass", Reason.RUNTIME_CLASS_MISSING),
+    ("per Container is", Reason.LIMIT_RANGE_VIOLATED),
+    ("per Pod is", Reason.LIMIT_RANGE_VIOLATED),
+)
+"""Words of the API server's admission plugins, in the order in which they are looked for."""
+_CLAIMS: tuple[tuple[str, Reason], ...] = (
+    ("ReadWriteOncePod", Reason.CLAIM_IN_USE),
+    ("volume node affinity conflict", Reason.CLAIM_IN_USE),
+    ("unbound immediate PersistentVolumeClaims", Reason.CLAIM_UNBOUND),
+    ("didn't find available persistent volumes to bind", Reason.CLAIM_UNBOUND),
+)
+"""Words of the scheduler."""
+_MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" (?:not found|is being deleted)')
+MOUNT_SECONDS = 30.0
+"""Volumes, network and sandbox of a pod usually take a few."""
+
+
+def refusal(deployment: Pod | None) -> Problem | None:
+    """Why the API server does not let the Deployment's pods be created: what the pods cannot say, as there are none."""
+    conditions = ((deployment or {}).get("status") or {}).get("conditions") or []
+    failure = next((one for one in conditions if one["type"] == "ReplicaFailure" and one["status"] == "True"), None)
+    if failure is None:
+        return None
+    words = failure.get("message", "")
+    reason = next((reason for part, reason in _REFUSALS if part in words), Reason.POD_REFUSED)
+    return Problem(reason, words)
+
+
 def pod_view(pod: Pod) -> PodView:
     meta, status = pod["metadata"], pod.get("status") or {}
     engine = _container(status.get("containerStatuses"), ENGINE_CONTAINER)
@@ -44,40 +76,72 @@ def pod_view(pod: Pod) -> PodView:
         downloading="running" in _state(model),
         started="running" in _state(engine),
         model_revision=_model_revision(model),
-        problem=_pod_problem(status),
-        model_problem=_model_problem(model),
+        preparing_since=_preparing_since(status),
+        problem=_pod_problem(pod, status),
+        model_problem=_model_problem(pod, model),
     )
 
 
-def _pod_problem(status: dict[str, Any]) -> Problem | None:
+def _pod_problem(pod: Pod, status: dict[str, Any]) -> Problem | None:
     if status.get("phase") == "Failed":
         return Problem(Reason.POD_FAILED, " ".join(filter(None, (status.get("reason"), status.get("message")))))
     scheduled = _condition(status, "PodScheduled")
     if scheduled.get("status") == "False":
         message = scheduled.get("message", "")
+        if found := _MISSING_CLAIM.search(message):
+            return Problem(Reason.CLAIM_MISSING, message, found[1])
+        if claim := next((reason for part, reason in _CLAIMS if part in message), None):
+            return Problem(claim, message)
         return Problem(Reason.UNSCHEDULABLE, message, missing_resource(message))
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         waiting = _state(container).get("waiting") or {}
         name = container.get("name", "")
         if reason := _WAITING.get(waiting.get("reason", "")):
             return Problem(reason, f"container {name}: {waiting.get('message') or waiting['reason']}", name)
-        if waiting.get("reason") == "CrashLoopBackOff" and name != MODEL_CONTAINER:
-            return _crash(name, container)
+        if name != MODEL_CONTAINER and (waiting.get("reason") == "CrashLoopBackOff" or _killed(container)):
+            return _crash(pod, name, container)
     return None
 
 
-def _crash(name: str, container: dict[str, Any]) -> Problem:
-    last = (container.get("lastState") or {}).get("terminated") or {}
+def _killed(container: dict[str, Any]) -> bool:
+    """Killed for memory, and not ready since: it loads again, and will be killed again."""
+    ended = _state(container).get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
+    return ended.get("reason") == "OOMKilled" and not container.get("ready")
+
+
+def _crash(pod: Pod, name: str, container: dict[str, Any]) -> Problem:
+    last = _state(container).get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
     code = last.get("exitCode")
     if last.get("reason") == "OOMKilled":
-        return Problem(Reason.OUT_OF_MEMORY, f"container {name} was killed at its memory limit", name, code)
+        return Problem(
+            Reason.OUT_OF_MEMORY, f"container {name} was killed at its memory limit{_limit(pod, name)}", name, code
+        )
     count = container.get("restartCount", 0)
     said = (last.get("message") or "").strip()
     message = f"container {name} ended {count} times, last with exit status {code}" + (f": {said}" if said else "")
     return Problem(Reason.CRASH_LOOP, message, name, code)
 
 
-def _model_problem(model: dict[str, Any]) -> Problem | None:
+def _limit(pod: Pod, name: str) -> str:
+    spec = pod.get("spec") or {}
+    for container in [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]:
+        limit = ((container.get("resources") or {}).get("limits") or {}).get("memory")
+        if container.get("name") == name and limit:
+            return f" of {limit}"
+    return ""
+
+
+def _preparing_since(status: dict[str, Any]) -> datetime | None:
+    """Since when the pod has a node and none of its containers has been made."""
+    scheduled = _condition(status, "PodScheduled")
+    containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    reasons = {(_state(one).get("waiting") or {}).get("reason", "") for one in containers}
+    if scheduled.get("status") != "True" or not containers or not reasons <= {"ContainerCreating", "PodInitializing"}:
+        return None
+    return _time(scheduled.get("lastTransitionTime"))
+
+
+def _model_problem(pod: Pod, model: dict[str, Any]) -> Problem | None:
     """From the one line of JSON that ``semipd-engine fetch`` leaves: ``{"reason": ..., "message": ...}``."""
     state, last = _state(model), (model.get("lastState") or {})
     ended = state.get("terminated") or ({} if "running" in state else last.get("terminated")) or {}
@@ -85,7 +149,8 @@ def _model_problem(model: dict[str, Any]) -> Problem | None:
     if not code:
         return None
     if ended.get("reason") == "OOMKilled":
-        return Problem(Reason.OUT_OF_MEMORY, "the download was killed at the container's memory limit", exit_code=code)
+        words = f"the download was killed at the container's memory limit{_limit(pod, MODEL_CONTAINER)}"
+        return Problem(Reason.OUT_OF_MEMORY, words, exit_code=code)
     said = _said(ended)
     if "reason" not in said:
         text = (ended.get("message") or "").strip()

@@ -43,6 +43,8 @@ def autoscaler_view(kind: str, live: dict[str, Any] | None, *, known: bool = Tru
 
 def scaling_ready(seen: Observed) -> Verdict | None:
     view, kind = seen.autoscaler, ConditionType.SCALING_READY
+    if seen.foreign_scaler:
+        return Verdict(kind, "False", Reason.CONFLICTING_AUTOSCALER, contested(seen), seen.foreign_scaler)
     if view is None:
         return None
     if not view.known:
@@ -61,6 +63,14 @@ def scaling_ready(seen: Observed) -> Verdict | None:
     if view.active:
         return Verdict(kind, "True", Reason.SCALING_ACTIVE)
     return Verdict(kind, "Unknown", Reason.AUTOSCALER_PENDING, f"the {view.kind} has not judged yet")
+
+
+def contested(seen: Observed) -> str:
+    name = seen.service.metadata.name
+    return (
+        f"HorizontalPodAutoscaler {seen.foreign_scaler} scales the Deployment {name}, which follows this service: "
+        f"set its scaleTargetRef to semipd.io/v1alpha1 SemiPDService {name}, or delete it"
+    )
 
 
 def _cause(problem: Problem) -> Reason:

@@ -6,14 +6,17 @@ SLOFeasible and ScalingReady stay outside of it: a service that is slow, or of a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
+from semipd_agent.contract import PartitionState
 from semipd_operator.api.v1alpha1.status import MetricStatus, SemiPDServiceStatus, SLOStatus
 from semipd_operator.reasons import ConditionType, Reason
-from semipd_operator.status.model import model_ready, model_status
-from semipd_operator.status.observed import Observed
+from semipd_operator.status.model import failure, model_ready, model_status
+from semipd_operator.status.observed import Observed, PodView, Problem
 from semipd_operator.status.partition import partition_applied, partition_status
-from semipd_operator.status.scaling import scaling_ready
+from semipd_operator.status.pods import MOUNT_SECONDS
+from semipd_operator.status.scaling import contested, scaling_ready
 from semipd_operator.status.slo import slo_attained, slo_feasible, slo_status
 from semipd_operator.status.verdict import Verdict
 
@@ -54,17 +57,45 @@ def spec_accepted(seen: Observed) -> Verdict:
 
 def available(seen: Observed) -> Verdict:
     kind = ConditionType.AVAILABLE
-    if seen.ready_pods:
-        message = f"{len(seen.ready_pods)} of {seen.service.spec.replicas} pods are ready"
-        return Verdict(kind, "True", Reason.PODS_READY, message)
-    for pod in seen.live_pods:
-        if pod.problem:
-            return Verdict(kind, "False", pod.problem.reason, f"{pod.name}: {pod.problem.message}", pod.problem.detail)
+    ready, wanted = len(seen.ready_pods), seen.service.spec.replicas
+    cause = missing_pods(seen)
+    if ready:
+        told = f"{ready} of {wanted} pods are ready" + (f": {cause.message}" if cause and ready < wanted else "")
+        return Verdict(kind, "True", Reason.PODS_READY, told)
+    if cause:
+        return Verdict(kind, "False", cause.reason, cause.message, cause.detail)
     if seen.live_pods:
         return Verdict(kind, "False", Reason.PODS_NOT_READY, f"none of {len(seen.live_pods)} pods is ready yet")
-    if seen.service.spec.replicas == 0:
+    if wanted == 0:
         return Verdict(kind, "False", Reason.SCALED_TO_ZERO, "spec.replicas is 0")
     return Verdict(kind, "False", Reason.NO_PODS, "no pod exists yet")
+
+
+def missing_pods(seen: Observed) -> Problem | None:
+    """Why pods are missing or not ready: their own words, else the API server's that does not let them be."""
+    for pod in seen.live_pods:
+        if not pod.ready and (problem := _trouble(seen, pod)):
+            return replace(problem, message=f"{pod.name}: {problem.message}")
+    return seen.refusal
+
+
+def _trouble(seen: Observed, pod: PodView) -> Problem | None:
+    if pod.problem:
+        return pod.problem
+    if found := failure(seen, pod):
+        return found
+    report = seen.report(pod)
+    if report and report.partition.state is PartitionState.FAILED:
+        return Problem(str(report.partition.reason), report.partition.message)
+    if report and report.engine.reason == Reason.API_NOT_RESPONDING:
+        return Problem(Reason.API_NOT_RESPONDING, report.engine.message)
+    since = pod.preparing_since
+    if since is not None and (seen.now - since).total_seconds() > MOUNT_SECONDS:
+        return Problem(
+            Reason.VOLUME_NOT_MOUNTED,
+            f"node {pod.node} has made no container of it yet: its volumes, network or runtime are not there",
+        )
+    return None
 
 
 def ready_verdict(seen: Observed, parts: list[Verdict]) -> Verdict:
@@ -74,21 +105,25 @@ def ready_verdict(seen: Observed, parts: list[Verdict]) -> Verdict:
     accepted = parts[0].status == "True"
     if accepted and wanted == 0 and not seen.live_pods:
         return Verdict(kind, "True", Reason.SCALED_TO_ZERO, "spec.replicas is 0")
+    cause = missing_pods(seen)
     failing = [verdict for verdict in parts if verdict.status == "False" and not verdict.passing]
     failing += [verdict for verdict in parts if verdict.status == "Unknown"]
     if failing:
         first = failing[0]
         return Verdict(kind, "False", first.reason, first.message, first.detail)
     outdated = [pod for pod in seen.live_pods if pod.template_hash != seen.template_hash]
+    ready = len(seen.ready_pods)
+    if (outdated or ready < wanted) and cause:
+        return Verdict(
+            kind, "False", cause.reason, f"{ready} of {wanted} pods are ready: {cause.message}", cause.detail
+        )
     if outdated:
         updated = len(seen.live_pods) - len(outdated)
         return Verdict(kind, "False", Reason.ROLLOUT_IN_PROGRESS, f"{updated} of {wanted} pods are updated")
-    ready = len(seen.ready_pods)
     if ready < wanted:
-        problem = next((pod.problem for pod in seen.live_pods if pod.problem), None)
-        message = f"{ready} of {wanted} pods are ready" + (f": {problem.message}" if problem else "")
-        reason = problem.reason if problem else Reason.PODS_NOT_READY
-        return Verdict(kind, "False", reason, message, problem.detail if problem else "")
+        return Verdict(kind, "False", Reason.PODS_NOT_READY, f"{ready} of {wanted} pods are ready")
+    if seen.foreign_scaler:
+        return Verdict(kind, "False", Reason.CONFLICTING_AUTOSCALER, contested(seen), seen.foreign_scaler)
     passing = [verdict.message for verdict in parts if verdict.passing]
     return Verdict(kind, "True", Reason.READY, "; ".join([f"{ready} of {wanted} pods are ready", *passing]))
 

@@ -1,0 +1,73 @@
+"""Asks the engine's api process whether it answers: dead, hung, looping or never started, it is seen from outside.
+
+Core and workers may be well while nobody can reach them. Knows one path, ``/health``, and no HTTP library: a server
+that hangs must cost one connection and one time-out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from semipd_agent.clock import Clock
+
+PERIOD_SECONDS = 1.0
+TIMEOUT_SECONDS = 5.0
+NAMED_AFTER_SECONDS = 5.0
+"""A shorter outage (a restart) is bridged by readiness and not worth a word."""
+
+
+class ApiProbe:
+    def __init__(self, run_dir: Path, host: str, clock: Clock) -> None:
+        """`host`: what the api listens on."""
+        self._port_file = run_dir / "api.port"
+        self._host = {"0.0.0.0": "127.0.0.1", "::": "localhost"}.get(host, host)
+        self._clock = clock
+        self._error = "has not opened its port"
+        self._failing_since: float | None = clock.monotonic()
+
+    @property
+    def answers(self) -> bool:
+        return self._failing_since is None
+
+    def problem(self) -> str:
+        """What is wrong with the process, in words; empty while it answers, and for the first seconds."""
+        since = self._failing_since
+        if since is None or self._clock.monotonic() - since < NAMED_AFTER_SECONDS:
+            return ""
+        return f"the process api {self._error}; it is restarted when it ends: see the pod's log"
+
+    async def run(self) -> None:
+        while True:
+            await self.ask()
+            await asyncio.sleep(PERIOD_SECONDS)
+
+    async def ask(self) -> None:
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                status = await self._health()
+            error = "" if status == 200 else f"answers /health with {status}"
+        except TimeoutError:
+            error = f"does not answer within {TIMEOUT_SECONDS:g} s"
+        except FileNotFoundError:
+            error = "has not opened its port"
+        except (OSError, ValueError) as reason:
+            error = f"cannot be reached ({reason or type(reason).__name__})"
+        if not error:
+            self._failing_since = None
+        elif self._failing_since is None:
+            self._failing_since = self._clock.monotonic()
+        self._error = error
+
+    async def _health(self) -> int:
+        """HTTP status of ``GET /health``. Raises OSError, and ValueError for what is no HTTP."""
+        port = int(self._port_file.read_text())
+        reader, writer = await asyncio.open_connection(self._host, port)
+        try:
+            writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            words = (await reader.readline()).split()
+            if len(words) < 2:
+                raise ConnectionError("the connection was closed")
+            return int(words[1])
+        finally:
+            writer.close()

@@ -1,0 +1,137 @@
+"""The api process seen from outside: dead, hung, looping, never started; killed for memory; either address family."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+from tests.unit.agent_bench import Bench, config
+
+from semipd_agent import api_probe
+from semipd_agent.__main__ import listen
+from semipd_agent.api_probe import NAMED_AFTER_SECONDS, ApiProbe
+from semipd_agent.contract import EnginePhase, EngineStatus
+from semipd_agent.memory_limit import MemoryLimit
+from semipd_agent.readiness import ReadyGate
+from semipd_agent.report import _judged
+
+pytestmark = pytest.mark.unit
+
+
+async def probed(folder: Path, bench: Bench, host: str = "127.0.0.1") -> ApiProbe:
+    probe = ApiProbe(folder, host, bench.clock)
+    await probe.ask()
+    bench.clock.now += NAMED_AFTER_SECONDS
+    return probe
+
+
+async def test_an_api_that_never_started(tmp_path: Path) -> None:
+    probe = ApiProbe(tmp_path, "::", Bench(config()).clock)
+    assert not probe.answers and probe.problem() == "", "the first seconds are for it to start"
+    probe = await probed(tmp_path, Bench(config()))
+    assert not probe.answers and "has not opened its port" in probe.problem()
+
+
+async def test_a_dead_api_refuses_connections(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        (tmp_path / "api.port").write_text(f"{closed.getsockname()[1]}\n")
+    probe = await probed(tmp_path, Bench(config()))
+    assert not probe.answers and "cannot be reached" in probe.problem()
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        ("hang", "does not answer within 0.2 s"),
+        ("close", "the connection was closed"),
+        ("500", "answers /health with 500"),
+        ("garbage", "cannot be reached"),
+    ],
+)
+async def test_an_api_that_hangs_or_fails_is_seen_and_seen_to_recover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str, words: str
+) -> None:
+    monkeypatch.setattr(api_probe, "TIMEOUT_SECONDS", 0.2)
+    answers = {"500": b"HTTP/1.1 500 no\r\n\r\n", "garbage": b"\x00 \xff\r\n", "200": b"HTTP/1.1 200 OK\r\n\r\n"}
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        if behaviour != "hang":
+            writer.write(answers.get(behaviour, b""))
+            writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        (tmp_path / "api.port").write_text(f"{server.sockets[0].getsockname()[1]}\n")
+        bench = Bench(config())
+        probe = await probed(tmp_path, bench)
+        assert not probe.answers and words in probe.problem()
+        behaviour = "200"
+        await probe.ask()
+        assert probe.answers and probe.problem() == ""
+
+
+def test_a_pod_whose_api_does_not_answer_is_not_ready_and_a_hiccup_flips_nothing() -> None:
+    bench, gate = Bench(config()), ReadyGate()
+    for at in (10.0, 11.0, 12.0):
+        gate.update(bench.snapshot(monotonic_time=at), at, api_answers=at < 11.0)
+    assert gate.ready(12.9)
+    gate.update(bench.snapshot(monotonic_time=14.0), 14.0, api_answers=False)
+    assert not gate.ready(14.0)
+    gate.update(bench.snapshot(monotonic_time=15.0), 15.0, api_answers=True)
+    assert gate.ready(15.0)
+
+
+def test_the_report_names_the_process() -> None:
+    good = EngineStatus(state=EnginePhase.READY, ready=True)
+    assert _judged(good, "", "killed") == good, "it was overcome"
+    named = _judged(good.model_copy(update={"ready": False}), "the process api hangs", "")
+    assert (named.state, named.reason, named.message) == (
+        EnginePhase.DEGRADED,
+        "APINotResponding",
+        "the process api hangs",
+    )
+    loading = EngineStatus(state=EnginePhase.LOADING, ready=False)
+    assert _judged(loading, "the process api hangs", "") == loading, "one thing at a time"
+    killed = _judged(loading, "", "a process was killed")
+    assert (killed.state, killed.reason) == (EnginePhase.FAILED, "OutOfMemory")
+
+
+@pytest.mark.parametrize(
+    ("events", "limit"),
+    [("memory.events", "memory.max"), ("memory/memory.oom_control", "memory/memory.limit_in_bytes")],
+)
+def test_kills_at_the_memory_limit_are_told_with_the_limit(tmp_path: Path, events: str, limit: str) -> None:
+    (tmp_path / events).parent.mkdir(exist_ok=True)
+    (tmp_path / events).write_text("low 0\noom 3\noom_kill 3\n")
+    (tmp_path / limit).write_text("1610612736\n")
+    memory = MemoryLimit(tmp_path)
+    assert memory.problem() == "", "those were before us"
+    (tmp_path / events).write_text("low 0\noom 4\noom_kill 4\n")
+    assert memory.problem() == "a process was killed at the container's memory limit of 1.5 GiB"
+    memory.forgive()
+    assert memory.problem() == ""
+    (tmp_path / events).write_text("low 0\noom 4\noom_kill 6\n")
+    (tmp_path / limit).write_text("max\n")
+    assert memory.problem() == "processes were 2 times killed at the container's memory limit"
+
+
+def test_without_a_cgroup_there_is_nothing_to_tell(tmp_path: Path) -> None:
+    assert MemoryLimit(tmp_path).problem() == ""
+
+
+@pytest.mark.parametrize("has_ipv6", [True, False])
+def test_any_address_is_both_families_or_what_there_is(monkeypatch: pytest.MonkeyPatch, has_ipv6: bool) -> None:
+    from semipd_engine.server.__main__ import bind
+
+    if has_ipv6 and not socket.has_dualstack_ipv6():
+        pytest.skip("this kernel has no IPv6")
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: has_ipv6)
+    for make in (listen, bind):
+        with make("::", 0) as listener:
+            assert listener.family == (socket.AF_INET6 if has_ipv6 else socket.AF_INET)
+            port = listener.getsockname()[1]
+            socket.create_connection(("127.0.0.1", port), 5).close()
+            if has_ipv6:
+                socket.create_connection(("::1", port), 5).close()
