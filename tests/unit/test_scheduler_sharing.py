@@ -103,11 +103,11 @@ def test_the_mode_may_change_while_plans_are_in_flight() -> None:
     s = scheduler(chunk=8)
     add(s, 1, 20)
     plan(s, Phase.PREFILL)
-    s.aggregated = True
+    s.aggregate(True)
     assert s.plan(Phase.DECODE, 2.0) is None  # the prompt is in prefill's plan
     report(s, Phase.PREFILL)
     assert rows(plan(s, Phase.DECODE)) == [(1, 8)]
-    s.aggregated = False
+    s.aggregate(False)
     assert s.plan(Phase.PREFILL, 2.0) is None
     report(s, Phase.DECODE)
     assert rows(plan(s, Phase.PREFILL)) == [(1, 4)]

@@ -94,7 +94,7 @@ class Simulation:
     def plan(self, phase: Phase) -> None:
         worker = self.workers[phase]
         if self.switches and self.random.random() < 0.02:
-            self.scheduler.aggregated = not self.scheduler.aggregated
+            self.scheduler.aggregate(not self.scheduler.aggregated)
         plan = self.scheduler.plan(phase, 0.0)
         if plan is not None:
             assert worker.steps is None and not worker.unreported

@@ -156,10 +156,16 @@ class EngineCore:
         if changed is not None:
             if self._status.page is not None:
                 self._status.page.write_plan(changed.split_epoch, changed.plan)
+            if self._status.scheduler is not None:
+                self._status.scheduler.aggregate(self._aggregated)
             self._status.splits_applied += 1
             log.info("split %d/%d, epoch %d", *changed.plan.split.model_dump().values(), changed.split_epoch)
         elif pending is not None and self._partitions.pending is None and self._partitions.refused is not None:
             log.error("epoch %d is refused: %s", pending.split_epoch, self._partitions.refused.message)
+
+    @property
+    def _aggregated(self) -> bool:
+        return self._options.unified or self._partitions.in_force.plan.aggregated
 
     # ---- resident and workers ------------------------------------------------------------------------------------
 
@@ -182,7 +188,7 @@ class EngineCore:
                 max_num_seqs=self._options.max_num_seqs,
                 prefill_chunk_tokens=self._options.prefill_chunk_tokens,
             )
-            status.scheduler = Scheduler(limits, kv, aggregated=self._options.unified)
+            status.scheduler = Scheduler(limits, kv, self._aggregated)
         else:
             status.scheduler.replace_kv(kv)
         log.info("resident %d: %s, %d KV blocks", hello.pid, hello.architecture, hello.num_blocks)

@@ -31,7 +31,7 @@ class Scheduler:
     def __init__(self, limits: SchedulerLimits, kv: KVCacheManager, aggregated: bool = False) -> None:
         self.limits = limits
         self.aggregated = aggregated
-        """Prompts take part in decode's steps. May change at any time."""
+        """Prompts take part in decode's steps (`aggregate`)."""
         self.table = RequestTable(kv)
         self.in_flight: dict[Phase, StepPlan] = {}
         self._builder = PlanBuilder(limits, self.table, self.in_flight)
@@ -70,6 +70,11 @@ class Scheduler:
             self._recall |= request_id in requests_of(self.in_flight.get(Phase.DECODE))
             self.table.finish(request, "abort")
             self.table.emit(request)
+
+    def aggregate(self, on: bool) -> None:
+        """Aggregated operation from the next plan on, or not. Plans in flight go on: each request is in one only."""
+        self._recall |= on and not self.aggregated
+        self.aggregated = on
 
     def take_outputs(self) -> list[tuple[Request, RequestOutput]]:
         """What happened since the last call, oldest first."""
