@@ -85,10 +85,10 @@ def _cause(problem: Problem) -> Reason:
 def fullness(seen: Observed) -> float | None:
     """Sum over the ready pods of how full each is, 1 being the edge of the SLO; None while no pod tells."""
     reports = [seen.report(pod) for pod in seen.ready_pods]
-    told = [one.slo.capacity_ratio for one in reports if one and one.slo and one.slo.capacity_ratio is not None]
+    told = [one.slo.utilization_ratio for one in reports if one and one.slo and one.slo.utilization_ratio is not None]
     if not told:
         return None
     scaling = seen.service.spec.autoscaling
-    target = scaling.target_capacity_percent / 100 if scaling else 1.0
+    target = scaling.target_utilization_percent / 100 if scaling else 1.0
     silent = len(reports) - len(told)
     return min(max(sum(told), target * len(reports)), sum(told) + target * silent)
