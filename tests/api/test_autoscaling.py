@@ -356,7 +356,7 @@ def test_keda_before_us_and_after_us(scaled: Scaled, namespace: str) -> None:
     path = f"/apis/apiregistration.k8s.io/v1/apiservices/{API_SERVICE}"
     crd.apply(service("h", namespace, slo=SLO, autoscaling={"maxReplicas": 3}))
     assert until(lambda: "belongs to keda/keda-operator-metrics-apiserver" in scaled.operator.log.read_text(), 30)
-    assert until(lambda: reason() == "MetricsAPIUnavailable"), reason()
+    assert until(lambda: reason() == "MetricsServedElsewhere"), reason()
     patch({"autoscaling": None})  # nothing of ours is wanted: nothing of theirs is withdrawn
     time.sleep(12)  # longer than the operator's look
     live = crd.request("GET", path)

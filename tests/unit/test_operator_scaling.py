@@ -79,6 +79,7 @@ def test_what_the_hpa_says_becomes_the_condition(live: dict[str, Any] | None, ex
 def test_a_missing_api_is_told_from_a_missing_value() -> None:
     silent = says(ScalingActive=("False", "FailedGetExternalMetric"))
     assert judged(silent, metrics_served=False) == ("False", "MetricsAPIUnavailable")
+    assert judged(silent, metrics_served=False, metrics_owner="keda/x") == ("False", "MetricsServedElsewhere")
 
 
 def test_keda() -> None:
