@@ -9,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export SEMIPD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semipd
 
-.PHONY: help venv model deps tools images demo demo-down test lint fmt e2e gpu-wheels gpu-smoke bench-auto bench-scale bench-split crd docs clean
+.PHONY: help venv model deps tools images demo demo-down test lint fmt e2e gpu-wheels gpu-smoke bench-auto bench-scale bench-split bench-token crd docs clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -63,6 +63,9 @@ bench-scale: venv tools images ## replicas under a rising, constant and ended lo
 
 bench-split: venv ## what a split does to prefill's service time (JSON and plot in out/bench)
 	@$(PY) -m bench.split_rate
+
+bench-token: venv ## where a token's time goes, and the machine's limits
+	@$(PY) -m bench.token_time $(ARGS)
 
 crd: venv ## regenerate the CRD, its chart copy and its reference from the types
 	@$(PY) -m hack.generate

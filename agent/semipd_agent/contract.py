@@ -241,6 +241,8 @@ class EngineStatus(Wire):
     architecture: str = ""
     device: str = ""
     dtype: str = ""
+    kernels: str = ""
+    """What computes: `reference` (plain torch), or the level of the compiled kernels, as `avx512_bf16`."""
     weight_bytes: int = 0
     load_progress_percent: int | None = None
     restarts: dict[str, int] = {}
@@ -271,7 +273,7 @@ class SLOReport(Wire):
     reason: str = ""
     feasible: bool | None = None
     feasible_reason: str = ""
-    utilization_ratio: float | None = None
+    capacity_ratio: float | None = None
     """How full the pod is: 0 idle, 1 the edge of the SLO under the best split in reach. None: unknown, or an agent that
     does not tell."""
 

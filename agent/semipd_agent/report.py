@@ -99,7 +99,7 @@ def build(
             controller.verdict,
             auto=controller.policy_in_force is not None,
             fresh=fresh,
-            utilization_ratio=controller.utilization_ratio,
+            capacity_ratio=controller.capacity_ratio,
         )
         if config.slo
         else None,
@@ -126,6 +126,7 @@ def engine_status(
         architecture=model.architecture if model else "",
         device=model.device if model else "",
         dtype=model.dtype if model else "",
+        kernels=model.kernels if model else "",
         weight_bytes=model.weight_bytes if model else 0,
         restarts={"launcher": launcher.restarts, **restarts},
     )
@@ -214,7 +215,7 @@ def slo_report(
     *,
     auto: bool,
     fresh: bool,
-    utilization_ratio: float | None = None,
+    capacity_ratio: float | None = None,
 ) -> SLOReport:
     """Percentiles and attainment of the window (latencies in seconds) against the targets."""
     ttft_window = _metric(slo.ttft_milliseconds, ttft, slo.percentile)
@@ -231,7 +232,7 @@ def slo_report(
         reason=reason,
         feasible=feasible,
         feasible_reason=unknown if feasible is None else verdict.feasible_reason or "Feasible",
-        utilization_ratio=round(utilization_ratio, 3) if fresh and utilization_ratio is not None else None,
+        capacity_ratio=round(capacity_ratio, 3) if fresh and capacity_ratio is not None else None,
     )
 
 

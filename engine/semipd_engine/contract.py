@@ -218,6 +218,8 @@ class ModelInfo(Frozen):
     kv_bytes: int
     sm_count: int | None = None
     """Streaming multiprocessors of the whole GPU, as a process outside MPS sees them; None on the CPU."""
+    kernels: str = ""
+    """What computes: `reference` (plain torch), or the level of the compiled kernels, as `avx512_bf16`."""
 
 
 class Refusal(Frozen):

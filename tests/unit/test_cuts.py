@@ -6,17 +6,20 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
-from semipd_engine.model.cuts import Rates, run_stages
+from semipd_engine.kernels import CannotRecord, ReferenceKernels
+from semipd_engine.model.cuts import Rates, StageLoop
 from semipd_engine.model.stage import Step, Work
 
 pytestmark = pytest.mark.unit
 
 STEP = cast(Step, None)  # these stages need none
-RATES = Rates(read=1.0, products=1.0, scores=1.0)
+KERNELS = ReferenceKernels()
+RATES = {KERNELS.name: Rates(read=1.0, products=1.0, scores=1.0)}
 
 
 @dataclass
@@ -28,6 +31,7 @@ class Recorded:
     seconds: float
     pacer: Budgets
     ranges: list[tuple[int, int]] = field(default_factory=list)
+    recordable: bool = False
 
     def units(self, step: Step) -> int:
         return self.count
@@ -58,7 +62,7 @@ def test_every_unit_runs_once_in_order_and_within_the_budget() -> None:
     for _ in range(300):
         pacer = Budgets(*(rng.choice([4.0, 20.0, 1e9]) for _ in range(3)))
         stages = [Recorded(str(i), rng.choice([1, 3, 40]), rng.choice([1, 2, 7, 30]), pacer) for i in range(6)]
-        run_stages(stages, STEP, pacer, RATES)
+        StageLoop(stages, KERNELS, pacer, RATES).run(STEP)
         for stage in stages:
             assert stage.ranges[0][0] == 0 and stage.ranges[-1][1] == stage.count
             assert all(a[1] == b[0] for a, b in zip(stage.ranges, stage.ranges[1:], strict=False))
@@ -72,14 +76,14 @@ def test_every_unit_runs_once_in_order_and_within_the_budget() -> None:
 def test_a_quantum_holds_as_many_stages_as_fit() -> None:
     pacer = Budgets(10.0)
     stages = [Recorded(str(i), 1, 3.0, pacer) for i in range(7)]
-    run_stages(stages, STEP, pacer, RATES)
+    StageLoop(stages, KERNELS, pacer, RATES).run(STEP)
     assert [len(spent) for spent in pacer.spent] == [3, 3, 1]
 
 
 def test_a_phase_without_a_peer_is_not_cut() -> None:
     pacer = Budgets(float("inf"))
     stages = [Recorded(str(i), 50, 3.0, pacer) for i in range(7)]
-    run_stages(stages, STEP, pacer, RATES)
+    StageLoop(stages, KERNELS, pacer, RATES).run(STEP)
     assert len(pacer.spent) == 1
     assert [stage.ranges for stage in stages] == [[(0, 50)]] * 7
 
@@ -88,3 +92,70 @@ def test_a_matrix_product_is_bound_by_its_bytes_or_its_arithmetic() -> None:
     rates = Rates(read=10.0, products=2.0, scores=1.0)
     assert rates.seconds(Work(read=100, products=4)) == 10.0
     assert rates.seconds(Work(read=100, products=40, scores=5)) == 25.0
+
+
+class Recorder(ReferenceKernels):
+    """Keeps what a stage says instead of a kernel's call, and counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tape: list[bytes] | None = None
+        self.recorded: list[bytes] = []
+        self.replayed: list[bytes] = []
+
+    @contextmanager
+    def recording(self) -> Iterator[list[bytes]]:
+        self.tape = tape = []
+        try:
+            yield tape
+        finally:
+            self.tape = None
+        self.recorded += tape
+
+    def replay(self, calls: bytes | bytearray) -> None:
+        self.replayed.append(bytes(calls))
+
+
+@dataclass
+class Said:
+    """A stage of `count` units of a second each that says its range; `eager` ones cannot be recorded."""
+
+    name: str
+    count: int
+    kernels: Recorder
+    eager: bool = False
+    recordable: bool = True
+
+    def units(self, step: Step) -> int:
+        return self.count
+
+    def work(self, step: Step) -> Work:
+        return Work(read=self.count)
+
+    def run(self, step: Step, begin: int, end: int) -> None:
+        word = f"{self.name}{begin}-{end} ".encode()
+        if self.eager:
+            if self.kernels.tape is not None:
+                raise CannotRecord
+            self.kernels.replayed.append(b"eager " + word)
+        else:
+            assert self.kernels.tape is not None
+            self.kernels.tape.append(word)
+
+
+def test_whole_stages_are_recorded_once_for_a_form_and_a_quantum_is_one_replay() -> None:
+    kernels = Recorder()
+    stages = [Said("a", 2, kernels), Said("b", 5, kernels), Said("c", 1, kernels, eager=True), Said("d", 2, kernels)]
+    loop = StageLoop(stages, kernels, Budgets(6.0), RATES)
+    step = cast(Step, SimpleNamespace(form=(1,)))
+    loop.run(step)
+    once = list(kernels.replayed)
+    assert once == [b"a0-2 b0-4 ", b"b4-5 ", b"eager c0-1 ", b"d0-2 "]
+    assert kernels.recorded == [b"a0-2 ", b"b0-4 ", b"b4-5 ", b"d0-2 "]
+    kernels.recorded.clear()
+    kernels.replayed.clear()
+    loop.run(step)
+    assert kernels.replayed == once
+    assert kernels.recorded == [b"b0-4 ", b"b4-5 "]  # only what is cut is said again
+    loop.run(cast(Step, SimpleNamespace(form=(2,))))
+    assert kernels.recorded[2:] == [b"a0-2 ", b"b0-4 ", b"b4-5 ", b"d0-2 "]

@@ -113,6 +113,7 @@ class Report:
             prefill_percent=split.prefill,
             decode_percent=split.decode,
             splits_applied=status.splits_applied,
+            kernels=status.last_model.kernels if status.last_model is not None else "",
         )
 
     def snapshot(self, since: int, now: float) -> EngineSnapshot:
@@ -189,6 +190,7 @@ class Report:
             device=hello.device,
             weight_bytes=hello.weight_bytes,
             max_model_len=hello.max_model_len,
+            kernels=hello.kernels,
             kv_block_size=hello.block_size,
             kv_bytes=hello.kv_bytes,
             sm_count=hello.sm_count,

@@ -120,6 +120,7 @@ class CoreState(msgspec.Struct, frozen=True, tag="state"):
     prefill_percent: int = 100
     decode_percent: int = 100
     splits_applied: int = 0
+    kernels: str = ""
 
 
 ApiToCore = AddRequest | AbortRequest
@@ -285,6 +286,8 @@ class ResidentHello(msgspec.Struct, frozen=True, tag="hello"):
     device: str
     max_model_len: int
     vocab_size: int
+    kernels: str = ""
+    """Which of `kernels` run: `reference`, or a CPU's level."""
     kv_descriptor: bool = True
     """False where the KV pool is device memory, which no descriptor stands for."""
     sm_count: int | None = None

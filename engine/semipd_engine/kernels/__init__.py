@@ -10,17 +10,28 @@ import os
 from collections.abc import Mapping
 
 from semipd_engine.kernels.reference import ReferenceKernels
-from semipd_engine.kernels.signatures import PANEL, PANELS, ROWS, Kernels, PackedLayout, PackedWeight
+from semipd_engine.kernels.signatures import (
+    PANEL,
+    PANELS,
+    ROWS,
+    CannotRecord,
+    Kernels,
+    PackedLayout,
+    PackedWeight,
+    RecordingKernels,
+)
 
 __all__ = [
     "PANEL",
     "PANELS",
     "ROWS",
     "VARIABLE",
+    "CannotRecord",
     "Kernels",
     "KernelsError",
     "PackedLayout",
     "PackedWeight",
+    "RecordingKernels",
     "ReferenceKernels",
     "choose",
 ]

@@ -11,8 +11,9 @@ columns are taken as they are.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -160,3 +161,20 @@ class Kernels(Protocol):
         set of likeliest ones that reaches it, at least one), and the token is where the cumulated rest, in vocabulary
         order, passes ``uniform`` (float64 [R] in [0, 1)) of its sum.
         """
+
+
+class CannotRecord(Exception):
+    """The call would be served in another way than by a compiled kernel: it is carried out, not recorded."""
+
+
+@runtime_checkable
+class RecordingKernels(Kernels, Protocol):
+    """Kernels whose calls can be kept and carried out later, many at once: no Python between them, no thread woken."""
+
+    def recording(self) -> AbstractContextManager[list[bytes]]:
+        """Calls inside are kept in the list that it yields, in order, and not carried out. A call that cannot be kept
+        raises `CannotRecord`, and nothing has happened. For linear, norms, SiLU, rotation and attention."""
+
+    def replay(self, calls: bytes | bytearray) -> None:
+        """Carry out kept calls, joined, in order. Every tensor that they name must still be at its address; what lies
+        there now counts."""

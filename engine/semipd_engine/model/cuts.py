@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from semipd_engine.kernels import CannotRecord, Kernels, RecordingKernels
 from semipd_engine.model.stage import Stage, Step, Work
 from semipd_engine.pacing.quantum import Pacer
 
@@ -39,24 +40,87 @@ RATES: Mapping[str, Rates] = {
 """By the kernels' name. Cautious: a piece may take less than its budget, seldom more."""
 FASTEST = Rates(1e15, 1e15, 1e15)
 """Of kernels that are not paced."""
+FORMS = 32
+"""Kept at most: batch sizes come and go."""
 
 
-def run_stages(stages: Sequence[Stage], step: Step, pacer: Pacer, rates: Rates) -> None:
-    """All stages, in order, in as many quanta as they need."""
-    at, unit = 0, 0
-    while at < len(stages):
-        with pacer.quantum() as left:
-            fresh = True  # a quantum does one unit at least
-            while at < len(stages):
-                stage = stages[at]
-                units = stage.units(step)
-                seconds = rates.seconds(stage.work(step)) / max(1, units)
-                count = units - unit
-                if count * seconds > left:
-                    count = max(int(left / seconds), 1 if fresh else 0)
-                    if count == 0:
-                        break
-                stage.run(step, unit, unit + count)
-                fresh, left, unit = False, left - count * seconds, unit + count
-                if unit == units:
-                    at, unit = at + 1, 0
+class StageLoop:
+    """Runs a list of stages, in order, in as many quanta as they need.
+
+    With kernels that record, what a stage does over its whole axis is recorded once for each form of a step (same
+    rows, same addresses) and replayed: a quantum is then one call, whatever number of stages it holds.
+    """
+
+    def __init__(
+        self, stages: Sequence[Stage], kernels: Kernels, pacer: Pacer, rates: Mapping[str, Rates] = RATES
+    ) -> None:
+        self.stages = list(stages)
+        self._recorder = kernels if isinstance(kernels, RecordingKernels) else None
+        self._pacer = pacer
+        self._rates = rates.get(kernels.name, FASTEST)
+        self._forms: dict[tuple[int, ...], tuple[dict[int, bytes], list[tuple[int, float]]]] = {}
+
+    def run(self, step: Step) -> None:
+        whole, costs = self._known(step)
+        at, unit = 0, 0
+        while at < len(self.stages):
+            with self._pacer.quantum() as left:
+                waiting = bytearray()
+                fresh = True  # a quantum does one unit at least
+                while at < len(self.stages):
+                    units, seconds = costs[at]
+                    count = units - unit
+                    if count * seconds > left:
+                        count = max(int(left / seconds), 1 if fresh else 0)
+                        if count == 0:
+                            break
+                    if count == units and at in whole:
+                        waiting += whole[at]
+                    else:
+                        self._piece(at, step, unit, unit + count, waiting, whole if count == units else None)
+                    fresh, left, unit = False, left - count * seconds, unit + count
+                    if unit == units:
+                        at, unit = at + 1, 0
+                self._carry_out(waiting)
+
+    def _piece(
+        self, at: int, step: Step, begin: int, end: int, waiting: bytearray, whole: dict[int, bytes] | None
+    ) -> None:
+        """Record it behind the calls that are `waiting`, and keep it in `whole`; or carry them out, and it."""
+        stage = self.stages[at]
+        if self._recorder is not None and stage.recordable:
+            try:
+                with self._recorder.recording() as calls:
+                    stage.run(step, begin, end)
+                waiting += b"".join(calls)
+                if whole is not None:
+                    whole[at] = b"".join(calls)
+                return
+            except CannotRecord:
+                pass
+        self._carry_out(waiting)
+        stage.run(step, begin, end)
+
+    def _carry_out(self, waiting: bytearray) -> None:
+        if waiting and self._recorder is not None:
+            self._recorder.replay(waiting)
+            waiting.clear()
+
+    def _known(self, step: Step) -> tuple[dict[int, bytes], list[tuple[int, float]]]:
+        """Of a step of this form: the calls of its stages as far as they are recorded, and each stage's units and
+        seconds for a unit."""
+        if self._recorder is None:
+            return {}, self._costs(step)
+        form = step.form
+        if form not in self._forms:
+            if len(self._forms) == FORMS:
+                self._forms.clear()
+            self._forms[form] = ({}, self._costs(step))
+        return self._forms[form]
+
+    def _costs(self, step: Step) -> list[tuple[int, float]]:
+        found = []
+        for stage in self.stages:
+            units = stage.units(step)
+            found.append((units, self._rates.seconds(stage.work(step)) / max(1, units)))
+        return found

@@ -18,7 +18,7 @@ from semipd_engine.kernels import Kernels
 from semipd_engine.memory.arena import WeightArena
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.model.batch import Batch
-from semipd_engine.model.cuts import FASTEST, RATES, run_stages
+from semipd_engine.model.cuts import StageLoop
 from semipd_engine.model.layers.attention import AttentionBackend, PagedAttention
 from semipd_engine.model.layers.linear import Linear, Project
 from semipd_engine.model.layers.norm import BLOCK, HIDDEN, NORMED
@@ -32,6 +32,8 @@ LOGITS = "logits"
 
 class Enter:
     """Stage: the embeddings of the step's tokens, and what all layers share."""
+
+    recordable = False
 
     def __init__(self, embedding: Linear, rotary: RotaryEmbedding, backend: AttentionBackend) -> None:
         self._embedding, self._rotary, self._backend = embedding, rotary, backend
@@ -52,8 +54,6 @@ class Decoder:
     def __init__(self, config: ModelConfig, weights: WeightArena, kv: KVPool, kernels: Kernels, pacer: Pacer) -> None:
         """`weights` are named as in `weight_specs`; read, never written."""
         device = weights.region.data.device
-        self._pacer = pacer
-        self._rates = RATES.get(kernels.name, FASTEST)
         self._width = config.hidden_size
         self.backend = PagedAttention(kernels, kv, config.head_dim)
         parts = Parts(config, kernels, weights, kv, self.backend)
@@ -61,17 +61,18 @@ class Decoder:
         lm_head = self._embedding if config.tie_word_embeddings else Linear(kernels, weights.packed("lm_head"))
         self.rotary = RotaryEmbedding(config.rope, config.head_dim, device)
         family = import_module(f"semipd_engine.model.families.{FAMILIES[config.architecture].wiring}")
-        self._body: list[Stage] = [Enter(self._embedding, self.rotary, self.backend)]
+        body: list[Stage] = [Enter(self._embedding, self.rotary, self.backend)]
         for index in range(config.num_layers):
-            self._body += family.layer(parts, index)
-        self._head: list[Stage] = [parts.norm("norm"), Project(lm_head, NORMED, LOGITS, torch.float32)]
+            body += family.layer(parts, index)
+        head: list[Stage] = [parts.norm("norm"), Project(lm_head, NORMED, LOGITS, torch.float32)]
+        self.body, self.head = StageLoop(body, kernels, pacer), StageLoop(head, kernels, pacer)
         self._vocab_size = config.vocab_size
         self._workspace, self._head_workspace = Workspace(kv.dtype, device), Workspace(kv.dtype, device)
 
     def forward(self, batch: Batch) -> Step:
         """Write all keys and values; the step's buffers hold the residual stream and what the last layer adds to it."""
         step = Step(batch, self._workspace)
-        run_stages(self._body, step, self._pacer, self._rates)
+        self.body.run(step)
         return step
 
     def logits(self, step: Step, rows: Tensor) -> Tensor:
@@ -80,5 +81,5 @@ class Decoder:
         head = Step(replace(step.batch, token_ids=rows), self._head_workspace)
         for name in (HIDDEN, BLOCK):
             torch.index_select(step.rows(name, self._width), 0, rows, out=head.rows(name, self._width))
-        run_stages(self._head, head, self._pacer, self._rates)
+        self.head.run(head)
         return head.rows(LOGITS, self._vocab_size, torch.float32)

@@ -36,6 +36,8 @@ class Workspace:
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype, self._device = dtype, device
         self._held: dict[str, Tensor] = {}
+        self.version = 0
+        """Changes with every address."""
 
     @property
     def itemsize(self) -> int:
@@ -48,7 +50,12 @@ class Workspace:
         if held is None or held.shape[0] < rows:
             held = torch.empty(rows, width, dtype=dtype or self._dtype, device=self._device)
             self._held[name] = held
+            self.version += 1
         return held[:rows]
+
+
+SAME_COST = 1024
+"""Positions seen, all rows together: steps that differ by less are cut alike."""
 
 
 @dataclass
@@ -59,6 +66,16 @@ class Step:
     workspace: Workspace
     _views: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def form(self) -> tuple[int, ...]:
+        """Steps of the same form make the same kernel calls, of about the same cost: they have as many rows, at the
+        same addresses, and see about as much."""
+        batch = self.batch
+        tensors = (batch.slot_mapping, batch.block_tables, batch.seq_lens, batch.query_start_loc)
+        addresses = (tensor.data_ptr() for tensor in tensors)
+        sizes = (batch.rows, len(batch.seq_lens), batch.block_tables.stride(0), batch.visible // SAME_COST)
+        return (self.workspace.version, *sizes, *addresses)
+
     def rows(self, name: str, width: int, dtype: torch.dtype | None = None) -> Tensor:
         """The buffer `name` of this step, ``[T, width]``. All stages that name it mean the same one."""
         view = self._views.get(name)
@@ -68,6 +85,9 @@ class Step:
 
 
 class Stage(Protocol):
+    recordable: bool
+    """All that `run` does is kernel calls that can be recorded, over addresses that `Step.form` knows."""
+
     def units(self, step: Step) -> int:
         """Length of its axis in this step."""
 

@@ -27,6 +27,8 @@ class LoadedModel(ServableModel, Protocol):
 
     architecture: str
     dtype: str
+    kernels: str
+    """The name of those that run."""
     vocab_size: int
     weight_bytes: int
     max_model_len: int

@@ -101,6 +101,7 @@ class Resident:
             weight_bytes=model.weight_bytes,
             architecture=model.architecture,
             dtype=model.dtype,
+            kernels=model.kernels,
             device=model.device,
             max_model_len=model.max_model_len,
             vocab_size=model.vocab_size,

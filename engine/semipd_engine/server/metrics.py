@@ -108,6 +108,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("semipd_requests", "gauge", "Sequences in core by phase: waiting, prefill, decode.", ("phase",)),
     Metric("semipd_kv_blocks", "gauge", "KV blocks by state: free, used, cached, quarantined.", ("state",)),
+    Metric("semipd_kernels_info", "gauge", "Always 1; what computes: reference, or a CPU's level.", ("kernels",)),
     Metric(
         "semipd_partition_percent",
         "gauge",
@@ -182,7 +183,8 @@ class EngineMetrics:
         self.set("vllm:num_requests_waiting", state.waiting)
         occupied = state.blocks_used + state.blocks_quarantined
         self.set("vllm:kv_cache_usage_perc", occupied / state.blocks_total if state.blocks_total else 0)
-        self._show_cache_config(state.blocks_total)
+        self._show_info("vllm:cache_config_info", state.blocks_total, self._block_size, str(state.blocks_total))
+        self._show_info("semipd_kernels_info", state.kernels, state.kernels)
         for phase, number in (("waiting", state.waiting), ("prefill", state.prefilling), ("decode", state.decoding)):
             self.set("semipd_requests", number, phase)
         for name in ("free", "used", "cached", "quarantined"):
@@ -199,13 +201,13 @@ class EngineMetrics:
             self.count(name, max(0, total - self._seen.get(name, 0)))
             self._seen[name] = total
 
-    def _show_cache_config(self, blocks: int) -> None:
-        """One series only: the labels are the information."""
-        gauge = self._collectors["vllm:cache_config_info"]
+    def _show_info(self, name: str, known: object, *labels: str) -> None:
+        """One series only, once it is `known`: the labels are the information."""
+        gauge = self._collectors[name]
         assert isinstance(gauge, Gauge)
         gauge.clear()
-        if blocks:
-            gauge.labels(self._model, self._block_size, str(blocks)).set(1)
+        if known:
+            gauge.labels(self._model, *labels).set(1)
 
     def render(self) -> bytes:
         """The text exposition format."""

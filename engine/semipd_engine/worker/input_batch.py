@@ -52,14 +52,37 @@ class Limits:
             raise PlanError(f"block ids must lie in [0, {self.num_blocks})", request)
 
 
+class InputBuffers:
+    """Where the inputs of a worker's steps lie: at the same addresses as long as they do not grow, so that a recorded
+    step, or a captured graph, finds the next one's."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._held: dict[str, Tensor] = {}
+
+    def put(self, name: str, values: npt.NDArray[np.int32] | npt.NDArray[np.int64]) -> Tensor:
+        """A tensor of these values. To a GPU from pinned memory, so that the copy is queued and nobody waits for it."""
+        held = self._held.get(name)
+        if held is None or held.shape[1:] != values.shape[1:] or held.shape[0] < values.shape[0]:
+            given = torch.from_numpy(values)
+            held = torch.zeros(max(16, 2 * len(values)), *values.shape[1:], dtype=given.dtype, device=self._device)
+            self._held[name] = held
+        view = held[: len(values)]
+        if self._device.type == "cpu":
+            view.numpy()[...] = values
+        else:
+            view.copy_(torch.from_numpy(values).pin_memory(), non_blocking=True)
+        return view
+
+
 class InputBatch:
     """After its first step each row goes on with the token that it has sampled, one position a step."""
 
-    def __init__(self, plan: StepPlan, limits: Limits, device: torch.device) -> None:
+    def __init__(self, plan: StepPlan, limits: Limits, buffers: InputBuffers) -> None:
         """Raises `PlanError` if a row cannot be computed, or the plan has none."""
         if not plan.rows or plan.max_steps < 1:
             raise PlanError("the plan has no rows or no steps")
-        self._block_size, self._device = limits.block_size, device
+        self._block_size, self._buffers = limits.block_size, buffers
         tokens = [np.asarray(row.tokens, np.int32) for row in plan.rows]
         tables = [np.asarray(row.block_table, np.int32) for row in plan.rows]
         for row, ids, table in zip(plan.rows, tokens, tables, strict=True):
@@ -75,13 +98,14 @@ class InputBatch:
         self._counts = np.array([len(ids) for ids in tokens], np.int32)
         self._starts = np.array([row.start for row in plan.rows], np.int32)
         self._samples = np.array([row.sampling is not None for row in plan.rows])
-        self._tables = np.zeros((len(tables), max(len(table) for table in tables)), np.int32)
+        longest = -(-limits.max_model_len // limits.block_size)
+        self._tables = np.zeros((len(tables), longest), np.int32)
         for row_table, table in zip(self._tables, tables, strict=True):
             row_table[: len(table)] = table
 
     def next(self) -> tuple[Batch, Tensor]:
         """The batch of the step that comes next, and the indices int64 [R] of its rows to sample from."""
-        counts, size = self._counts, self._block_size
+        counts, size, put = self._counts, self._block_size, self._buffers.put
         ends = np.cumsum(counts, dtype=np.int32)
         firsts = ends - counts
         if len(counts) == ends[-1]:
@@ -90,15 +114,15 @@ class InputBatch:
             positions = np.repeat(self._starts - firsts, counts) + np.arange(ends[-1], dtype=np.int32)
             blocks = self._tables[np.repeat(np.arange(len(counts)), counts), positions // size]
         batch = Batch(
-            token_ids=self._on_device(self._tokens),
-            positions=self._on_device(positions),
-            slot_mapping=self._on_device(blocks * size + positions % size),
-            block_tables=self._on_device(self._tables),
-            seq_lens=self._on_device(self._starts + counts),
-            query_start_loc=self._on_device(np.concatenate((np.zeros(1, np.int32), ends))),
+            token_ids=put("token_ids", self._tokens),
+            positions=put("positions", positions),
+            slot_mapping=put("slot_mapping", blocks * size + positions % size),
+            block_tables=put("block_tables", self._tables),
+            seq_lens=put("seq_lens", self._starts + counts),
+            query_start_loc=put("query_start_loc", np.concatenate((np.zeros(1, np.int32), ends))),
             visible=int(positions.sum(dtype=np.int64)) + len(positions),
         )
-        return batch, self._on_device((ends[self._samples] - 1).astype(np.int64))
+        return batch, put("sampled", (ends[self._samples] - 1).astype(np.int64))
 
     def advance(self, tokens: Sequence[int], running: Sequence[int]) -> None:
         """Each row that samples took its token of `tokens`; only those of them with the indices `running` go on."""
@@ -109,11 +133,6 @@ class InputBatch:
         self._counts, self._samples = np.ones(len(keep), np.int32), np.ones(len(keep), np.bool_)
         if len(keep) < len(self._tables):
             self._tables = self._tables[keep]
-
-    def _on_device(self, values: npt.NDArray[np.int32] | npt.NDArray[np.int64]) -> Tensor:
-        """To a GPU from pinned memory, so that the copy is queued behind the kernels and nobody waits for it."""
-        tensor = torch.from_numpy(values)
-        return tensor if self._device.type == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
 
 
 def allowed_tokens(mask: bytes, vocab_size: int) -> Tensor:

@@ -19,7 +19,7 @@ from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.model.decoder import Decoder
 from semipd_engine.pacing.quantum import Pacer
 from semipd_engine.sampling.sampler import SamplingRow, logprobs, sample
-from semipd_engine.worker.input_batch import InputBatch, Limits, allowed_tokens
+from semipd_engine.worker.input_batch import InputBatch, InputBuffers, Limits, allowed_tokens
 
 
 class ModelRunner:
@@ -35,6 +35,7 @@ class ModelRunner:
         """`weights` are named as in `weight_specs`, in the formats of `kernels`, of `kv.dtype`. Copies nothing."""
         self._device = weights.region.data.device
         self._kernels = kernels
+        self._buffers = InputBuffers(self._device)
         self._pacer = pacer
         self.decoder = Decoder(config, weights, kv, kernels, pacer)
         self._limits = Limits(config.vocab_size, kv.num_blocks, kv.block_size, max_model_len)
@@ -43,7 +44,7 @@ class ModelRunner:
         """Yield one result after each step. Ends after `max_steps`, when all rows have finished, or after the step in
         which ``recalled(plan.seq)`` became true. Raises `PlanError` before the first step."""
         begin = time.perf_counter()
-        inputs = InputBatch(plan, self._limits, self._device)
+        inputs = InputBatch(plan, self._limits, self._buffers)
         sampling = [
             SamplingRow(row.sampling, row.output_index, row.history, row.prompt_len)
             for row in plan.rows

@@ -66,6 +66,8 @@ class PagedAttention:
 class WriteKV:
     """Stage: queries and keys normed (where the family does) and rotated, keys and values written to the cache."""
 
+    recordable = True
+
     def __init__(
         self,
         kernels: Kernels,
@@ -103,6 +105,8 @@ class WriteKV:
 
 class Attend:
     """Stage: ``attended = softmax(q k / sqrt(head_dim)) v`` of each row over its sequence."""
+
+    recordable = True
 
     def __init__(self, backend: AttentionBackend, config: ModelConfig, layer: int, window: int = 0) -> None:
         self._backend, self._config = backend, config

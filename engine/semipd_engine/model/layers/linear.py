@@ -47,6 +47,8 @@ class Linear:
 class Project:
     """Stage: ``target = source @ weight.T + bias``."""
 
+    recordable = True
+
     def __init__(self, linear: Linear, source: str, target: str, dtype: torch.dtype | None = None) -> None:
         """`dtype` of the target; None: the model's."""
         self._linear = linear

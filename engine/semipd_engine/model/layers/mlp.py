@@ -13,6 +13,8 @@ GATE_UP, INNER = "gate_up", "inner"
 class SiluMul:
     """Stage: ``inner = silu(gate) * up``."""
 
+    recordable = True
+
     def __init__(self, kernels: Kernels, width: int) -> None:
         self._kernels, self._width = kernels, width
 

@@ -14,6 +14,8 @@ HIDDEN, NORMED, BLOCK = "hidden", "normed", "block"
 class Norm:
     """Stage: ``hidden += block`` (unless it is the first of all), then ``normed = norm(hidden)``."""
 
+    recordable = True
+
     def __init__(self, kernels: Kernels, weight: Tensor, eps: float, add: bool = True) -> None:
         self._kernels = kernels
         self._weight, self._eps, self._add = weight, eps, add
