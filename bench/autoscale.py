@@ -82,7 +82,7 @@ def specification(slo: Object | None = None) -> Object:
             "policies": [{"type": "Pods", "value": 1, "periodSeconds": 15}],
         },
     }
-    scaling = {"maxReplicas": MAX_PODS, "targetCapacityPercent": TARGET_PERCENT, "behavior": behavior}
+    scaling = {"maxReplicas": MAX_PODS, "targetUtilizationPercent": TARGET_PERCENT, "behavior": behavior}
     rest = {"slo": slo, "autoscaling": scaling} if slo else {}
     engine = {"resources": {"requests": POD, "limits": POD}}
     return spec(models.smollm2().name, engine=engine, partition=manual(50, 50), **rest)

@@ -273,7 +273,7 @@ class SLOReport(Wire):
     reason: str = ""
     feasible: bool | None = None
     feasible_reason: str = ""
-    capacity_ratio: float | None = None
+    utilization_ratio: float | None = None
     """How full the pod is: 0 idle, 1 the edge of the SLO under the best split in reach. None: unknown, or an agent that
     does not tell."""
 

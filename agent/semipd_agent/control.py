@@ -59,7 +59,7 @@ class SplitController:
         self.snapshot: EngineSnapshot | None = None
         self.verdict = Verdict()
         self._capacity = CapacityMeter()
-        self.capacity_ratio: float | None = None
+        self.utilization_ratio: float | None = None
         """How full the pod is; None: unknown (no SLO, or not watched for long enough)."""
         self._core_epoch = 0
         """Epoch in force at the core when it last answered."""
@@ -176,7 +176,7 @@ class SplitController:
         if snapshot is not None and self.readback.reason is PartitionReason.PREPARATION_FAILED:
             self._answer_refusal()
         if snapshot is None or self.config.slo is None:
-            self.capacity_ratio = None
+            self.utilization_ratio = None
             return
         now = self._clock.monotonic()
         evidence = Evidence(
@@ -186,7 +186,7 @@ class SplitController:
             oldest_wait_seconds=snapshot.oldest_wait_seconds,
             held_back=snapshot.waiting > 0 and snapshot.prefilling == 0,
         )
-        self.capacity_ratio = self._judge_capacity(evidence, self.config.slo, now)
+        self.utilization_ratio = self._judge_capacity(evidence, self.config.slo, now)
         if self._policy is None or not self.readback.settled:
             return
         self.verdict = self._ask_policy(self._policy, evidence, now)

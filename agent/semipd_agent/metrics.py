@@ -16,7 +16,7 @@ DECISIONS = "semipd_decisions_total"
 SLO_PRESSURE_RATIO = "semipd_slo_pressure_ratio"
 SLO_ATTAINMENT_RATIO = "semipd_slo_attainment_ratio"
 SLO_FEASIBLE = "semipd_slo_feasible"
-CAPACITY_RATIO = "semipd_capacity_ratio"
+UTILIZATION_RATIO = "semipd_utilization_ratio"
 ENGINE_READY = "semipd_engine_ready"
 ENGINE_RESTARTS = "semipd_engine_restarts_total"
 WORKER_SMS = "semipd_worker_sms"
@@ -35,7 +35,7 @@ NAMES = (
     SLO_PRESSURE_RATIO,
     SLO_ATTAINMENT_RATIO,
     SLO_FEASIBLE,
-    CAPACITY_RATIO,
+    UTILIZATION_RATIO,
     ENGINE_READY,
     ENGINE_RESTARTS,
     WORKER_SMS,
@@ -109,9 +109,9 @@ class ReportCollector(Collector):
         yield pressure
         yield attainment
         yield feasible
-        capacity = GaugeMetricFamily(CAPACITY_RATIO, "How full the pod is: 0 idle, 1 the edge of the SLO.")
-        if report.slo is not None and report.slo.capacity_ratio is not None:
-            capacity.add_metric([], report.slo.capacity_ratio)
+        capacity = GaugeMetricFamily(UTILIZATION_RATIO, "How full the pod is: 0 idle, 1 the edge of the SLO.")
+        if report.slo is not None and report.slo.utilization_ratio is not None:
+            capacity.add_metric([], report.slo.utilization_ratio)
         yield capacity
 
     def _engine(self, report: StatusReport) -> Iterator[Metric]:

@@ -99,7 +99,7 @@ def build(
             controller.verdict,
             auto=controller.policy_in_force is not None,
             fresh=fresh,
-            capacity_ratio=controller.capacity_ratio,
+            utilization_ratio=controller.utilization_ratio,
         )
         if config.slo
         else None,
@@ -215,7 +215,7 @@ def slo_report(
     *,
     auto: bool,
     fresh: bool,
-    capacity_ratio: float | None = None,
+    utilization_ratio: float | None = None,
 ) -> SLOReport:
     """Percentiles and attainment of the window (latencies in seconds) against the targets."""
     ttft_window = _metric(slo.ttft_milliseconds, ttft, slo.percentile)
@@ -232,7 +232,7 @@ def slo_report(
         reason=reason,
         feasible=feasible,
         feasible_reason=unknown if feasible is None else verdict.feasible_reason or "Feasible",
-        capacity_ratio=round(capacity_ratio, 3) if fresh and capacity_ratio is not None else None,
+        utilization_ratio=round(utilization_ratio, 3) if fresh and utilization_ratio is not None else None,
     )
 
 

@@ -13,6 +13,7 @@ import asyncio
 import sys
 from pathlib import Path
 
+import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -93,7 +94,11 @@ async def send(todo: list[plan.Request], arguments: argparse.Namespace) -> list[
 
 def main() -> int:
     arguments = parser().parse_args()
-    found = asyncio.run(send(requests(arguments), arguments))
+    try:
+        found = asyncio.run(send(requests(arguments), arguments))
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        print(f"traffic: {arguments.url}: {error}", file=sys.stderr)
+        return 1
     if arguments.out:
         records.write(found, arguments.out)
     if arguments.command == "ask":

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from semipd_cli.manifest import ManifestError, load
-from semipd_cli.programs import find
+from semipd_cli.preflight import RunError, find
 from semipd_operator.crd import to_yaml
 from semipd_operator.render import render
 from semipd_operator.settings import Settings, package_version
@@ -130,7 +130,7 @@ def _render(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from semipd_cli.embedded import Embedded, RunError, RunOptions  # validate and render need no HTTP client
+    from semipd_cli.embedded import Embedded, RunOptions  # validate and render need no HTTP client
 
     def say(line: str) -> None:
         print(f"{datetime.now():%H:%M:%S}  {line}", flush=True)

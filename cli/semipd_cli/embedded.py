@@ -13,7 +13,6 @@ import os
 import secrets
 import signal
 import socket
-import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from semipd_agent.contract import CONFIG_FILE, AgentConfig, AgentFile, EnginePhase, PartitionReason, token_digest
+from semipd_cli import preflight
 from semipd_cli.manifest import Manifest, ManifestError, load_one
-from semipd_cli.programs import find
+from semipd_cli.preflight import RunError, find
 from semipd_cli.status_view import status_line, write_status
 from semipd_operator.agents import AgentClient, AgentError
 from semipd_operator.api.v1alpha1.model import ModelSpec
@@ -41,10 +41,6 @@ _SLO_PERIOD = timedelta(seconds=5)
 _PR_SET_PDEATHSIG = 1
 _NO_UID = ""
 """The agent has a uid only in a pod."""
-
-
-class RunError(Exception):
-    """`semipd run` cannot go on; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,9 @@ class Embedded:
         with tempfile.TemporaryDirectory(prefix="semipd-run-") as name:
             folder = Path(name)
             directory = await self._model_directory(self._service.spec.model)
-            await self._check(directory)
+            await preflight.check_model(directory)
+            preflight.check_address(self._options.host, self._port)
+            preflight.check_outputs(self._options.status_file, self._options.log_file)
             self._write_config(folder)
             child = await self._start(folder, directory)
             self._catch_signals(child)
@@ -113,9 +111,9 @@ class Embedded:
     async def _model_directory(self, model: ModelSpec) -> str:
         scheme, _, rest = model.uri.partition("://")
         if scheme == "pvc":
-            return str(_folder(model.uri, self._options.claims / rest))
+            return str(preflight.folder(model.uri, self._options.claims / rest))
         if scheme == "file":
-            return str(_folder(model.uri, Path(rest)))
+            return str(preflight.folder(model.uri, Path(rest)))
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "semipd" / "models"
         folder = cache / rest.replace("/", "--")
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,22 +132,6 @@ class Embedded:
         if await fetch.wait():
             raise RunError(f"model.uri {model.uri}: the download failed, see above")
         return str(directory)
-
-    async def _check(self, directory: str) -> None:
-        """Before anything starts: what can never serve is refused in one line, and a port that is taken."""
-        check = await asyncio.create_subprocess_exec(
-            find("semipd-engine"), "check", directory, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        _, said = await check.communicate()
-        if check.returncode:
-            last = (said.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
-            raise RunError(f"the model cannot be served: {last}")
-        try:
-            family = socket.AF_INET6 if ":" in self._options.host else socket.AF_INET
-            socket.create_server((self._options.host, self._port), family=family).close()
-        except OSError as error:
-            where = f"{self._options.host}:{self._port}"
-            raise RunError(f"cannot listen on {where} ({error.strerror}): use --port or --host") from None
 
     def _write_config(self, folder: Path) -> None:
         content = AgentFile(token_sha256=(token_digest(self._token),), config=self._config())
@@ -280,19 +262,6 @@ class Embedded:
             self._say(f"{event.type} {event.reason}: {event.message}")
         if self._options.status_file:
             write_status(self._options.status_file, self._service, status)
-
-
-def _folder(uri: str, path: Path) -> Path:
-    """Raises `RunError` where the URI's folder is not on this machine."""
-    if path.is_dir():
-        return path.absolute()
-    remedy = "use --set model.uri=file:///path/of/the/model"
-    if not uri.startswith("pvc://"):
-        raise RunError(f"model.uri {uri}: there is no such folder here: {remedy}")
-    where = f"without Kubernetes this is the folder {path.absolute()}, and there is none"
-    raise RunError(
-        f"model.uri {uri}: {where}: `make model` makes the one of the examples, --claims names another place"
-    )
 
 
 def _lasting(view: AgentView) -> str:

@@ -39,8 +39,10 @@ def load(path: Path) -> list[Manifest]:
     """Every SemiPDService of a file, others are passed over. Raises `ManifestError`, also if there is none."""
     try:
         documents = list(yaml.safe_load_all(path.read_text()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise ManifestError(f"{path}: {error.strerror}: name a YAML file") from None
+    except UnicodeDecodeError:
+        raise ManifestError(f"{path}: no text: name a YAML file") from None
     except yaml.YAMLError as error:
         raise ManifestError(f"{path}: no YAML: {' '.join(str(error).split())}") from None
     found = [Manifest(path, doc) for doc in documents if isinstance(doc, dict) and doc.get("kind") == KIND]
@@ -72,7 +74,12 @@ def _with(spec: Any, settings: Iterable[str]) -> Any:
             if not isinstance(below, dict):
                 raise ManifestError(f"--set {setting}: {parent} is not an object")
             place = below
-        place[last] = yaml.safe_load(text)
+        try:
+            place[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ManifestError(
+                f"--set {setting}: the value is no YAML: quote it like --set '{path}=\"...\"'"
+            ) from None
     return result
 
 

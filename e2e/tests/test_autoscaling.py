@@ -41,7 +41,7 @@ def replicas(service: Service) -> tuple[int, int]:
 def metric(service: Service) -> list[str]:
     """What the API server hands to autoscalers."""
     selector = f"labelSelector=semipd_service%3D{service.name}"
-    path = f"/apis/external.metrics.k8s.io/v1beta1/namespaces/{service.namespace}/semipd_capacity_ratio?{selector}"
+    path = f"/apis/external.metrics.k8s.io/v1beta1/namespaces/{service.namespace}/semipd_utilization_ratio?{selector}"
     answer = service.cluster.exec("kubectl", "get", "--raw", path, check=False).stdout
     return [item["value"] for item in json.loads(answer)["items"]] if answer else []
 

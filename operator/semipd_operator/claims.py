@@ -45,26 +45,34 @@ class _Quarrel:
 class Claims:
     def __init__(self, leases: Leases, own: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._leases, self._own, self._clock = leases, own, clock
-        self._held: set[Key] = set()
+        self._held: dict[Key, str] = {}
+        """By service that is ours: the version of its ConfigMap at the last look."""
         self._quarrels: dict[Key, _Quarrel] = {}
         self._told: dict[Key, tuple[str, float]] = {}
 
     async def other(self, key: Key, config_map: Object | None) -> str:
-        """The name of another operator that looks after the service; empty: it is ours to. Raises `ApiRefused`."""
-        theirs = ((config_map or {}).get("metadata", {}).get("annotations") or {}).get(CLAIM_ANNOTATION, "")
+        """The name of another operator that looks after the service; empty: it is ours to."""
+        meta = (config_map or {}).get("metadata", {})
+        theirs, version = (
+            str((meta.get("annotations") or {}).get(CLAIM_ANNOTATION, "")),
+            meta.get("resourceVersion", ""),
+        )
         if not theirs or theirs == self._own:
-            self._held.add(key)
+            self._held[key] = version
             return ""
         quarrel = self._quarrels.setdefault(key, _Quarrel())
-        if key in self._held:  # it was ours, and somebody took it: they live
-            self._held.discard(key)
+        if key in self._held:
+            if self._held[key] == version:  # our own name is on its way there
+                return ""
+            # It was ours, and somebody took it: they live.
+            del self._held[key]
             seconds = min(_FIRST_YIELD_SECONDS * 2**quarrel.times, _LONGEST_YIELD_SECONDS)
             quarrel.times, quarrel.until = quarrel.times + 1, self._clock() + seconds
         lives = await self._lives(theirs)
         if lives or (lives is None and self._clock() < quarrel.until):
-            return str(theirs)
+            return theirs
         log.info("%s: taken over from operator %s, which is gone or cannot be seen", key, theirs)
-        self._held.add(key)
+        self._held[key] = version
         return ""
 
     def news(self, key: Key, other: str) -> bool:
@@ -77,7 +85,7 @@ class Claims:
 
     def forget(self, key: Key) -> None:
         """The service is gone."""
-        self._held.discard(key)
+        self._held.pop(key, None)
         self._quarrels.pop(key, None)
         self._told.pop(key, None)
 
@@ -88,9 +96,7 @@ class Claims:
             return None
         try:
             live = await self._leases.get(LEASE_API, "Lease", namespace, lease)
-        except ApiRefused as refused:
-            if refused.status != 403:
-                raise
+        except ApiRefused:
             return None
         spec = (live or {}).get("spec") or {}
         if not spec.get("renewTime"):  # an empty holder is no proof: one replica may just hand over to the next

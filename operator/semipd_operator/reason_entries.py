@@ -82,6 +82,7 @@ class Reason(StrEnum):
     AUTOSCALER_PENDING = "AutoscalerPending"
     METRICS_MISSING = "MetricsMissing"
     METRICS_API_UNAVAILABLE = "MetricsAPIUnavailable"
+    METRICS_SERVED_ELSEWHERE = "MetricsServedElsewhere"
     NOT_GRANTED = "NotGranted"
     KEDA_NOT_INSTALLED = "KEDANotInstalled"
     CONFLICTING_AUTOSCALER = "ConflictingAutoscaler"

@@ -134,6 +134,12 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
             "Set metricsApi.enabled in the chart, or see kubectl describe apiservice v1beta1.external.metrics.k8s.io.",
         ),
         Entry(
+            Reason.METRICS_SERVED_ELSEWHERE,
+            "False",
+            "Another program (KEDA, prometheus-adapter) is registered for external.metrics.k8s.io, without our metric.",
+            "Use spec.autoscaling.keda, or have that program serve semipd_capacity_ratio (docs/autoscaling.md).",
+        ),
+        Entry(
             Reason.KEDA_NOT_INSTALLED,
             "False",
             "autoscaling.keda is set and the cluster does not know keda.sh/v1alpha1.",

@@ -26,6 +26,7 @@ from semipd_operator.claims import Claims
 from semipd_operator.informer import KINDS, Informer, meaning
 from semipd_operator.kube import ApiRefused, Kube
 from semipd_operator.metrics import APPLIES
+from semipd_operator.metricsapi.registration import API_SERVICE, REGISTRATION_API, backend_of
 from semipd_operator.poller import AgentPoller, Watch
 from semipd_operator.reasons import EventReason, Reason
 from semipd_operator.render import (
@@ -291,7 +292,21 @@ class Reconciler:
         view = autoscaler_view(kind.kind, own, known=known, refusal=reach.refusals.get(kind, ""))
         if by_keda or view.active:
             return view
-        return replace(view, metrics_served=await self._kube.serves(EXTERNAL_METRICS_API))
+        served = await self._kube.serves(EXTERNAL_METRICS_API)
+        return replace(view, metrics_served=served, metrics_owner=await self._other_server())
+
+    async def _other_server(self) -> str:
+        """Who else is registered for the external metrics; empty: nobody, or it is not ours to ask."""
+        try:
+            live = await self._kube.get(REGISTRATION_API, "APIService", "", API_SERVICE)
+        except ApiRefused:
+            return ""
+        ours = self._settings.metrics_api
+        return (
+            ""
+            if live is None or (ours and backend_of(live) == f"{ours.namespace}/{ours.service}")
+            else backend_of(live)
+        )
 
     async def _reject(self, key: Key, obj: Object, invalid: InvalidSpec) -> None:
         """A specification of which this version can make nothing: say so, touch nothing."""

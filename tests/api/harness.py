@@ -59,7 +59,7 @@ class Agent:
         self.state = PartitionState.APPLIED
         self.puts: list[AgentConfig] = []
         self.closed = False
-        self.capacity_ratio: float | None = None
+        self.utilization_ratio: float | None = None
         """How full the pod says that it is, with an SLO."""
         self.split: Split | None = None
         """What Auto chose; None: what the configuration says."""
@@ -119,7 +119,7 @@ class Agent:
                 else PartitionReason.WORKER_NOT_RESPONDING,
             ),
             engine=EngineStatus(state=EnginePhase.READY, ready=True, device="cpu", dtype="float32"),
-            slo=SLOReport(percentile=90, window_seconds=60, capacity_ratio=self.capacity_ratio)
+            slo=SLOReport(percentile=90, window_seconds=60, utilization_ratio=self.utilization_ratio)
             if self.config.slo
             else None,
         )

@@ -115,7 +115,7 @@ def available(crd: Any) -> bool:
 
 
 def metric(namespace: str, selector: str = "semipd_service%3Ddemo") -> str:
-    return f"{ROOT_PATH}/namespaces/{namespace}/semipd_capacity_ratio?labelSelector={selector}"
+    return f"{ROOT_PATH}/namespaces/{namespace}/semipd_utilization_ratio?labelSelector={selector}"
 
 
 def freshness(crd: Any) -> str:
@@ -134,7 +134,7 @@ def test_the_metric_passes_the_aggregation_layer(scaled: Scaled, agent: Agent, n
     crd = scaled.crd
     assert until(lambda: available(crd), 40), crd.get("apiservice", API_SERVICE, "default")["status"]
     listed = json.loads(crd.kubectl("get", "--raw", ROOT_PATH).stdout)
-    assert [each["name"] for each in listed["resources"]] == ["semipd_capacity_ratio"]
+    assert [each["name"] for each in listed["resources"]] == ["semipd_utilization_ratio"]
     groups = [group["name"] for group in json.loads(crd.kubectl("get", "--raw", "/apis").stdout)["groups"]]
     assert "external.metrics.k8s.io" in groups
     # Else no namespace could be deleted: the controller for that wants to know every API.
@@ -144,9 +144,9 @@ def test_the_metric_passes_the_aggregation_layer(scaled: Scaled, agent: Agent, n
         return [item["value"] for item in json.loads(crd.kubectl("get", "--raw", path).stdout)["items"]]
 
     assert value() == [], "the agent does not tell: no value, and no zero"
-    agent.capacity_ratio = 1.25
+    agent.utilization_ratio = 1.25
     assert until(lambda: value() == ["1250m"])
-    agent.capacity_ratio = 0.0
+    agent.utilization_ratio = 0.0
     assert until(lambda: value() == ["0"] or value() == ["0m"])
     assert value(metric(namespace, "")) and not value(metric(namespace, "semipd_service%3Dother"))
     assert not value(metric("default"))
@@ -160,7 +160,7 @@ def test_a_user_needs_the_right_to_read_the_metric(scaled: Scaled, agent: Agent,
     path = metric(namespace)
     denied = crd.kubectl("get", "--raw", path, "--as=eve", ok=False)
     assert denied.returncode != 0 and "orbidden" in denied.stderr
-    rights = ("--verb=list", "--resource=semipd_capacity_ratio.external.metrics.k8s.io", "-n", namespace)
+    rights = ("--verb=list", "--resource=semipd_utilization_ratio.external.metrics.k8s.io", "-n", namespace)
     role = {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "Role",
@@ -356,7 +356,7 @@ def test_keda_before_us_and_after_us(scaled: Scaled, namespace: str) -> None:
     path = f"/apis/apiregistration.k8s.io/v1/apiservices/{API_SERVICE}"
     crd.apply(service("h", namespace, slo=SLO, autoscaling={"maxReplicas": 3}))
     assert until(lambda: "belongs to keda/keda-operator-metrics-apiserver" in scaled.operator.log.read_text(), 30)
-    assert until(lambda: reason() == "MetricsAPIUnavailable"), reason()
+    assert until(lambda: reason() == "MetricsServedElsewhere"), reason()
     patch({"autoscaling": None})  # nothing of ours is wanted: nothing of theirs is withdrawn
     time.sleep(12)  # longer than the operator's look
     live = crd.request("GET", path)
@@ -388,7 +388,7 @@ def test_a_follower_takes_over_and_the_api_answers_on(
     """Last: it ends the leader, as the loss of its node would."""
     crd = scaled.crd
     assert until(lambda: available(crd), 40)
-    agent.capacity_ratio = 0.5
+    agent.utilization_ratio = 0.5
     follower = Operator(crd, tmp_path, scaled.agent_port, (free_port(), free_port()), *flags(free_port()))
     try:
         assert until(follower.ready, 30), "a follower is ready: it stands by"

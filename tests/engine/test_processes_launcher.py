@@ -208,7 +208,7 @@ def test_half_a_tokenizer_ends_the_engine_with_its_name(tmp_path: Path) -> None:
     tokenizer = model / "tokenizer.json"
     tokenizer.write_bytes(tokenizer.read_bytes()[:-100])
     command = [sys.executable, "-m", "semipd_engine.cli", "serve", "--model", str(model), "--port", "0"]
-    command += ["--device", "cpu", "--max-model-len", "1024"]
+    command += ["--device", "cpu", "--max-model-len", "1024", "--run-dir", str(tmp_path / "run")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
     assert str(tokenizer) in ended.stderr.splitlines()[-1]

@@ -238,5 +238,5 @@ def simulate(jobs: Iterable[Job], config: AgentConfig, seconds: int, speed: Spee
         if (message := controller.pending()) is not None:
             plant.set_partition(message)
         splits.append(controller.requested)
-        fullness.append(controller.capacity_ratio)
+        fullness.append(controller.utilization_ratio)
     return Run(splits, controller, plant, fullness)

@@ -224,17 +224,17 @@ async def test_metrics_are_exactly_the_listed_and_documented_names(client: httpx
     assert value("semipd_decisions", reason="ManualChange") == 0
 
 
-async def test_the_capacity_ratio_is_exported_and_reported_once_it_is_known(
+async def test_the_utilization_ratio_is_exported_and_reported_once_it_is_known(
     client: httpx.AsyncClient, service: Service
 ) -> None:
-    assert "\nsemipd_capacity_ratio " not in (await client.get("/metrics")).text
+    assert "\nsemipd_utilization_ratio " not in (await client.get("/metrics")).text
     slo = {"ttftMilliseconds": 100}
     await client.put("/v1/config", json={"generation": 6, "slo": slo}, headers=BEARER)
     for _ in range(12):
         service.tick()
-    assert "\nsemipd_capacity_ratio 0.0\n" in (await client.get("/metrics")).text
-    assert (await client.get("/v1/status", headers=BEARER)).json()["slo"]["capacityRatio"] == 0
+    assert "\nsemipd_utilization_ratio 0.0\n" in (await client.get("/metrics")).text
+    assert (await client.get("/v1/status", headers=BEARER)).json()["slo"]["utilizationRatio"] == 0
     before = StatusReport.model_validate_json((await client.get("/v1/status", headers=BEARER)).content)
     older = before.model_dump(mode="json", by_alias=True)
-    del older["slo"]["capacityRatio"]
+    del older["slo"]["utilizationRatio"]
     assert StatusReport.model_validate(older).slo is not None, "an agent of the version before does not tell it"

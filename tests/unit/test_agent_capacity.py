@@ -12,7 +12,7 @@ from semipd_agent.contract import SLO, AgentConfig, Bounds, Mode, PartitionConfi
 from semipd_agent.control import SplitController
 from semipd_agent.partitioner.base import Grant
 from semipd_agent.partitioner.cpu_paced import CpuPaced
-from semipd_agent.slo.capacity import MOST_BY_LATENCY, CapacityMeter, Load, capacity_ratio, splits_in_reach
+from semipd_agent.slo.capacity import MOST_BY_LATENCY, CapacityMeter, Load, splits_in_reach, utilization_ratio
 from semipd_agent.slo.evidence import tail
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.policy import Metric
@@ -30,27 +30,27 @@ ANSWERS = SLO(ttft_milliseconds=500, tpot_milliseconds=15)
 
 @pytest.mark.parametrize("rho", [0.1, 0.4, 0.8])
 def test_one_is_where_the_target_is_just_met(rho: float) -> None:
-    assert capacity_ratio(Load(prefill=rho, decode=0, ttft_pressure=0.9)) < 1
-    assert capacity_ratio(Load(prefill=0, decode=rho, tpot_pressure=0.9)) < 1
+    assert utilization_ratio(Load(prefill=rho, decode=0, ttft_pressure=0.9)) < 1
+    assert utilization_ratio(Load(prefill=0, decode=rho, tpot_pressure=0.9)) < 1
     if rho > 0.25:
-        assert capacity_ratio(Load(prefill=rho, decode=0, ttft_pressure=1.0)) == pytest.approx(1)
-        assert capacity_ratio(Load(prefill=rho, decode=0, ttft_pressure=1.1)) > 1
+        assert utilization_ratio(Load(prefill=rho, decode=0, ttft_pressure=1.0)) == pytest.approx(1)
+        assert utilization_ratio(Load(prefill=rho, decode=0, ttft_pressure=1.1)) > 1
 
 
 def test_it_is_linear_where_latency_is_not() -> None:
     """A queue with S = a tenth of the target: J = 0.1 / (1 - rho)."""
-    found = [capacity_ratio(Load(prefill=rho, decode=0, ttft_pressure=0.1 / (1 - rho))) for rho in (0.2, 0.4, 0.8)]
+    found = [utilization_ratio(Load(prefill=rho, decode=0, ttft_pressure=0.1 / (1 - rho))) for rho in (0.2, 0.4, 0.8)]
     assert found == pytest.approx([0.2 / 0.9, 0.4 / 0.9, 0.8 / 0.9])
 
 
 def test_latency_alone_asks_for_half_as_much_again_and_offered_load_for_what_it_is() -> None:
-    assert capacity_ratio(Load(prefill=0.9, decode=0, ttft_pressure=80)) == MOST_BY_LATENCY
-    assert capacity_ratio(Load(prefill=2.5, decode=0, ttft_pressure=80)) == 2.5
+    assert utilization_ratio(Load(prefill=0.9, decode=0, ttft_pressure=80)) == MOST_BY_LATENCY
+    assert utilization_ratio(Load(prefill=2.5, decode=0, ttft_pressure=80)) == 2.5
 
 
 def test_a_target_that_no_replica_can_meet_asks_for_none() -> None:
     """Late although nearly idle: the service time itself is above the target."""
-    assert capacity_ratio(Load(prefill=0.05, decode=0.05, ttft_pressure=5, tpot_pressure=5)) < 0.5
+    assert utilization_ratio(Load(prefill=0.05, decode=0.05, ttft_pressure=5, tpot_pressure=5)) < 0.5
 
 
 def still(metric: Metric, value: float, current: Split, to: Split) -> float:
@@ -188,12 +188,12 @@ def test_without_targets_or_an_answering_engine_it_is_unknown() -> None:
         plant.advance(float(second))
         clock.now = plant.now
         if second == 15:
-            assert controller.capacity_ratio is None
+            assert controller.utilization_ratio is None
             controller.configure(AgentConfig(generation=1, slo=PROMPTS))
         controller.observe(plant.snapshot(controller.window.cursor))
-    assert controller.capacity_ratio is not None, "known at once: the load was watched before there were targets"
+    assert controller.utilization_ratio is not None, "known at once: the load was watched before there were targets"
     controller.observe(None)
-    assert controller.capacity_ratio is None
+    assert controller.utilization_ratio is None
 
 
 def test_the_chance_of_misses_among_thousands_of_samples_is_a_number() -> None:

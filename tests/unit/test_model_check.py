@@ -84,5 +84,18 @@ def test_semipd_run_ends_with_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         refused(run("--claims", str(tmp_path), "--port", port), f"127.0.0.1:{port}", "--port")
+    refused(run("--claims", str(tmp_path), "--port", "70000"), "127.0.0.1:70000", "--port")
+    refused(run("--claims", str(tmp_path), "--host", "256.1.1.1"), "256.1.1.1:8000", "--host")
+    refused(run("--claims", str(tmp_path), "--port", "0", "--log-file", "/nowhere/log"), "--log-file /nowhere/log")
+    refused(run("--claims", str(tmp_path), "--port", "0", "--status-file", "/nowhere/s"), "--status-file /nowhere/s")
     truncate("tokenizer.json")(folder)
     refused(run("--claims", str(tmp_path)), "tokenizer.json")
+
+
+def test_an_engine_that_a_person_starts_ends_with_one_line(tmp_path: Path) -> None:
+    """The agent gives a run directory, and shows what is wrong until it is repaired."""
+    command = [sys.executable, "-m", "semipd_engine.cli", "serve", "--model", str(tmp_path / "none"), "--port", "0"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    (line,) = answer.stderr.splitlines()
+    assert str(tmp_path / "none") in line

@@ -76,6 +76,7 @@ def test_render_prints_objects_that_obey_nobody(capsys: pytest.CaptureFixture[st
         (["model.uri=file:///tmp", "replicas=2"], "replicas must be 1"),
         (["model.uri=file:///tmp", "service.apiKeySecretRef.name=s"], "use --api-key-file FILE"),
         (["model.uri"], "write it like"),
+        (["partition.prefillPercent=["], "no YAML"),
     ],
 )
 def test_run_refuses_what_it_cannot_do(

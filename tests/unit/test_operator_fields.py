@@ -119,8 +119,8 @@ EFFECTS: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Any], Any]] 
     ),
     "autoscaling.minReplicas": (scaled(minReplicas=2), lambda spec: scaler(spec)["minReplicas"], 2),
     "autoscaling.maxReplicas": (scaled(maxReplicas=9), lambda spec: scaler(spec)["maxReplicas"], 9),
-    "autoscaling.targetCapacityPercent": (
-        scaled(targetCapacityPercent=65),
+    "autoscaling.targetUtilizationPercent": (
+        scaled(targetUtilizationPercent=65),
         lambda spec: scaler(spec)["metrics"][0]["external"]["target"],
         {"type": "AverageValue", "averageValue": "650m"},
     ),

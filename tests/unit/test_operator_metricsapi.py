@@ -18,7 +18,7 @@ pytestmark = pytest.mark.unit
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 NAMES = ("semipd.sys.svc", "semipd.sys.svc.cluster.local")
 PATH = "/apis/external.metrics.k8s.io/v1beta1"
-METRIC = f"{PATH}/namespaces/team/semipd_capacity_ratio"
+METRIC = f"{PATH}/namespaces/team/semipd_utilization_ratio"
 
 
 # ---- flags -----------------------------------------------------------------------------------------------------------

@@ -175,10 +175,10 @@ async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 async def test_the_front_proxy_is_served(running: Running) -> None:
     status, found = await running.ask(METRIC + "?labelSelector=semipd_service%3Db")
     assert status == 200 and found["kind"] == "ExternalMetricValueList"
-    assert [(item["metricName"], item["value"]) for item in found["items"]] == [("semipd_capacity_ratio", "1300m")]
+    assert [(item["metricName"], item["value"]) for item in found["items"]] == [("semipd_utilization_ratio", "1300m")]
     status, found = await running.ask(PATH)
-    assert status == 200 and [each["name"] for each in found["resources"]] == ["semipd_capacity_ratio"]
-    status, found = await running.ask(f"{PATH}/namespaces/other/semipd_capacity_ratio")
+    assert status == 200 and [each["name"] for each in found["resources"]] == ["semipd_utilization_ratio"]
+    status, found = await running.ask(f"{PATH}/namespaces/other/semipd_utilization_ratio")
     assert (status, found["items"]) == (200, [])
 
 

@@ -122,7 +122,7 @@ def test_what_is_not_wanted_is_named() -> None:
 
 
 def test_the_autoscaler_scales_the_service_by_the_metric_that_the_agents_export() -> None:
-    from semipd_agent.metrics import CAPACITY_RATIO
+    from semipd_agent.metrics import UTILIZATION_RATIO
 
     rendered = objects(scaled())
     scaler = rendered["HorizontalPodAutoscaler"]
@@ -134,13 +134,13 @@ def test_the_autoscaler_scales_the_service_by_the_metric_that_the_agents_export(
     assert scaler["metadata"]["ownerReferences"][0]["uid"] == "uid-1"
     [metric] = scaler["spec"]["metrics"]
     assert metric["external"]["metric"] == {
-        "name": CAPACITY_RATIO,
+        "name": UTILIZATION_RATIO,
         "selector": {"matchLabels": {names.METRIC_LABEL: "demo"}},
     }
     by_keda = objects(scaled(keda=KEDA))["ScaledObject"]["spec"]
     assert by_keda["scaleTargetRef"] == scaler["spec"]["scaleTargetRef"]
     query = by_keda["triggers"][0]["metadata"]["query"]
-    assert query == f'sum({CAPACITY_RATIO}{{namespace="team",{names.METRIC_LABEL}="demo"}})'
+    assert query == f'sum({UTILIZATION_RATIO}{{namespace="team",{names.METRIC_LABEL}="demo"}})'
     assert "ScaledObject" not in objects(scaled(keda=KEDA), within_reach=(HPA,)), "not where it is out of reach"
 
 

@@ -79,6 +79,7 @@ def test_what_the_hpa_says_becomes_the_condition(live: dict[str, Any] | None, ex
 def test_a_missing_api_is_told_from_a_missing_value() -> None:
     silent = says(ScalingActive=("False", "FailedGetExternalMetric"))
     assert judged(silent, metrics_served=False) == ("False", "MetricsAPIUnavailable")
+    assert judged(silent, metrics_served=False, metrics_owner="keda/x") == ("False", "MetricsServedElsewhere")
 
 
 def test_keda() -> None:
@@ -129,7 +130,7 @@ def report(ratio: float | None) -> StatusReport:
             reason=PartitionReason.APPLIED,
         ),
         engine=EngineStatus(state=EnginePhase.READY, ready=True),
-        slo=SLOReport(percentile=90, window_seconds=60, capacity_ratio=ratio),
+        slo=SLOReport(percentile=90, window_seconds=60, utilization_ratio=ratio),
     )
 
 
@@ -138,7 +139,7 @@ def seen(*ratios: float | None, starting: int = 0, age_seconds: float = 1.0, per
     pods = tuple(PodView(name=f"p{n}", uid=f"p{n}", ready=n < len(ratios)) for n in range(len(ratios) + starting))
     heard = NOW - timedelta(seconds=age_seconds)
     agents = {f"p{n}": AgentView(report(ratio), heard) for n, ratio in enumerate(ratios)}
-    scaling = {"maxReplicas": 9, "targetCapacityPercent": percent}
+    scaling = {"maxReplicas": 9, "targetUtilizationPercent": percent}
     return Observed(service(autoscaling=scaling), NOW, pods, agents)
 
 

@@ -64,7 +64,7 @@ class Load:
     overdue: bool = False
 
 
-def capacity_ratio(load: Load) -> float:
+def utilization_ratio(load: Load) -> float:
     """The fuller of the two phases. Never negative, never above `MOST_GROWTH`."""
     full = max(_full(load.prefill, load.ttft_pressure), _full(load.decode, load.tpot_pressure))
     return max(full, OVERDUE) if load.overdue else full
@@ -117,7 +117,7 @@ class CapacityMeter:
         if load is None:
             self._smooth = None
             return None
-        ratio = capacity_ratio(load)
+        ratio = utilization_ratio(load)
         if self._smooth is not None:
             at, before = self._smooth
             ratio += (before - ratio) * math.exp((at - now) / (SMOOTHING * _window(slo)))

@@ -31,7 +31,7 @@ def scale(outcome: Outcome, service: Deployed, kube: Kube) -> None:
     ttft, _ = single_latency(service)
     slo = {"ttftMilliseconds": max(1, round(ttft * 5000)), "tpotMilliseconds": 10_000, "windowSeconds": WINDOW_SECONDS}
     behavior = {"scaleUp": AT_ONCE, "scaleDown": AT_ONCE}
-    scaling = {"maxReplicas": PODS, "targetCapacityPercent": TARGET_PERCENT, "behavior": behavior}
+    scaling = {"maxReplicas": PODS, "targetUtilizationPercent": TARGET_PERCENT, "behavior": behavior}
     service.merge({"slo": slo, "partition": {"mode": "Manual"}, "autoscaling": scaling})
     obj, _ = wait_until(service, lambda obj: _scaling(obj) in ("True", "False"), 60, "ScalingReady")
     if _scaling(obj) == "False":

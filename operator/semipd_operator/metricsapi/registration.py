@@ -56,7 +56,7 @@ class Registration:
         live = await self._kube.get(REGISTRATION_API, "APIService", "", API_SERVICE)
         if live is not None and not self._ours(live):
             await self._disown(live)
-            raise BelongsToAnother(f"APIService {API_SERVICE} belongs to {_owner(live)}; it is left alone")
+            raise BelongsToAnother(f"APIService {API_SERVICE} belongs to {backend_of(live)}; it is left alone")
         wanted = self.wanted()
         if live is None:
             if wanted:
@@ -101,7 +101,7 @@ class Registration:
             return
         metadata = {"ownerReferences": others or None, "resourceVersion": live["metadata"]["resourceVersion"]}
         await self._kube.merge(REGISTRATION_API, "APIService", "", API_SERVICE, {"metadata": metadata})
-        log.warning("external metrics: %s took %s over; our ownership is off it", _owner(live), API_SERVICE)
+        log.warning("external metrics: %s took %s over; our ownership is off it", backend_of(live), API_SERVICE)
 
     async def _owners(self) -> list[Object]:
         role = await self._kube.get(_RBAC, "ClusterRole", "", self._backend.service)
@@ -194,7 +194,8 @@ class Door:
         return metadata | ({"ownerReferences": owners} if owners else {})
 
 
-def _owner(live: Object) -> str:
+def backend_of(live: Object) -> str:
+    """The Service behind an APIService."""
     backend = live["spec"].get("service") or {}
     return f"{backend.get('namespace')}/{backend.get('name')}" if backend else "kube-apiserver itself"
 

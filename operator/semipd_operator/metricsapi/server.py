@@ -23,7 +23,7 @@ from semipd_operator.metricsapi.certificates import Pair
 from semipd_operator.metricsapi.credentials import Credentials, NotInPlace
 from semipd_operator.metricsapi.frontproxy import CONFIG_MAP, AggregationOff, Caller, FrontProxy, Unauthenticated
 from semipd_operator.metricsapi.registration import BelongsToAnother, Door, Registration
-from semipd_operator.render.autoscaler import CAPACITY_METRIC
+from semipd_operator.render.autoscaler import UTILIZATION_METRIC
 from semipd_operator.status.scaling import EXTERNAL_METRICS_API
 
 log = logging.getLogger(__name__)
@@ -146,8 +146,8 @@ class MetricsAPI:
         namespace, metric, caller = request.match_info["namespace"], request.match_info["metric"], request[_CALLER]
         if not await self._authorizer.may_read_metric(caller, namespace, metric):
             return _failure(403, f"{caller.user} may not list {metric} in {namespace}")
-        if metric != CAPACITY_METRIC:
-            return _failure(404, f"there is no metric {metric}: this API serves {CAPACITY_METRIC}")
+        if metric != UTILIZATION_METRIC:
+            return _failure(404, f"there is no metric {metric}: this API serves {UTILIZATION_METRIC}")
         try:
             service = wire.selected_service(request.query.get("labelSelector", ""))
         except wire.BadSelector as bad:

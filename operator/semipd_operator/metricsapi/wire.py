@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from semipd_operator.render.autoscaler import CAPACITY_METRIC
+from semipd_operator.render.autoscaler import UTILIZATION_METRIC
 from semipd_operator.render.names import METRIC_LABEL
 from semipd_operator.status.scaling import EXTERNAL_METRICS_API
 
@@ -24,7 +24,7 @@ class BadSelector(ValueError):
 def resource_list() -> Document:
     """What the group version serves, for discovery."""
     metric = {
-        "name": CAPACITY_METRIC,
+        "name": UTILIZATION_METRIC,
         "singularName": "",
         "namespaced": True,
         "kind": "ExternalMetricValueList",
@@ -39,7 +39,7 @@ def value_list(values: Mapping[str, float], selected: str | None, now: datetime)
     stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     items = [
         {
-            "metricName": CAPACITY_METRIC,
+            "metricName": UTILIZATION_METRIC,
             "metricLabels": {METRIC_LABEL: service},
             "timestamp": stamp,
             "value": f"{round(value * 1000)}m",

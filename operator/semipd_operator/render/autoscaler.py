@@ -16,7 +16,7 @@ from semipd_operator.render.names import Object
 
 HPA_API = "autoscaling/v2"
 KEDA_API = "keda.sh/v1alpha1"
-CAPACITY_METRIC = "semipd_capacity_ratio"
+UTILIZATION_METRIC = "semipd_utilization_ratio"
 """The agents' metric, and the external metric: its sum over the pods of one service."""
 
 _SCALE_UP: Object = {
@@ -39,8 +39,8 @@ def horizontal_pod_autoscaler(service: SemiPDService) -> Object | None:
     scaling = service.spec.autoscaling
     if scaling is None or scaling.keda is not None:
         return None
-    metric = {"name": CAPACITY_METRIC, "selector": {"matchLabels": metric_labels(service)}}
-    target = {"type": "AverageValue", "averageValue": f"{10 * scaling.target_capacity_percent}m"}
+    metric = {"name": UTILIZATION_METRIC, "selector": {"matchLabels": metric_labels(service)}}
+    target = {"type": "AverageValue", "averageValue": f"{10 * scaling.target_utilization_percent}m"}
     return {
         "apiVersion": HPA_API,
         "kind": "HorizontalPodAutoscaler",
@@ -66,8 +66,8 @@ def scaled_object(service: SemiPDService) -> Object | None:
         "metricType": "AverageValue",
         "metadata": {
             "serverAddress": scaling.keda.server_address,
-            "query": f"sum({CAPACITY_METRIC}{{{selector}}})",
-            "threshold": f"{scaling.target_capacity_percent / 100:g}",
+            "query": f"sum({UTILIZATION_METRIC}{{{selector}}})",
+            "threshold": f"{scaling.target_utilization_percent / 100:g}",
             # No series is no zero: KEDA then holds the number of pods.
             "ignoreNullValues": "false",
         },

@@ -100,6 +100,8 @@ class AutoscalerView:
     """The cluster knows the kind."""
     refusal: str = ""
     """The API server's words where the operator may not read the kind."""
+    metrics_owner: str = ""
+    """Who is registered for external.metrics.k8s.io, if it is not this operator."""
     metrics_served: bool = True
     """Some server answers for external.metrics.k8s.io; KEDA brings its own."""
     conditions: Mapping[str, Problem] = field(default_factory=lambda: MappingProxyType({}))

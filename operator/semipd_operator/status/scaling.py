@@ -17,6 +17,7 @@ from semipd_operator.status.verdict import Verdict
 EXTERNAL_METRICS_API = "external.metrics.k8s.io/v1beta1"
 _ACTIVE = {"HorizontalPodAutoscaler": "ScalingActive", "ScaledObject": "Ready"}
 """The condition by which each kind says that it can scale."""
+_NO_METRIC = "FailedGetExternalMetric"
 _HEALTH = {"AbleToScale", "ScalingActive", "Ready"}
 """The others (ScalingLimited, Active, Fallback, Paused) tell of the load or of a wish, not of a defect."""
 
@@ -55,6 +56,10 @@ def scaling_ready(seen: Observed) -> Verdict | None:
         return Verdict(kind, "Unknown", Reason.SCALED_TO_ZERO, "spec.replicas is 0")
     if not view.found:
         return Verdict(kind, "Unknown", Reason.AUTOSCALER_PENDING, f"the {view.kind} does not exist yet")
+    missing = any(problem.reason == _NO_METRIC for problem in view.conditions.values())
+    if view.metrics_owner and (missing or not view.metrics_served):
+        message = f"{view.metrics_owner} is registered for {EXTERNAL_METRICS_API}, and does not serve the metric"
+        return Verdict(kind, "False", Reason.METRICS_SERVED_ELSEWHERE, message, view.metrics_owner)
     if not view.metrics_served:
         message = f"no server answers for {EXTERNAL_METRICS_API}"
         return Verdict(kind, "False", Reason.METRICS_API_UNAVAILABLE, message)
@@ -75,7 +80,7 @@ def contested(seen: Observed) -> str:
 
 def _cause(problem: Problem) -> Reason:
     match problem.reason:
-        case "FailedGetExternalMetric":
+        case _ if problem.reason == _NO_METRIC:
             return Reason.METRICS_MISSING
         case "AmbiguousSelector":
             return Reason.CONFLICTING_AUTOSCALER
@@ -85,10 +90,10 @@ def _cause(problem: Problem) -> Reason:
 def fullness(seen: Observed) -> float | None:
     """Sum over the ready pods of how full each is, 1 being the edge of the SLO; None while no pod tells."""
     reports = [seen.report(pod) for pod in seen.ready_pods]
-    told = [one.slo.capacity_ratio for one in reports if one and one.slo and one.slo.capacity_ratio is not None]
+    told = [one.slo.utilization_ratio for one in reports if one and one.slo and one.slo.utilization_ratio is not None]
     if not told:
         return None
     scaling = seen.service.spec.autoscaling
-    target = scaling.target_capacity_percent / 100 if scaling else 1.0
+    target = scaling.target_utilization_percent / 100 if scaling else 1.0
     silent = len(reports) - len(told)
     return min(max(sum(told), target * len(reports)), sum(told) + target * silent)

@@ -80,8 +80,8 @@ class AutoscalingSpec(ApiModel):
     max_replicas: Annotated[int, at_least("autoscaling.maxReplicas", 1, "it is the most pods, each with a device")] = (
         Field(description="Greatest number of pods, each with a device of its own. Default: none, required.")
     )
-    target_capacity_percent: Annotated[
-        int, between("autoscaling.targetCapacityPercent", 10, 100, "100 leaves no room for a burst, 80 is usual")
+    target_utilization_percent: Annotated[
+        int, between("autoscaling.targetUtilizationPercent", 10, 100, "100 leaves no room for a burst, 80 is usual")
     ] = Field(
         default=80,
         description="How full the pods should be on average, in percent of the load that just meets the SLO.",

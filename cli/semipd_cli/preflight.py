@@ -1,0 +1,70 @@
+"""What `semipd run` refuses before it starts anything, each in one line with the remedy, and where it finds programs.
+
+A model that can never serve, an address that is taken, a file that cannot be written. Knows no manifest and no agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+
+class RunError(Exception):
+    """`semipd run` cannot go on; the message says why and what to do."""
+
+
+def find(program: str) -> str:
+    """Path of one of the project's programs: beside our own Python, else on the PATH; its bare name where it is not."""
+    beside = Path(sys.executable).with_name(program)
+    return str(beside) if beside.exists() else shutil.which(program) or program
+
+
+def folder(uri: str, path: Path) -> Path:
+    """The model's folder on this machine, absolute. Raises `RunError` where there is none."""
+    if path.is_dir():
+        return path.absolute()
+    if not uri.startswith("pvc://"):
+        raise RunError(f"model.uri {uri}: there is no such folder here: use --set model.uri=file:///path/of/the/model")
+    where = f"without Kubernetes this is the folder {path.absolute()}, and there is none"
+    raise RunError(
+        f"model.uri {uri}: {where}: `make model` makes the one of the examples, --claims names another place"
+    )
+
+
+async def check_model(directory: str) -> None:
+    """Raises `RunError` with the engine's words: it reads all of the folder but the tensors."""
+    command = (find("semipd-engine"), "check", directory)
+    try:
+        check = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    except OSError as error:
+        raise RunError(f"semipd-engine cannot be started ({error.strerror}): install semipd[agent,engine]") from None
+    _, said = await check.communicate()
+    if check.returncode:
+        last = (said.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+        raise RunError(f"the model cannot be served: {last}")
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises `RunError` where nobody could listen."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except (OSError, OverflowError) as error:
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno and error.errno > 0 else error
+        raise RunError(f"cannot listen on {host}:{port} ({why}): use --port or --host") from None
+
+
+def check_outputs(status_file: Path | None, log_file: Path | None) -> None:
+    """Raises `RunError` where the status or the log could not be written."""
+    if status_file and not status_file.absolute().parent.is_dir():
+        raise RunError(f"--status-file {status_file}: there is no folder {status_file.absolute().parent}: make it")
+    try:
+        if log_file:
+            log_file.open("ab").close()
+    except OSError as error:
+        raise RunError(f"--log-file {log_file} ({error.strerror}): name a file that can be written") from None
