@@ -137,7 +137,14 @@ class Operator:
     """One operator process; its log is shown when a test fails."""
 
     def __init__(
-        self, cluster: Any, folder: Path, agent_port: int, ports: tuple[int, int], *extra: str, key: str = KEY
+        self,
+        cluster: Any,
+        folder: Path,
+        agent_port: int,
+        ports: tuple[int, int],
+        *extra: str,
+        key: str = KEY,
+        ip: str = "",
     ) -> None:
         self.health = f"http://127.0.0.1:{ports[0]}/readyz"
         self.metrics = f"http://127.0.0.1:{ports[1]}/metrics"
@@ -157,7 +164,7 @@ class Operator:
                 "--resync-seconds=5",
                 *extra,
             ],
-            env={**os.environ, "KUBECONFIG": str(cluster.operator_kubeconfig)},
+            env={**os.environ, "KUBECONFIG": str(cluster.operator_kubeconfig), "POD_IP": ip},
             stdout=self.log.open("ab"),
             stderr=subprocess.STDOUT,
         )

@@ -84,7 +84,7 @@ def scaled(crd: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scale
         crd.apply(here(obj))
     folder = tmp_path_factory.mktemp("scaled")
     ports = (free_port(), free_port())
-    running = Operator(crd, folder, agent_port, ports, *flags(port))
+    running = Operator(crd, folder, agent_port, ports, *flags(port), ip="10.1.2.3")
     try:
         assert until(running.ready, 60), running.log.read_text()[-3000:]
         yield Scaled(crd, running, agent_port, port)
@@ -389,7 +389,19 @@ def test_a_follower_takes_over_and_the_api_answers_on(
     crd = scaled.crd
     assert until(lambda: available(crd), 40)
     agent.utilization_ratio = 0.5
-    follower = Operator(crd, tmp_path, scaled.agent_port, (free_port(), free_port()), *flags(free_port()))
+
+    def behind() -> list[Any]:
+        """Where the Service leads, by both kinds of objects that kube-apiservers look at."""
+        name = f"{NAME}-metrics-api"
+        sliced = crd.get("endpointslice", f"{name}-ipv4", OPERATOR_NAMESPACE)
+        plain = crd.get("endpoints", name, OPERATOR_NAMESPACE)
+        return [sliced["endpoints"][0]["addresses"], [plain["subsets"][0]["addresses"][0]["ip"]]]
+
+    assert behind() == [["10.1.2.3"]] * 2
+    [owner] = crd.get("endpoints", f"{NAME}-metrics-api", OPERATOR_NAMESPACE)["metadata"]["ownerReferences"]
+    assert owner["kind"] == "Lease", "they go with the release"
+    ports = (free_port(), free_port())
+    follower = Operator(crd, tmp_path, scaled.agent_port, ports, *flags(free_port()), ip="10.1.2.4")
     try:
         assert until(follower.ready, 30), "a follower is ready: it stands by"
         assert "standing by" in follower.log.read_text() and "leading" not in follower.log.read_text()
@@ -405,6 +417,7 @@ def test_a_follower_takes_over_and_the_api_answers_on(
             return answer.returncode == 0 and [item["value"] for item in json.loads(answer.stdout)["items"]]
 
         assert until(lambda: value() == ["500m"], 40), value()
+        assert behind() == [["10.1.2.4"]] * 2
         crd.kubectl("patch", "spd", "demo", "-n", namespace, "--type=merge", "-p", '{"spec":{"replicas":2}}')
         assert until(lambda: crd.get("deployment", "demo", namespace)["spec"]["replicas"] == 2)
     finally:
