@@ -179,6 +179,37 @@ class Builder:
         self.buildah("tag", name, f"{PREFIX}/{image.name}:dev")
         return name
 
+    def build_commit(self, commit: str, env: Mapping[str, str]) -> list[str]:
+        """Images of an earlier commit of this repository, by that commit's own builder over the layers that are here.
+
+        They are tagged `commit-…` and kept; `:dev` is whoever's built next. The source stays in the cache beside them.
+        Not to be called under `lock`: that builder takes it, too.
+        """
+        short = commit[:12]
+        names = [f"{PREFIX}/{image.name}:commit-{short}" for image in IMAGES]
+        tree = self.folder.parent / "releases" / short
+        if not (tree / ".complete").exists():
+            shutil.rmtree(tree, ignore_errors=True)
+            tree.mkdir(parents=True)
+            pack = subprocess.run(["git", "-C", str(paths.REPOSITORY), "archive", commit], capture_output=True)
+            if pack.returncode:
+                raise ClusterError(
+                    f"git knows no commit {short} here", "fetch the whole history: git fetch --unshallow"
+                )
+            subprocess.run(["tar", "-x", "-C", str(tree)], input=pack.stdout, check=True)
+            (tree / ".complete").touch()
+        for image, name in zip(IMAGES, names, strict=True):
+            if self.has(name):
+                continue
+            # One at a time: a builder that makes both drops what it did not make.
+            command = [sys.executable, str(tree / "images" / "build"), image.name]
+            own = {name: value for name, value in env.items() if name not in ("PYTHONPATH", "REGISTRY")}
+            answer = subprocess.run(command, env=own, stdout=subprocess.PIPE, text=True)
+            if answer.returncode:
+                raise ClusterError(f"the {image.name} image of {short} cannot be built", "see above")
+            self.buildah("tag", answer.stdout.split()[-1], name)
+        return names
+
     def _volumes(self, env: Mapping[str, str]) -> list[str]:
         home = Path(env.get("HOME", "/root"))
         files = [
@@ -205,7 +236,7 @@ class Builder:
         listing = self.buildah("images", "--format", "{{.Name}}:{{.Tag}}", check=False).stdout
         for name in listing.split():
             ours = any(name.startswith(f"{PREFIX}/{image.name}:") for image in IMAGES)
-            if ours and name not in keep and not name.endswith(":dev"):
+            if ours and name not in keep and not name.endswith(":dev") and ":commit-" not in name:
                 self.buildah("rmi", name, check=False)
         if len(self.buildah("images", "--all", "--quiet", check=False).stdout.split()) > _MANY_IMAGES:
             self.buildah("rmi", "--prune", check=False)

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from e2e.lib.release import NoRelease, newest
+
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -29,9 +31,13 @@ def test_one_version_everywhere() -> None:
 
 
 def test_every_release_names_its_commit() -> None:
-    rows = re.findall(r"^\| (\d+\.\d+\.\d+) \| `(\w+)` \|", (ROOT / "docs/releases.md").read_text(), re.MULTILINE)
+    text = (ROOT / "docs/releases.md").read_text()
+    rows = re.findall(r"^\| (\d+\.\d+\.\d+) \| `(\w+)` \|", text, re.MULTILINE)
     assert rows and all(re.fullmatch("[0-9a-f]{40}", commit) for _, commit in rows)
     assert len({number for number, _ in rows}) == len(rows)
+    assert newest(text) == rows[-1], "the one that the upgrade test starts from"
+    with pytest.raises(NoRelease):
+        newest(text.replace("| 0.", "| v0."))
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
