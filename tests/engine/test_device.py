@@ -13,7 +13,7 @@ import psutil
 import pytest
 from tests.engine.harness import TORCH_RESIDENT, Engine, wait_for
 
-from e2e.models import random_model
+from e2e.lib.models import random_model
 from semipd_engine.contract import Device, EngineOptions, EngineState
 from semipd_engine.launcher import read_snapshot
 from semipd_engine.resident.resident import RETRY_AFTER_SECONDS

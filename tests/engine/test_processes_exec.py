@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from tests.engine import proc, rungs
 from tests.engine.harness import Engine, wait_for
-from tests.engine.model_driver import random_prompt, reference
+from tests.engine.model_driver import random_prompt
 
-from e2e.models import random_model
+from e2e.lib.models import random_model
+from e2e.lib.reference import reference
 from semipd_engine.contract import DType, EngineOptions, EngineState, Phase, SetPartition, WorkerState
 from semipd_engine.resident.cuda_environment import NOWHERE
 

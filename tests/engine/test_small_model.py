@@ -16,7 +16,7 @@ import pytest
 from tests.engine import proc
 from tests.engine.harness import TORCH_RESIDENT, ApiClient, Engine, Stream
 
-from e2e.models import random_model
+from e2e.lib.models import random_model
 from semipd_engine.contract import DType, EngineOptions, Phase, SetPartition, Split
 from semipd_engine.cpu_plan import cpu_plan
 
