@@ -1,4 +1,4 @@
-"""Random traffic, aborts, preemptions and crashes against a worker that really writes a shared pool.
+"""Random traffic, aborts, preemptions, crashes, stale plans and late masks against a worker that really writes a pool.
 
 Each phase's worker executes its plan at moments of its own choosing, crashes with its last writes done but unreported,
 and keeps writing for requests that were aborted meanwhile. Tokens are read back through the pool, so whatever goes
@@ -10,10 +10,10 @@ from __future__ import annotations
 import random
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
-from tests.engine.fake_model import FakeRunner, reference
+from tests.engine.fake_model import VOCABULARY, FakeRunner, reference
 
 from semipd_engine.contract import Phase
 from semipd_engine.core.block_pool import BlockPool
@@ -35,6 +35,16 @@ class HastyPool(BlockPool):
 
     def _passed(self, state: object) -> bool:
         return True
+
+
+class LateMask:
+    """Allows every token, once it has made up its mind."""
+
+    def __init__(self, generator: random.Random) -> None:
+        self.random = generator
+
+    def mask(self, output: Sequence[int]) -> bytes | None:
+        return bytes([255]) * (VOCABULARY // 8) if self.random.random() < 0.5 else None
 
 
 class Worker:
@@ -87,6 +97,8 @@ class Simulation:
         prompt = prompt + [self.random.randrange(100) for _ in range(self.random.randrange(1, 12))]
         sampling = Sampling(temperature=0, max_tokens=self.random.randrange(1, 24))
         request = Request(len(self.requests), str(len(self.requests)), prompt, sampling, received_at=0.0)
+        if self.random.random() < 0.2:
+            request.constraint = LateMask(self.random)
         self.requests[request.id] = request
         self.outputs[request.id] = []
         self.scheduler.add(request)
@@ -100,7 +112,12 @@ class Simulation:
             assert worker.steps is None and not worker.unreported
             busy = [requests_of(p) for p in self.scheduler.in_flight.values()]
             assert sum(map(len, busy)) == len(set().union(*busy)), "a request is in one queue's plan at a time"
-            worker.start(plan)
+            assert plan.max_steps == 1 or not any(row.mask for row in plan.rows)
+            assert len({row.slot for row in plan.rows}) == len(plan.rows)
+            if self.random.random() < 0.01:
+                self.scheduler.plan_stale(phase)
+            else:
+                worker.start(plan)
 
     def deliver(self, worker: Worker) -> None:
         if worker.unreported:

@@ -18,10 +18,10 @@ from semipd_engine.ipc.messages import Sampling
 
 
 class Constraint(Protocol):
-    """A grammar, say. It is asked once for each token, and only for the newest one."""
+    """A grammar, say. It is asked for the next token only, again and again until it answers."""
 
     def mask(self, output: Sequence[int]) -> bytes | None:
-        """The tokens that may follow `output` (`ipc.messages.Row.mask`). None: not known yet, ask again."""
+        """The tokens that may follow `output` (`ipc.messages.Row.mask`). None: not known yet, and a step is sat out."""
 
 
 class RequestState(Enum):
