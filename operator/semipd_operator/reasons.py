@@ -137,7 +137,7 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
             Reason.METRICS_SERVED_ELSEWHERE,
             "False",
             "Another program (KEDA, prometheus-adapter) is registered for external.metrics.k8s.io, without our metric.",
-            "Use spec.autoscaling.keda, or have that program serve semipd_capacity_ratio (docs/autoscaling.md).",
+            "Use spec.autoscaling.keda, or have that program serve semipd_utilization_ratio (docs/autoscaling.md).",
         ),
         Entry(
             Reason.KEDA_NOT_INSTALLED,

@@ -49,8 +49,8 @@ from semipd_operator.status import AutoscalerView, Observed, Problem
 from semipd_operator.status.events import Event
 from semipd_operator.status.model import resolved_revision
 from semipd_operator.status.pods import pod_view, refusal
-from semipd_operator.status.rejected import rejected
 from semipd_operator.status.scaling import EXTERNAL_METRICS_API, autoscaler_view
+from semipd_operator.status.summarise import rejected
 from semipd_operator.status_writer import StatusWriter
 from semipd_operator.workqueue import Key
 

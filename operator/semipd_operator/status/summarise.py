@@ -128,6 +128,17 @@ def ready_verdict(seen: Observed, parts: list[Verdict]) -> Verdict:
     return Verdict(kind, "True", Reason.READY, "; ".join([f"{ready} of {wanted} pods are ready", *passing]))
 
 
+def rejected(before: SemiPDServiceStatus, generation: int, message: str, now: datetime) -> SemiPDServiceStatus:
+    """Where this version can make nothing of a specification: what was shown before, SpecAccepted and Ready False."""
+    verdicts = [
+        Verdict(kind, "False", Reason.INVALID_SPEC, message)
+        for kind in (ConditionType.SPEC_ACCEPTED, ConditionType.READY)
+    ]
+    kept = [condition for condition in before.conditions if condition.type not in {v.type for v in verdicts}]
+    conditions = (*kept, *(verdict.condition(before, now, generation) for verdict in verdicts))
+    return before.model_copy(update={"reason": Reason.INVALID_SPEC.value, "conditions": conditions})
+
+
 def write_due(
     before: SemiPDServiceStatus,
     after: SemiPDServiceStatus,
