@@ -105,7 +105,7 @@ class Bounds(Wire):
 
 class PartitionConfig(Wire):
     mode: Annotated[Mode, _or_default(Mode.MANUAL)] = Mode.MANUAL
-    policy: Annotated[Policy, _or_default(Policy.ALGORITHM1)] = Policy.ALGORITHM1
+    policy: Annotated[Policy, _or_default(Policy.MODEL_PREDICTIVE)] = Policy.MODEL_PREDICTIVE
     split: Split = Split()
     """The fixed split (Manual) or the one to start from (Auto)."""
     bounds: Bounds = Bounds()
@@ -273,9 +273,12 @@ class SLOReport(Wire):
     reason: str = ""
     feasible: bool | None = None
     feasible_reason: str = ""
+    attainment_percent: float | None = None
+    """Requests of the window that met both targets; those that suffer now, were refused or gave up are misses."""
+    feasible_message: str = ""
     utilization_ratio: float | None = None
-    """How full the pod is: 0 idle, 1 the edge of the SLO under the best split in reach. None: unknown, or an agent that
-    does not tell."""
+    """How full the pod is: 0 idle, 1 the largest load that some split in reach serves within the targets. None:
+    unknown, or an agent that does not tell."""
 
 
 class DecisionReason(StrEnum):
@@ -285,6 +288,8 @@ class DecisionReason(StrEnum):
     MANUAL_CHANGE = "ManualChange"
     BOUND_REACHED = "BoundReached"
     ROLLBACK = "Rollback"
+    BETTER_SPLIT_PREDICTED = "BetterSplitPredicted"
+    REGRET = "Regret"
 
 
 class DecisionOutcome(StrEnum):
@@ -292,6 +297,16 @@ class DecisionOutcome(StrEnum):
     APPLIED = "Applied"
     FAILED = "Failed"
     SUPERSEDED = "Superseded"
+
+
+class Prediction(Wire):
+    """What a policy expects of a split, over the requests that it foresees."""
+
+    attainment_percent: float
+    """Requests that meet both targets."""
+    ttft_milliseconds: float | None = None
+    """At the SLO's percentile."""
+    tpot_milliseconds: float | None = None
 
 
 class Decision(Wire):
@@ -307,6 +322,9 @@ class Decision(Wire):
     target_milliseconds: float | None = None
     outcome: Open[DecisionOutcome] = DecisionOutcome.PENDING
     message: str = ""
+    predicted: Prediction | None = None
+    realised_attainment_percent: float | None = None
+    """Requests received under the new split that met both targets, once thirty of them are over."""
 
 
 class Identity(Wire):

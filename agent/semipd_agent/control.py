@@ -32,9 +32,13 @@ from semipd_agent.partitioner.unlimited import Unlimited
 from semipd_agent.readback import Intent, Readback, read_back
 from semipd_agent.restarts import RestartCounts
 from semipd_agent.slo.algorithm1 import Algorithm1
-from semipd_agent.slo.capacity import CapacityMeter, splits_in_reach
+from semipd_agent.slo.attainment import Attainment, attainment
 from semipd_agent.slo.grid import Grid
-from semipd_agent.slo.policy import Metric, Move, SplitPolicy, Verdict, clamp
+from semipd_agent.slo.load import Load, advance
+from semipd_agent.slo.policy import Move, SplitPolicy, Verdict, clamp
+from semipd_agent.slo.predictive import ModelPredictive, Setting, candidates
+from semipd_agent.slo.step_model import ASSUMED, ShareLaw
+from semipd_agent.slo.utilization import Utilization
 from semipd_agent.slo.window import Evidence, RequestWindow
 from semipd_agent.tasks import Faults
 from semipd_engine.contract import EngineSnapshot, SetPartition, Split
@@ -58,9 +62,7 @@ class SplitController:
         self.last_change_time: datetime | None = None
         self.snapshot: EngineSnapshot | None = None
         self.verdict = Verdict()
-        self._capacity = CapacityMeter()
-        self.utilization_ratio: float | None = None
-        """How full the pod is; None: unknown (no SLO, or not watched for long enough)."""
+        self._utilization = Utilization()
         self._core_epoch = 0
         """Epoch in force at the core when it last answered."""
         self._splits: dict[int, Split] = {}
@@ -71,6 +73,7 @@ class SplitController:
         self.partitioner: Partitioner = Unlimited(Grant())
         self.config = checked(config)
         self._use(config.partition.mode)
+        self._load = self._new_load()
         self.window = RequestWindow(_kept(config.slo))
         self._policy = self._make_policy()
         self.requested = start_of(config.partition)
@@ -113,6 +116,8 @@ class SplitController:
         try:
             partitioner = self._partitioner_for(mode)
             partitioner.preflight()
+            if partitioner.enforcement is not self.partitioner.enforcement:
+                self._load = Load()
             self.partitioner = partitioner
         except PartitionerUnavailable as e:
             self.unavailable = Problem(e.reason, str(e))
@@ -147,13 +152,17 @@ class SplitController:
             return None
         if self.partitioner.enforcement is Enforcement.NONE:  # one process for both phases: a move would change nothing
             return None
-        start, grid = start_of(self.config.partition), Grid(self.partitioner.rungs)
-        return Algorithm1(self.config.slo, start, grid=grid, since=self._split_since)
+        grid = Grid(self.partitioner.rungs)
+        if self.config.partition.policy == Policy.ALGORITHM1:
+            return Algorithm1(self.config.slo, start_of(self.config.partition), grid=grid, since=self._split_since)
+        return ModelPredictive(self.config.slo, grid, since=self._split_since)
 
     @property
     def policy_in_force(self) -> Policy | None:
         """None: nothing moves the split (not in Auto, no SLO, or nothing is enforced)."""
-        return Policy.ALGORITHM1 if self._policy is not None else None
+        if self._policy is None:
+            return None
+        return Policy.ALGORITHM1 if isinstance(self._policy, Algorithm1) else Policy.MODEL_PREDICTIVE
 
     # ---- the loop ---------------------------------------------------------------------------------------------------
 
@@ -161,9 +170,11 @@ class SplitController:
         """One tick: take the engine's answer (None: it did not answer) and decide."""
         self.snapshot = snapshot or self.snapshot
         if snapshot is not None:
-            self.window.add(snapshot)
+            if snapshot.observation is not None:
+                with self.faults.contained("observation"):
+                    self.window.add(snapshot.observation)
+                    self._load = advance(self._load, snapshot.observation)
             self.partitioner.follow(snapshot)
-            self._capacity.observe(snapshot)
             self._follow_core(snapshot)
             self.restarts.follow(snapshot.restarts)
         if self.partitioner.incarnation != self._incarnation:
@@ -175,18 +186,17 @@ class SplitController:
             self.log.settle(self.intent.epoch, DecisionOutcome.FAILED)
         if snapshot is not None and self.readback.reason is PartitionReason.PREPARATION_FAILED:
             self._answer_refusal()
-        if snapshot is None or self.config.slo is None:
-            self.utilization_ratio = None
+        if self.config.slo is None:
+            self._utilization = Utilization()
+        observation = snapshot.observation if snapshot is not None else None
+        if observation is None or self.config.slo is None:
             return
         now = self._clock.monotonic()
-        evidence = Evidence(
-            finished=self.window.requests(now, POLICY_SECONDS),
-            arrivals=snapshot.arrivals,
-            waiting=snapshot.waiting,
-            oldest_wait_seconds=snapshot.oldest_wait_seconds,
-            held_back=snapshot.waiting > 0 and snapshot.prefilling == 0,
-        )
-        self.utilization_ratio = self._judge_capacity(evidence, self.config.slo, now)
+        with self.faults.contained("utilization"):
+            self._utilization = self._utilization.advanced(
+                observation, self._load, self.config.slo, self._in_reach(self.config.slo)
+            )
+        evidence = Evidence.of(observation, self.window.requests(now, POLICY_SECONDS), self._load)
         if self._policy is None or not self.readback.settled:
             return
         self.verdict = self._ask_policy(self._policy, evidence, now)
@@ -207,12 +217,27 @@ class SplitController:
             return Verdict(feasible_reason="PolicyFailed", message=f"the policy failed ({message}); the split holds")
         return verdict
 
-    def _judge_capacity(self, evidence: Evidence, slo: SLO, now: float) -> float | None:
-        """Another split is in reach only while a policy may move there and has not found that none helps."""
-        policy = self._policy if self.verdict.feasible is not False else None
-        reach = splits_in_reach(self.config.partition.bounds, Grid(self.partitioner.rungs)) if policy else ()
-        estimate = policy.estimate if policy else _unmoved
-        return self._capacity.ratio(evidence, slo, self.requested, reach, estimate, now)
+    def _in_reach(self, slo: SLO) -> list[Split]:
+        """Splits that may be in force some time: the present one, and those that a policy may choose."""
+        if self._policy is None:
+            return [self.requested]
+        setting = Setting(slo, self.requested, self.config.partition.bounds, Grid(self.partitioner.rungs))
+        return [self.requested, *(split for split in candidates(setting) if split != self.requested)]
+
+    @property
+    def utilization_ratio(self) -> float | None:
+        """How full the pod is; None: unknown (no SLO, or not watched for long enough). Held while the engine is silent
+        for a moment."""
+        return self._utilization.ratio
+
+    def attained(self, slo: SLO, now: float) -> Attainment:
+        """Of the SLO's window, and of what is there now."""
+        observation = self.snapshot.observation if self.snapshot else None
+        return attainment(self.window.requests(now, slo.window_seconds), observation, slo)
+
+    def _new_load(self) -> Load:
+        law = ShareLaw.SPATIAL if self.partitioner.enforcement is Enforcement.SPATIAL_CAP else ShareLaw.PACED
+        return Load.of(replace(ASSUMED, law=law))
 
     def pending(self) -> SetPartition | None:
         """What must be sent to the core now; None: it has the epoch, in force or in work. Sending twice is harmless."""
@@ -275,6 +300,7 @@ class SplitController:
                 observed_milliseconds=_milliseconds(move.observed_seconds),
                 target_milliseconds=_milliseconds(move.target_seconds),
                 message=move.message,
+                predicted=move.predicted,
             ),
         )
         self.readback = self._judge()
@@ -292,10 +318,6 @@ class SplitController:
 def wire(split: Split) -> contract.Split:
     """The engine's split in the agent's contract."""
     return contract.Split(prefill_percent=split.prefill, decode_percent=split.decode)
-
-
-def _unmoved(metric: Metric, observed: float, current: Split, to: Split) -> float:
-    return observed
 
 
 def _kept(slo: SLO | None) -> float:

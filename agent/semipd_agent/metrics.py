@@ -94,7 +94,7 @@ class ReportCollector(Collector):
             SLO_PRESSURE_RATIO, "Observed latency over its target, at the SLO's percentile.", labels=["slo"]
         )
         attainment = GaugeMetricFamily(
-            SLO_ATTAINMENT_RATIO, "Share of the window's requests at or below the target.", labels=["slo"]
+            SLO_ATTAINMENT_RATIO, "Share of the window's requests at or below the target (joint: both).", labels=["slo"]
         )
         feasible = GaugeMetricFamily(SLO_FEASIBLE, "1 while some split can meet the SLO, as far as is known.")
         if report.slo is not None:
@@ -104,15 +104,19 @@ class ReportCollector(Collector):
                     pressure.add_metric([name], metric.observed_milliseconds / metric.target_milliseconds)
                 if metric is not None and metric.attainment_percent is not None:
                     attainment.add_metric([name], metric.attainment_percent / 100)
+            if report.slo.attainment_percent is not None:
+                attainment.add_metric(["joint"], report.slo.attainment_percent / 100)
             if report.slo.feasible is not None:
                 feasible.add_metric([], float(report.slo.feasible))
         yield pressure
         yield attainment
         yield feasible
-        capacity = GaugeMetricFamily(UTILIZATION_RATIO, "How full the pod is: 0 idle, 1 the edge of the SLO.")
+        utilization = GaugeMetricFamily(
+            UTILIZATION_RATIO, "How full the pod is: 1 is the largest load that some split serves within the targets."
+        )
         if report.slo is not None and report.slo.utilization_ratio is not None:
-            capacity.add_metric([], report.slo.utilization_ratio)
-        yield capacity
+            utilization.add_metric([], report.slo.utilization_ratio)
+        yield utilization
 
     def _engine(self, report: StatusReport) -> Iterator[Metric]:
         yield GaugeMetricFamily(ENGINE_READY, "1 while the engine can serve.", value=float(report.engine.ready))

@@ -21,8 +21,10 @@ from semipd_agent.contract import (
 from semipd_agent.control import SplitController, wire
 from semipd_agent.partitioner import Problem
 from semipd_agent.readback import STALE_AFTER
+from semipd_agent.slo.attainment import Attainment
+from semipd_agent.slo.feasibility import MESSAGES
 from semipd_agent.slo.policy import Verdict
-from semipd_agent.slo.window import attainment, percentile
+from semipd_agent.slo.window import percentile
 from semipd_engine.contract import EngineSnapshot, EngineState, WorkerReport
 
 MIN_SAMPLES = 5
@@ -94,12 +96,11 @@ def build(
         ),
         slo=slo_report(
             config.slo,
-            controller.window.ttft(now, config.slo.window_seconds),
-            controller.window.tpot(now, config.slo.window_seconds),
+            controller.attained(config.slo, now),
             controller.verdict,
             auto=controller.policy_in_force is not None,
             fresh=fresh,
-            utilization_ratio=controller.utilization_ratio,
+            utilization=controller.utilization_ratio,
         )
         if config.slo
         else None,
@@ -208,53 +209,50 @@ def _kv_used(snapshot: EngineSnapshot) -> float:
 
 
 def slo_report(
-    slo: SLO,
-    ttft: Sequence[float],
-    tpot: Sequence[float],
-    verdict: Verdict,
-    *,
-    auto: bool,
-    fresh: bool,
-    utilization_ratio: float | None = None,
+    slo: SLO, seen: Attainment, verdict: Verdict, *, auto: bool, fresh: bool, utilization: float | None = None
 ) -> SLOReport:
-    """Percentiles and attainment of the window (latencies in seconds) against the targets."""
-    ttft_window = _metric(slo.ttft_milliseconds, ttft, slo.percentile)
-    tpot_window = _metric(slo.tpot_milliseconds, tpot, slo.percentile)
-    attained, reason = _attained(ttft_window, tpot_window, fresh)
+    """Percentiles and attainment of the window against the targets."""
+    ttft = _metric(slo.ttft_milliseconds, seen.ttft, seen.refused, slo.percentile)
+    tpot = _metric(slo.tpot_milliseconds, seen.tpot, 0, slo.percentile)
+    attained, reason = _attained(ttft, tpot, slo.percentile, fresh)
     feasible = verdict.feasible if auto else None
     unknown = verdict.feasible_reason or "InsufficientTraffic" if auto else "PolicyInactive"
     return SLOReport(
         percentile=slo.percentile,
         window_seconds=slo.window_seconds,
-        ttft=ttft_window,
-        tpot=tpot_window,
+        ttft=ttft,
+        tpot=tpot,
         attained=attained,
         reason=reason,
+        attainment_percent=round(100 * seen.joint, 2) if seen.joint is not None else None,
         feasible=feasible,
         feasible_reason=unknown if feasible is None else verdict.feasible_reason or "Feasible",
-        utilization_ratio=round(utilization_ratio, 3) if fresh and utilization_ratio is not None else None,
+        feasible_message=MESSAGES.get(verdict.feasible_reason, "") if feasible is False else "",
+        utilization_ratio=round(utilization, 3) if fresh and utilization is not None else None,
     )
 
 
-def _metric(target: int | None, seconds: Sequence[float], p: int) -> MetricWindow | None:
+def _metric(target: int | None, seconds: Sequence[float], refused: int, p: int) -> MetricWindow | None:
+    """`refused` requests have no latency, and miss."""
     if target is None:
         return None
-    share = attainment(seconds, target / 1000)
+    samples = len(seconds) + refused
+    met = sum(value <= target / 1000 for value in seconds)
     return MetricWindow(
         target_milliseconds=target,
         observed_milliseconds=round(percentile(seconds, p) * 1000, 3) if len(seconds) >= MIN_SAMPLES else None,
-        attainment_percent=round(share * 100, 2) if share is not None else None,
-        samples=len(seconds),
+        attainment_percent=round(100 * met / samples, 2) if samples else None,
+        samples=samples,
     )
 
 
-def _attained(ttft: MetricWindow | None, tpot: MetricWindow | None, fresh: bool) -> tuple[bool | None, str]:
+def _attained(ttft: MetricWindow | None, tpot: MetricWindow | None, p: int, fresh: bool) -> tuple[bool | None, str]:
     if not fresh:
         return None, "TelemetryStale"
     for metric, reason in ((ttft, "TTFTAboveTarget"), (tpot, "TPOTAboveTarget")):
-        if metric and metric.observed_milliseconds and metric.observed_milliseconds > metric.target_milliseconds:
+        if metric and metric.samples >= MIN_SAMPLES and (metric.attainment_percent or 0.0) < p:
             return False, reason
     known = [m for m in (ttft, tpot) if m is not None]
-    if not known or any(m.observed_milliseconds is None for m in known):
+    if not known or any(m.samples < MIN_SAMPLES for m in known):
         return None, "InsufficientTraffic"
     return True, "Attained"

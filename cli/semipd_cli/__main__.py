@@ -1,4 +1,4 @@
-"""``semipd``: the user's command line. run (a service without Kubernetes), doctor, validate, render.
+"""``semipd``: the user's command line. run (a service without Kubernetes), doctor, validate, render, simulate.
 
 Exit status: 0 well, 1 the manifest is refused or the run failed, 2 wrong usage.
 """
@@ -30,6 +30,10 @@ def main() -> None:
 def command(arguments: Sequence[str]) -> int:
     if arguments[:1] == ["doctor"]:
         return _doctor(arguments[1:])
+    if arguments[:1] == ["simulate"]:
+        from semipd_cli.simulator.command import simulate  # validate and render need no engine
+
+        return simulate(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         return int(options.handle(options))
@@ -82,6 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_set(show)
     show.add_argument("-n", "--namespace", default="default", help="where the manifest names none")
     show.add_argument("--engine-image", default=f"{DEFAULT_ENGINE_IMAGE}:{package_version()}")
+
+    commands.add_parser(
+        "simulate", help="policies against workloads in virtual time (--help says more)", add_help=False
+    )
     return parser
 
 

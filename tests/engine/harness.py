@@ -22,6 +22,7 @@ from semipd_engine.contract import (
     EngineSnapshot,
     EngineState,
     GetSnapshot,
+    Observation,
     Phase,
     WorkerReport,
 )
@@ -151,6 +152,11 @@ class Engine:
         reply = self.control(GetSnapshot(since=since))
         assert isinstance(reply, EngineSnapshot)
         return reply
+
+    def observation(self, since: int = 0) -> Observation:
+        seen = self.snapshot(since).observation
+        assert seen is not None
+        return seen
 
     def wait_state(self, state: EngineState = EngineState.READY, seconds: float = 60.0) -> EngineSnapshot:
         def reached() -> EngineSnapshot | None:

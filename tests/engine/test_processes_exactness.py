@@ -77,10 +77,10 @@ def test_stop_ids_limits_and_refusals(engine: Engine) -> None:
     assert len(client.add([7] * 390, max_tokens=100).wait().tokens) == 10  # up to max_model_len
     assert "max_model_len" in (client.add([7] * 400, max_tokens=1).wait().error or "")
     assert "empty" in (client.add([], max_tokens=1).wait().error or "")
-    finished = engine.snapshot().finished
+    finished = engine.observation().finished
     assert [f.finish_reason for f in finished] == ["stop", "length", "error", "error"]
     assert finished[0].ttft_seconds is not None and finished[0].tpot_seconds is not None
-    assert engine.snapshot(since=finished[-1].cursor + 1).finished == ()
+    assert engine.observation(since=finished[-1].cursor + 1).finished == ()
 
 
 def test_decode_goes_on_during_prefill(slow: Engine) -> None:

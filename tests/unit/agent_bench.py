@@ -19,7 +19,7 @@ from semipd_agent.contract import (
 from semipd_agent.control import SplitController
 from semipd_agent.partitioner import Grant, Partitioner, select
 from semipd_agent.report import LauncherState
-from semipd_engine.contract import Device, EngineSnapshot, EngineState, Phase, SetPartition
+from semipd_engine.contract import Device, EngineSnapshot, EngineState, Observation, Phase, SetPartition
 
 
 def split(prefill: int, decode: int) -> Split:
@@ -57,6 +57,7 @@ class Bench:
             "split_epoch": self.epoch,
             "workers": tuple(worker(phase, self.applied) for phase in Phase),
             "restarts": self.restarts,
+            "observation": Observation(core_id="core", at=self.clock.now),
         }
         return EngineSnapshot.model_validate(fields | changes)
 

@@ -1,8 +1,7 @@
-"""A two-phase engine in virtual time, as plant for the controller: queues and shares, no model and no processes.
+"""The controller's plant: the simulator's engine (production scheduler and block manager) in virtual time.
 
-Prefill serves one prompt at a time, first come first served; decode serves all others in one batch whose step grows
-with its size. While both are busy each runs at its part of the device (x / (x + y)); a phase that is alone has all of
-it. Work is a fluid in ticks of `TICK` seconds. It speaks the engine's contract, so the controller cannot tell.
+Prompts in order of arrival, in chunks; decode serves all others in one batch whose step grows with its size. While both
+are busy each runs at its part of the device (x / (x + y)); a phase that is alone has all of it.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ import csv
 import gzip
 import itertools
 import random
-from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,20 +19,18 @@ from semipd_agent.contract import SLO, AgentConfig
 from semipd_agent.control import SplitController
 from semipd_agent.partitioner.base import Grant
 from semipd_agent.partitioner.cpu_paced import CpuPaced
-from semipd_agent.slo.policy import decode_share, prefill_share
+from semipd_agent.slo.policy import prefill_share
+from semipd_cli.simulator.engine import Arrival, Size, VirtualEngine
+from semipd_cli.simulator.oracle import Oracle
 from semipd_engine.contract import (
-    Arrival,
     EngineSnapshot,
     EngineState,
-    FinishedRequest,
     Phase,
-    SetPartition,
     Split,
     WorkerReport,
     WorkerState,
 )
 
-TICK = 0.01
 TRACES = Path(__file__).parents[2] / "bench" / "traces"
 
 
@@ -88,102 +84,6 @@ class Speed:
         return self.step + self.row
 
 
-@dataclass
-class _Running:
-    job: Job
-    first_token: float
-    ends: float
-    """Decode progress (steps since the start) at which the last token is out."""
-
-
-@dataclass
-class Plant:
-    jobs: deque[Job]
-    speed: Speed = field(default_factory=Speed)
-    now: float = 0.0
-    epoch: int = 0
-    split: Split = field(default_factory=Split)
-
-    def __post_init__(self) -> None:
-        self.waiting: deque[Job] = deque()
-        self.prefilling: tuple[Job, float] | None = None
-        self.decoding: list[_Running] = []
-        self.steps = 0.0
-        self.finished: list[FinishedRequest] = []
-        self.arrivals: deque[Arrival] = deque()
-
-    def advance(self, until: float) -> None:
-        while self.now < until - TICK / 2:
-            self._tick()
-
-    def _tick(self) -> None:
-        self.now += TICK
-        while self.jobs and self.jobs[0].at <= self.now:
-            job = self.jobs.popleft()
-            self.waiting.append(job)
-            self.arrivals.append(Arrival(at=job.at, prompt_tokens=job.prompt))
-        if self.prefilling is None and self.waiting:
-            job = self.waiting.popleft()
-            self.prefilling = (job, job.prompt * self.speed.prompt_token)
-        both = self.prefilling is not None and bool(self.decoding)
-        if self.decoding:
-            part = decode_share(self.split) if both else 1.0
-            self.steps += TICK * part / (self.speed.step + self.speed.row * len(self.decoding))
-            done = [r for r in self.decoding if self.steps >= r.ends]
-            if done:
-                self.decoding = [r for r in self.decoding if self.steps < r.ends]
-                for r in done:
-                    self._finish(r.job, r.first_token)
-        if self.prefilling is not None:
-            job, work = self.prefilling
-            work -= TICK * (prefill_share(self.split) if both else 1.0)
-            self.prefilling = (job, work)
-            if work <= 0:
-                self.prefilling = None
-                if job.output > 1:
-                    self.decoding.append(_Running(job, self.now, self.steps + job.output - 1))
-                else:
-                    self._finish(job, self.now)
-
-    def _finish(self, job: Job, first_token: float) -> None:
-        tpot = (self.now - first_token) / (job.output - 1) if job.output > 1 else None
-        self.finished.append(
-            FinishedRequest(
-                cursor=len(self.finished),
-                finished_at=self.now,
-                prompt_tokens=job.prompt,
-                cached_tokens=0,
-                output_tokens=job.output,
-                ttft_seconds=first_token - job.at,
-                tpot_seconds=tpot,
-                finish_reason="length",
-            )
-        )
-
-    def set_partition(self, message: SetPartition) -> None:
-        if message.split_epoch > self.epoch:
-            self.epoch, self.split = message.split_epoch, message.plan.split
-
-    def snapshot(self, since: int = 0) -> EngineSnapshot:
-        while self.arrivals and self.arrivals[0].at < self.now - 60:
-            self.arrivals.popleft()
-        return EngineSnapshot(
-            monotonic_time=self.now,
-            state=EngineState.READY,
-            split_epoch=self.epoch,
-            split=self.split,
-            workers=tuple(worker(phase, self.epoch) for phase in Phase),
-            waiting=len(self.waiting),
-            prefilling=int(self.prefilling is not None),
-            decoding=len(self.decoding),
-            waiting_tokens=sum(job.prompt for job in self.waiting),
-            oldest_wait_seconds=self.now - self.waiting[0].at if self.waiting else 0.0,
-            finished=tuple(self.finished[since:]),
-            arrivals=tuple(self.arrivals),
-            next_cursor=len(self.finished),
-        )
-
-
 def worker(phase: Phase, epoch: int, age: float = 0.1, state: WorkerState = WorkerState.READY) -> WorkerReport:
     return WorkerReport(
         phase=phase,
@@ -200,13 +100,13 @@ def worker(phase: Phase, epoch: int, age: float = 0.1, state: WorkerState = Work
 
 @dataclass(frozen=True)
 class Run:
-    """What the controller did to the plant: the split after each second, and the decisions, oldest first."""
+    """What the controller did to the engine: the split after each second, and the decisions, oldest first."""
 
     splits: list[Split]
     controller: SplitController
-    plant: Plant
+    engine: VirtualEngine
     fullness: list[float | None]
-    """The capacity ratio after each second."""
+    """The utilization ratio after each second."""
 
     def moves(self, start: int = 0, end: int | None = None) -> int:
         """Changes of the split in seconds [start, end)."""
@@ -217,26 +117,61 @@ class Run:
         return prefill_share(self.splits[second])
 
     def attainment(self, slo: SLO, start: float = 0.0) -> float:
-        """Share of the requests finished after `start` that met both targets."""
-        done = [r for r in self.plant.finished if r.finished_at >= start]
+        """Share of the requests received after `start` that met both targets."""
+        done = [r for r in self.engine.done if r.at >= start]
         ttft, tpot = (slo.ttft_milliseconds or 10**9) / 1e3, (slo.tpot_milliseconds or 10**9) / 1e3
-        good = sum((r.ttft_seconds or 0) <= ttft and (r.tpot_seconds or 0) <= tpot for r in done)
+        good = sum(r.ttft is not None and r.ttft <= ttft and (r.tpot or 0) <= tpot for r in done)
         return good / len(done) if done else 1.0
 
 
-def simulate(jobs: Iterable[Job], config: AgentConfig, seconds: int, speed: Speed | None = None) -> Run:
-    """The whole controller against the plant, one tick a second, in virtual time."""
-    clock = FakeClock(0.0)
-    controller = SplitController(lambda mode: CpuPaced(Grant(cpus=(0, 1))), config, clock)
-    plant = Plant(deque(sorted(jobs, key=lambda j: j.at)), speed or Speed())
+class Pod:
+    """A controller and the engine that obeys it, one tick a second."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        jobs: Iterable[Job] = (),
+        speed: Speed | None = None,
+        size: Size | None = None,
+        now: float = 0.0,
+    ) -> None:
+        self.clock = FakeClock(now)
+        self.controller = SplitController(lambda mode: CpuPaced(Grant(cpus=(0, 1))), config, self.clock)
+        speed = speed or Speed()
+        oracle = Oracle(prefill=(0.0, speed.prompt_token, 0.0), decode=(speed.step, speed.row, 0.0))
+        size = size or Size(max_num_seqs=256, kv_tokens=10**6)
+        arrivals = [Arrival(j.at, j.prompt, max(1, j.output)) for j in sorted(jobs, key=lambda j: j.at)]
+        self.engine = VirtualEngine(arrivals, oracle, size, 0, Split())
+        self.engine.now = now
+        self._epoch = 0
+
+    def tick(self, now: float) -> None:
+        engine = self.engine
+        engine.run_until(now)
+        self.clock.now = engine.now
+        snapshot = EngineSnapshot(
+            monotonic_time=engine.now,
+            state=EngineState.READY,
+            split_epoch=self._epoch,
+            split=engine.split,
+            workers=tuple(worker(phase, self._epoch) for phase in Phase),
+            observation=engine.observe(self.controller.window.cursor),
+        )
+        self.controller.observe(snapshot)
+        if (message := self.controller.pending()) is not None:
+            self._epoch = message.split_epoch
+            engine.switch(message.plan.split, 0.0)
+
+
+def simulate(
+    jobs: Iterable[Job], config: AgentConfig, seconds: int, speed: Speed | None = None, size: Size | None = None
+) -> Run:
+    """The whole controller against the production scheduler in virtual time."""
+    pod = Pod(config, jobs, speed, size)
     splits: list[Split] = []
     fullness: list[float | None] = []
     for second in range(1, seconds + 1):
-        plant.advance(float(second))
-        clock.now = plant.now
-        controller.observe(plant.snapshot(controller.window.cursor))
-        if (message := controller.pending()) is not None:
-            plant.set_partition(message)
-        splits.append(controller.requested)
-        fullness.append(controller.utilization_ratio)
-    return Run(splits, controller, plant, fullness)
+        pod.tick(float(second))
+        splits.append(pod.controller.requested)
+        fullness.append(pod.controller.utilization_ratio)
+    return Run(splits, pod.controller, pod.engine, fullness)

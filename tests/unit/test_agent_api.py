@@ -9,7 +9,7 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
-from tests.unit.agent_plant import FakeClock, Plant
+from tests.unit.agent_plant import Pod
 
 from semipd_agent import metrics, report
 from semipd_agent.api import authorized, create_app
@@ -23,9 +23,6 @@ from semipd_agent.contract import (
     service_token,
     token_digest,
 )
-from semipd_agent.control import SplitController
-from semipd_agent.partitioner import Grant, select
-from semipd_engine.contract import Device
 
 pytestmark = pytest.mark.unit
 
@@ -38,23 +35,16 @@ class Service:
     """The API's view of an agent, over the real controller and the plant."""
 
     def __init__(self) -> None:
-        from collections import deque
-
-        self.clock = FakeClock(0.0)
         start = AgentConfig(generation=5, partition=PartitionConfig(split=Split(prefill_percent=60, decode_percent=80)))
-        self.controller = SplitController(lambda mode: select(Device.CPU, mode, Grant(cpus=(0, 1))), start, self.clock)
-        self.plant = Plant(deque())
+        self.pod = Pod(start)
+        self.controller, self.clock = self.pod.controller, self.pod.clock
         self.digests: tuple[str, ...] = (token_digest(TOKEN),)
         self.is_ready = False
         for _ in range(3):
             self.tick()
 
     def tick(self) -> None:
-        self.plant.advance(self.plant.now + 1)
-        self.clock.now = self.plant.now
-        self.controller.observe(self.plant.snapshot())
-        if message := self.controller.pending():
-            self.plant.set_partition(message)
+        self.pod.tick(self.clock.now + 1)
 
     def report(self) -> StatusReport:
         return report.build(

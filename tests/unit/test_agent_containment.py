@@ -17,11 +17,13 @@ from tests.unit.mps_bench import OwnReaper
 from semipd_agent import agent as agent_module
 from semipd_agent import supervisor as supervisor_module
 from semipd_agent.agent import Agent
+from semipd_agent.api_probe import ApiProbe
 from semipd_agent.config import ConfigRefused
 from semipd_agent.contract import SLO, DecisionReason, Identity, Mode
 from semipd_agent.engine_client import EngineClient
+from semipd_agent.memory_limit import MemoryLimit
 from semipd_agent.partitioner import Grant, select
-from semipd_agent.slo.policy import Metric, Move, Verdict
+from semipd_agent.slo.policy import Move, Verdict
 from semipd_agent.supervisor import Supervisor
 from semipd_agent.tasks import Faults, keep_going
 from semipd_engine.contract import Device, EngineSnapshot, Split
@@ -40,9 +42,6 @@ class Broken:
     def observe(self, evidence: object, split: object, bounds: object, now: float) -> Verdict:
         self.asked += 1
         return self.answer()
-
-    def estimate(self, metric: Metric, observed: float, current: object, to: object) -> float:
-        return observed
 
 
 def raises() -> Verdict:
@@ -96,6 +95,8 @@ async def test_a_defect_in_the_loop_ends_neither_agent_nor_engine(
         identity=Identity(),
         clock=bench.clock,
         drain_seconds=0.0,
+        api=ApiProbe(tmp_path, "127.0.0.1", bench.clock),
+        memory=MemoryLimit(tmp_path),
     )
     ticks = 0
 

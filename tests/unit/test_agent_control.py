@@ -13,8 +13,9 @@ from semipd_agent.contract import (
     DecisionReason,
     Mode,
 )
-from semipd_agent.slo.policy import Metric, Verdict
+from semipd_agent.slo.policy import Verdict
 from semipd_agent.slo.window import Evidence
+from semipd_engine.contract import Observation, QueuedRequest, RunningRequest
 
 pytestmark = pytest.mark.unit
 
@@ -161,7 +162,7 @@ def test_auto_starts_within_its_bounds_and_keeps_its_split_when_only_targets_cha
     targets = SLO(ttft_milliseconds=500)
     bench = Bench(config(1, 100, 100, Mode.AUTO, targets, bounds))
     assert bench.report().partition.requested == split(90, 100)
-    assert bench.report().partition.policy == "Algorithm1"
+    assert bench.report().partition.policy == "ModelPredictive"
     bench.controller.configure(config(2, 100, 100, Mode.AUTO, SLO(ttft_milliseconds=200), bounds))
     assert bench.report().partition.requested == split(90, 100)
     assert bench.report().decisions == ()
@@ -179,9 +180,6 @@ def test_the_policy_learns_whether_prompts_wait_for_room_or_for_prefill() -> Non
             self.seen.append(evidence.held_back)
             return Verdict()
 
-        def estimate(self, metric: Metric, observed: float, current: object, to: object) -> float:
-            return observed
-
     bench = Bench(config(mode=Mode.AUTO, slo=SLO(ttft_milliseconds=500)))
     bench.tick()
     bench.tick()
@@ -189,5 +187,10 @@ def test_the_policy_learns_whether_prompts_wait_for_room_or_for_prefill() -> Non
     spy.seen = []
     bench.controller._policy = spy
     for waiting, prefilling in ((0, 0), (3, 1), (3, 0)):
-        bench.controller.observe(bench.snapshot(waiting=waiting, prefilling=prefilling))
+        queue = tuple(QueuedRequest(id=i, received_at=bench.clock.now, uncached_tokens=9) for i in range(waiting))
+        running = tuple(
+            RunningRequest(id=9 + i, received_at=0.0, prompt_tokens=9, uncomputed_tokens=5) for i in range(prefilling)
+        )
+        seen = Observation(core_id="c", at=bench.clock.now, queue=queue, running=running)
+        bench.controller.observe(bench.snapshot(observation=seen))
     assert spy.seen == [False, False, True]

@@ -11,8 +11,9 @@ from semipd_agent.contract import (
     EnginePhase,
 )
 from semipd_agent.report import LauncherState
+from semipd_agent.slo.attainment import Attainment
 from semipd_agent.slo.policy import Verdict
-from semipd_engine.contract import FinishedRequest, ModelInfo
+from semipd_engine.contract import FinishedRequest, ModelInfo, Observation
 
 pytestmark = pytest.mark.unit
 
@@ -21,6 +22,7 @@ def done(n: int, ttft: float, tpot: float | None, now: float) -> tuple[FinishedR
     return tuple(
         FinishedRequest(
             cursor=i,
+            received_at=now - 1,
             finished_at=now,
             prompt_tokens=1,
             cached_tokens=0,
@@ -48,7 +50,8 @@ def done(n: int, ttft: float, tpot: float | None, now: float) -> tuple[FinishedR
 def test_the_slo_over_the_window(n: int, ttft: float, tpot: float | None, attained: bool | None, reason: str) -> None:
     bench = Bench(config(slo=SLO(ttft_milliseconds=500, tpot_milliseconds=50, window_seconds=10)))
     bench.clock.now += 1
-    bench.controller.observe(bench.snapshot(finished=done(n, ttft, tpot, bench.clock.now), next_cursor=n))
+    seen = Observation(core_id="c", at=bench.clock.now, finished=done(n, ttft, tpot, bench.clock.now), next_cursor=n)
+    bench.controller.observe(bench.snapshot(observation=seen))
     slo = bench.report().slo
     assert slo is not None
     assert (slo.attained, slo.reason) == (attained, reason)
@@ -67,9 +70,12 @@ def test_the_slo_over_the_window(n: int, ttft: float, tpot: float | None, attain
 
 def test_feasibility_is_the_policys_word() -> None:
     slo = SLO(ttft_milliseconds=500)
-    bad = report.slo_report(slo, [], [], Verdict(feasible=False, feasible_reason="Overloaded"), auto=True, fresh=True)
-    assert (bad.feasible, bad.feasible_reason) == (False, "Overloaded")
-    unknown = report.slo_report(slo, [], [], Verdict(), auto=True, fresh=True)
+    bad = report.slo_report(
+        slo, Attainment(), Verdict(feasible=False, feasible_reason="KVBound"), auto=True, fresh=True
+    )
+    assert (bad.feasible, bad.feasible_reason) == (False, "KVBound")
+    assert "replicas help" in bad.feasible_message
+    unknown = report.slo_report(slo, Attainment(), Verdict(), auto=True, fresh=True)
     assert (unknown.feasible, unknown.feasible_reason) == (None, "InsufficientTraffic")
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 from semipd_agent.contract import SLO, Bounds, DecisionReason
 from semipd_agent.slo.evidence import Demand, RunningMean, Sample, tpot_sample, ttft_sample
+from semipd_agent.slo.feasibility import Judge
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.latency_models import TPOT_PRIOR, TTFT_PRIOR, LatencyModel
 from semipd_agent.slo.policy import Metric, Move, Verdict, decode_share, prefill_share
@@ -59,8 +60,6 @@ class Constants:
     reclaim_after: float = 15.0
     reclaim_ratio: float = 0.75
     reclaim_z: float = 2.5
-    infeasible_after: float = 10.0
-    feasible_after: float = 30.0
 
 
 class Algorithm1:
@@ -79,7 +78,7 @@ class Algorithm1:
         self._slo = slo
         self._home = home
         self._c = constants or Constants()
-        self._ttft_model = LatencyModel(TTFT_PRIOR, poles=40)
+        self._ttft_model = LatencyModel(TTFT_PRIOR)
         self._tpot_model = LatencyModel(TPOT_PRIOR)
         self._split: Split | None = None
         self._split_since = since
@@ -89,12 +88,8 @@ class Algorithm1:
         self._reference: dict[Phase, RunningMean] = {}
         """Demand on each phase since this policy turned to the one that it favours; empty: it favours none."""
         self._favoured = ""
-        self._feasible: bool | None = None
-        self._reason = ""
+        self._judge = Judge()
         self._held_back: deque[bool] = deque(maxlen=HELD_BACK_TICKS)
-        self._troubled = False
-        self._judged_since = 0.0
-        self._known_at = 0.0
 
     # ---- one tick -------------------------------------------------------------------------------------------------
 
@@ -102,6 +97,8 @@ class Algorithm1:
         if split != self._split:
             self._enter(split, now)
         ttft, tpot = self._samples(evidence, now)
+        if (load := evidence.prefill_load) is not None:
+            self._ttft_model.pole = load
         self._refit(ttft, tpot, split, now)
         failing = self._failing(ttft, tpot)
         self._held_back.append(evidence.held_back)
@@ -122,7 +119,7 @@ class Algorithm1:
         enough = [s is not None and s.n >= self._c.min_samples for s in (ttft, tpot)]
         asked = (self._slo.ttft_milliseconds, self._slo.tpot_milliseconds)
         known = all(seen for seen, target in zip(enough, asked, strict=True) if target is not None)
-        self._judge(trouble, known=known, now=now)
+        self._judge = self._judge.told(trouble, known=known, now=now)
         due = now - self._case_since >= hold and now - self._split_since >= self._c.dwell
         if move is not None and not due:
             move = None
@@ -131,7 +128,7 @@ class Algorithm1:
         elif move is not None and failing != self._favoured:
             # One more step in the same direction keeps the reference: it may come just after the load has turned.
             self._favoured, self._reference = failing, {phase: RunningMean() for phase in Phase}
-        return Verdict(move, self._feasible, self._reason)
+        return Verdict(move, self._judge.feasible, self._judge.reason)
 
     def _enter(self, split: Split, now: float) -> None:
         if self._split is not None:
@@ -261,22 +258,6 @@ class Algorithm1:
     def _target(self, metric: Metric) -> float:
         target = self._slo.ttft_milliseconds if metric == "ttft" else self._slo.tpot_milliseconds
         return (target or 0) / 1000
-
-    # ---- feasibility ----------------------------------------------------------------------------------------------
-
-    def _judge(self, trouble: str, *, known: bool, now: float) -> None:
-        """False after a while of trouble on every tick; True at first sight of none, or after a longer while of it;
-        unknown once there has been too little traffic to tell for as long."""
-        if bool(trouble) != self._troubled:
-            self._troubled, self._judged_since = bool(trouble), now
-        if known or trouble:
-            self._known_at = now
-        if trouble and now - self._judged_since >= self._c.infeasible_after:
-            self._feasible, self._reason = False, trouble
-        elif not trouble and known and (self._feasible is None or now - self._judged_since >= self._c.feasible_after):
-            self._feasible, self._reason = True, ""
-        elif now - self._known_at >= self._c.feasible_after:
-            self._feasible, self._reason = None, ""
 
 
 def _raise_prefill(split: Split, grid: Grid, b: Bounds) -> Split | None:

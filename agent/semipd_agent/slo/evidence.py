@@ -54,7 +54,7 @@ def tail(k: int, n: int, q: float) -> float:
 
 
 def received_at(r: FinishedRequest) -> float:
-    return _first_token_at(r) - (r.ttft_seconds or 0.0)
+    return r.received_at or _first_token_at(r) - (r.ttft_seconds or 0.0)
 
 
 def _first_token_at(r: FinishedRequest) -> float:
@@ -72,7 +72,7 @@ def ttft_sample(evidence: Evidence, target: float, p: float, *, since: float, sp
         for r in evidence.finished
         if r.ttft_seconds is not None and r.finished_at >= since and received_at(r) >= split_since
     ]
-    ages = [now - at for at in evidence.waiting_since() if at >= split_since]
+    ages = [now - at for at in evidence.waiting if at >= split_since]
     return Sample((*done, *(age for age in ages if age > target)), target, p)
 
 

@@ -1,7 +1,9 @@
 """Latency as a function of a phase's share: TTFT = a / (s - lambda) + b, TPOT = a / s + b. Pure.
 
 The forms are the semi-PD paper's (arXiv 2504.19867, section 5); it does not say how they are fitted. Here: weighted
-least squares with exponential forgetting, lambda on a grid. An estimate is always anchored at the latest observation,
+least squares with exponential forgetting. lambda is not fitted: it is prefill's utilisation of the whole device
+(``r * l_100`` in the paper), which is known from arrivals and step times, and a share held constant could not tell it
+from a and b. An estimate is always anchored at the latest observation,
 ``observed * g(new) / g(current)``, so only the shape is taken from the fit; while fewer than three distinct shares have
 been seen, or the fit is not decreasing, the shape is the paper's own fit of its figure 10 (Llama3-8B, ShareGPT).
 
@@ -41,10 +43,10 @@ TPOT_PRIOR = Curve(a=0.6284, b=0.3818)
 class LatencyModel:
     """One metric's curve, refitted as observations come in."""
 
-    def __init__(self, prior: Curve, *, poles: int = 0) -> None:
-        """`poles`: how many values of lambda to try below the least share seen; 0: lambda is 0."""
+    def __init__(self, prior: Curve) -> None:
         self._prior = prior
-        self._poles = poles
+        self.pole: float | None = None
+        """lambda, where it is known; None: the prior's."""
         self._points: deque[tuple[float, float]] = deque(maxlen=OBSERVATIONS)
         self.fitted: Curve | None = None
 
@@ -55,20 +57,25 @@ class LatencyModel:
 
     def estimate(self, share: float, *, current: float, observed: float) -> float:
         """Latency expected at `share`, given what is observed at the `current` share."""
-        curve = self.fitted or self._prior
+        curve = self.fitted or self._at_pole(self._prior)
         return observed * curve.at(share) / curve.at(current)
 
     def _fit(self) -> Curve | None:
         shares = {round(s, 3) for s, _ in self._points}
         if len(shares) < DISTINCT_SHARES:
             return None
-        least = min(shares)
-        poles = [least * k / self._poles for k in range(self._poles)] if self._poles else [0.0]
-        fits = [fit for pole in poles if (fit := self._least_squares(pole)) is not None]
-        return min(fits, key=lambda f: f[0])[1] if fits else None
+        pole = self._prior.pole if self.pole is None else self.pole
+        return self._least_squares(min(pole, min(shares) - MIN_GAP) if pole else 0.0)
 
-    def _least_squares(self, pole: float) -> tuple[float, Curve] | None:
-        """Weighted residual and curve for one pole; None unless the curve falls with the share and stays positive."""
+    def _at_pole(self, prior: Curve) -> Curve:
+        """The prior's form for the load that there is: 1 at the whole device, whatever lambda is."""
+        if self.pole is None or not prior.pole:
+            return prior
+        pole = min(self.pole, 1 - MIN_GAP)
+        return Curve((1 - prior.b) * (1 - pole), prior.b, pole)
+
+    def _least_squares(self, pole: float) -> Curve | None:
+        """The weighted fit for one pole; None unless the curve falls with the share and stays positive."""
         n = len(self._points)
         # Latencies scatter in proportion to their size, so residuals are relative: a weight of 1 / t^2.
         rows = [(FORGETTING ** (n - 1 - i) / (t * t), 1 / (s - pole), t) for i, (s, t) in enumerate(self._points)]
@@ -82,4 +89,4 @@ class LatencyModel:
         b = mean_t - a * mean_u
         if a <= 0 or a + b * (1 - pole) <= 0:
             return None
-        return sum(w * (a * u + b - t) ** 2 for w, u, t in rows), Curve(a, b, pole)
+        return Curve(a, b, pole)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from semipd_agent.contract import Bounds, DecisionReason
+from semipd_agent.contract import Bounds, DecisionReason, Prediction
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.window import Evidence
 from semipd_engine.contract import Split
@@ -23,6 +23,8 @@ class Move:
     observed_seconds: float | None = None
     target_seconds: float | None = None
     message: str = ""
+    predicted: Prediction | None = None
+    """What the new split is expected to give; None: the policy has no such model."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,6 @@ class SplitPolicy(Protocol):
         A returned move is carried out: the next call brings the new split. A policy learns of changes made by others
         in the same way.
         """
-
-    def estimate(self, metric: Metric, observed: float, current: Split, to: Split) -> float:
-        """Seconds that a metric is expected to take under `to`, given what is observed under `current`."""
 
 
 def clamp(split: Split, bounds: Bounds, grid: Grid = Grid()) -> Split:  # noqa: B008  it is frozen

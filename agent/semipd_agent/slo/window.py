@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from semipd_engine.contract import Arrival, EngineSnapshot, FinishedRequest
+from semipd_agent.slo.load import Load
+from semipd_engine.contract import Arrival, FinishedRequest, Observation
 
 CAPACITY = 16_384
 """Most requests kept; above about 270 requests/s a window of 60 s is cut to the newest ones."""
@@ -29,13 +30,8 @@ def percentile(values: Iterable[float], p: float) -> float:
     return ordered[max(1, math.ceil(p / 100 * len(ordered))) - 1]
 
 
-def attainment(values: Sequence[float], target: float) -> float | None:
-    """Share (0–1) of the values at or below `target`; None without values."""
-    return sum(v <= target for v in values) / len(values) if values else None
-
-
 class RequestWindow:
-    """Finished requests of the last `seconds`, fed from the engine's snapshots; survives a restart of the core."""
+    """Finished requests of the last `seconds`, fed from observations; survives a restart of the core."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -43,17 +39,21 @@ class RequestWindow:
         self.cursor = 0
         """Send as `GetSnapshot.since`."""
         self._newest = -1  # highest cursor seen, so that no request counts twice
+        self._core_id = ""
 
-    def add(self, snapshot: EngineSnapshot) -> None:
+    def add(self, o: Observation) -> None:
         """Take the requests of a reply to `GetSnapshot(since=self.cursor)`."""
-        if snapshot.next_cursor < self.cursor:  # a new core counts from 0 again: ask for all of its requests
-            self.cursor, self._newest = 0, -1
-            return
-        fresh = [r for r in snapshot.finished if r.cursor > self._newest]
+        if o.core_id != self._core_id:  # a new core counts from 0 again
+            self._core_id, self._newest = o.core_id, -1
+            if self.cursor > 0 and not (o.finished and o.finished[0].cursor == 0):
+                self.cursor = 0  # ask for all of its requests with the next tick
+                self._expire(o.at)
+                return
+        fresh = [r for r in o.finished if r.cursor > self._newest]
         self._requests.extend(fresh)
         self._newest = max([self._newest, *(r.cursor for r in fresh)])
-        self.cursor = snapshot.next_cursor
-        self._expire(snapshot.monotonic_time)
+        self.cursor = o.next_cursor
+        self._expire(o.at)
 
     def _expire(self, now: float) -> None:
         while self._requests and self._requests[0].finished_at < now - self.seconds:
@@ -65,28 +65,33 @@ class RequestWindow:
         since = now - (self.seconds if seconds is None else seconds)
         return tuple(r for r in self._requests if r.finished_at >= since)
 
-    def ttft(self, now: float, seconds: float) -> list[float]:
-        return [r.ttft_seconds for r in self.requests(now, seconds) if r.ttft_seconds is not None]
-
-    def tpot(self, now: float, seconds: float) -> list[float]:
-        return [r.tpot_seconds for r in self.requests(now, seconds) if r.tpot_seconds is not None]
-
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that a policy may look at: requests that finished, and what is waiting now."""
+    """All that a policy may look at: requests that finished, what is there now, and what was learned of the load."""
 
     finished: tuple[FinishedRequest, ...] = ()
     arrivals: tuple[Arrival, ...] = ()
     """Of the last 60 s, oldest first."""
-    waiting: int = 0
-    oldest_wait_seconds: float = 0.0
+    waiting: tuple[float, ...] = ()
+    """When the requests without a first token were received, oldest first."""
     held_back: bool = False
     """Requests wait and no prompt is being worked on: the batch or the cache is full, and only decode makes room."""
+    observation: Observation | None = None
+    load: Load | None = None
 
-    def waiting_since(self) -> list[float]:
-        """Arrival times of the requests that still wait, oldest first, as far as they are known.
+    @classmethod
+    def of(cls, o: Observation, finished: tuple[FinishedRequest, ...], load: Load | None = None) -> Evidence:
+        waiting = [q.received_at for q in o.queue if q.first_token_at is None]
+        waiting += [r.received_at for r in o.running if r.first_token_at is None]
+        prefilling = any(r.uncomputed_tokens for r in o.running)
+        return cls(finished, o.arrivals, tuple(sorted(waiting)), bool(o.queue) and not prefilling, o, load)
 
-        Admission is first come, first served, so those that wait are the last to have arrived.
-        """
-        return [a.at for a in self.arrivals[-self.waiting :]] if self.waiting else []
+    @property
+    def prefill_load(self) -> float | None:
+        """Prefill's utilisation if it had the whole device: work that arrived in the last minute over its time."""
+        if self.load is None or self.observation is None or not self.arrivals:
+            return None
+        chunk = self.observation.prefill_chunk_tokens
+        work = sum(self.load.work(a.prompt_tokens * self.load.uncached, chunk) for a in self.arrivals)
+        return work / max(10.0, self.observation.at - self.arrivals[0].at)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from semipd_engine.core.event_loop import Connection, EventLoop
 from semipd_engine.core.request import Request
-from semipd_engine.ipc.messages import AbortRequest, AddRequest, ApiToCore, CoreState, Outputs, RequestOutput
+from semipd_engine.ipc.messages import AbortRequest, AddRequest, ApiToCore, CoreState, Outputs, Rejected, RequestOutput
 from semipd_engine.process import listen
 
 CORE_SOCKET = "core.sock"
@@ -19,18 +19,24 @@ CORE_SOCKET = "core.sock"
 
 class ApiClient:
     def __init__(self) -> None:
-        self.connection: Connection[AddRequest | AbortRequest] | None = None
+        self.connection: Connection[AddRequest | AbortRequest | Rejected] | None = None
         self.ids: dict[str, int] = {}
         """Key -> request id of the requests that are not finished."""
 
 
 class ApiSocket:
     def __init__(
-        self, loop: EventLoop, run_dir: Path, on_add: Callable[[Request], None], on_abort: Callable[[int], None]
+        self,
+        loop: EventLoop,
+        run_dir: Path,
+        on_add: Callable[[Request], None],
+        on_abort: Callable[[int], None],
+        on_rejected: Callable[[Rejected], None],
     ) -> None:
         self._loop = loop
         self._on_add = on_add
         self._on_abort = on_abort
+        self._on_rejected = on_rejected
         self._clients: dict[int, ApiClient] = {}
         self._owners: dict[int, ApiClient] = {}
         self._next_id = itertools.count(1)
@@ -78,7 +84,10 @@ class ApiSocket:
         if self._state is not None:
             client.connection.send(self._state)
 
-    def _on_message(self, client: ApiClient, message: AddRequest | AbortRequest) -> None:
+    def _on_message(self, client: ApiClient, message: AddRequest | AbortRequest | Rejected) -> None:
+        if isinstance(message, Rejected):
+            self._on_rejected(message)
+            return
         if isinstance(message, AbortRequest):
             request_id = client.ids.get(message.key)
             if request_id is not None:

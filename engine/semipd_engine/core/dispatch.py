@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import msgspec
 
-from semipd_engine.contract import Phase
+from semipd_engine.contract import Phase, Split
 from semipd_engine.core.fault_isolation import Ending
 from semipd_engine.core.holder import Holder
+from semipd_engine.core.observation import Observer
+from semipd_engine.core.plans import size_of
 from semipd_engine.core.routing import Route, Router
 from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.step_log import StepLog
@@ -20,15 +22,19 @@ from semipd_engine.pacing.page import PacingPage
 
 
 class Dispatcher:
-    def __init__(self, router: Router, step_log: StepLog) -> None:
+    def __init__(self, router: Router, step_log: StepLog, observer: Observer) -> None:
         self._router = router
         self._log = step_log
+        self._observer = observer
+        self._split = Split()
+        """In force, for the observer."""
         self._running: dict[Phase, Route] = {}
         """Who has the phase's plan in flight."""
         self._recalled = 0
 
-    def dispatch(self, scheduler: Scheduler, page: PacingPage, now: float) -> None:
+    def dispatch(self, scheduler: Scheduler, page: PacingPage, split: Split, now: float) -> None:
         """Give every idle phase its next plan. Neither phase waits for the other."""
+        self._split = split
         plans: list[tuple[Phase, StepPlan]] = []
         for phase in (Phase.DECODE, Phase.PREFILL):  # decode first: it takes its blocks before a prompt does
             if self._router.next(phase, alone=False) is not None:
@@ -38,6 +44,7 @@ class Dispatcher:
             route = self._router.next(phase, alone=_alone(scheduler))
             assert route is not None  # there was one, and nobody has been heard since
             self._send(phase, route, plan, now)
+        self._observer.held_back(scheduler.held_back, now)
         recall = self._recall(scheduler)
         if recall is not None:
             page.recall(recall)
@@ -45,12 +52,18 @@ class Dispatcher:
     def book(self, scheduler: Scheduler, holder: Holder, answer: PlanAnswer, now: float) -> None:
         phase = holder.phase
         if isinstance(answer, StepFailed):
+            self._observer.step_lost(phase, now)
             scheduler.plan_failed(phase, answer)
         elif isinstance(answer, PlanStale):
+            self._observer.step_lost(phase, now)
             scheduler.plan_stale(phase)
         else:
-            self._log.step(phase, scheduler.in_flight[phase], answer)
+            plan = scheduler.in_flight[phase]
+            self._log.step(phase, plan, answer)
+            self._observer.step_ended(phase, now, seconds=answer.seconds or None)
             scheduler.book(phase, answer, now)
+            if phase in scheduler.in_flight:  # the worker goes on with the plan's next step
+                self._observer.step_began(phase, size_of(plan, answer.seq - plan.seq + 1), self._split, now)
 
     def lost(self, scheduler: Scheduler, holder: Holder, ending: Ending, now: float) -> None:
         """Only the worker that had the plan in flight takes it along; an idle worker of the phase owes nothing."""
@@ -59,6 +72,7 @@ class Dispatcher:
         plan = scheduler.in_flight.get(phase) if running is not None and running.holder is holder else None
         self._log.worker_lost(phase, holder.pid, plan.seq if plan is not None else None, ending, now)
         if plan is not None:
+            self._observer.step_lost(phase, now)
             scheduler.worker_lost(phase, ending)
 
     def _send(self, phase: Phase, route: Route, plan: StepPlan, now: float) -> None:
@@ -66,6 +80,7 @@ class Dispatcher:
         here, by the steps that the worker has reported."""
         self._running[phase] = route
         route.holder.send(msgspec.structs.replace(plan, rung=route.rung) if plan.rung != route.rung else plan)
+        self._observer.step_began(phase, size_of(plan), self._split, now)
         self._log.plan(phase, plan, route.holder.pid, now)
 
     def _recall(self, scheduler: Scheduler) -> int | None:

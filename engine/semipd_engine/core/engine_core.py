@@ -29,6 +29,7 @@ from semipd_engine.core.event_loop import EventLoop
 from semipd_engine.core.fault_isolation import Ending
 from semipd_engine.core.holder import Holder
 from semipd_engine.core.kv_cache_manager import KVCacheManager
+from semipd_engine.core.observation import Observer
 from semipd_engine.core.partitions import Partitions, initial_partition
 from semipd_engine.core.plan_builder import SchedulerLimits
 from semipd_engine.core.report import EngineStatus, Report
@@ -37,9 +38,8 @@ from semipd_engine.core.resident_link import ResidentLink
 from semipd_engine.core.routing import Router
 from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.step_log import StepLog
-from semipd_engine.core.telemetry import Telemetry
 from semipd_engine.core.worker_pool import WorkerPool
-from semipd_engine.ipc.messages import CoreState, PlanAnswer, RequestOutput, ResidentHello
+from semipd_engine.ipc.messages import CoreState, PlanAnswer, Rejected, RequestOutput, ResidentHello
 from semipd_engine.pacing.page import PacingPage
 
 TICK_SECONDS = 0.1
@@ -56,7 +56,7 @@ class EngineCore:
         """`initial_plan` is in force, as epoch 0, until the agent sets one; with `await_partition` it is only shown."""
         self._options = options
         self._loop = EventLoop()
-        self._telemetry = Telemetry()
+        self._observer = Observer()
         self._arrived: tuple[ResidentHello, PacingPage] | None = None
         self._published: CoreState | None = None
         self._published_at = 0.0
@@ -68,10 +68,10 @@ class EngineCore:
             self._loop, phases, self._partitions, self._on_result, self._on_worker_lost, options.prepare_seconds
         )
         router = Router(self._partitions, self._workers)
-        self._dispatcher = Dispatcher(router, StepLog(options.step_log))
+        self._dispatcher = Dispatcher(router, StepLog(options.step_log), self._observer)
         self._resident = ResidentLink(self._loop, run_dir, self._on_hello, self._workers, self._on_resident_lost)
-        self._report = Report(options, self._status, router, self._resident, self._telemetry)
-        self._api = ApiSocket(self._loop, run_dir, self._on_add, self._on_abort)
+        self._report = Report(options, self._status, router, self._resident, self._observer)
+        self._api = ApiSocket(self._loop, run_dir, self._on_add, self._on_abort, self._on_rejected)
         self._control = ControlSocket(self._loop, run_dir, self._on_control)
 
     def run(self) -> None:
@@ -101,11 +101,11 @@ class EngineCore:
             if fault := scheduler.heal():
                 log.error("the block accounts were wrong (%s): new ones, running requests are computed again", fault)
             if page is not None:
-                self._dispatcher.dispatch(scheduler, page, now)
+                self._dispatcher.dispatch(scheduler, page, self._partitions.in_force.plan.split, now)
             outputs = scheduler.take_outputs()
             for request, output in outputs:
                 if output.finish_reason is not None or output.error is not None:
-                    self._telemetry.finished(request, now)
+                    self._observer.finished(request, now)
             self._api.deliver(outputs)
         if now - self._published_at >= GAUGE_SECONDS or self._state_changed(now):
             self._published, self._published_at = self._report.core_state(now), now
@@ -129,8 +129,11 @@ class EngineCore:
             reason = "is draining" if self._status.drained else "has not loaded its model yet"
             self._api.deliver([(request, RequestOutput(key=request.key, error=f"the engine {reason}"))])
             return
-        self._telemetry.arrived(request)
+        self._observer.arrived(request)
         self._status.scheduler.add(request)
+
+    def _on_rejected(self, rejected: Rejected) -> None:
+        self._observer.rejected(rejected.received_at, rejected.prompt_tokens, time.monotonic())
 
     def _on_abort(self, request_id: int) -> None:
         if self._status.scheduler is not None:

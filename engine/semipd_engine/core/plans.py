@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from semipd_engine.core.observation import StepSize
 from semipd_engine.core.request import Request
 from semipd_engine.ipc.messages import Row, StepPlan
 
@@ -13,6 +14,18 @@ def requests_of(plan: StepPlan | None) -> set[int]:
 def tokens_of(plan: StepPlan) -> int:
     """Tokens of the plan's first step."""
     return sum(len(row.tokens) for row in plan.rows)
+
+
+def size_of(plan: StepPlan, step: int = 0) -> StepSize:
+    """Of the plan's step (0: the first): rows that have not ended, their tokens, and the positions that they read."""
+    rows = tokens = context = 0
+    for row in plan.rows:
+        count = len(row.tokens) if step == 0 else 1
+        if step > 0 and (row.sampling is None or row.output_index + step >= row.sampling.max_tokens):
+            continue
+        start = row.start if step == 0 else row.start + len(row.tokens) + step - 1
+        rows, tokens, context = rows + 1, tokens + count, context + count * (start + (count + 1) // 2)
+    return StepSize(rows, tokens, context)
 
 
 def row(request: Request, count: int, mask: bytes | None = None) -> Row:

@@ -12,17 +12,18 @@ from semipd_engine.contract import (
     EngineSnapshot,
     EngineState,
     ModelInfo,
+    Observation,
     Phase,
     WorkerReport,
     WorkerState,
 )
 from semipd_engine.core.holder import Holder
+from semipd_engine.core.observation import Limits, Observer
 from semipd_engine.core.partitions import Partitions
 from semipd_engine.core.request import RequestState
 from semipd_engine.core.resident_link import ResidentLink
 from semipd_engine.core.routing import Router
 from semipd_engine.core.scheduler import Scheduler
-from semipd_engine.core.telemetry import Telemetry
 from semipd_engine.ipc.messages import CoreState, ResidentHello
 from semipd_engine.pacing.page import PacingPage
 
@@ -54,7 +55,7 @@ class Report:
     status: EngineStatus
     router: Router
     resident: ResidentLink
-    telemetry: Telemetry
+    observer: Observer
     _out_since: float | None = None
 
     def state(self, now: float) -> tuple[EngineState, str]:
@@ -136,15 +137,27 @@ class Report:
             waiting=len(waiting),
             prefilling=self._count(RequestState.PREFILLING),
             decoding=self._count(RequestState.DECODING),
-            waiting_tokens=sum(len(r.token_ids) for r in waiting),
-            oldest_wait_seconds=max((now - r.received_at for r in waiting), default=0.0),
             blocks=self._blocks(),
             accounting_faults=status.scheduler.accounting_faults if status.scheduler is not None else 0,
-            finished=self.telemetry.finished_since(since),
-            arrivals=self.telemetry.arrivals(now),
-            next_cursor=self.telemetry.next_cursor,
+            observation=self._observation(since, now),
             restarts={phase.value: self.router.pool.deaths[phase] for phase in self.router.pool.phases}
             | {"resident": self.resident.losses},
+        )
+
+    def _observation(self, since: int, now: float) -> Observation | None:
+        scheduler = self.status.scheduler
+        if scheduler is None:
+            return None
+        pool, size = scheduler.kv.pool, scheduler.kv.block_size
+        limits = scheduler.limits
+        return self.observer.observation(
+            now,
+            since,
+            scheduler.table.waiting,
+            scheduler.table.in_state(RequestState.PREFILLING, RequestState.DECODING),
+            Limits(limits.max_num_seqs, pool.num_blocks * size, limits.prefill_chunk_tokens),
+            preemptions=scheduler.preemptions,
+            kv_used_tokens=pool.counts().used * size,
         )
 
     def heartbeat_age(self, holder: Holder, now: float) -> float:

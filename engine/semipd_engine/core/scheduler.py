@@ -46,6 +46,13 @@ class Scheduler:
     def kv(self) -> KVCacheManager:
         return self.table.kv
 
+    @property
+    def held_back(self) -> str:
+        """Why the queue's head is not admitted although prefill has nothing to do: ``slots``, ``kv``, or empty."""
+        if Phase.PREFILL in self.in_flight or not self.table.waiting:
+            return ""
+        return "slots" if self.table.num_running >= self.limits.max_num_seqs else "kv"
+
     # ---- requests come and go ------------------------------------------------------------------------------------
 
     def add(self, request: Request) -> None:

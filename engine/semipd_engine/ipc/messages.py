@@ -58,6 +58,14 @@ class AbortRequest(msgspec.Struct, frozen=True, tag="abort"):
     key: str
 
 
+class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
+    """A request was answered with 429: core never sees it, but whoever controls the load must."""
+
+    received_at: float
+    prompt_tokens: int = 0
+    """0: it was refused before it was tokenised."""
+
+
 class TokenLogprobs(msgspec.Struct, frozen=True):
     logprob: float
     top: list[tuple[int, float]] = []
@@ -123,7 +131,7 @@ class CoreState(msgspec.Struct, frozen=True, tag="state"):
     kernels: str = ""
 
 
-ApiToCore = AddRequest | AbortRequest
+ApiToCore = AddRequest | AbortRequest | Rejected
 CoreToApi = Outputs | CoreState
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from semipd_engine.contract import EngineOptions
-from semipd_engine.ipc.messages import CoreState, Outputs
+from semipd_engine.ipc.messages import CoreState, Outputs, Rejected
 from semipd_engine.server.admission import OUTAGE_GRACE_SECONDS, Admission
 from semipd_engine.server.chat_template import ChatTemplates
 from semipd_engine.server.core_client import CoreClient
@@ -81,7 +81,13 @@ class Service:
     def admit(self, prefix: str, sequences: int) -> Generation:
         """Reserve a place, before any work is done for the request. Raises `ApiError` (429, 503)."""
         received_at = time.monotonic()
-        self.admission.check(self.generations.waiting)
+        try:
+            self.admission.check(self.generations.waiting)
+        except ApiError as error:
+            if error.status == 429:
+                for _ in range(sequences):
+                    self.core.send(Rejected(received_at))
+            raise
         return Generation(self.generations, f"{prefix}-{uuid.uuid4().hex}", sequences, received_at)
 
     async def tokenise(self, characters: int, work: Callable[[], T]) -> T:

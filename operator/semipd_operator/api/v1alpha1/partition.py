@@ -81,8 +81,10 @@ class PartitionSpec(ApiModel):
         description="Auto (the split follows the SLO), Manual (the split given here) or Disabled (no limits). "
         "Default: Auto with an slo, else Manual.",
     )
-    policy: Literal["Algorithm1"] = Field(
-        default="Algorithm1", description="How Auto chooses: Algorithm1, the window-based rule of the semi-PD paper."
+    policy: Literal["ModelPredictive", "Algorithm1"] = Field(
+        default="ModelPredictive",
+        description="How Auto chooses: ModelPredictive (the split under which the most requests would meet both "
+        "targets, by a model that is learned as it serves) or Algorithm1 (the window-based rule of the semi-PD paper).",
     )
     prefill_percent: Annotated[int, _percent("partition.prefillPercent")] | None = Field(
         default=None,

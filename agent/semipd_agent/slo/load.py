@@ -1,0 +1,238 @@
+"""What a pod is asked to do and how fast it is: arrivals, lengths, and the step model, from observations. Pure.
+
+`advance` takes one observation and returns the next `Load`; nothing in it reads a clock. Output lengths come from
+finished requests; one that still runs gets a length drawn from those that were at least as long as it is already, by
+its id, so that the same request gets the same draw in every evaluation.
+
+A window of arrivals reaches back as far as the load was the same: `regime_since` moves up when recent demand is beyond
+chance another one than before.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right, insort
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+from semipd_agent.slo.replay import Job, Live, Machine
+from semipd_agent.slo.step_model import ASSUMED, Kind, StepModel, StepProfile, kinds
+from semipd_engine.contract import Observation, Phase, Split, StepTimes
+
+KEPT_SECONDS = 300.0
+MOST_KEPT = 2000
+LENGTHS_KEPT = 400
+LAGS = (10.0, 20.0, 40.0, 80.0)
+"""Seconds of the recent past that are held against what came before."""
+CHANGED = 4.0
+"""Standard deviations."""
+LEAST_RECENT = 6
+"""Requests that a change must show in."""
+GOLDEN = 0.6180339887498949
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One request, as far as it is known."""
+
+    id: int
+    at: float
+    prompt: int
+    uncached: float
+    """Part of the prompt (0-1) that was not in the prefix cache; 1 while unknown."""
+    output: int = -1
+    """Tokens; -1: it has not finished."""
+    ttft: float | None = None
+    tpot: float | None = None
+
+
+@dataclass(frozen=True)
+class Load:
+    """State; serialisable, for it holds numbers only."""
+
+    model: StepModel = field(default_factory=lambda: StepModel(ASSUMED))
+    core_id: str = ""
+    at: float = 0.0
+    since: float = 0.0
+    """First observation of this core."""
+    seen: dict[int, Seen] = field(default_factory=dict)
+    """By id, oldest first."""
+    newest: int = -1
+    """Id of the last arrival taken."""
+    cursor: int = -1
+    """Highest cursor of a finished request taken."""
+    lengths: tuple[int, ...] = ()
+    """Outputs of the requests that finished last, ascending ..."""
+    recent_lengths: tuple[int, ...] = ()
+    """... and in the order of finishing."""
+    steps: dict[Kind, StepTimes] = field(default_factory=dict)
+    regime_since: float = -math.inf
+    uncached: float = 1.0
+    """Mean part of a prompt that is not cached."""
+
+    @classmethod
+    def of(cls, profile: StepProfile) -> Load:
+        return cls(model=StepModel(profile))
+
+    # ---- what a replay needs ---------------------------------------------------------------------------------------
+
+    def window(self, now: float) -> list[Seen]:
+        """Arrivals of the present regime, oldest first."""
+        return [one for one in self.seen.values() if one.at >= self.regime_since and one.at <= now]
+
+    def output(self, one: Seen, done: int = 0) -> int:
+        """Tokens in the end: known, or drawn from those that had at least `done`."""
+        if one.output >= 0:
+            return max(1, one.output)
+        return self.drawn(one.id, done)
+
+    def drawn(self, id: int, done: int = 0, most: int = 0) -> int:
+        first = bisect_right(self.lengths, done)
+        if first < len(self.lengths):
+            length = self.lengths[first + int((id * GOLDEN) % 1.0 * (len(self.lengths) - first))]
+        else:
+            length = done + max(1, done // 2) if done else 64
+        return min(length, most) if most else length
+
+    def work(self, tokens: float, chunk: int) -> float:
+        """Seconds of prefill at the whole device for a prompt with so many uncached tokens."""
+        c0, c1, c2 = self.model.costs(Phase.PREFILL)
+        steps = tokens / max(1, chunk)  # chunks are shared: a short prompt costs a part of a step's fixed time
+        return c0 * steps + c1 * tokens + c2 * tokens * tokens / 2
+
+    def job(self, one: Seen, at: float, chunk: int) -> Job:
+        output = self.output(one)
+        return Job(at, self.work(one.prompt * one.uncached, chunk), one.prompt + output // 2, output)
+
+    def backlog(self, o: Observation) -> tuple[list[Job], list[Live]]:
+        """What is there now: prompts in work and in the queue, and rows that decode."""
+        jobs, live = [], []
+        for r in o.running:
+            length = self.drawn(r.id, r.output_tokens, r.max_tokens)
+            context = r.prompt_tokens + (r.output_tokens + length) // 2
+            if r.uncomputed_tokens and r.first_token_at is None:
+                jobs.append(Job(r.received_at, self.work(r.uncomputed_tokens, o.prefill_chunk_tokens), context, length))
+            elif r.first_token_at is not None:
+                live.append(Live(r.first_token_at, r.output_tokens, max(length, r.output_tokens + 1), context))
+        for q in o.queue:
+            if q.first_token_at is None:
+                tokens = q.uncached_tokens * self.uncached
+                length = self.drawn(q.id)
+                work = self.work(tokens, o.prefill_chunk_tokens)
+                jobs.append(Job(q.received_at, work, q.uncached_tokens + length // 2, length))
+        return jobs, live
+
+    def machine(self, split: Split, o: Observation) -> Machine:
+        step, row, position = self.model.costs(Phase.DECODE)
+        return Machine(
+            step=step,
+            row=row,
+            position=position,
+            prefill_speed=self.model.speed(Phase.PREFILL, split),
+            decode_speed=self.model.speed(Phase.DECODE, split),
+            max_rows=o.max_num_seqs or 1 << 30,
+            kv_tokens=o.kv_tokens,
+        )
+
+
+def advance(load: Load, o: Observation) -> Load:
+    """Take one observation. One of another core starts the sums anew; what was learned stays."""
+    if o.core_id != load.core_id:
+        load = replace(load, core_id=o.core_id, newest=-1, cursor=-1, steps={}, since=o.at, at=o.at, seen={})
+    seen = dict(load.seen)
+    newest, cursor = load.newest, load.cursor
+    for arrival in o.arrivals:
+        if arrival.id > newest:
+            seen[arrival.id] = Seen(arrival.id, arrival.at, arrival.prompt_tokens, load.uncached)
+            newest = arrival.id
+    lengths, recent, uncached = list(load.lengths), list(load.recent_lengths), load.uncached
+    for done in o.finished:
+        if done.cursor <= cursor:
+            continue
+        cursor = done.cursor
+        if done.finish_reason == "rejected":  # it never got an id, but it was asked for
+            key = -2 - done.cursor
+            seen[key] = Seen(key, done.received_at or done.finished_at, done.prompt_tokens, uncached)
+            continue
+        part = 1.0 - done.cached_tokens / max(1, done.prompt_tokens)
+        if (one := seen.get(done.id)) is not None:
+            seen[done.id] = Seen(
+                one.id, one.at, one.prompt, part, max(1, done.output_tokens), done.ttft_seconds, done.tpot_seconds
+            )
+        if done.output_tokens > 0 and done.finish_reason != "error":  # api aborts at a stop string: that is an end, too
+            uncached += 0.05 * (part - uncached)
+            recent.append(done.output_tokens)
+            insort(lengths, done.output_tokens)
+            if len(recent) > LENGTHS_KEPT:
+                del lengths[bisect_right(lengths, recent.pop(0)) - 1]
+    drop = list(islice(seen, max(0, len(seen) - MOST_KEPT)))
+    drop += [id for id, one in seen.items() if one.at < o.at - KEPT_SECONDS]
+    for id in set(drop):
+        del seen[id]
+    now_steps = kinds(o.steps)
+    model = load.model.learn(load.steps, now_steps, max(0.0, o.at - load.at)) if load.steps else load.model
+    advanced = replace(
+        load,
+        model=model,
+        at=o.at,
+        seen=seen,
+        newest=newest,
+        cursor=cursor,
+        lengths=tuple(lengths),
+        recent_lengths=tuple(recent),
+        steps=now_steps,
+        uncached=uncached,
+    )
+    return _with_regime(advanced)
+
+
+def _with_regime(load: Load) -> Load:
+    changed = _change(load)
+    if changed is None:
+        return load
+    # Lengths of another time say little about those of now: keep what came after the change, and a few for a start.
+    finished = [one.output for one in load.seen.values() if one.output > 0 and one.at >= changed]
+    recent = load.recent_lengths[-max(20, len(finished)) :]
+    return replace(load, regime_since=changed, recent_lengths=recent, lengths=tuple(sorted(recent)))
+
+
+def _change(load: Load) -> float | None:
+    """When the load became another one, if recent demand says so beyond chance."""
+    start = max(load.regime_since, load.since, load.at - KEPT_SECONDS)
+    best, found = CHANGED, None
+    rows = [(one.at, float(one.prompt * one.uncached), one.output) for one in load.seen.values() if one.at >= start]
+    for lag in LAGS:
+        since = load.at - lag
+        before = since - start
+        if before < lag:
+            break
+        old = [r for r in rows if r[0] < since]
+        new = [r for r in rows if r[0] >= since]
+        if max(len(new), len(old) * lag / before) < LEAST_RECENT:
+            continue
+        z = max(
+            _rates_apart([r[1] for r in old], before, [r[1] for r in new], lag),
+            _rates_apart([1.0] * len(old), before, [1.0] * len(new), lag),
+            _means_apart([float(r[2]) for r in old if r[2] > 0], [float(r[2]) for r in new if r[2] > 0]),
+        )
+        if z > best:
+            best, found = z, since
+    return found
+
+
+def _rates_apart(old: list[float], old_seconds: float, new: list[float], new_seconds: float) -> float:
+    """Standard deviations between two rates of a compound Poisson stream."""
+    squares = (sum(v * v for v in old) + sum(v * v for v in new)) / (old_seconds + new_seconds)
+    variance = squares / old_seconds + squares / new_seconds
+    return abs(sum(new) / new_seconds - sum(old) / old_seconds) / math.sqrt(variance) if variance else 0.0
+
+
+def _means_apart(old: list[float], new: list[float]) -> float:
+    """Welch, with at least ten of each. Requests that came lately and have finished are the short ones, so only
+    a mean that rose counts."""
+    if len(old) < 10 or len(new) < 10:
+        return 0.0
+    m0, m1 = sum(old) / len(old), sum(new) / len(new)
+    v0 = sum((v - m0) ** 2 for v in old) / (len(old) - 1) / len(old)
+    v1 = sum((v - m1) ** 2 for v in new) / (len(new) - 1) / len(new)
+    return (m1 - m0) / math.sqrt(v0 + v1) if v0 + v1 > 0 else 0.0

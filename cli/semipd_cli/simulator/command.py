@@ -1,0 +1,166 @@
+"""``semipd simulate``: its flags, its table, its files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from semipd_agent.contract import SLO
+from semipd_cli.simulator.engine import Size
+from semipd_cli.simulator.oracle import ORACLES
+from semipd_cli.simulator.policies import POLICIES
+from semipd_cli.simulator.study import CONSTANTS, Outcome, best_constant, controller_of, paired, run
+from semipd_cli.simulator.workloads import WORKLOADS, Workload, of_trace
+
+BEST = "best-constant"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="semipd simulate",
+        description="Plays workloads against the production scheduler, block manager and policies in virtual time. The "
+        "step times are assumed, not measured on any device.",
+    )
+    names = f"of {', '.join(WORKLOADS)}; default: the first four"
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=names)
+    parser.add_argument(
+        "--trace", type=Path, help="also a recorded one: CSV (.gz) with t_s, input_tokens, output_tokens"
+    )
+    parser.add_argument("--speed", type=float, default=1.0, help="how many times as fast a trace is run")
+    parser.add_argument("--ttft", type=int, default=None, help="TTFT target, ms; default: the workload's")
+    parser.add_argument("--tpot", type=int, default=None, help="TPOT target, ms")
+    parser.add_argument("--oracle", choices=sorted(ORACLES), default=None, help="step times: default the workload's")
+    parser.add_argument(
+        "--policy",
+        action="append",
+        default=None,
+        help=f"repeatable: {', '.join(POLICIES)}, {BEST} (in hindsight, over the same seeds), or a split as 80/100",
+    )
+    parser.add_argument("--seconds", type=float, default=600.0, help="length of one run")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each pair")
+    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--max-num-seqs", type=int, default=Size.max_num_seqs)
+    parser.add_argument("--kv-tokens", type=int, default=Size.kv_tokens)
+    parser.add_argument("--json", type=Path, default=None, help="write every run here")
+    parser.add_argument("--plot", type=Path, default=None, help="write a picture here (needs matplotlib)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def simulate(arguments: Sequence[str]) -> int:
+    """Exit status 2 with one line where the flags make no sense."""
+    options = _parser().parse_args(arguments)
+    try:
+        workloads = chosen(options)
+        policies = options.policy or ["100/100", BEST, "algorithm1", "auto"]
+        for policy in policies:
+            if policy != BEST:
+                controller_of(policy, SLO(), "cpu")
+        if options.seconds <= 0 or options.seeds < 1:
+            raise ValueError("--seconds and --seeds must be positive")
+    except (OSError, KeyError, ValueError) as error:
+        print(f"semipd simulate: {error}", file=sys.stderr)
+        return 2
+    size = Size(max_num_seqs=options.max_num_seqs, kv_tokens=options.kv_tokens)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    outcomes = _run_all(workloads, policies, seeds, options.seconds, size, quiet=options.quiet)
+    Console(width=None if sys.stdout.isatty() else 140).print(table(outcomes))  # a pipe tells no width
+    if options.json is not None:
+        options.json.write_text(json.dumps([o.as_json() for o in outcomes], indent=1) + "\n")
+    if options.plot is not None:
+        from semipd_cli.simulator.plot import draw
+
+        try:
+            draw(outcomes, options.plot, options.seconds)
+        except ImportError:
+            print("semipd simulate: --plot needs matplotlib (pip install matplotlib)", file=sys.stderr)
+            return 1
+    return 0
+
+
+def chosen(options: argparse.Namespace) -> list[Workload]:
+    """Raises ValueError, OSError."""
+    unknown = [name for name in options.workloads if name not in WORKLOADS]
+    if unknown:
+        raise ValueError(f"{unknown[0]}: no such workload; there are {', '.join(WORKLOADS)}")
+    found = [WORKLOADS[name] for name in options.workloads]
+    if options.trace is not None:
+        if not options.trace.is_file():
+            raise ValueError(f"--trace {options.trace}: no such file")
+        targets = (options.ttft or 1000, options.tpot or 25)
+        found.append(of_trace(options.trace, options.speed, *targets, options.oracle or "gpu"))
+        next(found[-1].arrivals(options.seconds, options.first_seed), None)  # a file of another form is refused now
+    if not found:
+        found = list(WORKLOADS.values())[:4]
+    return [
+        replace(
+            w,
+            ttft_milliseconds=options.ttft or w.ttft_milliseconds,
+            tpot_milliseconds=options.tpot or w.tpot_milliseconds,
+            oracle=options.oracle or w.oracle,
+        )
+        for w in found
+    ]
+
+
+def _run_all(
+    workloads: Sequence[Workload],
+    policies: Sequence[str],
+    seeds: Sequence[int],
+    seconds: float,
+    size: Size,
+    *,
+    quiet: bool,
+) -> list[Outcome]:
+    constants = len(CONSTANTS) if BEST in policies else 0
+    total = len(workloads) * (len(policies) * len(seeds) + constants)
+    outcomes: list[Outcome] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=quiet) as progress:
+        task = progress.add_task("simulate", total=total)
+        for workload in workloads:
+            for policy in policies:
+                progress.update(task, description=f"{workload.name} {policy}")
+                name = policy
+                if policy == BEST:
+                    name = best_constant(workload, seconds, seeds, size, lambda: progress.advance(task))
+                for seed in seeds:
+                    one = run(workload, name, seconds, seed, size)
+                    outcomes.append(replace(one, policy=f"best {name}") if policy == BEST else one)
+                    progress.advance(task)
+    return outcomes
+
+
+def table(outcomes: Sequence[Outcome]) -> Table:
+    """One row for each workload and policy; differences are paired with the best constant where there is one."""
+    shown = Table("workload", "policy", "requests", "both targets", "against best constant", "moves an hour")
+    shown.add_column("p90 TTFT, ms", justify="right")
+    shown.add_column("p90 TPOT, ms", justify="right")
+    pairs = list(dict.fromkeys((o.workload, o.policy) for o in outcomes))
+    for workload, policy in pairs:
+        mine = [o for o in outcomes if (o.workload, o.policy) == (workload, policy)]
+        best = [o for o in outcomes if o.workload == workload and o.policy.startswith("best ")]
+        against = ""
+        if best and not policy.startswith("best "):
+            mean, band = paired([o.attainment for o in mine], [o.attainment for o in best])
+            against = f"{100 * mean:+.1f} ± {100 * band:.1f}"
+        n = len(mine)
+        shown.add_row(
+            workload,
+            policy,
+            str(sum(o.requests for o in mine)),
+            f"{100 * sum(o.attainment for o in mine) / n:.1f} %",
+            against,
+            f"{sum(o.moves_an_hour for o in mine) / n:.1f} (most {max(o.moves_an_hour for o in mine):.0f})",
+            f"{1000 * sum(o.ttft[1] for o in mine) / n:.0f}",
+            f"{1000 * sum(o.tpot[1] for o in mine) / n:.1f}",
+        )
+    return shown

@@ -1,0 +1,68 @@
+"""How long steps take in the simulated engine: the truth that no policy may import.
+
+A table of costs in the form of the step profile, and effects that the policies do not model: jitter, slow-down beside
+the other phase, a part of a step that a larger share does not shrink, an overhead between steps. Knows no policy.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from semipd_engine.contract import Phase, Split
+from semipd_engine.core.observation import StepSize
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Seconds at the whole device: fixed, per token (prefill) or row (decode), per token x position or position."""
+
+    prefill: tuple[float, float, float]
+    decode: tuple[float, float, float]
+    prefill_shrinkable: float = 1.0
+    """Part of a step's time that the share acts on (0-1); 1: a share of one half takes twice as long."""
+    decode_shrinkable: float = 1.0
+    contention: tuple[float, float] = (1.0, 1.0)
+    """Factors on a step's time beside the other phase: prefill, decode."""
+    jitter: float = 0.0
+    """Standard deviation of the logarithm of a step's time."""
+    gap: float = 0.0
+    """Seconds between two steps of a phase that no share changes."""
+
+    def work(self, phase: Phase, size: StepSize, rng: random.Random) -> float:
+        """Seconds at the whole device."""
+        c = self.prefill if phase is Phase.PREFILL else self.decode
+        return self._jittered(c[0] + c[1] * size.tokens + c[2] * size.context, rng)
+
+    def speed(self, phase: Phase, split: Split) -> float:
+        """While both phases are busy; alone it is 1."""
+        share = split.of(phase) / max(100, split.prefill + split.decode)
+        part = self.prefill_shrinkable if phase is Phase.PREFILL else self.decode_shrinkable
+        slower = self.contention[0] if phase is Phase.PREFILL else self.contention[1]
+        return 1.0 / ((1 - part + part / share) * slower)
+
+    def _jittered(self, seconds: float, rng: random.Random) -> float:
+        return self.gap + (seconds * rng.lognormvariate(0.0, self.jitter) if self.jitter else seconds)
+
+
+CPU = Oracle(
+    prefill=(2e-3, 5e-5, 0.0),
+    decode=(6e-3, 3e-4, 0.0),
+    contention=(1.05, 1.08),
+    jitter=0.03,
+    gap=1e-4,
+)
+"""Shares in proportion, as pacing deals them out: the costs of the unit tests' plant, with effects on top."""
+
+GPU = Oracle(
+    prefill=(4e-3, 4e-5, 6.6e-10),
+    decode=(6e-3, 1.2e-5, 4.4e-8),
+    prefill_shrinkable=0.8,
+    decode_shrinkable=0.15,
+    contention=(1.08, 1.2),
+    jitter=0.03,
+    gap=2e-4,
+)
+"""An 8B model on an 80 GB GPU by order of magnitude (assumed, not measured)."""
+
+ORACLES = {"cpu": CPU, "gpu": GPU}

@@ -1,0 +1,132 @@
+"""Who moves the split in a simulation: the production policies, and baselines that nothing else needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from semipd_agent.contract import SLO, Bounds
+from semipd_agent.slo.algorithm1 import Algorithm1
+from semipd_agent.slo.grid import Grid
+from semipd_agent.slo.latency_models import TPOT_PRIOR, TTFT_PRIOR, LatencyModel
+from semipd_agent.slo.load import Load, advance
+from semipd_agent.slo.policy import decode_share, prefill_share
+from semipd_agent.slo.predictive import ModelPredictive
+from semipd_agent.slo.step_model import ASSUMED, ShareLaw, StepProfile
+from semipd_agent.slo.window import Evidence, RequestWindow, percentile
+from semipd_engine.contract import Observation, Phase, Split
+
+RUNGS = (10, 20, 30, 40, 50, 60, 80, 100)
+
+
+class Controller(Protocol):
+    def tick(self, o: Observation, split: Split) -> Split | None:
+        """Once a second; a split to change to."""
+
+
+class Constant:
+    def tick(self, o: Observation, split: Split) -> Split | None:
+        return None
+
+
+def profile_of(oracle: str) -> StepProfile:
+    """What the policies believe: the assumed shape with the law of the device, never the oracle's figures."""
+    return replace(ASSUMED, law=ShareLaw.PACED if oracle == "cpu" else ShareLaw.SPATIAL)
+
+
+class Auto:
+    """A production policy with the agent's own window and load."""
+
+    def __init__(self, slo: SLO, oracle: str, *, algorithm1: bool = False) -> None:
+        self._window = RequestWindow(120.0)
+        self._load = Load.of(profile_of(oracle))
+        grid = Grid() if oracle == "cpu" else Grid(RUNGS)
+        self.policy = Algorithm1(slo, Split(), grid=grid) if algorithm1 else ModelPredictive(slo, grid)
+
+    def tick(self, o: Observation, split: Split) -> Split | None:
+        self._window.add(o)
+        self._load = advance(self._load, o)
+        evidence = Evidence.of(o, self._window.requests(o.at), self._load)
+        verdict = self.policy.observe(evidence, split, Bounds(), o.at)
+        return verdict.move.to if verdict.move is not None else None
+
+
+class Printed:
+    """Algorithm 1 as the paper prints it (arXiv 2504.19867), a step counted and x' set before it is read.
+
+    Every window: percentiles, refit, and where one target alone fails that phase's share grows until its own estimate
+    passes or the step limit is reached. No guard for the other target, no hysteresis, nothing given back.
+    """
+
+    def __init__(self, slo: SLO, window: float = 5.0, step: int = 5, most: int = 4) -> None:
+        self._slo, self._seconds, self._step, self._most = slo, window, step, most
+        self._window = RequestWindow(window)
+        self._due = window
+        self._ttft, self._tpot = LatencyModel(TTFT_PRIOR), LatencyModel(TPOT_PRIOR)
+
+    def tick(self, o: Observation, split: Split) -> Split | None:
+        self._window.add(o)
+        if o.at < self._due:
+            return None
+        self._due = o.at + self._seconds
+        done = self._window.requests(o.at)
+        ttft = [r.ttft_seconds for r in done if r.ttft_seconds is not None]
+        tpot = [r.tpot_seconds for r in done if r.tpot_seconds is not None]
+        if not ttft or not tpot:
+            return None
+        p = self._slo.percentile
+        seen = (percentile(ttft, p), percentile(tpot, p))
+        targets = ((self._slo.ttft_milliseconds or 1e9) / 1e3, (self._slo.tpot_milliseconds or 1e9) / 1e3)
+        self._ttft.add(prefill_share(split), max(seen[0], 1e-6))
+        self._tpot.add(decode_share(split), max(seen[1], 1e-6))
+        late, slow = seen[0] > targets[0], seen[1] > targets[1]
+        if late == slow:
+            return None
+        x, y = (split.prefill, split.decode) if late else (split.decode, split.prefill)
+        for _ in range(self._most):
+            x, y = (x + self._step, y) if x + self._step <= 100 else (100, max(5, y - self._step))
+            to = Split(prefill=x, decode=y) if late else Split(prefill=y, decode=x)
+            model, share = (self._ttft, prefill_share) if late else (self._tpot, decode_share)
+            if model.estimate(share(to), current=share(split), observed=seen[not late]) <= targets[not late]:
+                break
+        return to if to != split else None
+
+
+class DecodeFirst:
+    """The smallest share under which a decode step keeps its target; the rest is prefill's (as MuxWise describes)."""
+
+    def __init__(self, slo: SLO, oracle: str) -> None:
+        self._load = Load.of(profile_of(oracle))
+        self._target = (slo.tpot_milliseconds or 10**6) / 1000
+
+    def tick(self, o: Observation, split: Split) -> Split | None:
+        self._load = advance(self._load, o)
+        rows = [r for r in o.running if not r.uncomputed_tokens]
+        step, row, position = self._load.model.costs(Phase.DECODE)
+        seconds = step + row * len(rows) + position * sum(r.prompt_tokens + r.output_tokens for r in rows)
+        for y in range(10, 100, 10):
+            to = Split(prefill=100 - y, decode=y)
+            if seconds / self._load.model.speed(Phase.DECODE, to) <= self._target:
+                return to if to != split else None
+        return None
+
+
+class Table:
+    """By the decode batch alone, six shares (as SGLang's pdmux: 36 rows for the whole range)."""
+
+    def tick(self, o: Observation, split: Split) -> Split | None:
+        rows = sum(not r.uncomputed_tokens for r in o.running)
+        index = min(max(rows * 6 // 36, 1), 6)
+        to = Split(prefill=100 - 100 * index // 8, decode=100 * index // 8)
+        return to if to != split else None
+
+
+POLICIES: dict[str, Callable[[SLO, str], Controller]] = {
+    "100/100": lambda slo, oracle: Constant(),
+    "auto": lambda slo, oracle: Auto(slo, oracle),
+    "algorithm1": lambda slo, oracle: Auto(slo, oracle, algorithm1=True),
+    "algorithm1-printed": lambda slo, oracle: Printed(slo),
+    "decode-first": lambda slo, oracle: DecodeFirst(slo, oracle),
+    "pdmux-table": lambda slo, oracle: Table(),
+}

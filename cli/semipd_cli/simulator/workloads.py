@@ -1,0 +1,135 @@
+"""What is asked of the simulated engine, and its targets: Poisson and Gamma streams, traces, shifting mixes."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from semipd_cli.simulator.engine import Arrival
+
+LONGEST_PROMPT = 60_000
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens: exponential with these means, or lognormal with these medians where `sigma` (prompt, output) is set."""
+
+    prompt: float
+    output: float
+    sigma: tuple[float, float] | None = None
+
+    def draw(self, rng: random.Random) -> tuple[int, int]:
+        if self.sigma is None:
+            return 1 + round(rng.expovariate(1 / self.prompt)), 2 + round(rng.expovariate(1 / self.output))
+        prompt = self.prompt * rng.lognormvariate(0, self.sigma[0])
+        output = self.output * rng.lognormvariate(0, self.sigma[1])
+        return max(4, min(16_000, round(prompt))), max(2, min(2_000, round(output)))
+
+
+def stream(
+    rate: float, seconds: float, lengths: Lengths, seed: int, *, start: float = 0.0, shape: float = 1.0
+) -> Iterator[Arrival]:
+    """Gamma arrivals at `rate` a second; `shape` 1 is Poisson, below it bursts."""
+    rng, t = random.Random(seed), start
+    while (t := t + rng.gammavariate(shape, 1 / (rate * shape))) < start + seconds:
+        yield Arrival(t, *lengths.draw(rng))
+
+
+def trace(path: Path, seconds: float, speed: float, *, skip: float = 0.0, seed: int = 0) -> Iterator[Arrival]:
+    """`seconds` of a recorded trace (columns t_s, input_tokens, output_tokens) from `skip` of its own time on, run
+    `speed` times as fast. Timestamps that were rounded to some seconds are spread over them again.
+
+    Raises:
+        OSError, KeyError, ValueError: it cannot be read, or is no such trace.
+    """
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as f:
+        rows = [(float(r["t_s"]), int(r["input_tokens"]), int(r["output_tokens"])) for r in csv.DictReader(f)]
+    times = sorted({t for t, _, _ in rows})
+    quantum = min((b - a for a, b in itertools.pairwise(times)), default=0.0)
+    quantum = quantum if quantum >= 0.5 else 0.0
+    rng = random.Random(seed)
+    spread = sorted((t + rng.random() * quantum, p, o) for t, p, o in rows)
+    for t, prompt, output in spread:
+        at = (t - skip) / speed
+        if 0 <= at < seconds:
+            yield Arrival(at, min(max(1, prompt), LONGEST_PROMPT), max(1, output))
+
+
+@dataclass(frozen=True)
+class Workload:
+    name: str
+    ttft_milliseconds: int
+    tpot_milliseconds: int
+    arrivals: Callable[[float, int], Iterator[Arrival]]
+    """(seconds, seed) -> arrivals in order."""
+    stationary: bool = True
+    oracle: str = "cpu"
+
+
+CHAT = Lengths(800, 200, (0.9, 0.8))
+DOC = Lengths(4000, 60, (0.6, 0.7))
+GEN = Lengths(150, 500, (0.8, 0.6))
+
+
+def _steady(rate: float, lengths: Lengths) -> Callable[[float, int], Iterator[Arrival]]:
+    return lambda seconds, seed: stream(rate, seconds, lengths, seed)
+
+
+def _mixed(rate: float, part: float) -> Callable[[float, int], Iterator[Arrival]]:
+    def arrivals(seconds: float, seed: int) -> Iterator[Arrival]:
+        both = [*stream(rate * (1 - part), seconds, CHAT, seed), *stream(rate * part, seconds, DOC, seed + 7919)]
+        return iter(sorted(both, key=lambda a: a.at))
+
+    return arrivals
+
+
+def _turns(first: tuple[float, Lengths], second: tuple[float, Lengths]) -> Callable[[float, int], Iterator[Arrival]]:
+    """Three equal stretches: the first load, the second, the first again."""
+
+    def arrivals(seconds: float, seed: int) -> Iterator[Arrival]:
+        third = seconds / 3
+        for k, (rate, lengths) in enumerate((first, second, first)):
+            yield from stream(rate, third, lengths, seed + 104_729 * k, start=k * third)
+
+    return arrivals
+
+
+WORKLOADS = {
+    w.name: w
+    for w in (
+        Workload("1155/211@4", 750, 18, _steady(4.0, Lengths(1155, 211))),
+        Workload("2000/60@3.25", 750, 30, _steady(3.25, Lengths(2000, 60))),
+        Workload("2048/60@3.5", 750, 30, _steady(3.5, Lengths(2048, 60))),
+        Workload("300/400@4", 750, 14, _steady(4.0, Lengths(300, 400))),
+        Workload("chat", 500, 25, _steady(9.0, CHAT), oracle="gpu"),
+        Workload("doc", 2000, 25, _steady(2.8, DOC), oracle="gpu"),
+        Workload("gen", 500, 15, _steady(17.0, GEN), oracle="gpu"),
+        Workload("mix", 1000, 25, _mixed(6.0, 0.2), oracle="gpu"),
+        Workload("chat-cpu", 1000, 25, _steady(4.0, CHAT)),
+        Workload("gen-doc-gen", 1000, 15, _turns((16.0, GEN), (2.8, DOC)), stationary=False, oracle="gpu"),
+        Workload("gen-doc-gen-cpu", 1500, 14, _turns((3.2, GEN), (2.4, DOC)), stationary=False),
+        Workload(
+            "prompts-answers-prompts",
+            750,
+            14,
+            _turns((3.25, Lengths(2000, 60)), (3.8, Lengths(100, 400))),
+            stationary=False,
+        ),
+    )
+}
+
+
+def of_trace(path: Path, speed: float, ttft: int, tpot: int, oracle: str, skip: float = 0.0) -> Workload:
+    return Workload(
+        path.name.split(".")[0],
+        ttft,
+        tpot,
+        lambda seconds, seed: trace(path, seconds, speed, skip=skip + 300.0 * speed * seed, seed=seed),
+        stationary=False,
+        oracle=oracle,
+    )

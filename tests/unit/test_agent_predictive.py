@@ -1,0 +1,261 @@
+"""ModelPredictive: its step model, its replay against known queues, its decisions, and how still it keeps."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from tests.unit.agent_plant import Run, Speed, poisson, simulate
+
+from semipd_agent.contract import SLO, AgentConfig, Bounds, DecisionReason, Mode, PartitionConfig, Split
+from semipd_agent.slo import predictive
+from semipd_agent.slo.grid import Grid
+from semipd_agent.slo.load import Load, Seen, advance
+from semipd_agent.slo.predictive import Hold, ModelPredictive, Setting, State, candidates, decide
+from semipd_agent.slo.replay import Job, Live, Machine, replay
+from semipd_agent.slo.step_model import ASSUMED, ShareLaw, StepModel
+from semipd_cli.simulator.engine import Size
+from semipd_engine import contract as engine
+from semipd_engine.contract import Arrival, Observation, Phase, StepTimes
+
+pytestmark = pytest.mark.unit
+ALONE = Machine(step=0.01, row=0.0, position=0.0, prefill_speed=0.5, decode_speed=0.5, max_rows=64, kv_tokens=0)
+FAST = Speed(prompt_token=5e-5, step=0.006, row=0.0003)
+
+
+# ---- step model -----------------------------------------------------------------------------------------------------
+
+
+def steps(phase: Phase, batch: int, count: int, seconds: float, *, shared: float = 0.0) -> StepTimes:
+    return StepTimes(
+        phase=phase,
+        split=engine.Split(prefill=100, decode=100),
+        batch=batch,
+        context=0,
+        steps=count,
+        tokens=count * batch,
+        context_tokens=0,
+        alone_seconds=seconds * (1 - shared),
+        shared_seconds=seconds * shared,
+    )
+
+
+def test_the_model_learns_scale_and_shape_from_sums() -> None:
+    """True steps take 40 ms and 3 ms a row, of which the assumed profile knows nothing."""
+    model, before = StepModel(ASSUMED), {}
+    for second in range(1, 60):
+        after = {}
+        for batch in (1, 4, 16):
+            count = second * (3 if batch == 4 else 2)
+            after[Phase.DECODE, 100, 100, batch, 0] = steps(Phase.DECODE, batch, count, count * (0.04 + 0.003 * batch))
+        model = model.learn(before, after, 1.0)
+        before = after
+    fixed, row, _ = model.costs(Phase.DECODE)
+    for batch in (1, 8, 16):
+        assert fixed + row * batch == pytest.approx(0.04 + 0.003 * batch, rel=0.05)
+    assert model.costs(Phase.PREFILL) == ASSUMED.prefill, "nothing was seen of prefill"
+
+
+def test_a_measured_profile_is_corrected_within_bounds_only() -> None:
+    model, before = StepModel(replace(ASSUMED, measured=True)), {}
+    for second in range(1, 30):
+        count = 10 * second
+        after = {(Phase.DECODE, 100, 100, 1, 0): steps(Phase.DECODE, 1, count, count * 100 * ASSUMED.decode[0])}
+        model, before = model.learn(before, after, 1.0), after
+    assert model.costs(Phase.DECODE)[0] <= 9.01 * ASSUMED.decode[0]
+
+
+def test_contention_is_what_the_share_does_not_explain() -> None:
+    """Half a device makes a step take twice as long; here it takes three times."""
+    model, before = StepModel(ASSUMED), {}
+    for second in range(1, 60):
+        n = 20 * second
+        after = {
+            (Phase.DECODE, 100, 100, 1, 0): steps(Phase.DECODE, 1, n, n * 0.01),
+            (Phase.DECODE, 100, 99, 1, 0): steps(Phase.DECODE, 1, n, n * 0.03, shared=1.0),
+        }
+        model, before = model.learn(before, after, 1.0), after
+    assert 1.0 / model.speed(Phase.DECODE, engine.Split()) == pytest.approx(3.0, rel=0.15)
+    assert model.costs(Phase.DECODE)[0] == pytest.approx(0.01, rel=0.25)
+
+
+def test_a_smaller_share_is_never_faster_under_either_law() -> None:
+    for law in ShareLaw:
+        model = StepModel(replace(ASSUMED, law=law))
+        prefill = [model.speed(Phase.PREFILL, engine.Split(prefill=x, decode=100)) for x in range(10, 101, 10)]
+        decode = [model.speed(Phase.DECODE, engine.Split(prefill=100, decode=y)) for y in range(10, 101, 10)]
+        assert prefill == sorted(prefill) and decode == sorted(decode)
+
+
+# ---- replay ---------------------------------------------------------------------------------------------------------
+
+
+def test_replay_of_prompts_alone_is_a_queue_with_constant_service() -> None:
+    """M/D/1 (Kleinrock): the mean wait is rho / (2 mu (1 - rho)); the replay comes within 5 %."""
+    rng, at, jobs = random.Random(4), 0.0, []
+    for _ in range(60_000):
+        at += rng.expovariate(0.7)
+        jobs.append(Job(at, 1.0, 1, 1))
+    waits = [outcome.ttft - 1.0 for outcome in replay(ALONE, jobs)]
+    assert sum(waits) / len(waits) == pytest.approx(0.7 / (2 * 0.3), rel=0.05)
+
+
+def test_replay_of_a_batch_alone_steps_with_its_rows() -> None:
+    machine = replace(ALONE, step=0.01, row=0.001)
+    live = [Live(0.0, 1, 11, 0), Live(0.0, 1, 21, 0)]
+    first, second = replay(machine, [], live)
+    assert first.tpot == pytest.approx(0.012)
+    assert second.tpot == pytest.approx((10 * 0.012 + 10 * 0.011) / 20)
+
+
+def test_replay_slows_both_while_both_are_busy_and_neither_alone() -> None:
+    """A prompt of one second at half speed beside a row: two seconds; the row gets half its steps meanwhile."""
+    prompt, row = replay(ALONE, [Job(0.0, 1.0, 1, 1)], [Live(0.0, 1, 201, 0)])
+    assert prompt.ttft == pytest.approx(2.0)
+    assert row.tpot * 200 == pytest.approx(2.0 + 100 * 0.01)
+
+
+def test_replay_holds_prompts_back_for_places_and_room() -> None:
+    jobs = [Job(0.0, 0.1, 100, 101), Job(0.0, 0.1, 100, 2)]
+    free = replay(ALONE, jobs)[1].ttft
+    for machine in (replace(ALONE, max_rows=1), replace(ALONE, kv_tokens=150)):
+        assert replay(machine, jobs)[1].ttft > free + 0.5
+
+
+# ---- load -----------------------------------------------------------------------------------------------------------
+
+
+def arrivals(rate: float, start: float, seconds: float, prompt: int, first: int = 0) -> list[Arrival]:
+    rng, at, found = random.Random(first), start, []
+    while (at := at + rng.expovariate(rate)) < start + seconds:
+        found.append(Arrival(id=first + len(found), at=at, prompt_tokens=1 + int(rng.expovariate(1 / prompt))))
+    return found
+
+
+def fed(stream: list[Arrival], seconds: int) -> Load:
+    load = Load()
+    for now in range(1, seconds):
+        recent = tuple(a for a in stream if now - 60 <= a.at <= now)
+        load = advance(load, Observation(core_id="c", at=float(now), arrivals=recent))
+    return load
+
+
+def test_a_change_of_the_load_begins_a_new_regime_and_chance_does_not() -> None:
+    for seed in range(5):
+        assert fed(arrivals(3.0, 0, 300, 800, first=1000 * seed), 300).regime_since < 0
+    before = arrivals(3.0, 0, 150, 300, first=0)
+    load = fed([*before, *arrivals(3.0, 150, 60, 3000, first=5000)], 190)
+    assert 135 <= load.regime_since <= 180
+
+
+def test_the_same_request_gets_the_same_length_in_every_evaluation() -> None:
+    load = replace(Load(), lengths=tuple(range(10, 500, 5)))
+    assert [load.drawn(n) for n in range(50)] == [load.drawn(n) for n in range(50)]
+    assert all(load.drawn(n, done=300) > 300 for n in range(50))
+    assert load.drawn(3, done=900) > 900, "longer than any before it"
+    assert load.drawn(3, done=900, most=1000) <= 1000
+    assert len({load.drawn(n) for n in range(50)}) > 30
+
+
+# ---- decisions ------------------------------------------------------------------------------------------------------
+
+
+def auto(targets: SLO, start: Split | None = None, bounds: Bounds | None = None) -> AgentConfig:
+    partition = PartitionConfig(mode=Mode.AUTO, split=start or Split(), bounds=bounds or Bounds())
+    return AgentConfig(slo=targets, partition=partition)
+
+
+def test_decide_is_pure_and_names_why_it_holds() -> None:
+    observation = Observation(core_id="c", at=100.0)
+    setting = Setting(SLO(ttft_milliseconds=500), engine.Split(), Bounds())
+    state = State()
+    assert decide(observation, Load(), state, setting) == (Hold("Idle"), state)
+    few = replace(Load(), seen={0: Seen(0, 99.0, 10, 1.0)})
+    assert decide(observation, few, state, setting)[0] == Hold("InsufficientTraffic")
+
+
+@pytest.mark.parametrize("bounds", [Bounds(), Bounds(min_prefill_percent=40, max_decode_percent=60)])
+def test_candidates_keep_to_bounds_and_rungs_and_hold_the_unlimited_split(bounds: Bounds) -> None:
+    for grid in (Grid(), Grid((10, 20, 40, 60, 80, 100))):
+        found = candidates(Setting(SLO(ttft_milliseconds=1), engine.Split(), bounds, grid))
+        for split in found:
+            assert bounds.min_prefill_percent <= split.prefill <= bounds.max_prefill_percent
+            assert bounds.min_decode_percent <= split.decode <= bounds.max_decode_percent
+            assert not grid.rungs or {split.prefill, split.decode} <= set(grid.rungs)
+        assert any((s.prefill, s.decode) == (bounds.max_prefill_percent, bounds.max_decode_percent) for s in found)
+        shares = [(round(200 * s.prefill / max(100, s.prefill + s.decode)), s.prefill + s.decode > 100) for s in found]
+        assert len(set(shares)) == len(found), "no choice twice"
+
+
+def prompts(seed: int, start: Split | None = None, seconds: int = 240) -> Run:
+    return simulate(
+        poisson(3.25, seconds, 2000, 60, seed),
+        auto(SLO(ttft_milliseconds=750, tpot_milliseconds=30), start),
+        seconds,
+        FAST,
+    )
+
+
+def test_it_finds_the_better_split_promises_and_comes_to_rest() -> None:
+    """2,000-token prompts at 3.25/s: prefill needs most of the device, wherever the split starts."""
+    for start in (Split(), Split(prefill_percent=30)):
+        run = prompts(1, start)
+        assert run.share(120) >= 0.65
+        assert run.moves(120) <= 1
+        moved = run.controller.log.newest_first()[-1]
+        assert moved.reason is DecisionReason.BETTER_SPLIT_PREDICTED
+        assert moved.predicted is not None and moved.predicted.attainment_percent > 50
+        assert "expected within both targets" in moved.message
+    still = simulate(
+        poisson(3.25, 240, 2000, 60, 1), AgentConfig(slo=SLO(ttft_milliseconds=750, tpot_milliseconds=30)), 240, FAST
+    )
+    assert run.attainment(SLO(ttft_milliseconds=750, tpot_milliseconds=30), 60) > still.attainment(
+        SLO(ttft_milliseconds=750, tpot_milliseconds=30), 60
+    )
+
+
+def test_a_pod_that_is_bound_by_places_in_the_batch_is_recognised() -> None:
+    """Four places and long answers: TTFT fails, and no split makes room. Prefill is not starved of decode for it."""
+    targets = SLO(ttft_milliseconds=1000, tpot_milliseconds=100)
+    run = simulate(poisson(2.0, 120, 300, 400, 1), auto(targets), 120, FAST, Size(max_num_seqs=4))
+    verdict = run.controller.verdict
+    assert (verdict.feasible, verdict.feasible_reason) == (False, "KVBound")
+    assert run.share(119) <= 0.5
+
+
+def test_a_target_below_the_service_time_is_named() -> None:
+    targets = SLO(ttft_milliseconds=20, tpot_milliseconds=100)
+    run = simulate(poisson(1.0, 90, 2000, 60, 1), auto(targets), 90, FAST)
+    assert (run.controller.verdict.feasible, run.controller.verdict.feasible_reason) == (
+        False,
+        "TargetBelowServiceTime",
+    )
+
+
+def test_equal_observations_give_equal_decisions() -> None:
+    """Nothing but its arguments is in a decision: no clock, no chance."""
+    first, second = prompts(3, seconds=60), prompts(3, seconds=60)
+    assert [d.model_dump() for d in first.controller.log.newest_first()] == [
+        d.model_dump() for d in second.controller.log.newest_first()
+    ]
+
+
+def test_a_promise_that_was_not_kept_counts_against_its_split() -> None:
+    slo = SLO(ttft_milliseconds=1000)
+    setting = Setting(slo, engine.Split(prefill=100, decode=40), Bounds())
+    late = {n: Seen(n, 70.0 + n / 2, 10, 1.0, output=5, ttft=3.0, tpot=0.01) for n in range(40)}
+    load = replace(Load(), at=100.0, seen=late)
+    state = State(moved_at=60.0, promised=(60.0, 0.95, 0.0))
+    regretted = predictive._held_against_reality(state, load, (100, 40), setting)
+    assert regretted.promised is None
+    assert regretted.bias[100, 40][0] == -setting.constants.most_bias
+    known = replace(state, promised=(60.0, 0.95, -0.95))  # the predictions were as wrong before the move
+    assert predictive._held_against_reality(known, load, (100, 40), setting).bias == {}
+
+
+def test_without_an_observation_it_says_so() -> None:
+    from semipd_agent.slo.window import Evidence
+
+    verdict = ModelPredictive(SLO(ttft_milliseconds=500)).observe(Evidence(), engine.Split(), Bounds(), 1.0)
+    assert (verdict.move, verdict.feasible_reason) == (None, "NoObservation")

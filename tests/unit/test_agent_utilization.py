@@ -1,0 +1,98 @@
+"""The utilization ratio: 1 / m* against the load that really is the edge, for any starting split, for a young pod."""
+
+from __future__ import annotations
+
+from statistics import fmean, pstdev
+
+import pytest
+from tests.unit.agent_bench import Bench
+from tests.unit.agent_bench import config as bench_config
+from tests.unit.agent_plant import Run, Speed, poisson, simulate
+
+from semipd_agent.contract import SLO, AgentConfig, Mode, PartitionConfig, Split
+from semipd_agent.slo.evidence import tail
+
+pytestmark = pytest.mark.unit
+
+FAST = Speed(prompt_token=5e-5, step=0.006, row=0.0003)
+PROMPTS = SLO(ttft_milliseconds=2000, tpot_milliseconds=60)
+ANSWERS = SLO(ttft_milliseconds=500, tpot_milliseconds=15)
+
+
+# ---- behind the whole controller, in simulation ----------------------------------------------------------------------
+
+
+def under(rate: float, prompt: float, output: float, slo: SLO, seconds: int = 120) -> Run:
+    config = AgentConfig(slo=slo, partition=PartitionConfig(mode=Mode.AUTO))
+    return simulate(poisson(rate, seconds, prompt, output, 1), config, seconds, FAST)
+
+
+def settled(run: Run, start: int = 60) -> list[float]:
+    return [ratio for ratio in run.fullness[start:] if ratio is not None]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "output", "slo", "rates"),
+    [(4000, 20, PROMPTS, (0.75, 1.5, 3.0)), (300, 400, ANSWERS, (1.0, 2.0, 4.0))],
+    ids=["prompts", "answers"],
+)
+def test_the_ratio_grows_with_the_load_and_crosses_one_near_the_edge(
+    prompt: float, output: float, slo: SLO, rates: tuple[float, float, float]
+) -> None:
+    """At the third rate the SLO is just met or just missed; the others are a half and a quarter of it."""
+    runs = [under(rate, prompt, output, slo) for rate in rates]
+    quarter, half, edge = (fmean(settled(run)) for run in runs)
+    assert 0.7 < edge < 1.1
+    assert quarter == pytest.approx(edge / 4, rel=0.45)
+    assert half == pytest.approx(edge / 2, rel=0.35)
+    assert all(pstdev(settled(run)) < 0.25 for run in runs)
+    assert min(settled(under(2 * rates[2], prompt, output, slo))) > 1
+
+
+def test_it_falls_towards_zero_once_the_load_is_gone() -> None:
+    config = AgentConfig(slo=PROMPTS, partition=PartitionConfig(mode=Mode.AUTO))
+    run = simulate(poisson(2.5, 120, 4000, 20, 1), config, 300, FAST)
+    assert (run.fullness[119] or 0) > 0.5
+    assert (run.fullness[299] or 0) < 0.05
+
+
+@pytest.mark.parametrize("mode", [Mode.MANUAL, Mode.DISABLED])
+def test_a_fixed_split_has_a_ratio_too(mode: Mode) -> None:
+    config = AgentConfig(slo=PROMPTS, partition=PartitionConfig(mode=mode))
+    run = simulate(poisson(6, 120, 4000, 20, 1), config, 120, FAST)
+    assert fmean(settled(run)) > 1
+
+
+def test_the_chance_of_misses_among_thousands_of_samples_is_a_number() -> None:
+    assert tail(4, 10, 0.1) == pytest.approx(0.0128, abs=1e-4)
+    assert tail(500, 5000, 0.1) == pytest.approx(0.5, abs=0.02)
+    assert tail(2500, 5000, 0.1) < 1e-9
+
+
+def test_a_young_pod_under_load_knows_as_well_as_an_old_one() -> None:
+    """Nothing is taken from a time without load: what an idle step takes is in the step model."""
+    run = under(3.0, 4000, 20, PROMPTS, seconds=60)
+    old = under(3.0, 4000, 20, PROMPTS, seconds=150)
+    assert settled(run, 30)[-1] == pytest.approx(fmean(settled(old)), rel=0.35)
+
+
+def test_the_split_in_force_does_not_change_the_ratio() -> None:
+    """What another split would mend asks for no pod."""
+    found = []
+    for start in (Split(), Split(prefill_percent=30), Split(decode_percent=30)):
+        partition = PartitionConfig(mode=Mode.AUTO, split=start)
+        run = simulate(poisson(2, 90, 4000, 20, 1), AgentConfig(slo=PROMPTS, partition=partition), 90, FAST)
+        found.append(fmean(settled(run, 60)))
+    assert max(found) / min(found) < 1.3
+
+
+def test_it_is_held_through_a_missed_poll_and_unknown_without_targets() -> None:
+    bench = Bench(bench_config(mode=Mode.AUTO, slo=PROMPTS))
+    for _ in range(15):
+        bench.tick()
+    assert bench.controller.utilization_ratio == 0.0
+    bench.tick(answers=False)
+    assert bench.controller.utilization_ratio == 0.0
+    bench.controller.configure(bench_config(2, mode=Mode.AUTO))
+    bench.tick()
+    assert bench.controller.utilization_ratio is None

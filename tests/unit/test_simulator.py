@@ -1,0 +1,114 @@
+"""`semipd simulate`: the virtual engine against arithmetic, its books, its command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from semipd_cli.simulator.command import simulate
+from semipd_cli.simulator.engine import Arrival, Size, VirtualEngine
+from semipd_cli.simulator.oracle import Oracle
+from semipd_cli.simulator.policies import POLICIES
+from semipd_cli.simulator.study import paired, run
+from semipd_cli.simulator.workloads import WORKLOADS, Lengths, stream, trace
+from semipd_engine.contract import Phase, Split
+
+pytestmark = pytest.mark.unit
+PLAIN = Oracle(prefill=(0.0, 0.01, 0.0), decode=(0.1, 0.0, 0.0))
+"""10 ms a prompt token, 100 ms a decode step."""
+
+
+def engine(arrivals: list[Arrival], split: Split | None = None, size: Size | None = None) -> VirtualEngine:
+    return VirtualEngine(arrivals, PLAIN, size or Size(), 0, split or Split())
+
+
+def test_a_request_alone_takes_what_its_steps_take() -> None:
+    one = engine([Arrival(1.0, 100, 11)])
+    one.run_until(100.0)
+    (done,) = one.done
+    assert (done.ttft, done.tpot) == (pytest.approx(1.0), pytest.approx(0.1))
+
+
+def test_phases_that_run_together_get_their_shares_and_alone_everything() -> None:
+    """While the second prompt is computed, 1 s at 80 %, the first request's steps take five times as long."""
+    both = engine([Arrival(0.0, 100, 101), Arrival(5.0, 100, 1)], Split(prefill=80, decode=20))
+    both.run_until(200.0)
+    second, first = sorted(both.done, key=lambda d: d.output)
+    assert second.ttft == pytest.approx(1.25)
+    assert first.tpot is not None and first.tpot * 100 == pytest.approx(10 + 1.25 - 0.25, abs=0.2)
+    o = both.observe(0)
+    assert o.shared_seconds == pytest.approx(1.25, abs=0.01)
+    assert o.busy_seconds[Phase.PREFILL] == pytest.approx(2.25, abs=0.01)
+
+
+def test_every_request_is_answered_and_every_block_comes_back() -> None:
+    arrivals = list(stream(20.0, 20, Lengths(300, 40), 3))
+    busy = VirtualEngine(
+        arrivals, Oracle((1e-3, 5e-5, 0), (5e-3, 1e-4, 0)), Size(8, 256, 8_000, max_queued=5), 3, Split()
+    )
+    busy.run_until(300.0)
+    assert busy.drained and len(busy.done) == len(arrivals)
+    assert any(d.ttft is None for d in busy.done), "the queue was full for a time"
+    assert busy.observe(0).kv_used_tokens == 0
+    assert sum(d.output for d in busy.done if d.ttft is not None) == sum(
+        a.output for a in arrivals if a.at in {d.at for d in busy.done if d.ttft is not None}
+    )
+
+
+def test_a_switch_takes_effect_after_its_delay() -> None:
+    one = engine([])
+    one.switch(Split(prefill=30, decode=100), 2.0)
+    one.run_until(1.9)
+    assert one.split == Split()
+    one.run_until(2.1)
+    assert one.split.prefill == 30
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, "100/40"])
+def test_each_policy_runs_and_equal_seeds_give_equal_runs(policy: str) -> None:
+    workload = WORKLOADS["2000/60@3.25"]
+    first, second = (run(workload, policy, 45, 5, Size()) for _ in range(2))
+    assert first.requests > 100 and 0 <= first.attainment <= 1
+    assert (first.attainment, first.splits) == (second.attainment, second.splits)
+
+
+def test_paired_differences_have_students_band() -> None:
+    mean, band = paired([0.9, 0.8, 0.7], [0.8, 0.8, 0.8])
+    assert mean == pytest.approx(0.0)
+    assert band == pytest.approx(4.30 * 0.1 / 3**0.5)
+
+
+def test_a_rounded_trace_is_spread_and_sped_up(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("t_s,input_tokens,output_tokens\n" + "".join(f"{3 * (i // 4)},10,5\n" for i in range(40)))
+    found = list(trace(file, 15.0, 2.0))
+    assert len({a.at for a in found}) == len(found) == 40
+    assert [a.at for a in found] == sorted(a.at for a in found)
+
+
+def test_the_command_writes_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "runs.json"
+    arguments = ["300/400@4", "--seconds", "20", "--seeds", "2", "--policy", "100/100", "--policy", "auto", "--quiet"]
+    assert simulate([*arguments, "--json", str(out), "--plot", str(tmp_path / "plot.png")]) == 0
+    runs = json.loads(out.read_text())
+    assert [(r["policy"], r["seed"]) for r in runs] == [("100/100", 1), ("100/100", 2), ("auto", 1), ("auto", 2)]
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    assert "300/400@4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nothing"], "nothing: no such workload"),
+        (["chat", "--policy", "best"], "best: no such policy"),
+        (["chat", "--policy", "0/100"], "0/100: no such policy"),
+        (["--trace", "missing.csv"], "--trace missing.csv: no such file"),
+        (["chat", "--seeds", "0"], "must be positive"),
+    ],
+)
+def test_wrong_inputs_get_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert simulate([*arguments, "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
