@@ -138,6 +138,10 @@ async def test_a_task_that_raises_is_started_again(monkeypatch: pytest.MonkeyPat
     assert "No space left" in fault.message
 
 
+async def nothing() -> None:
+    """Before a launcher is killed."""
+
+
 async def test_the_launcher_is_restarted_when_our_own_stderr_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the engine prints is passed on; where that fails, its restarts must not end."""
     reaper, clock = OwnReaper(), FakeClock()
@@ -156,7 +160,7 @@ async def test_the_launcher_is_restarted_when_our_own_stderr_is_gone(monkeypatch
     assert supervisor.last_exit == 3 and "words" in "".join(supervisor._tail)
     assert supervisor.crash_loop
     monkeypatch.undo()
-    await supervisor.stop(0.1)
+    await supervisor.stop(0.1, nothing)
 
 
 async def test_a_crash_loop_is_over_once_a_launcher_has_lived(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +176,7 @@ async def test_a_crash_loop_is_over_once_a_launcher_has_lived(monkeypatch: pytes
     assert not supervisor.crash_loop
     pid = supervisor.pid
     assert pid is not None
-    stopping = asyncio.create_task(supervisor.stop(0.1))
+    stopping = asyncio.create_task(supervisor.stop(0.1, nothing))
     async with asyncio.timeout(60):
         while not stopping.done():
             reaper.reap()
