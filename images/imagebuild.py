@@ -23,7 +23,7 @@ from localkube.errors import ClusterError
 PREFIX = "localhost/semipd"
 CONTAINERFILE = "images/Containerfile"
 TREE_INPUTS = (
-    *("pyproject.toml", "constraints.txt", "README.md", "LICENSE"),
+    *("pyproject.toml", "hatch_build.py", "constraints.txt", "README.md", "LICENSE"),
     *("cli", "operator", "agent", "engine"),
     "images/requirements.py",
 )
@@ -55,12 +55,12 @@ IMAGES = (Image("operator"), Image("engine", ("TORCH_INDEX",)))
 
 
 def tree_files(tree: Path, inputs: Iterable[str]) -> list[Path]:
-    """The files below `inputs` that go into an image, sorted; what Python leaves behind is not among them."""
+    """The files below `inputs` that go into an image, sorted; nothing that Python or a compiler left there."""
     found: list[Path] = []
     for name in inputs:
         top = tree / name
         found += [top] if top.is_file() else [path for path in top.rglob("*") if path.is_file()]
-    return sorted(path for path in found if "__pycache__" not in path.parts and path.suffix != ".pyc")
+    return sorted(path for path in found if "__pycache__" not in path.parts and path.suffix not in (".pyc", ".so"))
 
 
 def content_key(tree: Path, files: Iterable[Path], settings: Mapping[str, str]) -> str:

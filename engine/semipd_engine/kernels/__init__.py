@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from semipd_engine.kernels import cpu
 from semipd_engine.kernels.reference import ReferenceKernels
 from semipd_engine.kernels.signatures import (
     PANEL,
@@ -37,8 +38,6 @@ __all__ = [
 ]
 
 VARIABLE = "SEMIPD_KERNELS"
-LEVELS = ("avx2", "avx512", "avx512_bf16", "amx")
-"""Of a CPU, from the slowest to the fastest. Each can also do what those before it can."""
 
 
 class KernelsError(ValueError):
@@ -48,10 +47,15 @@ class KernelsError(ValueError):
 def choose(device: str = "cpu", environment: Mapping[str, str] = os.environ) -> Kernels:
     """The kernels for tensors on `device` (``cpu`` or ``cuda``). Raises `KernelsError`."""
     wanted = environment.get(VARIABLE, "") or "auto"
-    if wanted not in ("auto", "reference", *LEVELS):
-        raise KernelsError(f"{VARIABLE}={wanted}: expected auto, reference, {', '.join(LEVELS)}")
+    if wanted not in ("auto", "reference", *cpu.LEVELS):
+        raise KernelsError(f"{VARIABLE}={wanted}: expected auto, reference, {', '.join(cpu.LEVELS)}")
     if wanted == "reference":
         return ReferenceKernels(f"kernels: reference (torch), as {VARIABLE} asks")
-    if wanted in LEVELS:
-        raise KernelsError(f"{VARIABLE}={wanted}: this build has no compiled kernels; set auto or reference")
-    return ReferenceKernels("kernels: reference (torch): this build has no compiled ones")
+    if device != "cpu":
+        return ReferenceKernels("kernels: reference (torch)")
+    try:
+        return cpu.best() if wanted == "auto" else cpu.CpuKernels(cpu.load(wanted))
+    except cpu.CannotLoad as error:
+        if wanted != "auto":
+            raise KernelsError(f"{VARIABLE}={wanted}: {error}; set auto or reference") from error
+        return ReferenceKernels(f"kernels: reference (torch): {error}")

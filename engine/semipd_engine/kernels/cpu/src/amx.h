@@ -1,0 +1,171 @@
+// bfloat16 linear with AMX, for one row as for many: TDPBF16PS sums the 16 pairs of a tile apart, even and odd, before it
+// adds them, so no other instruction gives the same bits. Included by linear.h.
+#pragma once
+
+namespace semipd {
+
+constexpr int64_t TILE_K = 32, TILE_ROWS = 16, TILE = TILE_ROWS * TILE_K;
+constexpr int64_t BLOCK_ROWS = 256, BLOCK_K = 512;  // sums of a block and half a panel: in the caches of a core
+
+struct alignas(64) TileConfig {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t bytes[16] = {};
+    uint8_t rows[16] = {};
+};
+
+// Tiles 0-3 are sums, 4 and perhaps 5 rows of x, the others weights.
+inline void configure(int64_t rows) {
+    TileConfig config;
+    for (int tile = 0; tile < 8; tile++) config.bytes[tile] = 64, config.rows[tile] = tile < 5 ? uint8_t(rows) : 16;
+    _tile_loadconfig(&config);
+}
+
+inline void zero_sums() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+// A block of 32 rows: as they lie in x, or copied into tiles [K / 32][2][16][32], padded with 0. In elements.
+struct Block {
+    const bf16* x;
+    int64_t stride, second, step;
+};
+
+// At most 16 rows and one panel.
+inline void skinny_panel(const Block& block, const bf16* w, int64_t K, float* sums) {
+    const bf16* x = block.x;
+    zero_sums();
+    for (int64_t k = 0; k < K; k += TILE_K, w += TILE_K * PANEL, x += block.step) {
+        const char* ahead = (const char*)w + 8192;
+        for (int line = 0; line < 64; line++) _mm_prefetch(ahead + line * 64, _MM_HINT_T0);
+        _tile_loadd(4, x, 2 * block.stride);
+        _tile_loadd(5, w, 256);
+        _tile_loadd(6, w + 32, 256);
+        _tile_dpbf16ps(0, 4, 5);
+        _tile_dpbf16ps(1, 4, 6);
+        _tile_loadd(7, w + 64, 256);
+        _tile_loadd(5, w + 96, 256);
+        _tile_dpbf16ps(2, 4, 7);
+        _tile_dpbf16ps(3, 4, 5);
+    }
+    _tile_stored(0, sums, PANEL * 4);
+    _tile_stored(1, sums + 16, PANEL * 4);
+    _tile_stored(2, sums + 32, PANEL * 4);
+    _tile_stored(3, sums + 48, PANEL * 4);
+}
+
+// The panel that comes next: fetched from memory, some lines with each tile of K, while this one is computed.
+struct Ahead {
+    const char *at, *end;
+    int64_t lines;
+    void fetch() {
+        for (int64_t line = 0; line < lines && at < end; line++, at += 64) _mm_prefetch(at, _MM_HINT_T1);
+    }
+};
+
+// 32 rows, or 16, times 32 columns, for `steps` tiles of K from the k-th on, on top of the sums so far.
+template <bool SECOND>
+inline void tall_block(const Block& block, int64_t k, const bf16* w, int64_t steps, float* sums, Ahead& ahead) {
+    const bf16* x = block.x + k * block.step;
+    float* below = sums + TILE_ROWS * PANEL;
+    if (k == 0) {
+        zero_sums();
+    } else {
+        _tile_loadd(0, sums, PANEL * 4);
+        _tile_loadd(1, sums + 16, PANEL * 4);
+        if (SECOND) _tile_loadd(2, below, PANEL * 4);
+        if (SECOND) _tile_loadd(3, below + 16, PANEL * 4);
+    }
+    for (int64_t i = 0; i < steps; i++, x += block.step, w += TILE_K * PANEL) {
+        ahead.fetch();
+        _tile_loadd(4, x, 2 * block.stride);
+        _tile_loadd(6, w, 256);
+        _tile_loadd(7, w + 32, 256);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if (SECOND) _tile_loadd(5, x + block.second, 2 * block.stride);
+        if (SECOND) _tile_dpbf16ps(2, 5, 6);
+        if (SECOND) _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums, PANEL * 4);
+    _tile_stored(1, sums + 16, PANEL * 4);
+    if (SECOND) _tile_stored(2, below, PANEL * 4);
+    if (SECOND) _tile_stored(3, below + 16, PANEL * 4);
+}
+
+inline void tile_rows(const Linear<bf16>& p, int64_t first, int64_t K, bf16* tiles) {
+    for (int64_t row = 0; row < 2 * TILE_ROWS; row++) {
+        const bool there = first + row < p.rows;
+        const bf16* x = p.x + (first + row) * p.ldx;
+        bf16* out = tiles + row * TILE_K;
+        for (int64_t k = 0; k < K; k += TILE_K, out += 2 * TILE) {
+            const int64_t some = !there || k >= p.K ? 0 : p.K - k < TILE_K ? p.K - k : TILE_K;
+            _mm512_storeu_si512(out, _mm512_maskz_loadu_epi16(some == 32 ? ~0u : (1u << some) - 1, x + k));
+        }
+    }
+}
+
+// Where each block of 32 rows lies. What cannot be read in place (features beyond K, rows beyond the last) is copied.
+inline const Block* place_blocks(const Linear<bf16>& p, int64_t K) {
+    const int64_t rows = 2 * TILE_ROWS, blocks = (p.rows + rows - 1) / rows, whole = K == p.K ? p.rows / rows : 0;
+    Block* places = scratch<struct AmxBlocks, Block>(blocks);
+    bf16* copies = scratch<struct AmxCopies, bf16>((blocks - whole) * rows * K);
+    for (int64_t block = 0; block < blocks; block++) {
+        bf16* tiles = copies + (block - whole) * rows * K;
+        if (block >= whole) tile_rows(p, block * rows, K, tiles);
+        places[block] = block < whole ? Block{p.x + block * rows * p.ldx, p.ldx, TILE_ROWS * p.ldx, TILE_K}
+                                      : Block{tiles, TILE_K, TILE, 2 * TILE};
+    }
+    return places;
+}
+
+inline void tall_panel(const Linear<bf16>& p, const Block* places, int64_t panel, const bf16* w, const bf16* following,
+                       int64_t K, float* sums) {
+    const int64_t blocks = ((p.rows < BLOCK_ROWS ? p.rows : BLOCK_ROWS) + 2 * TILE_ROWS - 1) / (2 * TILE_ROWS);
+    Ahead ahead{(const char*)following, following ? (const char*)(following + K * PANEL) : nullptr, (31 + blocks) / blocks};
+    for (int64_t begin = 0; begin < p.rows; begin += BLOCK_ROWS) {
+        const int64_t end = begin + BLOCK_ROWS < p.rows ? begin + BLOCK_ROWS : p.rows;
+        for (int half = 0; half < 2; half++)
+            for (int64_t k = 0; k < K; k += BLOCK_K) {
+                const int64_t steps = (K - k < BLOCK_K ? K - k : BLOCK_K) / TILE_K;
+                for (int64_t row = begin; row < end; row += 2 * TILE_ROWS) {
+                    const Block& block = places[row / (2 * TILE_ROWS)];
+                    const bf16* weights = w + k * PANEL + half * 64;
+                    float* out = sums + (row - begin) * PANEL + half * 32;
+                    if (end - row > TILE_ROWS)
+                        tall_block<true>(block, k / TILE_K, weights, steps, out, ahead);
+                    else
+                        tall_block<false>(block, k / TILE_K, weights, steps, out, ahead);
+                }
+            }
+        finish(p, panel, begin, end - begin, sums);
+    }
+}
+
+inline void amx_linear(const Linear<bf16>& p, int64_t first_panel, int64_t last_panel) {
+    const int64_t K = (p.K + TILE_K - 1) / TILE_K * TILE_K;
+    const bool skinny = p.rows <= TILE_ROWS;
+    const Block* places = skinny && K == p.K ? nullptr : place_blocks(p, K);
+    const Block x = places ? *places : Block{p.x, p.ldx, 0, TILE_K};
+    parallel(last_panel - first_panel, 2, [&](auto next) {
+        alignas(64) static thread_local float sums[BLOCK_ROWS * PANEL];
+        configure(skinny ? p.rows : TILE_ROWS);
+        for (int64_t item = next(), following; item >= 0; item = following) {
+            following = next();
+            const int64_t panel = first_panel + item;
+            const bf16* w = p.w + panel * K * PANEL;
+            if (skinny) {
+                skinny_panel(x, w, K, sums);
+                finish(p, panel, 0, p.rows, sums);
+            } else {
+                const bf16* ahead = following < 0 ? nullptr : p.w + (first_panel + following) * K * PANEL;
+                tall_panel(p, places, panel, w, ahead, K, sums);
+            }
+        }
+        _tile_release();
+    });
+}
+
+}  // namespace semipd

@@ -1,0 +1,198 @@
+// Causal attention straight over the paged cache, decode rows and chunks alike. Online softmax over blocks of 64 absolute
+// positions, in float32: a row's bits depend on its own sequence alone. Threads take (sequence, KV head, some rows).
+#pragma once
+#include "parallel.h"
+#include "tile.h"
+
+namespace semipd {
+
+constexpr int POSITIONS = 64, QUERY_ROWS = 48, HEAD_DIM_MAX = 256;
+
+template <class T>
+struct Attention {
+    const T* q;
+    int64_t q_row, q_head;
+    const T *keys, *values;
+    int64_t block_size, width;
+    const int32_t* tables;
+    int64_t table_row;
+    const int32_t *lengths, *starts;
+    int64_t sequences, heads, kv_heads, head_dim;
+    float scale;
+    T* out;
+    int64_t out_row, out_head;
+    int64_t first_row, last_row, window;
+};
+
+// Rows first .. first + count - 1 of the batch, `group` query heads from `head` on, all of one sequence and KV head.
+struct AttentionItem {
+    int32_t sequence, first, count, head, group, kv_head;
+    int64_t position;
+};
+
+template <class T>
+struct AttentionScratch {
+    alignas(64) T panel[HEAD_DIM_MAX * POSITIONS];
+    alignas(64) float scores[QUERY_ROWS * POSITIONS];
+    alignas(64) float sums[QUERY_ROWS * HEAD_DIM_MAX];
+    alignas(64) T queries[QUERY_ROWS * HEAD_DIM_MAX];
+    float maximum[QUERY_ROWS], total[QUERY_ROWS];
+    const T *key[POSITIONS], *value[POSITIONS];
+};
+
+// The keys of n positions as a panel of 64 columns: words of 32 bits (pairs of bfloat16) become K-major.
+template <class T>
+inline void key_panel(const T* const* keys, int n, int64_t head_dim, T* panel) {
+    constexpr int PER_WORD = 4 / sizeof(T);
+    int64_t words = head_dim / PER_WORD;
+    for (int p = 0; p < POSITIONS; p += LANES)
+        for (int64_t word = 0; word < words; word += LANES) {
+            int64_t some = words - word < LANES ? words - word : LANES;
+            VI rows[LANES];
+            for (int i = 0; i < LANES; i++)
+                rows[i] = p + i < n ? load_words(keys[p + i] + word * PER_WORD, int(some)) : zero_bits();
+            transpose(rows);
+            for (int64_t i = 0; i < some; i++) store_bits(panel + ((word + i) * POSITIONS + p) * PER_WORD, rows[i]);
+        }
+}
+
+// sums[r][d] += probabilities[r][j] * values[j][d] for j < n, R rows and C vectors of d.
+template <class T, int R, int C>
+inline void add_values(const float* probabilities, const T* const* values, int n, int64_t d, float* sums, int64_t head_dim) {
+    V acc[R][C];
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) acc[r][c] = load(sums + r * head_dim + d + c * LANES);
+    for (int j = 0; j < n; j++) {
+        V value[C];
+        for (int c = 0; c < C; c++) value[c] = load(values[j] + d + c * LANES);
+        for (int r = 0; r < R; r++) {
+            V probability = set1(probabilities[r * POSITIONS + j]);
+            for (int c = 0; c < C; c++) acc[r][c] = fma(probability, value[c], acc[r][c]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) store(sums + r * head_dim + d + c * LANES, acc[r][c]);
+}
+
+template <class T, int R>
+inline void add_values(const float* probabilities, const T* const* values, int n, float* sums, int64_t head_dim) {
+    constexpr int C = LANES == 16 ? 4 : 2;
+    int64_t d = 0;
+    for (; d + C * LANES <= head_dim; d += C * LANES)
+        add_values<T, R, C>(probabilities, values, n, d, sums, head_dim);
+    for (; d < head_dim; d += LANES) add_values<T, R, 1>(probabilities, values, n, d, sums, head_dim);
+}
+
+// One block of the online softmax for one row that sees positions [low, high) of the block.
+inline float softmax_block(float* scores, int low, int high, float scale, float& maximum, float& total) {
+    const V hidden = set1(-INFINITY);
+    V most = hidden;
+    for (int p = 0; p < POSITIONS; p += LANES) {
+        V s = mul(load(scores + p), set1(scale));
+        s = select(first(high - p), s, hidden);
+        if (low > p) s = select(first(low - p), hidden, s);
+        store(scores + p, s);
+        most = max(most, s);
+    }
+    float before = maximum;
+    float after = largest(most) > before ? largest(most) : before;
+    maximum = after;
+    if (after == -INFINITY) after = 0;  // nothing seen yet: all differences are -inf, all factors 0
+    V sums = zero();
+    for (int p = 0; p < POSITIONS; p += LANES) {
+        V e = exp2(sub(load(scores + p), set1(after)));
+        store(scores + p, e);
+        sums = add(sums, e);
+    }
+    alignas(64) float factor[LANES];
+    store(factor, exp2(set1(before - after)));
+    total = total * factor[0] + sum(sums);
+    return factor[0];
+}
+
+template <class T>
+inline void attend(const Attention<T>& p, const AttentionItem& item, AttentionScratch<T>& s) {
+    using D = typename DotOf<T>::type;
+    const int64_t dim = p.head_dim;
+    const int rows = item.count * item.group;
+    const int64_t bytes = dim * int64_t(sizeof(T));
+    for (int r = 0; r < rows; r++) {
+        const T* q = p.q + (item.first + r / item.group) * p.q_row + (item.head + r % item.group) * p.q_head;
+        memcpy(s.queries + r * dim, q, size_t(bytes));
+        s.maximum[r] = -INFINITY;
+        s.total[r] = 0;
+    }
+    memset(s.sums, 0, size_t(rows * dim) * 4);
+    const int32_t* table = p.tables + item.sequence * p.table_row;
+    const int64_t context = item.position + item.count;
+    int64_t base = p.window && item.position + 1 > p.window ? (item.position + 1 - p.window) / POSITIONS * POSITIONS : 0;
+    for (; base < context; base += POSITIONS) {
+        const int n = int(context - base < POSITIONS ? context - base : POSITIONS);
+        for (int j = 0; j < n; j++) {
+            int64_t at = base + j, slot = table[at / p.block_size] * p.block_size + at % p.block_size;
+            s.key[j] = p.keys + slot * p.width + item.kv_head * dim;
+            s.value[j] = p.values + slot * p.width + item.kv_head * dim;
+        }
+        key_panel(s.key, n, dim, s.panel);
+        const int skipped = base > item.position ? int(base - item.position) * item.group : 0;
+        for (int r = skipped; r < rows; r += D::ROWS) {
+            const int some = rows - r < D::ROWS ? rows - r : D::ROWS;
+            const T* queries[D::ROWS];
+            for (int i = 0; i < some; i++) queries[i] = s.queries + (r + i) * dim;
+            dot_panel<D>(queries, some, s.panel, dim, s.scores + r * POSITIONS);
+        }
+        for (int r = skipped; r < rows; r++) {
+            const int64_t position = item.position + r / item.group;
+            const int high = int(position + 1 - base < POSITIONS ? position + 1 - base : POSITIONS);
+            const int64_t start = p.window ? position + 1 - p.window - base : 0;
+            const int low = start > POSITIONS ? POSITIONS : start > 0 ? int(start) : 0;
+            float factor = softmax_block(s.scores + r * POSITIONS, low, high, p.scale, s.maximum[r], s.total[r]);
+            if (factor != 1.0f)
+                for (int64_t d = 0; d < dim; d += LANES)
+                    store(s.sums + r * dim + d, mul(load(s.sums + r * dim + d), set1(factor)));
+        }
+        constexpr int R = LANES == 16 ? 6 : 4;
+        int r = skipped;
+        for (; r + R <= rows; r += R) add_values<T, R>(s.scores + r * POSITIONS, s.value, n, s.sums + r * dim, dim);
+        for (; r + 2 <= rows; r += 2) add_values<T, 2>(s.scores + r * POSITIONS, s.value, n, s.sums + r * dim, dim);
+        for (; r < rows; r++) add_values<T, 1>(s.scores + r * POSITIONS, s.value, n, s.sums + r * dim, dim);
+    }
+    for (int r = 0; r < rows; r++) {
+        T* out = p.out + (item.first + r / item.group) * p.out_row + (item.head + r % item.group) * p.out_head;
+        for (int64_t d = 0; d < dim; d += LANES) store(out + d, div(load(s.sums + r * dim + d), set1(s.total[r])));
+    }
+}
+
+template <class T>
+inline void attention(const Attention<T>& p) {
+    const int64_t ratio = p.heads / p.kv_heads;
+    int64_t asked = 0;
+    for (int64_t i = 0; i < p.sequences; i++) asked += p.starts[i + 1] > p.starts[i];
+    // A group of query heads shares the keys; it is cut only where there would be nothing for a thread to do.
+    int64_t group = ratio < QUERY_ROWS ? ratio : QUERY_ROWS;
+    while (group > 1 && asked * p.kv_heads * (ratio / group) < threads()) group = (group + 1) / 2;
+    const int64_t most = QUERY_ROWS / group;
+    const int64_t per_sequence = p.kv_heads * ((ratio + group - 1) / group);
+    int64_t room = 0, count = 0;
+    for (int64_t i = 0; i < p.sequences; i++) room += ((p.starts[i + 1] - p.starts[i] + most - 1) / most) * per_sequence;
+    AttentionItem* items = scratch<struct AttentionItems, AttentionItem>(room);
+    for (int64_t i = p.sequences; i-- > 0;) {
+        const int64_t start = p.starts[i], end = p.starts[i + 1];
+        const int64_t first = start > p.first_row ? start : p.first_row, last = end < p.last_row ? end : p.last_row;
+        for (int64_t stop = last; stop > first;) {  // later rows see more: they go first
+            const int64_t begin = stop - most > first ? stop - most : first;
+            for (int64_t kv = 0; kv < p.kv_heads; kv++)
+                for (int64_t g = 0; g < ratio; g += group)
+                    items[count++] = {int32_t(i), int32_t(begin), int32_t(stop - begin), int32_t(kv * ratio + g),
+                                      int32_t(ratio - g < group ? ratio - g : group), int32_t(kv),
+                                      p.lengths[i] - (end - begin)};
+            stop = begin;
+        }
+    }
+    parallel(count, 2, [&](auto next) {
+        auto* own = scratch<struct AttentionRoom, AttentionScratch<T>>(1);
+        for (int64_t item = next(); item >= 0; item = next()) attend(p, items[item], *own);
+    });
+}
+
+}  // namespace semipd

@@ -1,0 +1,76 @@
+// x @ weight.T over packed panels, for any number of rows. Threads take panels; each weight is read from memory once for
+// a call, and stays in the second-level cache for the blocks of rows that follow.
+#pragma once
+#include "parallel.h"
+#include "tile.h"
+
+namespace semipd {
+
+template <class T>
+struct Linear {
+    const T* x;
+    int64_t ldx, rows, K;
+    const T* w;
+    int64_t N;
+    const T* bias;
+    void* out;
+    int64_t ldo;
+    bool out_float;
+};
+
+// Elements of a panel: pairs of bfloat16 are padded to whole AMX tiles of 32.
+inline int64_t panel_size(const float*, int64_t K) { return K * PANEL; }
+inline int64_t panel_size(const bf16*, int64_t K) { return (K + 31) / 32 * 32 * PANEL; }
+
+// Add the bias, round once, and write the panel's columns of rows first .. first + count - 1.
+template <class T>
+inline void finish(const Linear<T>& p, int64_t panel, int64_t first, int64_t count, const float* sums) {
+    int64_t column = panel * PANEL, width = p.N - column < PANEL ? p.N - column : PANEL;
+    for (int64_t r = 0; r < count; r++, sums += PANEL)
+        for (int64_t c = 0; c < width; c += LANES) {
+            V value = load(sums + c);
+            int n = int(width - c < LANES ? width - c : LANES);
+            if (p.bias) value = add(value, load(p.bias + column + c, n));
+            int64_t at = (first + r) * p.ldo + column + c;
+            if (p.out_float)
+                store((float*)p.out + at, value, n);
+            else
+                store((T*)p.out + at, value, n);
+        }
+}
+
+template <class T>
+inline void linear_panel(const Linear<T>& p, int64_t panel) {
+    using D = typename DotOf<T>::type;
+    const T* w = p.w + panel * panel_size(p.w, p.K);
+    int64_t blocks = (p.rows + D::ROWS - 1) / D::ROWS;
+    for (int64_t b = 0; b < blocks; b++) {
+        int64_t first = p.rows * b / blocks, count = p.rows * (b + 1) / blocks - first;
+        const T* rows[D::ROWS];
+        for (int64_t r = 0; r < count; r++) rows[r] = p.x + (first + r) * p.ldx;
+        alignas(64) float sums[D::ROWS * PANEL];
+        dot_panel<D>(rows, int(count), w, p.K, sums);
+        finish(p, panel, first, count, sums);
+    }
+}
+
+}  // namespace semipd
+
+#if defined(__AMX_BF16__)
+#include "amx.h"
+#endif
+
+namespace semipd {
+
+template <class T>
+inline void linear(const Linear<T>& p, int64_t first_panel, int64_t last_panel) {
+    if (p.rows <= 0) return;
+#if defined(__AMX_BF16__)
+    if constexpr (sizeof(T) == 2) return amx_linear(p, first_panel, last_panel);
+#endif
+    parallel(last_panel - first_panel, 2, [&](auto next) {
+        for (int64_t item = next(); item >= 0; item = next()) linear_panel(p, first_panel + item);
+    });
+}
+
+}  // namespace semipd

@@ -1,0 +1,235 @@
+"""The compiled kernels against float64 and their twins, at each level of this CPU; a row's bits are its own."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.kernels.cases import Paged, close, normal, pack
+from torch import Tensor
+
+from semipd_engine.kernels import KernelsError, PackedWeight, ReferenceKernels, choose, cpu
+
+pytestmark = pytest.mark.unit
+DTYPES = (torch.float32, torch.bfloat16)
+LEVELS = [level for level in cpu.LEVELS if level in cpu.runnable()]
+TWINS = ReferenceKernels()
+
+
+@cache
+def kernels(level: str) -> cpu.CpuKernels:
+    return cpu.CpuKernels(cpu.load(level))
+
+
+def linear(level: str, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    out = torch.empty(len(x), weight.out_features)
+    kernels(level).linear(x, weight, bias, out)
+    return out
+
+
+def test_the_best_level_is_chosen_and_says_so() -> None:
+    best = choose(environment={})
+    assert best.name == LEVELS[-1] if LEVELS else "reference"
+    assert best.name in best.why
+    for level in cpu.LEVELS:
+        if level in LEVELS:
+            assert choose(environment={"SEMIPD_KERNELS": level}).name == level
+        else:
+            with pytest.raises(KernelsError, match=rf"SEMIPD_KERNELS={level}: this CPU has no"):
+                choose(environment={"SEMIPD_KERNELS": level})
+
+
+def test_without_libraries_the_twins_serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("semipd_engine.kernels.cpu.library.FOLDER", tmp_path)
+    cpu.load.cache_clear()
+    try:
+        twins = choose(environment={})
+        assert twins.name == "reference"
+        assert "compiler" in twins.why or "AVX2" in twins.why
+    finally:
+        cpu.load.cache_clear()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(max_examples=10, deadline=None)
+@given(
+    st.sampled_from([1, 2, 5, 7, 16, 17, 32, 33, 63, 270]),
+    st.sampled_from([1, 2, 31, 32, 70, 576, 1100]),
+    st.sampled_from([1, 64, 65, 150, 320]),
+    st.sampled_from(DTYPES),
+    st.booleans(),
+)
+def test_linear(level: str, rows: int, inner: int, columns: int, dtype: torch.dtype, biased: bool) -> None:
+    x, weight = normal(rows, inner, seed=1, dtype=dtype), normal(columns, inner, seed=2, dtype=dtype) / inner**0.5
+    weight = weight.to(dtype)
+    bias = normal(columns, seed=3, dtype=dtype) if biased else None
+    packed = pack(kernels(level), weight, pieces=3)
+    out = linear(level, x, packed, bias)
+    expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    close(out, expected, torch.float32)  # sums are float32 for both
+    rounded = torch.empty(rows, columns, dtype=dtype)
+    kernels(level).linear(x, packed, bias, rounded)
+    assert torch.equal(rounded, out.to(dtype))
+
+    row = rows // 2  # alone, among others, in another place, in panels: equal bits
+    assert torch.equal(linear(level, x[row : row + 1], packed, bias)[0], out[row])
+    assert torch.equal(linear(level, x[row:], packed, bias), out[row:])
+    wide = torch.zeros(rows, 2 * inner, dtype=dtype)
+    wide[:, inner:] = x
+    halves = torch.full((rows, columns), -1.0)
+    middle = packed.panels // 2
+    kernels(level).linear(wide[:, inner:], packed, bias, halves, (0, middle))
+    assert (halves[:, middle * 64 :] == -1).all()
+    kernels(level).linear(wide[:, inner:], packed, bias, halves, (middle, packed.panels))
+    assert torch.equal(halves, out)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bits_do_not_hang_on_the_number_of_threads(level: str, dtype: torch.dtype) -> None:
+    x, packed = normal(40, 256, seed=1, dtype=dtype), pack(kernels(level), normal(640, 256, seed=2, dtype=dtype))
+    case = Paged.make([300, 90], [40, 1], 8, 2, 64, 16, 1, dtype)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append((linear(level, x, packed), case.attend(kernels(level))))
+    finally:
+        torch.set_num_threads(before)
+    for products, attended in results[1:]:
+        assert torch.equal(products, results[0][0])
+        assert torch.equal(attended, results[0][1])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(max_examples=12, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0, 1, 47, 62, 63, 64, 65, 127, 128, 200]), st.sampled_from([0, 1, 2, 17, 64, 66])),
+        min_size=1,
+        max_size=4,
+    ),
+    st.sampled_from([(4, 4), (4, 2), (7, 1), (12, 4)]),
+    st.sampled_from([64, 80, 96, 128, 256]),
+    st.sampled_from([16, 32, 64, 128]),
+    st.sampled_from([0, 0, 1, 65]),
+    st.sampled_from(DTYPES),
+)
+def test_attention(
+    level: str,
+    shapes: list[tuple[int, int]],
+    heads: tuple[int, int],
+    head_dim: int,
+    block_size: int,
+    window: int,
+    dtype: torch.dtype,
+) -> None:
+    """Past positions and new rows around the edges of blocks, empty sequences, caches full of NaN beyond."""
+    new = [rows for _, rows in shapes]
+    case = Paged.make([past + rows for past, rows in shapes], new, *heads, head_dim, block_size, 1, dtype)
+    out = case.attend(kernels(level), window=window)
+    twin = case.attend(TWINS, window=window)
+    close(out, twin, dtype)
+    for index, rows in enumerate(new):  # the last row of each: alone as a decode row, equal bits
+        if rows:
+            last = int(case.starts[index + 1]) - 1
+            alone = Paged(
+                case.q[last : last + 1],
+                case.keys,
+                case.values,
+                case.tables[index : index + 1],
+                case.lengths[index : index + 1],
+                torch.tensor([0, 1], dtype=torch.int32),
+                case.scale,
+            )
+            assert torch.equal(alone.attend(kernels(level), window=window)[0], out[last])
+    middle = len(out) // 2
+    part = case.attend(kernels(level), (middle, len(out)), window)
+    assert torch.equal(part[middle:], out[middle:])
+    assert not part[:middle].any()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(max_examples=10, deadline=None)
+@given(
+    st.integers(1, 40),
+    st.sampled_from([(4, 4), (4, 1), (8, 2)]),
+    st.sampled_from([(16, 16), (64, 64), (80, 80), (80, 32), (128, 128)]),
+    st.booleans(),
+    st.sampled_from(DTYPES),
+)
+def test_rotation_and_cache(
+    level: str, rows: int, heads: tuple[int, int], dims: tuple[int, int], normed: bool, dtype: torch.dtype
+) -> None:
+    (q_heads, kv_heads), (head_dim, rotary) = heads, dims
+    width = kv_heads * head_dim
+    qkv = normal(rows, (q_heads + 2 * kv_heads) * head_dim, seed=1, dtype=dtype)
+    angles = normal(rows, rotary // 2, seed=2) * 10
+    slots = torch.from_numpy(np.random.default_rng(rows).permutation(64)[:rows].astype(np.int32))
+    slots[::3] = -1
+    weights = [normal(head_dim, seed=n, dtype=dtype) if normed else None for n in (3, 4)]
+    results = []
+    for implementation in (kernels(level), TWINS):
+        mine, caches = qkv.clone(), [torch.full((4, 16, width), 7.0, dtype=dtype) for _ in range(2)]
+        implementation.qk_norm_rope_write_kv(mine, angles.cos(), angles.sin(), slots, *caches, head_dim, *weights)
+        results.append((mine[:, : q_heads * head_dim], *caches))
+    for ours, twins in zip(*results, strict=True):
+        close(ours, twins, dtype)
+    assert torch.equal(results[0][2], results[1][2])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(max_examples=10, deadline=None)
+@given(st.sampled_from([1, 3, 40]), st.sampled_from([1, 15, 64, 100, 1030]), st.booleans(), st.sampled_from(DTYPES))
+def test_rows(level: str, rows: int, width: int, added: bool, dtype: torch.dtype) -> None:
+    x, weight = normal(rows, width, seed=1, dtype=dtype), normal(width, seed=2, dtype=dtype)
+    pair = normal(rows, 2 * width, seed=4, dtype=dtype)
+    residuals = [normal(rows, width, seed=3, dtype=dtype) if added else None for _ in range(2)]
+    outs = [torch.empty_like(x) for _ in range(4)]
+    for implementation, residual, normed, gated in zip(
+        (kernels(level), TWINS), residuals, outs[:2], outs[2:], strict=True
+    ):
+        implementation.rms_norm(x, weight, 1e-5, normed, residual)
+        implementation.silu_mul(pair, gated)
+    close(outs[0], outs[1], dtype)
+    close(outs[2], outs[3], dtype)
+    if residuals[0] is not None and residuals[1] is not None:
+        assert torch.equal(residuals[0], residuals[1])
+    alone = torch.empty(1, width, dtype=dtype)
+    kernels(level).rms_norm(x[-1:], weight, 1e-5, alone)
+    if not added:
+        assert torch.equal(alone[0], outs[0][-1])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_embedding_reads_rows_and_panels(level: str, dtype: torch.dtype) -> None:
+    weight, ids = normal(150, 71, seed=1, dtype=dtype), torch.tensor([0, 149, 63, 64, 64], dtype=torch.int32)
+    for packed in (pack(kernels(level), weight, 4), pack(TWINS, weight)):
+        for implementation in (kernels(level), TWINS):
+            out = torch.empty(5, 71, dtype=dtype)
+            implementation.embedding(ids, packed, out)
+            assert torch.equal(out, weight[ids.long()])
+    out = torch.empty(5, 150, dtype=dtype)  # the twins multiply with panels, too
+    TWINS.linear(normal(5, 71, seed=2, dtype=dtype), pack(kernels(level), weight), None, out)
+    close(out, F.linear(normal(5, 71, seed=2, dtype=dtype), weight), dtype)
+
+
+def test_float16_and_odd_heads_are_the_twins_business() -> None:
+    if not LEVELS:
+        pytest.skip("no level runs here")
+    ours = kernels(LEVELS[0])
+    weight = normal(70, 40, seed=1, dtype=torch.float16)
+    out = torch.empty(2, 70, dtype=torch.float16)
+    ours.linear(normal(2, 40, seed=2, dtype=torch.float16), pack(ours, weight), None, out)
+    assert torch.isfinite(out).all()
+    case = Paged.make([30], [3], 2, 1, 24, 16, 1, torch.float32)
+    close(case.attend(ours), case.expected(), torch.float32)
+    with pytest.raises(TypeError, match="bfloat16"):
+        ours.silu_mul(torch.zeros(1, 8), torch.zeros(1, 4, dtype=torch.bfloat16))
