@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from semipd_engine.contract import Phase
-from semipd_engine.core.admission import Admission, too_large
 from semipd_engine.core.fault_isolation import by_suspicion, is_suspect
 from semipd_engine.core.plans import requests_of
 from semipd_engine.core.request import Request, RequestState
 from semipd_engine.core.request_table import RequestTable
+from semipd_engine.core.waiting_queue import WaitingQueue, too_large
 from semipd_engine.ipc.messages import StepPlan
 
 
@@ -44,7 +44,7 @@ class PlanBuilder:
         self._limits = limits
         self._table = table
         self._in_flight = in_flight
-        self._admission = Admission(table, limits.max_num_seqs)
+        self._waiting = WaitingQueue(table, limits.max_num_seqs)
         self._withheld: set[int] = set()
         """Requests with a step in flight whose blocks an older row waits for."""
         self._suspect_ran: dict[Phase, bool] = dict.fromkeys(Phase, False)
@@ -123,7 +123,7 @@ class PlanBuilder:
 
     def _and_admitted(self, prompts: Iterable[Request], now: float) -> Iterator[Request]:
         yield from prompts
-        yield from self._admission.newly_admitted(now)
+        yield from self._waiting.newly_admitted(now)
 
     def _decode_part(self, request: Request) -> Part | None:
         return self._part(request, 1) if request.state is RequestState.DECODING else None

@@ -14,7 +14,7 @@ from semipd_engine.core.request import Request, RequestState
 from semipd_engine.core.request_table import RequestTable
 
 
-class Admission:
+class WaitingQueue:
     def __init__(self, table: RequestTable, max_num_seqs: int) -> None:
         self._table = table
         self._max_num_seqs = max_num_seqs
