@@ -201,9 +201,10 @@ class Embedded:
                 if client is not None:
                     await self._look(client)
                 self._show()
-                if not self._refusal and (problem := _lasting(self._view)):
-                    self._refusal = problem
+                self._refusal = _lasting(self._view)
+                if self._refusal:
                     child.send_signal(signal.SIGTERM)
+                    return
                 await asyncio.sleep(_PERIOD_SECONDS)
         finally:
             if client is not None:

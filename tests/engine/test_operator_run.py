@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.unit.model_folder import write_model
 
 from e2e.lib.models import random_model
 
@@ -83,3 +84,15 @@ def test_the_example_without_kubernetes(tmp_path: Path) -> None:
         if process.poll() is None:
             process.kill()
             process.wait()
+
+
+def test_weights_that_do_not_load_end_the_run(tmp_path: Path) -> None:
+    """The folder is whole, but its file holds one tensor of the model only: the engine finds that out."""
+    folder = write_model(tmp_path / "models" / "smollm2-135m-instruct")
+    command = [sys.executable, "-m", "semipd_cli", "run", "-f", str(EXAMPLE), "--claims", str(tmp_path), "--port", "0"]
+    command += ["--set", "engine.maxModelLen=128", "--log-file", str(tmp_path / "log")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 1, ended.stdout
+    assert ended.stderr.startswith("semipd run: the model cannot be served: "), ended.stderr
+    assert len(ended.stderr.splitlines()) == 1 and str(folder) in ended.stderr
+    assert "MissingTensors" in ended.stdout.splitlines()[-1], "nothing is shown of the end"
