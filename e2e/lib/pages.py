@@ -80,8 +80,12 @@ def missing(shown: str, printed: str) -> str | None:
     return None
 
 
+def _runs(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
 class Shell(AbstractContextManager["Shell"]):
-    """A bash that is fed block after block. What serves is ended by SIGTERM with the `with`, and must end well."""
+    """A bash that is fed block after block. What serves is ended by SIGTERM with the `with`, and must end in 90 s."""
 
     def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
         self._folder, self._env = folder, {**os.environ, **env}
@@ -103,17 +107,20 @@ class Shell(AbstractContextManager["Shell"]):
         self._reader.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         for pid, _file in self._serving:
-            os.kill(pid, signal.SIGTERM)
-        for pid, file in self._serving:
-            deadline = time.monotonic() + 90
-            while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-                time.sleep(0.2)
-            file.unlink(missing_ok=True)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + 90
+        while (left := [pid for pid, _ in self._serving if _runs(pid)]) and time.monotonic() < deadline:
+            time.sleep(0.2)
         with suppress(ProcessLookupError):
             os.killpg(self._bash.pid, signal.SIGKILL)
         self._bash.wait()
+        for _pid, file in self._serving:
+            file.unlink(missing_ok=True)
+        if left and kind is None:
+            raise PageError("what a block serves does not end after SIGTERM")
 
     def _read(self) -> None:
         assert self._bash.stdout is not None
@@ -155,7 +162,7 @@ class Shell(AbstractContextManager["Shell"]):
             printed = file.read_text() if file.exists() else ""
             if block.until in printed:
                 return printed
-            if not Path(f"/proc/{pid}").exists() or time.monotonic() > deadline:
+            if not _runs(pid) or time.monotonic() > deadline:
                 raise PageError(f"line {block.line}: it does not say {block.until!r}:\n{printed}")
             time.sleep(0.1)
 

@@ -66,3 +66,11 @@ def test_any_command_of_a_block_may_fail_it(tmp_path: Path) -> None:
             shell.run(Block(1, "echo one\n", shows="two"), 20)
         with pytest.raises(PageError, match="a command failed"):
             shell.run(blocks(PAGE, "Two")[0], 20)
+
+
+def test_what_serves_runs_beside_the_next_block_and_is_ended(tmp_path: Path) -> None:
+    with Shell(tmp_path, {}) as shell:
+        shell.run(Block(1, "bash -c 'echo begun; sleep 300'\n", until="begun", serves=True), 20)
+        assert shell.run(Block(2, "pgrep --parent $$ --count\n"), 20).strip() == "1"
+    with pytest.raises(PageError, match="does not say"), Shell(tmp_path, {}) as shell:
+        shell.run(Block(1, "echo other\n", until="begun", serves=True), 20)
