@@ -25,6 +25,7 @@ from semipd_engine.cards.registry import read_card
 from semipd_engine.ipc.messages import Row, Sampling, StepPlan
 from semipd_engine.kernels import choose
 from semipd_engine.memory.kv_pool import KVPool
+from semipd_engine.model.cuts import StageLoop
 from semipd_engine.model.loader import load_weights
 from semipd_engine.model.stage import Stage, Step, Work
 from semipd_engine.pacing.pacer import ALONE_SECONDS
@@ -119,8 +120,11 @@ class Bench:
     def time_stages(self) -> dict[str, float]:
         """From now on: seconds by kind of stage."""
         seconds: dict[str, float] = defaultdict(float)
-        for loop in (self.runner.decoder.body, self.runner.decoder.head):
-            loop.stages = [Timed(stage, seconds) for stage in loop.stages]
+        decoder = self.runner.decoder
+        decoder.body, decoder.head = (
+            StageLoop([Timed(stage, seconds) for stage in loop.stages], self.kernels, Alone())
+            for loop in (decoder.body, decoder.head)
+        )
         return seconds
 
 

@@ -7,12 +7,16 @@ rows, never a sum. Bits differ between levels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from semipd_engine.kernels.cpu.library import LEVELS, CannotLoad, Library, load, runnable
+from semipd_engine.kernels.cpu.tape import BYTES, encode
 from semipd_engine.kernels.reference import ReferenceKernels
-from semipd_engine.kernels.signatures import PANEL, PANELS, PackedLayout, PackedWeight
+from semipd_engine.kernels.signatures import PANEL, PANELS, CannotRecord, PackedLayout, PackedWeight
 
 __all__ = ["LEVELS", "CannotLoad", "CpuKernels", "best", "load", "runnable"]
 
@@ -23,16 +27,40 @@ TILE_K = 32
 
 
 class CpuKernels(ReferenceKernels):
-    """`signatures.Kernels`; each method is described there."""
+    """`signatures.RecordingKernels`; each method is described there."""
 
     def __init__(self, library: Library) -> None:
         super().__init__(f"kernels: {library.level} (C++); this CPU runs {', '.join(runnable())}")
         self._level = library.level
         self._calls = library.calls
+        self._tape: list[bytes] | None = None
 
     @property
     def name(self) -> str:
         return self._level
+
+    def _call(self, name: str, *arguments: float | None) -> None:
+        if self._tape is not None:
+            self._tape.append(encode(name, arguments))
+        else:
+            getattr(self._calls, f"semipd_{name}")(*arguments)
+
+    def _twin(self) -> None:
+        """A twin is about to serve, which no tape can hold."""
+        if self._tape is not None:
+            raise CannotRecord
+
+    @contextmanager
+    def recording(self) -> Iterator[list[bytes]]:
+        tape: list[bytes] = []
+        self._tape = tape
+        try:
+            yield tape
+        finally:
+            self._tape = None
+
+    def replay(self, calls: bytes | bytearray) -> None:
+        self._calls.semipd_run(bytes(calls), len(calls) // BYTES)
 
     def layout(self, out_features: int, in_features: int, dtype: torch.dtype) -> PackedLayout:
         """Panels of 64 output features, K-major: float32 ``[panels, K, 64]``, bfloat16 ``[panels, K / 2, 64, 2]``."""
@@ -60,10 +88,12 @@ class CpuKernels(ReferenceKernels):
     ) -> None:
         layout = weight.layout
         if layout.format != PANELS:
+            self._twin()
             super().linear(x, weight, bias, out, panels)
             return
         first, last = panels or (0, weight.panels)
-        self._calls.semipd_linear(
+        self._call(
+            "linear",
             _dtype(weight.data, x, bias),
             *_matrix(x),
             x.shape[0],
@@ -93,9 +123,11 @@ class CpuKernels(ReferenceKernels):
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor, residual: Tensor | None = None) -> None:
         if x.dtype not in DTYPES:
+            self._twin()
             super().rms_norm(x, weight, eps, out, residual)
             return
-        self._calls.semipd_rms_norm(
+        self._call(
+            "rms_norm",
             _dtype(x, weight, out, residual),
             *_matrix(x),
             weight.data_ptr(),
@@ -107,9 +139,10 @@ class CpuKernels(ReferenceKernels):
 
     def silu_mul(self, x: Tensor, out: Tensor) -> None:
         if x.dtype not in DTYPES:
+            self._twin()
             super().silu_mul(x, out)
             return
-        self._calls.semipd_silu_mul(_dtype(x, out), *_matrix(x), *_matrix(out), *out.shape)
+        self._call("silu_mul", _dtype(x, out), *_matrix(x), *_matrix(out), *out.shape)
 
     def qk_norm_rope_write_kv(
         self,
@@ -125,12 +158,14 @@ class CpuKernels(ReferenceKernels):
         eps: float = 1e-6,
     ) -> None:
         if qkv.dtype not in DTYPES:
+            self._twin()
             super().qk_norm_rope_write_kv(
                 qkv, cos, sin, slot_mapping, key_cache, value_cache, head_dim, q_norm, k_norm, eps
             )
             return
         kv_heads = key_cache.shape[-1] // head_dim
-        self._calls.semipd_rope(
+        self._call(
+            "rope",
             _dtype(qkv, key_cache, value_cache, q_norm, k_norm),
             *_matrix(qkv),
             qkv.shape[0],
@@ -164,12 +199,14 @@ class CpuKernels(ReferenceKernels):
     ) -> None:
         total, heads, head_dim = q.shape
         if q.dtype not in DTYPES or head_dim % HEAD_DIM_STEP or head_dim > HEAD_DIM_MAX:
+            self._twin()
             super().paged_attention(
                 q, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale, out, rows, window
             )
             return
         first, last = rows or (0, total)
-        self._calls.semipd_attention(
+        self._call(
+            "attention",
             _dtype(q, key_cache, value_cache, out),
             q.data_ptr(),
             q.stride(0),

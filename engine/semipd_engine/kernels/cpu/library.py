@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-INTERFACE = 1
+INTERFACE = 2
 """`semipd_interface()` of the libraries that this module can call."""
 FOLDER = Path(__file__).parent / "lib"
 LEVELS = ("avx2", "avx512", "avx512_bf16", "amx")
@@ -100,6 +100,7 @@ def load(level: str) -> Library:
     for name, arguments in SIGNATURES.items():
         function = getattr(calls, f"semipd_{name}")
         function.argtypes, function.restype = [c_int32, *arguments], None
+    calls.semipd_run.argtypes, calls.semipd_run.restype = [c_void_p, c_int64], None
     calls.semipd_start.argtypes = [c_void_p, c_void_p]
     if calls.semipd_start(*_thread_pool()):
         raise CannotLoad(f"the system does not permit {level}")

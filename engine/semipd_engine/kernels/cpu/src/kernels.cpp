@@ -13,7 +13,7 @@ using namespace semipd;
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 // Raised with every change of this interface: a library of another number is not used.
-EXPORT int32_t semipd_interface() { return 1; }
+EXPORT int32_t semipd_interface() { return 2; }
 
 // 0, or a number that says why this level cannot run in this process.
 EXPORT int32_t semipd_start(ParallelFor run, ThreadCount count) {
@@ -103,4 +103,41 @@ EXPORT void semipd_embedding(int32_t dtype, const int32_t* ids, int64_t count, c
         embedding(ids, count, (const bf16*)weight, K, panels, (bf16*)out, ldo);
     else
         embedding(ids, count, (const float*)weight, K, panels, (float*)out, ldo);
+}
+
+// A list of calls, each WORDS words: the number of its function and its arguments, integers and pointers as they are,
+// numbers as float64. Done in order by one team (`parallel.h`).
+constexpr int64_t WORDS = 26;
+
+static float number(int64_t word) {
+    double value;
+    memcpy(&value, &word, 8);
+    return float(value);
+}
+
+static void run_call(const int64_t* w) {
+    auto at = [w](int i) { return (void*)w[i + 1]; };
+    const int64_t* a = w + 1;
+    switch (w[0]) {
+        case 0:
+            return semipd_linear(int32_t(a[0]), at(1), a[2], a[3], a[4], at(5), a[6], at(7), at(8), a[9], int32_t(a[10]),
+                                 a[11], a[12]);
+        case 1:
+            return semipd_attention(int32_t(a[0]), at(1), a[2], a[3], at(4), at(5), a[6], (const int32_t*)at(7), a[8],
+                                    (const int32_t*)at(9), (const int32_t*)at(10), a[11], a[12], a[13], a[14],
+                                    number(a[15]), at(16), a[17], a[18], a[19], a[20], a[21]);
+        case 2:
+            return semipd_rms_norm(int32_t(a[0]), at(1), a[2], at(3), number(a[4]), at(5), a[6], at(7), a[8], a[9], a[10]);
+        case 3: return semipd_silu_mul(int32_t(a[0]), at(1), a[2], at(3), a[4], a[5], a[6]);
+        case 4:
+            return semipd_rope(int32_t(a[0]), at(1), a[2], a[3], a[4], a[5], a[6], (const float*)at(7),
+                               (const float*)at(8), a[9], a[10], (const int32_t*)at(11), at(12), at(13), at(14), at(15),
+                               number(a[16]));
+    }
+}
+
+EXPORT void semipd_run(const int64_t* calls, int64_t count) {
+    as_team([&] {
+        for (int64_t i = 0; i < count; i++) run_call(calls + i * WORDS);
+    });
 }

@@ -1,8 +1,16 @@
 // Threads: torch's own pool, through two C symbols that the caller hands in. So its pinning and set_num_threads hold.
 // Items are taken one by one from a counter; who computes an item never changes its bits.
+//
+// Waking a pool costs some 20 us, a small kernel 2. So a list of calls runs as a team: the pool is woken once, every
+// thread goes through the whole list, and `parallel` shares each call's items and meets at its end. A thread that waits
+// there spins for at most some 30 us and then sleeps.
 #pragma once
+#include <immintrin.h>
+#include <linux/futex.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 namespace semipd {
 
@@ -19,9 +27,63 @@ inline int threads() {
     return int(count);
 }
 
+class Team {
+  public:
+    explicit Team(int size) : size_(size) {}
+
+    // The next item of a thread's call-th call. A counter is used again two calls later, and cleared in between.
+    int64_t take(int64_t call) { return __atomic_fetch_add(&taken_[call % 2].value, 1, __ATOMIC_RELAXED); }
+
+    // Until all have come. The last one clears the counter of the next call, which nobody uses now.
+    void meet(int64_t call) {
+        const uint32_t round = __atomic_load_n(&round_, __ATOMIC_RELAXED);
+        if (__atomic_add_fetch(&arrived_, 1, __ATOMIC_ACQ_REL) == size_) {
+            __atomic_store_n(&taken_[(call + 1) % 2].value, 0, __ATOMIC_RELAXED);
+            __atomic_store_n(&arrived_, 0, __ATOMIC_RELAXED);
+            __atomic_store_n(&round_, round + 1, __ATOMIC_SEQ_CST);
+            if (__atomic_load_n(&asleep_, __ATOMIC_SEQ_CST)) futex(FUTEX_WAKE_PRIVATE, INT32_MAX);
+            return;
+        }
+        for (int spins = 0; spins < SPINS; spins++) {
+            if (__atomic_load_n(&round_, __ATOMIC_ACQUIRE) != round) return;
+            _mm_pause();
+        }
+        __atomic_add_fetch(&asleep_, 1, __ATOMIC_SEQ_CST);
+        while (__atomic_load_n(&round_, __ATOMIC_SEQ_CST) == round) futex(FUTEX_WAIT_PRIVATE, round);
+        __atomic_sub_fetch(&asleep_, 1, __ATOMIC_RELAXED);
+    }
+
+  private:
+    static constexpr int SPINS = 600;
+    struct alignas(64) Counter {
+        int64_t value = 0;
+    };
+    void futex(int operation, uint32_t value) { syscall(SYS_futex, &round_, operation, value, nullptr, nullptr, 0); }
+    const int size_;
+    Counter taken_[2];
+    alignas(64) int arrived_ = 0;
+    alignas(64) uint32_t round_ = 0;
+    int asleep_ = 0;
+};
+
+// Of the thread: the team whose list it goes through, its place in it, and the number of its next call.
+inline thread_local Team* team = nullptr;
+inline thread_local int member = 0;
+inline thread_local int64_t team_call = 0;
+
 // fn(next) runs once in each thread and calls next() for items until it answers -1.
 template <class F>
 void parallel(int64_t items, int64_t least_to_share, const F& fn) {
+    if (team) {
+        const int64_t call = team_call++;
+        if (items >= least_to_share || member == 0)
+            fn([call, items]() -> int64_t {
+                int64_t item = team->take(call);
+                return item < items ? item : -1;
+            });
+        team->meet(call);
+        return;
+    }
     struct Shared {
         const F& fn;
         int64_t taken;
@@ -40,6 +102,40 @@ void parallel(int64_t items, int64_t least_to_share, const F& fn) {
         run(0, 1, &shared);
     else
         parallel_for(0, count, 1, run, &shared);
+}
+
+// Does the pool really give each of `size` bodies a thread of its own? A team of fewer would wait for ever. Asked once
+// for each size: the pool keeps to what it did.
+inline bool team_of(int size) {
+    static int able = 0, unable = 0;
+    if (able == size || unable == size) return able == size;
+    int bodies = 0;
+    parallel_for(
+        0, size, 1, [](int64_t, int64_t, void* context) { __atomic_add_fetch((int*)context, 1, __ATOMIC_SEQ_CST); },
+        &bodies);
+    (bodies == size ? able : unable) = size;
+    return bodies == size;
+}
+
+// work() in every thread of the pool, as one team. Called by one thread of the process at a time.
+template <class F>
+void as_team(const F& work) {
+    const int size = threads();
+    if (size <= 1 || !parallel_for || team || !team_of(size)) return work();
+    struct Shared {
+        const F& work;
+        Team team;
+        int joined;
+    } shared{work, Team(size), 0};
+    auto run = [](int64_t, int64_t, void* context) {
+        Shared& s = *static_cast<Shared*>(context);
+        member = __atomic_fetch_add(&s.joined, 1, __ATOMIC_SEQ_CST);
+        team = &s.team;
+        team_call = 0;
+        s.work();
+        team = nullptr;
+    };
+    parallel_for(0, size, 1, run, &shared);
 }
 
 // Memory of this thread for `count` elements, kept from call to call and grown. One for each use (`Tag`). Its content is
