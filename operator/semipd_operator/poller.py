@@ -31,7 +31,7 @@ LONGEST_SILENCE_SECONDS = 15.0
 SPEAKING_AT_ONCE = 64
 SILENT_AT_ONCE = 64
 POLLS_PER_SECOND = 200.0
-"""What one process does without falling behind; with more pods the period grows."""
+"""What one process does without falling behind, polls and judgements alike; with more pods the period grows."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class AgentPoller:
     async def _tell(self, key: Key, told: asyncio.Event) -> None:
         """One round after what was heard since the last; also where nobody speaks: judgements grow old."""
         while True:
-            await _wait(told, self._period)
+            await _wait(told, self._spread(len(self._services)))
             told.clear()
             try:
                 await self._on_round(key)
@@ -134,8 +134,12 @@ class AgentPoller:
             self._services[one.key].told.set()
             await _wait(wake, self._pause(one))
 
+    def _spread(self, count: int) -> float:
+        """The period, or as much more as so many need to keep to the rate of one process."""
+        return max(self._period, count / POLLS_PER_SECOND)
+
     def _pause(self, one: _Pod) -> float:
-        period = max(self._period, len(self._pods) / POLLS_PER_SECOND)
+        period = self._spread(len(self._pods))
         if one.failures:
             return max(period, min(LONGEST_SILENCE_SECONDS, self._period * 2.0 ** (min(one.failures, 8) - 1)))
         return min(self._period, MOVING_SECONDS) if one.view.adjusting_since else period
