@@ -46,8 +46,9 @@ class WeightArena:
         for entry in entries:
             manifest.append(replace(entry, offset=offset))
             offset = align(offset + _nbytes(entry))
-        make = Region.create_inherited if inherited and device.type == "cpu" else Region.create
-        return cls(make("semipd-weights", offset, device), manifest)
+        if inherited and device.type == "cpu":
+            return cls(Region.create_inherited(offset), manifest)
+        return cls(Region.create("semipd-weights", offset, device), manifest)
 
     @property
     def nbytes(self) -> int:

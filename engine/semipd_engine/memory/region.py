@@ -44,7 +44,7 @@ class Region:
         return cls.map(create_memfd(name, nbytes), nbytes)
 
     @classmethod
-    def create_inherited(cls, name: str, nbytes: int, device: torch.device) -> Region:
+    def create_inherited(cls, nbytes: int) -> Region:
         """A new zeroed region of the CPU that only forked processes share; `seal` it before the first fork."""
         return cls(map_anonymous(nbytes))
 
