@@ -67,7 +67,7 @@ def test_a_null_text_config_counts_as_absent(tmp_path: Path) -> None:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "semipd_cli", "run", "-f", str(ROOT / "examples/cpu.yaml"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=180)
 
 
 def refused(answer: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -95,7 +95,7 @@ def test_semipd_run_ends_with_one_line(tmp_path: Path) -> None:
 def test_an_engine_that_a_person_starts_ends_with_one_line(tmp_path: Path) -> None:
     """The agent gives a run directory, and shows what is wrong until it is repaired."""
     command = [sys.executable, "-m", "semipd_engine.cli", "serve", "--model", str(tmp_path / "none"), "--port", "0"]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert (answer.returncode, answer.stdout) == (2, "")
     (line,) = answer.stderr.splitlines()
     assert str(tmp_path / "none") in line
