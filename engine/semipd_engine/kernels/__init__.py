@@ -1,12 +1,13 @@
 """The operations of a decoder layer: one signature (`signatures`), a room for each implementation.
 
-`choose` picks one for a device. `SEMIPD_KERNELS` names what must run: ``auto`` (the best there is), ``reference``, or a
-level of the CPU.
+`choose` picks one for a device. `SEMIPD_KERNELS` names what must run: ``auto`` (the best there is), ``reference``, a
+level of the CPU, or ``triton`` on a GPU.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 
 from semipd_engine.kernels import cpu
@@ -47,8 +48,10 @@ class KernelsError(ValueError):
 def choose(device: str = "cpu", environment: Mapping[str, str] = os.environ) -> Kernels:
     """The kernels for tensors on `device` (``cpu`` or ``cuda``). Raises `KernelsError`."""
     wanted = environment.get(VARIABLE, "") or "auto"
-    if wanted not in ("auto", "reference", *cpu.LEVELS):
-        raise KernelsError(f"{VARIABLE}={wanted}: expected auto, reference, {', '.join(cpu.LEVELS)}")
+    if wanted not in ("auto", "reference", "triton", *cpu.LEVELS):
+        raise KernelsError(f"{VARIABLE}={wanted}: expected auto, reference, {', '.join(cpu.LEVELS)}, triton")
+    if wanted == "triton":
+        return _triton(device, environment)
     if wanted == "reference":
         return ReferenceKernels(f"kernels: reference (torch), as {VARIABLE} asks")
     if device != "cpu":
@@ -59,3 +62,17 @@ def choose(device: str = "cpu", environment: Mapping[str, str] = os.environ) -> 
         if wanted != "auto":
             raise KernelsError(f"{VARIABLE}={wanted}: {error}; set auto or reference") from error
         return ReferenceKernels(f"kernels: reference (torch): {error}")
+
+
+def _triton(device: str, environment: Mapping[str, str]) -> Kernels:
+    """Those of a GPU: asked for by name until a report on one exists (`docs/gpu`)."""
+    if device != "cuda":
+        raise KernelsError(f"{VARIABLE}=triton: they need --device cuda, not {device}; set auto or reference")
+    if not (environment.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
+        raise KernelsError(f"{VARIABLE}=triton: Triton builds its launchers with a C compiler, and there is none here")
+    import torch
+
+    from semipd_engine.kernels.gpu import TritonKernels
+
+    sms = torch.cuda.get_device_properties(0).multi_processor_count
+    return TritonKernels(sms, f"kernels: triton for {sms} SMs, as {VARIABLE} asks")

@@ -1,0 +1,167 @@
+"""The GPU's kernels against float64 and their twins, under Triton's interpreter: right on any shape.
+
+In float32 and float16: the interpreter multiplies the bits of bfloat16 as integers, and cuts where a GPU rounds.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.kernels.cases import TOLERANCE, Paged, normal
+from torch import Tensor
+
+from semipd_engine.kernels import KernelsError, ReferenceKernels, choose
+from semipd_engine.kernels.gpu import TritonKernels, attention
+
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.filterwarnings("ignore:invalid value encountered in divide"),  # rows of a tile that nobody stores
+]
+DTYPES = (torch.float32, torch.float16)
+TWINS = ReferenceKernels()
+LOOSE = TOLERANCE | {torch.float16: 2e-3}
+KERNELS = TritonKernels(num_sms=1)
+"""So few SMs that nothing is split."""
+WIDE = TritonKernels(num_sms=1 << 20)
+"""So many that everything is."""
+
+
+def close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=LOOSE[dtype], atol=LOOSE[dtype])
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 70), st.integers(0, 20)), min_size=1, max_size=3),
+    st.sampled_from([(4, 4), (4, 2), (6, 1), (3, 1), (8, 1)]),
+    st.sampled_from([16, 64, 80, 96]),
+    st.sampled_from([1, 8, 16]),
+    st.sampled_from([0, 1, 17]),
+    st.sampled_from(DTYPES),
+)
+def test_attention_of_chunks_and_decode_rows(
+    shapes: list[tuple[int, int]],
+    heads: tuple[int, int],
+    head_dim: int,
+    block_size: int,
+    window: int,
+    dtype: torch.dtype,
+) -> None:
+    lengths, new = [past + new for past, new in shapes], [new for _, new in shapes]
+    case = Paged.make(lengths, new, *heads, head_dim, block_size, 1, dtype)
+    expected = case.expected(window)
+    close(case.attend(KERNELS, window=window), expected, dtype)
+    first = len(expected) // 2
+    half = case.attend(KERNELS, (first, len(expected)), window)
+    close(half[first:], expected[first:], dtype)
+    assert not half[:first].any(), "rows that were not asked for stay"
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    st.lists(st.integers(1, 700), min_size=1, max_size=2),
+    st.sampled_from([(4, 1), (4, 4)]),
+    st.sampled_from([0, 300]),
+    st.sampled_from(DTYPES),
+)
+def test_long_contexts_are_split_and_joined(
+    lengths: list[int], heads: tuple[int, int], window: int, dtype: torch.dtype
+) -> None:
+    """Parts without any position, too: a short sequence beside a long one, or a window that begins late."""
+    lengths = [*lengths, 600]
+    case = Paged.make(lengths, [1] * len(lengths), *heads, 64, 16, 2, dtype)
+    close(case.attend(WIDE, window=window), case.expected(window), dtype)
+
+
+def test_how_work_is_split() -> None:
+    assert attention._splits(programs=8, positions=8192, num_sms=132) == 16
+    assert attention._splits(programs=512, positions=8192, num_sms=132) == 1, "the SMs are full"
+    assert attention._splits(programs=8, positions=300, num_sms=132) == 1, "too little for two"
+
+
+@pytest.mark.parametrize("kernels", [KERNELS, WIDE])
+def test_rows_of_padding_stay(kernels: TritonKernels) -> None:
+    case = Paged.make([600, 5], [1, 1], 4, 2, 16, 16, 3, torch.float32)
+    expected = case.expected()
+    padded = torch.cat((case.q, torch.full_like(case.q, torch.nan)))
+    out = torch.full_like(padded, 7.0)
+    arguments = (case.keys, case.values, case.tables, case.lengths, case.starts, case.scale, out)
+    kernels.paged_attention(padded, *arguments)
+    close(out[:2], expected, torch.float32)
+    assert bool((out[2:] == 7.0).all())
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 5), st.sampled_from([1, 64, 80, 1000]), st.booleans(), st.sampled_from(DTYPES))
+def test_norm(count: int, width: int, adds: bool, dtype: torch.dtype) -> None:
+    wide = normal(count, width + 3, seed=1, dtype=dtype)
+    x, weight = wide[:, :width], normal(width, seed=2, dtype=dtype)
+    sums = [normal(count, width, seed=3, dtype=dtype) for _ in range(2)] if adds else [None, None]
+    out, expected = (torch.empty(count, width, dtype=dtype) for _ in range(2))
+    KERNELS.rms_norm(x, weight, 1e-5, out, sums[0])
+    TWINS.rms_norm(x.clone(), weight, 1e-5, expected, sums[1])
+    close(out, expected, dtype)
+    if sums[0] is not None and sums[1] is not None:
+        assert torch.equal(sums[0], sums[1]), "the sum is rounded as the twin's"
+
+
+def test_a_norm_may_be_in_place() -> None:
+    x, weight = normal(3, 64, seed=1), normal(64, seed=2)
+    expected = F.rms_norm(x.double(), (64,), weight.double(), 1e-5)
+    KERNELS.rms_norm(x, weight, 1e-5, x)
+    close(x, expected, torch.float32)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(0, 4), st.sampled_from([1, 100, 1025]), st.sampled_from(DTYPES))
+def test_activation(count: int, width: int, dtype: torch.dtype) -> None:
+    x = normal(count, 2 * width, seed=1, dtype=dtype)
+    out, expected = (torch.empty(count, width, dtype=dtype) for _ in range(2))
+    KERNELS.silu_mul(x, out)
+    TWINS.silu_mul(x, expected)
+    close(out, expected, dtype)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.lists(st.integers(-1, 23), min_size=1, max_size=5, unique=True),
+    st.sampled_from([(4, 4), (4, 2), (3, 1)]),
+    st.sampled_from([16, 64, 80, 96]),
+    st.sampled_from([1.0, 0.5]),
+    st.booleans(),
+    st.sampled_from(DTYPES),
+)
+def test_norm_rotation_and_the_write(
+    slots: list[int],
+    heads: tuple[int, int],
+    head_dim: int,
+    rotated: float,
+    norms: bool,
+    dtype: torch.dtype,
+) -> None:
+    """All that is written is the twin's, and what is not stays."""
+    count, (queries, kv_heads) = len(slots), heads
+    qkv = normal(count, (queries + 2 * kv_heads) * head_dim, seed=1, dtype=dtype)
+    angles = normal(count, int(head_dim * rotated) // 2, seed=2) * 3
+    mapping = torch.tensor(slots, dtype=torch.int32)
+    weights = [normal(head_dim, seed=seed, dtype=dtype) if norms else None for seed in (3, 4)]
+    results = []
+    for kernels in (KERNELS, TWINS):
+        mine = qkv.clone()
+        caches = [torch.full((3, 8, kv_heads * head_dim), 5.0, dtype=dtype) for _ in range(2)]
+        kernels.qk_norm_rope_write_kv(mine, angles.cos(), angles.sin(), mapping, *caches, head_dim, *weights, 1e-6)
+        results.append((mine[:, : queries * head_dim], *caches))
+    for got, want in zip(*results, strict=True):
+        close(got, want, dtype)
+    assert torch.equal(results[0][2], results[1][2]), "values are copied"
+
+
+def test_without_a_gpu_or_a_compiler_they_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KernelsError, match="they need --device cuda, not cpu"):
+        choose("cpu", {"SEMIPD_KERNELS": "triton"})
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(KernelsError, match="a C compiler, and there is none here"):
+        choose("cuda", {"SEMIPD_KERNELS": "triton"})
