@@ -1,0 +1,181 @@
+"""Both ways between the release before and this tree, under traffic: what a platform team does first with an operator.
+
+The agents of this tree speak to the operator of the release, and the other way round. No request is lost, no pod is
+rolled, and whoever changes a service sees it in the status within seconds, whichever operator leads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import yaml
+
+from bench.traffic import prompt_ids
+from e2e.lib.cluster import Cluster
+from e2e.lib.completions import Ask, SteadyLoad
+from e2e.lib.fixtures import create_space
+from e2e.lib.helm import RELEASE, SYSTEM, Operator
+from e2e.lib.kube import ROOT, Object
+from e2e.lib.release import NoRelease, Release, previous
+from e2e.lib.service import Service, manual, shares, spec, wait_until
+
+pytestmark = pytest.mark.node
+
+SILENT_S = 15.0
+ASKS = [
+    Ask(prompt_ids(40, seed=seed, vocabulary=range(1_000, 3_000)), 40, stream=seed % 2 == 0) for seed in range(1, 5)
+]
+CRD = "semipdservices.semipd.io"
+
+
+@pytest.fixture(scope="module")
+def release() -> Release:
+    try:
+        return previous()
+    except NoRelease as missing:
+        pytest.fail(str(missing), pytrace=False)
+
+
+@pytest.fixture
+def bare_space(cluster: Cluster, operator: Operator) -> Iterator[str]:
+    """A namespace with models on a cluster that never saw the project; afterwards the operator of this tree is back."""
+    name = f"spd-{uuid4().hex[:8]}"
+    operator.uninstall()
+    cluster.kubectl("delete", "crd", CRD, "--ignore-not-found", "--timeout=60s")
+    create_space(cluster, name)
+    yield name
+    cluster.kubectl("--namespace", name, "delete", "spd", "--all", "--ignore-not-found", "--timeout=60s")
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
+    cluster.kubectl("delete", "persistentvolume", f"{name}-models", "--wait=false")
+    operator.uninstall()
+    operator.install()
+
+
+class Pulse(AbstractContextManager["Pulse"]):
+    """Moves a service's split to and fro and notes how long the status takes to show each move."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._stop = service, threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="pulse")
+        self.took: list[float] = []
+        self.failed = ""
+
+    def __enter__(self) -> Pulse:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        try:
+            for split in itertools.cycle([(80, 40), (50, 50)]):
+                if self._stop.is_set():
+                    return
+                self.took.append(show(self._service, *split, within_s=90))
+                self._stop.wait(0.5)
+        except Exception as error:
+            self.failed = f"{type(error).__name__}: {error}"
+
+
+def show(service: Service, prefill: int, decode: int, within_s: float) -> float:
+    """Seconds from a patch of the split to a status that shows it as applied."""
+    began = time.monotonic()
+    service.patch({"partition": manual(prefill, decode)})
+
+    def applied() -> bool:
+        return bool((service.status().get("partition") or {}).get("applied") == shares(prefill, decode))
+
+    wait_until(applied, within_s, lambda: service.status().get("partition"))
+    return time.monotonic() - began
+
+
+def templates(service: Service) -> Object:
+    """What a roll would change: the pod template, its revision, the ReplicaSets made of it."""
+    at = ("--namespace", service.namespace, "get")
+    deployment = service.cluster.get("deployment", service.name, service.namespace)
+    sets = service.cluster.kubectl(*at, "replicasets", "-l", f"semipd.io/service={service.name}", "-o", "name")
+    return {
+        "template": deployment["spec"]["template"],
+        "revision": deployment["metadata"]["annotations"]["deployment.kubernetes.io/revision"],
+        "sets": sorted(sets.split()),
+    }
+
+
+def paths(schema: Object, above: str = "") -> set[str]:
+    """Every field of a schema."""
+    found = {f"{above}.{name}": field for name, field in schema.get("properties", {}).items()}
+    below = [paths(field, path) for path, field in found.items()]
+    items = [paths(schema["items"], f"{above}[]")] if isinstance(schema.get("items"), dict) else []
+    return set(found).union(*below, *items)
+
+
+def installed_crd(cluster: Cluster) -> set[str]:
+    return _fields(json.loads(cluster.kubectl("get", "crd", CRD, "-o", "json")))
+
+
+def written_crd(file: Path) -> set[str]:
+    return _fields(yaml.safe_load(file.read_text()))
+
+
+def _fields(crd: Object) -> set[str]:
+    return paths(crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
+
+
+def test_up_down_away_and_back(
+    cluster: Cluster, operator: Operator, bare_space: str, release: Release, model_paths: dict[str, Path]
+) -> None:
+    cluster.load(*release.images.values())
+    before = Operator(cluster, release.images, release.chart)
+    before.install()
+    cluster.kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=30s")
+    assert installed_crd(cluster) == written_crd(release.crd)
+    tiny = spec(model_paths["tiny-llama"].name, partition=manual(50, 50))
+    kept = Service(cluster, bare_space, "kept").apply(tiny).wait_ready()
+    lives, rolled = kept.lives(), templates(kept)
+    with SteadyLoad(cluster, kept.url(), ASKS, clients=2) as load:
+        with Pulse(kept) as pulse:
+            wait_until(lambda: len(pulse.took) >= 2, 60, lambda: pulse.failed)
+            operator.upgrade()
+            crd = ROOT / "crds" / release.crd.name
+            assert installed_crd(cluster) == written_crd(crd)
+            # Its pods are of this tree: with them the operator of the release has agents that it never saw.
+            fresh = Service(cluster, bare_space, "fresh").apply(tiny).wait_ready()
+            beats = len(pulse.took)
+            wait_until(lambda: len(pulse.took) > beats + 2, 60, lambda: pulse.failed)
+            newer, newer_rolled = fresh.lives(), templates(fresh)
+
+            cluster.exec("helm", "rollback", RELEASE, "--namespace", SYSTEM, "--wait", "--timeout", "90s")
+            assert installed_crd(cluster) == written_crd(release.crd)
+            show(fresh, 70, 60, within_s=60)
+            fresh.wait_ready(30)
+            beats = len(pulse.took)
+            wait_until(lambda: len(pulse.took) > beats + 2, 60, lambda: pulse.failed)
+        assert not pulse.failed
+        assert max(pulse.took) <= SILENT_S, pulse.took
+
+        operator.uninstall()
+        assert kept.get() and fresh.get(), "the services outlive the operator"
+        asked = len(load.sent)
+        wait_until(lambda: len(load.sent) >= asked + 8, 60, lambda: "no traffic while no operator is there")
+        operator.install()
+        # A new release has a new key, which reaches the pods with the kubelet's next sync.
+        back = show(kept, 60, 60, within_s=180)
+        kept.wait_ready(60)
+        fresh.wait_ready(60)
+    assert load.failures() == []
+    assert (kept.lives(), templates(kept)) == (lives, rolled), "nothing rolled, nothing restarted"
+    assert (fresh.lives(), templates(fresh)) == (newer, newer_rolled)
+    print(
+        f"{release.version} and back: {len(load.sent)} requests, none lost; {len(pulse.took)} moves of the split, "
+        f"shown after {max(pulse.took):.1f} s at most; {back:.0f} s after an operator was back"
+    )
