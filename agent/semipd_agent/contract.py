@@ -323,8 +323,6 @@ class Decision(Wire):
     outcome: Open[DecisionOutcome] = DecisionOutcome.PENDING
     message: str = ""
     predicted: Prediction | None = None
-    realised_attainment_percent: float | None = None
-    """Requests received under the new split that met both targets, once thirty of them are over."""
 
 
 class Identity(Wire):

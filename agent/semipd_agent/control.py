@@ -33,10 +33,11 @@ from semipd_agent.readback import Intent, Readback, read_back
 from semipd_agent.restarts import RestartCounts
 from semipd_agent.slo.algorithm1 import Algorithm1
 from semipd_agent.slo.attainment import Attainment, attainment
+from semipd_agent.slo.future import Setting, candidates
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.load import Load, advance
 from semipd_agent.slo.policy import Move, SplitPolicy, Verdict, clamp
-from semipd_agent.slo.predictive import ModelPredictive, Setting, candidates
+from semipd_agent.slo.predictive import ModelPredictive
 from semipd_agent.slo.step_model import ASSUMED, ShareLaw
 from semipd_agent.slo.utilization import Utilization
 from semipd_agent.slo.window import Evidence, RequestWindow

@@ -10,9 +10,10 @@ from tests.unit.agent_plant import Run, Speed, poisson, simulate
 
 from semipd_agent.contract import SLO, AgentConfig, Bounds, DecisionReason, Mode, PartitionConfig, Split
 from semipd_agent.slo import predictive
+from semipd_agent.slo.future import Setting, candidates
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.load import Load, Seen, advance
-from semipd_agent.slo.predictive import Hold, ModelPredictive, Setting, State, candidates, decide
+from semipd_agent.slo.predictive import Hold, ModelPredictive, State, decide
 from semipd_agent.slo.replay import Job, Live, Machine, replay
 from semipd_agent.slo.step_model import ASSUMED, ShareLaw, StepModel
 from semipd_cli.simulator.engine import Size

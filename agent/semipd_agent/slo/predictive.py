@@ -16,68 +16,18 @@ comparison knows it, and the split goes back (regret).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from semipd_agent.contract import SLO, Bounds, DecisionReason
 from semipd_agent.contract import Prediction as Promise
 from semipd_agent.slo.feasibility import Judge, unloaded
+from semipd_agent.slo.future import Constants, Future, Pair, Prediction, Setting, candidates, score, seconds_of
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.load import Load
 from semipd_agent.slo.policy import Metric, Move, Verdict
-from semipd_agent.slo.replay import Job, Live, Outcome, replay
+from semipd_agent.slo.replay import Outcome
 from semipd_agent.slo.window import Evidence
 from semipd_engine.contract import Observation, Split
-
-Pair = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Constants:
-    """Seconds, and parts of one (0-1)."""
-
-    horizon: float = 60.0
-    """Least future that is played."""
-    glance: int = 160
-    longest: int = 500
-    """Requests that are played under every split, and under the few that look best."""
-    finalists: int = 3
-    least_requests: int = 20
-    least_span: float = 15.0
-    """A pod, or a regime, that is younger is moved in an emergency only."""
-    softness: float = 12.0
-    """Slope of a request's score at its target, in logarithms of latency: an error of the model of about 12 %."""
-    min_gain: float = 0.01
-    emergency_gain: float = 0.10
-    z: float = 1.5
-    z_per_move: float = 0.5
-    block: float = 10.0
-    """Requests of so many seconds count as one in the standard error, for waits hang together."""
-    period: float = 5.0
-    hurried: float = 2.0
-    """Between two evaluations: at rest, and after a change of the load."""
-    confirmations: int = 2
-    dwell: float = 5.0
-    cold_dwell: float = 15.0
-    cold_cost: float = 0.01
-    """What the preparation of a rung costs, as a part of the requests of the horizon."""
-    forget_bias: float = 300.0
-    most_bias: float = 0.2
-    regret: float = 0.05
-    """A split that stays behind its promise by less has kept it."""
-    least_realised: int = 30
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Of one split: over the requests that were played."""
-
-    split: Pair
-    attainment: float
-    """Part of the requests that meets both targets."""
-    ttft: float
-    tpot: float
-    """At the SLO's percentile, seconds."""
 
 
 @dataclass(frozen=True)
@@ -114,19 +64,6 @@ class State:
     """Split -> (realised less predicted score, when that was last seen)."""
     promised: tuple[float, float, float] | None = None
     """Of the last move: since when, the predicted score, and by how much reality lay above predictions before it."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What holds for one decision beside the observation."""
-
-    slo: SLO
-    split: Split
-    bounds: Bounds
-    grid: Grid = Grid()  # noqa: RUF009  it is frozen
-    warm: frozenset[Pair] | None = None
-    """Splits whose rungs have workers; None: a move costs nothing anywhere."""
-    constants: Constants = Constants()
 
 
 def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decision | Hold, State]:
@@ -173,7 +110,7 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
     dwell = c.cold_dwell if s.warm is not None and best not in s.warm else c.dwell
     if now - state.moved_at < dwell:
         return Hold("Dwell", best_told, here_told), state
-    worse_ttft = here_told.ttft / _seconds(s.slo.ttft_milliseconds) >= here_told.tpot / _seconds(
+    worse_ttft = here_told.ttft / seconds_of(s.slo.ttft_milliseconds) >= here_told.tpot / seconds_of(
         s.slo.tpot_milliseconds
     )
     regretted = here in state.bias and gain + state.bias[here][0] < needed
@@ -207,7 +144,7 @@ def _realised(load: Load, since: float, now: float, s: Setting) -> tuple[float, 
     if not done:
         return 0.0, 0
     slo = s.slo
-    return score(done, _seconds(slo.ttft_milliseconds), _seconds(slo.tpot_milliseconds), c.softness).mean, len(done)
+    return score(done, seconds_of(slo.ttft_milliseconds), seconds_of(slo.tpot_milliseconds), c.softness).mean, len(done)
 
 
 def _held_against_reality(state: State, load: Load, here: Pair, s: Setting) -> State:
@@ -233,113 +170,6 @@ def _bias(state: State, pair: Pair, now: float, c: Constants) -> float:
     return value * math.pow(0.5, (now - at) / c.forget_bias)
 
 
-def candidates(s: Setting) -> list[Split]:
-    """Both edges of the grid (one phase unlimited) and the line without overlap, within the bounds; 100/100 among them.
-
-    Splits that give both phases the same parts are one choice.
-    """
-    b, grid = s.bounds, s.grid
-    xs = grid.within(b.min_prefill_percent, b.max_prefill_percent)
-    ys = grid.within(b.min_decode_percent, b.max_decode_percent)
-    top_x, top_y = xs[-1], ys[-1]
-    pairs = [(x, top_y) for x in xs] + [(top_x, y) for y in ys]
-    if s.grid.rungs:
-        pairs += [(x, y) for x in xs for y in ys if x + y == 100]
-    found: dict[tuple[int, bool], Split] = {}
-    for x, y in pairs:
-        found.setdefault((round(200 * x / max(100, x + y)), x + y > 100), Split(prefill=x, decode=y))
-    return list(found.values())
-
-
-@dataclass(frozen=True)
-class Played:
-    scores: tuple[float, ...]
-    ttft: tuple[float, ...]
-    tpot: tuple[float, ...]
-    met: int
-
-    @property
-    def mean(self) -> float:
-        return sum(self.scores) / len(self.scores)
-
-    def error(self, other: Played, blocks: Sequence[int]) -> float:
-        """Standard error of the mean difference, from the sums of blocks."""
-        sums = [0.0] * (max(blocks) + 1)
-        for block, a, b in zip(blocks, self.scores, other.scores, strict=True):
-            sums[block] += a - b
-        n = len(sums)
-        if n < 3:
-            return 0.05
-        mean = sum(sums) / n
-        return math.sqrt(sum((v - mean) ** 2 for v in sums) * n / (n - 1)) / len(blocks)
-
-    def told(self, pair: Pair, s: Setting) -> Prediction:
-        p = s.slo.percentile
-        return Prediction(pair, self.met / len(self.scores), _percentile(self.ttft, p), _percentile(self.tpot, p))
-
-
-@dataclass(frozen=True)
-class Future:
-    """What all splits are played against."""
-
-    o: Observation
-    load: Load
-    setting: Setting
-    jobs: tuple[Job, ...]
-    waiting: int
-    """How many of the jobs are there already."""
-    live: tuple[Live, ...]
-    blocks: tuple[int, ...]
-
-    @classmethod
-    def of(cls, o: Observation, load: Load, s: Setting) -> Future:
-        now, c = o.at, s.constants
-        waiting, live = load.backlog(o)
-        window = load.window(now)[-c.longest :]
-        span = max(now - max(load.regime_since, window[0].at - 1e-3, load.since), 5.0)
-        jobs = list(waiting)
-        again = max(1, math.ceil(c.horizon / span))
-        for turn in range(again):
-            offset = now + turn * span - (now - span)
-            jobs += [load.job(one, one.at + offset, o.prefill_chunk_tokens) for one in window if one.at >= now - span]
-            if len(jobs) > c.longest:
-                break
-        jobs = jobs[: c.longest + len(waiting)]
-        blocks = [0] * len(waiting) + [1 + int((job.at - now) / c.block) for job in jobs[len(waiting) :]]
-        return cls(o, load, s, tuple(jobs), len(waiting), tuple(live), tuple(blocks))
-
-    def play(self, split: Split, most: int) -> Played:
-        jobs = self.jobs[: self.waiting + most]
-        outcomes = replay(self.load.machine(split, self.o), jobs, self.live, self.o.at)
-        slo = self.setting.slo
-        return score(
-            outcomes[: len(jobs)],
-            _seconds(slo.ttft_milliseconds),
-            _seconds(slo.tpot_milliseconds),
-            self.setting.constants.softness,
-        )
-
-
-def score(outcomes: Sequence[Outcome], ttft: float, tpot: float, softness: float) -> Played:
-    scores, first, per_token, met = [], [], [], 0
-    for a, b in outcomes:
-        ratio = max(a / ttft, b / tpot)
-        scores.append(1.0 / (1.0 + ratio**softness) if ratio < 4 else 0.0)
-        met += ratio <= 1
-        first.append(a)
-        if b:
-            per_token.append(b)
-    return Played(tuple(scores), tuple(first), tuple(per_token), met)
-
-
-def _seconds(milliseconds: int | None) -> float:
-    return milliseconds / 1000 if milliseconds is not None else math.inf
-
-
-def _percentile(values: Sequence[float], p: float) -> float:
-    return sorted(values)[max(1, math.ceil(p / 100 * len(values))) - 1] if values else 0.0
-
-
 class ModelPredictive:
     """`decide` with its state, as the control loop's policy."""
 
@@ -347,7 +177,7 @@ class ModelPredictive:
         self,
         slo: SLO,
         grid: Grid = Grid(),  # noqa: B008  it is frozen
-        constants: Constants = Constants(),
+        constants: Constants = Constants(),  # noqa: B008
         *,
         since: float = -math.inf,
     ) -> None:
@@ -370,8 +200,8 @@ class ModelPredictive:
     def _trouble(self, best: Prediction | None, o: Observation, load: Load) -> str:
         if best is None:
             return ""
-        ttft = best.ttft / _seconds(self._slo.ttft_milliseconds)
-        tpot = best.tpot / _seconds(self._slo.tpot_milliseconds)
+        ttft = best.ttft / seconds_of(self._slo.ttft_milliseconds)
+        tpot = best.tpot / seconds_of(self._slo.tpot_milliseconds)
         if max(ttft, tpot) <= 1:
             return ""
         if unloaded(load, o, self._slo):
