@@ -9,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export SEMIPD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semipd
 
-.PHONY: help venv model deps tools images demo demo-down test lint fmt e2e gpu-wheels gpu-smoke bench-auto bench-scale bench-split bench-token crd docs clean
+.PHONY: help venv model deps tools images demo demo-down test lint fmt e2e gpu-wheels gpu-smoke bench-auto bench-scale bench-split bench-kernels bench-token crd docs clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -60,6 +60,9 @@ bench-auto: venv tools images ## Auto under recorded traffic on the local cluste
 
 bench-scale: venv tools images ## replicas under a rising, constant and ended load, 15 minutes: out/autoscale.json, .png
 	@PYTHONPATH=.:hack/cluster $(PY) -m bench.autoscale $(ARGS)
+
+bench-kernels: venv ## the compiled kernels beside torch and the machine's limits (JSON and plot in out/bench)
+	@$(PY) -m bench.kernels $(ARGS)
 
 bench-split: venv ## what a split does to prefill's service time (JSON and plot in out/bench)
 	@$(PY) -m bench.split_rate
