@@ -51,7 +51,7 @@ class Race:
 
 
 def packed(kernels: Kernels, weight: Tensor) -> PackedWeight:
-    layout = kernels.layout(*weight.shape, weight.dtype)
+    layout = kernels.layout(weight.shape[0], weight.shape[1], weight.dtype)
     result = PackedWeight(torch.zeros(layout.shape, dtype=weight.dtype), layout)
     kernels.pack_rows(result, 0, weight)
     return result
@@ -94,15 +94,17 @@ def attention(kernels: Kernels, race: Race, layers: int) -> list[dict[str, Any]]
         q = torch.randn(sequences, HEADS, HEAD_DIM).bfloat16()
         outs = torch.empty_like(q), torch.empty_like(q)
 
-        arguments = (tables, lengths, starts, HEAD_DIM**-0.5)
+        batch = (tables, lengths, starts)
 
-        def run(by: Kernels, q: Tensor, keys: Tensor, values: Tensor, arguments: tuple[Any, ...], out: Tensor) -> None:
+        def run(
+            by: Kernels, q: Tensor, keys: Tensor, values: Tensor, batch: tuple[Tensor, Tensor, Tensor], out: Tensor
+        ) -> None:
             for key, value in zip(keys, values, strict=True):
-                by.paged_attention(q, key, value, *arguments, out)
+                by.paged_attention(q, key, value, *batch, HEAD_DIM**-0.5, out)
 
         mine, theirs = race.run(
-            partial(run, kernels, q, keys, values, arguments, outs[0]),
-            partial(run, twins, q, keys, values, arguments, outs[1]),
+            partial(run, kernels, q, keys, values, batch, outs[0]),
+            partial(run, twins, q, keys, values, batch, outs[1]),
         )
         torch.testing.assert_close(*outs, rtol=2e-2, atol=2e-2)
         row = {"sequences": sequences, "context": context, "seconds": mine, "torch_seconds": theirs}
