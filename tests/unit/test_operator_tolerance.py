@@ -10,7 +10,7 @@ from tests.unit.kube_stand_in import KEY, new_service
 from tests.unit.operator_observed import heard, observed, report
 from tests.unit.test_operator_reconcile import Fixture
 
-from semipd_agent.contract import AgentFile, Mode, PartitionReason, Policy, StatusReport
+from semipd_agent.contract import AgentFile, Mode, PartitionConfig, PartitionReason, StatusReport
 from semipd_operator.api.v1alpha1.resource import InvalidSpec, SemiPDService, dump_status, parse_status, read
 from semipd_operator.crd import custom_resource_definition
 from semipd_operator.status import summarise
@@ -90,7 +90,7 @@ def test_an_agent_obeys_what_it_understands_of_a_newer_configuration() -> None:
     partition = {"mode": "Psychic", "policy": "Oracle", "split": {"prefillPercent": 40}}
     text = json.dumps({"config": {"generation": 7, "future": 1, "partition": partition}})
     config = AgentFile.model_validate_json(text).config
-    assert (config.partition.mode, config.partition.policy) == (Mode.MANUAL, Policy.ALGORITHM1)
+    assert (config.partition.mode, config.partition.policy) == (Mode.MANUAL, PartitionConfig().policy)
     assert config.generation == 7 and config.partition.split.prefill_percent == 40
 
 
