@@ -82,6 +82,22 @@ def test_a_lost_resident_stops_nobody_although_its_workers_live_on(monkeypatch: 
     assert [holder.generation for holder in bench.spawn()] == [2, 2]
 
 
+def test_a_worker_that_died_just_before_its_resident_is_buried_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The word that it waits for will never come."""
+    bench = Bench(monkeypatch, terminate_seconds=0)
+    first, second = bench.spawn()
+    bench.die(first)
+    bench.loop.run_once(1)
+    assert bench.lost == [], "how it ended is not said yet"
+    bench.workers.detach()
+    assert bench.lost == [first] and bench.signals == [second.pidfd]
+    bench.die(second)
+    bench.loop.run_once(1)
+    assert bench.lost == [first, second] and bench.workers.gone
+    bench.attach()
+    assert [holder.generation for holder in bench.spawn()] == [2, 2]
+
+
 def test_a_client_of_mps_is_shown_before_it_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(monkeypatch, terminate_seconds=30)
     holder, other = bench.spawn()

@@ -103,11 +103,13 @@ class WorkerPool:
         for holder in list(self.everyone()):
             holder.spawn_at = None
             holder.backoff = 0.0
-            if holder.pidfd >= 0:
+            if holder.pidfd < 0:
+                holder.state = WorkerState.DEAD  # asked for, and never answered
+            elif holder.state is WorkerState.DEAD:
+                self._buried(holder, Ending())  # dead already, and nobody is left to say how
+            else:
                 holder.orphaned = True
                 self._signal(holder)
-            else:
-                holder.state = WorkerState.DEAD  # asked for, and never answered
         for holder in [h for h in self._retiring if h.pidfd < 0]:
             self._retiring.remove(holder)
 
