@@ -61,7 +61,7 @@ class StepProfile:
 
 
 ASSUMED = StepProfile(prefill=(2e-3, 5e-5, 8e-10), decode=(6e-3, 1e-4, 4e-8))
-"""Of the order of an 8B model in bfloat16 on a large GPU (`facts` of public profiles); only its shape is used."""
+"""Of the order of an 8B model in bfloat16 on a large GPU; only its shape is used."""
 
 SCALE = (0.3, 3.0)
 """How far a measured profile may be corrected online."""

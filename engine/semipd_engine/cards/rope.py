@@ -12,7 +12,7 @@ KINDS = ("default", "linear", "llama3", "yarn")
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """`kind` decides which of the other fields count; see `model.rope`."""
+    """`kind` decides which of the other fields count; see `model.layers.rotary`."""
 
     kind: str
     theta: float

@@ -1,7 +1,7 @@
 """The engine core: one loop that owns all requests, plans both phases and books what the workers report.
 
 It holds the sockets of api, agent (control), resident and workers, and the state machine between them. Scheduling is
-the scheduler's, worker life cycles are `workers`', what a limit means is the pacer's. Torch-free.
+the scheduler's, worker life cycles are `worker_pool`'s, what a limit means is the pacer's. Torch-free.
 """
 
 from __future__ import annotations

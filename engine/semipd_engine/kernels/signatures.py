@@ -21,7 +21,7 @@ from torch import Tensor
 PANEL = 64
 """Output features of a panel: the unit in which a matrix product is cut."""
 ROWS, PANELS = "rows", "panels64"
-"""Formats: ``[out, in]`` as in a checkpoint; panels of 64 output features, see `kernels.cpu.packing`."""
+"""Formats: ``[out, in]`` as in a checkpoint; panels of 64 output features, see `kernels.cpu.CpuKernels.layout`."""
 
 
 @dataclass(frozen=True)
