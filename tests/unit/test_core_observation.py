@@ -51,6 +51,13 @@ def test_steps_of_a_lost_worker_teach_nothing_but_the_time_was_spent() -> None:
     assert o.steps == () and o.busy_seconds[Phase.PREFILL] == 3.0
 
 
+def test_arrivals_are_bounded_although_nobody_asks_for_them() -> None:
+    observer = Observer("c")
+    for n in range(1000):
+        observer.arrived(request(n, at=float(n)))
+    assert [arrival.id for arrival in observer.arrivals(0.0)] == list(range(939, 1000))
+
+
 def test_kinds_are_bounded_and_the_oldest_goes() -> None:
     observer = Observer("c")
     for n in range(KINDS_KEPT + 50):

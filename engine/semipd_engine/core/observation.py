@@ -87,6 +87,7 @@ class Observer:
         self._arrivals.append(
             Arrival(id=request.id, at=request.received_at, prompt_tokens=len(request.prompt_token_ids))
         )
+        self._forget_arrivals(request.received_at)  # an engine without an agent is asked by nobody
 
     def finished(self, request: Request, now: float) -> None:
         first, last, count = request.first_token_at, request.last_token_at, request.num_output_tokens
@@ -131,9 +132,12 @@ class Observer:
         return tuple(f for f in self._finished if f.cursor >= cursor)
 
     def arrivals(self, now: float) -> tuple[Arrival, ...]:
+        self._forget_arrivals(now)
+        return tuple(self._arrivals)
+
+    def _forget_arrivals(self, now: float) -> None:
         while self._arrivals and self._arrivals[0].at < now - ARRIVAL_SECONDS:
             self._arrivals.popleft()
-        return tuple(self._arrivals)
 
     # ---- steps -----------------------------------------------------------------------------------------------------
 
