@@ -117,9 +117,10 @@ class SplitController:
         try:
             partitioner = self._partitioner_for(mode)
             partitioner.preflight()
-            if partitioner.enforcement is not self.partitioner.enforcement:
-                self._load = Load()
+            other = partitioner.enforcement is not self.partitioner.enforcement
             self.partitioner = partitioner
+            if other:
+                self._load = self._new_load()  # a share slows steps by another law
         except PartitionerUnavailable as e:
             self.unavailable = Problem(e.reason, str(e))
 

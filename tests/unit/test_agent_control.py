@@ -11,9 +11,14 @@ from semipd_agent.contract import (
     Bounds,
     DecisionOutcome,
     DecisionReason,
+    Enforcement,
     Mode,
 )
+from semipd_agent.partitioner import Grant
+from semipd_agent.partitioner.cpu_paced import CpuPaced
+from semipd_agent.partitioner.unlimited import Unlimited
 from semipd_agent.slo.policy import Verdict
+from semipd_agent.slo.step_model import ShareLaw
 from semipd_agent.slo.window import Evidence
 from semipd_engine.contract import Observation, QueuedRequest, RunningRequest
 
@@ -37,6 +42,20 @@ def test_the_configured_split_is_sent_and_read_back() -> None:
     assert bench.report().decisions == ()
     bench.tick()
     assert len(bench.sent) == 1
+
+
+class Capped(CpuPaced):
+    enforcement = Enforcement.SPATIAL_CAP
+
+
+def test_a_mode_that_enforces_otherwise_is_predicted_by_its_own_law() -> None:
+    grant = Grant(cpus=(0, 1))
+    bench = Bench(
+        config(mode=Mode.DISABLED), lambda mode: Unlimited(grant) if mode is Mode.DISABLED else Capped(grant)
+    )
+    assert bench.controller._load.model.profile.law is ShareLaw.PACED
+    bench.controller.configure(config(2, mode=Mode.AUTO, slo=SLO(ttft_milliseconds=500)))
+    assert bench.controller._load.model.profile.law is ShareLaw.SPATIAL
 
 
 def test_a_manual_change_is_a_decision_with_an_outcome() -> None:

@@ -234,6 +234,40 @@ def test_a_target_below_the_service_time_is_named() -> None:
     )
 
 
+def test_a_controller_that_meets_a_running_engine_has_a_future_to_play() -> None:
+    """It knows the arrivals of the minute before it, although none came lately and nobody waits."""
+    arrivals = tuple(Arrival(id=n, at=40.0 + n, prompt_tokens=100) for n in range(30))
+    done = [
+        engine.FinishedRequest(
+            cursor=n,
+            id=n,
+            received_at=40.0 + n,
+            finished_at=80.0,
+            prompt_tokens=100,
+            cached_tokens=0,
+            output_tokens=20,
+            ttft_seconds=0.2,
+            tpot_seconds=0.02,
+            finish_reason="length",
+        )
+        for n in range(29)
+    ]
+    last = engine.RunningRequest(
+        id=29,
+        received_at=69.0,
+        prompt_tokens=100,
+        uncomputed_tokens=0,
+        output_tokens=5,
+        max_tokens=400,
+        first_token_at=70.0,
+        last_token_at=90.0,
+    )
+    o = Observation(core_id="c", at=90.0, arrivals=arrivals, finished=tuple(done), running=(last,))
+    setting = Setting(SLO(ttft_milliseconds=500, tpot_milliseconds=50), engine.Split(), Bounds())
+    choice, _ = decide(o, advance(Load(), o), State(), setting)
+    assert isinstance(choice, Hold) and choice.here is not None and choice.here.ttft > 0
+
+
 def test_equal_observations_give_equal_decisions() -> None:
     """Nothing but its arguments is in a decision: no clock, no chance."""
     first, second = prompts(3, seconds=60), prompts(3, seconds=60)

@@ -143,7 +143,7 @@ class Future:
         now, c = o.at, s.constants
         waiting, live = load.backlog(o)
         window = load.window(now)[-c.longest :]
-        span = max(now - max(load.regime_since, window[0].at - 1e-3, load.since), 5.0)
+        span = max(now - max(load.regime_since, window[0].at - 1e-3), 5.0)
         jobs = list(waiting)
         again = max(1, math.ceil(c.horizon / span))
         for turn in range(again):
