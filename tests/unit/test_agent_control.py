@@ -50,9 +50,7 @@ class Capped(CpuPaced):
 
 def test_a_mode_that_enforces_otherwise_is_predicted_by_its_own_law() -> None:
     grant = Grant(cpus=(0, 1))
-    bench = Bench(
-        config(mode=Mode.DISABLED), lambda mode: Unlimited(grant) if mode is Mode.DISABLED else Capped(grant)
-    )
+    bench = Bench(config(mode=Mode.DISABLED), lambda mode: Unlimited(grant) if mode is Mode.DISABLED else Capped(grant))
     assert bench.controller._load.model.profile.law is ShareLaw.PACED
     bench.controller.configure(config(2, mode=Mode.AUTO, slo=SLO(ttft_milliseconds=500)))
     assert bench.controller._load.model.profile.law is ShareLaw.SPATIAL

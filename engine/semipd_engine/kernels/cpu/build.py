@@ -6,6 +6,7 @@ cache under a key of their sources, flags and compiler, so a second build of the
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -64,12 +65,13 @@ def build(command: Sequence[str], folder: Path = FOLDER) -> list[Path]:
     cache = _cache() / _key(command)
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache.parent) as made:
+        with tempfile.TemporaryDirectory(dir=cache.parent) as private:
+            made = Path(private) / cache.name
+            made.mkdir()
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                list(pool.map(lambda level: _compile(command, level, Path(made)), LEVELS))
-            Path(made).chmod(0o755)
-            if not cache.exists():
-                shutil.copytree(made, cache)
+                list(pool.map(lambda level: _compile(command, level, made), LEVELS))
+            with contextlib.suppress(OSError):  # another build of the same sources was faster
+                made.rename(cache)  # whole or not at all: whoever sees it takes what is in it
     folder.mkdir(exist_ok=True)
     for path in cache.iterdir():
         beside = folder / f".{path.name}.{os.getpid()}"

@@ -1,0 +1,53 @@
+"""The kernels' cache: what a build leaves in it is whole, whatever became of the build."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from semipd_engine.kernels.cpu import build
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Levels that the compiler, which only writes their names, was asked for."""
+    asked: list[str] = []
+
+    def compile_(command: object, level: str, folder: Path) -> None:
+        asked.append(level)
+        (folder / f"libsemipd_{level}.so").write_text(level)
+
+    monkeypatch.setattr(build, "_compile", compile_)
+    monkeypatch.setenv("SEMIPD_CACHE", str(tmp_path / "cache"))
+    return asked
+
+
+def test_a_build_whose_copy_fails_leaves_no_half_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: list[str]
+) -> None:
+    copies = []
+    copyfile = shutil.copyfile
+
+    def full(source: Path, to: Path, **options: bool) -> Path:
+        copies.append(to)
+        if len(copies) == 2:
+            raise OSError("no space left on device")
+        return copyfile(source, to, **options)
+
+    with monkeypatch.context() as patch, pytest.raises((OSError, shutil.Error)):
+        patch.setattr(shutil, "copyfile", full)
+        build.build(["true"], tmp_path / "lib")
+    found = build.build(["true"], tmp_path / "lib")
+    assert [path.name for path in found] == sorted(f"libsemipd_{level}.so" for level in build.LEVELS)
+    assert [path.read_text() for path in found] == sorted(build.LEVELS)
+
+
+def test_equal_sources_are_compiled_once(tmp_path: Path, compiled: list[str]) -> None:
+    for folder in ("one", "other"):
+        assert len(build.build(["true"], tmp_path / folder)) == len(build.LEVELS)
+    assert sorted(compiled) == sorted(build.LEVELS)
+    assert [path.name for path in (tmp_path / "cache" / "kernels").iterdir()] == [build._key(["true"])]
