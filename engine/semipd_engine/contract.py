@@ -209,7 +209,7 @@ class QueuedRequest(Frozen):
     id: int
     received_at: float
     uncached_tokens: int
-    """Tokens to compute before it can sample, less those known to be cached."""
+    """Tokens to compute before it can sample. What the prefix cache will spare is known when it is admitted."""
     output_tokens: int = 0
     """Above 0: it was preempted, and its first token is long out."""
     first_token_at: float | None = None
