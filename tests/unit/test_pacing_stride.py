@@ -308,6 +308,20 @@ def test_a_plan_is_adopted_while_idle_and_only_if_it_can_be() -> None:
     assert (seat.applied_epoch, pair.page.seats[Phase.DECODE][0].applied_epoch) == (3, 1)
 
 
+@pytest.mark.parametrize("split", [Split(), Split(prefill=80, decode=20), Split(prefill=20, decode=20)], ids=str)
+def test_cpus_that_were_taken_away_cost_no_step(split: Split) -> None:
+    """The node may shrink a container's CPUs at any time: the limit is not applied, and the work is done."""
+    pair = Pair(Split())
+    for phase in Phase:
+        pair.machines[phase].on_sleep = lambda seconds: pair.pass_time(int(seconds * 1e9))
+        pair.pacers[phase].wake()
+    pair.page.write_plan(2, cpu_plan(split, (99, 100)))
+    done = [phase for _ in range(20) for phase in Phase if pair.quantum(phase, 1_000_000)]
+    assert set(done) == set(Phase)
+    assert pair.page.seats[Phase.PREFILL][0].applied_epoch == 1
+    assert pair.machines[Phase.PREFILL].shared == [None], "no lock is left behind"
+
+
 def test_one_process_for_both_phases_is_never_limited() -> None:
     page = PacingPage.create()
     page.write_plan(1, cpu_plan(Split(prefill=20, decode=20), CPUS))

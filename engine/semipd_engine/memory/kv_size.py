@@ -18,7 +18,7 @@ AUTOMATIC_SHARE = 0.4
 GPU_SHARE = 0.95
 GPU_RESERVED = 4 << 30
 """Bytes of the GPU kept for its workers: four (each phase has one on the rung in force and one on the 100 % rung), each
-with its context and modules (about 0.5 GiB), library workspaces and the intermediates of a step (`ops` bounds them).
+with its context and modules (about 0.5 GiB), library workspaces and the intermediates of a step.
 While two more are being prepared for a switch all six fit, because small rungs have smaller contexts."""
 MIB = 1 << 20
 

@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from semipd_engine.contract import PacingMode, PartitionPlan, Phase
@@ -152,7 +152,8 @@ class PhasePacer:
         contended = self._peer_is_busy(now)
         if contended and self._peer is not None and self._mode is PacingMode.TURNS and not self._waits:
             self._holds_lock = self._turn(self._peer) is self._customer and self._processor.try_lock()
-        self._choose_regime(contended)
+        with suppress(OSError):  # told when the plan was adopted: work goes on where it may
+            self._choose_regime(contended)
         if self._waits and self._peer is not None:
             self._take_turn(self._peer)
         begin = self._processor.monotonic_ns()
@@ -210,16 +211,19 @@ class PhasePacer:
         self._seat.applied_epoch = in_force.epoch
 
     def _choose_regime(self, contended: bool) -> None:
+        """Raises OSError where none of the CPUs may be used: its threads stay where they are then."""
         if self._in_force is None:
             return
         regime = self._regime_of(self._in_force.plan, contended)
         if regime != self._regime:
-            if regime.spread:
-                self._processor.spread(regime.cpus)
-            elif regime.cpus:
-                self._processor.pin(regime.cpus)
-            self._processor.set_threads(regime.threads)
             self._regime = regime
+            try:
+                if regime.spread:
+                    self._processor.spread(regime.cpus)
+                elif regime.cpus:
+                    self._processor.pin(regime.cpus)
+            finally:
+                self._processor.set_threads(regime.threads)
 
     def _regime_of(self, plan: PartitionPlan, contended: bool) -> Regime:
         """Own cores while both are busy under CORES, and under TURNS out of turn; everything otherwise."""
