@@ -105,7 +105,12 @@ def test_the_command_writes_every_run(tmp_path: Path, capsys: pytest.CaptureFixt
         (["chat", "--policy", "best"], "best: no such policy"),
         (["chat", "--policy", "0/100"], "0/100: no such policy"),
         (["--trace", "missing.csv"], "--trace missing.csv: no such file"),
-        (["chat", "--seeds", "0"], "must be positive"),
+        (["chat", "--seeds", "0"], "--seeds 0: it must be above 0"),
+        (["chat", "--kv-tokens", "15"], "--kv-tokens 15: it must be above 15"),
+        (["chat", "--max-num-seqs", "0"], "--max-num-seqs 0: it must be above 0"),
+        (["chat", "--ttft", "-1"], "--ttft -1: it must be above 0"),
+        (["--trace", "pyproject.toml", "--speed", "0"], "--speed 0: it must be above 0"),
+        (["--trace", "pyproject.toml"], "t_s, input_tokens and output_tokens"),
     ],
 )
 def test_wrong_inputs_get_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -59,14 +60,13 @@ def simulate(arguments: Sequence[str]) -> int:
     """Exit status 2 with one line where the flags make no sense."""
     options = _parser().parse_args(arguments)
     try:
+        _check(options)
         workloads = chosen(options)
         policies = options.policy or ["100/100", BEST, "algorithm1", "auto"]
         for policy in policies:
             if policy != BEST:
                 controller_of(policy, SLO(), "cpu")
-        if options.seconds <= 0 or options.seeds < 1:
-            raise ValueError("--seconds and --seeds must be positive")
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(f"semipd simulate: {error}", file=sys.stderr)
         return 2
     size = Size(max_num_seqs=options.max_num_seqs, kv_tokens=options.kv_tokens)
@@ -84,6 +84,16 @@ def simulate(arguments: Sequence[str]) -> int:
             print("semipd simulate: --plot needs matplotlib (pip install matplotlib)", file=sys.stderr)
             return 1
     return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises ValueError for a number that nothing can be simulated with."""
+    numbers = ("seconds", "seeds", "speed", "ttft", "tpot", "max_num_seqs")
+    least = dict.fromkeys(numbers, 0) | {"kv_tokens": Size.block_size - 1}
+    for name, below in least.items():
+        value = getattr(options, name)
+        if value is not None and not below < value < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} {value:g}: it must be above {below}, and finite")
 
 
 def chosen(options: argparse.Namespace) -> list[Workload]:

@@ -6,6 +6,7 @@ import csv
 import gzip
 import itertools
 import random
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +46,14 @@ def trace(path: Path, seconds: float, speed: float, *, skip: float = 0.0, seed: 
     `speed` times as fast. Timestamps that were rounded to some seconds are spread over them again.
 
     Raises:
-        OSError, KeyError, ValueError: it cannot be read, or is no such trace.
+        OSError, ValueError: it cannot be read, or is no such trace.
     """
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as f:
-        rows = [(float(r["t_s"]), int(r["input_tokens"]), int(r["output_tokens"])) for r in csv.DictReader(f)]
+    try:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as f:
+            rows = [(float(r["t_s"]), int(r["input_tokens"]), int(r["output_tokens"])) for r in csv.DictReader(f)]
+    except (KeyError, TypeError, ValueError, EOFError, zlib.error, csv.Error) as error:
+        wanted = "numbers in the columns t_s, input_tokens and output_tokens"
+        raise ValueError(f"{path} does not have {wanted} ({type(error).__name__}: {error})") from error
     times = sorted({t for t, _, _ in rows})
     quantum = min((b - a for a, b in itertools.pairwise(times)), default=0.0)
     quantum = quantum if quantum >= 0.5 else 0.0
