@@ -45,9 +45,15 @@ REFUSED = 2
 CORE_STOP_SECONDS = 10.0
 API_MARGIN_SECONDS = 15.0
 """Beyond --drain-seconds: the 5 s of further admission, the last flush, and a busy machine."""
-WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_DYNAMIC": "false",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+}
 """Of the resident and so of its workers: OpenMP reads it when torch is imported. One thread until the fork; no spinning
-on cores that the other phase could use."""
+on cores that the other phase could use; and never fewer threads than asked for, since a team of kernels counts on all
+of them."""
 
 log = logging.getLogger(__name__)
 

@@ -7,13 +7,14 @@ import sys
 
 from setproctitle import setproctitle
 
+from semipd_engine.launcher import WORKER_ENVIRONMENT
 from semipd_engine.resident.cuda_environment import without_mps
 
 
 def main() -> int:
     setproctitle("semipd: resident")  # first: it finds its room by where the environment lies at the start
     # Read by OpenMP when torch is imported: one thread until the fork, and no spinning on shared cores after it.
-    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0", KMP_BLOCKTIME="0")
+    os.environ.update(WORKER_ENVIRONMENT, KMP_BLOCKTIME="0")
     environment = without_mps(os.environ)
     os.environ.clear()
     os.environ.update(environment)
