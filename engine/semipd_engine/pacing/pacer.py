@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from semipd_engine.contract import PacingMode, PartitionPlan, Phase
@@ -152,8 +152,12 @@ class PhasePacer:
         contended = self._peer_is_busy(now)
         if contended and self._peer is not None and self._mode is PacingMode.TURNS and not self._waits:
             self._holds_lock = self._turn(self._peer) is self._customer and self._processor.try_lock()
-        with suppress(OSError):  # told when the plan was adopted: work goes on where it may
+        try:
             self._choose_regime(contended)
+        except OSError as error:  # taken away since the plan was adopted: work goes on where it may
+            if self._seat.applied_epoch:
+                log.error("split epoch %d holds no more: %s", self._seat.applied_epoch, error)
+            self._seat.applied_epoch = 0
         if self._waits and self._peer is not None:
             self._take_turn(self._peer)
         begin = self._processor.monotonic_ns()
