@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, str]:
     parser.add_argument(
         "--engine-user",
         type=int,
-        default=int(_default("engine-user") or ENGINE_USER),
+        default=_default("engine-user") or ENGINE_USER,
         help="user and group of the engine pods; 0: the cluster gives them one, as OpenShift does",
     )
     parser.add_argument(

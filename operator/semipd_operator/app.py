@@ -24,7 +24,7 @@ from semipd_operator.health import Health, WatchFreshness
 from semipd_operator.informer import CHILDREN, KINDS, Informer
 from semipd_operator.keys import KeyRing
 from semipd_operator.kube import ApiRefused, Kube, connect
-from semipd_operator.leader import Election
+from semipd_operator.leader import Election, LeadershipLost
 from semipd_operator.metrics import QUEUE_LENGTH, RECONCILE_SECONDS, RECONCILES, SERVICES
 from semipd_operator.metricsapi import MetricsAPI
 from semipd_operator.metricsapi.credentials import Credentials, Mounted, SelfMade
@@ -125,7 +125,10 @@ class Operator:
             self.queue.add(key)
 
     async def _round(self, key: Key) -> None:
-        await self.statuses.publish(key)
+        try:
+            await self.statuses.publish(key)
+        except ApiRefused as refused:
+            log.warning("%s: %s", key, refused)
 
     async def _work(self) -> None:
         await self.informer.complete()
@@ -135,7 +138,8 @@ class Operator:
             again = True
             try:
                 with RECONCILE_SECONDS.time():
-                    again = await asyncio.wait_for(self.reconciler.reconcile(key), _RECONCILE_SECONDS)
+                    async with asyncio.timeout(_RECONCILE_SECONDS):
+                        again = await self.reconciler.reconcile(key)
             except ApiRefused as refused:
                 log.warning("%s: %s", key, refused)
             except Exception:  # whatever it was, the key comes back and the worker lives on
@@ -210,6 +214,7 @@ class Operator:
             if not told:
                 log.warning("%s", said)
             told = True
+            self.health.came_round()  # a restart brings neither
             self.kube.forget_discovery()
             await asyncio.sleep(_CRD_WAIT_SECONDS)
 
@@ -241,5 +246,10 @@ async def run(settings: Settings) -> None:
 
         listen()
         async with web.serve(lambda: judge[-1], settings.health_port, settings.metrics_port):
-            with contextlib.suppress(asyncio.CancelledError):
-                await (election.run(term) if election else term())
+            try:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await (election.run(term) if election else term())
+            except LeadershipLost as lost:  # an orderly end would wait for the very work that does not end
+                log.critical("%s", lost)
+                logging.shutdown()
+                os._exit(1)

@@ -51,7 +51,7 @@ class Claims:
         self._told: dict[Key, tuple[str, float]] = {}
 
     async def other(self, key: Key, config_map: Object | None) -> str:
-        """The name of another operator that looks after the service; empty: it is ours to."""
+        """The name of another operator that looks after the service; empty: it is ours to. Raises `ApiRefused`."""
         meta = (config_map or {}).get("metadata", {})
         theirs, version = (
             str((meta.get("annotations") or {}).get(CLAIM_ANNOTATION, "")),
@@ -96,7 +96,9 @@ class Claims:
             return None
         try:
             live = await self._leases.get(LEASE_API, "Lease", namespace, lease)
-        except ApiRefused:
+        except ApiRefused as refused:
+            if refused.status != 403:  # a server in trouble says nothing about the other one
+                raise
             return None
         spec = (live or {}).get("spec") or {}
         if not spec.get("renewTime"):  # an empty holder is no proof: one replica may just hand over to the next

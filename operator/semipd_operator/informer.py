@@ -40,11 +40,12 @@ class Informer:
         self._objects: dict[Name, Object] = {}
         self._pods: dict[Key, set[Name]] = {}
         self._gone: dict[Name, int] = {}
-        """Version at which an object was deleted: a list that is older must not bring it back."""
+        """Version at which an object was deleted: an older list, or an answer to a write, must not bring it back."""
         self._statuses: dict[Name, Any] = {}
         """The last status that we wrote, or are writing, of each service."""
         self._missing = {(kind, namespace) for kind in KINDS for namespace in namespaces or ("",)}
-        self._refusals: dict[str, str] = {}
+        self._refusals: dict[tuple[str, str], str] = {}
+        """By (kind, namespace)."""
         self._scalers: dict[Key, str] = {}
         """Autoscalers of Deployments, by the Deployment's name."""
         self._complete = asyncio.Event()
@@ -65,6 +66,8 @@ class Informer:
         name = _name(kind, obj)
         known = self._objects.get(name)
         if known and _version(obj) < _version(known):
+            return None
+        if not gone and _version(obj) <= self._gone.get(name, 0):  # an answer that the deletion has overtaken
             return None
         if gone:
             self._gone[name] = _version(obj)
@@ -88,8 +91,7 @@ class Informer:
         for obj in objects:
             name = _name(kind, obj)
             present.add(name)
-            if self._gone.get(name, 0) <= max(version, _version(obj)):
-                news.add(self.told(kind, obj))
+            news.add(self.told(kind, obj))
         for name, known in list(self._objects.items()):
             there = name[0] == kind and namespace in ("", name[1])
             if there and name not in present and _version(known) <= version:
@@ -97,7 +99,7 @@ class Informer:
                 self._forget(name)
         self._gone = {name: at for name, at in self._gone.items() if name[0] != kind or at > version}
         self._missing.discard((kind, namespace))
-        self._refusals.pop(kind, None)
+        self._refusals.pop((kind, namespace), None)
         if not self._missing:
             self._complete.set()
         return {key for key in news if key}
@@ -123,11 +125,11 @@ class Informer:
     def refused(self, kind: str, words: str, namespace: str = "") -> None:
         """The API server does not let us list a kind; we do without."""
         self.listed(kind, (), 0, namespace)
-        self._refusals[kind] = words
+        self._refusals[kind, namespace] = words
 
-    def refusal(self, kind: str) -> str:
+    def refusal(self, kind: str, namespace: str) -> str:
         """The API server's words for it; empty where it lets us."""
-        return self._refusals.get(kind, "")
+        return self._refusals.get((kind, namespace), "") or self._refusals.get((kind, ""), "")
 
     def _is_echo(self, name: Name, known: Object, obj: Object) -> bool:
         if name[0] != KIND or obj.get("status") != self._statuses.get(name, _NOTHING):

@@ -103,12 +103,14 @@ class Election:
             task.cancel()
             done, _ = await asyncio.wait({task}, timeout=_STOP_SECONDS)
             if not done:
+                self._record = None  # it is not handed back: whoever is next waits until it has run out
                 raise LeadershipLost("the work of a leader did not end in time")
 
     async def _hold(self, seconds: float = RENEW_SECONDS / 2) -> bool:
         """Takes or renews the Lease within `seconds`; whether it is ours now."""
         try:
-            return await asyncio.wait_for(self._try(), seconds)
+            async with asyncio.timeout(seconds):  # Python 3.11's wait_for may swallow a cancellation
+                return await self._try()
         except ApiRefused as refused:
             complaint = "" if refused.status == 409 else str(refused)  # 409: another replica was quicker
         except Exception as error:

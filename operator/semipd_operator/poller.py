@@ -148,14 +148,19 @@ class AgentPoller:
         """What is known of the pod now, and whether it did not answer at all."""
         try:
             report = await self._client.look(pod.ip, pod.uid, watch.tokens, watch.config)
+            AGENT_POLLS.labels("answered").inc()
+            return before.heard(report, datetime.now(UTC), watch.config), False
         except (AgentError, ValidationError) as error:
             AGENT_POLLS.labels("failed").inc()
             said = str(error) if isinstance(error, AgentError) else "the agent's answer is no health"
             return before.failed(said), isinstance(error, AgentSilent)
-        AGENT_POLLS.labels("answered").inc()
-        return before.heard(report, datetime.now(UTC), watch.config), False
+        except Exception:  # whatever it was, the pod is asked again, and less often
+            AGENT_POLLS.labels("failed").inc()
+            log.exception("agent of pod %s", pod.name)
+            return before.failed("the agent's answer cannot be dealt with; the operator's log says why"), True
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):  # Python 3.11's wait_for may swallow a cancellation
+            await event.wait()

@@ -185,7 +185,7 @@ class Reconciler:
         refusals: dict[Kind, str] = {}
         for kind in OPTIONAL_KINDS:
             if kind.kind in KINDS:
-                if words := self._informer.refusal(kind.kind):
+                if words := self._informer.refusal(kind.kind, key.namespace):
                     refusals[kind] = words
                 else:
                     live[kind] = self._informer.get(kind.kind, *key)

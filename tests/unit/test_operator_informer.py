@@ -61,6 +61,8 @@ def test_of_two_tales_the_newer_counts() -> None:
     assert one.told("Pod", pod(4), gone=True) is None, "an earlier pod of this name"
     assert len(one.pods(KEY)) == 1
     assert one.told("Pod", pod(6), gone=True) == KEY and one.pods(KEY) == []
+    assert one.told("Pod", pod(5)) is None and one.pods(KEY) == [], "the answer to a write, overtaken by the deletion"
+    assert one.told("Pod", pod(7)) == KEY, "one that is made anew"
 
 
 def test_a_child_is_news_where_it_means_something_else() -> None:
@@ -123,4 +125,16 @@ async def test_it_is_complete_once_every_kind_was_listed_in_every_namespace() ->
             else:
                 one.listed(kind, (), 1, namespace)
     await one.complete()
-    assert one.refusal("PodDisruptionBudget") == "forbidden" and not one.refusal("Pod")
+    assert one.refusal("PodDisruptionBudget", "a") == "forbidden" and not one.refusal("Pod", "a")
+
+
+def test_a_kind_may_be_refused_in_one_namespace_and_granted_in_another() -> None:
+    one, kind = Informer(("a", "b")), "HorizontalPodAutoscaler"
+    one.refused(kind, "forbidden", "a")
+    one.listed(kind, (), 1, "b")
+    assert (one.refusal(kind, "a"), one.refusal(kind, "b")) == ("forbidden", "")
+    one.listed(kind, (), 2, "a")
+    assert not one.refusal(kind, "a")
+    everywhere = Informer()
+    everywhere.refused(kind, "forbidden")
+    assert everywhere.refusal(kind, "a") == "forbidden"

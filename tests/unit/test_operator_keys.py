@@ -140,6 +140,13 @@ async def test_where_no_lease_can_be_seen_the_overwritten_one_yields_for_longer_
     assert waits[:3] == [60, 120, 240] and waits[-1] == 3600
 
 
+async def test_a_server_in_trouble_is_no_reason_to_take_over() -> None:
+    claims = Claims(Leases(refused=503), "b/spd")
+    for _ in range(2):
+        with pytest.raises(ApiRefused):
+            await claims.other(SERVICE, bearing("a/spd"))
+
+
 async def test_a_conflict_is_told_once_and_again_when_the_event_is_gone() -> None:
     clock = Clock()
     claims = Claims(Leases(), "b/spd", clock)

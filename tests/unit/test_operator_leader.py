@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -175,3 +176,44 @@ async def test_a_missing_lease_is_named() -> None:
     server.lease = {"metadata": {"resourceVersion": "1"}}
     await until(lambda: election.leading)
     await end(task)
+
+
+async def test_a_lease_under_which_work_goes_on_is_not_handed_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leader, "_STOP_SECONDS", 0.05)
+    server, over = Server(), asyncio.Event()
+    election = Election(server, LEASE, "a")
+
+    async def stubborn() -> None:
+        while not over.is_set():
+            with suppress(asyncio.CancelledError):
+                await over.wait()
+
+    try:
+        task = asyncio.create_task(election.run(stubborn))
+        await until(lambda: election.leading)
+        task.cancel()
+        with pytest.raises(leader.LeadershipLost):
+            await task
+        assert server.holder == election.identity
+    finally:
+        over.set()
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_an_end_that_comes_with_an_answer_is_an_end(steps: int) -> None:
+    """Whatever the loop is about to do with the answer: a SIGTERM is not forgotten over it."""
+    answered = asyncio.Event()
+
+    class Late(Server):
+        async def get(self, api_version: str, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
+            await answered.wait()
+            return await super().get(api_version, kind, namespace, name)
+
+    task = asyncio.create_task(Election(Late(), LEASE, "a").run(forever))
+    await asyncio.sleep(0.01)
+    answered.set()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=5)
+    assert done and task.cancelled()

@@ -318,6 +318,35 @@ async def test_a_silent_pod_is_asked_less_and_less_and_at_once_when_something_ch
     await running.close()
 
 
+@pytest.mark.parametrize("steps", range(6))
+async def test_a_service_that_is_forgotten_as_its_pod_answers_leaves_no_task(steps: int) -> None:
+    one: Any = Slow(set())
+    running = AgentPoller(one, 60.0, nothing)
+    running.watch(A, Watch((pod("p"),), ("t",), None))
+    await asyncio.sleep(0.02)
+    tasks = {running._services[A].task, running._pods["p"].task}
+    running._services[A].told.set()
+    running._pods["p"].wake.set()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    running.forget(A)
+    assert (await asyncio.wait(tasks, timeout=5))[1] == set()
+
+
+async def test_whatever_an_agent_does_its_pod_is_asked_again() -> None:
+    class Odd(Slow):
+        async def look(self, ip: str, uid: str, tokens: tuple[str, ...], config: AgentConfig | None) -> StatusReport:
+            if (await super().look(ip, uid, tokens, config)) and self.looked[uid] == 1:
+                raise RuntimeError("nobody thought of it")
+            return report(0)
+
+    one: Any = Odd(set())
+    running = AgentPoller(one, 0.02, nothing)
+    running.watch(A, Watch((pod("p"),), ("t",), None))
+    await until(lambda: running.views(A)["p"].report is not None)
+    await running.close()
+
+
 async def test_a_change_is_pushed_at_once() -> None:
     pushed: list[int] = []
 
