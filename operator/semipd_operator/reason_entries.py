@@ -93,6 +93,7 @@ class Reason(StrEnum):
     TPOT_ABOVE_TARGET = "TPOTAboveTarget"
     INSUFFICIENT_TRAFFIC = "InsufficientTraffic"
     METRICS_UNAVAILABLE = "MetricsUnavailable"
+    TELEMETRY_STALE = "TelemetryStale"
 
     FEASIBLE = "Feasible"
     NOT_FEASIBLE = "NotFeasible"

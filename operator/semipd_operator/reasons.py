@@ -165,6 +165,12 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
         Entry(Reason.TPOT_ABOVE_TARGET, "False", "The time per output token is above its target in a pod."),
         Entry(Reason.INSUFFICIENT_TRAFFIC, "Unknown", "Too few requests finished in the window."),
         Entry(Reason.METRICS_UNAVAILABLE, "Unknown", "No ready pod reports fresh latencies."),
+        Entry(
+            Reason.TELEMETRY_STALE,
+            "Unknown",
+            "The engine has told its agent nothing new for a while; the split holds.",
+            "None, unless it stays: PartitionApplied and Available name a process that does not answer.",
+        ),
     ),
     ConditionType.SLO_FEASIBLE: (
         Entry(Reason.FEASIBLE, "True", "A split within the bounds can meet the targets."),
