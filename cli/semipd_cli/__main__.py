@@ -17,7 +17,7 @@ from pathlib import Path
 from semipd_cli.manifest import ManifestError, load
 from semipd_cli.preflight import RunError, find
 from semipd_operator.crd import to_yaml
-from semipd_operator.render import render
+from semipd_operator.render import InvalidTemplate, render
 from semipd_operator.settings import Settings, package_version
 
 DEFAULT_ENGINE_IMAGE = "ghcr.io/semipd/engine"
@@ -132,7 +132,11 @@ def _render(options: argparse.Namespace) -> int:
     settings = Settings(engine_image=options.engine_image, key=b"")
     for manifest in load(options.file):
         service = manifest.service(options.settings, namespace=options.namespace, generation=1)
-        for obj in render(service, settings).objects:
+        try:
+            rendered = render(service, settings)
+        except InvalidTemplate as error:
+            raise ManifestError(f"{options.file}: {error}") from error
+        for obj in rendered.objects:
             print("---\n" + to_yaml(obj), end="")
     return 0
 

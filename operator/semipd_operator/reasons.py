@@ -55,7 +55,7 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
         Entry(
             Reason.INVALID_POD_TEMPLATE,
             "False",
-            "The API server refuses the Deployment; the message says which field.",
+            "The Deployment is refused, e.g. because it asks for more than one GPU; the message says which field.",
             "Correct spec.podTemplate or spec.engine.resources.",
         ),
         Entry(

@@ -33,6 +33,7 @@ from semipd_operator.render import (
     HPA,
     OPTIONAL_KINDS,
     SCALED_OBJECT,
+    InvalidTemplate,
     Kind,
     Object,
     Rendered,
@@ -143,6 +144,8 @@ class Reconciler:
             )
         except Unrenderable as error:
             return Outcome(_live_template_hash(live), Problem(Reason.INVALID_SPEC, str(error)), reach=reach)
+        except InvalidTemplate as error:
+            return Outcome(_live_template_hash(live), Problem(Reason.INVALID_POD_TEMPLATE, str(error)), reach=reach)
         outcome = Outcome(rendered.template_hash, reach=reach, lacking=rendered.lacking)
         try:
             await self.apply_children(key, service, rendered, reach)

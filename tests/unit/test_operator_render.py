@@ -30,7 +30,7 @@ from semipd_agent.contract import AgentFile, service_token, token_digest
 from semipd_agent.partitioner.mps.preflight import judge
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.crd import to_yaml
-from semipd_operator.render import BUDGET, HPA, OPTIONAL_KINDS, Kind, names, render
+from semipd_operator.render import BUDGET, HPA, OPTIONAL_KINDS, InvalidTemplate, Kind, names, render
 from semipd_operator.render.pod import RUN_MOUNT
 from semipd_operator.settings import Settings
 
@@ -63,6 +63,21 @@ def test_a_new_key_changes_the_config_map_only() -> None:
         token_digest(token),
     )
     assert token not in after["ConfigMap"]["data"]["agent.json"]
+
+
+@pytest.mark.parametrize("kind", ["containers", "initContainers"])
+@pytest.mark.parametrize("part", ["limits", "requests"])
+@pytest.mark.parametrize("amount", [2, "2", "1500m"])
+def test_more_than_one_gpu_is_refused_in_a_pod_template_too(kind: str, part: str, amount: int | str) -> None:
+    def with_gpus(number: int | str) -> dict[str, Any]:
+        container = {"name": "engine", "resources": {part: {"nvidia.com/gpu": number}}}
+        return {"podTemplate": {"spec": {kind: [container]}}}
+
+    with pytest.raises(InvalidTemplate, match=rf"{kind}\[engine\].resources.{part} .* add pods by replicas"):
+        objects(with_gpus(amount))
+    assert objects(with_gpus(1))
+    for nonsense in ("x", {"name": "x", "resources": "x"}, {"name": "x", "resources": {part: ["x"]}}):
+        assert objects({"podTemplate": {"spec": {kind: [nonsense]}}}), "the API server says what is wrong"
 
 
 def test_the_pod_template_is_merged_by_name() -> None:

@@ -11,6 +11,7 @@ from semipd_operator.render.configmap import config_map
 from semipd_operator.render.deployment import Unrenderable, deployment, template_hash
 from semipd_operator.render.names import Object
 from semipd_operator.render.pdb import pod_disruption_budget
+from semipd_operator.render.pod import InvalidTemplate
 from semipd_operator.render.podmonitor import PROMETHEUS_API, pod_monitor
 from semipd_operator.render.service import service as service_object
 from semipd_operator.settings import Settings
@@ -21,6 +22,7 @@ __all__ = [
     "OPTIONAL_KINDS",
     "POD_MONITOR",
     "SCALED_OBJECT",
+    "InvalidTemplate",
     "Kind",
     "Object",
     "Rendered",
@@ -82,7 +84,7 @@ def render(
     `hold`: leave the pods as they are, whatever the specification says of them.
     `model_revision`: the commit that the service's pods run from, once it is known.
 
-    Raises `Unrenderable` where there are no pods to leave as they are.
+    Raises `Unrenderable` where there are no pods to leave as they are, `InvalidTemplate`.
     """
     pods = deployment(service, settings, live_deployment, hold=hold)
     wanted = asked_for(service, settings)

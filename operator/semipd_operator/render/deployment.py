@@ -24,7 +24,7 @@ class Unrenderable(ValueError):
 def deployment(service: SemiPDService, settings: Settings, live: Object | None, *, hold: bool = False) -> Object:
     """`live`: the Deployment as it stands, if it is ours. `hold`: keep its template, whatever the specification says.
 
-    Raises `Unrenderable` where there is nothing to hold.
+    Raises `Unrenderable` where there is nothing to hold, `InvalidTemplate`.
     """
     kept = _held(service, live) if hold else _kept(service, live)
     if hold and kept is None:

@@ -6,10 +6,14 @@ from the mounted ConfigMap and through the agent's API.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from semipd_agent.contract import AGENT_PORT, API_PORT, CONFIG_FILE, CONFIG_MOUNT
 from semipd_engine.contract import Device, EngineOptions
+from semipd_operator.api.quantity import parse_quantity
+from semipd_operator.api.v1alpha1.engine import GPU, ONE_GPU
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.render import engine as engine_args
 from semipd_operator.render import names
@@ -36,8 +40,19 @@ _CONTAINER_SECURITY: Object = {
 _SCRATCH: Object = {"name": "tmp", "mountPath": "/tmp"}
 
 
+def _below(value: Any, *path: str) -> Any:
+    """None where something else stands in the way: that is the API server's to say."""
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+class InvalidTemplate(ValueError):
+    """spec.podTemplate makes a pod that is not to be; the message names the field and the remedy."""
+
+
 def pod_template(service: SemiPDService, settings: Settings) -> Object:
-    """Pure: the same service and settings give the same template. Without its hash label."""
+    """Pure: the same service and settings give the same template. Without its hash label. Raises `InvalidTemplate`."""
     spec = service.spec
     image = spec.engine.image or settings.engine_image
     source = model_source(
@@ -92,7 +107,19 @@ def pod_template(service: SemiPDService, settings: Settings) -> Object:
     merged: Object = merge(own, service.spec.pod_template.model_dump(by_alias=True, exclude_defaults=True))
     # The selector's label is not the user's to change: a Deployment that cannot find its pods is refused.
     merged["metadata"]["labels"] |= names.labels(service)
+    _check_gpus(merged)
     return merged
+
+
+def _check_gpus(template: Object) -> None:
+    """The API server cannot: it knows nothing of what a podTemplate holds."""
+    for kind in ("containers", "initContainers"):
+        for container in template["spec"].get(kind) or []:
+            for part in ("limits", "requests"):
+                number = parse_quantity(_below(container, "resources", part, GPU) or 0)
+                if number is not None and number > 1:
+                    where = f"podTemplate.spec.{kind}[{container.get('name')}].resources.{part}"
+                    raise InvalidTemplate(f"{where} asks for more than one {GPU}: {ONE_GPU}")
 
 
 def _pod_security(settings: Settings) -> Object:

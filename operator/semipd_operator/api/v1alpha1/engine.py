@@ -24,6 +24,7 @@ class Resources(ApiModel):
 
 
 GPU = "nvidia.com/gpu"
+ONE_GPU = "the engine uses one; add pods by replicas"
 
 
 def _one_gpu(part: str) -> Rule:
@@ -39,7 +40,7 @@ def _one_gpu(part: str) -> Rule:
     return Rule(
         cel=f"!has(self.resources) || !has(self.resources.{part}) || !('{GPU}' in self.resources.{part}) || ({below})",
         holds=holds,
-        message=f"engine.resources.{part} asks for more than one {GPU}: the engine uses one; add pods by replicas",
+        message=f"engine.resources.{part} asks for more than one {GPU}: {ONE_GPU}",
         field=f".resources.{part}",
     )
 
