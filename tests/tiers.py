@@ -1,6 +1,6 @@
 """Runs the test tiers in rounds and prints a table of what ran, what was skipped, and the seconds.
 
-`python tests/tiers.py [TIER ...]`. Exits non-zero if a test failed, or if any tier but gpu ran no test or skipped one:
+`python tests/tiers.py [TIER ...] [PYTEST OPTION ...]`. Exits non-zero if a test failed, or if any tier but gpu ran no test or skipped one:
 a tier that cannot run here is a failure of the machine's set-up, said in one line, not a quiet pass. While the light
 tiers run, Debian packages, the Kubernetes programs and then the images are made beside them.
 """
@@ -153,6 +153,9 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def main() -> int:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return 0
     wanted = [a for a in sys.argv[1:] if not a.startswith("-")] or list(TIERS)
     if unknown := set(wanted) - set(TIERS):
         print(f"unknown tier {', '.join(sorted(unknown))}; there are {', '.join(TIERS)}", file=sys.stderr)

@@ -22,6 +22,9 @@ from semipd_operator.settings import (
 )
 
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
 def _default(flag: str, otherwise: str = "") -> str:
     return os.environ.get("SEMIPD_OPERATOR_" + flag.upper().replace("-", "_"), otherwise)
 
@@ -86,6 +89,8 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, str]:
     parser.add_argument("--log-level", default=_default("log-level", "info"))
     parser.add_argument("--version", action="version", version=package_version())
     options = parser.parse_args(arguments)
+    if options.log_level not in LOG_LEVELS:
+        raise SettingsError(f"--log-level {options.log_level}: write one of {', '.join(LOG_LEVELS)}")
     if not options.engine_image:
         raise SettingsError("--engine-image is not set: name the image of agent and engine")
     if options.key_file is None:
@@ -117,7 +122,7 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, str]:
         lease=lease,
         metrics_api=_metrics_api(options),
         resync_seconds=float(options.resync_seconds),
-        deaf_after_seconds=3 * float(options.resync_seconds),
+        deaf_after_seconds=max(Settings.deaf_after_seconds, 3 * float(options.resync_seconds)),
     )
     return settings, options.log_level
 

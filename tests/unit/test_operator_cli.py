@@ -103,6 +103,7 @@ def test_operator_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["--key-file", "/nowhere"], "--engine-image is not set"),
         (["--engine-image", "e", "--key-file", "/nowhere"], "mount the chart's Secret"),
         (["--engine-image", "e", "--key-file", "/dev/null"], "at least 16"),
+        (["--engine-image", "e", "--log-level", "loud"], "one of debug, info, warning, error"),
     ],
 )
 def test_operator_flags_that_are_wrong(arguments: list[str], says: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.tiers import Outcome, parse_junit, table
+from tests.tiers import Outcome, main, parse_junit, table
 
 pytestmark = pytest.mark.unit
 
@@ -34,3 +34,13 @@ def test_what_is_a_success(tier: str, passed: int, failed: int, skipped: int, ok
     outcome = Outcome(tier, passed, failed, skipped, 1.0)
     assert outcome.ok is ok
     assert ("FAIL" in table([outcome])) is not ok
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_who_asks_for_help_gets_help(
+    flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tiers.py", flag])
+    monkeypatch.setattr("tests.tiers.Builds", None)
+    assert main() == 0
+    assert "tests/tiers.py [TIER ...]" in capsys.readouterr().out
