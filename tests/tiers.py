@@ -1,8 +1,8 @@
 """Runs the test tiers in rounds and prints a table of what ran, what was skipped, and the seconds.
 
-`python tests/tiers.py [TIER ...] [PYTEST OPTION ...]`. Exits non-zero if a test failed, or if any tier but gpu ran no test or skipped one:
-a tier that cannot run here is a failure of the machine's set-up, said in one line, not a quiet pass. While the light
-tiers run, Debian packages, the Kubernetes programs and then the images are made beside them.
+`python tests/tiers.py [TIER ...] [PYTEST OPTION ...]`. Exits non-zero if a test failed, or if any tier but gpu ran no
+test or skipped one: a tier that cannot run here is a failure of the machine's set-up, said in one line, not a quiet
+pass. While the light tiers run, Debian packages, the Kubernetes programs and then the images are made beside them.
 """
 
 from __future__ import annotations

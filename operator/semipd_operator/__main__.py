@@ -21,7 +21,6 @@ from semipd_operator.settings import (
     package_version,
 )
 
-
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 

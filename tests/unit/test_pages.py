@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,3 +80,72 @@ def test_what_serves_runs_beside_the_next_block_and_is_ended(tmp_path: Path) -> 
         assert shell.run(Block(2, "pgrep --parent $$ --count\n"), 20).strip() == "1"
     with pytest.raises(PageError, match="does not say"), Shell(tmp_path, {}) as shell:
         shell.run(Block(1, "echo other\n", until="begun", serves=True), 20)
+
+
+QUESTION = {
+    "model": "smollm2-135m-instruct",
+    "temperature": 0,
+    "messages": [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}],
+}
+CHAT = "/v1/chat/completions"
+
+
+@contextmanager
+def listener(status: int = 200) -> Iterator[tuple[str, list[tuple[str, str, Any]]]]:
+    """(address, requests heard) of a server that answers whatever it is asked, or refuses it."""
+    heard: list[tuple[str, str, Any]] = []
+    answer = {"id": "chatcmpl-1", "object": "chat.completion", "choices": [{"message": {}, "finish_reason": "stop"}]}
+    answer["choices"][0]["message"] = {"content": "The capital of France is Paris."}  # type: ignore[index]
+
+    class Handler(BaseHTTPRequestHandler):
+        def reply(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            heard.append(
+                (f"{self.command} {self.path}", self.headers.get("Content-Type", ""), body and json.loads(body))
+            )
+            metrics = 'semipd_partition_percent{phase="prefill",value="applied"} 80\n'
+            said = (json.dumps(answer, separators=(",", ":")) if self.command == "POST" else metrics).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        do_GET = do_POST = reply
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}", heard
+        server.shutdown()
+
+
+def curls() -> list[Block]:
+    page = (ROOT / "docs" / "quickstart.md").read_text()
+    return [block for block in blocks(page, "Without Kubernetes") if block.commands.startswith("curl")]
+
+
+def asked(
+    block: Block, folder: Path, change: tuple[str, str] = ("", ""), status: int = 200
+) -> list[tuple[str, str, Any]]:
+    """What a block asks for once it is changed. Raises `PageError`."""
+    with listener(status) as (address, heard), Shell(folder, {}) as shell:
+        assert change[0] in block.commands
+        commands = block.commands.replace(*change).replace("127.0.0.1:8000", address)
+        shell.run(Block(block.line, commands, block.shows), 20)
+    return heard
+
+
+def test_the_quick_start_asks_what_it_says(tmp_path: Path) -> None:
+    question, metrics = curls()
+    assert asked(question, tmp_path) == [(f"POST {CHAT}", "application/json", QUESTION)]
+    assert [request for request, _, _ in asked(metrics, tmp_path)] == ["GET /metrics"]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_refused_request_fails_its_block_by_itself(number: int, tmp_path: Path) -> None:
+    """Not by what it prints alone: this is what `--fail-with-body` is there for. A script would go on."""
+    block = curls()[number]
+    with pytest.raises(PageError, match="a command failed"):
+        asked(block, tmp_path, status=503)
+    asked(block, tmp_path, ("--fail-with-body ", ""), status=503)
