@@ -59,7 +59,11 @@ class AgentClient:
             raise AgentSilent(_SLOW) from error
 
     async def _look(self, ip: str, uid: str, tokens: tuple[str, ...], config: AgentConfig | None) -> StatusReport:
-        health = Health.model_validate_json(await self._send("GET", ip, "/health"))
+        answer = await self._send("GET", ip, "/health")
+        try:
+            health = Health.model_validate_json(answer)
+        except ValidationError as error:
+            raise AgentError("the agent's answer is no health") from error
         if health.pod_uid != uid:
             raise AgentError("another pod answers at the pod's address")
         report, token = await self._read(ip, tokens)

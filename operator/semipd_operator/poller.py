@@ -14,8 +14,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from pydantic import ValidationError
-
 from semipd_agent.contract import AgentConfig
 from semipd_operator.agents import AgentClient, AgentError, AgentSilent
 from semipd_operator.metrics import AGENT_POLLS
@@ -150,10 +148,9 @@ class AgentPoller:
             report = await self._client.look(pod.ip, pod.uid, watch.tokens, watch.config)
             AGENT_POLLS.labels("answered").inc()
             return before.heard(report, datetime.now(UTC), watch.config), False
-        except (AgentError, ValidationError) as error:
+        except AgentError as error:
             AGENT_POLLS.labels("failed").inc()
-            said = str(error) if isinstance(error, AgentError) else "the agent's answer is no health"
-            return before.failed(said), isinstance(error, AgentSilent)
+            return before.failed(str(error)), isinstance(error, AgentSilent)
         except Exception:  # whatever it was, the pod is asked again, and less often
             AGENT_POLLS.labels("failed").inc()
             log.exception("agent of pod %s", pod.name)

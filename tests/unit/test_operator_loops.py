@@ -201,6 +201,13 @@ async def test_a_stranger_at_the_address_never_sees_the_token() -> None:
     assert pod.asked == [("GET", "/health", False)]
 
 
+async def test_an_answer_that_is_no_health_is_an_agents_error() -> None:
+    agent = AgentClient(9400, 1.0)
+    agent._http = httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(200, text="<html>")))
+    with pytest.raises(AgentError, match="no health"):
+        await agent.look("10.0.0.1", "u1", ("t",), None)
+
+
 async def test_a_pod_that_knows_the_key_before_is_asked_with_that() -> None:
     pod = Pod(token="old")
     report = await client(pod).look("10.0.0.1", "u1", ("new", "old"), AgentConfig(generation=2))

@@ -104,6 +104,8 @@ async def test_the_api_server_is_asked_once_for_a_while() -> None:
     assert reviews.asked[0]["resourceAttributes"] == wanted | {"verb": "list"}
     assert await authorizer.may_read_metric(Caller("root", ("system:masters",)), "team", "m")
     assert len(reviews.asked) == 2, "the API server's own group is not asked about"
+    await authorizer.may_read_metric(Caller("alice", ("g",), {"scopes": ("info",)}), "team", "m")
+    assert reviews.asked[-1]["extra"] == {"scopes": ["info"]}, "a token that may do less than its user is asked about"
 
 
 # ---- documents -------------------------------------------------------------------------------------------------------

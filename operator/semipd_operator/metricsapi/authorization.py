@@ -21,7 +21,7 @@ class Reviewer(Protocol):
 class Authorizer:
     def __init__(self, api: Reviewer) -> None:
         self._api = api
-        self._kept: dict[tuple[str, tuple[str, ...], str], tuple[float, bool]] = {}
+        self._kept: dict[tuple[Any, ...], tuple[float, bool]] = {}
 
     async def may_read_metric(self, caller: Caller, namespace: str, metric: str) -> bool:
         group, version = EXTERNAL_METRICS_API.split("/")
@@ -34,11 +34,13 @@ class Authorizer:
         }
         if _ALWAYS in caller.groups:
             return True
-        key, now = (caller.user, caller.groups, f"{namespace}/{metric}"), time.monotonic()
+        # All that the review is asked about; `extra` may hold the scopes of a token that may do less than its user.
+        extra = {name: list(values) for name, values in caller.extra.items()}
+        about = sorted((name, tuple(values)) for name, values in extra.items())
+        key, now = (caller.user, caller.groups, tuple(about), namespace, metric), time.monotonic()
         at, allowed = self._kept.get(key, (float("-inf"), False))
         if now - at <= _KEPT_SECONDS[allowed]:
             return allowed
-        extra = {name: list(values) for name, values in caller.extra.items()}
         spec = {
             "user": caller.user,
             "groups": list(caller.groups),
