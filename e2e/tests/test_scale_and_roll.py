@@ -76,7 +76,7 @@ def test_ready_while_splits_differ(cluster: Cluster, service: Service) -> None:
         assert service.condition("PartitionApplied")["status"] == "True"
     assert "applied" not in partition  # there is no one split to show
     assert "-" in partition["summary"]
-    mover = {decision["pod"] for decision in partition["decisions"] if decision["reason"] == "TTFTAboveTarget"}
+    mover = {decision["pod"] for decision in partition["decisions"] if decision["reason"] == "BetterSplitPredicted"}
     by_address = {pod["status"]["podIP"]: pod["metadata"]["name"] for pod in service.pods()}
     assert mover == {by_address[first]}
     assert second != first

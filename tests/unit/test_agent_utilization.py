@@ -76,6 +76,14 @@ def test_a_young_pod_under_load_knows_as_well_as_an_old_one() -> None:
     assert settled(run, 30)[-1] == pytest.approx(fmean(settled(old)), rel=0.35)
 
 
+def test_a_pod_that_had_nothing_to_do_knows_once_it_has() -> None:
+    """Without work the ratio is 0, from which no multiple of the load can be guessed."""
+    config = AgentConfig(slo=PROMPTS, partition=PartitionConfig(mode=Mode.AUTO))
+    run = simulate(poisson(20.0, 60, 400, 20, 1, start=40), config, 100, FAST)
+    assert run.fullness[35] == 0
+    assert settled(run)[-1] == pytest.approx(fmean(settled(under(20.0, 400, 20, PROMPTS))), rel=0.35)
+
+
 def test_the_split_in_force_does_not_change_the_ratio() -> None:
     """What another split would mend asks for no pod."""
     found = []

@@ -69,7 +69,7 @@ def measure(
     ]
     climb = _Climb(jobs, [(split, load.machine(split, o)) for split in by_share(splits)], slo)
     low, high = LOWEST, HIGHEST
-    if guess is not None:  # what was true a moment ago is nearly true now
+    if guess:  # what was true a moment ago is nearly true now; of a pod without work (0) nothing follows
         near = min(max(1 / guess, 1.01 * LOWEST), HIGHEST / 1.01)
         low, high = (near, min(HIGHEST, 1.5 * near)) if climb.keeps(near) else (max(LOWEST, near / 1.5), near)
         if high > near and climb.keeps(high):
