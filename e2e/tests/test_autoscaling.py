@@ -1,8 +1,8 @@
 """Replicas that follow the load, by Kubernetes' own HPA controller on the metric that the operator serves.
 
 The load is a closed loop that keeps the queue of a pod from ever being empty, of prompts that its cache cannot keep and
-that take longer than their target, so it is beyond one pod's capacity on any machine. What it takes in seconds is told, and
-not judged.
+that take longer than their target, so it is beyond one pod's capacity on any machine. What it takes in seconds is told,
+and not judged.
 """
 
 from __future__ import annotations
