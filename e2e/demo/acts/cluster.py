@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import tarfile
 import time
@@ -43,7 +44,11 @@ def install(outcome: Outcome, kube: Kube, images: dict[str, str], *, local: bool
     Operator(kube, images).ensure(*values)
     shown = kube.kubectl("-n", SYSTEM, "get", "deployments").splitlines()
     outcome.console.print("\n".join(f"  {line}" for line in shown), markup=False, highlight=False)
-    outcome.check("the operator is installed by Helm and available", "1/1" in "".join(shown), images["operator"])
+    outcome.check(
+        "the operator is installed by Helm and available",
+        bool(re.search(r"\s([1-9]\d*)/\1\s", "\n".join(shown))),
+        images["operator"],
+    )
 
 
 def deploy(outcome: Outcome, kube: Kube, model: Path, *, local: bool, engine_image: str) -> Deployed:

@@ -21,6 +21,8 @@ TARGET_PERCENT = 60
 LOAD = 1.1
 """Of what the prefill of one pod can do."""
 LONGEST = 120.0
+REGISTRATION_SECONDS = 30.0
+"""The operator registers its metrics API with the first service that scales by it."""
 WINDOW_SECONDS = 10
 AT_ONCE = {"stabilizationWindowSeconds": 0, "policies": [{"type": "Pods", "value": 1, "periodSeconds": 5}]}
 """For people who watch; the defaults wait for minutes before they take a pod away."""
@@ -33,7 +35,14 @@ def scale(outcome: Outcome, service: Deployed, kube: Kube) -> None:
     behavior = {"scaleUp": AT_ONCE, "scaleDown": AT_ONCE}
     scaling = {"maxReplicas": PODS, "targetUtilizationPercent": TARGET_PERCENT, "behavior": behavior}
     service.merge({"slo": slo, "partition": {"mode": "Manual"}, "autoscaling": scaling})
-    obj, _ = wait_until(service, lambda obj: _scaling(obj) in ("True", "False"), 60, "ScalingReady")
+    registered_by = time.monotonic() + REGISTRATION_SECONDS
+
+    def settled(obj: Manifest) -> bool:
+        said = condition(obj, "ScalingReady")
+        coming = said.get("reason") == "MetricsAPIUnavailable" and time.monotonic() < registered_by
+        return said.get("status") in ("True", "False") and not coming
+
+    obj, _ = wait_until(service, settled, 60, "ScalingReady")
     if _scaling(obj) == "False":
         said = condition(obj, "ScalingReady")
         outcome.console.print(f"  left out: {said['reason']}: {said['message']}", markup=False, highlight=False)
