@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -66,19 +67,23 @@ class ApiClient:
         self._channel: BlockingChannel[CoreToApi] = BlockingChannel(sock, CoreToApi)
         self._sender: BlockingChannel[CoreToApi] = BlockingChannel(sock.dup(), CoreToApi)
         self._streams: dict[str, Stream] = {}
+        self._numbers = itertools.count()
+        self._sending = threading.Lock()
         self.state: CoreState | None = None
         self.lost = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
 
     def add(self, prompt: Sequence[int], max_tokens: int, **sampling: Any) -> Stream:
         wanted = Sampling(temperature=0, max_tokens=max_tokens, **sampling)
-        stream = Stream(f"r{len(self._streams)}", list(prompt), wanted)
+        stream = Stream(f"r{next(self._numbers)}", list(prompt), wanted)  # several threads add: one step, one number
         self._streams[stream.key] = stream
-        self._sender.send(AddRequest(stream.key, stream.prompt, wanted, time.monotonic()))
+        with self._sending:
+            self._sender.send(AddRequest(stream.key, stream.prompt, wanted, time.monotonic()))
         return stream
 
     def abort(self, stream: Stream) -> None:
-        self._sender.send(AbortRequest(stream.key))
+        with self._sending:
+            self._sender.send(AbortRequest(stream.key))
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
