@@ -150,6 +150,27 @@ def test_a_change_of_the_load_begins_a_new_regime_and_chance_does_not() -> None:
     assert 135 <= load.regime_since <= 180
 
 
+def test_refused_requests_take_their_place_in_the_order_of_arrival() -> None:
+    """Core lists them apart, and those of now may be older than an arrival that it has told of before."""
+    refused = engine.FinishedRequest(
+        cursor=0,
+        received_at=1.0,
+        finished_at=1.0,
+        prompt_tokens=800,
+        cached_tokens=0,
+        output_tokens=0,
+        ttft_seconds=None,
+        tpot_seconds=None,
+        finish_reason="rejected",
+    )
+    load = advance(Load(), Observation(core_id="c", at=2.0, arrivals=(Arrival(id=1, at=1.5, prompt_tokens=10),)))
+    later = tuple(refused.model_copy(update={"cursor": n, "received_at": at}) for n, at in enumerate((2.5, 1.2)))
+    load = advance(load, Observation(core_id="c", at=3.0, finished=later))
+    assert [(one.at, one.prompt) for one in load.window(3.0)] == [(1.2, 800), (1.5, 10), (2.5, 800)]
+    work = [load.job(one, one.at, 512).work for one in load.window(3.0)]
+    assert work[0] == work[2] > 10 * work[1]
+
+
 def test_the_same_request_gets_the_same_length_in_every_evaluation() -> None:
     load = replace(Load(), lengths=tuple(range(10, 500, 5)))
     assert [load.drawn(n) for n in range(50)] == [load.drawn(n) for n in range(50)]

@@ -56,7 +56,7 @@ class Load:
     since: float = 0.0
     """First observation of this core."""
     seen: dict[int, Seen] = field(default_factory=dict)
-    """By id, oldest first."""
+    """By id, in the order of `at`: a replay serves them in this order."""
     newest: int = -1
     """Id of the last arrival taken."""
     cursor: int = -1
@@ -165,6 +165,8 @@ def advance(load: Load, o: Observation) -> Load:
             insort(lengths, done.output_tokens)
             if len(recent) > LENGTHS_KEPT:
                 del lengths[bisect_right(lengths, recent.pop(0)) - 1]
+    # A request that was refused, or tokenised for long, is heard of later than younger ones.
+    seen = dict(sorted(seen.items(), key=lambda item: item[1].at))
     drop = list(islice(seen, max(0, len(seen) - MOST_KEPT)))
     drop += [id for id, one in seen.items() if one.at < o.at - KEPT_SECONDS]
     for id in set(drop):

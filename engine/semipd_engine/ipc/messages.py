@@ -62,8 +62,8 @@ class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
     """A request was answered with 429: core never sees it, but whoever controls the load must."""
 
     received_at: float
-    prompt_tokens: int = 0
-    """0: it was refused before it was tokenised."""
+    prompt_tokens: int
+    """Estimated: it was refused before it was tokenised."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):

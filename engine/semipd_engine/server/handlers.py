@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from fastapi import Request, Response
 
@@ -23,11 +23,12 @@ async def completions(service: Service, request: Request) -> Response:
     service.check_model(body.model)
     shape = CompletionShape(body, service.tokenizer)
     size = sum(len(prompt) for prompt in body.prompt if isinstance(prompt, str))
+    lengths = [service.estimate(prompt) for prompt in body.prompt]
 
     def encode() -> list[list[int]]:
         return service.encode_prompts(body.prompt, body.add_special_tokens)
 
-    return await _answer(service, request, body, shape, len(body.prompt), size, encode)
+    return await _answer(service, request, body, shape, lengths, size, encode)
 
 
 async def chat_completions(service: Service, request: Request) -> Response:
@@ -40,7 +41,8 @@ async def chat_completions(service: Service, request: Request) -> Response:
     def encode() -> list[list[int]]:
         return service.encode_prompts([render(service, body, messages)], body.add_special_tokens)
 
-    return await _answer(service, request, body, shape, 1, chat.characters(messages), encode)
+    size = chat.characters(messages)
+    return await _answer(service, request, body, shape, [service.estimate(size)], size, encode)
 
 
 def render(service: Service, body: ChatRequest | TokenizeRequest, messages: list[chat.Message]) -> str:
@@ -61,11 +63,11 @@ async def _answer(
     request: Request,
     body: GenerationRequest,
     shape: Shape,
-    prompts: int,
+    prompts: Sequence[int],
     characters: int,
     encode: Callable[[], list[list[int]]],
 ) -> Response:
-    generation = service.admit(shape.prefix, prompts * body.choices)
+    generation = service.admit(shape.prefix, prompts, body.choices)
     try:
         await service.start(generation, body, await service.tokenise(characters, encode))
         if body.stream:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -25,6 +25,9 @@ from semipd_engine.server.tokenizer import Tokenizer
 
 INLINE_CHARACTERS = 4096
 """Texts up to this length are tokenised on the event loop (well under a millisecond); longer ones in a thread."""
+
+CHARACTERS_PER_TOKEN = 4.0
+"""Of a text, until this model's own figure is known."""
 
 T = TypeVar("T")
 
@@ -47,6 +50,8 @@ class Service:
         self.max_model_len = min(limits, default=0)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenise")
         self._in_thread = 0
+        self._encoded = (0, 0)
+        """Characters and tokens of all texts so far."""
         self._admitting = asyncio.Event()
         """Set while core is connected and takes requests."""
 
@@ -78,17 +83,31 @@ class Service:
             message = f"model: {name!r} is not served here; use {self.card.name!r} (see /v1/models)"
             raise ApiError(404, message, param="model", code="model_not_found")
 
-    def admit(self, prefix: str, sequences: int) -> Generation:
-        """Reserve a place, before any work is done for the request. Raises `ApiError` (429, 503)."""
+    def admit(self, prefix: str, prompts: Sequence[int], choices: int) -> Generation:
+        """Reserve a place, before any work is done for the request. Raises `ApiError` (429, 503).
+
+        `prompts`: about how many tokens each has (`estimate`): core hears of those that are refused.
+        """
         received_at = time.monotonic()
         try:
             self.admission.check(self.generations.waiting)
         except ApiError as error:
             if error.status == 429:
-                for _ in range(sequences):
-                    self.core.send(Rejected(received_at))
+                for tokens in prompts:
+                    for _ in range(choices):
+                        self.core.send(Rejected(received_at, tokens))
             raise
-        return Generation(self.generations, f"{prefix}-{uuid.uuid4().hex}", sequences, received_at)
+        return Generation(self.generations, f"{prefix}-{uuid.uuid4().hex}", len(prompts) * choices, received_at)
+
+    def estimate(self, prompt: Prompt | int) -> int:
+        """Tokens of a prompt, or of a text with so many characters; not tokenised, and at most what the model takes."""
+        if isinstance(prompt, list):
+            tokens = len(prompt)
+        else:
+            characters, encoded = self._encoded
+            rate = characters / encoded if encoded else CHARACTERS_PER_TOKEN
+            tokens = round((prompt if isinstance(prompt, int) else len(prompt)) / rate)
+        return max(1, min(tokens, self.max_model_len or tokens))
 
     async def tokenise(self, characters: int, work: Callable[[], T]) -> T:
         """Run `work` (rendering, encoding) without stopping the streams; calls finish in the order they were made."""
@@ -104,7 +123,11 @@ class Service:
         """Ids of each prompt, checked against the vocabulary and the model's length. Raises `ApiError` (400)."""
         encoded = []
         for prompt in prompts:
-            ids = self.tokenizer.encode(prompt, add_special_tokens) if isinstance(prompt, str) else prompt
+            if isinstance(prompt, str):
+                ids = self.tokenizer.encode(prompt, add_special_tokens)
+                self._encoded = (self._encoded[0] + len(prompt), self._encoded[1] + len(ids))
+            else:
+                ids = prompt
             check_token_ids("prompt", ids, self.card.vocab_size)
             check_prompt_length(len(ids), self.max_model_len)
             encoded.append(ids)

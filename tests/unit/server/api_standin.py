@@ -18,6 +18,7 @@ from semipd_engine.ipc.messages import (
     ApiToCore,
     CoreState,
     Outputs,
+    Rejected,
     RequestOutput,
     TokenLogprobs,
 )
@@ -41,6 +42,7 @@ class StandInCore:
         self.error: str | None = None
         self.added: list[AddRequest] = []
         self.aborted: list[str] = []
+        self.rejected: list[Rejected] = []
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -113,6 +115,8 @@ class StandInCore:
                         self.aborted.append(message.key)
                         if task := self._tasks.pop(message.key, None):
                             task.cancel()
+                    else:
+                        self.rejected.append(message)
         except ConnectionError:
             pass
         finally:

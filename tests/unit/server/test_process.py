@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 from tests.unit.server.api_process import Api, StartApi, wait_until
+from tokenizers import Tokenizer
 
 pytestmark = pytest.mark.unit
 
@@ -57,6 +58,26 @@ def test_a_full_queue_answers_429_before_tokenising(start_api: StartApi) -> None
         assert 'semipd_rejected_requests_total{model_name="letters",reason="queue_full"}' in api.metrics()
         api.core.crash()
         assert [future.result().status_code for future in waiting] == [503, 503]
+
+
+def test_core_hears_how_large_a_refused_request_is(start_api: StartApi, tokenizer: Tokenizer) -> None:
+    """Whoever controls the load must count its work, though nobody has tokenised it."""
+    api = start_api("--max-queued-requests", "1")
+    text = "The quick brown fox jumps over the lazy dog. "
+    assert api.complete(text, max_tokens=1).status_code == 200, "from here on the api knows this tokenizer's rate"
+    api.core.hold = True
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(api.complete, "The")
+        wait_until(lambda: len(api.core.added) == 2)
+        assert api.complete([[5] * 70, [5] * 9], n=2).status_code == 429
+        assert api.complete(text * 5).status_code == 429
+        assert api.chat(text * 100).status_code == 429
+        api.core.crash()
+        assert waiting.result().status_code == 503
+    *exact, words, chat = [refused.prompt_tokens for refused in api.core.rejected]
+    assert exact == [70, 70, 9, 9]
+    assert words == pytest.approx(len(tokenizer.encode(text * 5).ids), rel=0.1)
+    assert chat == api.core.state.max_model_len, "a longer one would not be work, but an error"
 
 
 def test_requests_reach_core_in_their_order(start_api: StartApi) -> None:
