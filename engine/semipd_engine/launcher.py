@@ -138,22 +138,30 @@ class Launcher:
             signal.signal(number, self._on_signal)
         announced = False
         while not self._signals:
-            now = time.monotonic()
-            self._keep_port()
-            for child in self._children.values():
-                child.tick(now)
+            problem = self.turn(time.monotonic())
             announced = announced or self._announce()
-            if problem := self._refusal():
-                self._stop()
+            if problem:
+                self.stop()
                 log.error("%s", problem)  # the last line: the agent shows it
                 return REFUSED
             time.sleep(POLL_SECONDS)
-        self._stop()
+        self.stop()
         return 0
 
+    def turn(self, now: float) -> str | None:
+        """Start what is due and note what has ended. Returns why the engine can never serve, if that has shown."""
+        self._keep_port()
+        for child in self._children.values():
+            child.tick(now)
+        return self._refusal()
+
     def _refusal(self) -> str | None:
-        """What the api finds wrong with the model's files, once the resident has not: it would be started for ever."""
-        if self._children["api"].last_exit != REFUSED:
+        """What the api finds wrong with the model's files, once the resident has not: it would be started for ever.
+
+        Whatever ends an api after one has served may pass (a folder that is being replaced): it is started again.
+        """
+        api = self._children["api"]
+        if api.process is not None or api.last_exit != REFUSED or self._port_file.exists():
             return None
         snapshot = read_snapshot(self._run_dir)
         if snapshot is None or snapshot.state in (EngineState.STARTING, EngineState.LOADING, EngineState.FAILED):
@@ -174,7 +182,8 @@ class Launcher:
         if number == signal.SIGINT:
             self._signals.append(number)  # Ctrl-C wants out: no drain
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Take everything down, in the order of the module's header."""
         api, core, resident = (self._children[name] for name in ("api", "core", "resident"))
         core.signal(signal.SIGTERM)
         api.signal(signal.SIGTERM)
