@@ -15,7 +15,7 @@ from tests.engine.fake_model import reference
 from tests.engine.harness import Engine, engine_for, wait_for
 from tests.engine.load import Load
 
-from semipd_engine.contract import Ack, EngineOptions, EngineState, Phase, SetPartition, Split
+from semipd_engine.contract import Ack, ControlError, EngineOptions, EngineState, Phase, SetPartition, Split
 from semipd_engine.cpu_plan import cpu_plan
 
 pytestmark = pytest.mark.engine
@@ -107,6 +107,10 @@ def test_a_split_is_applied_by_the_workers_themselves(engine: Engine) -> None:
     assert set_split(3, 60, 40) == 3
     wait_for(lambda: set(applied().values()) == {3}, 2, "epoch 3 in both idle workers")
     assert set_split(3, 10, 10) == 3 and set_split(2, 10, 10) == 3  # old epochs change nothing
+    assert engine.snapshot().split == Split(prefill=60, decode=40)
+    vast = cpu_plan(Split(), cpus).model_copy(update={"granted_cpus": tuple(range(20_000))})
+    refused = engine.control(SetPartition(split_epoch=4, plan=vast))
+    assert isinstance(refused, ControlError) and "plan" in refused.message  # and epoch 4 is still to come
     assert engine.snapshot().split == Split(prefill=60, decode=40)
     stopped = engine.worker(Phase.DECODE).pid
     os.kill(stopped, signal.SIGSTOP)

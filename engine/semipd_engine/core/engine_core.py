@@ -40,7 +40,7 @@ from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.step_log import StepLog
 from semipd_engine.core.worker_pool import WorkerPool
 from semipd_engine.ipc.messages import CoreState, PlanAnswer, Rejected, RequestOutput, ResidentHello
-from semipd_engine.pacing.page import PacingPage
+from semipd_engine.pacing.page import PacingPage, plan_text
 
 TICK_SECONDS = 0.1
 """Longest time that the loop waits: retries, watchdog and gauges need no more."""
@@ -142,12 +142,14 @@ class EngineCore:
     # ---- control -------------------------------------------------------------------------------------------------
 
     def _on_control(self, request: SetPartition | GetSnapshot | Drain) -> EngineSnapshot | Ack:
+        """Raises ValueError for what cannot be done; nothing has changed then."""
         now = time.monotonic()
         if isinstance(request, GetSnapshot):
             return self._report.snapshot(request.since, now)
         if isinstance(request, Drain):
             self._status.drained = True
         else:
+            plan_text(request.plan)  # a plan that does not fit is refused before it changes anything
             self._partitions.propose(request, now)
             self._switch(now)
         return Ack(split_epoch=self._partitions.in_force.split_epoch)

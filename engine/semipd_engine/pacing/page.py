@@ -19,7 +19,7 @@ from semipd_engine.contract import PartitionPlan, Phase
 from semipd_engine.pacing.bell import Bell
 from semipd_engine.pacing.stride import Customer
 
-PAGE_BYTES = 16384
+PAGE_BYTES = 65536
 PLAN_OFFSET = 2048
 """Bytes; the words lie before, the plan's JSON text behind."""
 MAGIC = 0x5345_4D49_5044_0003
@@ -57,6 +57,14 @@ class _Word:
 
     def __set__(self, seat: Seat, value: int) -> None:
         seat.words[seat.first + self.index] = value
+
+
+def plan_text(plan: PartitionPlan) -> bytes:
+    """What the page holds of a plan: what a worker executes. Raises ValueError if it does not fit."""
+    text = plan.model_dump_json(exclude={"prefill": {"environment"}, "decode": {"environment"}, "whole": True}).encode()
+    if len(text) > PAGE_BYTES - PLAN_OFFSET:
+        raise ValueError(f"plan: it takes {len(text)} bytes, the pacing page has {PAGE_BYTES - PLAN_OFFSET}")
+    return text
 
 
 class Seat:
@@ -111,12 +119,8 @@ class PacingPage:
     # ---- written by core -----------------------------------------------------------------------------------------
 
     def write_plan(self, epoch: int, plan: PartitionPlan) -> None:
-        """Put a plan in force. Raises ValueError if it does not fit the page."""
-        text = plan.model_dump_json(
-            exclude={"prefill": {"environment"}, "decode": {"environment"}, "whole": True}
-        ).encode()
-        if len(text) > PAGE_BYTES - PLAN_OFFSET:
-            raise ValueError(f"the plan takes {len(text)} bytes, the page has {PAGE_BYTES - PLAN_OFFSET}")
+        """Put a plan in force. Raises ValueError if it does not fit: who accepts one asks `plan_text`."""
+        text = plan_text(plan)
         writing = self._words[_WORD_SEQUENCE] | 1  # a writer that died half-way left it odd
         self._words[_WORD_SEQUENCE] = writing
         self._bytes[PLAN_OFFSET : PLAN_OFFSET + len(text)] = text
