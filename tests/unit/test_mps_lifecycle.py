@@ -20,7 +20,8 @@ from tests.unit.mps_bench import H100, QUICK, MpsBench
 from tests.unit.mps_stand_in import SMS
 
 from semipd_agent.contract import PartitionReason
-from semipd_agent.partitioner.mps.keeper import claim
+from semipd_agent.partitioner.mps import daemon
+from semipd_agent.partitioner.mps.daemon import claim
 from semipd_agent.partitioner.mps.ladder import LADDER, Timing
 from semipd_engine.contract import EngineSnapshot, EngineState, PacingMode, Phase, Split, WorkerReport, WorkerState
 
@@ -366,6 +367,32 @@ async def test_what_a_killed_agent_left_behind_is_removed(idle: MpsBench) -> Non
     assert neighbour.exists() and strangers.exists()
     neighbour.rmdir()
     strangers.rmdir()
+
+
+@pytest.mark.parametrize("removed", ["before it is locked", "while it is locked"])
+def test_a_directory_that_another_agent_takes_for_abandoned_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: str
+) -> None:
+    """Two agents that begin at once: one looks between the other's making of its directory and its lock."""
+    make = tempfile.mkdtemp
+    lost: list[Path] = []
+
+    def crowded(prefix: str, dir: Path) -> str:
+        made = make(prefix=prefix, dir=dir)
+        monkeypatch.setattr(tempfile, "mkdtemp", make)
+        lost.append(Path(made))
+        if removed == "while it is locked":
+            assert daemon._lock(Path(made)) is not None
+        else:
+            claim(tmp_path)
+            assert not Path(made).exists()
+        return made
+
+    monkeypatch.setattr(tempfile, "mkdtemp", crowded)
+    mine = claim(tmp_path)
+    assert mine.is_dir() and mine not in lost
+    claim(tmp_path)
+    assert mine.is_dir(), "it is locked"
 
 
 def test_a_server_may_take_longer_to_start_than_a_command_to_answer() -> None:

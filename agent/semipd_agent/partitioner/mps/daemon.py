@@ -1,15 +1,17 @@
 """One incarnation of the MPS control daemon: fresh directories, the daemon as a child, its server, and their end.
 
-It never comes back to life: a new incarnation has new directories, so stale sockets and pid files mean nothing. It
-knows no rung and no engine.
+It never comes back to life: a new incarnation has new directories, so stale sockets and pid files mean nothing. They
+lie in one directory of the agent's (`claim`). It knows no rung and no engine.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +22,7 @@ from semipd_agent.partitioner.mps.control import ControlClient, ControlError, Se
 from semipd_agent.partitioner.mps.ladder import Timing
 
 _POLL_SECONDS = 0.1
+_PREFIX = "mps-"
 
 
 class StartFailed(Exception):
@@ -142,3 +145,33 @@ def _signal(pid: int, number: signal.Signals, program: str) -> None:
     if _is_ours(pid, program):
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
+
+
+def claim(base: Path) -> Path:
+    """A private directory below `base` (mode 0700), locked for this process's life. Those of ours that nobody holds any
+    more are removed: a killed agent cannot clean up, and its volume may outlive it. Raises OSError."""
+    for old in base.glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            if old.stat().st_uid == os.getuid() and (lock := _lock(old)) is not None:
+                shutil.rmtree(old, ignore_errors=True)
+                os.close(lock)
+    while True:
+        private = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+        # Until it is locked, another agent that begins just now takes it for one of the dead, and removes it.
+        with suppress(FileNotFoundError):
+            if _lock(private) is not None and private.exists():
+                return private
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a directory; the descriptor stays open, so the lock lasts as long as this process. None: another has it.
+    Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        os.close(descriptor)
+        if isinstance(e, BlockingIOError):
+            return None
+        raise
+    return descriptor

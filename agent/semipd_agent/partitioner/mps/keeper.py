@@ -10,12 +10,9 @@ uses them starts all workers anew. What is lost decides how the old one ends:
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import itertools
 import logging
-import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,12 +24,10 @@ from semipd_agent.contract import PartitionReason
 from semipd_agent.partitioner.base import Problem
 from semipd_agent.partitioner.mps.clients import ProbeFailed, Prober, Programs
 from semipd_agent.partitioner.mps.control import ControlError, ControlTimeout, ServerStatus
-from semipd_agent.partitioner.mps.daemon import Daemon, StartFailed
+from semipd_agent.partitioner.mps.daemon import Daemon, StartFailed, claim
 from semipd_agent.partitioner.mps.ladder import Timing, implausible
 
 log = logging.getLogger(__name__)
-
-_PREFIX = "mps-"
 
 SILENT_CHECKS = 2
 """Unanswered checks in a row before a daemon counts as lost."""
@@ -280,27 +275,3 @@ class Keeper:
                 self._retired.remove(each)
                 with suppress(OSError):
                     await each.daemon.destroy()
-
-
-def claim(base: Path) -> Path:
-    """A private directory below `base` (mode 0700), locked for this process's life. Those of ours that nobody holds any
-    more are removed: a killed agent cannot clean up, and its volume may outlive it."""
-    for old in base.glob(f"{_PREFIX}*"):
-        with suppress(OSError):
-            if old.stat().st_uid == os.getuid() and (lock := _lock(old)) is not None:
-                shutil.rmtree(old, ignore_errors=True)
-                os.close(lock)
-    private = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-    _lock(private)
-    return private
-
-
-def _lock(folder: Path) -> int | None:
-    """Lock a directory; the descriptor stays open, so the lock lasts as long as this process. None: another has it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
