@@ -14,7 +14,7 @@ import secrets
 import signal
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,7 +25,6 @@ from semipd_cli.manifest import Manifest, ManifestError, load_one
 from semipd_cli.preflight import RunError, find
 from semipd_cli.status_view import status_line, write_status
 from semipd_operator.agents import AgentClient, AgentError
-from semipd_operator.api.v1alpha1.model import ModelSpec
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
 from semipd_operator.render import engine
@@ -71,15 +70,20 @@ class Embedded:
         self._view = AgentView()
         self._status = SemiPDServiceStatus()
         self._last_write: datetime | None = None
+        self._unwritten = False
+        """The status file is older than the status."""
         self._stopping = False
         self._refusal = ""
         """Why no engine can serve the model: the end of the run."""
+        self._faults: dict[str, str] = {}
+        """What fails at present, by part: said once, and tried again."""
 
     async def run(self) -> int:
         """Until the agent ends; its exit status. Ctrl-C and SIGTERM drain, a second one kills."""
         with tempfile.TemporaryDirectory(prefix="semipd-run-") as name:
             folder = Path(name)
-            directory = await self._model_directory(self._service.spec.model)
+            model = self._service.spec.model
+            directory = await preflight.model_directory(model.uri, model.revision, self._options.claims)
             await preflight.check_model(directory)
             preflight.check_address(self._options.host, self._port)
             preflight.check_outputs(self._options.status_file, self._options.log_file)
@@ -107,31 +111,6 @@ class Embedded:
             message = "names a Secret, and there is none without Kubernetes: use --api-key-file FILE"
             raise ManifestError(f"{source.path}: spec.service.apiKeySecretRef {message}")
         return service
-
-    async def _model_directory(self, model: ModelSpec) -> str:
-        scheme, _, rest = model.uri.partition("://")
-        if scheme == "pvc":
-            return str(preflight.folder(model.uri, self._options.claims / rest))
-        if scheme == "file":
-            return str(preflight.folder(model.uri, Path(rest)))
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "semipd" / "models"
-        folder = cache / rest.replace("/", "--")
-        folder.mkdir(parents=True, exist_ok=True)
-        directory = folder / f"current-{(model.revision or 'main').replace('/', '--')}"
-        revision = ["--revision", model.revision] if model.revision else []
-        fetch = await asyncio.create_subprocess_exec(
-            find("semipd-engine"),
-            "fetch",
-            model.uri,
-            "--cache",
-            str(folder),
-            "--link",
-            str(directory),
-            *revision,
-        )
-        if await fetch.wait():
-            raise RunError(f"model.uri {model.uri}: the download failed, see above")
-        return str(directory)
 
     def _write_config(self, folder: Path) -> None:
         content = AgentFile(token_sha256=(token_digest(self._token),), config=self._config())
@@ -192,23 +171,44 @@ class Embedded:
             loop.add_signal_handler(number, stop)
 
     async def _watch(self, folder: Path, child: asyncio.subprocess.Process) -> None:
+        """Until the model is refused for good. What fails in one turn is said, and tried again in the next."""
         client: AgentClient | None = None
         try:
             while True:
-                self._reread(folder)
+                with self._contained("the manifest cannot be put in force"):
+                    self._reread(folder)
                 if client is None and (port := _port(folder / "port")):
                     client = AgentClient(port, timeout_seconds=2.0)
                 if client is not None:
-                    await self._look(client)
-                self._show()
+                    with self._contained("the agent cannot be asked"):
+                        await self._look(client)
+                with self._contained("the status cannot be shown"):
+                    self._show()
+                with self._contained("--status-file cannot be written"):
+                    self._write_status()
                 self._refusal = _lasting(self._view)
                 if self._refusal:
-                    child.send_signal(signal.SIGTERM)
+                    with contextlib.suppress(ProcessLookupError):
+                        child.send_signal(signal.SIGTERM)
                     return
                 await asyncio.sleep(_PERIOD_SECONDS)
         finally:
             if client is not None:
                 await client.close()
+
+    @contextlib.contextmanager
+    def _contained(self, part: str) -> Iterator[None]:
+        """The engine serves on, and is watched on, whatever goes wrong here: a full disk, a reader that has left."""
+        try:
+            yield
+        except Exception as error:
+            problem = f"{part} ({type(error).__name__}: {error}); it is tried again"
+            if self._faults.get(part) != problem:
+                self._faults[part] = problem
+                with contextlib.suppress(Exception):
+                    self._say(problem)
+        else:
+            self._faults.pop(part, None)
 
     async def _look(self, client: AgentClient) -> None:
         config = None if self._service.spec.paused else self._config()
@@ -224,18 +224,18 @@ class Embedded:
         stamp = _stamp(self._options.manifest)
         if stamp == self._stamp:
             return
-        self._stamp = stamp
         try:
             changed = self._parse(load_one(self._options.manifest), self._service.metadata.generation + 1)
         except ManifestError as error:
+            self._stamp = stamp
             self._say(str(error))
             return
-        if changed.spec == self._service.spec:
-            return
-        if Record.of(changed).values != Record.of(self._service).values:
-            self._say("model, engine or podTemplate changed: start `semipd run` again to put that in force")
-        self._service = changed
+        if changed.spec != self._service.spec:
+            if Record.of(changed).values != Record.of(self._service).values:
+                self._say("model, engine or podTemplate changed: start `semipd run` again to put that in force")
+            self._service = changed
         self._write_config(folder)
+        self._stamp = stamp
 
     def _observed(self) -> Observed:
         report = self._view.report
@@ -256,13 +256,16 @@ class Embedded:
         status = summarise(self._observed())
         if not write_due(before, status, now=now, last_write=self._last_write, slo_period=_SLO_PERIOD):
             return
-        self._status, self._last_write = status, now
+        self._status, self._last_write, self._unwritten = status, now, True
         if (line := status_line(status)) != status_line(before):
             self._say(line)
         for event in events(before, status):
             self._say(f"{event.type} {event.reason}: {event.message}")
-        if self._options.status_file:
-            write_status(self._options.status_file, self._service, status)
+
+    def _write_status(self) -> None:
+        if self._options.status_file and self._unwritten:
+            write_status(self._options.status_file, self._service, self._status)
+            self._unwritten = False
 
 
 def _lasting(view: AgentView) -> str:

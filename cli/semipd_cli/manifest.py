@@ -27,7 +27,10 @@ class Manifest:
         Raises `ManifestError`.
         """
         obj = {**self.obj, "spec": _with(self.obj.get("spec"), settings)}
-        obj["metadata"] = {**metadata, **(obj.get("metadata") or {})}
+        own = obj.get("metadata") or {}
+        if not isinstance(own, dict):
+            raise ManifestError(f"{self.path}: metadata: must be an object with a name")
+        obj["metadata"] = {**metadata, **own}
         name = obj["metadata"].get("name", "?")
         try:
             return SemiPDService.parse(obj)

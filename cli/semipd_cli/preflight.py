@@ -1,4 +1,5 @@
-"""What `semipd run` refuses before it starts anything, each in one line with the remedy, and where it finds programs.
+"""What `semipd run` refuses before it starts anything, each in one line with the remedy, and where it finds programs
+and models.
 
 A model that can never serve, an address that is taken, a file that cannot be written. Knows no manifest and no agent.
 """
@@ -11,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from asyncio.subprocess import Process
 from pathlib import Path
 
 
@@ -24,7 +26,31 @@ def find(program: str) -> str:
     return str(beside) if beside.exists() else shutil.which(program) or program
 
 
-def folder(uri: str, path: Path) -> Path:
+async def model_directory(uri: str, revision: str | None, claims: Path) -> str:
+    """Where `spec.model` lies on this machine; a model of Hugging Face is fetched. Raises `RunError`.
+
+    `claims` stands for the namespace's claims: pvc://CLAIM/FOLDER is its CLAIM/FOLDER.
+    """
+    scheme, _, rest = uri.partition("://")
+    if scheme == "pvc":
+        return str(_folder(uri, claims / rest))
+    if scheme == "file":
+        return str(_folder(uri, Path(rest)))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "semipd" / "models"
+    folder = cache / rest.replace("/", "--")
+    directory = folder / f"current-{(revision or 'main').replace('/', '--')}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be made ({error.strerror}): XDG_CACHE_HOME names another place") from None
+    more = ("--revision", revision) if revision else ()
+    fetch = await _engine("fetch", uri, "--cache", str(folder), "--link", str(directory), *more)
+    if await fetch.wait():
+        raise RunError(f"model.uri {uri}: the download failed, see above")
+    return str(directory)
+
+
+def _folder(uri: str, path: Path) -> Path:
     """The model's folder on this machine, absolute. Raises `RunError` where there is none."""
     if path.is_dir():
         return path.absolute()
@@ -38,15 +64,19 @@ def folder(uri: str, path: Path) -> Path:
 
 async def check_model(directory: str) -> None:
     """Raises `RunError` with the engine's words: it reads all of the folder but the tensors."""
-    command = (find("semipd-engine"), "check", directory)
-    try:
-        check = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    except OSError as error:
-        raise RunError(f"semipd-engine cannot be started ({error.strerror}): install semipd[agent,engine]") from None
+    check = await _engine("check", directory, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, said = await check.communicate()
     if check.returncode:
         last = (said.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
         raise RunError(f"the model cannot be served: {last}")
+
+
+async def _engine(*arguments: str, stdout: int | None = None, stderr: int | None = None) -> Process:
+    """The engine's program. Raises `RunError` where it is not installed."""
+    try:
+        return await asyncio.create_subprocess_exec(find("semipd-engine"), *arguments, stdout=stdout, stderr=stderr)
+    except OSError as error:
+        raise RunError(f"semipd-engine cannot be started ({error.strerror}): install semipd[agent,engine]") from None
 
 
 def check_address(host: str, port: int) -> None:

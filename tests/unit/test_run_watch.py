@@ -1,0 +1,110 @@
+"""The watch of ``semipd run``: whatever fails in a turn is said once and tried again; the watch never ends by it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from tests.unit.operator_observed import report
+
+from semipd_agent.contract import CONFIG_FILE, EnginePhase, EngineStatus, StatusReport
+from semipd_cli import embedded
+from semipd_cli.embedded import Embedded, RunOptions
+from semipd_cli.manifest import ManifestError, load_one
+
+pytestmark = pytest.mark.unit
+MANIFEST = (Path(__file__).resolve().parents[2] / "examples/cpu.yaml").read_text()
+
+
+class Child:
+    """Stands for the agent's process."""
+
+    def __init__(self) -> None:
+        self.signals: list[int] = []
+
+    def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+
+
+class Watch:
+    """A run whose agent is a function; `said` is what the terminal would show."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.child = folder, Child()
+        self.manifest, self.status = folder / "service.yaml", folder / "out" / "status.json"
+        self.manifest.write_text(MANIFEST)
+        (folder / "port").write_text("1")
+        self.said: list[str] = []
+        self.looks = 0
+        self.answer: Callable[[], StatusReport] = report
+        self.run = Embedded(RunOptions(self.manifest, status_file=self.status), self.said.append)
+
+    async def look(self, *_: object) -> StatusReport:
+        self.looks += 1
+        return self.answer()
+
+    async def close(self) -> None:
+        pass
+
+    async def turns(self, count: int = 3) -> None:
+        until = self.looks + count
+        async with asyncio.timeout(30):
+            while self.looks < until:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Watch]:
+    made = Watch(tmp_path)
+    monkeypatch.setattr(embedded, "_PERIOD_SECONDS", 0.0)
+    monkeypatch.setattr(embedded, "AgentClient", lambda *_, **__: made)
+    task = asyncio.create_task(made.run._watch(tmp_path, made.child))  # type: ignore[arg-type]
+    yield made
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_status_file_that_cannot_be_written_is_said_once_and_written_as_soon_as_it_can(watch: Watch) -> None:
+    await watch.turns()
+    assert [line.startswith("--status-file") and "FileNotFoundError" in line for line in watch.said].count(True) == 1
+    watch.status.parent.mkdir()
+    await watch.turns()
+    assert watch.status.exists()
+
+
+async def test_a_defect_in_what_is_read_of_the_agent_ends_nothing(watch: Watch) -> None:
+    watch.status.parent.mkdir()
+
+    def defect() -> StatusReport:
+        raise KeyError("x")
+
+    watch.answer = defect
+    await watch.turns(5)
+    assert watch.said.count("the agent cannot be asked (KeyError: 'x'); it is tried again") == 1
+    engine = EngineStatus(state=EnginePhase.FAILED, ready=False, reason="LoadFailed", message="no weights")
+    watch.answer = lambda: report(engine=engine)
+    async with asyncio.timeout(30):
+        while not watch.child.signals:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert watch.child.signals == [signal.SIGTERM], "it was still watched: an engine that is refused ends the run"
+
+
+async def test_a_configuration_that_could_not_be_written_is_written_later(watch: Watch) -> None:
+    watch.status.parent.mkdir()
+    (watch.folder / "fresh.json").mkdir()
+    watch.manifest.write_text(MANIFEST + "  paused: true\n")
+    await watch.turns()
+    assert sum(line.startswith("the manifest cannot be put in force (IsADirectoryError") for line in watch.said) == 1
+    (watch.folder / "fresh.json").rmdir()
+    await watch.turns()
+    assert (watch.folder / CONFIG_FILE).exists()
+
+
+def test_metadata_that_is_no_object_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "service.yaml"
+    path.write_text("kind: SemiPDService\nmetadata: chat\nspec: {}\n")
+    with pytest.raises(ManifestError, match="metadata: must be an object"):
+        load_one(path).service()
