@@ -28,6 +28,8 @@ HEALTHY_AFTER = 60.0
 CRASH_LOOP_EXITS = 3
 """Short lives in a row that make a crash loop."""
 HURRY_SECONDS = 5.0
+LAST_WORDS_SECONDS = 1.0
+"""For what a launcher that has ended still has in its pipe; a grandchild may hold the other end open."""
 OUTPUT_LINES = 20
 
 
@@ -101,14 +103,15 @@ class Supervisor:
         if self._task is not None:
             if not self.running:
                 self._task.cancel()  # it waits for its next try
-            with suppress(TimeoutError, asyncio.CancelledError):
-                await asyncio.wait_for(asyncio.shield(self._task), patience)
+            await asyncio.wait({self._task}, timeout=patience)
         if self.running:
             await before_kill()
         self.kill()
         if self._task is not None:
-            with suppress(TimeoutError, asyncio.CancelledError):
-                await asyncio.wait_for(self._task, HURRY_SECONDS)
+            _, pending = await asyncio.wait({self._task}, timeout=HURRY_SECONDS)
+            if pending:
+                self._task.cancel()
+                await asyncio.wait(pending, timeout=HURRY_SECONDS)
 
     def hurry(self) -> None:
         """A second SIGTERM: tell the launcher, and kill the group soon after."""
@@ -163,12 +166,16 @@ class Supervisor:
         self._reaper.adopt(process.pid, self._collect)
         log.info("engine launcher started, pid %d", process.pid)
         forward = asyncio.create_task(self._forward(process))
-        await self._exited.wait()
-        self.last_exit = process.returncode
-        self.kill()  # what the launcher left behind would hold the sockets and the memory of the next one
-        self._process = None  # from here on its number may belong to a stranger
-        with suppress(TimeoutError):
-            await asyncio.wait_for(forward, 1.0)
+        try:
+            await self._exited.wait()
+            self.last_exit = process.returncode
+            self.kill()  # what the launcher left behind would hold the sockets and the memory of the next one
+            self._process = None  # from here on its number may belong to a stranger
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_SECONDS):
+                    await forward
+        finally:
+            forward.cancel()
 
     def _before_exec(self) -> None:
         die_with_parent()

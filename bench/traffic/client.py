@@ -140,7 +140,8 @@ async def _send(
 ) -> Record | None:
     """None: stopped before it was sent."""
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(stopped.wait(), max(0.0, start + request.at - time.monotonic()))
+        async with asyncio.timeout(start + request.at - time.monotonic()):
+            await stopped.wait()
     if stopped.is_set():
         return None
     path, content = body(request, model)

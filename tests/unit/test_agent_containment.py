@@ -163,6 +163,53 @@ async def test_the_launcher_is_restarted_when_our_own_stderr_is_gone(monkeypatch
     await supervisor.stop(0.1, nothing)
 
 
+async def test_a_stop_that_is_cancelled_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for the drain; whoever cancels it does so in earnest."""
+    reaper = OwnReaper()
+    supervisor = Supervisor(["sh", "-c", "trap '' TERM; echo trapped >&2; sleep 1000"], reaper, FakeClock())
+    supervisor.start()
+    async with asyncio.timeout(60):
+        while not supervisor._tail:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    stopping = asyncio.create_task(supervisor.stop(1000, nothing))
+    await asyncio.sleep(0.02)
+    stopping.cancel()
+    await asyncio.wait({stopping}, timeout=60)
+    assert stopping.cancelled()
+    supervisor.kill()
+    again = asyncio.create_task(supervisor.stop(1000, nothing))
+    async with asyncio.timeout(60):
+        while not again.done():
+            reaper.reap()
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_life_that_is_cancelled_while_it_ends_by_itself_stays_cancelled(
+    monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    """The loop's turn in which the launcher's last words have come is no other: a lost cancellation would be followed
+    by the next launcher."""
+    reaper, spoken = OwnReaper(), asyncio.Event()
+
+    async def last_words(process: object) -> None:
+        await spoken.wait()
+
+    supervisor = Supervisor(["true"], reaper, FakeClock())
+    monkeypatch.setattr(supervisor, "_forward", last_words)
+    life = asyncio.create_task(supervisor._run_once())
+    async with asyncio.timeout(60):
+        while supervisor.last_exit is None:
+            reaper.reap()
+            await asyncio.sleep(0.001)
+    spoken.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    cancelled = life.cancel()
+    await asyncio.wait({life})
+    assert life.cancelled() == cancelled
+
+
 async def test_a_crash_loop_is_over_once_a_launcher_has_lived(monkeypatch: pytest.MonkeyPatch) -> None:
     reaper, clock = OwnReaper(), FakeClock()
     supervisor = Supervisor(["sleep", "1000"], reaper, clock)

@@ -103,8 +103,7 @@ async def serve(service: Service, options: EngineOptions, listener: socket.socke
     ]
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
-    with contextlib.suppress(asyncio.CancelledError):
-        await tasks[1]
+    await asyncio.wait({tasks[1]})
     for task in tasks:
         task.cancel()
     service.close()
