@@ -25,6 +25,7 @@ from semipd_engine.ipc.messages import (
 )
 from semipd_engine.kernels import Kernels, choose
 from semipd_engine.memory.kv_pool import KVPool
+from semipd_engine.model.checkpoint import settle_ties
 from semipd_engine.model.device import CPU, set_precision
 from semipd_engine.model.loader import load_weights
 from semipd_engine.pacing.quantum import Pacer, Unpaced
@@ -75,7 +76,7 @@ class Driver:
         kernels = kernels or choose(device.type)
         if device.type == "cuda":
             set_precision(dtype)
-        self.config = read_card(model)
+        self.config = settle_ties(read_card(model), model)
         self.arena = load_weights(self.config, model, dtype, kernels, device=device)
         self.kv = KVPool.create(self.config.kv_layout(BLOCK_SIZE, dtype.itemsize), num_blocks, dtype, device)
         for layer in range(self.config.num_layers):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.engine.model_driver import Driver, greedy, random_prompt
+from tests.engine.model_driver import Driver, assert_equal_to_reference, greedy, random_prompt
 from tests.engine.test_model_config import SIZES, save
 from transformers import LlamaConfig
 
@@ -92,7 +92,10 @@ def test_a_latent_width_fits_the_pool() -> None:
     assert os.fstat(pool.region.fd).st_size == layout.pool_bytes(5) == sum(view.numel() * 2 for view in views)
 
 
-@pytest.mark.parametrize("reason", ["MissingTensors", "UnexpectedTensor", "ShapeMismatch", "InvalidCheckpoint"])
+@pytest.mark.parametrize(
+    "reason",
+    ["MissingTensors", "UnexpectedTensor", "ShapeMismatch", "InvalidCheckpoint", "UnsupportedDtype", "NotFinite"],
+)
 def test_a_wrong_checkpoint_is_refused(reason: str, tmp_path: Path) -> None:
     model = save(LlamaConfig(**SIZES), tmp_path)
     path = model / "model.safetensors"
@@ -106,6 +109,10 @@ def test_a_wrong_checkpoint_is_refused(reason: str, tmp_path: Path) -> None:
             name = name.replace("weight", "bias")
         case "ShapeMismatch":
             tensors[name] = tensors[name][:-1].clone()
+        case "UnsupportedDtype":
+            tensors[name] = tensors[name].to(torch.int8)
+        case "NotFinite":
+            tensors[name][3, 5] = float("nan")
     save_file(tensors, path)
     if reason == "InvalidCheckpoint":
         path.write_bytes(path.read_bytes()[:1000])
@@ -121,6 +128,33 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     (model / shard).unlink()
     with pytest.raises(ModelError, match=shard):
         load(model)
+
+
+def test_a_shard_that_the_index_names_wrongly_is_found(tmp_path: Path) -> None:
+    """As `transformers` reads it: what counts is what the files hold."""
+    model = save(LlamaConfig(**SIZES), tmp_path / "right", max_shard_size="100KB")
+    right = load(model)
+    path = model / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    shards = list(index["weight_map"].values())
+    index["weight_map"] = dict(zip(index["weight_map"], [*shards[1:], shards[0]], strict=True))
+    path.write_text(json.dumps(index))
+    for name, tensor in load(model).tensors().items():
+        assert torch.equal(tensor, right[name])
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_an_output_layer_beside_tied_embeddings_counts_where_it_differs(alike: bool, tmp_path: Path) -> None:
+    model = save(LlamaConfig(**SIZES, tie_word_embeddings=True), tmp_path)
+    tensors = load_file(model / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = embedding.clone() if alike else embedding.flip(0).contiguous()
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    driver = Driver(model, num_blocks=32)
+    assert driver.config.tie_word_embeddings == alike
+    request = driver.request(random_prompt(20, 300, 1), greedy(8))
+    driver.generate([request])
+    assert_equal_to_reference(model, [request])
 
 
 def test_dummy_weights_have_the_models_shapes_and_give_finite_numbers(tmp_path: Path) -> None:

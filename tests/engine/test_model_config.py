@@ -100,7 +100,7 @@ def test_frequencies_of_llama3_and_yarn_equal_transformers() -> None:
         expected, factor = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config)
         from semipd_engine.cards.fields import Fields
 
-        frequencies, ours = inverse_frequencies(parse_card(Fields(config.to_dict(), "config.json"), {}).rope, 64)
+        frequencies, ours = inverse_frequencies(parse_card(Fields(config.to_dict(), "config.json")).rope, 64)
         torch.testing.assert_close(frequencies, expected, rtol=0, atol=0)
         assert ours == pytest.approx(factor)
 

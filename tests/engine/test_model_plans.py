@@ -15,6 +15,7 @@ from tests.engine.model_driver import Driver, assert_equal_to_reference, greedy,
 from e2e.lib import models
 from semipd_engine.ipc.messages import Row, Sampling, StepPlan
 from semipd_engine.worker.input_batch import PlanError
+from semipd_engine.worker.model_runner import NotFiniteError
 
 
 class CountingPacer:
@@ -98,6 +99,9 @@ def test_a_plan_that_points_outside_is_refused(model: Path, chunk: Row, message:
 
 def test_a_decode_row_may_hold_only_the_blocks_of_its_last_tokens(model: Path, device: torch.device) -> None:
     driver = Driver(model, device=device)
+    for layer in range(driver.config.num_layers):
+        for view in driver.kv.layer(layer):
+            view[3] = 0
     row = Row(7, [5], 15, [3], outputs="last", sampling=greedy(2), output_index=1)
     assert len(list(driver.runner.execute(StepPlan(0, 8, [row]), lambda seq: False))) == 1
     row = Row(7, [5], 15, [3], outputs="last", sampling=greedy(9), output_index=1)
@@ -131,6 +135,14 @@ def test_a_masked_row_takes_an_allowed_token(model: Path, device: torch.device) 
     assert step.tokens[0].token in allowed
     with pytest.raises(PlanError, match="one step"):
         list(driver.runner.execute(plan(2), lambda seq: False))
+
+
+def test_a_model_that_gives_no_number_says_so(model: Path, device: torch.device) -> None:
+    driver = Driver(model, device=device)
+    driver.arena["norm"][3] = float("nan")
+    with pytest.raises(NotFiniteError, match="NaN") as error:
+        driver.prefill([driver.request([1, 2, 3], greedy(3))])
+    assert error.value.request
 
 
 @pytest.mark.engine

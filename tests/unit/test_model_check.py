@@ -13,7 +13,11 @@ from typing import Any
 import pytest
 from tests.unit.model_folder import CONFIG, write_model
 
+from semipd_engine.cards.registry import read_card
+from semipd_engine.contract import EngineOptions
 from semipd_engine.hub.check import refusal
+from semipd_engine.resident.loaded_model import LoadedModel
+from semipd_engine.resident.resident import EXIT_RETRY, Resident
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +67,26 @@ def test_a_null_text_config_counts_as_absent(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m")
     config(text_config=None)(folder)
     assert refusal(folder) is None
+
+
+def test_what_can_never_load_is_tried_again_only_when_its_folder_has_changed(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    remove("config.json")(folder)
+    resident, polls = Resident(EngineOptions(model=folder), tmp_path), 0
+
+    def load(options: EngineOptions, progress: object) -> LoadedModel:
+        read_card(options.model)
+        raise AssertionError("config.json is missing")
+
+    def poll(timeout: float) -> None:
+        nonlocal polls
+        polls += 1
+        if polls == 50:
+            write_model(folder)
+
+    resident._poll = poll  # type: ignore[method-assign]
+    assert (resident.serve(load), polls) == (EXIT_RETRY, 50)
+    resident.close()
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,6 @@ Reads the fields as transformers 4 writes them (`rope_theta`, `rope_scaling`, `t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.fields import Fields
@@ -45,28 +44,26 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     """Any of these ends a sequence. `generation_config.json` wins over `config.json`, as in transformers."""
     bos_token_id: int | None
-    sliding_window: int = 0
-    """Positions that a row sees in the layers from `full_attention_layers` on; 0: all."""
-    full_attention_layers: int = 0
+    windows: tuple[int, ...] = ()
+    """For each layer the positions that a row sees, 0 is all; empty: all of them see all."""
 
     @classmethod
     def dense(
         cls,
         config: Fields,
-        generation: dict[str, Any],
+        generation: Fields,
         *,
         head_dim: int = 0,
         qkv_bias: bool = False,
         attention_output_bias: bool = False,
         mlp_bias: bool = False,
         qk_norm: bool = False,
-        window: object = None,
-        full_attention_layers: int = 0,
+        windows: tuple[int, ...] = (),
     ) -> ModelConfig:
         """The fields that all families spell alike; the rest is what the family says.
 
-        `head_dim`: where config.json has none; 0: hidden_size / num_attention_heads. `window`: anything but an int is
-        no window. Raises `ModelError`, naming the field.
+        `head_dim`: where config.json has none; 0: hidden_size / num_attention_heads. Raises `ModelError`, naming the
+        field.
         """
         config.refuse_unless("hidden_act", "silu")
         config.refuse_unless("quantization_config", None)
@@ -97,10 +94,9 @@ class ModelConfig:
             mlp_bias=mlp_bias,
             qk_norm=qk_norm,
             dtype=_dtype(config),
-            eos_token_ids=_token_ids(generation.get("eos_token_id")) or _token_ids(config.get("eos_token_id")),
-            bos_token_id=next(iter(_token_ids(config.get("bos_token_id"))), None),
-            sliding_window=window if isinstance(window, int) else 0,
-            full_attention_layers=full_attention_layers,
+            eos_token_ids=generation.token_ids("eos_token_id") or config.token_ids("eos_token_id"),
+            bos_token_id=next(iter(config.token_ids("bos_token_id")), None),
+            windows=windows,
         )
 
     @property
@@ -113,7 +109,7 @@ class ModelConfig:
 
     def window(self, layer: int) -> int:
         """Positions that a row sees in this layer; 0: all."""
-        return self.sliding_window if layer >= self.full_attention_layers else 0
+        return self.windows[layer] if self.windows else 0
 
     def kv_layout(self, block_size: int, itemsize: int) -> KVLayout:
         """`block_size` in tokens, `itemsize` in bytes of a cache element."""
@@ -122,13 +118,20 @@ class ModelConfig:
 
 
 def _dtype(config: Fields) -> str:
-    name = config.get("dtype", None) or config.get("torch_dtype", None) or "float32"
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
     if name not in DTYPES:
         raise ModelError("UnsupportedDtype", f"config.json: dtype is {name!r}; expected one of {', '.join(DTYPES)}")
     return str(name)
 
 
-def _token_ids(value: object) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value,)
-    return tuple(int(token) for token in value) if isinstance(value, list) else ()
+def sliding_windows(config: Fields, window: int, full: int = 0) -> tuple[int, ...]:
+    """A window of so many positions in the layers from `full` on; `layer_types`, where config.json has it, says which
+    layers instead. Raises `ModelError`."""
+    layers = config.positive("num_hidden_layers")
+    kinds = config.get("layer_types") or ["full_attention"] * full + ["sliding_attention"] * layers
+    known = {"full_attention": 0, "sliding_attention": window}
+    if not isinstance(kinds, list) or len(kinds) < layers or not all(kind in known for kind in kinds[:layers]):
+        raise ModelError(
+            "InvalidConfig", f"config.json: layer_types must name {' or '.join(known)} for each of {layers} layers"
+        )
+    return tuple(known[kind] for kind in kinds[:layers])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,23 @@ class Fields:
     def number(self, name: str, default: float | None = None) -> float:
         value = self._values.get(name)
         value = default if value is None else value
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             raise self._error(name, "a number")
         return float(value)
+
+    def above_zero(self, name: str, default: float | None = None) -> float:
+        value = self.number(name, default)
+        if value <= 0:
+            raise self._error(name, "a number above 0")
+        return value
+
+    def token_ids(self, name: str) -> tuple[int, ...]:
+        """An id, a list of ids, or nothing."""
+        value = self._values.get(name)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
+            raise self._error(name, "a token id or a list of them")
+        return tuple(ids)
 
     def flag(self, name: str, default: bool = False) -> bool:
         value = self._values.get(name)
@@ -46,6 +61,10 @@ class Fields:
         if not isinstance(value, bool):
             raise self._error(name, "true or false")
         return value
+
+    def names(self) -> set[str]:
+        """Of the fields that are not null."""
+        return {name for name, value in self._values.items() if value is not None}
 
     def nested(self, name: str) -> Fields | None:
         value = self._values.get(name)
@@ -56,8 +75,8 @@ class Fields:
         return Fields(value, f"{self._source}: {name}")
 
     def refuse_unless(self, name: str, supported: object) -> None:
-        value = self._values.get(name, supported)
-        if value != supported:
+        value = self._values.get(name)
+        if value is not None and value != supported:
             raise ModelError(
                 "UnsupportedFeature", f"{self._source}: {name} is {value!r}; this engine runs {supported!r}"
             )

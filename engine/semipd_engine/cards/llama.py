@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.fields import Fields
 
 
-def llama(config: Fields, generation: dict[str, Any]) -> ModelConfig:
+def llama(config: Fields, generation: Fields) -> ModelConfig:
     bias = config.flag("attention_bias")
     return ModelConfig.dense(
         config, generation, qkv_bias=bias, attention_output_bias=bias, mlp_bias=config.flag("mlp_bias")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.fields import Fields
 
 
-def mistral(config: Fields, generation: dict[str, Any]) -> ModelConfig:
-    return ModelConfig.dense(config, generation, window=config.get("sliding_window", 4096))
+def mistral(config: Fields, generation: Fields) -> ModelConfig:
+    if config.get("sliding_window", 4096) is None:
+        return ModelConfig.dense(config, generation)
+    window = config.positive("sliding_window", 4096)
+    windows = (window,) * config.positive("num_hidden_layers")
+    return ModelConfig.dense(config, generation, windows=windows)

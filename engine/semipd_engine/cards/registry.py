@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.errors import ModelError
@@ -24,7 +23,7 @@ from semipd_engine.cards.qwen import qwen2, qwen3
 class Family:
     """One `model_type` of config.json."""
 
-    card: Callable[[Fields, dict[str, Any]], ModelConfig]
+    card: Callable[[Fields, Fields], ModelConfig]
     """(config.json, generation_config.json) -> what the model is. Raises `ModelError`."""
     wiring: str
     """Module of `semipd_engine.model.families`; its `layer` builds one decoder layer."""
@@ -46,13 +45,12 @@ def read_card(path: Path | str) -> ModelConfig:
     engine cannot run, naming the field."""
     directory = Path(path)
     config = Fields(read_json(directory / "config.json"), "config.json")
-    generation: dict[str, Any] = {}
-    if (directory / "generation_config.json").exists():
-        generation = read_json(directory / "generation_config.json")
-    return parse_card(config, generation)
+    generation = directory / "generation_config.json"
+    values = read_json(generation) if generation.exists() else {}
+    return parse_card(config, Fields(values, generation.name))
 
 
-def parse_card(config: Fields, generation: dict[str, Any]) -> ModelConfig:
+def parse_card(config: Fields, generation: Fields | None = None) -> ModelConfig:
     """The same from parsed files. Raises `ModelError`."""
     architecture = config.text("model_type")
     if architecture not in FAMILIES:
@@ -60,4 +58,4 @@ def parse_card(config: Fields, generation: dict[str, Any]) -> ModelConfig:
             "UnsupportedArchitecture",
             f"config.json: model_type is {architecture!r}; this engine runs {', '.join(FAMILIES)}",
         )
-    return FAMILIES[architecture].card(config, generation)
+    return FAMILIES[architecture].card(config, generation or Fields({}, "generation_config.json"))

@@ -31,18 +31,25 @@ class RopeConfig:
     def parse(cls, config: Fields) -> RopeConfig:
         """`rope_parameters` of transformers 5, else `rope_scaling` + `rope_theta` of transformers 4."""
         scaling = config.nested("rope_parameters") or config.nested("rope_scaling")
+        config.refuse_unless("partial_rotary_factor", 1.0)
+        theta = config.above_zero("rope_theta", 10000.0)
         if scaling is None:
-            config.refuse_unless("partial_rotary_factor", 1.0)
-            return cls("default", config.number("rope_theta", 10000.0))
+            return cls("default", theta)
         scaling.refuse_unless("partial_rotary_factor", 1.0)
-        kind = scaling.get("rope_type") or scaling.get("type") or "default"
-        if kind not in KINDS:
+        theta = scaling.above_zero("rope_theta", theta)
+        kind = scaling.get("rope_type") or scaling.get("type")
+        if kind is None and (unread := sorted(scaling.names() - {"rope_theta", "partial_rotary_factor"})):
+            raise ModelError(
+                "InvalidConfig",
+                f"config.json: the rotary scaling has {', '.join(unread)} and no rope_type; name the type, one of"
+                f" {', '.join(KINDS)}",
+            )
+        if (kind or "default") not in KINDS:
             raise ModelError(
                 "UnsupportedRopeScaling", f"config.json: rope_type is {kind!r}; this engine knows {', '.join(KINDS)}"
             )
-        theta = scaling.number("rope_theta", config.number("rope_theta", 10000.0))
-        if kind == "default":
-            return cls(kind, theta)
+        if kind is None or kind == "default":
+            return cls("default", theta)
         longest = config.positive("max_position_embeddings", 2048)
         original = scaling.positive("original_max_position_embeddings", longest)
 
@@ -52,7 +59,7 @@ class RopeConfig:
         return cls(
             kind=kind,
             theta=theta,
-            factor=scaling.number("factor", longest / original if kind == "yarn" else None),
+            factor=scaling.above_zero("factor", longest / original if kind == "yarn" else None),
             original_max_position_embeddings=original,
             low_freq_factor=scaling.number("low_freq_factor", None if kind == "llama3" else 1.0),
             high_freq_factor=scaling.number("high_freq_factor", None if kind == "llama3" else 4.0),

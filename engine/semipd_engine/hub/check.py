@@ -35,7 +35,7 @@ def api_refusal(directory: Path) -> str | None:
     try:
         card = load_model_card(directory)
         ChatTemplates(card.chat_templates, card.special_tokens)
-        Tokenizer(directory)
+        card.with_ends(Tokenizer(directory).id_of)
     except (ModelCardError, TokenizerError) as error:
         return str(error)
     return None

@@ -32,7 +32,7 @@ def import_gguf(source: Path, out: Path, dtype: str = "bfloat16", progress: bool
         raise ModelError("NotFound", f"{source} does not exist")
     file = GGUFFile(source)
     values = file.config(dtype)
-    config = parse_card(Fields(values, str(source)), {})
+    config = parse_card(Fields(values, str(source)))
     tensors = [tensor for spec in weight_specs(config) for tensor in spec.sources]
     with new_model_dir(out) as directory:
         write_json(directory / "config.json", values)

@@ -36,7 +36,7 @@ def make_model(preset: str, architecture: str, out: Path, seed: int = 0, progres
     end_of_text, _, end_of_turn = range(3)
     eos = [end_of_turn, end_of_text]
     values = random_model.model_config(sizes, architecture, eos)
-    config = parse_card(Fields(values, "config.json"), {})
+    config = parse_card(Fields(values, "config.json"))
     tensors = [tensor for spec in weight_specs(config) for tensor in spec.sources]
     with new_model_dir(out) as directory:
         write_json(directory / "config.json", values)

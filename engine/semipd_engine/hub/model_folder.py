@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
 
 
@@ -32,11 +32,14 @@ def _shards(directory: Path) -> list[Path]:
         weight_map = _object(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise IncompleteModel(f"{index}: has no weight_map; fetch the file again")
-        return sorted(directory / str(name) for name in set(weight_map.values()))
-    shards = sorted(directory.glob("*.safetensors"))
-    if not shards:
-        raise IncompleteModel(f"{directory} holds no *.safetensors; point the URI at a model folder in that format")
-    return shards
+        if not all(isinstance(name, str) for name in weight_map.values()):
+            raise IncompleteModel(f"{index}: weight_map must name a file for each tensor; fetch the file again")
+        return sorted(directory / name for name in set(weight_map.values()))
+    if not (directory / SINGLE).exists():
+        raise IncompleteModel(
+            f"{directory} holds neither {SINGLE} nor {INDEX}; point the URI at a model folder in that format"
+        )
+    return [directory / SINGLE]
 
 
 def _check_shard(path: Path) -> int:

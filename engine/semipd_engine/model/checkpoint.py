@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.fields import read_json
-from semipd_engine.cards.weights import LM_HEAD
+from semipd_engine.cards.weights import EMBEDDING, LM_HEAD
 
+NUMBERS = ("F64", "F32", "F16", "BF16")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DERIVED = ("rotary_emb.inv_freq",)
 """Buffers that old checkpoints carry and every reader recomputes."""
@@ -27,7 +30,7 @@ DERIVED = ("rotary_emb.inv_freq",)
 class Checkpoint:
     def __init__(self, directory: Path, expected: Mapping[str, tuple[int, ...]], config: ModelConfig) -> None:
         """Opens all files. Raises `ModelError`: NotFound, InvalidCheckpoint, MissingTensors, UnexpectedTensor,
-        ShapeMismatch."""
+        ShapeMismatch, UnsupportedDtype."""
         self._files: dict[str, tuple[Path, Any]] = {}
         self._open = ExitStack()
         try:
@@ -52,6 +55,10 @@ class Checkpoint:
             raise ModelError("InvalidCheckpoint", f"{path}: {error}") from error
         return tensor
 
+    def path(self, name: str) -> Path:
+        """The file that holds it."""
+        return self._files[name][0]
+
     def close(self) -> None:
         self._files.clear()
         self._open.close()
@@ -68,16 +75,38 @@ class Checkpoint:
                     raise ModelError(
                         "ShapeMismatch", f"{path}: {name} has shape {shape}, config.json says {expected[name]}"
                     )
+                if (kind := file.get_slice(name).get_dtype()) not in NUMBERS:
+                    raise ModelError(
+                        "UnsupportedDtype", f"{path}: {name} holds {kind}; expected one of {', '.join(NUMBERS)}"
+                    )
                 self._files[name] = (path, file)
         except (SafetensorError, OSError) as error:
             raise ModelError("InvalidCheckpoint", f"{path}: {error}") from error
 
 
+def settle_ties(config: ModelConfig, directory: Path) -> ModelConfig:
+    """The configuration with the ties that the checkpoint bears out: one that holds an output layer unlike its
+    embedding has two matrices, whatever config.json says. So reads transformers 5. Raises `ModelError`."""
+    if not config.tie_word_embeddings:
+        return config
+    found: dict[str, torch.Tensor] = {}
+    for path in _files(directory):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in {EMBEDDING, LM_HEAD} & set(file.keys()):
+                    found[name] = file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ModelError("InvalidCheckpoint", f"{path}: {error}") from error
+    if len(found) < 2 or torch.equal(found[EMBEDDING], found[LM_HEAD]):
+        return config
+    return replace(config, tie_word_embeddings=False)
+
+
 def _files(directory: Path) -> list[Path]:
     if (directory / INDEX).exists():
         index = read_json(directory / INDEX).get("weight_map")
-        if not isinstance(index, dict):
-            raise ModelError("InvalidCheckpoint", f"{directory / INDEX}: weight_map is missing")
+        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+            raise ModelError("InvalidCheckpoint", f"{directory / INDEX}: weight_map must name a file for each tensor")
         files = [directory / name for name in sorted(set(index.values()))]
     else:
         files = [directory / SINGLE]

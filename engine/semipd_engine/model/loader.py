@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from semipd_engine.cards.config import ModelConfig
+from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.weights import WeightSpec, weight_specs
 from semipd_engine.kernels import Kernels
 from semipd_engine.memory.arena import CPU, WeightArena
@@ -35,7 +36,7 @@ def load_weights(
     """The model's weights as `dtype` on `device`, in the formats that `kernels` read.
 
     `inherited`: see `WeightArena.create`; the arena is sealed then. `progress` is told the percentage whenever it
-    grows. Raises `ModelError` (`model.checkpoint`).
+    grows. Raises `ModelError` (`model.checkpoint`; NotFinite for a weight that is no number).
     """
     specs = weight_specs(config)
     expected = {source.name: source.shape for spec in specs for source in spec.sources}
@@ -47,7 +48,14 @@ def load_weights(
         for source in spec.sources:
             tensor = checkpoint.tensor(source.name)
             for part in _slices(tensor):
-                _store(arena, spec, row, part.to(device, dtype), kernels)
+                part = part.to(device, dtype)
+                if not torch.isfinite(part.sum(dtype=torch.float32)):
+                    raise ModelError(
+                        "NotFinite",
+                        f"{checkpoint.path(source.name)}: {source.name} holds NaN or infinity as {dtype}; fetch the"
+                        " file again, or choose a dtype that holds its numbers",
+                    )
+                _store(arena, spec, row, part, kernels)
                 row += part.shape[0]
                 done += part.numel()
                 if done * 100 // total > percent:

@@ -42,9 +42,10 @@ from semipd_engine.resident.spawn import start_worker
 
 EXIT_RETRY = 75
 """Exit code after a failure that another start may not have: the launcher tries again."""
-RETRYABLE = frozenset({"NotFound", "OutOfMemory"})
+RETRYABLE = frozenset({"OutOfMemory"})
 RETRY_AFTER_SECONDS = 5.0
-"""How long a failure that is worth a retry is shown before the process ends."""
+"""How long a failure that passes by itself is shown before the process ends. Any other waits for the model's folder to
+change: what can never load is not tried for ever."""
 LEAVE_GPU_SECONDS = 3.0
 """A worker that is killed with work in flight may take MPS, and so its peers, with it."""
 
@@ -63,6 +64,7 @@ class Resident:
 
     def serve(self, load: Load) -> int:
         """Load, then answer core for ever. Returns an exit code when a retry may help."""
+        folder = _listing(self._options.model)
         try:
             self._prepare(load(self._options, self._on_progress))
         except ModelError as error:
@@ -74,9 +76,15 @@ class Resident:
             log.error("%s: %s", self._failure.reason, self._failure.message)
         self._introduce()
         give_up_at = time.monotonic() + RETRY_AFTER_SECONDS
-        while not (self._failure and self._failure.reason in RETRYABLE and time.monotonic() > give_up_at):
+        while self._failure is None or not self._may_pass(folder, give_up_at):
             self._poll(timeout=1.0)
         return EXIT_RETRY
+
+    def _may_pass(self, folder: list[tuple[str, int, int]], give_up_at: float) -> bool:
+        assert self._failure is not None
+        if self._failure.reason in RETRYABLE:
+            return time.monotonic() > give_up_at
+        return _listing(self._options.model) != folder
 
     def close(self) -> None:
         self._drop_core()
@@ -220,6 +228,15 @@ class Resident:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         for pidfd in list(self._workers):
             self._reap(pidfd)
+
+
+def _listing(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of each file; empty for what is no folder."""
+    try:
+        files = [(path.name, path.stat()) for path in folder.iterdir()]
+    except OSError:
+        return []
+    return sorted((name, status.st_size, status.st_mtime_ns) for name, status in files)
 
 
 def run(options: EngineOptions, load: Load) -> int:

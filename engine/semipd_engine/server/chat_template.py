@@ -17,6 +17,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+_PROBE = "two words"
+"""A user's message that shows how a template reads content."""
 _CONTINUE = "\x00continue\x00"
 """Marks the end of the last message; the last occurrence counts, so a client that sends it gains nothing."""
 
@@ -64,11 +66,14 @@ class ChatTemplates:
     ) -> None:
         self._special_tokens = special_tokens
         self._templates: dict[str, jinja2.Template] = {}
+        self._wants_parts: dict[str, bool] = {}
+        """Templates that read content as a list of parts only, as those of multimodal models do."""
         self._error = "the model has no chat template; use /v1/completions or add chat_template.jinja to the model"
         environment = _environment(now)
         for name, source in sources.items():
             try:
                 self._templates[name] = environment.from_string(source)
+                self._wants_parts[name] = self._shows(name, [_part(_PROBE)]) and not self._shows(name, _PROBE)
             except jinja2.TemplateError as error:
                 self._error = f"the model's chat template {name!r} is broken: {error}; use /v1/completions"
 
@@ -85,15 +90,17 @@ class ChatTemplates:
 
         With `continue_final_message` the text ends inside the last message, for the model to go on from there.
         """
-        template = (self._templates.get("tool_use") if tools else None) or self._templates.get("default")
-        if template is None:
+        name = "tool_use" if tools and "tool_use" in self._templates else "default"
+        if name not in self._templates:
             raise ChatTemplateError(self._error)
         if continue_final_message:
             messages = [*messages[:-1], messages[-1] | {"content": str(messages[-1].get("content") or "") + _CONTINUE}]
+        if self._wants_parts[name]:
+            messages = [_in_parts(message) for message in messages]
         context = (variables or {}) | self._special_tokens
         context |= {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         try:
-            text = template.render(context)
+            text = self._templates[name].render(context)
         except jinja2.TemplateError as error:
             raise ChatTemplateError(f"the model's chat template refuses these messages: {error}") from error
         except Exception as error:  # a template is a program on the client's data: any exception is about both
@@ -105,3 +112,21 @@ class ChatTemplates:
         if end < 0:
             raise ChatTemplateError("the model's chat template does not show the last message: it cannot be continued")
         return text[:end]
+
+    def _shows(self, name: str, content: str | list[dict[str, str]]) -> bool:
+        """Is a user's message with this content in the prompt? A template that refuses it does not show it."""
+        messages = [{"role": "user", "content": content}]
+        context = self._special_tokens | {"messages": messages, "tools": None, "add_generation_prompt": True}
+        try:
+            return _PROBE in self._templates[name].render(context)
+        except Exception:  # a template is a program
+            return False
+
+
+def _part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    return message | {"content": [_part(content)]} if isinstance(content, str) else message

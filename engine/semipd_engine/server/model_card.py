@@ -7,11 +7,25 @@ neither the weights nor the tokenizer's own file.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from semipd_engine.cards.errors import ModelError
+from semipd_engine.cards.fields import Fields
+
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+TURN_ENDS = (
+    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|eot|>", "<end_of_turn>", "<turn|>"),
+    *("<|end_of_turn|>", "<|end_of_sentence|>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "<|return|>"),
+)
+"""How published chat templates close a turn. One of these ends an answer where the model's own template writes it,
+whatever the configuration forgets."""
+
+log = logging.getLogger(__name__)
 
 
 class ModelCardError(Exception):
@@ -42,6 +56,14 @@ class ModelCard:
     chat_templates: dict[str, str] = field(default_factory=dict)
     """Jinja source by name; the usual one is "default"."""
     special_tokens: dict[str, str] = field(default_factory=dict)
+    end_tokens: tuple[str, ...] = ()
+    """Tokens by their text that end an answer beside `eos_token_ids`: the tokenizer's, and the template's turn end."""
+
+    def with_ends(self, id_of: Callable[[str], int | None]) -> ModelCard:
+        """The card with the ids of its `end_tokens`, as the tokenizer knows them."""
+        found = (id_of(token) for token in self.end_tokens)
+        ids = (*self.eos_token_ids, *(one for one in found if one is not None and one < self.vocab_size))
+        return replace(self, eos_token_ids=tuple(dict.fromkeys(ids)))
 
 
 def load_model_card(directory: Path, served_name: str = "") -> ModelCard:
@@ -52,18 +74,27 @@ def load_model_card(directory: Path, served_name: str = "") -> ModelCard:
         raise ModelCardError(f"{directory / 'config.json'}: text_config must be an object, got {config!r}")
     generation = _read_json(directory / "generation_config.json")
     tokenizer_config = _read_json(directory / "tokenizer_config.json")
-    vocab_size = config.get("vocab_size")
-    if not isinstance(vocab_size, int) or vocab_size < 1:
-        raise ModelCardError(f"{directory / 'config.json'}: vocab_size must be a positive integer, got {vocab_size!r}")
-    eos = _ids(generation.get("eos_token_id")) or _ids(config.get("eos_token_id"))
+    fields = Fields(config, str(directory / "config.json"))
+    try:
+        vocab_size = fields.positive("vocab_size")
+        longest = fields.positive("max_position_embeddings") if fields.get("max_position_embeddings") else 0
+        eos = Fields(generation, str(directory / "generation_config.json")).token_ids("eos_token_id")
+        eos = eos or fields.token_ids("eos_token_id")
+    except ModelError as error:
+        raise ModelCardError(str(error)) from None
+    templates = _chat_templates(directory, tokenizer_config)
+    special = tokenizer_config | _read_json(directory / "special_tokens_map.json")
+    ends = [token for name in ("eos_token", "eot_token") if (token := _text(special.get(name)))]
+    ends += [token for token in TURN_ENDS if any(token in template for template in templates.values())]
     return ModelCard(
         name=served_name or directory.resolve().name,
         vocab_size=vocab_size,
-        max_model_len=int(config.get("max_position_embeddings") or 0),
+        max_model_len=longest,
         eos_token_ids=eos,
-        defaults=SamplingDefaults(**{name: generation.get(name) for name in SamplingDefaults.__dataclass_fields__}),
-        chat_templates=_chat_templates(directory, tokenizer_config),
-        special_tokens=_special_tokens(tokenizer_config | _read_json(directory / "special_tokens_map.json")),
+        defaults=_defaults(generation, directory / "generation_config.json"),
+        chat_templates=templates,
+        special_tokens={name: text for name in SPECIAL_TOKENS if (text := _text(special.get(name))) is not None},
+        end_tokens=tuple(dict.fromkeys(ends)),
     )
 
 
@@ -74,43 +105,72 @@ def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
         if required:
             raise ModelCardError(f"{path} is missing; --model wants a Hugging Face model directory") from None
         return {}
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ModelCardError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ModelCardError(f"{path}: must hold a JSON object")
     return value
 
 
-def _ids(value: Any) -> tuple[int, ...]:
-    """An id, a list of ids or nothing (Llama 3 and Qwen give lists)."""
-    if isinstance(value, int):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else ()
+_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, math.inf),
+    "top_p": (0, 1),
+    "top_k": (-1, math.inf),
+    "min_p": (0, 1),
+    "repetition_penalty": (1e-6, math.inf),
+    "max_new_tokens": (1, math.inf),
+}
+"""What a default may be, ends included."""
+_COUNTS = ("top_k", "max_new_tokens")
+
+
+def _defaults(generation: dict[str, Any], path: Path) -> SamplingDefaults:
+    """A number written as a string counts; what cannot be a default is left out with a warning, since each request may
+    name its own."""
+    given: dict[str, Any] = {}
+    for name, (low, high) in _RANGES.items():
+        value = generation.get(name)
+        if value is None:
+            continue
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not low <= number <= high or not math.isfinite(number) or (name in _COUNTS and number != int(number)):
+            log.warning("%s: %s is %r, which is no default: it is ignored", path, name, value)
+            continue
+        given[name] = int(number) if name in _COUNTS else number
+    return SamplingDefaults(**given)
 
 
 def _chat_templates(directory: Path, tokenizer_config: dict[str, Any]) -> dict[str, str]:
-    """The file chat_template.jinja wins over chat_template.json, and that over tokenizer_config.json."""
+    """The file chat_template.jinja, with named ones in additional_chat_templates, wins over chat_template.json, and
+    that over tokenizer_config.json."""
     file = directory / "chat_template.jinja"
     if file.exists():
-        return {"default": file.read_text(encoding="utf-8")}
+        named = sorted((directory / "additional_chat_templates").glob("*.jinja"))
+        try:
+            return {path.stem: path.read_text(encoding="utf-8") for path in named} | {
+                "default": file.read_text(encoding="utf-8")
+            }
+        except (OSError, ValueError) as error:
+            raise ModelCardError(f"{file}: {error}") from None
     template = _read_json(directory / "chat_template.json").get("chat_template", tokenizer_config.get("chat_template"))
     if isinstance(template, str):
         return {"default": template}
-    if not isinstance(template, list):
+    if template is None:
         return {}
     try:
-        return {str(entry["name"]): str(entry["template"]) for entry in template}
+        entries = template.items() if isinstance(template, dict) else [(e["name"], e["template"]) for e in template]
+        if all(isinstance(text, str) for entry in entries for text in entry):
+            return dict(entries)
     except (TypeError, KeyError):
-        wrong = "an entry of the list chat_template must be an object with name and template"
-        raise ModelCardError(f"{directory / 'tokenizer_config.json'}: {wrong}; repair or remove it") from None
+        pass
+    wrong = "chat_template must be a string, or a list of objects with name and template"
+    raise ModelCardError(f"{directory / 'tokenizer_config.json'}: {wrong}; repair or remove it")
 
 
-def _special_tokens(source: dict[str, Any]) -> dict[str, str]:
-    """Each special token is a string or an object with `content`."""
-    tokens = {}
-    for name in SPECIAL_TOKENS:
-        value = source.get(name)
-        text = value.get("content") if isinstance(value, dict) else value
-        if isinstance(text, str):
-            tokens[name] = text
-    return tokens
+def _text(token: Any) -> str | None:
+    """A special token is a string or an object with `content`."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None

@@ -36,7 +36,7 @@ class TokenNames:
         self._as_ids = as_ids
 
     def text(self, token_id: int) -> str:
-        return f"token_id:{token_id}" if self._as_ids else self._tokenizer.decode([token_id])
+        return f"token_id:{token_id}" if self._as_ids else self._tokenizer.text([token_id])
 
     def utf8(self, token_id: int) -> list[int]:
         return list(self._tokenizer.token_bytes(token_id))

@@ -6,16 +6,19 @@ import json
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
 
 from semipd_engine.server.detokenizer import Detokenizer
+from semipd_engine.server.model_card import SPECIAL_TOKENS
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenizerError(Exception):
-    """tokenizer.json is missing or broken, or a text cannot be encoded."""
+    """tokenizer.json or tokenizer_config.json is missing or broken, or a text cannot be encoded."""
 
 
 class Tokenizer:
@@ -31,12 +34,19 @@ class Tokenizer:
             raise TokenizerError(f"{path}: {error}; the API needs a fast tokenizer file") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        config = directory / "tokenizer_config.json"
+        try:
+            self._tokenizer.add_tokens(_added_tokens(json.loads(config.read_text()) if config.exists() else {}))
+        except Exception as error:
+            raise TokenizerError(f"{config}: {error!r}; its tokens cannot be added to the tokenizer") from error
         self._byte_level = '"ByteLevel"' in decoder
         self._byte_fallback = '"ByteFallback"' in decoder
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
         self._added = frozenset(added)
         self._is_byte = lru_cache(maxsize=None)(self._find_byte)
+        self._anchor = self._find_anchor()
+        self._anchor_text = self.decode(self._anchor)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of `text`. Raises `TokenizerError` for text that is not valid Unicode."""
@@ -51,13 +61,22 @@ class Tokenizer:
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
 
+    def text(self, token_ids: list[int]) -> str:
+        """What these ids add to a text that has begun: a blank that the first of them stands for stays."""
+        return self.decode([*self._anchor, *token_ids])[len(self._anchor_text) :]
+
+    def id_of(self, token: str) -> int | None:
+        """None for a token that the vocabulary does not have."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
     def decode_long(self, token_ids: list[int]) -> str:
         """Like `decode`, letting other Python threads run meanwhile."""
         text: str = self._tokenizer.decode_batch([token_ids], skip_special_tokens=False)[0]
         return text
 
     def detokenizer(self) -> Detokenizer:
-        return Detokenizer(self.decode, self._is_byte)
+        return Detokenizer(self.text, self._is_byte)
 
     def keeps(self, token_id: int, skip_special_tokens: bool) -> bool:
         """Whether a full decode would show this id: unknown ids never, special ones unless skipped."""
@@ -83,8 +102,45 @@ class Tokenizer:
                 return piece.replace("\u2581", " ").encode()
         return self.decode([token_id]).encode()
 
+    def _find_anchor(self) -> list[int]:
+        """A token to begin with where the decoder drops the blank that begins a text, which an answer is not; else
+        none."""
+        if self._byte_level:
+            return []
+        words = (
+            (number, piece)
+            for piece, number in self._tokenizer.get_vocab().items()
+            if piece[:1] == "\u2581" and piece[1:].isalnum() and number not in self._added
+        )
+        number, _ = min(words, default=(-1, ""))
+        if number < 0:
+            return []
+        once, twice = self.decode([number]), self.decode([number, number])
+        return [number] if twice.startswith(once) and len(twice) > 2 * len(once) else []
+
     def _find_byte(self, token_id: int) -> bool:
         return self._byte_fallback and bool(_BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(token_id) or ""))
+
+
+def _added_tokens(config: dict[str, Any]) -> list[AddedToken]:
+    """What tokenizer_config.json adds to tokenizer.json or sees otherwise, as transformers does: the ids follow the
+    vocabulary's, those of tokens that are there stay. All named special tokens are special."""
+    listed = {int(number): token for number, token in (config.get("added_tokens_decoder") or {}).items()}
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+    def added(token: Any, special: bool) -> AddedToken:
+        if isinstance(token, str):
+            return AddedToken(token, special=special)
+        given = {flag: bool(token[flag]) for flag in flags if token.get(flag) is not None}
+        return AddedToken(token["content"], **given | ({"special": True} if special else {}))
+
+    tokens = {added(token, False).content: added(token, False) for _, token in sorted(listed.items())}
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    named = [config.get(name) for name in SPECIAL_TOKENS]
+    for token in [*named, *(extra.values() if isinstance(extra, dict) else extra)]:
+        if token and (one := added(token, True)).content not in tokens:
+            tokens[one.content] = one
+    return list(tokens.values())
 
 
 def _byte_alphabet() -> dict[str, int]:

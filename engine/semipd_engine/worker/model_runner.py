@@ -5,6 +5,7 @@ Knows nothing of processes, channels or the scheduler, and nothing of phases: a 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -20,6 +21,14 @@ from semipd_engine.model.decoder import Decoder
 from semipd_engine.pacing.quantum import Pacer
 from semipd_engine.sampling.sampler import SamplingRow, logprobs, sample
 from semipd_engine.worker.input_batch import InputBatch, InputBuffers, Limits, allowed_tokens
+
+
+class NotFiniteError(Exception):
+    """The model gave no number for a token: NaN in its weights, or a dtype that its activations overflow."""
+
+    def __init__(self, request: int) -> None:
+        super().__init__("the model gives NaN or infinity for this request; check its weights and the dtype")
+        self.request = request
 
 
 class ModelRunner:
@@ -97,6 +106,10 @@ class ModelRunner:
         with self._pacer.quantum():
             tokens = sample(logits, rows, self._kernels, masks)
             scores = logprobs(logits, rows, tokens)
+            chosen = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
+            for request, number in zip(requests, chosen.tolist(), strict=True):
+                if not math.isfinite(number):  # of the raw logits: no bias and no mask is in them
+                    raise NotFiniteError(request)
         for row, token in zip(rows, tokens, strict=True):
             row.accept(token)
         return [TokenResult(*result) for result in zip(requests, tokens, scores, strict=True)]
