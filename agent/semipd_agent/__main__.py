@@ -37,8 +37,8 @@ from semipd_agent.memory_limit import MemoryLimit
 from semipd_agent.metrics import ReportCollector
 from semipd_agent.partitioner import Partitioner, select
 from semipd_agent.partitioner.cpus import granted
-from semipd_agent.partitioner.mps.clients import Programs
 from semipd_agent.partitioner.mps.preflight import default_base
+from semipd_agent.partitioner.mps.programs import Programs
 from semipd_agent.reaper import Reaper, become_subreaper
 from semipd_agent.supervisor import Supervisor
 from semipd_engine.contract import Device, EngineOptions

@@ -19,7 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] == "serve":
         from semipd_engine.hub.check import refusal
-        from semipd_engine.launcher import REFUSED, serve
+        from semipd_engine.launcher import serve
+        from semipd_engine.process import REFUSED
         from semipd_engine.server.flags import parse_options
 
         options = parse_options(arguments[1:], "semipd-engine serve", "Serve a model over the OpenAI API.")

@@ -33,15 +33,13 @@ from semipd_engine.contract import (
     EngineState,
     GetSnapshot,
 )
-from semipd_engine.process import die_with_parent
+from semipd_engine.process import REFUSED, die_with_parent
 
 POLL_SECONDS = 0.05
 FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 30.0
 HEALTHY_SECONDS = 10.0
 """A child that lived this long is restarted at once; one that did not, after a growing pause."""
-REFUSED = 2
-"""Exit status of the api, and then of the launcher, where another start cannot help."""
 CORE_STOP_SECONDS = 10.0
 API_MARGIN_SECONDS = 15.0
 """Beyond --drain-seconds: the 5 s of further admission, the last flush, and a busy machine."""

@@ -1,4 +1,4 @@
-"""What processes of the engine do at their start: die with the parent or before it, listen on a private socket."""
+"""What processes of the engine do at start and end: die with the parent or before it, listen privately, refuse."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import signal
 import socket
 from pathlib import Path
 
+REFUSED = 2
+"""Exit status of the api, and then of the launcher, where another start cannot help."""
 PR_SET_PDEATHSIG = 1
 OOM_SCORE_RAISE = 300
 """Of a worker over the resident: nearly a third of all memory in the kernel's reckoning."""

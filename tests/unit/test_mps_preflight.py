@@ -13,9 +13,9 @@ from tests.unit.mps_bench import H100, good_host
 from semipd_agent.contract import PartitionReason
 from semipd_agent.gpu.telemetry import ComputeMode
 from semipd_agent.partitioner import PartitionerUnavailable
-from semipd_agent.partitioner.mps import clients
-from semipd_agent.partitioner.mps.clients import OUTSIDE_MPS, PIPE_DIRECTORY, Programs, surroundings
+from semipd_agent.partitioner.mps import programs
 from semipd_agent.partitioner.mps.preflight import POLICIES, Host, judge, look
+from semipd_agent.partitioner.mps.programs import OUTSIDE_MPS, PIPE_DIRECTORY, Programs, surroundings
 
 pytestmark = pytest.mark.unit
 GOOD = good_host(Path("/run/spd"))
@@ -101,7 +101,7 @@ def test_programs_are_found_outside_the_path(tmp_path: Path, monkeypatch: pytest
         (place / name).write_text("#!/bin/sh\n")
         (place / name).chmod(0o755)
     monkeypatch.setenv("PATH", "/nonexistent")
-    monkeypatch.setattr(clients, "PLACES", (f"{tmp_path}/nvidia/*/bin",))
+    monkeypatch.setattr(programs, "PLACES", (f"{tmp_path}/nvidia/*/bin",))
     found = Programs.find()
     assert found.missing == [] and found.control == str(place / "nvidia-cuda-mps-control")
     (place / "nvidia-cuda-mps-server").chmod(0o644)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from semipd_agent.doctor.checks import Grade, Row, examine
 from semipd_agent.doctor.machine import this_machine
-from semipd_agent.partitioner.mps.clients import Programs
 from semipd_agent.partitioner.mps.preflight import default_base
+from semipd_agent.partitioner.mps.programs import Programs
 from semipd_engine.contract import Device
 
 

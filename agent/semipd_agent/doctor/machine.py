@@ -11,8 +11,8 @@ from semipd_agent.gpu.telemetry import NvmlTelemetry, open_telemetry
 from semipd_agent.partitioner.base import Grant
 from semipd_agent.partitioner.cpus import granted
 from semipd_agent.partitioner.mps import preflight
-from semipd_agent.partitioner.mps.clients import Programs
 from semipd_agent.partitioner.mps.preflight import Host
+from semipd_agent.partitioner.mps.programs import Programs
 
 
 @dataclass(frozen=True)

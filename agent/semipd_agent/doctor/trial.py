@@ -9,9 +9,10 @@ from pathlib import Path
 
 from semipd_agent.children import Children
 from semipd_agent.doctor.checks import Grade, Row
-from semipd_agent.partitioner.mps.clients import ProbeFailed, Prober, Programs
 from semipd_agent.partitioner.mps.daemon import Daemon, StartFailed, claim
 from semipd_agent.partitioner.mps.ladder import Timing, implausible
+from semipd_agent.partitioner.mps.prober import ProbeFailed, Prober
+from semipd_agent.partitioner.mps.programs import Programs
 from semipd_agent.reaper import Reaper
 
 

@@ -12,7 +12,7 @@ from semipd_agent.clock import Clock
 from semipd_agent.gpu.sampler import Sampler
 from semipd_agent.gpu.telemetry import TelemetryLost, open_telemetry, visible_gpus
 from semipd_agent.partitioner.mps.backend import Mps
-from semipd_agent.partitioner.mps.clients import Programs
+from semipd_agent.partitioner.mps.programs import Programs
 from semipd_agent.reaper import Reaper
 from semipd_engine.contract import Device
 

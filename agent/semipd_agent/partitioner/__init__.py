@@ -10,7 +10,7 @@ from semipd_agent.contract import Mode
 from semipd_agent.partitioner.base import Grant, Partitioner, PartitionerUnavailable, Problem
 from semipd_agent.partitioner.cpu_paced import CpuPaced
 from semipd_agent.partitioner.mps.backend import Mps
-from semipd_agent.partitioner.mps.clients import OUTSIDE_MPS
+from semipd_agent.partitioner.mps.programs import OUTSIDE_MPS
 from semipd_agent.partitioner.unlimited import Unlimited
 from semipd_engine.contract import Device
 

@@ -10,7 +10,7 @@ from typing import Any
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.registry import read_card
 from semipd_engine.hub.model_folder import IncompleteModel, check_model_folder
-from semipd_engine.launcher import REFUSED
+from semipd_engine.process import REFUSED
 from semipd_engine.server.chat_template import ChatTemplates
 from semipd_engine.server.model_card import ModelCardError, load_model_card
 from semipd_engine.server.tokenizer import Tokenizer, TokenizerError

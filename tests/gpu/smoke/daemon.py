@@ -18,11 +18,12 @@ import time
 from semipd_agent.children import Children
 from semipd_agent.gpu.telemetry import open_telemetry
 from semipd_agent.partitioner.base import PartitionerUnavailable
-from semipd_agent.partitioner.mps.clients import ProbeFailed, Prober, Programs
 from semipd_agent.partitioner.mps.control import ControlError
 from semipd_agent.partitioner.mps.daemon import Daemon, StartFailed, claim
 from semipd_agent.partitioner.mps.ladder import LADDER, Timing, implausible
 from semipd_agent.partitioner.mps.preflight import default_base, judge, look
+from semipd_agent.partitioner.mps.prober import ProbeFailed, Prober
+from semipd_agent.partitioner.mps.programs import Programs
 from semipd_agent.reaper import Reaper
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from semipd_agent.partitioner.mps.clients import surroundings
+from semipd_agent.partitioner.mps.programs import surroundings
 from semipd_engine.contract import Enforcement, PacingMode, PartitionPlan, PhaseLimit, Split
 from semipd_engine.resident.cuda_environment import NOWHERE
 

@@ -6,6 +6,6 @@ and the watchdogs' times. None of them knows the engine but through its contract
 """
 
 from semipd_agent.partitioner.mps.backend import Mps
-from semipd_agent.partitioner.mps.clients import Programs
+from semipd_agent.partitioner.mps.programs import Programs
 
 __all__ = ["Mps", "Programs"]

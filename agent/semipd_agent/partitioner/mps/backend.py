@@ -18,10 +18,10 @@ from semipd_agent.gpu.telemetry import Telemetry
 from semipd_agent.gpu.xid import is_hardware
 from semipd_agent.partitioner.base import Problem
 from semipd_agent.partitioner.mps import ladder, preflight
-from semipd_agent.partitioner.mps.clients import Programs
 from semipd_agent.partitioner.mps.keeper import Keeper
 from semipd_agent.partitioner.mps.ladder import WHOLE, Timing
 from semipd_agent.partitioner.mps.preflight import Host
+from semipd_agent.partitioner.mps.programs import Programs
 from semipd_engine import contract as engine
 from semipd_engine.contract import (
     EngineSnapshot,

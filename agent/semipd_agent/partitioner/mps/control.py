@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from semipd_agent.children import Children, ChildTimeout
-from semipd_agent.partitioner.mps.clients import surroundings
+from semipd_agent.partitioner.mps.programs import surroundings
 
 _ABSENT = "cannot find mps control daemon"
 

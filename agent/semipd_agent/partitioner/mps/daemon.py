@@ -17,9 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from semipd_agent.children import Child, Children
-from semipd_agent.partitioner.mps.clients import Programs, environment, surroundings
 from semipd_agent.partitioner.mps.control import ControlClient, ControlError, ServerStatus
 from semipd_agent.partitioner.mps.ladder import Timing
+from semipd_agent.partitioner.mps.programs import Programs, environment, surroundings
 
 _POLL_SECONDS = 0.1
 _PREFIX = "mps-"

@@ -22,10 +22,11 @@ from semipd_agent.children import Children
 from semipd_agent.clock import Clock
 from semipd_agent.contract import PartitionReason
 from semipd_agent.partitioner.base import Problem
-from semipd_agent.partitioner.mps.clients import ProbeFailed, Prober, Programs
 from semipd_agent.partitioner.mps.control import ControlError, ControlTimeout, ServerStatus
 from semipd_agent.partitioner.mps.daemon import Daemon, StartFailed, claim
 from semipd_agent.partitioner.mps.ladder import Timing, implausible
+from semipd_agent.partitioner.mps.prober import ProbeFailed, Prober
+from semipd_agent.partitioner.mps.programs import Programs
 
 log = logging.getLogger(__name__)
 

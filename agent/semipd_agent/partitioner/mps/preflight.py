@@ -11,7 +11,7 @@ from pathlib import Path
 from semipd_agent.contract import PartitionReason
 from semipd_agent.gpu.telemetry import ComputeMode, GpuFacts, Telemetry, TelemetryLost
 from semipd_agent.partitioner.base import PartitionerUnavailable
-from semipd_agent.partitioner.mps.clients import PIPE_DIRECTORY, Programs
+from semipd_agent.partitioner.mps.programs import PIPE_DIRECTORY, Programs
 
 LONGEST_SOCKET = 90
 """Bytes of the daemon's socket path. The kernel ends at 107, where the daemon fails without a word."""

@@ -1,7 +1,6 @@
-"""The programs that stand for MPS, the environment that they and their clients get, and the probe: the smallest client.
+"""The probe: the smallest client of an MPS daemon, and what its answer says.
 
-`Prober` runs the probe (`probe.py`, a script of its own) under a client's environment and reads its answer. Nothing
-here starts a daemon or decides what an answer means.
+`Prober` runs it (`probe.py`, a script of its own) under a client's environment. It starts no daemon, decides nothing.
 """
 
 from __future__ import annotations
@@ -9,78 +8,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from semipd_agent.children import Children, ChildTimeout
+from semipd_agent.partitioner.mps.daemon import Daemon
 from semipd_agent.partitioner.mps.ladder import LADDER, WHOLE, Timing, plausible
-
-if TYPE_CHECKING:
-    from semipd_agent.partitioner.mps.daemon import Daemon
-
-CONTROL = "nvidia-cuda-mps-control"
-SERVER = "nvidia-cuda-mps-server"
-PLACES = (
-    "/usr/bin",
-    "/usr/local/bin",
-    "/usr/local/nvidia/bin",
-    "/usr/local/cuda*/bin",
-    "/usr/lib/nvidia*/bin",
-    "/opt/nvidia/*/bin",
-)
-"""Where drivers and container runtimes put the programs, when they are not on the PATH."""
-
-PIPE_DIRECTORY = "CUDA_MPS_PIPE_DIRECTORY"
-LOG_DIRECTORY = "CUDA_MPS_LOG_DIRECTORY"
-PERCENTAGE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
-
-OUTSIDE_MPS = {PIPE_DIRECTORY: "/nonexistent/mps"}
-"""Environment of a process that must not become anybody's MPS client. Without it CUDA would try /tmp/nvidia-mps, where
-the container runtime shows a daemon of the host."""
-
-
-PROBE = (sys.executable, "-I", str(Path(__file__).with_name("probe.py")))
-
-
-@dataclass(frozen=True)
-class Programs:
-    """Commands by their paths. `find` takes the driver's; tests bring stand-ins."""
-
-    control: str
-    server: str
-    probe: tuple[str, ...] = PROBE
-
-    @classmethod
-    def find(cls, probe: Sequence[str] | None = None) -> Programs:
-        """From the PATH, then from `PLACES`; a program that is missing is an empty string. `probe` takes the place of
-        our own."""
-        return cls(_find(CONTROL), _find(SERVER), tuple(probe or PROBE))
-
-    @property
-    def missing(self) -> list[str]:
-        return [name for name, path in ((CONTROL, self.control), (SERVER, self.server)) if not path]
-
-
-def _find(name: str) -> str:
-    places = (str(place) for pattern in PLACES for place in sorted(Path("/").glob(pattern.lstrip("/"))))
-    return shutil.which(name) or next((found for place in places if (found := shutil.which(name, path=place))), "")
-
-
-def environment(pipe: Path, log: Path, percent: int | None = None) -> dict[str, str]:
-    """The MPS variables of a daemon (no percent) or of a client on the rung `percent`."""
-    variables = {PIPE_DIRECTORY: str(pipe), LOG_DIRECTORY: str(log)}
-    return variables if percent is None else variables | {PERCENTAGE: str(percent)}
-
-
-def surroundings(variables: Mapping[str, str]) -> dict[str, str]:
-    """Our own environment with no other MPS variables than `variables`."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_MPS_")}
-    return ours | dict(variables)
-
+from semipd_agent.partitioner.mps.programs import OUTSIDE_MPS, Programs, surroundings
 
 OUT_OF_MEMORY = 2
 """CUDA_ERROR_OUT_OF_MEMORY: the server answered; there was no room for one context more."""
