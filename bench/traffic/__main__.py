@@ -10,48 +10,99 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
+import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.traffic import plan, records
-from bench.traffic.client import replay
+from bench.traffic.client import ServerError, replay
+from bench.traffic.plan import PlanError
 from bench.traffic.records import Record, Target, summarise
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for each error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+def number(least: float = -math.inf) -> Callable[[str], float]:
+    """A finite number above `least`."""
+
+    def parse(text: str) -> float:
+        value = float(text)
+        if not least < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text}: must be a number" + f" above {least:g}" * math.isfinite(least))
+        return value
+
+    parse.__name__ = "number"
+    return parse
+
+
+def count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return value
+
+
+def address(text: str) -> str:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}; write it like http://127.0.0.1:8000") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise argparse.ArgumentTypeError(f"{text}: write it like http://127.0.0.1:8000")
+    return text
+
+
+def output(text: str) -> Path:
+    """Looked at before anything is sent: what was measured must not be lost in the end."""
+    path = Path(text)
+    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    if there.is_dir() is path.exists() or not os.access(there, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text}: cannot be written; name a file that can")
+    return path
 
 
 def parser() -> argparse.ArgumentParser:
     raw = argparse.RawTextHelpFormatter
-    top = argparse.ArgumentParser(prog="bench.traffic", description=__doc__, formatter_class=raw)
+    top = Parser(prog="bench.traffic", description=__doc__, formatter_class=raw, allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True)
     asking = commands.add_parser("ask", help="one chat question; prints the answer")
     poisson = commands.add_parser("poisson", help="Poisson arrivals of equal requests")
     trace = commands.add_parser("trace", help="a stretch of a trace (csv.gz: t_s,input_tokens,output_tokens)")
     planned = commands.add_parser("plan", help="a plan written as JSON Lines")
     for command in (asking, poisson, trace, planned):
-        command.add_argument("url", help="address without /v1")
-        command.add_argument("--out", type=Path, help="write the records as JSON Lines")
-        command.add_argument("--silence", type=float, default=120.0, help="longest silence of a stream, seconds")
+        command.add_argument("url", type=address, help="address without /v1")
+        command.add_argument("--out", type=output, help="write the records as JSON Lines")
+        command.add_argument("--silence", type=number(0), default=120.0, help="longest silence of a stream, seconds")
         command.add_argument(
-            "--start", type=float, help="origin of all times, seconds of CLOCK_MONOTONIC; default: now"
+            "--start", type=number(), help="origin of all times, seconds of CLOCK_MONOTONIC; default: now"
         )
         command.add_argument("--stop", type=Path, help="once this file exists, nothing more is sent")
-        command.add_argument("--ttft", type=float, help="target in ms")
-        command.add_argument("--tpot", type=float, help="target in ms")
-        command.add_argument("--gap", type=float, help="target for a request's longest gap, in ms")
+        command.add_argument("--ttft", type=number(0), help="target in ms")
+        command.add_argument("--tpot", type=number(0), help="target in ms")
+        command.add_argument("--gap", type=number(0), help="target for a request's longest gap, in ms")
     asking.add_argument("question")
-    asking.add_argument("--max-tokens", type=int, default=64)
+    asking.add_argument("--max-tokens", type=count, default=64)
     planned.add_argument("plan", type=Path)
     trace.add_argument("trace", type=Path)
-    trace.add_argument("--length-scale", type=float, default=1.0)
+    trace.add_argument("--length-scale", type=number(0), default=1.0)
     for command in (poisson, trace):
-        command.add_argument("--rate", type=float, required=True, help="mean requests per second")
-        command.add_argument("--seconds", type=float, required=True)
+        command.add_argument("--rate", type=number(0), required=True, help="mean requests per second")
+        command.add_argument("--seconds", type=number(0), required=True)
         command.add_argument("--seed", type=int, default=0)
-    poisson.add_argument("--prompt-tokens", type=int, default=256)
-    poisson.add_argument("--max-tokens", type=int, default=64)
+    poisson.add_argument("--prompt-tokens", type=count, default=256)
+    poisson.add_argument("--max-tokens", type=count, default=64)
     return top
 
 
@@ -92,16 +143,24 @@ async def send(todo: list[plan.Request], arguments: argparse.Namespace) -> list[
         return await replay(todo, arguments.url, on_token=advance, **given)
 
 
-def main() -> int:
-    arguments = parser().parse_args()
+def main(words: Sequence[str] | None = None) -> int:
+    """0: every request was answered or refused; 1: one was not; 2: nothing was sent, for the arguments are bad."""
+    arguments = parser().parse_args(words)
     try:
-        found = asyncio.run(send(requests(arguments), arguments))
-    except (httpx.HTTPError, OSError, ValueError) as error:
-        print(f"traffic: {arguments.url}: {error}", file=sys.stderr)
+        todo = requests(arguments)
+    except PlanError as error:
+        print(f"bench.traffic: {error}", file=sys.stderr)
+        return 2
+    try:
+        found = asyncio.run(send(todo, arguments))
+        if arguments.out:
+            records.write(found, arguments.out)
+    except (httpx.HTTPError, ServerError, OSError) as error:
+        print(f"bench.traffic: {arguments.url}: {error or type(error).__name__}", file=sys.stderr)
         return 1
-    if arguments.out:
-        records.write(found, arguments.out)
-    if arguments.command == "ask":
+    except KeyboardInterrupt:
+        return 130
+    if arguments.command == "ask" and found:
         print(found[0].text.strip() if found[0].ok else found[0].error)
         return 0 if found[0].ok else 1
     targets = (arguments.ttft, arguments.tpot, arguments.gap)

@@ -57,7 +57,7 @@ class _Stream:
 
 
 class ServerError(Exception):
-    """The server reported an error inside the stream."""
+    """The server reported an error inside the stream, or answers something else than this protocol."""
 
 
 def body(request: Request, model: str) -> tuple[str, dict[str, Any]]:
@@ -80,11 +80,14 @@ def body(request: Request, model: str) -> tuple[str, dict[str, Any]]:
 
 
 async def served_model(url: str) -> str:
-    """The name of the (first) model that the server offers."""
+    """The name of the (first) model that the server offers. Raises `httpx.HTTPError`, `ServerError`."""
     async with httpx.AsyncClient(base_url=url, timeout=10, trust_env=False) as client:
         answer = await client.get("/v1/models")
         answer.raise_for_status()
-        return str(answer.json()["data"][0]["id"])
+        try:
+            return str(answer.json()["data"][0]["id"])
+        except (ValueError, KeyError, IndexError, TypeError):
+            raise ServerError("/v1/models names no model: is this an OpenAI-compatible server?") from None
 
 
 async def replay(

@@ -9,15 +9,25 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 import random
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+MOST_REQUESTS = 1_000_000
 TRACES = Path(__file__).resolve().parents[1] / "traces"
 
 
+class PlanError(ValueError):
+    """No plan can be made of this file or these figures; the message names them."""
+
+
+@with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
 @dataclass(frozen=True)
 class Request:
     """One request: `prompt` (text or token ids) goes to /v1/completions, `messages` to /v1/chat/completions."""
@@ -79,7 +89,8 @@ _WORDS = _TEXT.split()
 
 
 def poisson(rate: float, seconds: float, *, seed: int) -> Iterator[float]:
-    """Arrival times of a Poisson process of `rate` per second, within [0, seconds)."""
+    """Arrival times of a Poisson process of `rate` per second, within [0, seconds). Raises `PlanError`."""
+    _check(rate, seconds)
     source, at = random.Random(seed), 0.0
     while (at := at + source.expovariate(rate)) < seconds:
         yield at
@@ -103,12 +114,23 @@ class TraceRow:
 
 
 def read_trace(path: Path) -> list[TraceRow]:
-    """Rows of a csv.gz with the columns t_s, input_tokens, output_tokens."""
-    with gzip.open(path, "rt", newline="") as file:
-        return [
-            TraceRow(float(row["t_s"]), int(row["input_tokens"]), int(row["output_tokens"]))
-            for row in csv.DictReader(file)
-        ]
+    """Rows of a csv.gz with the columns t_s, input_tokens, output_tokens, in the order of time. Raises `PlanError`."""
+    rows: list[TraceRow] = []
+    try:
+        with gzip.open(path, "rt", newline="") as file:
+            for row in csv.DictReader(file):
+                one = TraceRow(float(row["t_s"]), int(row["input_tokens"]), int(row["output_tokens"]))
+                if not (rows[-1].at if rows else -math.inf) <= one.at < math.inf:
+                    raise ValueError(f"t_s {row['t_s']} is no time, or before the one above it")
+                rows.append(one)
+    except (OSError, EOFError, zlib.error) as error:
+        raise PlanError(f"{path}: {getattr(error, 'strerror', None) or error}; name a trace (csv.gz)") from None
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        where = f"{path}: row {len(rows) + 1}: "
+        raise PlanError(f"{where}{error}; it needs numbers under t_s, input_tokens and output_tokens") from None
+    if not rows:
+        raise PlanError(f"{path}: has no rows; name a trace with at least one")
+    return rows
 
 
 def trace_plan(
@@ -126,9 +148,12 @@ def trace_plan(
     """A stretch of a trace, its time scaled to a mean of `rate` requests per second over `seconds`.
 
     Bursts and the joint lengths stay as recorded; lengths are multiplied by `length_scale` and capped. `seed` picks
-    where in the trace the stretch starts.
+    where in the trace the stretch starts. Raises `PlanError`.
     """
     table = list(rows)
+    _check(rate, seconds)
+    if not table:
+        raise PlanError("the trace has no rows")
     wanted = min(len(table), max(1, round(rate * seconds)))
     first = random.Random(seed).randrange(len(table) - wanted + 1)
     stretch = table[first : first + wanted]
@@ -145,8 +170,14 @@ def trace_plan(
     ]
 
 
+def _check(rate: float, seconds: float) -> None:
+    if not (0 < rate < math.inf and 0 < seconds < math.inf and rate * seconds <= MOST_REQUESTS):
+        what = f"rate {rate:g} for {seconds:g} seconds"
+        raise PlanError(f"{what}: both must be more than 0, and give at most {MOST_REQUESTS:,} requests")
+
+
 def _scaled(tokens: int, scale: float, most: int) -> int:
-    return max(1, min(most, round(tokens * scale)))
+    return max(1, round(min(most, tokens * scale)))
 
 
 def write(plan: Iterable[Request], path: Path) -> None:
@@ -156,8 +187,17 @@ def write(plan: Iterable[Request], path: Path) -> None:
 
 
 def read(path: Path) -> list[Request]:
-    def request(row: dict[str, Any]) -> Request:
-        prompt = row["prompt"] if isinstance(row["prompt"], str) else tuple(row["prompt"])
-        return Request(**row | {"prompt": prompt, "messages": tuple(row["messages"])})
-
-    return [request(json.loads(line)) for line in path.read_text().splitlines()]
+    """The plan that `write` wrote. Raises `PlanError`."""
+    parse, plan = TypeAdapter(Request), []
+    try:
+        for line in path.read_bytes().splitlines():
+            plan.append(parse.validate_json(line))
+    except OSError as error:
+        raise PlanError(f"{path}: {error.strerror}; name a plan (JSON Lines)") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise PlanError(f"{path}: line {len(plan) + 1}: {field + ': ' if field else ''}{first['msg']}") from None
+    if not plan:
+        raise PlanError(f"{path}: has no requests; write one a line")
+    return plan

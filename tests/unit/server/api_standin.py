@@ -26,6 +26,16 @@ from semipd_engine.ipc.messages import (
 Answer = Callable[[AddRequest], list[int]]
 
 
+def counted(first: int, many: int) -> Answer:
+    """1,000 tokens from `first` on, of `many`, that depend on the prompt."""
+
+    def answer(add: AddRequest) -> list[int]:
+        start = sum(add.prompt_token_ids)
+        return [first + (start + 7 * i) % many for i in range(1000)]
+
+    return answer
+
+
 class StandInCore:
     """Runs in a thread of its own. `answer` gives a request's tokens; stop ids and max_tokens are honoured here."""
 
@@ -34,7 +44,7 @@ class StandInCore:
         self.state = CoreState(
             ready=True, state="ready", admitting=True, max_model_len=max_model_len, blocks_total=64, blocks_free=64
         )
-        self.answer: Answer = lambda add: [(sum(add.prompt_token_ids) + 7 * i) % vocab_size for i in range(1000)]
+        self.answer: Answer = counted(0, vocab_size)
         self.seconds_per_token = 0.0
         self.tokens_per_output = 1
         self.hold = False

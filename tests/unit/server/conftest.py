@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.unit.server.api_process import Api, StartApi, wait_until
-from tests.unit.server.api_standin import StandInCore
+from tests.unit.server.api_standin import StandInCore, counted
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 TEMPLATE = """\
@@ -109,7 +109,7 @@ def shared_api(start_api_in: Any, tmp_path_factory: pytest.TempPathFactory) -> I
 def api(shared_api: Api) -> Api:
     """One api process for a whole module; the stand-in core is as new for each test."""
     core = shared_api.core
-    core.answer = lambda add: [3 + (sum(add.prompt_token_ids) + 7 * i) % 390 for i in range(1000)]
+    core.answer = counted(3, 390)
     core.seconds_per_token, core.tokens_per_output, core.hold, core.error = 0.0, 1, False, None
     core.added.clear()
     core.aborted.clear()
