@@ -1,151 +1,13 @@
-"""What the agent promises to its callers: the control API on :9400 and the mounted configuration.
-
-The operator imports this module and nothing else of the agent. It knows no torch, no HTTP framework, no Kubernetes.
-
-``GET /v1/status``  -> `StatusReport`
-``PUT /v1/config``  <- `AgentConfig`, -> `StatusReport`; idempotent by `generation`: an older one is refused (409), and
-                       so is one of the same generation with other content
-``GET /health``     -> `Health` (open: carries the pod's uid, so that a caller can tell a recycled pod IP before it
-                       shows its token)
-``GET /ready``      -> 200 or 503; ``GET /metrics`` Prometheus (both open)
-
-Peers may be a version apart, in either direction. What a report says in words that this version does not know (another
-state, reason, mode ...) is kept as a plain string, so that it can be shown. A configuration is obeyed as far as it is
-understood: an unknown mode or policy counts as the default, and the report says what is in force.
-
-`/v1/*` demands ``Authorization: Bearer <token>``; the pod knows only the SHA-256 of the accepted tokens, from the
-mounted `AgentFile`. Field names on the wire are camelCase.
-"""
+"""What an agent tells: the split and what stands behind it, the engine, the SLO, decisions, faults."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, TypeVar
 
-from pydantic import (
-    AwareDatetime,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-)
-from pydantic.alias_generators import to_camel
+from pydantic import AwareDatetime, Field
 
-REPORT_VERSION = 1
-"""Raised on an incompatible change. The agent accepts configuration of its own version and the one before it."""
-
-AGENT_PORT = 9400
-API_PORT = 8000
-CONFIG_MOUNT = "/etc/semipd"
-CONFIG_FILE = "agent.json"
-"""The mounted ConfigMap key that holds an `AgentFile`."""
-
-Percent = Annotated[int, Field(ge=1, le=100)]
-
-
-class Wire(BaseModel):
-    """camelCase on the wire, unknown fields ignored (a newer peer may add some), immutable."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True)
-
-
-E = TypeVar("E", bound=StrEnum)
-Open = Annotated[E | str, Field(union_mode="left_to_right")]
-"""A word of a report: a known one becomes the enum's member, any other stays a string."""
-
-
-def _or_default(default: StrEnum) -> WrapValidator:
-    """An unknown word of a newer peer counts as `default`."""
-
-    def read(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return handler(value)
-        except ValidationError:
-            if isinstance(value, str):
-                return default
-            raise
-
-    return WrapValidator(read)
-
-
-class Mode(StrEnum):
-    AUTO = "Auto"
-    MANUAL = "Manual"
-    DISABLED = "Disabled"
-
-
-class Policy(StrEnum):
-    ALGORITHM1 = "Algorithm1"
-    MODEL_PREDICTIVE = "ModelPredictive"
-
-
-class Split(Wire):
-    """Shares in percent of the device; the sum may exceed 100."""
-
-    prefill_percent: Percent = 100
-    decode_percent: Percent = 100
-
-    def __str__(self) -> str:
-        return f"{self.prefill_percent}/{self.decode_percent}"
-
-
-class Bounds(Wire):
-    """Inclusive bounds of each share in percent, for Auto."""
-
-    min_prefill_percent: Percent = 10
-    max_prefill_percent: Percent = 100
-    min_decode_percent: Percent = 10
-    max_decode_percent: Percent = 100
-
-
-class PartitionConfig(Wire):
-    mode: Annotated[Mode, _or_default(Mode.MANUAL)] = Mode.MANUAL
-    policy: Annotated[Policy, _or_default(Policy.MODEL_PREDICTIVE)] = Policy.MODEL_PREDICTIVE
-    split: Split = Split()
-    """The fixed split (Manual) or the one to start from (Auto)."""
-    bounds: Bounds = Bounds()
-
-
-class SLO(Wire):
-    """Targets for one percentile of the requests that finished in the window."""
-
-    ttft_milliseconds: int | None = Field(default=None, gt=0)
-    tpot_milliseconds: int | None = Field(default=None, gt=0)
-    percentile: int = Field(default=90, ge=1, le=99)
-    window_seconds: int = Field(default=60, ge=5, le=3600)
-
-
-class AgentConfig(Wire):
-    """Everything about a service that may change without a restart."""
-
-    version: int = REPORT_VERSION
-    generation: int = Field(default=0, ge=0)
-    """metadata.generation of the custom resource."""
-    slo: SLO | None = None
-    partition: PartitionConfig = PartitionConfig()
-
-
-class AgentFile(Wire):
-    """The mounted file: start configuration and the accepted tokens. Reread when it changes."""
-
-    token_sha256: tuple[str, ...] = ()
-    """Lower-case hex SHA-256 of each accepted token. Empty: no token is accepted."""
-    config: AgentConfig = AgentConfig()
-
-
-def service_token(key: bytes, namespace: str, name: str, uid: str) -> str:
-    """Token of one service: hex HMAC-SHA256 of ``namespace/name/uid`` under the operator's key (RFC 2104)."""
-    return hmac.new(key, f"{namespace}/{name}/{uid}".encode(), hashlib.sha256).hexdigest()
-
-
-def token_digest(token: str) -> str:
-    """What the pod may know of a token: its hex SHA-256."""
-    return hashlib.sha256(token.encode()).hexdigest()
+from semipd_agent.contract.config import REPORT_VERSION, Mode, Open, Policy, Split, Wire
 
 
 class Enforcement(StrEnum):
@@ -245,7 +107,7 @@ class EngineStatus(Wire):
     """What computes: `reference` (plain torch), or the level of the compiled kernels, as `avx512_bf16`."""
     weight_bytes: int = 0
     load_progress_percent: int | None = None
-    restarts: dict[str, int] = {}
+    restarts: dict[str, int] = Field(default={})
     waiting: int = 0
     running: int = 0
     kv_used_percent: float = 0.0

@@ -1,0 +1,78 @@
+"""Launch options of the engine."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import ConfigDict, Field
+
+from semipd_engine.contract.partition import Frozen
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CUDA = "cuda"
+    CPU = "cpu"
+
+
+class DType(StrEnum):
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class LoadFormat(StrEnum):
+    SAFETENSORS = "safetensors"
+    DUMMY = "dummy"
+
+
+class EngineOptions(Frozen):
+    """Launch options of ``semipd-engine serve``: one declaration for the flags, the agent and the operator.
+
+    Each field is the flag of the same name (``max_model_len`` is ``--max-model-len``), its description the help text.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: Path = Field(description="Hugging Face model directory")
+    served_model_name: str = Field(default="", description="name in the API; default: the directory's name")
+    device: Device = Field(default=Device.AUTO, description="auto takes cuda where a GPU is visible")
+    dtype: DType = Field(default=DType.AUTO, description="auto: the checkpoint's, float32 on a CPU without bfloat16")
+    load_format: LoadFormat = Field(
+        default=LoadFormat.SAFETENSORS,
+        description="dummy: random weights made on the device for the shapes of config.json, for measuring",
+    )
+    host: str = Field(default="127.0.0.1", description="address of the OpenAI API")
+    port: int = Field(default=8000, ge=0, le=65535, description="port of the OpenAI API; 0 takes a free one")
+    max_model_len: int = Field(default=0, ge=0, description="longest prompt + output, tokens; 0: the model's")
+    max_num_seqs: int = Field(default=64, ge=1, description="most requests decoding at once")
+    max_queued_requests: int = Field(default=512, ge=1, description="waiting requests above which new ones get 429")
+    prefill_chunk_tokens: int = Field(default=256, ge=1, description="most prompt tokens of one prefill step")
+    kv_cache_memory: int = Field(default=0, ge=0, description="bytes of the KV pool; 0: a part of the free memory")
+    block_size: int = Field(default=16, ge=1, description="tokens in one KV block")
+    prefill_share: int = Field(default=100, ge=1, le=100, description="prefill's percent while both phases are busy")
+    decode_share: int = Field(default=100, ge=1, le=100, description="decode's percent while both phases are busy")
+    threads: int = Field(default=0, ge=0, description="CPU threads of a phase that is alone; 0: the CPUs granted")
+    prefix_caching: bool = Field(default=True, description="reuse KV blocks of equal prompt prefixes")
+    await_partition: bool = Field(default=False, description="start no worker before the first SetPartition")
+    prepare_seconds: float = Field(default=90.0, gt=0, description="time for a worker under a new limit to get ready")
+    unified: bool = Field(default=False, description="one process for both phases with chunked prefill, for comparison")
+    api_key_file: Path | None = Field(default=None, description="file with the API key that requests must carry")
+    drain_seconds: float = Field(default=30.0, ge=0, description="time for running streams to finish after SIGTERM")
+    run_dir: Path | None = Field(default=None, description="directory of the sockets (mode 0700); default: a fresh one")
+    step_log: Path | None = Field(default=None, description="JSON Lines file with one record for each step (debugging)")
+
+    def arguments(self) -> list[str]:
+        """Command-line flags that parse back to these options; defaults are left out."""
+        flags: list[str] = []
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if value == field.default or value is None:
+                continue
+            flag = "--" + name.replace("_", "-")
+            if isinstance(value, bool):
+                flags.append(flag if value else "--no-" + flag[2:])
+            else:
+                flags += [flag, str(value)]
+        return flags
