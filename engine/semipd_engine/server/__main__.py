@@ -20,6 +20,7 @@ from pathlib import Path
 
 import uvicorn
 from setproctitle import setproctitle
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from semipd_engine.contract import EngineOptions
 from semipd_engine.process import die_with_parent
@@ -27,6 +28,7 @@ from semipd_engine.server.admission import ENDPOINT_LAG_SECONDS
 from semipd_engine.server.app import create_app
 from semipd_engine.server.errors import unavailable
 from semipd_engine.server.flags import parse_options
+from semipd_engine.server.half_close import half_closable
 from semipd_engine.server.model_card import ModelCardError
 from semipd_engine.server.service import Service
 from semipd_engine.server.tokenizer import TokenizerError
@@ -69,9 +71,10 @@ def main() -> int:
 
 async def serve(service: Service, options: EngineOptions, listener: socket.socket) -> None:
     """Serve until a signal has drained the process."""
-    app = create_app(service, options.api_key_file)
+    app = create_app(service, options)
     config = uvicorn.Config(
         app,
+        http=half_closable(H11Protocol),
         log_config=None,
         access_log=False,
         lifespan="off",

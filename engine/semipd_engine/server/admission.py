@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from semipd_engine.contract import EngineState
 from semipd_engine.ipc.messages import CoreState
-from semipd_engine.server.errors import ApiError, unavailable
+from semipd_engine.server.errors import ApiError, bad_request, unavailable
+from semipd_engine.server.protocol import MAX_CHOICES
 
 OUTAGE_GRACE_SECONDS = 2.0
 """While core is away for less than this, nothing changes for clients (probes included)."""
@@ -57,11 +58,16 @@ class Admission:
             return None
         return self._state.message or f"the engine is {self._state.state}"
 
-    def check(self, waiting: int) -> None:
-        """Let one more request in, or raise `ApiError`: 503 while core takes none or after the drain, 429 when full.
+    def check(self, waiting: int, sequences: int = 1) -> None:
+        """Let a request of so many sequences in, or raise `ApiError`: 400 for one that is larger than the queue, 503
+        while core takes none or after the drain, 429 when full.
 
         `waiting`: sequences admitted without a first token, those that core prefills right now included.
         """
+        most = max(self._max_queued, MAX_CHOICES)
+        if sequences > most:
+            message = f"prompts times n make {sequences} sequences; ask for at most {most} (--max-queued-requests)"
+            raise bad_request("n", message)
         lag = 0.0 if self._drain_started is None else self._clock() - self._drain_started
         if lag >= ENDPOINT_LAG_SECONDS:
             raise unavailable("the server is shutting down; send the request again, to another replica", "draining")
@@ -69,7 +75,7 @@ class Admission:
             code = "draining" if self._state.state == EngineState.DRAINING else "not_ready"
             raise unavailable(f"not ready: {self._state.message or self._state.state}; try again", code)
         queued = max(0, waiting - self._state.prefilling)
-        if queued >= self._max_queued:
+        if queued >= self._max_queued or (queued and queued + sequences > most):
             raise ApiError(
                 429,
                 f"{queued} requests are waiting and the limit is {self._max_queued} (--max-queued-requests); try again",

@@ -11,10 +11,12 @@ from pathlib import Path
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from semipd_engine.server import chat, handlers
+from semipd_engine.contract import EngineOptions
+from semipd_engine.server import handlers
 from semipd_engine.server.chat_template import ChatTemplateError
 from semipd_engine.server.errors import ApiError, bad_request, engine_failure
 from semipd_engine.server.http_io import error_response, json_response, read_body
@@ -26,47 +28,52 @@ from semipd_engine.server.tokenizer import TokenizerError
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
 """Probes and scrapes carry no API key."""
 
+READ = ["GET", "HEAD"]
+
 log = logging.getLogger(__name__)
 
 
-def create_app(service: Service, api_key_file: Path | None = None) -> FastAPI:
+def create_app(service: Service, options: EngineOptions) -> FastAPI:
     app = FastAPI(title="semipd", docs_url=None, redoc_url=None, openapi_url=None)
     _add_operations(app, service)
     _add_api(app, service)
     _add_errors(app, service)
-    if api_key_file is not None:
-        app.add_middleware(ApiKey, file=api_key_file, rejected=lambda: _reject(service, "auth"))
+    if options.api_key_file is not None:
+        app.add_middleware(ApiKey, file=options.api_key_file, rejected=lambda: _reject(service, "auth"))
+    if origins := [origin.strip() for origin in options.allowed_origins.split(",") if origin.strip()]:
+        # Around the key's check: a browser asks without a key whether it may send one.
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     return app
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
-    @app.get("/health")
+    @app.api_route("/health", methods=READ)
     async def health() -> Response:
         """This process lives."""
         return Response()
 
-    @app.get("/ready")
+    @app.api_route("/ready", methods=READ)
     async def ready() -> Response:
         """Requests are admitted: core is connected, and every phase has a verified worker."""
         reason = service.admission.not_ready_reason()
         return json_response({"ready": reason is None, "reason": reason}, 200 if reason is None else 503)
 
-    @app.get("/metrics")
+    @app.api_route("/metrics", methods=READ)
     async def metrics() -> Response:
         service.metrics.set("semipd_admitting", service.admission.not_ready_reason() is None)
         return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
 
-    @app.get("/version")
+    @app.api_route("/version", methods=READ)
     async def show_version() -> Response:
         return json_response({"version": _version()})
 
 
 def _add_api(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/models")
+    @app.api_route("/v1/models", methods=READ)
     async def models() -> Response:
         return json_response({"object": "list", "data": [_model(service)]})
 
-    @app.get("/v1/models/{name:path}")
+    @app.api_route("/v1/models/{name:path}", methods=READ)
     async def model(name: str) -> Response:
         service.check_model(name)
         return json_response(_model(service))
@@ -81,16 +88,15 @@ def _add_api(app: FastAPI, service: Service) -> None:
 
     @app.post("/tokenize")
     async def tokenize(request: Request) -> Response:
-        body = await read_body(request, TokenizeRequest)
+        body, size = await read_body(request, TokenizeRequest)
         service.check_model(body.model)
-        messages = chat.normalise(body.messages or [])
         special = body.prompt is not None if body.add_special_tokens is None else body.add_special_tokens
 
         def encode() -> list[int]:
-            text = handlers.render(service, body, messages) if body.prompt is None else body.prompt
+            text = handlers.render(service, body) if body.prompt is None else body.prompt
             return service.tokenizer.encode(text, special)
 
-        ids = await service.tokenise(len(body.prompt or "") + chat.characters(messages), encode)
+        ids = await service.tokenise(size, encode, request.receive)
         answer = {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids}
         if body.return_token_strs:
             answer["token_strs"] = [service.tokenizer.piece(token_id) for token_id in ids]
@@ -98,10 +104,10 @@ def _add_api(app: FastAPI, service: Service) -> None:
 
     @app.post("/detokenize")
     async def detokenize(request: Request) -> Response:
-        body = await read_body(request, DetokenizeRequest)
+        body, size = await read_body(request, DetokenizeRequest)
         service.check_model(body.model)
         check_token_ids("tokens", body.tokens, service.card.vocab_size)
-        text = await service.tokenise(len(body.tokens), lambda: service.tokenizer.decode_long(body.tokens))
+        text = await service.tokenise(size, lambda: service.tokenizer.decode_long(body.tokens), request.receive)
         return json_response({"prompt": text})
 
 
@@ -127,7 +133,9 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(HTTPException)
     async def routing(_: Request, error: HTTPException) -> Response:
-        return error_response(ApiError(error.status_code, f"{error.detail}; the API is described in docs/api.md"))
+        response = error_response(ApiError(error.status_code, f"{error.detail}; the API is described in docs/api.md"))
+        response.headers.update(error.headers or {})  # Allow, say
+        return response
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:

@@ -8,16 +8,13 @@ from typing import Any
 from semipd_engine.server.errors import bad_request
 
 Message = dict[str, Any]
+ROLES = {"developer": "system"}
+"""OpenAI's newer name, which templates do not know."""
 
 
 def normalise(messages: list[Message]) -> list[Message]:
     """Content as one string, tool-call arguments as objects. Raises `ApiError` (400) naming the message at fault."""
     return [_normalise(message, f"messages.{index}") for index, message in enumerate(messages)]
-
-
-def characters(messages: list[Message]) -> int:
-    """Size of the text, for deciding where to tokenise it."""
-    return sum(len(content) for message in messages if isinstance(content := message.get("content"), str))
 
 
 def _normalise(message: Message, where: str) -> Message:
@@ -29,9 +26,9 @@ def _normalise(message: Message, where: str) -> Message:
         content = "\n".join(_text(part, f"{where}.content.{index}") for index, part in enumerate(content))
     elif content is not None and not isinstance(content, str):
         raise bad_request(f"{where}.content", "must be a string or a list of text parts")
-    if content is None and not message.get("tool_calls"):
+    if "content" not in message and role != "assistant":
         raise bad_request(f"{where}.content", "is missing; send a string")
-    normal = message | {"content": content or ""}
+    normal = message | {"role": ROLES.get(role, role), "content": content or ""}
     if message.get("tool_calls"):
         normal["tool_calls"] = _tool_calls(message["tool_calls"], f"{where}.tool_calls")
     return normal

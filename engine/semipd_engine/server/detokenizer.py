@@ -1,16 +1,19 @@
 """Incremental detokenisation: token ids in, text that will never change out.
 
-Knows the `tokenizers` library only through two functions (decode, and whether an id is part of a run of byte tokens);
+Knows the `tokenizers` library only through two functions (decode, and the byte that an id stands for, if it does);
 knows nothing of requests or HTTP.
 
 A token's text depends on its neighbours: a character may span tokens, and some decoders strip or join at borders. So a
 window of tokens is decoded: ``tokens[:read]`` gives context, ``tokens[read:]`` is new, and what the new ones add to the
-window's text is the delta. The window moves on only when its text ends on a character border.
+window's text is the delta. The window moves on only when its text ends on a character border. Tokens that stand for one
+byte each (byte fallback) are decoded as UTF-8 here: in the library one bad byte spoils a whole run of them.
 """
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Sequence
+from itertools import groupby
 
 REPLACEMENT = "\ufffd"
 MAX_UTF8_BYTES = 4
@@ -18,7 +21,7 @@ REBASE_AFTER = 32
 """Tokens of one window without a character border (only invalid UTF-8 does that) before the window is cut anyway."""
 
 Decode = Callable[[list[int]], str]
-IsByte = Callable[[int], bool]
+ByteOf = Callable[[int], int | None]
 
 
 class Detokenizer:
@@ -27,43 +30,78 @@ class Detokenizer:
     For every stream of tokens the deltas joined equal ``decode(all tokens)``.
     """
 
-    def __init__(self, decode: Decode, is_byte: IsByte) -> None:
+    def __init__(self, decode: Decode, byte_of: ByteOf) -> None:
         self._decode = decode
-        self._is_byte = is_byte
+        self._byte_of = byte_of
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._tokens: list[int] = []
         self._read = 0  # tokens[:read] are context, whose text is `_context` characters long
         self._context = 0
         self._emitted = 0  # characters of the window's text that were given out; >= _context
+        self.given = 0
+        """Characters given out."""
+        self._open = False
+        """Does a character begin behind them that is not whole yet?"""
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Add tokens and return the text that became certain."""
-        self._tokens += token_ids
-        # A run of byte tokens is decoded as a whole (one bad byte spoils it all), so it is certain only at its end.
-        if not self._tokens or self._is_byte(self._tokens[-1]):
-            return ""
-        text = self._decode(self._tokens)
-        # Only the last U+FFFD can still become part of a character: a tail of at most three bytes decodes to one.
-        incomplete = text.endswith(REPLACEMENT)
-        stable = text[:-1] if incomplete else text
-        delta = stable[self._emitted :]
-        self._emitted = max(self._emitted, len(stable))
-        if not incomplete and len(text) > self._context:
-            self._advance()
-        elif incomplete and len(self._tokens) - self._read > REBASE_AFTER:
-            self._rebase(text)
+        delta = ""
+        for are_bytes, group in groupby(token_ids, lambda token_id: self._byte_of(token_id) is not None):
+            push = self._push_bytes if are_bytes else self._push_text
+            delta += push(list(group))
+        self.given += len(delta)
         return delta
+
+    def push_one(self, token_ids: Sequence[int]) -> tuple[str, int]:
+        """Like `push`, for one token or none, and the offset in all that is given out at which it begins. The pieces of
+        a character share its offset."""
+        before, was_open = self.given, self._open
+        delta = self.push(token_ids)
+        broken = was_open and delta.startswith(REPLACEMENT)  # what was not whole never will be: the token begins anew
+        return delta, before + broken
 
     def flush(self) -> str:
         """End of the sequence: the rest, with U+FFFD where a character stayed incomplete."""
-        delta = self._decode(self._tokens)[self._emitted :]
+        delta = self._utf8.decode(b"", final=True) + self._rest()
+        self.given += len(delta)
+        return delta
+
+    def _push_bytes(self, token_ids: list[int]) -> str:
+        delta = self._rest()
+        self._set_context([])
+        for token_id in token_ids:
+            byte = self._byte_of(token_id)
+            assert byte is not None
+            delta += self._utf8.decode(bytes((byte,)))
+            self._open = bool(self._utf8.getstate()[0])
+        return delta
+
+    def _push_text(self, token_ids: list[int]) -> str:
+        broken = self._utf8.decode(b"", final=True)
+        self._tokens += token_ids
+        text = self._decode(self._tokens)
+        # Only the last U+FFFD can still become part of a character: a tail of at most three bytes decodes to one.
+        self._open = text.endswith(REPLACEMENT)
+        stable = text[:-1] if self._open else text
+        delta = stable[self._emitted :]
+        self._emitted = max(self._emitted, len(stable))
+        if not self._open and len(text) > self._context:
+            self._set_context(self._tokens[self._read :])
+        elif self._open and len(self._tokens) - self._read > REBASE_AFTER:
+            self._rebase(text)
+        return broken + delta
+
+    def _rest(self) -> str:
+        """What the window still holds back."""
+        delta = self._decode(self._tokens)[self._emitted :] if len(self._tokens) > self._read else ""
         self._emitted += len(delta)
         return delta
 
-    def _advance(self) -> None:
-        """All text is certain: what was new becomes the context of what follows."""
-        self._tokens = self._tokens[self._read :]
+    def _set_context(self, tokens: list[int]) -> None:
+        """All text is certain, and these tokens end it: they are the context of what follows."""
+        self._tokens = list(tokens)
         self._read = len(self._tokens)
-        self._context = self._emitted = len(self._decode(self._tokens))
+        self._context = self._emitted = len(self._decode(self._tokens)) if self._tokens else 0
 
     def _rebase(self, text: str) -> None:
         """Cut the window at a token where decoding both sides apart gives the same text; keep the possible tail."""
@@ -78,11 +116,10 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Finds stop strings in a growing text. Holds back the characters that could be the start of one."""
+    """Finds stop strings in a growing text. Holds back only an end of it with which one may begin."""
 
     def __init__(self, stops: Sequence[str], include: bool = False) -> None:
         self._stops = [stop for stop in stops if stop]
-        self._hold = max((len(stop) for stop in self._stops), default=1) - 1
         self._include = include
         self._held = ""
         self.matched: str | None = None
@@ -104,9 +141,18 @@ class StopStrings:
             position, stop = min(found, key=lambda match: (match[0] + len(match[1]), match[0]))
             self.matched, self._held = stop, ""
             return buffer[: position + len(stop)] if self._include else buffer[:position]
-        keep = min(self._hold, len(buffer))
-        self._held = buffer[len(buffer) - keep :]
-        return buffer[: len(buffer) - keep]
+        begun = [start for stop in self._stops if (start := self._beginning(buffer, stop)) >= 0]
+        shown = min(begun, default=len(buffer))
+        self._held = buffer[shown:]
+        return buffer[:shown]
+
+    @staticmethod
+    def _beginning(buffer: str, stop: str) -> int:
+        """Where the longest end of `buffer` starts with which `stop` begins; -1 without one."""
+        start = max(0, len(buffer) - len(stop) + 1)
+        while (start := buffer.find(stop[0], start)) >= 0 and not stop.startswith(buffer[start:]):
+            start += 1
+        return start
 
     def flush(self) -> str:
         """End without a match: what was held back."""

@@ -19,10 +19,9 @@ from semipd_engine.server.service import Service
 
 async def completions(service: Service, request: Request) -> Response:
     """POST /v1/completions."""
-    body = await read_body(request, CompletionRequest)
+    body, size = await read_body(request, CompletionRequest, service.max_model_len)
     service.check_model(body.model)
     shape = CompletionShape(body, service.tokenizer)
-    size = sum(len(prompt) for prompt in body.prompt if isinstance(prompt, str))
     lengths = [service.estimate(prompt) for prompt in body.prompt]
 
     def encode() -> list[list[int]]:
@@ -33,20 +32,19 @@ async def completions(service: Service, request: Request) -> Response:
 
 async def chat_completions(service: Service, request: Request) -> Response:
     """POST /v1/chat/completions."""
-    body = await read_body(request, ChatRequest)
+    body, size = await read_body(request, ChatRequest, service.max_model_len)
     service.check_model(body.model)
-    messages = chat.normalise(body.messages)
     shape = ChatShape(body, service.tokenizer)
 
     def encode() -> list[list[int]]:
-        return service.encode_prompts([render(service, body, messages)], body.add_special_tokens)
+        return service.encode_prompts([render(service, body)], body.add_special_tokens)
 
-    size = chat.characters(messages)
     return await _answer(service, request, body, shape, [service.estimate(size)], size, encode)
 
 
-def render(service: Service, body: ChatRequest | TokenizeRequest, messages: list[chat.Message]) -> str:
+def render(service: Service, body: ChatRequest | TokenizeRequest) -> str:
     """The chat's text. Raises `ChatTemplateError`, `ApiError` (400)."""
+    messages = chat.normalise(body.messages or [])
     if body.continue_final_message and messages[-1]["role"] != "assistant":
         raise bad_request("continue_final_message", "needs a last message of role 'assistant'")
     return service.templates.render(
@@ -64,12 +62,12 @@ async def _answer(
     body: GenerationRequest,
     shape: Shape,
     prompts: Sequence[int],
-    characters: int,
+    size: int,
     encode: Callable[[], list[list[int]]],
 ) -> Response:
     generation = service.admit(shape.prefix, prompts, body.choices)
     try:
-        await service.start(generation, body, await service.tokenise(characters, encode))
+        await service.start(generation, body, await service.tokenise(size, encode, request.receive))
         if body.stream:
             events = _events(service, generation, body, shape)
             return EventStream(events, finished=generation.close)

@@ -15,22 +15,54 @@ from starlette.types import Receive, Scope, Send
 from semipd_engine.server.errors import ApiError, from_validation
 
 MAX_BODY_BYTES = 64 << 20
+MAX_ELEMENTS = 1 << 17
+"""Values of a body, most of them token ids: what is parsed in one go keeps everybody else waiting."""
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
 
 
-async def read_body(request: Request, model: type[Model]) -> Model:
-    """The request's body as `model`. Raises `ApiError` (400 with the fields at fault, 413)."""
+async def read_body(request: Request, model: type[Model], max_tokens: int = 0) -> tuple[Model, int]:
+    """The request's body as `model`, and its size in bytes. Raises `ApiError` (400 with the fields at fault, 413).
+
+    A body may have `MAX_ELEMENTS` values, or twice as many as the `max_tokens` of the model's longest prompt.
+    """
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > MAX_BODY_BYTES:
             raise ApiError(413, f"body: larger than {MAX_BODY_BYTES >> 20} MiB; send less", code="body_too_large")
+    most = max(MAX_ELEMENTS, 2 * max_tokens)
+    if sum(map(body.count, (b",", b"[", b"{"))) > most:  # an upper bound: text has commas, too
+        found = await asyncio.get_running_loop().run_in_executor(None, elements, bytes(body), most)
+        if found > most:
+            raise ApiError(413, f"body: has more than {most} values; send less in one request", code="body_too_large")
     try:
-        return model.model_validate_json(bytes(body))
+        return model.model_validate_json(bytes(body)), len(body)
     except ValidationError as error:
         raise from_validation(error) from None
+
+
+def elements(body: bytes, most: int) -> int:
+    """Commas and opening brackets of JSON text outside its strings, counted until there are more than `most`."""
+    count = at = 0
+    while count <= most:
+        quote = body.find(b'"', at)
+        end = quote if quote >= 0 else len(body)
+        count += body.count(b",", at, end) + body.count(b"[", at, end) + body.count(b"{", at, end)
+        if quote < 0:
+            break
+        at = _end_of_string(body, quote + 1)
+    return count
+
+
+def _end_of_string(body: bytes, at: int) -> int:
+    while (quote := body.find(b'"', at)) >= 0:
+        backslashes = quote - len(body[at:quote].rstrip(b"\\")) - at
+        at = quote + 1
+        if backslashes % 2 == 0:
+            return at
+    return len(body)
 
 
 def dump(value: Any) -> bytes:

@@ -17,6 +17,9 @@ SEED_MASK = 2**63 - 1
 GREEDY_BELOW = 1e-5
 """A temperature below this is greedy: dividing logits by it would only overflow."""
 
+COMPLETION_TOKENS = 16
+"""The output of a completion that asks for no length."""
+
 T = TypeVar("T", int, float)
 
 
@@ -65,24 +68,30 @@ def check_prompt_length(prompt_tokens: int, max_model_len: int) -> None:
     if prompt_tokens == 0:
         raise bad_request("prompt", "has no tokens; send at least one")
     if prompt_tokens >= max_model_len:
-        raise ApiError(
-            400,
-            f"prompt: has {prompt_tokens} tokens, but this model takes at most {max_model_len} for prompt and output "
-            "together; shorten the prompt",
-            param="prompt",
-            code="context_length_exceeded",
-        )
+        raise too_long(str(prompt_tokens), max_model_len)
+
+
+def too_long(tokens: str, max_model_len: int) -> ApiError:
+    """400 for a prompt with so many `tokens`."""
+    return ApiError(
+        400,
+        f"prompt: has {tokens} tokens, but this model takes at most {max_model_len} for prompt and output together; "
+        "shorten the prompt",
+        param="prompt",
+        code="context_length_exceeded",
+    )
 
 
 def _max_tokens(request: GenerationRequest, prompt_tokens: int, default: int | None, max_model_len: int) -> int:
-    """What fits, unless the request (or generation_config.json) asks for less."""
+    """What fits, unless the request or generation_config.json asks for less; 16 for a completion, as OpenAI has it."""
     check_prompt_length(prompt_tokens, max_model_len)
     room = max_model_len - prompt_tokens
     field, asked = "max_tokens", request.max_tokens
     if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
         field, asked = "max_completion_tokens", request.max_completion_tokens
     if asked is None:
-        return min(room, default or room)
+        usual = COMPLETION_TOKENS if isinstance(request, CompletionRequest) else room
+        return min(room, max(default or usual, request.min_tokens or 0))
     if asked > room:
         raise ApiError(
             400,
@@ -91,7 +100,7 @@ def _max_tokens(request: GenerationRequest, prompt_tokens: int, default: int | N
             param=field,
             code="context_length_exceeded",
         )
-    return asked
+    return max(asked, 1)  # an echo alone: its one token is not shown
 
 
 def _logprobs(request: GenerationRequest) -> int:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
-MAX_STOP_STRINGS = 16
+MAX_STOP_STRINGS = 256
+MAX_STOP_CHARACTERS = 1 << 16
+MAX_MESSAGES = 1 << 13
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 
@@ -26,6 +28,8 @@ def _parse_stop(value: Any) -> list[str]:
         raise ValueError("must be a string or a list of strings")
     if len(stops) > MAX_STOP_STRINGS:
         raise ValueError(f"has {len(stops)} strings; give at most {MAX_STOP_STRINGS}")
+    if sum(map(len, stops)) > MAX_STOP_CHARACTERS:
+        raise ValueError(f"has more than {MAX_STOP_CHARACTERS} characters in all; shorten the strings")
     if not all(stops):
         raise ValueError("holds an empty string, which would end every answer at once; leave it out")
     return stops
@@ -46,7 +50,7 @@ def _parse_prompts(value: Any) -> list[Prompt]:
 
 
 def _are_ids(value: list[Any]) -> bool:
-    return all(type(item) is int and 0 <= item <= INT32_MAX for item in value)
+    return set(map(type, value)) == {int} and min(value) >= 0 and max(value) <= INT32_MAX
 
 
 def _check_logit_bias(value: Any) -> dict[int, float]:
@@ -88,7 +92,7 @@ class GenerationRequest(BaseModel):
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: int | None = Field(default=None, ge=0, le=INT32_MAX)
-    max_tokens: int | None = Field(default=None, ge=1, le=INT32_MAX)
+    max_tokens: int | None = Field(default=None, ge=0, le=INT32_MAX)
     skip_special_tokens: bool = True
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
@@ -102,6 +106,11 @@ class GenerationRequest(BaseModel):
     @property
     def choices(self) -> int:
         return self.n or 1
+
+    @property
+    def echoes(self) -> bool:
+        """Does the prompt come back before the answer?"""
+        return False
 
     @property
     def include_usage(self) -> bool:
@@ -119,22 +128,28 @@ class GenerationRequest(BaseModel):
             raise ValueError("best_of: not supported beyond n; leave it out")
         if self.stream_options and not self.stream:
             raise ValueError("stream_options: only allowed with stream: true")
+        if self.max_tokens == 0 and not self.echoes:
+            raise ValueError("max_tokens: 0 is for echo: true only; ask for at least 1")
         return self
 
 
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
-    prompt: Annotated[list[Prompt], BeforeValidator(_parse_prompts)]
+    prompt: Annotated[list[Prompt], PlainValidator(_parse_prompts)]
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     add_special_tokens: bool = True
     echo: bool | None = None
     suffix: str | None = None
 
+    @property
+    def echoes(self) -> bool:
+        return bool(self.echo)
+
     @model_validator(mode="after")
     def _refuse_unsupported_completion(self) -> CompletionRequest:
-        if self.echo:
-            raise ValueError("echo: not supported; put the prompt before the answer yourself")
+        if self.echo and self.logprobs is not None:
+            raise ValueError("echo: not supported with logprobs; leave one of them out")
         if self.suffix:
             raise ValueError("suffix: not supported; leave it out")
         return self
@@ -143,7 +158,7 @@ class CompletionRequest(GenerationRequest):
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_MESSAGES)
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["none", "auto"] | dict[str, Any] | str | None = None
     logprobs: bool | None = None
@@ -176,7 +191,7 @@ class TokenizeRequest(BaseModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = Field(default=None, min_length=1)
+    messages: list[dict[str, Any]] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
     tools: list[dict[str, Any]] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False

@@ -36,7 +36,21 @@ class TokenNames:
         self._as_ids = as_ids
 
     def text(self, token_id: int) -> str:
-        return f"token_id:{token_id}" if self._as_ids else self._tokenizer.text([token_id])
+        if self._as_ids:
+            return f"token_id:{token_id}"
+        return self._tokenizer.text([token_id])
+
+    def distinct(self, token_id: int, logprobs: TokenLogprobs) -> dict[str, float]:
+        """The likeliest tokens by name, the chosen one always among them, as OpenAI's API has it. Of those with equal
+        text the chosen, or else the likeliest, has the name; the others are named by their bytes, as there, or id."""
+        named = {self.text(token_id): finite(logprobs.logprob)}
+        for other, value in logprobs.top:
+            if other == token_id:
+                continue
+            octets = "".join(f"\\x{byte:02x}" for byte in self.utf8(other))
+            names = (self.text(other), f"bytes:{octets}", f"token_id:{other}")
+            named[next(name for name in names if name not in named)] = finite(value)
+        return named
 
     def utf8(self, token_id: int) -> list[int]:
         return list(self._tokenizer.token_bytes(token_id))
@@ -51,7 +65,6 @@ class CompletionShape:
     def __init__(self, request: CompletionRequest, tokenizer: Tokenizer) -> None:
         self._request = request
         self._names = TokenNames(tokenizer, request.return_tokens_as_token_ids)
-        self._offsets: dict[int, int] = {}
         self._started: set[int] = set()
 
     def opening(self, index: int) -> Json | None:
@@ -63,7 +76,7 @@ class CompletionShape:
     def choice(self, delta: Delta, sequence: Sequence) -> Json:
         choice: Json = {
             "index": delta.index,
-            "text": delta.text,
+            "text": self._echo(delta.index, sequence) + delta.text,
             "logprobs": self._logprobs(delta),
             "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason,
@@ -71,31 +84,28 @@ class CompletionShape:
         if self._request.return_token_ids:
             choice["token_ids"] = delta.token_ids
             if delta.index not in self._started:
-                self._started.add(delta.index)
                 choice["prompt_token_ids"] = sequence.prompt_token_ids
+        self._started.add(delta.index)
         return choice
 
     chunk = choice
 
+    def _echo(self, index: int, sequence: Sequence) -> str:
+        """The prompt, before the first text of a choice."""
+        if not self._request.echo or index in self._started:
+            return ""
+        prompt = self._request.prompt[index // self._request.choices]
+        return prompt if isinstance(prompt, str) else sequence.prompt_text
+
     def _logprobs(self, delta: Delta) -> Json | None:
         if self._request.logprobs is None:
             return None
-        tokens, offsets, tops = [], [], []
-        offset = self._offsets.get(delta.index, 0)
-        for token_id, logprobs in zip(delta.token_ids, delta.logprobs, strict=True):
-            token = self._names.text(token_id)
-            tokens.append(token)
-            offsets.append(offset)
-            offset += len(token)
-            # The chosen token is always among them, as OpenAI's API has it.
-            top = {self._names.text(other): finite(value) for other, value in logprobs.top}
-            tops.append(top | {token: finite(logprobs.logprob)})
-        self._offsets[delta.index] = offset
+        pairs = list(zip(delta.token_ids, delta.logprobs, strict=True))
         return {
-            "tokens": tokens,
+            "tokens": [self._names.text(token_id) for token_id in delta.token_ids],
             "token_logprobs": [finite(logprobs.logprob) for logprobs in delta.logprobs],
-            "top_logprobs": tops,
-            "text_offset": offsets,
+            "top_logprobs": [self._names.distinct(token_id, logprobs) for token_id, logprobs in pairs],
+            "text_offset": delta.offsets,
         }
 
 

@@ -20,6 +20,8 @@ class Delta:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    """With logprobs: where in the sequence's text each token begins. Pieces of one character share its offset."""
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     """The stop string or requested stop id that ended the sequence; None for end-of-sequence and length."""
@@ -28,6 +30,7 @@ class Delta:
         self.text += later.text
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs
+        self.offsets += later.offsets
         self.finish_reason, self.stop_reason = later.finish_reason, later.stop_reason
 
 
@@ -39,6 +42,8 @@ class TextOptions:
     include_stop: bool = False
     skip_special_tokens: bool = True
     eos_token_ids: frozenset[int] = frozenset()
+    silent: bool = False
+    """Nothing of the output is shown or counted: the request is about its prompt alone."""
 
 
 class Sequence:
@@ -62,6 +67,10 @@ class Sequence:
         self._detokenizer = tokenizer.detokenizer()
         self._stops = StopStrings(options.stop, options.include_stop)
 
+    @property
+    def prompt_text(self) -> str:
+        return self._tokenizer.decode(self.prompt_token_ids, self._options.skip_special_tokens)
+
     def push(self, output: RequestOutput) -> Delta:
         """Take core's new tokens. After a stop string `finish_reason` is set here although core goes on: abort it."""
         if output.first_token_at is not None:
@@ -69,18 +78,26 @@ class Sequence:
             self.scheduled_at = output.scheduled_at
             self.cached_tokens = output.cached_tokens
         delta = Delta(self.index)
+        if self._options.silent:
+            self.finish_reason = delta.finish_reason = "length"
+            return delta
         ids = output.token_ids
         stop_id = ids[-1] if output.finish_reason == "stop" and ids and self._is_stop_id(ids[-1]) else None
         visible = len(ids) - (stop_id is not None and not self._options.include_stop)
-        # With stop strings the token that completes one matters, so they are taken one by one.
-        step = 1 if self._options.stop else max(1, len(ids))
-        for start in range(0, len(ids), step):
-            delta.token_ids += ids[start : start + step]
-            self.output_tokens += len(ids[start : start + step])
-            delta.text += self._show(ids[start : min(start + step, visible)])
-            if self._stops.matched is not None:
-                break
-        delta.logprobs = output.logprobs[: len(delta.token_ids)]
+        if not self._options.stop and not output.logprobs:
+            delta.token_ids = ids
+            self.output_tokens += len(ids)
+            delta.text = self._stops.push(self._detokenizer.push(self._kept(ids[:visible])))
+        else:  # the token that completes a stop string matters, and where each token begins
+            for i, token_id in enumerate(ids):
+                delta.token_ids.append(token_id)
+                self.output_tokens += 1
+                text, offset = self._detokenizer.push_one(self._kept(ids[i : min(i + 1, visible)]))
+                delta.text += self._stops.push(text, check=self.output_tokens > self.sampling.min_tokens)
+                delta.offsets.append(offset)
+                if self._stops.matched is not None:
+                    break
+            delta.logprobs = output.logprobs[: len(delta.token_ids)]
         if self._stops.matched is not None:
             delta.finish_reason, delta.stop_reason = "stop", self._stops.matched
         elif output.finish_reason is not None:
@@ -93,11 +110,9 @@ class Sequence:
         self.finish_reason = delta.finish_reason
         return delta
 
-    def _show(self, token_ids: list[int]) -> str:
+    def _kept(self, token_ids: list[int]) -> list[int]:
         skip = self._options.skip_special_tokens
-        kept = [token_id for token_id in token_ids if self._tokenizer.keeps(token_id, skip)]
-        text = self._detokenizer.push(kept) if kept else ""
-        return self._stops.push(text, check=self.output_tokens > self.sampling.min_tokens)
+        return [token_id for token_id in token_ids if self._tokenizer.keeps(token_id, skip)]
 
     def _is_stop_id(self, token_id: int) -> bool:
         return token_id in self.sampling.stop_token_ids

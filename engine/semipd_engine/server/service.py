@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from starlette.types import Receive
+
 from semipd_engine.contract import EngineOptions
 from semipd_engine.ipc.messages import CoreState, Outputs, Rejected
 from semipd_engine.server.admission import OUTAGE_GRACE_SECONDS, Admission
@@ -16,15 +18,18 @@ from semipd_engine.server.chat_template import ChatTemplates
 from semipd_engine.server.core_client import CoreClient
 from semipd_engine.server.errors import ApiError, unavailable
 from semipd_engine.server.generation import Generation, Generations
+from semipd_engine.server.http_io import while_connected
 from semipd_engine.server.metrics import EngineMetrics
 from semipd_engine.server.model_card import load_model_card
-from semipd_engine.server.params import check_prompt_length, check_token_ids, resolve
+from semipd_engine.server.params import check_prompt_length, check_token_ids, resolve, too_long
 from semipd_engine.server.protocol import GenerationRequest, Prompt
 from semipd_engine.server.sequence import TextOptions
-from semipd_engine.server.tokenizer import Tokenizer
+from semipd_engine.server.tokenizer import TextTooLong, Tokenizer
 
-INLINE_CHARACTERS = 4096
-"""Texts up to this length are tokenised on the event loop (well under a millisecond); longer ones in a thread."""
+INLINE_BYTES = 4096
+"""Bodies up to this size are tokenised on the event loop (well under a millisecond); larger ones in a thread."""
+LARGE_BYTES = 1 << 16
+"""Larger ones have a thread of their own: nobody waits for a text that is much longer than his."""
 
 CHARACTERS_PER_TOKEN = 4.0
 """Of a text, until this model's own figure is known."""
@@ -48,8 +53,7 @@ class Service:
         self.started_at = int(time.time())
         limits = [limit for limit in (options.max_model_len, self.card.max_model_len) if limit]
         self.max_model_len = min(limits, default=0)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenise")
-        self._in_thread = 0
+        self._threads = [ThreadPoolExecutor(1, "tokenise"), ThreadPoolExecutor(1, "tokenise-large")]
         self._encoded = (0, 0)
         """Characters and tokens of all texts so far."""
         self._admitting = asyncio.Event()
@@ -84,13 +88,13 @@ class Service:
             raise ApiError(404, message, param="model", code="model_not_found")
 
     def admit(self, prefix: str, prompts: Sequence[int], choices: int) -> Generation:
-        """Reserve a place, before any work is done for the request. Raises `ApiError` (429, 503).
+        """Reserve a place, before any work is done for the request. Raises `ApiError` (400, 429, 503).
 
         `prompts`: about how many tokens each has (`estimate`): core hears of those that are refused.
         """
         received_at = time.monotonic()
         try:
-            self.admission.check(self.generations.waiting)
+            self.admission.check(self.generations.waiting, len(prompts) * choices)
         except ApiError as error:
             if error.status == 429:
                 for tokens in prompts:
@@ -109,22 +113,27 @@ class Service:
             tokens = round((prompt if isinstance(prompt, int) else len(prompt)) / rate)
         return max(1, min(tokens, self.max_model_len or tokens))
 
-    async def tokenise(self, characters: int, work: Callable[[], T]) -> T:
-        """Run `work` (rendering, encoding) without stopping the streams; calls finish in the order they were made."""
-        if characters <= INLINE_CHARACTERS and not self._in_thread:
+    async def tokenise(self, size: int, work: Callable[[], T], receive: Receive) -> T:
+        """Run `work` (rendering, encoding) for a body of `size` bytes without stopping the streams. Bodies of like size
+        finish in the order they came in. Raises `ClientDisconnect` if the client does not wait for it."""
+        if size <= INLINE_BYTES:
             return work()
-        self._in_thread += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        finally:
-            self._in_thread -= 1
+        thread = self._threads[size > LARGE_BYTES]
+
+        async def in_thread() -> T:
+            return await asyncio.get_running_loop().run_in_executor(thread, work)
+
+        return await while_connected(receive, in_thread())
 
     def encode_prompts(self, prompts: list[Prompt], add_special_tokens: bool) -> list[list[int]]:
         """Ids of each prompt, checked against the vocabulary and the model's length. Raises `ApiError` (400)."""
         encoded = []
         for prompt in prompts:
             if isinstance(prompt, str):
-                ids = self.tokenizer.encode(prompt, add_special_tokens)
+                try:
+                    ids = self.tokenizer.encode(prompt, add_special_tokens, self.max_model_len)
+                except TextTooLong:
+                    raise too_long(f"more than {self.max_model_len}", self.max_model_len) from None
                 self._encoded = (self._encoded[0] + len(prompt), self._encoded[1] + len(ids))
             else:
                 ids = prompt
@@ -149,6 +158,7 @@ class Service:
             include_stop=request.include_stop_str_in_output,
             skip_special_tokens=request.skip_special_tokens,
             eos_token_ids=frozenset(self.card.eos_token_ids),
+            silent=request.max_tokens == 0,
         )
         generation.start(resolved, request.choices, text)
 
@@ -158,4 +168,5 @@ class Service:
         await self.core.run()
 
     def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for thread in self._threads:
+            thread.shutdown(wait=False, cancel_futures=True)

@@ -17,8 +17,18 @@ from semipd_engine.server.model_card import SPECIAL_TOKENS
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
+CHARACTERS_AT_ONCE = 8
+"""For each token that a text may have: so much of it is tokenised before it is known whether it has more."""
+SLACK_TOKENS = 64
+"""Where a text is cut it may have more tokens than the whole has there."""
+
+
 class TokenizerError(Exception):
     """tokenizer.json or tokenizer_config.json is missing or broken, or a text cannot be encoded."""
+
+
+class TextTooLong(Exception):
+    """The text has more tokens than it may have; found before it was tokenised to its end."""
 
 
 class Tokenizer:
@@ -44,12 +54,23 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
         self._added = frozenset(added)
-        self._is_byte = lru_cache(maxsize=None)(self._find_byte)
+        self._byte_of = lru_cache(maxsize=None)(self._find_byte)
         self._anchor = self._find_anchor()
         self._anchor_text = self.decode(self._anchor)
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Ids of `text`. Raises `TokenizerError` for text that is not valid Unicode."""
+    def encode(self, text: str, add_special_tokens: bool = True, most: int = 0) -> list[int]:
+        """Ids of `text`. Raises `TokenizerError` for text that is not valid Unicode.
+
+        With `most`: raises `TextTooLong`, without tokenising it all, for a text that surely has more tokens than that.
+        """
+        characters = CHARACTERS_AT_ONCE * most
+        while most and characters < len(text):
+            if len(self._encode(text[:characters], add_special_tokens)) > most + SLACK_TOKENS:
+                raise TextTooLong
+            characters *= 4
+        return self._encode(text, add_special_tokens)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         try:
             # The batch call, unlike encode(), lets other threads run; without it a long prompt stops all streams.
             ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
@@ -76,7 +97,7 @@ class Tokenizer:
         return text
 
     def detokenizer(self) -> Detokenizer:
-        return Detokenizer(self.text, self._is_byte)
+        return Detokenizer(self.text, self._byte_of)
 
     def keeps(self, token_id: int, skip_special_tokens: bool) -> bool:
         """Whether a full decode would show this id: unknown ids never, special ones unless skipped."""
@@ -96,8 +117,8 @@ class Tokenizer:
         if token_id not in self._added:
             if self._byte_level and all(character in _BYTE_OF for character in piece):
                 return bytes(_BYTE_OF[character] for character in piece)
-            if self._byte_fallback and (match := _BYTE_TOKEN.fullmatch(piece)):
-                return bytes([int(match[1], 16)])
+            if (byte := self._byte_of(token_id)) is not None:
+                return bytes([byte])
             if self._byte_fallback:
                 return piece.replace("\u2581", " ").encode()
         return self.decode([token_id]).encode()
@@ -118,8 +139,9 @@ class Tokenizer:
         once, twice = self.decode([number]), self.decode([number, number])
         return [number] if twice.startswith(once) and len(twice) > 2 * len(once) else []
 
-    def _find_byte(self, token_id: int) -> bool:
-        return self._byte_fallback and bool(_BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(token_id) or ""))
+    def _find_byte(self, token_id: int) -> int | None:
+        match = _BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(token_id) or "") if self._byte_fallback else None
+        return int(match[1], 16) if match else None
 
 
 def _added_tokens(config: dict[str, Any]) -> list[AddedToken]:

@@ -236,7 +236,7 @@ def test_models_and_version(api: Api) -> None:
         ("/v1/completions", {"prompt": ""}, 400, "prompt", ["no tokens"]),
         ("/v1/completions", {"prompt": [5] * 300}, 400, "prompt", ["300 tokens", "at most 256"]),
         ("/v1/completions", {"prompt": [5] * 200, "max_tokens": 57}, 400, "max_tokens", ["at most 56"]),
-        ("/v1/completions", {"prompt": "x", "echo": True}, 400, "echo", ["not supported"]),
+        ("/v1/completions", {"prompt": ["x"] * 300, "n": 2}, 400, "n", ["600", "at most 512", "--max-queued-requests"]),
         ("/v1/chat/completions", {"messages": []}, 400, "messages", ["at least 1"]),
         ("/v1/chat/completions", {"messages": [{"role": "bad", "content": "x"}]}, 400, "messages", ["role bad"]),
         ("/v1/chat/completions", {"messages": [{"role": "user"}]}, 400, "messages.0.content", ["missing"]),

@@ -33,9 +33,15 @@ def chat(card: ModelCard = PLAIN, prompt_tokens: int = 4, **fields: Any) -> Samp
 def test_silent_request_takes_neutral_values() -> None:
     sampling = completion()
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (1.0, 1.0, 0, 0.0)
-    assert (sampling.repetition_penalty, sampling.logprobs, sampling.max_tokens) == (1.0, -1, 60)
+    assert (sampling.repetition_penalty, sampling.logprobs, sampling.max_tokens) == (1.0, -1, 16)
     assert sampling.stop_token_ids == (2, 3)
     assert sampling.seed != completion().seed
+
+
+def test_a_completion_has_sixteen_tokens_and_a_chat_what_fits() -> None:
+    assert (completion().max_tokens, completion(max_tokens=None).max_tokens, chat().max_tokens) == (16, 16, 60)
+    assert completion(prompt_tokens=60).max_tokens == 4
+    assert completion(min_tokens=30).max_tokens == 30
 
 
 def test_generation_config_fills_what_the_request_leaves_open() -> None:
@@ -107,13 +113,14 @@ BAD = [
     ({"min_p": 2}, "min_p", "less than or equal to 1"),
     ({"n": 0}, "n", "greater than or equal to 1"),
     ({"n": 1000}, "n", "128"),
-    ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+    ({"max_tokens": 0}, "max_tokens", "at least 1"),
     ({"presence_penalty": 3}, "presence_penalty", "less than or equal to 2"),
     ({"repetition_penalty": 0}, "repetition_penalty", "greater than 0"),
     ({"seed": 2**70}, "seed", ""),
     ({"stop": ["a", ""]}, "stop", "leave it out"),
     ({"stop": 5}, "stop", "list of strings"),
-    ({"stop": ["s"] * 17}, "stop", "at most 16"),
+    ({"stop": ["s"] * 257}, "stop", "at most 256"),
+    ({"stop": ["s" * 70_000]}, "stop", "shorten"),
     ({"logit_bias": {"a": 1}}, "logit_bias", "token ids"),
     ({"logit_bias": {"1": 101}}, "logit_bias", "[-100, 100]"),
     ({"logprobs": 21}, "logprobs", "20"),
@@ -123,7 +130,7 @@ BAD = [
     ({"prompt": [1, "a"]}, "prompt", "must be a string"),
     ({"prompt": None}, "prompt", "must be a string"),
     ({"prompt": [True]}, "prompt", "must be a string"),
-    ({"echo": True}, "echo", "not supported"),
+    ({"echo": True, "logprobs": 1}, "echo", "with logprobs"),
     ({"suffix": "x"}, "suffix", "not supported"),
     ({"best_of": 3}, "best_of", "not supported"),
     ({"response_format": {"type": "json_object"}}, "response_format", "only"),

@@ -81,18 +81,19 @@ def test_core_hears_how_large_a_refused_request_is(start_api: StartApi, tokenize
 
 
 def test_requests_reach_core_in_their_order(start_api: StartApi) -> None:
-    """A long prompt, tokenised in a thread, is not overtaken by a short one that came later; probes do not wait."""
+    """Bodies of like size do: a long prompt, tokenised in a thread, is overtaken by a short one that came later."""
     api = start_api()
     api.core.set_state(max_model_len=10_000_000)
-    with ThreadPoolExecutor(2) as pool:
-        long = pool.submit(api.complete, "dog " * 500_000, max_tokens=1)
+    api.core.answer = lambda add: [5]
+    with ThreadPoolExecutor(3) as pool:
+        long = [pool.submit(api.complete, "dog " * 300_000, max_tokens=1, seed=1)]
         time.sleep(0.2)
+        long.append(pool.submit(api.complete, "dog " * 20_000, max_tokens=1, seed=2))
+        time.sleep(0.1)
         assert not api.core.added
-        short = pool.submit(api.complete, "The", max_tokens=1)
-        assert api.client.get("/health", timeout=0.3).status_code == 200
-        assert not api.core.added
-        assert [long.result().status_code, short.result().status_code] == [200, 200]
-    assert [len(add.prompt_token_ids) > 100_000 for add in api.core.added] == [True, False]
+        assert api.complete("The", max_tokens=1, seed=3).status_code == 200
+        assert [future.result().status_code for future in long] == [200, 200]
+    assert [add.sampling.seed for add in api.core.added] == [3, 1, 2]
 
 
 def test_a_lost_core_answers_everyone_within_two_seconds(start_api: StartApi) -> None:

@@ -1,0 +1,78 @@
+"""Connections whose client has sent its request and shut down its sending side: they are answered.
+
+A client that has gone looks the same, until something is sent to it: then its side answers with a reset. So the first
+bytes of the answer, which are the same for all answers, are sent at once, and the socket is looked at until the answer
+is complete. Knows uvicorn's protocol classes, no requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+FIRST_BYTES = b"HTTP/1.1 "
+LOOK_SECONDS = 0.1
+TCP_CLOSED = 7
+"""The first byte of TCP_INFO, once a reset came."""
+
+
+class EarlyStart:
+    """A transport whose next answer has begun already: `FIRST_BYTES` are cut off it."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._begun = False
+
+    def begin(self) -> None:
+        self._begun = True
+        self._transport.write(FIRST_BYTES)
+
+    def write(self, data: bytes) -> None:
+        if self._begun:
+            self._begun = False
+            data = data.removeprefix(FIRST_BYTES)
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+def half_closable(protocol: type[Any]) -> type[Any]:
+    """uvicorn's `protocol`, for clients that close their half of the connection early."""
+
+    class HalfClosable(protocol):  # type: ignore[misc]
+        _socket: socket.socket | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(EarlyStart(transport))
+
+        def eof_received(self) -> bool:
+            """True keeps the connection, for the answer that is being made."""
+            cycle = self.cycle
+            if cycle is None or cycle.response_complete or cycle.more_body:
+                return False
+            cycle.keep_alive = False
+            if not cycle.response_started:
+                self.transport.begin()
+            own = self.transport.get_extra_info("socket")
+            if own is not None and own.family in (socket.AF_INET, socket.AF_INET6):
+                self._socket = socket.fromfd(own.fileno(), own.family, own.type)
+                self._look()
+            return True
+
+        def connection_lost(self, error: Exception | None) -> None:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+            super().connection_lost(error)
+
+        def _look(self) -> None:
+            if self._socket is None:
+                return
+            if self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSED:
+                self.transport.abort()
+            else:
+                asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+
+    return HalfClosable

@@ -1,0 +1,258 @@
+"""Edges of HTTP and of sizes: half-closed connections, methods, origins, bodies that cost much before they run."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests.unit.server.api_process import Api, StartApi, wait_until
+from tests.unit.server.test_completions import events, say
+from tokenizers import Tokenizer
+
+from semipd_engine.server.http_io import elements
+
+pytestmark = pytest.mark.unit
+
+
+# ---- connections -------------------------------------------------------------------------------------------------
+
+
+def half_closed(api: Api, path: str, body: Any = None) -> socket.socket:
+    """A client that has sent its request and its end of the connection's end."""
+    content = b"" if body is None else json.dumps(body).encode()
+    method = "GET" if body is None else "POST"
+    host = httpx.URL(api.url)
+    sock = socket.create_connection((host.host, host.port or 80))
+    sock.sendall(f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n".encode() + content)
+    sock.shutdown(socket.SHUT_WR)
+    return sock
+
+
+def read_all(sock: socket.socket) -> bytes:
+    sock.settimeout(20)
+    return b"".join(iter(lambda: sock.recv(1 << 16), b""))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_half_closed_connection_gets_its_answer(api: Api, stream: bool) -> None:
+    api.core.seconds_per_token = 0.05
+    body = {"prompt": "The", "max_tokens": 8, "stream": stream}
+    answer = read_all(half_closed(api, "/v1/completions", body))
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n") and answer.count(b"HTTP/1.1") == 1
+    assert b"data: [DONE]" in answer if stream else json.loads(answer.partition(b"\r\n\r\n")[2])["choices"]
+    assert read_all(half_closed(api, "/health")).startswith(b"HTTP/1.1 200 OK")
+    assert api.core.aborted == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_left_altogether_is_noticed(api: Api, stream: bool) -> None:
+    """Its end of the connection looks like a half-closed one at first."""
+    api.core.hold = True
+    half_closed(api, "/v1/completions", {"prompt": "The", "stream": stream}).close()
+    wait_until(lambda: api.core.added and api.core.aborted == [api.core.added[0].key], 10)
+
+
+def test_head_and_other_methods(api: Api) -> None:
+    for path in ("/health", "/ready", "/metrics", "/version", "/v1/models", "/v1/models/letters"):
+        head = api.client.head(path)
+        assert (head.status_code, head.content) == (200, b""), path
+    refused = api.client.get("/v1/completions")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+    assert "docs/api.md" in refused.json()["error"]["message"]
+    assert set(api.client.post("/health").headers["allow"].split(", ")) == {"GET", "HEAD"}
+    assert api.client.options("/v1/completions", headers={"origin": "https://page"}).status_code == 405
+
+
+def test_pages_of_allowed_origins_may_ask(start_api: StartApi, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    api = start_api("--allowed-origins", "https://page, https://other", "--api-key-file", str(keys))
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    preflight = api.client.options("/v1/completions", headers={"origin": "https://page"} | asks)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == "https://page"
+    assert "POST" in preflight.headers["access-control-allow-methods"]
+    refused = api.client.get("/v1/models", headers={"origin": "https://page"})
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "https://page")
+    assert "access-control-allow-origin" not in api.client.get("/health", headers={"origin": "https://evil"}).headers
+    assert api.client.options("/v1/completions", headers={"origin": "https://evil"} | asks).status_code == 400
+
+
+# ---- sizes -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def others_wait_at_most(api: Api, seconds: float) -> Iterator[list[float]]:
+    """Short requests all the while; the longest that one took is less than `seconds`, and the list has them all."""
+    stop, waits = threading.Event(), list[float]()
+
+    def ask() -> None:
+        with httpx.Client(base_url=api.url, timeout=60) as client:
+            while not stop.is_set():
+                began = time.monotonic()
+                answer = client.post("/v1/completions", json={"prompt": "The", "max_tokens": 1})
+                waits.append(time.monotonic() - began)
+                assert answer.status_code == 200
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        wait_until(lambda: len(waits) > 3)
+        try:
+            yield waits
+        finally:
+            stop.set()
+            asking.result()
+    assert max(waits) < seconds
+
+
+def test_a_huge_text_is_refused_before_it_is_tokenised(api: Api) -> None:
+    """24 MB. The bound is generous, as the machine may be busy: once the short ones waited for 15 s."""
+    body = json.dumps({"prompt": "lorem ipsum " * 2_000_000}).encode()
+    with others_wait_at_most(api, 5):
+        began = time.monotonic()
+        refused = api.client.post("/v1/completions", content=body)
+        assert time.monotonic() - began < 10
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+    chat = api.client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "dog " * 100_000}]})
+    assert (chat.status_code, chat.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_the_lengths_of_texts_near_the_limit_are_exact(api: Api, tokenizer: Tokenizer) -> None:
+    """What is refused early is longer than the model takes; what is not is tokenised to its end."""
+    for text in ("a" * 4000, "jumps over " * 40, " " * 9000, "🙂" * 60):
+        tokens = len(tokenizer.encode(text).ids)
+        answer = api.complete(text, max_tokens=1)
+        assert answer.status_code == (200 if tokens < 256 else 400), (text[:8], tokens)
+
+
+def test_many_values_are_refused_before_they_are_parsed(api: Api) -> None:
+    messages = [{"role": "user", "content": ""}] * 300_000
+    with others_wait_at_most(api, 5):
+        refused = api.client.post("/v1/chat/completions", json={"messages": messages})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large")
+        refused = api.client.post("/v1/chat/completions", json={"messages": messages[:10_000]})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
+        refused = api.client.post("/v1/completions", json={"prompt": [5] * 200_000})
+        assert refused.status_code == 413
+    assert api.complete("a,[{" * 50_000).json()["error"]["code"] == "context_length_exceeded", "no values: one text"
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        (b'{"a": [1, 2, 3], "b": {}}', 6),
+        (b'{"a,[{": "x,\\\\\\",[{", "b": "\\\\"}', 2),
+        (b'{"a": "never ends,,,', 1),
+        (b"", 0),
+    ],
+)
+def test_values_are_counted_outside_of_strings(body: bytes, count: int) -> None:
+    assert elements(body, 100) == count
+
+
+def test_more_sequences_than_the_queue_holds_are_refused(api: Api) -> None:
+    refused = api.complete(["The"] * 100, n=100)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+    assert not api.core.added
+
+
+def test_a_client_that_leaves_takes_all_its_sequences_along(api: Api) -> None:
+    api.core.hold = True
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{api.url}/v1/completions", json={"prompt": ["The"] * 5, "n": 100}, timeout=1)
+    wait_until(lambda: len(api.core.added) == 500 == len(set(api.core.aborted)), 10)
+    api.core.hold = False
+    assert api.complete().status_code == 200
+
+
+# ---- texts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fields", [{"logprobs": 1}, {"logprobs": 1, "return_tokens_as_token_ids": True}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_offsets_index_the_text_that_is_sent(
+    api: Api, tokenizer: Tokenizer, fields: dict[str, Any], stream: bool
+) -> None:
+    ids = say(api, tokenizer, "🤗 cat", end=None)
+    response = api.complete(max_tokens=len(ids), stream=stream, **fields)
+    parts = [chunk["choices"][0] for chunk in (events(response.text) if stream else [response.json()])]
+    assert "".join(part["text"] for part in parts) == "🤗 cat"
+    offsets = [*chain.from_iterable(part["logprobs"]["text_offset"] for part in parts)]
+    pieces = [tokenizer.decode([token_id]) for token_id in ids]
+    first = pieces.index(" ") if " " in pieces else next(i for i, piece in enumerate(pieces) if piece.startswith(" "))
+    assert first > 1 and offsets[:first] == [0] * first, "pieces of the emoji"
+    assert offsets[first:] == [1 + sum(map(len, pieces[first:i])) for i in range(first, len(ids))]
+
+
+def test_all_likely_tokens_are_told_apart(api: Api, tokenizer: Tokenizer) -> None:
+    """Byte-level pieces of characters all decode to U+FFFD."""
+    lone = [i for i in range(3, 380) if tokenizer.decode([i]) == "\ufffd"]
+    start = next(i for i in lone if i + 1 in lone and i + 2 in lone)
+    api.core.answer = lambda add: [start] * 4
+    choice = api.complete(max_tokens=4, logprobs=20).json()["choices"][0]["logprobs"]
+    for token, top in zip(choice["tokens"], choice["top_logprobs"], strict=True):
+        assert len(top) == 20 and top[token] == -start / 1000
+        assert sorted(top.values(), reverse=True) == [-(start + i) / 1000 for i in range(20)]
+        assert any(name.startswith("bytes:\\x") for name in top)
+
+
+def test_a_long_stop_string_holds_nothing_back(api: Api, tokenizer: Tokenizer) -> None:
+    text = " brown fox jumps over the lazy dog" * 6
+    say(api, tokenizer, text, end=None)
+    api.core.seconds_per_token = 0.01
+    chunks = events(api.complete(max_tokens=100, stream=True, stop=["x" * 200], n=1).text)
+    assert len(chunks[-1]["choices"][0]["text"]) < 50, "the rest came before"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_puts_the_prompt_first(api: Api, tokenizer: Tokenizer, stream: bool) -> None:
+    ids = tokenizer.encode("The dog").ids
+    for prompt in ("The dog", ids):
+        bare = api.complete(prompt, n=2, seed=1).json()["choices"]
+        response = api.complete(prompt, n=2, seed=1, echo=True, stream=stream)
+        texts = dict.fromkeys(range(2), "")
+        for chunk in events(response.text) if stream else [response.json()]:
+            for choice in chunk["choices"]:
+                texts[choice["index"]] += choice["text"]
+        assert texts == {choice["index"]: "The dog" + choice["text"] for choice in bare}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echo_alone_has_no_output(api: Api, stream: bool) -> None:
+    options = {"stream_options": {"include_usage": True}} if stream else {}
+    response = api.complete("The dog", max_tokens=0, echo=True, stream=stream, **options)
+    chunks = events(response.text) if stream else [response.json()]
+    (choice,) = chunks[0]["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("The dog", "length")
+    assert chunks[-1]["usage"]["completion_tokens"] == 0
+
+
+def test_sixteen_tokens_unless_asked_for_more(api: Api) -> None:
+    answer = api.client.post("/v1/completions", json={"prompt": "The"}).json()
+    assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (16, "length")
+
+
+def test_chat_takes_what_openais_takes(api: Api) -> None:
+    """A developer speaks for the system, null is no content, parts are joined."""
+    messages: list[dict[str, Any]] = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": None},
+    ]
+    rendered = api.client.post("/tokenize", json={"messages": messages}).json()["tokens"]
+    plain = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "a\nb"},
+        {"role": "assistant", "content": ""},
+    ]
+    assert rendered == api.client.post("/tokenize", json={"messages": plain}).json()["tokens"]
