@@ -23,7 +23,7 @@ model: venv ## the folder of the examples' small model, models/smollm2-135m-inst
 deps: ## install the Debian packages that the local cluster needs (root)
 	@$(PYTHON) hack/cluster/cluster deps
 
-tools: ## build the Kubernetes programs and helm (cached outside the clone)
+tools: ## build the Kubernetes programs, CoreDNS and helm (cached outside the clone)
 	@$(PYTHON) hack/cluster/tools build
 
 images: deps ## build the container images; REGISTRY=host/path pushes them

@@ -26,7 +26,7 @@ def flags(name: str) -> dict[str, str]:
 def test_only_what_the_api_needs_starts_before_it() -> None:
     order = render.components(STATE, Path("/tools"))
     assert [one.name for one in order if not one.needs_api] == ["etcd", "containerd", "kube-apiserver"]
-    assert len({one.name for one in order}) == 7
+    assert len({one.name for one in order}) == 8
 
 
 def test_components_agree_with_each_other() -> None:
@@ -41,7 +41,10 @@ def test_components_agree_with_each_other() -> None:
     assert api["service-account-key-file"].replace(".pub", ".key") == manager["service-account-private-key-file"]
     assert api["enable-aggregator-routing"] == "true"
     assert issued["kubelet"].subject == f"/O=system:nodes/CN=system:node:{flags('kubelet')['hostname-override']}"
-    assert render.bootstrap_objects()["spec"]["clusterIP"] in render.kubelet(STATE, "x")["clusterDNS"]  # type: ignore[index, operator]
+    service, slice_, _role, binding = render.bootstrap_objects()["items"]  # type: ignore[misc, attr-defined]
+    assert [service["spec"]["clusterIP"]] == render.kubelet(STATE, "x")["clusterDNS"]
+    assert [port["port"] for port in slice_["ports"]] == [port["port"] for port in service["spec"]["ports"]]
+    assert issued["dns"].subject == f"/CN={binding['subjects'][0]['name']}"
 
 
 def test_kubelet_is_kept_in_the_clusters_own_cgroup() -> None:

@@ -1,5 +1,6 @@
 """What is built, under which key, and with which flags: from the real go.mod files."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ MODULES = Path(__file__).parents[2] / "hack" / "tools"
 
 @pytest.fixture
 def go_mods() -> dict[str, str]:
-    return {name: (MODULES / name / "go.mod").read_text() for name in ("kubernetes", "helm", "pause")}
+    return {name: (MODULES / name / "go.mod").read_text() for name in ("kubernetes", "helm", "coredns", "pause")}
 
 
 def test_staging_modules_follow_kubernetes(go_mods: dict[str, str]) -> None:
@@ -40,7 +41,7 @@ def test_servers_are_stamped_with_the_version_of_go_mod(go_mods: dict[str, str])
 
 def test_every_program_is_a_pinned_tool(go_mods: dict[str, str]) -> None:
     for program in tools.PROGRAMS:
-        if program.module != "pause":
+        if program.package != ".":  # a program of our own
             assert (
                 f"\t{program.package}\n" in go_mods[program.module]
                 or f"tool {program.package}" in go_mods[program.module]
@@ -54,16 +55,37 @@ def test_unknown_module_names_the_remedy() -> None:
 
 
 def test_key_covers_files_flags_and_go() -> None:
-    base = tools.cache_key([b"a", b"b"], {"m": "-s"}, "1.26.0")
-    assert base == tools.cache_key([b"a", b"b"], {"m": "-s"}, "1.26.0")
+    base = tools.cache_key([b"a", b"b"], "-s", "1.26.0")
+    assert base == tools.cache_key([b"a", b"b"], "-s", "1.26.0")
     others = {
-        tools.cache_key([b"a", b"c"], {"m": "-s"}, "1.26.0"),
-        tools.cache_key([b"ab", b""], {"m": "-s"}, "1.26.0"),
-        tools.cache_key([b"a", b"b"], {"m": "-w"}, "1.26.0"),
-        tools.cache_key([b"a", b"b"], {"m": "-s"}, "1.26.1"),
+        tools.cache_key([b"a", b"c"], "-s", "1.26.0"),
+        tools.cache_key([b"ab", b""], "-s", "1.26.0"),
+        tools.cache_key([b"a", b"b"], "-w", "1.26.0"),
+        tools.cache_key([b"a", b"b"], "-s", "1.26.1"),
     }
     assert len(others) == 4
     assert base not in others
+
+
+def test_a_changed_module_leaves_the_programs_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBEBUILDER_ASSETS", raising=False)
+    modules = tmp_path / "modules"
+    shutil.copytree(MODULES, modules)
+    before = tools.Tools(modules, tmp_path)
+    for program in tools.PROGRAMS:
+        before.folders[program.module].mkdir(parents=True, exist_ok=True)
+        (before.folders[program.module] / program.name).write_text(program.name)
+    assert before.path() == before.build() and before.missing() == []
+    with (modules / "coredns" / "go.sum").open("a") as file:
+        file.write("\n")
+    after = tools.Tools(modules, tmp_path)
+    assert [program.name for program in after.missing()] == ["coredns"]
+    names = [program.name for program in tools.PROGRAMS if program.name != "coredns"]
+    found = after.path(names)
+    assert found != before.bin and sorted(file.name for file in found.iterdir()) == sorted(names)
+    assert all((found / name).read_text() == name for name in names)
+    after.clean()
+    assert not before.folders["coredns"].exists() and after.path(names) == found
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,17 @@ _NODE_LINE = (
     ' {.status.allocatable.cpu} cpu {.status.allocatable.memory}{"\\n"}{end}'
 )
 
+_ASKS_DNS = """
+import socket, struct, sys
+name = b"".join(bytes([len(part)]) + part for part in b"kubernetes.default.svc.cluster.local".split(b".")) + bytes(1)
+asks = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+asks.settimeout(1)
+asks.sendto(struct.pack(">6H", 1, 0x0100, 1, 0, 0, 0) + name + struct.pack(">2H", 1, 1), (sys.argv[1], 53))
+_, flags, _, answers, _, _ = struct.unpack(">6H", asks.recv(512)[:12])
+sys.exit(flags & 15 or not answers)
+"""
+"""A look-up of the API server's own name at the address given: 0 once it is answered."""
+
 
 def up(state: State) -> bool:
     """Brings the cluster up; False if it was up already. Leaves nothing running if it fails."""
@@ -125,6 +136,7 @@ def _write_files(state: State, tools: Path) -> None:
     _write_json(state.config / "cni" / "10-semipd.conflist", render.cni_network())
     _write_json(state.config / "bootstrap.json", render.bootstrap_objects())
     (state.config / "containerd.toml").write_text(render.containerd(state))
+    (state.config / "Corefile").write_text(render.corefile(state))
     (state.config / "resolv.conf").write_text("")
     pause = {"pause": (tools / "pause").read_bytes()}
     (state.config / "pause.tar").write_bytes(image_archive(render.PAUSE_IMAGE, pause, ["/pause"]))
@@ -152,7 +164,7 @@ def _start(state: State) -> None:
 
 
 def _wait(state: State, progress: "_Progress") -> None:
-    """Until a pod could be created: images, API, node, the default ServiceAccount, kube-proxy's rules."""
+    """Until a pod could be created: images, API, node, the default ServiceAccount, kube-proxy's rules, DNS."""
     _until(state, "containerd", lambda: _quiet(state, ["ctr", "version"]))
     run(state, ["ctr", "-n", "k8s.io", "images", "import", "--snapshotter=overlayfs", str(state.config / "pause.tar")])
     _until(state, "kube-apiserver", lambda: _quiet(state, ["kubectl", "get", "--raw", "/readyz"]))
@@ -172,6 +184,8 @@ def _wait(state: State, progress: "_Progress") -> None:
     probe = f"import socket; socket.create_connection(({render.SERVICE_IP!r}, 443), 1)"
     _until(state, "kube-proxy", lambda: _quiet(state, [sys.executable, "-c", probe]))
     progress("Services answer")
+    _until(state, "coredns", lambda: _quiet(state, [sys.executable, "-c", _ASKS_DNS, render.DNS_IP]))
+    progress("names resolve")
 
 
 def _quiet(state: State, argv: list[str]) -> bool:

@@ -32,6 +32,7 @@ def certificates(node: str, node_ip: str, service_ip: str) -> tuple[Certificate,
         Certificate("controller-manager", "/CN=system:kube-controller-manager"),
         Certificate("scheduler", "/CN=system:kube-scheduler"),
         Certificate("proxy", "/CN=system:kube-proxy"),
+        Certificate("dns", "/CN=system:coredns"),
         Certificate("kubelet", f"/O=system:nodes/CN=system:node:{node}"),
         # Who the apiserver is when it calls a kubelet, and when it calls an aggregated API.
         Certificate("apiserver-kubelet", "/O=system:masters/CN=kube-apiserver-kubelet-client"),
@@ -39,7 +40,7 @@ def certificates(node: str, node_ip: str, service_ip: str) -> tuple[Certificate,
     )
 
 
-KUBECONFIGS = ("admin", "controller-manager", "scheduler", "proxy", "kubelet")
+KUBECONFIGS = ("admin", "controller-manager", "scheduler", "proxy", "dns", "kubelet")
 
 
 def issue(folder: Path, wanted: tuple[Certificate, ...]) -> None:

@@ -109,6 +109,7 @@ def components(state: State, tools: Path) -> list[Component]:
             ],
         ),
         Component("kube-proxy", [str(tools / "kube-proxy"), f"--config={config}/kube-proxy.json"]),
+        Component("coredns", [str(tools / "coredns"), "-conf", str(config / "Corefile")]),
     ]
 
 
@@ -275,12 +276,48 @@ SystemdCgroup = false
 """
 
 
+def corefile(state: State) -> str:
+    """CoreDNS's configuration: the cluster's names. Any other is refused at once, since there is no outside."""
+    return f"""\
+. {{
+    errors
+    kubernetes cluster.local in-addr.arpa ip6.arpa {{
+        kubeconfig {state.config}/dns.kubeconfig
+        ttl 1
+    }}
+}}
+"""
+
+
 def bootstrap_objects() -> dict[str, object]:
-    """Applied once the API answers. Without endpoints kube-proxy rejects the address, so look-ups fail at once."""
+    """Applied once the API answers: the Service of the cluster's DNS, which runs on the node, and what it may read."""
+    meta = {"name": "kube-dns", "namespace": "kube-system"}
     ports = [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"}]
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": "kube-dns", "namespace": "kube-system"},
-        "spec": {"clusterIP": DNS_IP, "ports": ports},
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": {"clusterIP": DNS_IP, "ports": ports}}
+    endpoints = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {**meta, "labels": {"kubernetes.io/service-name": "kube-dns"}},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [NODE_IP], "conditions": {"ready": True}}],
+        "ports": ports,
     }
+    rbac = "rbac.authorization.k8s.io"
+    read = {"verbs": ["list", "watch"]}
+    role = {
+        "apiVersion": f"{rbac}/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": "system:coredns"},
+        "rules": [
+            {"apiGroups": [""], "resources": ["services", "namespaces", "pods"], **read},
+            {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], **read},
+        ],
+    }
+    binding = {
+        "apiVersion": f"{rbac}/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": "system:coredns"},
+        "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": "system:coredns"},
+        "subjects": [{"apiGroup": rbac, "kind": "User", "name": "system:coredns"}],
+    }
+    return {"apiVersion": "v1", "kind": "List", "items": [service, endpoints, role, binding]}

@@ -1,7 +1,8 @@
-"""Builds the Kubernetes programs and Helm from the pinned Go modules in `hack/tools`, once per content.
+"""Builds the programs of the cluster (Kubernetes, CoreDNS, Helm) from the pinned Go modules in `hack/tools`.
 
-Results live in `CACHE/tools/KEY/bin`; KEY covers the modules' files, the linker flags and the Go version, so a
-change of any of them is another folder and two clones share one build. Knows nothing of running clusters.
+A module's programs live in `CACHE/tools/MODULE-KEY`; KEY covers the module's files, its linker flags and the Go
+version. So a change of one module builds that one alone, and two clones share one build. Who uses them is given one
+folder of links to all. Knows nothing of running clusters.
 """
 
 import fcntl
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class Program:
 
 _KUBERNETES = "k8s.io/kubernetes"
 _ETCD = "go.etcd.io/etcd/server/v3"
+_COREDNS = "github.com/coredns/coredns"
 _HELM = "helm.sh/helm/v3"
 
 PROGRAMS: tuple[Program, ...] = (
@@ -48,6 +50,7 @@ PROGRAMS: tuple[Program, ...] = (
     Program("kube-proxy", "kubernetes", f"{_KUBERNETES}/cmd/kube-proxy"),
     Program("pause", "pause", "."),
     Program("helm", "helm", f"{_HELM}/cmd/helm", ("version", "--short")),
+    Program("coredns", "coredns", ".", ("-version",)),
 )
 API_PROGRAMS = ("etcd", "kube-apiserver", "kubectl")
 
@@ -71,6 +74,7 @@ def ldflags(go_mods: Mapping[str, str]) -> dict[str, str]:
     return {
         "kubernetes": " ".join(["-s -w", *stamped]),
         "helm": f"-s -w -X {_HELM}/internal/version.version={helm}",
+        "coredns": "-s -w",
         "pause": "-s -w",
     }
 
@@ -79,14 +83,14 @@ def expected_version(program: Program, go_mods: Mapping[str, str]) -> str:
     """What `program --version` must say, without the leading v: a truncated or foreign binary does not pass."""
     if program.module == "pause":
         return "1.0"
-    module = {"etcd": _ETCD, "helm": _HELM}.get(program.name, _KUBERNETES)
+    module = {"etcd": _ETCD, "helm": _HELM, "coredns": _COREDNS}.get(program.name, _KUBERNETES)
     return module_version(go_mods[program.module], module).lstrip("v")
 
 
-def cache_key(go_files: Iterable[bytes], flags: Mapping[str, str], go_version: str) -> str:
-    """16 hex digits over everything that decides the bytes of the programs."""
+def cache_key(go_files: Iterable[bytes], flags: str, go_version: str) -> str:
+    """16 hex digits over everything that decides the bytes of a module's programs."""
     digest = hashlib.sha256()
-    for part in (*go_files, repr(sorted(flags.items())).encode(), go_version.encode()):
+    for part in (*go_files, flags.encode(), go_version.encode()):
         digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest()[:16]
 
@@ -126,7 +130,7 @@ def toolchain() -> Toolchain:
 
 
 class Tools:
-    """The cache folder of the modules as they are in this tree, with this machine's Go."""
+    """The cache folders of the modules as they are in this tree, with this machine's Go; `bin` links to all of them."""
 
     def __init__(self, modules: Path = paths.TOOLS_MODULES, cache: Path | None = None) -> None:
         self.modules = modules
@@ -135,8 +139,11 @@ class Tools:
         self.go_mods = {name: (modules / name / "go.mod").read_text() for name in names}
         self.flags = ldflags(self.go_mods)
         self.toolchain = toolchain()
-        files = [file.read_bytes() for name in names for file in sorted((modules / name).iterdir())]
-        self.bin = self.root / cache_key(files, self.flags, self.toolchain.version) / "bin"
+        self.folders: dict[str, Path] = {}
+        for name in names:
+            files = [file.read_bytes() for file in sorted((modules / name).iterdir())]
+            self.folders[name] = self.root / f"{name}-{cache_key(files, self.flags[name], self.toolchain.version)}"
+        self.bin = self.root / cache_key([folder.name.encode() for folder in self.folders.values()], "", "") / "bin"
 
     def missing(self, names: Sequence[str] = ()) -> list[Program]:
         """Programs of `names` (default: all) that are not built yet."""
@@ -145,7 +152,7 @@ class Tools:
             raise ClusterError(
                 f"no such program: {', '.join(sorted(unknown))}", f"choose from {', '.join(p.name for p in PROGRAMS)}"
             )
-        return [program for program in wanted if not (self.bin / program.name).exists()]
+        return [program for program in wanted if not self._file(program).exists()]
 
     def path(self, names: Sequence[str] = ()) -> Path:
         """A folder that holds all of `names`: `KUBEBUILDER_ASSETS` if it does, else what `build` made."""
@@ -153,16 +160,15 @@ class Tools:
             return assets
         if absent := self.missing(names):
             listed = ", ".join(program.name for program in absent)
-            raise ClusterError(f"not built yet: {listed}", "run `hack/cluster/tools build` (about 6 minutes, once)")
-        return self.bin
+            raise ClusterError(f"not built yet: {listed}", "run `hack/cluster/tools build` (minutes, once)")
+        return self._linked()
 
     def build(self, names: Sequence[str] = ()) -> Path:
         """Builds what is missing, one caller at a time; returns the folder as `path` does."""
         if assets := assets_dir(names, os.environ):
             return assets
         if not self.missing(names):
-            return self.bin
-        self.bin.mkdir(parents=True, exist_ok=True)
+            return self._linked()
         with _lock(self.root / "lock"):
             todo = self.missing(names)  # another caller may have built them while we waited
             if todo:
@@ -174,6 +180,18 @@ class Tools:
                 if self.toolchain.go is None:
                     subprocess.run([go, "clean", "-modcache"], env=env, cwd=self.modules / "helm", check=False)
                 shutil.rmtree(env["GOCACHE"], ignore_errors=True)
+        return self._linked()
+
+    def _file(self, program: Program) -> Path:
+        return self.folders[program.module] / program.name
+
+    def _linked(self) -> Path:
+        """`bin`, with a link to each program that is built."""
+        self.bin.mkdir(parents=True, exist_ok=True)
+        for program in PROGRAMS:
+            if self._file(program).exists():
+                with suppress(FileExistsError):
+                    (self.bin / program.name).symlink_to(self._file(program))
         return self.bin
 
     def go(self) -> Path:
@@ -182,7 +200,8 @@ class Tools:
 
     def _build_one(self, go: Path, env: Mapping[str, str], program: Program, count: str) -> None:
         started = time.monotonic()
-        partial = self.bin / f".{program.name}.partial"
+        self.folders[program.module].mkdir(parents=True, exist_ok=True)
+        partial = self._file(program).with_name(f".{program.name}.partial")
         command = [str(go), "build", "-trimpath", "-ldflags", self.flags[program.module]]
         log = self.root / f"build-{program.name}.log"
         with log.open("wb") as output:
@@ -203,14 +222,15 @@ class Tools:
             last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
             raise ClusterError(f"go build {program.name} failed: {last}", f"see {log}")
         check_version(partial, program, expected_version(program, self.go_mods))
-        partial.rename(self.bin / program.name)
+        partial.rename(self._file(program))
         log.unlink()
         _say(f"tools {count}: built {program.name} in {time.monotonic() - started:.0f} s")
 
     def clean(self) -> None:
-        """Removes every build but the current one, and what interrupted builds left."""
+        """Removes every build but the current ones, and what interrupted builds left."""
+        keep = (self.bin.parent, self.root / "go-mod", *self.folders.values())
         for entry in self.root.glob("*"):
-            if entry.is_dir() and entry not in (self.bin.parent, self.root / "go-mod"):
+            if entry.is_dir() and entry not in keep:
                 shutil.rmtree(entry, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-module semipd/e2e/tools/helm
+module semipd/hack/tools/helm
 
 go 1.26.0
 

@@ -1,4 +1,4 @@
-module semipd/e2e/tools/kubernetes
+module semipd/hack/tools/kubernetes
 
 go 1.26.0
 

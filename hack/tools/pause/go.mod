@@ -1,3 +1,3 @@
-module semipd/e2e/tools/pause
+module semipd/hack/tools/pause
 
 go 1.26.0

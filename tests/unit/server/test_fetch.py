@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import struct
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from e2e.lib.hub import Hub, serving
 
 pytestmark = pytest.mark.unit
 
@@ -45,106 +43,10 @@ FILES = {
 }
 
 
-@dataclass
-class Hub:
-    """What the stand-in serves, and what it was asked for."""
-
-    url: str = ""
-    files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
-    claimed: dict[str, bytes] = field(default_factory=dict)
-    """Contents that the listing describes where it differs from what is sent."""
-    commit: str = COMMIT
-    """What the branch stands for."""
-    refuse: tuple[int, str] | None = None
-    cut_after: int | None = None
-    """Close the connection once, after so many bytes of a large file."""
-    downloads: list[tuple[str, str]] = field(default_factory=list)
-    """(file, Range header)."""
-
-    def entry(self, path: str) -> dict[str, Any]:
-        data = self.claimed.get(path, self.files[path])
-        entry: dict[str, Any] = {"size": len(data), "blobId": hashlib.sha1(data).hexdigest()}
-        if path.endswith(".safetensors"):
-            entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
-        return entry
-
-
-def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            if hub.refuse:
-                self.answer(hub.refuse[0], b"{}", {"X-Error-Code": hub.refuse[1]})
-            elif path.startswith("/api/models/org/name/revision/"):
-                siblings = [{"rfilename": name, **hub.entry(name)} for name in hub.files]
-                asked = path.rpartition("/")[2]
-                commit = asked if len(asked) == 40 else hub.commit
-                self.json({"id": "org/name", "sha": commit, "siblings": siblings})
-            elif path.startswith("/api/models/org/name/tree/"):
-                self.json([self.leaf(name) for name in hub.files])
-            elif path.startswith("/org/name/resolve/"):
-                self.commit, _, name = path.removeprefix("/org/name/resolve/").partition("/")
-                self.file(name)
-            else:
-                self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-
-        def leaf(self, name: str) -> dict[str, Any]:
-            entry = hub.entry(name)
-            lfs = entry.pop("lfs", None)
-            leaf = {"type": "file", "path": name, "size": entry["size"], "oid": entry["blobId"]}
-            return leaf | ({"lfs": {"oid": lfs["sha256"], **lfs}} if lfs else {})
-
-        def json(self, value: Any) -> None:
-            self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-        def file(self, name: str) -> None:
-            data, start = hub.files[name], 0
-            etag = hashlib.sha256(hub.claimed.get(name, data)).hexdigest()
-            if span := self.headers.get("Range"):
-                start = int(span.removeprefix("bytes=").partition("-")[0])
-            if self.command == "GET":
-                hub.downloads.append((name, span or ""))
-            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": self.commit, "Accept-Ranges": "bytes"}
-            if start:
-                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            self.answer(206 if start else 200, data[start:], headers)
-
-        def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-            self.send_response(status)
-            for name, value in ({"Content-Length": str(len(body))} | headers).items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "HEAD":
-                return
-            if hub.cut_after is not None and len(body) > hub.cut_after:
-                cut, hub.cut_after = hub.cut_after, None
-                self.wfile.write(body[:cut])
-                self.close_connection = True
-                return
-            self.wfile.write(body)
-
-    return Handler
-
-
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(hub))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    yield hub
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Hub("org/name", dict(FILES), COMMIT)) as hub:
+        yield hub
 
 
 class Result(NamedTuple):
