@@ -17,7 +17,7 @@ from semipd_agent.contract import (
     Split,
 )
 from semipd_agent.partitioner.mps.preflight import POLICIES
-from semipd_engine.hub import fetch
+from semipd_engine.hub import download
 from semipd_operator.api.v1alpha1.resource import dump_status, parse_status
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
 from semipd_operator.reason_entries import NO_START
@@ -53,7 +53,7 @@ def test_every_reason_shown_is_in_the_table_of_reasons() -> None:
 def test_every_reason_of_a_fetch_is_in_the_table_of_reasons() -> None:
     """They come from the init container as they are; each has its meaning and what to do about it in the docs."""
     known = {str(entry.reason) for entry in REASONS[ConditionType.MODEL_READY]}
-    assert {str(reason) for reason in fetch.Reason} - {fetch.Reason.FETCHED} <= known
+    assert {str(reason) for reason in download.Reason} - {download.Reason.FETCHED} <= known
     text = (Path(__file__).parents[2] / "docs/conditions.md").read_text()
     assert [reason for reason in known if f"| `{reason}` |" not in text] == []
 

@@ -222,7 +222,7 @@ def test_a_mounted_model_is_checked(
 
 
 def test_a_full_disk_is_said_before_the_download(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from semipd_engine.hub import fetch as module
+    from semipd_engine.hub import download as module
 
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
