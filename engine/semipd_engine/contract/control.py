@@ -64,6 +64,7 @@ class WorkerReport(Frozen):
     phase: Phase
     pid: int
     rank: int = 0
+    """Of a tensor-parallel group, which today has one."""
     generation: int
     """Counts the workers that this phase has had."""
     state: WorkerState

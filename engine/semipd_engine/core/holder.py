@@ -17,7 +17,8 @@ class HolderKey(NamedTuple):
     phase: Phase
     environment: tuple[tuple[str, str], ...] = ()
     rank: int = 0
-    """Of a tensor-parallel group; a step is complete when all ranks have reported. Today a group has one."""
+    """Of a tensor-parallel group; a step is complete when all ranks have reported. Today a group has one: more than one
+    GPU is refused by name."""
 
 
 @dataclass(eq=False)

@@ -150,7 +150,8 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     start: int
     block_table: list[int]
     slot: int = 0
-    """Which of the workers' rows the request has for as long as it is admitted; below `max_num_seqs`."""
+    """Which of the workers' rows the request has for as long as it is admitted; below `max_num_seqs`. For a worker that
+    keeps something of a row between two plans: plans of today are complete, and none does."""
     assignment: int = 0
     """Number of the slot's assignment: what a worker keeps of a slot is worth nothing under another number."""
     outputs: Literal["none", "last"] = "none"
@@ -163,7 +164,8 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     prompt_len: int = 0
     """How many of `history` are prompt tokens."""
     mask: bytes | None = None
-    """The tokens that may be sampled: bit i of byte i // 8, from the lowest, is token i. Holds for one step."""
+    """The tokens that may be sampled: bit i of byte i // 8, from the lowest, is token i. Holds for one step. It comes
+    from the request's `Constraint`, and nothing of a grammar ever lives in a worker."""
 
 
 class StepPlan(msgspec.Struct, frozen=True, tag="plan"):
@@ -180,7 +182,8 @@ class StepPlan(msgspec.Struct, frozen=True, tag="plan"):
     max_steps: int
     rows: list[Row]
     rung: int = 0
-    """Which of the limits that its worker holds the steps run under."""
+    """Which of the limits that its worker holds the steps run under: 0, but where one process holds several (a green
+    context is a stream of it)."""
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
@@ -214,7 +217,11 @@ class StepFailed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 class PlanStale(msgspec.Struct, frozen=True, tag="stale"):
-    """The worker does not hold what the plan takes for granted of a slot (another assignment): it has run nothing."""
+    """The worker does not hold what the plan takes for granted of a slot (another assignment): it has run nothing.
+
+    Core plans the same rows anew. It is what lets a channel carry only what changed, without a worker ever holding
+    what cannot be rebuilt: no channel does so yet.
+    """
 
     seq: int
 

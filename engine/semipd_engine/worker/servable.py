@@ -17,7 +17,10 @@ class Runner(Protocol):
 
 
 class StaleSlot(Exception):
-    """The plan takes for granted what this worker does not hold of a slot: core must send it in full."""
+    """The plan takes for granted what this worker does not hold of a slot: core must send it in full.
+
+    For runners that keep rows between two plans (`ipc.messages.Row.slot`); complete plans never are stale.
+    """
 
 
 class UnfitError(Exception):
