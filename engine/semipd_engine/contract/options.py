@@ -48,6 +48,9 @@ class EngineOptions(Frozen):
     max_model_len: int = Field(default=0, ge=0, description="longest prompt + output, tokens; 0: the model's")
     max_num_seqs: int = Field(default=64, ge=1, description="most requests decoding at once")
     max_queued_requests: int = Field(default=512, ge=1, description="waiting requests above which new ones get 429")
+    request_timeout: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="seconds for a request from receipt to its end; 0: no limit"
+    )
     prefill_chunk_tokens: int = Field(default=256, ge=1, description="most prompt tokens of one prefill step")
     kv_cache_memory: int = Field(default=0, ge=0, description="bytes of the KV pool; 0: a part of the free memory")
     block_size: int = Field(default=16, ge=1, description="tokens in one KV block")

@@ -114,7 +114,8 @@ def _add_api(app: FastAPI, service: Service) -> None:
 def _add_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(ApiError)
     async def api_error(_: Request, error: ApiError) -> Response:
-        _reject(service, _reason(error))
+        if error.status < 500 or error.status == 503:  # others were run
+            _reject(service, _reason(error))
         return error_response(error)
 
     @app.exception_handler(TokenizerError)

@@ -52,6 +52,12 @@ def unavailable(message: str, code: str, retry_after: int = 1) -> ApiError:
     return ApiError(503, message, kind="service_unavailable", code=code, retry_after=retry_after)
 
 
+def expired(seconds: float) -> ApiError:
+    """504: the request had so many seconds, and has not finished."""
+    message = f"the request has not finished within {seconds:g} s (x-request-timeout-ms, --request-timeout)"
+    return ApiError(504, message, kind="timeout_error", code="deadline_exceeded")
+
+
 def engine_failure(message: str, code: str = ENGINE_ERROR) -> ApiError:
     """500: the engine failed on this request."""
     return ApiError(500, message, kind="server_error", code=code)

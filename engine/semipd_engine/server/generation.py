@@ -14,7 +14,7 @@ from types import TracebackType
 import msgspec
 
 from semipd_engine.ipc.messages import AbortRequest, AddRequest, ApiToCore, Outputs, RequestOutput, Sampling
-from semipd_engine.server.errors import ApiError, engine_failure, unavailable
+from semipd_engine.server.errors import ApiError, engine_failure, expired, unavailable
 from semipd_engine.server.metrics import EngineMetrics
 from semipd_engine.server.params import SEED_MASK
 from semipd_engine.server.sequence import Delta, Sequence, TextOptions
@@ -73,6 +73,7 @@ class Generation:
         self._error: ApiError | None = None
         self._wake = asyncio.Event()
         self._closed = False
+        self._expiry: asyncio.TimerHandle | None = None
         generations.open += 1
         generations.waiting += expected
 
@@ -82,8 +83,20 @@ class Generation:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def limit(self, seconds: float) -> None:
+        """End the request with an error if it has not finished so many seconds after its receipt."""
+        left = self.received_at + seconds - time.monotonic()
+        self._expiry = asyncio.get_running_loop().call_later(left, self._expire, seconds)
+
+    def _expire(self, seconds: float) -> None:
+        self._all.metrics.count("semipd_expired_requests_total")
+        self.fail(expired(seconds))
+
     def start(self, prompts: Iterable[tuple[list[int], Sampling]], n: int, options: TextOptions) -> None:
-        """Send ``n`` sequences for each prompt to core, in the order of the choices."""
+        """Send ``n`` sequences for each prompt to core, in the order of the choices. Raises `ApiError` if the request's
+        time is over."""
+        if self._error is not None:
+            raise self._error
         metrics = self._all.metrics
         metrics.observe("vllm:request_params_n", n)
         for prompt, sampling in prompts:
@@ -155,6 +168,8 @@ class Generation:
         if self._closed:
             return
         self._closed = True
+        if self._expiry is not None:
+            self._expiry.cancel()
         self._end_running("abort")
         for key in self._keys:
             self._all.by_key.pop(key, None)

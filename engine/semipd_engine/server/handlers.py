@@ -15,6 +15,7 @@ from semipd_engine.server.protocol import ChatRequest, CompletionRequest, Genera
 from semipd_engine.server.responses import ChatShape, CompletionShape, Json, Shape, envelope, usage, worth_a_chunk
 from semipd_engine.server.sequence import Delta
 from semipd_engine.server.service import Service
+from semipd_engine.server.terms import time_limit
 
 
 async def completions(service: Service, request: Request) -> Response:
@@ -65,7 +66,10 @@ async def _answer(
     size: int,
     encode: Callable[[], list[list[int]]],
 ) -> Response:
+    seconds = time_limit(request.headers, service.request_timeout)
     generation = service.admit(shape.prefix, prompts, body.choices)
+    if seconds is not None:
+        generation.limit(seconds)
     try:
         await service.start(generation, body, await service.tokenise(size, encode, request.receive))
         if body.stream:

@@ -125,6 +125,11 @@ METRICS: tuple[Metric, ...] = (
     Metric("semipd_core_connected", "gauge", "1 while the scheduler is connected."),
     Metric("semipd_core_outages_total", "counter", "Times the scheduler went away."),
     Metric(
+        "semipd_expired_requests_total",
+        "counter",
+        "Requests that were ended because their time was over (x-request-timeout-ms, --request-timeout).",
+    ),
+    Metric(
         "semipd_rejected_requests_total",
         "counter",
         "Requests answered without being run, by reason: invalid, auth, not_found, too_long, queue_full, unavailable.",

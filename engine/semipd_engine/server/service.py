@@ -51,6 +51,7 @@ class Service:
         self.core = CoreClient(options.run_dir, self)
         self.generations = Generations(self.metrics, self.tokenizer, self.core.send)
         self.started_at = int(time.time())
+        self.request_timeout = options.request_timeout
         limits = [limit for limit in (options.max_model_len, self.card.max_model_len) if limit]
         self.max_model_len = min(limits, default=0)
         self._threads = [ThreadPoolExecutor(1, "tokenise"), ThreadPoolExecutor(1, "tokenise-large")]

@@ -18,6 +18,7 @@ from tests.unit.server.api_process import Api, StartApi, wait_until
 from tokenizers import Tokenizer
 
 pytestmark = pytest.mark.unit
+LONG = {"x-request-timeout-ms": "60000"}
 
 
 def test_title_and_probes(api: Api) -> None:
@@ -78,6 +79,34 @@ def test_core_hears_how_large_a_refused_request_is(start_api: StartApi, tokenize
     assert exact == [70, 70, 9, 9]
     assert words == pytest.approx(len(tokenizer.encode(text * 5).ids), rel=0.1)
     assert chat == api.core.state.max_model_len, "a longer one would not be work, but an error"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_whose_time_is_over_is_ended_everywhere(start_api: StartApi, stream: bool) -> None:
+    api = start_api("--request-timeout", "0.4")
+    api.core.seconds_per_token = 0.1
+    for headers, seconds in (({}, "0.4"), ({"x-request-timeout-ms": "150"}, "0.15"), (LONG, "0.4")):
+        api.core.added.clear()
+        api.core.aborted.clear()
+        body = {"prompt": "The", "max_tokens": 200, "stream": stream, "n": 2}
+        answer = api.client.post("/v1/completions", json=body, headers=headers)
+        if stream:
+            *_, last, end = answer.text.split("\n\n")
+            assert answer.status_code == 200 and end == "" and '"token' not in last
+            error = json.loads(last.removeprefix("data: "))["error"]
+        else:
+            assert answer.status_code == 504
+            error = answer.json()["error"]
+        assert error["code"] == "deadline_exceeded" and f"within {seconds} s" in error["message"]
+        wait_until(lambda: sorted(api.core.aborted) == sorted(add.key for add in api.core.added))
+        assert len(api.core.added) == 2
+    assert api.client.post("/v1/completions", json={"prompt": "The", "max_tokens": 1}).status_code == 200
+    metrics = api.metrics()
+    assert 'semipd_expired_requests_total{model_name="letters"} 3.0' in metrics
+    assert "semipd_rejected_requests_total{" not in metrics, "they were run"
+    for bad in ("0", "-5", "1.5", "soon", "", "9999999999"):
+        refused = api.client.post("/v1/completions", json=body, headers={"x-request-timeout-ms": bad})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-request-timeout-ms")
 
 
 def test_requests_reach_core_in_their_order(start_api: StartApi) -> None:
