@@ -122,7 +122,7 @@ async def _closed_loop(url: str, queue: list[Request], in_flight: int) -> list[R
             [record] = await replay([request], url, model="model")
             assert record.ok, record.error
             times = tuple(began + at for at in record.token_times)
-            records.append(replace(record, sent=began + record.sent, token_times=times))
+            records.append(replace(record, planned=began, sent=began + record.sent, token_times=times))
 
     await asyncio.gather(*(client() for _ in range(in_flight)))
     return records

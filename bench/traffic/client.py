@@ -11,7 +11,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ import httpx
 
 from bench.traffic.plan import Request
 from bench.traffic.records import Record
+
+HUNG_UP = "hung_up"
+"""Finish reason of a stream that the client closed as planned."""
 
 OnToken = Callable[[int, float, str], None]
 """Called with (request index, seconds since the start, text) for each token as it arrives."""
@@ -114,7 +117,11 @@ async def replay(
         stopped = asyncio.Event()
         watching = asyncio.create_task(_watch(stop, stopped))
         try:
-            sends = [_send(client, n, request, model, origin, stopped, on_token) for n, request in enumerate(plan)]
+            ended = [asyncio.Event() for _ in plan]
+            sends = [
+                _send_in_turn(client, n, request, model, origin, stopped, ended, on_token)
+                for n, request in enumerate(plan)
+            ]
             return [record for record in await asyncio.gather(*sends) if record is not None]
         finally:
             watching.cancel()
@@ -130,6 +137,28 @@ async def _watch(file: Path | None, stopped: asyncio.Event) -> None:
         await asyncio.sleep(0.2)
     if file:
         stopped.set()
+
+
+async def _send_in_turn(
+    client: httpx.AsyncClient,
+    index: int,
+    request: Request,
+    model: str,
+    start: float,
+    stopped: asyncio.Event,
+    ended: list[asyncio.Event],
+    on_token: OnToken,
+) -> Record | None:
+    """Keeps to the request's `after` and `not_after`. None: it was not sent."""
+    try:
+        if request.after is not None:
+            await ended[request.after].wait()
+            request = replace(request, at=max(request.at, time.monotonic() - start))
+        if request.not_after is not None and request.at > request.not_after:
+            return None
+        return await _send(client, index, request, model, start, stopped, on_token)
+    finally:
+        ended[index].set()
 
 
 async def _send(
@@ -150,8 +179,12 @@ async def _send(
     path, content = body(request, model)
     stream, status, error = _Stream(), 0, None
     sent = time.monotonic() - start
+    ending = None if request.hang_up is None else max(0.0, start + request.at + request.hang_up - time.monotonic())
     try:
-        async with client.stream("POST", path, json=content, headers={"Connection": "close"}) as answer:
+        async with (
+            asyncio.timeout(ending),
+            client.stream("POST", path, json=content, headers={"Connection": "close"}) as answer,
+        ):
             status = answer.status_code
             if status != 200:
                 error = f"HTTP {status}: {(await answer.aread()).decode(errors='replace')[:300]}"
@@ -163,6 +196,8 @@ async def _send(
                     text = stream.take(json.loads(line[5:]), now)
                     if stream.token_times and stream.token_times[-1] == now:
                         on_token(index, now, text)
+    except TimeoutError:
+        stream.finish_reason = HUNG_UP
     except (httpx.HTTPError, ServerError, ValueError, KeyError, TypeError) as problem:
         error = f"{type(problem).__name__}: {problem}"
     return Record(

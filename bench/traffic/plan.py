@@ -1,7 +1,7 @@
 """What to send and when, fixed before the first request leaves. Pure: knows no network and no clock.
 
-Arrivals are Poisson or replayed from a trace; prompts are random token ids (nothing for a prefix cache to find) or
-text cut to a token count. `bench/traces/` holds the traces.
+Arrivals are Poisson, Gamma or replayed from a trace; prompts are random token ids (nothing for a prefix cache to find)
+or text cut to a token count. `bench/traces/` holds the traces.
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ class Request:
     ignore_eos: bool = True
     temperature: float = 0.0
     seed: int | None = None
+    hang_up: float | None = None
+    """Seconds after its planned time at which the client closes the stream, whatever came; None: never."""
+    after: int | None = None
+    """Index in the plan of a request that must have ended first; that is the planned time, if later than `at`."""
+    not_after: float | None = None
+    """It is left out if its planned time comes to be later than that."""
 
     def __post_init__(self) -> None:
         if bool(self.prompt) == bool(self.messages):
@@ -94,6 +100,29 @@ def poisson(rate: float, seconds: float, *, seed: int) -> Iterator[float]:
     source, at = random.Random(seed), 0.0
     while (at := at + source.expovariate(rate)) < seconds:
         yield at
+
+
+def gamma(rate: float, seconds: float, *, variation: float, seed: int) -> Iterator[float]:
+    """Arrival times within [0, seconds) whose distances are Gamma-distributed with a mean of `rate` per second.
+
+    `variation` is the distances' coefficient of variation: 1 is a Poisson process, above it requests come in bursts."""
+    shape = variation**-2
+    source, at = random.Random(seed), 0.0
+    while (at := at + source.gammavariate(shape, 1 / (rate * shape))) < seconds:
+        yield at
+
+
+def mixed_plan(
+    arrivals: Iterable[float], *, prompt_tokens: tuple[int, int], max_tokens: tuple[int, int], seed: int
+) -> list[Request]:
+    """A request at each arrival, its lengths uniform within the bounds, both included."""
+    source = random.Random(seed)
+    return [
+        Request(
+            at, source.randint(*max_tokens), prompt_ids(source.randint(*prompt_tokens), seed=seed * 100_003 + number)
+        )
+        for number, at in enumerate(arrivals)
+    ]
 
 
 def poisson_plan(

@@ -1,8 +1,8 @@
 """What became of each request, and what that means against a target. Pure; knows no network and no clock.
 
-Definitions, the same as the engine's: TTFT runs from sending to the first token; TPOT is (last token − first token) /
-(tokens − 1) and needs two tokens; a gap is the time between two consecutive tokens of one request. All seconds are
-offsets from the start of the replay.
+TTFT runs from the time that the plan had for the request to its first token, so that a client that is late cannot hide
+it; TPOT is (last token − first token) / (tokens − 1) and needs two tokens; a gap is the time between two consecutive
+tokens of one request. All seconds are offsets from the start of the replay.
 """
 
 from __future__ import annotations
@@ -44,7 +44,12 @@ class Record:
 
     @property
     def ttft(self) -> float | None:
-        return self.token_times[0] - self.sent if self.token_times else None
+        return self.token_times[0] - self.planned if self.token_times else None
+
+    @property
+    def late(self) -> float:
+        """How late the client sent it."""
+        return self.sent - self.planned
 
     @property
     def tpot(self) -> float | None:
@@ -157,10 +162,21 @@ def summarise(records: Sequence[Record], target: Target | None = None) -> Summar
         ttft=distribution(record.ttft for record in done),
         tpot=distribution(record.tpot for record in done),
         longest_gap=distribution(record.longest_gap for record in done),
-        late=distribution(record.sent - record.planned for record in records),
+        late=distribution(record.late for record in records),
         attainment_percent=100 * met / len(records) if target and records else None,
         errors=tuple(sorted({record.error or "no finish reason" for record in failed}))[:5],
     )
+
+
+class ClientLateError(Exception):
+    """The client did not keep to its plan: what it measured is its own."""
+
+
+def assert_punctual(records: Sequence[Record], most_seconds: float = 0.05) -> None:
+    """Raises `ClientLateError` if more than one request in a hundred left later than that after its planned time."""
+    late = quantile((record.late for record in records), 99)
+    if late is not None and late > most_seconds:
+        raise ClientLateError(f"the client itself sent {late * 1000:.0f} ms late (p99): the machine is too busy")
 
 
 def write(records: Iterable[Record], path: Path) -> None:

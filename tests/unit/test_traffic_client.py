@@ -152,3 +152,35 @@ async def test_times_count_from_the_start_given() -> None:
     async with server(handler) as (url, _):
         (record,) = await replay([Request(100.3, 1, "x")], url, start=time.monotonic() - 100)
     assert 100.3 <= record.sent < 101.3
+
+
+async def test_a_stream_that_the_plan_hangs_up_keeps_what_it_brought() -> None:
+    gone = asyncio.Event()
+
+    async def handler(content: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        begin(writer)
+        await event(writer, choices=[choice([1], "x")])
+        try:
+            while True:
+                await event(writer, choices=[])
+                await asyncio.sleep(0.01)
+        except ConnectionError:
+            gone.set()
+
+    async with server(handler) as (url, _):
+        (record,) = await replay([Request(0.1, 99, "x", hang_up=0.3)], url)
+        await asyncio.wait_for(gone.wait(), 10)
+    assert record.ok and record.finish_reason == "hung_up" and record.token_ids == (1,)
+
+
+async def test_a_chained_request_is_planned_when_the_one_before_it_ends() -> None:
+    async def handler(content: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        begin(writer)
+        await asyncio.sleep(0.2)
+        await event(writer, choices=[choice([1], "x", "stop")])
+
+    plan = [Request(0, 1, "a"), Request(0, 1, "b", after=0), Request(0, 1, "c", after=1, not_after=0.3)]
+    async with server(handler) as (url, _):
+        first, second = await replay(plan, url)
+    assert second.planned >= first.token_times[-1] >= 0.2
+    assert second.ttft is not None and 0.2 <= second.ttft < second.token_times[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import pytest
 
@@ -22,6 +22,20 @@ def test_poisson_has_its_rate_and_its_spread() -> None:
     assert mean(distance > 1 / 20 for distance in distances) == pytest.approx(0.368, abs=0.03)  # e^-1
     assert arrivals == sorted(arrivals) and arrivals[-1] < 500
     assert list(poisson(20, 500, seed=2)) != arrivals
+
+
+@pytest.mark.parametrize("variation", [0.5, 1.0, 2.0])
+def test_gamma_has_its_rate_and_its_variation(variation: float) -> None:
+    distances = [b - a for a, b in pairwise(plan.gamma(20, 500, variation=variation, seed=1))]
+    assert mean(distances) == pytest.approx(1 / 20, rel=0.06)
+    assert stdev(distances) / mean(distances) == pytest.approx(variation, rel=0.06)
+
+
+def test_a_mixed_plan_keeps_to_its_bounds() -> None:
+    found = plan.mixed_plan(poisson(20, 50, seed=1), prompt_tokens=(3, 5), max_tokens=(7, 9), seed=1)
+    assert {len(request.prompt) for request in found} == {3, 4, 5}
+    assert {request.max_tokens for request in found} == {7, 8, 9}
+    assert [request.at for request in found] == list(poisson(20, 50, seed=1))
 
 
 def test_prompts_differ_within_a_plan_and_repeat_with_the_seed() -> None:

@@ -17,7 +17,8 @@ def answered(*times: float, sent: float = 0.0, planned: float = 0.0) -> Record:
 
 
 def test_latency_definitions() -> None:
-    record = answered(1.5, 1.6, 1.9, 2.0, sent=1.0)
+    record = answered(1.5, 1.6, 1.9, 2.0, sent=1.2, planned=1.0)
+    assert record.late == pytest.approx(0.2), "and that is the client's own"
     assert record.ttft == pytest.approx(0.5)
     assert record.tpot == pytest.approx(0.5 / 3)
     assert record.gaps == pytest.approx([0.1, 0.3, 0.1])
@@ -51,6 +52,13 @@ def test_summary_counts_rejects_apart_from_failures() -> None:
     assert summary.seconds == pytest.approx(3.0)
     assert summary.late is not None and summary.late.max == pytest.approx(250)
     assert summary.attainment_percent is None
+
+
+def test_a_client_that_is_late_is_refused() -> None:
+    punctual = [answered(0.2, sent=0.01)] * 199
+    records.assert_punctual([*punctual, answered(9.0, sent=8.0)])
+    with pytest.raises(records.ClientLateError, match="8000 ms"):
+        records.assert_punctual([*punctual, *[answered(9.0, sent=8.0)] * 3])
 
 
 def test_attainment_counts_every_request_sent() -> None:
