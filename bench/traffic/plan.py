@@ -60,8 +60,12 @@ def ask(question: str, *, at: float = 0.0, max_tokens: int = 64) -> Request:
     return Request(at, max_tokens, messages=({"role": "user", "content": question},), ignore_eos=False)
 
 
-def prompt_ids(tokens: int, *, seed: int, vocabulary: range = range(1_000, 9_000)) -> tuple[int, ...]:
-    """Random token ids. The default range holds ordinary words in most tokenizers and no special token."""
+PROMPT_VOCABULARY = range(1_000, 9_000)
+"""Token ids that are ordinary words in most tokenizers, and no special token."""
+
+
+def prompt_ids(tokens: int, *, seed: int, vocabulary: range = PROMPT_VOCABULARY) -> tuple[int, ...]:
+    """Random token ids."""
     return tuple(random.Random(seed).choices(vocabulary, k=tokens))
 
 
