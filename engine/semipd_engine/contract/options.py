@@ -63,6 +63,7 @@ class EngineOptions(Frozen):
     unified: bool = Field(default=False, description="one process for both phases with chunked prefill, for comparison")
     api_key_file: Path | None = Field(default=None, description="file with the API key that requests must carry")
     allowed_origins: str = Field(default="", description="web origins that may ask (CORS), with commas; * for all")
+    strict_fields: bool = Field(default=False, description="refuse requests with unknown fields, not only name these")
     drain_seconds: float = Field(default=30.0, ge=0, description="time for running streams to finish after SIGTERM")
     run_dir: Path | None = Field(default=None, description="directory of the sockets (mode 0700); default: a fresh one")
     step_log: Path | None = Field(default=None, description="JSON Lines file with one record for each step (debugging)")

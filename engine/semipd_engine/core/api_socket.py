@@ -5,6 +5,7 @@ Knows which connection a request belongs to; when a connection ends, its request
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -96,6 +97,9 @@ class ApiSocket:
         request = Request(
             next(self._next_id), message.key, message.prompt_token_ids, message.sampling, message.received_at
         )
+        if message.cache_salt:
+            salt = message.cache_salt.encode(errors="surrogatepass")
+            request.cache_salt = hashlib.blake2b(salt, digest_size=16, person=b"salt").digest()
         client.ids[message.key] = request.id
         self._owners[request.id] = client
         self._on_add(request)

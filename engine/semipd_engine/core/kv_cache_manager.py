@@ -25,10 +25,10 @@ class SequenceBlocks:
     """Leading blocks whose digest has been published (or was found published)."""
 
 
-def extend_digests(digests: list[bytes], tokens: Sequence[int], block_size: int) -> None:
-    """Append the chained digests of the full blocks of `tokens` that `digests` lacks."""
+def extend_digests(digests: list[bytes], tokens: Sequence[int], block_size: int, salt: bytes = b"") -> None:
+    """Append the chained digests of the full blocks of `tokens` that `digests` lacks. `salt` comes before the first."""
     for index in range(len(digests), len(tokens) // block_size):
-        parent = digests[-1] if digests else b""
+        parent = digests[-1] if digests else salt
         content = array("q", tokens[index * block_size : (index + 1) * block_size]).tobytes()
         digests.append(hashlib.blake2b(parent + content, digest_size=16).digest())
 
@@ -82,12 +82,19 @@ class KVCacheManager:
             blocks.table += self.pool.allocate(missing)
         return True
 
-    def publish(self, blocks: SequenceBlocks, digests: list[bytes], tokens: Sequence[int], num_computed: int) -> None:
+    def publish(
+        self,
+        blocks: SequenceBlocks,
+        digests: list[bytes],
+        tokens: Sequence[int],
+        num_computed: int,
+        salt: bytes = b"",
+    ) -> None:
         """Publish the blocks filled by the first `num_computed` of `tokens`; their steps are reported complete."""
         full = num_computed // self.block_size
         if not self.prefix_caching or full <= blocks.num_published:
             return
-        extend_digests(digests, tokens[: full * self.block_size], self.block_size)
+        extend_digests(digests, tokens[: full * self.block_size], self.block_size, salt)
         for index in range(blocks.num_published, full):
             self.pool.publish(blocks.table[index], digests[index])
         blocks.num_published = full

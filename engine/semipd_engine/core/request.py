@@ -46,6 +46,8 @@ class Request:
     """Leading tokens whose K/V is in the pool, by reported steps."""
     blocks: SequenceBlocks = field(default_factory=SequenceBlocks)
     digests: list[bytes] = field(default_factory=list)
+    cache_salt: bytes = b""
+    """What the first of them begins with."""
     slot: int = 0
     """While it is admitted: its row in the workers' buffers."""
     assignment: int = 0

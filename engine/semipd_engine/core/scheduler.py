@@ -160,7 +160,7 @@ class Scheduler:
         request.num_computed_tokens = num_tokens
         acquit(request)
         with self.table.accounting():
-            self.kv.publish(request.blocks, request.digests, request.token_ids, num_tokens)
+            self.kv.publish(request.blocks, request.digests, request.token_ids, num_tokens, request.cache_salt)
 
     def _sampled(self, request: Request, result: TokenResult, phase: Phase, step: int, now: float) -> None:
         request.token_ids.append(result.token)

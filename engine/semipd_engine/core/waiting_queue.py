@@ -32,7 +32,7 @@ class WaitingQueue:
                 self._table.fail(request, too_large(self._kv, len(request.token_ids)))
                 continue
             if self._kv.prefix_caching:
-                extend_digests(request.digests, request.token_ids, self._kv.block_size)
+                extend_digests(request.digests, request.token_ids, self._kv.block_size, request.cache_salt)
                 if self._is_being_computed(request):
                     continue
             if not self._admit(request, now):

@@ -52,6 +52,8 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add"):
     sampling: Sampling
     received_at: float
     """CLOCK_MONOTONIC seconds at receipt in api."""
+    cache_salt: str = ""
+    """Prefixes are shared among requests of the same salt only."""
 
 
 class AbortRequest(msgspec.Struct, frozen=True, tag="abort"):

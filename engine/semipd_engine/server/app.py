@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
@@ -19,31 +18,40 @@ from semipd_engine.contract import EngineOptions
 from semipd_engine.server import handlers
 from semipd_engine.server.chat_template import ChatTemplateError
 from semipd_engine.server.errors import ApiError, bad_request, engine_failure
+from semipd_engine.server.headers import RequestIds
 from semipd_engine.server.http_io import error_response, json_response, read_body
+from semipd_engine.server.openapi import describe, takes
 from semipd_engine.server.params import check_token_ids
-from semipd_engine.server.protocol import DetokenizeRequest, TokenizeRequest
-from semipd_engine.server.service import Service
+from semipd_engine.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from semipd_engine.server.service import Service, software_version
 from semipd_engine.server.tokenizer import TokenizerError
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/ping"})
 """Probes and scrapes carry no API key."""
 
+NOT_SERVED = (
+    *("/v1/embeddings", "/v1/responses", "/v1/responses/{rest:path}", "/v1/messages", "/v1/moderations", "/v1/rerank"),
+    *("/v1/score", "/v1/audio/{rest:path}", "/v1/images/{rest:path}", "/v1/files", "/v1/batches", "/v1/assistants"),
+    *("/pooling", "/classify", "/score", "/rerank", "/v2/rerank", "/invocations"),
+)
+"""Of OpenAI's and vLLM's servers: known, so that a client learns more than that there is no such page."""
 READ = ["GET", "HEAD"]
 
 log = logging.getLogger(__name__)
 
 
-def create_app(service: Service, options: EngineOptions) -> FastAPI:
-    app = FastAPI(title="semipd", docs_url=None, redoc_url=None, openapi_url=None)
+def create_app(service: Service, options: EngineOptions) -> ASGIApp:
+    app = FastAPI(title="semipd", version=software_version(), redoc_url=None)
     _add_operations(app, service)
     _add_api(app, service)
     _add_errors(app, service)
+    describe(app, CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
     if options.api_key_file is not None:
         app.add_middleware(ApiKey, file=options.api_key_file, rejected=lambda: _reject(service, "auth"))
     if origins := [origin.strip() for origin in options.allowed_origins.split(",") if origin.strip()]:
         # Around the key's check: a browser asks without a key whether it may send one.
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-    return app
+    return RequestIds(app)
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
@@ -65,7 +73,17 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
     @app.api_route("/version", methods=READ)
     async def show_version() -> Response:
-        return json_response({"version": _version()})
+        return json_response({"version": software_version()})
+
+    @app.api_route("/ping", methods=["GET", "HEAD", "POST"])
+    async def ping() -> Response:
+        """This process lives; under the name that some platforms ask for."""
+        return Response()
+
+    @app.api_route("/load", methods=READ)
+    async def load() -> Response:
+        """HTTP requests that are being answered."""
+        return json_response({"server_load": service.generations.open})
 
 
 def _add_api(app: FastAPI, service: Service) -> None:
@@ -78,15 +96,15 @@ def _add_api(app: FastAPI, service: Service) -> None:
         service.check_model(name)
         return json_response(_model(service))
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", **takes(CompletionRequest, streams=True))
     async def completions(request: Request) -> Response:
         return await handlers.completions(service, request)
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", **takes(ChatRequest, streams=True))
     async def chat_completions(request: Request) -> Response:
         return await handlers.chat_completions(service, request)
 
-    @app.post("/tokenize")
+    @app.post("/tokenize", **takes(TokenizeRequest))
     async def tokenize(request: Request) -> Response:
         body, size = await read_body(request, TokenizeRequest)
         service.check_model(body.model)
@@ -102,13 +120,16 @@ def _add_api(app: FastAPI, service: Service) -> None:
             answer["token_strs"] = [service.tokenizer.piece(token_id) for token_id in ids]
         return json_response(answer)
 
-    @app.post("/detokenize")
+    @app.post("/detokenize", **takes(DetokenizeRequest))
     async def detokenize(request: Request) -> Response:
         body, size = await read_body(request, DetokenizeRequest)
         service.check_model(body.model)
         check_token_ids("tokens", body.tokens, service.card.vocab_size)
         text = await service.tokenise(size, lambda: service.tokenizer.decode_long(body.tokens), request.receive)
         return json_response({"prompt": text})
+
+    for path in NOT_SERVED:
+        app.add_api_route(path, _not_served, methods=["GET", "POST"], include_in_schema=False)
 
 
 def _add_errors(app: FastAPI, service: Service) -> None:
@@ -193,8 +214,6 @@ def _reason(error: ApiError) -> str:
     return {404: "not_found", 413: "too_long", 429: "queue_full", 503: "unavailable"}.get(error.status, "invalid")
 
 
-def _version() -> str:
-    try:
-        return version("semipd")
-    except PackageNotFoundError:
-        return "unknown"
+async def _not_served(request: Request) -> Response:
+    message = f"{request.url.path}: not served; this engine completes text, at /v1/completions and /v1/chat/completions"
+    raise ApiError(404, message, code="unsupported_endpoint")

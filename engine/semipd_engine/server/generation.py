@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
 
@@ -63,6 +64,8 @@ class Generation:
 
     def __init__(self, generations: Generations, request_id: str, expected: int, received_at: float) -> None:
         self.id = request_id
+        """As the client knows it. It need not be unique."""
+        self._key = uuid.uuid4().hex
         self.received_at = received_at
         self.sequences: list[Sequence] = []
         self._all = generations
@@ -102,14 +105,14 @@ class Generation:
         for prompt, sampling in prompts:
             for repeat in range(n):
                 index = len(self.sequences)
-                key = f"{self.id}-{index}"
+                key = f"{self._key}-{index}"
                 seeded = sampling if repeat == 0 else reseed(sampling, repeat)
                 sequence = Sequence(index, prompt, seeded, options, self._all.tokenizer)
                 self.sequences.append(sequence)
                 self._keys[key] = sequence
                 self._all.by_key[key] = self
                 self._running.add(key)
-                self._all.send(AddRequest(key, prompt, seeded, self.received_at))
+                self._all.send(AddRequest(key, prompt, seeded, self.received_at, cache_salt=options.cache_salt))
             metrics.observe("vllm:request_params_max_tokens", sampling.max_tokens)
 
     def receive(self, output: RequestOutput, now: float) -> int:

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from fastapi import Request, Response
 
-from semipd_engine.server import chat
+from semipd_engine.server import chat, fields
 from semipd_engine.server.errors import ApiError, bad_request, engine_failure
 from semipd_engine.server.generation import Generation
+from semipd_engine.server.headers import UNKNOWN_FIELDS_HEADER, add_header, request_id
 from semipd_engine.server.http_io import EventStream, event, json_response, read_body, while_connected
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, GenerationRequest, TokenizeRequest
 from semipd_engine.server.responses import ChatShape, CompletionShape, Json, Shape, envelope, usage, worth_a_chunk
@@ -22,6 +23,7 @@ async def completions(service: Service, request: Request) -> Response:
     """POST /v1/completions."""
     body, size = await read_body(request, CompletionRequest, service.max_model_len)
     service.check_model(body.model)
+    _judge_fields(service, request, body)
     shape = CompletionShape(body, service.tokenizer)
     lengths = [service.estimate(prompt) for prompt in body.prompt]
 
@@ -35,6 +37,7 @@ async def chat_completions(service: Service, request: Request) -> Response:
     """POST /v1/chat/completions."""
     body, size = await read_body(request, ChatRequest, service.max_model_len)
     service.check_model(body.model)
+    _judge_fields(service, request, body)
     shape = ChatShape(body, service.tokenizer)
 
     def encode() -> list[list[int]]:
@@ -53,8 +56,19 @@ def render(service: Service, body: ChatRequest | TokenizeRequest) -> str:
         body.tools,
         add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
         continue_final_message=body.continue_final_message,
-        variables=body.chat_template_kwargs,
+        variables=body.template_variables,
     )
+
+
+def _judge_fields(service: Service, request: Request, body: GenerationRequest) -> None:
+    """Name the fields that nobody knows; raises `ApiError` (400) for those that cannot be honoured."""
+    unknown = fields.judge(body.other_fields, chat=isinstance(body, ChatRequest))
+    if unknown and service.strict_fields:
+        message = "is not known here (see docs/api.md); leave it out, or start without --strict-fields"
+        raise bad_request(unknown[0], message)
+    if unknown:
+        service.metrics.count("semipd_requests_with_unknown_fields_total")
+        add_header(request.scope, UNKNOWN_FIELDS_HEADER, fields.header_value(unknown))
 
 
 async def _answer(
@@ -67,7 +81,7 @@ async def _answer(
     encode: Callable[[], list[list[int]]],
 ) -> Response:
     seconds = time_limit(request.headers, service.request_timeout)
-    generation = service.admit(shape.prefix, prompts, body.choices)
+    generation = service.admit(shape.prefix, body.request_id or request_id(request.scope), prompts, body.choices)
     if seconds is not None:
         generation.limit(seconds)
     try:
@@ -89,7 +103,7 @@ async def _whole(service: Service, generation: Generation, body: GenerationReque
         for delta in deltas:
             choices[delta.index].merge(delta)
     finished = [shape.choice(choices[sequence.index], sequence) for sequence in generation.sequences]
-    answer = envelope(generation.id, shape.object, service.card.name, finished)
+    answer = envelope(generation.id, shape.object, service.card.name, service.fingerprint, finished)
     answer["usage"] = usage(generation.sequences, body.choices)
     return answer | shape.extra(generation.sequences)
 
@@ -102,11 +116,11 @@ async def _events(
     opened: set[int] = set()
     extra = shape.extra(generation.sequences)
 
-    def chunk(choices: list[Json], **fields: Json) -> bytes:
-        value = envelope(generation.id, shape.chunk_object, service.card.name, choices, created)
+    def chunk(choices: list[Json], **more: Json) -> bytes:
+        value = envelope(generation.id, shape.chunk_object, service.card.name, service.fingerprint, choices, created)
         if body.include_usage:
-            value["usage"] = None
-        return event(value | fields)
+            value["usage"] = usage(generation.sequences, body.choices) if body.continuous_usage else None
+        return event(value | more)
 
     try:
         async for deltas in generation.deltas():

@@ -130,6 +130,11 @@ METRICS: tuple[Metric, ...] = (
         "Requests that were ended because their time was over (x-request-timeout-ms, --request-timeout).",
     ),
     Metric(
+        "semipd_requests_with_unknown_fields_total",
+        "counter",
+        "Requests with fields that nobody here knows; the answer's header x-semipd-unknown-fields names them.",
+    ),
+    Metric(
         "semipd_rejected_requests_total",
         "counter",
         "Requests answered without being run, by reason: invalid, auth, not_found, too_long, queue_full, unavailable.",

@@ -1,14 +1,14 @@
 """Request bodies of the OpenAI surface, checked on arrival. Knows fields and ranges, not what is done with them.
 
-Fields beyond OpenAI's are vLLM's, under vLLM's names. Unknown fields are ignored; known ones that would change the
-answer and that the engine cannot honour are refused.
+Fields beyond OpenAI's are vLLM's, under vLLM's names. The models have those that are honoured; what becomes of the
+others `fields` decides.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
@@ -17,6 +17,9 @@ MAX_STOP_CHARACTERS = 1 << 16
 MAX_MESSAGES = 1 << 13
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
+
+REQUEST_ID = r"^[!-~]{1,128}$"
+"""Of printable ASCII, without blanks."""
 
 Prompt = str | list[int]
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
@@ -65,14 +68,28 @@ def _check_logit_bias(value: Any) -> dict[int, float]:
     return bias
 
 
+_IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0, "maximum": INT32_MAX}}
+PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
+        _IDS,
+        {"type": "array", "minItems": 1, "items": _IDS},
+    ]
+}
+
+
 class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
 class GenerationRequest(BaseModel):
     """What both completion APIs share."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, protected_namespaces=())
 
     model: str | None = None
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
@@ -96,12 +113,8 @@ class GenerationRequest(BaseModel):
     skip_special_tokens: bool = True
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
-
-    # Known, not honoured: refused when they ask for something.
-    response_format: dict[str, Any] | None = None
-    prompt_logprobs: int | None = None
-    use_beam_search: bool = False
-    best_of: int | None = None
+    request_id: Annotated[str, Field(pattern=REQUEST_ID)] | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
 
     @property
     def choices(self) -> int:
@@ -116,16 +129,18 @@ class GenerationRequest(BaseModel):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def other_fields(self) -> dict[str, Any]:
+        """By name, those of the options for streams with theirs before it."""
+        options = self.stream_options.model_extra if self.stream_options else None
+        return (self.model_extra or {}) | {f"stream_options.{name}": value for name, value in (options or {}).items()}
+
+    @property
+    def continuous_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
     @model_validator(mode="after")
-    def _refuse_unsupported(self) -> GenerationRequest:
-        if self.response_format and self.response_format.get("type", "text") != "text":
-            raise ValueError("response_format: only {'type': 'text'} is supported; ask for JSON in the prompt")
-        if self.prompt_logprobs is not None:
-            raise ValueError("prompt_logprobs: not supported; leave it out")
-        if self.use_beam_search:
-            raise ValueError("use_beam_search: not supported; leave it out")
-        if self.best_of is not None and self.best_of != self.choices:
-            raise ValueError("best_of: not supported beyond n; leave it out")
+    def _check_together(self) -> GenerationRequest:
         if self.stream_options and not self.stream:
             raise ValueError("stream_options: only allowed with stream: true")
         if self.max_tokens == 0 and not self.echoes:
@@ -136,11 +151,10 @@ class GenerationRequest(BaseModel):
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
-    prompt: Annotated[list[Prompt], PlainValidator(_parse_prompts)]
+    prompt: Annotated[list[Prompt], PlainValidator(_parse_prompts), WithJsonSchema(PROMPT_SCHEMA)]
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     add_special_tokens: bool = True
     echo: bool | None = None
-    suffix: str | None = None
 
     @property
     def echoes(self) -> bool:
@@ -150,8 +164,6 @@ class CompletionRequest(GenerationRequest):
     def _refuse_unsupported_completion(self) -> CompletionRequest:
         if self.echo and self.logprobs is not None:
             raise ValueError("echo: not supported with logprobs; leave one of them out")
-        if self.suffix:
-            raise ValueError("suffix: not supported; leave it out")
         return self
 
 
@@ -168,6 +180,19 @@ class ChatRequest(GenerationRequest):
     continue_final_message: bool = False
     add_special_tokens: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """What the chat template sees beside the messages; the client's own `chat_template_kwargs` win."""
+        variables: dict[str, Any] = {}
+        if self.documents is not None:
+            variables["documents"] = self.documents
+        if self.reasoning_effort is not None:
+            variables["reasoning_effort"] = self.reasoning_effort
+            variables["enable_thinking"] = self.reasoning_effort != "none"
+        return variables | (self.chat_template_kwargs or {})
 
     @model_validator(mode="after")
     def _check_chat(self) -> ChatRequest:
@@ -198,6 +223,10 @@ class TokenizeRequest(BaseModel):
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool = False
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        return self.chat_template_kwargs or {}
 
     @model_validator(mode="after")
     def _one_of(self) -> TokenizeRequest:

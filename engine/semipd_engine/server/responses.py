@@ -165,10 +165,18 @@ class ChatShape:
 Shape = CompletionShape | ChatShape
 
 
-def envelope(request_id: str, kind: str, model: str, choices: list[Json], created: int | None = None) -> Json:
+def envelope(
+    request_id: str, kind: str, model: str, fingerprint: str, choices: list[Json], created: int | None = None
+) -> Json:
     """What every answer and every chunk carries."""
-    now = int(time.time()) if created is None else created
-    return {"id": request_id, "object": kind, "created": now, "model": model, "choices": choices}
+    return {
+        "id": request_id,
+        "object": kind,
+        "created": int(time.time()) if created is None else created,
+        "model": model,
+        "system_fingerprint": fingerprint,
+        "choices": choices,
+    }
 
 
 def worth_a_chunk(delta: Delta, request: GenerationRequest) -> bool:

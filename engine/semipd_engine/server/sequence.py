@@ -42,6 +42,7 @@ class TextOptions:
     include_stop: bool = False
     skip_special_tokens: bool = True
     eos_token_ids: frozenset[int] = frozenset()
+    cache_salt: str = ""
     silent: bool = False
     """Nothing of the output is shown or counted: the request is about its prompt alone."""
 

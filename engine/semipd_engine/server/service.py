@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TypeVar
 
 from starlette.types import Receive
@@ -52,6 +54,8 @@ class Service:
         self.generations = Generations(self.metrics, self.tokenizer, self.core.send)
         self.started_at = int(time.time())
         self.request_timeout = options.request_timeout
+        self.strict_fields = options.strict_fields
+        self.fingerprint = _fingerprint(options.model)
         limits = [limit for limit in (options.max_model_len, self.card.max_model_len) if limit]
         self.max_model_len = min(limits, default=0)
         self._threads = [ThreadPoolExecutor(1, "tokenise"), ThreadPoolExecutor(1, "tokenise-large")]
@@ -88,7 +92,7 @@ class Service:
             message = f"model: {name!r} is not served here; use {self.card.name!r} (see /v1/models)"
             raise ApiError(404, message, param="model", code="model_not_found")
 
-    def admit(self, prefix: str, prompts: Sequence[int], choices: int) -> Generation:
+    def admit(self, prefix: str, request_id: str, prompts: Sequence[int], choices: int) -> Generation:
         """Reserve a place, before any work is done for the request. Raises `ApiError` (400, 429, 503).
 
         `prompts`: about how many tokens each has (`estimate`): core hears of those that are refused.
@@ -102,7 +106,7 @@ class Service:
                     for _ in range(choices):
                         self.core.send(Rejected(received_at, tokens))
             raise
-        return Generation(self.generations, f"{prefix}-{uuid.uuid4().hex}", len(prompts) * choices, received_at)
+        return Generation(self.generations, f"{prefix}-{request_id}", len(prompts) * choices, received_at)
 
     def estimate(self, prompt: Prompt | int) -> int:
         """Tokens of a prompt, or of a text with so many characters; not tokenised, and at most what the model takes."""
@@ -159,6 +163,7 @@ class Service:
             include_stop=request.include_stop_str_in_output,
             skip_special_tokens=request.skip_special_tokens,
             eos_token_ids=frozenset(self.card.eos_token_ids),
+            cache_salt=request.cache_salt or "",
             silent=request.max_tokens == 0,
         )
         generation.start(resolved, request.choices, text)
@@ -171,3 +176,16 @@ class Service:
     def close(self) -> None:
         for thread in self._threads:
             thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _fingerprint(model: Path) -> str:
+    """OpenAI's `system_fingerprint`: equal for equal versions of the engine and equal model folders."""
+    files = sorted((path.name, path.stat().st_size) for path in model.iterdir() if path.is_file())
+    return "fp_" + hashlib.sha256(repr((software_version(), files)).encode()).hexdigest()[:10]
+
+
+def software_version() -> str:
+    try:
+        return version("semipd")
+    except PackageNotFoundError:
+        return "unknown"

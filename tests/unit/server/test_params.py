@@ -131,12 +131,7 @@ BAD = [
     ({"prompt": None}, "prompt", "must be a string"),
     ({"prompt": [True]}, "prompt", "must be a string"),
     ({"echo": True, "logprobs": 1}, "echo", "with logprobs"),
-    ({"suffix": "x"}, "suffix", "not supported"),
-    ({"best_of": 3}, "best_of", "not supported"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "only"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "stream: true"),
-    ({"prompt_logprobs": 1}, "prompt_logprobs", "not supported"),
-    ({"use_beam_search": True}, "use_beam_search", "not supported"),
 ]
 
 

@@ -1,0 +1,54 @@
+"""Headers that every answer carries: the request's id, and what a handler adds to them. Knows no routes."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from semipd_engine.server.protocol import REQUEST_ID
+
+REQUEST_ID_HEADER = b"x-request-id"
+UNKNOWN_FIELDS_HEADER = b"x-semipd-unknown-fields"
+_ID = "semipd.request_id"
+_ADDED = "semipd.headers"
+
+log = logging.getLogger(__name__)
+
+
+class RequestIds:
+    """Takes the client's ``x-request-id``, or makes one, echoes it, and logs it with what went wrong."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(REQUEST_ID_HEADER, b"").decode("latin-1")
+        scope[_ID] = given if re.match(REQUEST_ID, given) else uuid.uuid4().hex
+        added: list[tuple[bytes, bytes]] = [(REQUEST_ID_HEADER, scope[_ID].encode())]
+        scope[_ADDED] = added
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *added]
+                status = message["status"]
+                level = logging.WARNING if status >= 500 else logging.DEBUG
+                log.log(level, "request %s: %s %s: %d", scope[_ID], scope["method"], scope["path"], status)
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
+
+
+def request_id(scope: Scope) -> str:
+    """The client's id of this request, or the one that it was given."""
+    return str(scope[_ID])
+
+
+def add_header(scope: Scope, name: bytes, value: str) -> None:
+    """Put a header on the answer, which has not begun."""
+    scope[_ADDED].append((name, value.encode("ascii")))

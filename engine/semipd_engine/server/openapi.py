@@ -1,0 +1,69 @@
+"""What `/openapi.json` and `/docs` say of the endpoints that read their bodies themselves. Knows no handlers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+REFS = "#/components/schemas/{model}"
+_ERRORS = {
+    400: "A field is missing, of the wrong type, out of range or not supported; the message names it",
+    401: "The API key is missing or wrong",
+    404: "The model is not served here",
+    413: "The body is too large",
+    429: "The queue is full; send it again after Retry-After",
+    500: "The engine failed on this request",
+    503: "Not ready; send it again after Retry-After",
+}
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+
+def takes(model: type[BaseModel], streams: bool = False) -> dict[str, Any]:
+    """Arguments of a route whose body is `model`: what goes in, and what can come out."""
+    schema = {"$ref": REFS.format(model=model.__name__)}
+    answer: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+    if streams:
+        answer["text/event-stream"] = {"schema": {"type": "string"}}
+    errors = {
+        status: {"description": text, "content": {"application/json": {"schema": {"$ref": REFS.format(model="Error")}}}}
+        for status, text in _ERRORS.items()
+    }
+    return {
+        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+        "responses": {200: {"description": "The answer", "content": answer}} | errors,
+    }
+
+
+def describe(app: FastAPI, *models: type[BaseModel]) -> None:
+    """Put the models that `takes` refers to into the document, once it is asked for."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = plain()
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            schemas["Error"] = _ERROR
+            for model in models:
+                schema = model.model_json_schema(ref_template=REFS)
+                schemas.update(schema.pop("$defs", {}))
+                schemas[model.__name__] = schema
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign]

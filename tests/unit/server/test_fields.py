@@ -1,0 +1,208 @@
+"""Each field of vLLM's and OpenAI's completion endpoints: honoured, harmless or refused; and the small endpoints."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.server.api_process import Api, StartApi
+from tests.unit.server.test_completions import events
+from tests.unit.server.test_metrics import value
+
+from semipd_engine.core.kv_cache_manager import extend_digests
+from semipd_engine.server import fields
+from semipd_engine.server.protocol import ChatRequest, CompletionRequest
+
+pytestmark = pytest.mark.unit
+
+DOCS = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
+VLLM = re.findall(
+    r"\w+",
+    """
+    model prompt prompt_embeds best_of echo frequency_penalty logit_bias logprobs max_tokens n presence_penalty
+    seed stop stream stream_options suffix temperature top_p user use_beam_search top_k min_p repetition_penalty
+    length_penalty stop_token_ids include_stop_str_in_output ignore_eos min_tokens skip_special_tokens
+    spaces_between_special_tokens truncate_prompt_tokens truncation_side allowed_token_ids prompt_logprobs
+    add_special_tokens response_format structured_outputs priority request_id session_id logits_processors
+    return_tokens_as_token_ids return_token_ids return_token_offsets return_prompt_text return_mm_kwargs
+    cache_salt kv_transfer_params ec_transfer_params vllm_xargs repetition_detection stream_interval
+    watermarking messages top_logprobs max_completion_tokens tools tool_choice reasoning_effort
+    thinking_token_budget include_reasoning parallel_tool_calls logprob_token_ids bad_words
+    add_generation_prompt continue_final_message documents chat_template chat_template_kwargs media_io_kwargs
+    mm_processor_kwargs routed_experts_prompt_start guided_json guided_regex guided_choice guided_grammar
+    guided_decoding_backend guided_whitespace_pattern
+    """,
+)
+"""Of vLLM's two request models, old and new."""
+OPENAI = re.findall(
+    r"\w+",
+    """
+    audio function_call functions metadata modalities prediction prompt_cache_key prompt_cache_retention
+    safety_identifier service_tier store verbosity web_search_options
+    """,
+)
+
+
+def section(title: str, until: str) -> str:
+    return DOCS.partition(title)[2].partition(until)[0]
+
+
+def rows(text: str) -> dict[str, str]:
+    """Of the tables: each name of the first column, and the last column."""
+    found = re.findall(r"^\| (`.*?`) \|.*?\|?([^|\n]*) \|$", text, re.MULTILINE)
+    return {name: last.strip() for names, last in found for name in re.findall(r"`([\w.]+)`", names)}
+
+
+def test_the_request_models_have_what_the_table_calls_honoured() -> None:
+    both = fields.HONOURED_BY_BOTH
+    assert set(CompletionRequest.model_fields) == both | fields.HONOURED_BY_COMPLETIONS
+    assert set(ChatRequest.model_fields) == both | fields.HONOURED_BY_CHAT
+
+
+def test_every_field_is_in_the_table_once_and_in_the_docs() -> None:
+    honoured = fields.HONOURED_BY_BOTH | fields.HONOURED_BY_COMPLETIONS | fields.HONOURED_BY_CHAT
+    for name in (*VLLM, *OPENAI):
+        assert sum((name in honoured, name in fields.HARMLESS, name in fields.REFUSED)) == 1, name
+    written = {name.partition(".")[0] for name in rows(section("## Request fields", "### Harmless"))}
+    assert honoured <= written, honoured - written
+    assert rows(section("### Harmless", "### Refused")) == dict(fields.HARMLESS)
+    refused = {name: remedy for name, (remedy, _) in fields.REFUSED.items()}
+    assert rows(section("### Refused", "Any other field")) == refused
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_refused_field_is_named_and_its_neutral_values_pass(api: Api, chat: bool) -> None:
+    ask = api.chat if chat else api.complete
+    for name, (remedy, neutral) in fields.REFUSED.items():
+        refused = ask(**{name: "something else"})
+        error = refused.json()["error"]
+        assert (refused.status_code, error["param"]) == (400, name), name
+        assert remedy in error["message"]
+        for harmless in (None, False, [], *neutral):
+            assert ask(**{name: harmless}).status_code == 200, (name, harmless)
+
+
+def test_harmless_fields_change_nothing(api: Api) -> None:
+    sent = {name: "x" for name in fields.HARMLESS if "." not in name}
+    answer = api.complete(seed=1, **sent)
+    assert "x-semipd-unknown-fields" not in answer.headers
+    assert answer.json()["choices"] == api.complete(seed=1).json()["choices"]
+    stream = api.complete(stream=True, stream_options={"include_obfuscation": True})
+    assert "x-semipd-unknown-fields" not in stream.headers
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_unknown_fields_are_named_and_counted(api: Api, stream: bool) -> None:
+    before = value(api, "semipd_requests_with_unknown_fields_total")
+    odd = {"temprature": 0, "größe\n,": 1, "stream_options": {"x": 1}} if stream else {"temprature": 0, "größe\n,": 1}
+    answer = api.complete(stream=stream, **odd)
+    names = answer.headers["x-semipd-unknown-fields"].split(", ")
+    assert names == ["temprature", "gr\\xf6\\xdfe\\n\\x2c", *(["stream_options.x"] if stream else [])]
+    assert value(api, "semipd_requests_with_unknown_fields_total") == before + 1
+    many = api.complete(**{f"x{i}" * 100: 1 for i in range(100)})
+    assert many.status_code == 200 and len(many.headers["x-semipd-unknown-fields"]) < 2000
+
+
+def test_fields_of_the_other_endpoint_are_refused(api: Api) -> None:
+    assert api.chat(echo=True).json()["error"]["param"] == "echo"
+    assert api.complete(tools=[{"type": "function"}]).json()["error"]["param"] == "tools"
+    assert api.chat(echo=False).status_code == api.complete(tools=None).status_code == 200
+
+
+def test_strict_fields_refuses_the_unknown(start_api: StartApi) -> None:
+    api = start_api("--strict-fields")
+    refused = api.complete(temprature=0)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "temprature")
+    assert api.complete(user="x").status_code == 200
+
+
+# ---- ids ---------------------------------------------------------------------------------------------------------
+
+
+def test_request_ids_are_taken_and_echoed(api: Api) -> None:
+    body = {"prompt": "The", "max_tokens": 1}
+    for stream in (False, True):
+        answer = api.client.post("/v1/completions", json=body | {"stream": stream}, headers={"x-request-id": "abc-1"})
+        assert answer.headers["x-request-id"] == "abc-1"
+        assert ('"id":"cmpl-abc-1"' in answer.text.replace(" ", "")) is True
+    assert api.complete(request_id="mine").json()["id"] == "cmpl-mine"
+    assert api.client.get("/v1/nothing", headers={"x-request-id": "abc-2"}).headers["x-request-id"] == "abc-2"
+    made = [api.client.get("/health", headers={"x-request-id": bad}).headers["x-request-id"] for bad in ("", "a b")]
+    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in made) and made[0] != made[1]
+    assert api.complete(request_id="a b").json()["error"]["param"] == "request_id"
+
+
+def test_equal_request_ids_do_not_meet(api: Api) -> None:
+    """The client's id is a name, not a key."""
+    api.core.seconds_per_token = 0.02
+    with_stream = [
+        api.client.build_request("POST", "/v1/completions", json={"prompt": p, "request_id": "same"}) for p in "ab"
+    ]
+    answers = [api.client.send(request).json() for request in with_stream]
+    assert len({add.key for add in api.core.added}) == 2 and {answer["id"] for answer in answers} == {"cmpl-same"}
+
+
+def test_a_salt_reaches_core_and_parts_the_prefixes(api: Api) -> None:
+    assert api.complete(cache_salt="mine").status_code == 200
+    assert api.core.added[-1].cache_salt == "mine"
+    assert api.complete(cache_salt="").json()["error"]["param"] == "cache_salt"
+    digests: dict[bytes, list[bytes]] = {salt: [] for salt in (b"", b"a", b"b")}
+    for salt, chain in digests.items():
+        extend_digests(chain, range(64), 16, salt)
+    assert len({digest for chain in digests.values() for digest in chain}) == 12
+
+
+def test_fingerprint_and_continuous_usage(api: Api) -> None:
+    whole = api.complete(max_tokens=3).json()
+    assert re.fullmatch("fp_[0-9a-f]{10}", whole["system_fingerprint"])
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    api.core.seconds_per_token = 0.02
+    chunks = events(api.chat(max_tokens=3, stream=True, stream_options=options).text)
+    assert {chunk["system_fingerprint"] for chunk in chunks} == {whole["system_fingerprint"]}
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts) and counts[-1] == 3
+    assert not {"usage"} <= set(events(api.chat(stream=True).text)[0])
+
+
+def test_template_variables(api: Api) -> None:
+    """The fixture's template shows none of them; a bad value is refused, a good one accepted."""
+    assert api.chat(reasoning_effort="low", documents=[{"title": "t", "text": "x"}]).status_code == 200
+    assert api.chat(reasoning_effort="enormous").json()["error"]["param"] == "reasoning_effort"
+    asked = ChatRequest.model_validate(
+        {"messages": [{}], "reasoning_effort": "none", "documents": [{"a": "b"}], "chat_template_kwargs": {"x": 1}}
+    )
+    expected: dict[str, Any] = {"reasoning_effort": "none", "enable_thinking": False, "documents": [{"a": "b"}], "x": 1}
+    assert asked.template_variables == expected
+
+
+# ---- endpoints ---------------------------------------------------------------------------------------------------
+
+
+def test_ping_and_load(api: Api) -> None:
+    assert api.client.get("/ping").status_code == api.client.post("/ping").status_code == 200
+    assert api.client.get("/load").json() == {"server_load": 0}
+
+
+def test_what_is_not_served_says_so(api: Api) -> None:
+    for path in ("/v1/embeddings", "/v1/responses", "/v1/audio/transcriptions", "/v1/images/generations", "/rerank"):
+        refused = api.client.post(path, json={})
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"]) == (404, "unsupported_endpoint")
+        assert path in error["message"] and "/v1/chat/completions" in error["message"]
+
+
+def test_the_openapi_document_has_the_bodies(api: Api) -> None:
+    document = api.client.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    for path, name in (("/v1/completions", "CompletionRequest"), ("/v1/chat/completions", "ChatRequest")):
+        operation = document["paths"][path]["post"]
+        assert operation["requestBody"]["content"]["application/json"]["schema"] == {
+            "$ref": f"#/components/schemas/{name}"
+        }
+        assert {"200", "400", "404", "413", "429", "500", "503"} <= set(operation["responses"])
+    assert "prompt" in schemas["CompletionRequest"]["required"]
+    references = re.findall(r'"#/components/schemas/(\w+)"', api.client.get("/openapi.json").text)
+    assert set(references) <= set(schemas)
+    assert "openapi.json" in api.client.get("/docs").text
