@@ -96,7 +96,8 @@ class Simulation:
         prompt = self.random.choice(self.prefixes)[: self.random.randrange(17)]
         prompt = prompt + [self.random.randrange(100) for _ in range(self.random.randrange(1, 12))]
         sampling = Sampling(temperature=0, max_tokens=self.random.randrange(1, 24))
-        request = Request(len(self.requests), str(len(self.requests)), prompt, sampling, received_at=0.0)
+        number, patience = len(self.requests), self.random.choice((0.0, 0.0, 5.0, -5.0))
+        request = Request(number, str(number), prompt, sampling, received_at=0.0, patience=patience)
         if self.random.random() < 0.2:
             request.constraint = LateMask(self.random)
         self.requests[request.id] = request

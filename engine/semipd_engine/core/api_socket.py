@@ -12,6 +12,7 @@ from pathlib import Path
 
 from semipd_engine.core.event_loop import Connection, EventLoop
 from semipd_engine.core.request import Request
+from semipd_engine.core.waiting_queue import patience
 from semipd_engine.ipc.messages import AbortRequest, AddRequest, ApiToCore, CoreState, Outputs, Rejected, RequestOutput
 from semipd_engine.process import listen
 
@@ -95,7 +96,12 @@ class ApiSocket:
                 self._on_abort(request_id)
             return
         request = Request(
-            next(self._next_id), message.key, message.prompt_token_ids, message.sampling, message.received_at
+            next(self._next_id),
+            message.key,
+            message.prompt_token_ids,
+            message.sampling,
+            message.received_at,
+            patience(message.priority, message.ttft_target),
         )
         if message.cache_salt:
             salt = message.cache_salt.encode(errors="surrogatepass")

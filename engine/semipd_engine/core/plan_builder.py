@@ -7,7 +7,7 @@ needs one sits out, and the newest gets no further chunk until it has paid.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from semipd_engine.contract import Phase
@@ -99,7 +99,7 @@ class PlanBuilder:
         return []
 
     def _together(self, running: list[Request], admit: bool, now: float) -> list[Part]:
-        """All rows that decode, then chunks in order of arrival, within the budget of tokens."""
+        """All rows that decode, then chunks in the order of the prompts' turns, within the budget of tokens."""
         parts = [part for part in map(self._decode_part, running) if part is not None]
         # A later row may have preempted an earlier one.
         parts = [part for part in parts if part.request.state is RequestState.DECODING]
@@ -108,10 +108,10 @@ class PlanBuilder:
         most = self._limits.prefill_chunk_tokens
         budget = min(most, max(most - len(parts), self._table.kv.block_size))  # many rows do not starve the prompts
         prompts = [request for request in running if request.state is RequestState.PREFILLING]
-        for request in self._and_admitted(prompts, now):
+        for request in self._waiting.in_turn(prompts, now):
             if is_suspect(request):  # just admitted, again
                 if parts:
-                    break
+                    continue  # its own turn comes, without the others
                 return self._alone([request])
             part = self._part(request, budget)
             if part is not None:
@@ -120,10 +120,6 @@ class PlanBuilder:
             if budget == 0:
                 break
         return parts
-
-    def _and_admitted(self, prompts: Iterable[Request], now: float) -> Iterator[Request]:
-        yield from prompts
-        yield from self._waiting.newly_admitted(now)
 
     def _decode_part(self, request: Request) -> Part | None:
         return self._part(request, 1) if request.state is RequestState.DECODING else None

@@ -39,6 +39,8 @@ class Request:
     prompt_token_ids: list[int]
     sampling: Sampling
     received_at: float
+    patience: float = 0.0
+    """Seconds that it may wait, beside others: `waiting_queue.patience`."""
     state: RequestState = RequestState.WAITING
     token_ids: list[int] = field(default_factory=list)
     """Prompt and output."""
@@ -69,6 +71,12 @@ class Request:
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_token_ids)
+
+    @property
+    def turn(self) -> tuple[float, int]:
+        """Prompts are served in this order. It is settled at the arrival: whoever waits is overtaken by those only that
+        come within a bounded time after it."""
+        return (self.received_at + self.patience, self.id)
 
     @property
     def num_uncomputed_tokens(self) -> int:

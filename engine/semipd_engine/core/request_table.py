@@ -20,7 +20,7 @@ class RequestTable:
         self.kv = kv
         self.by_id: dict[int, Request] = {}
         self.waiting: list[Request] = []
-        """In order of arrival; a preempted request returns to its place."""
+        """In the order of service; a preempted request returns to its place."""
         self._outputs: list[tuple[Request, RequestOutput]] = []
         self._assignments = 0
         self.fault: BlockAccountingError | None = None
@@ -39,7 +39,7 @@ class RequestTable:
 
     def queue(self, request: Request) -> None:
         self.by_id[request.id] = request
-        bisect.insort(self.waiting, request, key=lambda r: r.id)
+        bisect.insort(self.waiting, request, key=lambda r: r.turn)
 
     def admit(self, request: Request, blocks: SequenceBlocks) -> None:
         """It leaves the queue with its blocks, and takes the lowest slot that nobody has."""
@@ -65,7 +65,7 @@ class RequestTable:
         blocks, request.blocks = request.blocks, SequenceBlocks()
         request.num_computed_tokens = 0
         request.state = RequestState.WAITING
-        bisect.insort(self.waiting, request, key=lambda r: r.id)
+        bisect.insort(self.waiting, request, key=lambda r: r.turn)
         with self.accounting():
             self.kv.release(blocks, request.last_steps)
 

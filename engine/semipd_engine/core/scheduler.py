@@ -102,7 +102,7 @@ class Scheduler:
         return self.plan_mixed(now) if queue is Phase.DECODE else None
 
     def plan_prefill(self, now: float) -> StepPlan | None:
-        """The next chunk of each prompt in order of arrival, within the token budget."""
+        """The next chunk of each prompt in the order of their turns, within the token budget."""
         return self._plan(Phase.PREFILL, (RequestState.PREFILLING,), now)
 
     def plan_decode(self, now: float = 0.0) -> StepPlan | None:

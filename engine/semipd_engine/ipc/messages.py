@@ -54,6 +54,10 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add"):
     """CLOCK_MONOTONIC seconds at receipt in api."""
     cache_salt: str = ""
     """Prefixes are shared among requests of the same salt only."""
+    priority: int = 0
+    """The smaller, the sooner (vLLM's)."""
+    ttft_target: float | None = None
+    """Seconds from receipt within which the client wants the first token; None: it has not said."""
 
 
 class AbortRequest(msgspec.Struct, frozen=True, tag="abort"):

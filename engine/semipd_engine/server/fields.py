@@ -16,7 +16,7 @@ HONOURED_BY_BOTH = frozenset(
     {"model", "n", "stream", "stream_options", "temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty"}
     | {"frequency_penalty", "repetition_penalty", "logit_bias", "stop", "stop_token_ids", "include_stop_str_in_output"}
     | {"ignore_eos", "min_tokens", "max_tokens", "skip_special_tokens", "return_token_ids", "logprobs"}
-    | {"return_tokens_as_token_ids", "add_special_tokens", "request_id", "cache_salt"}
+    | {"return_tokens_as_token_ids", "add_special_tokens", "request_id", "cache_salt", "priority"}
 )
 HONOURED_BY_COMPLETIONS = frozenset({"prompt", "echo"})
 HONOURED_BY_CHAT = frozenset(
@@ -68,7 +68,6 @@ REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "use_beam_search": ("sample n answers instead", ()),
     "length_penalty": ("it is beam search's", (1, 1.0)),
     "early_stopping": ("it is beam search's", ()),
-    "priority": (_LEAVE_OUT, (0,)),
     "logits_processors": ("use logit_bias", ()),
     "thinking_token_budget": ("use max_tokens", ()),
     "repetition_detection": ("use repetition_penalty or stop", ()),

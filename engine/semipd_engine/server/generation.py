@@ -19,6 +19,7 @@ from semipd_engine.server.errors import ApiError, engine_failure, expired, unava
 from semipd_engine.server.metrics import EngineMetrics
 from semipd_engine.server.params import SEED_MASK
 from semipd_engine.server.sequence import Delta, Sequence, TextOptions
+from semipd_engine.server.terms import Terms
 from semipd_engine.server.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Generation:
         self._error: ApiError | None = None
         self._wake = asyncio.Event()
         self._closed = False
+        self._terms = Terms()
         self._expiry: asyncio.TimerHandle | None = None
         generations.open += 1
         generations.waiting += expected
@@ -86,12 +88,16 @@ class Generation:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def limit(self, seconds: float) -> None:
-        """End the request with an error if it has not finished so many seconds after its receipt."""
-        left = self.received_at + seconds - time.monotonic()
-        self._expiry = asyncio.get_running_loop().call_later(left, self._expire, seconds)
+    def accept(self, terms: Terms) -> None:
+        """Serve it by these from now on: where its time is over it ends with an error."""
+        self._terms = terms
+        if terms.time_limit is not None:
+            left = self.received_at + terms.time_limit - time.monotonic()
+            self._expiry = asyncio.get_running_loop().call_later(left, self._expire, terms.time_limit)
 
     def _expire(self, seconds: float) -> None:
+        if self.sequences and not self._running:
+            return  # it has finished, and only its client is slow
         self._all.metrics.count("semipd_expired_requests_total")
         self.fail(expired(seconds))
 
@@ -102,6 +108,7 @@ class Generation:
             raise self._error
         metrics = self._all.metrics
         metrics.observe("vllm:request_params_n", n)
+        order = (self._terms.priority, self._terms.ttft_target)
         for prompt, sampling in prompts:
             for repeat in range(n):
                 index = len(self.sequences)
@@ -112,7 +119,7 @@ class Generation:
                 self._keys[key] = sequence
                 self._all.by_key[key] = self
                 self._running.add(key)
-                self._all.send(AddRequest(key, prompt, seeded, self.received_at, cache_salt=options.cache_salt))
+                self._all.send(AddRequest(key, prompt, seeded, self.received_at, options.cache_salt, *order))
             metrics.observe("vllm:request_params_max_tokens", sampling.max_tokens)
 
     def receive(self, output: RequestOutput, now: float) -> int:
@@ -195,6 +202,8 @@ class Generation:
         self._answered(1)
         first = now if sequence.first_token_at is None else sequence.first_token_at
         metrics.observe("vllm:time_to_first_token_seconds", first - self.received_at)
+        if self._terms.ttft_target is not None and first - self.received_at > self._terms.ttft_target:
+            metrics.count("semipd_ttft_target_misses_total")
         metrics.count("vllm:prompt_tokens_total", sequence.prompt_tokens)
         if tokens == 1:
             sequence.last_token_at = first

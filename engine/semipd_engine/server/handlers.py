@@ -16,7 +16,7 @@ from semipd_engine.server.protocol import ChatRequest, CompletionRequest, Genera
 from semipd_engine.server.responses import ChatShape, CompletionShape, Json, Shape, envelope, usage, worth_a_chunk
 from semipd_engine.server.sequence import Delta
 from semipd_engine.server.service import Service
-from semipd_engine.server.terms import time_limit
+from semipd_engine.server.terms import read_terms
 
 
 async def completions(service: Service, request: Request) -> Response:
@@ -80,10 +80,9 @@ async def _answer(
     size: int,
     encode: Callable[[], list[list[int]]],
 ) -> Response:
-    seconds = time_limit(request.headers, service.request_timeout)
+    terms = read_terms(request.headers, body.priority, service.request_timeout)
     generation = service.admit(shape.prefix, body.request_id or request_id(request.scope), prompts, body.choices)
-    if seconds is not None:
-        generation.limit(seconds)
+    generation.accept(terms)
     try:
         await service.start(generation, body, await service.tokenise(size, encode, request.receive))
         if body.stream:

@@ -125,6 +125,11 @@ METRICS: tuple[Metric, ...] = (
     Metric("semipd_core_connected", "gauge", "1 while the scheduler is connected."),
     Metric("semipd_core_outages_total", "counter", "Times the scheduler went away."),
     Metric(
+        "semipd_ttft_target_misses_total",
+        "counter",
+        "Sequences whose first token came later than their own x-slo-ttft-ms.",
+    ),
+    Metric(
         "semipd_expired_requests_total",
         "counter",
         "Requests that were ended because their time was over (x-request-timeout-ms, --request-timeout).",

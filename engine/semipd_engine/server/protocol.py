@@ -115,6 +115,7 @@ class GenerationRequest(BaseModel):
     return_tokens_as_token_ids: bool = False
     request_id: Annotated[str, Field(pattern=REQUEST_ID)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    priority: int | None = Field(default=None, ge=-INT32_MAX, le=INT32_MAX)
 
     @property
     def choices(self) -> int:

@@ -1,28 +1,42 @@
-"""What a client's headers ask of the service of its request: how long it may take. Knows no bodies and no clock."""
+"""What a client asks of the service of its request: how long it may take, how soon it should begin, before whom.
+
+Headers and one field of the body, parsed once. Knows no queue and no clock.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from semipd_engine.server.errors import bad_request
 
 TIMEOUT_HEADER = "x-request-timeout-ms"
+TTFT_HEADERS = ("x-slo-ttft-ms", "x-llm-d-slo-ttft-ms")
 _MILLISECONDS = re.compile(r"[0-9]{1,9}")
 
 
-def time_limit(headers: Mapping[str, str], most: float) -> float | None:
-    """Seconds from receipt after which the request is ended; None: it may take what it takes.
+@dataclass(frozen=True)
+class Terms:
+    time_limit: float | None = None
+    """Seconds from receipt after which the request is ended; None: it may take what it takes."""
+    ttft_target: float | None = None
+    """Seconds from receipt within which the client wants its first token; None: it has not said."""
+    priority: int = 0
+    """As vLLM's: the smaller, the sooner."""
 
-    `most`: what the server allows (0: anything); a client may ask for less, and not for more. Raises `ApiError` (400).
+
+def read_terms(headers: Mapping[str, str], priority: int | None, longest: float) -> Terms:
+    """`longest`: what the server allows in seconds (0: anything); a client may ask for less, and not for more.
+
+    Raises `ApiError` (400).
     """
-    asked = milliseconds(headers, TIMEOUT_HEADER)
-    limits = [limit for limit in (asked, most) if limit]
-    return min(limits, default=None)
+    limits = [limit for limit in (_seconds(headers, TIMEOUT_HEADER), longest) if limit]
+    targets = [target for name in TTFT_HEADERS if (target := _seconds(headers, name))]
+    return Terms(min(limits, default=None), min(targets, default=None), priority or 0)
 
 
-def milliseconds(headers: Mapping[str, str], name: str) -> float | None:
-    """Seconds that a header asks for; None without it. Raises `ApiError` (400)."""
+def _seconds(headers: Mapping[str, str], name: str) -> float | None:
     text = headers.get(name)
     if text is None:
         return None

@@ -109,6 +109,21 @@ def test_a_request_whose_time_is_over_is_ended_everywhere(start_api: StartApi, s
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-request-timeout-ms")
 
 
+def test_priority_and_a_wished_time_to_the_first_token_reach_core(api: Api) -> None:
+    """The stricter of two headers counts. Who missed its own wish is counted."""
+    body = {"prompt": "The", "max_tokens": 1}
+    api.client.post("/v1/completions", json=body | {"priority": -2}, headers={"x-slo-ttft-ms": "60000"})
+    api.core.seconds_per_token = 0.05
+    both = {"x-slo-ttft-ms": "2000", "x-llm-d-slo-ttft-ms": "1"}
+    assert api.client.post("/v1/completions", json=body, headers=both).status_code == 200
+    assert api.client.post("/v1/completions", json=body).status_code == 200
+    assert [(add.priority, add.ttft_target) for add in api.core.added] == [(-2, 60.0), (0, 0.001), (0, None)]
+    assert 'semipd_ttft_target_misses_total{model_name="letters"} 1.0' in api.metrics()
+    refused = api.client.post("/v1/completions", json=body, headers={"x-slo-ttft-ms": "soon"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-slo-ttft-ms")
+    assert api.complete("The", priority="high").json()["error"]["param"] == "priority"
+
+
 def test_requests_reach_core_in_their_order(start_api: StartApi) -> None:
     """Bodies of like size do: a long prompt, tokenised in a thread, is overtaken by a short one that came later."""
     api = start_api()
