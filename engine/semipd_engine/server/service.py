@@ -45,8 +45,9 @@ class Service:
     def __init__(self, options: EngineOptions) -> None:
         if options.run_dir is None:
             raise ValueError("run_dir: the API process needs --run-dir, where core listens")
+        card = load_model_card(options.model, options.served_model_name)  # first: it says that this is no model
         self.tokenizer = Tokenizer(options.model)
-        self.card = load_model_card(options.model, options.served_model_name).with_ends(self.tokenizer.id_of)
+        self.card = card.with_ends(self.tokenizer.id_of)
         self.templates = ChatTemplates(self.card.chat_templates, self.card.special_tokens)
         self.metrics = EngineMetrics(self.card.name, options.block_size)
         self.admission = Admission(options.max_queued_requests, time.monotonic)
