@@ -18,7 +18,7 @@ class Part:
     least: float
     """Seconds without which it is not begun."""
     dry: bool = True
-    """Has it a dry run on the CPU?"""
+    """Has it a dry run on the CPU? What `exact-*` does is the beginning of `kills`."""
     kills: bool = False
 
 
@@ -28,7 +28,7 @@ PARTS = (
     Part("machine", "what is here", 60, 10),
     Part("mps", "a daemon of our own limits its clients, and a variable that we inherited does not stop it", 120, 20),
     Part("memory", "another process maps the resident's memory, and no copy of it", 90, 15, dry=False),
-    Part("exact-qwen2", SAME_TOKENS, 120, 30),
+    Part("exact-qwen2", SAME_TOKENS, 120, 30, dry=False),
     Part("rungs", "a rung has its SMs, in torch as in the probe, right products, and the rate follows", 120, 40),
     Part("switches", "weights and KV pool are there once; a switch under load costs no worker and no token", 150, 50),
     Part("large", "eight billion weights without a checkpoint: memory of a worker, seconds of a step", 120, 45),

@@ -9,8 +9,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,12 @@ class Smoke:
     # ---- the engine -------------------------------------------------------------------------------------------------
 
     def exact(self, model: Path, figures: Figures) -> None:
+        with self._same_tokens(model, figures):
+            pass
+
+    @contextmanager
+    def _same_tokens(self, model: Path, figures: Figures) -> Iterator[tuple[Engine, dict[tuple[int, ...], list[int]]]]:
+        """An engine that has answered as transformers does, and the answers by prompt."""
         expected = self._expected(model)
         with self._engine(model, DType.FLOAT32, prefill_chunk_tokens=32) as running:
             put(running, self.rungs.plan(*self._split))
@@ -194,6 +200,7 @@ class Smoke:
             ]
             client = running.client()
             figures["tokens compared"] = compare([client.add(list(p), TOKENS) for p in expected], expected)
+            yield running, expected
 
     def _expected(self, model: Path) -> dict[tuple[int, ...], list[int]]:
         set_precision(torch.float32)
@@ -202,12 +209,9 @@ class Smoke:
         return {tuple(prompt): reference.greedy(prompt, TOKENS)[0] for prompt in prompts}
 
     def kills(self, figures: Figures) -> None:
-        model = self._model("qwen2")
-        expected = self._expected(model)
         table: list[Figures] = []
-        figures["after each end"] = table
-        with self._engine(model, DType.FLOAT32, prefill_chunk_tokens=32) as running:
-            put(running, self.rungs.plan(60, 40))
+        with self._same_tokens(self._model("qwen2"), figures) as (running, expected):
+            figures["after each end"] = table
             client = running.client()
             workers = settled(running)
             ends = [("kill -9", worker) for worker in (workers[:1] if self.dry else workers)]
