@@ -5,19 +5,20 @@ A fenced block of language `bash` is run. A comment before it may say more:
     <!-- serves until: TEXT -->   it goes on in another terminal; the next block is run once TEXT was printed
     <!-- until: TEXT -->          repeated once a second until TEXT is in its output
 
-A block of another language right behind is what it prints: its lines must be found in that order, `…` stands for
-anything. Prose, and blocks without a language, are not touched.
+A block of another language right behind is what it prints, errors included: these lines and no others. `…` stands for
+anything in a line, and alone on a line for any number of lines. Prose, and blocks without a language, are not touched.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,20 @@ from uuid import uuid4
 _BLOCK = re.compile(
     r"(?:^<!-- (?P<note>[^\n]*) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```\n", re.MULTILINE | re.DOTALL
 )
+
+
+_WORD = r"""(?:[^\s'")]|'[^']*'|"[^"]*")+"""
+_FLAG = re.compile(rf"(?<=\s)(?P<dashes>--?)(?P<name>[A-Za-z][\w-]*)(?P<value>(?:=|[ \t]+(?!-)){_WORD}|[ \t]+-(?=\s)|)")
+_VALUELESS = ("-i", "-sS", "--fail-with-body", "--create-namespace", "--wait")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A command of a block with one flag changed: under a name that no program knows, or left out."""
+
+    flag: str
+    command: str
+    renamed: bool
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,36 @@ class Block:
     shows: str = ""
     until: str = ""
     serves: bool = False
+
+    def split(self) -> list[str]:
+        """Its commands; one may have several lines."""
+        found: list[str] = []
+        begun = ""
+        for line in self.commands.splitlines(keepends=True):
+            begun += line
+            with suppress(ValueError):  # inside a quotation
+                shlex.split(begun, comments=True)
+                if begun.strip() and not begun.endswith("\\\n"):
+                    found.append(begun)
+                    begun = ""
+        return found
+
+    def mutants(self) -> Iterator[Mutant]:
+        for command in self.split():
+            for match in _FLAG.finditer(command):
+                flag, value = match["dashes"] + match["name"], match["value"]
+
+                def put(text: str, command: str = command, match: re.Match[str] = match) -> str:
+                    return command[: match.start()] + text + command[match.end() :]
+
+                yield Mutant(flag, put(f"--{match['name']}-renamed{value}"), renamed=True)
+                if flag not in _VALUELESS:
+                    yield Mutant(flag, put(""), renamed=False)
+                elif match["dashes"] == "-" and len(match["name"]) > 1:
+                    for letter in match["name"]:
+                        yield Mutant(f"-{letter}", put("-" + match["name"].replace(letter, "") + value), renamed=False)
+                else:
+                    yield Mutant(flag, put(value), renamed=False)
 
 
 class PageError(AssertionError):
@@ -68,16 +113,24 @@ def blocks(page: str, section: str = "") -> list[Block]:
     return found
 
 
-def missing(shown: str, printed: str) -> str | None:
-    """The first line of `shown` that `printed` lacks, after those before it."""
-    at = 0
-    for line in filter(None, map(str.strip, shown.splitlines())):
-        pattern = ".*?".join(re.sub(r"(\\ )+", r"\\s+", re.escape(part)) for part in line.split("…"))
-        found = re.compile(pattern).search(printed, at)
-        if not found:
-            return line
-        at = found.end()
-    return None
+def difference(shown: str, printed: str) -> str | None:
+    """What is wrong with `printed`: a line of `shown` that it lacks at its place, or a line that is not shown."""
+    lines = [line.strip() for line in shown.splitlines() if line.strip()]
+    text = "".join(f"{line.strip()}\n" for line in re.split(r"[\r\n]+", printed) if line.strip())
+    pattern = ""
+    for line in lines:
+        pattern += _ANY_LINES if line == "…" else ".*?".join(map(_flexible, line.split("…"))) + r"\n"
+        if not re.match(pattern, text):
+            return f"it did not print {line!r} there"
+    return None if not lines or re.fullmatch(pattern, text) else "it printed more than the page shows"
+
+
+_ANY_LINES = r"(?:.*\n)*?"
+
+
+def _flexible(part: str) -> str:
+    """Any white space where there is some: columns are as wide as what is in them."""
+    return re.sub(r"(\\ )+", r"[ \\t]+", re.escape(part))
 
 
 def _runs(pid: int) -> bool:
@@ -137,9 +190,29 @@ class Shell(AbstractContextManager["Shell"]):
             if time.monotonic() > deadline:
                 raise PageError(f"line {block.line}: {block.until!r} did not come within {timeout_s:.0f} s:\n{printed}")
             time.sleep(1)
-        if (line := missing(block.shows, printed)) is not None:
-            raise PageError(f"line {block.line}: it did not print {line!r} but\n{printed}")
+        if (wrong := difference(block.shows, printed)) is not None:
+            raise PageError(f"line {block.line}: {wrong}:\n{printed}")
         return printed
+
+    def attempt(self, commands: str, timeout_s: float) -> tuple[int, str]:
+        """(exit status, what it printed); this shell goes on either way."""
+        text = f"set +e\n( set -eo pipefail\n{commands.rstrip()}\n) </dev/null\nprintf '\\nstatus=%s\\n' $?\nset -e\n"
+        printed = self._once(Block(0, text), time.monotonic() + timeout_s)
+        before, _, status = printed.rstrip().rpartition("status=")
+        return int(status), before
+
+    def survivors(self, block: Block, timeout_s: float, unseen: Collection[str] = ()) -> list[Mutant]:
+        """Those of its mutants that neither fail nor print something else than the page shows. Flags in `unseen` are
+        not left out: that would do harm, or shows elsewhere."""
+        alone = len(block.split()) == 1
+        found = []
+        for mutant in block.mutants():
+            if mutant.flag in unseen and not mutant.renamed:
+                continue
+            status, printed = self.attempt(mutant.command, timeout_s)
+            if status == 0 and not (alone and block.shows and difference(block.shows, printed)):
+                found.append(mutant)
+        return found
 
     def _once(self, block: Block, deadline: float) -> str:
         mark, begin = f"done-{uuid4().hex}", len(self._printed)

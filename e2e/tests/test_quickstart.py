@@ -1,4 +1,7 @@
-"""The commands of docs/quickstart.md for a cluster, as they stand, on a cluster of their own that they end again."""
+"""The commands of docs/quickstart.md for a cluster, as they stand, on a cluster of their own that they end again.
+
+The registry is on this machine, and in the cluster's network, under one name; it keeps what was pushed.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,26 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from e2e.lib import pages
+from e2e.lib.kube import CLUSTER, ROOT
+from e2e.lib.registry import HOST, Registry
 from localkube import paths
 
 pytestmark = pytest.mark.node
-ROOT = Path(__file__).resolve().parents[2]
+SHOWN_ELSEWHERE = ("-S", "--fail-with-body", "--header")
+"""Flags that a block which goes well can do without; tests/unit/test_pages.py shows what for."""
+NOT_TRIED = {
+    "make images": ("--destination",),  # `helm push` finds no file
+    "helm install": ("--namespace", "--wait", "--set"),  # the pods are elsewhere, not yet there, or of no image
+    "sed": ("--timeout",),  # of `kubectl wait`: the default is short for a slow machine
+}
+"""By the first words of a block: flags whose loss fails a later block. To leave them out would be in its way."""
 
 
 @pytest.fixture
@@ -28,8 +41,20 @@ def own_cluster() -> Iterator[dict[str, str]]:
     shutil.rmtree(run, ignore_errors=True)
 
 
-def test_a_cluster_answers(own_cluster: dict[str, str]) -> None:
+def test_a_cluster_answers(own_cluster: dict[str, str], tmp_path: Path) -> None:
     subprocess.run(["make", "model"], cwd=ROOT, check=True, capture_output=True)
-    with pages.Shell(ROOT, own_cluster) as shell:
+    registry = Registry(tmp_path)
+    env = own_cluster | registry.client_env() | {"REGISTRY": f"{HOST}/semipd"}
+    inside = ["env", *(f"{name}={value}" for name, value in own_cluster.items()), *CLUSTER, "exec", "--"]
+    with ExitStack() as stack:
+        stack.enter_context(registry.served(tls=True))
+        shell = stack.enter_context(pages.Shell(ROOT, env))
         for block in pages.blocks((ROOT / "docs" / "quickstart.md").read_text(), "On a cluster"):
-            print(block.commands, shell.run(block, 300), sep="\n")
+            if block.commands.startswith("helm install"):  # the node pulls from here on
+                stack.enter_context(registry.served(inside, tls=False))
+            if block.until:
+                print(block.commands, shell.run(block, 600), sep="\n")
+            kept = [flag for words, flags in NOT_TRIED.items() if block.commands.startswith(words) for flag in flags]
+            assert not shell.survivors(block, 60, [*SHOWN_ELSEWHERE, *kept])
+            if not block.until:
+                print(block.commands, shell.run(block, 600), sep="\n")

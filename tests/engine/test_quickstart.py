@@ -14,6 +14,8 @@ from e2e.lib import pages
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "quickstart.md").read_text()
+SHOWN_ELSEWHERE = ("-S", "--fail-with-body", "--header", "-i")
+"""Flags that a block which goes well can do without; tests/unit/test_pages.py shows what for."""
 REPOSITORY = "https://github.com/semipd/semipd.git"
 
 
@@ -43,7 +45,11 @@ def test_from_git_clone_to_an_answer(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     with pages.Shell(tmp_path / "home", clone) as shell:
         for block in pages.blocks(PAGE, "Without Kubernetes"):
-            shell.run(block, 180)
+            if block.until:
+                shell.run(block, 180)
+            assert not shell.survivors(block, 60, SHOWN_ELSEWHERE)
+            if not block.until:
+                shell.run(block, 180)
 
 
 def test_the_readme_shows_commands_of_the_quick_start_only() -> None:

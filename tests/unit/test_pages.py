@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from e2e.lib.pages import Block, PageError, Shell, blocks, missing
+from e2e.lib.pages import Block, PageError, Shell, blocks, difference
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,8 +62,11 @@ def test_blocks_with_their_notes_and_outputs() -> None:
 
 
 def test_an_output_is_compared_line_by_line() -> None:
-    assert missing("a … c\nd", "x\na  b c\nd\n") is None
-    assert missing("d\na", "a\nd\n") == "a"
+    assert difference("…\na … c\nd", "x\na  b c\n\nd\n") is None
+    assert difference("", "anything") is None, "nothing is said of it"
+    assert difference("d\na", "d\nb\na\n") == "it did not print 'a' there"
+    assert difference("d a\n", "d\na\n") == "it did not print 'd a' there", "a line is a line"
+    assert difference("a", "a\r 10 % received\n") == "it printed more than the page shows"
 
 
 def test_any_command_of_a_block_may_fail_it(tmp_path: Path) -> None:
@@ -103,7 +108,10 @@ def listener(status: int = 200) -> Iterator[tuple[str, list[tuple[str, str, Any]
             heard.append(
                 (f"{self.command} {self.path}", self.headers.get("Content-Type", ""), body and json.loads(body))
             )
-            metrics = 'semipd_partition_percent{phase="prefill",value="applied"} 80\n'
+            metrics = "".join(
+                f'semipd_partition_percent{{phase="{phase}",value="in_force"}} {percent}.0\n'
+                for phase, percent in (("prefill", 80), ("decode", 50))
+            )
             said = (json.dumps(answer, separators=(",", ":")) if self.command == "POST" else metrics).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(said)))
@@ -125,27 +133,67 @@ def curls() -> list[Block]:
     return [block for block in blocks(page, "Without Kubernetes") if block.commands.startswith("curl")]
 
 
-def asked(
-    block: Block, folder: Path, change: tuple[str, str] = ("", ""), status: int = 200
-) -> list[tuple[str, str, Any]]:
-    """What a block asks for once it is changed. Raises `PageError`."""
+def asked(block: Block, folder: Path, commands: str = "", status: int = 200) -> list[tuple[str, str, Any]]:
+    """What a block asks for, with other commands if there are any. Raises `PageError`."""
     with listener(status) as (address, heard), Shell(folder, {}) as shell:
-        assert change[0] in block.commands
-        commands = block.commands.replace(*change).replace("127.0.0.1:8000", address)
+        commands = (commands or block.commands).replace("127.0.0.1:8000", address)
         shell.run(Block(block.line, commands, block.shows), 20)
     return heard
+
+
+def without(block: Block, flag: str) -> str:
+    [found] = [mutant.command for mutant in block.mutants() if mutant.flag == flag and not mutant.renamed]
+    return found
 
 
 def test_the_quick_start_asks_what_it_says(tmp_path: Path) -> None:
     question, metrics = curls()
     assert asked(question, tmp_path) == [(f"POST {CHAT}", "application/json", QUESTION)]
     assert [request for request, _, _ in asked(metrics, tmp_path)] == ["GET /metrics"]
+    [(_, kind, _)] = asked(question, tmp_path, without(question, "--header"))
+    assert kind != "application/json"
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_refused_request_fails_its_block_by_itself(number: int, tmp_path: Path) -> None:
+def test_a_refused_request_fails_its_block_and_says_why(number: int, tmp_path: Path) -> None:
     """Not by what it prints alone: this is what `--fail-with-body` is there for. A script would go on."""
-    block = curls()[number]
-    with pytest.raises(PageError, match="a command failed"):
+    block = replace(curls()[number], shows="")
+    with pytest.raises(PageError, match=r"a command failed(?s:.*)curl: \(22\)"):
         asked(block, tmp_path, status=503)
-    asked(block, tmp_path, ("--fail-with-body ", ""), status=503)
+    with pytest.raises(PageError, match="a command failed") as silent:
+        asked(block, tmp_path, without(block, "-S"), status=503)
+    assert "curl: (22)" not in str(silent.value)
+    asked(block, tmp_path, without(block, "--fail-with-body"), status=503)
+
+
+def test_a_file_that_is_not_changed_is_noticed_in_the_next_block(tmp_path: Path) -> None:
+    page = blocks((ROOT / "docs" / "quickstart.md").read_text(), "Without Kubernetes")
+    at = next(number for number, block in enumerate(page) if block.commands.startswith("sed"))
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    with Shell(tmp_path, {}) as shell:
+        shell.run(replace(page[at], commands=without(page[at], "-i")), 20)
+        with pytest.raises(PageError, match="prefillPercent: 80"):
+            shell.run(page[at + 1], 20)
+        shell.run(page[at], 20)
+        shell.run(page[at + 1], 20)
+
+
+COMMANDS = Block(1, "ls -aB --color=never --width 9 .\nsort <<<'b' \\\n  -o 'a b' # all\n", shows=".\n..\n")
+
+
+def test_each_flag_is_renamed_and_left_out() -> None:
+    assert COMMANDS.split() == ["ls -aB --color=never --width 9 .\n", "sort <<<'b' \\\n  -o 'a b' # all\n"]
+    changed = [(mutant.flag, mutant.command.strip()) for mutant in COMMANDS.mutants() if not mutant.renamed]
+    assert ("--color", "ls -aB  --width 9 .") in changed and ("--width", "ls -aB --color=never  .") in changed
+    assert ("-o", "sort <<<'b' \\\n   # all") in changed
+    renamed = [mutant.command for mutant in COMMANDS.mutants() if mutant.renamed]
+    assert len(renamed) == 4 and "ls -aB --color-renamed=never --width 9 .\n" in renamed
+
+
+def test_a_flag_that_changes_nothing_survives(tmp_path: Path) -> None:
+    one, two = "ls --all --color=never\n", "ls --color=never\n"
+    with Shell(tmp_path, {}) as shell:
+        found = shell.survivors(Block(1, one, shows=".\n..\n"), 20)
+        assert [(mutant.flag, mutant.renamed) for mutant in found] == [("--color", False)]
+        assert shell.survivors(Block(1, two), 20, unseen=["--color"]) == []
+        assert shell.attempt("exit 3", 20)[0] == 3 and shell.attempt("echo on", 20)[1].strip() == "on"

@@ -27,7 +27,22 @@ def steps(workflow: Any) -> list[dict[str, Any]]:
 
 def test_one_version_everywhere() -> None:
     chart = yaml.safe_load((ROOT / "charts/semipd-operator/Chart.yaml").read_text())
-    assert (chart["version"], chart["appVersion"]) == (version(), version())
+    in_helms_words = version().replace(".dev0", "-dev")
+    assert (chart["version"], chart["appVersion"]) == (in_helms_words, in_helms_words)
+    page = (ROOT / "docs/quickstart.md").read_text()
+    assert set(re.findall(r"semipd-operator-(\d.*?)\.tgz|--version (\S+)", page)) == {
+        (in_helms_words, ""),
+        ("", in_helms_words),
+    }
+
+
+def test_the_tree_is_a_release_or_on_the_way_to_the_next() -> None:
+    """Two things of one version that differ would be two releases."""
+    last, _ = newest((ROOT / "docs/releases.md").read_text())
+    unreleased = "\n## Unreleased\n" in (ROOT / "CHANGELOG.md").read_text()
+    assert version().endswith(".dev0") == unreleased
+    number = [int(part) for part in version().removesuffix(".dev0").split(".")]
+    assert number > [int(part) for part in last.split(".")] if unreleased else version() == last
 
 
 def test_every_release_names_its_commit() -> None:
