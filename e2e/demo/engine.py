@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
-
 from e2e.demo.outcome import DemoError
 from e2e.demo.paths import BIN
+from e2e.lib.process import answers, stop, tail
 
 START_SECONDS = 120
 
@@ -44,28 +43,6 @@ def _ready(process: subprocess.Popen[bytes], port_file: Path, log: Path) -> str:
         time.sleep(0.1)
     how = "ended" if process.poll() is not None else f"is not ready after {START_SECONDS} s"
     raise DemoError(f"the engine {how}; the end of {log}:\n{tail(log)}")
-
-
-def answers(url: str) -> bool:
-    """Does `url` answer 200 now?"""
-    try:
-        return httpx.get(url, timeout=5, trust_env=False).status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, and SIGKILL when that does not help within 20 s."""
-    process.terminate()
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def tail(log: Path, lines: int = 12) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
 def flags(values: dict[str, object]) -> Sequence[str]:

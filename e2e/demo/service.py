@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -20,9 +19,10 @@ import yaml
 from bench.traffic.client import replay_now
 from bench.traffic.plan import Request
 from bench.traffic.records import Record
-from e2e.demo.engine import START_SECONDS, answers, stop, tail
+from e2e.demo.engine import START_SECONDS
 from e2e.demo.outcome import DemoError
 from e2e.demo.paths import BIN, ROOT
+from e2e.lib.process import answers, free_port, stop, tail
 from e2e.lib.service import condition, ready
 
 Send = Callable[[Sequence[Request]], list[Record]]
@@ -168,9 +168,3 @@ class Embedded(AbstractContextManager["Embedded"]):
         assert self._process is not None
         children = psutil.Process(self._process.pid).children(recursive=True)
         return tuple(sorted(f"{child.pid}" for child in children))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port

@@ -6,14 +6,11 @@ Everything goes through kubectl, the way a user would. It knows no test and no l
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from e2e.lib.kube import Kube, Object
-
-T = TypeVar("T")
+from e2e.lib.process import wait_until
 
 TINY_ENGINE: Object = {
     "device": "cpu",
@@ -41,15 +38,6 @@ def manual(prefill: int, decode: int) -> Object:
 def shares(prefill: int, decode: int) -> Object:
     """As the status shows a split."""
     return {"prefillPercent": prefill, "decodePercent": decode}
-
-
-def wait_until(what: Callable[[], T], timeout_s: float, describe: Callable[[], object], every_s: float = 0.2) -> T:
-    """The first truthy value of `what`. Raises AssertionError with `describe()` after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := what()):
-        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {describe()}"
-        time.sleep(every_s)
-    return value
 
 
 def condition(obj: Object, kind: str) -> Object:

@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from e2e.lib.process import wait_until
 from e2e.tests.conftest import CLUSTER, ENGINE_IMAGE, OPERATOR_IMAGE, Cluster, bring_up
 from localkube import cgroups, lifecycle, paths, render
 from localkube.state import State
@@ -28,13 +27,6 @@ def pod(name: str, image: str, *command: str, **container: Any) -> dict[str, Any
         "metadata": {"name": name, "labels": {"app": name}},
         "spec": {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [spec]},
     }
-
-
-def wait_for(what: str, done: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not done():
-        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
-        time.sleep(0.1)
 
 
 def components(state: State) -> dict[str, dict[str, Any]]:
@@ -104,7 +96,7 @@ def test_a_pod_serves_through_its_service(cluster: Cluster, namespace: str) -> N
             return False
 
     for url in urls:
-        wait_for(f"answer from {url}", lambda url=url: answers(url), 20)  # type: ignore[misc]
+        wait_until(lambda url=url: answers(url), 20)  # type: ignore[misc]
     assert not answers_outside(urls[0])
     # The pod reaches itself through its own Service (hairpin), and its log is kept.
     fetch = f"import urllib.request as u; print(len(u.urlopen({urls[0]!r}, timeout=5).read()))"
@@ -137,8 +129,8 @@ def test_limits_are_enforced(cluster: Cluster, namespace: str) -> None:
     def phase(name: str) -> str:
         return str(cluster.get("pod", name, namespace)["status"]["phase"])
 
-    wait_for("throttled ends", lambda: phase("throttled") == "Succeeded")
-    wait_for("greedy ends", lambda: phase("greedy") == "Failed")
+    wait_until(lambda: phase("throttled") == "Succeeded")
+    wait_until(lambda: phase("greedy") == "Failed")
     lines = cluster.kubectl("logs", "--namespace", namespace, "throttled").splitlines()
     counts = dict(line.split() for line in lines)
     assert int(counts["nr_throttled"]) > 0
@@ -162,7 +154,7 @@ def test_a_component_that_dies_is_started_again(cluster: Cluster) -> None:
         now = components(cluster.state)["kube-scheduler"]
         return now["pid"] is not None and now["starts"] == before["starts"] + 1
 
-    wait_for("scheduler restarted", is_back, 20)
+    wait_until(is_back, 20)
 
 
 def host_traces(state: State) -> dict[str, object]:
@@ -203,7 +195,7 @@ def test_nothing_is_left_behind(end: str, tmp_path_factory: pytest.TempPathFacto
         if end == "kill":
             supervisor = state.require_supervisor()
             os.kill(supervisor, signal.SIGKILL)
-            wait_for("supervisor gone", lambda: state.supervisor_pid() is None)
+            wait_until(lambda: state.supervisor_pid() is None)
             assert not lifecycle.status(state).up
     finally:
         lifecycle.down(state)

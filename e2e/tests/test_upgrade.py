@@ -24,8 +24,9 @@ from e2e.lib.completions import Ask, SteadyLoad
 from e2e.lib.fixtures import create_space
 from e2e.lib.helm import RELEASE, SYSTEM, Operator
 from e2e.lib.kube import ROOT, Object
+from e2e.lib.process import wait_until
 from e2e.lib.release import NoRelease, Release, previous
-from e2e.lib.service import Service, manual, shares, spec, wait_until
+from e2e.lib.service import Service, manual, shares, spec
 
 pytestmark = pytest.mark.node
 

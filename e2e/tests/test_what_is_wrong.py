@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from e2e.lib.fixtures import Serve
-from e2e.lib.service import spec, wait_until
+from e2e.lib.process import wait_until
+from e2e.lib.service import spec
 
 pytestmark = pytest.mark.node
 

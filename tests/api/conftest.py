@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -27,6 +26,7 @@ import yaml
 from tests.api.harness import Operator, chart_rights
 from tests.api.harness import until as eventually
 
+from e2e.lib.process import free_port
 from localkube.pki import Certificate, issue
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,12 +43,6 @@ def programs(*names: str) -> Path:
     if found.returncode:
         pytest.skip(found.stderr.strip())
     return Path(found.stdout.strip())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(check: Any, seconds: float = 20.0, every: float = 0.1) -> Any:

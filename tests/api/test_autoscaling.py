@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.api.conftest import OPERATOR_NAMESPACE, free_port
+from tests.api.conftest import OPERATOR_NAMESPACE
 from tests.api.harness import KEY, Agent, Operator, chart_rights, condition, make_pod, ready, service, until
 
+from e2e.lib.process import free_port
 from semipd_agent.contract import service_token
 
 pytestmark = pytest.mark.api

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.api.conftest import free_port, programs
+from tests.api.conftest import programs
 from tests.api.harness import Operator, condition, row, service, until
+
+from e2e.lib.process import free_port
 
 pytestmark = pytest.mark.api
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.api.conftest import OPERATOR_NAMESPACE, free_port
+from tests.api.conftest import OPERATOR_NAMESPACE
 from tests.api.harness import (
     KEY,
     Agent,
@@ -25,6 +25,7 @@ from tests.api.harness import (
     until,
 )
 
+from e2e.lib.process import free_port
 from semipd_agent.contract import AgentFile, PartitionState, Split, service_token, token_digest
 
 pytestmark = pytest.mark.api

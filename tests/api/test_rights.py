@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.api.conftest import POD_MONITOR_CRD, free_port
+from tests.api.conftest import POD_MONITOR_CRD
 from tests.api.harness import Operator, chart_rights, condition, row, service, serving, until
 from tests.api.test_autoscaling import scaled_objects
+
+from e2e.lib.process import free_port
 
 pytestmark = pytest.mark.api
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.engine.model_driver import random_prompt
 
 from e2e.lib import models
+from e2e.lib.process import wait_until
 from e2e.lib.reference import reference
 
 pytestmark = pytest.mark.engine
@@ -61,13 +62,6 @@ class Served:
     def idle(self) -> bool:
         running = self.gauge("vllm:num_requests_running") + self.gauge("vllm:num_requests_waiting")
         return running + self.gauge("semipd_kv_blocks", state="used") == 0
-
-
-def wait_until(condition: Callable[[], object], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.05)
 
 
 def serve(run_dir: Path, model: Path, *flags: str) -> Iterator[Served]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +15,10 @@ import yaml
 from tests.unit.model_folder import write_model
 
 from e2e.lib.models import random_model
+from e2e.lib.process import free_port, wait_until
 
 pytestmark = pytest.mark.engine
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples/cpu.yaml"
-
-
-def until(check: Callable[[], Any], seconds: float) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (value := check()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.2)
-    return value
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_the_example_without_kubernetes(tmp_path: Path) -> None:
@@ -59,7 +43,7 @@ def test_the_example_without_kubernetes(tmp_path: Path) -> None:
         return next((c for c in status().get("conditions", []) if c["type"] == kind), {})
 
     try:
-        until(lambda: condition("Ready").get("status") == "True", 120)
+        wait_until(lambda: condition("Ready").get("status") == "True", 120)
         assert status()["partition"]["applied"] == {"prefillPercent": 50, "decodePercent": 50}
         assert status()["partition"]["enforced"] == "paced"
         body = json.dumps({"model": "smollm2-135m-instruct", "prompt": "hello", "max_tokens": 4}).encode()
@@ -71,8 +55,8 @@ def test_the_example_without_kubernetes(tmp_path: Path) -> None:
 
         obj["spec"]["partition"] |= {"prefillPercent": 80}
         manifest.write_text(yaml.safe_dump(obj))
-        until(lambda: status()["partition"].get("applied") == {"prefillPercent": 80, "decodePercent": 50}, 5)
-        assert until(lambda: status()["observedGeneration"] == 2, 5)
+        wait_until(lambda: status()["partition"].get("applied") == {"prefillPercent": 80, "decodePercent": 50}, 5)
+        assert wait_until(lambda: status()["observedGeneration"] == 2, 5)
         (decision,) = status()["partition"]["decisions"]
         assert (decision["pod"], decision["reason"]) == ("smollm2-local", "ManualChange")
 

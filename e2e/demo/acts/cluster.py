@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from e2e.demo.engine import answers, stop, tail
 from e2e.demo.kube import Deployed
 from e2e.demo.outcome import DemoError, Outcome
 from e2e.demo.paths import OUT
-from e2e.demo.service import Manifest, free_port, manifest, wait_until
+from e2e.demo.service import Manifest, manifest, wait_until
 from e2e.lib.helm import SYSTEM, Operator
 from e2e.lib.kube import Kube
+from e2e.lib.process import answers, free_port, stop, tail
 from e2e.lib.service import models_claim, ready
 from semipd_operator.settings import ENGINE_USER as USER
 

@@ -7,10 +7,11 @@ from itertools import chain
 from typing import Any
 
 import pytest
-from tests.unit.server.api_process import Api, wait_until
+from tests.unit.server.api_process import Api
 from tests.unit.server.api_standin import logprobs_of
 from tokenizers import Tokenizer
 
+from e2e.lib.process import wait_until
 from semipd_engine.ipc.messages import AddRequest, Sampling
 
 pytestmark = pytest.mark.unit

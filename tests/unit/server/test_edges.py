@@ -15,10 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.unit.server.api_process import Api, StartApi, wait_until
+from tests.unit.server.api_process import Api, StartApi
 from tests.unit.server.test_completions import events, say
 from tokenizers import Tokenizer
 
+from e2e.lib.process import wait_until
 from semipd_engine.server.http_io import elements
 
 pytestmark = pytest.mark.unit

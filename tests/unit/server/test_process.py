@@ -14,8 +14,10 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from tests.unit.server.api_process import Api, StartApi, wait_until
+from tests.unit.server.api_process import Api, StartApi
 from tokenizers import Tokenizer
+
+from e2e.lib.process import wait_until
 
 pytestmark = pytest.mark.unit
 LONG = {"x-request-timeout-ms": "60000"}
