@@ -30,11 +30,18 @@ class Bench:
         self.done: list[int] = []
         self.received: dict[int, float] = {}
 
-    def add(self, tokens: int = CHUNK, priority: int = 0, ttft: float | None = None, at: float | None = None) -> int:
+    def add(
+        self,
+        tokens: int = CHUNK,
+        priority: int = 0,
+        ttft: float | None = None,
+        at: float | None = None,
+        output: int = 1,
+    ) -> int:
         self.count += 1
         received = self.received[self.count] = self.now if at is None else at
         wait = patience(priority, ttft)
-        sampling = Sampling(max_tokens=1)
+        sampling = Sampling(max_tokens=output)
         self.scheduler.add(Request(self.count, "", [1] * tokens, sampling, received_at=received, patience=wait))
         return self.count
 
@@ -92,6 +99,21 @@ def test_nobody_is_overtaken_for_ever() -> None:
         bench.step()
     before = [bench.received[id] for id in bench.done if id != weakest]
     assert weakest in bench.done and 140 < max(before) < 150
+
+
+def test_how_long_whoever_suffers_most_has_been_left_alone_is_known() -> None:
+    bench = Bench()
+    table = bench.scheduler.table
+    assert table.silence(5.0) == (0.0, 0.0)
+    bench.add(output=2)
+    bench.step()
+    bench.add(tokens=2 * CHUNK, at=0.5)
+    bench.add(at=0.75)
+    assert table.silence(3.0) == (2.5, 2.0), "of the first that waits; of the stream whose token came at 1"
+    bench.step()
+    assert table.silence(3.0) == (2.5, 2.0), "a chunk is no token"
+    bench.step()
+    assert table.silence(4.0) == (3.25, 3.0)
 
 
 def test_a_preempted_request_returns_to_its_place() -> None:

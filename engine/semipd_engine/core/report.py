@@ -87,6 +87,7 @@ class Report:
         status, scheduler = self.status, self.status.scheduler
         counts = self._blocks()
         waiting = scheduler.table.waiting if scheduler is not None else []
+        wait, gap = scheduler.table.silence(now) if scheduler is not None else (0.0, 0.0)
         split = status.partitions.in_force.plan.split
         return CoreState(
             ready=self._ready(state, now),
@@ -102,6 +103,8 @@ class Report:
             waiting=len(waiting),
             prefilling=self._count(RequestState.PREFILLING),
             decoding=self._count(RequestState.DECODING),
+            longest_wait_seconds=wait,
+            longest_gap_seconds=gap,
             blocks_total=counts.total,
             blocks_free=counts.free,
             blocks_used=counts.used,

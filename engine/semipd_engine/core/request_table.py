@@ -37,6 +37,12 @@ class RequestTable:
     def alive(self, ids: Iterable[int]) -> list[Request]:
         return [self.by_id[i] for i in sorted(ids) if i in self.by_id]
 
+    def silence(self, now: float) -> tuple[float, float]:
+        """Seconds: how long the oldest wait for a first token lasts, and the longest silence of a stream."""
+        waits = (now - r.received_at for r in self.by_id.values() if r.first_token_at is None)
+        gaps = (now - r.last_token_at for r in self.by_id.values() if r.last_token_at is not None)
+        return max(waits, default=0.0), max(gaps, default=0.0)
+
     def queue(self, request: Request) -> None:
         self.by_id[request.id] = request
         bisect.insort(self.waiting, request, key=lambda r: r.turn)

@@ -122,6 +122,10 @@ class CoreState(msgspec.Struct, frozen=True, tag="state"):
     waiting: int = 0
     prefilling: int = 0
     decoding: int = 0
+    longest_wait_seconds: float = 0.0
+    """Of those that have no first token yet, since their receipt ..."""
+    longest_gap_seconds: float = 0.0
+    """... and of those that decode, since their last token."""
     blocks_total: int = 0
     blocks_free: int = 0
     blocks_used: int = 0

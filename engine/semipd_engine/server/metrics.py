@@ -107,6 +107,12 @@ METRICS: tuple[Metric, ...] = (
         buckets=TOKEN_BUCKETS,
     ),
     Metric("semipd_requests", "gauge", "Sequences in core by phase: waiting, prefill, decode.", ("phase",)),
+    Metric(
+        "semipd_longest_silence_seconds",
+        "gauge",
+        "What suffers most just now: the first token that has been waited for longest, the stream silent for longest.",
+        ("phase",),
+    ),
     Metric("semipd_kv_blocks", "gauge", "KV blocks by state: free, used, cached, quarantined.", ("state",)),
     Metric("semipd_kernels_info", "gauge", "Always 1; what computes: reference, or a CPU's level.", ("kernels",)),
     Metric(
@@ -202,6 +208,8 @@ class EngineMetrics:
         self._show_info("semipd_kernels_info", state.kernels, state.kernels)
         for phase, number in (("waiting", state.waiting), ("prefill", state.prefilling), ("decode", state.decoding)):
             self.set("semipd_requests", number, phase)
+        self.set("semipd_longest_silence_seconds", state.longest_wait_seconds, "prefill")
+        self.set("semipd_longest_silence_seconds", state.longest_gap_seconds, "decode")
         for name in ("free", "used", "cached", "quarantined"):
             self.set("semipd_kv_blocks", getattr(state, f"blocks_{name}"), name)
         self.set("semipd_partition_percent", state.prefill_percent, "prefill", "in_force")

@@ -70,6 +70,8 @@ def test_state_of_core_is_shown(api: Api) -> None:
         waiting=3,
         prefilling=2,
         decoding=5,
+        longest_wait_seconds=1.5,
+        longest_gap_seconds=0.25,
         prefill_percent=60,
         decode_percent=80,
         blocks_total=40,
@@ -84,6 +86,8 @@ def test_state_of_core_is_shown(api: Api) -> None:
     assert value(api, "vllm:cache_config_info", block_size="16", num_gpu_blocks="40") == 1
     assert value(api, "semipd_partition_percent", phase="prefill", value="in_force") == 60
     assert value(api, "semipd_partition_percent", phase="decode", value="in_force") == 80
+    silence = [value(api, "semipd_longest_silence_seconds", phase=phase) for phase in ("prefill", "decode")]
+    assert silence == [1.5, 0.25]
     shown = {state: value(api, "semipd_kv_blocks", state=state) for state in ("free", "used", "cached", "quarantined")}
     assert shown == {"free": 10, "used": 18, "cached": 10, "quarantined": 2}
     assert value(api, "semipd_admitting") == value(api, "semipd_core_connected") == 1
