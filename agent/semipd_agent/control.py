@@ -154,10 +154,10 @@ class SplitController:
             return None
         if self.partitioner.enforcement is Enforcement.NONE:  # one process for both phases: a move would change nothing
             return None
-        grid = Grid(self.partitioner.rungs)
+        grid, home = Grid(self.partitioner.rungs), start_of(self.config.partition)
         if self.config.partition.policy == Policy.ALGORITHM1:
-            return Algorithm1(self.config.slo, start_of(self.config.partition), grid=grid, since=self._split_since)
-        return ModelPredictive(self.config.slo, grid, since=self._split_since)
+            return Algorithm1(self.config.slo, home, grid=grid, since=self._split_since)
+        return ModelPredictive(self.config.slo, grid, home=home, since=self._split_since)
 
     @property
     def policy_in_force(self) -> Policy | None:

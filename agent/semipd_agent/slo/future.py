@@ -1,7 +1,8 @@
 """One future for all splits: what is there now, then the arrivals of the present regime once more. Pure.
 
 `Future.play` plays it under a split and scores each request by how surely it meets both targets: between 0 and 1,
-because a model errs, so there is a slope where plain attainment is flat. Decides nothing.
+because a model errs, so there is a slope where plain attainment is flat. A request that misses counts by how far, too:
+where no split keeps the targets, the one under which least is suffered is still the best. Decides nothing.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ class Constants:
     """A pod, or a regime, that is younger is moved in an emergency only."""
     softness: float = 12.0
     """Slope of a request's score at its target, in logarithms of latency: an error of the model of about 12 %."""
+    tail: float = 0.3
+    hopeless: float = 100.0
+    """Part of a score that a miss loses gradually, by the logarithm of its latency, until it is so many times late."""
     min_gain: float = 0.01
     emergency_gain: float = 0.10
     z: float = 1.5
@@ -51,7 +55,10 @@ class Constants:
     forget_bias: float = 300.0
     most_bias: float = 0.2
     regret: float = 0.05
-    """A split that stays behind its promise by less has kept it."""
+    """A split that stays behind the model by less does not."""
+    as_good: float = 0.003
+    content: float = 0.97
+    """The configured split comes back into force where it scores at least this, and not that much less than another."""
     least_realised: int = 30
 
 
@@ -75,6 +82,8 @@ class Setting:
     split: Split
     bounds: Bounds
     grid: Grid = Grid()  # noqa: RUF009  it is frozen
+    home: Split | None = None
+    """The configured split; None: the one in force is as good as any."""
     warm: frozenset[Pair] | None = None
     """Splits whose rungs have workers; None: a move costs nothing anywhere."""
     constants: Constants = Constants()
@@ -163,15 +172,22 @@ class Future:
             outcomes[: len(jobs)],
             seconds_of(slo.ttft_milliseconds),
             seconds_of(slo.tpot_milliseconds),
-            self.setting.constants.softness,
+            self.setting.constants,
         )
 
 
-def score(outcomes: Sequence[Outcome], ttft: float, tpot: float, softness: float) -> Played:
+def score(outcomes: Sequence[Outcome], ttft: float, tpot: float, c: Constants) -> Played:
+    """Scores between 0 and 1: what a target is worth, and the rest that a miss loses little by little."""
     scores, first, per_token, met = [], [], [], 0
+    worth, per_fold = 1.0 - c.tail, c.tail / math.log(c.hopeless)
     for a, b in outcomes:
         ratio = max(a / ttft, b / tpot)
-        scores.append(1.0 / (1.0 + ratio**softness) if ratio < 4 else 0.0)
+        one = worth / (1.0 + ratio**c.softness) if ratio < 4 else 0.0
+        if ratio <= 1:
+            one += c.tail
+        elif ratio < c.hopeless:
+            one += c.tail - per_fold * math.log(ratio)
+        scores.append(one)
         met += ratio <= 1
         first.append(a)
         if b:

@@ -22,10 +22,9 @@ from semipd_engine.contract import Observation, Phase, Split, StepTimes
 KEPT_SECONDS = 300.0
 MOST_KEPT = 2000
 LENGTHS_KEPT = 400
-LAGS = (10.0, 20.0, 40.0, 80.0)
-"""Seconds of the recent past that are held against what came before."""
-CHANGED = 4.0
-"""Standard deviations."""
+CHANGED = {5.0: 5.0, 10.0: 4.0, 20.0: 4.0, 40.0: 4.0, 80.0: 4.0}
+"""Seconds of the recent past that are held against what came before -> standard deviations that make a change. The
+shortest asks for more: sums of few requests have long tails."""
 LEAST_RECENT = 6
 """Requests that a change must show in."""
 GOLDEN = 0.6180339887498949
@@ -201,9 +200,9 @@ def _with_regime(load: Load) -> Load:
 def _change(load: Load) -> float | None:
     """When the load became another one, if recent demand says so beyond chance."""
     start = max(load.regime_since, load.since, load.at - KEPT_SECONDS)
-    best, found = CHANGED, None
+    best, found = 0.0, None
     rows = [(one.at, float(one.prompt * one.uncached), one.output) for one in load.seen.values() if one.at >= start]
-    for lag in LAGS:
+    for lag, needed in CHANGED.items():
         since = load.at - lag
         before = since - start
         if before < lag:
@@ -217,7 +216,7 @@ def _change(load: Load) -> float | None:
             _rates_apart([1.0] * len(old), before, [1.0] * len(new), lag),
             _means_apart([float(r[2]) for r in old if r[2] > 0], [float(r[2]) for r in new if r[2] > 0]),
         )
-        if z > best:
+        if z > needed and z > best:
             best, found = z, since
     return found
 

@@ -9,8 +9,9 @@ has a standard error that the noise of the traffic does not enter, and the chall
 and by `z` of these errors, at two evaluations in a row. Each move within one regime raises z, so a constant load
 comes to rest whatever its noise; a change of the load, beyond chance, starts a new regime with a free hand.
 
-What a move made of its promise is kept as a bias of that split: where reality stays behind the prediction the next
-comparison knows it, and the split goes back (regret).
+What a split gave is held against what the model says afterwards of the same requests (`hindsight`): where it stays
+behind, that is kept as a bias against it, and the split goes back (regret). And a load that no longer needs a split
+gives it back: where the configured one keeps the targets as well, that is the one in force.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from dataclasses import dataclass, field, replace
 from semipd_agent.contract import SLO, Bounds, DecisionReason
 from semipd_agent.contract import Prediction as Promise
 from semipd_agent.slo.feasibility import Judge, unloaded
-from semipd_agent.slo.future import Constants, Future, Pair, Prediction, Setting, candidates, score, seconds_of
+from semipd_agent.slo.future import Constants, Future, Pair, Prediction, Setting, candidates, seconds_of
 from semipd_agent.slo.grid import Grid
+from semipd_agent.slo.hindsight import LEAST_SECONDS, MOST_SECONDS, Watch
 from semipd_agent.slo.load import Load
-from semipd_agent.slo.policy import Metric, Move, Verdict
-from semipd_agent.slo.replay import Outcome
+from semipd_agent.slo.policy import Metric, Move, Verdict, clamp
 from semipd_agent.slo.window import Evidence
 from semipd_engine.contract import Observation, Split
 
@@ -39,6 +40,8 @@ class Decision:
     after: Prediction
     gain: float
     error: float
+    behind: float = 0.0
+    """What the split in force stays behind the model."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,14 @@ class State:
     challenger: Pair | None = None
     confirmed: int = 0
     bias: dict[Pair, tuple[float, float]] = field(default_factory=dict)
-    """Split -> (realised less predicted score, when that was last seen)."""
-    promised: tuple[float, float, float] | None = None
-    """Of the last move: since when, the predicted score, and by how much reality lay above predictions before it."""
+    """Split -> (what it stays behind the model, when that was last seen)."""
+    watch: Watch | None = None
+    promised: Pair | None = None
+    """Where the last move went."""
+    common: float = 0.0
+    """What the split before it stayed behind the model: no fault of the one that followed."""
+    behind: float = 0.0
+    """What the split in force stayed behind the model when that was last judged."""
 
 
 def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decision | Hold, State]:
@@ -81,47 +89,51 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
     state = replace(state, evaluated_at=now)
     future = Future.of(o, load, s)
     here = (s.split.prefill, s.split.decode)
-    splits = {(split.prefill, split.decode): split for split in (s.split, *candidates(s))}
+    home = _pair(clamp(s.home, s.bounds, s.grid)) if s.home is not None else here
+    state = _held_against_reality(state, here, o, load, s)
+    splits = {(x, y): Split(prefill=x, decode=y) for x, y in (here, home, *map(_pair, candidates(s)))}
     glances = {pair: future.play(split, c.glance).mean for pair, split in splits.items()}
     best_few = sorted(glances, key=lambda pair: -glances[pair])[: c.finalists]
-    tried = {pair: future.play(splits[pair], c.longest) for pair in {here: 0} | dict.fromkeys(best_few)}
-    mine = tried[here]
-    state = _held_against_reality(state, load, here, s)
+    tried = {pair: future.play(splits[pair], c.longest) for pair in dict.fromkeys((here, home, *best_few))}
 
     def value(pair: Pair) -> float:
         cost = c.cold_cost if s.warm is not None and pair not in s.warm else 0.0
         return tried[pair].mean + _bias(state, pair, now, c) - (cost if pair != here else 0.0)
 
     best = max(tried, key=lambda pair: (value(pair), pair == here, pair[0] + pair[1]))
-    here_told, best_told = mine.told(here, s), tried[best].told(best, s)
-    if best == here:
-        return Hold("Best", best_told, here_told), replace(state, challenger=None, confirmed=0)
-    gain = value(best) - value(here)
-    error = tried[best].error(mine, future.blocks)
+    here_told, best_told = tried[here].told(here, s), tried[best].told(best, s)
+    gain, error = value(best) - value(here), tried[best].error(tried[here], future.blocks)
     emergency = gain >= c.emergency_gain and gain >= 2 * error
     needed = c.min_gain + (c.z + c.z_per_move * state.moves) * error
-    if gain < needed:
-        return Hold("TooLittleGain", best_told, here_told), replace(state, challenger=None, confirmed=0)
-    confirmed = state.confirmed + 1 if state.challenger is not None else 1
-    state = replace(state, challenger=best, confirmed=confirmed)
     young = now - max(load.since, load.regime_since) < c.least_span
+    to, reason = best, "Emergency" if emergency else "Gain"
+    if best == here or gain < needed:
+        unneeded = home != here and not state.moves and not o.queue and value(home) >= value(here) - c.as_good
+        if not unneeded or tried[home].mean < c.content:
+            why = "Best" if best == here else "TooLittleGain"
+            return Hold(why, best_told, here_told), replace(state, challenger=None, confirmed=0)
+        to, reason, emergency = home, "Headroom", False
+    elif gain + _bias(state, here, now, c) < needed:
+        reason = "Regret"
+    confirmed = state.confirmed + 1 if state.challenger is not None else 1
+    state = replace(state, challenger=to, confirmed=confirmed)
     if (confirmed < c.confirmations or young) and not emergency:
         return Hold("Confirming", best_told, here_told), state
-    dwell = c.cold_dwell if s.warm is not None and best not in s.warm else c.dwell
+    dwell = c.cold_dwell if s.warm is not None and to not in s.warm else c.dwell
     if now - state.moved_at < dwell:
         return Hold("Dwell", best_told, here_told), state
     worse_ttft = here_told.ttft / seconds_of(s.slo.ttft_milliseconds) >= here_told.tpot / seconds_of(
         s.slo.tpot_milliseconds
     )
-    regretted = here in state.bias and gain + state.bias[here][0] < needed
     decision = Decision(
-        to=Split(prefill=best[0], decode=best[1]),
-        reason="Regret" if regretted else "Emergency" if emergency else "Gain",
+        to=splits[to],
+        reason=reason,
         metric="ttft" if worse_ttft else "tpot",
         before=here_told,
-        after=best_told,
-        gain=gain,
-        error=error,
+        after=tried[to].told(to, s),
+        gain=value(to) - value(here),
+        error=tried[to].error(tried[here], future.blocks),
+        behind=-_bias(state, here, now, c),
     )
     return decision, replace(
         state,
@@ -129,45 +141,62 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
         moved_at=now,
         challenger=None,
         confirmed=0,
-        promised=(now, tried[best].mean, _realised(load, state.moved_at, now, s)[0] - mine.mean),
+        promised=to,
+        common=state.behind,
+        behind=0.0,
+        watch=None,
     )
 
 
-def _realised(load: Load, since: float, now: float, s: Setting) -> tuple[float, int]:
-    """Mean score, and number, of the requests of the last minute received after `since` that are over."""
-    c = s.constants
-    done = [
-        Outcome(one.ttft, one.tpot or 0.0)
-        for one in load.seen.values()
-        if one.ttft is not None and one.at >= max(since, now - 60)
-    ]
-    if not done:
-        return 0.0, 0
-    slo = s.slo
-    return score(done, seconds_of(slo.ttft_milliseconds), seconds_of(slo.tpot_milliseconds), c.softness).mean, len(done)
-
-
-def _held_against_reality(state: State, load: Load, here: Pair, s: Setting) -> State:
-    """Once enough requests of the split in force are over: what it gave below what was promised. An error that the
-    predictions had before the move already is none of this split."""
-    if state.promised is None:
+def _held_against_reality(state: State, here: Pair, o: Observation, load: Load, s: Setting) -> State:
+    """Once enough requests of a stretch are over: what the split in force stays behind the model. An error that the
+    split before it showed already is none of this one."""
+    watch, c = state.watch, s.constants
+    if watch is None or watch.split != here:
+        return replace(state, watch=Watch.began(here, o, load))
+    if o.at - watch.since < LEAST_SECONDS:
         return state
-    since, predicted, before = state.promised
-    real, n = _realised(load, since, load.at, s)
-    if n < s.constants.least_realised or load.at - since < 10:
-        return state
-    short = real - predicted - min(before, 0.0)
+    if (judged := watch.judged(o, load, s)) is None:
+        return state if o.at - watch.since < MOST_SECONDS else replace(state, watch=Watch.began(here, o, load))
+    behind, error = judged
+    own = behind - min(state.common, 0.0)
     bias = dict(state.bias)
-    if short < -s.constants.regret:
-        bias[here] = (max(short, -s.constants.most_bias), load.at)
+    if here == state.promised and own < -max(c.regret, 2 * error):
+        bias[here] = (max(own, -c.most_bias), o.at)
     else:
         bias.pop(here, None)
-    return replace(state, promised=None, bias=bias)
+    return replace(state, behind=behind, bias=bias, watch=Watch.began(here, o, load))
 
 
 def _bias(state: State, pair: Pair, now: float, c: Constants) -> float:
     value, at = state.bias.get(pair, (0.0, now))
     return value * math.pow(0.5, (now - at) / c.forget_bias)
+
+
+def _pair(split: Split) -> Pair:
+    return split.prefill, split.decode
+
+
+REASONS = {"Regret": DecisionReason.REGRET, "Headroom": DecisionReason.HEADROOM_RECLAIMED}
+
+
+def said(d: Decision) -> str:
+    """Why, in one sentence that its own figures bear out."""
+    before, after = d.before, d.after
+    here = f"{before.split[0]}/{before.split[1]}"
+    if d.reason == "Headroom":
+        return (
+            f"the load that {here} was chosen for is gone: {100 * after.attainment:.1f} % expected within both targets"
+        )
+    told = f"{100 * after.attainment:.1f} % of the requests expected within both targets"
+    if d.reason == "Regret":
+        return f"{told}; {here} gives {100 * d.behind:.1f} points less than the same model says of it"
+    if after.attainment - before.attainment >= 0.005:
+        return f"{told} instead of {100 * before.attainment:.1f} %"
+    return (
+        f"{told}, as under {here}, but less late where they miss: TTFT {after.ttft:.1f} s and TPOT "
+        f"{1000 * after.tpot:.0f} ms instead of {before.ttft:.1f} s and {1000 * before.tpot:.0f} ms"
+    )
 
 
 class ModelPredictive:
@@ -179,9 +208,11 @@ class ModelPredictive:
         grid: Grid = Grid(),  # noqa: B008  it is frozen
         constants: Constants = Constants(),  # noqa: B008
         *,
+        home: Split | None = None,
         since: float = -math.inf,
     ) -> None:
-        self._slo, self._grid, self._constants = slo, grid, constants
+        """`home`: the configured split, to which it goes back where that is as good. `since`: of the split in force."""
+        self._slo, self._grid, self._constants, self._home = slo, grid, constants, home
         self.state = State(moved_at=since)
         self._judge = Judge()
 
@@ -189,7 +220,7 @@ class ModelPredictive:
         o, load = evidence.observation, evidence.load
         if o is None or load is None:
             return Verdict(feasible_reason="NoObservation", message="the engine does not tell what it observes")
-        setting = Setting(self._slo, split, bounds, self._grid, constants=self._constants)
+        setting = Setting(self._slo, split, bounds, self._grid, self._home, constants=self._constants)
         choice, self.state = decide(o, load, self.state, setting)
         best = choice.after if isinstance(choice, Decision) else choice.best
         if best is not None or choice.reason in ("Idle", "InsufficientTraffic"):
@@ -214,18 +245,13 @@ class ModelPredictive:
     def _move(self, d: Decision) -> Move:
         metric: Metric = "ttft" if d.metric == "ttft" else "tpot"
         target = self._slo.ttft_milliseconds if metric == "ttft" else self._slo.tpot_milliseconds
-        message = (
-            f"{100 * d.after.attainment:.1f} % of the requests expected within both targets instead of "
-            f"{100 * d.before.attainment:.1f} % (gain {100 * d.gain:.1f} ± {100 * d.error:.1f} points)"
-        )
-        reason = DecisionReason.REGRET if d.reason == "Regret" else DecisionReason.BETTER_SPLIT_PREDICTED
         return Move(
             d.to,
-            reason,
+            REASONS.get(d.reason, DecisionReason.BETTER_SPLIT_PREDICTED),
             metric,
             d.before.ttft if metric == "ttft" else d.before.tpot,
             target / 1000 if target else None,
-            message,
+            said(d),
             Promise(
                 attainment_percent=round(100 * d.after.attainment, 1),
                 ttft_milliseconds=round(1000 * d.after.ttft, 1),

@@ -68,7 +68,9 @@ SCALE = (0.3, 3.0)
 FORGET_SECONDS = 120.0
 CONTENTION = (0.7, 2.5)
 LEAST_STEPS = 5
-"""Fewer steps of a phase leave the profile as it is."""
+"""Fewer steps of a phase leave a measured profile as it is."""
+LEAST_TRUST = 0.03
+"""Weight of a step that ran beside the other phase all the time, over one that ran alone."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,13 @@ class StepModel:
         return self._fitted(Phase.DECODE)
 
     def _fitted(self, phase: Phase) -> Vector:
+        """A measured profile stands until there is something to correct it by. Of an assumed one only the shape does:
+        its scale is that of the first step, or of the other phase's."""
         fit, prior = self._parts(phase)
-        if fit.steps < LEAST_STEPS:
-            return prior
+        if fit.steps < (LEAST_STEPS if self.profile.measured else 1):
+            other, _ = self._parts(Phase.DECODE if phase is Phase.PREFILL else Phase.PREFILL)
+            scale = 1.0 if self.profile.measured or other.steps < 1 else _scale(other)
+            return (prior[0] * scale, prior[1] * scale, prior[2] * scale)
         theta = _ridge(fit, self.profile.measured)
         return (prior[0] * theta[0], prior[1] * theta[1], prior[2] * theta[2])
 
@@ -134,10 +140,12 @@ class StepModel:
     def learn(self, before: Mapping[Kind, StepTimes], after: Mapping[Kind, StepTimes], seconds: float) -> StepModel:
         """`before` and `after`: the sums of each kind at two times `seconds` apart, of the same core."""
         keep = 0.5 ** (seconds / FORGET_SECONDS)
-        fits = {phase: _faded(self._parts(phase)[0], keep) for phase in Phase}
+        fits = {phase: self._parts(phase)[0] for phase in Phase}
+        fresh = {kind: now.steps - (before[kind].steps if kind in before else 0) for kind, now in after.items()}
+        for phase in {kind[0] for kind, steps in fresh.items() if steps > 0}:
+            fits[phase] = _faded(fits[phase], keep)  # one that rests forgets nothing
         for kind, now in after.items():
-            old = before.get(kind)
-            steps = now.steps - (old.steps if old else 0)
+            old, steps = before.get(kind), fresh[kind]
             if steps <= 0:
                 continue
             alone = now.alone_seconds - (old.alone_seconds if old else 0.0)
@@ -150,7 +158,10 @@ class StepModel:
                 continue
             _, prior = self._parts(phase)
             terms = (prior[0] * steps, prior[1] * tokens, prior[2] * context)
-            fits[phase] = _added(fits[phase], terms, work, steps)
+            # What ran beside the other phase tells costs and contention together: where there are steps of either sort,
+            # those that ran alone say what a step costs, lest an error of the one feed the other.
+            trust = max(LEAST_TRUST, alone / (alone + shared))
+            fits[phase] = _added(fits[phase], terms, work, steps, trust)
             if shared > 2 * alone:
                 costs = self.costs(phase)
                 expected = costs[0] * steps + costs[1] * tokens + costs[2] * context - alone
@@ -182,9 +193,9 @@ def _faded(fit: PhaseFit, keep: float) -> PhaseFit:
     )
 
 
-def _added(fit: PhaseFit, terms: Vector, work: float, steps: int) -> PhaseFit:
+def _added(fit: PhaseFit, terms: Vector, work: float, steps: int, trust: float) -> PhaseFit:
     """One equation ``terms . theta = work``, in relative terms (a step counts alike whatever it takes)."""
-    weight = steps / (work * work)
+    weight = trust * steps / (work * work)
     a = tuple(tuple(fit.a[i][j] + weight * terms[i] * terms[j] for j in range(3)) for i in range(3))
     b = (
         fit.b[0] + weight * terms[0] * work,
@@ -194,9 +205,14 @@ def _added(fit: PhaseFit, terms: Vector, work: float, steps: int) -> PhaseFit:
     return replace(fit, a=a, b=b, steps=fit.steps + steps)  # type: ignore[arg-type]
 
 
+def _scale(fit: PhaseFit) -> float:
+    """The one factor on all terms that explains the sums best."""
+    return sum(fit.b) / max(sum(map(sum, fit.a)), 1e-12)
+
+
 def _ridge(fit: PhaseFit, measured: bool) -> Vector:
     """theta near (s, s, s), s being the common scale that explains the sums best."""
-    s = sum(fit.b) / max(sum(map(sum, fit.a)), 1e-12)
+    s = _scale(fit)
     if measured:
         s = min(max(s, SCALE[0]), SCALE[1])
     rho = (0.3 if measured else 0.001) * max(sum(fit.a[i][i] for i in range(3)) / 3, 1e-12)

@@ -1,0 +1,50 @@
+"""What a split gave against what the model says, afterwards, that it should have given. Pure.
+
+The requests that did come are played under the split that was in force, from the backlog that was there: what is left
+between that and what they got is the model's error about this split. A load that nobody could foresee is in both, and
+so is nobody's fault. It decides nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from semipd_agent.slo.future import Pair, Setting, score, seconds_of
+from semipd_agent.slo.load import Load
+from semipd_agent.slo.replay import Job, Live, Outcome, replay
+from semipd_engine.contract import Observation, Split
+
+LEAST_SECONDS, MOST_SECONDS = 20.0, 120.0
+"""A stretch is judged once it is this long and has enough requests, and given up where it never gets them."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """The begin of a stretch under one split: what was there."""
+
+    since: float
+    split: Pair
+    jobs: tuple[Job, ...]
+    live: tuple[Live, ...]
+
+    @classmethod
+    def began(cls, split: Pair, o: Observation, load: Load) -> Watch:
+        jobs, live = load.backlog(o)
+        return cls(o.at, split, tuple(jobs), tuple(live))
+
+    def judged(self, o: Observation, load: Load, s: Setting) -> tuple[float, float] | None:
+        """(realised less played mean score, its standard error) of the requests that came since and are over; None: too
+        few of them."""
+        c, slo = s.constants, s.slo
+        came = [one for one in load.seen.values() if one.at >= self.since and one.id >= 0]
+        over = [k for k, one in enumerate(came) if one.ttft is not None]
+        if len(over) < c.least_realised:
+            return None
+        jobs = [*self.jobs, *(load.job(one, one.at, o.prefill_chunk_tokens) for one in came)]
+        machine = load.machine(Split(prefill=self.split[0], decode=self.split[1]), o)
+        played = replay(machine, jobs, self.live, self.since)[len(self.jobs) :]
+        targets = seconds_of(slo.ttft_milliseconds), seconds_of(slo.tpot_milliseconds)
+        real = score([Outcome(came[k].ttft or 0.0, came[k].tpot or 0.0) for k in over], *targets, c)
+        should = score([played[k] for k in over], *targets, c)
+        blocks = [int((came[k].at - self.since) / c.block) for k in over]
+        return real.mean - should.mean, real.error(should, blocks)
