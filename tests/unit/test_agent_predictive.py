@@ -207,12 +207,22 @@ def test_refused_requests_take_their_place_in_the_order_of_arrival() -> None:
 
 
 def test_the_same_request_gets_the_same_length_in_every_evaluation() -> None:
-    load = replace(Load(), lengths=tuple(range(10, 500, 5)))
-    assert [load.drawn(n) for n in range(50)] == [load.drawn(n) for n in range(50)]
-    assert all(load.drawn(n, done=300) > 300 for n in range(50))
-    assert load.drawn(3, done=900) > 900, "longer than any before it"
-    assert load.drawn(3, done=900, most=1000) <= 1000
-    assert len({load.drawn(n) for n in range(50)}) > 30
+    load = replace(Load(), lengths=tuple((100, n) for n in range(10, 500, 5)))
+    assert [load.drawn(n, 100) for n in range(50)] == [load.drawn(n, 100) for n in range(50)]
+    assert all(load.drawn(n, 100, done=300) > 300 for n in range(50))
+    assert load.drawn(3, 100, done=900) > 900, "longer than any before it"
+    assert load.drawn(3, 100, done=900, most=1000) <= 1000
+    assert len({load.drawn(n, 100) for n in range(50)}) > 30
+
+
+def test_a_length_is_drawn_from_prompts_of_the_same_size() -> None:
+    """Documents have short answers and questions long ones: a mix that comes back is known at once."""
+    load = replace(
+        Load(), lengths=tuple((2000, 10 + n % 5) for n in range(30)) + tuple((50, 400 + n) for n in range(30))
+    )
+    assert max(load.drawn(n, 1800) for n in range(50)) < 20
+    assert min(load.drawn(n, 60) for n in range(50)) >= 400
+    assert {load.drawn(n, 300) < 20 for n in range(50)} == {True, False}, "like neither: any"
 
 
 # ---- decisions ------------------------------------------------------------------------------------------------------
@@ -332,7 +342,7 @@ def test_equal_observations_give_equal_decisions() -> None:
     ]
 
 
-def watched(realised: float, *, common: float = 0.0) -> State:
+def watched(realised: float, *, common: float | None = 0.0) -> State:
     """40 prompts of 0.2 s each in 20 s under 100/40, none beside decode; all of them took `realised` seconds."""
     slo, here = SLO(ttft_milliseconds=1000), (100, 40)
     setting = Setting(slo, engine.Split(prefill=100, decode=40), Bounds())
@@ -346,6 +356,7 @@ def watched(realised: float, *, common: float = 0.0) -> State:
 def test_a_split_that_stays_behind_the_model_is_regretted() -> None:
     assert watched(3.0).bias[100, 40][0] == -Constants().most_bias
     assert watched(0.2).bias == {}, "it gave what it should"
+    assert watched(3.0, common=None).bias == {}, "nobody knows what another would have given"
     assert watched(3.0, common=-1.0).bias == {}, "the split before it stayed as far behind: no fault of this one"
 
 

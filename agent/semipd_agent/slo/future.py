@@ -1,8 +1,8 @@
 """One future for all splits: what is there now, then the arrivals of the present regime once more. Pure.
 
 `Future.play` plays it under a split and scores each request by how surely it meets both targets: between 0 and 1,
-because a model errs, so there is a slope where plain attainment is flat. A request that misses counts by how far, too:
-where no split keeps the targets, the one under which least is suffered is still the best. Decides nothing.
+because a model errs, so there is a slope where plain attainment is flat. One that misses counts by how far, too: where
+no split keeps the targets, the one under which requests are least late is still the best. Decides nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Constants:
     """Slope of a request's score at its target, in logarithms of latency: an error of the model of about 12 %."""
     tail: float = 0.3
     hopeless: float = 100.0
-    """Part of a score that a miss loses gradually, by the logarithm of its latency, until it is so many times late."""
+    """What a miss costs beyond its score: nothing at the target, this where it is so many times late or more, and in
+    between by the logarithm."""
     min_gain: float = 0.01
     emergency_gain: float = 0.10
     z: float = 1.5
@@ -177,17 +178,13 @@ class Future:
 
 
 def score(outcomes: Sequence[Outcome], ttft: float, tpot: float, c: Constants) -> Played:
-    """Scores between 0 and 1: what a target is worth, and the rest that a miss loses little by little."""
+    """At most 1, which a request well within its targets has, and at least ``-c.tail``."""
     scores, first, per_token, met = [], [], [], 0
-    worth, per_fold = 1.0 - c.tail, c.tail / math.log(c.hopeless)
+    per_fold = c.tail / math.log(c.hopeless)
     for a, b in outcomes:
         ratio = max(a / ttft, b / tpot)
-        one = worth / (1.0 + ratio**c.softness) if ratio < 4 else 0.0
-        if ratio <= 1:
-            one += c.tail
-        elif ratio < c.hopeless:
-            one += c.tail - per_fold * math.log(ratio)
-        scores.append(one)
+        one = 1.0 / (1.0 + ratio**c.softness) if ratio < 4 else 0.0
+        scores.append(one if ratio <= 1 else one - per_fold * math.log(min(ratio, c.hopeless)))
         met += ratio <= 1
         first.append(a)
         if b:

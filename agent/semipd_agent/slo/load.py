@@ -1,8 +1,9 @@
 """What a pod is asked to do and how fast it is: arrivals, lengths, and the step model, from observations. Pure.
 
 `advance` takes one observation and returns the next `Load`; nothing in it reads a clock. Output lengths come from
-finished requests; one that still runs gets a length drawn from those that were at least as long as it is already, by
-its id, so that the same request gets the same draw in every evaluation.
+finished requests with prompts of about the same size, so that a mix that comes back is known at once; one that still
+runs gets a length drawn from those that were at least as long as it is already, by its id, so that the same request
+gets the same draw in every evaluation.
 
 A window of arrivals reaches back as far as the load was the same: `regime_since` moves up when recent demand is beyond
 chance another one than before.
@@ -11,8 +12,9 @@ chance another one than before.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right, insort
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 
 from semipd_agent.slo.replay import Job, Live, Machine
@@ -22,6 +24,8 @@ from semipd_engine.contract import Observation, Phase, Split, StepTimes
 KEPT_SECONDS = 300.0
 MOST_KEPT = 2000
 LENGTHS_KEPT = 400
+LEAST_ALIKE = 8
+"""Fewer finished requests with prompts of one size say too little about its outputs."""
 CHANGED = {5.0: 5.0, 10.0: 4.0, 20.0: 4.0, 40.0: 4.0, 80.0: 4.0}
 """Seconds of the recent past that are held against what came before -> standard deviations that make a change. The
 shortest asks for more: sums of few requests have long tails."""
@@ -60,10 +64,8 @@ class Load:
     """Id of the last arrival taken."""
     cursor: int = -1
     """Highest cursor of a finished request taken."""
-    lengths: tuple[int, ...] = ()
-    """Outputs of the requests that finished last, ascending ..."""
-    recent_lengths: tuple[int, ...] = ()
-    """... and in the order of finishing."""
+    lengths: tuple[tuple[int, int], ...] = ()
+    """Prompt and output of the requests that finished last, in the order of finishing."""
     steps: dict[Kind, StepTimes] = field(default_factory=dict)
     regime_since: float = -math.inf
     uncached: float = 1.0
@@ -83,15 +85,33 @@ class Load:
         """Tokens in the end: known, or drawn from those that had at least `done`."""
         if one.output >= 0:
             return max(1, one.output)
-        return self.drawn(one.id, done)
+        return self.drawn(one.id, one.prompt, done)
 
-    def drawn(self, id: int, done: int = 0, most: int = 0) -> int:
-        first = bisect_right(self.lengths, done)
-        if first < len(self.lengths):
-            length = self.lengths[first + int((id * GOLDEN) % 1.0 * (len(self.lengths) - first))]
+    def drawn(self, id: int, prompt: int, done: int = 0, most: int = 0) -> int:
+        lengths = self._outputs(prompt)
+        first = bisect_right(lengths, done)
+        if first < len(lengths):
+            length = lengths[first + int((id * GOLDEN) % 1.0 * (len(lengths) - first))]
         else:
             length = done + max(1, done // 2) if done else 64
         return min(length, most) if most else length
+
+    def _outputs(self, prompt: int) -> list[int]:
+        """Ascending, of finished requests with prompts of the same power of two; of two or all of them where these are
+        few."""
+        by_size = self._by_size
+        size = prompt.bit_length()
+        if size not in by_size:
+            for reach in (0, 1, 64):
+                found = sorted(o for p, o in self.lengths if abs(p.bit_length() - size) <= reach)
+                if len(found) >= LEAST_ALIKE or reach == 64:
+                    break
+            by_size[size] = found
+        return by_size[size]
+
+    @cached_property
+    def _by_size(self) -> dict[int, list[int]]:
+        return {}
 
     def work(self, tokens: float, chunk: int) -> float:
         """Seconds of prefill at the whole device for a prompt with so many uncached tokens."""
@@ -107,7 +127,7 @@ class Load:
         """What is there now: prompts in work and in the queue, and rows that decode."""
         jobs, live = [], []
         for r in o.running:
-            length = self.drawn(r.id, r.output_tokens, r.max_tokens)
+            length = self.drawn(r.id, r.prompt_tokens, r.output_tokens, r.max_tokens)
             context = r.prompt_tokens + (r.output_tokens + length) // 2
             if r.uncomputed_tokens and r.first_token_at is None:
                 jobs.append(Job(r.received_at, self.work(r.uncomputed_tokens, o.prefill_chunk_tokens), context, length))
@@ -116,7 +136,7 @@ class Load:
         for q in o.queue:
             if q.first_token_at is None:
                 tokens = q.uncached_tokens * self.uncached
-                length = self.drawn(q.id)
+                length = self.drawn(q.id, q.uncached_tokens)
                 work = self.work(tokens, o.prefill_chunk_tokens)
                 jobs.append(Job(q.received_at, work, q.uncached_tokens + length // 2, length))
         return jobs, live
@@ -144,7 +164,7 @@ def advance(load: Load, o: Observation) -> Load:
         if arrival.id > newest:
             seen[arrival.id] = Seen(arrival.id, arrival.at, arrival.prompt_tokens, load.uncached)
             newest = arrival.id
-    lengths, recent, uncached = list(load.lengths), list(load.recent_lengths), load.uncached
+    lengths, uncached = list(load.lengths), load.uncached
     for done in o.finished:
         if done.cursor <= cursor:
             continue
@@ -160,10 +180,7 @@ def advance(load: Load, o: Observation) -> Load:
             )
         if done.output_tokens > 0 and done.finish_reason != "error":  # api aborts at a stop string: that is an end, too
             uncached += 0.05 * (part - uncached)
-            recent.append(done.output_tokens)
-            insort(lengths, done.output_tokens)
-            if len(recent) > LENGTHS_KEPT:
-                del lengths[bisect_right(lengths, recent.pop(0)) - 1]
+            lengths.append((done.prompt_tokens, done.output_tokens))
     # A request that was refused, or tokenised for long, is heard of later than younger ones.
     seen = dict(sorted(seen.items(), key=lambda item: item[1].at))
     drop = list(islice(seen, max(0, len(seen) - MOST_KEPT)))
@@ -179,8 +196,7 @@ def advance(load: Load, o: Observation) -> Load:
         seen=seen,
         newest=newest,
         cursor=cursor,
-        lengths=tuple(lengths),
-        recent_lengths=tuple(recent),
+        lengths=tuple(lengths[-LENGTHS_KEPT:]),
         steps=now_steps,
         uncached=uncached,
     )
@@ -191,14 +207,16 @@ def _with_regime(load: Load) -> Load:
     changed = _change(load)
     if changed is None:
         return load
-    # Lengths of another time say little about those of now: keep what came after the change, and a few for a start.
-    finished = [one.output for one in load.seen.values() if one.output > 0 and one.at >= changed]
-    recent = load.recent_lengths[-max(20, len(finished)) :]
-    return replace(load, regime_since=changed, recent_lengths=recent, lengths=tuple(sorted(recent)))
+    since, longer = changed
+    if not longer:
+        return replace(load, regime_since=since)
+    # Answers have become longer: those before say little about what comes. A few of them serve for a start.
+    finished = sum(one.output > 0 and one.at >= since for one in load.seen.values())
+    return replace(load, regime_since=since, lengths=load.lengths[-max(20, finished) :])
 
 
-def _change(load: Load) -> float | None:
-    """When the load became another one, if recent demand says so beyond chance."""
+def _change(load: Load) -> tuple[float, bool] | None:
+    """When the load became another one, if recent demand says so beyond chance; and whether outputs said so."""
     start = max(load.regime_since, load.since, load.at - KEPT_SECONDS)
     best, found = 0.0, None
     rows = [(one.at, float(one.prompt * one.uncached), one.output) for one in load.seen.values() if one.at >= start]
@@ -211,13 +229,14 @@ def _change(load: Load) -> float | None:
         new = [r for r in rows if r[0] >= since]
         if max(len(new), len(old) * lag / before) < LEAST_RECENT:
             continue
+        longer = _means_apart([float(r[2]) for r in old if r[2] > 0], [float(r[2]) for r in new if r[2] > 0])
         z = max(
             _rates_apart([r[1] for r in old], before, [r[1] for r in new], lag),
             _rates_apart([1.0] * len(old), before, [1.0] * len(new), lag),
-            _means_apart([float(r[2]) for r in old if r[2] > 0], [float(r[2]) for r in new if r[2] > 0]),
+            longer,
         )
         if z > needed and z > best:
-            best, found = z, since
+            best, found = z, (since, longer > needed)
     return found
 
 

@@ -68,16 +68,25 @@ class State:
     watch: Watch | None = None
     promised: Pair | None = None
     """Where the last move went."""
-    common: float = 0.0
-    """What the split before it stayed behind the model: no fault of the one that followed."""
-    behind: float = 0.0
-    """What the split in force stayed behind the model when that was last judged."""
+    common: float | None = None
+    """What the split before it stayed behind the model under this load: no fault of the one that followed."""
+    behind: float | None = None
+    """What the split in force stayed behind the model when that was last judged under this load."""
 
 
 def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decision | Hold, State]:
     c, now = s.constants, o.at
     if load.regime_since > state.regime:
-        state = replace(state, regime=load.regime_since, moves=0, challenger=None, confirmed=0)
+        state = replace(
+            state,
+            regime=load.regime_since,
+            moves=0,
+            challenger=None,
+            confirmed=0,
+            common=None,
+            behind=None,
+            watch=None,
+        )
     window = load.window(now)
     if not window or (not o.queue and not o.running and window[-1].at < now - 30):
         return Hold("Idle"), state
@@ -142,8 +151,8 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
         challenger=None,
         confirmed=0,
         promised=to,
-        common=state.behind,
-        behind=0.0,
+        common=_behind(state, o, load, s),
+        behind=None,
         watch=None,
     )
 
@@ -159,13 +168,18 @@ def _held_against_reality(state: State, here: Pair, o: Observation, load: Load, 
     if (judged := watch.judged(o, load, s)) is None:
         return state if o.at - watch.since < MOST_SECONDS else replace(state, watch=Watch.began(here, o, load))
     behind, error = judged
-    own = behind - min(state.common, 0.0)
-    bias = dict(state.bias)
-    if here == state.promised and own < -max(c.regret, 2 * error):
-        bias[here] = (max(own, -c.most_bias), o.at)
+    bias, common = dict(state.bias), state.common
+    if here == state.promised and common is not None and behind - common < -max(c.regret, 2 * error):
+        bias[here] = (max(behind - common, -c.most_bias), o.at)
     else:
         bias.pop(here, None)
     return replace(state, behind=behind, bias=bias, watch=Watch.began(here, o, load))
+
+
+def _behind(state: State, o: Observation, load: Load, s: Setting) -> float | None:
+    """What the split in force stays behind the model as of now; None: nobody can tell yet."""
+    judged = state.watch.judged(o, load, s) if state.watch is not None else None
+    return state.behind if judged is None else judged[0]
 
 
 def _bias(state: State, pair: Pair, now: float, c: Constants) -> float:
