@@ -31,8 +31,8 @@ STREAMS_EVERY = 1.6
 BURST = 24
 """Answers at once, with which the second turn begins."""
 DECODE_LOAD = 0.35
-"""Of the tokens per second of such a batch: the second turn asks for so many. Nothing in it needs prefill's larger part,
-so the configured split comes back."""
+"""Of the tokens per second of such a batch: the second turn asks for so many. Nothing in it needs prefill's larger
+part, so the configured split comes back."""
 LONGEST = (45.0, 90.0)
 """Seconds after which a turn that the split did not follow ends."""
 LEAD = 3.0
