@@ -23,7 +23,7 @@ from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND
 from semipd_operator.health import Health, WatchFreshness
 from semipd_operator.informer import CHILDREN, KINDS, Informer
 from semipd_operator.keys import KeyRing
-from semipd_operator.kube import ApiRefused, Kube, connect
+from semipd_operator.kube import ApiAway, ApiRefused, Kube, connect
 from semipd_operator.leader import Election, LeadershipLost
 from semipd_operator.metrics import QUEUE_LENGTH, RECONCILE_SECONDS, RECONCILES, SERVICES
 from semipd_operator.metricsapi import MetricsAPI
@@ -127,8 +127,8 @@ class Operator:
     async def _round(self, key: Key) -> None:
         try:
             await self.statuses.publish(key)
-        except ApiRefused as refused:
-            log.warning("%s: %s", key, refused)
+        except (ApiRefused, ApiAway) as error:
+            log.warning("%s: %s", key, error)
 
     async def _work(self) -> None:
         await self.informer.complete()
@@ -140,8 +140,8 @@ class Operator:
                 with RECONCILE_SECONDS.time():
                     async with asyncio.timeout(_RECONCILE_SECONDS):
                         again = await self.reconciler.reconcile(key)
-            except ApiRefused as refused:
-                log.warning("%s: %s", key, refused)
+            except (ApiRefused, ApiAway) as error:
+                log.warning("%s: %s", key, error)
             except Exception:  # whatever it was, the key comes back and the worker lives on
                 log.exception("%s: reconcile failed", key)
             RECONCILES.labels("retried" if again else "done").inc()
@@ -176,7 +176,8 @@ class Operator:
         except ApiRefused as refused:
             if refused.status != 403 or kind not in _OPTIONAL:
                 raise
-            self.informer.refused(kind, str(refused), namespace)
+            for key in self.informer.refused(kind, str(refused), namespace):
+                self.queue.add(key)
             return
         news: set[Key] = set()
         if kind == HPA.kind:

@@ -122,10 +122,13 @@ class Informer:
         """The name of an autoscaler that scales the service's Deployment; ours scale the service."""
         return self._scalers.get(key, "") if self.get("Deployment", *key) else ""
 
-    def refused(self, kind: str, words: str, namespace: str = "") -> None:
-        """The API server does not let us list a kind; we do without."""
-        self.listed(kind, (), 0, namespace)
+    def refused(self, kind: str, words: str, namespace: str = "") -> set[Key]:
+        """The API server does not let us list a kind; we do without, and forget what we knew while it did. The services
+        it is news for."""
+        known = [_version(obj) for name, obj in self._objects.items() if name[0] == kind]
+        news = self.listed(kind, (), max(known, default=0), namespace)
         self._refusals[kind, namespace] = words
+        return news
 
     def refusal(self, kind: str, namespace: str) -> str:
         """The API server's words for it; empty where it lets us."""

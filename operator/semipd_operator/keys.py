@@ -25,16 +25,20 @@ class KeyRing:
         self._files, self._clock = files, clock
         self._written = self._read()
         self._replaced: dict[bytes, float] = {}
+        self._complaint = ""
         self.keys = self._written
         """The current one first."""
 
     def reread(self) -> bool:
         """Whether `keys` changed. A file that cannot be read changes nothing."""
+        written, complaint = self._written, ""
         try:
             written = self._read()
         except SettingsError as error:
-            log.warning("the keys stay as they are: %s", error)
-            written = self._written
+            complaint = str(error)
+        if complaint and complaint != self._complaint:  # read every few seconds, it is said once
+            log.warning("the keys stay as they are: %s", complaint)
+        self._complaint = complaint
         now = self._clock()
         if written[0] != self._written[0]:
             self._replaced[self._written[0]] = now + REMEMBERED_SECONDS

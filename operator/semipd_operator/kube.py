@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+import aiohttp
 from kubernetes.aio import client as kube_client
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import ApiClient
@@ -30,6 +31,7 @@ _PLURALS = {
     "Service": "services",
     "ConfigMap": "configmaps",
     "Pod": "pods",
+    "Node": "nodes",
     "Event": "events",
     "PodDisruptionBudget": "poddisruptionbudgets",
     "PodMonitor": "podmonitors",
@@ -56,7 +58,13 @@ class ApiRefused(Exception):
         self.status = status
 
 
+class ApiAway(Exception):
+    """No answer of the API server: it cannot be reached, is too slow, or what answers in its place is no API server."""
+
+
 class Kube:
+    """Every request raises `ApiRefused` or `ApiAway`, and nothing else."""
+
     def __init__(self, api: ApiClient) -> None:
         self._client = DynamicClient(api)  # type: ignore[no-untyped-call]  # not awaited: that would start discovery
         self._known_groups: dict[str, tuple[float, bool]] = {}
@@ -69,6 +77,13 @@ class Kube:
             if refused.status == 404:
                 return None
             raise
+
+    async def warnings(self, namespace: str, uid: str) -> list[Object]:
+        """The events of type Warning about one object: what its controllers and the kubelet complain of."""
+        fields = f"involvedObject.uid={uid},type=Warning"
+        page = await self._request("get", _path("v1", "Event", namespace), field_selector=fields, limit=_PAGE)
+        items: list[Object] = page["items"]
+        return items
 
     async def list(
         self, api_version: str, kind: str, namespace: str = "", selector: str = ""
@@ -206,6 +221,8 @@ class Kube:
             raise ApiRefused(404, _words(error)) from error
         except DynamicApiError as error:
             raise ApiRefused(int(error.status or 0), _words(error)) from error
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:  # ValueError: no JSON
+            raise ApiAway(f"the API server does not answer: {type(error).__name__}: {error}") from error
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from semipd_operator.kube import ApiRefused, Object
+from semipd_operator.kube import ApiAway, ApiRefused, Object
 from semipd_operator.settings import LEASE_API, LeaseName
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ class Election:
         self._record: Any = None
         self._seen_at = 0.0
         self._complaint = ""
+        self._idle = True
+        """No work of a leader goes on: the Lease may be another's."""
 
     def starting(self) -> str:
         """Empty once this replica has seen the Lease: a follower stands by, and that is all it has to do."""
@@ -103,7 +105,7 @@ class Election:
             task.cancel()
             done, _ = await asyncio.wait({task}, timeout=_STOP_SECONDS)
             if not done:
-                self._record = None  # it is not handed back: whoever is next waits until it has run out
+                self._idle = False  # whoever is next waits until the Lease has run out
                 raise LeadershipLost("the work of a leader did not end in time")
 
     async def _hold(self, seconds: float = RENEW_SECONDS / 2) -> bool:
@@ -113,6 +115,8 @@ class Election:
                 return await self._try()
         except ApiRefused as refused:
             complaint = "" if refused.status == 409 else str(refused)  # 409: another replica was quicker
+        except ApiAway as away:
+            complaint = str(away)
         except Exception as error:
             complaint = f"{type(error).__name__}: {error}"
         if complaint and complaint != self._complaint:
@@ -147,8 +151,9 @@ class Election:
         return True
 
     async def _release(self) -> None:
-        """A courtesy: without it the next leader waits for the Lease to run out."""
-        if self._record is None or self._record[0] != self.identity:
+        """A courtesy: without it the next leader waits for the Lease to run out. Whose it is the API server knows: a
+        write of ours whose answer was lost made it ours, too."""
+        if not self._idle:
             return
         try:
             async with asyncio.timeout(RETRY_SECONDS):

@@ -42,6 +42,10 @@ class Reason(StrEnum):
     LIMIT_RANGE_VIOLATED = "LimitRangeViolated"
     POD_SECURITY_VIOLATED = "PodSecurityViolated"
     RUNTIME_CLASS_MISSING = "RuntimeClassMissing"
+    PRIORITY_CLASS_MISSING = "PriorityClassMissing"
+    SERVICE_ACCOUNT_MISSING = "ServiceAccountMissing"
+    ADMISSION_DENIED = "AdmissionDenied"
+    ADMISSION_WEBHOOK_FAILED = "AdmissionWebhookFailed"
     POD_REFUSED = "PodRefused"
     CLAIM_MISSING = "ClaimMissing"
     CLAIM_UNBOUND = "ClaimUnbound"
@@ -76,6 +80,7 @@ class Reason(StrEnum):
     MPS_SERVER_FAULT = "MPSServerFault"
     WORKER_OUTSIDE_MPS = "WorkerOutsideMPS"
     GPU_UNHEALTHY = "GPUUnhealthy"
+    GPU_SHARED = "GPUShared"
     CUDA_UNAVAILABLE = "CUDAUnavailable"
 
     SCALING_ACTIVE = "ScalingActive"
@@ -111,12 +116,30 @@ class Entry:
     remedy: str = ""
 
 
+ADMISSION = (
+    Entry(
+        Reason.ADMISSION_DENIED,
+        "False",
+        "An admission webhook or policy of the cluster denies an object of the service, mostly its pods; the message "
+        "names it and has its words.",
+        "Change spec.podTemplate as it asks, or have the owner of that policy exempt the namespace.",
+    ),
+    Entry(
+        Reason.ADMISSION_WEBHOOK_FAILED,
+        "False",
+        "An admission webhook that must be asked does not answer.",
+        "Mend the webhook that the message names; it is tried again by itself.",
+    ),
+)
+"""What stands between us and the API server: it may refuse any object."""
+
 POD_TROUBLE = (
     Entry(
         Reason.UNSCHEDULABLE,
         "False",
-        "No node fits the pod; the message names the resource that is missing, e.g. nvidia.com/gpu.",
-        "Add a node that has it, or lower spec.engine.resources; engine.device cpu needs no GPU.",
+        "No node fits the pod; beside the reason stands what is missing, e.g. nvidia.com/gpu, or what keeps it away.",
+        "Add a node that has what the message names, or ask for less: spec.engine.resources, or nodeSelector, affinity "
+        "and tolerations of spec.podTemplate. engine.device cpu needs no GPU.",
     ),
     Entry(
         Reason.QUOTA_EXCEEDED,
@@ -143,10 +166,23 @@ POD_TROUBLE = (
         "Correct runtimeClassName, or install that runtime.",
     ),
     Entry(
+        Reason.PRIORITY_CLASS_MISSING,
+        "False",
+        "spec.podTemplate names a PriorityClass that the cluster does not have.",
+        "Correct priorityClassName, or create that class.",
+    ),
+    Entry(
+        Reason.SERVICE_ACCOUNT_MISSING,
+        "False",
+        "The pod's ServiceAccount is not in the namespace.",
+        "Create it, or correct serviceAccountName in spec.podTemplate.",
+    ),
+    *ADMISSION,
+    Entry(
         Reason.POD_REFUSED,
         "False",
         "The API server refuses to create a pod; the message has its words.",
-        "Read the message; the pod is tried again.",
+        "Mend what the API server names; the pod is tried again by itself.",
     ),
     Entry(
         Reason.CLAIM_MISSING,
@@ -169,8 +205,8 @@ POD_TROUBLE = (
     Entry(
         Reason.VOLUME_NOT_MOUNTED,
         "False",
-        "The kubelet has been preparing the pod's volumes and network for more than 30 s.",
-        "kubectl describe pod: its events have the kubelet's words.",
+        "The kubelet does not get the pod's volumes and network ready: its own words, or none after 30 s.",
+        "Create what the message names (a Secret, a claim's volume); without words: kubectl describe node.",
     ),
     Entry(
         Reason.IMAGE_PULL_FAILED,
@@ -184,11 +220,16 @@ POD_TROUBLE = (
         "The kubelet cannot make the container's configuration, mostly a missing Secret or ConfigMap key.",
         "Create what the message names.",
     ),
-    Entry(Reason.CONTAINER_NOT_STARTED, "False", "The container runtime refuses the container.", "Read the message."),
+    Entry(
+        Reason.CONTAINER_NOT_STARTED,
+        "False",
+        "The container runtime refuses the pod's sandbox or a container.",
+        "Mend what the runtime names: an image of another architecture, a runtime that the node lacks.",
+    ),
     Entry(
         Reason.CRASH_LOOP,
         "False",
-        "The container `engine` ends again and again; the message has its last exit status.",
+        "The container `engine` ends again and again; the message has its last exit status and last words.",
         "kubectl logs POD -c engine --previous",
     ),
     Entry(
@@ -197,11 +238,21 @@ POD_TROUBLE = (
         "The process that answers the OpenAI API is dead, hangs or could not start; the pod is out of the Service.",
         "It is restarted by itself; if it stays: kubectl logs POD -c engine",
     ),
-    Entry(Reason.POD_FAILED, "False", "The pod ended, e.g. it was evicted.", "Read the message; a new pod follows."),
+    Entry(
+        Reason.POD_FAILED,
+        "False",
+        "The pod ended, e.g. it was evicted.",
+        "None where a new pod follows; else give it the room that the message names.",
+    ),
 )
 
 MODEL_TROUBLE = (
-    Entry(Reason.DOWNLOAD_FAILED, "False", "The download failed.", "Read the message; it is tried again."),
+    Entry(
+        Reason.DOWNLOAD_FAILED,
+        "False",
+        "The download failed.",
+        "It is tried again by itself; kubectl logs POD -c model has more.",
+    ),
     Entry(
         Reason.AUTH_REQUIRED,
         "False",
@@ -224,7 +275,12 @@ MODEL_TROUBLE = (
         "The folder lacks files of the model; the message names them.",
         "Complete the folder, or correct spec.model.",
     ),
-    Entry(Reason.LOAD_FAILED, "False", "The engine cannot load the weights.", "Read the message and the engine's log."),
+    Entry(
+        Reason.LOAD_FAILED,
+        "False",
+        "The engine cannot load the weights.",
+        "Mend the file that the message names; kubectl logs POD -c engine has more.",
+    ),
     Entry(
         Reason.OUT_OF_MEMORY,
         "False",
@@ -235,7 +291,7 @@ MODEL_TROUBLE = (
         Reason.CUDA_UNAVAILABLE,
         "False",
         "engine.device is cuda, and CUDA cannot be initialised in the pod.",
-        "Read the message; compare the node's driver with the image's CUDA (`semipd doctor`).",
+        "Compare the node's driver with the image's CUDA: `semipd doctor` on the node.",
     ),
 )
 """Why a model does not come into a pod."""
@@ -288,7 +344,7 @@ NO_START = (
         Reason.MPS_START_FAILED,
         "False",
         "The MPS daemon, its server or a first client did not start; it is tried again.",
-        "Read the message: it has the daemon's own words. `semipd doctor --trial` shows the same on the node.",
+        "The daemon's own words say why; `semipd doctor --trial` shows the same on the node.",
     ),
     Entry(
         Reason.MPS_NOT_ENFORCING,
@@ -310,19 +366,19 @@ MPS_LOST = (
         Reason.MPS_DAEMON_DIED,
         "False",
         "The MPS control daemon ended. Its server serves on; a new daemon and new workers take over.",
-        "None, unless it happens again: see the pod's log.",
+        "It mends itself; if it happens again: kubectl logs POD -c engine",
     ),
     Entry(
         Reason.MPS_NOT_RESPONDING,
         "False",
         "The MPS control daemon does not answer; it and its server are replaced.",
-        "None, unless it happens again: see the pod's log and the driver's (dmesg).",
+        "It mends itself; if it happens again: the pod's log and the driver's (dmesg).",
     ),
     Entry(
         Reason.MPS_SERVER_FAULT,
         "False",
         "A fatal GPU error or the end of the MPS server took all workers; all of it is replaced.",
-        "None, unless it happens again: semipd_gpu_xid_errors_total and dmesg name the error.",
+        "It mends itself; if it happens again: semipd_gpu_xid_errors_total and dmesg name the error.",
     ),
     Entry(
         Reason.WORKER_OUTSIDE_MPS,

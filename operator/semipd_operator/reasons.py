@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from semipd_operator.reason_entries import MODEL_TROUBLE, MPS_LOST, NO_START, POD_TROUBLE, Entry, Reason
+from semipd_operator.reason_entries import ADMISSION, MODEL_TROUBLE, MPS_LOST, NO_START, POD_TROUBLE, Entry, Reason
 
-__all__ = ["EVENTS", "MEANING", "REASONS", "ConditionType", "Entry", "EventReason", "Reason"]
+__all__ = ["EVENTS", "MEANING", "REASONS", "ConditionType", "Entry", "EventReason", "Reason", "remedy"]
 
 
 class ConditionType(StrEnum):
@@ -68,8 +68,9 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
             Reason.APPLY_FAILED,
             "False",
             "The API server refuses an object for now.",
-            "Read the message; it is retried.",
+            "Mend what the API server names; it is tried again by itself.",
         ),
+        *ADMISSION,
     ),
     ConditionType.MODEL_READY: (
         Entry(Reason.LOADED, "True", "The weights are loaded."),
@@ -82,7 +83,7 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
     ),
     ConditionType.AVAILABLE: (
         Entry(Reason.PODS_READY, "True", "At least one pod is ready."),
-        Entry(Reason.NO_PODS, "False", "No pod exists yet.", "kubectl describe deployment NAME"),
+        Entry(Reason.NO_PODS, "False", "No pod exists yet.", "kubectl describe deployment (of the same name)"),
         Entry(Reason.PODS_NOT_READY, "False", "Pods exist and none is ready yet."),
         Entry(Reason.SCALED_TO_ZERO, "False", "spec.replicas is 0."),
         *POD_TROUBLE,
@@ -104,15 +105,30 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
             "A ready pod's agent does not answer the operator.",
             "Allow the operator to reach port 9400 of the pods (NetworkPolicy).",
         ),
-        Entry(Reason.REPORT_STALE, "False", "A pod's last report is too old.", "See the pod's log."),
+        Entry(Reason.REPORT_STALE, "False", "A pod's last report is too old.", "kubectl logs POD -c engine"),
         Entry(Reason.ENGINE_NOT_READY, "False", "The engine starts or is being replaced."),
-        Entry(Reason.WORKER_NOT_RESPONDING, "False", "A worker does not confirm the split.", "See the pod's log."),
-        Entry(Reason.READBACK_MISMATCH, "False", "A worker runs under another limit than asked.", "See the pod's log."),
+        Entry(
+            Reason.WORKER_NOT_RESPONDING, "False", "A worker does not confirm the split.", "kubectl logs POD -c engine"
+        ),
+        Entry(
+            Reason.READBACK_MISMATCH,
+            "False",
+            "A worker runs under another limit than asked.",
+            "kubectl logs POD -c engine",
+        ),
+        Entry(
+            Reason.GPU_SHARED,
+            "False",
+            "The node's device plugin gives the GPU to several pods (nvidia.com/gpu.sharing-strategy), whose work "
+            "takes turns with this pod's: no split holds.",
+            "Use nodes that do not share GPUs (nodeSelector nvidia.com/gpu.sharing-strategy: none), or set "
+            "partition.mode Disabled.",
+        ),
         Entry(
             Reason.PREPARATION_FAILED,
             "False",
             "Workers under the new limit could not be made ready; the split before it serves on.",
-            "Read the message. Auto goes back by itself; a configured split is tried again every minute.",
+            "Auto goes back by itself; a configured split is tried again every minute, or ask for another one.",
         ),
         *NO_START,
         *MPS_LOST,
@@ -155,9 +171,14 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
             Reason.CONFLICTING_AUTOSCALER,
             "False",
             "Another HorizontalPodAutoscaler scales the same pods, or the Deployment itself against the operator.",
-            "Delete the other one, or let it scale the SemiPDService; the message names it.",
+            "Set its scaleTargetRef to the SemiPDService, or delete it.",
         ),
-        Entry(Reason.AUTOSCALER_FAILED, "False", "The autoscaler says that it cannot scale.", "Read the message."),
+        Entry(
+            Reason.AUTOSCALER_FAILED,
+            "False",
+            "The autoscaler says that it cannot scale.",
+            "Mend what it names: kubectl describe hpa (or scaledobject) of the same name.",
+        ),
     ),
     ConditionType.SLO_ATTAINED: (
         Entry(Reason.TARGETS_MET, "True", "Both targets were met over the window."),
@@ -191,11 +212,25 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
             Reason.CONFLICTING_AUTOSCALER,
             "False",
             "A HorizontalPodAutoscaler of someone else scales the Deployment, so its number of pods never stays.",
-            "Let it scale the SemiPDService, or delete it; the message names it.",
+            "Set its scaleTargetRef to the SemiPDService, or delete it.",
         ),
     ),
 }
 """Ready also carries the reason of the first of its conditions that is not True."""
+
+_REMEDIES: dict[tuple[str, str], str] = {
+    (where, str(entry.reason)): entry.remedy
+    for kind, entries in REASONS.items()
+    for entry in entries
+    if "False" in entry.status
+    for where in ("", kind)
+}
+
+
+def remedy(kind: str, reason: str) -> str:
+    """What to do about a condition that is False for `reason`; empty where nothing is to be done, or nothing is known.
+    Ready has that of the condition whose reason it carries."""
+    return _REMEDIES.get((kind, reason)) or _REMEDIES.get(("", reason), "")
 
 
 class EventReason(StrEnum):

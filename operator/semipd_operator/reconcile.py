@@ -24,6 +24,7 @@ from semipd_operator.api.v1alpha1.resource import (
 )
 from semipd_operator.claims import Claims
 from semipd_operator.informer import KINDS, Informer, meaning
+from semipd_operator.inquiry import Inquiry
 from semipd_operator.kube import ApiRefused, Kube
 from semipd_operator.metrics import APPLIES
 from semipd_operator.metricsapi.registration import API_SERVICE, REGISTRATION_API, backend_of
@@ -49,7 +50,7 @@ from semipd_operator.settings import Settings
 from semipd_operator.status import AutoscalerView, Observed, Problem
 from semipd_operator.status.events import Event
 from semipd_operator.status.model import resolved_revision
-from semipd_operator.status.pods import pod_view, refusal
+from semipd_operator.status.pods import admission, refusal
 from semipd_operator.status.scaling import EXTERNAL_METRICS_API, autoscaler_view
 from semipd_operator.status.summarise import rejected
 from semipd_operator.status_writer import StatusWriter
@@ -95,14 +96,15 @@ class Reconciler:
     ) -> None:
         self._kube, self._settings = kube, settings
         self._informer, self._poller, self._statuses = informer, poller, statuses
-        self._claims = Claims(kube, settings.name)
+        self._claims, self._inquiry = Claims(kube, settings.name), Inquiry(kube)
         self._applied: dict[tuple[Key, str], tuple[str, Any]] = {}
         """By kind: digest of what was applied last, and the meaning of what came of it."""
         self._absent: dict[Key, set[Kind]] = {}
-        """Unwatched kinds that were looked for: only we make objects with our owner reference."""
+        """Kinds that were looked for without the watches, which do not show everything: only we make objects with our
+        owner reference."""
 
     async def reconcile(self, key: Key) -> bool:
-        """Whether to come back even if nothing happens. Raises `ApiRefused` and connection errors."""
+        """Whether to come back even if nothing happens. Raises `ApiRefused` and `ApiAway`."""
         obj = self._informer.get(KIND, key.namespace, key.name)
         if obj is None or obj["metadata"].get("deletionTimestamp"):
             # Garbage collection takes the children; an apply now would bring them back.
@@ -119,8 +121,8 @@ class Reconciler:
         outcome = await self._converge(key, reading, resolved_revision(reading.service, parse_status(obj)))
         if not outcome.template_hash:
             outcome = replace(outcome, template_hash=parse_status(obj).template_hash)
-        await self.update_status(key, obj, reading, outcome)
-        return outcome.again
+        settled = await self.update_status(key, obj, reading, outcome)
+        return outcome.again or not settled
 
     async def _converge(self, key: Key, reading: Reading, model_revision: str) -> Outcome:
         """Whatever the API server refuses becomes a problem: the status is shown all the same."""
@@ -186,24 +188,29 @@ class Reconciler:
         """A kind that the cluster does not serve, or that its RBAC does not grant, is not ours."""
         live: dict[Kind, Object | None] = {}
         refusals: dict[Kind, str] = {}
+        wanted = asked_for(service, self._settings)
         for kind in OPTIONAL_KINDS:
-            if kind.kind in KINDS:
-                if words := self._informer.refusal(kind.kind, key.namespace):
-                    refusals[kind] = words
-                else:
-                    live[kind] = self._informer.get(kind.kind, *key)
-            elif await self._kube.knows(kind.api_version, kind.kind):
+            watched = kind.kind in KINDS
+            if watched and (words := self._informer.refusal(kind.kind, key.namespace)):
+                refusals[kind] = words
+            elif watched or await self._kube.knows(kind.api_version, kind.kind):
                 try:
-                    wanted = kind in asked_for(service, self._settings)
-                    live[kind] = await self._read_unwatched(key, kind, wanted=wanted)
+                    live[kind] = await self._find(key, kind, watched=watched, wanted=kind in wanted)
                 except ApiRefused as refused:
                     if refused.status != 403:
                         raise
                     refusals[kind] = str(refused)
         return Reach(live, refusals)
 
-    async def _read_unwatched(self, key: Key, kind: Kind, *, wanted: bool) -> Object | None:
+    async def _find(self, key: Key, kind: Kind, *, watched: bool, wanted: bool) -> Object | None:
+        """The object of the service's name. A watch shows what bears our label, of the kinds that are watched; for
+        anything else we look once, and again after the watch showed it."""
         absent = self._absent.setdefault(key, set())
+        if watched and (shown := self._informer.get(kind.kind, *key)):
+            absent.discard(kind)
+            return shown
+        if watched and wanted:  # read before it is created
+            return None
         if not wanted and kind in absent:
             return None
         live = await self._kube.get(kind.api_version, kind.kind, *key)
@@ -230,7 +237,7 @@ class Reconciler:
                 live = await self._kube.get(kind.api_version, kind.kind, meta.namespace, name)
             if live is not None and _controller(live) != meta.uid:
                 what = f"{obj['kind']} {obj['metadata']['name']}"
-                message = f"{what} exists and does not belong to this SemiPDService: rename one of them or delete it"
+                message = f"{what} exists and does not belong to this SemiPDService"
                 raise Blocked(Problem(Reason.NAME_CONFLICT, message, what.replace(" ", "/")), again=True)
             current.append(live)
         for obj, live in zip(rendered.objects, current, strict=True):
@@ -247,9 +254,11 @@ class Reconciler:
         try:
             result = await self._kube.apply(obj)
         except ApiRefused as refused:
+            denied = admission(str(refused))  # a policy answers as it likes, with 422, too
             # The object's own fault. An unknown field comes as 500: server-side apply cannot type the patch.
-            invalid = refused.status in (400, 422) or "field not declared in schema" in str(refused)
-            reason = Reason.INVALID_POD_TEMPLATE if invalid and obj["kind"] == "Deployment" else Reason.APPLY_FAILED
+            invalid = not denied and (refused.status in (400, 422) or "field not declared in schema" in str(refused))
+            its_own = Reason.INVALID_POD_TEMPLATE if invalid and obj["kind"] == "Deployment" else Reason.APPLY_FAILED
+            reason = denied or its_own
             message = f"{obj['kind']} {obj['metadata']['name']}: {refused}"
             raise Blocked(Problem(reason, message), again=not invalid) from refused
         APPLIES.labels(obj["kind"]).inc()
@@ -257,15 +266,16 @@ class Reconciler:
         if obj["kind"] in KINDS:
             self._informer.told(obj["kind"], result)
 
-    async def update_status(self, key: Key, obj: Object, reading: Reading, outcome: Outcome) -> None:
-        service = reading.service
+    async def update_status(self, key: Key, obj: Object, reading: Reading, outcome: Outcome) -> bool:
+        """Whether the watches will tell of all that is to come; of a pod that the kubelet makes they say nothing."""
+        service, now = reading.service, datetime.now(UTC)
         meta, selector = service.metadata, names.selector_string(service)
-        views = tuple(pod_view(pod) for pod in self._informer.pods(key))
+        views = await self._inquiry.look(self._informer.pods(key), now)
         self._statuses.observe(
             key,
             Observed(
                 service=service,
-                now=datetime.now(UTC),
+                now=now,
                 pods=views,
                 template_hash=outcome.template_hash,
                 url=url(service),
@@ -282,6 +292,7 @@ class Reconciler:
         tokens = self._settings.tokens(meta.namespace, meta.name, meta.uid)
         self._poller.watch(key, Watch(views, tokens, agent_config(service) if pushes else None))
         await self._statuses.publish(key)
+        return all(view.preparing_since is None or view.terminating for view in views)
 
     async def _autoscaler(self, service: SemiPDService, reach: Reach) -> AutoscalerView | None:
         scaling, meta = service.spec.autoscaling, service.metadata

@@ -13,7 +13,7 @@ from typing import Any
 from semipd_operator.api.v1alpha1.resource import KIND, SemiPDService, dump_status, parse_status
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
 from semipd_operator.informer import Informer
-from semipd_operator.kube import ApiRefused, Kube
+from semipd_operator.kube import ApiAway, ApiRefused, Kube
 from semipd_operator.metrics import STATUS_WRITES
 from semipd_operator.reasons import EventReason
 from semipd_operator.status import AgentView, Observed, summarise
@@ -112,7 +112,7 @@ class StatusWriter:
             await self._tell(entry, events(before, status))
 
     async def write(self, service: SemiPDService, status: SemiPDServiceStatus) -> Any:
-        """The status as the API server took it. Raises `ApiRefused`.
+        """The status as the API server took it. Raises `ApiRefused`, `ApiAway`.
 
         The informer is told before and after, so that the watch's echo is no news.
         """
@@ -135,5 +135,5 @@ class StatusWriter:
     async def tell(self, service: SemiPDService, event: Event) -> None:
         try:
             await self._kube.tell(service, event, self._instance)
-        except ApiRefused as refused:  # an event is a courtesy; a terminating namespace takes none
+        except (ApiRefused, ApiAway) as refused:  # an event is a courtesy; a terminating namespace takes none
             log.debug("event %s: %s", event.reason, refused)

@@ -319,6 +319,24 @@ def test_a_registration_that_is_deleted_comes_back(scaled: Scaled, agent: Agent,
     assert (owner["kind"], owner["uid"]) == ("ClusterRole", role["metadata"]["uid"]), "it goes with the release"
 
 
+def test_an_endpoint_of_an_earlier_installation_becomes_ours(scaled: Scaled, agent: Agent) -> None:
+    """Its Lease had another uid. Who may not delete an object may not give it another owner, where
+    owner references are guarded, as here and on OpenShift."""
+    crd = scaled.crd
+    assert until(lambda: available(crd), 40)
+    name = f"{NAME}-metrics-api-ipv4"
+    lease = crd.get("lease", NAME, OPERATOR_NAMESPACE)["metadata"]["uid"]
+    earlier = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "name": NAME, "uid": "of-an-earlier-one"}
+    change = json.dumps({"metadata": {"ownerReferences": [earlier]}})
+    crd.kubectl("patch", "endpointslice", name, "-n", OPERATOR_NAMESPACE, "--type=merge", "-p", change)
+
+    def owners() -> list[str]:
+        found = crd.get("endpointslice", name, OPERATOR_NAMESPACE)["metadata"]["ownerReferences"]
+        return [each["uid"] for each in found]
+
+    assert until(lambda: lease in owners(), 30), owners()
+
+
 KEDA = {"namespace": "keda", "name": "keda-operator-metrics-apiserver", "port": 443}
 
 

@@ -60,7 +60,7 @@ def test_rights_are_the_least(helm: Path) -> None:
     ]
     rules = roles[0]["rules"]
     resources = {resource for rule in rules for resource in rule["resources"]}
-    assert not resources & {"secrets", "nodes", "namespaces", "customresourcedefinitions", "serviceaccounts"}
+    assert not resources & {"secrets", "namespaces", "customresourcedefinitions", "serviceaccounts"}
     assert all("*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]] for rule in rules)
     written = {r for rule in rules if set(rule["verbs"]) - {"get", "list", "watch"} for r in rule["resources"]}
     assert "semipdservices" not in written, "specification and metadata are the user's"
@@ -308,8 +308,8 @@ def test_the_metrics_api_has_the_rights_that_it_needs_and_no_more(helm: Path) ->
     ]
     rules = named(objects, "Role", METRICS_API)["rules"]
     assert [(rule["resources"], rule.get("resourceNames"), rule["verbs"]) for rule in rules] == [
-        (["endpointslices"], [f"{METRICS_API}-ipv4", f"{METRICS_API}-ipv6"], ["get", "create", "patch"]),
-        (["endpoints"], [METRICS_API], ["get", "create", "patch"]),
+        (["endpointslices"], [f"{METRICS_API}-ipv4", f"{METRICS_API}-ipv6"], ["get", "create", "patch", "delete"]),
+        (["endpoints"], [METRICS_API], ["get", "create", "patch", "delete"]),
         (["endpoints/restricted", "endpointslices/restricted"], None, ["create"]),
         (["secrets"], [METRICS_API], ["get", "patch"]),
     ]

@@ -5,6 +5,8 @@ The words are those of kube-apiserver 1.36, kube-scheduler and kubelet.
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -12,8 +14,11 @@ from tests.unit.operator_observed import NOT_READY, ago, conditions, heard, obse
 
 from semipd_agent.contract import EnginePhase, EngineStatus
 from semipd_operator.informer import Informer
+from semipd_operator.inquiry import Inquiry
+from semipd_operator.kube import ApiRefused
 from semipd_operator.reasons import REASONS, ConditionType
 from semipd_operator.status import PodView, summarise
+from semipd_operator.status.nodes import complaint, gpu_sharing
 from semipd_operator.status.pods import pod_view, refusal
 from semipd_operator.workqueue import Key
 
@@ -28,7 +33,14 @@ WORDS = {
         "PodSecurityViolated"
     ),
     'pods "demo-7d" is forbidden: pod rejected: RuntimeClass "nvidia" not found': "RuntimeClassMissing",
-    'admission webhook "policy.example.org" denied the request: no': "PodRefused",
+    'pods "demo-7d" is forbidden: no PriorityClass with name urgent was found': "PriorityClassMissing",
+    'pods "demo-7d" is forbidden: error looking up service account d/x: serviceaccount "x" not found': (
+        "ServiceAccountMissing"
+    ),
+    'admission webhook "policy.example.org" denied the request: no': "AdmissionDenied",
+    "pods demo is forbidden: ValidatingAdmissionPolicy 'a' with binding 'a' denied request: no": "AdmissionDenied",
+    'failed calling webhook "policy.example.org": connection refused': "AdmissionWebhookFailed",
+    "pods are tired": "PodRefused",
 }
 PENDING = {
     '0/2 nodes are available: persistentvolumeclaim "models" not found.': "ClaimMissing",
@@ -90,16 +102,142 @@ def test_the_missing_claim_stands_in_the_row() -> None:
     assert summarise(observed(pods=(stuck(words),), agents={})).reason == "ClaimMissing(models)"
 
 
-def test_a_pod_whose_volumes_do_not_come_is_told_after_half_a_minute() -> None:
-    """A ReadWriteOnce claim on another node, a missing runtime: the kubelet tells it in events alone."""
-    engine = {"name": "engine", "ready": False, "state": {"waiting": {"reason": "ContainerCreating"}}}
+CREATING = {"name": "engine", "ready": False, "state": {"waiting": {"reason": "ContainerCreating"}}}
 
+
+def being_made(seconds: float, *, sandbox: bool = False) -> PodView:
+    """A pod that was given to a node so long ago, and has no container."""
+    since = ago(seconds).isoformat()
+    scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": since}
+    made = {"type": "PodReadyToStartContainers", "status": str(sandbox)}
+    return stuck(conditions=[scheduled, made], containerStatuses=[CREATING])
+
+
+def test_a_pod_whose_volumes_do_not_come_is_told_after_half_a_minute_without_a_word() -> None:
     def reason(seconds: float) -> str:
-        scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": ago(seconds).isoformat()}
-        one = stuck(conditions=[scheduled], containerStatuses=[engine])
-        return conditions(summarise(observed(pods=(one,), agents={})))["Available"]
+        return conditions(summarise(observed(pods=(being_made(seconds),), agents={})))["Available"]
 
     assert reason(29) == "False PodsNotReady" and reason(31) == "False VolumeNotMounted"
+
+
+def test_a_pod_whose_image_comes_slowly_has_its_volumes() -> None:
+    """The kubelet says ContainerCreating all the while; five gigabytes take minutes."""
+    status = summarise(observed(pods=(being_made(600, sandbox=True),), agents={}))
+    available = status.condition("Available")
+    assert available and (available.reason, available.message.split(": ", 1)[1]) == (
+        "PodsNotReady",
+        "p2: node  pulls the image of container engine",
+    )
+
+
+def warning(reason: str, message: str, at: str = "2026-01-02T03:04:05Z") -> dict[str, Any]:
+    return {"reason": reason, "message": message, "lastTimestamp": at, "type": "Warning"}
+
+
+SECRET = 'MountVolume.SetUp failed for volume "api-keys" : secret "keys" not found'
+KEY_OF_IT = 'MountVolume.SetUp failed for volume "api-keys" : references non-existent secret key: token'
+ATTACHED = 'Multi-Attach error for volume "pv-1" Volume is already used by pod(s) demo-1'
+SANDBOX = 'Failed to create pod sandbox: rpc error: no runtime for "nvidia" is configured'
+
+
+@pytest.mark.parametrize(
+    ("event", "shown"),
+    [
+        (warning("FailedMount", SECRET), "VolumeNotMounted(secret/keys)"),
+        (warning("FailedMount", KEY_OF_IT), "VolumeNotMounted(key token)"),
+        (warning("FailedAttachVolume", ATTACHED), "ClaimInUse"),
+        (warning("FailedCreatePodSandBox", SANDBOX), "ContainerNotStarted"),
+    ],
+)
+def test_the_kubelets_words_are_shown(event: dict[str, Any], shown: str) -> None:
+    others = [
+        warning("FailedScheduling", "0/1 nodes", "2026-01-02T03:05:00Z"),
+        warning("FailedMount", "Unable to attach or mount volumes: timed out", "2026-01-02T03:06:00Z"),
+        warning("FailedMount", "an older word", "2026-01-02T03:00:00Z"),
+    ]
+    pod = replace(being_made(12), complaint=complaint([*others, event]))
+    status = summarise(observed(pods=(pod,), agents={}))
+    ready = status.condition("Ready")
+    assert status.reason == shown and ready and ready.message.startswith(f"p2: {event['message']}. Remedy: ")
+    assert complaint([warning("BackOff", "Back-off")]) is None
+
+
+def test_a_pod_that_no_scheduler_looks_at_is_told() -> None:
+    def reason(seconds: float) -> str:
+        meta = {"name": "p", "uid": "p", "creationTimestamp": ago(seconds).isoformat()}
+        view = pod_view({"metadata": meta, "spec": {"schedulerName": "mine"}, "status": {"phase": "Pending"}})
+        return conditions(summarise(observed(pods=(view,), agents={})))["Available"]
+
+    assert reason(29) == "False PodsNotReady" and reason(31) == "False Unschedulable"
+
+
+@pytest.mark.parametrize(
+    ("labels", "shared"),
+    [
+        ({}, ""),
+        ({"nvidia.com/gpu.sharing-strategy": "none", "nvidia.com/gpu.replicas": "1"}, ""),
+        ({"nvidia.com/gpu.sharing-strategy": "time-slicing"}, "nvidia.com/gpu.sharing-strategy=time-slicing"),
+        ({"nvidia.com/gpu.replicas": "4"}, "nvidia.com/gpu.replicas=4"),
+        ({"cloud.google.com/gke-gpu-sharing-strategy": "mps"}, "cloud.google.com/gke-gpu-sharing-strategy=mps"),
+    ],
+)
+def test_a_node_that_shares_its_gpu_says_so_by_a_label(labels: dict[str, str], shared: str) -> None:
+    assert gpu_sharing({"metadata": {"labels": labels}}) == shared
+    applied = summarise(observed(pods=(pod(gpu_sharing=shared),))).condition("PartitionApplied")
+    assert applied and applied.reason == ("GPUShared" if shared else "Applied") and shared in applied.message
+
+
+@dataclass
+class Asked:
+    """Answers as the API server; `refuses`: with 403."""
+
+    refuses: bool = False
+    count: Counter[str] = field(default_factory=Counter)
+
+    async def get(self, api_version: str, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
+        self.count[name] += 1
+        if self.refuses:
+            raise ApiRefused(403, "forbidden")
+        return {"metadata": {"labels": {"nvidia.com/gpu.sharing-strategy": "mps"}}}
+
+    async def warnings(self, namespace: str, uid: str) -> list[dict[str, Any]]:
+        self.count[uid] += 1
+        if self.refuses:
+            raise ApiRefused(403, "forbidden")
+        return [warning("FailedMount", SECRET)]
+
+
+def raw(name: str, seconds: float, **spec: Any) -> dict[str, Any]:
+    since = ago(seconds).isoformat()
+    scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": since}
+    meta = {"name": name, "uid": name, "namespace": "d"}
+    return {
+        "metadata": meta,
+        "spec": {"nodeName": "n1", **spec},
+        "status": {"conditions": [scheduled], "containerStatuses": [CREATING]},
+    }
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_only_pods_that_stand_still_are_asked_about_and_what_is_refused_is_not_known(refuses: bool) -> None:
+    kube = Asked(refuses)
+    one = Inquiry(kube)
+    stuck_ones = [raw(f"p{n}", 12) for n in range(9)]
+    young, *views = await one.look([raw("young", 3), *stuck_ones], ago(0))
+    assert young.complaint is None and not kube.count["young"] and not kube.count["n1"]
+    assert sum(kube.count.values()) == 4, "the first ones"
+    assert bool(views[0].complaint) is not refuses
+    gpu = {"containers": [{"resources": {"limits": {"nvidia.com/gpu": 1}}}]}
+    for _ in range(2):
+        [view] = await one.look([raw("gpu", 1, **gpu)], ago(0))
+        assert view.gpu_sharing == ("" if refuses else "nvidia.com/gpu.sharing-strategy=mps")
+    assert kube.count["n1"] == 1, "not again for a while"
+
+
+def test_cause_and_remedy_fit_a_long_word_of_a_webhook() -> None:
+    words = 'admission webhook "policy.example.org" denied the request: ' + "no " * 1000
+    ready = summarise(observed(pods=(), agents={}, refusal=refusal(deployment(words)))).condition("Ready")
+    assert ready and len(ready.message) <= 1024 and ready.message.endswith("exempt the namespace.")
 
 
 def test_a_container_killed_for_memory_is_told_with_its_limit_also_while_it_loads_again() -> None:
@@ -114,7 +252,10 @@ def test_a_container_killed_for_memory_is_told_with_its_limit_also_while_it_load
     status = summarise(observed(pods=(pod_view(obj),), agents={"p1": heard(report(engine=loading))}))
     assert conditions(status)["ModelReady"] == conditions(status)["Available"] == "False OutOfMemory"
     ready = status.condition("Ready")
-    assert ready and ready.message == "p1: container engine was killed at its memory limit of 600Mi"
+    assert ready and ready.message == (
+        "p1: container engine was killed at its memory limit of 600Mi. Remedy: Raise the memory limit, or lower "
+        "engine.kvCacheMemory or engine.maxModelLen."
+    )
     engine["ready"] = True
     assert pod_view(obj).problem is None, "it was overcome"
 
@@ -127,7 +268,7 @@ def test_an_api_that_does_not_answer_is_named() -> None:
     shown = conditions(status)
     assert shown["Available"] == shown["Ready"] == "False APINotResponding" and shown["ModelReady"] == "True Loaded"
     ready = status.condition("Ready")
-    assert ready and ready.message == "p1: the process api hangs"
+    assert ready and ready.message.startswith("p1: the process api hangs. Remedy: It is restarted by itself; ")
 
 
 def hpa(name: str, kind: str, target: str) -> dict[str, Any]:
@@ -157,5 +298,5 @@ def test_a_foreign_autoscaler_of_the_deployment_is_named() -> None:
     assert shown["Ready"] == shown["ScalingReady"] == "False ConflictingAutoscaler"
     assert shown["Available"] == "True PodsReady" and status.reason == "ConflictingAutoscaler(theirs)"
     ready = status.condition("Ready")
-    assert ready and "set its scaleTargetRef to semipd.io/v1alpha1 SemiPDService demo, or delete it" in ready.message
+    assert ready and "follows semipd.io/v1alpha1 SemiPDService demo. Remedy: Set its scaleTargetRef " in ready.message
     assert one.autoscalers([ours]) == {key} and one.foreign_scaler(key) == ""

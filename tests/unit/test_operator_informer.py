@@ -138,3 +138,15 @@ def test_a_kind_may_be_refused_in_one_namespace_and_granted_in_another() -> None
     everywhere = Informer()
     everywhere.refused(kind, "forbidden")
     assert everywhere.refusal(kind, "a") == "forbidden"
+
+
+def test_what_was_known_of_a_kind_is_forgotten_when_it_is_refused() -> None:
+    one, kind = Informer(("n", "m")), "HorizontalPodAutoscaler"
+    one.told(kind, child(7))
+    other = child(8, metadata={"namespace": "m"})
+    one.told(kind, other)
+    assert one.refused(kind, "forbidden", "n") == {KEY}
+    assert one.get(kind, "n", "demo") is None and one.get(kind, "m", "demo")
+    assert one.refused(kind, "forbidden", "n") == set(), "once"
+    one.listed(kind, [child(9)], 9, "n")
+    assert one.get(kind, "n", "demo"), "granted again"

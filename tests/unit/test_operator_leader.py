@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from semipd_operator import leader
-from semipd_operator.kube import ApiRefused
+from semipd_operator.kube import ApiAway, ApiRefused
 from semipd_operator.leader import Election
 from semipd_operator.settings import LeaseName
 
@@ -24,6 +24,8 @@ class Server:
 
     lease: dict[str, Any] | None = field(default_factory=lambda: {"metadata": {"resourceVersion": "1"}})
     away: bool = False
+    deaf: bool = False
+    """Writes arrive, and their answers are lost."""
 
     async def get(self, api_version: str, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         if self.away:
@@ -42,6 +44,8 @@ class Server:
             "metadata": {"resourceVersion": version},
             "spec": {key: value for key, value in spec.items() if value is not None},
         }
+        if self.deaf:
+            raise ApiAway("the API server does not answer: TimeoutError")
         return self.lease
 
     @property
@@ -217,3 +221,22 @@ async def test_an_end_that_comes_with_an_answer_is_an_end(steps: int) -> None:
     task.cancel()
     done, _ = await asyncio.wait({task}, timeout=5)
     assert done and task.cancelled()
+
+
+async def test_a_lease_that_was_taken_unheard_is_handed_back() -> None:
+    server = Server(deaf=True)
+    election = Election(server, LEASE, "a", Clock())
+    task = asyncio.create_task(election.run(forever))
+    await until(lambda: server.holder == election.identity)
+    assert not election.leading, "it cannot know"
+    server.deaf = False
+    election._leases = Silent(server)
+    await end(task)
+    assert server.holder == ""
+
+
+class Silent:
+    """The server for whoever does not renew any more."""
+
+    def __init__(self, server: Server) -> None:
+        self.get, self.merge = server.get, server.merge

@@ -131,7 +131,10 @@ def test_a_download_that_is_tried_again_is_no_failure_while_it_runs() -> None:
     [
         ("0/1 nodes are available: 1 Insufficient cpu.", "cpu"),
         ("0/1 nodes are available: 1 Insufficient memory, 1 Insufficient nvidia.com/gpu.", "nvidia.com/gpu"),
-        ("0/1 nodes are available: 1 node(s) had untolerated taint", ""),
+        ("0/1 nodes are available: 1 node(s) had untolerated taint, 1 Insufficient cpu", "cpu"),
+        ("0/1 nodes are available: 1 node(s) had untolerated taint", "taint"),
+        ("0/2 nodes: 1 node(s) didn't match Pod's node affinity/selector, 1 taint", "nodeSelector"),
+        ("0/2 nodes are available", ""),
     ],
 )
 def test_missing_resource(message: str, resource: str) -> None:

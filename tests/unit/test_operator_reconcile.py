@@ -165,10 +165,32 @@ async def test_a_live_read_comes_before_each_create_and_only_there() -> None:
     one = Fixture()
     await one.reconcile()
     made = {kind: count for (verb, kind), count in one.kube.asked.items() if verb == "get"}
-    assert made == {"ConfigMap": 1, "Service": 1, "Deployment": 1, "PodMonitor": 1, "ScaledObject": 1}
+    unwanted = {"PodMonitor": 1, "ScaledObject": 1, "PodDisruptionBudget": 1, "HorizontalPodAutoscaler": 1}
+    assert made == {"ConfigMap": 1, "Service": 1, "Deployment": 1, **unwanted}
     one.change(slo={"ttftMilliseconds": 500})
     await one.reconcile()
     assert made == {kind: count for (verb, kind), count in one.kube.asked.items() if verb == "get"}
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_child_that_lost_our_label_is_deleted_all_the_same_when_it_is_unwanted(restarted: bool) -> None:
+    """The watch does not show it any more, as if it were gone."""
+    one = Fixture(new_service(replicas=2))
+    await one.reconcile()
+    await one.reconcile()
+    kind = ("PodDisruptionBudget", *KEY)
+    bare = one.kube.objects[kind]
+    gone = {**bare, "metadata": {**bare["metadata"], "resourceVersion": "900"}}
+    one.kube.informer.told("PodDisruptionBudget", gone, gone=True)
+    if restarted:
+        one.reconciler.forget(KEY)
+    one.change()
+    await one.reconcile()
+    assert kind not in one.kube.objects
+    before = one.kube.asked["get", "PodDisruptionBudget"]
+    await one.reconcile()
+    await one.reconcile()
+    assert one.kube.asked["get", "PodDisruptionBudget"] <= before + 1, "looked for once"
 
 
 async def test_the_write_of_an_older_crd_that_drops_a_field_is_not_repeated() -> None:

@@ -81,7 +81,8 @@ v1beta1.external.metrics.k8s.io
   verbs: [get, list, watch]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create]
+  # list: the kubelet tells in events alone why it cannot make a pod (a missing Secret, a volume on another node).
+  verbs: [create, list]
 {{- if .Values.rbac.scaledObjects }}
 - apiGroups: [keda.sh]
   resources: [scaledobjects]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from semipd_operator.kube import ApiRefused, Kube
+from semipd_operator.kube import ApiAway, ApiRefused, Kube
 from semipd_operator.metricsapi import wire
 from semipd_operator.metricsapi.authorization import Authorizer
 from semipd_operator.metricsapi.certificates import Pair
@@ -93,9 +93,9 @@ class MetricsAPI:
             settled = True
         except BelongsToAnother as elsewhere:
             complaint, settled = str(elsewhere), True
-        except (NotInPlace, AggregationOff, ApiRefused) as missing:
+        except (NotInPlace, AggregationOff, ApiRefused, ApiAway) as missing:
             complaint = str(missing)
-        except Exception as error:  # no connection, a damaged file: what served before serves on
+        except Exception as error:  # a damaged file: what served before serves on
             complaint = f"{type(error).__name__}: {error}"
         else:
             complaint = ""
@@ -132,7 +132,7 @@ class MetricsAPI:
             return await handler(request)
         except Unauthenticated as refused:
             return _failure(401, str(refused))
-        except ApiRefused as refused:  # of the review
+        except (ApiRefused, ApiAway) as refused:  # of the review
             return _failure(503, f"the request cannot be authorised: {refused}")
         except web.HTTPException as error:
             return _failure(error.status, error.reason)

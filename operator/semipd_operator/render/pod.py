@@ -70,6 +70,8 @@ def pod_template(service: SemiPDService, settings: Settings) -> Object:
         ],
         "resources": engine_args.resources(spec.engine),
         "securityContext": _CONTAINER_SECURITY,
+        # Its last lines reach the status: nobody need read the log of a container that is gone.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "config", "mountPath": CONFIG_MOUNT, "readOnly": True},
             {"name": "run", "mountPath": RUN_MOUNT},

@@ -46,6 +46,14 @@ class PodView:
     """The commit that the init container `model` brought."""
     preparing_since: datetime | None = None
     """Since when the kubelet has been making its volumes and network; None: it is not."""
+    complaint: Problem | None = None
+    """What the kubelet, or the controller that attaches volumes, says of that; asked for only where it takes long."""
+    unseen_since: datetime | None = None
+    """Since when no scheduler has looked at it; None: one has."""
+    pulling: str = ""
+    """The container whose image the node fetches."""
+    gpu_sharing: str = ""
+    """How its node's device plugin gives one GPU to several pods, as the node's label says it; empty: it does not."""
     problem: Problem | None = None
     """Why the pod cannot start or stay."""
     model_problem: Problem | None = None

@@ -75,6 +75,8 @@ def _pod_verdict(seen: Observed, pod: PodView) -> Verdict:
             return verdict("False", Reason.APPLYING, "it does not have this generation's configuration")
     if partition.mode is Mode.DISABLED:
         return verdict("True", Reason.DISABLED)
+    if pod.gpu_sharing:
+        return verdict("False", Reason.GPU_SHARED, f"node {pod.node} gives its GPU to several pods ({pod.gpu_sharing})")
     if partition.state is PartitionState.APPLIED:
         return verdict("True", Reason.APPLIED)
     if partition.state is PartitionState.ADJUSTING:

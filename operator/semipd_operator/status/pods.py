@@ -26,8 +26,24 @@ _WAITING = {
 }
 _INSUFFICIENT = re.compile(r"Insufficient ([A-Za-z0-9./_-]*[A-Za-z0-9])")
 _PLAIN_RESOURCES = {"cpu", "memory", "ephemeral-storage", "pods"}
+_KEEPS_AWAY = {
+    "node affinity/selector": "nodeSelector",
+    "untolerated taint": "taint",
+    "pod affinity": "affinity",
+    "pod anti-affinity": "affinity",
+    "topology spread": "topologySpread",
+    "free ports": "hostPort",
+    "were unschedulable": "cordoned",
+    "scheduling gates": "schedulingGates",
+}
+"""Words of the scheduler, and what of the pod or the nodes they are about."""
 
-
+_ADMISSION: tuple[tuple[str, Reason], ...] = (
+    ("failed calling webhook", Reason.ADMISSION_WEBHOOK_FAILED),
+    ("denied the request", Reason.ADMISSION_DENIED),
+    ("denied request", Reason.ADMISSION_DENIED),
+)
+"""Of webhooks and of policies. Their words are the cluster's: they come before those below, which may be in them."""
 _REFUSALS: tuple[tuple[str, Reason], ...] = (
     ("exceeded quota", Reason.QUOTA_EXCEEDED),
     ("failed quota", Reason.QUOTA_EXCEEDED),
@@ -35,6 +51,8 @@ _REFUSALS: tuple[tuple[str, Reason], ...] = (
     ("RuntimeClass", Reason.RUNTIME_CLASS_MISSING),
     ("per Container is", Reason.LIMIT_RANGE_VIOLATED),
     ("per Pod is", Reason.LIMIT_RANGE_VIOLATED),
+    ("no PriorityClass with name", Reason.PRIORITY_CLASS_MISSING),
+    ("error looking up service account", Reason.SERVICE_ACCOUNT_MISSING),
 )
 """Words of the API server's admission plugins, in the order in which they are looked for."""
 _CLAIMS: tuple[tuple[str, Reason], ...] = (
@@ -45,8 +63,8 @@ _CLAIMS: tuple[tuple[str, Reason], ...] = (
 )
 """Words of the scheduler."""
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" (?:not found|is being deleted)')
-MOUNT_SECONDS = 30.0
-"""Volumes, network and sandbox of a pod usually take a few."""
+SILENCE_SECONDS = 30.0
+"""Volumes, network and sandbox of a pod usually take a few; a scheduler takes less than one."""
 
 
 def refusal(deployment: Pod | None) -> Problem | None:
@@ -56,8 +74,13 @@ def refusal(deployment: Pod | None) -> Problem | None:
     if failure is None:
         return None
     words = failure.get("message", "")
-    reason = next((reason for part, reason in _REFUSALS if part in words), Reason.POD_REFUSED)
+    reason = next((reason for part, reason in (*_ADMISSION, *_REFUSALS) if part in words), Reason.POD_REFUSED)
     return Problem(reason, words)
+
+
+def admission(words: str) -> Reason | None:
+    """Whether the cluster's own webhooks and policies refuse an object, and not the API server itself."""
+    return next((reason for part, reason in _ADMISSION if part in words), None)
 
 
 def pod_view(pod: Pod) -> PodView:
@@ -77,6 +100,8 @@ def pod_view(pod: Pod) -> PodView:
         started="running" in _state(engine),
         model_revision=_model_revision(model),
         preparing_since=_preparing_since(status),
+        unseen_since=_unseen_since(pod, status),
+        pulling=_pulling(status),
         problem=_pod_problem(pod, status),
         model_problem=_model_problem(pod, model),
     )
@@ -93,7 +118,7 @@ def _pod_problem(pod: Pod, status: dict[str, Any]) -> Problem | None:
         if claim := next((reason for part, reason in _CLAIMS if part in message), None):
             return Problem(claim, message)
         return Problem(Reason.UNSCHEDULABLE, message, missing_resource(message))
-    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+    for container in _containers(status):
         waiting = _state(container).get("waiting") or {}
         name = container.get("name", "")
         if reason := _WAITING.get(waiting.get("reason", "")):
@@ -116,10 +141,19 @@ def _crash(pod: Pod, name: str, container: dict[str, Any]) -> Problem:
         return Problem(
             Reason.OUT_OF_MEMORY, f"container {name} was killed at its memory limit{_limit(pod, name)}", name, code
         )
-    count = container.get("restartCount", 0)
     said = (last.get("message") or "").strip()
-    message = f"container {name} ended {count} times, last with exit status {code}" + (f": {said}" if said else "")
+    if last.get("reason") in _NEVER_RAN:
+        return Problem(Reason.CONTAINER_NOT_STARTED, f"container {name}: {said}", name, code)
+    count = container.get("restartCount", 0)
+    words = "; ".join(said.splitlines()[-_LAST_LINES:])[-_LAST_CHARACTERS:]
+    message = f"container {name} ended {count} times, last with exit status {code}" + (f": {words}" if words else "")
     return Problem(Reason.CRASH_LOOP, message, name, code)
+
+
+_NEVER_RAN = ("StartError", "ContainerCannotRun")
+"""The runtime could not start what the image names."""
+_LAST_LINES, _LAST_CHARACTERS = 3, 400
+"""Of the log: what a program says last is mostly why."""
 
 
 def _limit(pod: Pod, name: str) -> str:
@@ -132,13 +166,44 @@ def _limit(pod: Pod, name: str) -> str:
 
 
 def _preparing_since(status: dict[str, Any]) -> datetime | None:
-    """Since when the pod has a node and none of its containers has been made."""
+    """Since when the pod has a node and its sandbox, with volumes and network, has not been made."""
     scheduled = _condition(status, "PodScheduled")
-    containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
-    reasons = {(_state(one).get("waiting") or {}).get("reason", "") for one in containers}
-    if scheduled.get("status") != "True" or not containers or not reasons <= {"ContainerCreating", "PodInitializing"}:
+    if scheduled.get("status") != "True" or not _waits_to_begin(status) or _has_sandbox(status):
         return None
     return _time(scheduled.get("lastTransitionTime"))
+
+
+def _pulling(status: dict[str, Any]) -> str:
+    """With the sandbox made, a container that is still to be created waits for its image."""
+    if not _has_sandbox(status) or not _waits_to_begin(status):
+        return ""
+    waiting = next((one for one in _containers(status) if _waits_for(one) == "ContainerCreating"), None)
+    first = next(iter(_containers(status)), {})
+    return str((waiting or first).get("name", ""))
+
+
+def _containers(status: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+
+
+def _waits_for(container: dict[str, Any]) -> str:
+    return str((_state(container).get("waiting") or {}).get("reason", ""))
+
+
+def _waits_to_begin(status: dict[str, Any]) -> bool:
+    """Whether the kubelet knows the pod and none of its containers was made."""
+    reasons = {_waits_for(one) for one in _containers(status)}
+    return bool(reasons) and reasons <= {"ContainerCreating", "PodInitializing"}
+
+
+def _has_sandbox(status: dict[str, Any]) -> bool:
+    return _condition(status, "PodReadyToStartContainers").get("status") == "True"
+
+
+def _unseen_since(pod: Pod, status: dict[str, Any]) -> datetime | None:
+    """Every scheduler says at once what it thinks of a pod; one that is not there says nothing."""
+    seen = status.get("conditions") or (pod.get("spec") or {}).get("nodeName") or _containers(status)
+    return None if seen else _time(pod["metadata"].get("creationTimestamp"))
 
 
 def _model_problem(pod: Pod, model: dict[str, Any]) -> Problem | None:
@@ -175,10 +240,12 @@ def _said(ended: dict[str, Any]) -> dict[str, Any]:
 
 
 def missing_resource(message: str) -> str:
-    """The resource that the scheduler misses; one that nodes may lack altogether (a GPU) before cpu and memory."""
+    """What the scheduler misses: a resource that nodes may lack altogether (a GPU) before cpu and memory, and those
+    before what keeps the pod away. Of a node the scheduler tells the first obstacle only, so all kinds are named."""
     found: list[str] = _INSUFFICIENT.findall(message)
     special = [name for name in found if name not in _PLAIN_RESOURCES]
-    return next(iter([*special, *found]), "")
+    away = dict.fromkeys(what for words, what in _KEEPS_AWAY.items() if words in message)
+    return next(iter([*special, *found]), "") or ",".join(away)
 
 
 def _time(text: str | None) -> datetime | None:

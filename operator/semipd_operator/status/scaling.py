@@ -73,8 +73,8 @@ def scaling_ready(seen: Observed) -> Verdict | None:
 def contested(seen: Observed) -> str:
     name = seen.service.metadata.name
     return (
-        f"HorizontalPodAutoscaler {seen.foreign_scaler} scales the Deployment {name}, which follows this service: "
-        f"set its scaleTargetRef to semipd.io/v1alpha1 SemiPDService {name}, or delete it"
+        f"HorizontalPodAutoscaler {seen.foreign_scaler} scales the Deployment {name}, which follows "
+        f"semipd.io/v1alpha1 SemiPDService {name}"
     )
 
 

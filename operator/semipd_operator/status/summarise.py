@@ -15,7 +15,7 @@ from semipd_operator.reasons import ConditionType, Reason
 from semipd_operator.status.model import failure, model_ready, model_status
 from semipd_operator.status.observed import Observed, PodView, Problem
 from semipd_operator.status.partition import partition_applied, partition_status
-from semipd_operator.status.pods import MOUNT_SECONDS
+from semipd_operator.status.pods import SILENCE_SECONDS
 from semipd_operator.status.scaling import contested, scaling_ready
 from semipd_operator.status.slo import slo_attained, slo_feasible, slo_status
 from semipd_operator.status.verdict import Verdict
@@ -65,7 +65,10 @@ def available(seen: Observed) -> Verdict:
     if cause:
         return Verdict(kind, "False", cause.reason, cause.message, cause.detail)
     if seen.live_pods:
-        return Verdict(kind, "False", Reason.PODS_NOT_READY, f"none of {len(seen.live_pods)} pods is ready yet")
+        pulls = next((pod for pod in seen.live_pods if pod.pulling), None)
+        told = f"none of {len(seen.live_pods)} pods is ready yet"
+        told += f": {pulls.name}: node {pulls.node} pulls the image of container {pulls.pulling}" if pulls else ""
+        return Verdict(kind, "False", Reason.PODS_NOT_READY, told)
     if wanted == 0:
         return Verdict(kind, "False", Reason.SCALED_TO_ZERO, "spec.replicas is 0")
     return Verdict(kind, "False", Reason.NO_PODS, "no pod exists yet")
@@ -89,13 +92,20 @@ def _trouble(seen: Observed, pod: PodView) -> Problem | None:
         return Problem(str(report.partition.reason), report.partition.message)
     if report and report.engine.reason == Reason.API_NOT_RESPONDING:
         return Problem(Reason.API_NOT_RESPONDING, report.engine.message)
-    since = pod.preparing_since
-    if since is not None and (seen.now - since).total_seconds() > MOUNT_SECONDS:
+    if pod.complaint:
+        return pod.complaint
+    if _for_long(seen, pod.preparing_since):
         return Problem(
             Reason.VOLUME_NOT_MOUNTED,
             f"node {pod.node} has made no container of it yet: its volumes, network or runtime are not there",
         )
+    if _for_long(seen, pod.unseen_since):
+        return Problem(Reason.UNSCHEDULABLE, "no scheduler has looked at it: schedulerName names none that runs")
     return None
+
+
+def _for_long(seen: Observed, since: datetime | None) -> bool:
+    return since is not None and (seen.now - since).total_seconds() > SILENCE_SECONDS
 
 
 def ready_verdict(seen: Observed, parts: list[Verdict]) -> Verdict:

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import cast
 
 from semipd_operator.api.v1alpha1.status import Condition, ConditionStatus, SemiPDServiceStatus
+from semipd_operator.reasons import remedy
 
 _MAX_MESSAGE = 1024
 
@@ -30,7 +31,18 @@ class Verdict:
             type=self.type,
             status=cast(ConditionStatus, self.status),
             reason=self.reason,
-            message=self.message[:_MAX_MESSAGE],
+            message=self._told(),
             last_transition_time=since,
             observed_generation=generation,
         )
+
+    def _told(self) -> str:
+        """Cause and remedy: whoever has nothing but ``kubectl describe`` needs both."""
+        what = remedy(self.type, self.reason) if self.status == "False" and not self.passing else ""
+        if not what:
+            return self.message[:_MAX_MESSAGE]
+        tail = f"Remedy: {what}"
+        cause = self.message[: _MAX_MESSAGE - len(tail) - 2]
+        if cause and not cause.endswith((".", "!", "?")):
+            cause += "."
+        return f"{cause} {tail}".lstrip()

@@ -1,0 +1,68 @@
+"""What a pod's node says: why it cannot make the pod, in events, and by its labels whether it shares its GPUs. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from semipd_operator.api.v1alpha1.engine import GPU
+from semipd_operator.reasons import Reason
+from semipd_operator.status.observed import Problem
+
+Object = dict[str, Any]
+
+_SUMMARY = ("Unable to attach or mount volumes", "timed out waiting", "error killing pod")
+"""The kubelet's summaries tell less than what comes before them."""
+_OF_STARTING: dict[str, Reason] = {
+    "FailedMount": Reason.VOLUME_NOT_MOUNTED,
+    "FailedAttachVolume": Reason.VOLUME_NOT_MOUNTED,
+    "FailedMapVolume": Reason.VOLUME_NOT_MOUNTED,
+    "FailedCreatePodSandBox": Reason.CONTAINER_NOT_STARTED,
+    "NetworkNotReady": Reason.CONTAINER_NOT_STARTED,
+}
+_MISSING_OBJECT = re.compile(r'\b(secret|configmap|persistentvolumeclaim) "(?:[^"/]*/)?([^"]+)" not found')
+_MISSING_KEY = re.compile(r"references non-existent (?:secret|config) key: (\S+)")
+
+
+def complaint(warnings: list[Object]) -> Problem | None:
+    """The latest word of those that make volumes, network and sandbox of one pod."""
+    found = [event for event in warnings if event.get("reason") in _OF_STARTING and event.get("message")]
+    found.sort(key=_last_seen)
+    telling = [event for event in found if not event["message"].startswith(_SUMMARY)] or found
+    if not telling:
+        return None
+    words = str(telling[-1]["message"])
+    if "Multi-Attach" in words:
+        return Problem(Reason.CLAIM_IN_USE, words)
+    if missing := _MISSING_OBJECT.search(words):
+        return Problem(Reason.VOLUME_NOT_MOUNTED, words, f"{missing[1]}/{missing[2]}")
+    if key := _MISSING_KEY.search(words):
+        return Problem(Reason.VOLUME_NOT_MOUNTED, words, f"key {key[1]}")
+    return Problem(_OF_STARTING[telling[-1]["reason"]], words)
+
+
+def _last_seen(event: Object) -> str:
+    series = event.get("series") or {}
+    return str(series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or "")
+
+
+_SHARING_LABELS = ("nvidia.com/gpu.sharing-strategy", "cloud.google.com/gke-gpu-sharing-strategy")
+_REPLICAS_LABEL = "nvidia.com/gpu.replicas"
+"""Of older device plugins, which name no strategy."""
+
+
+def gpu_sharing(node: Object) -> str:
+    """The label by which a node says that its device plugin gives one GPU to several pods; empty: it does not.
+    https://github.com/NVIDIA/k8s-device-plugin/tree/main/docs/gpu-feature-discovery"""
+    labels = node["metadata"].get("labels") or {}
+    for name in _SHARING_LABELS:
+        if (value := labels.get(name, "")) not in ("", "none"):
+            return f"{name}={value}"
+    replicas = labels.get(_REPLICAS_LABEL, "")
+    told = any(name in labels for name in _SHARING_LABELS)
+    return f"{_REPLICAS_LABEL}={replicas}" if replicas.isdigit() and int(replicas) > 1 and not told else ""
+
+
+def wants_gpu(pod: Object) -> bool:
+    containers = (pod.get("spec") or {}).get("containers") or []
+    return any(GPU in ((one.get("resources") or {}).get("limits") or {}) for one in containers)

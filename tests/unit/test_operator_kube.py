@@ -1,0 +1,76 @@
+"""Requests to an API server that is not there, is something else, or says nothing: one error, whatever it was."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from kubernetes.aio import client as kube_client
+
+from semipd_operator import kube
+from semipd_operator.kube import ApiAway, ApiRefused, Kube
+
+pytestmark = pytest.mark.unit
+
+
+@asynccontextmanager
+async def answering(answer: bytes | None) -> AsyncIterator[Kube]:
+    """A client of a server that says `answer` and hangs up; None: it never says anything."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if answer is None:
+            await asyncio.Event().wait()
+        writer.write(answer or b"")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    configuration = kube_client.Configuration()
+    configuration.host = f"http://127.0.0.1:{port}"
+    async with kube_client.ApiClient(configuration) as api:
+        try:
+            yield Kube(api)
+        finally:
+            server.close()
+
+
+def http(status: str, body: bytes) -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+ASKS: dict[str, Callable[[Kube], Awaitable[object]]] = {
+    "get": lambda one: one.get("v1", "Pod", "n", "p"),
+    "list": lambda one: one.list("v1", "Pod"),
+    "apply": lambda one: one.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "n", "name": "p"}}),
+    "delete": lambda one: one.delete("v1", "Pod", "n", "p", "uid"),
+    "knows": lambda one: one.knows("apps/v1", "Deployment"),
+}
+
+
+@pytest.mark.parametrize("ask", ASKS)
+@pytest.mark.parametrize("answer", [b"", http("200 OK", b"<html>"), http("200 OK", b"{}")[:-1], None])
+async def test_no_answer_is_one_error(answer: bytes | None, ask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kube, "_REQUEST_SECONDS", 0.3)
+    async with answering(answer) as one:
+        with pytest.raises(ApiAway, match="the API server does not answer: "):
+            await ASKS[ask](one)
+
+
+async def test_a_closed_port_is_the_same() -> None:
+    async with answering(b"") as one:
+        pass
+    with pytest.raises(ApiAway):
+        await one.get("v1", "Pod", "n", "p")
+
+
+async def test_a_refusal_is_a_refusal() -> None:
+    async with answering(http("403 Forbidden", b'{"kind": "Status", "message": "pods is forbidden"}')) as one:
+        with pytest.raises(ApiRefused) as refused:
+            await one.get("v1", "Pod", "n", "p")
+        assert refused.value.status == 403 and "forbidden" in str(refused.value)
+    async with answering(http("404 Not Found", b"{}")) as one:
+        assert await one.get("v1", "Pod", "n", "p") is None
