@@ -7,6 +7,7 @@ that hangs must cost one connection and one time-out.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 from semipd_agent.clock import Clock
@@ -15,13 +16,15 @@ PERIOD_SECONDS = 1.0
 TIMEOUT_SECONDS = 5.0
 NAMED_AFTER_SECONDS = 5.0
 """A shorter outage (a restart) is bridged by readiness and not worth a word."""
+_LOOPBACK = {"0.0.0.0": ("127.0.0.1",), "::": ("127.0.0.1", "::1")}
+"""Where whoever listens on any address answers. ``localhost`` is what a file says; a pod may have one of the two."""
 
 
 class ApiProbe:
     def __init__(self, run_dir: Path, host: str, clock: Clock) -> None:
         """`host`: what the api listens on."""
         self._port_file = run_dir / "api.port"
-        self._host = {"0.0.0.0": "127.0.0.1", "::": "localhost"}.get(host, host)
+        self._hosts = _LOOPBACK.get(host, (host,))
         self._clock = clock
         self._error = "has not opened its port"
         self._failing_since: float | None = clock.monotonic()
@@ -62,7 +65,7 @@ class ApiProbe:
     async def _health(self) -> int:
         """HTTP status of ``GET /health``. Raises OSError, and ValueError for what is no HTTP."""
         port = int(self._port_file.read_text())
-        reader, writer = await asyncio.open_connection(self._host, port)
+        reader, writer = await self._connect(port)
         try:
             writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             words = (await reader.readline()).split()
@@ -71,3 +74,11 @@ class ApiProbe:
             return int(words[1])
         finally:
             writer.close()
+
+    async def _connect(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Raises OSError of the last address."""
+        *others, last = self._hosts
+        for host in others:
+            with contextlib.suppress(OSError):
+                return await asyncio.open_connection(host, port)
+        return await asyncio.open_connection(last, port)
