@@ -75,6 +75,7 @@ class Agent:
             started=self._supervisor.started,
             running=self._supervisor.running,
             crash_loop=self._supervisor.crash_loop,
+            refused=self._supervisor.refused,
             restarts=self._supervisor.restarts,
             message=self._supervisor.message,
         )

@@ -39,6 +39,8 @@ class LauncherState:
     """False: it must not run (a GPU without MPS)."""
     running: bool = True
     crash_loop: bool = False
+    refused: bool = False
+    """It said that another start cannot help."""
     restarts: int = 0
     message: str = ""
 
@@ -131,6 +133,10 @@ def engine_status(
         weight_bytes=model.weight_bytes if model else 0,
         restarts={"launcher": launcher.restarts, **restarts},
     )
+    if launcher.refused and not ready:  # a new try loads and loads, and ends the same way
+        return known.model_copy(
+            update={"state": EnginePhase.FAILED, "reason": "LoadFailed", "message": launcher.message}
+        )
     if fresh is not None:
         return known.model_copy(
             update={

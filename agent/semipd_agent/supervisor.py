@@ -25,6 +25,8 @@ FIRST_DELAY = 1.0
 LONGEST_DELAY = 30.0
 HEALTHY_AFTER = 60.0
 """A launcher that lived this long (s) starts with a clean record."""
+REFUSED = 2
+"""Exit status by which the launcher says that another start cannot help."""
 CRASH_LOOP_EXITS = 3
 """Short lives in a row that make a crash loop."""
 HURRY_SECONDS = 5.0
@@ -54,6 +56,7 @@ class Supervisor:
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
         self._tail: deque[str] = deque(maxlen=OUTPUT_LINES)
+        self._last_words = ""
         self._life_began = clock.monotonic()
         self.restarts = 0
         self.short_lives = 0
@@ -80,13 +83,18 @@ class Supervisor:
         )
 
     @property
+    def refused(self) -> bool:
+        """The last life said that another cannot help; the present one is a try, in case the folder was mended."""
+        return self.last_exit == REFUSED
+
+    @property
     def message(self) -> str:
-        """Why the launcher is not running, with the last line that it wrote."""
-        if self.running or self.last_exit is None:
+        """Why the launcher is not running, or cannot serve, with the last line that it wrote."""
+        if self.last_exit is None or (self.running and not self.refused):
             return ""
         how = f"was killed by {signal.Signals(-self.last_exit).name}" if self.last_exit < 0 else "exited with "
         how += str(self.last_exit) if self.last_exit >= 0 else ""
-        last = f": {self._tail[-1]}" if self._tail else ""
+        last = f": {self._last_words}" if self._last_words else ""
         times = f" ({self.short_lives} times in a row)" if self.short_lives > 1 else ""
         return f"the engine's launcher {how}{times}{last}"
 
@@ -143,6 +151,7 @@ class Supervisor:
             lived = self._clock.monotonic() - self._life_began
             self.short_lives = 1 if lived >= HEALTHY_AFTER else self.short_lives + 1
             self.restarts += 1
+            self._last_words = self._tail[-1] if self._tail else ""
             delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (self.short_lives - 1))
             log.warning("%s; starting it again in %.0f s", self.message, delay)
             await asyncio.sleep(delay)

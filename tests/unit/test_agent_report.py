@@ -116,6 +116,13 @@ def test_a_silent_engine_is_what_its_supervisor_says() -> None:
     crashed = bench.report(LauncherState(running=False, crash_loop=True, message="exited with 2: no such directory"))
     assert (crashed.engine.state, crashed.engine.reason) == (EnginePhase.FAILED, "CrashLoop")
     assert "no such directory" in crashed.engine.message
+    words = "exited with 2: tokenizer.json is not whole"
+    for snapshot in (None, bench.snapshot(state="loading")):  # the next try loads in vain
+        if snapshot is not None:
+            bench.controller.observe(snapshot)
+        refused = bench.report(LauncherState(refused=True, message=words), ready=False).engine
+        assert (refused.state, refused.reason, refused.message) == (EnginePhase.FAILED, "LoadFailed", words)
+    assert bench.report(LauncherState(refused=True, message=words), ready=True).engine.state is not EnginePhase.FAILED
     bench.controller.observe(bench.snapshot(model=MODEL))
     bench.clock.now += 10
     lost = bench.report().engine
