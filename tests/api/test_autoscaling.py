@@ -440,4 +440,5 @@ def test_a_follower_takes_over_and_the_api_answers_on(
         crd.kubectl("patch", "spd", "demo", "-n", namespace, "--type=merge", "-p", '{"spec":{"replicas":2}}')
         assert until(lambda: crd.get("deployment", "demo", namespace)["spec"]["replicas"] == 2)
     finally:
+        print(follower.log.read_text()[-6000:])
         assert follower.stop() == 0
