@@ -89,6 +89,9 @@ def test_a_recalled_plan_ends_after_its_step(model: Path, device: torch.device) 
         (Row(7, [1] * 17, 0, [1]), "2 are needed"),
         (Row(7, [1], 4096, [1] * 300), "position 4096"),
         (Row(7, [1], 0, [512]), "block ids"),
+        (Row(7, [1, 2**31], 0, [1]), "token and block ids"),
+        (Row(7, [1], 0, [2**64]), "token and block ids"),
+        (Row(7, [1], 0, [1] * 300), "256 hold the longest"),
     ],
 )
 def test_a_plan_that_points_outside_is_refused(model: Path, chunk: Row, message: str, device: torch.device) -> None:

@@ -37,6 +37,11 @@ class Limits:
     block_size: int
     max_model_len: int
 
+    @property
+    def most_blocks(self) -> int:
+        """Of one sequence."""
+        return -(-self.max_model_len // self.block_size)
+
     def check(self, request: int, tokens: Ints, positions: range, table: Ints) -> None:
         """Raises `PlanError` unless these tokens at these positions, under this block table, can be computed."""
         if not len(tokens):
@@ -48,6 +53,8 @@ class Limits:
         needed = -(-positions.stop // self.block_size)
         if len(table) < needed:
             raise PlanError(f"the block table has {len(table)} blocks, {needed} are needed", request)
+        if len(table) > self.most_blocks:
+            raise PlanError(f"the block table has {len(table)} blocks, {self.most_blocks} hold the longest", request)
         if table.min() < 0 or table.max() >= self.num_blocks:
             raise PlanError(f"block ids must lie in [0, {self.num_blocks})", request)
 
@@ -83,8 +90,8 @@ class InputBatch:
         if not plan.rows or plan.max_steps < 1:
             raise PlanError("the plan has no rows or no steps")
         self._block_size, self._buffers = limits.block_size, buffers
-        tokens = [np.asarray(row.tokens, np.int32) for row in plan.rows]
-        tables = [np.asarray(row.block_table, np.int32) for row in plan.rows]
+        tokens = [_ints(row.tokens, row.request) for row in plan.rows]
+        tables = [_ints(row.block_table, row.request) for row in plan.rows]
         for row, ids, table in zip(plan.rows, tokens, tables, strict=True):
             if (row.sampling is None) != (row.outputs == "none"):
                 raise PlanError("a row samples if and only if its last position is an output", row.request)
@@ -98,8 +105,7 @@ class InputBatch:
         self._counts = np.array([len(ids) for ids in tokens], np.int32)
         self._starts = np.array([row.start for row in plan.rows], np.int32)
         self._samples = np.array([row.sampling is not None for row in plan.rows])
-        longest = -(-limits.max_model_len // limits.block_size)
-        self._tables = np.zeros((len(tables), longest), np.int32)
+        self._tables = np.zeros((len(tables), limits.most_blocks), np.int32)
         for row_table, table in zip(self._tables, tables, strict=True):
             row_table[: len(table)] = table
 
@@ -133,6 +139,14 @@ class InputBatch:
         self._counts, self._samples = np.ones(len(keep), np.int32), np.ones(len(keep), np.bool_)
         if len(keep) < len(self._tables):
             self._tables = self._tables[keep]
+
+
+def _ints(values: Sequence[int], request: int) -> Ints:
+    """Raises `PlanError` for what no index can be."""
+    try:
+        return np.asarray(values, np.int32)
+    except OverflowError as error:
+        raise PlanError(f"token and block ids must lie in [0, 2 ** 31): {error}", request) from error
 
 
 def allowed_tokens(mask: bytes, vocab_size: int) -> Tensor:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from semipd_engine.kernels.cpu.library import LEVELS, CannotLoad, Library, load, runnable
+from semipd_engine.kernels.cpu.operands import DTYPES, OperandError, heads, matrix, number, whole
 from semipd_engine.kernels.cpu.tape import BYTES, encode
 from semipd_engine.kernels.reference import ReferenceKernels
 from semipd_engine.kernels.signatures import PANEL, PANELS, CannotRecord, PackedLayout, PackedWeight
 
-__all__ = ["LEVELS", "CannotLoad", "CpuKernels", "best", "load", "runnable"]
+__all__ = ["LEVELS", "CannotLoad", "CpuKernels", "OperandError", "best", "load", "runnable"]
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 HEAD_DIM_STEP, HEAD_DIM_MAX = 16, 256
 TILE_K = 32
 """Pairs of bfloat16 are padded to whole AMX tiles."""
@@ -76,9 +76,9 @@ class CpuKernels(ReferenceKernels):
         if weight.layout.format != PANELS:
             super().pack_rows(weight, first, rows)
             return
-        dtype, rows = _dtype(weight.data, rows), rows.contiguous()
+        dtype, rows = number(weight=weight.data, rows=rows), rows.contiguous()
         if rows.shape[1] != weight.in_features or first + len(rows) > weight.out_features:
-            raise ValueError(f"rows {first} + {tuple(rows.shape)} do not fit {weight.layout}")
+            raise OperandError(f"rows {first} + {tuple(rows.shape)} do not fit {weight.layout}")
         self._calls.semipd_pack_rows(
             dtype, rows.data_ptr(), rows.shape[1], first, rows.shape[0], rows.shape[1], weight.data.data_ptr()
         )
@@ -92,16 +92,21 @@ class CpuKernels(ReferenceKernels):
             super().linear(x, weight, bias, out, panels)
             return
         first, last = panels or (0, weight.panels)
+        if not 0 <= first <= last <= weight.panels:
+            raise OperandError(f"panels ({first}, {last}) of {weight.panels}")
+        if out.dtype != torch.float32:
+            number(weight=weight.data, out=out)
+        outputs = layout.out_features
         self._call(
             "linear",
-            _dtype(weight.data, x, bias),
-            *_matrix(x),
+            number(weight=weight.data, x=x, bias=bias),
+            *matrix("x", x, x.shape[0], layout.in_features),
             x.shape[0],
             layout.in_features,
-            weight.data.data_ptr(),
-            layout.out_features,
-            None if bias is None else bias.data_ptr(),
-            *_matrix(out),
+            whole("weight", weight.data, x.dtype, *layout.shape),
+            outputs,
+            None if bias is None else whole("bias", bias, x.dtype, outputs),
+            *matrix("out", out, x.shape[0], outputs),
             out.dtype == torch.float32,
             first,
             last,
@@ -111,14 +116,15 @@ class CpuKernels(ReferenceKernels):
         if weight.data.dtype not in DTYPES or token_ids.dtype != torch.int32:
             super().embedding(token_ids, weight, out)
             return
+        count = token_ids.shape[0]
         self._calls.semipd_embedding(
-            _dtype(weight.data, out),
-            token_ids.data_ptr(),
-            token_ids.shape[0],
-            weight.data.data_ptr(),
+            number(weight=weight.data, out=out),
+            whole("token_ids", token_ids, torch.int32, count),
+            count,
+            whole("weight", weight.data, out.dtype, *weight.layout.shape),
             weight.in_features,
             weight.layout.format == PANELS,
-            *_matrix(out),
+            *matrix("out", out, count, weight.in_features),
         )
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor, residual: Tensor | None = None) -> None:
@@ -128,12 +134,12 @@ class CpuKernels(ReferenceKernels):
             return
         self._call(
             "rms_norm",
-            _dtype(x, weight, out, residual),
-            *_matrix(x),
-            weight.data_ptr(),
+            number(x=x, out=out, residual=residual),
+            *matrix("x", x, *x.shape),
+            whole("weight", weight, x.dtype, x.shape[1]),
             eps,
-            *((None, 0) if residual is None else _matrix(residual)),
-            *_matrix(out),
+            *((None, 0) if residual is None else matrix("residual", residual, *x.shape)),
+            *matrix("out", out, *x.shape),
             *x.shape,
         )
 
@@ -142,7 +148,15 @@ class CpuKernels(ReferenceKernels):
             self._twin()
             super().silu_mul(x, out)
             return
-        self._call("silu_mul", _dtype(x, out), *_matrix(x), *_matrix(out), *out.shape)
+        rows, width = out.shape
+        self._call(
+            "silu_mul",
+            number(x=x, out=out),
+            *matrix("x", x, rows, 2 * width),
+            *matrix("out", out, rows, width),
+            rows,
+            width,
+        )
 
     def qk_norm_rope_write_kv(
         self,
@@ -163,24 +177,27 @@ class CpuKernels(ReferenceKernels):
                 qkv, cos, sin, slot_mapping, key_cache, value_cache, head_dim, q_norm, k_norm, eps
             )
             return
-        kv_heads = key_cache.shape[-1] // head_dim
+        rows, kv_heads = qkv.shape[0], key_cache.shape[-1] // head_dim
+        q_heads = qkv.shape[1] // head_dim - 2 * kv_heads
+        angles, angles_row = matrix("cos", cos, rows, cos.shape[1])
+        if number(cos=cos, sin=sin) or sin.stride() != cos.stride() or 2 * cos.shape[1] > head_dim:
+            raise OperandError(f"cos, sin: float32 [{rows}, at most {head_dim // 2}] of equal strides are needed")
         self._call(
             "rope",
-            _dtype(qkv, key_cache, value_cache, q_norm, k_norm),
-            *_matrix(qkv),
-            qkv.shape[0],
-            qkv.shape[1] // head_dim - 2 * kv_heads,
+            number(qkv=qkv, key_cache=key_cache, value_cache=value_cache, q_norm=q_norm, k_norm=k_norm),
+            *matrix("qkv", qkv, rows, (q_heads + 2 * kv_heads) * head_dim),
+            rows,
+            q_heads,
             kv_heads,
             head_dim,
-            cos.data_ptr(),
-            sin.data_ptr(),
-            *cos.stride()[:1],
+            angles,
+            matrix("sin", sin, rows, cos.shape[1])[0],
+            angles_row,
             cos.shape[1],
-            slot_mapping.data_ptr(),
-            key_cache.data_ptr(),
-            value_cache.data_ptr(),
-            None if q_norm is None else q_norm.data_ptr(),
-            None if k_norm is None else k_norm.data_ptr(),
+            whole("slot_mapping", slot_mapping, torch.int32, rows),
+            *_caches(key_cache, value_cache, kv_heads * head_dim),
+            None if q_norm is None else whole("q_norm", q_norm, qkv.dtype, head_dim),
+            None if k_norm is None else whole("k_norm", k_norm, qkv.dtype, head_dim),
             eps,
         )
 
@@ -197,7 +214,7 @@ class CpuKernels(ReferenceKernels):
         rows: tuple[int, int] | None = None,
         window: int = 0,
     ) -> None:
-        total, heads, head_dim = q.shape
+        total, q_heads, head_dim = q.shape
         if q.dtype not in DTYPES or head_dim % HEAD_DIM_STEP or head_dim > HEAD_DIM_MAX:
             self._twin()
             super().paged_attention(
@@ -205,27 +222,26 @@ class CpuKernels(ReferenceKernels):
             )
             return
         first, last = rows or (0, total)
+        sequences, kv_heads = seq_lens.shape[0], key_cache.shape[2] // head_dim
+        if not 0 <= first <= last <= total or not kv_heads or q_heads % kv_heads:
+            raise OperandError(f"rows ({first}, {last}) of {total}, {q_heads} heads over {kv_heads}")
+        if block_tables.dtype != torch.int32:
+            raise OperandError(f"block_tables are {block_tables.dtype}, torch.int32 is needed")
         self._call(
             "attention",
-            _dtype(q, key_cache, value_cache, out),
-            q.data_ptr(),
-            q.stride(0),
-            q.stride(1),
-            key_cache.data_ptr(),
-            value_cache.data_ptr(),
+            number(q=q, key_cache=key_cache, value_cache=value_cache, out=out),
+            *heads("q", q, total, q_heads, head_dim),
+            *_caches(key_cache, value_cache, kv_heads * head_dim),
             key_cache.shape[1],
-            block_tables.data_ptr(),
-            block_tables.stride(0),
-            seq_lens.data_ptr(),
-            query_start_loc.data_ptr(),
-            seq_lens.shape[0],
-            heads,
-            key_cache.shape[2] // head_dim,
+            *matrix("block_tables", block_tables, sequences, block_tables.shape[1]),
+            whole("seq_lens", seq_lens, torch.int32, sequences),
+            whole("query_start_loc", query_start_loc, torch.int32, sequences + 1),
+            sequences,
+            q_heads,
+            kv_heads,
             head_dim,
             scale,
-            out.data_ptr(),
-            out.stride(0),
-            out.stride(1),
+            *heads("out", out, total, q_heads, head_dim),
             first,
             last,
             window,
@@ -243,17 +259,7 @@ def best() -> CpuKernels:
     raise CannotLoad("; ".join(dict.fromkeys(reasons)) or "this CPU has no AVX2")
 
 
-def _dtype(first: Tensor, *others: Tensor | None) -> int:
-    """The C interface's number for the dtype that all have. Raises TypeError."""
-    for other in others:
-        if other is not None and other.dtype != first.dtype:
-            raise TypeError(f"{other.dtype} beside {first.dtype}")
-    return DTYPES[first.dtype]
-
-
-def _matrix(x: Tensor) -> tuple[int, int]:
-    """Address and row stride. Raises ValueError unless the elements of a row lie side by side."""
-    stride, step = x.stride()
-    if step != 1 and x.shape[1] > 1:
-        raise ValueError(f"the last dimension of {tuple(x.shape)} has stride {step}, 1 is needed")
-    return x.data_ptr(), stride
+def _caches(keys: Tensor, values: Tensor, width: int) -> tuple[int, int]:
+    """Addresses of both, contiguous ``[blocks, block_size, width]`` of equal shapes."""
+    shape = (*keys.shape[:2], width)
+    return whole("key_cache", keys, keys.dtype, *shape), whole("value_cache", values, keys.dtype, *shape)
