@@ -209,6 +209,23 @@ def test_rows(level: str, rows: int, width: int, added: bool, dtype: torch.dtype
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_no_number_is_not_swallowed(level: str, dtype: torch.dtype) -> None:
+    """A fault of the model must be seen, in its own row."""
+    x = normal(3, 2 * 40, seed=1, dtype=dtype)
+    x[1, :40:7] = torch.nan
+    out = torch.empty(3, 40, dtype=dtype)
+    kernels(level).silu_mul(x, out)
+    assert torch.equal(out.isnan(), x[:, :40].isnan())
+    case = Paged.make([90], [3], 4, 2, 64, 16, 1, dtype)
+    case.q[1, 2, 5] = torch.nan
+    attended = case.attend(kernels(level))
+    assert bool(attended[1, 2].isnan().all())
+    attended[1, 2] = 0
+    assert bool(attended.isfinite().all())
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_embedding_reads_rows_and_panels(level: str, dtype: torch.dtype) -> None:
     weight, ids = normal(150, 71, seed=1, dtype=dtype), torch.tensor([0, 149, 63, 64, 64], dtype=torch.int32)
     for packed in (pack(kernels(level), weight, 4), pack(TWINS, weight)):

@@ -5,7 +5,10 @@
 namespace semipd {
 
 constexpr int64_t TILE_K = 32, TILE_ROWS = 16, TILE = TILE_ROWS * TILE_K;
-constexpr int64_t BLOCK_ROWS = 256, BLOCK_K = 512;  // sums of a block and half a panel: in the caches of a core
+// A panel's part of K, 32 KiB, stays in the first-level cache while many rows go by; their sums lie in the second level.
+constexpr int64_t BLOCK_ROWS = 512, BLOCK_K = 256, MANY_ROWS = 128;
+// More of x than the second level holds comes from beyond it for each item: then an item is more than one panel.
+constexpr int64_t NEAR_BYTES = 1 << 20, GROUP = 2;
 
 struct alignas(64) TileConfig {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -80,13 +83,13 @@ inline void tall_block(const Block& block, int64_t k, const bf16* w, int64_t ste
     }
     for (int64_t i = 0; i < steps; i++, x += block.step, w += TILE_K * PANEL) {
         ahead.fetch();
-        _tile_loadd(4, x, 2 * block.stride);
         _tile_loadd(6, w, 256);
-        _tile_loadd(7, w + 32, 256);
+        _tile_loadd(4, x, 2 * block.stride);
         _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
         if (SECOND) _tile_loadd(5, x + block.second, 2 * block.stride);
         if (SECOND) _tile_dpbf16ps(2, 5, 6);
+        _tile_loadd(7, w + 32, 256);
+        _tile_dpbf16ps(1, 4, 7);
         if (SECOND) _tile_dpbf16ps(3, 5, 7);
     }
     _tile_stored(0, sums, PANEL * 4);
@@ -121,26 +124,27 @@ inline const Block* place_blocks(const Linear<bf16>& p, int64_t K) {
     return places;
 }
 
-inline void tall_panel(const Linear<bf16>& p, const Block* places, int64_t panel, const bf16* w, const bf16* following,
-                       int64_t K, float* sums) {
-    const int64_t blocks = ((p.rows < BLOCK_ROWS ? p.rows : BLOCK_ROWS) + 2 * TILE_ROWS - 1) / (2 * TILE_ROWS);
-    Ahead ahead{(const char*)following, following ? (const char*)(following + K * PANEL) : nullptr, (31 + blocks) / blocks};
+// `count` panels from w on, for all rows. x, a block of K at a time, is read once for them.
+inline void tall_panels(const Linear<bf16>& p, const Block* places, int64_t panel, int64_t count, const bf16* w,
+                        Ahead ahead, int64_t K, float* sums) {
+    const int64_t block_k = p.rows < MANY_ROWS ? K : BLOCK_K;
     for (int64_t begin = 0; begin < p.rows; begin += BLOCK_ROWS) {
         const int64_t end = begin + BLOCK_ROWS < p.rows ? begin + BLOCK_ROWS : p.rows;
-        for (int half = 0; half < 2; half++)
-            for (int64_t k = 0; k < K; k += BLOCK_K) {
-                const int64_t steps = (K - k < BLOCK_K ? K - k : BLOCK_K) / TILE_K;
-                for (int64_t row = begin; row < end; row += 2 * TILE_ROWS) {
-                    const Block& block = places[row / (2 * TILE_ROWS)];
-                    const bf16* weights = w + k * PANEL + half * 64;
-                    float* out = sums + (row - begin) * PANEL + half * 32;
+        for (int64_t k = 0; k < K; k += block_k) {
+            const int64_t steps = (K - k < block_k ? K - k : block_k) / TILE_K;
+            for (int64_t row = begin; row < end; row += 2 * TILE_ROWS) {
+                const Block& block = places[row / (2 * TILE_ROWS)];
+                for (int64_t part = 0; part < 2 * count; part++) {
+                    const bf16* weights = w + part / 2 * K * PANEL + k * PANEL + part % 2 * 64;
+                    float* out = sums + (part / 2 * BLOCK_ROWS + row - begin) * PANEL + part % 2 * 32;
                     if (end - row > TILE_ROWS)
                         tall_block<true>(block, k / TILE_K, weights, steps, out, ahead);
                     else
                         tall_block<false>(block, k / TILE_K, weights, steps, out, ahead);
                 }
             }
-        finish(p, panel, begin, end - begin, sums);
+        }
+        for (int64_t i = 0; i < count; i++) finish(p, panel + i, begin, end - begin, sums + i * BLOCK_ROWS * PANEL);
     }
 }
 
@@ -149,19 +153,27 @@ inline void amx_linear(const Linear<bf16>& p, int64_t first_panel, int64_t last_
     const bool skinny = p.rows <= TILE_ROWS;
     const Block* places = skinny && K == p.K ? nullptr : place_blocks(p, K);
     const Block x = places ? *places : Block{p.x, p.ldx, 0, TILE_K};
-    parallel(last_panel - first_panel, 2, [&](auto next) {
-        alignas(64) static thread_local float sums[BLOCK_ROWS * PANEL];
+    const int64_t group = !skinny && p.rows * K * 2 > NEAR_BYTES ? GROUP : 1;
+    const int64_t blocks = ((p.rows < BLOCK_ROWS ? p.rows : BLOCK_ROWS) + 2 * TILE_ROWS - 1) / (2 * TILE_ROWS);
+    auto panels_of = [=](int64_t item) {
+        const int64_t left = last_panel - first_panel - item * group;
+        return left < group ? left : group;
+    };
+    parallel((last_panel - first_panel + group - 1) / group, 2, [&](auto next) {
+        float* sums = scratch<struct AmxSums, float>(skinny ? TILE_ROWS * PANEL : GROUP * BLOCK_ROWS * PANEL);
         configure(skinny ? p.rows : TILE_ROWS);
         for (int64_t item = next(), following; item >= 0; item = following) {
             following = next();
-            const int64_t panel = first_panel + item;
+            const int64_t panel = first_panel + item * group;
             const bf16* w = p.w + panel * K * PANEL;
             if (skinny) {
                 skinny_panel(x, w, K, sums);
                 finish(p, panel, 0, p.rows, sums);
             } else {
-                const bf16* ahead = following < 0 ? nullptr : p.w + (first_panel + following) * K * PANEL;
-                tall_panel(p, places, panel, w, ahead, K, sums);
+                const bf16* then = following < 0 ? w : p.w + (first_panel + following * group) * K * PANEL;
+                const int64_t bytes = following < 0 ? 0 : 2 * panels_of(following) * K * PANEL;
+                const Ahead ahead{(const char*)then, (const char*)then + bytes, (31 + blocks) / blocks};
+                tall_panels(p, places, panel, panels_of(item), w, ahead, K, sums);
             }
         }
         _tile_release();

@@ -1,12 +1,13 @@
 // Causal attention straight over the paged cache, decode rows and chunks alike. Online softmax over blocks of 64 absolute
-// positions, in float32: a row's bits depend on its own sequence alone. Threads take (sequence, KV head, some rows).
+// positions, in float32: a row's bits depend on its own sequence alone. Threads take (sequence, KV head, some rows); of a
+// decode row several KV heads at once, so that what is read lies side by side.
 #pragma once
 #include "parallel.h"
 #include "tile.h"
 
 namespace semipd {
 
-constexpr int POSITIONS = 64, QUERY_ROWS = 48, HEAD_DIM_MAX = 256;
+constexpr int POSITIONS = 64, QUERY_ROWS = 48, HEAD_DIM_MAX = 256, TOGETHER = 8;
 
 template <class T>
 struct Attention {
@@ -24,20 +25,82 @@ struct Attention {
     int64_t first_row, last_row, window;
 };
 
-// Rows first .. first + count - 1 of the batch, `group` query heads from `head` on, all of one sequence and KV head.
+// Rows first .. first + count - 1 of the batch, `group` query heads from `head` on, all of one sequence and KV head; the
+// same for as many KV heads behind it as make `together`.
 struct AttentionItem {
-    int32_t sequence, first, count, head, group, kv_head;
+    int32_t sequence, first, count, head, group, kv_head, together;
     int64_t position;
+
+    AttentionItem of_head(int i) const {
+        AttentionItem one = *this;
+        one.head += i * group;
+        one.kv_head += i;
+        one.together = 1;
+        return one;
+    }
+};
+
+// Where a block of positions lies for an item's first KV head, as offsets into both caches.
+struct Places {
+    int count, together;
+    int64_t at[POSITIONS];
+
+    template <class T>
+    Places(const Attention<T>& p, const AttentionItem& item, int64_t base) {
+        const int32_t* table = p.tables + item.sequence * p.table_row;
+        const int64_t context = item.position + item.count, head = item.kv_head * p.head_dim;
+        count = int(context - base < POSITIONS ? context - base : POSITIONS);
+        together = item.together;
+        int64_t block = base / p.block_size, inside = base % p.block_size;
+        for (int j = 0; j < count; j++, inside++) {
+            if (inside == p.block_size) block++, inside = 0;
+            at[j] = (table[block] * p.block_size + inside) * p.width + head;
+        }
+    }
+
+    // A few lines of each position, in blocks that lie anywhere: no pattern that the hardware would foresee. Part `part`
+    // of `parts`, so that the rest can be fetched while something is computed.
+    template <class T>
+    void prefetch(const Attention<T>& p, int part, int parts) const {
+        const T* const caches[] = {p.keys, p.values};
+        for (const T* cache : caches)
+            for (int j = count * part / parts; j < count * (part + 1) / parts; j++)
+                for (int64_t d = 0; d < together * p.head_dim; d += 64 / int64_t(sizeof(T)))
+                    _mm_prefetch((const char*)(cache + at[j] + d), _MM_HINT_T1);
+    }
+};
+
+// The first position whose block the item sees something of.
+template <class T>
+inline int64_t first_block(const Attention<T>& p, const AttentionItem& item) {
+    return p.window && item.position + 1 > p.window ? (item.position + 1 - p.window) / POSITIONS * POSITIONS : 0;
+}
+
+template <class T>
+inline void write_rows(const Attention<T>& p, const AttentionItem& item, const float* sums, const float* total) {
+    for (int r = 0; r < item.count * item.group; r++) {
+        T* out = p.out + (item.first + r / item.group) * p.out_row + (item.head + r % item.group) * p.out_head;
+        const float* row = sums + r * p.head_dim;
+        for (int64_t d = 0; d < p.head_dim; d += LANES) store(out + d, div(load(row + d), set1(total[r])));
+    }
+}
+
+// What a thread keeps of the rows of one KV head from block to block, and what it needs for a block.
+template <class T>
+struct AttentionState {
+    alignas(64) float sums[QUERY_ROWS * HEAD_DIM_MAX];
+    alignas(64) T queries[QUERY_ROWS * HEAD_DIM_MAX];
+    float maximum[QUERY_ROWS], total[QUERY_ROWS];
 };
 
 template <class T>
 struct AttentionScratch {
+    static constexpr int ROWS = QUERY_ROWS;
     alignas(64) T panel[HEAD_DIM_MAX * POSITIONS];
     alignas(64) float scores[QUERY_ROWS * POSITIONS];
-    alignas(64) float sums[QUERY_ROWS * HEAD_DIM_MAX];
-    alignas(64) T queries[QUERY_ROWS * HEAD_DIM_MAX];
-    float maximum[QUERY_ROWS], total[QUERY_ROWS];
-    const T *key[POSITIONS], *value[POSITIONS];
+    AttentionState<T> heads[TOGETHER];
+    static void start() {}
+    static void stop() {}
 };
 
 // The keys of n positions as a panel of 64 columns: words of 32 bits (pairs of bfloat16) become K-major.
@@ -110,68 +173,108 @@ inline float softmax_block(float* scores, int low, int high, float scale, float&
     return factor[0];
 }
 
-template <class T>
-inline void attend(const Attention<T>& p, const AttentionItem& item, AttentionScratch<T>& s) {
-    using D = typename DotOf<T>::type;
-    const int64_t dim = p.head_dim;
-    const int rows = item.count * item.group;
-    const int64_t bytes = dim * int64_t(sizeof(T));
-    for (int r = 0; r < rows; r++) {
-        const T* q = p.q + (item.first + r / item.group) * p.q_row + (item.head + r % item.group) * p.q_head;
-        memcpy(s.queries + r * dim, q, size_t(bytes));
-        s.maximum[r] = -INFINITY;
-        s.total[r] = 0;
-    }
-    memset(s.sums, 0, size_t(rows * dim) * 4);
-    const int32_t* table = p.tables + item.sequence * p.table_row;
+// fn(base, places, next) for each block of positions that the item sees; `next` is to be fetched meanwhile. Behind the
+// last it is the first of the `following` item, or null.
+template <class T, class F>
+inline void each_block(const Attention<T>& p, const AttentionItem& item, const AttentionItem* following, const F& fn) {
     const int64_t context = item.position + item.count;
-    int64_t base = p.window && item.position + 1 > p.window ? (item.position + 1 - p.window) / POSITIONS * POSITIONS : 0;
-    for (; base < context; base += POSITIONS) {
-        const int n = int(context - base < POSITIONS ? context - base : POSITIONS);
-        for (int j = 0; j < n; j++) {
-            int64_t at = base + j, slot = table[at / p.block_size] * p.block_size + at % p.block_size;
-            s.key[j] = p.keys + slot * p.width + item.kv_head * dim;
-            s.value[j] = p.values + slot * p.width + item.kv_head * dim;
-        }
-        key_panel(s.key, n, dim, s.panel);
-        const int skipped = base > item.position ? int(base - item.position) * item.group : 0;
-        for (int r = skipped; r < rows; r += D::ROWS) {
-            const int some = rows - r < D::ROWS ? rows - r : D::ROWS;
-            const T* queries[D::ROWS];
-            for (int i = 0; i < some; i++) queries[i] = s.queries + (r + i) * dim;
-            dot_panel<D>(queries, some, s.panel, dim, s.scores + r * POSITIONS);
-        }
-        for (int r = skipped; r < rows; r++) {
-            const int64_t position = item.position + r / item.group;
-            const int high = int(position + 1 - base < POSITIONS ? position + 1 - base : POSITIONS);
-            const int64_t start = p.window ? position + 1 - p.window - base : 0;
-            const int low = start > POSITIONS ? POSITIONS : start > 0 ? int(start) : 0;
-            float factor = softmax_block(s.scores + r * POSITIONS, low, high, p.scale, s.maximum[r], s.total[r]);
-            if (factor != 1.0f)
-                for (int64_t d = 0; d < dim; d += LANES)
-                    store(s.sums + r * dim + d, mul(load(s.sums + r * dim + d), set1(factor)));
-        }
-        constexpr int R = LANES == 16 ? 6 : 4;
-        int r = skipped;
-        for (; r + R <= rows; r += R) add_values<T, R>(s.scores + r * POSITIONS, s.value, n, s.sums + r * dim, dim);
-        for (; r + 2 <= rows; r += 2) add_values<T, 2>(s.scores + r * POSITIONS, s.value, n, s.sums + r * dim, dim);
-        for (; r < rows; r++) add_values<T, 1>(s.scores + r * POSITIONS, s.value, n, s.sums + r * dim, dim);
-    }
-    for (int r = 0; r < rows; r++) {
-        T* out = p.out + (item.first + r / item.group) * p.out_row + (item.head + r % item.group) * p.out_head;
-        for (int64_t d = 0; d < dim; d += LANES) store(out + d, div(load(s.sums + r * dim + d), set1(s.total[r])));
+    int64_t base = first_block(p, item);
+    for (Places here(p, item, base);;) {
+        const bool last = base + POSITIONS >= context;
+        if (last && !following) return fn(base, here, nullptr);
+        const AttentionItem& then = last ? *following : item;
+        const Places next(p, then, last ? first_block(p, then) : base + POSITIONS);
+        fn(base, here, &next);
+        if (last) return;
+        here = next;
+        base += POSITIONS;
     }
 }
 
 template <class T>
+inline void begin_rows(const Attention<T>& p, const AttentionItem& item, AttentionState<T>& state) {
+    const int rows = item.count * item.group;
+    for (int r = 0; r < rows; r++) {
+        const T* q = p.q + (item.first + r / item.group) * p.q_row + (item.head + r % item.group) * p.q_head;
+        memcpy(state.queries + r * p.head_dim, q, size_t(p.head_dim) * sizeof(T));
+        state.maximum[r] = -INFINITY;
+        state.total[r] = 0;
+    }
+    memset(state.sums, 0, size_t(rows * p.head_dim) * 4);
+}
+
+template <class T>
+inline void attend_block(const Attention<T>& p, const AttentionItem& item, int64_t base, const T* const* keys,
+                         const T* const* values, int n, AttentionScratch<T>& s, AttentionState<T>& state) {
+    using D = typename DotOf<T>::type;
+    const int64_t dim = p.head_dim;
+    const int rows = item.count * item.group;
+    key_panel(keys, n, dim, s.panel);
+    const int skipped = base > item.position ? int(base - item.position) * item.group : 0;
+    for (int r = skipped; r < rows; r += D::ROWS) {
+        const int some = rows - r < D::ROWS ? rows - r : D::ROWS;
+        const T* queries[D::ROWS];
+        for (int i = 0; i < some; i++) queries[i] = state.queries + (r + i) * dim;
+        dot_panel<D>(queries, some, s.panel, dim, s.scores + r * POSITIONS);
+    }
+    for (int r = skipped; r < rows; r++) {
+        const int64_t position = item.position + r / item.group;
+        const int high = int(position + 1 - base < POSITIONS ? position + 1 - base : POSITIONS);
+        const int64_t start = p.window ? position + 1 - p.window - base : 0;
+        const int low = start > POSITIONS ? POSITIONS : start > 0 ? int(start) : 0;
+        float* sums = state.sums + r * dim;
+        float factor = softmax_block(s.scores + r * POSITIONS, low, high, p.scale, state.maximum[r], state.total[r]);
+        if (factor != 1.0f)
+            for (int64_t d = 0; d < dim; d += LANES) store(sums + d, mul(load(sums + d), set1(factor)));
+    }
+    constexpr int R = LANES == 16 ? 6 : 4;
+    int r = skipped;
+    for (; r + R <= rows; r += R) add_values<T, R>(s.scores + r * POSITIONS, values, n, state.sums + r * dim, dim);
+    for (; r + 2 <= rows; r += 2) add_values<T, 2>(s.scores + r * POSITIONS, values, n, state.sums + r * dim, dim);
+    for (; r < rows; r++) add_values<T, 1>(s.scores + r * POSITIONS, values, n, state.sums + r * dim, dim);
+}
+
+// What a thread attends with.
+template <class T>
+struct ScratchOf {
+    using type = AttentionScratch<T>;
+};
+
+#if defined(__AMX_BF16__)
+}  // namespace semipd
+#include "attention_amx.h"
+namespace semipd {
+#endif
+
+template <class T, class Scratch>
+inline void attend(const Attention<T>& p, const AttentionItem& item, const AttentionItem* following, Scratch& s) {
+    for (int i = 0; i < item.together; i++) begin_rows(p, item.of_head(i), s.heads[i]);
+    each_block(p, item, following, [&](int64_t base, const Places& places, const Places* next) {
+        const T *keys[POSITIONS], *values[POSITIONS];
+        for (int i = 0; i < item.together; i++) {
+            for (int j = 0; j < places.count; j++) {
+                keys[j] = p.keys + places.at[j] + i * p.head_dim;
+                values[j] = p.values + places.at[j] + i * p.head_dim;
+            }
+            if (next) next->prefetch(p, i, item.together);
+            attend_block(p, item.of_head(i), base, keys, values, places.count, s, s.heads[i]);
+        }
+    });
+    for (int i = 0; i < item.together; i++) write_rows(p, item.of_head(i), s.heads[i].sums, s.heads[i].total);
+}
+
+template <class T>
 inline void attention(const Attention<T>& p) {
+    using Scratch = typename ScratchOf<T>::type;
     const int64_t ratio = p.heads / p.kv_heads;
     int64_t asked = 0;
     for (int64_t i = 0; i < p.sequences; i++) asked += p.starts[i + 1] > p.starts[i];
     // A group of query heads shares the keys; it is cut only where there would be nothing for a thread to do.
-    int64_t group = ratio < QUERY_ROWS ? ratio : QUERY_ROWS;
-    while (group > 1 && asked * p.kv_heads * (ratio / group) < threads()) group = (group + 1) / 2;
-    const int64_t most = QUERY_ROWS / group;
+    int64_t group = ratio < Scratch::ROWS ? ratio : Scratch::ROWS;
+    while (group > 1 && asked * p.kv_heads * (ratio / group) < workers()) group = (group + 1) / 2;
+    const int64_t most = Scratch::ROWS / group;
+    int64_t together = group == ratio ? (p.kv_heads < TOGETHER ? p.kv_heads : TOGETHER) : 1;
+    while (together > 1 && asked * ((p.kv_heads + together - 1) / together) < workers()) together = (together + 1) / 2;
     const int64_t per_sequence = p.kv_heads * ((ratio + group - 1) / group);
     int64_t room = 0, count = 0;
     for (int64_t i = 0; i < p.sequences; i++) room += ((p.starts[i + 1] - p.starts[i] + most - 1) / most) * per_sequence;
@@ -181,17 +284,24 @@ inline void attention(const Attention<T>& p) {
         const int64_t first = start > p.first_row ? start : p.first_row, last = end < p.last_row ? end : p.last_row;
         for (int64_t stop = last; stop > first;) {  // later rows see more: they go first
             const int64_t begin = stop - most > first ? stop - most : first;
-            for (int64_t kv = 0; kv < p.kv_heads; kv++)
+            const int64_t step = stop - begin == 1 ? together : 1;
+            for (int64_t kv = 0; kv < p.kv_heads; kv += step)
                 for (int64_t g = 0; g < ratio; g += group)
                     items[count++] = {int32_t(i), int32_t(begin), int32_t(stop - begin), int32_t(kv * ratio + g),
                                       int32_t(ratio - g < group ? ratio - g : group), int32_t(kv),
+                                      int32_t(p.kv_heads - kv < step ? p.kv_heads - kv : step),
                                       p.lengths[i] - (end - begin)};
             stop = begin;
         }
     }
     parallel(count, 2, [&](auto next) {
-        auto* own = scratch<struct AttentionRoom, AttentionScratch<T>>(1);
-        for (int64_t item = next(); item >= 0; item = next()) attend(p, items[item], *own);
+        auto* own = scratch<struct AttentionRoom, Scratch>(1);
+        own->start();
+        for (int64_t item = next(), following; item >= 0; item = following) {
+            following = next();
+            attend(p, items[item], following < 0 ? nullptr : items + following, *own);
+        }
+        own->stop();
     });
 }
 

@@ -30,6 +30,7 @@ inline int threads() {
 class Team {
   public:
     explicit Team(int size) : size_(size) {}
+    int size() const { return size_; }
 
     // The next item of a thread's call-th call. A counter is used again two calls later, and cleared in between.
     int64_t take(int64_t call) { return __atomic_fetch_add(&taken_[call % 2].value, 1, __ATOMIC_RELAXED); }
@@ -71,6 +72,9 @@ inline thread_local Team* team = nullptr;
 inline thread_local int member = 0;
 inline thread_local int64_t team_call = 0;
 
+// Threads that will share the items of the next `parallel`.
+inline int workers() { return team ? team->size() : threads(); }
+
 // fn(next) runs once in each thread and calls next() for items until it answers -1.
 template <class F>
 void parallel(int64_t items, int64_t least_to_share, const F& fn) {
@@ -105,16 +109,20 @@ void parallel(int64_t items, int64_t least_to_share, const F& fn) {
 }
 
 // Does the pool really give each of `size` bodies a thread of its own? A team of fewer would wait for ever. Asked once
-// for each size: the pool keeps to what it did.
+// for each size, of which there are few: the pool keeps to what it did.
 inline bool team_of(int size) {
-    static int able = 0, unable = 0;
-    if (able == size || unable == size) return able == size;
-    int bodies = 0;
-    parallel_for(
-        0, size, 1, [](int64_t, int64_t, void* context) { __atomic_add_fetch((int*)context, 1, __ATOMIC_SEQ_CST); },
-        &bodies);
-    (bodies == size ? able : unable) = size;
-    return bodies == size;
+    enum Answer : uint8_t { UNKNOWN, ABLE, UNABLE };
+    constexpr int MOST = 256;
+    static Answer answers[MOST + 1];
+    if (size > MOST) return false;
+    if (answers[size] == UNKNOWN) {
+        int bodies = 0;
+        parallel_for(
+            0, size, 1, [](int64_t, int64_t, void* context) { __atomic_add_fetch((int*)context, 1, __ATOMIC_SEQ_CST); },
+            &bodies);
+        answers[size] = bodies == size ? ABLE : UNABLE;
+    }
+    return answers[size] == ABLE;
 }
 
 // work() in every thread of the pool, as one team. Called by one thread of the process at a time.

@@ -67,7 +67,7 @@ inline void store(bf16* p, V x) { _mm256_storeu_si256((__m256i*)p, narrow(x)); }
 inline void store(float* p, V x, int n) { _mm512_mask_storeu_ps(p, first(n), x); }
 inline void store(bf16* p, V x, int n) { _mm256_mask_storeu_epi16(p, first(n), narrow(x)); }
 
-// 2 ** x; 0 below -126, so that -inf is well. A polynomial on [-0.5, 0.5], relative error 2e-7.
+// 2 ** x; 0 below -126, so that -inf is well; NaN stays NaN. A polynomial on [-0.5, 0.5], relative error 2e-7.
 inline V exp2(V x) {
     Mask small = _mm512_cmp_ps_mask(x, set1(-126.0f), _CMP_LT_OQ);
     V whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -178,7 +178,7 @@ inline void store(bf16* p, V x, int n) {
 
 inline V exp2(V x) {
     Mask small = _mm256_cmp_ps(x, set1(-126.0f), _CMP_LT_OQ);
-    x = _mm256_min_ps(_mm256_max_ps(x, set1(-126.0f)), set1(128.0f));
+    x = _mm256_min_ps(set1(128.0f), _mm256_max_ps(set1(-126.0f), x));  // of two they give the second if one is NaN
     V whole = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     V f = sub(x, whole), p = set1(1.535336188319500e-4f);
     p = fma(p, f, set1(1.339887440266574e-3f));
