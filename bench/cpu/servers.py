@@ -160,15 +160,16 @@ class Running:
             plan = cpu_plan(split, sorted(os.sched_getaffinity(0)))
             await client.set_partition(SetPartition(split_epoch=self._epoch, plan=plan))
             async with asyncio.timeout(30):
-                while not _applied(await client.snapshot(0), self._epoch):  # noqa: ASYNC110  # another process's state
+                while not in_force(await client.snapshot(0), self._epoch):  # noqa: ASYNC110  # another process's state
                     await asyncio.sleep(0.05)
         finally:
             await client.close()
         self._split = split
 
 
-def _applied(snapshot: EngineSnapshot, epoch: int) -> bool:
-    return all(worker.applied_epoch >= epoch for worker in snapshot.workers)
+def in_force(snapshot: EngineSnapshot, epoch: int) -> bool:
+    """Exactly this epoch: a later one, which somebody else has put in force, would be another split."""
+    return snapshot.split_epoch == epoch and all(worker.applied_epoch == epoch for worker in snapshot.workers)
 
 
 class ServerFailedError(Exception):

@@ -14,8 +14,9 @@ from bench.cpu.compare import Comparison, Verdict, best_chunk, verdicts
 from bench.cpu.environments import VLLM, ordinary_requirements
 from bench.cpu.parts import PROMPT, VICTIM, WORKLOADS, UnusableError
 from bench.cpu.schedule import GROUPS, LIMITS, MACHINE, SPLITS, Sample, Turn
-from bench.cpu.servers import SERVERS
+from bench.cpu.servers import SERVERS, in_force
 from bench.traffic import Record
+from semipd_engine.contract import EngineSnapshot, EngineState
 
 pytestmark = pytest.mark.unit
 
@@ -200,6 +201,12 @@ def test_the_report_prints_losses(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "cpu.json").read_text())["samples"]) == 4
     assert (tmp_path / "cpu.svg").read_text().count("<svg") == 1
     assert "Nothing has been measured" in report.markdown([])
+
+
+def test_a_split_that_somebody_else_put_in_force_is_not_ours() -> None:
+    """An engine acknowledges an epoch that is over without taking it: what is measured then is another split."""
+    seen = EngineSnapshot(monotonic_time=0.0, state=EngineState.READY, split_epoch=7)
+    assert in_force(seen, 7) and not in_force(seen, 6) and not in_force(seen, 8)
 
 
 # ---- environments ----------------------------------------------------------------------------------------------------
