@@ -28,6 +28,14 @@ def next_token(ids: array[int]) -> int:
     return zlib.crc32(ids.tobytes()) % VOCABULARY
 
 
+def allowed(token: int, mask: bytes | None) -> int:
+    """The first token from `token` on, around the vocabulary, that the mask has."""
+    if mask is None:
+        return token
+    order = ((token + i) % VOCABULARY for i in range(VOCABULARY))
+    return next(i for i in order if i // 8 < len(mask) and mask[i // 8] >> i % 8 & 1)
+
+
 def reference(prompt: list[int], count: int) -> list[int]:
     """What the model answers when nothing goes wrong."""
     ids = array("i", prompt)
@@ -65,7 +73,7 @@ class FakeRunner:
                     if row.sampling is None:
                         continue
                     end = start + len(tokens)
-                    sampled = next_token(self.read(row.block_table, end))
+                    sampled = allowed(next_token(self.read(row.block_table, end)), row.mask)
                     results.append(TokenResult(row.request, sampled))
                     ended = sampled in row.sampling.stop_token_ids
                     if not ended and row.output_index + step + 1 < row.sampling.max_tokens:

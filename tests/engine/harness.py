@@ -73,12 +73,12 @@ class ApiClient:
         self.lost = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
 
-    def add(self, prompt: Sequence[int], max_tokens: int, **sampling: Any) -> Stream:
+    def add(self, prompt: Sequence[int], max_tokens: int, *, grammar: str = "", **sampling: Any) -> Stream:
         wanted = Sampling(temperature=0, max_tokens=max_tokens, **sampling)
         stream = Stream(f"r{next(self._numbers)}", list(prompt), wanted)  # several threads add: one step, one number
         self._streams[stream.key] = stream
         with self._sending:
-            self._sender.send(AddRequest(stream.key, stream.prompt, wanted, time.monotonic()))
+            self._sender.send(AddRequest(stream.key, stream.prompt, wanted, time.monotonic(), grammar=grammar))
         return stream
 
     def abort(self, stream: Stream) -> None:

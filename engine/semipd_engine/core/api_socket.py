@@ -31,7 +31,7 @@ class ApiSocket:
         self,
         loop: EventLoop,
         run_dir: Path,
-        on_add: Callable[[Request], None],
+        on_add: Callable[[Request, str], None],
         on_abort: Callable[[int], None],
         on_rejected: Callable[[Rejected], None],
     ) -> None:
@@ -108,7 +108,7 @@ class ApiSocket:
             request.cache_salt = hashlib.blake2b(salt, digest_size=16, person=b"salt").digest()
         client.ids[message.key] = request.id
         self._owners[request.id] = client
-        self._on_add(request)
+        self._on_add(request, message.grammar)
 
     def _on_close(self, client: ApiClient) -> None:
         del self._clients[id(client)]

@@ -27,6 +27,7 @@ from semipd_engine.core.control_socket import ControlSocket
 from semipd_engine.core.dispatch import Dispatcher
 from semipd_engine.core.event_loop import EventLoop
 from semipd_engine.core.fault_isolation import Ending
+from semipd_engine.core.grammar import Grammars
 from semipd_engine.core.holder import Holder
 from semipd_engine.core.kv_cache_manager import KVCacheManager
 from semipd_engine.core.observation import Observer
@@ -72,6 +73,9 @@ class EngineCore:
         self._resident = ResidentLink(self._loop, run_dir, self._on_hello, self._workers, self._on_resident_lost)
         self._report = Report(options, self._status, router, self._resident, self._observer)
         self._api = ApiSocket(self._loop, run_dir, self._on_add, self._on_abort, self._on_rejected)
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK)
+        self._loop.watch(self._wake, 1, lambda _: self._on_masks())
+        self._grammars = Grammars(options.model, lambda: os.eventfd_write(self._wake, 1))
         self._control = ControlSocket(self._loop, run_dir, self._on_control)
 
     def run(self) -> None:
@@ -124,12 +128,19 @@ class EngineCore:
 
     # ---- api -----------------------------------------------------------------------------------------------------
 
-    def _on_add(self, request: Request) -> None:
+    def _on_masks(self) -> None:
+        os.eventfd_read(self._wake)
+        if self._status.scheduler is not None:
+            self._status.scheduler.masks_ready()
+
+    def _on_add(self, request: Request, grammar: str) -> None:
         if self._status.scheduler is None or self._status.drained:
             reason = "is draining" if self._status.drained else "has not loaded its model yet"
             self._api.deliver([(request, RequestOutput(key=request.key, error=f"the engine {reason}"))])
             return
         self._observer.arrived(request)
+        if grammar:
+            request.constraint = self._grammars.constraint(grammar)
         self._status.scheduler.add(request)
 
     def _on_rejected(self, rejected: Rejected) -> None:
@@ -196,6 +207,7 @@ class EngineCore:
             status.scheduler = Scheduler(limits, kv, self._aggregated)
         else:
             status.scheduler.replace_kv(kv)
+        self._grammars.warm_up(hello.vocab_size)
         log.info("resident %d: %s, %d KV blocks", hello.pid, hello.architecture, hello.num_blocks)
         self._workers.attach(self._resident.ask, hello.sm_count)
 

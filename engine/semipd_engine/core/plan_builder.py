@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from semipd_engine.contract import Phase
 from semipd_engine.core.fault_isolation import by_suspicion, is_suspect
 from semipd_engine.core.plans import requests_of
-from semipd_engine.core.request import Request, RequestState
+from semipd_engine.core.request import ConstraintError, Request, RequestState
 from semipd_engine.core.request_table import RequestTable
 from semipd_engine.core.waiting_queue import WaitingQueue, too_large
 from semipd_engine.ipc.messages import StepPlan
@@ -129,7 +129,10 @@ class PlanBuilder:
         while no block can be had for them."""
         count, mask = min(budget, request.num_uncomputed_tokens), None
         if request.constraint is not None and count == request.num_uncomputed_tokens:
-            mask = request.constraint.mask(request.output_token_ids)
+            try:
+                mask = request.constraint.mask(request.output_token_ids)
+            except ConstraintError as error:
+                self._table.fail(request, str(error))
             if mask is None:
                 return None
         if request.state is RequestState.DECODING and not self._grant_next_step(request):

@@ -17,11 +17,16 @@ from semipd_engine.core.kv_cache_manager import SequenceBlocks
 from semipd_engine.ipc.messages import Sampling
 
 
+class ConstraintError(Exception):
+    """Nothing can follow: the request ends with this message."""
+
+
 class Constraint(Protocol):
     """A grammar, say. It is asked for the next token only, again and again until it answers."""
 
     def mask(self, output: Sequence[int]) -> bytes | None:
-        """The tokens that may follow `output` (`ipc.messages.Row.mask`). None: not known yet, and a step is sat out."""
+        """The tokens that may follow `output` (`ipc.messages.Row.mask`). None: not known yet, and a step is sat out.
+        Raises `ConstraintError`."""
 
 
 class RequestState(Enum):

@@ -83,6 +83,12 @@ class Scheduler:
         self._recall |= on and not self.aggregated
         self.aggregated = on
 
+    def masks_ready(self) -> None:
+        """Rows that sat out can take part again: at decode's next step boundary."""
+        planned = requests_of(self.in_flight.get(Phase.DECODE))
+        rows = self.table.in_state(RequestState.DECODING)
+        self._recall |= any(row.constraint is not None and row.id not in planned for row in rows)
+
     def take_outputs(self) -> list[tuple[Request, RequestOutput]]:
         """What happened since the last call, oldest first."""
         return self.table.take_outputs()

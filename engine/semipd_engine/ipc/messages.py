@@ -58,6 +58,8 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add"):
     """The smaller, the sooner (vLLM's)."""
     ttft_target: float | None = None
     """Seconds from receipt within which the client wants the first token; None: it has not said."""
+    grammar: str = ""
+    """What the output must look like, as llguidance has it; empty: anything. It ends with an end-of-sequence id."""
 
 
 class AbortRequest(msgspec.Struct, frozen=True, tag="abort"):

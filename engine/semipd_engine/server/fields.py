@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from semipd_engine.server.errors import bad_request
+from semipd_engine.server.protocol import GRAMMAR_FIELDS
 
 HONOURED_BY_BOTH = frozenset(
     {"model", "n", "stream", "stream_options", "temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty"}
     | {"frequency_penalty", "repetition_penalty", "logit_bias", "stop", "stop_token_ids", "include_stop_str_in_output"}
     | {"ignore_eos", "min_tokens", "max_tokens", "skip_special_tokens", "return_token_ids", "logprobs"}
-    | {"return_tokens_as_token_ids", "add_special_tokens", "request_id", "cache_salt", "priority"}
+    | {"return_tokens_as_token_ids", "add_special_tokens", "request_id", "cache_salt", "priority", *GRAMMAR_FIELDS}
 )
 HONOURED_BY_COMPLETIONS = frozenset({"prompt", "echo"})
 HONOURED_BY_CHAT = frozenset(
@@ -45,17 +46,8 @@ HARMLESS: Mapping[str, str] = {
 }
 
 _LEAVE_OUT = "leave it out"
-_GRAMMAR = "not supported; ask for the format in the prompt"
 REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     # Field: (the remedy, values that ask for nothing beside null, false, empty strings, lists and objects).
-    "response_format": (_GRAMMAR, ({"type": "text"},)),
-    "structured_outputs": (_GRAMMAR, ()),
-    "guided_json": (_GRAMMAR, ()),
-    "guided_regex": (_GRAMMAR, ()),
-    "guided_choice": (_GRAMMAR, ()),
-    "guided_grammar": (_GRAMMAR, ()),
-    "guided_json_object": (_GRAMMAR, ()),
-    "guided_whitespace_pattern": (_GRAMMAR, ()),
     "prompt_logprobs": (_LEAVE_OUT, ()),
     "logprob_token_ids": ("ask for top_logprobs (chat) or logprobs (completions) up to 20", ()),
     "allowed_token_ids": ("raise the allowed ones by logit_bias", ()),
@@ -99,7 +91,7 @@ def judge(extra: Mapping[str, Any], chat: bool) -> list[str]:
         if name in REFUSED:
             remedy, neutral = REFUSED[name]
             if not _asks_nothing(value, neutral):
-                raise bad_request(name, f"not supported; {remedy.removeprefix('not supported; ')}")
+                raise bad_request(name, f"not supported; {remedy}")
         elif name in elsewhere:
             if not _asks_nothing(value, ("none", "auto")):
                 raise bad_request(name, _ONLY_COMPLETIONS if chat else _ONLY_CHAT)

@@ -119,7 +119,11 @@ class Generation:
                 self._keys[key] = sequence
                 self._all.by_key[key] = self
                 self._running.add(key)
-                self._all.send(AddRequest(key, prompt, seeded, self.received_at, options.cache_salt, *order))
+                self._all.send(
+                    AddRequest(
+                        key, prompt, seeded, self.received_at, options.cache_salt, *order, grammar=options.grammar
+                    )
+                )
             metrics.observe("vllm:request_params_max_tokens", sampling.max_tokens)
 
     def receive(self, output: RequestOutput, now: float) -> int:

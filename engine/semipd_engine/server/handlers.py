@@ -84,7 +84,8 @@ async def _answer(
     generation = service.admit(shape.prefix, body.request_id or request_id(request.scope), prompts, body.choices)
     generation.accept(terms)
     try:
-        await service.start(generation, body, await service.tokenise(size, encode, request.receive))
+        grammar = await service.grammar(body, request.receive)
+        await service.start(generation, body, await service.tokenise(size, encode, request.receive), grammar)
         if body.stream:
             events = _events(service, generation, body, shape)
             return EventStream(events, finished=generation.close)

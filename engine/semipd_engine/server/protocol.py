@@ -18,6 +18,10 @@ MAX_MESSAGES = 1 << 13
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 
+GRAMMAR_FIELDS = (
+    *("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+    *("guided_json_object", "guided_whitespace_pattern"),
+)
 REQUEST_ID = r"^[!-~]{1,128}$"
 """Of printable ASCII, without blanks."""
 
@@ -113,6 +117,14 @@ class GenerationRequest(BaseModel):
     skip_special_tokens: bool = True
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_json_object: bool | None = None
+    guided_whitespace_pattern: str | None = None
     request_id: Annotated[str, Field(pattern=REQUEST_ID)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     priority: int | None = Field(default=None, ge=-INT32_MAX, le=INT32_MAX)
@@ -139,6 +151,11 @@ class GenerationRequest(BaseModel):
     @property
     def continuous_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    @property
+    def grammar_fields(self) -> dict[str, Any]:
+        """What is said of the answer's form."""
+        return {name: value for name in GRAMMAR_FIELDS if (value := getattr(self, name)) is not None}
 
     @model_validator(mode="after")
     def _check_together(self) -> GenerationRequest:

@@ -43,6 +43,7 @@ class TextOptions:
     skip_special_tokens: bool = True
     eos_token_ids: frozenset[int] = frozenset()
     cache_salt: str = ""
+    grammar: str = ""
     silent: bool = False
     """Nothing of the output is shown or counted: the request is about its prompt alone."""
 

@@ -18,7 +18,7 @@ from semipd_engine.ipc.messages import CoreState, Outputs, Rejected
 from semipd_engine.server.admission import OUTAGE_GRACE_SECONDS, Admission
 from semipd_engine.server.chat_template import ChatTemplates
 from semipd_engine.server.core_client import CoreClient
-from semipd_engine.server.errors import ApiError, unavailable
+from semipd_engine.server.errors import ApiError, bad_request, unavailable
 from semipd_engine.server.generation import Generation, Generations
 from semipd_engine.server.http_io import while_connected
 from semipd_engine.server.metrics import EngineMetrics
@@ -26,6 +26,7 @@ from semipd_engine.server.model_card import load_model_card
 from semipd_engine.server.params import check_prompt_length, check_token_ids, resolve, too_long
 from semipd_engine.server.protocol import GenerationRequest, Prompt
 from semipd_engine.server.sequence import TextOptions
+from semipd_engine.server.structured import grammar_of
 from semipd_engine.server.tokenizer import TextTooLong, Tokenizer
 
 INLINE_BYTES = 4096
@@ -148,7 +149,20 @@ class Service:
             encoded.append(ids)
         return encoded
 
-    async def start(self, generation: Generation, request: GenerationRequest, prompts: list[list[int]]) -> None:
+    async def grammar(self, request: GenerationRequest, receive: Receive) -> str:
+        """What the answer must look like (`ipc.messages.AddRequest.grammar`). Raises `ApiError` (400)."""
+        given = request.grammar_fields
+        grammar = await self.tokenise(INLINE_BYTES + 1, lambda: grammar_of(given), receive) if given else ""
+        if grammar and (request.ignore_eos or request.min_tokens):
+            field = "ignore_eos" if request.ignore_eos else "min_tokens"
+            raise bad_request(field, "a grammar says where the answer ends; leave this out")
+        if grammar and not self.card.eos_token_ids:
+            raise bad_request("response_format", "this model names no end-of-sequence token, so no grammar can end")
+        return grammar
+
+    async def start(
+        self, generation: Generation, request: GenerationRequest, prompts: list[list[int]], grammar: str
+    ) -> None:
         """Resolve the sampling of each prompt and send its sequences to core. Raises `ApiError`."""
         resolved = [(ids, resolve(request, len(ids), self.card, self.max_model_len)) for ids in prompts]
         # A short outage of core is waited out here: nothing of this request is lost yet.
@@ -164,6 +178,7 @@ class Service:
             include_stop=request.include_stop_str_in_output,
             skip_special_tokens=request.skip_special_tokens,
             eos_token_ids=frozenset(self.card.eos_token_ids),
+            grammar=grammar,
             cache_salt=request.cache_salt or "",
             silent=request.max_tokens == 0,
         )

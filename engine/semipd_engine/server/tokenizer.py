@@ -91,6 +91,11 @@ class Tokenizer:
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
+    def to_json(self) -> str:
+        """The tokenizer as a file has it, with what tokenizer_config.json adds."""
+        source: str = self._tokenizer.to_str()
+        return source
+
     def decode_long(self, token_ids: list[int]) -> str:
         """Like `decode`, letting other Python threads run meanwhile."""
         text: str = self._tokenizer.decode_batch([token_ids], skip_special_tokens=False)[0]

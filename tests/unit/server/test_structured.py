@@ -1,0 +1,184 @@
+"""From fields to grammars: what is asked for, what is refused and with which words, and what the masks allow."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from tests.unit.server.api_process import Api, wait_until
+
+from semipd_engine.core.grammar import GrammarConstraint, Grammars
+from semipd_engine.core.request import ConstraintError
+from semipd_engine.server.errors import ApiError
+from semipd_engine.server.structured import grammar_of
+from semipd_engine.server.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.unit
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_dir: Path) -> Tokenizer:
+    return Tokenizer(model_dir)
+
+
+@pytest.fixture
+def grammars(model_dir: Path) -> Grammars:
+    found = Grammars(model_dir, lambda: None)
+    found.warm_up(400)
+    return found
+
+
+def mask_of(constraint: GrammarConstraint, output: list[int]) -> bytes:
+    """Asked until it is known."""
+    masks: list[bytes] = []
+    wait_until(lambda: masks or masks.extend([mask] if (mask := constraint.mask(output)) is not None else []))
+    return masks[0]
+
+
+def answer(grammars: Grammars, tokenizer: Tokenizer, grammar: str, seed: int, most: int = 300) -> str | None:
+    """By tokens drawn at random among the allowed ones; None where it does not end."""
+    constraint, output, draw = grammars.constraint(grammar), list[int](), random.Random(seed)
+    while len(output) < most:
+        mask = mask_of(constraint, output)
+        token = draw.choice([i for i in range(400) if mask[i // 8] >> i % 8 & 1])
+        if token in (0, 2):
+            return tokenizer.decode(output)
+        output.append(token)
+    return None
+
+
+def json_of(schema: Any) -> str:
+    return grammar_of({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}})
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        PERSON,
+        {"enum": ["red", "green", 3, None]},
+        {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 4},
+        {"type": "string", "pattern": "^[a-c]{2,4}-[0-9]$"},
+        {"anyOf": [{"type": "integer", "minimum": 5, "maximum": 7}, {"const": "no"}]},
+        {
+            "$defs": {"leaf": {"type": "object", "properties": {"v": {"type": "integer", "maximum": 9, "minimum": 0}}}},
+            "type": "object",
+            "properties": {"a": {"$ref": "#/$defs/leaf"}, "b": {"$ref": "#/$defs/leaf"}},
+            "required": ["a"],
+            "additionalProperties": False,
+        },
+    ],
+)
+def test_what_ends_validates(grammars: Grammars, tokenizer: Tokenizer, schema: Any) -> None:
+    ended = [text for seed in range(8) if (text := answer(grammars, tokenizer, json_of(schema), seed)) is not None]
+    assert ended
+    for text in ended:
+        jsonschema.validate(json.loads(text), schema)
+
+
+def test_every_way_to_ask(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    ways: list[tuple[dict[str, Any], Callable[[str], bool]]] = [
+        ({"structured_outputs": {"choice": ["yes", 'no "x"', "größe"]}}, lambda t: t in ("yes", 'no "x"', "größe")),
+        ({"guided_choice": ["yes"]}, lambda t: t == "yes"),
+        ({"structured_outputs": {"regex": "[0-9]{3}"}}, lambda t: len(t) == 3 and t.isdigit()),
+        ({"guided_regex": "ab?c"}, lambda t: t in ("ac", "abc")),
+        ({"structured_outputs": {"grammar": 'start: "a" | "b" "c"'}}, lambda t: t in ("a", "bc")),
+        ({"guided_grammar": 'root ::= "a" | "b" "c"'}, lambda t: t in ("a", "bc")),
+        ({"structured_outputs": {"json": json.dumps({"const": 5})}}, lambda t: json.loads(t) == 5),
+        ({"guided_json": {"const": [1]}}, lambda t: json.loads(t) == [1]),
+        (
+            {"structured_outputs": {"json": {"const": {"a": 1}}, "disable_any_whitespace": True}},
+            lambda t: t == '{"a":1}' or json.loads(t) == {"a": 1},
+        ),
+    ]
+    for given, fits in ways:
+        text = answer(grammars, tokenizer, grammar_of(given), 1)
+        assert text is not None and fits(text), (given, text)
+    assert grammar_of({"response_format": {"type": "text"}}) == ""
+    assert "object" in grammar_of({"response_format": {"type": "json_object"}})
+    assert grammar_of({"guided_json_object": False}) == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "param", "words"),
+    [
+        ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing"),
+        ({"guided_json": {"type": "foo"}}, "guided_json", "Invalid type: foo"),
+        ({"guided_json": {"not": {"const": 1}}}, "guided_json", 'Unimplemented keys: ["not"]'),
+        ({"guided_json": "{"}, "guided_json", "cannot be used"),
+        ({"guided_json": "3"}, "guided_json", "an object"),
+        ({"guided_regex": "(a"}, "guided_regex", "unclosed group"),
+        ({"guided_choice": []}, "guided_choice", "list of strings"),
+        ({"guided_choice": ["a", ""]}, "guided_choice", "neither"),
+        ({"guided_grammar": "start: nothing"}, "guided_grammar", "nothing"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag", "use one of"),
+        ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs.regex", "leave all but one out"),
+        ({"guided_json": {"enum": ["x" * 300_000]}}, "guided_json", "simplify"),
+    ],
+)
+def test_what_cannot_be_held_is_refused_with_its_words(given: dict[str, Any], param: str, words: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        grammar_of(given)
+    assert (refused.value.status, refused.value.param) == (400, param)
+    assert words in refused.value.message, refused.value.message
+
+
+def test_the_state_is_rebuilt_from_the_tokens(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    """Whoever asks for a later, an earlier or the same output gets what one that was asked from the start says."""
+    grammar = json_of(PERSON)
+    output = tokenizer.encode('{"name": "a", "age": 12')
+    followed, fresh = grammars.constraint(grammar), grammars.constraint(grammar)
+    masks = [mask_of(followed, output[:i]) for i in range(len(output) + 1)]
+    assert mask_of(fresh, output) == masks[-1] == mask_of(fresh, output)
+    assert mask_of(fresh, output[:3]) == masks[3]
+
+
+def test_an_impossible_output_ends_the_request(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    constraint = grammars.constraint(json_of(PERSON))
+    with pytest.raises(ConstraintError, match="left its grammar"):
+        mask_of(constraint, tokenizer.encode("nonsense"))
+
+
+def test_a_model_without_a_tokenizer_says_so(tmp_path: Path) -> None:
+    woken = threading.Event()
+    grammars = Grammars(tmp_path, woken.set)
+    grammars.warm_up(400)
+    with pytest.raises(ConstraintError, match="cannot be constrained"):
+        mask_of(grammars.constraint(json_of(PERSON)), [])
+    assert woken.is_set()
+
+
+# ---- through the api ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_grammar_reaches_core(api: Api, chat: bool) -> None:
+    ask = api.chat if chat else api.complete
+    assert ask().status_code == 200 and api.core.added[-1].grammar == ""
+    assert ask(n=2, response_format={"type": "json_object"}).status_code == 200
+    assert {add.grammar for add in api.core.added[-2:]} == {grammar_of({"response_format": {"type": "json_object"}})}
+
+
+def test_refusals_reach_the_client(api: Api) -> None:
+    error = api.chat(structured_outputs={"json": {"type": "foo"}}).json()["error"]
+    assert error["param"] == "structured_outputs.json" and "Invalid type: foo" in error["message"]
+    for field, value in (("ignore_eos", True), ("min_tokens", 3)):
+        refused = api.complete(guided_choice=["a"], **{field: value})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
+    assert not api.core.added
