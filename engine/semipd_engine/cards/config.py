@@ -1,4 +1,4 @@
-"""What a dense decoder-only model is: sizes, rotary positions, KV layout. Torch-free: core and launcher size with it.
+"""What a decoder-only model is: sizes, rotary positions, KV layout. Torch-free: core and launcher size with it.
 
 Reads the fields as transformers 4 writes them (`rope_theta`, `rope_scaling`, `torch_dtype`) and as 5 does
 (`rope_parameters`, `dtype`). What differs between families is in their own modules; knows nothing of weights.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from semipd_engine.cards.blocks import Latent, Mixture
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.fields import Fields
 from semipd_engine.cards.rope import RopeConfig
@@ -18,7 +19,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One decoder-only transformer: grouped-query attention, rotary positions, RMSNorm, SwiGLU."""
+    """One decoder-only transformer: grouped-query or latent attention, rotary positions, RMSNorm, SwiGLU or experts."""
 
     architecture: str
     """`model_type` of config.json: a key of `cards.registry.FAMILIES`."""
@@ -46,6 +47,14 @@ class ModelConfig:
     bos_token_id: int | None
     windows: tuple[int, ...] = ()
     """For each layer the positions that a row sees, 0 is all; empty: all of them see all."""
+    mixture: Mixture | None = None
+    """None: every layer is dense."""
+    latent: Latent | None = None
+    """None: attention is grouped-query."""
+    fp8_block: tuple[int, int] | None = None
+    """The checkpoint holds matrices as FP8 (E4M3) with a scale for each block of so many rows and columns."""
+    ignored_layers: int = 0
+    """Layers behind the last that the checkpoint may hold and the model does without (multi-token prediction)."""
 
     @classmethod
     def dense(
@@ -59,6 +68,7 @@ class ModelConfig:
         mlp_bias: bool = False,
         qk_norm: bool = False,
         windows: tuple[int, ...] = (),
+        mixture: Mixture | None = None,
     ) -> ModelConfig:
         """The fields that all families spell alike; the rest is what the family says.
 
@@ -94,9 +104,10 @@ class ModelConfig:
             mlp_bias=mlp_bias,
             qk_norm=qk_norm,
             dtype=_dtype(config),
-            eos_token_ids=generation.token_ids("eos_token_id") or config.token_ids("eos_token_id"),
-            bos_token_id=next(iter(config.token_ids("bos_token_id")), None),
+            eos_token_ids=generation.integers("eos_token_id") or config.integers("eos_token_id"),
+            bos_token_id=next(iter(config.integers("bos_token_id")), None),
             windows=windows,
+            mixture=mixture,
         )
 
     @property
@@ -111,9 +122,23 @@ class ModelConfig:
         """Positions that a row sees in this layer; 0: all."""
         return self.windows[layer] if self.windows else 0
 
+    @property
+    def attention_scale(self) -> float:
+        """Of the scores. Latent models take the magnitude of a stretched rotation into it."""
+        if self.latent is None:
+            return float(self.head_dim**-0.5)
+        return float(self.latent.query_dim**-0.5) * self.rope.score_scale
+
+    def experts(self, layer: int) -> Mixture | None:
+        """None: the layer is dense."""
+        return self.mixture if self.mixture is not None and self.mixture.layers[layer] else None
+
     def kv_layout(self, block_size: int, itemsize: int) -> KVLayout:
         """`block_size` in tokens, `itemsize` in bytes of a cache element."""
-        components = (KVComponent("key", self.kv_width), KVComponent("value", self.kv_width))
+        if self.latent is not None:
+            components: tuple[KVComponent, ...] = (KVComponent("latent", self.latent.width),)
+        else:
+            components = (KVComponent("key", self.kv_width), KVComponent("value", self.kv_width))
         return KVLayout(self.num_layers, components, block_size, itemsize)
 
 

@@ -34,6 +34,13 @@ class Fields:
             raise self._error(name, "an integer above 0")
         return value
 
+    def whole(self, name: str, default: int) -> int:
+        value = self._values.get(name)
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise self._error(name, "an integer, 0 or more")
+        return value
+
     def number(self, name: str, default: float | None = None) -> float:
         value = self._values.get(name)
         value = default if value is None else value
@@ -47,13 +54,13 @@ class Fields:
             raise self._error(name, "a number above 0")
         return value
 
-    def token_ids(self, name: str) -> tuple[int, ...]:
-        """An id, a list of ids, or nothing."""
+    def integers(self, name: str) -> tuple[int, ...]:
+        """A number, a list of numbers, or nothing."""
         value = self._values.get(name)
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
-            raise self._error(name, "a token id or a list of them")
-        return tuple(ids)
+        found = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(one, int) and not isinstance(one, bool) for one in found):
+            raise self._error(name, "an integer or a list of them")
+        return tuple(found)
 
     def flag(self, name: str, default: bool = False) -> bool:
         value = self._values.get(name)
@@ -65,6 +72,10 @@ class Fields:
     def names(self) -> set[str]:
         """Of the fields that are not null."""
         return {name for name, value in self._values.items() if value is not None}
+
+    def without(self, *names: str) -> Fields:
+        """The same but for fields that somebody else has read."""
+        return Fields({name: value for name, value in self._values.items() if name not in names}, self._source)
 
     def nested(self, name: str) -> Fields | None:
         value = self._values.get(name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.errors import ModelError
@@ -27,17 +28,19 @@ class Family:
     """(config.json, generation_config.json) -> what the model is. Raises `ModelError`."""
     wiring: str
     """Module of `semipd_engine.model.families`; its `layer` builds one decoder layer."""
-    synthetic: bool = True
-    """`make-model` can write a random one, and `import-gguf` reads its files."""
+    random_fields: Callable[[int, int], dict[str, Any]] = lambda heads, inner: {}
+    """(heads, intermediate size) -> what config.json of a random model has beyond the fields that all families spell
+    alike (`make-model`)."""
+    gguf: bool = False
+    """`import-gguf` reads its files."""
 
 
 FAMILIES: Mapping[str, Family] = {
-    "llama": Family(llama, "llama"),
-    "mistral": Family(mistral, "mistral", synthetic=False),
-    "qwen2": Family(qwen2, "qwen"),
-    "qwen3": Family(qwen3, "qwen"),
+    "llama": Family(llama, "llama", gguf=True),
+    "mistral": Family(mistral, "mistral", lambda heads, inner: {"sliding_window": 256}),
+    "qwen2": Family(qwen2, "qwen", gguf=True),
+    "qwen3": Family(qwen3, "qwen", gguf=True),
 }
-SYNTHETIC = tuple(name for name, family in FAMILIES.items() if family.synthetic)
 
 
 def read_card(path: Path | str) -> ModelConfig:

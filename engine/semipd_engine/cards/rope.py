@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log
 
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.fields import Fields
@@ -26,6 +27,13 @@ class RopeConfig:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+
+    @property
+    def score_scale(self) -> float:
+        """Of attention scores, where a model takes `mscale_all_dim` into them: the factor of YaRN, squared."""
+        if self.kind == "default" or not self.mscale_all_dim or self.factor <= 1:
+            return 1.0
+        return float((0.1 * self.mscale_all_dim * log(self.factor) + 1.0) ** 2)
 
     @classmethod
     def parse(cls, config: Fields) -> RopeConfig:

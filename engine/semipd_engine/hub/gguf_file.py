@@ -14,7 +14,7 @@ from gguf.quants import dequantize
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from semipd_engine.cards.errors import ModelError
-from semipd_engine.cards.registry import SYNTHETIC
+from semipd_engine.cards.registry import FAMILIES
 from semipd_engine.cards.weights import EMBEDDING, LM_HEAD
 
 CONTROL, USER_DEFINED = 3, 4
@@ -47,10 +47,11 @@ class GGUFFile:
             raise ModelError("InvalidCheckpoint", f"{path}: {error}") from error
         self._tensors: dict[str, ReaderTensor] = {tensor.name: tensor for tensor in self._reader.tensors}
         self.architecture = str(self.get("general.architecture"))
-        if self.architecture not in SYNTHETIC:
+        known = [name for name, family in FAMILIES.items() if family.gguf]
+        if self.architecture not in known:
             raise ModelError(
                 "UnsupportedArchitecture",
-                f"{path}: general.architecture is {self.architecture!r}; import-gguf knows {', '.join(SYNTHETIC)}",
+                f"{path}: general.architecture is {self.architecture!r}; import-gguf knows {', '.join(known)}",
             )
         if "rope_freqs.weight" in self._tensors or self._arch("rope.scaling.type", "none") != "none":
             raise ModelError("UnsupportedRopeScaling", f"{path}: scaled rotary positions cannot be imported yet")

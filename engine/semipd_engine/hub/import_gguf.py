@@ -23,7 +23,7 @@ def import_gguf(source: Path, out: Path, dtype: str = "bfloat16", progress: bool
 
     from semipd_engine.cards.fields import Fields
     from semipd_engine.cards.registry import parse_card
-    from semipd_engine.cards.weights import weight_specs
+    from semipd_engine.cards.weights import checkpoint_tensors, weight_specs
     from semipd_engine.hub.checkpoint_writer import CheckpointWriter
     from semipd_engine.hub.gguf_file import GGUFFile
     from semipd_engine.hub.model_dir import new_model_dir, write_json, write_tokenizer
@@ -33,7 +33,7 @@ def import_gguf(source: Path, out: Path, dtype: str = "bfloat16", progress: bool
     file = GGUFFile(source)
     values = file.config(dtype)
     config = parse_card(Fields(values, str(source)))
-    tensors = [tensor for spec in weight_specs(config) for tensor in spec.sources]
+    tensors = checkpoint_tensors(weight_specs(config))
     with new_model_dir(out) as directory:
         write_json(directory / "config.json", values)
         write_json(

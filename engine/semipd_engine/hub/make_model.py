@@ -1,4 +1,4 @@
-"""``semipd-engine make-model --preset tiny|small --arch llama|qwen2|qwen3 --out DIR --seed N``: a random model.
+"""``semipd-engine make-model --preset tiny|small --arch llama|qwen2|... --out DIR --seed N``: a random model.
 
 A complete Hugging Face directory (weights, tokenizer, chat template) for tests, benchmarks and first steps without a
 download. What it says means nothing.
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semipd_engine.cards.errors import ModelError
-from semipd_engine.cards.registry import SYNTHETIC, parse_card
+from semipd_engine.cards.registry import FAMILIES, parse_card
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -26,7 +26,7 @@ def make_model(preset: str, architecture: str, out: Path, seed: int = 0, progres
     from tqdm import tqdm
 
     from semipd_engine.cards.fields import Fields
-    from semipd_engine.cards.weights import weight_specs
+    from semipd_engine.cards.weights import checkpoint_tensors, weight_specs
     from semipd_engine.hub import random_model
     from semipd_engine.hub.bpe_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, train_tokenizer
     from semipd_engine.hub.checkpoint_writer import CheckpointWriter
@@ -37,7 +37,7 @@ def make_model(preset: str, architecture: str, out: Path, seed: int = 0, progres
     eos = [end_of_turn, end_of_text]
     values = random_model.model_config(sizes, architecture, eos)
     config = parse_card(Fields(values, "config.json"))
-    tensors = [tensor for spec in weight_specs(config) for tensor in spec.sources]
+    tensors = checkpoint_tensors(weight_specs(config))
     with new_model_dir(out) as directory:
         write_json(directory / "config.json", values)
         write_json(directory / "generation_config.json", {"eos_token_id": eos, "pad_token_id": end_of_text})
@@ -52,7 +52,7 @@ def make_model(preset: str, architecture: str, out: Path, seed: int = 0, progres
 def add_command(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("make-model", help="make a model with random weights", description=__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="15 million or 0.5 billion parameters")
-    parser.add_argument("--arch", choices=SYNTHETIC, default="llama", help="architecture")
+    parser.add_argument("--arch", choices=tuple(FAMILIES), default="llama", help="architecture")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write; must not exist yet")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same model")
     parser.set_defaults(func=_run)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from semipd_engine.cards.registry import FAMILIES
 from semipd_engine.cards.weights import EMBEDDING, Source
 
 QUERY_KEY_GAIN = 1.7
@@ -42,8 +43,9 @@ PRESETS = {
 
 def model_config(preset: Preset, architecture: str, eos_token_ids: list[int]) -> dict[str, Any]:
     """config.json, spelt so that transformers 4 and 5 read it."""
+    name = "".join(part.capitalize() for part in architecture.split("_"))
     return {
-        "architectures": [f"{architecture.capitalize()}ForCausalLM"],
+        "architectures": [f"{name}ForCausalLM"],
         "model_type": architecture,
         "vocab_size": preset.vocab_size,
         "hidden_size": preset.hidden_size,
@@ -60,6 +62,7 @@ def model_config(preset: Preset, architecture: str, eos_token_ids: list[int]) ->
         "bos_token_id": None,
         "eos_token_id": eos_token_ids,
         "torch_dtype": preset.dtype,
+        **FAMILIES[architecture].random_fields(preset.num_heads, preset.intermediate_size),
     }
 
 
@@ -73,9 +76,9 @@ def random_tensor(source: Source, seed: int) -> Tensor:
     if name.endswith("norm.weight"):
         return torch.rand(source.shape, generator=generator).add_(0.5)
     values = torch.randn(source.shape, generator=generator)
-    if name.endswith(".bias"):
+    if name.endswith("bias"):
         return values.mul_(0.2)
     if name == EMBEDDING:
         return values.mul_(EMBEDDING_GAIN)
-    gain = QUERY_KEY_GAIN if name.endswith(("q_proj.weight", "k_proj.weight")) else 1.0
+    gain = QUERY_KEY_GAIN if name.endswith(("q_proj.weight", "q_b_proj.weight", "k_proj.weight")) else 1.0
     return values.mul_(gain / source.shape[1] ** 0.5)

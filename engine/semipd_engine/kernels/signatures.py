@@ -57,6 +57,41 @@ class PackedWeight:
         return self.layout.in_features
 
 
+@dataclass(frozen=True)
+class PackedGroup:
+    """Weights of one shape, one behind the other: of experts, or of heads."""
+
+    data: Tensor
+    """``[G, *layout.shape]``"""
+    layout: PackedLayout
+    """Of one."""
+
+    def __len__(self) -> int:
+        return int(self.data.shape[0])
+
+    def __getitem__(self, index: int) -> PackedWeight:
+        return PackedWeight(self.data[index], self.layout)
+
+
+class RoutingRule(Protocol):
+    """How experts are chosen; `cards.blocks.Routing` says what each field means."""
+
+    @property
+    def experts(self) -> int: ...
+    @property
+    def chosen(self) -> int: ...
+    @property
+    def sigmoid(self) -> bool: ...
+    @property
+    def normalise(self) -> bool: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def groups(self) -> int: ...
+    @property
+    def groups_chosen(self) -> int: ...
+
+
 class Kernels(Protocol):
     @property
     def name(self) -> str:
@@ -86,6 +121,43 @@ class Kernels(Protocol):
         ``x [T, in]`` and `bias` of the weight's dtype, ``out [T, out_features]`` of that dtype or float32. Sums are
         float32, with one rounding at the end. `x` and `out` must not overlap.
         """
+
+    def grouped_linear(
+        self,
+        x: Tensor,
+        weights: PackedGroup,
+        out: Tensor,
+        order: Tensor | None = None,
+        starts: Tensor | None = None,
+        panels: tuple[int, int] | None = None,
+    ) -> None:
+        """``out[i] = x[i // f] @ weights[g].T`` for the rows i of each group g, where f = len(out) / len(x).
+
+        The rows of group g are ``order[starts[g]:starts[g + 1]]``, int32 [len(out)] and [G + 1]; without them i % G is
+        the group of row i. Only groups that have rows are read. Panels and dtypes as in `linear`.
+        """
+
+    def route(
+        self,
+        logits: Tensor,
+        correction: Tensor | None,
+        routing: RoutingRule,
+        experts: Tensor,
+        weights: Tensor,
+        order: Tensor,
+        starts: Tensor,
+    ) -> None:
+        """The experts of each row of ``logits`` (float32 [T, E]): int32 ``experts [T, K]``, best first, and float32
+        ``weights [T, K]``.
+
+        ``correction``, float32 [E], is added to the scores for the choice alone. ``order`` int32 [T * K]: the places of
+        `experts`, counted row by row, in the order of their expert; those of expert e are ``order[starts[e]:starts[e +
+        1]]``, int32 [E + 1].
+        """
+
+    def combine(self, x: Tensor, weights: Tensor, out: Tensor, shared: Tensor | None = None) -> None:
+        """``out[t] = sum of weights[t, k] * x[t * K + k] over k``, plus ``shared[t]``. ``x [T * K, width]``, float32
+        ``weights [T, K]``, ``out`` and ``shared [T, width]``. In float32, rounded once."""
 
     def embedding(self, token_ids: Tensor, weight: PackedWeight, out: Tensor) -> None:
         """``out[i] = weight[token_ids[i]]``: int32 [T] ids, ``out [T, in_features]``. Reads any format."""
@@ -146,6 +218,41 @@ class Kernels(Protocol):
         which are its last positions; it may have none. Only ``rows = (a, b)`` of T are computed, None is all.
         ``window`` > 0: a row sees its last `window` positions. Rows from ``query_start_loc[S]`` on are padding and stay
         as they are. Nothing that lies in the caches beyond a sequence's positions shows in the result, NaN included.
+        """
+
+    def latent_rope_write(
+        self,
+        q: Tensor,
+        kv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        slot_mapping: Tensor,
+        norm: Tensor,
+        eps: float,
+        cache: Tensor,
+        out: Tensor,
+    ) -> None:
+        """For latent attention: rotate the last R dimensions of each query head into the last R of ``out``; norm the
+        first dimensions of ``kv`` and rotate its last R, into the cache.
+
+        ``q [T, H, nope + R]``, ``kv [T, rank + R]``, ``norm [rank]``, ``out [T, H, rank + R]``, cache of width rank +
+        R; ``cos``, ``sin``: float32 [T, R / 2], pairs (i, i + R / 2). Slots and rounding as in `qk_norm_rope_write_kv`.
+        """
+
+    def latent_attention(
+        self,
+        q: Tensor,
+        cache: Tensor,
+        block_tables: Tensor,
+        seq_lens: Tensor,
+        query_start_loc: Tensor,
+        scale: float,
+        out: Tensor,
+        rows: tuple[int, int] | None = None,
+    ) -> None:
+        """`paged_attention` where all heads share the keys, and the values are the keys' first dimensions.
+
+        ``q [T, H, W]`` with the cache's width W, ``out [T, H, rank]``.
         """
 
     # ---- sampling ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from semipd_engine.kernels import PackedLayout, PackedWeight
+from semipd_engine.kernels import PackedGroup, PackedLayout, PackedWeight
 from semipd_engine.memory.manifest import ArenaEntry
 from semipd_engine.memory.region import Region
 from semipd_engine.memory.shared import align
@@ -31,7 +31,9 @@ class WeightArena:
         self.manifest = tuple(manifest)
         self._tensors = {entry.name: _view(region.data, entry) for entry in self.manifest}
         self._layouts = {
-            entry.name: PackedLayout(entry.format, entry.shape, entry.out_features, entry.in_features)
+            entry.name: PackedLayout(
+                entry.format, entry.shape[entry.count > 0 :], entry.out_features, entry.in_features
+            )
             for entry in self.manifest
             if entry.format
         }
@@ -66,6 +68,10 @@ class WeightArena:
 
     def packed(self, name: str) -> PackedWeight:
         return PackedWeight(self._tensors[name], self._layouts[name])
+
+    def group(self, name: str) -> PackedGroup:
+        """Matrices of one shape."""
+        return PackedGroup(self._tensors[name], self._layouts[name])
 
     def checksum(self) -> int:
         """Of `PROBES` pieces of `PROBE_BYTES` bytes all over the arena: two processes see the same weights."""

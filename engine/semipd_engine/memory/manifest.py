@@ -21,6 +21,8 @@ class ArenaEntry:
     """Of a matrix: how its ``[out_features, in_features]`` lie in that tensor (`kernels.signatures`); else empty."""
     out_features: int = 0
     in_features: int = 0
+    count: int = 0
+    """So many such matrices lie there, one behind the other; 0: one."""
 
 
 class RegionExport(msgspec.Struct, frozen=True):

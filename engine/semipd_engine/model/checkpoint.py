@@ -21,6 +21,7 @@ from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.fields import read_json
 from semipd_engine.cards.weights import EMBEDDING, LM_HEAD
 
+FP8, SCALE = "F8_E4M3", "_scale_inv"
 NUMBERS = ("F64", "F32", "F16", "BF16")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DERIVED = ("rotary_emb.inv_freq",)
@@ -32,11 +33,17 @@ class Checkpoint:
         """Opens all files. Raises `ModelError`: NotFound, InvalidCheckpoint, MissingTensors, UnexpectedTensor,
         ShapeMismatch, UnsupportedDtype."""
         self._files: dict[str, tuple[Path, Any]] = {}
+        self._block = config.fp8_block
         self._open = ExitStack()
         try:
             for path in _files(directory):
                 self._add(path, expected, config)
             missing = sorted(set(expected) - set(self._files))
+            missing += sorted(
+                name + SCALE
+                for name, (_, file) in self._files.items()
+                if name + SCALE not in self._files and file.get_slice(name).get_dtype() == FP8
+            )
             if missing:
                 some = ", ".join(missing[:3])
                 raise ModelError(
@@ -47,13 +54,16 @@ class Checkpoint:
             raise
 
     def tensor(self, name: str) -> Tensor:
-        """A view of the mapped file."""
+        """Whole; FP8 blocks as float32."""
         path, file = self._files[name]
         try:
             tensor: Tensor = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ModelError("InvalidCheckpoint", f"{path}: {error}") from error
-        return tensor
+        if tensor.dtype != torch.float8_e4m3fn:
+            return tensor
+        assert self._block is not None
+        return dequantised(tensor, self.tensor(name + SCALE), self._block)
 
     def path(self, name: str) -> Path:
         """The file that holds it."""
@@ -67,21 +77,36 @@ class Checkpoint:
         try:
             file = self._open.enter_context(safe_open(path, framework="pt"))
             for name in file.keys():  # noqa: SIM118 (not a mapping)
-                if name not in expected:
+                wanted = _wanted(name, expected, config)
+                if wanted is None:
                     _refuse_unknown(name, path, config)
                     continue
                 shape = tuple(file.get_slice(name).get_shape())
-                if shape != expected[name]:
-                    raise ModelError(
-                        "ShapeMismatch", f"{path}: {name} has shape {shape}, config.json says {expected[name]}"
-                    )
-                if (kind := file.get_slice(name).get_dtype()) not in NUMBERS:
+                if shape != wanted:
+                    raise ModelError("ShapeMismatch", f"{path}: {name} has shape {shape}, config.json says {wanted}")
+                kind = file.get_slice(name).get_dtype()
+                if kind not in (NUMBERS if config.fp8_block is None else (*NUMBERS, FP8)):
                     raise ModelError(
                         "UnsupportedDtype", f"{path}: {name} holds {kind}; expected one of {', '.join(NUMBERS)}"
                     )
                 self._files[name] = (path, file)
         except (SafetensorError, OSError) as error:
             raise ModelError("InvalidCheckpoint", f"{path}: {error}") from error
+
+
+def dequantised(tensor: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
+    """``tensor [N, K]`` times the scale of each block of rows x columns, float32."""
+    rows, columns = block
+    whole = scale.float().repeat_interleave(rows, 0)[: tensor.shape[0]].repeat_interleave(columns, 1)
+    return tensor.float().mul_(whole[:, : tensor.shape[1]])
+
+
+def _wanted(name: str, expected: Mapping[str, tuple[int, ...]], config: ModelConfig) -> tuple[int, ...] | None:
+    """The shape that a tensor must have: a matrix's own, or that of its scales; None: it is no part of the model."""
+    matrix = expected.get(name.removesuffix(SCALE), ())
+    if config.fp8_block is None or not name.endswith(SCALE) or len(matrix) != 2:
+        return expected.get(name)
+    return tuple(-(-size // block) for size, block in zip(matrix, config.fp8_block, strict=True))
 
 
 def settle_ties(config: ModelConfig, directory: Path) -> ModelConfig:
@@ -118,7 +143,9 @@ def _files(directory: Path) -> list[Path]:
 
 def _refuse_unknown(name: str, path: Path, config: ModelConfig) -> None:
     tied = name == LM_HEAD and config.tie_word_embeddings
-    if not tied and not name.endswith(DERIVED):
+    behind = range(config.num_layers, config.num_layers + config.ignored_layers)
+    ignored = name.startswith(tuple(f"model.layers.{layer}." for layer in behind))
+    if not tied and not ignored and not name.endswith(DERIVED):
         raise ModelError(
             "UnexpectedTensor", f"{path}: {name} is no part of a {config.architecture} as config.json says"
         )

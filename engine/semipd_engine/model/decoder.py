@@ -21,6 +21,7 @@ from semipd_engine.model.batch import Batch
 from semipd_engine.model.cuts import StageLoop
 from semipd_engine.model.layers.attention import AttentionBackend, PagedAttention
 from semipd_engine.model.layers.linear import Linear, Project
+from semipd_engine.model.layers.mla import LatentAttention
 from semipd_engine.model.layers.norm import BLOCK, HIDDEN, NORMED
 from semipd_engine.model.layers.parts import Parts
 from semipd_engine.model.layers.rotary import RotaryEmbedding
@@ -55,7 +56,8 @@ class Decoder:
         """`weights` are named as in `weight_specs`; read, never written."""
         device = weights.region.data.device
         self._width = config.hidden_size
-        self.backend = PagedAttention(kernels, kv, config.head_dim)
+        backend = PagedAttention if config.latent is None else LatentAttention
+        self.backend: AttentionBackend = backend(kernels, kv, config.attention_scale)
         parts = Parts(config, kernels, weights, kv, self.backend)
         self._embedding = Linear(kernels, weights.packed("embedding"))
         lm_head = self._embedding if config.tie_word_embeddings else Linear(kernels, weights.packed("lm_head"))

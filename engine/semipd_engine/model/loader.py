@@ -14,8 +14,8 @@ from torch import Tensor
 
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.errors import ModelError
-from semipd_engine.cards.weights import WeightSpec, weight_specs
-from semipd_engine.kernels import Kernels
+from semipd_engine.cards.weights import Source, WeightSpec, checkpoint_tensors, weight_specs
+from semipd_engine.kernels import Kernels, PackedWeight
 from semipd_engine.memory.arena import CPU, WeightArena
 from semipd_engine.memory.manifest import ArenaEntry
 from semipd_engine.model.checkpoint import Checkpoint
@@ -39,23 +39,27 @@ def load_weights(
     grows. Raises `ModelError` (`model.checkpoint`; NotFinite for a weight that is no number).
     """
     specs = weight_specs(config)
-    expected = {source.name: source.shape for spec in specs for source in spec.sources}
+    expected = {source.name: source.shape for source in checkpoint_tensors(specs)}
     checkpoint = Checkpoint(Path(model_dir), expected, config)
     arena = WeightArena.create([_entry(spec, dtype, kernels) for spec in specs], device, inherited)
     total, done, percent = sum(torch.Size(shape).numel() for shape in expected.values()), 0, 0
+    held, tensor = "", torch.empty(0)
     for spec in specs:
         row = 0
-        for source in spec.sources:
-            tensor = checkpoint.tensor(source.name)
-            for part in _slices(tensor):
-                part = part.to(device, dtype)
+        for number, source in enumerate(spec.sources):
+            place = _place(arena, spec, number // spec.each)
+            row = row if number % spec.each else 0
+            if source.name != held:  # heads are parts of one tensor
+                held, tensor = source.name, checkpoint.tensor(source.name)
+            for part in _slices(_part(tensor, source)):
+                part = part.to(device, torch.float32 if spec.float32 else dtype)
                 if not torch.isfinite(part.sum(dtype=torch.float32)):
                     raise ModelError(
                         "NotFinite",
                         f"{checkpoint.path(source.name)}: {source.name} holds NaN or infinity as {dtype}; fetch the"
                         " file again, or choose a dtype that holds its numbers",
                     )
-                _store(arena, spec, row, part, kernels)
+                _store(place, row, part, kernels)
                 row += part.shape[0]
                 done += part.numel()
                 if done * 100 // total > percent:
@@ -82,11 +86,12 @@ def dummy_weights(
         if spec.matrix:
             rows, width = spec.shape
             step = max(1, SLICE_BYTES // (width * dtype.itemsize))
-            for row in range(0, rows, step):
-                part = torch.empty(min(step, rows - row), width, dtype=dtype, device=device)
-                part.normal_(0.0, width**-0.5, generator=generator)
-                kernels.pack_rows(arena.packed(spec.name), row, part)
-        elif not spec.name.endswith("bias"):
+            for number in range(max(1, spec.count)):
+                for row in range(0, rows, step):
+                    part = torch.empty(min(step, rows - row), width, dtype=dtype, device=device)
+                    part.normal_(0.0, width**-0.5, generator=generator)
+                    _store(_place(arena, spec, number), row, part, kernels)
+        elif not spec.name.endswith(("bias", "correction")):
             arena[spec.name].fill_(1.0)
     arena.region.seal()
     return arena
@@ -95,9 +100,26 @@ def dummy_weights(
 def _entry(spec: WeightSpec, dtype: torch.dtype, kernels: Kernels) -> ArenaEntry:
     name = str(dtype).removeprefix("torch.")
     if not spec.matrix:
-        return ArenaEntry(spec.name, 0, spec.shape, name)
+        return ArenaEntry(spec.name, 0, spec.shape, "float32" if spec.float32 else name)
     layout = kernels.layout(spec.shape[0], spec.shape[1], dtype)
-    return ArenaEntry(spec.name, 0, layout.shape, name, layout.format, layout.out_features, layout.in_features)
+    shape = (spec.count, *layout.shape) if spec.count else layout.shape
+    sizes = (layout.out_features, layout.in_features)
+    return ArenaEntry(spec.name, 0, shape, name, layout.format, *sizes, count=spec.count)
+
+
+def _part(tensor: Tensor, source: Source) -> Tensor:
+    """What the engine takes of a checkpoint's tensor."""
+    if source.rows is not None:
+        tensor = tensor[source.rows[0] : source.rows[1]]
+    if source.transposed:
+        tensor = tensor.T
+    if source.pairs is not None:
+        size, paired = source.pairs
+        rows = torch.arange(size)
+        last = rows[-paired:]
+        rows = torch.cat((rows[:-paired], last[0::2], last[1::2]))
+        tensor = tensor[(torch.arange(0, tensor.shape[0], size)[:, None] + rows).flatten()]
+    return tensor
 
 
 def _slices(tensor: Tensor) -> Iterator[Tensor]:
@@ -106,8 +128,15 @@ def _slices(tensor: Tensor) -> Iterator[Tensor]:
         yield tensor[first : first + rows]
 
 
-def _store(arena: WeightArena, spec: WeightSpec, row: int, part: Tensor, kernels: Kernels) -> None:
-    if spec.matrix:
-        kernels.pack_rows(arena.packed(spec.name), row, part.contiguous())
+def _place(arena: WeightArena, spec: WeightSpec, number: int) -> PackedWeight | Tensor:
+    """Where the matrix with this number lies, or the vector."""
+    if not spec.matrix:
+        return arena[spec.name]
+    return arena.group(spec.name)[number] if spec.count else arena.packed(spec.name)
+
+
+def _store(place: PackedWeight | Tensor, row: int, part: Tensor, kernels: Kernels) -> None:
+    if isinstance(place, PackedWeight):
+        kernels.pack_rows(place, row, part.contiguous())
     else:
-        arena[spec.name][row : row + part.shape[0]] = part
+        place[row : row + part.shape[0]] = part

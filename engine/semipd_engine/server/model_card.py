@@ -78,8 +78,8 @@ def load_model_card(directory: Path, served_name: str = "") -> ModelCard:
     try:
         vocab_size = fields.positive("vocab_size")
         longest = fields.positive("max_position_embeddings") if fields.get("max_position_embeddings") else 0
-        eos = Fields(generation, str(directory / "generation_config.json")).token_ids("eos_token_id")
-        eos = eos or fields.token_ids("eos_token_id")
+        eos = Fields(generation, str(directory / "generation_config.json")).integers("eos_token_id")
+        eos = eos or fields.integers("eos_token_id")
     except ModelError as error:
         raise ModelCardError(str(error)) from None
     templates = _chat_templates(directory, tokenizer_config)

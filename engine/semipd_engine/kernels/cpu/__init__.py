@@ -13,10 +13,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from semipd_engine.kernels.cpu.blocks import BlockKernels
 from semipd_engine.kernels.cpu.library import LEVELS, CannotLoad, Library, load, runnable
 from semipd_engine.kernels.cpu.operands import DTYPES, OperandError, heads, matrix, number, whole
 from semipd_engine.kernels.cpu.tape import BYTES, encode
-from semipd_engine.kernels.reference import ReferenceKernels
 from semipd_engine.kernels.signatures import PANEL, PANELS, CannotRecord, PackedLayout, PackedWeight
 
 __all__ = ["LEVELS", "CannotLoad", "CpuKernels", "OperandError", "best", "load", "runnable"]
@@ -26,7 +26,7 @@ TILE_K = 32
 """Pairs of bfloat16 are padded to whole AMX tiles."""
 
 
-class CpuKernels(ReferenceKernels):
+class CpuKernels(BlockKernels):
     """`signatures.RecordingKernels`; each method is described there."""
 
     def __init__(self, library: Library) -> None:

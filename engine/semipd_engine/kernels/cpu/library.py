@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-INTERFACE = 2
+INTERFACE = 3
 """`semipd_interface()` of the libraries that this module can call."""
 FOLDER = Path(__file__).parent / "lib"
 LEVELS = ("avx2", "avx512", "avx512_bf16", "amx")
@@ -47,6 +47,23 @@ SIGNATURES: dict[str, list[Any]] = {
         *(*_MATRIX, c_int64, c_int64, c_int64, c_int64),
         *(c_void_p, c_void_p, c_int64, c_int64),
         *(c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_float),
+    ],
+    "grouped_linear": [
+        *(*_MATRIX, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int64),
+        *(*_MATRIX, c_int32, c_int64, c_void_p, c_void_p, c_int64, c_int64),
+    ],
+    "route": [
+        *(*_MATRIX, c_int64, c_int64, c_int64, c_void_p, c_int32, c_int32, c_float, c_int64, c_int64),
+        *(c_void_p, c_void_p, c_void_p, c_void_p),
+    ],
+    "combine": [*_MATRIX, c_void_p, c_int64, *_MATRIX, *_MATRIX, c_int64, c_int64],
+    "latent_rope": [
+        *(c_void_p, c_int64, c_int64, *_MATRIX, c_int64, c_int64, c_int64, c_int64, c_int64),
+        *(c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_float, c_void_p, c_void_p, c_int64, c_int64),
+    ],
+    "latent_attention": [
+        *(c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, *_MATRIX, c_void_p, c_void_p),
+        *(c_int64, c_int64, c_int64, c_float, c_void_p, c_int64, c_int64, c_int64, c_int64),
     ],
     "pack_rows": [*_MATRIX, c_int64, c_int64, c_int64, c_void_p],
     "embedding": [c_void_p, c_int64, c_void_p, c_int64, c_int32, *_MATRIX],

@@ -13,7 +13,10 @@ from semipd_engine.kernels.cpu.library import SIGNATURES
 
 WORDS = 26
 BYTES = WORDS * 8
-FUNCTIONS = ("linear", "attention", "rms_norm", "silu_mul", "rope")
+FUNCTIONS = (
+    *("linear", "attention", "rms_norm", "silu_mul", "rope"),
+    *("grouped_linear", "route", "combine", "latent_rope", "latent_attention"),
+)
 """In the order of their numbers."""
 _FORMATS = {
     name: (number, struct.Struct("<qq" + "".join("d" if kind is c_float else "q" for kind in SIGNATURES[name])))

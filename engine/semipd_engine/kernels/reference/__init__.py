@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from semipd_engine.kernels.reference import experts as mixture
 from semipd_engine.kernels.reference.attention import paged_attention
 from semipd_engine.kernels.reference.sampling import sample
-from semipd_engine.kernels.signatures import PANEL, PANELS, ROWS, PackedLayout, PackedWeight
+from semipd_engine.kernels.signatures import PANEL, PANELS, ROWS, PackedGroup, PackedLayout, PackedWeight, RoutingRule
 
 
 class ReferenceKernels:
@@ -41,6 +42,42 @@ class ReferenceKernels:
         first, last = (0, weight.out_features) if panels is None else (panels[0] * PANEL, panels[1] * PANEL)
         rows = unpack(weight)[first:last]
         out[:, first:last] = F.linear(x, rows, None if bias is None else bias[first:last])
+
+    def grouped_linear(
+        self,
+        x: Tensor,
+        weights: PackedGroup,
+        out: Tensor,
+        order: Tensor | None = None,
+        starts: Tensor | None = None,
+        panels: tuple[int, int] | None = None,
+    ) -> None:
+        factor, count = len(out) // max(1, len(x)), len(weights)
+        first, last = (0, weights.layout.out_features) if panels is None else (panels[0] * PANEL, panels[1] * PANEL)
+        bounds = [] if starts is None else starts.tolist()
+        for group in range(count):
+            if order is None:
+                rows = torch.arange(group, len(out), count, device=x.device)
+            elif bounds[group] < bounds[group + 1]:
+                rows = order[bounds[group] : bounds[group + 1]].long()
+            else:
+                continue
+            out[rows, first:last] = F.linear(x[rows // factor], unpack(weights[group])[first:last]).to(out.dtype)
+
+    def route(
+        self,
+        logits: Tensor,
+        correction: Tensor | None,
+        routing: RoutingRule,
+        experts: Tensor,
+        weights: Tensor,
+        order: Tensor,
+        starts: Tensor,
+    ) -> None:
+        mixture.route(logits, correction, routing, experts, weights, order, starts)
+
+    def combine(self, x: Tensor, weights: Tensor, out: Tensor, shared: Tensor | None = None) -> None:
+        mixture.combine(x, weights, out, shared)
 
     def embedding(self, token_ids: Tensor, weight: PackedWeight, out: Tensor) -> None:
         if weight.layout.format == ROWS:
@@ -96,6 +133,40 @@ class ReferenceKernels:
         paged_attention(
             q, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale, out, rows or (0, len(q)), window
         )
+
+    def latent_rope_write(
+        self,
+        q: Tensor,
+        kv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        slot_mapping: Tensor,
+        norm: Tensor,
+        eps: float,
+        cache: Tensor,
+        out: Tensor,
+    ) -> None:
+        rotary = 2 * cos.shape[1]
+        out[:, :, -rotary:] = _rotate(q[:, :, -rotary:], cos, sin)
+        entry = torch.cat((_norm(kv[:, :-rotary], norm, eps), kv[:, -rotary:]), dim=-1)
+        entry[:, -rotary:] = _rotate(kv[:, None, -rotary:], cos, sin)[:, 0]
+        written = slot_mapping >= 0
+        cache.view(-1, cache.shape[-1]).index_copy_(0, slot_mapping[written].long(), entry[written])
+
+    def latent_attention(
+        self,
+        q: Tensor,
+        cache: Tensor,
+        block_tables: Tensor,
+        seq_lens: Tensor,
+        query_start_loc: Tensor,
+        scale: float,
+        out: Tensor,
+        rows: tuple[int, int] | None = None,
+    ) -> None:
+        values = cache[..., : out.shape[-1]]
+        where = rows or (0, len(q))
+        paged_attention(q, cache, values, block_tables, seq_lens, query_start_loc, scale, out, where, 0)
 
     def sample(
         self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor

@@ -21,7 +21,6 @@ def paged_attention(
 ) -> None:
     """See `signatures.Kernels.paged_attention`."""
     starts, lengths = query_start_loc.tolist(), seq_lens.tolist()
-    head_dim = q.shape[-1]
     # A GPU has exact kernels for its own dtypes; on a CPU those of bfloat16 are slow for few rows.
     dtype = torch.float32 if q.device.type == "cpu" else q.dtype
     for table, length, start, end in zip(block_tables, lengths, starts[:-1], starts[1:], strict=True):
@@ -32,8 +31,8 @@ def paged_attention(
         context = length - (end - last)  # positions that the row before `last` sees
         begin = max(0, position + 1 - window) if window else 0
         queries = q[first:last].to(dtype).transpose(0, 1)[None]
-        k = _gather(key_cache, table, begin, context, head_dim, dtype)
-        v = _gather(value_cache, table, begin, context, head_dim, dtype)
+        k = _gather(key_cache, table, begin, context, q.shape[-1], dtype)
+        v = _gather(value_cache, table, begin, context, out.shape[-1], dtype)
         visible = _visible(position - begin, last - first, window, q.device)
         attended = F.scaled_dot_product_attention(queries, k, v, attn_mask=visible, scale=scale, enable_gqa=True)
         out[first:last] = attended[0].transpose(0, 1)

@@ -36,10 +36,10 @@ class AttentionBackend(Protocol):
 class PagedAttention:
     """Kernels that read the block tables themselves: nothing to prepare but the batch."""
 
-    def __init__(self, kernels: Kernels, kv: KVPool, head_dim: int) -> None:
+    def __init__(self, kernels: Kernels, kv: KVPool, scale: float) -> None:
         self._kernels = kernels
         self._caches = [kv.layer(layer) for layer in range(kv.layout.num_layers)]
-        self._scale = head_dim**-0.5
+        self._scale = scale
         self._batch: Batch | None = None
 
     def prepare(self, batch: Batch) -> None:

@@ -1,7 +1,7 @@
 """A matrix and its bias: one object that owns the format its kernels read.
 
-The panels of the output are its axis: 64 features at a time, so a weight is read once however the product is cut.
-A mixture of experts gets its `GroupedLinear` here, with the same axis for each expert.
+The panels of the output are its axis: 64 features at a time, so a weight is read once however the product is cut. The
+matrices of a group (experts, heads) are cut together, each at the same panels.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from semipd_engine.kernels import Kernels, PackedWeight
+from semipd_engine.kernels import PANEL, Kernels, PackedGroup, PackedWeight
 from semipd_engine.model.stage import Step, Work
 
 
@@ -42,6 +42,40 @@ class Linear:
     def gather(self, token_ids: Tensor, out: Tensor) -> None:
         """Rows of the matrix, as an embedding: int32 [T] ids, ``out [T, in_features]``."""
         self._kernels.embedding(token_ids, self._weight, out)
+
+
+class GroupedLinear:
+    """Matrices of one shape, of which each row takes one."""
+
+    def __init__(self, kernels: Kernels, weights: PackedGroup) -> None:
+        self._kernels, self._weights = kernels, weights
+
+    @property
+    def count(self) -> int:
+        return len(self._weights)
+
+    @property
+    def in_features(self) -> int:
+        return self._weights.layout.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self._weights.layout.out_features
+
+    @property
+    def panels(self) -> int:
+        return -(-self.out_features // PANEL)
+
+    def work(self, rows: int) -> Work:
+        """Rows that take as many matrices as they can: what is read is seldom more."""
+        read = self._weights.data.nbytes * min(rows, self.count) // self.count
+        return Work(read=read, products=rows * self.in_features * self.out_features)
+
+    def run(
+        self, x: Tensor, out: Tensor, begin: int, end: int, order: Tensor | None = None, starts: Tensor | None = None
+    ) -> None:
+        """Panels begin .. end - 1; `signatures.Kernels.grouped_linear` says which row takes which matrix."""
+        self._kernels.grouped_linear(x, self._weights, out, order, starts, (begin, end))
 
 
 class Project:

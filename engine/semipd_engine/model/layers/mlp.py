@@ -15,24 +15,28 @@ class SiluMul:
 
     recordable = True
 
-    def __init__(self, kernels: Kernels, width: int) -> None:
+    def __init__(self, kernels: Kernels, width: int, source: str = GATE_UP, target: str = INNER, each: int = 1) -> None:
+        """`each`: rows of `width` in a row of the buffers."""
         self._kernels, self._width = kernels, width
+        self._source, self._target, self._each = source, target, each
 
     def units(self, step: Step) -> int:
-        return step.batch.rows
+        return step.batch.rows * self._each
 
     def work(self, step: Step) -> Work:
-        return Work(read=3 * step.batch.rows * self._width * step.workspace.itemsize)
+        return Work(read=3 * self.units(step) * self._width * step.workspace.itemsize)
 
     def run(self, step: Step, begin: int, end: int) -> None:
-        gate_up, inner = step.rows(GATE_UP, 2 * self._width), step.rows(INNER, self._width)
+        gate_up = step.rows(self._source, 2 * self._width * self._each).view(-1, 2 * self._width)
+        inner = step.rows(self._target, self._width * self._each).view(-1, self._width)
         self._kernels.silu_mul(gate_up[begin:end], inner[begin:end])
 
 
-def swiglu(kernels: Kernels, gate_up: Linear, down: Linear) -> list[Stage]:
-    """From `normed` to `block`, which the next norm adds to the residual stream."""
+def swiglu(kernels: Kernels, gate_up: Linear, down: Linear, tag: str = "", target: str = BLOCK) -> list[Stage]:
+    """From `normed` to `target`; `block` is what the next norm adds to the residual stream. `tag`: of the buffers
+    between, where a model has blocks of several widths."""
     return [
-        Project(gate_up, NORMED, GATE_UP),
-        SiluMul(kernels, down.in_features),
-        Project(down, INNER, BLOCK),
+        Project(gate_up, NORMED, tag + GATE_UP),
+        SiluMul(kernels, down.in_features, tag + GATE_UP, tag + INNER),
+        Project(down, tag + INNER, target),
     ]

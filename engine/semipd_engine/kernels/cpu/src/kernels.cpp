@@ -13,7 +13,7 @@ using namespace semipd;
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 // Raised with every change of this interface: a library of another number is not used.
-EXPORT int32_t semipd_interface() { return 2; }
+EXPORT int32_t semipd_interface() { return 3; }
 
 // 0, or a number that says why this level cannot run in this process.
 EXPORT int32_t semipd_start(ParallelFor run, ThreadCount count) {
@@ -105,6 +105,8 @@ EXPORT void semipd_embedding(int32_t dtype, const int32_t* ids, int64_t count, c
         embedding(ids, count, (const float*)weight, K, panels, (float*)out, ldo);
 }
 
+#include "blocks.h"
+
 // A list of calls, each WORDS words: the number of its function and its arguments, integers and pointers as they are,
 // numbers as float64. Done in order by one team (`parallel.h`).
 constexpr int64_t WORDS = 26;
@@ -133,6 +135,25 @@ static void run_call(const int64_t* w) {
             return semipd_rope(int32_t(a[0]), at(1), a[2], a[3], a[4], a[5], a[6], (const float*)at(7),
                                (const float*)at(8), a[9], a[10], (const int32_t*)at(11), at(12), at(13), at(14), at(15),
                                number(a[16]));
+        case 5:
+            return semipd_grouped_linear(int32_t(a[0]), at(1), a[2], a[3], a[4], at(5), a[6], a[7], a[8], at(9), a[10],
+                                         int32_t(a[11]), a[12], (const int32_t*)at(13), (const int32_t*)at(14), a[15],
+                                         a[16]);
+        case 6:
+            return semipd_route(int32_t(a[0]), (const float*)at(1), a[2], a[3], a[4], a[5], (const float*)at(6),
+                                int32_t(a[7]), int32_t(a[8]), number(a[9]), a[10], a[11], (int32_t*)at(12),
+                                (float*)at(13), (int32_t*)at(14), (int32_t*)at(15));
+        case 7:
+            return semipd_combine(int32_t(a[0]), at(1), a[2], (const float*)at(3), a[4], at(5), a[6], at(7), a[8], a[9],
+                                  a[10]);
+        case 8:
+            return semipd_latent_rope(int32_t(a[0]), at(1), a[2], a[3], at(4), a[5], a[6], a[7], a[8], a[9], a[10],
+                                      (const float*)at(11), (const float*)at(12), a[13], (const int32_t*)at(14), at(15),
+                                      number(a[16]), at(17), at(18), a[19], a[20]);
+        case 9:
+            return semipd_latent_attention(int32_t(a[0]), at(1), a[2], a[3], at(4), a[5], a[6], (const int32_t*)at(7),
+                                           a[8], (const int32_t*)at(9), (const int32_t*)at(10), a[11], a[12], a[13],
+                                           number(a[14]), at(15), a[16], a[17], a[18], a[19]);
     }
 }
 
