@@ -11,8 +11,9 @@ from typing import Any
 
 import jsonschema
 import pytest
-from tests.unit.server.api_process import Api, wait_until
+from tests.unit.server.api_process import Api
 
+from e2e.lib.process import wait_until
 from semipd_engine.core.grammar import GrammarConstraint, Grammars
 from semipd_engine.core.request import ConstraintError
 from semipd_engine.server.errors import ApiError
