@@ -110,6 +110,10 @@ class Service:
         ends = [start for _, start in starts[1:]] + [None]
         return {name: line[start:end].strip() for (name, start), end in zip(starts, ends, strict=True)}
 
+    def described(self) -> list[str]:
+        """The lines of `kubectl describe spd`, white space aside."""
+        return [" ".join(line.split()) for line in self._kubectl("describe", "spd", self.name).splitlines()]
+
     def condition(self, kind: str) -> Object:
         """Empty while it is not there."""
         return condition(self.get(), kind)

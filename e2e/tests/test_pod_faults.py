@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -19,14 +21,14 @@ pytestmark = pytest.mark.node
 
 ASKS = [Ask(prompt_ids(80, seed=seed, vocabulary=range(1_000, 3_000)), 300, stream=True) for seed in range(4)]
 
-KILL = """
+SIGNAL = """
 import os, signal, time
 from pathlib import Path
 name = "semipd: {name}"
 for process in Path("/proc").glob("[0-9]*"):
     if (process / "cmdline").read_bytes().replace(b"\\0", b" ").decode().strip() == name:
-        os.kill(int(process.name), signal.SIGKILL)
-        print("killed", process.name)
+        os.kill(int(process.name), signal.{signal})
+        print("sent", process.name)
 """
 
 
@@ -35,11 +37,19 @@ def service(serve: Serve, model_paths: dict[str, Path]) -> Iterator[Service]:
     yield serve("tiny", spec(model_paths["tiny-llama"].name, partition=manual(60, 60))).wait_ready()
 
 
-def kill(service: Service, name: str) -> float:
-    """Kills the one process of that title; returns when, time.monotonic."""
-    said = service.run_in_pod(KILL.format(name=name)).split()
-    assert said[::2] == ["killed"], said
+def kill(service: Service, name: str, signal: str = "SIGKILL") -> float:
+    """Signals the one process of that title; returns when, time.monotonic."""
+    said = service.run_in_pod(SIGNAL.format(name=name, signal=signal)).split()
+    assert said[::2] == ["sent"], said
     return time.monotonic()
+
+
+def serving_addresses(service: Service) -> list[str]:
+    """Where the Service leads: addresses of its EndpointSlices that are ready."""
+    at = ("--namespace", service.namespace, "get", "endpointslices", "-o", "json")
+    found = json.loads(service.cluster.kubectl(*at, "-l", f"kubernetes.io/service-name={service.name}"))
+    ends = [end for part in found["items"] for end in part.get("endpoints") or [] if end["conditions"]["ready"]]
+    return [address for end in ends for address in end["addresses"]]
 
 
 def answers(cluster: Cluster, url: str) -> bool:
@@ -102,6 +112,27 @@ def test_api_dies(cluster: Cluster, service: Service) -> None:
     assert service.lives() == lives
     service.wait_ready(20)
     print(f"api: serving again after {back:.1f} s")
+
+
+def test_api_hangs(service: Service) -> None:
+    """Nobody can be answered though all others are well: out of the Service within 30 s, and named with the remedy."""
+    lives = service.lives()
+    assert len(serving_addresses(service)) == 1
+    stopped = kill(service, "api", "SIGSTOP")
+    try:
+        wait_until(lambda: not serving_addresses(service), 30, lambda: "it is in the Service yet")
+        out = time.monotonic() - stopped
+        wait_until(lambda: service.row()["REASON"] == "APINotResponding", 30, service.status)
+        named = time.monotonic() - stopped
+        message = "Message: tiny-*: the process api does not answer within 5 s; *. Remedy: It is restarted by itself; *"
+        found = [line for line in service.described() if fnmatchcase(line, message)]
+        assert found and named <= 30, service.described()
+        print(service.row(), found[0], sep="\n")
+    finally:
+        kill(service, "api", "SIGCONT")
+    service.wait_ready(30)
+    assert len(serving_addresses(service)) == 1 and service.lives() == lives
+    print(f"api hangs: out of the Service after {out:.1f} s, named after {named:.1f} s")
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
