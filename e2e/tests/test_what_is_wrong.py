@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 import yaml
 
+from e2e.lib.cluster import Cluster
 from e2e.lib.fixtures import Serve
+from e2e.lib.kube import Object
 from e2e.lib.process import wait_until
-from e2e.lib.service import spec
+from e2e.lib.service import TINY_ENGINE, spec
 
 pytestmark = pytest.mark.node
 
@@ -27,14 +32,110 @@ def test_no_gpu(serve: Serve) -> None:
     assert (row["READY"], row["REASON"]) == ("False", "Unschedulable(nvidia.com/gpu)")
 
 
-def test_no_such_image(serve: Serve, model_paths: dict[str, Path]) -> None:
-    model = model_paths["tiny-llama"].name
-    service = serve("tiny", spec(model, engine={"image": "registry.invalid/engine:none"}))
-    service.wait_condition("Available", "False", "ImagePullFailed", 60)
-    assert service.row()["REASON"].startswith("ImagePullFailed")
-    # Put right, it serves.
-    service.patch({"engine": {"image": None}})
-    service.wait_ready()
+@dataclass(frozen=True)
+class Wrong:
+    """A specification that cannot work here, and what the row and the description say of it."""
+
+    reason: str
+    """As the column REASON has it."""
+    message: str
+    """A pattern of a line ``Message:`` of the description: cause, in the words of who refuses, and remedy."""
+    spec: Object
+    objects: tuple[Object, ...] = ()
+
+
+def folder_without(model: Path, name: str) -> Path:
+    """A copy of a model of which only the first half of one file came."""
+    target = model.with_name(f"{model.name}-half")
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(model, target)
+    content = (target / name).read_bytes()
+    (target / name).write_bytes(content[: len(content) // 2])
+    return target
+
+
+LIMITS = {
+    "apiVersion": "v1",
+    "kind": "LimitRange",
+    "metadata": {"name": "small"},
+    "spec": {"limits": [{"type": "Container", "default": {"memory": "200Mi"}, "defaultRequest": {"memory": "100Mi"}}]},
+}
+
+
+def table(model: str, half: str) -> dict[str, Wrong]:
+    bare = {"resources": {"requests": {"cpu": "100m"}}}
+    return {
+        "image": Wrong(
+            "ImagePullFailed(engine)",
+            "*container engine: *registry.invalid/engine:none*. Remedy: Check spec.engine.image, the registry and the "
+            "pull Secrets.",
+            spec(model, engine={"image": "registry.invalid/engine:none"}),
+        ),
+        "another-image": Wrong(
+            "ContainerNotStarted(engine)",
+            '*container engine: *"semipd-agent": executable file not found in $PATH*. Remedy: Mend what the runtime '
+            "names: *",
+            spec(model, engine={"image": "localhost/semipd/pause:1.0"}),
+        ),
+        "keys": Wrong(
+            "VolumeNotMounted(secret/no-keys)",
+            'keys-*: MountVolume.SetUp failed for volume "api-keys" : *secret "no-keys" not found. Remedy: Create what '
+            "the message names *",
+            spec(model, service={"apiKeySecretRef": {"name": "no-keys", "key": "keys"}}),
+        ),
+        "token": Wrong(
+            "CreateContainerConfigError(model)",
+            'token-*: container model: secret "no-token" not found. Remedy: Create what the message names.',
+            {
+                "model": {"uri": "hf://org/gated", "tokenSecretRef": {"name": "no-token", "key": "token"}},
+                "engine": TINY_ENGINE,
+            },
+        ),
+        "account": Wrong(
+            "ServiceAccountMissing",
+            'pods "account-*" is forbidden: error looking up service account */robot: serviceaccount "robot" not '
+            "found. Remedy: Create it, or correct serviceAccountName in spec.podTemplate.",
+            spec(model, podTemplate={"spec": {"serviceAccountName": "robot"}}),
+        ),
+        "half": Wrong(
+            "LoadFailed",
+            "half-*: *exited with 2*/tokenizer.json*. Remedy: Mend the file that the message names; *",
+            spec(half),
+        ),
+        "memory": Wrong(
+            "OutOfMemory",
+            "memory-*: * killed at *memory limit of *. Remedy: Raise the memory limit, or lower *",
+            spec(model, engine=bare),
+            (LIMITS,),
+        ),
+    }
+
+
+def test_cause_and_remedy_are_in_the_row_and_in_the_description(
+    cluster: Cluster, space: str, serve: Serve, model_paths: dict[str, Path]
+) -> None:
+    model = model_paths["tiny-llama"]
+    half = folder_without(model, "tokenizer.json")
+    wrongs = table(model.name, half.name)
+    for wrong in wrongs.values():
+        if wrong.objects:
+            cluster.apply(*wrong.objects, namespace=space)
+    services = {name: serve(name, wrong.spec) for name, wrong in wrongs.items()}
+    try:
+        for name, wrong in wrongs.items():
+            service = services[name]
+            wait_until(lambda: service.row()["REASON"] == wrong.reason, 90, lambda: (service.row(), service.status()))  # noqa: B023
+            found = [line for line in service.described() if fnmatchcase(line, f"Message: {wrong.message}")]
+            assert found and service.row()["READY"] == "False", service.described()
+            print(service.row(), found[0], sep="\n")
+        # Put right, it serves.
+        services["image"].patch({"engine": {"image": None}})
+        cluster.kubectl("--namespace", space, "delete", "limitrange", "small")
+        services["image"].wait_ready()
+        assert set(services["half"].lives().values()) == {0}, "no restart helps: it is said once, and tried again"
+    finally:
+        shutil.rmtree(half)
+        cluster.exec("kubectl", "--namespace", space, "delete", "limitrange", "small", "--ignore-not-found")
 
 
 def test_no_such_folder(serve: Serve, model_paths: dict[str, Path]) -> None:
