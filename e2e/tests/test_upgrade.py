@@ -1,13 +1,16 @@
 """Both ways between the release before and this tree, under traffic: what a platform team does first with an operator.
 
-The agents of this tree speak to the operator of the release, and the other way round. No request is lost, no pod is
-rolled, and whoever changes a service sees it in the status within seconds, whichever operator leads.
+The agents of this tree speak to the operator of the release, and the other way round. The CRD of this tree gets a field
+that neither operator knows, and its agents say words and a field that neither knows: a later version's. No request is
+lost, no pod is rolled (by the API server's audit log), and whoever changes a service sees it in the status within
+seconds, whichever operator leads.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +25,7 @@ from bench.traffic import prompt_ids
 from e2e.lib.cluster import Cluster
 from e2e.lib.completions import Ask, SteadyLoad
 from e2e.lib.fixtures import create_space
-from e2e.lib.helm import RELEASE, SYSTEM, Operator
+from e2e.lib.helm import CHART, DEV_IMAGES, RELEASE, SYSTEM, Operator
 from e2e.lib.kube import ROOT, Object
 from e2e.lib.process import wait_until
 from e2e.lib.release import NoRelease, Release, previous
@@ -58,6 +61,75 @@ def bare_space(cluster: Cluster, operator: Operator) -> Iterator[str]:
     cluster.kubectl("delete", "persistentvolume", f"{name}-models", "--wait=false")
     operator.uninstall()
     operator.install()
+
+
+LATER_FIELD = "laterField"
+LATER_CHART = f"""                  {LATER_FIELD}:
+                    type: integer
+                    description: Of a later version.
+"""
+
+
+def later_chart(tmp: Path) -> Path:
+    """This tree's chart, whose CRD has a field more below spec.partition."""
+    chart = tmp / "chart"
+    shutil.copytree(CHART, chart)
+    crd = chart / "templates" / "crds" / "semipdservices.semipd.io.yaml"
+    text, anchor = crd.read_text(), "                  minPrefillPercent:\n"
+    assert text.count(anchor) == 1
+    crd.write_text(text.replace(anchor, LATER_CHART + anchor))
+    return chart
+
+
+LATER_SPLIT = (44, 77)
+LATER_AGENT = """
+import json, sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
+
+class Later(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name != "semipd_agent.contract":
+            return None
+        spec = PathFinder.find_spec(name, path)
+        load = spec.loader.exec_module
+        def exec_module(module):
+            load(module)
+            plain = module.StatusReport.model_dump_json
+            def later(self, **options):
+                report = json.loads(plain(self, **options))
+                report["laterField"] = report["partition"]["laterField"] = {"a": [1]}
+                if report["partition"]["requested"]["prefillPercent"] == 44:
+                    report["partition"] |= {"state": "Cooling", "reason": "CoreTooHot", "message": "it has 41 C"}
+                return json.dumps(report)
+            module.StatusReport.model_dump_json = later
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Later())
+"""
+"""As ``sitecustomize``: an agent of a later version, with fields at two levels, and at one split words of its own."""
+
+
+def later_agents(cluster: Cluster, space: str, spec: Object) -> Object:
+    """`spec` with such agents."""
+    meta = {"name": "later", "namespace": space}
+    cluster.apply(
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"sitecustomize.py": LATER_AGENT}}
+    )
+    mount = {"name": "later", "mountPath": "/later"}
+    engine = {"name": "engine", "env": [{"name": "PYTHONPATH", "value": "/later"}], "volumeMounts": [mount]}
+    volume = {"name": "later", "configMap": {"name": "later"}}
+    return {**spec, "podTemplate": {"spec": {"containers": [engine], "volumes": [volume]}}}
+
+
+def says_later_words(service: Service) -> None:
+    """What no version knows is shown as it is, and passes."""
+    service.patch({"partition": manual(*LATER_SPLIT)})
+    found = service.wait_condition("PartitionApplied", "False", "CoreTooHot", 30)
+    assert "it has 41 C" in found["message"] and service.row()["REASON"] == "CoreTooHot"
+    assert service.status()["partition"]["pods"][0]["state"] == "Cooling"
+    print(service.row(), found["message"], sep="\n")
 
 
 class Pulse(AbstractContextManager["Pulse"]):
@@ -133,10 +205,16 @@ def _fields(crd: Object) -> set[str]:
 
 
 def test_up_down_away_and_back(
-    cluster: Cluster, operator: Operator, bare_space: str, release: Release, model_paths: dict[str, Path]
+    cluster: Cluster,
+    operator: Operator,
+    bare_space: str,
+    release: Release,
+    model_paths: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
     cluster.load(*release.images.values())
     before = Operator(cluster, release.images, release.chart)
+    after = Operator(cluster, DEV_IMAGES, later_chart(tmp_path))
     before.install()
     cluster.kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=30s")
     assert installed_crd(cluster) == written_crd(release.crd)
@@ -146,19 +224,27 @@ def test_up_down_away_and_back(
     with SteadyLoad(cluster, kept.url(), ASKS, clients=2) as load:
         with Pulse(kept) as pulse:
             wait_until(lambda: len(pulse.took) >= 2, 60, lambda: pulse.failed)
-            operator.upgrade()
+            after.upgrade()
             crd = ROOT / "crds" / release.crd.name
-            assert installed_crd(cluster) == written_crd(crd)
-            # Its pods are of this tree: with them the operator of the release has agents that it never saw.
-            fresh = Service(cluster, bare_space, "fresh").apply(tiny).wait_ready()
+            field = f".spec.partition.{LATER_FIELD}"
+            assert installed_crd(cluster) == written_crd(crd) | {field}
+            # Its pods are of this tree and later: with them the operator of the release has agents that it never saw.
+            fresh = Service(cluster, bare_space, "fresh").apply(later_agents(cluster, bare_space, tiny)).wait_ready()
+            fresh.patch({"partition": {LATER_FIELD: 7}})
+            ignored = f"partition.{LATER_FIELD} is ignored: this version of the operator does not know it"
+            wait_until(lambda: ignored in fresh.condition("SpecAccepted")["message"], 30, fresh.status)
+            says_later_words(fresh)
+            show(fresh, 50, 50, within_s=30)
             beats = len(pulse.took)
             wait_until(lambda: len(pulse.took) > beats + 2, 60, lambda: pulse.failed)
             newer, newer_rolled = fresh.lives(), templates(fresh)
 
             cluster.exec("helm", "rollback", RELEASE, "--namespace", SYSTEM, "--wait", "--timeout", "90s")
             assert installed_crd(cluster) == written_crd(release.crd)
+            says_later_words(fresh)
             show(fresh, 70, 60, within_s=60)
             fresh.wait_ready(30)
+            assert LATER_FIELD not in fresh.get()["spec"]["partition"], "the older CRD knows no such field"
             beats = len(pulse.took)
             wait_until(lambda: len(pulse.took) > beats + 2, 60, lambda: pulse.failed)
         assert not pulse.failed
@@ -168,7 +254,7 @@ def test_up_down_away_and_back(
         assert kept.get() and fresh.get(), "the services outlive the operator"
         asked = len(load.sent)
         wait_until(lambda: len(load.sent) >= asked + 8, 60, lambda: "no traffic while no operator is there")
-        operator.install()
+        after.install()
         # A new release has a new key, which reaches the pods with the kubelet's next sync.
         back = show(kept, 60, 60, within_s=180)
         kept.wait_ready(60)
@@ -176,6 +262,8 @@ def test_up_down_away_and_back(
     assert load.failures() == []
     assert (kept.lives(), templates(kept)) == (lives, rolled), "nothing rolled, nothing restarted"
     assert (fresh.lives(), templates(fresh)) == (newer, newer_rolled)
+    for one in (kept, fresh):
+        assert len(cluster.templates_written(bare_space, one.name)) == 1, "not even for a moment"
     print(
         f"{release.version} and back: {len(load.sent)} requests, none lost; {len(pulse.took)} moves of the split, "
         f"shown after {max(pulse.took):.1f} s at most; {back:.0f} s after an operator was back"

@@ -132,6 +132,7 @@ def _write_files(state: State, tools: Path) -> None:
         file.write_text(json.dumps(pki.kubeconfig(state.pki, name, render.API_SERVER)))
         file.chmod(0o600)
     _write_json(state.config / "kubelet.json", render.kubelet(state, state.cgroup))
+    _write_json(state.config / "audit-policy.json", render.audit_policy())
     _write_json(state.config / "kube-proxy.json", render.kube_proxy(state))
     _write_json(state.config / "cni" / "10-semipd.conflist", render.cni_network())
     _write_json(state.config / "bootstrap.json", render.bootstrap_objects())

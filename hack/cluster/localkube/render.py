@@ -19,6 +19,7 @@ DNS_IP = "10.96.0.10"
 API_SERVER = f"https://{NODE_IP}:6443"
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 CNI_PLUGINS = "/usr/lib/cni"
+AUDIT_LOG = "audit.jsonl"
 PAUSE_IMAGE = "localhost/semipd/pause:1.0"
 
 HOST_SYSCTLS = {
@@ -83,7 +84,11 @@ def components(state: State, tools: Path) -> list[Component]:
     return [
         Component("etcd", [str(tools / "etcd"), *_etcd_flags()], needs_api=False),
         Component("containerd", ["containerd", "--config", str(config / "containerd.toml")], needs_api=False),
-        Component("kube-apiserver", [str(tools / "kube-apiserver"), *_apiserver_flags(pki)], needs_api=False),
+        Component(
+            "kube-apiserver",
+            [str(tools / "kube-apiserver"), *_apiserver_flags(pki, config, state.logs)],
+            needs_api=False,
+        ),
         Component(
             "kube-controller-manager",
             [str(tools / "kube-controller-manager"), *_controller_manager_flags(pki, config)],
@@ -126,7 +131,19 @@ def _etcd_flags() -> list[str]:
     ]
 
 
-def _apiserver_flags(pki: Path) -> list[str]:
+def audit_policy() -> dict[str, object]:
+    """Every write of a Deployment, with what came of it: tests prove by it that nothing was rolled in between."""
+    deployments = [{"group": "apps", "resources": ["deployments"]}]
+    verbs = ["create", "update", "patch", "delete"]
+    return {
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "rules": [{"level": "RequestResponse", "verbs": verbs, "resources": deployments}, {"level": "None"}],
+    }
+
+
+def _apiserver_flags(pki: Path, config: Path, logs: Path) -> list[str]:
     return [
         "--etcd-servers=http://127.0.0.1:2379",
         f"--bind-address={NODE_IP}",
@@ -155,6 +172,8 @@ def _apiserver_flags(pki: Path) -> list[str]:
         f"--proxy-client-cert-file={pki}/front-proxy.crt",
         f"--proxy-client-key-file={pki}/front-proxy.key",
         "--enable-aggregator-routing=true",
+        f"--audit-policy-file={config}/audit-policy.json",
+        f"--audit-log-path={logs}/{AUDIT_LOG}",
     ]
 
 
