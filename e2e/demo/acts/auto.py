@@ -23,11 +23,11 @@ HOME = (50, 50)
 WINDOW_SECONDS = 20
 PROMPT, STREAM, ANSWER = 128, 24, 24
 """Tokens of a prompt that weighs, of a stream beside the prompts, and of an answer of the second turn."""
-PREFILL_LOAD = 0.8
-"""Of what prefill could do if it had the machine to itself: too much for one half of it, and hardly too much for nine
-tenths. TTFT passes its target within a few seconds, while TPOT stays well."""
-STREAMS_EVERY = 1.6
-"""Seconds between the streams that run beside the prompts: decode never rests, so prefill has what the split gives."""
+PREFILL_LOAD = 1.2
+"""Of what prefill could do if it had the machine to itself: TTFT grows under any split, and past its target within a
+few seconds, while TPOT stays well."""
+STREAMS_EVERY = 3.0
+"""Seconds between the streams that run beside the prompts."""
 BURST = 24
 """Answers at once, with which the second turn begins."""
 DECODE_LOAD = 0.35
