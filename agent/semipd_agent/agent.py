@@ -181,6 +181,7 @@ class Agent:
         self._gate.update(snapshot, self._clock.monotonic(), api_answers=self._api.answers)
         if self.ready():
             self._memory.forgive()
+            self._supervisor.served()
         if snapshot is None or (message := self.controller.pending()) is None:
             return
         try:

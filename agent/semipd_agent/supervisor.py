@@ -87,6 +87,11 @@ class Supervisor:
         """The last life said that another cannot help; the present one is a try, in case the folder was mended."""
         return self.last_exit == REFUSED
 
+    def served(self) -> None:
+        """The engine answers: a refusal before it says nothing any more."""
+        if self.refused:
+            self.last_exit = None
+
     @property
     def message(self) -> str:
         """Why the launcher is not running, or cannot serve, with the last line that it wrote."""

@@ -127,6 +127,8 @@ class Informer:
         it is news for."""
         known = [_version(obj) for name, obj in self._objects.items() if name[0] == kind]
         news = self.listed(kind, (), max(known, default=0), namespace)
+        if kind == "HorizontalPodAutoscaler":
+            news |= self.autoscalers((), namespace)
         self._refusals[kind, namespace] = words
         return news
 

@@ -145,7 +145,12 @@ def test_what_was_known_of_a_kind_is_forgotten_when_it_is_refused() -> None:
     one.told(kind, child(7))
     other = child(8, metadata={"namespace": "m"})
     one.told(kind, other)
+    one.told("Deployment", child(6))
+    theirs = {"metadata": {"name": "theirs", "namespace": "n"}}
+    one.autoscalers([{**theirs, "spec": {"scaleTargetRef": {"kind": "Deployment", "name": "demo"}}}], "n")
+    assert one.foreign_scaler(KEY) == "theirs"
     assert one.refused(kind, "forbidden", "n") == {KEY}
+    assert one.foreign_scaler(KEY) == ""
     assert one.get(kind, "n", "demo") is None and one.get(kind, "m", "demo")
     assert one.refused(kind, "forbidden", "n") == set(), "once"
     one.listed(kind, [child(9)], 9, "n")

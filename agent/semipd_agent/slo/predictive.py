@@ -38,8 +38,6 @@ class Decision:
     metric: str
     before: Prediction
     after: Prediction
-    gain: float
-    error: float
     behind: float = 0.0
     """What the split in force stays behind the model."""
 
@@ -117,7 +115,8 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
     young = now - max(load.since, load.regime_since) < c.least_span
     to, reason = best, "Emergency" if emergency else "Gain"
     if best == here or gain < needed:
-        unneeded = home != here and not state.moves and not o.queue and value(home) >= value(here) - c.as_good
+        apart = home != _pair(clamp(s.split, s.bounds, s.grid))  # the configured split may lie between two rungs
+        unneeded = apart and not state.moves and not o.queue and value(home) >= value(here) - c.as_good
         if not unneeded or tried[home].mean < c.content:
             why = "Best" if best == here else "TooLittleGain"
             return Hold(why, best_told, here_told), replace(state, challenger=None, confirmed=0)
@@ -140,8 +139,6 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
         metric="ttft" if worse_ttft else "tpot",
         before=here_told,
         after=tried[to].told(to, s),
-        gain=value(to) - value(here),
-        error=tried[to].error(tried[here], future.blocks),
         behind=-_bias(state, here, now, c),
     )
     return decision, replace(
@@ -205,7 +202,7 @@ def said(d: Decision) -> str:
     told = f"{100 * after.attainment:.1f} % of the requests expected within both targets"
     if d.reason == "Regret":
         return f"{told}; {here} gives {100 * d.behind:.1f} points less than the same model says of it"
-    if after.attainment - before.attainment >= 0.005:
+    if abs(after.attainment - before.attainment) >= 0.005:
         return f"{told} instead of {100 * before.attainment:.1f} %"
     return (
         f"{told}, as under {here}, but less late where they miss: TTFT {after.ttft:.1f} s and TPOT "

@@ -155,7 +155,11 @@ def sliding_windows(config: Fields, window: int, full: int = 0) -> tuple[int, ..
     layers = config.positive("num_hidden_layers")
     kinds = config.get("layer_types") or ["full_attention"] * full + ["sliding_attention"] * layers
     known = {"full_attention": 0, "sliding_attention": window}
-    if not isinstance(kinds, list) or len(kinds) < layers or not all(kind in known for kind in kinds[:layers]):
+    if (
+        not isinstance(kinds, list)
+        or len(kinds) < layers
+        or not all(isinstance(kind, str) and kind in known for kind in kinds[:layers])
+    ):
         raise ModelError(
             "InvalidConfig", f"config.json: layer_types must name {' or '.join(known)} for each of {layers} layers"
         )

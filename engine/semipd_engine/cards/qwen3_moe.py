@@ -12,7 +12,8 @@ from semipd_engine.cards.fields import Fields
 def qwen3_moe(config: Fields, generation: Fields) -> ModelConfig:
     bias = config.flag("attention_bias")
     layers = config.positive("num_hidden_layers")
-    window = config.positive("sliding_window", 4096) if config.flag("use_sliding_window") else 0
+    used = config.flag("use_sliding_window") and config.get("sliding_window", 4096) is not None
+    window = config.positive("sliding_window", 4096) if used else 0
     return ModelConfig.dense(
         config,
         generation,

@@ -70,14 +70,14 @@ class Grammars:
         if isinstance(self._tokenizer, Exception) or self._tokenizer is None:
             raise ConstraintError(f"this model's tokenizer cannot be constrained: {self._tokenizer}")
         if grammar not in self._compiled:
-            matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
-            if matcher.is_error():
-                raise ConstraintError(f"the grammar cannot be used: {matcher.get_error()}")
-            self._compiled[grammar] = matcher
+            self._compiled[grammar] = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
             if len(self._compiled) > KEPT:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)
-        return self._compiled[grammar].deep_copy()
+        matcher = self._compiled[grammar]
+        if matcher.is_error():  # kept, too: each of many sequences asks for it
+            raise ConstraintError(f"the grammar cannot be used: {matcher.get_error()}")
+        return matcher.deep_copy()
 
     def _read_tokenizer(self, vocab_size: int) -> None:
         try:
@@ -123,6 +123,15 @@ class GrammarConstraint:
         return self._known[1] if self._known[0] == length else None
 
     def _compute(self, output: list[int]) -> bytes:
+        """Raises `ConstraintError`, whatever goes wrong: a grammar is a client's, and must not end core."""
+        try:
+            return self._next_mask(output)
+        except ConstraintError:
+            raise
+        except BaseException as error:  # a panic of the library is no Exception
+            raise ConstraintError(f"the grammar went wrong: {error!r}") from None
+
+    def _next_mask(self, output: list[int]) -> bytes:
         if self._matcher is None or self._consumed > len(output):
             self._matcher, self._consumed = self._grammars.matcher(self._grammar), 0
         new = output[self._consumed :]

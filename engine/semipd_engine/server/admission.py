@@ -78,7 +78,8 @@ class Admission:
         if queued >= self._max_queued or (queued and queued + sequences > most):
             raise ApiError(
                 429,
-                f"{queued} requests are waiting and the limit is {self._max_queued} (--max-queued-requests); try again",
+                f"{queued} requests are waiting, and {sequences} more are beyond the limit of {self._max_queued}"
+                " (--max-queued-requests); try again",
                 kind="rate_limit_error",
                 code="queue_full",
                 retry_after=1,

@@ -62,7 +62,10 @@ def render(service: Service, body: ChatRequest | TokenizeRequest) -> str:
 
 def _judge_fields(service: Service, request: Request, body: GenerationRequest) -> None:
     """Name the fields that nobody knows; raises `ApiError` (400) for those that cannot be honoured."""
-    unknown = fields.judge(body.other_fields, chat=isinstance(body, ChatRequest))
+    given = dict(body.other_fields)
+    if given.get("best_of") == body.choices:
+        del given["best_of"]  # the best n of n: asks for nothing
+    unknown = fields.judge(given, chat=isinstance(body, ChatRequest))
     if unknown and service.strict_fields:
         message = "is not known here (see docs/api.md); leave it out, or start without --strict-fields"
         raise bad_request(unknown[0], message)

@@ -16,6 +16,7 @@ _ERRORS = {
     429: "The queue is full; send it again after Retry-After",
     500: "The engine failed on this request",
     503: "Not ready; send it again after Retry-After",
+    504: "It has not finished within its time",
 }
 _ERROR = {
     "type": "object",

@@ -96,6 +96,8 @@ def _response_format(value: Any) -> tuple[str, Any] | None:
 def _grammar(field: str, kind: str, value: Any, modifiers: Mapping[str, Any]) -> str:
     from llguidance import LLMatcher, grammar_from
 
+    if isinstance(value, str) and len(value) > MAX_GRAMMAR_CHARACTERS:  # before any work is done for it
+        raise bad_request(field, f"is larger than {MAX_GRAMMAR_CHARACTERS} characters; simplify it")
     try:
         if kind == "json_object":
             return json_grammar({"type": "object"}, modifiers)

@@ -34,9 +34,10 @@ def gate_products(weights: Mapping[str, Tensor]) -> None:
     """
     tied = "lm_head" not in weights
     matrices = {
-        tensor.shape: (name, tensor)
+        one.shape: (name, one)
         for name, tensor in weights.items()
-        if tensor.dim() == 2 and (tied or name != "embedding")
+        if tensor.dim() > 1 and (tied or name != "embedding")
+        for one in (tensor[0] if tensor.dim() == 3 else tensor,)  # a group: its matrices have one shape
     }
     for name, weight in matrices.values():
         for rows in ROWS:

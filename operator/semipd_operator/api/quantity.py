@@ -24,10 +24,13 @@ def parse_quantity(value: int | str) -> Decimal | None:
     if not found:
         return None
     number, binary, decimal, exponent = found.groups()
-    if binary:
-        return Decimal(number) * int(_BINARY[binary])
-    power: int = _DECIMAL[decimal] if decimal else int(exponent or 0)
-    return Decimal(number).scaleb(power)
+    try:
+        if binary:
+            return Decimal(number) * int(_BINARY[binary])
+        power: int = _DECIMAL[decimal] if decimal else int(exponent or 0)
+        return Decimal(number).scaleb(power)
+    except (ArithmeticError, ValueError):  # an exponent that no number has
+        return None
 
 
 def whole(value: int | str) -> int:

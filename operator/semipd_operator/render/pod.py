@@ -116,7 +116,8 @@ def pod_template(service: SemiPDService, settings: Settings) -> Object:
 def _check_gpus(template: Object) -> None:
     """The API server cannot: it knows nothing of what a podTemplate holds."""
     for kind in ("containers", "initContainers"):
-        for container in template["spec"].get(kind) or []:
+        found = template["spec"].get(kind)
+        for container in found if isinstance(found, list) else ():  # anything else is the API server's to refuse
             for part in ("limits", "requests"):
                 number = parse_quantity(_below(container, "resources", part, GPU) or 0)
                 if number is not None and number > 1:

@@ -31,6 +31,7 @@ _KEEPS_AWAY = {
     "untolerated taint": "taint",
     "pod affinity": "affinity",
     "pod anti-affinity": "affinity",
+    "pods anti-affinity": "affinity",
     "topology spread": "topologySpread",
     "free ports": "hostPort",
     "were unschedulable": "cordoned",

@@ -161,6 +161,11 @@ def test_values_are_counted_outside_of_strings(body: bytes, count: int) -> None:
     assert elements(body, 100) == count
 
 
+def test_more_strings_than_values_can_have_are_too_many() -> None:
+    """Such a text is no JSON, and each string is a turn of the loop."""
+    assert elements(b'"x"' * 203, 100) == 101
+
+
 def test_more_sequences_than_the_queue_holds_are_refused(api: Api) -> None:
     refused = api.complete(["The"] * 100, n=100)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")

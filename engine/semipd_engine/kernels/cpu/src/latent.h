@@ -93,7 +93,7 @@ inline void latent_attention(const Latent<T>& p) {
     for (int64_t i = 0; i < p.sequences; i++) asked += p.starts[i + 1] > p.starts[i];
     // The heads of a row share the entries; they are cut only where there would be nothing for a thread to do.
     int64_t group = p.heads < LATENT_ROWS ? p.heads : LATENT_ROWS;
-    while (group > 1 && asked * ((p.heads + group - 1) / group) < threads()) group = (group + 1) / 2;
+    while (group > 1 && asked * ((p.heads + group - 1) / group) < workers()) group = (group + 1) / 2;
     const int64_t most = LATENT_ROWS / group, cuts = (p.heads + group - 1) / group;
     int64_t room = 0, count = 0;
     for (int64_t i = 0; i < p.sequences; i++) room += ((p.starts[i + 1] - p.starts[i] + most - 1) / most) * cuts;
