@@ -60,9 +60,10 @@ def test_two_pods_then_a_roll(cluster: Cluster, service: Service) -> None:
 def test_ready_while_splits_differ(cluster: Cluster, service: Service) -> None:
     """Auto runs in each pod by itself; traffic that reaches one pod alone moves only that one."""
     scale(service, 2)
-    # 1 ms cannot be met: whoever serves gives prefill more.
+    # 1 ms cannot be met: under Algorithm 1 whoever serves gives prefill more. (ModelPredictive stays where no split helps.)
     slo = {"ttftMilliseconds": 1, "tpotMilliseconds": 60_000, "windowSeconds": 30}
-    service.patch({"slo": slo, "partition": {"mode": "Auto", "prefillPercent": None, "decodePercent": None}})
+    auto = {"mode": "Auto", "policy": "Algorithm1", "prefillPercent": None, "decodePercent": None}
+    service.patch({"slo": slo, "partition": auto})
     service.wait_ready()
     first, second = (pod["status"]["podIP"] for pod in service.pods())
     with SteadyLoad(cluster, f"http://{first}:8000", ASKS):
@@ -77,7 +78,7 @@ def test_ready_while_splits_differ(cluster: Cluster, service: Service) -> None:
         assert service.condition("PartitionApplied")["status"] == "True"
     assert "applied" not in partition  # there is no one split to show
     assert "-" in partition["summary"]
-    mover = {decision["pod"] for decision in partition["decisions"] if decision["reason"] == "BetterSplitPredicted"}
+    mover = {decision["pod"] for decision in partition["decisions"] if decision["reason"] == "TTFTAboveTarget"}
     by_address = {pod["status"]["podIP"]: pod["metadata"]["name"] for pod in service.pods()}
     assert mover == {by_address[first]}
     assert second != first
