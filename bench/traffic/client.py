@@ -17,11 +17,9 @@ from typing import Any
 
 import httpx
 
+from bench.traffic import plan as plans
 from bench.traffic.plan import Request
-from bench.traffic.records import Record
-
-HUNG_UP = "hung_up"
-"""Finish reason of a stream that the client closed as planned."""
+from bench.traffic.records import HUNG_UP, Record
 
 OnToken = Callable[[int, float, str], None]
 """Called with (request index, seconds since the start, text) for each token as it arrives."""
@@ -106,9 +104,11 @@ async def replay(
     """Send the plan to the server at `url` (without /v1); returns one record for each request sent, in plan order.
 
     `start` is the origin of all times on the monotonic clock (default: now). Once the file `stop` exists, nothing more
-    is sent; what runs is finished. `silence_seconds` is the longest that a stream may bring nothing. Errors are
-    recorded, never raised; only cancelling raises.
+    is sent; what runs is finished. `silence_seconds` is the longest that a stream may bring nothing. Errors of requests
+    are recorded, never raised. Raises `PlanError` of a plan that cannot be followed, and `httpx.HTTPError` or
+    `ServerError` where not even the model's name can be had.
     """
+    plans.check(plan)
     model = model or await served_model(url)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=url, timeout=silence_seconds, limits=limits, trust_env=False) as client:
@@ -153,9 +153,10 @@ async def _send_in_turn(
     try:
         if request.after is not None:
             await ended[request.after].wait()
-            request = replace(request, at=max(request.at, time.monotonic() - start))
-        if request.not_after is not None and request.at > request.not_after:
-            return None
+            at = max(request.at, time.monotonic() - start)
+            if request.not_after is not None and at > request.not_after:
+                return None
+            request = replace(request, at=at)
         return await _send(client, index, request, model, start, stopped, on_token)
     finally:
         ended[index].set()
@@ -212,4 +213,5 @@ async def _send(
         finish_reason=stream.finish_reason,
         status=status,
         error=error,
+        ended=time.monotonic() - start,
     )

@@ -12,7 +12,7 @@ import json
 import math
 import random
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -44,7 +44,7 @@ class Request:
     hang_up: float | None = None
     """Seconds after its planned time at which the client closes the stream, whatever came; None: never."""
     after: int | None = None
-    """Index in the plan of a request that must have ended first; that is the planned time, if later than `at`."""
+    """Index in the plan of an earlier one that must have ended first; that is the planned time, if later than `at`."""
     not_after: float | None = None
     """It is left out if its planned time comes to be later than that."""
 
@@ -53,6 +53,12 @@ class Request:
             raise ValueError("a request needs either a prompt or messages")
         if self.max_tokens < 1 or self.at < 0:
             raise ValueError(f"max_tokens must be at least 1 and at not negative: {self.max_tokens}, {self.at}")
+        if self.hang_up is not None and not 0 < self.hang_up < math.inf:
+            raise ValueError(f"hang_up must be a number of seconds above 0: {self.hang_up}")
+        if self.not_after is not None and not self.at <= self.not_after < math.inf:
+            raise ValueError(f"not_after must not be before at, or the request is never sent: {self.not_after}")
+        if self.after is not None and self.after < 0:
+            raise ValueError(f"after must be the index of an earlier request: {self.after}")
 
 
 def ask(question: str, *, at: float = 0.0, max_tokens: int = 64) -> Request:
@@ -213,6 +219,14 @@ def _scaled(tokens: int, scale: float, most: int) -> int:
     return max(1, round(min(most, tokens * scale)))
 
 
+def check(plan: Sequence[Request]) -> None:
+    """What one request alone does not show. Raises `PlanError`: a request that waits for itself, or for one behind it,
+    might never be sent, and the replay never end."""
+    for index, request in enumerate(plan):
+        if request.after is not None and request.after >= index:
+            raise PlanError(f"request {index}: after: {request.after}; it must be the index of an earlier request")
+
+
 def write(plan: Iterable[Request], path: Path) -> None:
     """JSON Lines, one request a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -233,4 +247,8 @@ def read(path: Path) -> list[Request]:
         raise PlanError(f"{path}: line {len(plan) + 1}: {field + ': ' if field else ''}{first['msg']}") from None
     if not plan:
         raise PlanError(f"{path}: has no requests; write one a line")
+    try:
+        check(plan)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from None
     return plan

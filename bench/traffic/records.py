@@ -14,6 +14,9 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+HUNG_UP = "hung_up"
+"""Finish reason of a stream that the client closed as planned."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -32,6 +35,8 @@ class Record:
     status: int = 0
     """HTTP status; 0 if no answer came."""
     error: str | None = None
+    ended: float | None = None
+    """When the client had the last of it: the end of the answer, an error, or its own hanging up."""
 
     @property
     def ok(self) -> bool:
@@ -62,7 +67,16 @@ class Record:
 
     @property
     def longest_gap(self) -> float | None:
-        return max(self.gaps, default=None)
+        """A stream that the client closed was still waiting: from its last token to then is a gap, too."""
+        open_gap = [] if self.waiting is None else [self.waiting]
+        return max([*self.gaps, *open_gap], default=None)
+
+    @property
+    def waiting(self) -> float | None:
+        """Of a stream that the client closed: how long its next token had been due then, at most."""
+        if self.finish_reason != HUNG_UP or self.ended is None or not self.token_times:
+            return None
+        return self.ended - self.token_times[-1]
 
 
 def gaps(times: Sequence[float]) -> list[float]:
@@ -106,8 +120,9 @@ class Target:
     """For the longest gap of a request."""
 
     def met_by(self, record: Record) -> bool:
-        """A request that failed or was rejected meets no target; one without the metric cannot miss it."""
-        if not record.ok:
+        """A request that failed, was rejected or brought no token meets no target; one of a single token has neither
+        TPOT nor gap, and cannot miss them."""
+        if not record.ok or not record.token_times:
             return False
         pairs = ((self.ttft, record.ttft), (self.tpot, record.tpot), (self.gap, record.longest_gap))
         return all(limit is None or value is None or value * 1000 <= limit for limit, value in pairs)

@@ -171,6 +171,8 @@ async def test_a_stream_that_the_plan_hangs_up_keeps_what_it_brought() -> None:
         (record,) = await replay([Request(0.1, 99, "x", hang_up=0.3)], url)
         await asyncio.wait_for(gone.wait(), 10)
     assert record.ok and record.finish_reason == "hung_up" and record.token_ids == (1,)
+    assert record.ended is not None and record.ended >= 0.4
+    assert record.longest_gap == pytest.approx(record.ended - record.token_times[0])
 
 
 async def test_a_chained_request_is_planned_when_the_one_before_it_ends() -> None:

@@ -98,6 +98,8 @@ def test_a_trace_that_is_none_is_named(
         ('{"at": 0, "max_tokens": "many", "prompt": "x"}', "max_tokens"),
         ('{"at": 0, "max_tokens": 1, "prompt": [1, "a"]}', "prompt"),
         ('{"at": 0, "max_tokens": 1, "prompt": "x", "temprature": 1}', "temprature"),
+        ('{"at": 0, "max_tokens": 1, "prompt": "x", "after": 0}', "after"),
+        ('{"at": 0, "max_tokens": 1, "prompt": "x", "hang_up": -1}', "hang_up"),
     ],
 )
 def test_a_plan_that_is_none_is_named(

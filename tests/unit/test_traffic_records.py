@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench.traffic import records
-from bench.traffic.records import Record, Target, quantile, summarise
+from bench.traffic.records import HUNG_UP, Record, Target, quantile, summarise
 
 pytestmark = pytest.mark.unit
 
@@ -68,6 +69,18 @@ def test_attainment_counts_every_request_sent() -> None:
     assert summarise([slow, fast, fast, rejected], target).attainment_percent == 50
     assert not Target(gap=50).met_by(fast)
     assert Target(tpot=1).met_by(answered(9.9)), "one token cannot miss a TPOT target"
+
+
+def test_a_stream_that_was_closed_before_its_first_token_meets_nothing() -> None:
+    silent = Record(0, "", 0.0, 0.0, finish_reason=HUNG_UP, status=200, ended=9.0)
+    assert silent.ok and not Target(ttft=500).met_by(silent) and not Target(gap=500).met_by(silent)
+
+
+def test_the_wait_at_a_hang_up_is_a_gap() -> None:
+    stalled = Record(0, "", 0.0, 0.0, token_times=(0.1, 0.2), finish_reason=HUNG_UP, status=200, ended=3.2)
+    assert stalled.longest_gap == pytest.approx(3.0) and not Target(gap=500).met_by(stalled)
+    ended = replace(stalled, finish_reason="length")
+    assert ended.longest_gap == pytest.approx(0.1), "what comes after the last token of an answer is no gap"
 
 
 def test_records_survive_the_file(tmp_path: Path) -> None:
