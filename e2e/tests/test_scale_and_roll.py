@@ -60,7 +60,7 @@ def test_two_pods_then_a_roll(cluster: Cluster, service: Service) -> None:
 def test_ready_while_splits_differ(cluster: Cluster, service: Service) -> None:
     """Auto runs in each pod by itself; traffic that reaches one pod alone moves only that one."""
     scale(service, 2)
-    # 1 ms cannot be met: under Algorithm 1 whoever serves gives prefill more. (ModelPredictive stays where no split helps.)
+    # 1 ms cannot be met: under Algorithm 1 whoever serves gives prefill more (ModelPredictive stays if no split helps).
     slo = {"ttftMilliseconds": 1, "tpotMilliseconds": 60_000, "windowSeconds": 30}
     auto = {"mode": "Auto", "policy": "Algorithm1", "prefillPercent": None, "decodePercent": None}
     service.patch({"slo": slo, "partition": auto})
