@@ -18,12 +18,12 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] == "serve":
+        from semipd_engine.contract import EngineOptions
         from semipd_engine.hub.check import refusal
         from semipd_engine.launcher import serve
         from semipd_engine.process import REFUSED
-        from semipd_engine.server.flags import parse_options
 
-        options = parse_options(arguments[1:], "semipd-engine serve", "Serve a model over the OpenAI API.")
+        options = EngineOptions.parse(arguments[1:], "semipd-engine serve", "Serve a model over the OpenAI API.")
         # Without a run directory a person started it. The agent shows what is wrong itself, and waits for a repair.
         if options.run_dir is None and (problem := refusal(options.model)):
             print(f"semipd-engine serve: the model cannot be served: {problem}", file=sys.stderr)

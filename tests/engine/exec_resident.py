@@ -15,7 +15,6 @@ import msgspec
 from semipd_engine.contract import EngineOptions
 from semipd_engine.resident import loading, resident
 from semipd_engine.resident.loaded_model import Attachment
-from semipd_engine.server.flags import parse_options
 
 
 class ExecModel(loading.LoadedTorchModel):
@@ -33,4 +32,4 @@ def load(options: EngineOptions, progress: Callable[[int], None]) -> loading.Loa
 
 
 if __name__ == "__main__":
-    sys.exit(resident.run(parse_options(None, "exec_resident", ""), load))
+    sys.exit(resident.run(EngineOptions.parse(None, "exec_resident", ""), load))

@@ -31,7 +31,6 @@ from semipd_engine.ipc.messages import StepPlan, StepResult
 from semipd_engine.memory.kv_size import MemoryGrant, available_memory
 from semipd_engine.pacing.quantum import Pacer
 from semipd_engine.resident import resident
-from semipd_engine.server.flags import parse_options
 from semipd_engine.worker.servable import StaleSlot, UnfitError
 
 RAISE = 4998
@@ -138,4 +137,4 @@ def load(options: EngineOptions, progress: Callable[[int], None]) -> FakeModel:
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it crashes on purpose
     os.fork, real_fork = fork, os.fork
-    sys.exit(resident.run(parse_options(None, "fake_resident", ""), load))
+    sys.exit(resident.run(EngineOptions.parse(None, "fake_resident", ""), load))

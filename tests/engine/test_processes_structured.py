@@ -17,9 +17,9 @@ from tests.engine.fake_model import VOCABULARY, reference
 from tests.engine.harness import ApiClient, Engine, Stream, engine_for
 from tests.unit.server.conftest import write_model
 
+from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.contract import Phase
 from semipd_engine.server.structured import grammar_of
-from semipd_engine.server.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.engine
 

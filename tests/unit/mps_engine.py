@@ -19,7 +19,6 @@ from tests.unit.mps_stand_in import SMS, attach
 
 from semipd_engine.contract import EngineOptions
 from semipd_engine.resident import resident
-from semipd_engine.server.flags import parse_options
 
 
 class ClientModel(fake_resident.FakeModel):
@@ -59,4 +58,4 @@ def serve(flags: list[str]) -> int:
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
         sys.exit(serve(sys.argv[2:]))
-    sys.exit(resident.run(parse_options(sys.argv[2:], "mps_engine", ""), load))
+    sys.exit(resident.run(EngineOptions.parse(sys.argv[2:], "mps_engine", ""), load))

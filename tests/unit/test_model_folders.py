@@ -13,18 +13,18 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from semipd_engine.cards.chat_template import ChatTemplates
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.fields import Fields
+from semipd_engine.cards.model_card import load_model_card
 from semipd_engine.cards.registry import parse_card
+from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.hub.check import refusal
 from semipd_engine.ipc.messages import RequestOutput, Sampling
-from semipd_engine.server.chat_template import ChatTemplates
-from semipd_engine.server.model_card import load_model_card
 from semipd_engine.server.params import resolve
 from semipd_engine.server.protocol import CompletionRequest
 from semipd_engine.server.sequence import Sequence, TextOptions
-from semipd_engine.server.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.unit
 

@@ -160,10 +160,14 @@ class Grammar:
     def __init__(self) -> None:
         self.asked: list[list[int]] = []
         self.answer: bytes | None = None
+        self.closed = 0
 
     def mask(self, output: Sequence[int]) -> bytes | None:
         self.asked.append(list(output))
         return self.answer
+
+    def close(self) -> None:
+        self.closed += 1
 
 
 def test_a_masked_row_has_one_step_and_sits_a_step_out_while_its_mask_is_late() -> None:
@@ -185,6 +189,25 @@ def test_a_masked_row_has_one_step_and_sits_a_step_out_while_its_mask_is_late() 
     done(s, plan)
     grammar.answer = None
     assert [row.request for row in decode(s).rows] == [free.id]
+
+
+@pytest.mark.parametrize("end", ["abort", "finish", "fail"])
+def test_a_constraint_is_closed_with_its_request(end: str) -> None:
+    s = scheduler(chunk=64)
+    request = add(s, 1, 6)
+    request.constraint = grammar = Grammar()
+    if end == "abort":
+        s.abort(1)
+    elif end == "finish":
+        grammar.answer = b"\xff"
+        s.plan_decode()
+        done(s, prefill(s))
+        while s.table.by_id:
+            assert not grammar.closed
+            done(s, decode(s))
+    else:
+        s.table.fail(request, "it cannot be")
+    assert grammar.closed == 1
 
 
 def test_slots_are_reused_under_a_new_assignment_number() -> None:

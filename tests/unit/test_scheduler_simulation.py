@@ -46,6 +46,9 @@ class LateMask:
     def mask(self, output: Sequence[int]) -> bytes | None:
         return bytes([255]) * (VOCABULARY // 8) if self.random.random() < 0.5 else None
 
+    def close(self) -> None:
+        pass
+
 
 class Worker:
     def __init__(self, runner: FakeRunner, phase: Phase) -> None:

@@ -14,14 +14,13 @@ import sys
 
 from setproctitle import setproctitle
 
-from semipd_engine.contract import Split
+from semipd_engine.contract import EngineOptions, Split
 from semipd_engine.core.engine_core import EngineCore
 from semipd_engine.cpu_plan import cpu_plan
-from semipd_engine.server.flags import parse_options
 
 
 def main() -> int:
-    options = parse_options(None, "python -m semipd_engine.core", "Scheduler and owner of all requests.")
+    options = EngineOptions.parse(None, "python -m semipd_engine.core", "Scheduler and owner of all requests.")
     if options.run_dir is None:
         raise SystemExit("--run-dir is missing: the launcher sets it")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s core: %(message)s", stream=sys.stderr)

@@ -13,6 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from semipd_engine.cards.model_card import load_model_card
+from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.core.request import ConstraintError
 
 KEPT = 64
@@ -83,9 +85,6 @@ class Grammars:
         try:
             import llguidance
 
-            from semipd_engine.server.model_card import load_model_card
-            from semipd_engine.server.tokenizer import Tokenizer
-
             tokenizer = Tokenizer(self._model)
             ends = load_model_card(self._model).with_ends(tokenizer.id_of).eos_token_ids
             self._tokenizer = llguidance.LLTokenizer(tokenizer.to_json(), vocab_size, list(ends))
@@ -109,6 +108,10 @@ class GrammarConstraint:
     def begin(self) -> None:
         """Compile, for an output that is empty yet."""
         self._pending = (0, self._grammars.submit(False, lambda: self._compute([])))
+
+    def close(self) -> None:
+        if self._pending is not None:
+            self._pending[1].cancel()  # one that waits for its turn never has it; one that runs comes to its end
 
     def mask(self, output: Sequence[int]) -> bytes | None:
         length = len(output)

@@ -28,6 +28,9 @@ class Constraint(Protocol):
         """The tokens that may follow `output` (`ipc.messages.Row.mask`). None: not known yet, and a step is sat out.
         Raises `ConstraintError`."""
 
+    def close(self) -> None:
+        """The request is gone: what has not begun for it never does."""
+
 
 class RequestState(Enum):
     WAITING = "waiting"

@@ -82,6 +82,8 @@ class RequestTable:
         request.state = RequestState.FINISHED
         request.finish_reason = reason
         del self.by_id[request.id]
+        if request.constraint is not None:
+            request.constraint.close()
         with self.accounting():
             self.kv.release(request.blocks, request.last_steps)
 

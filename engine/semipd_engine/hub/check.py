@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from semipd_engine.cards.chat_template import ChatTemplates
 from semipd_engine.cards.errors import ModelError
+from semipd_engine.cards.model_card import ModelCardError, load_model_card
 from semipd_engine.cards.registry import read_card
+from semipd_engine.cards.tokenizer import Tokenizer, TokenizerError
 from semipd_engine.hub.model_folder import IncompleteModel, check_model_folder
 from semipd_engine.process import REFUSED
-from semipd_engine.server.chat_template import ChatTemplates
-from semipd_engine.server.model_card import ModelCardError, load_model_card
-from semipd_engine.server.tokenizer import Tokenizer, TokenizerError
 
 
 def refusal(directory: Path) -> str | None:

@@ -18,11 +18,11 @@ def main() -> int:
     environment = without_mps(os.environ)
     os.environ.clear()
     os.environ.update(environment)
+    from semipd_engine.contract import EngineOptions
     from semipd_engine.resident.loading import load
     from semipd_engine.resident.resident import run
-    from semipd_engine.server.flags import parse_options
 
-    return run(parse_options(None, "python -m semipd_engine.resident", "Owner of the weights."), load)
+    return run(EngineOptions.parse(None, "python -m semipd_engine.resident", "Owner of the weights."), load)
 
 
 if __name__ == "__main__":

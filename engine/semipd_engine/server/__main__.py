@@ -22,16 +22,15 @@ import uvicorn
 from setproctitle import setproctitle
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from semipd_engine.cards.model_card import ModelCardError
+from semipd_engine.cards.tokenizer import TokenizerError
 from semipd_engine.contract import EngineOptions
 from semipd_engine.process import die_with_parent
 from semipd_engine.server.admission import ENDPOINT_LAG_SECONDS
 from semipd_engine.server.app import create_app
 from semipd_engine.server.errors import unavailable
-from semipd_engine.server.flags import parse_options
 from semipd_engine.server.half_close import half_closable
-from semipd_engine.server.model_card import ModelCardError
 from semipd_engine.server.service import Service
-from semipd_engine.server.tokenizer import TokenizerError
 
 PORT_FILE = "api.port"
 """File in the run directory with the bound port, written once the socket listens."""
@@ -50,7 +49,7 @@ class Server(uvicorn.Server):
 
 
 def main() -> int:
-    options = parse_options(None, "python -m semipd_engine.server", "The OpenAI API of a running engine core.")
+    options = EngineOptions.parse(None, "python -m semipd_engine.server", "The OpenAI API of a running engine core.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s api: %(message)s", stream=sys.stderr)
     setproctitle("semipd: api")
     die_with_parent(os.getppid())

@@ -14,9 +14,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from semipd_engine.cards.chat_template import ChatTemplateError
+from semipd_engine.cards.tokenizer import TokenizerError
 from semipd_engine.contract import EngineOptions
 from semipd_engine.server import handlers
-from semipd_engine.server.chat_template import ChatTemplateError
 from semipd_engine.server.errors import ApiError, bad_request, engine_failure
 from semipd_engine.server.headers import RequestIds
 from semipd_engine.server.http_io import error_response, json_response, read_body
@@ -24,7 +25,6 @@ from semipd_engine.server.openapi import describe, takes
 from semipd_engine.server.params import check_token_ids
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from semipd_engine.server.service import Service, software_version
-from semipd_engine.server.tokenizer import TokenizerError
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/ping"})
 """Probes and scrapes carry no API key."""

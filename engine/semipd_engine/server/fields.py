@@ -11,19 +11,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from semipd_engine.server.errors import bad_request
-from semipd_engine.server.protocol import GRAMMAR_FIELDS
+from semipd_engine.server.protocol import ChatRequest, CompletionRequest
 
-HONOURED_BY_BOTH = frozenset(
-    {"model", "n", "stream", "stream_options", "temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty"}
-    | {"frequency_penalty", "repetition_penalty", "logit_bias", "stop", "stop_token_ids", "include_stop_str_in_output"}
-    | {"ignore_eos", "min_tokens", "max_tokens", "skip_special_tokens", "return_token_ids", "logprobs"}
-    | {"return_tokens_as_token_ids", "add_special_tokens", "request_id", "cache_salt", "priority", *GRAMMAR_FIELDS}
-)
-HONOURED_BY_COMPLETIONS = frozenset({"prompt", "echo"})
-HONOURED_BY_CHAT = frozenset(
-    {"messages", "tools", "tool_choice", "top_logprobs", "max_completion_tokens", "add_generation_prompt"}
-    | {"continue_final_message", "chat_template_kwargs", "documents", "reasoning_effort"}
-)
+ONLY_COMPLETIONS = frozenset(CompletionRequest.model_fields) - frozenset(ChatRequest.model_fields)
+ONLY_CHAT = frozenset(ChatRequest.model_fields) - frozenset(CompletionRequest.model_fields)
 
 HARMLESS: Mapping[str, str] = {
     "stream_options.include_obfuscation": "chunks are not padded",
@@ -79,14 +70,12 @@ REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "ec_transfer_params": (_LEAVE_OUT, ()),
     "vllm_xargs": (_LEAVE_OUT, ()),
 }
-_ONLY_CHAT = "only /v1/chat/completions has it"
-_ONLY_COMPLETIONS = "only /v1/completions has it"
 
 
 def judge(extra: Mapping[str, Any], chat: bool) -> list[str]:
     """The unknown ones among the fields that the request model lacks. Raises `ApiError` (400) for a refused one."""
     unknown = []
-    elsewhere = HONOURED_BY_COMPLETIONS if chat else HONOURED_BY_CHAT
+    elsewhere = ONLY_COMPLETIONS if chat else ONLY_CHAT
     for name, value in extra.items():
         if name in REFUSED:
             remedy, neutral = REFUSED[name]
@@ -94,7 +83,7 @@ def judge(extra: Mapping[str, Any], chat: bool) -> list[str]:
                 raise bad_request(name, f"not supported; {remedy}")
         elif name in elsewhere:
             if not _asks_nothing(value, ("none", "auto")):
-                raise bad_request(name, _ONLY_COMPLETIONS if chat else _ONLY_CHAT)
+                raise bad_request(name, f"only /v1/{'' if chat else 'chat/'}completions has it")
         elif name not in HARMLESS:
             unknown.append(name)
     return unknown

@@ -14,13 +14,13 @@ from types import TracebackType
 
 import msgspec
 
+from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.ipc.messages import AbortRequest, AddRequest, ApiToCore, Outputs, RequestOutput, Sampling
 from semipd_engine.server.errors import ApiError, engine_failure, expired, unavailable
 from semipd_engine.server.metrics import EngineMetrics
 from semipd_engine.server.params import SEED_MASK
 from semipd_engine.server.sequence import Delta, Sequence, TextOptions
 from semipd_engine.server.terms import Terms
-from semipd_engine.server.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 

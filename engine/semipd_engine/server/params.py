@@ -8,9 +8,9 @@ from __future__ import annotations
 import random
 from typing import TypeVar
 
+from semipd_engine.cards.model_card import ModelCard
 from semipd_engine.ipc.messages import Sampling
 from semipd_engine.server.errors import ApiError, bad_request
-from semipd_engine.server.model_card import ModelCard
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
 
 SEED_MASK = 2**63 - 1

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.ipc.messages import TokenLogprobs
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from semipd_engine.server.sequence import Delta, Sequence
-from semipd_engine.server.tokenizer import Tokenizer
 
 Json = dict[str, Any]
 LOWEST_LOGPROB = -9999.0
@@ -66,6 +66,8 @@ class CompletionShape:
         self._request = request
         self._names = TokenNames(tokenizer, request.return_tokens_as_token_ids)
         self._started: set[int] = set()
+        self._prompts: dict[int, str] = {}
+        """Their texts, by number: choices of one prompt share it."""
 
     def opening(self, index: int) -> Json | None:
         return None
@@ -94,8 +96,11 @@ class CompletionShape:
         """The prompt, before the first text of a choice."""
         if not self._request.echo or index in self._started:
             return ""
-        prompt = self._request.prompt[index // self._request.choices]
-        return prompt if isinstance(prompt, str) else sequence.prompt_text
+        number = index // self._request.choices
+        if number not in self._prompts:
+            prompt = self._request.prompt[number]
+            self._prompts[number] = prompt if isinstance(prompt, str) else sequence.prompt_text
+        return self._prompts[number]
 
     def _logprobs(self, delta: Delta) -> Json | None:
         if self._request.logprobs is None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.ipc.messages import RequestOutput, Sampling, TokenLogprobs
-from semipd_engine.server.detokenizer import StopStrings
-from semipd_engine.server.tokenizer import Tokenizer
+from semipd_engine.server.detokenizer import Detokenizer, StopStrings
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Sequence:
         self.finish_reason: str | None = None
         self._options = options
         self._tokenizer = tokenizer
-        self._detokenizer = tokenizer.detokenizer()
+        self._detokenizer = Detokenizer(tokenizer.text, tokenizer.byte_of)
         self._stops = StopStrings(options.stop, options.include_stop)
 
     @property

@@ -13,21 +13,21 @@ from typing import TypeVar
 
 from starlette.types import Receive
 
+from semipd_engine.cards.chat_template import ChatTemplates
+from semipd_engine.cards.model_card import load_model_card
+from semipd_engine.cards.tokenizer import TextTooLong, Tokenizer
 from semipd_engine.contract import EngineOptions
 from semipd_engine.ipc.messages import CoreState, Outputs, Rejected
 from semipd_engine.server.admission import OUTAGE_GRACE_SECONDS, Admission
-from semipd_engine.server.chat_template import ChatTemplates
 from semipd_engine.server.core_client import CoreClient
 from semipd_engine.server.errors import ApiError, bad_request, unavailable
 from semipd_engine.server.generation import Generation, Generations
 from semipd_engine.server.http_io import while_connected
 from semipd_engine.server.metrics import EngineMetrics
-from semipd_engine.server.model_card import load_model_card
 from semipd_engine.server.params import check_prompt_length, check_token_ids, resolve, too_long
 from semipd_engine.server.protocol import GenerationRequest, Prompt
 from semipd_engine.server.sequence import TextOptions
 from semipd_engine.server.structured import grammar_of
-from semipd_engine.server.tokenizer import TextTooLong, Tokenizer
 
 INLINE_BYTES = 4096
 """Bodies up to this size are tokenised on the event loop (well under a millisecond); larger ones in a thread."""
@@ -60,7 +60,7 @@ class Service:
         self.fingerprint = _fingerprint(options.model)
         limits = [limit for limit in (options.max_model_len, self.card.max_model_len) if limit]
         self.max_model_len = min(limits, default=0)
-        self._threads = [ThreadPoolExecutor(1, "tokenise"), ThreadPoolExecutor(1, "tokenise-large")]
+        self._threads = [ThreadPoolExecutor(1, name) for name in ("tokenise", "tokenise-large", "grammar")]
         self._encoded = (0, 0)
         """Characters and tokens of all texts so far."""
         self._admitting = asyncio.Event()
@@ -125,12 +125,15 @@ class Service:
         finish in the order they came in. Raises `ClientDisconnect` if the client does not wait for it."""
         if size <= INLINE_BYTES:
             return work()
-        thread = self._threads[size > LARGE_BYTES]
+        return await self._in_thread(self._threads[size > LARGE_BYTES], work, receive)
 
-        async def in_thread() -> T:
+    async def _in_thread(self, thread: ThreadPoolExecutor, work: Callable[[], T], receive: Receive) -> T:
+        """Work of a client that leaves before its turn is never begun."""
+
+        async def done() -> T:
             return await asyncio.get_running_loop().run_in_executor(thread, work)
 
-        return await while_connected(receive, in_thread())
+        return await while_connected(receive, done())
 
     def encode_prompts(self, prompts: list[Prompt], add_special_tokens: bool) -> list[list[int]]:
         """Ids of each prompt, checked against the vocabulary and the model's length. Raises `ApiError` (400)."""
@@ -152,7 +155,7 @@ class Service:
     async def grammar(self, request: GenerationRequest, receive: Receive) -> str:
         """What the answer must look like (`ipc.messages.AddRequest.grammar`). Raises `ApiError` (400)."""
         given = request.grammar_fields
-        grammar = await self.tokenise(INLINE_BYTES + 1, lambda: grammar_of(given), receive) if given else ""
+        grammar = await self._in_thread(self._threads[2], lambda: grammar_of(given), receive) if given else ""
         if grammar and (request.ignore_eos or request.min_tokens):
             field = "ignore_eos" if request.ignore_eos else "min_tokens"
             raise bad_request(field, "a grammar says where the answer ends; leave this out")

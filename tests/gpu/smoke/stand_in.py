@@ -24,8 +24,8 @@ def sms_seen() -> int | None:
 def _resident(flags: list[str]) -> int:
     from tests.engine import exec_resident
 
+    from semipd_engine.contract import EngineOptions
     from semipd_engine.resident import resident
-    from semipd_engine.server.flags import parse_options
     from semipd_engine.worker.attach import TorchModel
 
     TorchModel.sm_count = lambda self: SMS  # type: ignore[method-assign]  # the resident is outside of MPS
@@ -34,7 +34,7 @@ def _resident(flags: list[str]) -> int:
         python.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.gpu.smoke.stand_in "$@"\n')
         python.chmod(0o755)
         sys.executable = str(python)  # workers are started with it
-        return resident.run(parse_options(flags, "stand_in", ""), exec_resident.load)
+        return resident.run(EngineOptions.parse(flags, "stand_in", ""), exec_resident.load)
 
 
 def _worker(module: str, arguments: list[str]) -> None:

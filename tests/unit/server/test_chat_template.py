@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from semipd_engine.cards.chat_template import ChatTemplateError, ChatTemplates
 from semipd_engine.server import chat
-from semipd_engine.server.chat_template import ChatTemplateError, ChatTemplates
 from semipd_engine.server.errors import ApiError
 
 pytestmark = pytest.mark.unit

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.ipc.messages import RequestOutput, Sampling
-from semipd_engine.server.detokenizer import StopStrings
+from semipd_engine.server.detokenizer import Detokenizer, StopStrings
 from semipd_engine.server.sequence import Sequence, TextOptions
-from semipd_engine.server.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.unit
 
@@ -44,7 +44,11 @@ def byte_fallback(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 def run(tokenizer: Tokenizer, ids: list[int], cuts: list[int], skip_special: bool) -> str:
-    detokenizer, text, rest = tokenizer.detokenizer(), "", [i for i in ids if tokenizer.keeps(i, skip_special)]
+    detokenizer, text, rest = (
+        Detokenizer(tokenizer.text, tokenizer.byte_of),
+        "",
+        [i for i in ids if tokenizer.keeps(i, skip_special)],
+    )
     for cut in cuts:
         text += detokenizer.push(rest[:cut])
         rest = rest[cut:]
@@ -95,7 +99,7 @@ def bytes_of(byte_fallback: Tokenizer, data: bytes) -> list[int]:
 
 
 def test_a_byte_that_is_a_character_does_not_wait(byte_fallback: Tokenizer) -> None:
-    detokenizer = byte_fallback.detokenizer()
+    detokenizer = Detokenizer(byte_fallback.text, byte_fallback.byte_of)
     newline, *emoji = bytes_of(byte_fallback, "\n🤗".encode())
     assert [detokenizer.push([i]) for i in (newline, *emoji)] == ["\n", "", "", "", "🤗"]
 
@@ -108,7 +112,7 @@ def test_offsets_index_the_text(byte_level: Tokenizer, byte_fallback: Tokenizer)
         (byte_level, [pieces[piece] for piece in data]),
         (byte_fallback, bytes_of(byte_fallback, b"".join(data))),
     ):
-        detokenizer = tokenizer.detokenizer()
+        detokenizer = Detokenizer(tokenizer.text, tokenizer.byte_of)
         pushed = [detokenizer.push_one([token_id]) for token_id in ids]
         assert [offset for _, offset in pushed] == [0, 1, 1, 1, 1, 2, 3, 4, 5]
         assert "".join(text for text, _ in pushed) + detokenizer.flush() == "a🤗 \ufffd\ufffdb"
@@ -117,7 +121,7 @@ def test_offsets_index_the_text(byte_level: Tokenizer, byte_fallback: Tokenizer)
 def test_characters_come_whole_and_at_once(byte_level: Tokenizer) -> None:
     """A character of four tokens comes with its fourth; the text before it does not wait for it."""
     by_byte = {byte_level.token_bytes(token_id): token_id for token_id in range(3, 400)}
-    detokenizer = byte_level.detokenizer()
+    detokenizer = Detokenizer(byte_level.text, byte_level.byte_of)
     deltas = [detokenizer.push([by_byte[bytes([byte])]]) for byte in "a🙂b".encode()]
     assert deltas == ["a", "", "", "", "🙂", "b"]
 
@@ -131,7 +135,7 @@ def test_long_invalid_stream_costs_linear_time(byte_level: Tokenizer) -> None:
         decoded += len(ids)
         return byte_level.decode(ids)
 
-    detokenizer = type(byte_level.detokenizer())(decode, lambda token_id: None)
+    detokenizer = Detokenizer(decode, lambda token_id: None)
     text = "".join(detokenizer.push([by_byte[b"\xff"]]) for _ in range(2000)) + detokenizer.flush()
     assert text == "\ufffd" * 2000
     assert decoded < 2000 * 200

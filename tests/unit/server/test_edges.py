@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
 from tests.unit.server.api_process import Api, StartApi
 from tests.unit.server.test_completions import events, say
 from tokenizers import Tokenizer
 
 from e2e.lib.process import wait_until
+from semipd_engine.cards.tokenizer import CHARACTERS_AT_ONCE, TextTooLong
+from semipd_engine.contract import EngineOptions
 from semipd_engine.server.http_io import elements
+from semipd_engine.server.protocol import CompletionRequest
+from semipd_engine.server.service import INLINE_BYTES, LARGE_BYTES, Service
 
 pytestmark = pytest.mark.unit
 
@@ -60,7 +64,7 @@ def test_a_client_that_left_altogether_is_noticed(api: Api, stream: bool) -> Non
     """Its end of the connection looks like a half-closed one at first."""
     api.core.hold = True
     half_closed(api, "/v1/completions", {"prompt": "The", "stream": stream}).close()
-    wait_until(lambda: api.core.added and api.core.aborted == [api.core.added[0].key], 10)
+    wait_until(lambda: api.core.added and api.core.aborted == [api.core.added[0].key])
 
 
 def test_head_and_other_methods(api: Api) -> None:
@@ -92,37 +96,58 @@ def test_pages_of_allowed_origins_may_ask(start_api: StartApi, tmp_path: Path) -
 # ---- sizes -------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def others_wait_at_most(api: Api, seconds: float) -> Iterator[list[float]]:
-    """Short requests all the while; the longest that one took is less than `seconds`, and the list has them all."""
-    stop, waits = threading.Event(), list[float]()
-
-    def ask() -> None:
-        with httpx.Client(base_url=api.url, timeout=60) as client:
-            while not stop.is_set():
-                began = time.monotonic()
-                answer = client.post("/v1/completions", json={"prompt": "The", "max_tokens": 1})
-                waits.append(time.monotonic() - began)
-                assert answer.status_code == 200
-
-    with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(ask)
-        wait_until(lambda: len(waits) > 3)
-        try:
-            yield waits
-        finally:
-            stop.set()
-            asking.result()
-    assert max(waits) < seconds
+@pytest.fixture(scope="module")
+def service(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    service = Service(EngineOptions(model=model_dir, run_dir=tmp_path_factory.mktemp("run")))
+    yield service
+    service.close()
 
 
-def test_a_huge_text_is_refused_before_it_is_tokenised(api: Api) -> None:
-    """24 MB. The bound is generous, as the machine may be busy: once the short ones waited for 15 s."""
-    body = json.dumps({"prompt": "lorem ipsum " * 2_000_000}).encode()
-    with others_wait_at_most(api, 5):
-        began = time.monotonic()
-        refused = api.client.post("/v1/completions", content=body)
-        assert time.monotonic() - began < 10
+async def test_nobody_waits_for_work_that_takes_long(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A huge text, a long one and a grammar stand still; each is alone with that, and short texts pass them all."""
+    go, begun = threading.Event(), list[str]()
+
+    def work(name: str) -> str:
+        begun.append(name)
+        assert go.wait(60)
+        return name
+
+    async def connected() -> Message:
+        await asyncio.sleep(3600)
+        return {}
+
+    monkeypatch.setattr("semipd_engine.server.service.grammar_of", lambda given: work("grammar"))
+    asked = CompletionRequest.model_validate({"prompt": "x", "guided_regex": "a"})
+    long = asyncio.create_task(service.tokenise(INLINE_BYTES + 1, lambda: work("long"), connected))
+    huge = asyncio.create_task(service.tokenise(LARGE_BYTES + 1, lambda: work("huge"), connected))
+    grammar = asyncio.create_task(service.grammar(asked, connected))
+    await asyncio.to_thread(wait_until, lambda: len(begun) == 3)
+    assert await service.tokenise(INLINE_BYTES, lambda: "short", connected) == "short"
+
+    async def leave() -> Message:
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(ClientDisconnect):
+        await service.tokenise(INLINE_BYTES + 1, lambda: begun.append("nobody waits for it"), leave)
+    go.set()
+    assert await asyncio.gather(long, huge, grammar) == ["long", "huge", "grammar"]
+    assert await service.tokenise(INLINE_BYTES + 1, lambda: "next", connected) == "next"
+    assert len(begun) == 3
+
+
+def test_of_a_huge_text_little_is_tokenised(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenised = list[int]()
+    encode = service.tokenizer._encode
+    monkeypatch.setattr(
+        service.tokenizer, "_encode", lambda text, special: tokenised.append(len(text)) or encode(text, special)
+    )
+    with pytest.raises(TextTooLong):
+        service.tokenizer.encode("lorem ipsum " * 2_000_000, True, 256)
+    assert sum(tokenised) <= 32 * CHARACTERS_AT_ONCE * 256
+
+
+def test_a_huge_text_is_refused(api: Api) -> None:
+    refused = api.client.post("/v1/completions", content=json.dumps({"prompt": "lorem ipsum " * 2_000_000}).encode())
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
     chat = api.client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "dog " * 100_000}]})
     assert (chat.status_code, chat.json()["error"]["code"]) == (400, "context_length_exceeded")
@@ -138,13 +163,12 @@ def test_the_lengths_of_texts_near_the_limit_are_exact(api: Api, tokenizer: Toke
 
 def test_many_values_are_refused_before_they_are_parsed(api: Api) -> None:
     messages = [{"role": "user", "content": ""}] * 300_000
-    with others_wait_at_most(api, 5):
-        refused = api.client.post("/v1/chat/completions", json={"messages": messages})
-        assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large")
-        refused = api.client.post("/v1/chat/completions", json={"messages": messages[:10_000]})
-        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
-        refused = api.client.post("/v1/completions", json={"prompt": [5] * 200_000})
-        assert refused.status_code == 413
+    refused = api.client.post("/v1/chat/completions", json={"messages": messages})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large")
+    refused = api.client.post("/v1/chat/completions", json={"messages": messages[:10_000]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
+    refused = api.client.post("/v1/completions", json={"prompt": [5] * 200_000})
+    assert refused.status_code == 413
     assert api.complete("a,[{" * 50_000).json()["error"]["code"] == "context_length_exceeded", "no values: one text"
 
 
@@ -174,9 +198,10 @@ def test_more_sequences_than_the_queue_holds_are_refused(api: Api) -> None:
 
 def test_a_client_that_leaves_takes_all_its_sequences_along(api: Api) -> None:
     api.core.hold = True
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{api.url}/v1/completions", json={"prompt": ["The"] * 5, "n": 100}, timeout=1)
-    wait_until(lambda: len(api.core.added) == 500 == len(set(api.core.aborted)), 10)
+    client = half_closed(api, "/v1/completions", {"prompt": ["The"] * 5, "n": 100})
+    wait_until(lambda: len(api.core.added) == 500)
+    client.close()
+    wait_until(lambda: len(set(api.core.aborted)) == 500)
     api.core.hold = False
     assert api.complete().status_code == 200
 

@@ -14,11 +14,11 @@ import pytest
 from tests.unit.server.api_process import Api
 
 from e2e.lib.process import wait_until
+from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.core.grammar import GrammarConstraint, Grammars
 from semipd_engine.core.request import ConstraintError
 from semipd_engine.server.errors import ApiError
 from semipd_engine.server.structured import grammar_of
-from semipd_engine.server.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.unit
 
@@ -154,6 +154,25 @@ def test_an_impossible_output_ends_the_request(grammars: Grammars, tokenizer: To
     constraint = grammars.constraint(json_of(PERSON))
     with pytest.raises(ConstraintError, match="left its grammar"):
         mask_of(constraint, tokenizer.encode("nonsense"))
+
+
+def test_a_compilation_that_waits_goes_with_its_request(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, go = list[str](), threading.Event()
+    matcher = grammars.matcher
+
+    def slow(grammar: str) -> Any:
+        compiled.append(grammar)
+        go.wait(60)
+        return matcher(grammar)
+
+    monkeypatch.setattr(grammars, "matcher", slow)
+    first, gone, last = (grammars.constraint(json_of({"const": number})) for number in range(3))
+    wait_until(lambda: compiled)
+    gone.close()
+    first.close()  # it has begun: it comes to its end, and harms nobody
+    go.set()
+    assert mask_of(last, [])
+    assert compiled == [json_of({"const": 0}), json_of({"const": 2})]
 
 
 def test_a_model_without_a_tokenizer_says_so(tmp_path: Path) -> None:

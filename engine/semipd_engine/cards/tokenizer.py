@@ -11,8 +11,7 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
 
-from semipd_engine.server.detokenizer import Detokenizer
-from semipd_engine.server.model_card import SPECIAL_TOKENS
+from semipd_engine.cards.model_card import SPECIAL_TOKENS
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -54,7 +53,8 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
         self._added = frozenset(added)
-        self._byte_of = lru_cache(maxsize=None)(self._find_byte)
+        self.byte_of = lru_cache(maxsize=None)(self._find_byte)
+        """The byte that an id stands for, where it is a token of byte fallback; else None."""
         self._anchor = self._find_anchor()
         self._anchor_text = self.decode(self._anchor)
 
@@ -101,9 +101,6 @@ class Tokenizer:
         text: str = self._tokenizer.decode_batch([token_ids], skip_special_tokens=False)[0]
         return text
 
-    def detokenizer(self) -> Detokenizer:
-        return Detokenizer(self.text, self._byte_of)
-
     def keeps(self, token_id: int, skip_special_tokens: bool) -> bool:
         """Whether a full decode would show this id: unknown ids never, special ones unless skipped."""
         if skip_special_tokens and token_id in self._special:
@@ -122,7 +119,7 @@ class Tokenizer:
         if token_id not in self._added:
             if self._byte_level and all(character in _BYTE_OF for character in piece):
                 return bytes(_BYTE_OF[character] for character in piece)
-            if (byte := self._byte_of(token_id)) is not None:
+            if (byte := self.byte_of(token_id)) is not None:
                 return bytes([byte])
             if self._byte_fallback:
                 return piece.replace("\u2581", " ").encode()
