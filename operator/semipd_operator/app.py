@@ -30,7 +30,7 @@ from semipd_operator.metricsapi import MetricsAPI
 from semipd_operator.metricsapi.credentials import Credentials, Mounted, SelfMade
 from semipd_operator.metricsapi.registration import Backend, Door, Registration
 from semipd_operator.poller import AgentPoller
-from semipd_operator.reconcile import Reconciler
+from semipd_operator.reconcile import Next, Reconciler
 from semipd_operator.render import HPA, OPTIONAL_KINDS
 from semipd_operator.render.names import MANAGED_SELECTOR, managed
 from semipd_operator.settings import MetricsAPISettings, Settings
@@ -135,7 +135,7 @@ class Operator:
         while True:
             key = await self.queue.get()
             QUEUE_LENGTH.set(len(self.queue))
-            again = True
+            again = Next.RETRY
             try:
                 with RECONCILE_SECONDS.time():
                     async with asyncio.timeout(_RECONCILE_SECONDS):
@@ -144,11 +144,14 @@ class Operator:
                 log.warning("%s: %s", key, error)
             except Exception:  # whatever it was, the key comes back and the worker lives on
                 log.exception("%s: reconcile failed", key)
-            RECONCILES.labels("retried" if again else "done").inc()
-            if again:
-                self.queue.retry(key)
-            else:
-                self.queue.done(key)
+            RECONCILES.labels("retried" if again is Next.RETRY else "done").inc()
+            match again:
+                case Next.RETRY:
+                    self.queue.retry(key)
+                case Next.LATER:
+                    self.queue.wait(key)
+                case Next.NEWS:
+                    self.queue.done(key)
             SERVICES.set(len(self.statuses))
 
     async def _resync(self) -> None:

@@ -1,71 +1,174 @@
-"""What no watch tells and few pods need: why the kubelet cannot make one, and whether its node shares the GPU.
+"""What no watch tells and few services need: why the kubelet cannot make a pod, how the pod's node is, and who serves
+the external metrics.
 
-Asked for only where there is a question, and nodes not again for a while. What is refused stays unknown.
-It judges nothing: see `semipd_operator.status`.
+Asked for only where there is a question, and not again for a while. All of it is a courtesy: what RBAC refuses stays
+unknown, and a server in trouble (any other refusal, no answer, a slow one) leaves what was last known; nothing of the
+kind is raised, so the status is written all the same. It judges nothing: see `semipd_operator.status`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from semipd_operator.kube import ApiRefused
-from semipd_operator.status.nodes import complaint, gpu_sharing, wants_gpu
-from semipd_operator.status.observed import PodView
+from semipd_operator.kube import ApiAway, ApiRefused
+from semipd_operator.metricsapi.registration import API_SERVICE, REGISTRATION_API, backend_of
+from semipd_operator.status.nodes import NodeView, complaint, node_view, wants_gpu
+from semipd_operator.status.observed import PodView, Problem
 from semipd_operator.status.pods import pod_view
+from semipd_operator.status.scaling import EXTERNAL_METRICS_API
 
 Object = dict[str, Any]
+T = TypeVar("T")
 
 ASKED_AFTER_SECONDS = 10.0
-"""A pod that the kubelet has been making for less needs no explanation."""
+"""A pod that the kubelet has been making, or that was not ready, for less needs no explanation."""
 _AT_ONCE = 4
-"""Pods asked about in one look: the first one that has trouble is shown."""
-_NODE_SECONDS = 300.0
+"""Pods asked about in one look; the others have their turn in the next."""
+_LABELS_SECONDS, _HEALTH_SECONDS = 300.0, 30.0
+"""A node is asked again: labels rarely change; whether it is ready is asked for while a pod of it is not."""
+_KEPT_SECONDS, _MOST_REMEMBERED = 900.0, 10_000
+PATIENCE_SECONDS = 5.0
+"""For all questions of one look, so that a slow server holds up no status."""
+_NOT_OURS_TO_KNOW = (403, 404)
 
 
 class Kube(Protocol):
     async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None: ...
     async def warnings(self, namespace: str, uid: str) -> list[Object]: ...
+    async def serves(self, api_version: str) -> bool: ...
+
+
+@dataclass(frozen=True)
+class MetricsServer:
+    """Who answers for the external metrics."""
+
+    served: bool = True
+    owner: str = ""
+    """Who is registered, if it is not this operator; empty: nobody, or it is not ours to ask."""
+
+
+@dataclass(frozen=True)
+class _Known(Generic[T]):
+    value: T | None = None
+    """None: not known."""
+    asked: float = float("-inf")
+    answered: bool = False
 
 
 class Inquiry:
     def __init__(self, kube: Kube, clock: Callable[[], float] = time.monotonic) -> None:
         self._kube, self._clock = kube, clock
-        self._nodes: dict[str, tuple[float, str]] = {}
-        """By name: when it was asked for, and how it shares its GPUs."""
+        self._complaints: dict[str, _Known[Problem]] = {}
+        """By the pod's uid."""
+        self._nodes: dict[str, _Known[NodeView]] = {}
+        """By name."""
+        self._began: dict[str, datetime] = {}
+        """By the pod's uid: when it was first seen to stand still, by our clock. Another's may be ahead of it."""
+        self._metrics = MetricsServer()
 
     async def look(self, pods: Sequence[Object], now: datetime) -> tuple[PodView, ...]:
-        """The pods with what had to be asked for. Raises `ApiAway`."""
-        asked, views = 0, []
-        for pod in pods:
-            view = pod_view(pod)
-            waits = view.preparing_since is not None and (now - view.preparing_since).total_seconds()
-            if waits and waits >= ASKED_AFTER_SECONDS and asked < _AT_ONCE:
-                asked += 1
-                view = replace(view, complaint=complaint(await self._warnings(pod["metadata"])))
-            if view.node and wants_gpu(pod):
-                view = replace(view, gpu_sharing=await self._sharing(view.node))
-            views.append(view)
-        return tuple(views)
+        """The pods with what had to be asked for."""
+        views = [self._by_our_clock(pod_view(pod), now) for pod in pods]
+        stuck = [view for view in views if _waits(view.preparing_since, now) and not view.terminating]
+        # Whoever was asked about longest ago comes first, so the first ones hide nobody.
+        stuck.sort(key=lambda view: self._complaints.get(view.uid, _Known()).asked)
+        nodes: dict[str, float] = {}
+        for pod, view in zip(pods, views, strict=True):
+            if view.node and not view.ready and not view.terminating and _waits(view.ready_since, now):
+                nodes[view.node] = _HEALTH_SECONDS
+            elif view.node and wants_gpu(pod):
+                nodes.setdefault(view.node, _LABELS_SECONDS)
+        namespaces = {pod["metadata"]["uid"]: pod["metadata"]["namespace"] for pod in pods}
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await asyncio.gather(
+                    *(self._ask_events(namespaces[view.uid], view.uid) for view in stuck[:_AT_ONCE]),
+                    *(self._ask_node(name, period) for name, period in nodes.items()),
+                )
+        self._forget()
+        asked = {view.uid for view in stuck}
+        return tuple(self._explained(pod, view, view.uid in asked) for pod, view in zip(pods, views, strict=True))
 
-    async def _warnings(self, meta: Object) -> list[Object]:
-        try:
-            return await self._kube.warnings(meta["namespace"], meta["uid"])
-        except ApiRefused:
-            return []
+    def _by_our_clock(self, view: PodView, now: datetime) -> PodView:
+        since = view.preparing_since or view.unseen_since
+        if since is None:
+            self._began.pop(view.uid, None)
+            return view
+        began = min(since, self._began.setdefault(view.uid, now))
+        if view.preparing_since:
+            return replace(view, preparing_since=began)
+        return replace(view, unseen_since=began)
 
-    async def _sharing(self, node: str) -> str:
-        asked, sharing = self._nodes.get(node, (float("-inf"), ""))
-        if self._clock() - asked < _NODE_SECONDS:
-            return sharing
-        try:
-            live = await self._kube.get("v1", "Node", "", node)
-        except ApiRefused:
-            live = None
-        self._nodes = {name: known for name, known in self._nodes.items() if self._clock() - known[0] < _NODE_SECONDS}
-        sharing = gpu_sharing(live) if live else ""
-        self._nodes[node] = (self._clock(), sharing)
-        return sharing
+    def _explained(self, pod: Object, view: PodView, stuck: bool) -> PodView:
+        if stuck and (known := self._complaints.get(view.uid)):
+            view = replace(view, complaint=known.value)
+        node = self._nodes.get(view.node)
+        if node is None or node.value is None:
+            return view
+        sharing = node.value.gpu_sharing if wants_gpu(pod) else ""
+        return replace(view, gpu_sharing=sharing, node_problem=None if view.ready else node.value.problem)
+
+    async def metrics_server(self, own: str) -> MetricsServer:
+        """`own`: ``NAMESPACE/SERVICE`` of this operator's; empty: it serves none."""
+        async with self._courtesy():
+            self._metrics = replace(self._metrics, served=await self._kube.serves(EXTERNAL_METRICS_API))
+        async with self._courtesy():
+            try:
+                live = await self._kube.get(REGISTRATION_API, "APIService", "", API_SERVICE)
+            except ApiRefused as refused:
+                if refused.status not in _NOT_OURS_TO_KNOW:
+                    raise
+                live = None
+            backend = "" if live is None else backend_of(live)
+            self._metrics = replace(self._metrics, owner="" if own and backend == own else backend)
+        return self._metrics
+
+    async def _ask_events(self, namespace: str, uid: str) -> None:
+        async def ask() -> Problem | None:
+            return complaint(await self._kube.warnings(namespace, uid))
+
+        await self._ask(self._complaints, uid, ask)
+
+    async def _ask_node(self, name: str, period: float) -> None:
+        async def ask() -> NodeView | None:
+            return node_view(name, await self._kube.get("v1", "Node", "", name))
+
+        known = self._nodes.get(name, _Known())
+        if self._clock() - known.asked >= (period if known.answered else min(period, _HEALTH_SECONDS)):
+            await self._ask(self._nodes, name, ask)
+
+    async def _ask(self, known: dict[str, _Known[T]], name: str, ask: Callable[[], Awaitable[T | None]]) -> None:
+        before = known.get(name, _Known())
+        known[name] = replace(before, asked=self._clock(), answered=False)
+        async with self._courtesy():
+            try:
+                value = await ask()
+            except ApiRefused as refused:
+                if refused.status not in _NOT_OURS_TO_KNOW:
+                    raise
+                value = None
+            known[name] = _Known(value, self._clock(), answered=True)
+
+    @asynccontextmanager
+    async def _courtesy(self) -> AsyncIterator[None]:
+        with contextlib.suppress(ApiRefused, ApiAway, TimeoutError):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                yield
+
+    def _forget(self) -> None:
+        oldest = self._clock() - _KEPT_SECONDS
+        while len(self._began) > _MOST_REMEMBERED:  # pods that went while they stood still
+            del self._began[next(iter(self._began))]
+        self._complaints = {uid: known for uid, known in self._complaints.items() if known.asked > oldest}
+        self._nodes = {name: known for name, known in self._nodes.items() if known.asked > oldest}
+
+
+def _waits(since: datetime | None, now: datetime) -> bool:
+    return since is not None and (now - since).total_seconds() >= ASKED_AFTER_SECONDS

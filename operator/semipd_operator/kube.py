@@ -45,6 +45,9 @@ _PLURALS = {
     "EndpointSlice": "endpointslices",
     "Endpoints": "endpoints",
 }
+_OBJECT = (("metadata", "name"), ("metadata", "resourceVersion"))
+_LIST = (("items",), ("metadata", "resourceVersion"))
+_KINDS = (("resources",),)
 _REQUEST_SECONDS = 30.0
 _DISCOVERY_SECONDS = {True: 60.0, False: 10.0}
 _PAGE = 500
@@ -72,7 +75,7 @@ class Kube:
     async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
         """None if there is no such object, or no such kind."""
         try:
-            return await self._request("get", _path(api_version, kind, namespace, name))
+            return await self._request("get", _path(api_version, kind, namespace, name), _OBJECT)
         except ApiRefused as refused:
             if refused.status == 404:
                 return None
@@ -81,7 +84,8 @@ class Kube:
     async def warnings(self, namespace: str, uid: str) -> list[Object]:
         """The events of type Warning about one object: what its controllers and the kubelet complain of."""
         fields = f"involvedObject.uid={uid},type=Warning"
-        page = await self._request("get", _path("v1", "Event", namespace), field_selector=fields, limit=_PAGE)
+        path = _path("v1", "Event", namespace)
+        page = await self._request("get", path, _LIST, field_selector=fields, limit=_PAGE)
         items: list[Object] = page["items"]
         return items
 
@@ -98,6 +102,7 @@ class Kube:
             page = await self._request(
                 "get",
                 _path(api_version, kind, namespace),
+                _LIST,
                 label_selector=selector or None,
                 limit=_PAGE,
                 _continue=token,
@@ -143,7 +148,7 @@ class Kube:
         asked, known = self._known_groups.get(api_version, (float("-inf"), False))
         if time.monotonic() - asked > _DISCOVERY_SECONDS[known]:
             try:
-                served = await self._request("get", f"/apis/{api_version}")
+                served = await self._request("get", f"/apis/{api_version}", _KINDS)
                 known = any(resource["kind"] == kind for resource in served["resources"])
             except ApiRefused as refused:
                 if refused.status not in (403, 404):
@@ -169,10 +174,10 @@ class Kube:
     async def merge(self, api_version: str, kind: str, namespace: str, name: str, changes: Object) -> Object:
         """JSON merge patch: an object that is gone is not made anew, unlike by an apply."""
         path = _path(api_version, kind, namespace, name)
-        return await self._request("patch", path, body=changes, content_type="application/merge-patch+json")
+        return await self._request("patch", path, _OBJECT, body=changes, content_type="application/merge-patch+json")
 
     async def create(self, api_version: str, kind: str, namespace: str, body: Object) -> Object:
-        return await self._request("post", _path(api_version, kind, namespace), body=body)
+        return await self._request("post", _path(api_version, kind, namespace), _OBJECT, body=body)
 
     async def tell(self, service: SemiPDService, event: Event, instance: str) -> None:
         meta = service.metadata
@@ -204,18 +209,21 @@ class Kube:
         return await self._request(
             "patch",
             path,
+            _OBJECT,
             body=body,
             content_type="application/apply-patch+yaml",
             field_manager=MANAGER,
             force_conflicts=force,
         )
 
-    async def _request(self, method: str, path: str, **options: Any) -> Object:
+    async def _request(self, method: str, path: str, holds: tuple[tuple[str, ...], ...] = (), **options: Any) -> Object:
+        """`holds`: places that any answer to this request has; what lacks one comes from something else."""
         try:
             response = await self._client.request(
                 method, path, serialize=False, _request_timeout=_REQUEST_SECONDS, **options
             )
             answer: Object = await response.json()
+            _check(answer, holds)
             return answer
         except NotFoundError as error:
             raise ApiRefused(404, _words(error)) from error
@@ -241,6 +249,16 @@ def _path(api_version: str, kind: str, namespace: str, name: str = "") -> str:
     root = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
     scope = f"/namespaces/{namespace}" if namespace else ""
     return f"{root}{scope}/{_PLURALS[kind]}" + (f"/{name}" if name else "")
+
+
+def _check(answer: Any, holds: tuple[tuple[str, ...], ...]) -> None:
+    """Raises `ValueError`: a proxy or a portal may well answer 200 with JSON of its own."""
+    for path in holds:
+        place = answer
+        for name in path:
+            place = place.get(name) if isinstance(place, dict) else None
+        if place is None:
+            raise ValueError(f"an answer without {'.'.join(path)} is no API server's")
 
 
 def _words(error: DynamicApiError) -> str:

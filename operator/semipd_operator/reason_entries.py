@@ -51,6 +51,7 @@ class Reason(StrEnum):
     CLAIM_UNBOUND = "ClaimUnbound"
     CLAIM_IN_USE = "ClaimInUse"
     VOLUME_NOT_MOUNTED = "VolumeNotMounted"
+    NODE_NOT_READY = "NodeNotReady"
     API_NOT_RESPONDING = "APINotResponding"
     SCALED_TO_ZERO = "ScaledToZero"
 
@@ -207,6 +208,12 @@ POD_TROUBLE = (
         "False",
         "The kubelet does not get the pod's volumes and network ready: its own words, or none after 30 s.",
         "Create what the message names (a Secret, a claim's volume); without words: kubectl describe node.",
+    ),
+    Entry(
+        Reason.NODE_NOT_READY,
+        "False",
+        "The pod's node does not answer, or is gone; Kubernetes moves the pod after five minutes.",
+        "kubectl describe node: mend the node, or delete it so that the pod moves at once.",
     ),
     Entry(
         Reason.IMAGE_PULL_FAILED,

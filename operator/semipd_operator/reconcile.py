@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from enum import IntEnum
 from types import MappingProxyType
 from typing import Any
 
@@ -27,7 +28,6 @@ from semipd_operator.informer import KINDS, Informer, meaning
 from semipd_operator.inquiry import Inquiry
 from semipd_operator.kube import ApiRefused, Kube
 from semipd_operator.metrics import APPLIES
-from semipd_operator.metricsapi.registration import API_SERVICE, REGISTRATION_API, backend_of
 from semipd_operator.poller import AgentPoller, Watch
 from semipd_operator.reasons import EventReason, Reason
 from semipd_operator.render import (
@@ -47,16 +47,27 @@ from semipd_operator.render.configmap import agent_config
 from semipd_operator.render.rolling import ROLLING_FIELDS
 from semipd_operator.render.service import url
 from semipd_operator.settings import Settings
-from semipd_operator.status import AutoscalerView, Observed, Problem
+from semipd_operator.status import AutoscalerView, Observed, PodView, Problem
 from semipd_operator.status.events import Event
 from semipd_operator.status.model import resolved_revision
 from semipd_operator.status.pods import admission, refusal
-from semipd_operator.status.scaling import EXTERNAL_METRICS_API, autoscaler_view
+from semipd_operator.status.scaling import autoscaler_view
 from semipd_operator.status.summarise import rejected
 from semipd_operator.status_writer import StatusWriter
 from semipd_operator.workqueue import Key
 
 log = logging.getLogger(__name__)
+
+
+class Next(IntEnum):
+    """When to look at a service again even if no watch tells of it."""
+
+    NEWS = 0
+    """Not before."""
+    LATER = 1
+    """Something is on its way that no watch tells of."""
+    RETRY = 2
+    """Something failed."""
 
 
 class Blocked(Exception):
@@ -103,26 +114,26 @@ class Reconciler:
         """Kinds that were looked for without the watches, which do not show everything: only we make objects with our
         owner reference."""
 
-    async def reconcile(self, key: Key) -> bool:
-        """Whether to come back even if nothing happens. Raises `ApiRefused` and `ApiAway`."""
+    async def reconcile(self, key: Key) -> Next:
+        """Raises `ApiRefused` and `ApiAway`."""
         obj = self._informer.get(KIND, key.namespace, key.name)
         if obj is None or obj["metadata"].get("deletionTimestamp"):
             # Garbage collection takes the children; an apply now would bring them back.
             self.forget(key)
-            return False
+            return Next.NEWS
         try:
             reading = read(obj)
         except InvalidSpec as invalid:
             await self._reject(key, obj, invalid)
-            return False
+            return Next.NEWS
         if other := await self._another(key, reading.service):
             await self._yield(key, reading.service, other)
-            return True
+            return Next.RETRY
         outcome = await self._converge(key, reading, resolved_revision(reading.service, parse_status(obj)))
         if not outcome.template_hash:
             outcome = replace(outcome, template_hash=parse_status(obj).template_hash)
         settled = await self.update_status(key, obj, reading, outcome)
-        return outcome.again or not settled
+        return Next.RETRY if outcome.again else Next.NEWS if settled else Next.LATER
 
     async def _converge(self, key: Key, reading: Reading, model_revision: str) -> Outcome:
         """Whatever the API server refuses becomes a problem: the status is shown all the same."""
@@ -292,7 +303,7 @@ class Reconciler:
         tokens = self._settings.tokens(meta.namespace, meta.name, meta.uid)
         self._poller.watch(key, Watch(views, tokens, agent_config(service) if pushes else None))
         await self._statuses.publish(key)
-        return all(view.preparing_since is None or view.terminating for view in views)
+        return all(view.terminating or not _stands_still(view) for view in views)
 
     async def _autoscaler(self, service: SemiPDService, reach: Reach) -> AutoscalerView | None:
         scaling, meta = service.spec.autoscaling, service.metadata
@@ -306,21 +317,9 @@ class Reconciler:
         view = autoscaler_view(kind.kind, own, known=known, refusal=reach.refusals.get(kind, ""))
         if by_keda or view.active:
             return view
-        served = await self._kube.serves(EXTERNAL_METRICS_API)
-        return replace(view, metrics_served=served, metrics_owner=await self._other_server())
-
-    async def _other_server(self) -> str:
-        """Who else is registered for the external metrics; empty: nobody, or it is not ours to ask."""
-        try:
-            live = await self._kube.get(REGISTRATION_API, "APIService", "", API_SERVICE)
-        except ApiRefused:
-            return ""
         ours = self._settings.metrics_api
-        return (
-            ""
-            if live is None or (ours and backend_of(live) == f"{ours.namespace}/{ours.service}")
-            else backend_of(live)
-        )
+        server = await self._inquiry.metrics_server(f"{ours.namespace}/{ours.service}" if ours else "")
+        return replace(view, metrics_served=server.served, metrics_owner=server.owner)
 
     async def _reject(self, key: Key, obj: Object, invalid: InvalidSpec) -> None:
         """A specification of which this version can make nothing: say so, touch nothing."""
@@ -343,6 +342,11 @@ def _unread(reading: Reading, outcome: Outcome) -> Problem | None:
 def _lack(kind: Kind, reach: Reach) -> str:
     why = reach.refusals.get(kind) or f"the cluster does not know {kind.api_version}"
     return f"no {kind.kind}: {why}"
+
+
+def _stands_still(view: PodView) -> bool:
+    """Whether the kubelet, a scheduler or a node may have something to say of it; loading, the agent speaks for it."""
+    return view.preparing_since is not None or view.unseen_since is not None or (bool(view.node) and not view.ready)
 
 
 def _controller(obj: dict[str, Any]) -> str:

@@ -19,15 +19,16 @@ class Key(NamedTuple):
 
 
 class WorkQueue:
-    """`get`, work, then `done` or `retry`. A key added while it is worked on is worked on once more afterwards."""
+    """`get`, work, then `done`, `wait` or `retry`. A key added while it is worked on has one more turn."""
 
-    def __init__(self, first_delay: float = 1.0, longest_delay: float = 60.0) -> None:
-        self._first, self._longest = first_delay, longest_delay
+    def __init__(self, first_delay: float = 1.0, longest_delay: float = 60.0, longest_wait: float = 15.0) -> None:
+        self._first, self._longest, self._longest_wait = first_delay, longest_delay, longest_wait
         self._waiting: dict[Key, float] = {}
         """In order of arrival; the value is when the key was added."""
         self._active: dict[Key, float] = {}
         self._again: set[Key] = set()
         self._failures: dict[Key, int] = {}
+        self._waits: dict[Key, int] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._arrived = asyncio.Event()
         self._ended = time.monotonic()
@@ -53,12 +54,21 @@ class WorkQueue:
 
     def done(self, key: Key) -> None:
         self._failures.pop(key, None)
+        self._waits.pop(key, None)
         self._release(key)
+
+    def wait(self, key: Key) -> float:
+        """Nothing failed, and what is not due yet no watch will tell: comes back, later each time, and soon enough."""
+        self._failures.pop(key, None)
+        return self._back(key, self._waits, self._longest_wait)
 
     def retry(self, key: Key) -> float:
         """Comes back after a delay that doubles with each failure; returns the delay in seconds."""
-        count = self._failures[key] = self._failures.get(key, 0) + 1
-        delay = float(min(self._longest, self._first * 2 ** min(count - 1, 16)))
+        return self._back(key, self._failures, self._longest)
+
+    def _back(self, key: Key, counts: dict[Key, int], longest: float) -> float:
+        count = counts[key] = counts.get(key, 0) + 1
+        delay = float(min(longest, self._first * 2 ** min(count - 1, 16)))
         if not self._release(key):
             self._timers[key] = asyncio.get_running_loop().call_later(delay, self._due, key)
         return delay

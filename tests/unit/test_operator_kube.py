@@ -47,6 +47,7 @@ ASKS: dict[str, Callable[[Kube], Awaitable[object]]] = {
     "list": lambda one: one.list("v1", "Pod"),
     "apply": lambda one: one.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "n", "name": "p"}}),
     "delete": lambda one: one.delete("v1", "Pod", "n", "p", "uid"),
+    "warnings": lambda one: one.warnings("n", "uid"),
     "knows": lambda one: one.knows("apps/v1", "Deployment"),
 }
 
@@ -57,6 +58,15 @@ async def test_no_answer_is_one_error(answer: bytes | None, ask: str, monkeypatc
     monkeypatch.setattr(kube, "_REQUEST_SECONDS", 0.3)
     async with answering(answer) as one:
         with pytest.raises(ApiAway, match="the API server does not answer: "):
+            await ASKS[ask](one)
+
+
+@pytest.mark.parametrize("ask", [*(ASKS.keys() - {"delete"})])
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"null", b'{"items": null}', b'{"metadata": [], "items": 3}'])
+async def test_json_of_something_else_is_no_answer_either(body: bytes, ask: str) -> None:
+    """A proxy or a portal between us and the API server says 200, too."""
+    async with answering(http("200 OK", body)) as one:
+        with pytest.raises(ApiAway, match="no API server's"):
             await ASKS[ask](one)
 
 

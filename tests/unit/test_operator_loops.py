@@ -70,6 +70,23 @@ async def test_retries_back_off_and_news_cuts_the_wait() -> None:
     assert queue.retry(A) == 0.02, "a success forgets the failures"
 
 
+async def test_what_is_not_due_yet_is_no_failure() -> None:
+    """A pod that waits for its volume for minutes: it comes back soon, and a failure after that begins at the start."""
+    queue = WorkQueue(first_delay=1, longest_delay=60, longest_wait=4)
+    delays = []
+    for after in [queue.wait] * 4 + [queue.retry, queue.retry, queue.wait, queue.retry]:
+        queue.add(A)
+        assert await queue.get() == A
+        delays.append(after(A))
+    assert delays == [1, 2, 4, 4, 1, 2, 4, 1]
+    queue.add(A)
+    await queue.get()
+    queue.done(A)
+    queue.add(A)
+    await queue.get()
+    assert queue.wait(A) == 1, "what was waited for is there"
+
+
 async def test_health_complains_of_what_never_ends() -> None:
     queue, watches = WorkQueue(), WatchFreshness()
     health = OperatorHealth(queue, watches, limit_seconds=0.05)

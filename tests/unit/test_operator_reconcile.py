@@ -12,8 +12,9 @@ from tests.unit.operator_rendered import KEDA, SETTINGS, scaled
 
 from semipd_agent.contract import Decision, DecisionReason, Split
 from semipd_operator.informer import KINDS
+from semipd_operator.kube import ApiAway, ApiRefused
 from semipd_operator.poller import AgentPoller
-from semipd_operator.reconcile import Reconciler
+from semipd_operator.reconcile import Next, Reconciler
 from semipd_operator.status import AgentView
 from semipd_operator.status_writer import StatusWriter
 
@@ -101,6 +102,27 @@ async def test_whatever_is_refused_the_status_is_written(verb: str, kind: str, s
     one.kube.refuse.clear()
     assert not await one.reconcile()
     assert one.kube.condition("SpecAccepted")["status"] == "True"
+
+
+@pytest.mark.parametrize("failure", [ApiRefused(503, "etcd is away"), ApiAway("no answer")], ids=str)
+async def test_a_courtesy_that_fails_costs_no_status(failure: Exception) -> None:
+    """Events of a pod that stands still, its node, and who serves the external metrics."""
+    one = Fixture(new_service(**scaled()))
+    kube: Any = one.kube
+
+    async def fails(*_: Any) -> Any:
+        raise failure
+
+    get = kube.get
+    kube.warnings = kube.serves = fails
+    kube.get = lambda *what: fails() if what[1] in ("Node", "APIService") else get(*what)
+    long_ago = "2026-01-02T03:04:05Z"
+    scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": long_ago}
+    creating = {"name": "engine", "state": {"waiting": {"reason": "ContainerCreating"}}}
+    status = {"conditions": [scheduled], "containerStatuses": [creating]}
+    one.kube.put({**ready_pod(), "spec": {"nodeName": "n"}, "status": status})
+    assert await one.reconcile() is Next.LATER, "the kubelet may still say something; nothing failed"
+    assert one.kube.condition("Available")["reason"] == "VolumeNotMounted" and one.kube.condition("ScalingReady")
 
 
 async def test_what_may_be_read_but_not_deleted_is_said() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def _fetch_as_told(arguments: argparse.Namespace, token: str | None) -> Fetched:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fetch, report in one line, return the exit status."""
+    token = None
     try:
         token = arguments.token_file.read_text().strip() if arguments.token_file else None
         fetched = _fetch_as_told(arguments, token)
@@ -100,7 +102,10 @@ def run(arguments: argparse.Namespace) -> int:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason, message = Reason.NO_SPACE if full else Reason.DOWNLOAD_FAILED, str(error)
         size, revision = 0, arguments.revision
-    line = json.dumps({"reason": reason, "message": message[:2000], "bytes": size, "revision": revision})
+    said = {"reason": reason, "message": message[:2000], "bytes": size, "revision": revision}
+    line = json.dumps(said, ensure_ascii=False)
+    for secret in filter(None, (token, os.environ.get("HF_TOKEN"))):
+        line = line.replace(secret, "***")  # whoever may read the service reads it
     print(line, file=sys.stderr)
     if arguments.termination_log.exists() or arguments.termination_log.parent != Path("/dev"):
         arguments.termination_log.write_text(line + "\n")

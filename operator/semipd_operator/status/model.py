@@ -10,6 +10,7 @@ from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.api.v1alpha1.status import ModelFailure, ModelStatus, SemiPDServiceStatus
 from semipd_operator.reasons import ConditionType, Reason
 from semipd_operator.render.pod import served_name
+from semipd_operator.status import words
 from semipd_operator.status.observed import Observed, PodView, Problem
 from semipd_operator.status.verdict import Verdict
 
@@ -93,11 +94,14 @@ def model_status(seen: Observed) -> ModelStatus:
         served_name=served_name(seen.service),
         state=min(states, key=order.index, default="Pending"),
         load_progress_percent=min(progress) // _PROGRESS_STEP * _PROGRESS_STEP if progress else None,
-        architecture=engine.architecture if engine else "",
-        dtype=engine.dtype if engine else "",
-        device=engine.device if engine else "",
+        architecture=words.told(engine.architecture, 128) if engine else "",
+        dtype=words.told(engine.dtype, 128) if engine else "",
+        device=words.told(engine.device, 128) if engine else "",
         last_failure=ModelFailure(
-            pod=failed[0].name, reason=failed[1].reason, message=failed[1].message, exit_code=failed[1].exit_code
+            pod=failed[0].name,
+            reason=words.reason(failed[1].reason),
+            message=words.told(failed[1].message),
+            exit_code=failed[1].exit_code,
         )
         if failed
         else None,

@@ -1,8 +1,9 @@
-"""What a pod's node says: why it cannot make the pod, in events, and by its labels whether it shares its GPUs. Pure."""
+"""What a pod's node says: why it cannot make the pod, in events; whether it is well, and shares its GPUs. Pure."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from semipd_operator.api.v1alpha1.engine import GPU
@@ -44,6 +45,27 @@ def complaint(warnings: list[Object]) -> Problem | None:
 def _last_seen(event: Object) -> str:
     series = event.get("series") or {}
     return str(series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or "")
+
+
+@dataclass(frozen=True)
+class NodeView:
+    gpu_sharing: str = ""
+    """The label by which it says that its device plugin gives one GPU to several pods; empty: it does not."""
+    problem: Problem | None = None
+    """Why none of its pods can serve."""
+
+
+def node_view(name: str, node: Object | None) -> NodeView:
+    """None: there is no such node, though a pod is bound to it."""
+    if node is None:
+        return NodeView(problem=Problem(Reason.NODE_NOT_READY, f"node {name} is gone", name))
+    conditions = (node.get("status") or {}).get("conditions") or []
+    ready = next((one for one in conditions if one.get("type") == "Ready"), None)
+    problem = None
+    if ready and ready.get("status") != "True":
+        words = ready.get("message") or ready.get("reason") or "it says nothing"
+        problem = Problem(Reason.NODE_NOT_READY, f"node {name} is not ready: {words}", name)
+    return NodeView(gpu_sharing(node), problem)
 
 
 _SHARING_LABELS = ("nvidia.com/gpu.sharing-strategy", "cloud.google.com/gke-gpu-sharing-strategy")

@@ -54,6 +54,8 @@ class PodView:
     """The container whose image the node fetches."""
     gpu_sharing: str = ""
     """How its node's device plugin gives one GPU to several pods, as the node's label says it; empty: it does not."""
+    node_problem: Problem | None = None
+    """What is wrong with its node; asked for only where the pod is not ready."""
     problem: Problem | None = None
     """Why the pod cannot start or stay."""
     model_problem: Problem | None = None

@@ -15,6 +15,7 @@ from semipd_operator.api.v1alpha1.status import (
     Shares,
 )
 from semipd_operator.reasons import ConditionType, Reason
+from semipd_operator.status import words
 from semipd_operator.status.observed import Observed, PodView
 from semipd_operator.status.verdict import Verdict
 
@@ -24,6 +25,8 @@ its pod sooner not against Ready."""
 FIRST_WORD = timedelta(seconds=10)
 """A pod that became ready is given this time until its agent must have been heard."""
 
+_POD_MESSAGE = 256
+"""Of each of up to 64 pods; conditions have the whole of what is wrong with one."""
 _SHOWN: dict[str, str] = {Enforcement.SPATIAL_CAP: "SM", Enforcement.PACED: "paced", Enforcement.NONE: "none"}
 _WEAKEST_FIRST: tuple[str, ...] = (Enforcement.NONE, Enforcement.PACED, Enforcement.SPATIAL_CAP)
 
@@ -144,8 +147,8 @@ def _pod_partition(seen: Observed, pod: PodView) -> PodPartition:
         quantized=Shares.of(partition.quantized),
         applied=Shares.of(partition.applied) if partition.applied else None,
         enforcement=partition.enforcement,
-        state=partition.state,
-        message=partition.message,
+        state=words.told(partition.state, 32),
+        message=words.told(partition.message, _POD_MESSAGE),
     )
 
 
@@ -167,12 +170,12 @@ def _of(pod: str, report: StatusReport) -> list[DecisionStatus]:
             pod=pod,
             from_split=Shares.of(decision.from_split),
             to=Shares.of(decision.to),
-            reason=decision.reason,
-            metric=decision.metric,
+            reason=words.reason(decision.reason),
+            metric=decision.metric and words.told(decision.metric, 32),
             observed_milliseconds=_rounded(decision.observed_milliseconds),
             target_milliseconds=_rounded(decision.target_milliseconds),
-            outcome=decision.outcome,
-            message=decision.message,
+            outcome=words.told(decision.outcome, 32),
+            message=words.told(decision.message),
         )
         for decision in report.decisions
     ]

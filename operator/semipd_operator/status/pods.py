@@ -9,6 +9,7 @@ from typing import Any
 
 from semipd_operator.reasons import Reason
 from semipd_operator.render.names import ENGINE_CONTAINER, MODEL_CONTAINER, TEMPLATE_HASH_LABEL
+from semipd_operator.status import words
 from semipd_operator.status.observed import PodView, Problem
 
 Pod = dict[str, Any]
@@ -74,14 +75,14 @@ def refusal(deployment: Pod | None) -> Problem | None:
     failure = next((one for one in conditions if one["type"] == "ReplicaFailure" and one["status"] == "True"), None)
     if failure is None:
         return None
-    words = failure.get("message", "")
-    reason = next((reason for part, reason in (*_ADMISSION, *_REFUSALS) if part in words), Reason.POD_REFUSED)
-    return Problem(reason, words)
+    said = failure.get("message", "")
+    reason = next((reason for part, reason in (*_ADMISSION, *_REFUSALS) if part in said), Reason.POD_REFUSED)
+    return Problem(reason, said)
 
 
-def admission(words: str) -> Reason | None:
+def admission(said: str) -> Reason | None:
     """Whether the cluster's own webhooks and policies refuse an object, and not the API server itself."""
-    return next((reason for part, reason in _ADMISSION if part in words), None)
+    return next((reason for part, reason in _ADMISSION if part in said), None)
 
 
 def pod_view(pod: Pod) -> PodView:
@@ -142,17 +143,20 @@ def _crash(pod: Pod, name: str, container: dict[str, Any]) -> Problem:
         return Problem(
             Reason.OUT_OF_MEMORY, f"container {name} was killed at its memory limit{_limit(pod, name)}", name, code
         )
-    said = (last.get("message") or "").strip()
+    said = words.masked((last.get("message") or "")[-_MOST_READ:]).strip()
     if last.get("reason") in _NEVER_RAN:
         return Problem(Reason.CONTAINER_NOT_STARTED, f"container {name}: {said}", name, code)
     count = container.get("restartCount", 0)
-    words = "; ".join(said.splitlines()[-_LAST_LINES:])[-_LAST_CHARACTERS:]
-    message = f"container {name} ended {count} times, last with exit status {code}" + (f": {words}" if words else "")
+    lines = "; ".join(said.splitlines()[-_LAST_LINES:])[-_LAST_CHARACTERS:]
+    message = f"container {name} ended {count} times, last with exit status {code}" + (f": {lines}" if lines else "")
     return Problem(Reason.CRASH_LOOP, message, name, code)
 
 
 _NEVER_RAN = ("StartError", "ContainerCannotRun")
 """The runtime could not start what the image names."""
+_LONGEST_REVISION = 253
+_MOST_READ = 4096
+"""As much as a kubelet keeps of a container's words."""
 _LAST_LINES, _LAST_CHARACTERS = 3, 400
 """Of the log: what a program says last is mostly why."""
 
@@ -215,8 +219,8 @@ def _model_problem(pod: Pod, model: dict[str, Any]) -> Problem | None:
     if not code:
         return None
     if ended.get("reason") == "OOMKilled":
-        words = f"the download was killed at the container's memory limit{_limit(pod, MODEL_CONTAINER)}"
-        return Problem(Reason.OUT_OF_MEMORY, words, exit_code=code)
+        killed = f"the download was killed at the container's memory limit{_limit(pod, MODEL_CONTAINER)}"
+        return Problem(Reason.OUT_OF_MEMORY, killed, exit_code=code)
     said = _said(ended)
     if "reason" not in said:
         text = (ended.get("message") or "").strip()
@@ -228,7 +232,8 @@ def _model_problem(pod: Pod, model: dict[str, Any]) -> Problem | None:
 
 def _model_revision(model: dict[str, Any]) -> str:
     ended = _state(model).get("terminated") or {}
-    return "" if ended.get("exitCode", 1) else str(_said(ended).get("revision") or "")
+    said = str(_said(ended).get("revision") or "")
+    return "" if ended.get("exitCode", 1) or len(said) > _LONGEST_REVISION else said
 
 
 def _said(ended: dict[str, Any]) -> dict[str, Any]:

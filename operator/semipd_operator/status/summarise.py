@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from semipd_agent.contract import PartitionState
 from semipd_operator.api.v1alpha1.status import MetricStatus, SemiPDServiceStatus, SLOStatus
 from semipd_operator.reasons import ConditionType, Reason
+from semipd_operator.status import words
 from semipd_operator.status.model import failure, model_ready, model_status
 from semipd_operator.status.observed import Observed, PodView, Problem
 from semipd_operator.status.partition import partition_applied, partition_status
@@ -32,7 +33,7 @@ def summarise(seen: Observed) -> SemiPDServiceStatus:
     return SemiPDServiceStatus(
         observed_generation=generation if accepted else seen.previous.observed_generation,
         url=seen.url,
-        reason=f"{ready.reason}({ready.detail})" if ready.detail else ready.reason,
+        reason=_column(ready),
         replicas=len(seen.live_pods),
         ready_replicas=len(seen.ready_pods),
         updated_replicas=sum(pod.template_hash == seen.template_hash for pod in seen.live_pods),
@@ -43,6 +44,12 @@ def summarise(seen: Observed) -> SemiPDServiceStatus:
         partition=partition_status(seen),
         slo=slo_status(seen),
     )
+
+
+def _column(ready: Verdict) -> str:
+    detail = words.told(ready.detail, words.MAX_REASON)
+    word = words.reason(ready.reason)
+    return f"{word}({detail})" if detail else word
 
 
 def spec_accepted(seen: Observed) -> Verdict:
@@ -83,6 +90,8 @@ def missing_pods(seen: Observed) -> Problem | None:
 
 
 def _trouble(seen: Observed, pod: PodView) -> Problem | None:
+    if pod.node_problem:
+        return pod.node_problem
     if pod.problem:
         return pod.problem
     if found := failure(seen, pod):

@@ -8,8 +8,7 @@ from typing import cast
 
 from semipd_operator.api.v1alpha1.status import Condition, ConditionStatus, SemiPDServiceStatus
 from semipd_operator.reasons import remedy
-
-_MAX_MESSAGE = 1024
+from semipd_operator.status import words
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Verdict:
         return Condition(
             type=self.type,
             status=cast(ConditionStatus, self.status),
-            reason=self.reason,
+            reason=words.reason(self.reason),
             message=self._told(),
             last_transition_time=since,
             observed_generation=generation,
@@ -40,9 +39,9 @@ class Verdict:
         """Cause and remedy: whoever has nothing but ``kubectl describe`` needs both."""
         what = remedy(self.type, self.reason) if self.status == "False" and not self.passing else ""
         if not what:
-            return self.message[:_MAX_MESSAGE]
+            return words.told(self.message)
         tail = f"Remedy: {what}"
-        cause = self.message[: _MAX_MESSAGE - len(tail) - 2]
-        if cause and not cause.endswith((".", "!", "?")):
+        cause = words.told(self.message, words.MAX_MESSAGE - len(tail) - 2)
+        if cause and not cause.endswith((".", "!", "?", "…")):
             cause += "."
         return f"{cause} {tail}".lstrip()

@@ -117,6 +117,18 @@ def test_a_cache_is_for_the_hub_alone(hub: Hub, tmp_path: Path) -> None:
         assert fetch(hub.url, tmp_path, *told, "--cache", str(tmp_path)).line["reason"] == "InvalidURI"
 
 
+def test_its_token_is_in_no_word_of_it(hub: Hub, tmp_path: Path) -> None:
+    """A secret without a known form, in a message and in a traceback's place."""
+    secret, file = "correct-horse", tmp_path / "token"
+    file.write_text(secret + "\n")
+    told = ("hf://org/name", "--to", str(tmp_path / "m"), "--revision", f"v-{secret}")
+    hub.refuse = (404, "RevisionNotFound")
+    for more, environment in (((), {"HF_TOKEN": secret}), (("--token-file", str(file)), {})):
+        result = fetch(hub.url, tmp_path, *told, *more, **environment)
+        assert result.line["message"] == "hf://org/name@v-***: no such revision"
+        assert secret not in json.dumps(result.line)
+
+
 def test_a_broken_connection_is_resumed(hub: Hub, tmp_path: Path) -> None:
     hub.files["model-1-of-2.safetensors"] = shard(6 << 20)
     hub.cut_after = 12 << 20  # the client writes blocks of 10 MB

@@ -1,0 +1,154 @@
+"""What is asked of the API server as a courtesy: only where there is a question, and never at the status' cost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from tests.unit.operator_observed import ago
+
+from semipd_operator import inquiry
+from semipd_operator.inquiry import Inquiry, MetricsServer
+from semipd_operator.kube import ApiAway, ApiRefused
+
+pytestmark = pytest.mark.unit
+
+SHARED = {"nvidia.com/gpu.sharing-strategy": "mps"}
+GPU = {"containers": [{"resources": {"limits": {"nvidia.com/gpu": 1}}}]}
+CREATING = {"name": "engine", "ready": False, "state": {"waiting": {"reason": "ContainerCreating"}}}
+FORBIDDEN, AWAY = ApiRefused(403, "forbidden"), ApiAway("no answer")
+TROUBLE = [ApiRefused(503, "etcd"), ApiRefused(429, "slow down"), ApiRefused(500, "oops"), AWAY, None]
+"""None: it does not answer for long."""
+
+
+@dataclass
+class Asked:
+    """Answers as the API server, or fails."""
+
+    failure: Exception | None = None
+    silent: bool = False
+    node: dict[str, Any] | None = field(default_factory=lambda: {"metadata": {"labels": SHARED}})
+    count: Counter[str] = field(default_factory=Counter)
+
+    async def _ask(self, name: str) -> None:
+        self.count[name] += 1
+        if self.silent:
+            await asyncio.Event().wait()
+        if self.failure:
+            raise self.failure
+
+    async def get(self, api_version: str, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
+        await self._ask(name)
+        return self.node if kind == "Node" else None
+
+    async def warnings(self, namespace: str, uid: str) -> list[dict[str, Any]]:
+        await self._ask(uid)
+        return [{"reason": "FailedMount", "message": f"no volume for {uid}", "lastTimestamp": "2026-01-02T03:04:05Z"}]
+
+    async def serves(self, api_version: str) -> bool:
+        await self._ask(api_version)
+        return False
+
+
+def raw(name: str, seconds: float, **spec: Any) -> dict[str, Any]:
+    since = ago(seconds).isoformat()
+    conditions = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": since}]
+    meta = {"name": name, "uid": name, "namespace": "d"}
+    status = {"conditions": conditions, "containerStatuses": [CREATING]}
+    return {"metadata": meta, "spec": {"nodeName": "n1", **spec}, "status": status}
+
+
+def unready(name: str, seconds: float, **spec: Any) -> dict[str, Any]:
+    """It was started, and has not been ready for so long."""
+    one = raw(name, seconds, **spec)
+    condition = {"type": "Ready", "status": "False", "lastTransitionTime": ago(seconds).isoformat()}
+    one["status"] = {"conditions": [condition], "containerStatuses": [{"name": "engine", "state": {"running": {}}}]}
+    return one
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_only_pods_that_stand_still_are_asked_about_and_each_has_its_turn() -> None:
+    kube, clock = Asked(), Clock()
+    one = Inquiry(kube, clock)
+    pods = [raw("young", 3), *(raw(f"p{n}", 12) for n in range(9))]
+    looks = []
+    for _ in range(3):
+        looks.append(await one.look(pods, ago(0)))
+        clock.now += 5
+    assert not kube.count["young"] and not kube.count["n1"] and sum(kube.count.values()) == 12, "four in a look"
+    assert [sum(view.complaint is not None for view in views) for views in looks] == [4, 8, 9]
+    assert {view.complaint.message for view in looks[-1] if view.complaint} == {f"no volume for p{n}" for n in range(9)}
+
+
+@pytest.mark.parametrize("failure", TROUBLE, ids=str)
+async def test_a_server_in_trouble_leaves_what_was_last_known(
+    failure: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inquiry, "PATIENCE_SECONDS", 0.05)
+    kube, clock = Asked(), Clock()
+    one = Inquiry(kube, clock)
+    pods = [raw("p", 12), raw("gpu", 12, **GPU)]
+    known = await one.look(pods, ago(0))
+    server = await one.metrics_server("")
+    assert all(view.complaint for view in known) and known[1].gpu_sharing and not server.served
+    kube.failure, kube.silent = failure, failure is None
+    clock.now += 301
+    assert await one.look(pods, ago(0)) == known
+    assert await one.metrics_server("") == server
+    kube.failure, kube.silent, kube.node = None, False, {"metadata": {}}
+    clock.now += 30
+    assert (await one.look(pods, ago(0)))[1].gpu_sharing == "", "asked again sooner than after an answer"
+
+
+async def test_what_rbac_refuses_is_not_known() -> None:
+    kube, clock = Asked(), Clock()
+    one = Inquiry(kube, clock)
+    pods = [raw("p", 12, **GPU)]
+    await one.look(pods, ago(0))
+    kube.failure = FORBIDDEN
+    clock.now += 301
+    [view] = await one.look(pods, ago(0))
+    assert view.complaint is None and view.gpu_sharing == ""
+    assert await Inquiry(Asked(FORBIDDEN)).metrics_server("") == MetricsServer()
+
+
+async def test_the_labels_of_a_node_are_asked_for_seldom_and_its_health_while_a_pod_is_not_ready() -> None:
+    condition = {"type": "Ready", "status": "Unknown", "message": "Kubelet stopped posting node status."}
+    kube, clock = Asked(), Clock()
+    one = Inquiry(kube, clock)
+    for _ in range(2):
+        [view] = await one.look([raw("gpu", 1, **GPU)], ago(0))
+        clock.now += 299
+    assert kube.count["n1"] == 1 and view.gpu_sharing and view.node_problem is None
+    kube.node = {"metadata": {}, "status": {"conditions": [condition]}}
+    [view] = await one.look([unready("p", 12)], ago(0))
+    problem = view.node_problem
+    assert problem and (problem.reason, problem.detail) == ("NodeNotReady", "n1")
+    assert problem.message == "node n1 is not ready: Kubelet stopped posting node status."
+    kube.node = None
+    clock.now += 29
+    assert (await one.look([unready("p", 12)], ago(0)))[0].node_problem == problem
+    clock.now += 1
+    [view] = await one.look([unready("p", 12)], ago(0))
+    assert view.node_problem and view.node_problem.message == "node n1 is gone"
+    assert (await one.look([unready("q", 3)], ago(0)))[0].node_problem, "known by another pod's question"
+
+
+async def test_a_clock_ahead_of_ours_hides_no_pod() -> None:
+    """The API server's times are half an hour in our future."""
+    one = Inquiry(Asked())
+    unseen = {"metadata": {"name": "u", "uid": "u", "namespace": "d", "creationTimestamp": ago(-1800).isoformat()}}
+    pods = [raw("p", -1800), unseen]
+    first = await one.look(pods, ago(0))
+    later = await one.look(pods, ago(-40))
+    assert first[0].complaint is None and later[0].complaint
+    assert later[0].preparing_since == later[1].unseen_since == ago(0)
