@@ -33,7 +33,7 @@ PRESETS, ARCHITECTURES = (
 _MAKERS = (
     *("hub/data", "hub/make_model.py", "hub/random_model.py", "hub/bpe_tokenizer.py", "hub/checkpoint_writer.py"),
     *("hub/model_dir.py", "hub/import_gguf.py", "hub/gguf_file.py", "cards/weights.py", "cards/registry.py"),
-    *("cards/deepseek.py", "cards/qwen3_moe.py"),
+    *("cards/deepseek.py", "cards/qwen.py"),
 )
 
 

@@ -18,8 +18,7 @@ from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.fields import Fields, read_json
 from semipd_engine.cards.llama import llama
 from semipd_engine.cards.mistral import mistral
-from semipd_engine.cards.qwen import qwen2, qwen3
-from semipd_engine.cards.qwen3_moe import qwen3_moe, random_qwen3_moe
+from semipd_engine.cards.qwen import qwen2, qwen3, qwen3_moe, random_qwen3_moe
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ FAMILIES: Mapping[str, Family] = {
     "mistral": Family(mistral, "mistral", lambda heads, inner: {"sliding_window": 256}),
     "qwen2": Family(qwen2, "qwen", gguf=True),
     "qwen3": Family(qwen3, "qwen", gguf=True),
-    "qwen3_moe": Family(qwen3_moe, "qwen3_moe", random_qwen3_moe),
+    "qwen3_moe": Family(qwen3_moe, "qwen", random_qwen3_moe),
 }
 
 

@@ -53,8 +53,8 @@ class Checkpoint:
             self._open.close()
             raise
 
-    def tensor(self, name: str) -> Tensor:
-        """Whole; FP8 blocks as float32."""
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Whole, as the file has it; FP8 blocks dequantised, rounded once to `dtype`."""
         path, file = self._files[name]
         try:
             tensor: Tensor = file.get_tensor(name)
@@ -63,7 +63,7 @@ class Checkpoint:
         if tensor.dtype != torch.float8_e4m3fn:
             return tensor
         assert self._block is not None
-        return dequantised(tensor, self.tensor(name + SCALE), self._block)
+        return dequantised(tensor, self.tensor(name + SCALE, torch.float32), self._block, dtype)
 
     def path(self, name: str) -> Path:
         """The file that holds it."""
@@ -94,11 +94,14 @@ class Checkpoint:
             raise ModelError("InvalidCheckpoint", f"{path}: {error}") from error
 
 
-def dequantised(tensor: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
-    """``tensor [N, K]`` times the scale of each block of rows x columns, float32."""
+def dequantised(tensor: Tensor, scale: Tensor, block: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """``tensor [N, K]`` times the scale of each block of rows x columns. In float32, a row of blocks at a time."""
     rows, columns = block
-    whole = scale.float().repeat_interleave(rows, 0)[: tensor.shape[0]].repeat_interleave(columns, 1)
-    return tensor.float().mul_(whole[:, : tensor.shape[1]])
+    out = torch.empty(tensor.shape, dtype=dtype)
+    for row, scales in zip(range(0, tensor.shape[0], rows), scale.float(), strict=True):
+        part = tensor[row : row + rows].float()
+        out[row : row + rows] = part.mul_(scales.repeat_interleave(columns)[: tensor.shape[1]])
+    return out
 
 
 def _wanted(name: str, expected: Mapping[str, tuple[int, ...]], config: ModelConfig) -> tuple[int, ...] | None:

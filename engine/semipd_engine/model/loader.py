@@ -1,7 +1,8 @@
 """Fills a `WeightArena` from a checkpoint: each tensor cast, stacked and packed into its one place.
 
 Runs no torch operator in more than the caller's number of threads, so a process that forks its workers later stays
-single-threaded with ``torch.set_num_threads(1)``. Beside the arena it holds one slice of one tensor at a time.
+single-threaded with ``torch.set_num_threads(1)``. Beside the arena it holds one slice of one tensor at a time; where
+that is FP8 blocks, all of it in the arena's dtype.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def load_weights(
             place = _place(arena, spec, number // spec.each)
             row = row if number % spec.each else 0
             if source.name != held:  # heads are parts of one tensor
-                held, tensor = source.name, checkpoint.tensor(source.name)
+                held, tensor = source.name, checkpoint.tensor(source.name, dtype)
             for part in _slices(_part(tensor, source)):
                 part = part.to(device, torch.float32 if spec.float32 else dtype)
                 if not torch.isfinite(part.sum(dtype=torch.float32)):

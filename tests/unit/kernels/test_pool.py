@@ -65,24 +65,46 @@ class Pool:
         return 0
 
 
-def replayed(kernels: cpu.CpuKernels, case: Paged) -> torch.Tensor:
+def attend(kernels: cpu.CpuKernels, case: Paged, out: torch.Tensor) -> None:
+    kernels.paged_attention(case.q, case.keys, case.values, case.tables, case.lengths, case.starts, case.scale, out)
+
+
+def attend_latent(kernels: cpu.CpuKernels, case: Paged, out: torch.Tensor) -> None:
+    kernels.latent_attention(case.q, case.keys, case.tables, case.lengths, case.starts, case.scale, out)
+
+
+Attend = Callable[[cpu.CpuKernels, Paged, torch.Tensor], None]
+
+
+def replayed(kernels: cpu.CpuKernels, case: Paged, kernel: Attend) -> torch.Tensor:
     out = torch.zeros_like(case.q)
     with kernels.recording() as calls:
-        kernels.paged_attention(case.q, case.keys, case.values, case.tables, case.lengths, case.starts, case.scale, out)
+        kernel(kernels, case, out)
     kernels.replay(b"".join(calls))
     return out
 
 
-def test_members_of_a_team_share_by_the_teams_size(tmp_path: Path) -> None:
+def direct(case: Paged, kernel: Attend) -> torch.Tensor:
+    out = torch.zeros_like(case.q)
+    kernel(cpu.best(), case, out)
+    return out
+
+
+both = pytest.mark.parametrize("kernel", [attend, attend_latent])
+
+
+@both
+def test_members_of_a_team_share_by_the_teams_size(tmp_path: Path, kernel: Attend) -> None:
     """Were each to ask the pool, two could cut the same work differently, and leave some of it undone."""
     pool = Pool(size=2)
     case = Paged.make([70], [1], 8, 1, 64, 16, 1, torch.bfloat16)
     kernels = pool.serve(tmp_path)
-    assert torch.equal(replayed(kernels, case), case.attend(cpu.best()))
+    assert torch.equal(replayed(kernels, case, kernel), direct(case, kernel))
     assert pool.asked_by_members == 0
 
 
-def test_a_pool_is_asked_once_for_each_size_whether_it_can_make_a_team(tmp_path: Path) -> None:
+@both
+def test_a_pool_is_asked_once_for_each_size_whether_it_can_make_a_team(tmp_path: Path, kernel: Attend) -> None:
     """Its limit goes to and fro with the split; each question wakes every thread."""
     pool = Pool(size=2, able=False)
     case = Paged.make([70], [1], 8, 1, 64, 16, 1, torch.bfloat16)
@@ -92,4 +114,4 @@ def test_a_pool_is_asked_once_for_each_size_whether_it_can_make_a_team(tmp_path:
         pool.size = size
         kernels.replay(empty)
     assert pool.woken == [2, 3]
-    assert torch.equal(replayed(kernels, case), case.attend(cpu.best())), "without a team all the same"
+    assert torch.equal(replayed(kernels, case, kernel), direct(case, kernel)), "without a team all the same"

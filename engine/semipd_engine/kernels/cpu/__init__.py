@@ -15,7 +15,7 @@ from torch import Tensor
 
 from semipd_engine.kernels.cpu.blocks import BlockKernels
 from semipd_engine.kernels.cpu.library import LEVELS, CannotLoad, Library, load, runnable
-from semipd_engine.kernels.cpu.operands import DTYPES, OperandError, heads, matrix, number, whole
+from semipd_engine.kernels.cpu.operands import DTYPES, OperandError, angles, heads, matrix, number, paging, span, whole
 from semipd_engine.kernels.cpu.tape import BYTES, encode
 from semipd_engine.kernels.signatures import PANEL, PANELS, CannotRecord, PackedLayout, PackedWeight
 
@@ -91,9 +91,6 @@ class CpuKernels(BlockKernels):
             self._twin()
             super().linear(x, weight, bias, out, panels)
             return
-        first, last = panels or (0, weight.panels)
-        if not 0 <= first <= last <= weight.panels:
-            raise OperandError(f"panels ({first}, {last}) of {weight.panels}")
         if out.dtype != torch.float32:
             number(weight=weight.data, out=out)
         outputs = layout.out_features
@@ -108,8 +105,7 @@ class CpuKernels(BlockKernels):
             None if bias is None else whole("bias", bias, x.dtype, outputs),
             *matrix("out", out, x.shape[0], outputs),
             out.dtype == torch.float32,
-            first,
-            last,
+            *span("panels", panels, weight.panels),
         )
 
     def embedding(self, token_ids: Tensor, weight: PackedWeight, out: Tensor) -> None:
@@ -179,9 +175,6 @@ class CpuKernels(BlockKernels):
             return
         rows, kv_heads = qkv.shape[0], key_cache.shape[-1] // head_dim
         q_heads = qkv.shape[1] // head_dim - 2 * kv_heads
-        angles, angles_row = matrix("cos", cos, rows, cos.shape[1])
-        if number(cos=cos, sin=sin) or sin.stride() != cos.stride() or 2 * cos.shape[1] > head_dim:
-            raise OperandError(f"cos, sin: float32 [{rows}, at most {head_dim // 2}] of equal strides are needed")
         self._call(
             "rope",
             number(qkv=qkv, key_cache=key_cache, value_cache=value_cache, q_norm=q_norm, k_norm=k_norm),
@@ -190,9 +183,7 @@ class CpuKernels(BlockKernels):
             q_heads,
             kv_heads,
             head_dim,
-            angles,
-            matrix("sin", sin, rows, cos.shape[1])[0],
-            angles_row,
+            *angles(cos, sin, rows, head_dim),
             cos.shape[1],
             whole("slot_mapping", slot_mapping, torch.int32, rows),
             *_caches(key_cache, value_cache, kv_heads * head_dim),
@@ -221,29 +212,22 @@ class CpuKernels(BlockKernels):
                 q, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale, out, rows, window
             )
             return
-        first, last = rows or (0, total)
-        sequences, kv_heads = seq_lens.shape[0], key_cache.shape[2] // head_dim
-        if not 0 <= first <= last <= total or not kv_heads or q_heads % kv_heads:
-            raise OperandError(f"rows ({first}, {last}) of {total}, {q_heads} heads over {kv_heads}")
-        if block_tables.dtype != torch.int32:
-            raise OperandError(f"block_tables are {block_tables.dtype}, torch.int32 is needed")
+        kv_heads = key_cache.shape[2] // head_dim
+        if not kv_heads or q_heads % kv_heads:
+            raise OperandError(f"{q_heads} heads over {kv_heads}")
         self._call(
             "attention",
             number(q=q, key_cache=key_cache, value_cache=value_cache, out=out),
             *heads("q", q, total, q_heads, head_dim),
             *_caches(key_cache, value_cache, kv_heads * head_dim),
             key_cache.shape[1],
-            *matrix("block_tables", block_tables, sequences, block_tables.shape[1]),
-            whole("seq_lens", seq_lens, torch.int32, sequences),
-            whole("query_start_loc", query_start_loc, torch.int32, sequences + 1),
-            sequences,
+            *paging(block_tables, seq_lens, query_start_loc),
             q_heads,
             kv_heads,
             head_dim,
             scale,
             *heads("out", out, total, q_heads, head_dim),
-            first,
-            last,
+            *span("rows", rows, total),
             window,
         )
 

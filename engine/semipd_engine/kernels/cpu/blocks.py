@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from semipd_engine.kernels.cpu.operands import DTYPES, matrix, number, whole
+from semipd_engine.kernels.cpu.operands import DTYPES, OperandError, angles, heads, matrix, number, paging, span, whole
 from semipd_engine.kernels.reference import ReferenceKernels
 from semipd_engine.kernels.signatures import PANELS, PackedGroup, RoutingRule
 
@@ -38,13 +38,19 @@ class BlockKernels(ReferenceKernels):
             self._twin()
             super().grouped_linear(x, weights, out, order, starts, panels)
             return
+        factor, rest = divmod(len(out), len(x)) if len(x) else (1, len(out))
+        if rest or (order is None) != (starts is None) or (order is None and len(out) % len(weights)):
+            told = "order and starts belong together" if order is not None or starts is not None else "no order"
+            raise OperandError(f"{len(out)} rows of {len(x)} over {len(weights)} matrices, {told}")
+        if out.dtype != torch.float32:
+            number(weights=weights.data, out=out)
         if len(x) == 0:
             return
         self._call(
             "grouped_linear",
             number(weights=weights.data, x=x),
             *matrix("x", x, len(x), layout.in_features),
-            len(out) // len(x),
+            factor,
             layout.in_features,
             whole("weights", weights.data, x.dtype, len(weights), *layout.shape),
             layout.out_features,
@@ -55,7 +61,7 @@ class BlockKernels(ReferenceKernels):
             len(out),
             None if order is None else whole("order", order, torch.int32, len(out)),
             None if starts is None else whole("starts", starts, torch.int32, len(weights) + 1),
-            *(panels or (0, weights[0].panels)),
+            *span("panels", panels, weights[0].panels),
         )
 
     def route(
@@ -68,6 +74,8 @@ class BlockKernels(ReferenceKernels):
         order: Tensor,
         starts: Tensor,
     ) -> None:
+        if number(logits=logits):
+            raise OperandError(f"logits are {logits.dtype}, torch.float32 is needed")
         self._call(
             "route",
             DTYPES[torch.float32],
@@ -92,15 +100,17 @@ class BlockKernels(ReferenceKernels):
             self._twin()
             super().combine(x, weights, out, shared)
             return
+        (rows, width), chosen = out.shape, weights.shape[-1]
         self._call(
             "combine",
             number(x=x, out=out, shared=shared),
-            *matrix("x", x, *x.shape),
-            whole("weights", weights, torch.float32, *weights.shape),
-            weights.shape[1],
-            *((None, 0) if shared is None else matrix("shared", shared, *out.shape)),
-            *matrix("out", out, *out.shape),
-            *out.shape,
+            *matrix("x", x, rows * chosen, width),
+            whole("weights", weights, torch.float32, rows, chosen),
+            chosen,
+            *((None, 0) if shared is None else matrix("shared", shared, rows, width)),
+            *matrix("out", out, rows, width),
+            rows,
+            width,
         )
 
     def latent_rope_write(
@@ -119,28 +129,24 @@ class BlockKernels(ReferenceKernels):
             self._twin()
             super().latent_rope_write(q, kv, cos, sin, slot_mapping, norm, eps, cache, out)
             return
-        rows, heads, query_dim = q.shape
-        half = cos.shape[1]
+        (rows, count, query_dim), rotary = q.shape, 2 * cos.shape[-1]
+        rank = norm.shape[0]
         self._call(
             "latent_rope",
             number(q=q, kv=kv, norm=norm, cache=cache, out=out),
-            q.data_ptr(),
-            *q.stride()[:2],
-            *matrix("kv", kv, rows, cache.shape[2]),
+            *heads("q", q, rows, count, query_dim),
+            *matrix("kv", kv, rows, rank + rotary),
             rows,
-            heads,
-            query_dim - 2 * half,
-            norm.shape[0],
-            half,
-            cos.data_ptr(),
-            sin.data_ptr(),
-            cos.stride(0),
-            slot_mapping.data_ptr(),
-            norm.data_ptr(),
+            count,
+            query_dim - rotary,
+            rank,
+            rotary // 2,
+            *angles(cos, sin, rows, query_dim),
+            whole("slot_mapping", slot_mapping, torch.int32, rows),
+            whole("norm", norm, q.dtype, rank),
             eps,
-            cache.data_ptr(),
-            out.data_ptr(),
-            *out.stride()[:2],
+            whole("cache", cache, q.dtype, -1, -1, rank + rotary),
+            *heads("out", out, rows, count, rank + rotary),
         )
 
     def latent_attention(
@@ -154,29 +160,24 @@ class BlockKernels(ReferenceKernels):
         out: Tensor,
         rows: tuple[int, int] | None = None,
     ) -> None:
-        total, heads, width = q.shape
-        rank = out.shape[-1]
+        (total, count, width), rank = q.shape, out.shape[-1]
         if q.dtype not in DTYPES or width % LATENT_STEP or rank % LATENT_STEP or width > LATENT_WIDTH_MAX:
             self._twin()
             super().latent_attention(q, cache, block_tables, seq_lens, query_start_loc, scale, out, rows)
             return
+        if rank > width:
+            raise OperandError(f"out has {rank} elements a head, the cache {width}")
         self._call(
             "latent_attention",
             number(q=q, cache=cache, out=out),
-            q.data_ptr(),
-            *q.stride()[:2],
-            cache.data_ptr(),
+            *heads("q", q, total, count, width),
+            whole("cache", cache, q.dtype, -1, -1, width),
             cache.shape[1],
             width,
-            block_tables.data_ptr(),
-            block_tables.stride(0),
-            seq_lens.data_ptr(),
-            query_start_loc.data_ptr(),
-            len(seq_lens),
-            heads,
+            *paging(block_tables, seq_lens, query_start_loc),
+            count,
             rank,
             scale,
-            out.data_ptr(),
-            *out.stride()[:2],
-            *(rows or (0, total)),
+            *heads("out", out, total, count, rank),
+            *span("rows", rows, total),
         )

@@ -52,3 +52,32 @@ def whole(name: str, x: Tensor, dtype: torch.dtype, *shape: int) -> int:
         is_, needed = (f"{kind} {list(sizes)}" for kind, sizes in ((x.dtype, x.shape), (dtype, shape)))
         raise OperandError(f"{name} is {is_} with strides {list(x.stride())}, contiguous {needed} is needed")
     return x.data_ptr()
+
+
+def span(name: str, of: tuple[int, int] | None, size: int) -> tuple[int, int]:
+    """A range of `size` panels or rows; None is all."""
+    first, last = of or (0, size)
+    if not 0 <= first <= last <= size:
+        raise OperandError(f"{name} ({first}, {last}) of {size}")
+    return first, last
+
+
+def angles(cos: Tensor, sin: Tensor, rows: int, dim: int) -> tuple[int, int, int]:
+    """Addresses of both and their row stride: float32 ``[rows, at most dim / 2]``."""
+    if cos.dim() != 2 or number(cos=cos, sin=sin) or sin.stride() != cos.stride() or 2 * cos.shape[1] > dim:
+        raise OperandError(f"cos, sin: float32 [{rows}, at most {dim // 2}] of equal strides are needed")
+    address, stride = matrix("cos", cos, rows, cos.shape[1])
+    return address, matrix("sin", sin, rows, cos.shape[1])[0], stride
+
+
+def paging(tables: Tensor, lengths: Tensor, starts: Tensor) -> tuple[int, int, int, int, int]:
+    """Of int32 block tables, lengths and starts of S sequences: table's address and row stride, the others', and S."""
+    sequences = lengths.shape[0]
+    if tables.dtype != torch.int32 or tables.dim() != 2:
+        raise OperandError(f"block_tables are {tables.dtype} {list(tables.shape)}, a matrix of torch.int32 is needed")
+    return (
+        *matrix("block_tables", tables, sequences, tables.shape[1]),
+        whole("seq_lens", lengths, torch.int32, sequences),
+        whole("query_start_loc", starts, torch.int32, sequences + 1),
+        sequences,
+    )

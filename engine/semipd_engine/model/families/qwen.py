@@ -1,4 +1,5 @@
-"""Qwen's wiring: Llama's, with normed heads (Qwen 3) and a sliding window in the upper layers where one is used."""
+"""Qwen's wiring: Llama's, with normed heads (Qwen 3), a sliding window in the layers that use one, and experts in place
+of the feed-forward block in those that have them."""
 
 from __future__ import annotations
 
@@ -9,4 +10,4 @@ from semipd_engine.model.stage import Stage
 def layer(parts: Parts, index: int) -> list[Stage]:
     prefix, config = f"layers.{index}", parts.config
     attention = parts.attention(prefix, index, qk_norm=config.qk_norm, window=config.window(index))
-    return parts.pre_norm(index, attention, parts.swiglu(prefix))
+    return parts.pre_norm(index, attention, parts.mlp(prefix, index))

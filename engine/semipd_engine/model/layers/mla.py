@@ -7,6 +7,8 @@ position. Reads and writes the buffers of grouped-query attention, with another 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from semipd_engine.cards.blocks import Latent
@@ -120,24 +122,26 @@ class WriteLatent:
         )
 
 
-class ToLatent:
-    """Stage: each head's query in the space of the cached vector."""
+class ProjectHeads:
+    """Stage: the first elements of each head, times its own matrix, become the first ones of another buffer."""
 
     recordable = True
 
-    def __init__(self, heads: GroupedLinear, sizes: _Sizes) -> None:
-        self._linear, self._sizes = heads, sizes
+    def __init__(
+        self, linear: GroupedLinear, source: Callable[[Step], Tensor], target: Callable[[Step], Tensor]
+    ) -> None:
+        """`source` and `target` give ``[T, H, width]``, at least as wide as the matrices."""
+        self._linear, self._source, self._target = linear, source, target
 
     def units(self, step: Step) -> int:
         return self._linear.panels
 
     def work(self, step: Step) -> Work:
-        return self._linear.work(step.batch.rows * self._sizes.heads)
+        return self._linear.work(step.batch.rows * self._linear.count)
 
     def run(self, step: Step, begin: int, end: int) -> None:
-        latent = self._sizes.latent
-        query, absorbed = self._sizes.query(step).flatten(0, 1), self._sizes.absorbed(step).flatten(0, 1)
-        self._linear.run(query[:, : latent.nope_dim], absorbed[:, : latent.rank], begin, end)
+        x, out = self._source(step).flatten(0, 1), self._target(step).flatten(0, 1)
+        self._linear.run(x[:, : self._linear.in_features], out[:, : self._linear.out_features], begin, end)
 
 
 class AttendLatent:
@@ -158,25 +162,6 @@ class AttendLatent:
 
     def run(self, step: Step, begin: int, end: int) -> None:
         self._backend.run(self._layer, self._sizes.absorbed(step), self._sizes.attended_low(step), (begin, end))
-
-
-class FromLatent:
-    """Stage: what each head attended to, as its values."""
-
-    recordable = True
-
-    def __init__(self, heads: GroupedLinear, sizes: _Sizes) -> None:
-        self._linear, self._sizes = heads, sizes
-
-    def units(self, step: Step) -> int:
-        return self._linear.panels
-
-    def work(self, step: Step) -> Work:
-        return self._linear.work(step.batch.rows * self._sizes.heads)
-
-    def run(self, step: Step, begin: int, end: int) -> None:
-        low, values = self._sizes.attended_low(step).flatten(0, 1), self._sizes.attended(step).flatten(0, 1)
-        self._linear.run(low, values, begin, end)
 
 
 def latent_attention(
@@ -203,8 +188,8 @@ def latent_attention(
         Project(queries, QUERY_LOW if first else NORMED, QUERY),
         Project(low[0], NORMED, LOW),
         WriteLatent(kernels, sizes, cache, low[1]),
-        ToLatent(heads[0], sizes),
+        ProjectHeads(heads[0], sizes.query, sizes.absorbed),
         AttendLatent(backend, sizes, layer),
-        FromLatent(heads[1], sizes),
+        ProjectHeads(heads[1], sizes.attended_low, sizes.attended),
         Project(output, ATTENDED, BLOCK),
     ]

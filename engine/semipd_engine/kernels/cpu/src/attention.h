@@ -146,6 +146,21 @@ inline void add_values(const float* probabilities, const T* const* values, int n
     for (; d < head_dim; d += LANES) add_values<T, R, 1>(probabilities, values, n, d, sums, head_dim);
 }
 
+// The same for rows first .. rows - 1, whose sums and probabilities lie one behind the other.
+template <class T>
+inline void add_rows(const float* probabilities, const T* const* values, int n, int first, int rows, float* sums, int64_t dim) {
+    constexpr int R = LANES == 16 ? 6 : 4;
+    int r = first;
+    for (; r + R <= rows; r += R) add_values<T, R>(probabilities + r * POSITIONS, values, n, sums + r * dim, dim);
+    for (; r + 2 <= rows; r += 2) add_values<T, 2>(probabilities + r * POSITIONS, values, n, sums + r * dim, dim);
+    for (; r < rows; r++) add_values<T, 1>(probabilities + r * POSITIONS, values, n, sums + r * dim, dim);
+}
+
+inline void rescale(float* sums, float factor, int64_t dim) {
+    if (factor != 1.0f)
+        for (int64_t d = 0; d < dim; d += LANES) store(sums + d, mul(load(sums + d), set1(factor)));
+}
+
 // One block of the online softmax for one row that sees positions [low, high) of the block.
 inline float softmax_block(float* scores, int low, int high, float scale, float& maximum, float& total) {
     const V hidden = set1(-INFINITY);
@@ -222,16 +237,10 @@ inline void attend_block(const Attention<T>& p, const AttentionItem& item, int64
         const int high = int(position + 1 - base < POSITIONS ? position + 1 - base : POSITIONS);
         const int64_t start = p.window ? position + 1 - p.window - base : 0;
         const int low = start > POSITIONS ? POSITIONS : start > 0 ? int(start) : 0;
-        float* sums = state.sums + r * dim;
         float factor = softmax_block(s.scores + r * POSITIONS, low, high, p.scale, state.maximum[r], state.total[r]);
-        if (factor != 1.0f)
-            for (int64_t d = 0; d < dim; d += LANES) store(sums + d, mul(load(sums + d), set1(factor)));
+        rescale(state.sums + r * dim, factor, dim);
     }
-    constexpr int R = LANES == 16 ? 6 : 4;
-    int r = skipped;
-    for (; r + R <= rows; r += R) add_values<T, R>(s.scores + r * POSITIONS, values, n, state.sums + r * dim, dim);
-    for (; r + 2 <= rows; r += 2) add_values<T, 2>(s.scores + r * POSITIONS, values, n, state.sums + r * dim, dim);
-    for (; r < rows; r++) add_values<T, 1>(s.scores + r * POSITIONS, values, n, state.sums + r * dim, dim);
+    add_rows(s.scores, values, n, skipped, rows, state.sums, dim);
 }
 
 // What a thread attends with.

@@ -187,10 +187,7 @@ inline void attend_block(const Attention<bf16>& p, const AttentionItem& item, in
         const VI low = p.window ? _mm512_sub_epi32(high, _mm512_set1_epi32(int(p.window))) : zero_bits();
         softmax_tile(s.scores, low, high, p.scale, state.maximum + first, state.total + first, s.factor, s.probabilities);
         float* sums = state.sums + first * dim;
-        for (int r = 0; r < COLUMNS; r++)
-            if (s.factor[r] != 1.0f)
-                for (int64_t d = 0; d < dim; d += LANES)
-                    store(sums + r * dim + d, mul(load(sums + r * dim + d), set1(s.factor[r])));
+        for (int r = 0; r < COLUMNS; r++) rescale(sums + r * dim, s.factor[r], dim);
         int64_t d = 0;
         for (; d + 64 <= dim; d += 64) add_tile_values<4>(s.probabilities, s.values + 2 * d, dim, sums + d);
         for (; d < dim; d += 16) add_tile_values<1>(s.probabilities, s.values + 2 * d, dim, sums + d);

@@ -72,14 +72,9 @@ inline void attend_latent(const Latent<T>& p, const LatentItem& item, LatentScra
             const int64_t seen = item.position + r / item.group + 1 - base;
             float factor = softmax_block(s.scores + r * POSITIONS, 0, int(seen < POSITIONS ? seen : POSITIONS), p.scale,
                                          s.maximum[r], s.total[r]);
-            if (factor != 1.0f)
-                for (int64_t d = 0; d < rank; d += LANES)
-                    store(s.sums + r * rank + d, mul(load(s.sums + r * rank + d), set1(factor)));
+            rescale(s.sums + r * rank, factor, rank);
         }
-        constexpr int R = LANES == 16 ? 6 : 4;
-        int r = skipped;
-        for (; r + R <= rows; r += R) add_values<T, R>(s.scores + r * POSITIONS, s.entry, n, s.sums + r * rank, rank);
-        for (; r < rows; r++) add_values<T, 1>(s.scores + r * POSITIONS, s.entry, n, s.sums + r * rank, rank);
+        add_rows<T>(s.scores, s.entry, n, skipped, rows, s.sums, rank);
     }
     for (int r = 0; r < rows; r++) {
         T* out = p.out + (item.first + r / item.group) * p.out_row + (item.head + r % item.group) * p.out_head;
