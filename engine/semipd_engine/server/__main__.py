@@ -15,12 +15,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
 from setproctitle import setproctitle
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from semipd_engine.cards.model_card import ModelCardError
 from semipd_engine.cards.tokenizer import TokenizerError
@@ -64,8 +63,29 @@ def main() -> int:
     except OSError as error:
         log.error("--host %s --port %d: %s", options.host, options.port, error)
         return 1
-    asyncio.run(serve(service, options, listener))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(serve(service, options, listener))
     return 0
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where it is installed; None: asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop  # type: ignore[no-any-return,unused-ignore]
+
+
+def http_protocol() -> type[asyncio.Protocol]:
+    """uvicorn's protocol over httptools, where that is installed, else over h11."""
+    try:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    except ImportError:
+        from uvicorn.protocols.http.h11_impl import H11Protocol
+
+        return H11Protocol
+    return HttpToolsProtocol
 
 
 async def serve(service: Service, options: EngineOptions, listener: socket.socket) -> None:
@@ -73,7 +93,7 @@ async def serve(service: Service, options: EngineOptions, listener: socket.socke
     app = create_app(service, options)
     config = uvicorn.Config(
         app,
-        http=half_closable(H11Protocol),
+        http=half_closable(http_protocol()),
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -13,7 +13,16 @@ from semipd_engine.server.generation import Generation
 from semipd_engine.server.headers import UNKNOWN_FIELDS_HEADER, add_header, request_id
 from semipd_engine.server.http_io import EventStream, event, json_response, read_body, while_connected
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, GenerationRequest, TokenizeRequest
-from semipd_engine.server.responses import ChatShape, CompletionShape, Json, Shape, envelope, usage, worth_a_chunk
+from semipd_engine.server.responses import (
+    ChatShape,
+    Chunks,
+    CompletionShape,
+    Json,
+    Shape,
+    envelope,
+    usage,
+    worth_a_chunk,
+)
 from semipd_engine.server.sequence import Delta
 from semipd_engine.server.service import Service
 from semipd_engine.server.terms import read_terms
@@ -115,15 +124,14 @@ async def _events(
     service: Service, generation: Generation, body: GenerationRequest, shape: Shape
 ) -> AsyncIterator[bytes]:
     """Server-sent events: a choice at a time, then usage if asked for, then [DONE]. An error ends the stream."""
-    created = int(time.time())
+    chunks = Chunks(generation.id, shape.chunk_object, service.card.name, service.fingerprint, created=int(time.time()))
     opened: set[int] = set()
     extra = shape.extra(generation.sequences)
 
-    def chunk(choices: list[Json], **more: Json) -> bytes:
-        value = envelope(generation.id, shape.chunk_object, service.card.name, service.fingerprint, choices, created)
-        if body.include_usage:
-            value["usage"] = usage(generation.sequences, body.choices) if body.continuous_usage else None
-        return event(value | more)
+    def chunk(choices: list[Json], **more: Json | None) -> bytes:
+        if body.include_usage and "usage" not in more:
+            more["usage"] = usage(generation.sequences, body.choices) if body.continuous_usage else None
+        return chunks.event(choices, more)
 
     try:
         async for deltas in generation.deltas():

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
+import msgspec
 from fastapi import Request, Response
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
@@ -17,6 +18,8 @@ from semipd_engine.server.errors import ApiError, from_validation
 MAX_BODY_BYTES = 64 << 20
 MAX_ELEMENTS = 1 << 17
 """Values of a body, most of them token ids: what is parsed in one go keeps everybody else waiting."""
+
+_encode = msgspec.json.Encoder().encode
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
@@ -65,9 +68,9 @@ def elements(body: bytes, most: int) -> int:
 
 
 def dump(value: Any) -> bytes:
-    """Compact JSON. ASCII escapes only where UTF-8 cannot say it: lone surrogates."""
+    """Compact JSON. ASCII escapes only where UTF-8 cannot say it: lone surrogates. NaN and infinity become null."""
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        return _encode(value)
     except UnicodeEncodeError:
         return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.ipc.messages import TokenLogprobs
+from semipd_engine.server.http_io import dump
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from semipd_engine.server.sequence import Delta, Sequence
 
@@ -173,7 +175,7 @@ Shape = CompletionShape | ChatShape
 def envelope(
     request_id: str, kind: str, model: str, fingerprint: str, choices: list[Json], created: int | None = None
 ) -> Json:
-    """What every answer and every chunk carries."""
+    """What every answer and every chunk carries; the choices last."""
     return {
         "id": request_id,
         "object": kind,
@@ -182,6 +184,19 @@ def envelope(
         "system_fingerprint": fingerprint,
         "choices": choices,
     }
+
+
+class Chunks:
+    """The events of one stream. What all of them carry is encoded once."""
+
+    def __init__(self, request_id: str, kind: str, model: str, fingerprint: str, created: int) -> None:
+        common = dump(envelope(request_id, kind, model, fingerprint, [], created))
+        self._head = b"data: " + common.removesuffix(b"]}")
+
+    def event(self, choices: list[Json], more: Mapping[str, Any]) -> bytes:
+        """`more`: fields beside the choices."""
+        rest = b"]," + dump(more)[1:] if more else b"]}"
+        return self._head + b",".join(map(dump, choices)) + rest + b"\n\n"
 
 
 def worth_a_chunk(delta: Delta, request: GenerationRequest) -> bool:

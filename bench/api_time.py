@@ -1,0 +1,141 @@
+"""What a streamed token costs the api process (``python -m bench.api_time``): CPU time, without an engine behind it.
+
+The real api process serves a model folder; a core that computes nothing gives each of its streams (chats) a token every
+10 ms. The process's CPU time over the measured tokens comes from /proc. `--tree`, given twice, measures two checkouts
+in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from e2e.lib.models import smollm2
+from semipd_engine.ipc import frames
+from semipd_engine.ipc.messages import AbortRequest, AddRequest, ApiToCore, CoreState, Outputs, RequestOutput
+
+TICK = os.sysconf("SC_CLK_TCK")
+HELLO = CoreState(ready=True, state="ready", admitting=True, max_model_len=8192, blocks_total=1000, blocks_free=1000)
+
+
+class TokenCore:
+    """Core's socket: every sequence gets the next token of a text each `period` seconds, for ever."""
+
+    def __init__(self, ids: list[int], period: float) -> None:
+        self._ids, self._period = ids, period
+        self._keys: dict[str, int] = {}
+        self.tokens = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(frames.encode(HELLO))
+        speaking = asyncio.create_task(self._speak(writer))
+        decoder: frames.Decoder[ApiToCore] = frames.Decoder(ApiToCore)
+        while data := await reader.read(1 << 16):
+            for message in decoder.feed(data):
+                if isinstance(message, AddRequest):
+                    self._keys[message.key] = 0
+                elif isinstance(message, AbortRequest):
+                    self._keys.pop(message.key, None)
+        speaking.cancel()
+
+    async def _speak(self, writer: asyncio.StreamWriter) -> None:
+        due = time.monotonic()
+        while True:
+            outputs = []
+            for key, at in self._keys.items():
+                first = {"first_token_at": due, "scheduled_at": due} if at == 0 else {}
+                outputs.append(RequestOutput(key, [self._ids[at % len(self._ids)]], **first))
+                self._keys[key] = at + 1
+            if outputs:
+                writer.write(frames.encode(Outputs(outputs)))
+            self.tokens += len(outputs)
+            due += self._period
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+
+
+async def stream(port: int, model: str) -> None:
+    """One chat, read to no end."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = {"model": model, "stream": True, "max_tokens": 8000, "messages": [{"role": "user", "content": "Tell me."}]}
+    text = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(text)}\r\n\r\n"
+    writer.write(head.encode() + text)
+    while await reader.read(1 << 16):
+        pass
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
+
+
+def bound_port(file: Path) -> int:
+    deadline = time.monotonic() + 120
+    while not file.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no {file.name} after 120 s")
+        time.sleep(0.05)
+    return int(file.read_text(encoding="utf-8"))
+
+
+async def measure(tree: Path, model: Path, streams: int, seconds: float) -> float:
+    """CPU seconds of the api process for a token."""
+    from tokenizers import Tokenizer
+
+    text = Path(__file__).with_name("deployment.py").read_text(encoding="utf-8")
+    ids = Tokenizer.from_file(str(model / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    core = TokenCore(ids, period=0.01)
+    with tempfile.TemporaryDirectory() as run_dir:
+        server = await asyncio.start_unix_server(core.serve, f"{run_dir}/core.sock")
+        arguments = ["--model", str(model), "--run-dir", run_dir, "--port", "0", "--host", "127.0.0.1"]
+        api = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "semipd_engine.server", *arguments, "--served-model-name", "m"),
+            env=os.environ | {"PYTHONPATH": str(tree / "engine")},
+            cwd=tree,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        port = await asyncio.to_thread(bound_port, Path(run_dir, "api.port"))
+        clients = [asyncio.create_task(stream(port, "m")) for _ in range(streams)]
+        await asyncio.sleep(2)
+        used, tokens = cpu_seconds(api.pid), core.tokens
+        await asyncio.sleep(seconds)
+        used, tokens = cpu_seconds(api.pid) - used, core.tokens - tokens
+        for client in clients:
+            client.cancel()
+        api.send_signal(signal.SIGKILL)
+        await api.wait()
+        server.close()
+    return used / tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench.api_time", description=__doc__.splitlines()[0])
+    parser.add_argument("--streams", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--tree", type=Path, action="append", help="checkout to measure; several go in turns")
+    options = parser.parse_args()
+    trees = [tree.resolve() for tree in options.tree or [Path()]]
+    found: dict[Path, list[float]] = {tree: [] for tree in trees}
+    with contextlib.suppress(KeyboardInterrupt):
+        for _ in range(options.repeats):
+            for tree in trees:
+                found[tree].append(asyncio.run(measure(tree, smollm2(), options.streams, options.seconds)))
+    for tree, values in found.items():
+        each = " ".join(f"{1e6 * value:.0f}" for value in values)
+        print(
+            f"{tree}: {1e6 * statistics.median(values):.0f} us of CPU for a token of {options.streams} streams ({each})"
+        )
+
+
+if __name__ == "__main__":
+    main()
