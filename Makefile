@@ -70,7 +70,7 @@ bench-split: venv ## what a split does to prefill's service time (JSON and plot 
 bench-token: venv ## where a token's time goes, and the machine's limits
 	@$(PY) -m bench.token_time $(ARGS)
 
-bench-cpu: venv ## the engine beside other CPU servers, which it installs: out/bench/cpu; ARGS="--quick": some ten minutes
+bench-cpu: venv ## the engine beside other CPU servers, which it installs: out/bench/cpu; ARGS="--quick": ten minutes
 	@$(PY) -m bench.cpu $(ARGS)
 
 crd: venv ## regenerate the CRD, its chart copy and its reference from the types

@@ -1,12 +1,13 @@
 """The engine beside other CPU servers, turn by turn in one run (``make bench-cpu``).
 
-    make bench-cpu                                    everything, three rounds: hours
-    make bench-cpu ARGS="--quick"                     ten minutes
-    make bench-cpu ARGS="--only decode-128,eight"     these parts
-    make bench-cpu ARGS="--group chunks --model smollm2-135m --rounds 1"
+    make bench-cpu ARGS="--quick"                       one round of the most important: ten minutes
+    make bench-cpu ARGS="--group default --rounds 3"    the same three times: twenty minutes on two cores
+    make bench-cpu                                      every group but `long`: hours
+    make bench-cpu ARGS="--group long --rounds 1 --model llama-0.5b"
+    make bench-cpu ARGS="--group speeds --only decode-128,eight --publish docs/benchmarks"
 
-Samples go to OUT/samples.jsonl; a turn that the same engine has a sample of is not taken again (`--fresh` forgets all).
-The table, the verdicts, cpu.json and cpu.svg are made from all samples of this engine.
+Samples go to OUT/samples.jsonl; a block (one part in one round) that is there under the same key is not measured again
+(`--fresh` forgets all). The table, the verdicts, cpu.json and cpu.svg are made from all samples with today's keys.
 """
 
 from __future__ import annotations
@@ -14,67 +15,101 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.cpu import report
+from bench.cpu.compare import Comparison
+from bench.cpu.identity import Identity, machine, versions
 from bench.cpu.parts import WORKLOADS, parts
-from bench.cpu.run import carry_out, engine_digest
-from bench.cpu.schedule import GROUPS, PROBES, read, remaining, turns
+from bench.cpu.run import carry_out, expected_seconds
+from bench.cpu.schedule import GROUPS, SETS, read, remaining, turns
+from bench.traffic.__main__ import Parser, count, number, output
 from e2e.lib.models import random_model, smollm2
 
 MODELS = {"llama-0.5b": lambda: random_model("llama", "small"), "smollm2-135m": smollm2}
-QUICK = ("decode-128", "decode-2000", "eight", "prefill-512", "interference")
+LEAST_SECONDS = 9.0
+"""Shorter, the parts with a length have no quiet stretch and no prompt after it."""
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round of the short parts beside the default peer")
-    parser.add_argument("--only", default="", help="parts, comma-separated")
-    parser.add_argument("--group", action="append", choices=GROUPS, help="default: all; may be given again")
-    parser.add_argument("--model", action="append", choices=WORKLOADS, help="default: all; may be given again")
-    parser.add_argument("--rounds", type=int, help="default 3, quick 1")
-    parser.add_argument("--seconds", type=float, default=60.0, help="length of the part back-to-back")
-    parser.add_argument("--long-seconds", type=float, default=600.0, help="length of the part long-mix")
-    parser.add_argument("--out", type=Path, default=Path("out/bench/cpu"))
-    parser.add_argument("--publish", type=Path, help="also write cpu.json, cpu.md and cpu.svg here")
-    parser.add_argument("--fresh", action="store_true", help="forget the samples")
-    parser.add_argument("--lock", type=Path, help="a file to lock for each round, where others measure here, too")
-    parser.add_argument("--report", action="store_true", help="measure nothing")
-    return parser.parse_args()
+def part_names(text: str) -> list[str]:
+    known = dict.fromkeys(part for group in GROUPS.values() for part in group.parts)
+    names = text.split(",")
+    if unknown := set(names) - {*known}:
+        raise argparse.ArgumentTypeError(
+            f"no part is called {', '.join(map(repr, sorted(unknown)))}; there are {', '.join(known)}"
+        )
+    return names
 
 
-def main() -> int:
-    asked = parse()
-    for number in (signal.SIGINT, signal.SIGTERM):  # the servers are to be ended on either, in the background, too
-        signal.signal(number, signal.default_int_handler)
-    known = parts(back_to_back=asked.seconds, long_seconds=asked.long_seconds)
-    names = asked.only.split(",") if asked.only else list(QUICK if asked.quick else [*PROBES, *known])
-    if unknown := set(names) - {*known, *PROBES}:
-        words = f"no part is called {', '.join(sorted(unknown))}; there are {', '.join([*PROBES, *known])}"
-        print(f"bench-cpu: --only: {words}", file=sys.stderr)
+def folder(text: str) -> Path:
+    """Looked at before anything is measured."""
+    output(f"{text}/samples.jsonl")
+    return Path(text)
+
+
+folder.__name__ = "folder"
+
+
+def parser() -> Parser:
+    raw = argparse.RawDescriptionHelpFormatter
+    found = Parser(prog="bench-cpu", description=__doc__, formatter_class=raw, allow_abbrev=False)
+    found.add_argument("--quick", action="store_true", help="--group default --rounds 1")
+    found.add_argument("--only", type=part_names, default=[], help="parts of the groups, comma-separated")
+    several = f"one of {', '.join((*SETS, *GROUPS))}; default: all; may be given again"
+    found.add_argument("--group", action="append", choices=(*SETS, *GROUPS), metavar="GROUP", help=several)
+    found.add_argument("--model", action="append", choices=WORKLOADS, help="default: both; may be given again")
+    found.add_argument("--rounds", type=count, help="default 3, quick 1")
+    long_enough = number(LEAST_SECONDS)
+    found.add_argument("--seconds", type=long_enough, default=60.0, help="length of the part back-to-back")
+    found.add_argument("--long-seconds", type=long_enough, default=600.0, help="length of the part long-mix")
+    found.add_argument("--out", type=folder, default=Path("out/bench/cpu"))
+    found.add_argument("--publish", type=folder, help="also write cpu.json, cpu.md and cpu.svg here")
+    found.add_argument("--fresh", action="store_true", help="forget the samples")
+    found.add_argument("--lock", type=output, help="a file to lock for each round, where others measure here, too")
+    found.add_argument("--report", action="store_true", help="measure nothing")
+    return found
+
+
+def groups_named(names: Sequence[str]) -> list[str]:
+    """Sets spelt out, each group once, in the order of importance."""
+    wanted = {group for name in names for group in SETS.get(name, (name,))}
+    return [name for name in GROUPS if name in wanted]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """0: all is measured; 1: samples were lost; 2: the arguments are bad; 130: interrupted."""
+    asked = parser().parse_args(words)
+    for signum in (signal.SIGINT, signal.SIGTERM):  # the servers are to be ended on either, in the background, too
+        signal.signal(signum, signal.default_int_handler)
+    names = groups_named(asked.group or (["default"] if asked.quick else ["all"]))
+    models = asked.model or list(WORKLOADS)
+    rounds = asked.rounds or (1 if asked.quick else 3)
+    planned = list(turns(models, [GROUPS[name] for name in names], rounds, asked.only))
+    if not planned:
+        print(f"bench-cpu: --only: the groups {', '.join(names)} have none of these parts", file=sys.stderr)
         return 2
     samples = asked.out / "samples.jsonl"
     if asked.fresh:
         samples.unlink(missing_ok=True)
-    models = asked.model or list(WORKLOADS)
-    groups = [GROUPS[name] for name in asked.group or (["default"] if asked.quick else GROUPS)]
-    rounds = asked.rounds or (1 if asked.quick else 3)
-    chosen = [known[name] for name in names if name in known]
-    planned = list(turns(models, groups, chosen, rounds, [name for name in names if name in PROBES]))
-    digest = engine_digest()
-    todo = [] if asked.report else remaining(planned, read(samples), digest)
+    known = parts(back_to_back=asked.seconds, long_seconds=asked.long_seconds)
+    identity = Identity({name: MODELS[name]() for name in WORKLOADS}, known)
+    todo = [] if asked.report else remaining(planned, read(samples), identity.key)
     if todo:
-        folders = {name: MODELS[name]() for name in models}
+        minutes = expected_seconds(todo, known) / 60
+        print(f"bench-cpu: {len(todo)} turns of {len(planned)}, about {minutes:.0f} min on two cores", flush=True)
         try:
-            carry_out(todo, folders, known, asked.out, asked.lock, lambda text: print(text, flush=True))
+            carry_out(todo, asked.out, asked.lock, identity, lambda text: print(text, flush=True))
         except KeyboardInterrupt:
             print("bench-cpu: interrupted; the same command goes on from here", file=sys.stderr)
             return 130
-    mine = [sample for sample in read(samples) if sample.engine == digest and not sample.error]
-    for folder in (asked.out, *([asked.publish] if asked.publish else [])):
-        report.write(mine, folder)
-    print(report.markdown(mine))
-    return 0
+    mine = [sample for sample in read(samples) if identity.holds(sample)]
+    for place in (asked.out, *([asked.publish] if asked.publish else [])):
+        found = report.write(mine, place, {"machine": machine(), "versions": dict(versions())})
+    print((asked.out / "cpu.md").read_text())
+    print(f"bench-cpu: {sum(verdict.holds is False for verdict in found)} verdicts fall short", file=sys.stderr)
+    lost = {sample.turn for sample in Comparison(mine).lost}
+    return 1 if lost & set(planned) else 0
 
 
 if __name__ == "__main__":

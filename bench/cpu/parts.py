@@ -5,9 +5,11 @@ A figure's name ends with its unit. Plans of another seed or salt share no promp
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from bench.traffic import Record, Request, Target, gamma, gaps, mixed_plan, poisson, prompt_ids, quantile, summarise
 from bench.traffic.plan import PROMPT_VOCABULARY, TRACES, read_trace, trace_plan
@@ -43,8 +45,8 @@ class Part:
     name: str
     plan: Callable[[Workload, int], list[Request]]
     read: Callable[[Workload, Sequence[Record]], Figures]
-    splits: bool = False
-    """What it shows depends on the split."""
+    seconds: float
+    """How long it takes, about; exactly, where the plan ends by the clock."""
 
 
 VICTIM, PROMPT = "victim", "prompt"
@@ -110,67 +112,107 @@ def victims(seed: int, seconds: float) -> list[Request]:
 
 
 def spread_prompts(count: int, seconds: float) -> Callable[[Workload, int], list[Request]]:
-    """Prompts of 1,024 tokens, one after a while, beside two victims that last so many seconds."""
+    """Prompts of 1,024 tokens, one after a while, beside two streams that last so many seconds. One that the prompt
+    before it holds up is planned for the end of that: none waits behind another."""
 
     def plan(workload: Workload, seed: int) -> list[Request]:
-        each = (seconds - QUIET_SECONDS) / count
-        return victims(seed, seconds) + [
-            Request(QUIET_SECONDS + n * each, 1, prompt_ids(1024, seed=1000 * seed + 10 + n), label=PROMPT)
+        each, running = 0.7 * (seconds - QUIET_SECONDS) / count, victims(seed, seconds)
+        return running + [
+            Request(
+                QUIET_SECONDS + n * each,
+                1,
+                prompt_ids(1024, seed=1000 * seed + 10 + n),
+                label=PROMPT,
+                after=len(running) + n - 1 if n else None,
+            )
             for n in range(count)
         ]
 
     return plan
 
 
-def chained_prompts(lengths: Sequence[int], seconds: float) -> Callable[[Workload, int], list[Request]]:
-    """Prompts of these lengths in turn, back to back, beside two victims that last so many seconds."""
+MOST_PROMPT_RATE = 4096
+"""Tokens per second of prompts that no contender reaches: so many are planned."""
+
+
+def chained_prompts(
+    lengths: Sequence[int], seconds: float, beside: Callable[[int, float], list[Request]] = victims
+) -> Callable[[Workload, int], list[Request]]:
+    """Prompts of these lengths in turn, back to back, beside two streams that last so many seconds."""
 
     def plan(workload: Workload, seed: int) -> list[Request]:
-        beside = victims(seed, seconds)
-        return beside + [
+        running = beside(seed, seconds)
+        return running + [
             Request(
                 QUIET_SECONDS,
                 1,
-                prompt_ids(lengths[n % len(lengths)], seed=1000 * seed + 10 + n),
+                prompt_ids(lengths[n % len(lengths)], seed=1000 * seed + 10_000 + n),
                 label=PROMPT,
-                after=len(beside) + n - 1 if n else None,
+                after=len(running) + n - 1 if n else None,
                 not_after=seconds - 1,
             )
-            for n in range(int(seconds * 4))
+            for n in range(math.ceil(seconds * MOST_PROMPT_RATE / statistics.mean(lengths)))
         ]
 
     return plan
 
 
+def chained_victims(seed: int, seconds: float) -> list[Request]:
+    """Two chains of streams of 600 tokens: for parts that outlast the context of one."""
+    return [
+        Request(
+            *(0.0, 600, prompt_ids(64, seed=1000 * seed + n)),
+            label=VICTIM,
+            after=n - 2 if n > 1 else None,
+            not_after=seconds - 1,
+        )
+        for n in range(2 * math.ceil(seconds / 5))
+    ]
+
+
 def interference(workload: Workload, records: Sequence[Record]) -> Figures:
-    """What a prompt does to streams that run, and they to it. A gap counts if it overlaps the prompt's wait."""
+    """What prompts do to streams that run, and these to them; of all prompts that began while streams ran.
+
+    A gap counts if it overlaps a prompt's wait, and a stream's wait at its hang-up is one. A prompt that failed has
+    waited until the streams had gone, at least; one that was answered only then is late, and a part of its wait was
+    undisturbed. Both stay in the figures, and are counted, for no bargain may rest on them.
+    """
     running = [record for record in records if record.label == VICTIM]
-    prompts = [record for record in records if record.label == PROMPT and record.token_times]
     _complete(running)
-    end = min(record.token_times[-1] for record in running)
-    served = [prompt for prompt in prompts if prompt.token_times[0] <= end]
-    if not served:
-        raise UnusableError("no prompt was answered while both victims ran")
-    first = min(prompt.planned for prompt in served)
-    quiet = [g for v in running for g in gaps([t for t in v.token_times if 1.0 < t <= first])]
+    end = max(_ended(record) for record in running)
+    prompts = [record for record in records if record.label == PROMPT and record.sent < end]
+    if not prompts:
+        raise UnusableError("no prompt began while the streams ran")
+    failed = [prompt for prompt in prompts if not prompt.ok or not prompt.token_times]
+    late = [prompt for prompt in prompts if prompt not in failed and prompt.token_times[0] > end]
+    first = min(prompt.planned for prompt in prompts)
+    quiet = [gap for victim in running for gap in gaps([at for at in victim.token_times if 1.0 < at <= first])]
     if len(quiet) < 8:
         raise UnusableError(f"only {len(quiet)} gaps before the first prompt")
-    spans = [(prompt.sent, prompt.token_times[0]) for prompt in served]
+    spans = [
+        (prompt.sent, max(end, _ended(prompt)) if prompt in failed else prompt.token_times[0]) for prompt in prompts
+    ]
     disturbed = [
         after - before
         for victim in running
-        for before, after in zip(victim.token_times, victim.token_times[1:], strict=False)
+        for before, after in pairwise([*victim.token_times, *([] if victim.waiting is None else [_ended(victim)])])
         if any(after > begin and before < until for begin, until in spans)
     ]
+    if not disturbed:
+        raise UnusableError("no stream ran while a prompt waited")
     usual, longest = statistics.median(quiet), max(disturbed)
+    waits = [until - prompt.planned for prompt, (_, until) in zip(prompts, spans, strict=True)]
     return {
         "quiet_gap_ms": 1000 * usual,
         "longest_gap_ms": 1000 * longest,
         "longest_gap_ratio": longest / usual,
         "p50_gap_ms": 1000 * statistics.median(disturbed),
         "p999_gap_ms": 1000 * (quantile(disturbed, 99.9) or 0.0),
-        "ttft_ms": 1000 * statistics.median(_ttft(prompt) for prompt in served),
-        "prompts_per_s": len(served) / sum(until - begin for begin, until in spans),
+        "ttft_ms": 1000 * statistics.median(waits),
+        "prompts": float(len(prompts)),
+        "failed_prompts": float(len(failed)),
+        "late_prompts": float(len(late)),
+        "prompts_per_s": (len(prompts) - len(failed)) / sum(until - begin for begin, until in spans),
     }
 
 
@@ -208,15 +250,16 @@ def goodput(workload: Workload, records: Sequence[Record]) -> Figures:
 
 def parts(*, back_to_back: float = 60.0, open_seconds: float = 90.0, long_seconds: float = 600.0) -> dict[str, Part]:
     """By name. Seconds: how long the parts run that last as long as one wants."""
+    long_mix = chained_prompts((512, 2000, 8000), long_seconds, chained_victims)
     every = (
-        Part("decode-128", single(128, 64), decode_rate),
-        Part("decode-2000", single(2000, 48), decode_rate),
-        Part("eight", streams(8, 128, 96), decode_rate),
-        Part("prefill-512", lone_prompts(5, 512), prompt_time),
-        Part("interference", spread_prompts(2, 13.0), interference, splits=True),
-        Part("back-to-back", chained_prompts((1024,), back_to_back), interference, splits=True),
-        *(Part(name, open_loop(name, open_seconds), goodput, splits=True) for name in ("poisson", "gamma", "trace")),
-        Part("long-mix", chained_prompts((512, 2000, 7000), long_seconds), interference, splits=True),
+        Part("decode-128", single(128, 64), decode_rate, 5.0),
+        Part("decode-2000", single(2000, 48), decode_rate, 7.0),
+        Part("eight", streams(8, 128, 96), decode_rate, 10.0),
+        Part("prefill-512", lone_prompts(5, 512), prompt_time, 4.0),
+        Part("interference", spread_prompts(2, 13.0), interference, 13.0),
+        Part("back-to-back", chained_prompts((1024,), back_to_back), interference, back_to_back),
+        *(Part(name, open_loop(name, open_seconds), goodput, open_seconds) for name in ("poisson", "gamma", "trace")),
+        Part("long-mix", long_mix, interference, long_seconds),
     )
     return {part.name: part for part in every}
 
@@ -225,6 +268,10 @@ def _complete(records: Sequence[Record]) -> None:
     for record in records:
         if not record.ok or not record.token_times:
             raise UnusableError(record.error or "a stream brought no token")
+
+
+def _ended(record: Record) -> float:
+    return record.ended if record.ended is not None else max([record.sent, *record.token_times])
 
 
 def _ttft(record: Record) -> float:

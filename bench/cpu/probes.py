@@ -1,6 +1,6 @@
 """What HTTP does not show, each in a process of its own that prints one JSON object.
 
-python -m bench.cpu.probes limits
+python -m bench.cpu.probes limits MODEL
 python -m bench.cpu.probes memory MODEL
 python -m bench.cpu.probes likelihood MODEL
 """
@@ -11,32 +11,48 @@ import argparse
 import json
 import math
 import os
+import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[2]
 TOKENS, WINDOW = 10_000, 1_000
 """Of the likelihood: tokens judged, and how many of them make one sequence."""
 
 
-def limits() -> dict[str, float]:
-    """How fast this machine reads memory and multiplies bfloat16 matrices, all threads together."""
+def limits(model: Path) -> dict[str, float]:
+    """How fast this machine reads memory and multiplies bfloat16 matrices, all threads together; and how much of the
+    model a decode step reads."""
     from bench.token_time import Limits
 
     found = Limits.measure()
-    return {"read_gb_per_s": found.read / 1e9, "gemm_gflop_per_s": 2 * found.products / 1e9}
+    figures = {"read_gb_per_s": found.read / 1e9, "gemm_gflop_per_s": 2 * found.products / 1e9}
+    return figures | {"step_gb": step_bytes(model) / 1e9}
+
+
+def step_bytes(model: Path) -> int:
+    """Of the weights, without an embedding of which a step reads but some rows."""
+    tied, total = bool(json.loads((model / "config.json").read_text()).get("tie_word_embeddings")), 0
+    for file in model.glob("*.safetensors"):
+        with file.open("rb") as opened:
+            entries = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        for name, entry in entries.items():
+            if name != "__metadata__" and (tied or "embed_tokens" not in name):
+                total += entry["data_offsets"][1] - entry["data_offsets"][0]
+    return total
 
 
 def memory(model: Path) -> dict[str, float]:
     """Megabytes of our processes: the loading one at its peak; after traffic all of them, and a worker's own."""
     import asyncio
 
+    from bench.cpu import memory as maps
     from bench.cpu import servers
     from bench.traffic import Request, prompt_ids, replay
     from semipd_agent.engine_client import EngineClient
@@ -49,15 +65,17 @@ def memory(model: Path) -> dict[str, float]:
             asyncio.run(replay(plan, ours.url))
             snapshot = asyncio.run(EngineClient(folder / "run", timeout=10).snapshot(0))
             tree = [ours.process.pid, *(p.pid for p in psutil.Process(ours.process.pid).children(recursive=True))]
-            workers = [_smaps(worker.pid) for worker in snapshot.workers]
-            pss = sum(_smaps(pid)["Pss"] for pid in tree)
-    assert snapshot.model is not None
+            workers = [maps.read_smaps(worker.pid) for worker in snapshot.workers]
+            assert snapshot.model is not None
+            held = maps.held([maps.read_smaps(pid) for pid in tree], snapshot.model.weight_bytes)
     return {
         "weights_mb": snapshot.model.weight_bytes / 1e6,
         "kv_mb": snapshot.model.kv_bytes / 1e6,
-        "pss_mb": pss / 1e6,
+        "pss_mb": held.pss / 1e6,
+        "kv_pss_mb": held.kv_pss / 1e6,
+        "beside_weights_mb": held.beside / 1e6,
         "loading_peak_mb": peak.most / 1e6,
-        "worker_private_mb": max(w["Private_Clean"] + w["Private_Dirty"] for w in workers) / 1e6,
+        "worker_private_mb": max(sum(area.private for area in areas) for areas in workers) / 1e6,
     }
 
 
@@ -95,10 +113,6 @@ def _held(pid: int) -> int:
     return 0
 
 
-def _smaps(pid: int) -> dict[str, int]:
-    return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), ("Pss", "Private_Clean", "Private_Dirty"))
-
-
 def _kilobytes(path: Path, names: Sequence[str]) -> dict[str, int]:
     """Those lines of a file of `NAME: N kB`, in bytes."""
     rows = (line.split() for line in path.read_text().splitlines())
@@ -107,26 +121,34 @@ def _kilobytes(path: Path, names: Sequence[str]) -> dict[str, int]:
 
 def likelihood(model: Path) -> dict[str, float]:
     """Negative log-likelihood a token of this project's documents in bfloat16: ours, and that of transformers."""
+    from bench.cpu.identity import documents
+
+    windows = text_windows(model, documents(), TOKENS)
+    return compared(list(our_scores(model, windows)), list(reference_scores(model, windows)))
+
+
+def text_windows(model: Path, text: str, tokens: int) -> list[list[int]]:
+    """Sequences of `WINDOW` tokens and the one that follows, of a text's first so many."""
     from tokenizers import Tokenizer
 
-    text = "\n".join(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))
-    ids = Tokenizer.from_file(str(model / "tokenizer.json")).encode(text).ids[: TOKENS + 1]
-    windows = [ids[n : n + WINDOW + 1] for n in range(0, len(ids) - 1, WINDOW)]
-    ours, theirs = _mean(_ours(model, windows)), _mean(_transformers(model, windows))
+    ids = Tokenizer.from_file(str(model / "tokenizer.json")).encode(text).ids[: tokens + 1]
+    return [ids[n : n + WINDOW + 1] for n in range(0, len(ids) - 1, WINDOW)]
+
+
+def compared(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Of the tokens' negative log-likelihoods: the means, by how much they differ, and how sure that is."""
+    mine, other = statistics.fmean(ours), statistics.fmean(theirs)
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     return {
-        "tokens": float(sum(len(window) - 1 for window in windows)),
-        "nll": ours,
-        "transformers_nll": theirs,
-        "difference_percent": 100 * (ours / theirs - 1),
+        "tokens": float(len(ours)),
+        "nll": mine,
+        "transformers_nll": other,
+        "difference_percent": 100 * (mine / other - 1),
+        "error_percent": 100 * statistics.stdev(differences) / math.sqrt(len(ours)) / other,
     }
 
 
-def _mean(scores: Iterable[tuple[float, int]]) -> float:
-    sums = list(scores)
-    return math.fsum(total for total, _ in sums) / sum(count for _, count in sums)
-
-
-def _ours(model: Path, windows: Sequence[Sequence[int]]) -> Iterable[tuple[float, int]]:
+def our_scores(model: Path, windows: Sequence[Sequence[int]]) -> Iterator[float]:
     """The way of a prompt in a worker: chunks of 256 over a paged cache, then logits of every row."""
     import torch
 
@@ -156,32 +178,32 @@ def _ours(model: Path, windows: Sequence[Sequence[int]]) -> Iterable[tuple[float
                 step = decoder.forward(batch)
                 logits = decoder.logits(step, torch.arange(len(tokens)))
                 wanted = torch.tensor(window[start + 1 : start + 1 + len(tokens)])
-                yield float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")), len(tokens)
+                yield from torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none").tolist()
 
 
-def _transformers(model: Path, windows: Sequence[Sequence[int]]) -> Iterable[tuple[float, int]]:
+def reference_scores(
+    model: Path, windows: Sequence[Sequence[int]], change: Callable[[Any], object] = lambda _: None
+) -> Iterator[float]:
+    """`change` may spoil the transformers model before it is asked."""
     import torch
     from transformers import AutoModelForCausalLM
 
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
-    for window in windows:
-        ids = torch.tensor(window)
-        with torch.inference_mode():
+    with torch.inference_mode():
+        change(reference)
+        for window in windows:
+            ids = torch.tensor(window)
             logits = reference(ids[None, :-1]).logits[0].float()
-        yield float(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum")), len(window) - 1
+            yield from torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none").tolist()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="probe", required=True)
-    commands.add_parser("limits")
-    for name in ("memory", "likelihood"):
-        commands.add_parser(name).add_argument("model", type=Path)
+    probes = {"limits": limits, "memory": memory, "likelihood": likelihood}
+    parser.add_argument("probe", choices=probes)
+    parser.add_argument("model", type=Path)
     asked = parser.parse_args()
-    found = (
-        limits() if asked.probe == "limits" else {"memory": memory, "likelihood": likelihood}[asked.probe](asked.model)
-    )
-    print(json.dumps(found))
+    print(json.dumps(probes[asked.probe](asked.model)))
 
 
 if __name__ == "__main__":

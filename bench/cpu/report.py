@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from bench.cpu.compare import OURS, PEER, SPEEDS, Comparison, Spread, Verdict, best_chunk, verdicts
+from bench.cpu.machine import BUSY
 from bench.cpu.schedule import Sample
 
 INTERFERENCE = {
@@ -16,6 +18,9 @@ INTERFERENCE = {
     "longest_gap_ratio": "× quiet",
     "p50_gap_ms": "p50 gap meanwhile, ms",
     "ttft_ms": "the prompt's TTFT, ms",
+    "prompts": "prompts",
+    "failed_prompts": "failed",
+    "late_prompts": "late",
 }
 GOODPUT = {
     "attainment_percent": "met the targets, %",
@@ -33,28 +38,40 @@ COLUMNS = {
 MARKS = {True: "holds", False: "**falls short**", None: "open"}
 
 
-def markdown(samples: Sequence[Sample]) -> str:
+def markdown(samples: Sequence[Sample], about: Mapping[str, object]) -> str:
+    """`about`: the machine and the versions, for the reader."""
     comparison = Comparison(samples)
-    lines = ["# `make bench-cpu`: the last run", "", *_preface(samples), ""]
+    lines = ["# `make bench-cpu`: the last run", "", *_preface(comparison, about), ""]
     for model in comparison.models:
         lines += [f"## {model}", "", *_limits(comparison, model), *_speeds(comparison, model)]
         for part in comparison.parts(model):
             if part in COLUMNS:
                 lines += _table(comparison, model, part)
+    lines += _lost(comparison)
     lines += ["## Verdicts", "", "| claim | measured | |", "|---|---|---|"]
     lines += [f"| {v.claim} | {v.found} | {MARKS[v.holds]} |" for v in verdicts(comparison)]
     return "\n".join(lines) + "\n"
 
 
-def _preface(samples: Sequence[Sample]) -> list[str]:
+def _preface(comparison: Comparison, about: Mapping[str, object]) -> list[str]:
+    samples = [*comparison.samples, *comparison.lost]
     if not samples:
         return ["Nothing has been measured."]
-    loads = sorted(sample.load for sample in samples)
     times = sorted(sample.at for sample in samples)
+    commits = ", ".join(sorted({sample.commit or "unknown" for sample in samples}))
+    busy = sum(sample.others > BUSY for sample in samples)
+    others = statistics.median(sample.others for sample in samples)
+    versions = about.get("versions")
+    shown = ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, Mapping) else ""
     return [
-        f"{len(samples)} turns, {times[0]} to {times[-1]}; load of the machine {loads[0]:.0f} to {loads[-1]:.0f} "
-        f"(median {loads[len(loads) // 2]:.0f}).",
-        "Medians of the rounds, lowest and highest in brackets. A ratio is of turns of one round; above 1 is for us.",
+        f"{len(samples)} turns of commit {commits} (a + is a changed tree), {times[0]} to {times[-1]}, "
+        f"{sum(sample.seconds for sample in samples) / 60:.0f} minutes of measuring.",
+        *([f"Machine: {about['machine']}. Versions: {shown}."] if about else []),
+        *([str(about["note"])] if "note" in about else []),
+        f"Tasks of others that ran meanwhile: {others:.1f} (median of the turns). In {busy} turns there were more than "
+        f"{BUSY}: what rests on one is marked †.",
+        "Medians of the rounds, lowest and highest in brackets. A ratio is of two turns of one round in one run; above "
+        "1 is for us.",
     ]
 
 
@@ -62,47 +79,87 @@ def _limits(comparison: Comparison, model: str) -> list[str]:
     read, gemm = (comparison.limit(model, name) for name in ("read_gb_per_s", "gemm_gflop_per_s"))
     if not read or not gemm:
         return []
-    return [f"The machine meanwhile: reads {_shown(read)} GB/s, multiplies {_shown(gemm)} GFLOP/s in bfloat16.", ""]
+    text = f"The machine meanwhile: reads {_shown(read)} GB/s, multiplies {_shown(gemm)} GFLOP/s in bfloat16."
+    if share := comparison.bandwidth_share(model):
+        text += f" Our lone stream at context 128 reads weights with {_shown(share)} % of that bandwidth."
+    return [text, ""]
 
 
 def _speeds(comparison: Comparison, model: str) -> list[str]:
+    """Ours, and a column of figures and one of ratios for each peer that was asked."""
+    peers = sorted(
+        {name for part, *_ in SPEEDS for name in comparison.contenders(model, part) if not name.startswith("ours")}
+    )
     rows = []
     for part, name, _ in SPEEDS:
-        ours, theirs = (comparison.figure(model, part, who, name) for who in (OURS, PEER))
-        ratio = comparison.ratio(model, part, name)
-        if ours and theirs and ratio:
-            rows.append(f"| {part}, {name} | {_shown(ours)} | {_shown(theirs)} | {_shown(ratio)} |")
-    return [f"| | ours | {PEER} | ratio |", "|---|---|---|---|", *rows, ""] if rows else []
+        ours = comparison.figure(model, part, OURS, name)
+        cells = [_shown(ours) if ours else "lost"] if comparison.contenders(model, part) else []
+        for peer in peers if cells else ():
+            theirs, ratio = comparison.figure(model, part, peer, name), comparison.ratio(model, part, name, peer=peer)
+            missing = "lost" if comparison.losses(model, part, peer) else ""
+            cells += [_shown(theirs) if theirs else missing, _shown(ratio) if ratio else ""]
+        if cells:
+            rows.append(f"| {part}, {name} | {' | '.join(cells)} |")
+    if not rows:
+        return []
+    head = " | ".join(f"{peer} | ours to {peer}" for peer in peers)
+    return [f"| | ours | {head} |", "|---|---|" + "---|---|" * len(peers), *rows, ""]
 
 
 def _table(comparison: Comparison, model: str, part: str) -> list[str]:
     columns = COLUMNS[part]
     lines = [f"### {part}", "", f"| | {' | '.join(columns.values())} |", f"|---|{'---|' * len(columns)}"]
-    best = best_chunk(comparison, model, part)
+    best = best_chunk(comparison, model, part) if columns is not GOODPUT else best_split(comparison, model, part)
     for name in comparison.contenders(model, part):
         cells = [comparison.figure(model, part, name, figure) for figure in columns]
-        shown = " | ".join(_shown(cell) if cell else "" for cell in cells)
-        lines.append(f"| {name}{' (its best)' if name == best else ''} | {shown} |")
+        shown = [_shown(cell) if cell else "" for cell in cells]
+        if lost := comparison.losses(model, part, name):
+            shown[0] = f"{shown[0]} ({lost} of the samples lost)".strip()
+        lines.append(f"| {name}{' (the best)' if name == best else ''} | {' | '.join(shown)} |")
+    return [*lines, ""]
+
+
+def best_split(comparison: Comparison, model: str, part: str) -> str | None:
+    """The fixed split that met the most targets."""
+    met = {
+        name: found.median
+        for name in comparison.contenders(model, part)
+        if name.startswith("ours ") and (found := comparison.figure(model, part, name, "attainment_percent"))
+    }
+    return max(met, key=met.__getitem__, default=None)
+
+
+def _lost(comparison: Comparison) -> list[str]:
+    if not comparison.lost:
+        return []
+    lines = ["## Lost samples", "", "| turn | why |", "|---|---|"]
+    for sample in comparison.lost:
+        turn = sample.turn
+        reason = " ".join(sample.error.split()).replace("|", "/")
+        shown = reason if len(reason) < 240 else f"{reason[:80]} … {reason[-150:]}"
+        lines.append(f"| {turn.model} {turn.part} {turn.contender} #{turn.round} | {shown} |")
     return [*lines, ""]
 
 
 def _shown(spread: Spread) -> str:
+    mark = "†" if spread.disturbed else ""
     if spread.rounds == 1:
-        return _number(spread.median)
-    return f"{_number(spread.median)} ({_number(spread.low)}–{_number(spread.high)})"
+        return _number(spread.median) + mark
+    return f"{_number(spread.median)}{mark} ({_number(spread.low)}–{_number(spread.high)})"
 
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def write(samples: Sequence[Sample], folder: Path) -> list[Verdict]:
+def write(samples: Sequence[Sample], folder: Path, about: Mapping[str, object]) -> list[Verdict]:
     """Into `folder`; returns the verdicts."""
     comparison = Comparison(samples)
     found = verdicts(comparison)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cpu.md").write_text(markdown(samples))
-    content = {"samples": [asdict(s) for s in comparison.samples], "verdicts": [asdict(v) for v in found]}
+    (folder / "cpu.md").write_text(markdown(samples, about))
+    every = [asdict(sample) for sample in (*comparison.samples, *comparison.lost)]
+    content = {**about, "samples": every, "verdicts": [asdict(verdict) for verdict in found]}
     (folder / "cpu.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     if comparison.models:
         plot(comparison, folder / "cpu.svg")

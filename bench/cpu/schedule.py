@@ -1,45 +1,66 @@
 """Who is asked what, and when: every turn of a run in order, and those that are still to do. Pure.
 
 Servers of a group run at the same time and are asked by turns; an idle one takes next to nothing. A ratio is taken
-between turns of one round of one group, so that both met the same machine.
+between turns of one round of one group in one run, so that both met the same machine: what is resumed is therefore a
+block, all turns of one part in one round.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 
-from bench.cpu.parts import Figures, Part
+from bench.cpu.parts import Figures
 from bench.cpu.servers import Contender
 from semipd_engine.contract import Split
 
-EVEN = Split(prefill=50, decode=50)
-SPLITS = (EVEN, *(Split(prefill=p, decode=100 - p) for p in (20, 30, 70, 80)))
+EVEN, LONG_PROMPTS, LONG_ANSWERS = (Split(prefill=p, decode=100 - p) for p in (50, 70, 30))
+BARGAIN_SPLITS = (EVEN, LONG_PROMPTS, LONG_ANSWERS)
+SPLITS = (*BARGAIN_SPLITS, *(Split(prefill=p, decode=100 - p) for p in (20, 40, 60, 80)))
 LIMITS, MACHINE = "limits", "machine"
-PROBES = ("memory", "likelihood")
-"""Of ours, once for each model, without a server that runs beside them."""
+MEMORY, LIKELIHOOD = "memory", "likelihood"
+SPEED_PARTS = ("decode-128", "decode-2000", "eight", "prefill-512")
+REAL_MODEL = "smollm2-135m"
+"""The one whose likelihood of text says something: to a random model every token is about as unlikely."""
 
 
 @dataclass(frozen=True)
 class Group:
+    """Its parts are asked of all its servers, of ours under each of its splits."""
+
     name: str
-    servers: tuple[str, ...]
+    parts: tuple[str, ...]
+    servers: tuple[str, ...] = ("ours",)
     splits: tuple[Split, ...] = (EVEN,)
-    """Of ours, in the parts that depend on the split."""
-    plain: tuple[str, ...] = ()
-    """Those that are also asked the parts that do not depend on a split or a chunk."""
+    every_limits: bool = False
+    """The machine's limits are measured in each round, not only in the first."""
 
 
 GROUPS = {
     group.name: group
     for group in (
-        Group("default", ("ours", "vllm", "vllm-128"), SPLITS, plain=("ours", "vllm")),
-        Group("chunks", ("ours", "vllm-64", "vllm-256")),
-        Group("modes", ("ours", "unified", "auto")),
+        Group("speeds", SPEED_PARTS, ("ours", "vllm"), every_limits=True),
+        Group("interference", ("interference",), ("ours", "vllm-128"), BARGAIN_SPLITS),
+        Group("probes", (MEMORY, LIKELIHOOD)),
+        Group("back-to-back", ("back-to-back",), ("ours", "vllm", "vllm-128"), BARGAIN_SPLITS),
+        Group("chunks", ("interference",), ("ours", "vllm", "vllm-64", "vllm-128", "vllm-256"), BARGAIN_SPLITS[:2]),
+        Group("splits", ("interference",), ("ours", "vllm-128"), SPLITS),
+        Group(
+            "modes",
+            ("interference", "poisson", "gamma", "trace"),
+            ("ours", "unified", "auto", "vllm", "vllm-128"),
+            BARGAIN_SPLITS,
+        ),
+        Group("peers", (*SPEED_PARTS, "interference"), ("ours", "llama-2048", "llama-128", "transformers")),
+        Group("long", ("long-mix",), ("ours", "vllm", "vllm-128")),
     )
 }
+"""In the order of importance."""
+SETS = {"default": ("speeds", "interference"), "all": tuple(name for name in GROUPS if name != "long")}
+"""Names for several groups. `long` takes ten minutes a turn and is asked for by its name only."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +71,11 @@ class Turn:
     part: str
     contender: str
 
+    @property
+    def block(self) -> tuple[str, str, int, str]:
+        """What its ratios are taken within, and what is resumed as a whole."""
+        return self.model, self.group, self.round, self.part
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -58,57 +84,79 @@ class Sample:
     turn: Turn
     figures: Figures = field(default_factory=dict)
     error: str = ""
+    """Not empty: it brought nothing, and this is why."""
+    key: str = ""
+    """`bench.cpu.identity`: of everything that decides what was measured."""
+    run: str = ""
+    """One call of the command, by the time at which it began."""
+    commit: str = ""
+    at: str = ""
+    seconds: float = 0.0
+    """How long it took, tries and all."""
     load: float = 0.0
     """Of the machine, over the last minute, when the turn began."""
-    engine: str = ""
-    """Digest of the engine that was measured."""
-    at: str = ""
+    others: float = 0.0
+    """Tasks that were running meanwhile and neither ours nor the server's; the mean."""
 
 
-def contenders(group: Group, part: Part, number: int) -> list[Contender]:
+def contenders(group: Group, number: int) -> list[Contender]:
     """In the order of that round: it is turned, so that nobody is always first."""
     found = [
         Contender(server, split)
-        for server in (group.servers if part.splits else group.plain)
-        for split in (group.splits if part.splits and server == "ours" else (EVEN,) if server == "ours" else (None,))
+        for server in group.servers
+        for split in (group.splits if server == "ours" else (None,))
     ]
     turn = number % len(found)
     return found[turn:] + found[:turn]
 
 
-def turns(
-    models: Sequence[str], groups: Sequence[Group], parts: Sequence[Part], rounds: int, probes: Sequence[str] = ()
-) -> Iterator[Turn]:
-    for model in models:
-        yield from (Turn(model, "probes", 0, probe, "ours") for probe in probes)
-        for group in groups:
-            asked = [part for part in parts if group.plain or part.splits]
-            for number in range(rounds if asked else 0):
-                yield Turn(model, group.name, number, LIMITS, MACHINE)
-                for part in asked:
-                    for contender in contenders(group, part, number):
-                        yield Turn(model, group.name, number, part.name, contender.name)
+def turns(models: Sequence[str], groups: Sequence[Group], rounds: int, only: Sequence[str] = ()) -> Iterator[Turn]:
+    """Group by group, so that what matters most is there for all models first. `only`: of these parts; all if empty."""
+    for group in groups:
+        parts = [part for part in group.parts if not only or part in only]
+        for model in models if parts else ():
+            if group.name == "probes":
+                asked = [part for part in parts if part != LIKELIHOOD or model == REAL_MODEL]
+                yield from (Turn(model, group.name, 0, part, "ours") for part in asked)
+                continue
+            for number in range(rounds):
+                if group.every_limits or number == 0:
+                    yield Turn(model, group.name, number, LIMITS, MACHINE)
+                for part in parts:
+                    for contender in contenders(group, number):
+                        yield Turn(model, group.name, number, part, contender.name)
 
 
-def remaining(planned: Iterable[Turn], samples: Iterable[Sample], engine: str) -> list[Turn]:
-    """Those that this engine has no usable sample of."""
-    done = {sample.turn for sample in samples if sample.engine == engine and not sample.error}
-    return [turn for turn in planned if turn not in done]
+def remaining(planned: Iterable[Turn], samples: Iterable[Sample], key_of: Callable[[Turn], str]) -> list[Turn]:
+    """Those of blocks that no run has measured as a whole, with these keys and without an error."""
+    runs: dict[Turn, set[str]] = {}
+    keys: dict[Turn, str] = {}
+    for sample in samples:
+        if not sample.error and sample.key == keys.setdefault(sample.turn, key_of(sample.turn)):
+            runs.setdefault(sample.turn, set()).add(sample.run)
+    todo: list[Turn] = []
+    for _, block in groupby(planned, key=lambda turn: turn.block):
+        members = list(block)
+        if not set.intersection(*(runs.get(turn, set()) for turn in members)):
+            todo += members
+    return todo
 
 
 def append(sample: Sample, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(asdict(sample)) + "\n")
+    with path.open("a+b") as file:
+        if file.tell() and (file.seek(-1, 2), file.read(1))[1] != b"\n":
+            file.write(b"\n")  # a kill has left half a line: it must not swallow this one
+        file.write(json.dumps(asdict(sample)).encode() + b"\n")
 
 
 def read(path: Path) -> list[Sample]:
-    """A line that a kill left half written is no sample."""
+    """A line that a kill left half written, or that another version of this wrote, is no sample."""
     found = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
-        except ValueError:
+            found.append(Sample(**row | {"turn": Turn(**row["turn"])}))
+        except (ValueError, TypeError, KeyError):
             continue
-        found.append(Sample(**row | {"turn": Turn(**row["turn"])}))
     return found

@@ -21,7 +21,10 @@ from pathlib import Path
 
 import httpx
 
-from bench.cpu.environments import VLLM, Environment, make
+from bench.cpu import llama
+from bench.cpu.environments import LLAMA, TRANSFORMERS, VLLM, Environment, UnavailableError, make
+from bench.traffic import Target, prompt_ids
+from e2e.lib.models import cache_root
 from semipd_agent.engine_client import EngineClient
 from semipd_engine.contract import EngineSnapshot, SetPartition, Split
 from semipd_engine.cpu_plan import cpu_plan
@@ -29,16 +32,20 @@ from semipd_engine.cpu_plan import cpu_plan
 KV_BYTES, MAX_MODEL_LEN = 1 << 30, 8192
 """Of every server: as much room for keys and values, and the same longest request."""
 READY_SECONDS = 600.0
+NO_TARGET = Target()
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a server finds what it needs."""
+    """Where a server finds what it needs, and what it is to aim at."""
 
     model: Path
     port: int
     folder: Path
     """Its own: sockets, caches, manifests."""
+    target: Target
+    """Of the workload."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +55,30 @@ class Server:
     environment: Environment | None = None
     """None: ours."""
     variables: Callable[[Place], Mapping[str, str]] = lambda _: {}
+    files: Callable[[Place], Mapping[str, str]] = lambda _: {}
+    """Written into its folder before it starts: content by name."""
+    prepare: Callable[[Path], object] = lambda _: None
+    """Called with the model before it starts, once its environment is there."""
+    start_seconds: float = 12.0
+    """How long a start takes on two cores, about, with the first requests."""
+
+
+def settings(server: Server, target: Target) -> list[object]:
+    """All that is said to it, without what differs between clones and machines."""
+    place = Place(Path("MODEL"), 0, Path("FOLDER"), target)
+
+    def neutral(text: str) -> str:
+        return text.replace(sys.executable, "python").replace(str(cache_root()), "CACHE").replace(str(ROOT), "ROOT")
+
+    variables = {name: neutral(value) for name, value in server.variables(place).items()}
+    key = server.environment.key if server.environment else ""
+    return [key, [neutral(word) for word in server.command(place)], variables, dict(server.files(place))]
 
 
 def _ours(*flags: str) -> Callable[[Place], list[str]]:
     def command(place: Place) -> list[str]:
-        program = [
-            sys.executable,
-            "-m",
-            "semipd_engine.cli",
-            "serve",
-            "--model",
-            str(place.model),
-            "--dtype",
-            "bfloat16",
-        ]
-        size = ["--max-model-len", str(MAX_MODEL_LEN), "--kv-cache-memory", str(KV_BYTES)]
+        program = [sys.executable, "-m", "semipd_engine.cli", "serve", "--model", str(place.model)]
+        size = ["--dtype", "bfloat16", "--max-model-len", str(MAX_MODEL_LEN), "--kv-cache-memory", str(KV_BYTES)]
         return [*program, *size, "--port", str(place.port), "--run-dir", str(place.folder / "run"), *flags]
 
     return command
@@ -70,20 +86,19 @@ def _ours(*flags: str) -> Callable[[Place], list[str]]:
 
 def _auto(place: Place) -> list[str]:
     """The whole product without Kubernetes: agent, policy and engine."""
-    engine = {"device": "cpu", "dtype": "bfloat16", "kvCacheMemory": "1Gi", "maxModelLen": MAX_MODEL_LEN}
+    return [sys.executable, "-m", "semipd_cli", "run", "-f", str(place.folder / "auto.yaml"), "--port", str(place.port)]
+
+
+def _auto_files(place: Place) -> Mapping[str, str]:
+    engine = {"device": "cpu", "dtype": "bfloat16", "kvCacheMemory": str(KV_BYTES), "maxModelLen": MAX_MODEL_LEN}
     spec = {
         "model": {"uri": f"file://{place.model}", "servedName": "model"},
         "engine": engine,
-        "slo": {"ttftMilliseconds": AUTO_TTFT_MS, "tpotMilliseconds": AUTO_TPOT_MS},
+        "slo": {"ttftMilliseconds": place.target.ttft, "tpotMilliseconds": place.target.tpot},
         "partition": {"mode": "Auto"},
     }
-    manifest = place.folder / "auto.yaml"
     content = {"apiVersion": "semipd.io/v1alpha1", "kind": "SemiPDService", "metadata": {"name": "auto"}, "spec": spec}
-    manifest.write_text(json.dumps(content))
-    return [sys.executable, "-m", "semipd_cli", "run", "-f", str(manifest), "--port", str(place.port)]
-
-
-AUTO_TTFT_MS, AUTO_TPOT_MS = 3000, 150
+    return {"auto.yaml": json.dumps(content)}
 
 
 def _vllm(*flags: str) -> Callable[[Place], list[str]]:
@@ -96,9 +111,8 @@ def _vllm(*flags: str) -> Callable[[Place], list[str]]:
 
 def _vllm_variables(place: Place) -> Mapping[str, str]:
     """As its CPU documentation asks for: threads bound, Intel's OpenMP (which comes with it) loaded first."""
-    cpus = sorted(os.sched_getaffinity(0))
     return {
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cpus)),
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, _cpus())),
         "VLLM_CPU_KVCACHE_SPACE": str(KV_BYTES >> 30),
         "VLLM_CACHE_ROOT": str(VLLM.root / "cache"),
         "VLLM_NO_USAGE_STATS": "1",
@@ -107,17 +121,42 @@ def _vllm_variables(place: Place) -> Mapping[str, str]:
     }
 
 
+def _llama(batch: int) -> Server:
+    """Keys and values in its default, float16; streams share their room. Waiting threads sleep: spinning ones collapse
+    where there are no more cores than threads."""
+
+    def command(place: Place) -> list[str]:
+        threads, room = str(len(_cpus())), ["-c", "16384", "-np", "8", "--kv-unified"]
+        program = [str(LLAMA.program("llama-server")), "-m", str(llama.gguf(place.model)), "-b", str(batch)]
+        return [*program, *room, "-t", threads, "-tb", threads, "--host", "127.0.0.1", "--port", str(place.port)]
+
+    return Server(f"llama-{batch}", command, LLAMA, lambda _: {"OMP_WAIT_POLICY": "PASSIVE"}, prepare=llama.convert)
+
+
+def _transformers(place: Place) -> list[str]:
+    """`generate_batch`'s scheduler behind a small server of this benchmark: its own takes no token ids."""
+    script = Path(__file__).with_name("batching_server.py")
+    room = ["--kv-bytes", str(KV_BYTES), "--threads", str(len(_cpus()))]
+    return [str(TRANSFORMERS.program("python")), str(script), str(place.model), "--port", str(place.port), *room]
+
+
+def _cpus() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
+
+
 SERVERS = {
     server.name: server
     for server in (
         Server("ours", _ours()),
         Server("unified", _ours("--unified")),
-        Server("auto", _auto),
-        Server("vllm", _vllm(), VLLM, _vllm_variables),
+        Server("auto", _auto, files=_auto_files, start_seconds=20),
+        Server("vllm", _vllm(), VLLM, _vllm_variables, start_seconds=90),
         *(
-            Server(f"vllm-{n}", _vllm("--max-num-batched-tokens", str(n)), VLLM, _vllm_variables)
+            Server(f"vllm-{n}", _vllm("--max-num-batched-tokens", str(n)), VLLM, _vllm_variables, start_seconds=90)
             for n in (64, 128, 256)
         ),
+        *(_llama(batch) for batch in (128, 2048)),
+        Server("transformers", _transformers, TRANSFORMERS, start_seconds=25),
     )
 }
 
@@ -134,6 +173,14 @@ class Contender:
         return f"{self.server} {self.split.prefill}/{self.split.decode}" if self.split else self.server
 
 
+def contender_named(name: str) -> Contender:
+    server, _, split = name.partition(" ")
+    if not split:
+        return Contender(server)
+    prefill, decode = map(int, split.split("/"))
+    return Contender(server, Split(prefill=prefill, decode=decode))
+
+
 @dataclass
 class Running:
     """A server that answers."""
@@ -146,9 +193,18 @@ class Running:
     _epoch: int = 100
     _split: Split | None = field(default=None)
 
+    log: Path = Path(os.devnull)
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.place.port}"
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def last_words(self) -> str:
+        return f"{self.server.name} ended with {self.process.poll()}; {_tail(self.log)}"
 
     async def put_in_force(self, split: Split | None) -> None:
         """Returns once every worker executes under it."""
@@ -177,16 +233,22 @@ class ServerFailedError(Exception):
 
 
 @contextmanager
-def running(server: Server, model: Path, folder: Path, log: Path) -> Iterator[Running]:
+def running(server: Server, model: Path, folder: Path, log: Path, target: Target = NO_TARGET) -> Iterator[Running]:
     """The server, ready to answer; ended with all its processes on the way out. Its output goes to `log`.
 
     Raises `ServerFailedError`.
     """
-    if server.environment:
-        make(server.environment)
+    try:
+        if server.environment:
+            make(server.environment)
+        server.prepare(model)
+    except (UnavailableError, subprocess.SubprocessError, OSError) as problem:
+        raise ServerFailedError(f"{server.name} cannot be had: {problem}") from problem
     folder.mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
-    place = Place(model, _free_port(), folder)
+    place = Place(model, _free_port(), folder, target)
+    for name, content in server.files(place).items():
+        (folder / name).write_text(content)
     began = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -199,7 +261,7 @@ def running(server: Server, model: Path, folder: Path, log: Path) -> Iterator[Ru
         )
     try:
         _wait_until_ready(server, place, process, log)
-        yield Running(server, place, process, time.monotonic() - began)
+        yield Running(server, place, process, time.monotonic() - began, log=log)
     finally:
         _end(process)
 
@@ -210,12 +272,16 @@ def _wait_until_ready(server: Server, place: Place, process: subprocess.Popen[by
         while time.monotonic() < deadline and process.poll() is None:
             with suppress(httpx.HTTPError, ValueError, LookupError):
                 name = client.get("/v1/models").json()["data"][0]["id"]
-                asked = {"model": name, "prompt": "The river runs", "max_tokens": 1}
+                asked = {"model": name, "prompt": list(prompt_ids(8, seed=0)), "max_tokens": 1}
                 if client.post("/v1/completions", json=asked).status_code == 200:
                     return
             time.sleep(0.1)
     reason = f"ended with {process.returncode}" if process.returncode is not None else "is not ready"
-    raise ServerFailedError(f"{server.name} {reason}; {log} ends with:\n{log.read_text(errors='replace')[-1200:]}")
+    raise ServerFailedError(f"{server.name} {reason}; {_tail(log)}")
+
+
+def _tail(log: Path) -> str:
+    return f"{log} ends with:\n{log.read_text(errors='replace')[-1200:]}"
 
 
 def _free_port() -> int:

@@ -1,0 +1,75 @@
+"""What else runs on the machine while we measure, watched from a process of its own.
+
+``python -m bench.cpu.machine PID FILE`` adds a line a second: CLOCK_MONOTONIC, and how many tasks were running then
+that do not belong to PID and its descendants. In a process of its own, so that looking through /proc never delays the
+client whose clock is being read.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+BUSY = 2.5
+"""A sample beside so many strange tasks is marked."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    file: Path
+
+    def others(self, begin: float, end: float) -> float:
+        """The mean between two times of CLOCK_MONOTONIC; of the last look, if there was none between them."""
+        rows = [row.split() for row in self.file.read_text().splitlines()] if self.file.exists() else []
+        seen = [(float(row[0]), float(row[1])) for row in rows if len(row) == 2]
+        within = [count for at, count in seen if begin <= at <= end] or [count for _, count in seen[-1:]]
+        return sum(within) / len(within) if within else 0.0
+
+
+@contextmanager
+def watching(folder: Path) -> Iterator[Watch]:
+    file = folder / "others"
+    command = [sys.executable, "-m", "bench.cpu.machine", str(os.getpid()), str(file)]
+    process = subprocess.Popen(command, cwd=Path(__file__).resolve().parents[2])
+    try:
+        yield Watch(file)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def running(stat: str) -> bool:
+    """Of a line of /proc/PID/task/TID/stat; the name in it may hold anything."""
+    return stat.rpartition(")")[2].split()[0] == "R"
+
+
+def others(pid: int) -> int:
+    """Raises psutil.NoSuchProcess."""
+    mine = 0
+    parent = psutil.Process(pid)
+    for process in (parent, *parent.children(recursive=True)):
+        for stat in Path(f"/proc/{process.pid}/task").glob("*/stat"):
+            with suppress(OSError):
+                mine += running(stat.read_text())
+    everybody = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
+    return max(0, everybody - mine)
+
+
+def main() -> None:
+    pid, path = int(sys.argv[1]), sys.argv[2]
+    with Path(path).open("a", buffering=1) as file, suppress(psutil.NoSuchProcess):
+        while os.getppid() == pid:
+            file.write(f"{time.monotonic()} {others(pid)}\n")
+            time.sleep(1)
+
+
+if __name__ == "__main__":
+    main()
