@@ -67,8 +67,8 @@ def table(model: str, half: str) -> dict[str, Wrong]:
     return {
         "image": Wrong(
             "ImagePullFailed(engine)",
-            "*container engine: *registry.invalid/engine:none*. Remedy: Check spec.engine.image, the registry and the "
-            "pull Secrets.",
+            "*container engine: *registry.invalid/engine:none*. Remedy: Check spec.engine.image (not found: name or "
+            "tag), the registry (no such host, *",
             spec(model, engine={"image": "registry.invalid/engine:none"}),
         ),
         "another-image": Wrong(
@@ -85,7 +85,7 @@ def table(model: str, half: str) -> dict[str, Wrong]:
         ),
         "token": Wrong(
             "CreateContainerConfigError(model)",
-            'token-*: container model: secret "no-token" not found. Remedy: Create what the message names.',
+            'token-*: container model: secret "no-token" not found. Remedy: Create what the message names; *',
             {
                 "model": {"uri": "hf://org/gated", "tokenSecretRef": {"name": "no-token", "key": "token"}},
                 "engine": TINY_ENGINE,

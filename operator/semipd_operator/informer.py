@@ -14,7 +14,7 @@ from typing import Any
 
 from semipd_operator.api.v1alpha1.resource import KIND
 from semipd_operator.render.names import SERVICE_LABEL
-from semipd_operator.status.pods import pod_view
+from semipd_operator.status.pods import pod_view, unexposed
 from semipd_operator.workqueue import Key
 
 Object = dict[str, Any]
@@ -182,6 +182,8 @@ def meaning(kind: str, obj: Object) -> Any:
         case "HorizontalPodAutoscaler":  # its status is written whenever the metric changes
             judgement = [(c["type"], c["status"], c.get("reason", "")) for c in status.get("conditions") or []]
             return _metadata(meta), obj.get("spec"), sorted(judgement)
+        case "Service":
+            return _metadata(meta), obj.get("spec"), unexposed(obj)
     return _metadata(meta), {key: value for key, value in obj.items() if key not in _APART}
 
 

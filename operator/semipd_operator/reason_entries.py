@@ -27,6 +27,7 @@ class Reason(StrEnum):
     CHECKSUM_MISMATCH = "ChecksumMismatch"
     UNREACHABLE = "Unreachable"
     INCOMPLETE = "Incomplete"
+    CACHE_NOT_WRITABLE = "CacheNotWritable"
     OUT_OF_MEMORY = "OutOfMemory"
 
     PODS_READY = "PodsReady"
@@ -38,6 +39,8 @@ class Reason(StrEnum):
     CONTAINER_NOT_STARTED = "ContainerNotStarted"
     CRASH_LOOP = "CrashLoop"
     POD_FAILED = "PodFailed"
+    EVICTED = "Evicted"
+    READINESS_GATES_NOT_READY = "ReadinessGatesNotReady"
     QUOTA_EXCEEDED = "QuotaExceeded"
     LIMIT_RANGE_VIOLATED = "LimitRangeViolated"
     POD_SECURITY_VIOLATED = "PodSecurityViolated"
@@ -48,6 +51,7 @@ class Reason(StrEnum):
     ADMISSION_WEBHOOK_FAILED = "AdmissionWebhookFailed"
     POD_REFUSED = "PodRefused"
     CLAIM_MISSING = "ClaimMissing"
+    CLAIM_LOST = "ClaimLost"
     CLAIM_UNBOUND = "ClaimUnbound"
     CLAIM_IN_USE = "ClaimInUse"
     VOLUME_NOT_MOUNTED = "VolumeNotMounted"
@@ -85,6 +89,7 @@ class Reason(StrEnum):
     CUDA_UNAVAILABLE = "CUDAUnavailable"
 
     SCALING_ACTIVE = "ScalingActive"
+    AT_MAX_REPLICAS = "AtMaxReplicas"
     AUTOSCALER_PENDING = "AutoscalerPending"
     METRICS_MISSING = "MetricsMissing"
     METRICS_API_UNAVAILABLE = "MetricsAPIUnavailable"
@@ -107,6 +112,8 @@ class Reason(StrEnum):
 
     READY = "Ready"
     ROLLOUT_IN_PROGRESS = "RolloutInProgress"
+    ROLLOUT_STALLED = "RolloutStalled"
+    DELETING = "Deleting"
 
 
 @dataclass(frozen=True)
@@ -192,6 +199,12 @@ POD_TROUBLE = (
         "Create the claim, or correct spec.model.",
     ),
     Entry(
+        Reason.CLAIM_LOST,
+        "False",
+        "The volume behind the claim is gone, and the data with it.",
+        "Delete the claim and create it anew, with the model; spec.model may name another one meanwhile.",
+    ),
+    Entry(
         Reason.CLAIM_UNBOUND,
         "False",
         "The claim has no volume yet.",
@@ -218,26 +231,29 @@ POD_TROUBLE = (
     Entry(
         Reason.IMAGE_PULL_FAILED,
         "False",
-        "The kubelet cannot pull an image.",
-        "Check spec.engine.image, the registry and the pull Secrets.",
+        "The kubelet cannot pull an image; the message has the registry's words.",
+        "Check spec.engine.image (not found: name or tag), the registry (no such host, refused, time-out: the node "
+        "does not reach it) and the pull Secrets (401, 403, unauthorized: imagePullSecrets in spec.podTemplate).",
     ),
     Entry(
         Reason.CREATE_CONTAINER_CONFIG_ERROR,
         "False",
-        "The kubelet cannot make the container's configuration, mostly a missing Secret or ConfigMap key.",
-        "Create what the message names.",
+        "The kubelet cannot make the container's configuration: a Secret or key that is missing, an image that runs as "
+        "root.",
+        "Create what the message names; for runAsNonRoot: an image with a user, or runAsUser in spec.podTemplate.",
     ),
     Entry(
         Reason.CONTAINER_NOT_STARTED,
         "False",
         "The container runtime refuses the pod's sandbox or a container.",
-        "Mend what the runtime names: an image of another architecture, a runtime that the node lacks.",
+        "Mend what the runtime names: an image of another architecture, a runtime, seccomp or AppArmor profile that "
+        "the node lacks.",
     ),
     Entry(
         Reason.CRASH_LOOP,
         "False",
-        "The container `engine` ends again and again; the message has its last exit status and last words.",
-        "kubectl logs POD -c engine --previous",
+        "A container ends again and again; the message has its last exit status and last words.",
+        "kubectl logs POD -c CONTAINER --previous, with the names that the message has.",
     ),
     Entry(
         Reason.API_NOT_RESPONDING,
@@ -248,8 +264,21 @@ POD_TROUBLE = (
     Entry(
         Reason.POD_FAILED,
         "False",
-        "The pod ended, e.g. it was evicted.",
-        "None where a new pod follows; else give it the room that the message names.",
+        "The pod ended, or the node's kubelet refused it; the message has its words. Another pod follows by itself.",
+        "Mend what the message names if the next one ends the same way.",
+    ),
+    Entry(
+        Reason.EVICTED,
+        "False",
+        "The kubelet ended the pod: it used more storage than its limit, or the node ran out. Another follows.",
+        "If it happens again: raise the limit that the message names (ephemeral-storage, model.cache.emptyDir), set "
+        "requests in spec.engine.resources, or keep the model on a claim.",
+    ),
+    Entry(
+        Reason.READINESS_GATES_NOT_READY,
+        "False",
+        "A readiness gate that spec.podTemplate, or a controller of the cluster, adds to the pods is not open.",
+        "See the controller that sets the condition which the message names, or remove the gate.",
     ),
 )
 
@@ -263,11 +292,18 @@ MODEL_TROUBLE = (
     Entry(
         Reason.AUTH_REQUIRED,
         "False",
-        "Hugging Face refuses the download: the model is gated, or the token is wrong.",
-        "Accept the model's terms and set spec.model.tokenSecretRef.",
+        "Hugging Face refuses the download: the model is gated, or the token is wrong or has expired.",
+        "Accept the model's terms and set spec.model.tokenSecretRef to a token that may read it.",
     ),
     Entry(Reason.NOT_FOUND, "False", "There is no such model, revision or folder.", "Correct spec.model."),
     Entry(Reason.NO_SPACE, "False", "The cache is full.", "Use a larger claim or emptyDir."),
+    Entry(
+        Reason.CACHE_NOT_WRITABLE,
+        "False",
+        "The model cache takes no files: a ReadOnlyMany claim, or one that belongs to another user.",
+        "Use a claim that can be written (ReadWriteOnce, ReadWriteMany) by the pod's user or fsGroup; a model that is "
+        "there already is read by pvc://CLAIM/FOLDER.",
+    ),
     Entry(Reason.INVALID_URI, "False", "The uri names no model that can be fetched.", "Correct spec.model.uri."),
     Entry(
         Reason.CHECKSUM_MISMATCH,
@@ -275,7 +311,13 @@ MODEL_TROUBLE = (
         "A file came damaged; it is fetched again.",
         "If it stays: look for a proxy that changes files.",
     ),
-    Entry(Reason.UNREACHABLE, "False", "The model hub cannot be reached.", "Check the network and its policies."),
+    Entry(
+        Reason.UNREACHABLE,
+        "False",
+        "The model hub cannot be reached, or answers none of it now; it is asked again by itself.",
+        "Check DNS, the network and its policies. Certificates: give the container `model` the CA (SSL_CERT_FILE). "
+        "429: set spec.model.tokenSecretRef. A mirror: HF_ENDPOINT (docs/operations.md).",
+    ),
     Entry(
         Reason.INCOMPLETE,
         "False",

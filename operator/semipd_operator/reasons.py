@@ -135,6 +135,12 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
     ),
     ConditionType.SCALING_READY: (
         Entry(Reason.SCALING_ACTIVE, "True", "The autoscaler reads the metric and may change the number of pods."),
+        Entry(
+            Reason.AT_MAX_REPLICAS,
+            "True",
+            "The load asks for more pods than spec.autoscaling.maxReplicas allows.",
+            "Raise maxReplicas, or see SLOAttained whether it matters.",
+        ),
         Entry(Reason.AUTOSCALER_PENDING, "Unknown", "The autoscaler is not there yet, or has not judged yet."),
         Entry(Reason.SCALED_TO_ZERO, "Unknown", "spec.replicas is 0: autoscaling rests until it is set to 1 or more."),
         Entry(
@@ -208,6 +214,18 @@ REASONS: dict[ConditionType, tuple[Entry, ...]] = {
         Entry(Reason.SCALED_TO_ZERO, "True", "spec.replicas is 0 and no pod is left."),
         Entry(Reason.ROLLOUT_IN_PROGRESS, "False", "Pods of an older generation are being replaced; it serves on."),
         Entry(Reason.PODS_NOT_READY, "False", "Fewer pods are ready than specified."),
+        Entry(
+            Reason.ROLLOUT_STALLED,
+            "False",
+            "Pods are missing or old, and for an hour (the Deployment's deadline) none became ready.",
+            "kubectl describe deployment and the log of its newest pod; what serves goes on serving.",
+        ),
+        Entry(
+            Reason.DELETING,
+            "False",
+            "The service is being deleted, and someone's finalizers hold it; none is ours.",
+            "Have the controller that the message names finish, or remove its finalizer.",
+        ),
         Entry(
             Reason.CONFLICTING_AUTOSCALER,
             "False",

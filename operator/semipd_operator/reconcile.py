@@ -50,9 +50,9 @@ from semipd_operator.settings import Settings
 from semipd_operator.status import AutoscalerView, Observed, PodView, Problem
 from semipd_operator.status.events import Event
 from semipd_operator.status.model import resolved_revision
-from semipd_operator.status.pods import admission, refusal
+from semipd_operator.status.pods import admission, refusal, stalled, unexposed
 from semipd_operator.status.scaling import autoscaler_view
-from semipd_operator.status.summarise import rejected
+from semipd_operator.status.summarise import deleting, rejected
 from semipd_operator.status_writer import StatusWriter
 from semipd_operator.workqueue import Key
 
@@ -120,6 +120,8 @@ class Reconciler:
         if obj is None or obj["metadata"].get("deletionTimestamp"):
             # Garbage collection takes the children; an apply now would bring them back.
             self.forget(key)
+            if obj is not None:
+                await self._say_deleting(key, obj)
             return Next.NEWS
         try:
             reading = read(obj)
@@ -294,6 +296,8 @@ class Reconciler:
                 problem=_unread(reading, outcome) or outcome.problem,
                 ignored=reading.ignored,
                 refusal=refusal(self._informer.get("Deployment", *key)),
+                stalled=stalled(self._informer.get("Deployment", *key)),
+                unexposed=unexposed(self._informer.get("Service", *key)),
                 foreign_scaler=self._informer.foreign_scaler(key),
                 lacking=tuple(_lack(kind, outcome.reach) for kind in outcome.lacking),
                 autoscaler=await self._autoscaler(service, outcome.reach),
@@ -321,14 +325,27 @@ class Reconciler:
         server = await self._inquiry.metrics_server(f"{ours.namespace}/{ours.service}" if ours else "")
         return replace(view, metrics_served=server.served, metrics_owner=server.owner)
 
+    async def _say_deleting(self, key: Key, obj: Object) -> None:
+        """Only where it stays for now: else what was shown last would stand as if it served."""
+        if finalizers := ", ".join(obj["metadata"].get("finalizers") or ()):
+            previous, meta = parse_status(obj), _bare(obj)
+            status = deleting(previous, meta.metadata.generation, f"finalizers {finalizers}", datetime.now(UTC))
+            if status != previous:
+                await self._statuses.write(meta, status)
+
     async def _reject(self, key: Key, obj: Object, invalid: InvalidSpec) -> None:
         """A specification of which this version can make nothing: say so, touch nothing."""
         self.forget(key)
         previous = parse_status(obj)
-        meta = SemiPDService.parse({"metadata": obj["metadata"], "spec": {"model": {"uri": "file:///unknown"}}})
+        meta = _bare(obj)
         status = rejected(previous, meta.metadata.generation, str(invalid), datetime.now(UTC))
         if status != previous:
             await self._statuses.write(meta, status)
+
+
+def _bare(obj: Object) -> SemiPDService:
+    """Its metadata, with a specification that stands for none."""
+    return SemiPDService.parse({"metadata": obj["metadata"], "spec": {"model": {"uri": "file:///unknown"}}})
 
 
 def _unread(reading: Reading, outcome: Outcome) -> Problem | None:

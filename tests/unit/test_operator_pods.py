@@ -81,7 +81,8 @@ UNSCHEDULABLE = {
             "OutOfMemory",
             "engine",
         ),
-        ({"phase": "Failed", "reason": "Evicted"}, "problem", "PodFailed", ""),
+        ({"phase": "Failed", "reason": "Evicted"}, "problem", "Evicted", ""),
+        ({"phase": "Failed", "reason": "NodeAffinity"}, "problem", "PodFailed", ""),
         (
             {"initContainerStatuses": [container({"terminated": {"exitCode": 3, "message": FETCH}}, "model")]},
             "model_problem",

@@ -125,6 +125,47 @@ async def test_a_courtesy_that_fails_costs_no_status(failure: Exception) -> None
     assert one.kube.condition("Available")["reason"] == "VolumeNotMounted" and one.kube.condition("ScalingReady")
 
 
+@pytest.mark.parametrize(
+    "kind", ["Deployment", "Service", "ConfigMap", "PodDisruptionBudget", "HorizontalPodAutoscaler"]
+)
+@pytest.mark.parametrize("labelled", [False, True])
+async def test_an_object_of_the_same_name_that_is_not_ours_is_named_and_left_alone(kind: str, labelled: bool) -> None:
+    """Whether the watch shows it (it bears our label, or a copy of it) or not; nothing is applied beside it."""
+    name = f"{KEY.name}-agent" if kind == "ConfigMap" else KEY.name
+    labels = {"app.kubernetes.io/managed-by": "semipd-operator"} if labelled else {}
+    owner = [{"uid": "someone", "controller": True, "kind": "SemiPDService", "name": KEY.name}]
+    meta = {"name": name, "namespace": KEY.namespace, "labels": labels, "ownerReferences": owner}
+    one = Fixture(new_service(replicas=2, **scaled()))
+    one.kube.put({"kind": kind, "apiVersion": "v1", "metadata": meta})
+    if not labelled:
+        gone = one.kube.objects[kind, KEY.namespace, name]
+        one.kube.informer.told(kind, gone, gone=True)
+    assert await one.reconcile() is Next.RETRY
+    accepted, ready = one.kube.condition("SpecAccepted"), one.kube.condition("Ready")
+    assert accepted["reason"] == ready["reason"] == "NameConflict"
+    told = f"{kind} {name} exists and does not belong to this SemiPDService. "
+    assert accepted["message"] == ready["message"] == told + "Remedy: Rename the SemiPDService, or delete that object."
+    assert one.kube.service()["status"]["reason"] == f"NameConflict({kind}/{name})"
+    assert not any(verb in ("apply", "delete") and what != "status" for verb, what in one.kube.asked)
+
+
+async def test_a_service_that_finalizers_hold_says_so_and_nothing_more_is_done_for_it() -> None:
+    one = Fixture()
+    await one.reconcile()
+    live = one.kube.service()
+    ours = one.kube.asked["apply", "Deployment"]
+    held = {"deletionTimestamp": "2026-01-02T03:04:05Z", "finalizers": ["team.io/audit", "foregroundDeletion"]}
+    one.kube.put({**live, "metadata": {**live["metadata"], **held}})
+    for _ in range(2):
+        assert await one.reconcile() is Next.NEWS
+    ready = one.kube.condition("Ready")
+    assert (ready["status"], ready["reason"]) == ("False", "Deleting") and KEY not in one.watches
+    assert ready["message"].startswith(
+        "it is being deleted, and waits for finalizers team.io/audit, foregroundDeletion. "
+    )
+    assert one.kube.asked["apply", "status"] == 2 and one.kube.asked["apply", "Deployment"] == ours
+
+
 async def test_what_may_be_read_but_not_deleted_is_said() -> None:
     one = Fixture(new_service(replicas=2))
     await one.reconcile()

@@ -67,6 +67,14 @@ ABLE = ("True", "ReadyForNewScale")
             says(ScalingActive=("True", "ValidMetricFound"), ScalingLimited=("False", "DesiredWithinRange")),
             ("True", "ScalingActive"),
         ),
+        (
+            says(ScalingActive=("True", "ValidMetricFound"), ScalingLimited=("True", "TooManyReplicas")),
+            ("True", "AtMaxReplicas"),
+        ),
+        (
+            says(ScalingActive=("True", "ValidMetricFound"), ScalingLimited=("True", "TooFewReplicas")),
+            ("True", "ScalingActive"),
+        ),
         (says(AbleToScale=ABLE, ScalingActive=("False", "FailedGetExternalMetric")), ("False", "MetricsMissing")),
         (says(ScalingActive=("False", "AmbiguousSelector")), ("False", "ConflictingAutoscaler")),
         (says(AbleToScale=("False", "FailedGetScale")), ("False", "AutoscalerFailed")),

@@ -43,6 +43,7 @@ class Reason(StrEnum):
     CHECKSUM_MISMATCH = "ChecksumMismatch"
     UNREACHABLE = "Unreachable"
     INCOMPLETE = "Incomplete"
+    CACHE_NOT_WRITABLE = "CacheNotWritable"
     DOWNLOAD_FAILED = "DownloadFailed"
 
 
@@ -228,14 +229,26 @@ def _explain(name: str, revision: str, error: Exception) -> FetchError:
         return FetchError(Reason.AUTH_REQUIRED, f"{where}: the hub refused the token (tokenSecretRef)")
     if isinstance(error, errors.HFValidationError):
         return FetchError(Reason.INVALID_URI, f"{where}: {error}")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return FetchError(Reason.NO_SPACE, f"{where}: no space left in the model cache; enlarge it")
+    if isinstance(error, OSError) and (reason := of_file_system(error)):
+        text = "no space left in the model cache; enlarge it" if reason is Reason.NO_SPACE else str(error)
+        return FetchError(reason, f"{where}: {text}")
     if isinstance(error, OSError) and "Consistency check failed" in str(error):
         return FetchError(Reason.CHECKSUM_MISMATCH, f"{where}: a file came with the wrong size: {error}")
     away = (httpx.TransportError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
-    if isinstance(error, away) or status >= 500 or status == 429:
+    if status == 429:
+        return FetchError(Reason.UNREACHABLE, f"{where}: the hub wants fewer requests: {_one_line(error)}")
+    if status >= 500:
+        return FetchError(Reason.UNREACHABLE, f"{where}: the hub is in trouble: {_one_line(error)}")
+    if isinstance(error, away):
         return FetchError(Reason.UNREACHABLE, f"{where}: the hub cannot be reached: {_one_line(error)}")
     return FetchError(Reason.DOWNLOAD_FAILED, f"{where}: {type(error).__name__}: {_one_line(error)}")
+
+
+def of_file_system(error: OSError) -> Reason | None:
+    """What is wrong with the folder, if it is that."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Reason.NO_SPACE
+    return Reason.CACHE_NOT_WRITABLE if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) else None
 
 
 def _one_line(error: Exception) -> str:

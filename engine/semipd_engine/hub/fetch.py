@@ -8,14 +8,21 @@ not the hub (`download`).
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from semipd_engine.hub.download import Fetched, FetchError, Reason, check_folder, fetch_commit, fetch_revision
+from semipd_engine.hub.download import (
+    Fetched,
+    FetchError,
+    Reason,
+    check_folder,
+    fetch_commit,
+    fetch_revision,
+    of_file_system,
+)
 
 EXIT_STATUS = {reason: status for status, reason in enumerate(Reason)} | {
     Reason.DOWNLOAD_FAILED: 1,
@@ -26,6 +33,7 @@ EXIT_STATUS = {reason: status for status, reason in enumerate(Reason)} | {
     Reason.CHECKSUM_MISMATCH: 6,
     Reason.UNREACHABLE: 7,
     Reason.INCOMPLETE: 8,
+    Reason.CACHE_NOT_WRITABLE: 9,
 }
 
 
@@ -99,8 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     except FetchError as error:
         reason, message, size, revision = error.reason, str(error), 0, arguments.revision
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason, message = Reason.NO_SPACE if full else Reason.DOWNLOAD_FAILED, str(error)
+        reason, message = of_file_system(error) or Reason.DOWNLOAD_FAILED, str(error)
         size, revision = 0, arguments.revision
     said = {"reason": reason, "message": message[:2000], "bytes": size, "revision": revision}
     line = json.dumps(said, ensure_ascii=False)

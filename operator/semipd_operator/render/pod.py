@@ -13,7 +13,7 @@ from typing import Any
 from semipd_agent.contract import AGENT_PORT, API_PORT, CONFIG_FILE, CONFIG_MOUNT
 from semipd_engine.contract import Device, EngineOptions
 from semipd_operator.api.quantity import parse_quantity
-from semipd_operator.api.v1alpha1.engine import GPU, ONE_GPU
+from semipd_operator.api.v1alpha1.engine import GPU, NOT_WHOLE, ONE_GPU, is_whole_gpu
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.render import engine as engine_args
 from semipd_operator.render import names
@@ -119,9 +119,13 @@ def _check_gpus(template: Object) -> None:
         found = template["spec"].get(kind)
         for container in found if isinstance(found, list) else ():  # anything else is the API server's to refuse
             for part in ("limits", "requests"):
-                number = parse_quantity(_below(container, "resources", part, GPU) or 0)
+                where = f"podTemplate.spec.{kind}[{_below(container, 'name')}].resources.{part}"
+                amounts = _below(container, "resources", part)
+                amounts = amounts if isinstance(amounts, Mapping) else {}
+                if not all(map(is_whole_gpu, amounts)):
+                    raise InvalidTemplate(f"{where} {NOT_WHOLE}")
+                number = parse_quantity(amounts.get(GPU) or 0)
                 if number is not None and number > 1:
-                    where = f"podTemplate.spec.{kind}[{container.get('name')}].resources.{part}"
                     raise InvalidTemplate(f"{where} asks for more than one {GPU}: {ONE_GPU}")
 
 

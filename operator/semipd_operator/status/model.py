@@ -18,6 +18,7 @@ State = Literal["Pending", "Downloading", "Loading", "Loaded", "Failed"]
 
 _PROGRESS_STEP = 10
 """Percent; finer steps would only be writes."""
+ON_THE_WAY = (Reason.PENDING, Reason.DOWNLOADING, Reason.LOADING)
 _HAS_WEIGHTS = (EnginePhase.READY, EnginePhase.DEGRADED, EnginePhase.DRAINING)
 
 

@@ -37,6 +37,8 @@ class PodView:
     ready_since: datetime | None = None
     """When the condition Ready last changed."""
     terminating: bool = False
+    ended_at: datetime | None = None
+    """It failed, or was evicted, and runs no more: its ReplicaSet has made another, and leaves it where it is."""
     template_hash: str = ""
     downloading: bool = False
     """The init container `model` runs."""
@@ -118,6 +120,8 @@ class AutoscalerView:
     """Those that are False, by type."""
     active: bool = False
     """It says itself that it can scale."""
+    at_max: bool = False
+    """It would make more pods than it may."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,10 @@ class Observed:
     """Fields of the specification that this version does not know."""
     lacking: tuple[str, ...] = ()
     """What was asked for and is done without, each with the reason."""
+    stalled: str = ""
+    """The Deployment's words for a rollout that takes longer than its deadline."""
+    unexposed: str = ""
+    """Why the Service cannot be reached from outside, though it should be."""
     refusal: Problem | None = None
     """Why the API server does not let further pods be created."""
     foreign_scaler: str = ""
@@ -147,7 +155,8 @@ class Observed:
     @property
     def live_pods(self) -> tuple[PodView, ...]:
         """Pods that are to stay, by name."""
-        return tuple(sorted((pod for pod in self.pods if not pod.terminating), key=lambda pod: pod.name))
+        staying = (pod for pod in self.pods if not pod.terminating and pod.ended_at is None)
+        return tuple(sorted(staying, key=lambda pod: pod.name))
 
     @property
     def ready_pods(self) -> tuple[PodView, ...]:

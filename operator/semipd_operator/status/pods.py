@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from semipd_operator.reasons import Reason
@@ -21,9 +21,13 @@ _WAITING = {
     "ErrImageNeverPull": Reason.IMAGE_PULL_FAILED,
     "ImageInspectError": Reason.IMAGE_PULL_FAILED,
     "RegistryUnavailable": Reason.IMAGE_PULL_FAILED,
+    "SignatureValidationFailed": Reason.IMAGE_PULL_FAILED,
     "CreateContainerConfigError": Reason.CREATE_CONTAINER_CONFIG_ERROR,
     "CreateContainerError": Reason.CONTAINER_NOT_STARTED,
     "RunContainerError": Reason.CONTAINER_NOT_STARTED,
+    "PreCreateHookError": Reason.CONTAINER_NOT_STARTED,
+    "PreStartHookError": Reason.CONTAINER_NOT_STARTED,
+    "PostStartHookError": Reason.CONTAINER_NOT_STARTED,
 }
 _INSUFFICIENT = re.compile(r"Insufficient ([A-Za-z0-9./_-]*[A-Za-z0-9])")
 _PLAIN_RESOURCES = {"cpu", "memory", "ephemeral-storage", "pods"}
@@ -37,6 +41,9 @@ _KEEPS_AWAY = {
     "free ports": "hostPort",
     "were unschedulable": "cordoned",
     "scheduling gates": "schedulingGates",
+    "max volume count": "volumes",
+    "allocate all claims": "resourceClaim",
+    "resourceclaim": "resourceClaim",
 }
 """Words of the scheduler, and what of the pod or the nodes they are about."""
 
@@ -64,6 +71,7 @@ _CLAIMS: tuple[tuple[str, Reason], ...] = (
     ("didn't find available persistent volumes to bind", Reason.CLAIM_UNBOUND),
 )
 """Words of the scheduler."""
+_LOST_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" bound to non-existent persistentvolume')
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" (?:not found|is being deleted)')
 SILENCE_SECONDS = 30.0
 """Volumes, network and sandbox of a pod usually take a few; a scheduler takes less than one."""
@@ -78,6 +86,23 @@ def refusal(deployment: Pod | None) -> Problem | None:
     said = failure.get("message", "")
     reason = next((reason for part, reason in (*_ADMISSION, *_REFUSALS) if part in said), Reason.POD_REFUSED)
     return Problem(reason, said)
+
+
+def stalled(deployment: Pod | None) -> str:
+    """The Deployment's words once a rollout has made no progress for as long as `progressDeadlineSeconds`."""
+    conditions = ((deployment or {}).get("status") or {}).get("conditions") or []
+    late = (one for one in conditions if one["type"] == "Progressing" and one["status"] == "False")
+    return next((f"{one.get('reason', '')}: {one.get('message', '')}" for one in late), "")
+
+
+def unexposed(service: Pod | None) -> str:
+    """Why a Service that should have an address outside of the cluster has none."""
+    if service is None or (service.get("spec") or {}).get("type") != "LoadBalancer":
+        return ""
+    if ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress"):
+        return ""
+    name = service["metadata"]["name"]
+    return f"no load balancer has given Service {name} an address yet: kubectl describe service {name}"
 
 
 def admission(said: str) -> Reason | None:
@@ -97,6 +122,7 @@ def pod_view(pod: Pod) -> PodView:
         ready=_condition(status, "Ready").get("status") == "True",
         ready_since=_time(_condition(status, "Ready").get("lastTransitionTime")),
         terminating=bool(meta.get("deletionTimestamp")),
+        ended_at=_ended_at(pod, status),
         template_hash=(meta.get("labels") or {}).get(TEMPLATE_HASH_LABEL, ""),
         downloading="running" in _state(model),
         started="running" in _state(engine),
@@ -110,13 +136,17 @@ def pod_view(pod: Pod) -> PodView:
 
 
 def _pod_problem(pod: Pod, status: dict[str, Any]) -> Problem | None:
-    if status.get("phase") == "Failed":
-        return Problem(Reason.POD_FAILED, " ".join(filter(None, (status.get("reason"), status.get("message")))))
+    if status.get("phase") in _OVER:
+        said = ": ".join(filter(None, (status.get("reason"), status.get("message"))))
+        evicted = status.get("reason") == "Evicted"
+        return Problem(Reason.EVICTED if evicted else Reason.POD_FAILED, said or "it ended without a word")
     scheduled = _condition(status, "PodScheduled")
     if scheduled.get("status") == "False":
         message = scheduled.get("message", "")
         if found := _MISSING_CLAIM.search(message):
             return Problem(Reason.CLAIM_MISSING, message, found[1])
+        if found := _LOST_CLAIM.search(message):
+            return Problem(Reason.CLAIM_LOST, message, found[1])
         if claim := next((reason for part, reason in _CLAIMS if part in message), None):
             return Problem(claim, message)
         return Problem(Reason.UNSCHEDULABLE, message, missing_resource(message))
@@ -125,19 +155,39 @@ def _pod_problem(pod: Pod, status: dict[str, Any]) -> Problem | None:
         name = container.get("name", "")
         if reason := _WAITING.get(waiting.get("reason", "")):
             return Problem(reason, f"container {name}: {waiting.get('message') or waiting['reason']}", name)
-        if name != MODEL_CONTAINER and (waiting.get("reason") == "CrashLoopBackOff" or _killed(container)):
+        crashes = waiting.get("reason") == "CrashLoopBackOff" or _killed(container)
+        if crashes and (name != MODEL_CONTAINER or _ended(container).get("reason") in _NEVER_RAN):
             return _crash(pod, name, container)
+    ready = _condition(status, "Ready")
+    if ready.get("status") == "False" and ready.get("reason") == Reason.READINESS_GATES_NOT_READY:
+        return Problem(Reason.READINESS_GATES_NOT_READY, ready.get("message", ""))
     return None
+
+
+_OVER = ("Failed", "Succeeded")
+
+
+def _ended_at(pod: Pod, status: dict[str, Any]) -> datetime | None:
+    """When a pod ended that runs no more; roughly, where nobody says it."""
+    if status.get("phase") not in _OVER:
+        return None
+    said = [_time(one.get("lastTransitionTime")) for one in status.get("conditions") or []]
+    said += [_time(status.get("startTime")), _time(pod["metadata"].get("creationTimestamp"))]
+    return max((time for time in said if time), default=datetime.min.replace(tzinfo=UTC))
 
 
 def _killed(container: dict[str, Any]) -> bool:
     """Killed for memory, and not ready since: it loads again, and will be killed again."""
-    ended = _state(container).get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
-    return ended.get("reason") == "OOMKilled" and not container.get("ready")
+    return _ended(container).get("reason") == "OOMKilled" and not container.get("ready")
+
+
+def _ended(container: dict[str, Any]) -> dict[str, Any]:
+    """How it ended last; empty if it never did."""
+    return _state(container).get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
 
 
 def _crash(pod: Pod, name: str, container: dict[str, Any]) -> Problem:
-    last = _state(container).get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
+    last = _ended(container)
     code = last.get("exitCode")
     if last.get("reason") == "OOMKilled":
         return Problem(
@@ -221,6 +271,8 @@ def _model_problem(pod: Pod, model: dict[str, Any]) -> Problem | None:
     if ended.get("reason") == "OOMKilled":
         killed = f"the download was killed at the container's memory limit{_limit(pod, MODEL_CONTAINER)}"
         return Problem(Reason.OUT_OF_MEMORY, killed, exit_code=code)
+    if ended.get("reason") in _NEVER_RAN:  # nothing of the model's
+        return None
     said = _said(ended)
     if "reason" not in said:
         text = (ended.get("message") or "").strip()

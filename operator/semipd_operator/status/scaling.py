@@ -38,6 +38,8 @@ def autoscaler_view(kind: str, live: dict[str, Any] | None, *, known: bool = Tru
                 if name in _HEALTH and entry["status"] == "False"
             }
         ),
+        at_max=said.get("ScalingLimited", {}).get("status") == "True"
+        and said["ScalingLimited"].get("reason") == "TooManyReplicas",
         active=said.get(_ACTIVE[kind], {}).get("status") == "True",
     )
 
@@ -65,6 +67,10 @@ def scaling_ready(seen: Observed) -> Verdict | None:
         return Verdict(kind, "False", Reason.METRICS_API_UNAVAILABLE, message)
     for problem in view.conditions.values():
         return Verdict(kind, "False", _cause(problem), f"{view.kind}: {problem.reason}: {problem.message}")
+    if view.at_max:
+        most = seen.service.spec.autoscaling.max_replicas if seen.service.spec.autoscaling else 0
+        message = f"the load asks for more than maxReplicas {most}: raise spec.autoscaling.maxReplicas"
+        return Verdict(kind, "True", Reason.AT_MAX_REPLICAS, message)
     if view.active:
         return Verdict(kind, "True", Reason.SCALING_ACTIVE)
     return Verdict(kind, "Unknown", Reason.AUTOSCALER_PENDING, f"the {view.kind} has not judged yet")

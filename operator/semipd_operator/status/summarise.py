@@ -13,13 +13,16 @@ from semipd_agent.contract import PartitionState
 from semipd_operator.api.v1alpha1.status import MetricStatus, SemiPDServiceStatus, SLOStatus
 from semipd_operator.reasons import ConditionType, Reason
 from semipd_operator.status import words
-from semipd_operator.status.model import failure, model_ready, model_status
+from semipd_operator.status.model import ON_THE_WAY, failure, model_ready, model_status
 from semipd_operator.status.observed import Observed, PodView, Problem
 from semipd_operator.status.partition import partition_applied, partition_status
 from semipd_operator.status.pods import SILENCE_SECONDS
 from semipd_operator.status.scaling import contested, scaling_ready
 from semipd_operator.status.slo import slo_attained, slo_feasible, slo_status
 from semipd_operator.status.verdict import Verdict
+
+ENDED_SECONDS = 600.0
+"""For so long a pod that was evicted or failed explains why there are too few."""
 
 
 def summarise(seen: Observed) -> SemiPDServiceStatus:
@@ -68,7 +71,7 @@ def available(seen: Observed) -> Verdict:
     cause = missing_pods(seen)
     if ready:
         told = f"{ready} of {wanted} pods are ready" + (f": {cause.message}" if cause and ready < wanted else "")
-        return Verdict(kind, "True", Reason.PODS_READY, told)
+        return Verdict(kind, "True", Reason.PODS_READY, "; ".join(filter(None, (told, seen.unexposed))))
     if cause:
         return Verdict(kind, "False", cause.reason, cause.message, cause.detail)
     if seen.live_pods:
@@ -86,7 +89,17 @@ def missing_pods(seen: Observed) -> Problem | None:
     for pod in seen.live_pods:
         if not pod.ready and (problem := _trouble(seen, pod)):
             return replace(problem, message=f"{pod.name}: {problem.message}")
-    return seen.refusal
+    return seen.refusal or _lately_ended(seen)
+
+
+def _lately_ended(seen: Observed) -> Problem | None:
+    """What took the last one: its successor is on its way, and may go the same way."""
+    ended = [(pod.ended_at, pod.name, pod.problem) for pod in seen.pods if pod.ended_at and pod.problem]
+    for when, name, problem in sorted(ended, key=lambda one: one[:2], reverse=True):
+        if (seen.now - when).total_seconds() <= ENDED_SECONDS:
+            many = f" ({len(ended)} pods have ended so far)" if len(ended) > 1 else ""
+            return replace(problem, message=f"{name}: {problem.message}{many}")
+    return None
 
 
 def _trouble(seen: Observed, pod: PodView) -> Problem | None:
@@ -128,7 +141,9 @@ def ready_verdict(seen: Observed, parts: list[Verdict]) -> Verdict:
     failing = [verdict for verdict in parts if verdict.status == "False" and not verdict.passing]
     failing += [verdict for verdict in parts if verdict.status == "Unknown"]
     if failing:
-        first = failing[0]
+        # That a model is on its way tells less than why a pod is missing, or lately went.
+        ahead = [one for one in failing if one.reason not in ON_THE_WAY] if cause else []
+        first = (ahead or failing)[0]
         return Verdict(kind, "False", first.reason, first.message, first.detail)
     outdated = [pod for pod in seen.live_pods if pod.template_hash != seen.template_hash]
     ready = len(seen.ready_pods)
@@ -136,6 +151,8 @@ def ready_verdict(seen: Observed, parts: list[Verdict]) -> Verdict:
         return Verdict(
             kind, "False", cause.reason, f"{ready} of {wanted} pods are ready: {cause.message}", cause.detail
         )
+    if seen.stalled and (outdated or ready < wanted):
+        return Verdict(kind, "False", Reason.ROLLOUT_STALLED, f"{ready} of {wanted} pods are ready: {seen.stalled}")
     if outdated:
         updated = len(seen.live_pods) - len(outdated)
         return Verdict(kind, "False", Reason.ROLLOUT_IN_PROGRESS, f"{updated} of {wanted} pods are updated")
@@ -144,7 +161,14 @@ def ready_verdict(seen: Observed, parts: list[Verdict]) -> Verdict:
     if seen.foreign_scaler:
         return Verdict(kind, "False", Reason.CONFLICTING_AUTOSCALER, contested(seen), seen.foreign_scaler)
     passing = [verdict.message for verdict in parts if verdict.passing]
+    passing += [seen.unexposed] if seen.unexposed else []
     return Verdict(kind, "True", Reason.READY, "; ".join([f"{ready} of {wanted} pods are ready", *passing]))
+
+
+def deleting(before: SemiPDServiceStatus, generation: int, finalizers: str, now: datetime) -> SemiPDServiceStatus:
+    """A service that is to go, and that someone's finalizers hold: nothing is done for it any more."""
+    message = f"it is being deleted, and waits for {finalizers}"
+    return _said(before, generation, [Verdict(ConditionType.READY, "False", Reason.DELETING, message)], now)
 
 
 def rejected(before: SemiPDServiceStatus, generation: int, message: str, now: datetime) -> SemiPDServiceStatus:
@@ -153,9 +177,13 @@ def rejected(before: SemiPDServiceStatus, generation: int, message: str, now: da
         Verdict(kind, "False", Reason.INVALID_SPEC, message)
         for kind in (ConditionType.SPEC_ACCEPTED, ConditionType.READY)
     ]
+    return _said(before, generation, verdicts, now)
+
+
+def _said(before: SemiPDServiceStatus, generation: int, verdicts: list[Verdict], now: datetime) -> SemiPDServiceStatus:
     kept = [condition for condition in before.conditions if condition.type not in {v.type for v in verdicts}]
     conditions = (*kept, *(verdict.condition(before, now, generation) for verdict in verdicts))
-    return before.model_copy(update={"reason": Reason.INVALID_SPEC.value, "conditions": conditions})
+    return before.model_copy(update={"reason": str(verdicts[-1].reason), "conditions": conditions})
 
 
 def write_due(

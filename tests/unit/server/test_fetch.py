@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from e2e.lib.hub import Hub, serving
+from semipd_engine.hub.download import _explain, of_file_system
+from semipd_engine.hub.fetch import EXIT_STATUS
 
 pytestmark = pytest.mark.unit
 
@@ -117,6 +120,18 @@ def test_a_cache_is_for_the_hub_alone(hub: Hub, tmp_path: Path) -> None:
         assert fetch(hub.url, tmp_path, *told, "--cache", str(tmp_path)).line["reason"] == "InvalidURI"
 
 
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(errno.EROFS, "CacheNotWritable"), (errno.EACCES, "CacheNotWritable"), (errno.ENOSPC, "NoSpace")],
+)
+def test_a_cache_that_takes_no_files_is_named(number: int, reason: str) -> None:
+    """Of a claim that is ReadOnlyMany, or another user's; root, as tests may be, writes everywhere."""
+    assert of_file_system(OSError(number, os.strerror(number))) == reason
+    failure = _explain("org/name", "main", OSError(number, os.strerror(number), "/models/x"))
+    assert failure.reason == reason and failure.reason in EXIT_STATUS
+    assert of_file_system(OSError(errno.EIO, "")) is None
+
+
 def test_its_token_is_in_no_word_of_it(hub: Hub, tmp_path: Path) -> None:
     """A secret without a known form, in a message and in a traceback's place."""
     secret, file = "correct-horse", tmp_path / "token"
@@ -154,6 +169,8 @@ def test_a_new_attempt_keeps_finished_files_and_clears_the_rest(hub: Hub, tmp_pa
 @pytest.mark.parametrize(
     ("refuse", "code", "reason", "words"),
     [
+        ((429, ""), 7, "Unreachable", "the hub wants fewer requests"),
+        ((500, ""), 7, "Unreachable", "the hub is in trouble"),
         ((401, "GatedRepo"), 3, "AuthRequired", "token"),
         ((403, "GatedRepo"), 3, "AuthRequired", "terms"),
         ((403, ""), 3, "AuthRequired", "token"),

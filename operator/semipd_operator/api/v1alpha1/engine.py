@@ -45,10 +45,29 @@ def _one_gpu(part: str) -> Rule:
     )
 
 
+def _whole_gpu(part: str) -> Rule:
+    """A MIG slice or a shared GPU has another name: it would be reserved, and the engine would run on the CPU."""
+    return Rule(
+        cel=f"!has(self.resources) || !has(self.resources.{part}) || "
+        f"self.resources.{part}.all(name, !name.startsWith('nvidia.com/') || name == '{GPU}')",
+        holds=lambda engine: all(is_whole_gpu(name) for name in getattr(engine.resources, part)),
+        message=f"engine.resources.{part} {NOT_WHOLE}",
+        field=f".resources.{part}",
+    )
+
+
+NOT_WHOLE = f"names a part of a GPU (nvidia.com/mig-…, nvidia.com/gpu.shared): a split needs a whole one, {GPU}"
+
+
+def is_whole_gpu(resource: str) -> bool:
+    """Whether the resource is a whole GPU, or none of NVIDIA's."""
+    return not resource.startswith("nvidia.com/") or resource == GPU
+
+
 class EngineSpec(ApiModel):
     """Rolls."""
 
-    RULES: ClassVar = (_one_gpu("limits"), _one_gpu("requests"))
+    RULES: ClassVar = (_one_gpu("limits"), _one_gpu("requests"), _whole_gpu("limits"), _whole_gpu("requests"))
 
     image: Text | None = Field(
         default=None, description="Image of agent and engine. Default: the operator's own choice (chart: engine.image)."

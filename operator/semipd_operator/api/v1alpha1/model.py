@@ -9,6 +9,8 @@ from pydantic import Field
 from semipd_operator.api.quantity import QuantityValue, positive_quantity
 from semipd_operator.api.rules import ApiModel, Rule, exactly_one, matches
 
+_PART = r"([^/.][^/]*|\.[^/.][^/]*|\.\.[^/]+)"
+"""Of a path: anything but ``.`` and ``..``."""
 Text = Annotated[str, Field(min_length=1, max_length=253)]
 
 
@@ -73,6 +75,10 @@ class ModelSpec(ApiModel):
             r"^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^/]+)*/?$",
             "model.uri names no claim: write it like pvc://CLAIM/FOLDER",
             unless="pvc://",
+        ),
+        matches(
+            f"^[a-z0-9]+:/*({_PART}(/+{_PART})*)?/*$",
+            "model.uri must not leave its volume: remove the parts . and ..",
         ),
         matches(
             r"^file:///[^/]",
