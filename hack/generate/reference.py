@@ -8,7 +8,7 @@ from semipd_agent.contract import DecisionReason
 from semipd_operator.api.rules import VALIDATIONS
 from semipd_operator.api.schema import Schema
 from semipd_operator.crd import COLUMNS, custom_resource_definition
-from semipd_operator.reasons import EVENTS, MEANING, REASONS
+from semipd_operator.reasons import MEANING, REASONS, EventReason
 
 _DECISIONS: dict[DecisionReason, str] = {
     DecisionReason.TTFT_ABOVE_TARGET: "The time to the first token was above its target: prefill got more.",
@@ -39,7 +39,7 @@ def conditions() -> str:
         if kind == "Ready":
             lines += ["", "Else Ready is False with the reason of the first of its conditions that is not True."]
     lines += ["", "## Events", "", "| reason | type | meaning |", "|---|---|---|"]
-    lines += [f"| `{reason}` | {kind} | {meaning} |" for reason, (kind, meaning) in EVENTS.items()]
+    lines += [f"| `{event}` | {event.type} | {event.meaning} |" for event in EventReason]
     lines += ["", "## Reasons of decisions (`status.partition.decisions`)", "", "| reason | meaning |", "|---|---|"]
     lines += [f"| `{reason}` | {_DECISIONS[reason]} |" for reason in DecisionReason]
     return "\n".join(lines) + "\n"

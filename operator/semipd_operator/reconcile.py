@@ -29,7 +29,7 @@ from semipd_operator.inquiry import Inquiry
 from semipd_operator.kube import ApiRefused, Kube
 from semipd_operator.metrics import APPLIES
 from semipd_operator.poller import AgentPoller, Watch
-from semipd_operator.reasons import EventReason, Reason
+from semipd_operator.reasons import EventReason, SpecReason
 from semipd_operator.render import (
     HPA,
     OPTIONAL_KINDS,
@@ -144,7 +144,7 @@ class Reconciler:
             live = self._own_deployment(service)
             reach = await self._reach(key, service)
         except ApiRefused as refused:
-            return Outcome("", problem=Problem(Reason.APPLY_FAILED, str(refused)), again=True)
+            return Outcome("", problem=Problem(SpecReason.APPLY_FAILED, str(refused)), again=True)
         if service.spec.paused:
             return Outcome(_live_template_hash(live), reach=reach)
         hold = reading.unread_below(*ROLLING_FIELDS)
@@ -158,16 +158,16 @@ class Reconciler:
                 model_revision=model_revision,
             )
         except Unrenderable as error:
-            return Outcome(_live_template_hash(live), Problem(Reason.INVALID_SPEC, str(error)), reach=reach)
+            return Outcome(_live_template_hash(live), Problem(SpecReason.INVALID_SPEC, str(error)), reach=reach)
         except InvalidTemplate as error:
-            return Outcome(_live_template_hash(live), Problem(Reason.INVALID_POD_TEMPLATE, str(error)), reach=reach)
+            return Outcome(_live_template_hash(live), Problem(SpecReason.INVALID_POD_TEMPLATE, str(error)), reach=reach)
         outcome = Outcome(rendered.template_hash, reach=reach, lacking=rendered.lacking)
         try:
             await self.apply_children(key, service, rendered, reach)
         except Blocked as blocked:
             return replace(outcome, problem=blocked.problem, again=blocked.again)
         except ApiRefused as refused:
-            return replace(outcome, problem=Problem(Reason.APPLY_FAILED, str(refused)), again=True)
+            return replace(outcome, problem=Problem(SpecReason.APPLY_FAILED, str(refused)), again=True)
         return outcome
 
     def use(self, settings: Settings) -> None:
@@ -251,7 +251,7 @@ class Reconciler:
             if live is not None and _controller(live) != meta.uid:
                 what = f"{obj['kind']} {obj['metadata']['name']}"
                 message = f"{what} exists and does not belong to this SemiPDService"
-                raise Blocked(Problem(Reason.NAME_CONFLICT, message, what.replace(" ", "/")), again=True)
+                raise Blocked(Problem(SpecReason.NAME_CONFLICT, message, what.replace(" ", "/")), again=True)
             current.append(live)
         for obj, live in zip(rendered.objects, current, strict=True):
             await self._apply(key, obj, live)
@@ -270,7 +270,9 @@ class Reconciler:
             denied = admission(str(refused))  # a policy answers as it likes, with 422, too
             # The object's own fault. An unknown field comes as 500: server-side apply cannot type the patch.
             invalid = not denied and (refused.status in (400, 422) or "field not declared in schema" in str(refused))
-            its_own = Reason.INVALID_POD_TEMPLATE if invalid and obj["kind"] == "Deployment" else Reason.APPLY_FAILED
+            its_own = (
+                SpecReason.INVALID_POD_TEMPLATE if invalid and obj["kind"] == "Deployment" else SpecReason.APPLY_FAILED
+            )
             reason = denied or its_own
             message = f"{obj['kind']} {obj['metadata']['name']}: {refused}"
             raise Blocked(Problem(reason, message), again=not invalid) from refused
@@ -353,7 +355,7 @@ def _unread(reading: Reading, outcome: Outcome) -> Problem | None:
     if not reading.errors:
         return None
     told = [*reading.errors, *([outcome.problem.message] if outcome.problem else [])]
-    return Problem(Reason.INVALID_SPEC, "; ".join(told))
+    return Problem(SpecReason.INVALID_SPEC, "; ".join(told))
 
 
 def _lack(kind: Kind, reach: Reach) -> str:

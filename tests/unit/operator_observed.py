@@ -21,7 +21,7 @@ from semipd_agent.contract import (
 )
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
-from semipd_operator.reasons import Reason
+from semipd_operator.reasons import PodTrouble, SpecReason
 from semipd_operator.status import AgentView, Observed, PodView, Problem, summarise
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -97,7 +97,7 @@ WAITING = {
 }
 LOADING_ENGINE = EngineStatus(state=EnginePhase.LOADING, ready=False, load_progress_percent=47)
 NOT_READY = pod(ready=False)
-GPU = Problem(Reason.UNSCHEDULABLE, "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.", "nvidia.com/gpu")
+GPU = Problem(PodTrouble.UNSCHEDULABLE, "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.", "nvidia.com/gpu")
 ADJUSTING = {"state": PartitionState.ADJUSTING, "reason": PartitionReason.ADJUSTING, "mode": Mode.AUTO}
 SILENT = {"state": PartitionState.FAILED, "reason": PartitionReason.WORKER_NOT_RESPONDING, "applied": None}
 
@@ -247,7 +247,7 @@ TABLE: dict[str, tuple[Observed, dict[str, str]]] = {
         {"PartitionApplied": "True Disabled", "Ready": "True Ready"},
     ),
     "name conflict": (
-        observed(problem=Problem(Reason.NAME_CONFLICT, "Service demo exists", "Service/demo")),
+        observed(problem=Problem(SpecReason.NAME_CONFLICT, "Service demo exists", "Service/demo")),
         {"SpecAccepted": "False NameConflict", "Available": "True PodsReady", "Ready": "False NameConflict"},
     ),
 }

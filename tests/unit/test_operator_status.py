@@ -20,8 +20,7 @@ from semipd_agent.partitioner.mps.preflight import POLICIES
 from semipd_engine.hub import download
 from semipd_operator.api.v1alpha1.resource import dump_status, parse_status
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
-from semipd_operator.reason_entries import NO_START
-from semipd_operator.reasons import REASONS, ConditionType
+from semipd_operator.reasons import REASONS, ConditionType, NoStart
 from semipd_operator.status import Problem, summarise
 from semipd_operator.status.events import events
 from semipd_operator.status.model import resolved_revision
@@ -61,7 +60,7 @@ def test_every_reason_of_a_fetch_is_in_the_table_of_reasons() -> None:
 def test_every_reason_that_an_agent_gives_for_a_failure_is_in_the_table() -> None:
     shown = {entry.reason.value for entry in REASONS[ConditionType.PARTITION_APPLIED]}
     assert {reason.value for reason in PartitionReason} <= shown
-    start = {entry.reason.value for entry in NO_START}
+    start = {entry.reason.value for entry in NoStart}
     assert {reason.value for reason, _ in POLICIES} <= start
 
 

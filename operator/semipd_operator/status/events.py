@@ -5,13 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from semipd_operator.api.v1alpha1.status import Condition, DecisionStatus, SemiPDServiceStatus
-from semipd_operator.reason_entries import MPS_LOST, NO_START
-from semipd_operator.reasons import EVENTS, ConditionType, EventReason, Reason
+from semipd_operator.reasons import (
+    ConditionType,
+    EventReason,
+    ModelReason,
+    MPSLost,
+    NoStart,
+    PodsReason,
+    ReadyReason,
+    Reason,
+    SplitReason,
+)
 
-_PASSING = {
-    ConditionType.AVAILABLE: {Reason.NO_PODS, Reason.PODS_NOT_READY, Reason.SCALED_TO_ZERO},
-    ConditionType.MODEL_READY: {Reason.LOADING, Reason.DOWNLOADING},
-    ConditionType.PARTITION_APPLIED: {Reason.APPLYING, Reason.ADJUSTING, Reason.ENGINE_NOT_READY},
+_PASSING: dict[ConditionType, set[Reason]] = {
+    ConditionType.AVAILABLE: {PodsReason.NO_PODS, PodsReason.PODS_NOT_READY, ReadyReason.SCALED_TO_ZERO},
+    ConditionType.MODEL_READY: {ModelReason.LOADING, ModelReason.DOWNLOADING},
+    ConditionType.PARTITION_APPLIED: {SplitReason.APPLYING, SplitReason.ADJUSTING, SplitReason.ENGINE_NOT_READY},
 }
 """False for these reasons is on the way, not wrong."""
 
@@ -23,7 +32,7 @@ class Event:
 
     @property
     def type(self) -> str:
-        return EVENTS[self.reason][0]
+        return self.reason.type
 
 
 def events(before: SemiPDServiceStatus, after: SemiPDServiceStatus) -> list[Event]:
@@ -51,7 +60,7 @@ def tell(decision: DecisionStatus) -> str:
 
 def _rolling(status: SemiPDServiceStatus) -> bool:
     ready = status.condition(ConditionType.READY)
-    return status.updated_replicas < status.replicas or bool(ready and ready.reason == Reason.ROLLOUT_IN_PROGRESS)
+    return status.updated_replicas < status.replicas or bool(ready and ready.reason == ReadyReason.ROLLOUT_IN_PROGRESS)
 
 
 def _edges(kind: ConditionType, before: Condition | None, after: Condition | None) -> list[Event]:
@@ -70,9 +79,9 @@ def _edges(kind: ConditionType, before: Condition | None, after: Condition | Non
         case ConditionType.AVAILABLE if wrong:
             return [Event(EventReason.NOT_AVAILABLE, said)]
         case ConditionType.PARTITION_APPLIED if wrong:
-            if after.reason == Reason.AGENT_UNREACHABLE:
+            if after.reason == SplitReason.AGENT_UNREACHABLE:
                 return [Event(EventReason.AGENT_UNREACHABLE, said)]
-            without_mps = after.reason in {entry.reason for entry in (*NO_START, *MPS_LOST)}
+            without_mps = after.reason in {entry.reason for entry in (*NoStart, *MPSLost)}
             return [Event(EventReason.MPS_UNAVAILABLE if without_mps else EventReason.PARTITION_APPLY_FAILED, said)]
         case ConditionType.SLO_ATTAINED if flipped and after.status == "False":
             return [Event(EventReason.SLO_VIOLATED, said)]

@@ -8,7 +8,7 @@ from semipd_agent.contract import EnginePhase
 from semipd_operator.api.v1alpha1.model import ModelSpec
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.api.v1alpha1.status import ModelFailure, ModelStatus, SemiPDServiceStatus
-from semipd_operator.reasons import ConditionType, Reason
+from semipd_operator.reasons import ConditionType, ModelReason, ModelTrouble, ReadyReason
 from semipd_operator.render.pod import served_name
 from semipd_operator.status import words
 from semipd_operator.status.observed import Observed, PodView, Problem
@@ -18,7 +18,7 @@ State = Literal["Pending", "Downloading", "Loading", "Loaded", "Failed"]
 
 _PROGRESS_STEP = 10
 """Percent; finer steps would only be writes."""
-ON_THE_WAY = (Reason.PENDING, Reason.DOWNLOADING, Reason.LOADING)
+ON_THE_WAY = (ModelReason.PENDING, ModelReason.DOWNLOADING, ModelReason.LOADING)
 _HAS_WEIGHTS = (EnginePhase.READY, EnginePhase.DEGRADED, EnginePhase.DRAINING)
 
 
@@ -39,8 +39,8 @@ def failure(seen: Observed, pod: PodView) -> Problem | None:
         return pod.model_problem
     report = seen.report(pod)
     if report and report.engine.state is EnginePhase.FAILED:
-        return Problem(report.engine.reason or Reason.LOAD_FAILED, report.engine.message)
-    if pod.problem and pod.problem.reason == Reason.OUT_OF_MEMORY:
+        return Problem(report.engine.reason or ModelTrouble.LOAD_FAILED, report.engine.message)
+    if pod.problem and pod.problem.reason == ModelTrouble.OUT_OF_MEMORY:
         return pod.problem
     return None
 
@@ -52,14 +52,16 @@ def model_ready(seen: Observed) -> Verdict:
             return Verdict(kind, "False", problem.reason, f"{pod.name}: {problem.message}")
     states = [pod_state(seen, pod) for pod in seen.live_pods]
     if "Loaded" in states:
-        return Verdict(kind, "True", Reason.LOADED, f"{states.count('Loaded')} of {len(states)} pods have it loaded")
+        return Verdict(
+            kind, "True", ModelReason.LOADED, f"{states.count('Loaded')} of {len(states)} pods have it loaded"
+        )
     if "Loading" in states:
-        return Verdict(kind, "False", Reason.LOADING, "the engine loads the weights")
+        return Verdict(kind, "False", ModelReason.LOADING, "the engine loads the weights")
     if "Downloading" in states:
-        return Verdict(kind, "False", Reason.DOWNLOADING, "the init container `model` downloads the weights")
+        return Verdict(kind, "False", ModelReason.DOWNLOADING, "the init container `model` downloads the weights")
     if seen.service.spec.replicas == 0:
-        return Verdict(kind, "Unknown", Reason.SCALED_TO_ZERO, "spec.replicas is 0")
-    return Verdict(kind, "Unknown", Reason.PENDING, "no pod has started")
+        return Verdict(kind, "Unknown", ReadyReason.SCALED_TO_ZERO, "spec.replicas is 0")
+    return Verdict(kind, "Unknown", ModelReason.PENDING, "no pod has started")
 
 
 def _revision(model: ModelSpec) -> str:

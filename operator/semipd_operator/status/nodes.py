@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from semipd_operator.api.v1alpha1.engine import GPU
-from semipd_operator.reasons import Reason
+from semipd_operator.reasons import PodTrouble, Reason
 from semipd_operator.status.observed import Problem
 
 Object = dict[str, Any]
@@ -15,11 +15,11 @@ Object = dict[str, Any]
 _SUMMARY = ("Unable to attach or mount volumes", "timed out waiting", "error killing pod")
 """The kubelet's summaries tell less than what comes before them."""
 _OF_STARTING: dict[str, Reason] = {
-    "FailedMount": Reason.VOLUME_NOT_MOUNTED,
-    "FailedAttachVolume": Reason.VOLUME_NOT_MOUNTED,
-    "FailedMapVolume": Reason.VOLUME_NOT_MOUNTED,
-    "FailedCreatePodSandBox": Reason.CONTAINER_NOT_STARTED,
-    "NetworkNotReady": Reason.CONTAINER_NOT_STARTED,
+    "FailedMount": PodTrouble.VOLUME_NOT_MOUNTED,
+    "FailedAttachVolume": PodTrouble.VOLUME_NOT_MOUNTED,
+    "FailedMapVolume": PodTrouble.VOLUME_NOT_MOUNTED,
+    "FailedCreatePodSandBox": PodTrouble.CONTAINER_NOT_STARTED,
+    "NetworkNotReady": PodTrouble.CONTAINER_NOT_STARTED,
 }
 _MISSING_OBJECT = re.compile(r'\b(secret|configmap|persistentvolumeclaim) "(?:[^"/]*/)?([^"]+)" not found')
 _MISSING_KEY = re.compile(r"references non-existent (?:secret|config) key: (\S+)")
@@ -34,11 +34,11 @@ def complaint(warnings: list[Object]) -> Problem | None:
         return None
     words = str(telling[-1]["message"])
     if "Multi-Attach" in words:
-        return Problem(Reason.CLAIM_IN_USE, words)
+        return Problem(PodTrouble.CLAIM_IN_USE, words)
     if missing := _MISSING_OBJECT.search(words):
-        return Problem(Reason.VOLUME_NOT_MOUNTED, words, f"{missing[1]}/{missing[2]}")
+        return Problem(PodTrouble.VOLUME_NOT_MOUNTED, words, f"{missing[1]}/{missing[2]}")
     if key := _MISSING_KEY.search(words):
-        return Problem(Reason.VOLUME_NOT_MOUNTED, words, f"key {key[1]}")
+        return Problem(PodTrouble.VOLUME_NOT_MOUNTED, words, f"key {key[1]}")
     return Problem(_OF_STARTING[telling[-1]["reason"]], words)
 
 
@@ -58,13 +58,13 @@ class NodeView:
 def node_view(name: str, node: Object | None) -> NodeView:
     """None: there is no such node, though a pod is bound to it."""
     if node is None:
-        return NodeView(problem=Problem(Reason.NODE_NOT_READY, f"node {name} is gone", name))
+        return NodeView(problem=Problem(PodTrouble.NODE_NOT_READY, f"node {name} is gone", name))
     conditions = (node.get("status") or {}).get("conditions") or []
     ready = next((one for one in conditions if one.get("type") == "Ready"), None)
     problem = None
     if ready and ready.get("status") != "True":
         words = ready.get("message") or ready.get("reason") or "it says nothing"
-        problem = Problem(Reason.NODE_NOT_READY, f"node {name} is not ready: {words}", name)
+        problem = Problem(PodTrouble.NODE_NOT_READY, f"node {name} is not ready: {words}", name)
     return NodeView(gpu_sharing(node), problem)
 
 

@@ -14,7 +14,7 @@ from semipd_operator.api.v1alpha1.status import (
     PodPartition,
     Shares,
 )
-from semipd_operator.reasons import ConditionType, Reason
+from semipd_operator.reasons import ConditionType, SplitReason
 from semipd_operator.status import words
 from semipd_operator.status.observed import Observed, PodView
 from semipd_operator.status.verdict import Verdict
@@ -34,10 +34,10 @@ _WEAKEST_FIRST: tuple[str, ...] = (Enforcement.NONE, Enforcement.PACED, Enforcem
 def partition_applied(seen: Observed) -> Verdict:
     kind = ConditionType.PARTITION_APPLIED
     if not seen.ready_pods:
-        return _refused(seen) or Verdict(kind, "Unknown", Reason.NO_READY_PODS, "no pod is ready")
+        return _refused(seen) or Verdict(kind, "Unknown", SplitReason.NO_READY_PODS, "no pod is ready")
     verdicts = [_pod_verdict(seen, pod) for pod in seen.ready_pods]
     failing = next(iter(sorted((one for one in verdicts if one.status != "True"), key=lambda one: one.passing)), None)
-    moving = next((verdict for verdict in verdicts if verdict.reason == Reason.ADJUSTING), None)
+    moving = next((verdict for verdict in verdicts if verdict.reason == SplitReason.ADJUSTING), None)
     return failing or moving or verdicts[0]
 
 
@@ -61,32 +61,34 @@ def _pod_verdict(seen: Observed, pod: PodView) -> Verdict:
     if report is None:
         if agent.report is None and not agent.error:
             new = pod.ready_since is not None and seen.now - pod.ready_since <= FIRST_WORD
-            return verdict("False", Reason.AGENT_UNREACHABLE, "its agent was not heard yet", passing=new)
+            return verdict("False", SplitReason.AGENT_UNREACHABLE, "its agent was not heard yet", passing=new)
         if agent.error:
-            return verdict("False", Reason.AGENT_UNREACHABLE, agent.error)
-        return verdict("False", Reason.REPORT_STALE, "its last report is too old")
+            return verdict("False", SplitReason.AGENT_UNREACHABLE, agent.error)
+        return verdict("False", SplitReason.REPORT_STALE, "its last report is too old")
     partition = report.partition
     # A paused service pushes nothing, so its pods may well be of an older generation.
     if not service.spec.paused:
         in_time = seen.now - (agent.behind_since or seen.now) <= GRACE
         if partition.mode != service.spec.mode:
             message = f"it runs mode {partition.mode}, not {service.spec.mode}"
-            return verdict("False", Reason.APPLYING, message, passing=in_time)
+            return verdict("False", SplitReason.APPLYING, message, passing=in_time)
         if service.spec.mode is Mode.MANUAL and partition.requested != service.spec.split:
-            return verdict("False", Reason.APPLYING, f"it still asks for {partition.requested}", passing=in_time)
+            return verdict("False", SplitReason.APPLYING, f"it still asks for {partition.requested}", passing=in_time)
         if report.config_generation < service.metadata.generation and not in_time:
-            return verdict("False", Reason.APPLYING, "it does not have this generation's configuration")
+            return verdict("False", SplitReason.APPLYING, "it does not have this generation's configuration")
     if partition.mode is Mode.DISABLED:
-        return verdict("True", Reason.DISABLED)
+        return verdict("True", SplitReason.DISABLED)
     if pod.gpu_sharing:
-        return verdict("False", Reason.GPU_SHARED, f"node {pod.node} gives its GPU to several pods ({pod.gpu_sharing})")
+        return verdict(
+            "False", SplitReason.GPU_SHARED, f"node {pod.node} gives its GPU to several pods ({pod.gpu_sharing})"
+        )
     if partition.state is PartitionState.APPLIED:
-        return verdict("True", Reason.APPLIED)
+        return verdict("True", SplitReason.APPLIED)
     if partition.state is PartitionState.ADJUSTING:
         in_time = seen.now - (agent.adjusting_since or seen.now) <= GRACE
         message = partition.message or f"moving to {partition.requested}"
         status = "True" if in_time and partition.mode is Mode.AUTO else "False"
-        return verdict(status, Reason.ADJUSTING, message, passing=in_time)
+        return verdict(status, SplitReason.ADJUSTING, message, passing=in_time)
     return verdict("False", str(partition.reason), partition.message or str(partition.state))
 
 

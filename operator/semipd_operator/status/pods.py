@@ -7,7 +7,7 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
-from semipd_operator.reasons import Reason
+from semipd_operator.reasons import Admission, ModelTrouble, PodTrouble, Reason
 from semipd_operator.render.names import ENGINE_CONTAINER, MODEL_CONTAINER, TEMPLATE_HASH_LABEL
 from semipd_operator.status import words
 from semipd_operator.status.observed import PodView, Problem
@@ -15,19 +15,19 @@ from semipd_operator.status.observed import PodView, Problem
 Pod = dict[str, Any]
 
 _WAITING = {
-    "ErrImagePull": Reason.IMAGE_PULL_FAILED,
-    "ImagePullBackOff": Reason.IMAGE_PULL_FAILED,
-    "InvalidImageName": Reason.IMAGE_PULL_FAILED,
-    "ErrImageNeverPull": Reason.IMAGE_PULL_FAILED,
-    "ImageInspectError": Reason.IMAGE_PULL_FAILED,
-    "RegistryUnavailable": Reason.IMAGE_PULL_FAILED,
-    "SignatureValidationFailed": Reason.IMAGE_PULL_FAILED,
-    "CreateContainerConfigError": Reason.CREATE_CONTAINER_CONFIG_ERROR,
-    "CreateContainerError": Reason.CONTAINER_NOT_STARTED,
-    "RunContainerError": Reason.CONTAINER_NOT_STARTED,
-    "PreCreateHookError": Reason.CONTAINER_NOT_STARTED,
-    "PreStartHookError": Reason.CONTAINER_NOT_STARTED,
-    "PostStartHookError": Reason.CONTAINER_NOT_STARTED,
+    "ErrImagePull": PodTrouble.IMAGE_PULL_FAILED,
+    "ImagePullBackOff": PodTrouble.IMAGE_PULL_FAILED,
+    "InvalidImageName": PodTrouble.IMAGE_PULL_FAILED,
+    "ErrImageNeverPull": PodTrouble.IMAGE_PULL_FAILED,
+    "ImageInspectError": PodTrouble.IMAGE_PULL_FAILED,
+    "RegistryUnavailable": PodTrouble.IMAGE_PULL_FAILED,
+    "SignatureValidationFailed": PodTrouble.IMAGE_PULL_FAILED,
+    "CreateContainerConfigError": PodTrouble.CREATE_CONTAINER_CONFIG_ERROR,
+    "CreateContainerError": PodTrouble.CONTAINER_NOT_STARTED,
+    "RunContainerError": PodTrouble.CONTAINER_NOT_STARTED,
+    "PreCreateHookError": PodTrouble.CONTAINER_NOT_STARTED,
+    "PreStartHookError": PodTrouble.CONTAINER_NOT_STARTED,
+    "PostStartHookError": PodTrouble.CONTAINER_NOT_STARTED,
 }
 _INSUFFICIENT = re.compile(r"Insufficient ([A-Za-z0-9./_-]*[A-Za-z0-9])")
 _PLAIN_RESOURCES = {"cpu", "memory", "ephemeral-storage", "pods"}
@@ -48,27 +48,27 @@ _KEEPS_AWAY = {
 """Words of the scheduler, and what of the pod or the nodes they are about."""
 
 _ADMISSION: tuple[tuple[str, Reason], ...] = (
-    ("failed calling webhook", Reason.ADMISSION_WEBHOOK_FAILED),
-    ("denied the request", Reason.ADMISSION_DENIED),
-    ("denied request", Reason.ADMISSION_DENIED),
+    ("failed calling webhook", Admission.ADMISSION_WEBHOOK_FAILED),
+    ("denied the request", Admission.ADMISSION_DENIED),
+    ("denied request", Admission.ADMISSION_DENIED),
 )
 """Of webhooks and of policies. Their words are the cluster's: they come before those below, which may be in them."""
 _REFUSALS: tuple[tuple[str, Reason], ...] = (
-    ("exceeded quota", Reason.QUOTA_EXCEEDED),
-    ("failed quota", Reason.QUOTA_EXCEEDED),
-    ("violates PodSecurity", Reason.POD_SECURITY_VIOLATED),
-    ("RuntimeClass", Reason.RUNTIME_CLASS_MISSING),
-    ("per Container is", Reason.LIMIT_RANGE_VIOLATED),
-    ("per Pod is", Reason.LIMIT_RANGE_VIOLATED),
-    ("no PriorityClass with name", Reason.PRIORITY_CLASS_MISSING),
-    ("error looking up service account", Reason.SERVICE_ACCOUNT_MISSING),
+    ("exceeded quota", PodTrouble.QUOTA_EXCEEDED),
+    ("failed quota", PodTrouble.QUOTA_EXCEEDED),
+    ("violates PodSecurity", PodTrouble.POD_SECURITY_VIOLATED),
+    ("RuntimeClass", PodTrouble.RUNTIME_CLASS_MISSING),
+    ("per Container is", PodTrouble.LIMIT_RANGE_VIOLATED),
+    ("per Pod is", PodTrouble.LIMIT_RANGE_VIOLATED),
+    ("no PriorityClass with name", PodTrouble.PRIORITY_CLASS_MISSING),
+    ("error looking up service account", PodTrouble.SERVICE_ACCOUNT_MISSING),
 )
 """Words of the API server's admission plugins, in the order in which they are looked for."""
 _CLAIMS: tuple[tuple[str, Reason], ...] = (
-    ("ReadWriteOncePod", Reason.CLAIM_IN_USE),
-    ("volume node affinity conflict", Reason.CLAIM_IN_USE),
-    ("unbound immediate PersistentVolumeClaims", Reason.CLAIM_UNBOUND),
-    ("didn't find available persistent volumes to bind", Reason.CLAIM_UNBOUND),
+    ("ReadWriteOncePod", PodTrouble.CLAIM_IN_USE),
+    ("volume node affinity conflict", PodTrouble.CLAIM_IN_USE),
+    ("unbound immediate PersistentVolumeClaims", PodTrouble.CLAIM_UNBOUND),
+    ("didn't find available persistent volumes to bind", PodTrouble.CLAIM_UNBOUND),
 )
 """Words of the scheduler."""
 _LOST_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" bound to non-existent persistentvolume')
@@ -84,7 +84,7 @@ def refusal(deployment: Pod | None) -> Problem | None:
     if failure is None:
         return None
     said = failure.get("message", "")
-    reason = next((reason for part, reason in (*_ADMISSION, *_REFUSALS) if part in said), Reason.POD_REFUSED)
+    reason = next((reason for part, reason in (*_ADMISSION, *_REFUSALS) if part in said), PodTrouble.POD_REFUSED)
     return Problem(reason, said)
 
 
@@ -139,17 +139,17 @@ def _pod_problem(pod: Pod, status: dict[str, Any]) -> Problem | None:
     if status.get("phase") in _OVER:
         said = ": ".join(filter(None, (status.get("reason"), status.get("message"))))
         evicted = status.get("reason") == "Evicted"
-        return Problem(Reason.EVICTED if evicted else Reason.POD_FAILED, said or "it ended without a word")
+        return Problem(PodTrouble.EVICTED if evicted else PodTrouble.POD_FAILED, said or "it ended without a word")
     scheduled = _condition(status, "PodScheduled")
     if scheduled.get("status") == "False":
         message = scheduled.get("message", "")
         if found := _MISSING_CLAIM.search(message):
-            return Problem(Reason.CLAIM_MISSING, message, found[1])
+            return Problem(PodTrouble.CLAIM_MISSING, message, found[1])
         if found := _LOST_CLAIM.search(message):
-            return Problem(Reason.CLAIM_LOST, message, found[1])
+            return Problem(PodTrouble.CLAIM_LOST, message, found[1])
         if claim := next((reason for part, reason in _CLAIMS if part in message), None):
             return Problem(claim, message)
-        return Problem(Reason.UNSCHEDULABLE, message, missing_resource(message))
+        return Problem(PodTrouble.UNSCHEDULABLE, message, missing_resource(message))
     for container in _containers(status):
         waiting = _state(container).get("waiting") or {}
         name = container.get("name", "")
@@ -159,8 +159,8 @@ def _pod_problem(pod: Pod, status: dict[str, Any]) -> Problem | None:
         if crashes and (name != MODEL_CONTAINER or _ended(container).get("reason") in _NEVER_RAN):
             return _crash(pod, name, container)
     ready = _condition(status, "Ready")
-    if ready.get("status") == "False" and ready.get("reason") == Reason.READINESS_GATES_NOT_READY:
-        return Problem(Reason.READINESS_GATES_NOT_READY, ready.get("message", ""))
+    if ready.get("status") == "False" and ready.get("reason") == PodTrouble.READINESS_GATES_NOT_READY:
+        return Problem(PodTrouble.READINESS_GATES_NOT_READY, ready.get("message", ""))
     return None
 
 
@@ -191,15 +191,18 @@ def _crash(pod: Pod, name: str, container: dict[str, Any]) -> Problem:
     code = last.get("exitCode")
     if last.get("reason") == "OOMKilled":
         return Problem(
-            Reason.OUT_OF_MEMORY, f"container {name} was killed at its memory limit{_limit(pod, name)}", name, code
+            ModelTrouble.OUT_OF_MEMORY,
+            f"container {name} was killed at its memory limit{_limit(pod, name)}",
+            name,
+            code,
         )
     said = words.masked((last.get("message") or "")[-_MOST_READ:]).strip()
     if last.get("reason") in _NEVER_RAN:
-        return Problem(Reason.CONTAINER_NOT_STARTED, f"container {name}: {said}", name, code)
+        return Problem(PodTrouble.CONTAINER_NOT_STARTED, f"container {name}: {said}", name, code)
     count = container.get("restartCount", 0)
     lines = "; ".join(said.splitlines()[-_LAST_LINES:])[-_LAST_CHARACTERS:]
     message = f"container {name} ended {count} times, last with exit status {code}" + (f": {lines}" if lines else "")
-    return Problem(Reason.CRASH_LOOP, message, name, code)
+    return Problem(PodTrouble.CRASH_LOOP, message, name, code)
 
 
 _NEVER_RAN = ("StartError", "ContainerCannotRun")
@@ -270,14 +273,14 @@ def _model_problem(pod: Pod, model: dict[str, Any]) -> Problem | None:
         return None
     if ended.get("reason") == "OOMKilled":
         killed = f"the download was killed at the container's memory limit{_limit(pod, MODEL_CONTAINER)}"
-        return Problem(Reason.OUT_OF_MEMORY, killed, exit_code=code)
+        return Problem(ModelTrouble.OUT_OF_MEMORY, killed, exit_code=code)
     if ended.get("reason") in _NEVER_RAN:  # nothing of the model's
         return None
     said = _said(ended)
     if "reason" not in said:
         text = (ended.get("message") or "").strip()
         return Problem(
-            Reason.DOWNLOAD_FAILED, text or f"semipd-engine fetch ended with exit status {code}", exit_code=code
+            ModelTrouble.DOWNLOAD_FAILED, text or f"semipd-engine fetch ended with exit status {code}", exit_code=code
         )
     return Problem(str(said["reason"]), str(said.get("message") or said.get("detail") or ""), exit_code=code)
 

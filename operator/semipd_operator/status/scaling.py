@@ -10,7 +10,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
-from semipd_operator.reasons import ConditionType, Reason
+from semipd_operator.reasons import ConditionType, ReadyReason, Reason, ScalingReason
 from semipd_operator.status.observed import AutoscalerView, Observed, Problem
 from semipd_operator.status.verdict import Verdict
 
@@ -47,33 +47,33 @@ def autoscaler_view(kind: str, live: dict[str, Any] | None, *, known: bool = Tru
 def scaling_ready(seen: Observed) -> Verdict | None:
     view, kind = seen.autoscaler, ConditionType.SCALING_READY
     if seen.foreign_scaler:
-        return Verdict(kind, "False", Reason.CONFLICTING_AUTOSCALER, contested(seen), seen.foreign_scaler)
+        return Verdict(kind, "False", ScalingReason.CONFLICTING_AUTOSCALER, contested(seen), seen.foreign_scaler)
     if view is None:
         return None
     if not view.known:
-        return Verdict(kind, "False", Reason.KEDA_NOT_INSTALLED, "the cluster does not know keda.sh/v1alpha1")
+        return Verdict(kind, "False", ScalingReason.KEDA_NOT_INSTALLED, "the cluster does not know keda.sh/v1alpha1")
     if view.refusal:
-        return Verdict(kind, "False", Reason.NOT_GRANTED, view.refusal)
+        return Verdict(kind, "False", ScalingReason.NOT_GRANTED, view.refusal)
     if seen.service.spec.replicas == 0:
-        return Verdict(kind, "Unknown", Reason.SCALED_TO_ZERO, "spec.replicas is 0")
+        return Verdict(kind, "Unknown", ReadyReason.SCALED_TO_ZERO, "spec.replicas is 0")
     if not view.found:
-        return Verdict(kind, "Unknown", Reason.AUTOSCALER_PENDING, f"the {view.kind} does not exist yet")
+        return Verdict(kind, "Unknown", ScalingReason.AUTOSCALER_PENDING, f"the {view.kind} does not exist yet")
     missing = any(problem.reason == _NO_METRIC for problem in view.conditions.values())
     if view.metrics_owner and (missing or not view.metrics_served):
         message = f"{view.metrics_owner} is registered for {EXTERNAL_METRICS_API}, and does not serve the metric"
-        return Verdict(kind, "False", Reason.METRICS_SERVED_ELSEWHERE, message, view.metrics_owner)
+        return Verdict(kind, "False", ScalingReason.METRICS_SERVED_ELSEWHERE, message, view.metrics_owner)
     if not view.metrics_served:
         message = f"no server answers for {EXTERNAL_METRICS_API}"
-        return Verdict(kind, "False", Reason.METRICS_API_UNAVAILABLE, message)
+        return Verdict(kind, "False", ScalingReason.METRICS_API_UNAVAILABLE, message)
     for problem in view.conditions.values():
         return Verdict(kind, "False", _cause(problem), f"{view.kind}: {problem.reason}: {problem.message}")
     if view.at_max:
         most = seen.service.spec.autoscaling.max_replicas if seen.service.spec.autoscaling else 0
         message = f"the load asks for more than maxReplicas {most}: raise spec.autoscaling.maxReplicas"
-        return Verdict(kind, "True", Reason.AT_MAX_REPLICAS, message)
+        return Verdict(kind, "True", ScalingReason.AT_MAX_REPLICAS, message)
     if view.active:
-        return Verdict(kind, "True", Reason.SCALING_ACTIVE)
-    return Verdict(kind, "Unknown", Reason.AUTOSCALER_PENDING, f"the {view.kind} has not judged yet")
+        return Verdict(kind, "True", ScalingReason.SCALING_ACTIVE)
+    return Verdict(kind, "Unknown", ScalingReason.AUTOSCALER_PENDING, f"the {view.kind} has not judged yet")
 
 
 def contested(seen: Observed) -> str:
@@ -87,10 +87,10 @@ def contested(seen: Observed) -> str:
 def _cause(problem: Problem) -> Reason:
     match problem.reason:
         case _ if problem.reason == _NO_METRIC:
-            return Reason.METRICS_MISSING
+            return ScalingReason.METRICS_MISSING
         case "AmbiguousSelector":
-            return Reason.CONFLICTING_AUTOSCALER
-    return Reason.AUTOSCALER_FAILED
+            return ScalingReason.CONFLICTING_AUTOSCALER
+    return ScalingReason.AUTOSCALER_FAILED
 
 
 def fullness(seen: Observed) -> float | None:

@@ -6,7 +6,7 @@ from math import floor, log10
 
 from semipd_agent.contract import MetricWindow, SLOReport
 from semipd_operator.api.v1alpha1.status import MetricStatus, SLOStatus
-from semipd_operator.reasons import ConditionType, Reason
+from semipd_operator.reasons import ConditionType, SLOReason
 from semipd_operator.status.observed import Observed
 from semipd_operator.status.verdict import Verdict
 
@@ -55,19 +55,19 @@ def slo_attained(seen: Observed) -> Verdict | None:
     kind = ConditionType.SLO_ATTAINED
     reports = slo_reports(seen)
     if not reports:
-        return Verdict(kind, "Unknown", Reason.METRICS_UNAVAILABLE, "no ready pod reports fresh latencies")
+        return Verdict(kind, "Unknown", SLOReason.METRICS_UNAVAILABLE, "no ready pod reports fresh latencies")
     if missed := next((report for report in reports if report.attained is False), None):
         return Verdict(kind, "False", missed.reason or _missed(missed), _numbers(missed))
     if any(report.attained for report in reports):
-        return Verdict(kind, "True", Reason.TARGETS_MET)
-    reason = next((report.reason for report in reports if report.reason), Reason.INSUFFICIENT_TRAFFIC)
+        return Verdict(kind, "True", SLOReason.TARGETS_MET)
+    reason = next((report.reason for report in reports if report.reason), SLOReason.INSUFFICIENT_TRAFFIC)
     return Verdict(kind, "Unknown", reason)
 
 
 def _missed(report: SLOReport) -> str:
     ttft = report.ttft
     above = ttft and ttft.observed_milliseconds is not None and ttft.observed_milliseconds > ttft.target_milliseconds
-    return Reason.TTFT_ABOVE_TARGET if above else Reason.TPOT_ABOVE_TARGET
+    return SLOReason.TTFT_ABOVE_TARGET if above else SLOReason.TPOT_ABOVE_TARGET
 
 
 def _numbers(report: SLOReport) -> str:
@@ -89,7 +89,7 @@ def slo_feasible(seen: Observed) -> Verdict | None:
     kind = ConditionType.SLO_FEASIBLE
     reports = slo_reports(seen)
     if not_feasible := next((report for report in reports if report.feasible is False), None):
-        return Verdict(kind, "False", Reason.NOT_FEASIBLE, not_feasible.feasible_reason)
+        return Verdict(kind, "False", SLOReason.NOT_FEASIBLE, not_feasible.feasible_reason)
     if any(report.feasible for report in reports):
-        return Verdict(kind, "True", Reason.FEASIBLE)
-    return Verdict(kind, "Unknown", Reason.NOT_ASSESSED)
+        return Verdict(kind, "True", SLOReason.FEASIBLE)
+    return Verdict(kind, "Unknown", SLOReason.NOT_ASSESSED)

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from semipd_agent.contract import PartitionState
 from semipd_operator.api.v1alpha1.status import MetricStatus, SemiPDServiceStatus, SLOStatus
-from semipd_operator.reasons import ConditionType, Reason
+from semipd_operator.reasons import ConditionType, PodsReason, PodTrouble, ReadyReason, ScalingReason, SpecReason
 from semipd_operator.status import words
 from semipd_operator.status.model import ON_THE_WAY, failure, model_ready, model_status
 from semipd_operator.status.observed import Observed, PodView, Problem
@@ -60,9 +60,9 @@ def spec_accepted(seen: Observed) -> Verdict:
     if seen.problem:
         return Verdict(kind, "False", seen.problem.reason, seen.problem.message, seen.problem.detail)
     if seen.service.spec.paused:
-        return Verdict(kind, "True", Reason.PAUSED, "spec.paused is set: objects are left as they are")
+        return Verdict(kind, "True", SpecReason.PAUSED, "spec.paused is set: objects are left as they are")
     ignored = [f"{field} is ignored: this version of the operator does not know it" for field in seen.ignored]
-    return Verdict(kind, "True", Reason.ACCEPTED, "; ".join([*seen.lacking, *ignored]))
+    return Verdict(kind, "True", SpecReason.ACCEPTED, "; ".join([*seen.lacking, *ignored]))
 
 
 def available(seen: Observed) -> Verdict:
@@ -71,17 +71,17 @@ def available(seen: Observed) -> Verdict:
     cause = missing_pods(seen)
     if ready:
         told = f"{ready} of {wanted} pods are ready" + (f": {cause.message}" if cause and ready < wanted else "")
-        return Verdict(kind, "True", Reason.PODS_READY, "; ".join(filter(None, (told, seen.unexposed))))
+        return Verdict(kind, "True", PodsReason.PODS_READY, "; ".join(filter(None, (told, seen.unexposed))))
     if cause:
         return Verdict(kind, "False", cause.reason, cause.message, cause.detail)
     if seen.live_pods:
         pulls = next((pod for pod in seen.live_pods if pod.pulling), None)
         told = f"none of {len(seen.live_pods)} pods is ready yet"
         told += f": {pulls.name}: node {pulls.node} pulls the image of container {pulls.pulling}" if pulls else ""
-        return Verdict(kind, "False", Reason.PODS_NOT_READY, told)
+        return Verdict(kind, "False", PodsReason.PODS_NOT_READY, told)
     if wanted == 0:
-        return Verdict(kind, "False", Reason.SCALED_TO_ZERO, "spec.replicas is 0")
-    return Verdict(kind, "False", Reason.NO_PODS, "no pod exists yet")
+        return Verdict(kind, "False", ReadyReason.SCALED_TO_ZERO, "spec.replicas is 0")
+    return Verdict(kind, "False", PodsReason.NO_PODS, "no pod exists yet")
 
 
 def missing_pods(seen: Observed) -> Problem | None:
@@ -112,17 +112,17 @@ def _trouble(seen: Observed, pod: PodView) -> Problem | None:
     report = seen.report(pod)
     if report and report.partition.state is PartitionState.FAILED:
         return Problem(str(report.partition.reason), report.partition.message)
-    if report and report.engine.reason == Reason.API_NOT_RESPONDING:
-        return Problem(Reason.API_NOT_RESPONDING, report.engine.message)
+    if report and report.engine.reason == PodTrouble.API_NOT_RESPONDING:
+        return Problem(PodTrouble.API_NOT_RESPONDING, report.engine.message)
     if pod.complaint:
         return pod.complaint
     if _for_long(seen, pod.preparing_since):
         return Problem(
-            Reason.VOLUME_NOT_MOUNTED,
+            PodTrouble.VOLUME_NOT_MOUNTED,
             f"node {pod.node} has made no container of it yet: its volumes, network or runtime are not there",
         )
     if _for_long(seen, pod.unseen_since):
-        return Problem(Reason.UNSCHEDULABLE, "no scheduler has looked at it: schedulerName names none that runs")
+        return Problem(PodTrouble.UNSCHEDULABLE, "no scheduler has looked at it: schedulerName names none that runs")
     return None
 
 
@@ -136,7 +136,7 @@ def ready_verdict(seen: Observed, parts: list[Verdict]) -> Verdict:
     wanted = seen.service.spec.replicas
     accepted = parts[0].status == "True"
     if accepted and wanted == 0 and not seen.live_pods:
-        return Verdict(kind, "True", Reason.SCALED_TO_ZERO, "spec.replicas is 0")
+        return Verdict(kind, "True", ReadyReason.SCALED_TO_ZERO, "spec.replicas is 0")
     cause = missing_pods(seen)
     failing = [verdict for verdict in parts if verdict.status == "False" and not verdict.passing]
     failing += [verdict for verdict in parts if verdict.status == "Unknown"]
@@ -152,29 +152,31 @@ def ready_verdict(seen: Observed, parts: list[Verdict]) -> Verdict:
             kind, "False", cause.reason, f"{ready} of {wanted} pods are ready: {cause.message}", cause.detail
         )
     if seen.stalled and (outdated or ready < wanted):
-        return Verdict(kind, "False", Reason.ROLLOUT_STALLED, f"{ready} of {wanted} pods are ready: {seen.stalled}")
+        return Verdict(
+            kind, "False", ReadyReason.ROLLOUT_STALLED, f"{ready} of {wanted} pods are ready: {seen.stalled}"
+        )
     if outdated:
         updated = len(seen.live_pods) - len(outdated)
-        return Verdict(kind, "False", Reason.ROLLOUT_IN_PROGRESS, f"{updated} of {wanted} pods are updated")
+        return Verdict(kind, "False", ReadyReason.ROLLOUT_IN_PROGRESS, f"{updated} of {wanted} pods are updated")
     if ready < wanted:
-        return Verdict(kind, "False", Reason.PODS_NOT_READY, f"{ready} of {wanted} pods are ready")
+        return Verdict(kind, "False", PodsReason.PODS_NOT_READY, f"{ready} of {wanted} pods are ready")
     if seen.foreign_scaler:
-        return Verdict(kind, "False", Reason.CONFLICTING_AUTOSCALER, contested(seen), seen.foreign_scaler)
+        return Verdict(kind, "False", ScalingReason.CONFLICTING_AUTOSCALER, contested(seen), seen.foreign_scaler)
     passing = [verdict.message for verdict in parts if verdict.passing]
     passing += [seen.unexposed] if seen.unexposed else []
-    return Verdict(kind, "True", Reason.READY, "; ".join([f"{ready} of {wanted} pods are ready", *passing]))
+    return Verdict(kind, "True", ReadyReason.READY, "; ".join([f"{ready} of {wanted} pods are ready", *passing]))
 
 
 def deleting(before: SemiPDServiceStatus, generation: int, finalizers: str, now: datetime) -> SemiPDServiceStatus:
     """A service that is to go, and that someone's finalizers hold: nothing is done for it any more."""
     message = f"it is being deleted, and waits for {finalizers}"
-    return _said(before, generation, [Verdict(ConditionType.READY, "False", Reason.DELETING, message)], now)
+    return _said(before, generation, [Verdict(ConditionType.READY, "False", ReadyReason.DELETING, message)], now)
 
 
 def rejected(before: SemiPDServiceStatus, generation: int, message: str, now: datetime) -> SemiPDServiceStatus:
     """Where this version can make nothing of a specification: what was shown before, SpecAccepted and Ready False."""
     verdicts = [
-        Verdict(kind, "False", Reason.INVALID_SPEC, message)
+        Verdict(kind, "False", SpecReason.INVALID_SPEC, message)
         for kind in (ConditionType.SPEC_ACCEPTED, ConditionType.READY)
     ]
     return _said(before, generation, verdicts, now)

@@ -1,0 +1,149 @@
+"""Every condition, reason and event of the status, with what it means and what to do about it.
+
+They are API: users and alerts match on them. ``docs/conditions.md`` is made from this package and a test holds them
+together. Each subject is a module; pods may report reasons of their own for a failed load, which pass through and are
+not listed.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Self
+
+from semipd_operator.reasons.load import ScalingReason, SLOReason
+from semipd_operator.reasons.model import ModelReason, ModelTrouble
+from semipd_operator.reasons.pods import PodsReason, PodTrouble
+from semipd_operator.reasons.reason import Entry, Reason
+from semipd_operator.reasons.service import Admission, ReadyReason, SpecReason
+from semipd_operator.reasons.split import MPSLost, NoStart, SplitReason
+
+__all__ = [
+    "MEANING",
+    "REASONS",
+    "Admission",
+    "ConditionType",
+    "Entry",
+    "EventReason",
+    "MPSLost",
+    "ModelReason",
+    "ModelTrouble",
+    "NoStart",
+    "PodTrouble",
+    "PodsReason",
+    "ReadyReason",
+    "Reason",
+    "SLOReason",
+    "ScalingReason",
+    "SpecReason",
+    "SplitReason",
+    "remedy",
+]
+
+
+class ConditionType(StrEnum):
+    SPEC_ACCEPTED = "SpecAccepted"
+    MODEL_READY = "ModelReady"
+    AVAILABLE = "Available"
+    PARTITION_APPLIED = "PartitionApplied"
+    SCALING_READY = "ScalingReady"
+    SLO_ATTAINED = "SLOAttained"
+    SLO_FEASIBLE = "SLOFeasible"
+    READY = "Ready"
+
+
+MEANING: dict[ConditionType, str] = {
+    ConditionType.SPEC_ACCEPTED: "The specification was rendered and the API server took every object.",
+    ConditionType.MODEL_READY: "The weights are loaded in at least one pod, and no pod fails to load them.",
+    ConditionType.AVAILABLE: "At least one pod can serve now, of any generation.",
+    ConditionType.PARTITION_APPLIED: "In every ready pod the split read back from the workers is the requested one.",
+    ConditionType.SCALING_READY: "The autoscaler can follow the load. Part of Ready only where another contests it.",
+    ConditionType.SLO_ATTAINED: "The targets were met over the window. Not part of Ready. Present with an slo only.",
+    ConditionType.SLO_FEASIBLE: "Some split within the bounds meets the targets. Not part of Ready. With an slo only.",
+    ConditionType.READY: "SpecAccepted, ModelReady, Available, PartitionApplied, and all pods of this generation.",
+}
+
+_ZERO = ReadyReason.SCALED_TO_ZERO
+_FEASIBLE = (SLOReason.FEASIBLE, SLOReason.NOT_FEASIBLE, SLOReason.NOT_ASSESSED)
+REASONS: dict[ConditionType, tuple[Reason | Entry, ...]] = {
+    ConditionType.SPEC_ACCEPTED: (*SpecReason, *Admission),
+    ConditionType.MODEL_READY: (*ModelReason, Entry(_ZERO, "Unknown", "spec.replicas is 0."), *ModelTrouble, *NoStart),
+    ConditionType.AVAILABLE: (
+        *PodsReason,
+        Entry(_ZERO, "False", "spec.replicas is 0."),
+        *PodTrouble,
+        *Admission,
+        *ModelTrouble,
+        *NoStart,
+        *MPSLost,
+    ),
+    ConditionType.PARTITION_APPLIED: (*SplitReason, *NoStart, *MPSLost),
+    ConditionType.SCALING_READY: (
+        *ScalingReason,
+        Entry(_ZERO, "Unknown", "spec.replicas is 0: autoscaling rests until it is set to 1 or more."),
+    ),
+    ConditionType.SLO_ATTAINED: tuple(reason for reason in SLOReason if reason not in _FEASIBLE),
+    ConditionType.SLO_FEASIBLE: _FEASIBLE,
+    ConditionType.READY: (
+        *ReadyReason,
+        Entry(PodsReason.PODS_NOT_READY, "False", "Fewer pods are ready than specified."),
+        Entry(
+            ScalingReason.CONFLICTING_AUTOSCALER,
+            "False",
+            "A HorizontalPodAutoscaler of someone else scales the Deployment, so its number of pods never stays.",
+            ScalingReason.CONFLICTING_AUTOSCALER.remedy,
+        ),
+    ),
+}
+"""Ready also carries the reason of the first of its conditions that is not True."""
+
+
+_REMEDIES: dict[tuple[str, str], str] = {
+    (where, str(entry.reason)): entry.remedy
+    for kind, entries in REASONS.items()
+    for entry in entries
+    if "False" in entry.status
+    for where in ("", kind)
+}
+
+
+def remedy(kind: str, reason: str) -> str:
+    """What to do about a condition that is False for `reason`; empty where nothing is to be done, or nothing is known.
+    Ready has that of the condition whose reason it carries."""
+    return _REMEDIES.get((kind, reason)) or _REMEDIES.get(("", reason), "")
+
+
+class EventReason(StrEnum):
+    """Events tell edges; at most one per reason and minute of each service."""
+
+    type: str
+    """Normal or Warning."""
+    meaning: str
+
+    def __new__(cls, word: str, type: str = "", meaning: str = "") -> Self:
+        one = str.__new__(cls, word)
+        one._value_ = word
+        one.type, one.meaning = type, meaning
+        return one
+
+    PARTITION_CHANGED = ("PartitionChanged", "Normal", "A pod's split moved: from, to, why, on which evidence.")
+    PARTITION_APPLY_FAILED = (
+        "PartitionApplyFailed",
+        "Warning",
+        "PartitionApplied became False for another reason than a move.",
+    )
+    AGENT_UNREACHABLE = ("AgentUnreachable", "Warning", "A ready pod's agent stopped answering.")
+    MPS_UNAVAILABLE = ("MPSUnavailable", "Warning", "A pod cannot use NVIDIA MPS; the message begins with the reason.")
+    MODEL_LOADED = ("ModelLoaded", "Normal", "ModelReady became True.")
+    MODEL_FAILED = ("ModelFailed", "Warning", "A download or load failed.")
+    NOT_AVAILABLE = ("NotAvailable", "Warning", "No pod can serve, for a reason that needs someone.")
+    ROLLOUT_STARTED = ("RolloutStarted", "Normal", "The pod template changed.")
+    ROLLOUT_FINISHED = ("RolloutFinished", "Normal", "All pods run the current template.")
+    SLO_VIOLATED = ("SLOViolated", "Warning", "SLOAttained became False.")
+    SLO_RECOVERED = ("SLORecovered", "Normal", "SLOAttained became True again.")
+    SPEC_REJECTED = ("SpecRejected", "Warning", "SpecAccepted became False.")
+    OPERATOR_CONFLICT = (
+        "OperatorConflict",
+        "Warning",
+        "Another operator looks after this service; the one that says so leaves it alone. Let only one watch the "
+        "namespace (`watchNamespaces`), or uninstall one.",
+    )

@@ -1,0 +1,109 @@
+"""How a model comes into the pods, and why it does not."""
+
+from __future__ import annotations
+
+from semipd_operator.reasons.reason import Reason
+
+
+class ModelReason(Reason):
+    """Of ModelReady."""
+
+    LOADED = (
+        "Loaded",
+        "True",
+        "The weights are loaded.",
+    )
+    PENDING = (
+        "Pending",
+        "Unknown",
+        "No pod has begun yet; Available says why.",
+    )
+    DOWNLOADING = (
+        "Downloading",
+        "False",
+        "The init container `model` downloads.",
+    )
+    LOADING = (
+        "Loading",
+        "False",
+        "The engine loads the weights.",
+    )
+
+
+class ModelTrouble(Reason):
+    """Why a model does not come into a pod: of ModelReady and Available."""
+
+    DOWNLOAD_FAILED = (
+        "DownloadFailed",
+        "False",
+        "The download failed.",
+        "It is tried again by itself; kubectl logs POD -c model has more.",
+    )
+    AUTH_REQUIRED = (
+        "AuthRequired",
+        "False",
+        "Hugging Face refuses the download: the model is gated, or the token is wrong or has expired.",
+        "Accept the model's terms and set spec.model.tokenSecretRef to a token that may read it.",
+    )
+    NOT_FOUND = (
+        "NotFound",
+        "False",
+        "There is no such model, revision or folder.",
+        "Correct spec.model.",
+    )
+    NO_SPACE = (
+        "NoSpace",
+        "False",
+        "The cache is full.",
+        "Use a larger claim or emptyDir.",
+    )
+    CACHE_NOT_WRITABLE = (
+        "CacheNotWritable",
+        "False",
+        "The model cache takes no files: a ReadOnlyMany claim, or one that belongs to another user.",
+        "Use a claim that can be written (ReadWriteOnce, ReadWriteMany) by the pod's user or fsGroup; a model "
+        "that is there already is read by pvc://CLAIM/FOLDER.",
+    )
+    INVALID_URI = (
+        "InvalidURI",
+        "False",
+        "The uri names no model that can be fetched.",
+        "Correct spec.model.uri.",
+    )
+    CHECKSUM_MISMATCH = (
+        "ChecksumMismatch",
+        "False",
+        "A file came damaged; it is fetched again.",
+        "If it stays: look for a proxy that changes files.",
+    )
+    UNREACHABLE = (
+        "Unreachable",
+        "False",
+        "The model hub cannot be reached, or answers none of it now; it is asked again by itself.",
+        "Check DNS, the network and its policies. Certificates: give the container `model` the CA "
+        "(SSL_CERT_FILE). 429: set spec.model.tokenSecretRef. A mirror: HF_ENDPOINT (docs/operations.md).",
+    )
+    INCOMPLETE = (
+        "Incomplete",
+        "False",
+        "The folder lacks files of the model; the message names them.",
+        "Complete the folder, or correct spec.model.",
+    )
+    LOAD_FAILED = (
+        "LoadFailed",
+        "False",
+        "The engine cannot load the weights.",
+        "Mend the file that the message names; kubectl logs POD -c engine has more.",
+    )
+    OUT_OF_MEMORY = (
+        "OutOfMemory",
+        "False",
+        "The weights and the KV cache do not fit.",
+        "Raise the memory limit, or lower engine.kvCacheMemory or engine.maxModelLen.",
+    )
+    CUDA_UNAVAILABLE = (
+        "CUDAUnavailable",
+        "False",
+        "engine.device is cuda, and CUDA cannot be initialised in the pod.",
+        "Compare the node's driver with the image's CUDA: `semipd doctor` on the node.",
+    )
