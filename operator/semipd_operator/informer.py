@@ -14,7 +14,8 @@ from typing import Any
 
 from semipd_operator.api.v1alpha1.resource import KIND
 from semipd_operator.render.names import SERVICE_LABEL
-from semipd_operator.status.pods import pod_view, unexposed
+from semipd_operator.status.pods import pod_view
+from semipd_operator.status.refusals import unexposed
 from semipd_operator.workqueue import Key
 
 Object = dict[str, Any]

@@ -5,15 +5,10 @@ Order of operations: read, judge, apply, delete what is no longer wanted, watch 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import IntEnum
-from types import MappingProxyType
-from typing import Any
 
 from semipd_operator.api.v1alpha1.resource import (
     KIND,
@@ -23,21 +18,19 @@ from semipd_operator.api.v1alpha1.resource import (
     parse_status,
     read,
 )
+from semipd_operator.children import Blocked, Children, Reach, controller
 from semipd_operator.claims import Claims
-from semipd_operator.informer import KINDS, Informer, meaning
+from semipd_operator.informer import Informer
 from semipd_operator.inquiry import Inquiry
 from semipd_operator.kube import ApiRefused, Kube
-from semipd_operator.metrics import APPLIES
 from semipd_operator.poller import AgentPoller, Watch
 from semipd_operator.reasons import EventReason, SpecReason
 from semipd_operator.render import (
     HPA,
-    OPTIONAL_KINDS,
     SCALED_OBJECT,
     InvalidTemplate,
     Kind,
     Object,
-    Rendered,
     Unrenderable,
     asked_for,
     names,
@@ -50,7 +43,7 @@ from semipd_operator.settings import Settings
 from semipd_operator.status import AutoscalerView, Observed, PodView, Problem
 from semipd_operator.status.events import Event
 from semipd_operator.status.model import resolved_revision
-from semipd_operator.status.pods import admission, refusal, stalled, unexposed
+from semipd_operator.status.refusals import refusal, stalled, unexposed
 from semipd_operator.status.scaling import autoscaler_view
 from semipd_operator.status.summarise import deleting, rejected
 from semipd_operator.status_writer import StatusWriter
@@ -70,24 +63,6 @@ class Next(IntEnum):
     """Something failed."""
 
 
-class Blocked(Exception):
-    """The specification cannot be put in force. `again`: retrying may help without a change of it."""
-
-    def __init__(self, problem: Problem, *, again: bool) -> None:
-        super().__init__(problem.message)
-        self.problem, self.again = problem, again
-
-
-@dataclass(frozen=True)
-class Reach:
-    """What the operator can reach of the optional kinds."""
-
-    live: Mapping[Kind, Object | None] = field(default_factory=lambda: MappingProxyType({}))
-    """The objects of the service's name as they stand, of each kind within reach."""
-    refusals: Mapping[Kind, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Why the API server does not let it read a kind that it serves."""
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What came of an attempt to put a specification in force."""
@@ -96,7 +71,7 @@ class Outcome:
     """Empty: it could not be found out."""
     problem: Problem | None = None
     again: bool = False
-    reach: Reach = Reach()
+    reach: Reach = field(default_factory=Reach)
     lacking: tuple[Kind, ...] = ()
     """Optional kinds that were asked for and done without."""
 
@@ -108,11 +83,7 @@ class Reconciler:
         self._kube, self._settings = kube, settings
         self._informer, self._poller, self._statuses = informer, poller, statuses
         self._claims, self._inquiry = Claims(kube, settings.name), Inquiry(kube)
-        self._applied: dict[tuple[Key, str], tuple[str, Any]] = {}
-        """By kind: digest of what was applied last, and the meaning of what came of it."""
-        self._absent: dict[Key, set[Kind]] = {}
-        """Kinds that were looked for without the watches, which do not show everything: only we make objects with our
-        owner reference."""
+        self._children = Children(kube, informer)
 
     async def reconcile(self, key: Key) -> Next:
         """Raises `ApiRefused` and `ApiAway`."""
@@ -141,8 +112,8 @@ class Reconciler:
         """Whatever the API server refuses becomes a problem: the status is shown all the same."""
         service = reading.service
         try:
-            live = self._own_deployment(service)
-            reach = await self._reach(key, service)
+            live = self._children.own_deployment(service)
+            reach = await self._children.reach(key, asked_for(service, self._settings))
         except ApiRefused as refused:
             return Outcome("", problem=Problem(SpecReason.APPLY_FAILED, str(refused)), again=True)
         if service.spec.paused:
@@ -163,7 +134,7 @@ class Reconciler:
             return Outcome(_live_template_hash(live), Problem(SpecReason.INVALID_POD_TEMPLATE, str(error)), reach=reach)
         outcome = Outcome(rendered.template_hash, reach=reach, lacking=rendered.lacking)
         try:
-            await self.apply_children(key, service, rendered, reach)
+            await self._children.put(key, service, rendered, reach)
         except Blocked as blocked:
             return replace(outcome, problem=blocked.problem, again=blocked.again)
         except ApiRefused as refused:
@@ -178,7 +149,7 @@ class Reconciler:
         """The operator that looks after the service, if it is not this one."""
         namespace, name = service.metadata.namespace, names.config_map_name(service)
         live = self._informer.get("ConfigMap", namespace, name)
-        own = live if live and _controller(live) == service.metadata.uid else None
+        own = live if live and controller(live) == service.metadata.uid else None
         return await self._claims.other(key, own)
 
     async def _yield(self, key: Key, service: SemiPDService, other: str) -> None:
@@ -194,92 +165,7 @@ class Reconciler:
         self._claims.forget(key)
         self._poller.forget(key)
         self._statuses.forget(key)
-        self._absent.pop(key, None)
-        self._applied = {entry: value for entry, value in self._applied.items() if entry[0] != key}
-
-    async def _reach(self, key: Key, service: SemiPDService) -> Reach:
-        """A kind that the cluster does not serve, or that its RBAC does not grant, is not ours."""
-        live: dict[Kind, Object | None] = {}
-        refusals: dict[Kind, str] = {}
-        wanted = asked_for(service, self._settings)
-        for kind in OPTIONAL_KINDS:
-            watched = kind.kind in KINDS
-            if watched and (words := self._informer.refusal(kind.kind, key.namespace)):
-                refusals[kind] = words
-            elif watched or await self._kube.knows(kind.api_version, kind.kind):
-                try:
-                    live[kind] = await self._find(key, kind, watched=watched, wanted=kind in wanted)
-                except ApiRefused as refused:
-                    if refused.status != 403:
-                        raise
-                    refusals[kind] = str(refused)
-        return Reach(live, refusals)
-
-    async def _find(self, key: Key, kind: Kind, *, watched: bool, wanted: bool) -> Object | None:
-        """The object of the service's name. A watch shows what bears our label, of the kinds that are watched; for
-        anything else we look once, and again after the watch showed it."""
-        absent = self._absent.setdefault(key, set())
-        if watched and (shown := self._informer.get(kind.kind, *key)):
-            absent.discard(kind)
-            return shown
-        if watched and wanted:  # read before it is created
-            return None
-        if not wanted and kind in absent:
-            return None
-        live = await self._kube.get(kind.api_version, kind.kind, *key)
-        if live is None and not wanted:
-            absent.add(kind)
-        else:
-            absent.discard(kind)
-        return live
-
-    def _own_deployment(self, service: SemiPDService) -> Object | None:
-        meta = service.metadata
-        live = self._informer.get("Deployment", meta.namespace, meta.name)
-        return live if live and _controller(live) == meta.uid else None
-
-    async def apply_children(self, key: Key, service: SemiPDService, rendered: Rendered, reach: Reach) -> None:
-        """Raises `Blocked` and `ApiRefused`."""
-        meta = service.metadata
-        current: list[Object | None] = []
-        # All names are checked before anything is applied: a half-made service helps nobody.
-        for obj in rendered.objects:
-            kind, name = Kind(obj["apiVersion"], obj["kind"]), obj["metadata"]["name"]
-            live = reach.live.get(kind) or self._informer.get(kind.kind, meta.namespace, name)
-            if live is None:  # what we are about to create may be there without our label
-                live = await self._kube.get(kind.api_version, kind.kind, meta.namespace, name)
-            if live is not None and _controller(live) != meta.uid:
-                what = f"{obj['kind']} {obj['metadata']['name']}"
-                message = f"{what} exists and does not belong to this SemiPDService"
-                raise Blocked(Problem(SpecReason.NAME_CONFLICT, message, what.replace(" ", "/")), again=True)
-            current.append(live)
-        for obj, live in zip(rendered.objects, current, strict=True):
-            await self._apply(key, obj, live)
-        for kind in rendered.unwanted:
-            left = reach.live[kind]
-            if left is not None and _controller(left) == meta.uid:
-                await self._kube.delete(kind.api_version, kind.kind, meta.namespace, meta.name, left["metadata"]["uid"])
-
-    async def _apply(self, key: Key, obj: Object, live: Object | None) -> None:
-        wanted = hashlib.sha256(json.dumps(obj, sort_keys=True).encode()).hexdigest()
-        if live and self._applied.get((key, obj["kind"])) == (wanted, meaning(obj["kind"], live)):
-            return
-        try:
-            result = await self._kube.apply(obj)
-        except ApiRefused as refused:
-            denied = admission(str(refused))  # a policy answers as it likes, with 422, too
-            # The object's own fault. An unknown field comes as 500: server-side apply cannot type the patch.
-            invalid = not denied and (refused.status in (400, 422) or "field not declared in schema" in str(refused))
-            its_own = (
-                SpecReason.INVALID_POD_TEMPLATE if invalid and obj["kind"] == "Deployment" else SpecReason.APPLY_FAILED
-            )
-            reason = denied or its_own
-            message = f"{obj['kind']} {obj['metadata']['name']}: {refused}"
-            raise Blocked(Problem(reason, message), again=not invalid) from refused
-        APPLIES.labels(obj["kind"]).inc()
-        self._applied[key, obj["kind"]] = (wanted, meaning(obj["kind"], result))
-        if obj["kind"] in KINDS:
-            self._informer.told(obj["kind"], result)
+        self._children.forget(key)
 
     async def update_status(self, key: Key, obj: Object, reading: Reading, outcome: Outcome) -> bool:
         """Whether the watches will tell of all that is to come; of a pod that the kubelet makes they say nothing."""
@@ -318,7 +204,7 @@ class Reconciler:
         by_keda = scaling.keda is not None
         kind = SCALED_OBJECT if by_keda else HPA
         live = reach.live.get(kind)
-        own = live if live and _controller(live) == meta.uid else None
+        own = live if live and controller(live) == meta.uid else None
         known = kind in reach.live or kind in reach.refusals
         view = autoscaler_view(kind.kind, own, known=known, refusal=reach.refusals.get(kind, ""))
         if by_keda or view.active:
@@ -366,11 +252,6 @@ def _lack(kind: Kind, reach: Reach) -> str:
 def _stands_still(view: PodView) -> bool:
     """Whether the kubelet, a scheduler or a node may have something to say of it; loading, the agent speaks for it."""
     return view.preparing_since is not None or view.unseen_since is not None or (bool(view.node) and not view.ready)
-
-
-def _controller(obj: dict[str, Any]) -> str:
-    references = obj["metadata"].get("ownerReferences") or []
-    return next((reference["uid"] for reference in references if reference.get("controller")), "")
 
 
 def _live_template_hash(live: Object | None) -> str:

@@ -16,7 +16,8 @@ from semipd_operator.informer import Informer
 from semipd_operator.reasons import REASONS, ConditionType
 from semipd_operator.status import PodView, summarise
 from semipd_operator.status.nodes import complaint, gpu_sharing
-from semipd_operator.status.pods import pod_view, refusal
+from semipd_operator.status.pods import pod_view
+from semipd_operator.status.refusals import refusal
 from semipd_operator.workqueue import Key
 
 pytestmark = pytest.mark.unit
@@ -27,6 +28,9 @@ WORDS = {
     'pods "demo-7d" is forbidden: failed quota: team: must specify limits.cpu for: engine': "QuotaExceeded",
     'pods "demo-7d" is forbidden: maximum memory usage per Container is 1Gi, but limit is 3Gi': "LimitRangeViolated",
     'pods "demo-7d" is forbidden: violates PodSecurity "restricted:latest": hostPath volumes (volume "x")': (
+        "PodSecurityViolated"
+    ),
+    'pods "demo-7d" is forbidden: unable to validate against any security context constraint: [provider "any": no]': (
         "PodSecurityViolated"
     ),
     'pods "demo-7d" is forbidden: pod rejected: RuntimeClass "nvidia" not found': "RuntimeClassMissing",

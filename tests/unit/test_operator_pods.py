@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from semipd_operator.status.pods import missing_resource, pod_view
+from semipd_operator.status.pods import pod_view
+from semipd_operator.status.scheduling import missing_resource
 
 pytestmark = pytest.mark.unit
 

@@ -42,7 +42,7 @@ class Fixture:
         changed["metadata"]["generation"] = old["generation"] + 1
         self.kube.put(changed)
 
-    async def reconcile(self) -> bool:
+    async def reconcile(self) -> Next:
         return await self.reconciler.reconcile(KEY)
 
 

@@ -15,7 +15,8 @@ from tests.unit.operator_observed import ago, conditions, observed, pod
 
 from semipd_operator.reasons import REASONS, ConditionType, remedy
 from semipd_operator.status import summarise
-from semipd_operator.status.pods import pod_view, stalled, unexposed
+from semipd_operator.status.pods import pod_view
+from semipd_operator.status.refusals import stalled, unexposed
 
 pytestmark = pytest.mark.unit
 

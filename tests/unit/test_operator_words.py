@@ -14,7 +14,8 @@ from semipd_operator.api.v1alpha1.resource import dump_status
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
 from semipd_operator.status import summarise, words
 from semipd_operator.status.events import events
-from semipd_operator.status.pods import pod_view, refusal
+from semipd_operator.status.pods import pod_view
+from semipd_operator.status.refusals import refusal
 
 pytestmark = pytest.mark.unit
 

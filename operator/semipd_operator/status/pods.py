@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from datetime import UTC, datetime
 from typing import Any
 
-from semipd_operator.reasons import Admission, ModelTrouble, PodTrouble, Reason
+from semipd_operator.reasons import ModelTrouble, PodTrouble
 from semipd_operator.render.names import ENGINE_CONTAINER, MODEL_CONTAINER, TEMPLATE_HASH_LABEL
 from semipd_operator.status import words
 from semipd_operator.status.observed import PodView, Problem
+from semipd_operator.status.scheduling import unplaced
 
 Pod = dict[str, Any]
 
@@ -29,85 +29,8 @@ _WAITING = {
     "PreStartHookError": PodTrouble.CONTAINER_NOT_STARTED,
     "PostStartHookError": PodTrouble.CONTAINER_NOT_STARTED,
 }
-_INSUFFICIENT = re.compile(r"Insufficient ([A-Za-z0-9./_-]*[A-Za-z0-9])")
-_PLAIN_RESOURCES = {"cpu", "memory", "ephemeral-storage", "pods"}
-_KEEPS_AWAY = {
-    "node affinity/selector": "nodeSelector",
-    "untolerated taint": "taint",
-    "pod affinity": "affinity",
-    "pod anti-affinity": "affinity",
-    "pods anti-affinity": "affinity",
-    "topology spread": "topologySpread",
-    "free ports": "hostPort",
-    "were unschedulable": "cordoned",
-    "scheduling gates": "schedulingGates",
-    "max volume count": "volumes",
-    "allocate all claims": "resourceClaim",
-    "resourceclaim": "resourceClaim",
-}
-"""Words of the scheduler, and what of the pod or the nodes they are about."""
-
-_ADMISSION: tuple[tuple[str, Reason], ...] = (
-    ("failed calling webhook", Admission.ADMISSION_WEBHOOK_FAILED),
-    ("denied the request", Admission.ADMISSION_DENIED),
-    ("denied request", Admission.ADMISSION_DENIED),
-)
-"""Of webhooks and of policies. Their words are the cluster's: they come before those below, which may be in them."""
-_REFUSALS: tuple[tuple[str, Reason], ...] = (
-    ("exceeded quota", PodTrouble.QUOTA_EXCEEDED),
-    ("failed quota", PodTrouble.QUOTA_EXCEEDED),
-    ("violates PodSecurity", PodTrouble.POD_SECURITY_VIOLATED),
-    ("RuntimeClass", PodTrouble.RUNTIME_CLASS_MISSING),
-    ("per Container is", PodTrouble.LIMIT_RANGE_VIOLATED),
-    ("per Pod is", PodTrouble.LIMIT_RANGE_VIOLATED),
-    ("no PriorityClass with name", PodTrouble.PRIORITY_CLASS_MISSING),
-    ("error looking up service account", PodTrouble.SERVICE_ACCOUNT_MISSING),
-)
-"""Words of the API server's admission plugins, in the order in which they are looked for."""
-_CLAIMS: tuple[tuple[str, Reason], ...] = (
-    ("ReadWriteOncePod", PodTrouble.CLAIM_IN_USE),
-    ("volume node affinity conflict", PodTrouble.CLAIM_IN_USE),
-    ("unbound immediate PersistentVolumeClaims", PodTrouble.CLAIM_UNBOUND),
-    ("didn't find available persistent volumes to bind", PodTrouble.CLAIM_UNBOUND),
-)
-"""Words of the scheduler."""
-_LOST_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" bound to non-existent persistentvolume')
-_MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" (?:not found|is being deleted)')
 SILENCE_SECONDS = 30.0
 """Volumes, network and sandbox of a pod usually take a few; a scheduler takes less than one."""
-
-
-def refusal(deployment: Pod | None) -> Problem | None:
-    """Why the API server does not let the Deployment's pods be created: what the pods cannot say, as there are none."""
-    conditions = ((deployment or {}).get("status") or {}).get("conditions") or []
-    failure = next((one for one in conditions if one["type"] == "ReplicaFailure" and one["status"] == "True"), None)
-    if failure is None:
-        return None
-    said = failure.get("message", "")
-    reason = next((reason for part, reason in (*_ADMISSION, *_REFUSALS) if part in said), PodTrouble.POD_REFUSED)
-    return Problem(reason, said)
-
-
-def stalled(deployment: Pod | None) -> str:
-    """The Deployment's words once a rollout has made no progress for as long as `progressDeadlineSeconds`."""
-    conditions = ((deployment or {}).get("status") or {}).get("conditions") or []
-    late = (one for one in conditions if one["type"] == "Progressing" and one["status"] == "False")
-    return next((f"{one.get('reason', '')}: {one.get('message', '')}" for one in late), "")
-
-
-def unexposed(service: Pod | None) -> str:
-    """Why a Service that should have an address outside of the cluster has none."""
-    if service is None or (service.get("spec") or {}).get("type") != "LoadBalancer":
-        return ""
-    if ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress"):
-        return ""
-    name = service["metadata"]["name"]
-    return f"no load balancer has given Service {name} an address yet: kubectl describe service {name}"
-
-
-def admission(said: str) -> Reason | None:
-    """Whether the cluster's own webhooks and policies refuse an object, and not the API server itself."""
-    return next((reason for part, reason in _ADMISSION if part in said), None)
 
 
 def pod_view(pod: Pod) -> PodView:
@@ -142,14 +65,7 @@ def _pod_problem(pod: Pod, status: dict[str, Any]) -> Problem | None:
         return Problem(PodTrouble.EVICTED if evicted else PodTrouble.POD_FAILED, said or "it ended without a word")
     scheduled = _condition(status, "PodScheduled")
     if scheduled.get("status") == "False":
-        message = scheduled.get("message", "")
-        if found := _MISSING_CLAIM.search(message):
-            return Problem(PodTrouble.CLAIM_MISSING, message, found[1])
-        if found := _LOST_CLAIM.search(message):
-            return Problem(PodTrouble.CLAIM_LOST, message, found[1])
-        if claim := next((reason for part, reason in _CLAIMS if part in message), None):
-            return Problem(claim, message)
-        return Problem(PodTrouble.UNSCHEDULABLE, message, missing_resource(message))
+        return unplaced(scheduled.get("message", ""))
     for container in _containers(status):
         waiting = _state(container).get("waiting") or {}
         name = container.get("name", "")
@@ -298,15 +214,6 @@ def _said(ended: dict[str, Any]) -> dict[str, Any]:
     except (IndexError, ValueError):
         return {}
     return said if isinstance(said, dict) else {}
-
-
-def missing_resource(message: str) -> str:
-    """What the scheduler misses: a resource that nodes may lack altogether (a GPU) before cpu and memory, and those
-    before what keeps the pod away. Of a node the scheduler tells the first obstacle only, so all kinds are named."""
-    found: list[str] = _INSUFFICIENT.findall(message)
-    special = [name for name in found if name not in _PLAIN_RESOURCES]
-    away = dict.fromkeys(what for words, what in _KEEPS_AWAY.items() if words in message)
-    return next(iter([*special, *found]), "") or ",".join(away)
 
 
 def _time(text: str | None) -> datetime | None:

@@ -1,0 +1,144 @@
+"""The objects that a service consists of: what is there, whose it is, and how what was rendered is put in force.
+
+It knows how to read, apply and delete them, and what a refusal means; not what a service wants.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from semipd_operator.api.v1alpha1.resource import SemiPDService
+from semipd_operator.informer import KINDS, Informer, meaning
+from semipd_operator.kube import ApiRefused, Kube
+from semipd_operator.metrics import APPLIES
+from semipd_operator.reasons import SpecReason
+from semipd_operator.render import OPTIONAL_KINDS, Kind, Object, Rendered
+from semipd_operator.status import Problem
+from semipd_operator.status.refusals import admission
+from semipd_operator.workqueue import Key
+
+
+class Blocked(Exception):
+    """The specification cannot be put in force. `again`: retrying may help without a change of it."""
+
+    def __init__(self, problem: Problem, *, again: bool) -> None:
+        super().__init__(problem.message)
+        self.problem, self.again = problem, again
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What the operator can reach of the optional kinds."""
+
+    live: Mapping[Kind, Object | None] = field(default_factory=lambda: MappingProxyType({}))
+    """The objects of the service's name as they stand, of each kind within reach."""
+    refusals: Mapping[Kind, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Why the API server does not let it read a kind that it serves."""
+
+
+class Children:
+    def __init__(self, kube: Kube, informer: Informer) -> None:
+        self._kube, self._informer = kube, informer
+        self._applied: dict[tuple[Key, str], tuple[str, Any]] = {}
+        """By kind: digest of what was applied last, and the meaning of what came of it."""
+        self._absent: dict[Key, set[Kind]] = {}
+        """Kinds that were looked for without the watches, which do not show everything: only we make objects with our
+        owner reference."""
+
+    def forget(self, key: Key) -> None:
+        self._absent.pop(key, None)
+        self._applied = {entry: value for entry, value in self._applied.items() if entry[0] != key}
+
+    async def reach(self, key: Key, wanted: Collection[Kind]) -> Reach:
+        """A kind that the cluster does not serve, or that its RBAC does not grant, is not ours."""
+        live: dict[Kind, Object | None] = {}
+        refusals: dict[Kind, str] = {}
+        for kind in OPTIONAL_KINDS:
+            watched = kind.kind in KINDS
+            if watched and (words := self._informer.refusal(kind.kind, key.namespace)):
+                refusals[kind] = words
+            elif watched or await self._kube.knows(kind.api_version, kind.kind):
+                try:
+                    live[kind] = await self._find(key, kind, watched=watched, wanted=kind in wanted)
+                except ApiRefused as refused:
+                    if refused.status != 403:
+                        raise
+                    refusals[kind] = str(refused)
+        return Reach(live, refusals)
+
+    async def _find(self, key: Key, kind: Kind, *, watched: bool, wanted: bool) -> Object | None:
+        """The object of the service's name. A watch shows what bears our label, of the kinds that are watched; for
+        anything else we look once, and again after the watch showed it."""
+        absent = self._absent.setdefault(key, set())
+        if watched and (shown := self._informer.get(kind.kind, *key)):
+            absent.discard(kind)
+            return shown
+        if watched and wanted:  # read before it is created
+            return None
+        if not wanted and kind in absent:
+            return None
+        live = await self._kube.get(kind.api_version, kind.kind, *key)
+        if live is None and not wanted:
+            absent.add(kind)
+        else:
+            absent.discard(kind)
+        return live
+
+    def own_deployment(self, service: SemiPDService) -> Object | None:
+        meta = service.metadata
+        live = self._informer.get("Deployment", meta.namespace, meta.name)
+        return live if live and controller(live) == meta.uid else None
+
+    async def put(self, key: Key, service: SemiPDService, rendered: Rendered, reach: Reach) -> None:
+        """Raises `Blocked` and `ApiRefused`."""
+        meta = service.metadata
+        current: list[Object | None] = []
+        # All names are checked before anything is applied: a half-made service helps nobody.
+        for obj in rendered.objects:
+            kind, name = Kind(obj["apiVersion"], obj["kind"]), obj["metadata"]["name"]
+            live = reach.live.get(kind) or self._informer.get(kind.kind, meta.namespace, name)
+            if live is None:  # what we are about to create may be there without our label
+                live = await self._kube.get(kind.api_version, kind.kind, meta.namespace, name)
+            if live is not None and controller(live) != meta.uid:
+                what = f"{obj['kind']} {obj['metadata']['name']}"
+                message = f"{what} exists and does not belong to this SemiPDService"
+                raise Blocked(Problem(SpecReason.NAME_CONFLICT, message, what.replace(" ", "/")), again=True)
+            current.append(live)
+        for obj, live in zip(rendered.objects, current, strict=True):
+            await self._apply(key, obj, live)
+        for kind in rendered.unwanted:
+            left = reach.live[kind]
+            if left is not None and controller(left) == meta.uid:
+                await self._kube.delete(kind.api_version, kind.kind, meta.namespace, meta.name, left["metadata"]["uid"])
+
+    async def _apply(self, key: Key, obj: Object, live: Object | None) -> None:
+        wanted = hashlib.sha256(json.dumps(obj, sort_keys=True).encode()).hexdigest()
+        if live and self._applied.get((key, obj["kind"])) == (wanted, meaning(obj["kind"], live)):
+            return
+        try:
+            result = await self._kube.apply(obj)
+        except ApiRefused as refused:
+            denied = admission(str(refused))  # a policy answers as it likes, with 422, too
+            # The object's own fault. An unknown field comes as 500: server-side apply cannot type the patch.
+            invalid = not denied and (refused.status in (400, 422) or "field not declared in schema" in str(refused))
+            its_own = (
+                SpecReason.INVALID_POD_TEMPLATE if invalid and obj["kind"] == "Deployment" else SpecReason.APPLY_FAILED
+            )
+            reason = denied or its_own
+            message = f"{obj['kind']} {obj['metadata']['name']}: {refused}"
+            raise Blocked(Problem(reason, message), again=not invalid) from refused
+        APPLIES.labels(obj["kind"]).inc()
+        self._applied[key, obj["kind"]] = (wanted, meaning(obj["kind"], result))
+        if obj["kind"] in KINDS:
+            self._informer.told(obj["kind"], result)
+
+
+def controller(obj: dict[str, Any]) -> str:
+    """The uid of the object that controls it; empty: none does."""
+    references = obj["metadata"].get("ownerReferences") or []
+    return next((reference["uid"] for reference in references if reference.get("controller")), "")
