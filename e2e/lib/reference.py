@@ -61,6 +61,16 @@ class Reference:
         best = logits.log_softmax(-1).max(-1)
         return Continuation(best.indices.tolist(), best.values.tolist())
 
+    def score(self, prompt: Sequence[int]) -> list[float]:
+        """Log-probabilities of the prompt's own tokens, from the second on."""
+        import torch
+
+        with torch.inference_mode():
+            logits = self._model(torch.tensor([list(prompt)], device=self._device), use_cache=False).logits[0].float()
+        targets = torch.tensor(prompt[1:], device=self._device).unsqueeze(1)
+        scores: list[float] = logits[:-1].log_softmax(-1).gather(1, targets).squeeze(1).tolist()
+        return scores
+
 
 @cache
 def reference(model: Path) -> Reference:

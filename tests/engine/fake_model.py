@@ -12,7 +12,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator
 
-from semipd_engine.ipc.messages import StepPlan, StepResult, TokenResult
+from semipd_engine.ipc.messages import StepPlan, StepResult, TargetScores, TokenLogprobs, TokenResult
 from semipd_engine.memory.layout import KVComponent, KVLayout
 from semipd_engine.pacing.quantum import Pacer
 
@@ -44,6 +44,15 @@ def reference(prompt: list[int], count: int) -> list[int]:
     return list(ids[len(prompt) :])
 
 
+def score(ids: array[int], target: int) -> TokenLogprobs:
+    """What a target is worth after these tokens: it depends on all of them, too."""
+    return TokenLogprobs(-(zlib.crc32(ids.tobytes()) ^ target) % 1000 / 100 - 10)
+
+
+def reference_scores(prompt: list[int]) -> list[float]:
+    return [score(array("i", prompt[:i]), prompt[i]).logprob for i in range(1, len(prompt))]
+
+
 class FakeRunner:
     """The interface of `worker.model_runner.ModelRunner` over a flat array of token ids."""
 
@@ -65,11 +74,15 @@ class FakeRunner:
         rows = [(row, row.tokens, row.start) for row in plan.rows]
         for step in range(plan.max_steps):
             results, alive, begin = [], [], time.monotonic()
+            scores: list[TargetScores] = []
             with self.pacer.quantum():
                 time.sleep(self.seconds([tokens for _, tokens, _ in rows]))
                 for row, tokens, start in rows:
                     for offset, token in enumerate(tokens):
                         self.write(row.block_table, start + offset, token)
+                    if row.targets:
+                        known = [self.read(row.block_table, start + 1 + i) for i in range(len(row.targets))]
+                        scores.append(TargetScores(row.request, list(map(score, known, row.targets))))
                     if row.sampling is None:
                         continue
                     end = start + len(tokens)
@@ -80,7 +93,7 @@ class FakeRunner:
                         alive.append((row, [sampled], end))
             rows = alive
             last = not rows or step == plan.max_steps - 1 or recalled(plan.seq)
-            yield StepResult(plan.seq + step, results, last, seconds=time.monotonic() - begin)
+            yield StepResult(plan.seq + step, results, last, seconds=time.monotonic() - begin, scores=scores)
             if last:
                 return
 

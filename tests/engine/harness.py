@@ -44,6 +44,7 @@ class Stream:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     """Of the tokens, where `sampling` asks for them."""
+    prompt_logprobs: list[float] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     finish_reason: str | None = None
     error: str | None = None
@@ -103,6 +104,7 @@ class ApiClient:
                         assert not stream.done.is_set(), "output after the end"
                         stream.tokens += output.token_ids
                         stream.logprobs += [each.logprob for each in output.logprobs]
+                        stream.prompt_logprobs += [each.logprob for each in output.prompt_logprobs]
                         stream.times += [time.monotonic()] * len(output.token_ids)
                         stream.first_token_at = output.first_token_at or stream.first_token_at
                         stream.cached_tokens, stream.preemptions = output.cached_tokens, output.preemptions

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
 import psutil
+import pydantic
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.engine.model_driver import random_prompt
@@ -160,6 +161,90 @@ def test_openai_client_chats(served: Served) -> None:
         stream = client.chat.completions.create(model=served.model.name, stream=True, **fields)
         text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
     assert plain.choices[0].message.content == text
+
+
+@pytest.mark.parametrize("length", [2, 17, 300])
+def test_prompt_logprobs_are_those_of_transformers(served: Served, length: int) -> None:
+    """In chunks, again when the prefix is cached, and beside a prompt that shares it."""
+    prompt = random_prompt(length, VOCABULARY, 7 * length)
+    served.complete(prompt, max_tokens=1)
+    scores = reference(served.model).score(prompt)
+    for _ in range(2):
+        fields = {"echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
+        (whole, part) = served.complete([prompt, prompt[: length // 2 + 1]], **fields)["choices"]
+        for choice, count in ((whole, length), (part, length // 2 + 1)):
+            first, *rest = choice["logprobs"]["token_logprobs"]
+            assert first is None and len(rest) == count
+            assert max(abs(a - b) for a, b in zip(rest[:-1], scores[: count - 1], strict=True)) < 1e-4
+    shown = served.complete(prompt, prompt_logprobs=2, max_tokens=1)["choices"][0]["prompt_logprobs"]
+    for token, score, entry in zip(prompt[1:], scores, shown[1:], strict=True):
+        assert abs(entry[str(token)]["logprob"] - score) < 1e-4
+        better = [each for each in entry.values() if each["logprob"] > entry[str(token)]["logprob"]]
+        assert entry[str(token)]["rank"] == len(better) + 1 or entry[str(token)]["rank"] > 2
+
+
+class Place(pydantic.BaseModel):
+    """Bounded in all its parts, so that random weights come to an end."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    city: Literal["Paris", "Rome"]
+    open: bool
+    floors: list[Literal[1, 2, 3]] = pydantic.Field(min_length=1, max_length=3)
+
+
+TOOL: Any = openai.pydantic_function_tool(Place, name="visit")
+ASKS: list[Any] = [{"role": "user", "content": "Where to?"}]
+
+
+def test_openai_client_parses(served: Served) -> None:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
+        chat = client.chat.completions
+        for seed in range(3):
+            parsed = chat.parse(
+                model=served.model.name, messages=ASKS, response_format=Place, max_tokens=200, seed=seed
+            )
+            assert isinstance(parsed.choices[0].message.parsed, Place)
+        named: Any = {"type": "function", "function": {"name": "visit"}}
+        for choice, reason in (("required", "tool_calls"), (named, "stop")):
+            fields: dict[str, Any] = {"messages": ASKS, "tools": [TOOL], "tool_choice": choice, "max_tokens": 400}
+            fields |= {"seed": 5, "parallel_tool_calls": False}
+            whole = chat.parse(model=served.model.name, **fields).choices[0]
+            (call,) = whole.message.tool_calls or []
+            assert isinstance(call.function.parsed_arguments, Place) and whole.finish_reason == reason
+            with chat.stream(model=served.model.name, **fields) as stream:
+                final = stream.get_final_completion().choices[0]
+            (streamed,) = final.message.tool_calls or []
+            assert streamed.function.arguments == call.function.arguments and final.finish_reason == reason
+
+
+def test_what_langchain_sends(served: Served) -> None:
+    """The bodies of ChatOpenAI's bind_tools and with_structured_output; its closure does not fit beside ours."""
+    schema = Place.model_json_schema()
+    tool = {"type": "function", "function": {"name": "Place", "description": "A place", "parameters": schema}}
+    described = {"name": "Place", "schema": schema, "strict": True}
+    common = {"model": served.model.name, "messages": [{"content": "Where to?", "role": "user"}], "max_tokens": 300}
+    call = {"tools": [tool], "tool_choice": {"type": "function", "function": {"name": "Place"}}}
+    bodies: list[dict[str, Any]] = [
+        call | {"parallel_tool_calls": False, "stream": False},
+        {"tools": [tool], "tool_choice": "required", "n": 1},
+        {"response_format": {"type": "json_schema", "json_schema": described}},
+    ]
+    for body in bodies:
+        answer = served.client.post("/v1/chat/completions", json=common | body)
+        message = answer.raise_for_status().json()["choices"][0]["message"]
+        calls = [each["function"]["arguments"] for each in message.get("tool_calls", [])] or [message["content"]]
+        for text in calls:
+            Place.model_validate_json(text)
+    free = served.client.post("/v1/chat/completions", json=common | {"tools": [tool]} | {"max_tokens": 20})
+    history = [
+        *common["messages"],
+        {"content": None, "role": "assistant", "tool_calls": [
+            {"type": "function", "id": "call_1", "function": {"name": "Place", "arguments": '{"city": "Rome"}'}}]},
+        {"content": "closed", "role": "tool", "tool_call_id": "call_1"},
+    ]  # fmt: skip
+    again = served.client.post("/v1/chat/completions", json=common | {"messages": history, "tools": [tool]})
+    assert free.status_code == again.status_code == 200
 
 
 @pytest.mark.alone

@@ -22,6 +22,8 @@ from semipd_engine.ipc.messages import (
     StepFailed,
     StepPlan,
     StepResult,
+    TargetScores,
+    TokenLogprobs,
     TokenResult,
 )
 
@@ -208,6 +210,38 @@ def test_a_constraint_is_closed_with_its_request(end: str) -> None:
     else:
         s.table.fail(request, "it cannot be")
     assert grammar.closed == 1
+
+
+def test_a_prompt_whose_tokens_are_scored_is_computed_whole() -> None:
+    """Chunk by chunk, past the prefix cache, and after a preemption from its beginning."""
+    s = scheduler(chunk=8)
+    add(s, 1, 8, max_tokens=1)
+    done(s, prefill(s))
+    request = Request(2, "r2", [100 + position for position in range(11)], Sampling(prompt_logprobs=3), received_at=1.0)
+    s.add(request)
+
+    def report(plan: StepPlan) -> None:
+        (row,) = plan.rows
+        scores = [TargetScores(2, [TokenLogprobs(-target) for target in row.targets])] if row.targets else []
+        tokens = [TokenResult(2, 5)] if row.sampling is not None else []
+        s.book(Phase.PREFILL, StepResult(plan.seq, tokens, last=True, scores=scores), 3.0)
+
+    for begun in (True, False):
+        plan = prefill(s)
+        (row,) = plan.rows
+        assert (row.start, len(row.tokens), row.outputs, row.sampling) == (0, 8, "all", None)
+        assert (row.targets, row.target_logprobs) == (list(range(101, 109)), 3)
+        report(plan)
+        if begun:
+            s.table.requeue(request)
+    plan = prefill(s)
+    (row,) = plan.rows
+    assert (row.start, row.outputs, row.targets) == (8, "all", [109, 110]) and row.sampling is not None
+    report(plan)
+    (output,) = [output for owner, output in s.take_outputs() if owner is request]
+    assert [each.logprob for each in output.prompt_logprobs] == [-target for target in range(101, 111)]
+    s.table.requeue(request)
+    assert {row.outputs for row in prefill(s).rows} == {"last"}, "what is known is not asked for again"
 
 
 def test_slots_are_reused_under_a_new_assignment_number() -> None:

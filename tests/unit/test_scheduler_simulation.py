@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 import pytest
-from tests.engine.fake_model import VOCABULARY, FakeRunner, reference
+from tests.engine.fake_model import VOCABULARY, FakeRunner, reference, reference_scores
 
 from semipd_engine.contract import Phase
 from semipd_engine.core.block_pool import BlockPool
@@ -93,12 +93,14 @@ class Simulation:
         self.finished: set[int] = set()
         self.prefixes = [[self.random.randrange(100) for _ in range(16)] for _ in range(3)]
         self.wrong = 0
+        self.scored = 0
         self.crashes = 0
 
     def add(self) -> None:
         prompt = self.random.choice(self.prefixes)[: self.random.randrange(17)]
         prompt = prompt + [self.random.randrange(100) for _ in range(self.random.randrange(1, 12))]
-        sampling = Sampling(temperature=0, max_tokens=self.random.randrange(1, 24))
+        scored = 0 if self.random.random() < 0.2 else -1
+        sampling = Sampling(temperature=0, max_tokens=self.random.randrange(1, 24), prompt_logprobs=scored)
         number, patience = len(self.requests), self.random.choice((0.0, 0.0, 5.0, -5.0))
         request = Request(number, str(number), prompt, sampling, received_at=0.0, patience=patience)
         if self.random.random() < 0.2:
@@ -180,6 +182,11 @@ class Simulation:
             assert request.id not in self.finished, "output after the end"
             assert output.error is None, output.error
             self.outputs[request.id] += output.token_ids
+            if output.first_token_at is not None:
+                scores = [each.logprob for each in output.prompt_logprobs]
+                asked = request.sampling.prompt_logprobs >= 0
+                self.wrong += scores != (reference_scores(request.prompt_token_ids) if asked else [])
+                self.scored += len(scores)
             if output.finish_reason is not None:
                 self.finished.add(request.id)
                 expected = reference(request.prompt_token_ids, request.sampling.max_tokens)
@@ -214,7 +221,7 @@ def test_no_token_changes_under_random_traffic(seed: int, aggregated: bool | Non
     for _ in range(25_000):
         simulation.step()
     assert simulation.scheduler.preemptions > 10 and simulation.crashes > 10 and len(simulation.aborted) > 10
-    assert simulation.scheduler.kv.hits_tokens > 100
+    assert simulation.scheduler.kv.hits_tokens > 100 and simulation.scored > 100
     simulation.drain()
     assert simulation.wrong == 0
     assert simulation.finished == set(simulation.requests)

@@ -40,6 +40,8 @@ from semipd_engine.contract.options import (
     DType,
     EngineOptions,
     LoadFormat,
+    ReasoningParser,
+    ToolParser,
 )
 from semipd_engine.contract.partition import (
     Enforcement,
@@ -82,11 +84,13 @@ __all__ = [
     "Phase",
     "PhaseLimit",
     "QueuedRequest",
+    "ReasoningParser",
     "Refusal",
     "RunningRequest",
     "SetPartition",
     "Split",
     "StepTimes",
+    "ToolParser",
     "WorkerReport",
     "WorkerState",
 ]

@@ -29,6 +29,21 @@ class LoadFormat(StrEnum):
     DUMMY = "dummy"
 
 
+class ToolParser(StrEnum):
+    """How the model writes tool calls; the names are vLLM's."""
+
+    AUTO = "auto"
+    NONE = "none"
+    HERMES = "hermes"
+    LLAMA3_JSON = "llama3_json"
+
+
+class ReasoningParser(StrEnum):
+    AUTO = "auto"
+    NONE = "none"
+    THINK = "think"
+
+
 class EngineOptions(Frozen):
     """Launch options of ``semipd-engine serve``: one declaration for the flags, the agent and the operator.
 
@@ -66,6 +81,14 @@ class EngineOptions(Frozen):
     api_key_file: Path | None = Field(default=None, description="file with the API key that requests must carry")
     allowed_origins: str = Field(default="", description="web origins that may ask (CORS), with commas; * for all")
     strict_fields: bool = Field(default=False, description="refuse requests with unknown fields, not only name these")
+    tool_parser: ToolParser = Field(
+        default=ToolParser.AUTO,
+        description="how the model writes tool calls: auto (by its chat template), none, hermes, llama3_json",
+    )
+    reasoning_parser: ReasoningParser = Field(
+        default=ReasoningParser.AUTO,
+        description="how it writes what it thinks: auto (by its chat template), none, think (<think>...</think>)",
+    )
     drain_seconds: float = Field(default=30.0, ge=0, description="time for running streams to finish after SIGTERM")
     run_dir: Path | None = Field(default=None, description="directory of the sockets (mode 0700); default: a fresh one")
     step_log: Path | None = Field(default=None, description="JSON Lines file with one record for each step (debugging)")

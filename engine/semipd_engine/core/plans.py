@@ -32,6 +32,8 @@ def row(request: Request, count: int, mask: bytes | None = None) -> Row:
     """The next `count` tokens that are not computed yet. The row that reaches the last known token samples the next."""
     start = request.num_computed_tokens
     samples = start + count == len(request.token_ids)
+    last = min(start + count, len(request.prompt_token_ids) - 1)
+    targets = request.prompt_token_ids[start + 1 : last + 1] if request.scores_prompt else []
     return Row(
         request=request.id,
         tokens=request.token_ids[start : start + count],
@@ -39,8 +41,10 @@ def row(request: Request, count: int, mask: bytes | None = None) -> Row:
         block_table=list(request.blocks.table),
         slot=request.slot,
         assignment=request.assignment,
-        outputs="last" if samples else "none",
+        outputs="all" if targets else "last" if samples else "none",
         sampling=request.sampling if samples else None,
+        targets=targets,
+        target_logprobs=request.sampling.prompt_logprobs if targets else 0,
         output_index=request.num_output_tokens,
         history=request.history if samples else [],
         prompt_len=request.prompt_len if samples else 0,

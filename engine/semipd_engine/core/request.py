@@ -14,7 +14,7 @@ from typing import Protocol
 from semipd_engine.contract import Phase
 from semipd_engine.core.block_pool import LastSteps
 from semipd_engine.core.kv_cache_manager import SequenceBlocks
-from semipd_engine.ipc.messages import Sampling
+from semipd_engine.ipc.messages import Sampling, TokenLogprobs
 
 
 class ConstraintError(Exception):
@@ -64,6 +64,8 @@ class Request:
     """Number of that slot's assignment."""
     constraint: Constraint | None = None
     """What its output must look like."""
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the prompt's tokens from the second on, by reported steps."""
     last_prefill_step: int = 0
     last_decode_step: int = 0
     cached_tokens: int = 0
@@ -90,6 +92,11 @@ class Request:
     def num_uncomputed_tokens(self) -> int:
         """Known tokens whose K/V is not in the pool yet. One while it decodes: the token sampled last."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Are log-probabilities of its prompt still to be had? They come of computing it: a cached prefix has none."""
+        return self.sampling.prompt_logprobs >= 0 and len(self.prompt_logprobs) < len(self.prompt_token_ids) - 1
 
     @property
     def output_token_ids(self) -> list[int]:

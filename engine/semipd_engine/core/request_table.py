@@ -71,6 +71,8 @@ class RequestTable:
         blocks, request.blocks = request.blocks, SequenceBlocks()
         request.num_computed_tokens = 0
         request.state = RequestState.WAITING
+        if request.scores_prompt:
+            request.prompt_logprobs = []  # they are counted from the prompt's beginning
         bisect.insort(self.waiting, request, key=lambda r: r.turn)
         with self.accounting():
             self.kv.release(blocks, request.last_steps)
@@ -110,6 +112,7 @@ class RequestTable:
             scheduled_at=request.scheduled_at if first else None,
             cached_tokens=request.cached_tokens,
             preemptions=request.preemptions,
+            prompt_logprobs=request.prompt_logprobs if first else [],
         )
         self._outputs.append((request, output))
 

@@ -149,17 +149,20 @@ class Scheduler:
         if last:
             del self.in_flight[phase]
         tokens = {token.request: token for token in result.tokens}
+        scores = {each.request: each.logprobs for each in result.scores}
         for part in plan.rows:
             request, token = self.table.by_id.get(part.request), tokens.get(part.request)
             if request is None or request.state is RequestState.WAITING:
                 continue  # gone, or computed again in new accounts
             self._recall |= self._builder.is_withheld(request.id)  # an older row can have its blocks now
+            if part.targets and part.start == len(request.prompt_logprobs):
+                request.prompt_logprobs += scores.get(request.id, [])
             if token is not None:
                 self._computed(request, len(request.token_ids))
                 self._recall |= phase is Phase.PREFILL  # the new row joins decode at its next step boundary
                 request.state = RequestState.DECODING
                 self._sampled(request, token, phase, result.seq, now)
-            elif result.seq == plan.seq and part.outputs == "none":
+            elif result.seq == plan.seq and part.sampling is None:
                 self._computed(request, part.start + len(part.tokens))
 
     def _computed(self, request: Request, num_tokens: int) -> None:

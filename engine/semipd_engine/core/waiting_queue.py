@@ -64,11 +64,12 @@ class WaitingQueue:
         if not self._kv.prefix_caching:
             return True
         extend_digests(request.digests, request.token_ids, self._kv.block_size, request.cache_salt)
-        return not self._is_being_computed(request)
+        return request.scores_prompt or not self._is_being_computed(request)
 
     def _admit(self, request: Request, now: float) -> bool:
         # Each running request is at most one block away from asking for its next one: leave it that block.
-        blocks = self._kv.admit(request.digests, len(request.token_ids), reserve=self._table.num_running)
+        digests = [] if request.scores_prompt else request.digests
+        blocks = self._kv.admit(digests, len(request.token_ids), reserve=self._table.num_running)
         if blocks is None:
             return False
         self._table.admit(request, blocks)

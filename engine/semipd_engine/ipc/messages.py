@@ -30,6 +30,8 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     logit_bias: dict[int, float] = {}
     logprobs: int = -1
     """-1: none; k >= 0: the chosen token's logprob and the k most likely ones."""
+    prompt_logprobs: int = -1
+    """The same for each token of the prompt but the first."""
     stop_token_ids: tuple[int, ...] = ()
     """End-of-sequence ids (unless ignore_eos) and the request's own."""
     min_tokens: int = 0
@@ -78,6 +80,8 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     logprob: float
     top: list[tuple[int, float]] = []
     """(token id, logprob), most likely first; length as asked."""
+    rank: int = 0
+    """Of a prompt's token: 1 for the most likely one. 0: not asked for."""
 
 
 ENGINE_ERROR = "engine_error"
@@ -100,6 +104,8 @@ class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     """When the first prefill step was planned; set with the first token."""
     cached_tokens: int = 0
     preemptions: int = 0
+    prompt_logprobs: list[TokenLogprobs] = []
+    """Of the prompt's tokens from the second on, where asked for; set with the first token."""
 
 
 class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
@@ -166,9 +172,14 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     keeps something of a row between two plans: plans of today are complete, and none does."""
     assignment: int = 0
     """Number of the slot's assignment: what a worker keeps of a slot is worth nothing under another number."""
-    outputs: Literal["none", "last"] = "none"
-    """Positions whose logits are wanted. With `last` one token is sampled, and `sampling` is set."""
+    outputs: Literal["none", "last", "all"] = "none"
+    """Positions whose logits are wanted. With `last` one token is sampled; with `all` the `targets` are scored, too."""
     sampling: Sampling | None = None
+    """Set if and only if a token is sampled, from the last position."""
+    targets: list[int] = []
+    """With `all`: the tokens that follow the row's first positions; its plan has one step."""
+    target_logprobs: int = 0
+    """How many of the most likely tokens are wanted beside each target."""
     output_index: int = 0
     """How many output tokens the request already has (not 0 after a preemption)."""
     history: list[int] = []
@@ -208,6 +219,13 @@ class TokenResult(msgspec.Struct, frozen=True, omit_defaults=True):
     logprobs: TokenLogprobs | None = None
 
 
+class TargetScores(msgspec.Struct, frozen=True):
+    """Of a row with `targets`: their log-probabilities, in their order."""
+
+    request: int
+    logprobs: list[TokenLogprobs]
+
+
 class StepResult(msgspec.Struct, frozen=True, tag="step"):
     """One step is complete: its K/V writes are in memory. `last` also ends the plan."""
 
@@ -218,6 +236,7 @@ class StepResult(msgspec.Struct, frozen=True, tag="step"):
     """Wall time of the step, pauses of pacing included."""
     finished_at: float = 0.0
     """CLOCK_MONOTONIC seconds; stamped by the worker's loop when it sends the result."""
+    scores: list[TargetScores] = []
 
 
 class StepFailed(msgspec.Struct, frozen=True, tag="failed"):

@@ -114,3 +114,13 @@ def logprobs(logits: Tensor, rows: Sequence[SamplingRow], tokens: Sequence[int])
         top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
         results[i] = TokenLogprobs(float(row[tokens[i]]), top)
     return results
+
+
+def target_logprobs(logits: Tensor, targets: Sequence[int], count: int) -> list[TokenLogprobs]:
+    """Of one given token for each row of ``logits [R, vocab]``, with its rank and the `count` most likely ones."""
+    values = torch.log_softmax(logits, dim=-1)
+    own = values.gather(1, torch.tensor(targets, device=logits.device).unsqueeze(1))
+    ranks = (values > own).sum(dim=1).add_(1).tolist()
+    best = values.topk(count)
+    tops = [list(zip(*pair, strict=True)) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    return [TokenLogprobs(*each) for each in zip(own.squeeze(1).tolist(), tops, ranks, strict=True)]

@@ -141,20 +141,19 @@ class StopStrings:
             position, stop = min(found, key=lambda match: (match[0] + len(match[1]), match[0]))
             self.matched, self._held = stop, ""
             return buffer[: position + len(stop)] if self._include else buffer[:position]
-        begun = [start for stop in self._stops if (start := self._beginning(buffer, stop)) >= 0]
-        shown = min(begun, default=len(buffer))
+        shown = min(begins_at(buffer, stop) for stop in self._stops)
         self._held = buffer[shown:]
         return buffer[:shown]
-
-    @staticmethod
-    def _beginning(buffer: str, stop: str) -> int:
-        """Where the longest end of `buffer` starts with which `stop` begins; -1 without one."""
-        start = max(0, len(buffer) - len(stop) + 1)
-        while (start := buffer.find(stop[0], start)) >= 0 and not stop.startswith(buffer[start:]):
-            start += 1
-        return start
 
     def flush(self) -> str:
         """End without a match: what was held back."""
         held, self._held = self._held, ""
         return held
+
+
+def begins_at(text: str, stop: str) -> int:
+    """Where the longest end of `text` starts with which `stop` begins; its length without one."""
+    start = max(0, len(text) - len(stop) + 1)
+    while (start := text.find(stop[0], start)) >= 0 and not stop.startswith(text[start:]):
+        start += 1
+    return start if start >= 0 else len(text)

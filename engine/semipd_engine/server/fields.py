@@ -39,7 +39,6 @@ HARMLESS: Mapping[str, str] = {
 _LEAVE_OUT = "leave it out"
 REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     # Field: (the remedy, values that ask for nothing beside null, false, empty strings, lists and objects).
-    "prompt_logprobs": (_LEAVE_OUT, ()),
     "logprob_token_ids": ("ask for top_logprobs (chat) or logprobs (completions) up to 20", ()),
     "allowed_token_ids": ("raise the allowed ones by logit_bias", ()),
     "bad_words": ("lower their tokens by logit_bias", ()),
@@ -58,8 +57,6 @@ REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "chat_template": ("templates come with the model; send a rendered prompt to /v1/completions", ()),
     "functions": ("use tools", ()),
     "function_call": ("use tool_choice", ("none", "auto")),
-    "parallel_tool_calls": (_LEAVE_OUT, (True,)),
-    "include_reasoning": (_LEAVE_OUT, (True,)),
     "modalities": ("this model writes text", (["text"],)),
     "audio": ("this model writes text", ()),
     "verbosity": ("ask for it in the prompt", ("medium",)),

@@ -62,7 +62,7 @@ def render(service: Service, body: ChatRequest | TokenizeRequest) -> str:
         raise bad_request("continue_final_message", "needs a last message of role 'assistant'")
     return service.templates.render(
         messages,
-        body.tools,
+        body.shown_tools,
         add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
         continue_final_message=body.continue_final_message,
         variables=body.template_variables,

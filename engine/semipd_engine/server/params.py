@@ -49,6 +49,7 @@ def resolve(request: GenerationRequest, prompt_tokens: int, card: ModelCard, max
         repetition_penalty=_first(request.repetition_penalty, defaults.repetition_penalty, 1.0),
         logit_bias=logit_bias,
         logprobs=_logprobs(request),
+        prompt_logprobs=_prompt_logprobs(request),
         stop_token_ids=tuple(stop_ids),
         min_tokens=min_tokens,
         max_tokens=max_tokens,
@@ -109,6 +110,12 @@ def _logprobs(request: GenerationRequest) -> int:
     if isinstance(request, ChatRequest) and request.logprobs:
         return request.top_logprobs or 0
     return -1
+
+
+def _prompt_logprobs(request: GenerationRequest) -> int:
+    """As many as the answer shows: an echo has log-probabilities like the tokens that follow it."""
+    echoed = _logprobs(request) if request.echoes else -1
+    return max(echoed, -1 if request.prompt_logprobs is None else request.prompt_logprobs)
 
 
 def _first(asked: T | None, default: T | None, neutral: T) -> T:

@@ -10,6 +10,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
+from semipd_engine.server.tools import (
+    MAX_TOOLS,
+    TOOL_CHOICE_SCHEMA,
+    TOOL_SCHEMA,
+    Tool,
+    check_tool_choice,
+    check_tools,
+    function_names,
+)
+
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 256
@@ -83,6 +93,14 @@ PROMPT_SCHEMA = {
 }
 
 
+Tools = Annotated[
+    list[Tool],
+    PlainValidator(check_tools),
+    WithJsonSchema({"type": "array", "maxItems": MAX_TOOLS, "items": TOOL_SCHEMA}),
+]
+ToolChoice = Annotated[str | dict[str, Any], PlainValidator(check_tool_choice), WithJsonSchema(TOOL_CHOICE_SCHEMA)]
+
+
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="allow")
 
@@ -127,6 +145,7 @@ class GenerationRequest(BaseModel):
     guided_whitespace_pattern: str | None = None
     request_id: Annotated[str, Field(pattern=REQUEST_ID)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     priority: int | None = Field(default=None, ge=-INT32_MAX, le=INT32_MAX)
 
     @property
@@ -161,6 +180,8 @@ class GenerationRequest(BaseModel):
     def _check_together(self) -> GenerationRequest:
         if self.stream_options and not self.stream:
             raise ValueError("stream_options: only allowed with stream: true")
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValueError("prompt_logprobs: not in streams; leave one of them out")
         if self.max_tokens == 0 and not self.echoes:
             raise ValueError("max_tokens: 0 is for echo: true only; ask for at least 1")
         return self
@@ -178,19 +199,15 @@ class CompletionRequest(GenerationRequest):
     def echoes(self) -> bool:
         return bool(self.echo)
 
-    @model_validator(mode="after")
-    def _refuse_unsupported_completion(self) -> CompletionRequest:
-        if self.echo and self.logprobs is not None:
-            raise ValueError("echo: not supported with logprobs; leave one of them out")
-        return self
-
 
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
     messages: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_MESSAGES)
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["none", "auto"] | dict[str, Any] | str | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=INT32_MAX)
@@ -212,12 +229,28 @@ class ChatRequest(GenerationRequest):
             variables["enable_thinking"] = self.reasoning_effort != "none"
         return variables | (self.chat_template_kwargs or {})
 
+    @property
+    def shown_tools(self) -> list[Tool] | None:
+        """What the chat template sees. Nothing where no tool may be called: the model would try."""
+        return None if self.tool_choice == "none" else self.tools
+
+    @property
+    def only_tool(self) -> str | None:
+        """The name of the function that the answer must call."""
+        return str(self.tool_choice["function"]["name"]) if isinstance(self.tool_choice, dict) else None
+
+    @property
+    def must_call(self) -> bool:
+        return self.tool_choice == "required" or self.only_tool is not None
+
     @model_validator(mode="after")
     def _check_chat(self) -> ChatRequest:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: needs logprobs: true")
-        if self.tool_choice not in (None, "none", "auto"):
-            raise ValueError("tool_choice: only 'none' and 'auto' are supported")
+        if self.must_call and not self.tools:
+            raise ValueError("tool_choice: needs tools")
+        if self.only_tool is not None and self.only_tool not in function_names(self.tools or []):
+            raise ValueError(f"tool_choice: no function of tools has the name {self.only_tool!r}")
         if (
             self.continue_final_message
             and self.add_generation_prompt
@@ -235,7 +268,7 @@ class TokenizeRequest(BaseModel):
     model: str | None = None
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
-    tools: list[dict[str, Any]] | None = None
+    tools: Tools | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
@@ -245,6 +278,10 @@ class TokenizeRequest(BaseModel):
     @property
     def template_variables(self) -> dict[str, Any]:
         return self.chat_template_kwargs or {}
+
+    @property
+    def shown_tools(self) -> list[Tool] | None:
+        return self.tools
 
     @model_validator(mode="after")
     def _one_of(self) -> TokenizeRequest:

@@ -8,6 +8,7 @@ from typing import Any
 
 from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.ipc.messages import TokenLogprobs
+from semipd_engine.server.answer import CallDelta
 from semipd_engine.server.http_io import dump
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from semipd_engine.server.sequence import Delta, Sequence
@@ -54,6 +55,20 @@ class TokenNames:
             named[next(name for name in names if name not in named)] = finite(value)
         return named
 
+    def prompt(self, sequence: Sequence, most: int) -> list[Json | None]:
+        """vLLM's shape: for each token of the prompt itself and the likeliest ones, by id; nothing for the first."""
+        shown: list[Json | None] = [None]
+        for token_id, logprobs in zip(sequence.prompt_token_ids[1:], sequence.prompt_logprobs, strict=True):
+            ranked = {other: (value, rank) for rank, (other, value) in enumerate(logprobs.top[:most], 1)}
+            ranked = {token_id: (logprobs.logprob, logprobs.rank)} | ranked
+            shown.append(
+                {
+                    str(other): {"logprob": finite(value), "rank": rank, "decoded_token": self._tokenizer.text([other])}
+                    for other, (value, rank) in ranked.items()
+                }
+            )
+        return shown
+
     def utf8(self, token_id: int) -> list[int]:
         return list(self._tokenizer.token_bytes(token_id))
 
@@ -78,10 +93,11 @@ class CompletionShape:
         return {}
 
     def choice(self, delta: Delta, sequence: Sequence) -> Json:
+        echo = self._echo(delta.index, sequence)
         choice: Json = {
             "index": delta.index,
-            "text": self._echo(delta.index, sequence) + delta.text,
-            "logprobs": self._logprobs(delta),
+            "text": echo + delta.text,
+            "logprobs": self._logprobs(delta, sequence),
             "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason,
         }
@@ -89,6 +105,8 @@ class CompletionShape:
             choice["token_ids"] = delta.token_ids
             if delta.index not in self._started:
                 choice["prompt_token_ids"] = sequence.prompt_token_ids
+        if self._request.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = self._names.prompt(sequence, self._request.prompt_logprobs)
         self._started.add(delta.index)
         return choice
 
@@ -104,15 +122,25 @@ class CompletionShape:
             self._prompts[number] = prompt if isinstance(prompt, str) else sequence.prompt_text
         return self._prompts[number]
 
-    def _logprobs(self, delta: Delta) -> Json | None:
-        if self._request.logprobs is None:
+    def _logprobs(self, delta: Delta, sequence: Sequence) -> Json | None:
+        """Those of an echo come first; nothing is known of a prompt's first token."""
+        most = self._request.logprobs
+        if most is None:
             return None
-        pairs = list(zip(delta.token_ids, delta.logprobs, strict=True))
+        ids, pairs, offsets = delta.token_ids, list(zip(delta.token_ids, delta.logprobs, strict=True)), delta.offsets
+        unknown: list[None] = []
+        if self._request.echo:
+            length = len(self._prompts[delta.index // self._request.choices])
+            offsets = [length + offset for offset in offsets]
+            if delta.index not in self._started:
+                prompt = sequence.prompt_token_ids
+                ids, unknown, offsets = prompt + ids, [None], sequence.prompt_offsets + offsets
+                pairs = [*zip(prompt[1:], (best(each, most) for each in sequence.prompt_logprobs), strict=True), *pairs]
         return {
-            "tokens": [self._names.text(token_id) for token_id in delta.token_ids],
-            "token_logprobs": [finite(logprobs.logprob) for logprobs in delta.logprobs],
-            "top_logprobs": [self._names.distinct(token_id, logprobs) for token_id, logprobs in pairs],
-            "text_offset": delta.offsets,
+            "tokens": [self._names.text(token_id) for token_id in ids],
+            "token_logprobs": unknown + [finite(logprobs.logprob) for _, logprobs in pairs],
+            "top_logprobs": unknown + [self._names.distinct(token_id, logprobs) for token_id, logprobs in pairs],
+            "text_offset": offsets,
         }
 
 
@@ -133,13 +161,33 @@ class ChatShape:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def extra(self, sequences: list[Sequence]) -> Json:
-        return {"prompt_token_ids": sequences[0].prompt_token_ids} if self._request.return_token_ids else {}
+        extra: Json = {"prompt_token_ids": sequences[0].prompt_token_ids} if self._request.return_token_ids else {}
+        if self._request.prompt_logprobs is not None:
+            extra["prompt_logprobs"] = self._names.prompt(sequences[0], self._request.prompt_logprobs)
+        return extra
 
     def choice(self, delta: Delta, sequence: Sequence) -> Json:
-        return {"index": delta.index, "message": {"role": "assistant", "content": delta.text}} | self._rest(delta)
+        message: Json = {"role": "assistant", "content": delta.text} | self._reasoning(delta)
+        if delta.calls:
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in merged(delta.calls)
+            ]
+        if len(message) > 2 and not delta.text:
+            message["content"] = None
+        return {"index": delta.index, "message": message} | self._rest(delta)
 
     def chunk(self, delta: Delta, sequence: Sequence) -> Json:
-        return {"index": delta.index, "delta": {"content": delta.text} if delta.text else {}} | self._rest(delta)
+        new: Json = {"content": delta.text} if delta.text else {}
+        if delta.reasoning:
+            new |= self._reasoning(delta)
+        if delta.calls:
+            new["tool_calls"] = [_call_chunk(call) for call in merged(delta.calls)]
+        return {"index": delta.index, "delta": new} | self._rest(delta)
+
+    def _reasoning(self, delta: Delta) -> Json:
+        shown = delta.reasoning and self._request.include_reasoning is not False
+        return {"reasoning_content": delta.reasoning} if shown else {}
 
     def _rest(self, delta: Delta) -> Json:
         rest: Json = {
@@ -201,8 +249,33 @@ class Chunks:
 
 def worth_a_chunk(delta: Delta, request: GenerationRequest) -> bool:
     """A token inside a character, or held back for a stop string, has nothing to show yet."""
+    if delta.calls or (delta.reasoning and isinstance(request, ChatRequest) and request.include_reasoning is not False):
+        return True
     wants_tokens = request.return_token_ids or bool(delta.logprobs)
     return bool(delta.text) or delta.finish_reason is not None or (wants_tokens and bool(delta.token_ids))
+
+
+def merged(calls: list[CallDelta]) -> list[CallDelta]:
+    """One for each call, with all that is new of it."""
+    found: dict[int, CallDelta] = {}
+    for call in calls:
+        known = found.setdefault(call.index, CallDelta(call.index))
+        known.id, known.name = known.id or call.id, known.name or call.name
+        known.arguments += call.arguments
+    return list(found.values())
+
+
+def _call_chunk(call: CallDelta) -> Json:
+    """The first one of a call has its id and name."""
+    function: Json = {"arguments": call.arguments}
+    if not call.id:
+        return {"index": call.index, "function": function}
+    return {"index": call.index, "id": call.id, "type": "function", "function": {"name": call.name} | function}
+
+
+def best(logprobs: TokenLogprobs, most: int) -> TokenLogprobs:
+    """With no more of the likeliest tokens than that."""
+    return TokenLogprobs(logprobs.logprob, logprobs.top[:most], logprobs.rank)
 
 
 def finite(logprob: float) -> float:

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.ipc.messages import RequestOutput, Sampling, TokenLogprobs
+from semipd_engine.server.answer import AnswerOptions, AnswerParser, CallDelta
 from semipd_engine.server.detokenizer import Detokenizer, StopStrings
+from semipd_engine.server.tools import THINK
 
 
 @dataclass
@@ -23,6 +25,10 @@ class Delta:
     offsets: list[int] = field(default_factory=list)
     """With logprobs: where in the sequence's text each token begins. Pieces of one character share its offset."""
     finish_reason: str | None = None
+    reasoning: str = ""
+    """What the model thinks, which is no part of `text`."""
+    calls: list[CallDelta] = field(default_factory=list)
+    """Of tools; nor are these."""
     stop_reason: int | str | None = None
     """The stop string or requested stop id that ended the sequence; None for end-of-sequence and length."""
 
@@ -31,6 +37,8 @@ class Delta:
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs
         self.offsets += later.offsets
+        self.reasoning += later.reasoning
+        self.calls += later.calls
         self.finish_reason, self.stop_reason = later.finish_reason, later.stop_reason
 
 
@@ -44,6 +52,8 @@ class TextOptions:
     eos_token_ids: frozenset[int] = frozenset()
     cache_salt: str = ""
     grammar: str = ""
+    answer: AnswerOptions | None = None
+    """What its text is read for; None: it is content."""
     silent: bool = False
     """Nothing of the output is shown or counted: the request is about its prompt alone."""
 
@@ -60,6 +70,8 @@ class Sequence:
         self.sampling = sampling
         self.output_tokens = 0
         self.cached_tokens = 0
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        """Of the prompt's tokens from the second on, where asked for."""
         self.scheduled_at: float | None = None
         self.first_token_at: float | None = None
         self.last_token_at: float | None = None
@@ -68,10 +80,17 @@ class Sequence:
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer.text, tokenizer.byte_of)
         self._stops = StopStrings(options.stop, options.include_stop)
+        self._answer = AnswerParser(options.answer, self._begins_thinking()) if options.answer is not None else None
 
     @property
     def prompt_text(self) -> str:
         return self._tokenizer.decode(self.prompt_token_ids, self._options.skip_special_tokens)
+
+    @property
+    def prompt_offsets(self) -> list[int]:
+        """Where in the prompt's text each of its tokens begins."""
+        detokenizer = Detokenizer(self._tokenizer.text, self._tokenizer.byte_of)
+        return [detokenizer.push_one(self._kept([token_id]))[1] for token_id in self.prompt_token_ids]
 
     def push(self, output: RequestOutput) -> Delta:
         """Take core's new tokens. After a stop string `finish_reason` is set here although core goes on: abort it."""
@@ -79,6 +98,7 @@ class Sequence:
             self.first_token_at = output.first_token_at
             self.scheduled_at = output.scheduled_at
             self.cached_tokens = output.cached_tokens
+            self.prompt_logprobs = output.prompt_logprobs
         delta = Delta(self.index)
         if self._options.silent:
             self.finish_reason = delta.finish_reason = "length"
@@ -109,12 +129,31 @@ class Sequence:
                 delta.finish_reason, delta.stop_reason = "stop", self._stops.matched
             elif stop_id is not None and stop_id not in self._options.eos_token_ids:
                 delta.stop_reason = stop_id
+        if self._answer is not None:
+            self._read(self._answer, delta)
         self.finish_reason = delta.finish_reason
+        if self._answer is not None and delta.finish_reason == "stop":
+            delta.finish_reason = self._answer.finish_reason
         return delta
 
+    def _read(self, answer: AnswerParser, delta: Delta) -> None:
+        """Tell reasoning and calls from content. After the last call that may be, it ends as at a stop string."""
+        parts = [answer.push(delta.text)]
+        if answer.ended and delta.finish_reason is None:
+            delta.finish_reason = "stop"
+        if delta.finish_reason is not None:
+            parts.append(answer.flush())
+        delta.text = "".join(part.content for part in parts)
+        delta.reasoning = "".join(part.reasoning for part in parts)
+        delta.calls = [call for part in parts for call in part.calls]
+
+    def _begins_thinking(self) -> bool:
+        return self._tokenizer.decode(self.prompt_token_ids[-8:]).rstrip().endswith(THINK)
+
     def _kept(self, token_ids: list[int]) -> list[int]:
-        skip = self._options.skip_special_tokens
-        return [token_id for token_id in token_ids if self._tokenizer.keeps(token_id, skip)]
+        skip, answer = self._options.skip_special_tokens, self._options.answer
+        markers = answer.markers if answer is not None else ()
+        return [one for one in token_ids if self._tokenizer.keeps(one, skip) or one in markers]
 
     def _is_stop_id(self, token_id: int) -> bool:
         return token_id in self.sampling.stop_token_ids

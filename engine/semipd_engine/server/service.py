@@ -16,18 +16,20 @@ from starlette.types import Receive
 from semipd_engine.cards.chat_template import ChatTemplates
 from semipd_engine.cards.model_card import load_model_card
 from semipd_engine.cards.tokenizer import TextTooLong, Tokenizer
-from semipd_engine.contract import EngineOptions
+from semipd_engine.contract import EngineOptions, ReasoningParser, ToolParser
 from semipd_engine.ipc.messages import CoreState, Outputs, Rejected
 from semipd_engine.server.admission import OUTAGE_GRACE_SECONDS, Admission
+from semipd_engine.server.answer import MARKERS, AnswerOptions
 from semipd_engine.server.core_client import CoreClient
 from semipd_engine.server.errors import ApiError, bad_request, unavailable
 from semipd_engine.server.generation import Generation, Generations
 from semipd_engine.server.http_io import while_connected
 from semipd_engine.server.metrics import EngineMetrics
 from semipd_engine.server.params import check_prompt_length, check_token_ids, resolve, too_long
-from semipd_engine.server.protocol import GenerationRequest, Prompt
+from semipd_engine.server.protocol import ChatRequest, GenerationRequest, Prompt
 from semipd_engine.server.sequence import TextOptions
 from semipd_engine.server.structured import grammar_of
+from semipd_engine.server.tools import HERMES, TOOL_FORMATS, calls_grammar, format_of, function_names, reasons
 
 INLINE_BYTES = 4096
 """Bodies up to this size are tokenised on the event loop (well under a millisecond); larger ones in a thread."""
@@ -57,6 +59,16 @@ class Service:
         self.started_at = int(time.time())
         self.request_timeout = options.request_timeout
         self.strict_fields = options.strict_fields
+        self.tool_format = (
+            format_of(self.card.chat_templates)
+            if options.tool_parser is ToolParser.AUTO
+            else TOOL_FORMATS.get(options.tool_parser)
+        )
+        """How the model writes calls, where that is known."""
+        self.reasons = options.reasoning_parser is ReasoningParser.THINK or (
+            options.reasoning_parser is ReasoningParser.AUTO and reasons(self.card.chat_templates)
+        )
+        self._markers = frozenset(found for text in MARKERS if (found := self.tokenizer.id_of(text)) is not None)
         self.fingerprint = _fingerprint(options.model)
         limits = [limit for limit in (options.max_model_len, self.card.max_model_len) if limit]
         self.max_model_len = min(limits, default=0)
@@ -154,14 +166,47 @@ class Service:
 
     async def grammar(self, request: GenerationRequest, receive: Receive) -> str:
         """What the answer must look like (`ipc.messages.AddRequest.grammar`). Raises `ApiError` (400)."""
-        given = request.grammar_fields
-        grammar = await self._in_thread(self._threads[2], lambda: grammar_of(given), receive) if given else ""
+        given, grammar = request.grammar_fields, ""
+        if isinstance(request, ChatRequest) and request.must_call:
+            given.pop("response_format", None)  # it is about answers that call nothing
+            if given:
+                raise bad_request(next(iter(given)), "leave it out where tool_choice makes the answer a call")
+            chat = request
+            grammar = await self._in_thread(self._threads[2], lambda: self._calls_grammar(chat), receive)
+        elif given:
+            grammar = await self._in_thread(self._threads[2], lambda: grammar_of(given), receive)
         if grammar and (request.ignore_eos or request.min_tokens):
             field = "ignore_eos" if request.ignore_eos else "min_tokens"
             raise bad_request(field, "a grammar says where the answer ends; leave this out")
         if grammar and not self.card.eos_token_ids:
             raise bad_request("response_format", "this model names no end-of-sequence token, so no grammar can end")
         return grammar
+
+    def _calls_grammar(self, request: ChatRequest) -> str:
+        form = self.tool_format or HERMES
+        return calls_grammar(request.tools or [], request.only_tool, form, request.parallel_tool_calls is not False)
+
+    def _answer_options(self, request: GenerationRequest, grammar: str) -> AnswerOptions | None:
+        """What the answer's text is read for; None: it is all content."""
+        if not isinstance(request, ChatRequest):
+            return None
+        tools = request.shown_tools or []
+        if (self.tool_format is None or grammar) and not request.must_call:
+            tools = []
+        reads_thoughts = self.reasons and not grammar
+        if not tools and not reads_thoughts:
+            return None
+        only = request.only_tool
+        return AnswerOptions(
+            functions=frozenset(function_names(tools) if only is None else [only]),
+            format=self.tool_format or HERMES,
+            reasoning=reads_thoughts,
+            forced=request.must_call,
+            streamed=bool(request.stream),
+            most_calls=1 if only is not None or request.parallel_tool_calls is False else 0,
+            named=only is not None,
+            markers=self._markers,
+        )
 
     async def start(
         self, generation: Generation, request: GenerationRequest, prompts: list[list[int]], grammar: str
@@ -182,6 +227,7 @@ class Service:
             skip_special_tokens=request.skip_special_tokens,
             eos_token_ids=frozenset(self.card.eos_token_ids),
             grammar=grammar,
+            answer=self._answer_options(request, grammar),
             cache_salt=request.cache_salt or "",
             silent=request.max_tokens == 0,
         )

@@ -93,8 +93,12 @@ class InputBatch:
         tokens = [_ints(row.tokens, row.request) for row in plan.rows]
         tables = [_ints(row.block_table, row.request) for row in plan.rows]
         for row, ids, table in zip(plan.rows, tokens, tables, strict=True):
-            if (row.sampling is None) != (row.outputs == "none"):
+            if (row.sampling is None) != (row.outputs == "none") and row.outputs != "all":
                 raise PlanError("a row samples if and only if its last position is an output", row.request)
+            if row.targets and (plan.max_steps > 1 or len(row.targets) > len(ids)):
+                raise PlanError("targets follow the positions of their row, in a plan of one step", row.request)
+            if row.targets and not 0 <= min(row.targets) <= max(row.targets) < limits.vocab_size:
+                raise PlanError(f"targets must lie in [0, {limits.vocab_size})", row.request)
             if row.mask is not None and plan.max_steps > 1:
                 raise PlanError("a plan with a masked row has one step", row.request)
             written = row.start + len(ids)

@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 
 from semipd_engine.cards.config import ModelConfig
-from semipd_engine.ipc.messages import StepPlan, StepResult, TokenResult
+from semipd_engine.ipc.messages import StepPlan, StepResult, TargetScores, TokenLogprobs, TokenResult
 from semipd_engine.kernels import Kernels
 from semipd_engine.memory.arena import WeightArena
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.model.decoder import Decoder
+from semipd_engine.model.stage import Step
 from semipd_engine.pacing.quantum import Pacer
-from semipd_engine.sampling.sampler import SamplingRow, logprobs, sample
+from semipd_engine.sampling.sampler import SamplingRow, logprobs, sample, target_logprobs
 from semipd_engine.worker.input_batch import InputBatch, InputBuffers, Limits, allowed_tokens
+
+SCORED_AT_ONCE = 64
+"""Positions of a prompt: their logits are as wide as the vocabulary."""
 
 
 class NotFiniteError(Exception):
@@ -65,6 +69,7 @@ class ModelRunner:
             with torch.inference_mode():
                 batch, chosen = inputs.next()
                 done = self.decoder.forward(batch)
+                scores = self._scores(done, plan) if step == 0 else []
                 if sampling:
                     results = self._sample(self.decoder.logits(done, chosen), requests, sampling, masks)
                 else:
@@ -73,7 +78,7 @@ class ModelRunner:
             tokens = [result.token for result in results]
             running = [i for i, row in enumerate(sampling) if not row.finished_by(tokens[i])]
             last = step + 1 == plan.max_steps or not running or recalled(plan.seq)
-            yield StepResult(plan.seq + step, results, last, seconds=time.perf_counter() - begin)
+            yield StepResult(plan.seq + step, results, last, seconds=time.perf_counter() - begin, scores=scores)
             if last:
                 return
             begin = time.perf_counter()
@@ -84,6 +89,24 @@ class ModelRunner:
         """Wait until all that was queued is in memory. Where tokens are fetched, they have waited for it already."""
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
+
+    def _scores(self, done: Step, plan: StepPlan) -> list[TargetScores]:
+        """The log-probabilities of the rows' targets; the logits of a few positions at a time."""
+        found, first = list[TargetScores](), 0
+        for row in plan.rows:
+            scored: list[TokenLogprobs] = []
+            for begin in range(0, len(row.targets), SCORED_AT_ONCE):
+                targets = row.targets[begin : begin + SCORED_AT_ONCE]
+                at = torch.arange(len(targets), device=self._device) + first + begin
+                logits = self.decoder.logits(done, at)
+                if not bool(torch.isfinite(logits.amax(dim=-1)).all()):
+                    raise NotFiniteError(row.request)
+                with self._pacer.quantum():
+                    scored += target_logprobs(logits, targets, row.target_logprobs)
+            if scored:
+                found.append(TargetScores(row.request, scored))
+            first += len(row.tokens)
+        return found
 
     def _masks(self, plan: StepPlan) -> list[Tensor | None] | None:
         """Of the rows that sample; None if no row has a mask. They hold for the only step of their plan."""

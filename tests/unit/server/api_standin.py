@@ -152,6 +152,7 @@ class StandInCore:
                 first_token_at=time.monotonic() if start == 0 else None,
                 scheduled_at=scheduled_at if start == 0 else None,
                 cached_tokens=len(add.prompt_token_ids) // 2,
+                prompt_logprobs=prompt_logprobs_of(add) if start == 0 else [],
             )
             writer.write(frames.encode(Outputs([output])))
 
@@ -166,6 +167,16 @@ class StandInCore:
             if len(tokens) == add.sampling.max_tokens:
                 break
         return tokens, "length"
+
+
+def prompt_logprobs_of(add: AddRequest) -> list[TokenLogprobs]:
+    """-token/1000, ranked as its id says, with the ids after it as the most likely ones."""
+    most = add.sampling.prompt_logprobs
+    return [
+        TokenLogprobs(-token / 1000, [(token + 1 + i, -i / 1000) for i in range(most)], token)
+        for token in add.prompt_token_ids[1:]
+        if most >= 0
+    ]
 
 
 def logprobs_of(add: AddRequest, token: int) -> TokenLogprobs:

@@ -153,6 +153,56 @@ def test_sampling_reaches_core(api: Api) -> None:
     )
 
 
+# ---- the prompt's ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("max_tokens", [0, 3])
+def test_an_echo_has_the_prompts_logprobs(api: Api, tokenizer: Tokenizer, stream: bool, max_tokens: int) -> None:
+    """As evaluation harnesses ask for them: token ids, greedy, one more token than they need."""
+    ids = tokenizer.encode("The größe 🙂").ids
+    for prompt in ("The größe 🙂", [ids, ids]):
+        response = api.complete(prompt, echo=True, logprobs=2, max_tokens=max_tokens, stream=stream)
+        parts: dict[int, list[Any]] = {}
+        for chunk in events(response.text) if stream else [response.json()]:
+            for choice in chunk["choices"]:
+                parts.setdefault(choice["index"], []).append(choice)
+        assert len(parts) == (1 if isinstance(prompt, str) else 2)
+        for choices in parts.values():
+            text = "".join(choice["text"] for choice in choices)
+            found = {
+                name: [*chain.from_iterable(choice["logprobs"][name] for choice in choices)]
+                for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+            }
+            assert text.startswith("The größe 🙂") and {len(each) for each in found.values()} == {len(ids) + max_tokens}
+            assert found["token_logprobs"][: len(ids)] == [None, *(-i / 1000 for i in ids[1:])]
+            assert found["top_logprobs"][0] is None and len(found["top_logprobs"][1]) == 3
+            assert found["text_offset"][: len(ids)] == tokenizer_offsets(tokenizer, ids)
+            for name, offset in zip(found["tokens"], found["text_offset"], strict=True):
+                assert "\ufffd" in name or text[offset:].startswith(name)
+    assert api.core.added[-1].sampling.prompt_logprobs == 2
+    api.complete(echo=True)
+    assert api.core.added[-1].sampling.prompt_logprobs == -1
+
+
+def tokenizer_offsets(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """Of tokens in their text: pieces of one character share its offset."""
+    return [len(tokenizer.decode(ids[:i]).rstrip("\ufffd")) for i in range(len(ids))]
+
+
+def test_prompt_logprobs_have_the_shape_of_vllm(api: Api, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("The dog").ids
+    shown = api.complete("The dog", prompt_logprobs=1).json()["choices"][0]["prompt_logprobs"]
+    assert shown[0] is None and len(shown) == len(ids)
+    own = {"logprob": -ids[1] / 1000, "rank": ids[1], "decoded_token": tokenizer.decode([ids[1]])}
+    best = {"logprob": 0.0, "rank": 1, "decoded_token": tokenizer.decode([ids[1] + 1])}
+    assert shown[1] == {str(ids[1]): own, str(ids[1] + 1): best}
+    chat = api.chat("x", prompt_logprobs=0).json()
+    assert chat["prompt_logprobs"][0] is None and len(chat["prompt_logprobs"]) == chat["usage"]["prompt_tokens"]
+    assert "prompt_logprobs" not in api.chat("x").json()
+    assert api.complete(prompt_logprobs=1, stream=True).json()["error"]["message"].startswith("prompt_logprobs: not in")
+
+
 # ---- chat --------------------------------------------------------------------------------------------------------
 
 

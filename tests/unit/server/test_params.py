@@ -130,7 +130,6 @@ BAD = [
     ({"prompt": [1, "a"]}, "prompt", "must be a string"),
     ({"prompt": None}, "prompt", "must be a string"),
     ({"prompt": [True]}, "prompt", "must be a string"),
-    ({"echo": True, "logprobs": 1}, "echo", "with logprobs"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "stream: true"),
 ]
 

@@ -48,7 +48,9 @@ def grammars(model_dir: Path) -> Grammars:
 def mask_of(constraint: GrammarConstraint, output: list[int]) -> bytes:
     """Asked until it is known."""
     masks: list[bytes] = []
-    wait_until(lambda: masks or masks.extend([mask] if (mask := constraint.mask(output)) is not None else []))
+    wait_until(
+        lambda: masks or masks.extend([mask] if (mask := constraint.mask(output)) is not None else []), every_s=0.0002
+    )
     return masks[0]
 
 

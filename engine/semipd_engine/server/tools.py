@@ -1,0 +1,163 @@
+"""Tools of a request: what they must look like, which of them an answer is forced to call, and the grammar for that.
+
+Pure. Knows no tokens and no answers: those `answer` reads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from semipd_engine.server.structured import check
+
+THINK, THOUGHT = "<think>", "</think>"
+Tool = dict[str, Any]
+MAX_TOOLS = 128
+NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
+NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
+"""Of a function that names none."""
+MOST_CALLS = 16
+"""In one answer that is forced to call."""
+_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""As templates print calls."""
+
+
+@dataclass(frozen=True)
+class ToolFormat:
+    """How a family of models writes a call: JSON with the name and the arguments, between two markers or alone."""
+
+    name: str
+    begin: str
+    end: str
+    arguments: str
+    """The key of the arguments."""
+    separator: str
+    """Between two calls."""
+
+    def before_arguments(self, function: str) -> str:
+        line = "\n" if self.begin else ""
+        return f'{self.begin}{line}{{"name": {json.dumps(function)}, "{self.arguments}": '
+
+    @property
+    def after_arguments(self) -> str:
+        return "}\n" + self.end if self.end else "}"
+
+
+HERMES = ToolFormat("hermes", "<tool_call>", "</tool_call>", "arguments", "\n")
+LLAMA3_JSON = ToolFormat("llama3_json", "", "", "parameters", "; ")
+TOOL_FORMATS = {each.name: each for each in (HERMES, LLAMA3_JSON)}
+PYTHON_TAG = "<|python_tag|>"
+"""Llama 3 may write it before a call."""
+TOOL_SCHEMA = {
+    "type": "object",
+    "required": ["type", "function"],
+    "properties": {
+        "type": {"const": "function"},
+        "function": {
+            "type": "object",
+            "required": ["name"],
+            "properties": {
+                "name": {"type": "string", "pattern": NAME},
+                "description": {"type": ["string", "null"]},
+                "parameters": {"type": ["object", "null"]},
+                "strict": {"type": ["boolean", "null"]},
+            },
+        },
+    },
+}
+TOOL_CHOICE_SCHEMA = {
+    "anyOf": [
+        {"enum": ["none", "auto", "required"]},
+        {
+            "type": "object",
+            "required": ["type", "function"],
+            "properties": {
+                "type": {"const": "function"},
+                "function": {
+                    "type": "object",
+                    "required": ["name"],
+                    "properties": {"name": {"type": "string", "pattern": NAME}},
+                },
+            },
+        },
+    ]
+}
+
+
+def check_tools(value: Any) -> list[Tool]:
+    """As they were sent: a template shows them so. Raises ValueError that names the one at fault."""
+    if not isinstance(value, list):
+        raise ValueError("must be a list of {'type': 'function', 'function': {...}}")
+    if len(value) > MAX_TOOLS:
+        raise ValueError(f"has {len(value)} tools; send at most {MAX_TOOLS}")
+    names = [_checked_name(tool, number) for number, tool in enumerate(value)]
+    if len(set(names)) < len(names):
+        raise ValueError("two functions have the same name; names must differ")
+    return value
+
+
+def _checked_name(tool: Any, number: int) -> str:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or tool.get("type") != "function":
+        raise ValueError(f"{number} must be {{'type': 'function', 'function': {{...}}}}; other tools are not served")
+    name = function.get("name")
+    if not isinstance(name, str) or not re.match(NAME, name):
+        raise ValueError(f"{number}.function.name must be 1 to 64 letters, digits, '_', '-' or '.'")
+    if not isinstance(function.get("parameters"), dict | None):
+        raise ValueError(f"{number}.function.parameters must be a JSON schema, an object")
+    return name
+
+
+def check_tool_choice(value: Any) -> str | Tool:
+    """Raises ValueError for what is no choice."""
+    if value in ("none", "auto", "required"):
+        return str(value)
+    function = value.get("function") if isinstance(value, dict) and value.get("type") == "function" else None
+    if isinstance(function, dict) and isinstance(function.get("name"), str):
+        return dict(value)
+    raise ValueError("must be 'none', 'auto', 'required' or {'type': 'function', 'function': {'name': ...}}")
+
+
+def function_names(tools: Sequence[Tool]) -> list[str]:
+    return [tool["function"]["name"] for tool in tools]
+
+
+def calls_grammar(tools: Sequence[Tool], only: str | None, form: ToolFormat, parallel: bool) -> str:
+    """Of an answer that is calls of these functions, or one of `only`. Raises `ApiError` (400) for parameters that
+    cannot be held, naming them."""
+    from llguidance import LLMatcher
+
+    rules, bodies = list[str](), list[str]()
+    for number, tool in enumerate(tools):
+        function = tool["function"]
+        if only is not None and function["name"] != only:
+            continue
+        schema = function.get("parameters") or NO_PARAMETERS
+        rule = f"arguments_{number}: %json {json.dumps({'type': 'object'} | schema | {'x-guidance': _STYLE})}"
+        check(f"tools.{number}.function.parameters", LLMatcher.grammar_from_lark(f"start: arguments_{number}\n{rule}"))
+        rules.append(rule)
+        before, after = form.before_arguments(function["name"]), form.after_arguments
+        bodies.append(f"{json.dumps(before)} arguments_{number} {json.dumps(after)}")
+    more = f" ({json.dumps(form.separator)} call){{0,{MOST_CALLS - 1}}}" if parallel and only is None else ""
+    return check(
+        "tools", LLMatcher.grammar_from_lark("\n".join([f"start: call{more}", f"call: {' | '.join(bodies)}", *rules]))
+    )
+
+
+def format_of(templates: Mapping[str, str]) -> ToolFormat | None:
+    """How a model with these chat templates writes calls; None where they do not say, or say something else."""
+    template = templates.get("tool_use") or templates.get("default", "")
+    if any(other in template for other in ("<function=", "<arg_key>", "[TOOL_CALLS]")):
+        return None
+    if HERMES.begin in template:
+        return HERMES
+    named = '"name": function name' in template and f'"{LLAMA3_JSON.arguments}"' in template
+    return LLAMA3_JSON if named or PYTHON_TAG in template else None
+
+
+def reasons(templates: Mapping[str, str]) -> bool:
+    """Does a model with these chat templates think aloud?"""
+    return any(THINK in template for template in templates.values())
