@@ -236,7 +236,7 @@ MOST_PERCENT = 0.1
 
 
 def _likelihood(comparison: Comparison, model: str) -> list[Verdict]:
-    """Of the real model only. Open where the figure's own error is too large to tell twice the limit from nothing."""
+    """Of the real model only."""
     if model != REAL_MODEL:
         return []
     claim = f"{model}: NLL of 10,000 tokens of text within {MOST_PERCENT} % of transformers"
@@ -245,7 +245,12 @@ def _likelihood(comparison: Comparison, model: str) -> list[Verdict]:
     )
     if not off or not error:
         return [Verdict(claim, "not measured", None)]
-    sure = 2 * error.median < MOST_PERCENT
-    return [
-        Verdict(claim, f"{off.median:+.3f} ± {error.median:.3f} %", abs(off.median) <= MOST_PERCENT if sure else None)
-    ]
+    text = f"{off.median:+.3f} ± {error.median:.3f} %"
+    return [Verdict(claim, text, within(off.median, error.median))]
+
+
+def within(difference: float, error: float) -> bool | None:
+    """Of the limit, with a standard error, all in percent; None: too noisy to tell."""
+    if 2 * error < MOST_PERCENT:
+        return abs(difference) <= MOST_PERCENT
+    return False if abs(difference) - 2 * error > MOST_PERCENT else None

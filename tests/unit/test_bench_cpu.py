@@ -349,6 +349,7 @@ def test_the_likelihoods_difference_is_judged_where_it_is_sure() -> None:
 
     assert judged(-0.05, 0.02) is True and judged(-0.2, 0.02) is False
     assert judged(0.0, 0.2) is None, "noise that would hide it"
+    assert judged(0.8, 0.2) is False, "but not this"
     random_one = [sample("eight", "vllm", tokens_per_s=1)]
     assert not [v for v in verdicts(Comparison(random_one)) if "NLL" in v.claim], "random weights say nothing"
 
