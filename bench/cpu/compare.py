@@ -147,11 +147,17 @@ def verdicts(comparison: Comparison) -> list[Verdict]:
             if ratio and ratio.disturbed:
                 text += f", {ratio.disturbed} of {ratio.rounds} rounds beside other work"
             claim = f"{model}: {part} at least {least:.1f} × {PEER}"
-            found.append(Verdict(claim, text, ratio.median >= least if ratio else None))
+            found.append(Verdict(claim, text, _holds(ratio.median >= least, ratio) if ratio else None))
         for part in ("interference", "back-to-back"):
             found += [_bargain(comparison, model, part, *bargain) for bargain in BARGAINS]
         found += [*_memory(comparison, model), *_likelihood(comparison, model)]
     return found
+
+
+def _holds(within: bool, spread: Spread) -> bool | None:
+    """What falls short does so on a busy machine, too; what is within a limit there may be so for what it did to the
+    other one, and stays open."""
+    return None if within and 2 * spread.disturbed > spread.rounds else within
 
 
 def best_chunk(comparison: Comparison, model: str, part: str) -> str | None:
@@ -176,7 +182,7 @@ def _bargain(comparison: Comparison, model: str, part: str, most_gap: float, mos
     wanted = "gap ≤ {} × quiet, TTFT ≤ {} × and gap ≤ {} × best chunk".format(*limits)
     claim = f"{model}: {part}, a split with {wanted}"
     best = best_chunk(comparison, model, part)
-    offers: list[tuple[bool, tuple[float, float, float], str, int]] = []
+    offers: list[tuple[bool, tuple[float, float, float], str, Spread]] = []
     for name in comparison.contenders(model, part):
         pairs = comparison.pairs(model, part, name, best or "") if name.startswith("ours ") else []
         if not pairs:
@@ -187,17 +193,20 @@ def _bargain(comparison: Comparison, model: str, part: str, most_gap: float, mos
             statistics.median(mine.figures["ttft_ms"] / peer.figures["ttft_ms"] for mine, peer in pairs),
             statistics.median(mine.figures["longest_gap_ms"] / peer.figures["longest_gap_ms"] for mine, peer in pairs),
         )
-        offers.append((bad > 0, found, name, len(pairs)))
+        disturbed = sum(max(mine.others, peer.others) > BUSY for mine, peer in pairs)
+        offers.append((bad > 0, found, name, Spread(found[0], found[0], found[0], len(pairs), disturbed)))
     if not offers:
         return Verdict(claim, "not measured", None)
     bad, found, name, rounds = min(
         offers, key=lambda offer: (offer[0], max(a / b for a, b in zip(offer[1], limits, strict=True)))
     )
     ratio, slower, share = found
-    text = f"{name}: {ratio:.1f} × quiet, TTFT {slower:.2f} ×, gap {share:.2f} × {best}, {rounds} rounds"
+    text = f"{name}: {ratio:.1f} × quiet, TTFT {slower:.2f} ×, gap {share:.2f} × {best}, {rounds.rounds} rounds"
+    if rounds.disturbed:
+        text += f", {rounds.disturbed} of them beside other work"
     if bad:
         return Verdict(claim, f"{text}; prompts or samples were lost", False)
-    return Verdict(claim, text, all(a <= b for a, b in zip(found, limits, strict=True)))
+    return Verdict(claim, text, _holds(all(a <= b for a, b in zip(found, limits, strict=True)), rounds))
 
 
 def broken_prompts(sample: Sample) -> int:

@@ -29,6 +29,8 @@ GOODPUT = {
     "p50_longest_gap_ms": "longest gap of a request, p50, ms",
     "worst_longest_gap_ms": "worst, ms",
 }
+COUNTS = ("prompts", "failed_prompts", "late_prompts")
+"""Summed over the rounds."""
 COLUMNS = {
     "interference": INTERFERENCE,
     "back-to-back": INTERFERENCE,
@@ -113,6 +115,10 @@ def _table(comparison: Comparison, model: str, part: str) -> list[str]:
     for name in comparison.contenders(model, part):
         cells = [comparison.figure(model, part, name, figure) for figure in columns]
         shown = [_shown(cell) if cell else "" for cell in cells]
+        for place, figure in enumerate(columns):
+            if figure in COUNTS and cells[place]:
+                asked = comparison.of(model, part, name)
+                shown[place] = f"{sum(sample.figures.get(figure, 0) for sample in asked):.0f}"
         if lost := comparison.losses(model, part, name):
             shown[0] = f"{shown[0]} ({lost} of the samples lost)".strip()
         lines.append(f"| {name}{' (the best)' if name == best else ''} | {' | '.join(shown)} |")

@@ -404,6 +404,10 @@ def test_what_was_measured_beside_other_work_is_marked() -> None:
     assert "†" not in report.markdown(quiet, {}).partition("##")[2]
     page = report.markdown([quiet[0], replace(quiet[1], others=3.0)], {})
     assert "| 50.0 | 100† | 0.50† |" in page and "1 of 1 rounds beside other work" in page
+    assert verdict([quiet[0], replace(quiet[1], others=3.0)], "eight").holds is False
+    won = [sample("eight", "ours 50/50", tokens_per_s=100), sample("eight", "vllm", tokens_per_s=50)]
+    assert verdict(won, "eight").holds is True
+    assert verdict([won[0], replace(won[1], others=3.0)], "eight").holds is None, "the peer may only have been starved"
 
 
 def test_the_share_of_the_read_bandwidth_is_of_the_same_round() -> None:
