@@ -10,12 +10,12 @@ import math
 import random
 import re
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 from tests.unit.agent_plant import Job, Pod, Run
 
 from semipd_agent.contract import SLO, AgentConfig, DecisionReason, Mode, PartitionConfig, Split
-from semipd_agent.slo.policy import prefill_share
 from semipd_cli.simulator.engine import Done, Size
 from semipd_cli.simulator.oracle import Oracle
 
@@ -41,8 +41,8 @@ def poisson(rate: float, prompt: int, output: int, seconds: float = SECONDS, sta
 
 
 def prompts_overload() -> list[Job]:
-    """1.2 times what prefill could do alone, beside a stream each 3 s."""
-    streams = [Job(BEGIN + 3.0 * n, 16, 24) for n in range(SECONDS // 3)]
+    """1.2 times what prefill could do alone, beside a stream of 1.7 s each 3 s."""
+    streams = [Job(BEGIN + 3.0 * n, 16, 50) for n in range(SECONDS // 3)]
     return poisson(1.2 / ALONE, PROMPT, 1) + streams
 
 
@@ -96,28 +96,45 @@ LEISURE = SLO(ttft_milliseconds=10_000, tpot_milliseconds=10, window_seconds=20)
 STRICT = SLO(ttft_milliseconds=1183, tpot_milliseconds=10, window_seconds=20)
 
 
+CASES: list[tuple[Callable[[], list[Job]], SLO, bool | None]] = [
+    (prompts_overload, USUAL, True),
+    (prompts_beside_streams, USUAL, True),
+    (answers_overload, LEISURE, False),
+    (both_overload, STRICT, None),
+]
+LEARNING = 0.45
+"""What the seconds may cost in which it cannot know yet what has begun, and the way there."""
+
+
+@cache
+def fixed(jobs: Callable[[], list[Job]], slo: SLO) -> dict[tuple[int, int], float]:
+    """What is suffered under each start if nothing moves."""
+    return {start: suffered(play(jobs(), slo, start, auto=False), slo) for start in STARTS}
+
+
 @pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize(
-    ("jobs", "slo", "up"),
-    [
-        (prompts_overload, USUAL, True),
-        (prompts_beside_streams, USUAL, True),
-        (answers_overload, LEISURE, False),
-        (both_overload, STRICT, None),
-    ],
-)
+@pytest.mark.parametrize(("jobs", "slo", "up"), CASES)
 def test_an_overload_is_answered_in_its_own_direction(
     jobs: Callable[[], list[Job]], slo: SLO, up: bool | None, start: tuple[int, int]
 ) -> None:
-    """Within 45 s, and with no more suffered than under the split that it started from, but for the seconds in which
-    it cannot know yet what has begun."""
+    """Within 45 s and three moves, and hardly more is suffered than under the best of these splits from the first
+    second on, wherever it starts."""
     run = play(jobs(), slo, start)
-    last, first = run.share(BEGIN + SECONDS - 1), prefill_share(run.splits[0])
+    last = run.share(BEGIN + SECONDS - 1)
     told = [d.message for d in run.controller.log.newest_first()]
     if up is not None:
-        assert last >= max(first, 0.6) if up else last <= min(first, 0.4), told
+        assert last >= 0.6 if up else last <= 0.4, told
     assert run.moves(BEGIN) <= 3, told
-    assert suffered(run, slo) <= suffered(play(jobs(), slo, start, auto=False), slo) + 0.2, told
+    assert suffered(run, slo) <= min(fixed(jobs, slo).values()) + LEARNING, told
+
+
+@pytest.mark.parametrize(("jobs", "slo", "up"), CASES[1:3])
+def test_who_moves_nothing_fails_these_cases(jobs: Callable[[], list[Job]], slo: SLO, up: bool | None) -> None:
+    """They tell a policy that does nothing from one that does: by what is suffered, and by where it ends."""
+    suffers = fixed(jobs, slo)
+    assert max(suffers.values()) > min(suffers.values()) + LEARNING
+    shares = [x / max(100, x + y) for x, y in STARTS]
+    assert min(shares) <= 0.4 and max(shares) >= 0.6
 
 
 def light() -> list[Job]:

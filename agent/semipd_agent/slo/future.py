@@ -7,9 +7,10 @@ no split keeps the targets, the one under which requests are least late is still
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from semipd_agent.contract import SLO, Bounds
 from semipd_agent.slo.grid import Grid
@@ -18,6 +19,8 @@ from semipd_agent.slo.replay import Job, Live, Outcome, replay
 from semipd_engine.contract import Observation, Split
 
 Pair = tuple[int, int]
+LEAST_LOAD_ERROR = 0.03
+"""A load that is known better than this is played once."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Constants:
     """Least future that is played."""
     glance: int = 160
     longest: int = 500
-    """Requests that are played under every split, and under the few that look best."""
+    """Requests that are played under every split, and under the few that look best (three times: `Future.loads`)."""
     finalists: int = 3
     least_requests: int = 20
     least_span: float = 15.0
@@ -41,8 +44,9 @@ class Constants:
     between by the logarithm."""
     min_gain: float = 0.01
     emergency_gain: float = 0.10
-    z: float = 1.5
-    z_per_move: float = 0.5
+    emergency_z: float = 1.0
+    z: float = 0.5
+    z_per_move: float = 0.75
     block: float = 10.0
     """Requests of so many seconds count as one in the standard error, for waits hang together."""
     period: float = 5.0
@@ -114,21 +118,23 @@ class Played:
     ttft: tuple[float, ...]
     tpot: tuple[float, ...]
     met: int
+    means: tuple[float, ...] = ()
+    """Mean score under each of the loads that were played."""
 
     @property
     def mean(self) -> float:
         return sum(self.scores) / len(self.scores)
 
     def error(self, other: Played, blocks: Sequence[int]) -> float:
-        """Standard error of the mean difference, from the sums of blocks."""
+        """Standard error of the mean difference, from the sums of blocks: by how much each differs from the next, for a
+        queue that grows is a trend and no chance."""
         sums = [0.0] * (max(blocks) + 1)
         for block, a, b in zip(blocks, self.scores, other.scores, strict=True):
             sums[block] += a - b
         n = len(sums)
         if n < 3:
             return 0.05
-        mean = sum(sums) / n
-        return math.sqrt(sum((v - mean) ** 2 for v in sums) * n / (n - 1)) / len(blocks)
+        return math.sqrt(sum((v - w) ** 2 for v, w in itertools.pairwise(sums)) / 2 * n / (n - 1)) / len(blocks)
 
     def told(self, pair: Pair, s: Setting) -> Prediction:
         p = s.slo.percentile
@@ -147,6 +153,8 @@ class Future:
     """How many of the jobs are there already."""
     live: tuple[Live, ...]
     blocks: tuple[int, ...]
+    turns: int = 1
+    """How many times the regime's arrivals are played: the second time they tell nothing new."""
 
     @classmethod
     def of(cls, o: Observation, load: Load, s: Setting) -> Future:
@@ -163,18 +171,39 @@ class Future:
                 break
         jobs = jobs[: c.longest + len(waiting)]
         blocks = [0] * len(waiting) + [1 + int((job.at - now) / c.block) for job in jobs[len(waiting) :]]
-        return cls(o, load, s, tuple(jobs), len(waiting), tuple(live), tuple(blocks))
+        return cls(o, load, s, tuple(jobs), len(waiting), tuple(live), tuple(blocks), turn + 1)
 
-    def play(self, split: Split, most: int) -> Played:
-        jobs = self.jobs[: self.waiting + most]
-        outcomes = replay(self.load.machine(split, self.o), jobs, self.live, self.o.at)
-        slo = self.setting.slo
-        return score(
-            outcomes[: len(jobs)],
-            seconds_of(slo.ttft_milliseconds),
-            seconds_of(slo.tpot_milliseconds),
-            self.setting.constants,
-        )
+    @property
+    def loads(self) -> tuple[float, ...]:
+        """What the load may truly be, relative to what arrived: as it came, and a standard error less and more.
+        Requests that ask for much are few: a young regime says little of its load, and waits bend upwards with it."""
+        work = [job.work for job in self.jobs[self.waiting :]]
+        total = sum(work)
+        if not total:
+            return (1.0,)
+        error = math.sqrt(self.turns * sum(w * w for w in work)) / total
+        return (1.0,) if error < LEAST_LOAD_ERROR else (1.0, 1 / (1 + min(error, 0.5)), 1 + min(error, 0.5))
+
+    def error(self, a: Played, b: Played) -> float:
+        """Standard error of the mean difference of two splits. A future of nine seconds' arrivals, played again and
+        again, is as uncertain as nine seconds are; and what holds under one of the loads only is not sure."""
+        gains = [x - y for x, y in zip(a.means, b.means, strict=True)]
+        mean = sum(gains) / len(gains)
+        between = sum((gain - mean) ** 2 for gain in gains) / len(gains)
+        return math.sqrt(self.turns * a.error(b, self.blocks) ** 2 + between)
+
+    def play(self, split: Split, most: int, loads: Sequence[float] = (1.0,)) -> Played:
+        """Under each of these loads; scores and latencies are their means."""
+        machine, slo = self.load.machine(split, self.o), self.setting.slo
+        targets, played, now = (seconds_of(slo.ttft_milliseconds), seconds_of(slo.tpot_milliseconds)), [], self.o.at
+        for times in loads:
+            jobs = self.jobs[: self.waiting + most]
+            if times != 1.0:
+                jobs = tuple(job if job.at <= now else job._replace(at=now + (job.at - now) / times) for job in jobs)
+            outcomes = replay(machine, jobs, self.live, now)[: len(jobs)]
+            played.append(score(outcomes, *targets, self.setting.constants))
+        scores = tuple(sum(each) / len(each) for each in zip(*(one.scores for one in played), strict=True))
+        return replace(played[0], scores=scores, means=tuple(one.mean for one in played))
 
 
 def score(outcomes: Sequence[Outcome], ttft: float, tpot: float, c: Constants) -> Played:

@@ -14,8 +14,10 @@ from semipd_agent.slo.load import MOST_KEPT, Load
 from semipd_agent.slo.replay import Job, Live, Outcome, replay
 from semipd_engine.contract import Observation, Split
 
-LEAST_SECONDS, MOST_SECONDS = 20.0, 120.0
+LEAST_SECONDS, MOST_SECONDS = 30.0, 120.0
 """A stretch is judged once it is this long and has enough requests, and given up where it never gets them."""
+BLOCK_SECONDS = 5.0
+"""Requests of so many seconds count as one in the standard error: six in the shortest stretch."""
 
 
 @dataclass(frozen=True)
@@ -49,5 +51,5 @@ class Watch:
         targets = seconds_of(slo.ttft_milliseconds), seconds_of(slo.tpot_milliseconds)
         real = score([Outcome(came[k].ttft or 0.0, came[k].tpot or 0.0) for k in over], *targets, c)
         should = score([played[k] for k in over], *targets, c)
-        blocks = [int((came[k].at - self.since) / c.block) for k in over]
+        blocks = [int((came[k].at - self.since) / BLOCK_SECONDS) for k in over]
         return real.mean - should.mean, real.error(should, blocks)

@@ -23,9 +23,11 @@ from semipd_engine.contract import Observation, Phase, Split, StepTimes
 
 KEPT_SECONDS = 300.0
 MOST_KEPT = 2000
-LENGTHS_KEPT = 400
+LENGTHS_KEPT = 1000
 LEAST_ALIKE = 8
 """Fewer finished requests with prompts of one size say too little about its outputs."""
+ENOUGH_ALIKE = 24
+"""A regime that has seen fewer borrows the rest from what came before it."""
 CHANGED = {5.0: 5.0, 10.0: 4.0, 20.0: 4.0, 40.0: 4.0, 80.0: 4.0}
 """Seconds of the recent past that are held against what came before -> standard deviations that make a change. The
 shortest asks for more: sums of few requests have long tails."""
@@ -66,6 +68,8 @@ class Load:
     """Highest cursor of a finished request taken."""
     lengths: tuple[tuple[int, int], ...] = ()
     """Prompt and output of the requests that finished last, in the order of finishing."""
+    grown: dict[int, int] = field(default_factory=dict)
+    """Id -> tokens so far, of the requests that decode."""
     steps: dict[Kind, StepTimes] = field(default_factory=dict)
     regime_since: float = -math.inf
     uncached: float = 1.0
@@ -81,33 +85,48 @@ class Load:
         """Arrivals of the present regime, oldest first."""
         return [one for one in self.seen.values() if one.at >= self.regime_since and one.at <= now]
 
-    def output(self, one: Seen, done: int = 0) -> int:
-        """Tokens in the end: known, or drawn from those that had at least `done`."""
+    def output(self, one: Seen) -> int:
+        """Tokens in the end: known, or drawn from those that had at least as many as it has now."""
         if one.output >= 0:
             return max(1, one.output)
-        return self.drawn(one.id, one.prompt, done)
+        return self.drawn(one.id, one.prompt, self.grown.get(one.id, 0))
 
     def drawn(self, id: int, prompt: int, done: int = 0, most: int = 0) -> int:
-        lengths = self._outputs(prompt)
-        first = bisect_right(lengths, done)
-        if first < len(lengths):
-            length = lengths[first + int((id * GOLDEN) % 1.0 * (len(lengths) - first))]
-        else:
-            length = done + max(1, done // 2) if done else 64
+        length = _draw(self._outputs(prompt), id, done)
         return min(length, most) if most else length
 
     def _outputs(self, prompt: int) -> list[int]:
-        """Ascending, of finished requests with prompts of the same power of two; of two or all of them where these are
-        few."""
-        by_size = self._by_size
+        """Ascending: outputs of the present regime for prompts of about this size. One that still runs is there with
+        a length drawn from those before that were at least as long, so it is not the short ones alone that count;
+        where there are few, those before fill up."""
         size = prompt.bit_length()
-        if size not in by_size:
-            for reach in (0, 1, 64):
-                found = sorted(o for p, o in self.lengths if abs(p.bit_length() - size) <= reach)
-                if len(found) >= LEAST_ALIKE or reach == 64:
-                    break
-            by_size[size] = found
-        return by_size[size]
+        if size not in self._by_size:
+            before = self._before(size)
+            found: list[int] = []
+            for one in self.seen.values():
+                if one.at < self.regime_since or abs(one.prompt.bit_length() - size) > 1:
+                    continue
+                if one.output > 0:
+                    found.append(one.output)
+                elif (done := self.grown.get(one.id, 0)) > 1:
+                    found.append(_draw(before, one.id, done))
+            if not found:
+                found = before
+            elif before and len(found) < ENOUGH_ALIKE:
+                missing = ENOUGH_ALIKE - len(found)
+                found += [before[int((k + 0.5) * len(before) / missing)] for k in range(missing)]
+            self._by_size[size] = sorted(found)
+        return self._by_size[size]
+
+    def _before(self, size: int) -> list[int]:
+        """Ascending: outputs of those that finished last with prompts of this power of two; of two or all of them where
+        these are few."""
+        found: list[int] = []
+        for reach in (0, 1, 64):
+            found = sorted(o for p, o in self.lengths if abs(p.bit_length() - size) <= reach)
+            if len(found) >= LEAST_ALIKE:
+                break
+        return found
 
     @cached_property
     def _by_size(self) -> dict[int, list[int]]:
@@ -154,6 +173,14 @@ class Load:
         )
 
 
+def _draw(lengths: list[int], id: int, done: int) -> int:
+    """One of those above `done`, by the id, so that the same request draws alike in every evaluation."""
+    first = bisect_right(lengths, done)
+    if first < len(lengths):
+        return lengths[first + int((id * GOLDEN) % 1.0 * (len(lengths) - first))]
+    return done + max(1, done // 2) if done else 64
+
+
 def advance(load: Load, o: Observation) -> Load:
     """Take one observation. One of another core starts the sums anew; what was learned stays."""
     if o.core_id != load.core_id:
@@ -197,6 +224,7 @@ def advance(load: Load, o: Observation) -> Load:
         newest=newest,
         cursor=cursor,
         lengths=tuple(lengths[-LENGTHS_KEPT:]),
+        grown={r.id: r.output_tokens for r in o.running if r.output_tokens},
         steps=now_steps,
         uncached=uncached,
     )
@@ -204,22 +232,19 @@ def advance(load: Load, o: Observation) -> Load:
 
 
 def _with_regime(load: Load) -> Load:
-    changed = _change(load)
-    if changed is None:
-        return load
-    since, longer = changed
-    if not longer:
-        return replace(load, regime_since=since)
-    # Answers have become longer: those before say little about what comes. A few of them serve for a start.
-    finished = sum(one.output > 0 and one.at >= since for one in load.seen.values())
-    return replace(load, regime_since=since, lengths=load.lengths[-max(20, finished) :])
+    since = _change(load)
+    return load if since is None else replace(load, regime_since=since)
 
 
-def _change(load: Load) -> tuple[float, bool] | None:
-    """When the load became another one, if recent demand says so beyond chance; and whether outputs said so."""
+def _change(load: Load) -> float | None:
+    """When the load became another one, if recent demand says so beyond chance."""
     start = max(load.regime_since, load.since, load.at - KEPT_SECONDS)
     best, found = 0.0, None
-    rows = [(one.at, float(one.prompt * one.uncached), one.output) for one in load.seen.values() if one.at >= start]
+    rows = [
+        (one.at, float(one.prompt * one.uncached), load.output(one) if one.output > 0 or one.id in load.grown else 0)
+        for one in load.seen.values()
+        if one.at >= start
+    ]
     for lag, needed in CHANGED.items():
         since = load.at - lag
         before = since - start
@@ -229,14 +254,13 @@ def _change(load: Load) -> tuple[float, bool] | None:
         new = [r for r in rows if r[0] >= since]
         if max(len(new), len(old) * lag / before) < LEAST_RECENT:
             continue
-        longer = _means_apart([float(r[2]) for r in old if r[2] > 0], [float(r[2]) for r in new if r[2] > 0])
         z = max(
             _rates_apart([r[1] for r in old], before, [r[1] for r in new], lag),
             _rates_apart([1.0] * len(old), before, [1.0] * len(new), lag),
-            longer,
+            _means_apart([float(r[2]) for r in old if r[2] > 0], [float(r[2]) for r in new if r[2] > 0]),
         )
         if z > needed and z > best:
-            best, found = z, (since, longer > needed)
+            best, found = z, since
     return found
 
 
@@ -248,11 +272,11 @@ def _rates_apart(old: list[float], old_seconds: float, new: list[float], new_sec
 
 
 def _means_apart(old: list[float], new: list[float]) -> float:
-    """Welch, with at least ten of each. Requests that came lately and have finished are the short ones, so only
-    a mean that rose counts."""
+    """Welch, with at least ten of each. Those that still run count, too, with a drawn length: else the requests that
+    came lately would seem shorter than they are."""
     if len(old) < 10 or len(new) < 10:
         return 0.0
     m0, m1 = sum(old) / len(old), sum(new) / len(new)
     v0 = sum((v - m0) ** 2 for v in old) / (len(old) - 1) / len(old)
     v1 = sum((v - m1) ** 2 for v in new) / (len(new) - 1) / len(new)
-    return (m1 - m0) / math.sqrt(v0 + v1) if v0 + v1 > 0 else 0.0
+    return abs(m1 - m0) / math.sqrt(v0 + v1) if v0 + v1 > 0 else 0.0

@@ -59,8 +59,10 @@ class State:
     moves: int = 0
     """Within this regime."""
     moved_at: float = -math.inf
-    challenger: Pair | None = None
+    intent: str = ""
+    """What the last evaluations were about to do, and in which direction; empty: nothing."""
     confirmed: int = 0
+    """How many of them in a row."""
     bias: dict[Pair, tuple[float, float]] = field(default_factory=dict)
     """Split -> (what it stays behind the model, when that was last seen)."""
     watch: Watch | None = None
@@ -79,7 +81,7 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
             state,
             regime=load.regime_since,
             moves=0,
-            challenger=None,
+            intent="",
             confirmed=0,
             common=None,
             behind=None,
@@ -101,7 +103,8 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
     splits = {(x, y): Split(prefill=x, decode=y) for x, y in (here, home, *map(_pair, candidates(s)))}
     glances = {pair: future.play(split, c.glance).mean for pair, split in splits.items()}
     best_few = sorted(glances, key=lambda pair: -glances[pair])[: c.finalists]
-    tried = {pair: future.play(splits[pair], c.longest) for pair in dict.fromkeys((here, home, *best_few))}
+    loads = future.loads
+    tried = {pair: future.play(splits[pair], c.longest, loads) for pair in dict.fromkeys((here, home, *best_few))}
 
     def value(pair: Pair) -> float:
         cost = c.cold_cost if s.warm is not None and pair not in s.warm else 0.0
@@ -109,8 +112,8 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
 
     best = max(tried, key=lambda pair: (value(pair), pair == here, pair[0] + pair[1]))
     here_told, best_told = tried[here].told(here, s), tried[best].told(best, s)
-    gain, error = value(best) - value(here), tried[best].error(tried[here], future.blocks)
-    emergency = gain >= c.emergency_gain and gain >= 2 * error
+    gain, error = value(best) - value(here), future.error(tried[best], tried[here])
+    emergency = gain >= c.emergency_gain and gain >= c.emergency_z * error
     needed = c.min_gain + (c.z + c.z_per_move * state.moves) * error
     young = now - max(load.since, load.regime_since) < c.least_span
     to, reason = best, "Emergency" if emergency else "Gain"
@@ -119,13 +122,13 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
         unneeded = apart and not state.moves and not o.queue and value(home) >= value(here) - c.as_good
         if not unneeded or tried[home].mean < c.content:
             why = "Best" if best == here else "TooLittleGain"
-            return Hold(why, best_told, here_told), replace(state, challenger=None, confirmed=0)
+            return Hold(why, best_told, here_told), replace(state, intent="", confirmed=0)
         to, reason, emergency = home, "Headroom", False
     elif gain + _bias(state, here, now, c) < needed:
         reason = "Regret"
-    confirmed = state.confirmed + 1 if state.challenger is not None else 1
-    state = replace(state, challenger=to, confirmed=confirmed)
-    if (confirmed < c.confirmations or young) and not emergency:
+    intent = _intent(reason, here, to)
+    state = replace(state, intent=intent, confirmed=state.confirmed + 1 if intent == state.intent else 1)
+    if state.confirmed < c.confirmations or (young and not emergency):
         return Hold("Confirming", best_told, here_told), state
     dwell = c.cold_dwell if s.warm is not None and to not in s.warm else c.dwell
     if now - state.moved_at < dwell:
@@ -145,7 +148,7 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
         state,
         moves=state.moves + 1,
         moved_at=now,
-        challenger=None,
+        intent="",
         confirmed=0,
         promised=to,
         common=_behind(state, o, load, s),
@@ -166,7 +169,7 @@ def _held_against_reality(state: State, here: Pair, o: Observation, load: Load, 
         return state if o.at - watch.since < MOST_SECONDS else replace(state, watch=Watch.began(here, o, load))
     behind, error = judged
     bias, common = dict(state.bias), state.common
-    if here == state.promised and common is not None and behind - common < -max(c.regret, 2 * error):
+    if here == state.promised and common is not None and behind - common < -max(c.regret, 2.5 * error):
         bias[here] = (max(behind - common, -c.most_bias), o.at)
     else:
         bias.pop(here, None)
@@ -182,6 +185,12 @@ def _behind(state: State, o: Observation, load: Load, s: Setting) -> float | Non
 def _bias(state: State, pair: Pair, now: float, c: Constants) -> float:
     value, at = state.bias.get(pair, (0.0, now))
     return value * math.pow(0.5, (now - at) / c.forget_bias)
+
+
+def _intent(reason: str, here: Pair, to: Pair) -> str:
+    """What a second look must find again: the same sort of move towards the same phase, if not the same split."""
+    share = to[0] / max(100, sum(to)) - here[0] / max(100, sum(here))
+    return f"{'give back' if reason == 'Headroom' else 'gain'} {'prefill' if share > 0 else 'decode'}"
 
 
 def _pair(split: Split) -> Pair:

@@ -11,8 +11,11 @@ exponential forgetting: where sizes do not vary, only the common scale moves, wi
 
 A share acts on speed while both phases are busy; a phase that is alone has the whole device (L0). Two laws: `PACED`,
 for CPU time that is dealt out in proportion, and `SPATIAL`, for SMs that a phase may not leave, of which it cannot
-use all equally well (time = a + b / share: `docs/controller.md` names the source). What contention adds is learned as
-one factor for each phase from steps that were mostly shared against steps that were mostly alone.
+use all equally well (time = a + b / share: `docs/controller.md` names the source). What contention adds is one factor
+for each phase. Costs and contention are the solution of *one* system of equations: a step that ran some seconds alone
+and some beside the other phase says ``terms . costs - shared x speed of the share / contention = alone``. Steps that
+were shared all along leave the common scale of both open; those that ran alone, however long ago, settle it, so no
+error of the one can feed the other.
 """
 
 from __future__ import annotations
@@ -69,19 +72,50 @@ FORGET_SECONDS = 120.0
 CONTENTION = (0.7, 2.5)
 LEAST_STEPS = 5
 """Fewer steps of a phase leave a measured profile as it is."""
-LEAST_TRUST = 0.03
-"""Weight of a step that ran beside the other phase all the time, over one that ran alone."""
+LEAST_TRUST = 0.1
+"""Weight of a step that ran beside the other phase all the time, over one that ran alone: its share's law errs, too."""
+CONTENTION_WEIGHT = 0.2
+"""The profile's contention counts as so many steps that ran alone: it settles the scale only where there are none."""
+
+Four = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Equations:
+    """Normal equations of one phase: three terms in units of the profile's, and 1 / contention."""
+
+    a: tuple[Four, Four, Four, Four] = ((0.0, 0.0, 0.0, 0.0),) * 4
+    b: Four = (0.0, 0.0, 0.0, 0.0)
+
+    def added(self, row: Four, right: float, weight: float) -> Equations:
+        a = tuple(tuple(v + weight * row[i] * row[j] for j, v in enumerate(line)) for i, line in enumerate(self.a))
+        b = tuple(v + weight * row[i] * right for i, v in enumerate(self.b))
+        return Equations(a, b)  # type: ignore[arg-type]
+
+    def faded(self, keep: float) -> Equations:
+        return Equations(
+            tuple(tuple(v * keep for v in line) for line in self.a),  # type: ignore[arg-type]
+            tuple(v * keep for v in self.b),  # type: ignore[arg-type]
+        )
+
+    def __add__(self, other: Equations) -> Equations:
+        return Equations(
+            tuple(tuple(map(sum, zip(x, y, strict=True))) for x, y in zip(self.a, other.a, strict=True)),  # type: ignore[arg-type]
+            tuple(map(sum, zip(self.b, other.b, strict=True))),  # type: ignore[arg-type]
+        )
 
 
 @dataclass(frozen=True)
 class PhaseFit:
-    """Weighted normal equations of one phase in units of the profile's terms, and its contention."""
+    """What was seen of one phase. Steps that ran mostly alone are forgotten only as new ones of them are seen."""
 
-    a: tuple[Vector, Vector, Vector] = ((0.0, 0.0, 0.0),) * 3
-    b: Vector = (0.0, 0.0, 0.0)
+    alone: Equations = field(default_factory=Equations)
+    shared: Equations = field(default_factory=Equations)
     steps: float = 0.0
-    shared: tuple[float, float] = (0.0, 0.0)
-    """Measured and expected seconds of the shared part of mostly shared steps."""
+
+    @cached_property
+    def both(self) -> Equations:
+        return self.alone + self.shared
 
 
 @dataclass(frozen=True)
@@ -107,22 +141,34 @@ class StepModel:
     def _fitted(self, phase: Phase) -> Vector:
         """A measured profile stands until there is something to correct it by. Of an assumed one only the shape does:
         its scale is that of the first step, or of the other phase's."""
-        fit, prior = self._parts(phase)
-        if fit.steps < (LEAST_STEPS if self.profile.measured else 1):
-            other, _ = self._parts(Phase.DECODE if phase is Phase.PREFILL else Phase.PREFILL)
-            scale = 1.0 if self.profile.measured or other.steps < 1 else _scale(other)
-            return (prior[0] * scale, prior[1] * scale, prior[2] * scale)
-        theta = _ridge(fit, self.profile.measured)
+        _, prior = self._parts(phase)
+        theta = self._solution(phase)[:3]
         return (prior[0] * theta[0], prior[1] * theta[1], prior[2] * theta[2])
 
     def contention(self, phase: Phase) -> float:
         """Factor on a step's time beside the other phase, over what the share alone explains."""
+        return 1.0 / self._solution(phase)[3]
+
+    def _solution(self, phase: Phase) -> Four:
+        """Corrections of the profile's three terms, and 1 / contention."""
+        return self._prefill_solution if phase is Phase.PREFILL else self._decode_solution
+
+    @cached_property
+    def _prefill_solution(self) -> Four:
+        return self._solved_for(Phase.PREFILL)
+
+    @cached_property
+    def _decode_solution(self) -> Four:
+        return self._solved_for(Phase.DECODE)
+
+    def _solved_for(self, phase: Phase) -> Four:
         fit, _ = self._parts(phase)
-        measured, expected = fit.shared
-        prior = self.profile.contention
-        weight = 0.25 * max(expected, 1e-9)  # the guess counts as a quarter of a window of evidence
-        seen = (measured + prior * weight) / (expected + weight) if expected > 0.2 else prior
-        return min(max(seen, CONTENTION[0]), CONTENTION[1])
+        profile = self.profile
+        if fit.steps < (LEAST_STEPS if profile.measured else 1):
+            other, _ = self._parts(Phase.DECODE if phase is Phase.PREFILL else Phase.PREFILL)
+            scale = 1.0 if profile.measured or other.steps < 1 else _scale(other.both, profile)
+            return (scale, scale, scale, 1 / profile.contention)
+        return _ridge(fit.both, profile)
 
     def speed(self, phase: Phase, split: Split) -> float:
         """Of a phase while both are busy, relative to the whole device alone (0-1)."""
@@ -141,34 +187,45 @@ class StepModel:
         """`before` and `after`: the sums of each kind at two times `seconds` apart, of the same core."""
         keep = 0.5 ** (seconds / FORGET_SECONDS)
         fits = {phase: self._parts(phase)[0] for phase in Phase}
-        fresh = {kind: now.steps - (before[kind].steps if kind in before else 0) for kind, now in after.items()}
-        for phase in {kind[0] for kind, steps in fresh.items() if steps > 0}:
-            fits[phase] = _faded(fits[phase], keep)  # one that rests forgets nothing
-        for kind, now in after.items():
-            old, steps = before.get(kind), fresh[kind]
-            if steps <= 0:
-                continue
-            alone = now.alone_seconds - (old.alone_seconds if old else 0.0)
-            shared = now.shared_seconds - (old.shared_seconds if old else 0.0)
-            tokens = now.tokens - (old.tokens if old else 0)
-            context = now.context_tokens - (old.context_tokens if old else 0)
-            phase = now.phase
-            work = alone + shared * self.speed(phase, now.split)
-            if work <= 0:
-                continue
-            _, prior = self._parts(phase)
-            terms = (prior[0] * steps, prior[1] * tokens, prior[2] * context)
-            # What ran beside the other phase tells costs and contention together: where there are steps of either sort,
-            # those that ran alone say what a step costs, lest an error of the one feed the other.
-            trust = max(LEAST_TRUST, alone / (alone + shared))
-            fits[phase] = _added(fits[phase], terms, work, steps, trust)
-            if shared > 2 * alone:
-                costs = self.costs(phase)
-                expected = costs[0] * steps + costs[1] * tokens + costs[2] * context - alone
-                if expected > 0:
-                    measured = fits[phase].shared[0] + shared * self._by_share(phase, now.split)
-                    fits[phase] = replace(fits[phase], shared=(measured, fits[phase].shared[1] + expected))
+        fresh = [row for kind, now in after.items() if (row := self._row(before.get(kind), now)) is not None]
+        for phase in {row.phase for row in fresh}:
+            fit = fits[phase]  # one that rests forgets nothing
+            rests = not any(row.alone for row in fresh if row.phase is phase)
+            alone = fit.alone if rests else fit.alone.faded(keep)
+            fits[phase] = PhaseFit(alone, fit.shared.faded(keep), fit.steps * keep)
+        for row in fresh:
+            fit = fits[row.phase]
+            alone, shared = fit.alone, fit.shared
+            if row.alone:
+                alone = alone.added(row.left, row.right, row.weight)
+            else:
+                shared = shared.added(row.left, row.right, row.weight)
+            fits[row.phase] = PhaseFit(alone, shared, fit.steps + row.steps)
         return replace(self, prefill=fits[Phase.PREFILL], decode=fits[Phase.DECODE])
+
+    def _row(self, before: StepTimes | None, now: StepTimes) -> _Row | None:
+        """The equation of the steps between two sums of one kind."""
+        steps = now.steps - (before.steps if before else 0)
+        alone = now.alone_seconds - (before.alone_seconds if before else 0.0)
+        shared = now.shared_seconds - (before.shared_seconds if before else 0.0)
+        if steps <= 0 or alone + shared <= 0:
+            return None
+        tokens = now.tokens - (before.tokens if before else 0)
+        context = now.context_tokens - (before.context_tokens if before else 0)
+        phase = now.phase
+        prior = self._parts(phase)[1]
+        part = alone / (alone + shared)
+        work = alone + shared * self.speed(
+            phase, now.split
+        )  # only weighs the row: a step counts alike whatever it takes
+        return _Row(
+            phase,
+            (prior[0] * steps, prior[1] * tokens, prior[2] * context, -shared * self._by_share(phase, now.split)),
+            alone,
+            max(LEAST_TRUST, part) * steps / (work * work),
+            steps,
+            part > 0.5,
+        )
 
     def _parts(self, phase: Phase) -> tuple[PhaseFit, Vector]:
         if phase is Phase.PREFILL:
@@ -183,55 +240,55 @@ def kinds(steps: Sequence[StepTimes]) -> dict[Kind, StepTimes]:
     return {(s.phase, s.split.prefill, s.split.decode, s.batch, s.context): s for s in steps}
 
 
-def _faded(fit: PhaseFit, keep: float) -> PhaseFit:
-    a = fit.a
-    return PhaseFit(
-        a=tuple(tuple(v * keep for v in row) for row in a),  # type: ignore[arg-type]
-        b=(fit.b[0] * keep, fit.b[1] * keep, fit.b[2] * keep),
-        steps=fit.steps * keep,
-        shared=(fit.shared[0] * keep, fit.shared[1] * keep),
-    )
+@dataclass(frozen=True)
+class _Row:
+    phase: Phase
+    left: Four
+    right: float
+    weight: float
+    steps: int
+    alone: bool
+    """Mostly."""
 
 
-def _added(fit: PhaseFit, terms: Vector, work: float, steps: int, trust: float) -> PhaseFit:
-    """One equation ``terms . theta = work``, in relative terms (a step counts alike whatever it takes)."""
-    weight = trust * steps / (work * work)
-    a = tuple(tuple(fit.a[i][j] + weight * terms[i] * terms[j] for j in range(3)) for i in range(3))
-    b = (
-        fit.b[0] + weight * terms[0] * work,
-        fit.b[1] + weight * terms[1] * work,
-        fit.b[2] + weight * terms[2] * work,
-    )
-    return replace(fit, a=a, b=b, steps=fit.steps + steps)  # type: ignore[arg-type]
+def _with_contention(e: Equations, profile: StepProfile) -> Equations:
+    """The profile's word on contention is one more row, relative as the others are."""
+    return e.added((0.0, 0.0, 0.0, profile.contention), 1.0, CONTENTION_WEIGHT)
 
 
-def _scale(fit: PhaseFit) -> float:
+def _scale(e: Equations, profile: StepProfile) -> float:
     """The one factor on all terms that explains the sums best."""
-    return sum(fit.b) / max(sum(map(sum, fit.a)), 1e-12)
+    e = _with_contention(e, profile)
+    terms = sum(e.a[i][j] for i in range(3) for j in range(3))
+    across = sum(e.a[i][3] for i in range(3))
+    scale, _ = _solved([[max(terms, 1e-12), across], [across, e.a[3][3]]], [sum(e.b[:3]), e.b[3]])
+    return max(scale, 1e-6)
 
 
-def _ridge(fit: PhaseFit, measured: bool) -> Vector:
-    """theta near (s, s, s), s being the common scale that explains the sums best."""
-    s = _scale(fit)
-    if measured:
+def _ridge(e: Equations, profile: StepProfile) -> Four:
+    """theta near (s, s, s), s being the common scale that explains the sums best; and 1 / contention."""
+    s = _scale(e, profile)
+    if profile.measured:
         s = min(max(s, SCALE[0]), SCALE[1])
-    rho = (0.3 if measured else 0.001) * max(sum(fit.a[i][i] for i in range(3)) / 3, 1e-12)
-    a = [[fit.a[i][j] + (rho if i == j else 0.0) for j in range(3)] for i in range(3)]
-    b = [fit.b[i] + rho * s for i in range(3)]
-    x = _solved(a, b)
-    low, high = (0.3 * s, 3.0 * s) if measured else (0.05 * s, 20.0 * s)
-    return (min(max(x[0], low), high), min(max(x[1], low), high), min(max(x[2], low), high))
+    rho = (0.3 if profile.measured else 0.001) * max(sum(e.a[i][i] for i in range(3)) / 3, 1e-12)
+    e = _with_contention(e, profile)
+    a = [[e.a[i][j] + (rho if i == j < 3 else 0.0) for j in range(4)] for i in range(4)]
+    x = _solved(a, [e.b[i] + (rho * s if i < 3 else 0.0) for i in range(4)])
+    low, high = (0.3 * s, 3.0 * s) if profile.measured else (0.05 * s, 20.0 * s)
+    first, second, third = (min(max(v, low), high) for v in x[:3])
+    return first, second, third, min(max(x[3], 1 / CONTENTION[1]), 1 / CONTENTION[0])
 
 
 def _solved(a: list[list[float]], b: list[float]) -> list[float]:
-    """Gaussian elimination of three positive definite equations."""
-    for i in range(3):
-        for j in range(i + 1, 3):
+    """Gaussian elimination of positive definite equations."""
+    n = len(b)
+    for i in range(n):
+        for j in range(i + 1, n):
             factor = a[j][i] / a[i][i]
-            for k in range(i, 3):
+            for k in range(i, n):
                 a[j][k] -= factor * a[i][k]
             b[j] -= factor * b[i]
-    x = [0.0, 0.0, 0.0]
-    for i in (2, 1, 0):
-        x[i] = (b[i] - sum(a[i][k] * x[k] for k in range(i + 1, 3))) / a[i][i]
+    x = [0.0] * n
+    for i in reversed(range(n)):
+        x[i] = (b[i] - sum(a[i][k] * x[k] for k in range(i + 1, n))) / a[i][i]
     return x
