@@ -9,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export SEMIPD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semipd
 
-.PHONY: help venv model deps tools images demo demo-down test lint fmt e2e gpu-wheels gpu-smoke bench-auto bench-scale bench-split bench-kernels bench-token bench-cpu crd docs clean
+.PHONY: help venv model deps tools images demo demo-down test lint fmt e2e gpu-wheels gpu-smoke bench-auto bench-scale bench-split bench-kernels bench-token bench-cpu bench-study crd docs clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -69,6 +69,9 @@ bench-split: venv ## what a split does to prefill's service time (JSON and plot 
 
 bench-token: venv ## where a token's time goes, and the machine's limits
 	@$(PY) -m bench.token_time $(ARGS)
+
+bench-study: venv ## the controller against constants and other rules, simulated: out/study; some 20 minutes, goes on where it was
+	@PYTHONPATH=. $(PY) -m bench.study $(ARGS)
 
 bench-cpu: venv ## the engine beside other CPU servers, which it installs: out/bench/cpu; ARGS="--quick": ten minutes
 	@$(PY) -m bench.cpu $(ARGS)

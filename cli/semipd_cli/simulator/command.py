@@ -43,7 +43,8 @@ def _parser() -> argparse.ArgumentParser:
         "--policy",
         action="append",
         default=None,
-        help=f"repeatable: {', '.join(POLICIES)}, {BEST} (in hindsight, over the same seeds), or a split as 80/100",
+        help=f"repeatable: {', '.join(POLICIES)}, {BEST} (in hindsight, over the same seeds), "
+        "mixed/512 for one process, or a split as 80/100",
     )
     parser.add_argument("--seconds", type=float, default=600.0, help="length of one run")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each pair")

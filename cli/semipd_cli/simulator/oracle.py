@@ -34,6 +34,13 @@ class Oracle:
         c = self.prefill if phase is Phase.PREFILL else self.decode
         return self._jittered(c[0] + c[1] * size.tokens + c[2] * size.context, rng)
 
+    def mixed(self, chunks: StepSize, rows: StepSize, rng: random.Random) -> float:
+        """Of a step that computes chunks of prompts and decodes rows: the weights are read once, and a chunk's products
+        hide behind that as far as they can, which is the best that such a step can do."""
+        p, d = self.prefill, self.decode
+        heavy = max(d[0], p[0] + p[1] * chunks.tokens + p[2] * chunks.context)
+        return self._jittered(heavy + d[1] * rows.tokens + d[2] * rows.context, rng)
+
     def speed(self, phase: Phase, split: Split) -> float:
         """While both phases are busy; alone it is 1."""
         share = split.of(phase) / max(100, split.prefill + split.decode)
@@ -65,4 +72,26 @@ GPU = Oracle(
 )
 """An 8B model on an 80 GB GPU by order of magnitude (assumed, not measured)."""
 
-ORACLES = {"cpu": CPU, "gpu": GPU}
+OTHER_CPU = Oracle(
+    prefill=(5e-3, 7e-5, 1e-9),
+    decode=(9e-3, 2e-4, 3e-8),
+    prefill_shrinkable=0.95,
+    decode_shrinkable=0.9,
+    contention=(1.15, 1.2),
+    jitter=0.06,
+    gap=3e-4,
+)
+"""A device that deals out its time less exactly than any policy believes, and of another shape than their profile."""
+
+OTHER_GPU = Oracle(
+    prefill=(13e-3, 1.3e-4, 2e-9),
+    decode=(21e-3, 6e-5, 1.5e-7),
+    prefill_shrinkable=0.7,
+    decode_shrinkable=0.22,
+    contention=(1.12, 1.25),
+    jitter=0.05,
+    gap=4e-4,
+)
+"""A slower device, on which a share acts otherwise than the policies believe (0.8 and 0.15)."""
+
+ORACLES = {"cpu": CPU, "gpu": GPU, "other-cpu": OTHER_CPU, "other-gpu": OTHER_GPU}

@@ -32,7 +32,7 @@ class Constant:
 
 def profile_of(oracle: str) -> StepProfile:
     """What the policies believe: the assumed shape with the law of the device, never the oracle's figures."""
-    return replace(ASSUMED, law=ShareLaw.PACED if oracle == "cpu" else ShareLaw.SPATIAL)
+    return replace(ASSUMED, law=ShareLaw.PACED if oracle.endswith("cpu") else ShareLaw.SPATIAL)
 
 
 class Auto:
@@ -41,8 +41,8 @@ class Auto:
     def __init__(self, slo: SLO, oracle: str, *, algorithm1: bool = False) -> None:
         self._window = RequestWindow(120.0)
         self._load = Load.of(profile_of(oracle))
-        grid = Grid() if oracle == "cpu" else Grid(RUNGS)
-        self.policy = Algorithm1(slo, Split(), grid=grid) if algorithm1 else ModelPredictive(slo, grid)
+        grid, home = Grid() if oracle.endswith("cpu") else Grid(RUNGS), Split()
+        self.policy = Algorithm1(slo, home, grid=grid) if algorithm1 else ModelPredictive(slo, grid, home=home)
 
     def tick(self, o: Observation, split: Split) -> Split | None:
         self._window.add(o)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from semipd_agent.contract import SLO
@@ -17,6 +17,7 @@ from semipd_engine.contract import Split
 
 AFTER = 180.0
 """Seconds after the last arrival; a request that is not over by then has missed."""
+MIXED = "mixed/"
 CONSTANTS = ((20, 100), (40, 100), (60, 100), (80, 100), *((100, y) for y in (100, 80, 60, 40, 20, 10)))
 """Splits that the best constant is chosen from."""
 
@@ -43,9 +44,15 @@ class Outcome:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def of_json(cls, entry: dict[str, Any]) -> Outcome:
+        pairs = {name: tuple(entry[name]) for name in ("ttft", "tpot")}
+        return cls(**entry | pairs | {"splits": tuple(map(tuple, entry["splits"]))})
+
 
 def run(workload: Workload, policy: str, seconds: float, seed: int, size: Size, *, warm_up: float = 0.0) -> Outcome:
-    """One policy (of `POLICIES`, or ``x/y`` for a constant split). Requests that arrive before `warm_up` do not count.
+    """One policy: of `POLICIES`, ``x/y`` for a constant split, or ``mixed/512`` for one process whose steps hold at
+    most so many tokens of prompts. Requests that arrive before `warm_up` do not count.
 
     Raises:
         ValueError: no such policy.
@@ -57,6 +64,8 @@ def run(workload: Workload, policy: str, seconds: float, seed: int, size: Size, 
         window_seconds=60,
     )
     controller, split = controller_of(policy, slo, workload.oracle)
+    if policy.startswith(MIXED):
+        size = replace(size, aggregated=True, prefill_chunk_tokens=int(policy.removeprefix(MIXED)))
     arrivals = list(workload.arrivals(seconds, seed))
     engine = VirtualEngine(arrivals, ORACLES[workload.oracle], size, seed, split)
     splits = [(0.0, split.prefill, split.decode)]
@@ -100,10 +109,14 @@ def run(workload: Workload, policy: str, seconds: float, seed: int, size: Size, 
 def controller_of(policy: str, slo: SLO, oracle: str) -> tuple[Controller, Split]:
     if policy in POLICIES:
         return POLICIES[policy](slo, oracle), Split()
+    budget = policy.removeprefix(MIXED)
+    if budget != policy and budget.isdigit() and int(budget) >= Size.block_size:
+        return Constant(), Split()
     x, _, y = policy.partition("/")
     if not (x.isdigit() and y.isdigit() and 1 <= int(x) <= 100 and 1 <= int(y) <= 100):
         raise ValueError(
-            f"{policy}: no such policy; there are {', '.join(POLICIES)}, best-constant, and constants as 80/100"
+            f"{policy}: no such policy; there are {', '.join(POLICIES)}, best-constant, mixed/512, and constants as "
+            "80/100"
         )
     return Constant(), Split(prefill=int(x), decode=int(y))
 

@@ -43,14 +43,23 @@ def stream(
 
 def trace(path: Path, seconds: float, speed: float, *, skip: float = 0.0, seed: int = 0) -> Iterator[Arrival]:
     """`seconds` of a recorded trace (columns t_s, input_tokens, output_tokens) from `skip` of its own time on, run
-    `speed` times as fast. Timestamps that were rounded to some seconds are spread over them again.
+    `speed` times as fast. Timestamps that were rounded to some seconds are spread over them again. Where it tells
+    blocks of 512 tokens (prefix_block_ids), a prompt is what a cache that keeps everything would leave to compute.
 
     Raises:
         OSError, ValueError: it cannot be read, or is no such trace.
     """
     try:
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as f:
-            rows = [(float(r["t_s"]), int(r["input_tokens"]), int(r["output_tokens"])) for r in csv.DictReader(f)]
+            cached = _Prefixes()
+            rows = [
+                (
+                    float(r["t_s"]),
+                    cached.left(int(r["input_tokens"]), r.get("prefix_block_ids")),
+                    int(r["output_tokens"]),
+                )
+                for r in csv.DictReader(f)
+            ]
     except (KeyError, TypeError, ValueError, EOFError, zlib.error, csv.Error) as error:
         wanted = "numbers in the columns t_s, input_tokens and output_tokens"
         raise ValueError(f"{path} does not have {wanted} ({type(error).__name__}: {error})") from error
@@ -65,6 +74,19 @@ def trace(path: Path, seconds: float, speed: float, *, skip: float = 0.0, seed: 
             yield Arrival(at, min(max(1, prompt), LONGEST_PROMPT), max(1, output))
 
 
+class _Prefixes:
+    """Blocks that were seen before."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def left(self, prompt: int, ids: str | None) -> int:
+        blocks = (ids or "").split()
+        known = sum(1 for _ in itertools.takewhile(self._seen.__contains__, blocks))
+        self._seen.update(blocks)
+        return max(1, prompt - 512 * known)
+
+
 @dataclass(frozen=True)
 class Workload:
     name: str
@@ -74,6 +96,8 @@ class Workload:
     """(seconds, seed) -> arrivals in order."""
     stationary: bool = True
     oracle: str = "cpu"
+    file: Path | None = None
+    """Of a trace."""
 
 
 CHAT = Lengths(800, 200, (0.9, 0.8))
@@ -81,11 +105,11 @@ DOC = Lengths(4000, 60, (0.6, 0.7))
 GEN = Lengths(150, 500, (0.8, 0.6))
 
 
-def _steady(rate: float, lengths: Lengths) -> Callable[[float, int], Iterator[Arrival]]:
+def steady(rate: float, lengths: Lengths) -> Callable[[float, int], Iterator[Arrival]]:
     return lambda seconds, seed: stream(rate, seconds, lengths, seed)
 
 
-def _mixed(rate: float, part: float) -> Callable[[float, int], Iterator[Arrival]]:
+def mixed(rate: float, part: float) -> Callable[[float, int], Iterator[Arrival]]:
     def arrivals(seconds: float, seed: int) -> Iterator[Arrival]:
         both = [*stream(rate * (1 - part), seconds, CHAT, seed), *stream(rate * part, seconds, DOC, seed + 7919)]
         return iter(sorted(both, key=lambda a: a.at))
@@ -93,7 +117,7 @@ def _mixed(rate: float, part: float) -> Callable[[float, int], Iterator[Arrival]
     return arrivals
 
 
-def _turns(first: tuple[float, Lengths], second: tuple[float, Lengths]) -> Callable[[float, int], Iterator[Arrival]]:
+def turns(first: tuple[float, Lengths], second: tuple[float, Lengths]) -> Callable[[float, int], Iterator[Arrival]]:
     """Three equal stretches: the first load, the second, the first again."""
 
     def arrivals(seconds: float, seed: int) -> Iterator[Arrival]:
@@ -107,34 +131,36 @@ def _turns(first: tuple[float, Lengths], second: tuple[float, Lengths]) -> Calla
 WORKLOADS = {
     w.name: w
     for w in (
-        Workload("1155/211@4", 750, 18, _steady(4.0, Lengths(1155, 211))),
-        Workload("2000/60@3.25", 750, 30, _steady(3.25, Lengths(2000, 60))),
-        Workload("2048/60@3.5", 750, 30, _steady(3.5, Lengths(2048, 60))),
-        Workload("300/400@4", 750, 14, _steady(4.0, Lengths(300, 400))),
-        Workload("chat", 500, 25, _steady(9.0, CHAT), oracle="gpu"),
-        Workload("doc", 2000, 25, _steady(2.8, DOC), oracle="gpu"),
-        Workload("gen", 500, 15, _steady(17.0, GEN), oracle="gpu"),
-        Workload("mix", 1000, 25, _mixed(6.0, 0.2), oracle="gpu"),
-        Workload("chat-cpu", 1000, 25, _steady(4.0, CHAT)),
-        Workload("gen-doc-gen", 1000, 15, _turns((16.0, GEN), (2.8, DOC)), stationary=False, oracle="gpu"),
-        Workload("gen-doc-gen-cpu", 1500, 14, _turns((3.2, GEN), (2.4, DOC)), stationary=False),
+        Workload("1155/211@4", 750, 18, steady(4.0, Lengths(1155, 211))),
+        Workload("2000/60@3.25", 750, 30, steady(3.25, Lengths(2000, 60))),
+        Workload("2048/60@3.5", 750, 30, steady(3.5, Lengths(2048, 60))),
+        Workload("300/400@4", 750, 14, steady(4.0, Lengths(300, 400))),
+        Workload("chat", 500, 25, steady(9.0, CHAT), oracle="gpu"),
+        Workload("doc", 2000, 25, steady(2.8, DOC), oracle="gpu"),
+        Workload("gen", 500, 15, steady(17.0, GEN), oracle="gpu"),
+        Workload("mix", 1000, 25, mixed(6.0, 0.2), oracle="gpu"),
+        Workload("chat-cpu", 1000, 25, steady(4.0, CHAT)),
+        Workload("gen-doc-gen", 1000, 15, turns((16.0, GEN), (2.8, DOC)), stationary=False, oracle="gpu"),
+        Workload("gen-doc-gen-cpu", 1500, 14, turns((3.2, GEN), (2.4, DOC)), stationary=False),
         Workload(
             "prompts-answers-prompts",
             750,
             14,
-            _turns((3.25, Lengths(2000, 60)), (3.8, Lengths(100, 400))),
+            turns((3.25, Lengths(2000, 60)), (3.8, Lengths(100, 400))),
             stationary=False,
         ),
     )
 }
 
 
-def of_trace(path: Path, speed: float, ttft: int, tpot: int, oracle: str, skip: float = 0.0) -> Workload:
-    return Workload(
-        path.name.split(".")[0],
-        ttft,
-        tpot,
-        lambda seconds, seed: trace(path, seconds, speed, skip=skip + 300.0 * speed * seed, seed=seed),
-        stationary=False,
-        oracle=oracle,
-    )
+def of_trace(
+    path: Path, speed: float, ttft: int, tpot: int, oracle: str, *, stride: float | None = None, seeds: int = 0
+) -> Workload:
+    """Each seed plays another stretch: `stride` seconds of the trace's own time apart (None: 300 x speed); `seeds`:
+    begin anew after so many (0: never)."""
+    apart = 300.0 * speed if stride is None else stride
+
+    def arrivals(seconds: float, seed: int) -> Iterator[Arrival]:
+        return trace(path, seconds, speed, skip=apart * ((seed - 1) % seeds if seeds else seed), seed=seed)
+
+    return Workload(path.name.split(".")[0], ttft, tpot, arrivals, stationary=False, oracle=oracle, file=path)

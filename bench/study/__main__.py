@@ -1,0 +1,104 @@
+"""``python -m bench.study``: plays what is missing of the study, for some minutes at a time, and reports it.
+
+Each run is kept under a key of all that it depends on, so it may be broken off anywhere and goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from bench.study import plan, report
+from semipd_cli.simulator.study import Outcome, run
+
+TRACES = Path(__file__).parents[1] / "traces"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.study", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60.0, help="break off after so long; the next call goes on")
+    parser.add_argument("--runs", type=Path, default=Path("out/study/runs.jsonl"), help="where runs are kept")
+    parser.add_argument("--traces", type=Path, default=TRACES, help="folder with the Azure and Mooncake traces")
+    parser.add_argument("--out", type=Path, default=Path("out/study"), help="folder of study.json and the plots")
+    parser.add_argument("--workload", action="append", default=None, help="only this one; repeatable")
+    options = parser.parse_args()
+    cases = [c for c in plan.cases(options.traces) if not options.workload or c.workload.name in options.workload]
+    if not cases:
+        print("python -m bench.study: --workload names none of the study's workloads", file=sys.stderr)
+        return 2
+    absent = [c for c in cases if c.workload.file is not None and not c.workload.file.is_file()]
+    for case in absent:
+        print(f"{case.workload.file} is missing: {case.workload.name} is left out", file=sys.stderr)
+    cases = [c for c in cases if c not in absent]
+    kept = Kept(options.runs, plan.code_hash())
+    ended = play(cases, kept, time.monotonic() + 60 * options.minutes)
+    if not ended:
+        print("not all is played: the same command goes on", file=sys.stderr)
+    found = report.rows(cases, kept.outcomes, kept.code)
+    if found:
+        report.write(found, list(kept.outcomes.values()), options.out, kept.code)
+        Console(width=None if sys.stdout.isatty() else 200).print(report.table(found))
+    return 0
+
+
+class Kept:
+    """Outcomes on disk, by key. One line is one run; a line that was cut off is played again."""
+
+    def __init__(self, path: Path, code: str) -> None:
+        self._path, self.code = path, code
+        self.outcomes: dict[str, Outcome] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_text() if path.exists() else ""
+        if text and not text.endswith("\n"):
+            path.write_text(text + "\n")
+        for line in text.splitlines():
+            try:
+                entry: dict[str, Any] = json.loads(line)
+            except ValueError:
+                continue
+            key, made_by = entry.pop("key"), entry.pop("code")
+            if made_by == code:
+                self.outcomes[key] = Outcome.of_json(entry)
+
+    def play(self, unit: plan.Unit) -> Outcome:
+        key = unit.key(self.code)
+        if key not in self.outcomes:
+            case = unit.case
+            outcome = run(case.workload, unit.policy, case.seconds, unit.seed, case.size, warm_up=case.warm_up)
+            with self._path.open("a") as file:
+                file.write(json.dumps({"key": key, "code": self.code, **outcome.as_json()}) + "\n")
+            self.outcomes[key] = outcome
+        return self.outcomes[key]
+
+
+def play(cases: list[plan.Case], kept: Kept, until: float) -> bool:
+    """True: all is played."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} runs"))
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("study", total=None)
+        for unit in _units(cases, kept):
+            if time.monotonic() > until:
+                return False
+            progress.update(task, description=f"{unit.case.workload.name} {unit.policy} {unit.seed}")
+            kept.play(unit)
+            progress.advance(task)
+    return True
+
+
+def _units(cases: list[plan.Case], kept: Kept) -> Iterator[plan.Unit]:
+    for case in cases:
+        first = list(plan.first_units(case))
+        yield from first
+        yield from plan.final_units(case, [kept.play(unit) for unit in first])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

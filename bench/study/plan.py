@@ -1,0 +1,136 @@
+"""What the study plays: workloads, policies, seeds, and a key for each run by all that its result depends on. Pure.
+
+Constants and budgets are chosen in hindsight, on the judged seeds themselves: all of them are played on the first
+`SIFTED` seeds, the best `FINALISTS` on all, and the best of these is what a policy is held against. So the figure to
+beat knows what no policy can know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import semipd_agent.slo
+import semipd_cli.simulator
+import semipd_engine.core
+from semipd_cli.simulator.engine import Size
+from semipd_cli.simulator.study import Outcome
+from semipd_cli.simulator.workloads import CHAT, DOC, GEN, Lengths, Workload, mixed, of_trace, steady, turns
+
+TRAINING = range(1, 9)
+"""Seeds on which the controller's constants were tried. The traces were not."""
+SEEDS = range(101, 106)
+SIFTED, FINALISTS = 2, 2
+HINDSIGHT = ("40/100", "100/100", "100/60", "100/30", "100/10")
+BUDGETS = ("mixed/256", "mixed/1024")
+RULES = ("auto", "100/100", "algorithm1", "algorithm1-printed", "decode-first")
+WARM_UP = 60.0
+"""Seconds of a constant load that do not count: a policy starts at 100/100 and knows nothing. Changes of the mix are
+judged from the first second on."""
+
+
+@dataclass(frozen=True)
+class Case:
+    workload: Workload
+    seconds: float
+    size: Size
+
+    @property
+    def warm_up(self) -> float:
+        return WARM_UP if self.workload.stationary else 0.0
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One run."""
+
+    case: Case
+    policy: str
+    seed: int
+
+    def key(self, code: str) -> str:
+        w, size = self.case.workload, self.case.size
+        parts = (w.name, w.oracle, w.ttft_milliseconds, w.tpot_milliseconds, self.case.seconds, size)
+        return hashlib.sha256(repr((code, parts, self.policy, self.seed)).encode()).hexdigest()[:16]
+
+
+GPU, CPU = "other-gpu", "other-cpu"
+WIDE, SMALL = Size(max_num_seqs=256), Size()
+
+
+def cases(traces: Path) -> list[Case]:
+    """Rates are near the knee, where a split matters: set by constants on `TRAINING`."""
+    prompts, answers = Lengths(2000, 60), Lengths(100, 400)
+    still = (
+        Workload("chat", 1500, 75, steady(2.8, CHAT), oracle=GPU),
+        Workload("doc", 6000, 75, steady(0.85, DOC), oracle=GPU),
+        Workload("mix", 3000, 75, mixed(1.8, 0.2), oracle=GPU),
+        Workload("gen", 1500, 34, steady(3.0, GEN), oracle=GPU),
+    )
+    plain = (
+        Workload("2000/60", 1000, 40, steady(2.2, prompts), oracle=CPU),
+        Workload("300/400", 1000, 22, steady(2.6, Lengths(300, 400)), oracle=CPU),
+    )
+    changing = (
+        Workload("gen-doc-gen", 4000, 34, turns((3.0, GEN), (0.8, DOC)), stationary=False, oracle=GPU),
+        Workload("doc-gen-doc", 4000, 34, turns((0.8, DOC), (3.0, GEN)), stationary=False, oracle=GPU),
+        Workload(
+            "prompts-answers-prompts", 1000, 22, turns((2.2, prompts), (2.6, answers)), stationary=False, oracle=CPU
+        ),
+    )
+    recorded = (
+        _part(traces / "azure2023_conv.csv.gz", 0.5, 1500, 75, 3500, 240),
+        _part(traces / "azure2023_code.csv.gz", 0.3, 3000, 75, 3430, 240),
+        _part(traces / "mooncake_conversation.csv.gz", 0.13, 20_000, 100, 3530, 240),
+        _part(traces / "mooncake_synthetic.csv.gz", 0.15, 20_000, 100, 1020, 240),
+    )
+    return [
+        *(Case(w, 360.0, WIDE if w.oracle == GPU else SMALL) for w in changing),
+        *(Case(w, 240.0, WIDE) for w in recorded),
+        *(Case(w, 200.0, SMALL) for w in plain),
+        *(Case(w, 200.0, WIDE) for w in still),
+    ]
+
+
+def _part(path: Path, speed: float, ttft: int, tpot: int, lasts: float, seconds: float) -> Workload:
+    """A stretch of the trace for each seed; the stretches are spread evenly over it."""
+    stride = (lasts - seconds * speed) / (len(SEEDS) - 1)
+    return of_trace(path, speed, ttft, tpot, GPU, stride=stride, seeds=len(SEEDS))
+
+
+def first_units(case: Case, seeds: Sequence[int] = SEEDS) -> Iterator[Unit]:
+    """Those that depend on no other's result."""
+    for policy in RULES:
+        for seed in seeds:
+            yield Unit(case, policy, seed)
+    for policy in (*HINDSIGHT, *BUDGETS):
+        for seed in seeds[:SIFTED]:
+            yield Unit(case, policy, seed)
+
+
+def final_units(case: Case, done: Sequence[Outcome], seeds: Sequence[int] = SEEDS) -> Iterator[Unit]:
+    """The finalists' other seeds. `done`: outcomes of `first_units`."""
+    for policy in (*best(done, HINDSIGHT, FINALISTS, seeds[:SIFTED]), *best(done, BUDGETS, 1, seeds[:SIFTED])):
+        for seed in seeds[SIFTED:]:
+            yield Unit(case, policy, seed)
+
+
+def best(done: Sequence[Outcome], policies: Sequence[str], count: int, seeds: Sequence[int]) -> list[str]:
+    """The policies with the highest mean attainment over these seeds, of those that were played on all of them."""
+
+    def mean(policy: str) -> float:
+        found = {o.seed: o.attainment for o in done if o.policy == policy and o.seed in seeds}
+        return sum(found.values()) / len(seeds) if len(found) == len(seeds) else -1.0
+
+    return sorted((p for p in policies if mean(p) >= 0), key=mean, reverse=True)[:count]
+
+
+def code_hash() -> str:
+    """Of the production code that is simulated, and of the simulator."""
+    digest = hashlib.sha256()
+    for package in (semipd_agent.slo, semipd_cli.simulator, semipd_engine.core):
+        for file in sorted(Path(next(iter(package.__path__))).glob("*.py")):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]

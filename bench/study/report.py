@@ -1,0 +1,167 @@
+"""What came of the study: a table, its JSON, and pictures to read at a glance. Plays nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from bench.study import plan
+from semipd_cli.simulator.study import Outcome, paired
+
+AUTO = "auto"
+CONSTANT, MIXED = "best constant", "best mixed"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One rule under one workload, over the held-out seeds."""
+
+    workload: str
+    rule: str
+    policy: str
+    """What it was: of the best constant, which."""
+    attainment: tuple[float, ...]
+    moves_an_hour: tuple[float, ...]
+    requests: int
+    ahead: tuple[float, float]
+    """Auto less this one, paired by seed: mean and half width of the 95 % band."""
+
+    @property
+    def mean(self) -> float:
+        return sum(self.attainment) / len(self.attainment)
+
+
+def rows(cases: Sequence[plan.Case], outcomes: Mapping[str, Outcome], code: str) -> list[Row]:
+    """Of the workloads that were played to the end."""
+    found = []
+    for case in cases:
+        kept = {
+            (policy, seed): outcomes[key]
+            for policy in (*plan.RULES, *plan.HINDSIGHT, *plan.BUDGETS)
+            for seed in plan.SEEDS
+            if (key := plan.Unit(case, policy, seed).key(code)) in outcomes
+        }
+        chosen = {rule: rule for rule in plan.RULES if plan.best(list(kept.values()), [rule], 1, plan.SEEDS)}
+        for rule, among in ((CONSTANT, plan.HINDSIGHT), (MIXED, plan.BUDGETS)):
+            for policy in plan.best(list(kept.values()), among, 1, plan.SEEDS):
+                chosen[rule] = policy
+        if len(chosen) < len(ORDER):
+            continue
+        auto = [kept[AUTO, seed].attainment for seed in plan.SEEDS]
+        for rule, policy in chosen.items():
+            mine = [kept[policy, seed] for seed in plan.SEEDS]
+            attainment = tuple(o.attainment for o in mine)
+            found.append(
+                Row(
+                    case.workload.name,
+                    rule,
+                    policy,
+                    attainment,
+                    tuple(o.moves_an_hour for o in mine),
+                    sum(o.requests for o in mine),
+                    paired(auto, attainment),
+                )
+            )
+    return found
+
+
+ORDER = (AUTO, CONSTANT, "100/100", "algorithm1", "algorithm1-printed", "decode-first", MIXED)
+
+
+def table(found: Sequence[Row]) -> Table:
+    """A line for each workload: what Auto attains, what each other rule does, and by how much Auto is ahead."""
+    shown = Table("workload", "auto", "moves an hour (most)")
+    for rule in ORDER[1:]:
+        shown.add_column(rule)
+    for name in dict.fromkeys(row.workload for row in found):
+        mine = {row.rule: row for row in found if row.workload == name}
+        auto = mine[AUTO]
+        moves = auto.moves_an_hour
+        line = [name, f"{100 * auto.mean:.1f}", f"{sum(moves) / len(moves):.0f} ({max(moves):.0f})"]
+        for rule in ORDER[1:]:
+            row = mine[rule]
+            which = f"{row.policy.removeprefix('mixed/')}: " if rule in (CONSTANT, MIXED) else ""
+            line.append(f"{which}{100 * row.mean:.1f} ({100 * row.ahead[0]:+.1f} ± {100 * row.ahead[1]:.1f})")
+        shown.add_row(*line)
+    return shown
+
+
+def markdown(found: Sequence[Row]) -> str:
+    """The same table, for a document."""
+    source = table(found)
+    cells = [list(column.cells) for column in source.columns]
+    lines = [" | ".join(str(column.header) for column in source.columns), " | ".join("---" for _ in cells)]
+    lines += [" | ".join(str(column[i]) for column in cells) for i in range(len(cells[0]))]
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def write(found: Sequence[Row], runs: Sequence[Outcome], folder: Path, code: str) -> None:
+    """``study.json`` and, where matplotlib is, ``study.svg``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    told: dict[str, Any] = {
+        "code": code,
+        "training_seeds": list(plan.TRAINING),
+        "held_out_seeds": list(plan.SEEDS),
+        "band": "95 % of the mean difference, paired by seed (Student)",
+        "rows": [
+            {
+                "workload": row.workload,
+                "rule": row.rule,
+                "policy": row.policy,
+                "requests": row.requests,
+                "attainment": [round(a, 4) for a in row.attainment],
+                "moves_an_hour": [round(m, 1) for m in row.moves_an_hour],
+                "auto_ahead_points": [round(100 * v, 2) for v in row.ahead],
+            }
+            for row in found
+        ],
+        "splits_of_auto": [
+            {"workload": o.workload, "seed": o.seed, "splits": o.splits} for o in runs if o.policy == AUTO
+        ],
+    }
+    (folder / "study.json").write_text(json.dumps(told, indent=1) + "\n")
+    (folder / "study.md").write_text(markdown(found))
+    draw(found, runs, folder / "study.svg")
+
+
+def draw(found: Sequence[Row], runs: Sequence[Outcome], path: Path) -> None:
+    """Left: how far Auto is ahead of each rule, with bands. Right: prefill's share over time where the mix changes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(row.workload for row in found))
+    moving = [n for n in names if n.count("-") == 2]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 0.55 * len(names) + 2))
+    for k, rule in enumerate(ORDER[1:]):
+        mine = {row.workload: row.ahead for row in found if row.rule == rule}
+        at = [i + 0.12 * (k - 2.5) for i in range(len(names))]
+        left.errorbar(
+            [100 * mine[n][0] for n in names], at, xerr=[100 * mine[n][1] for n in names], fmt="o", ms=4, label=rule
+        )
+    left.axvline(0, color="black", linewidth=0.8)
+    left.set_yticks(range(len(names)), names)
+    left.invert_yaxis()
+    left.set_xscale("symlog", linthresh=5)
+    left.set_xlabel("Auto ahead, points of requests within both targets (95 % band)")
+    left.legend(fontsize=7)
+    for k, name in enumerate(moving):
+        for o in [o for o in runs if o.workload == name and o.policy == AUTO]:
+            times = [t for t, _, _ in o.splits] + [360]
+            shares = [100 * x / max(100, x + y) for _, x, y in o.splits]
+            right.step(times, [*shares, shares[-1]], where="post", color=f"C{k}", alpha=0.6, label=name)
+    handles, labels = right.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    right.legend(unique.values(), unique.keys(), fontsize=7)
+    right.set_ylim(0, 100)
+    right.set_xlabel("second (the mix changes at 120 and 240)")
+    right.set_title("Auto: prefill's share while both are busy, %, each held-out seed", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)

@@ -1,0 +1,87 @@
+"""`make bench-study`: its keys, its choice in hindsight, breaking off and going on, its table and JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.study import __main__ as study
+from bench.study import plan, report
+from semipd_cli.simulator.engine import Size
+from semipd_cli.simulator.study import Outcome
+from semipd_cli.simulator.workloads import Lengths, Workload, steady
+
+pytestmark = pytest.mark.unit
+CASE = plan.Case(Workload("w", 500, 30, steady(3.0, Lengths(200, 20)), stationary=False), 25.0, Size())
+
+
+def outcome(policy: str, seed: int, attainment: float) -> Outcome:
+    return Outcome(
+        "w", policy, seed, 100, attainment, (0.1, 0.2), (0.01, 0.02), 1, 6.0, 0, 0.0, 0.1, ((0.0, 100, 100),)
+    )
+
+
+def test_a_run_is_known_by_all_that_it_depends_on() -> None:
+    unit = plan.Unit(CASE, "auto", 1)
+    others = [
+        plan.Unit(CASE, "100/100", 1),
+        plan.Unit(CASE, "auto", 2),
+        plan.Unit(replace(CASE, seconds=26.0), "auto", 1),
+        plan.Unit(replace(CASE, size=Size(max_num_seqs=8)), "auto", 1),
+        plan.Unit(replace(CASE, workload=replace(CASE.workload, ttft_milliseconds=501)), "auto", 1),
+    ]
+    assert unit.key("code") == plan.Unit(CASE, "auto", 1).key("code")
+    assert len({unit.key("code"), unit.key("changed"), *(other.key("code") for other in others)}) == 2 + len(others)
+
+
+def test_training_and_judged_seeds_have_none_in_common() -> None:
+    assert not set(plan.TRAINING) & set(plan.SEEDS)
+    assert len(plan.SEEDS) >= 5
+
+
+def test_hindsight_is_the_best_of_those_that_were_played_on_all_seeds() -> None:
+    done = [outcome("100/30", s, 0.8) for s in (1, 2)] + [outcome("40/100", 1, 0.99), outcome("100/60", 2, 0.9)]
+    done += [outcome("100/60", 1, 0.9), outcome("auto", 1, 1.0)]
+    assert plan.best(done, ("40/100", "100/30", "100/60"), 2, (1, 2)) == ["100/60", "100/30"]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "cases", lambda traces: [CASE])
+    monkeypatch.setattr(plan, "HINDSIGHT", ("100/100", "100/30"))
+    monkeypatch.setattr(plan, "BUDGETS", ("mixed/256",))
+
+
+def test_what_was_broken_off_goes_on_and_is_reported(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(*more: str) -> int:
+        arguments = ["--runs", str(tmp_path / "runs.jsonl"), "--out", str(tmp_path / "out"), *more]
+        monkeypatch.setattr(sys, "argv", ["bench.study", *arguments])
+        return study.main()
+
+    assert call("--minutes", "0") == 0
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert call() == 0
+    played = (tmp_path / "runs.jsonl").read_text().splitlines()
+    (tmp_path / "runs.jsonl").write_text("\n".join(played[:-1]) + '\n{"cut off')
+    assert call() == 0
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == len(played) + 1, "only what was cut off is played"
+    told = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert {row["rule"] for row in told["rows"]} == set(report.ORDER)
+    assert all(len(row["attainment"]) == len(plan.SEEDS) for row in told["rows"])
+    assert (tmp_path / "out" / "study.svg").stat().st_size > 10_000
+    assert "| w | " in (tmp_path / "out" / "study.md").read_text()
+
+
+def test_a_wrong_workload_gets_one_line(
+    small: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench.study", "--workload", "nothing"])
+    assert study.main() == 2
+    assert capsys.readouterr().err.count("\n") == 1
