@@ -305,6 +305,14 @@ def test_an_emergency_has_a_second_look() -> None:
     assert second.to.prefill / (second.to.prefill + second.to.decode) > 0.4
 
 
+def test_a_queue_that_is_there_is_no_matter_of_chance() -> None:
+    """What those gain that wait already is sure, and the error of what may come is none of theirs."""
+    future = Future(Observation(core_id="c", at=0.0), Load(), SETTING, (), 2, (), (0, 0, 1, 2), turns=9)
+    better = Played((0.9, 0.8, 0.0, 1.0), (), (), 0, (0.5,)), Played((0.5, 0.6, 1.0, 0.0), (), (), 0, (0.5,))
+    assert future.of_those_here(*better) == pytest.approx(0.3)
+    assert future.error(*better) > 0.3
+
+
 def test_a_second_look_must_find_the_same_intent() -> None:
     """To give a split back, or to leave it for the other phase, is another thing than what was about to be done."""
     _, state = pressed(State(), at=100.0)

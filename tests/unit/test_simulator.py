@@ -66,12 +66,28 @@ def test_a_switch_takes_effect_after_its_delay() -> None:
     assert one.split.prefill == 30
 
 
-@pytest.mark.parametrize("policy", [*POLICIES, "100/40"])
+@pytest.mark.parametrize("policy", [*POLICIES, "100/40", "mixed/256"])
 def test_each_policy_runs_and_equal_seeds_give_equal_runs(policy: str) -> None:
     workload = WORKLOADS["2000/60@3.25"]
     first, second = (run(workload, policy, 45, 5, Size()) for _ in range(2))
     assert first.requests > 100 and 0 <= first.attainment <= 1
     assert (first.attainment, first.splits) == (second.attainment, second.splits)
+
+
+def test_in_one_process_a_row_steps_with_each_chunk_of_a_prompt() -> None:
+    """200 tokens in chunks of at most 50 take 2 s, in which the other request gets five tokens, and 0.1 s without."""
+    both = engine([Arrival(0.0, 50, 31), Arrival(1.0, 200, 1)], size=Size(prefill_chunk_tokens=50, aggregated=True))
+    both.run_until(200.0)
+    second, first = sorted(both.done, key=lambda d: d.output)
+    assert second.ttft == pytest.approx(2.1, abs=0.11)
+    assert first.tpot is not None and first.tpot * 30 == pytest.approx(25 * 0.1 + 2.1, abs=0.11)
+
+
+def test_prompts_of_a_trace_are_what_a_cache_would_leave(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    lines = ["0.0,1200,5,1 2 3", "1.5,1300,5,1 2 4", "3.1,1024,5,1 2", "4.2,600,5,9 2"]
+    file.write_text("t_s,input_tokens,output_tokens,prefix_block_ids\n" + "\n".join(lines) + "\n")
+    assert [a.prompt for a in trace(file, 10.0, 1.0)] == [1200, 1300 - 2 * 512, 1, 600]
 
 
 def test_paired_differences_have_students_band() -> None:

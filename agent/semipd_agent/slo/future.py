@@ -45,7 +45,8 @@ class Constants:
     min_gain: float = 0.01
     emergency_gain: float = 0.10
     emergency_z: float = 1.0
-    z: float = 0.5
+    long_queue: int = 8
+    z: float = 1.0
     z_per_move: float = 0.75
     block: float = 10.0
     """Requests of so many seconds count as one in the standard error, for waits hang together."""
@@ -191,6 +192,11 @@ class Future:
         mean = sum(gains) / len(gains)
         between = sum((gain - mean) ** 2 for gain in gains) / len(gains)
         return math.sqrt(self.turns * a.error(b, self.blocks) ** 2 + between)
+
+    def of_those_here(self, a: Played, b: Played) -> float:
+        """Mean difference of two splits over the requests that wait already."""
+        waiting = self.waiting
+        return (sum(a.scores[:waiting]) - sum(b.scores[:waiting])) / max(1, waiting)
 
     def play(self, split: Split, most: int, loads: Sequence[float] = (1.0,)) -> Played:
         """Under each of these loads; scores and latencies are their means."""

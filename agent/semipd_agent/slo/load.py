@@ -272,11 +272,14 @@ def _rates_apart(old: list[float], old_seconds: float, new: list[float], new_sec
 
 
 def _means_apart(old: list[float], new: list[float]) -> float:
-    """Welch, with at least ten of each. Those that still run count, too, with a drawn length: else the requests that
+    """With at least ten of each, by the larger of Welch's variance and the common one: few lengths with a long tail
+    that happen to be short vary little, too. Those that still run count with a drawn length: else the requests that
     came lately would seem shorter than they are."""
     if len(old) < 10 or len(new) < 10:
         return 0.0
     m0, m1 = sum(old) / len(old), sum(new) / len(new)
-    v0 = sum((v - m0) ** 2 for v in old) / (len(old) - 1) / len(old)
-    v1 = sum((v - m1) ** 2 for v in new) / (len(new) - 1) / len(new)
-    return abs(m1 - m0) / math.sqrt(v0 + v1) if v0 + v1 > 0 else 0.0
+    s0, s1 = sum((v - m0) ** 2 for v in old), sum((v - m1) ** 2 for v in new)
+    apart = s0 / (len(old) - 1) / len(old) + s1 / (len(new) - 1) / len(new)
+    common = (s0 + s1) / (len(old) + len(new) - 2) * (1 / len(old) + 1 / len(new))
+    variance = max(apart, common)
+    return abs(m1 - m0) / math.sqrt(variance) if variance > 0 else 0.0

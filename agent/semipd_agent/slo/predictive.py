@@ -113,18 +113,21 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
     best = max(tried, key=lambda pair: (value(pair), pair == here, pair[0] + pair[1]))
     here_told, best_told = tried[here].told(here, s), tried[best].told(best, s)
     gain, error = value(best) - value(here), future.error(tried[best], tried[here])
-    emergency = gain >= c.emergency_gain and gain >= c.emergency_z * error
+    emergency = gain >= max(c.emergency_gain, c.emergency_z * error)
+    # A queue that is there is no matter of chance: what it gains is sure, once in a regime.
+    queued = future.waiting >= c.long_queue and not state.moves
+    emergency |= queued and gain > 0 and future.of_those_here(tried[best], tried[here]) >= c.min_gain
     needed = c.min_gain + (c.z + c.z_per_move * state.moves) * error
     young = now - max(load.since, load.regime_since) < c.least_span
     to, reason = best, "Emergency" if emergency else "Gain"
-    if best == here or gain < needed:
+    if best == here or (gain < needed and not emergency):
         apart = home != _pair(clamp(s.split, s.bounds, s.grid))  # the configured split may lie between two rungs
         unneeded = apart and not state.moves and not o.queue and value(home) >= value(here) - c.as_good
         if not unneeded or tried[home].mean < c.content:
             why = "Best" if best == here else "TooLittleGain"
             return Hold(why, best_told, here_told), replace(state, intent="", confirmed=0)
         to, reason, emergency = home, "Headroom", False
-    elif gain + _bias(state, here, now, c) < needed:
+    elif gain + _bias(state, here, now, c) < needed <= gain:
         reason = "Regret"
     intent = _intent(reason, here, to)
     state = replace(state, intent=intent, confirmed=state.confirmed + 1 if intent == state.intent else 1)
