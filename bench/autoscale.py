@@ -25,8 +25,8 @@ from bench.deployment import deployed
 from bench.traffic import Request, poisson_plan, prompt_ids, replay, summarise
 from e2e.lib import models
 from e2e.lib.kube import Object
-from e2e.lib.process import wait_until
 from e2e.lib.service import Service, manual, spec
+from e2e.lib.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT_TOKENS, OUTPUT_TOKENS = 128, 1

@@ -15,8 +15,8 @@ from e2e.lib import models
 from e2e.lib.cluster import Cluster
 from e2e.lib.helm import OPERATOR, SYSTEM, Operator
 from e2e.lib.kube import Object
-from e2e.lib.process import wait_until
 from e2e.lib.service import Service, models_claim
+from e2e.lib.waiting import wait_until
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from e2e.lib.kube import ROOT, Kube
-from e2e.lib.process import wait_until
+from e2e.lib.waiting import wait_until
 
 CHART: Path = ROOT / "charts" / "semipd-operator"
 RELEASE, SYSTEM = "semipd", "semipd-system"

@@ -1,17 +1,12 @@
-"""What tests, benchmarks and the demo need beside a process of theirs: a port, patience, an answer, an end, its log."""
+"""What tests, benchmarks and the demo need beside a process of theirs: a port, an answer, an end, its log."""
 
 from __future__ import annotations
 
 import socket
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import httpx
-
-T = TypeVar("T")
 
 
 def free_port() -> int:
@@ -19,17 +14,6 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     return port
-
-
-def wait_until(
-    what: Callable[[], T], timeout_s: float = 60, describe: Callable[[], object] = str, every_s: float = 0.05
-) -> T:
-    """The first truthy value of `what`. Raises AssertionError with `describe()` after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := what()):
-        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {describe()}"
-        time.sleep(every_s)
-    return value
 
 
 def answers(url: str) -> bool:

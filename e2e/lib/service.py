@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e.lib.kube import Kube, Object
-from e2e.lib.process import wait_until
+from e2e.lib.waiting import wait_until
 
 TINY_ENGINE: Object = {
     "device": "cpu",

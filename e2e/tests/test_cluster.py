@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from e2e.lib.process import wait_until
+from e2e.lib.waiting import wait_until
 from e2e.tests.conftest import CLUSTER, ENGINE_IMAGE, OPERATOR_IMAGE, Cluster, bring_up
 from localkube import cgroups, lifecycle, paths, render
 from localkube.state import State

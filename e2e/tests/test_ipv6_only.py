@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from e2e.lib.models import random_model
-from e2e.lib.process import wait_until
+from e2e.lib.waiting import wait_until
 from localkube.namespaces import network_of
 from semipd_agent.contract import AgentConfig, AgentFile, StatusReport, token_digest
 from semipd_operator.agents import AgentClient, AgentError

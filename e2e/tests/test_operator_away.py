@@ -14,8 +14,8 @@ from e2e.lib.cluster import Cluster
 from e2e.lib.completions import Ask, SteadyLoad, complete_all
 from e2e.lib.fixtures import Serve, create_space
 from e2e.lib.helm import SYSTEM, Operator
-from e2e.lib.process import wait_until
 from e2e.lib.service import Service, manual, shares, spec
+from e2e.lib.waiting import wait_until
 
 pytestmark = pytest.mark.node
 

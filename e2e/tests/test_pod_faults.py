@@ -14,8 +14,8 @@ from bench.traffic import prompt_ids
 from e2e.lib.cluster import Cluster
 from e2e.lib.completions import Ask, IncompleteAnswer, SteadyLoad, complete_all
 from e2e.lib.fixtures import Serve
-from e2e.lib.process import wait_until
 from e2e.lib.service import Service, manual, spec
+from e2e.lib.waiting import wait_until
 
 pytestmark = pytest.mark.node
 

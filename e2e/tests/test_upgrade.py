@@ -27,9 +27,9 @@ from e2e.lib.completions import Ask, SteadyLoad
 from e2e.lib.fixtures import create_space
 from e2e.lib.helm import CHART, DEV_IMAGES, RELEASE, SYSTEM, Operator
 from e2e.lib.kube import ROOT, Object
-from e2e.lib.process import wait_until
 from e2e.lib.release import NoRelease, Release, previous
 from e2e.lib.service import Service, manual, shares, spec
+from e2e.lib.waiting import wait_until
 
 pytestmark = pytest.mark.node
 

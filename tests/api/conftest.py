@@ -13,7 +13,6 @@ import signal
 import ssl
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -24,9 +23,9 @@ from typing import Any
 import pytest
 import yaml
 from tests.api.harness import Operator, chart_rights
-from tests.api.harness import until as eventually
 
 from e2e.lib.process import free_port
+from e2e.lib.waiting import wait_until
 from localkube.pki import Certificate, issue
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,17 +42,6 @@ def programs(*names: str) -> Path:
     if found.returncode:
         pytest.skip(found.stderr.strip())
     return Path(found.stdout.strip())
-
-
-def until(check: Any, seconds: float = 20.0, every: float = 0.1) -> Any:
-    """What `check` returns once it is true; fails with the last value."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = check()
-        if value or time.monotonic() > deadline:
-            assert value, f"not within {seconds} s: {check}"
-            return value
-        time.sleep(every)
 
 
 @dataclass(frozen=True)
@@ -195,7 +183,7 @@ def api_server(folder: Path) -> Iterator[Cluster]:
             assert apiserver.poll() is None, (folder / "apiserver.log").read_text()[-2000:]
             return cluster.kubectl("get", "--raw", "/readyz", ok=False).returncode == 0
 
-        until(ready, 60)
+        wait_until(ready, 60)
         yield cluster
     finally:
         _stop(apiserver)
@@ -207,7 +195,7 @@ def crd(cluster: Cluster) -> Cluster:
     """The cluster with the project's CRD established, applied as a user would (client-side: its size is tested too)."""
     cluster.kubectl("apply", "-f", str(ROOT / "crds"))
     cluster.kubectl("wait", "--for=condition=Established", "crd/semipdservices.semipd.io", "--timeout=30s")
-    until(lambda: cluster.kubectl("get", "spd", ok=False).returncode == 0)
+    wait_until(lambda: cluster.kubectl("get", "spd", ok=False).returncode == 0)
     return cluster
 
 
@@ -256,7 +244,7 @@ def operator(crd: Any, tmp_path_factory: pytest.TempPathFactory, agent_port: int
         crd.apply(obj)
     running = Operator(crd, tmp_path_factory.mktemp("operator"), agent_port, (free_port(), free_port()))
     try:
-        assert eventually(running.ready, 60), running.log.read_text()[-3000:]
+        wait_until(running.ready, 60, lambda: running.log.read_text()[-3000:])
         yield running
         print(running.log.read_text()[-6000:])
     finally:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from e2e.lib.waiting import wait_until
 from semipd_agent.contract import (
     AgentConfig,
     Enforcement,
@@ -39,15 +39,6 @@ from semipd_agent.contract import (
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "0123456789abcdef0123456789abcdef"
-
-
-def until(check: Any, seconds: float = 20.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while True:
-        value = check()
-        if value or time.monotonic() > deadline:
-            return value
-        time.sleep(0.1)
 
 
 class Agent:
@@ -255,12 +246,12 @@ def ready(ip: str) -> dict[str, Any]:
 def serving(crd: Any, namespace: str, name: str, ip: str, agent_port: int, **spec: Any) -> Iterator[Agent]:
     """A service with one ready pod, whose agent answers."""
     crd.apply(service(name, namespace, **spec))
-    assert until(lambda: crd.get("deployment", name, namespace))
+    wait_until(lambda: crd.get("deployment", name, namespace))
     uid = crd.get("spd", name, namespace)["metadata"]["uid"]
     pod = make_pod(crd, namespace, name, f"{name}-1", ready(ip))
     agent = Agent(ip, agent_port, pod, service_token(KEY.encode(), namespace, name, uid))
     try:
-        assert until(lambda: condition(crd.get("spd", name, namespace), "PartitionApplied").get("status") == "True")
+        wait_until(lambda: condition(crd.get("spd", name, namespace), "PartitionApplied").get("status") == "True")
         yield agent
     finally:
         agent.close()

@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 from tests.api.conftest import OPERATOR_NAMESPACE
-from tests.api.harness import KEY, Agent, Operator, chart_rights, condition, make_pod, ready, service, until
+from tests.api.harness import KEY, Agent, Operator, chart_rights, condition, make_pod, ready, service
 
 from e2e.lib.process import free_port
+from e2e.lib.waiting import wait_until
 from semipd_agent.contract import service_token
 
 pytestmark = pytest.mark.api
@@ -87,7 +88,7 @@ def scaled(crd: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scale
     ports = (free_port(), free_port())
     running = Operator(crd, folder, agent_port, ports, *flags(port), ip="10.1.2.3")
     try:
-        assert until(running.ready, 60), running.log.read_text()[-3000:]
+        wait_until(running.ready, 60, lambda: running.log.read_text()[-3000:])
         yield Scaled(crd, running, agent_port, port)
         print(running.log.read_text()[-6000:])
     finally:
@@ -101,7 +102,7 @@ def agent(scaled: Scaled, namespace: str) -> Iterator[Agent]:
     """The agent of the one ready pod of the autoscaled service `demo`."""
     crd = scaled.crd
     crd.apply(service("demo", namespace, slo=SLO, autoscaling={"maxReplicas": 3}))
-    assert until(lambda: crd.get("deployment", "demo", namespace))
+    wait_until(lambda: crd.get("deployment", "demo", namespace))
     uid = crd.get("spd", "demo", namespace)["metadata"]["uid"]
     pod = make_pod(crd, namespace, "demo", "demo-1", ready("127.0.0.3"))
     speaking = Agent("127.0.0.3", scaled.agent_port, pod, service_token(KEY.encode(), namespace, "demo", uid))
@@ -133,22 +134,22 @@ def freshness(crd: Any) -> str:
 
 def test_the_metric_passes_the_aggregation_layer(scaled: Scaled, agent: Agent, namespace: str) -> None:
     crd = scaled.crd
-    assert until(lambda: available(crd), 40), crd.get("apiservice", API_SERVICE, "default")["status"]
+    wait_until(lambda: available(crd), 40, lambda: crd.get("apiservice", API_SERVICE, "default")["status"])
     listed = json.loads(crd.kubectl("get", "--raw", ROOT_PATH).stdout)
     assert [each["name"] for each in listed["resources"]] == ["semipd_utilization_ratio"]
     groups = [group["name"] for group in json.loads(crd.kubectl("get", "--raw", "/apis").stdout)["groups"]]
     assert "external.metrics.k8s.io" in groups
     # Else no namespace could be deleted: the controller for that wants to know every API.
-    assert until(lambda: freshness(crd) == "Current", 40), freshness(crd)
+    wait_until(lambda: freshness(crd) == "Current", 40, lambda: freshness(crd))
 
     def value(path: str = metric(namespace)) -> Any:
         return [item["value"] for item in json.loads(crd.kubectl("get", "--raw", path).stdout)["items"]]
 
     assert value() == [], "the agent does not tell: no value, and no zero"
     agent.utilization_ratio = 1.25
-    assert until(lambda: value() == ["1250m"])
+    wait_until(lambda: value() == ["1250m"])
     agent.utilization_ratio = 0.0
-    assert until(lambda: value() == ["0"] or value() == ["0m"])
+    wait_until(lambda: value() == ["0"] or value() == ["0m"])
     assert value(metric(namespace, "")) and not value(metric(namespace, "semipd_service%3Dother"))
     assert not value(metric("default"))
     refused = crd.kubectl("get", "--raw", metric(namespace, "app%3Ddemo"), ok=False)
@@ -157,7 +158,7 @@ def test_the_metric_passes_the_aggregation_layer(scaled: Scaled, agent: Agent, n
 
 def test_a_user_needs_the_right_to_read_the_metric(scaled: Scaled, agent: Agent, namespace: str) -> None:
     crd = scaled.crd
-    assert until(lambda: available(crd), 40)
+    wait_until(lambda: available(crd), 40)
     path = metric(namespace)
     denied = crd.kubectl("get", "--raw", path, "--as=eve", ok=False)
     assert denied.returncode != 0 and "orbidden" in denied.stderr
@@ -170,7 +171,7 @@ def test_a_user_needs_the_right_to_read_the_metric(scaled: Scaled, agent: Agent,
     }
     crd.apply(role)
     crd.kubectl("create", "rolebinding", "reader", "--role=reader", "--user=alice", "-n", namespace)
-    assert rights and until(lambda: crd.kubectl("get", "--raw", path, "--as=alice", ok=False).returncode == 0)
+    assert rights and wait_until(lambda: crd.kubectl("get", "--raw", path, "--as=alice", ok=False).returncode == 0)
     # The HPA's controller has the right from Kubernetes itself.
     account = "system:serviceaccount:kube-system:horizontal-pod-autoscaler"
     assert crd.kubectl("get", "--raw", path, f"--as={account}").returncode == 0
@@ -198,7 +199,7 @@ def ask_directly(scaled: Scaled, namespace: str, certificate: str = "", user: st
 
 
 def test_a_direct_call_is_refused(scaled: Scaled, agent: Agent, namespace: str) -> None:
-    assert until(lambda: available(scaled.crd), 40)
+    wait_until(lambda: available(scaled.crd), 40)
     assert ask_directly(scaled, namespace) == 0, "without a certificate there is no connection"
     assert ask_directly(scaled, namespace, user="admin") == 0, "and headers alone prove nothing"
     assert ask_directly(scaled, namespace, "stranger", "admin") == 401, (
@@ -211,7 +212,7 @@ def test_a_direct_call_is_refused(scaled: Scaled, agent: Agent, namespace: str) 
 
 def test_the_secret_is_the_only_one_that_the_operator_may_touch(scaled: Scaled) -> None:
     crd = scaled.crd
-    secret = until(lambda: (crd.get("secret", f"{NAME}-metrics-api", OPERATOR_NAMESPACE) or {}).get("data"))
+    secret = wait_until(lambda: (crd.get("secret", f"{NAME}-metrics-api", OPERATOR_NAMESPACE) or {}).get("data"))
     assert set(secret) == {"ca.crt", "ca.key", "tls.crt", "tls.key"}
     account = f"--as=system:serviceaccount:{OPERATOR_NAMESPACE}:{NAME}"
 
@@ -241,27 +242,28 @@ def test_the_hpa_follows_the_specification_and_the_condition_follows_the_hpa(
         path = f"/apis/autoscaling/v2/namespaces/{namespace}/horizontalpodautoscalers/demo/status"
         crd.request("PATCH", path, body, "application/merge-patch+json")
 
-    hpa = until(lambda: crd.get("hpa", "demo", namespace))
+    hpa = wait_until(lambda: crd.get("hpa", "demo", namespace))
     assert hpa["metadata"]["ownerReferences"][0]["kind"] == "SemiPDService"
     assert hpa["spec"]["scaleTargetRef"]["kind"] == "SemiPDService" and hpa["spec"]["maxReplicas"] == 3
     template = crd.get("deployment", "demo", namespace)["spec"]["template"]
-    assert until(lambda: available(crd), 40)
-    assert until(lambda: scaling() == ("Unknown", "AutoscalerPending")), scaling()
+    wait_until(lambda: available(crd), 40)
+    wait_until(lambda: scaling() == ("Unknown", "AutoscalerPending"), describe=scaling)
     says("True", "ValidMetricFound")
-    assert until(lambda: scaling() == ("True", "ScalingActive"), 8), scaling()
+    wait_until(lambda: scaling() == ("True", "ScalingActive"), 8, scaling)
     says("False", "FailedGetExternalMetric")
-    assert until(lambda: scaling() == ("False", "MetricsMissing"), 8), scaling()
-    assert until(lambda: condition(crd.get("spd", "demo", namespace), "Ready")["status"] == "True"), (
-        "nothing else breaks"
+    wait_until(lambda: scaling() == ("False", "MetricsMissing"), 8, scaling)
+    wait_until(
+        lambda: condition(crd.get("spd", "demo", namespace), "Ready")["status"] == "True",
+        describe="nothing else breaks",
     )
 
     scale = f"/apis/semipd.io/v1alpha1/namespaces/{namespace}/semipdservices/demo/scale"
     crd.request("PATCH", scale, {"spec": {"replicas": 2}}, "application/merge-patch+json")  # as the HPA does
-    assert until(lambda: crd.get("deployment", "demo", namespace)["spec"]["replicas"] == 2)
+    wait_until(lambda: crd.get("deployment", "demo", namespace)["spec"]["replicas"] == 2)
     crd.kubectl(
         "patch", "spd", "demo", "-n", namespace, "--type=merge", "-p", '{"spec":{"autoscaling":{"maxReplicas":5}}}'
     )
-    assert until(lambda: crd.get("hpa", "demo", namespace)["spec"]["maxReplicas"] == 5)
+    wait_until(lambda: crd.get("hpa", "demo", namespace)["spec"]["maxReplicas"] == 5)
     assert crd.get("spd", "demo", namespace)["spec"]["replicas"] == 2, "the operator writes no replicas"
     manager = [
         entry["manager"]
@@ -270,10 +272,10 @@ def test_the_hpa_follows_the_specification_and_the_condition_follows_the_hpa(
     ]
     assert NAME not in manager
     crd.kubectl("delete", "hpa", "demo", "-n", namespace)
-    assert until(lambda: crd.get("hpa", "demo", namespace)), "drift is mended"
+    wait_until(lambda: crd.get("hpa", "demo", namespace), describe="drift is mended")
     crd.kubectl("patch", "spd", "demo", "-n", namespace, "--type=merge", "-p", '{"spec":{"autoscaling":null}}')
-    assert until(lambda: crd.get("hpa", "demo", namespace) is None)
-    assert until(lambda: scaling() == (None, None)), "no autoscaling, no condition"
+    wait_until(lambda: crd.get("hpa", "demo", namespace) is None)
+    wait_until(lambda: scaling() == (None, None), describe="no autoscaling, no condition")
     assert crd.get("deployment", "demo", namespace)["spec"]["template"] == template, "nothing rolled"
 
 
@@ -285,35 +287,37 @@ def test_keda_is_looked_for_and_missed(scaled: Scaled, namespace: str) -> None:
     def scaling() -> str | None:
         return condition(crd.get("spd", "keda", namespace), "ScalingReady").get("reason")
 
-    assert until(lambda: scaling() == "KEDANotInstalled"), scaling()
+    wait_until(lambda: scaling() == "KEDANotInstalled", describe=scaling)
     live = crd.get("spd", "keda", namespace)
     assert condition(live, "SpecAccepted")["status"] == "True" and crd.get("deployment", "keda", namespace)
     crd.apply(scaled_objects())
     crd.kubectl("wait", "--for=condition=Established", "crd/scaledobjects.keda.sh", "--timeout=30s")
-    made = until(lambda: crd.get("scaledobject", "keda", namespace), 30)
+    made = wait_until(lambda: crd.get("scaledobject", "keda", namespace), 30)
     assert made["spec"]["scaleTargetRef"]["kind"] == "SemiPDService"
-    assert until(lambda: scaling() == "AutoscalerPending"), scaling()
+    wait_until(lambda: scaling() == "AutoscalerPending", describe=scaling)
     status = {"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "ScaledObjectReady"}]}}
     path = f"/apis/keda.sh/v1alpha1/namespaces/{namespace}/scaledobjects/keda/status"
     crd.request("PATCH", path, status, "application/merge-patch+json")
-    assert until(lambda: scaling() == "ScalingActive"), scaling()
+    wait_until(lambda: scaling() == "ScalingActive", describe=scaling)
     change = {"spec": {"autoscaling": {"keda": None, "hpa": {}}}}
     crd.kubectl("patch", "spd", "keda", "-n", namespace, "--type=merge", "-p", json.dumps(change))
-    assert until(lambda: crd.get("hpa", "keda", namespace))
-    assert until(lambda: crd.get("scaledobject", "keda", namespace) is None), "one autoscaler takes the other's place"
+    wait_until(lambda: crd.get("hpa", "keda", namespace))
+    wait_until(
+        lambda: crd.get("scaledobject", "keda", namespace) is None, describe="one autoscaler takes the other's place"
+    )
     crd.kubectl("delete", "spd", "keda", "-n", namespace)
 
 
 def test_a_registration_that_is_deleted_comes_back(scaled: Scaled, agent: Agent, namespace: str) -> None:
     crd = scaled.crd
-    assert until(lambda: available(crd), 40)
+    wait_until(lambda: available(crd), 40)
     before = crd.get("apiservice", API_SERVICE, "default")["metadata"]["uid"]
     crd.kubectl("delete", "apiservice", API_SERVICE)
     assert (
-        until(lambda: (crd.get("apiservice", API_SERVICE, "default") or {}).get("metadata", {}).get("uid"), 40)
+        wait_until(lambda: (crd.get("apiservice", API_SERVICE, "default") or {}).get("metadata", {}).get("uid"), 40)
         != before
     )
-    assert until(lambda: available(crd), 40)
+    wait_until(lambda: available(crd), 40)
     [owner] = crd.get("apiservice", API_SERVICE, "default")["metadata"]["ownerReferences"]
     role = crd.get("clusterrole", f"{NAME}-metrics-api", "default")
     assert (owner["kind"], owner["uid"]) == ("ClusterRole", role["metadata"]["uid"]), "it goes with the release"
@@ -323,7 +327,7 @@ def test_an_endpoint_of_an_earlier_installation_becomes_ours(scaled: Scaled, age
     """Its Lease had another uid. Who may not delete an object may not give it another owner, where
     owner references are guarded, as here and on OpenShift."""
     crd = scaled.crd
-    assert until(lambda: available(crd), 40)
+    wait_until(lambda: available(crd), 40)
     name = f"{NAME}-metrics-api-ipv4"
     lease = crd.get("lease", NAME, OPERATOR_NAMESPACE)["metadata"]["uid"]
     earlier = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "name": NAME, "uid": "of-an-earlier-one"}
@@ -334,7 +338,7 @@ def test_an_endpoint_of_an_earlier_installation_becomes_ours(scaled: Scaled, age
         found = crd.get("endpointslice", name, OPERATOR_NAMESPACE)["metadata"]["ownerReferences"]
         return [each["uid"] for each in found]
 
-    assert until(lambda: lease in owners(), 30), owners()
+    wait_until(lambda: lease in owners(), 30, owners)
 
 
 KEDA = {"namespace": "keda", "name": "keda-operator-metrics-apiserver", "port": 443}
@@ -374,8 +378,8 @@ def test_keda_before_us_and_after_us(scaled: Scaled, namespace: str) -> None:
     crd.apply(kedas(), "--server-side", "--field-manager=helm")
     path = f"/apis/apiregistration.k8s.io/v1/apiservices/{API_SERVICE}"
     crd.apply(service("h", namespace, slo=SLO, autoscaling={"maxReplicas": 3}))
-    assert until(lambda: "belongs to keda/keda-operator-metrics-apiserver" in scaled.operator.log.read_text(), 30)
-    assert until(lambda: reason() == "MetricsServedElsewhere"), reason()
+    wait_until(lambda: "belongs to keda/keda-operator-metrics-apiserver" in scaled.operator.log.read_text(), 30)
+    wait_until(lambda: reason() == "MetricsServedElsewhere", describe=reason)
     patch({"autoscaling": None})  # nothing of ours is wanted: nothing of theirs is withdrawn
     time.sleep(12)  # longer than the operator's look
     live = crd.request("GET", path)
@@ -384,14 +388,14 @@ def test_keda_before_us_and_after_us(scaled: Scaled, namespace: str) -> None:
 
     crd.kubectl("delete", "apiservice", API_SERVICE)  # KEDA goes
     patch({"autoscaling": {"maxReplicas": 3}})
-    assert until(lambda: (backend() or {}).get("name") == f"{NAME}-metrics-api", 40), backend()
+    wait_until(lambda: (backend() or {}).get("name") == f"{NAME}-metrics-api", 40, backend)
 
     # KEDA comes after us: Helm and server-side apply refuse to take what is not theirs ...
     refused = crd.apply(kedas(), "--server-side", "--field-manager=helm", ok=False)
     assert refused.returncode != 0 and "conflict" in refused.stderr
     # ... and who takes it by force keeps it, free of any tie to our release.
     crd.apply(kedas(), "--server-side", "--field-manager=helm", "--force-conflicts")
-    assert until(lambda: "ownerReferences" not in crd.get("apiservice", API_SERVICE, "default")["metadata"], 40)
+    wait_until(lambda: "ownerReferences" not in crd.get("apiservice", API_SERVICE, "default")["metadata"], 40)
     time.sleep(12)
     assert backend() == KEDA
     patch({"autoscaling": None})
@@ -406,7 +410,7 @@ def test_a_follower_takes_over_and_the_api_answers_on(
 ) -> None:
     """Last: it ends the leader, as the loss of its node would."""
     crd = scaled.crd
-    assert until(lambda: available(crd), 40)
+    wait_until(lambda: available(crd), 40)
     agent.utilization_ratio = 0.5
 
     def behind() -> list[Any]:
@@ -422,23 +426,21 @@ def test_a_follower_takes_over_and_the_api_answers_on(
     ports = (free_port(), free_port())
     follower = Operator(crd, tmp_path, scaled.agent_port, ports, *flags(free_port()), ip="10.1.2.4")
     try:
-        assert until(follower.ready, 30), "a follower is ready: it stands by"
+        wait_until(follower.ready, 30, "a follower is ready: it stands by")
         assert "standing by" in follower.log.read_text() and "leading" not in follower.log.read_text()
         scaled.operator.process.kill()
-        assert until(lambda: "leading by Lease" in follower.log.read_text(), 40)
-        assert until(
-            lambda: crd.get("apiservice", API_SERVICE, "default")["spec"]["service"]["port"] != scaled.port, 40
-        )
-        assert until(lambda: available(crd) and freshness(crd) == "Current", 60), freshness(crd)
+        wait_until(lambda: "leading by Lease" in follower.log.read_text(), 40)
+        wait_until(lambda: crd.get("apiservice", API_SERVICE, "default")["spec"]["service"]["port"] != scaled.port, 40)
+        wait_until(lambda: available(crd) and freshness(crd) == "Current", 60, lambda: freshness(crd))
 
         def value() -> Any:
             answer = crd.kubectl("get", "--raw", metric(namespace), ok=False)
             return answer.returncode == 0 and [item["value"] for item in json.loads(answer.stdout)["items"]]
 
-        assert until(lambda: value() == ["500m"], 40), value()
+        wait_until(lambda: value() == ["500m"], 40, value)
         assert behind() == [["10.1.2.4"]] * 2
         crd.kubectl("patch", "spd", "demo", "-n", namespace, "--type=merge", "-p", '{"spec":{"replicas":2}}')
-        assert until(lambda: crd.get("deployment", "demo", namespace)["spec"]["replicas"] == 2)
+        wait_until(lambda: crd.get("deployment", "demo", namespace)["spec"]["replicas"] == 2)
     finally:
         print(follower.log.read_text()[-6000:])
         assert follower.stop() == 0

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 from tests.api.conftest import programs
-from tests.api.harness import KEY, Agent, Operator, condition, ready, row, service, until
+from tests.api.harness import KEY, Agent, Operator, condition, ready, row, service
 
 from e2e.lib.process import free_port
+from e2e.lib.waiting import wait_until
 from semipd_agent.contract import service_token
 
 pytestmark = pytest.mark.api
@@ -283,13 +284,11 @@ def make(control_plane: Any, namespace: str, one: Row) -> None:
     for obj in one.cluster(namespace):
         control_plane.apply(obj)
         if obj["kind"] == "ValidatingAdmissionPolicyBinding":
-            assert until(
-                lambda: "denied" in control_plane.apply(denied(namespace), "--dry-run=server", ok=False).stderr
-            )
+            wait_until(lambda: "denied" in control_plane.apply(denied(namespace), "--dry-run=server", ok=False).stderr)
     for obj in one.objects:
         control_plane.apply({**obj, "metadata": {**obj["metadata"], "namespace": namespace}})
         if obj["kind"] == "ResourceQuota":
-            assert until(lambda: (control_plane.get("quota", "team", namespace).get("status") or {}).get("hard"))
+            wait_until(lambda: (control_plane.get("quota", "team", namespace).get("status") or {}).get("hard"))
     control_plane.apply(service("table", namespace, **one.spec))
 
 
@@ -299,8 +298,10 @@ def shows(control_plane: Any, namespace: str, one: Row, *, keep: bool = False) -
     def shown() -> str:
         return control_plane.kubectl("get", "spd", "table", "-n", namespace).stdout
 
-    assert until(lambda: row(control_plane, namespace, "table")[1:3] == ["False", one.reason], 60), "\n".join(
-        lines(control_plane, namespace)
+    wait_until(
+        lambda: row(control_plane, namespace, "table")[1:3] == ["False", one.reason],
+        60,
+        lambda: "\n".join(lines(control_plane, namespace)),
     )
     described = lines(control_plane, namespace)
     found = [line for line in described if fnmatchcase(line, f"Message: {one.message}")]
@@ -367,10 +368,10 @@ def test_a_claim_for_one_node_that_is_on_another(control_plane: Any, namespace: 
     """The scheduler does not mind; the controller that attaches volumes tells it in an event of the pod."""
     make(control_plane, namespace, ELSEWHERE)
     attachments = "/apis/storage.k8s.io/v1/volumeattachments"
-    made = until(lambda: control_plane.request("GET", attachments)["items"], 30)
+    made = wait_until(lambda: control_plane.request("GET", attachments)["items"], 30)
     path = f"{attachments}/{made[0]['metadata']['name']}/status"
     control_plane.request("PATCH", path, {"status": {"attached": True}}, MERGE)  # as the driver does
-    placed = until(lambda: len({pod["spec"].get("nodeName", "") for pod in pods(control_plane, namespace)}) == 2)
+    placed = wait_until(lambda: len({pod["spec"].get("nodeName", "") for pod in pods(control_plane, namespace)}) == 2)
     assert placed
     began = (datetime.now(UTC) - timedelta(seconds=20)).strftime("%Y-%m-%dT%H:%M:%SZ")
     creating = {"name": "engine", "image": "e", "imageID": "", "restartCount": 0, "ready": False}
@@ -395,17 +396,17 @@ def test_a_gpu_that_the_device_plugin_gives_to_several_pods(
 ) -> None:
     """The pod serves, and its agent sees nothing wrong: the split is what cannot hold."""
     make(control_plane, namespace, SHARED)
-    [pod] = until(lambda: [pod for pod in pods(control_plane, namespace) if pod["spec"].get("nodeName") == "gpu"])
+    [pod] = wait_until(lambda: [pod for pod in pods(control_plane, namespace) if pod["spec"].get("nodeName") == "gpu"])
     uid = control_plane.get("spd", "table", namespace)["metadata"]["uid"]
     agent = Agent("127.0.0.31", agent_port, pod, service_token(KEY.encode(), namespace, "table", uid))
     try:
         patch_pod(control_plane, namespace, pod["metadata"]["name"], ready("127.0.0.31"))
-        assert until(lambda: condition(control_plane.get("spd", "table", namespace), "Available")["status"] == "True")
+        wait_until(lambda: condition(control_plane.get("spd", "table", namespace), "Available")["status"] == "True")
         disabled = {"spec": {"partition": {"mode": "Disabled"}}}
         shows(control_plane, namespace, SHARED, keep=True)
         path = f"/apis/semipd.io/v1alpha1/namespaces/{namespace}/semipdservices/table"
         control_plane.request("PATCH", path, disabled, MERGE)
-        assert until(lambda: row(control_plane, namespace, "table")[1] == "True"), "the remedy helps"
+        wait_until(lambda: row(control_plane, namespace, "table")[1] == "True", describe="the remedy helps")
     finally:
         agent.close()
     control_plane.kubectl("delete", "spd", "table", "-n", namespace)
@@ -431,19 +432,19 @@ def test_pods_as_rendered_fit_a_restricted_namespace_with_quota_and_limits(contr
     both = {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1", "memory": "1Gi"}}
     wanted = quota(limits_cpu="4", limits_memory="9Gi", requests_cpu="4", requests_memory="9Gi")
     control_plane.apply({**wanted, "metadata": {"name": "team", "namespace": namespace}})
-    assert until(lambda: (control_plane.get("quota", "team", namespace).get("status") or {}).get("hard"))
+    wait_until(lambda: (control_plane.get("quota", "team", namespace).get("status") or {}).get("hard"))
     control_plane.apply(service("fits", namespace, model={"uri": "hf://org/m"}, engine={"resources": both}))
-    assert until(lambda: (control_plane.get("spd", "fits", namespace).get("status") or {}).get("replicas") == 1, 60)
+    wait_until(lambda: (control_plane.get("spd", "fits", namespace).get("status") or {}).get("replicas") == 1, 60)
 
 
 def test_an_autoscaler_of_the_deployment_is_named_with_the_remedy(control_plane: Any, namespace: str) -> None:
     control_plane.apply(service("fought", namespace, replicas=0))
-    assert until(lambda: row(control_plane, namespace, "fought")[1] == "True")
+    wait_until(lambda: row(control_plane, namespace, "fought")[1] == "True")
     target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "fought"}
     hpa = {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler"}
     spec = {"scaleTargetRef": target, "minReplicas": 2, "maxReplicas": 4}
     control_plane.apply({**hpa, "metadata": {"name": "theirs", "namespace": namespace}, "spec": spec})
-    live = until(
+    live = wait_until(
         lambda: (
             (got := control_plane.get("spd", "fought", namespace))
             and condition(got, "ScalingReady").get("reason") == "ConflictingAutoscaler"
@@ -457,4 +458,4 @@ def test_an_autoscaler_of_the_deployment_is_named_with_the_remedy(control_plane:
         in condition(live, "ScalingReady")["message"]
     )
     control_plane.kubectl("delete", "hpa", "theirs", "-n", namespace)
-    assert until(lambda: not condition(control_plane.get("spd", "fought", namespace), "ScalingReady"), 30)
+    wait_until(lambda: not condition(control_plane.get("spd", "fought", namespace), "ScalingReady"), 30)

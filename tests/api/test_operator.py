@@ -14,20 +14,21 @@ from tests.api.harness import (
     condition,
     row,
     service,
-    until,
 )
+
+from e2e.lib.waiting import wait_until
 
 pytestmark = pytest.mark.api
 
 
 def test_children_appear_and_drift_is_corrected(operator: Operator, crd: Any, namespace: str) -> None:
     crd.apply(service("demo", namespace, replicas=2))
-    deployment = until(lambda: crd.get("deployment", "demo", namespace))
+    deployment = wait_until(lambda: crd.get("deployment", "demo", namespace))
     assert deployment["spec"]["replicas"] == 2
     for kind, name in (("service", "demo"), ("configmap", "demo-agent"), ("pdb", "demo")):
-        child = until(lambda kind=kind, name=name: crd.get(kind, name, namespace))
+        child = wait_until(lambda kind=kind, name=name: crd.get(kind, name, namespace))
         assert child["metadata"]["ownerReferences"][0]["kind"] == "SemiPDService", kind
-    live = until(lambda: (got := crd.get("spd", "demo", namespace)).get("status", {}).get("selector") and got)
+    live = wait_until(lambda: (got := crd.get("spd", "demo", namespace)).get("status", {}).get("selector") and got)
     assert condition(live, "SpecAccepted")["status"] == "True"
     assert condition(live, "Available")["reason"] == "NoPods"
     assert live["status"]["observedGeneration"] == live["metadata"]["generation"]
@@ -36,13 +37,13 @@ def test_children_appear_and_drift_is_corrected(operator: Operator, crd: Any, na
     assert set(live["metadata"]["annotations"]) == {"kubectl.kubernetes.io/last-applied-configuration"}
 
     crd.kubectl("scale", "deployment/demo", "-n", namespace, "--replicas=7")
-    assert until(lambda: crd.get("deployment", "demo", namespace)["spec"]["replicas"] == 2)
+    wait_until(lambda: crd.get("deployment", "demo", namespace)["spec"]["replicas"] == 2)
     crd.kubectl("delete", "service/demo", "-n", namespace)
-    assert until(lambda: crd.get("service", "demo", namespace))
+    wait_until(lambda: crd.get("service", "demo", namespace))
 
     crd.kubectl("scale", "spd/demo", "-n", namespace, "--replicas=1")
-    assert until(lambda: crd.get("deployment", "demo", namespace)["spec"]["replicas"] == 1)
-    assert until(lambda: crd.get("pdb", "demo", namespace) is None), "a single pod keeps no budget"
+    wait_until(lambda: crd.get("deployment", "demo", namespace)["spec"]["replicas"] == 1)
+    wait_until(lambda: crd.get("pdb", "demo", namespace) is None, describe="a single pod keeps no budget")
 
 
 def test_an_object_of_someone_else_is_left_alone(operator: Operator, crd: Any, namespace: str) -> None:
@@ -54,33 +55,33 @@ def test_an_object_of_someone_else_is_left_alone(operator: Operator, crd: Any, n
     }
     crd.apply(theirs)
     crd.apply(service("taken", namespace))
-    assert until(lambda: row(crd, namespace, "taken")[1:3] == ["False", "NameConflict(Service/taken)"])
+    wait_until(lambda: row(crd, namespace, "taken")[1:3] == ["False", "NameConflict(Service/taken)"])
     assert crd.get("service", "taken", namespace)["spec"]["selector"] == {"a": "b"}
     assert crd.get("deployment", "taken", namespace) is None, "nothing is half made"
     assert not crd.get("spd", "taken", namespace)["status"].get("observedGeneration")
     crd.kubectl("delete", "service", "taken", "-n", namespace)
-    assert until(lambda: crd.get("deployment", "taken", namespace), 40), "it is tried again"
+    wait_until(lambda: crd.get("deployment", "taken", namespace), 40, "it is tried again")
 
 
 def test_a_pod_template_that_the_server_refuses(operator: Operator, crd: Any, namespace: str) -> None:
     crd.apply(service("typo", namespace, podTemplate={"spec": {"nodeSelecter": {"a": "b"}}}))
-    assert until(lambda: condition(crd.get("spd", "typo", namespace), "SpecAccepted").get("status") == "False")
+    wait_until(lambda: condition(crd.get("spd", "typo", namespace), "SpecAccepted").get("status") == "False")
     rejected = condition(crd.get("spd", "typo", namespace), "SpecAccepted")
     assert rejected["reason"] == "InvalidPodTemplate" and "nodeSelecter" in rejected["message"]
 
 
 def test_pod_monitor_comes_and_goes(operator: Operator, crd: Any, namespace: str) -> None:
     crd.apply(service("seen", namespace, monitoring={"podMonitor": True}))
-    assert until(lambda: crd.get("podmonitor", "seen", namespace))
+    wait_until(lambda: crd.get("podmonitor", "seen", namespace))
     crd.kubectl(
         "patch", "spd", "seen", "-n", namespace, "--type=merge", "-p", '{"spec":{"monitoring":{"podMonitor":false}}}'
     )
-    assert until(lambda: crd.get("podmonitor", "seen", namespace) is None)
+    wait_until(lambda: crd.get("podmonitor", "seen", namespace) is None)
 
 
 def test_nothing_is_applied_to_a_service_that_is_being_deleted(operator: Operator, crd: Any, namespace: str) -> None:
     crd.apply(service("last", namespace))
-    assert until(lambda: crd.get("service", "last", namespace))
+    wait_until(lambda: crd.get("service", "last", namespace))
     hold = '{"metadata":{"finalizers":["test/hold"]}}'
     crd.kubectl("patch", "spd", "last", "-n", namespace, "--type=merge", "-p", hold)
     crd.kubectl("delete", "spd", "last", "-n", namespace, "--wait=false")
@@ -88,7 +89,7 @@ def test_nothing_is_applied_to_a_service_that_is_being_deleted(operator: Operato
     time.sleep(7)  # longer than a resync
     assert crd.get("service", "last", namespace) is None
     crd.kubectl("patch", "spd", "last", "-n", namespace, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
-    assert until(lambda: crd.get("spd", "last", namespace) is None), "nothing of ours holds it"
+    wait_until(lambda: crd.get("spd", "last", namespace) is None, describe="nothing of ours holds it")
 
 
 def test_the_operators_rights_end_where_they_should(operator: Operator, crd: Any, namespace: str) -> None:

@@ -22,10 +22,10 @@ from tests.api.harness import (
     row,
     service,
     serving,
-    until,
 )
 
 from e2e.lib.process import free_port
+from e2e.lib.waiting import wait_until
 from semipd_agent.contract import AgentFile, PartitionState, Split, service_token, token_digest
 
 pytestmark = pytest.mark.api
@@ -35,12 +35,14 @@ def test_a_patch_reaches_the_agent_and_the_status_at_once(
     operator: Operator, crd: Any, namespace: str, agent_port: int
 ) -> None:
     crd.apply(service("live", namespace, partition={"mode": "Manual", "prefillPercent": 60, "decodePercent": 80}))
-    until(lambda: crd.get("deployment", "live", namespace))
+    wait_until(lambda: crd.get("deployment", "live", namespace))
     uid = crd.get("spd", "live", namespace)["metadata"]["uid"]
     pod = make_pod(crd, namespace, "live", "live-1", ready("127.0.0.2"))
     agent = Agent("127.0.0.2", agent_port, pod, service_token(KEY.encode(), namespace, "live", uid))
     try:
-        assert until(lambda: row(crd, namespace, "live")[1:6] == ["True", "Ready", "1", "60/80", "paced"]), row()
+        wait_until(
+            lambda: row(crd, namespace, "live")[1:6] == ["True", "Ready", "1", "60/80", "paced"], describe=lambda: row()
+        )
         template = crd.get("deployment", "live", namespace)["spec"]["template"]
 
         patch = {"spec": {"partition": {"prefillPercent": 30}, "slo": {"ttftMilliseconds": 300}}}
@@ -50,21 +52,21 @@ def test_a_patch_reaches_the_agent_and_the_status_at_once(
         def applied() -> Any:
             return crd.get("spd", "live", namespace)["status"]["partition"].get("applied")
 
-        assert until(lambda: applied() == {"prefillPercent": 30, "decodePercent": 80}, 5), applied()
+        wait_until(lambda: applied() == {"prefillPercent": 30, "decodePercent": 80}, 5, applied)
         assert time.monotonic() - began < 5
         assert agent.puts[-1].slo is not None and agent.puts[-1].slo.ttft_milliseconds == 300
         assert crd.get("deployment", "live", namespace)["spec"]["template"] == template, "nothing may roll"
 
         agent.state = PartitionState.FAILED
-        assert until(lambda: condition(crd.get("spd", "live", namespace), "PartitionApplied")["status"] == "False", 10)
+        wait_until(lambda: condition(crd.get("spd", "live", namespace), "PartitionApplied")["status"] == "False", 10)
         assert condition(crd.get("spd", "live", namespace), "PartitionApplied")["reason"] == "WorkerNotResponding"
         agent.state = PartitionState.APPLIED
-        assert until(lambda: row(crd, namespace, "live")[1] == "True")
+        wait_until(lambda: row(crd, namespace, "live")[1] == "True")
         events = crd.kubectl("get", "events", "-n", namespace, "-o", "json").stdout
         assert "PartitionApplyFailed" in {event["reason"] for event in json.loads(events)["items"]}
     finally:
         agent.close()
-    assert until(
+    wait_until(
         lambda: condition(crd.get("spd", "live", namespace), "PartitionApplied").get("reason") == "AgentUnreachable", 25
     )
 
@@ -75,18 +77,18 @@ def test_paused_leaves_objects_alone_and_status_goes_on(
     with serving(crd, namespace, "calm", "127.0.0.4", agent_port, partition={"prefillPercent": 50}) as agent:
         patch = {"spec": {"paused": True, "replicas": 3, "partition": {"prefillPercent": 20}}}
         crd.kubectl("patch", "spd", "calm", "-n", namespace, "--type=merge", "-p", json.dumps(patch))
-        assert until(lambda: condition(crd.get("spd", "calm", namespace), "SpecAccepted")["reason"] == "Paused")
+        wait_until(lambda: condition(crd.get("spd", "calm", namespace), "SpecAccepted")["reason"] == "Paused")
         pushed = len(agent.puts)
         agent.state = PartitionState.FAILED
-        assert until(lambda: condition(crd.get("spd", "calm", namespace), "PartitionApplied")["status"] == "False")
+        wait_until(lambda: condition(crd.get("spd", "calm", namespace), "PartitionApplied")["status"] == "False")
         assert crd.get("deployment", "calm", namespace)["spec"]["replicas"] == 1
         assert len(agent.puts) == pushed
         live = crd.get("spd", "calm", namespace)
         assert live["status"]["observedGeneration"] < live["metadata"]["generation"]
         agent.state = PartitionState.APPLIED
         crd.kubectl("patch", "spd", "calm", "-n", namespace, "--type=merge", "-p", '{"spec": {"paused": false}}')
-        assert until(lambda: crd.get("deployment", "calm", namespace)["spec"]["replicas"] == 3)
-        assert until(lambda: agent.config.partition.split == Split(prefill_percent=20))
+        wait_until(lambda: crd.get("deployment", "calm", namespace)["spec"]["replicas"] == 3)
+        wait_until(lambda: agent.config.partition.split == Split(prefill_percent=20))
 
 
 def test_a_key_is_replaced_under_way_and_nobody_is_out_of_sight(
@@ -105,7 +107,7 @@ def test_a_key_is_replaced_under_way_and_nobody_is_out_of_sight(
         old, key = operator.key.read_text(), "e" * 32
         operator.key.write_text(key)
         try:
-            assert until(lambda: len(digests()) == 2)
+            wait_until(lambda: len(digests()) == 2)
             new = service_token(key.encode(), namespace, "turned", uid)
             assert digests() == (token_digest(new), agent.digest()), "the pod is told of the new one beside the old"
             for _ in range(30):  # the kubelet takes its time: the pod knows the old one only, and is heard
@@ -122,8 +124,8 @@ def test_a_key_is_replaced_under_way_and_nobody_is_out_of_sight(
                 "-p",
                 '{"spec":{"partition":{"prefillPercent":30}}}',
             )
-            assert until(lambda: agent.config.partition.split == Split(prefill_percent=30))
-            assert until(lambda: reason() == "Applied")
+            wait_until(lambda: agent.config.partition.split == Split(prefill_percent=30))
+            wait_until(lambda: reason() == "Applied")
         finally:
             operator.key.write_text(old)
 
@@ -133,21 +135,21 @@ def test_two_operators_with_different_keys_do_not_fight(
 ) -> None:
     """The first one here has no Lease, as the one of a developer; the other is an installed one."""
     crd.apply(service("shared", namespace))
-    config_map = until(lambda: crd.get("configmap", "shared-agent", namespace))
+    config_map = wait_until(lambda: crd.get("configmap", "shared-agent", namespace))
     name = config_map["metadata"]["annotations"]["semipd.io/operator"]
     ports = (free_port(), free_port())
     flags = (f"--lease={OPERATOR_NAMESPACE}/semipd-operator",)
     second = Operator(crd, tmp_path, agent_port, ports, *flags, key="f" * 32)
     try:
-        assert until(second.ready, 60)
+        wait_until(second.ready, 60)
 
         def holder() -> str:
             found = crd.get("configmap", "shared-agent", namespace)
             return str(found["metadata"]["annotations"]["semipd.io/operator"])
 
         # It cannot know that the first one lives, and takes over; the first one sees it, and its Lease, and yields.
-        assert until(lambda: holder() == f"{OPERATOR_NAMESPACE}/semipd-operator", 30), holder()
-        assert until(lambda: "leaves it alone" in operator.log.read_text(), 30)
+        wait_until(lambda: holder() == f"{OPERATOR_NAMESPACE}/semipd-operator", 30, holder)
+        wait_until(lambda: "leaves it alone" in operator.log.read_text(), 30)
         version = crd.get("configmap", "shared-agent", namespace)["metadata"]["resourceVersion"]
         time.sleep(8)  # longer than a resync of either
         assert crd.get("configmap", "shared-agent", namespace)["metadata"]["resourceVersion"] == version, "peace"
@@ -157,7 +159,7 @@ def test_two_operators_with_different_keys_do_not_fight(
     finally:
         second.stop()
     crd.kubectl("delete", "lease", "semipd-operator", "-n", OPERATOR_NAMESPACE)
-    assert until(lambda: holder() == name, 90), "the other one is gone"
+    wait_until(lambda: holder() == name, 90, "the other one is gone")
 
 
 def test_a_new_operator_with_a_new_key_rolls_nothing_and_resumes(
@@ -172,12 +174,12 @@ def test_a_new_operator_with_a_new_key_rolls_nothing_and_resumes(
         ports = (free_port(), free_port())
         successor = Operator(crd, tmp_path, agent_port, ports, "--engine-image=engine:2", key=key)
         try:
-            assert until(successor.ready, 60)
+            wait_until(successor.ready, 60)
 
             def applied() -> dict[str, Any]:
                 return condition(crd.get("spd", "kept", namespace), "PartitionApplied")
 
-            assert until(lambda: applied()["reason"] == "AgentUnreachable", 25)
+            wait_until(lambda: applied()["reason"] == "AgentUnreachable", 25)
             assert "token" in applied()["message"]
             uid = crd.get("spd", "kept", namespace)["metadata"]["uid"]
             # What the kubelet does within a minute: the mounted ConfigMap has the new digest.
@@ -185,7 +187,7 @@ def test_a_new_operator_with_a_new_key_rolls_nothing_and_resumes(
             agent.token = service_token(key.encode(), namespace, "kept", uid)
             assert agent.digest() in AgentFile.model_validate_json(text).token_sha256
             agent.state = PartitionState.APPLIED
-            assert until(lambda: applied()["status"] == "True")
+            wait_until(lambda: applied()["status"] == "True")
             after = crd.get("deployment", "kept", namespace)
             assert after["spec"]["template"] == before["spec"]["template"], "no pod is rolled"
             crd.kubectl(
@@ -196,6 +198,6 @@ def test_a_new_operator_with_a_new_key_rolls_nothing_and_resumes(
                 template = crd.get("deployment", "kept", namespace)["spec"]["template"]
                 return template["spec"]["containers"][0]["image"]
 
-            assert until(lambda: image() == "engine:2")
+            wait_until(lambda: image() == "engine:2")
         finally:
             successor.stop()

@@ -20,9 +20,9 @@ from tests.api.harness import (
     row,
     service,
     serving,
-    until,
 )
 
+from e2e.lib.waiting import wait_until
 from semipd_agent.contract import Split, service_token
 
 pytestmark = pytest.mark.api
@@ -50,7 +50,7 @@ def test_columns_and_scale_subresource(operator: Operator, crd: Any, namespace: 
             "URL",
             "MESSAGE",
         ]
-        assert until(lambda: row(crd, namespace, "cols")[1:7] == ["True", "Ready", "1", "60/80", "paced", "-/500ms"])
+        wait_until(lambda: row(crd, namespace, "cols")[1:7] == ["True", "Ready", "1", "60/80", "paced", "-/500ms"])
         assert row(crd, namespace, "cols", "-o", "wide")[9:13] == [
             "file:///models/m",
             "1",
@@ -66,22 +66,22 @@ def test_columns_and_scale_subresource(operator: Operator, crd: Any, namespace: 
 
 def test_a_missing_gpu_shows_in_the_row(operator: Operator, crd: Any, namespace: str) -> None:
     crd.apply(service("gpu", namespace, engine={"device": "cuda"}))
-    assert until(lambda: crd.get("deployment", "gpu", namespace))
+    wait_until(lambda: crd.get("deployment", "gpu", namespace))
     message = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
     unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
     make_pod(crd, namespace, "gpu", "gpu-1", {"phase": "Pending", "conditions": [unscheduled]})
-    assert until(lambda: row(crd, namespace, "gpu")[1:3] == ["False", "Unschedulable(nvidia.com/gpu)"])
+    wait_until(lambda: row(crd, namespace, "gpu")[1:3] == ["False", "Unschedulable(nvidia.com/gpu)"])
     assert "nvidia.com/gpu" in condition(crd.get("spd", "gpu", namespace), "Available")["message"]
 
 
 def test_a_failed_download_says_why(operator: Operator, crd: Any, namespace: str) -> None:
     crd.apply(service("gated", namespace, model={"uri": "hf://org/gated"}))
-    assert until(lambda: crd.get("deployment", "gated", namespace))
+    wait_until(lambda: crd.get("deployment", "gated", namespace))
     said = json.dumps({"reason": "AuthRequired", "message": "the model is gated"})
     init = {"name": "model", "image": "e", "imageID": "", "ready": False, "restartCount": 1}
     init["state"] = {"terminated": {"exitCode": 3, "message": said}}
     make_pod(crd, namespace, "gated", "gated-1", {"phase": "Pending", "initContainerStatuses": [init]})
-    assert until(lambda: row(crd, namespace, "gated")[1:3] == ["False", "AuthRequired"])
+    wait_until(lambda: row(crd, namespace, "gated")[1:3] == ["False", "AuthRequired"])
     failure = crd.get("spd", "gated", namespace)["status"]["model"]["lastFailure"]
     assert failure == {"pod": "gated-1", "reason": "AuthRequired", "message": "the model is gated", "exitCode": 3}
 
@@ -89,7 +89,7 @@ def test_a_failed_download_says_why(operator: Operator, crd: Any, namespace: str
 def test_pods_may_differ_in_auto(operator: Operator, crd: Any, namespace: str, agent_port: int) -> None:
     spec = {"slo": {"ttftMilliseconds": 500}, "replicas": 2}
     crd.apply(service("two", namespace, **spec))
-    assert until(lambda: crd.get("deployment", "two", namespace))
+    wait_until(lambda: crd.get("deployment", "two", namespace))
     uid = crd.get("spd", "two", namespace)["metadata"]["uid"]
     token = service_token(KEY.encode(), namespace, "two", uid)
     agents = []
@@ -99,8 +99,9 @@ def test_pods_may_differ_in_auto(operator: Operator, crd: Any, namespace: str, a
         agent.split = Split(prefill_percent=share, decode_percent=40)
         agents.append(agent)
     try:
-        assert until(lambda: row(crd, namespace, "two")[1:5] == ["True", "Ready", "2", "60-80/40"]), row(
-            crd, namespace, "two"
+        wait_until(
+            lambda: row(crd, namespace, "two")[1:5] == ["True", "Ready", "2", "60-80/40"],
+            describe=lambda: row(crd, namespace, "two"),
         )
         partition = crd.get("spd", "two", namespace)["status"]["partition"]
         assert "applied" not in partition and partition["convergedReplicas"] == 2 and partition["mode"] == "Auto"
@@ -139,4 +140,4 @@ def test_status_is_owned_by_apply_and_a_strangers_edit_is_mended(
             "-p",
             '{"status":{"url":"x"}}',
         )
-        assert until(lambda: crd.get("spd", "own", namespace)["status"]["url"].startswith("http://own."))
+        wait_until(lambda: crd.get("spd", "own", namespace)["status"]["url"].startswith("http://own."))

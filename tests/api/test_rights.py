@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from tests.api.conftest import OPERATOR_NAMESPACE, POD_MONITOR_CRD
-from tests.api.harness import Operator, chart_rights, condition, row, service, serving, until
+from tests.api.harness import Operator, chart_rights, condition, row, service, serving
 from tests.api.test_autoscaling import scaled_objects
 
 from e2e.lib.process import free_port
+from e2e.lib.waiting import wait_until
 
 pytestmark = pytest.mark.api
 
@@ -24,7 +25,7 @@ def restricted(crd: Any, tmp_path_factory: pytest.TempPathFactory, agent_port: i
         crd.apply(obj)
     running = Operator(crd, tmp_path_factory.mktemp("restricted"), agent_port, (free_port(), free_port()))
     try:
-        assert until(running.ready, 60), running.log.read_text()[-3000:]
+        wait_until(running.ready, 60, lambda: running.log.read_text()[-3000:])
         yield running
         print(running.log.read_text()[-6000:])
     finally:
@@ -40,15 +41,15 @@ def test_a_kind_without_rights_costs_a_service_nothing(
         answer = crd.kubectl("auth", "can-i", "get", kind, "-n", namespace, user, ok=False)
         assert answer.stdout.strip() == "no"
     with serving(crd, namespace, "plain", "127.0.0.21", agent_port):
-        assert until(lambda: row(crd, namespace, "plain")[1:5] == ["True", "Ready", "1", "100/100"])
+        wait_until(lambda: row(crd, namespace, "plain")[1:5] == ["True", "Ready", "1", "100/100"])
         crd.kubectl("scale", "spd/plain", "-n", namespace, "--replicas=2")
-        assert until(lambda: crd.get("pdb", "plain", namespace)), "what it may make it makes"
+        wait_until(lambda: crd.get("pdb", "plain", namespace), describe="what it may make it makes")
 
 
 def test_what_was_asked_for_and_is_not_granted_is_said(restricted: Operator, crd: Any, namespace: str) -> None:
     keda = {"slo": {"ttftMilliseconds": 500}, "autoscaling": {"maxReplicas": 2, "keda": {"serverAddress": "http://p"}}}
     crd.apply(service("asks", namespace, monitoring={"podMonitor": True}, **keda))
-    assert until(lambda: condition(crd.get("spd", "asks", namespace), "ScalingReady").get("reason") == "NotGranted")
+    wait_until(lambda: condition(crd.get("spd", "asks", namespace), "ScalingReady").get("reason") == "NotGranted")
     live = crd.get("spd", "asks", namespace)
     accepted = condition(live, "SpecAccepted")
     assert accepted["status"] == "True" and "podmonitors.monitoring.coreos.com" in accepted["message"]

@@ -12,11 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from e2e.lib.waiting import wait_until
 from semipd_engine.contract import (
     CONTROL_REPLY,
     EngineOptions,
@@ -173,7 +174,7 @@ class Engine:
                 return None
             return snapshot if snapshot.state is state else None
 
-        snapshot: EngineSnapshot = wait_for(reached, seconds, f"state {state}")
+        snapshot: EngineSnapshot = wait_until(reached, seconds, f"state {state}")
         return snapshot
 
     def client(self) -> ApiClient:
@@ -199,16 +200,6 @@ class Engine:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """The first true value of `condition`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"{what} was not reached within {seconds} s")
 
 
 def engine_for(

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from e2e.lib.models import random_model
+from e2e.lib.waiting import wait_until
 from semipd_agent.contract import AgentConfig, AgentFile, PartitionConfig, Split, StatusReport, token_digest
 
 pytestmark = pytest.mark.engine
@@ -67,9 +68,7 @@ class Pod:
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> float:
         started = time.monotonic()
-        while not condition():
-            assert time.monotonic() - started < seconds, self._log_path.read_text()[-4000:]
-            time.sleep(0.1)
+        wait_until(condition, seconds, lambda: self._log_path.read_text()[-4000:])
         return time.monotonic() - started
 
     def stop(self) -> None:

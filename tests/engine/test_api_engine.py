@@ -22,8 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.engine.model_driver import random_prompt
 
 from e2e.lib import models
-from e2e.lib.process import wait_until
 from e2e.lib.reference import reference
+from e2e.lib.waiting import wait_until
 
 pytestmark = pytest.mark.engine
 

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.engine.harness import TORCH_RESIDENT, Engine, Stream, wait_for
+from tests.engine.harness import TORCH_RESIDENT, Engine, Stream
 from tests.engine.model_driver import Driver, Generation, greedy, random_prompt
 
 from e2e.lib.models import random_model
+from e2e.lib.waiting import wait_until
 from semipd_engine.contract import DType, EngineOptions, Phase, SetPartition, Split
 from semipd_engine.cpu_plan import cpu_plan
 from semipd_engine.kernels import choose
@@ -89,7 +90,7 @@ def set_split(engine: Engine, x: int, y: int) -> None:
     epoch = engine.snapshot().split_epoch + 1
     plan = cpu_plan(Split(prefill=x, decode=y), sorted(os.sched_getaffinity(0)))
     engine.control(SetPartition(split_epoch=epoch, plan=plan))
-    wait_for(lambda: engine.snapshot().split_epoch == epoch, 30, f"split {x}/{y}")
+    wait_until(lambda: engine.snapshot().split_epoch == epoch, 30, f"split {x}/{y}")
 
 
 def test_a_stream_is_the_same_under_any_split_after_preemptions_and_deaths(tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_a_stream_is_the_same_under_any_split_after_preemptions_and_deaths(tmp_p
         for split in ((20, 80), (80, 20)):
             set_split(engine, *split)
             streams = [add(length) for length in (*LENGTHS, *LENGTHS)]
-            wait_for(lambda streams=streams: any(stream.tokens for stream in streams), 60, "first tokens")
+            wait_until(lambda streams=streams: any(stream.tokens for stream in streams), 60, "first tokens")
             for phase in Phase:
                 engine.kill_worker(phase)
                 time.sleep(0.2)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.engine.harness import TORCH_RESIDENT, Engine, wait_for
+from tests.engine.harness import TORCH_RESIDENT, Engine
 
 from e2e.lib.models import random_model
+from e2e.lib.waiting import wait_until
 from semipd_engine.contract import Device, EngineOptions, EngineState
 from semipd_engine.launcher import read_snapshot
 from semipd_engine.resident.resident import RETRY_AFTER_SECONDS
@@ -30,7 +31,7 @@ def test_cuda_without_a_gpu_is_one_error_with_its_reason_and_remedy(tmp_path: Pa
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=os.environ | HIDDEN, stderr=file, stdout=file)
     try:
-        snapshot = wait_for(
+        snapshot = wait_until(
             lambda: (s := read_snapshot(tmp_path / "run")) and s.state is EngineState.FAILED and s, 120, "FAILED"
         )
         assert snapshot.reason == "NoGPU"

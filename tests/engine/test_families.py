@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.engine.harness import TORCH_RESIDENT, Engine, wait_for
+from tests.engine.harness import TORCH_RESIDENT, Engine
 from tests.engine.model_driver import Driver, assert_equal_to_reference, greedy, random_prompt
 from tests.engine.test_batch_invariance import Budget
 from tests.engine.test_model_config import CONFIGS, save
 
 from e2e.lib.reference import reference
+from e2e.lib.waiting import wait_until
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.registry import FAMILIES, read_card
 from semipd_engine.contract import DType, EngineOptions, Phase, SetPartition, Split
@@ -101,9 +102,9 @@ def test_processes_prefixes_preemptions_splits_and_deaths(model: Path, tmp_path:
             plan = cpu_plan(Split(prefill=x, decode=y), sorted(os.sched_getaffinity(0)))
             engine.control(SetPartition(split_epoch=epoch, plan=plan))
             done = sum(len(stream.tokens) for stream in streams)
-            wait_for(lambda done=done: sum(len(stream.tokens) for stream in streams) > done, 120, "tokens")
+            wait_until(lambda done=done: sum(len(stream.tokens) for stream in streams) > done, 120, "tokens")
             killed = engine.kill_worker(phase)
-            wait_for(
+            wait_until(
                 lambda phase=phase, killed=killed: engine.worker(phase).pid not in (0, killed), 120, "a new worker"
             )
             time.sleep(0.05)

@@ -15,7 +15,8 @@ import yaml
 from tests.unit.model_folder import write_model
 
 from e2e.lib.models import random_model
-from e2e.lib.process import free_port, wait_until
+from e2e.lib.process import free_port
+from e2e.lib.waiting import wait_until
 
 pytestmark = pytest.mark.engine
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples/cpu.yaml"

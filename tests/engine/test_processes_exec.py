@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from tests.engine import proc, rungs
-from tests.engine.harness import Engine, wait_for
+from tests.engine.harness import Engine
 from tests.engine.model_driver import random_prompt
 
 from e2e.lib.models import random_model
 from e2e.lib.reference import reference
+from e2e.lib.waiting import wait_until
 from semipd_engine.contract import DType, EngineOptions, EngineState, Phase, SetPartition, WorkerState
 from semipd_engine.resident.cuda_environment import NOWHERE
 
@@ -72,7 +73,7 @@ def ask(engine: Engine, epoch: int, prefill: int, decode: int) -> None:
 def test_attached_workers_are_exact_and_share_one_copy(engine: Engine, model: Path) -> None:
     ask(engine, 1, 60, 40)
     engine.wait_state(seconds=PATIENCE)
-    wait_for(
+    wait_until(
         lambda: sum(w.state is WorkerState.READY for w in engine.snapshot().workers) == 4, PATIENCE, "four workers"
     )
     resident = engine.processes["resident"].pid
@@ -88,12 +89,12 @@ def test_attached_workers_are_exact_and_share_one_copy(engine: Engine, model: Pa
     client = engine.client()
     prompts = [random_prompt(length, 4096, length) for length in (1, 17, 33, 64, 100)]
     streams = [client.add(prompt, TOKENS) for prompt in prompts]
-    wait_for(lambda: all(stream.tokens for stream in streams), 60, "running streams")
+    wait_until(lambda: all(stream.tokens for stream in streams), 60, "running streams")
     os.kill(engine.worker(Phase.DECODE).pid, signal.SIGKILL)
     ask(engine, 2, 60, 80)  # a cold rung beside it
     for stream in streams:
         assert stream.wait(120).tokens == reference(model).greedy(stream.prompt, TOKENS)[0]
-    wait_for(lambda: engine.snapshot().split_epoch == 2, PATIENCE, "the cold rung in force")
+    wait_until(lambda: engine.snapshot().split_epoch == 2, PATIENCE, "the cold rung in force")
 
 
 def test_a_worker_that_sees_other_weights_never_serves(model: Path, tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_a_worker_that_sees_other_weights_never_serves(model: Path, tmp_path: Pa
     try:
         engine.wait_state(EngineState.STARTING, seconds=60)
         ask(engine, 1, 60, 40)
-        refused = wait_for(lambda: engine.snapshot().refused, PATIENCE, "a reason")
+        refused = wait_until(lambda: engine.snapshot().refused, PATIENCE, "a reason")
         assert refused.reason == "WeightsMismatch"
         assert "WeightsMismatch" in engine.wait_state(EngineState.STARTING).message
     finally:

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from tests.engine.fake_model import reference
-from tests.engine.harness import Engine, engine_for, wait_for
+from tests.engine.harness import Engine, engine_for
 from tests.engine.load import Load
 
+from e2e.lib.waiting import wait_until
 from semipd_engine.contract import Ack, ControlError, EngineOptions, EngineState, Phase, SetPartition, Split
 from semipd_engine.cpu_plan import cpu_plan
 
@@ -62,7 +63,7 @@ def test_killed_workers_lose_and_repeat_no_token(engine: Engine, phase: Phase) -
 def test_a_killed_core_comes_back_to_the_same_weights(engine: Engine) -> None:
     client = engine.client()
     stream = client.add([1] * 30, max_tokens=300)
-    wait_for(lambda: stream.tokens, 10, "a running stream")
+    wait_until(lambda: stream.tokens, 10, "a running stream")
     resident = engine.processes["resident"].pid
     workers = {engine.worker(phase).pid for phase in Phase}
     engine.kill("core")
@@ -80,11 +81,11 @@ def test_a_killed_core_comes_back_to_the_same_weights(engine: Engine) -> None:
 def test_a_killed_resident_loses_no_accepted_request(engine: Engine) -> None:
     client = engine.client()
     streams = [client.add([index] * 50, max_tokens=200) for index in range(6)]
-    wait_for(lambda: all(s.tokens for s in streams), 10, "running streams")
+    wait_until(lambda: all(s.tokens for s in streams), 10, "running streams")
     workers = {engine.worker(phase).pid for phase in Phase}
     engine.kill("resident")
-    wait_for(lambda: not any(_runs(pid) for pid in workers), 2, "the workers' death")
-    wait_for(lambda: engine.snapshot().state is EngineState.DEGRADED, 2, "state degraded")
+    wait_until(lambda: not any(_runs(pid) for pid in workers), 2, "the workers' death")
+    wait_until(lambda: engine.snapshot().state is EngineState.DEGRADED, 2, "state degraded")
     late = client.add([77] * 20, max_tokens=20)
     engine.restart("resident")
     for stream in [*streams, late]:
@@ -105,7 +106,7 @@ def test_a_split_is_applied_by_the_workers_themselves(engine: Engine) -> None:
         return {w.phase: w.applied_epoch for w in engine.snapshot().workers}
 
     assert set_split(3, 60, 40) == 3
-    wait_for(lambda: set(applied().values()) == {3}, 2, "epoch 3 in both idle workers")
+    wait_until(lambda: set(applied().values()) == {3}, 2, "epoch 3 in both idle workers")
     assert set_split(3, 10, 10) == 3 and set_split(2, 10, 10) == 3  # old epochs change nothing
     assert engine.snapshot().split == Split(prefill=60, decode=40)
     vast = cpu_plan(Split(), cpus).model_copy(update={"granted_cpus": tuple(range(20_000))})
@@ -116,14 +117,14 @@ def test_a_split_is_applied_by_the_workers_themselves(engine: Engine) -> None:
     os.kill(stopped, signal.SIGSTOP)
     try:
         assert set_split(4, 30, 70) == 4
-        wait_for(lambda: applied()[Phase.PREFILL] == 4, 2, "epoch 4 in prefill")
-        wait_for(lambda: engine.worker(Phase.DECODE).heartbeat_age_seconds > 2.5, 10, "an old heartbeat")
+        wait_until(lambda: applied()[Phase.PREFILL] == 4, 2, "epoch 4 in prefill")
+        wait_until(lambda: engine.worker(Phase.DECODE).heartbeat_age_seconds > 2.5, 10, "an old heartbeat")
         assert applied()[Phase.DECODE] == 3
     finally:
         os.kill(stopped, signal.SIGCONT)
-    wait_for(lambda: set(applied().values()) == {4}, 2, "epoch 4 in both")
+    wait_until(lambda: set(applied().values()) == {4}, 2, "epoch 4 in both")
     engine.kill_worker(Phase.DECODE)
-    wait_for(lambda: set(applied().values()) == {4}, 5, "epoch 4 in the new worker")
+    wait_until(lambda: set(applied().values()) == {4}, 5, "epoch 4 in the new worker")
 
 
 def test_a_stopped_worker_does_not_hold_up_the_other_phase(engine: Engine) -> None:
@@ -132,7 +133,7 @@ def test_a_stopped_worker_does_not_hold_up_the_other_phase(engine: Engine) -> No
     engine.control(SetPartition(split_epoch=1, plan=plan))
     client = engine.client()
     running = client.add([1], max_tokens=200)
-    wait_for(lambda: len(running.tokens) > 3, 10, "a running stream")
+    wait_until(lambda: len(running.tokens) > 3, 10, "a running stream")
     stopped = engine.worker(Phase.DECODE).pid
     os.kill(stopped, signal.SIGSTOP)
     try:
@@ -152,7 +153,7 @@ def test_a_model_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
         assert snapshot.reason == "InvalidConfig" and "broken on purpose" in snapshot.message
         client = engine.client()
         assert "not loaded" in (client.add([1], max_tokens=1).wait(5).error or "")
-        wait_for(lambda: client.state is not None and "broken on purpose" in client.state.message, 3, "the message")
+        wait_until(lambda: client.state is not None and "broken on purpose" in client.state.message, 3, "the message")
         assert engine.processes["resident"].poll() is None  # no crash loop
     finally:
         engine.stop()
@@ -182,7 +183,7 @@ def test_a_fork_that_fails_costs_a_pause_and_not_the_weights(engine: Engine, tmp
     resident, refusal = engine.processes["resident"], tmp_path / "no-fork"
     refusal.touch()
     engine.kill_worker(Phase.DECODE)
-    wait_for(lambda: "SpawnFailed" in engine.snapshot().message, 20, "the reason")
+    wait_until(lambda: "SpawnFailed" in engine.snapshot().message, 20, "the reason")
     assert engine.snapshot().state is EngineState.DEGRADED
     stream = engine.client().add([3] * 8, max_tokens=30)
     refusal.unlink()

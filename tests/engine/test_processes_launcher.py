@@ -18,9 +18,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from tests.engine.harness import wait_for
 
 from e2e.lib.models import random_model
+from e2e.lib.waiting import wait_until
 
 pytestmark = pytest.mark.engine
 
@@ -122,35 +122,35 @@ def test_every_process_but_the_launcher_may_die(served: Served) -> None:
         assert served.complete(tokens=24) == expected  # in the middle of the replacement
 
     running = served.stream(400)
-    wait_for(lambda: len(running.chunks) > 5, 30, "a running stream")
+    wait_until(lambda: len(running.chunks) > 5, 30, "a running stream")
     served.children()["resident"].kill()
     running.join(60)
     assert not running.failed  # it went on after the reload
-    wait_for(served.ready, 30, "/ready after the resident's death")
+    wait_until(served.ready, 30, "/ready after the resident's death")
     assert served.complete(tokens=24) == expected
 
     running = served.stream(900)
-    wait_for(lambda: len(running.chunks) > 5, 30, "a running stream")
+    wait_until(lambda: len(running.chunks) > 5, 30, "a running stream")
     resident = served.children()["resident"].pid
     killed = time.monotonic()
     served.children()["core"].kill()
     running.join(10)
     assert running.failed and running.ended_at - killed < 2
-    wait_for(served.ready, 10 - (time.monotonic() - killed), "/ready after core's death")
+    wait_until(served.ready, 10 - (time.monotonic() - killed), "/ready after core's death")
     assert served.children()["resident"].pid == resident
     assert served.complete(tokens=24) == expected
 
     served.children()["api"].kill()
-    wait_for(served.ready, 30, "/ready after the api's death")
+    wait_until(served.ready, 30, "/ready after the api's death")
     assert served.complete(tokens=24) == expected
 
 
 def test_sigterm_drains(served: Served) -> None:
     family = served.children().values()
     running = served.stream(900)
-    wait_for(lambda: len(running.chunks) > 5, 30, "a running stream")
+    wait_until(lambda: len(running.chunks) > 5, 30, "a running stream")
     served.process.terminate()
-    wait_for(lambda: not served.ready(), 2, "/ready to fail")
+    wait_until(lambda: not served.ready(), 2, "/ready to fail")
     assert served.complete()  # endpoints lag: still admitted
     assert served.process.wait(60) == 0
     running.join(5)
@@ -164,7 +164,7 @@ def test_a_killed_launcher_leaves_nothing_behind() -> None:
     assert len(family) == 5
     served.process.kill()
     served.process.wait()
-    wait_for(lambda: not any(_runs(process) for process in family), 5, "the family's end")
+    wait_until(lambda: not any(_runs(process) for process in family), 5, "the family's end")
 
 
 def test_a_broken_model_is_answered_with_its_reason(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_broken_model_is_answered_with_its_reason(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "semipd_engine.cli", "serve", "--model", str(broken), "--port", "0"]
     process = subprocess.Popen([*command, "--run-dir", str(run_dir)], stdout=subprocess.DEVNULL)
     try:
-        wait_for((run_dir / "api.port").exists, 60, "the api")
+        wait_until((run_dir / "api.port").exists, 60, "the api")
         assert os.stat(run_dir).st_mode & 0o777 == 0o700  # noqa: PTH116
         url = f"http://127.0.0.1:{(run_dir / 'api.port').read_text().strip()}"
 
@@ -188,7 +188,7 @@ def test_a_broken_model_is_answered_with_its_reason(tmp_path: Path) -> None:
             answer = httpx.post(f"{url}/v1/completions", json={"prompt": "x"})
             return answer.text if answer.status_code == 503 and "safetensors" in answer.text else ""
 
-        assert wait_for(reason, 60, "a 503 that names the file")
+        wait_until(reason, 60, "a 503 that names the file")
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0

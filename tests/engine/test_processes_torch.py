@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from tests.engine import devices, proc
-from tests.engine.harness import TORCH_RESIDENT, Engine, Stream, wait_for
+from tests.engine.harness import TORCH_RESIDENT, Engine, Stream
 from tests.engine.model_driver import random_prompt
 
 from e2e.lib.models import random_model
 from e2e.lib.reference import reference
+from e2e.lib.waiting import wait_until
 from semipd_engine.contract import Device, DType, EngineOptions, Phase, SetPartition, Split
 from semipd_engine.cpu_plan import cpu_plan
 
@@ -118,7 +119,7 @@ def test_kills_of_real_workers_change_no_token(
     kills = 0
     while not all(stream.done.is_set() for stream in streams) and kills < 6:
         steps = len([r for r in split_engine.records("step") if r["phase"] == phase])
-        wait_for(
+        wait_until(
             lambda before=steps: (
                 len([r for r in split_engine.records("step") if r["phase"] == phase]) > before + 1
                 or all(stream.done.is_set() for stream in streams)
@@ -156,7 +157,7 @@ def test_quanta_move_cpu_time(split_engine: Engine) -> None:
         thread.start()
     ratio = {}
     try:
-        wait_for(lambda: split_engine.snapshot().decoding >= 4, 60, "running streams")
+        wait_until(lambda: split_engine.snapshot().decoding >= 4, 60, "running streams")
         pids = [split_engine.worker(phase).pid for phase in Phase]
         for x, y in ((80, 20), (20, 80)):
             set_split(split_engine, x, y)

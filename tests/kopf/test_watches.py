@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ import kopf
 import pytest
 import yaml
 
+from e2e.lib.waiting import wait_until_async
 from semipd_operator.informer import Informer
 from semipd_operator.render.names import MANAGED_SELECTOR
 from semipd_operator.watches import _by_address, kopf_settings, registry
@@ -40,18 +41,10 @@ class Heard:
     open: list[str] = field(default_factory=list)
 
 
-async def until(check: Callable[[], Any], seconds: float = 10.0) -> Any:
-    for _ in range(int(seconds / 0.05)):
-        if value := check():
-            return value
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s")
-
-
 @pytest.fixture
 async def heard(kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Heard]:
     async with operator_loop(kmock, tmp_path, monkeypatch) as told:
-        await until(lambda: len(watched(kmock)) == len(CHILDREN) + 1)
+        await wait_until_async(lambda: len(watched(kmock)) == len(CHILDREN) + 1)
         yield told
 
 
@@ -130,11 +123,11 @@ def new(name: str, **more: Any) -> dict[str, Any]:
 async def test_services_become_keys_and_are_never_written(kmock: Any, heard: Heard) -> None:
     key = Key("ns", "one")
     await send(kmock, "POST", SERVICES, "one", new("one"))
-    await until(lambda: heard.news == [(key, "SemiPDService", False)])
+    await wait_until_async(lambda: heard.news == [(key, "SemiPDService", False)])
     await send(kmock, "PATCH", SERVICES, "one", {"metadata": {"resourceVersion": "2", "generation": 2}})
-    await until(lambda: len(heard.news) == 2)
+    await wait_until_async(lambda: len(heard.news) == 2)
     await send(kmock, "DELETE", SERVICES, "one")
-    await until(lambda: heard.news[2:] == [(key, "SemiPDService", True)])
+    await wait_until_async(lambda: heard.news[2:] == [(key, "SemiPDService", True)])
     ours = [request for request in kmock if request.headers.get("User-Agent") != "test"]
     assert ours and {request.method.value for request in ours} == {"GET"}, "no finalizer, no annotation, no event"
 
@@ -144,10 +137,10 @@ async def test_children_become_the_key_of_their_service(kmock: Any, heard: Heard
     for resource, kind in CHILDREN.items():
         body = {"kind": kind, **new("child", labels={"semipd.io/service": "one"})}
         await send(kmock, "POST", resource, "child", body)
-        await until(lambda kind=kind: (key, kind, False) in heard.news)
+        await wait_until_async(lambda kind=kind: (key, kind, False) in heard.news)
     await send(kmock, "POST", "v1/pods", "stranger", {"kind": "Pod", **new("stranger")})
     await send(kmock, "DELETE", "v1/pods", "child")
-    await until(lambda: (key, "Pod", True) in heard.news)
+    await wait_until_async(lambda: (key, "Pod", True) in heard.news)
     assert {key for key, _, _ in heard.news} == {key}, "an object of no service is nobody's"
 
 
@@ -163,7 +156,7 @@ async def test_only_managed_children_are_asked_for(kmock: Any, heard: Heard) -> 
 
 
 async def test_an_open_watch_is_told_even_where_there_is_no_service(kmock: Any, heard: Heard) -> None:
-    await until(lambda: heard.open)
+    await wait_until_async(lambda: heard.open)
     assert heard.open[0] == "" and heard.news == [], "one watch of all namespaces, and nothing to hear"
 
 
@@ -175,7 +168,9 @@ async def test_a_watch_that_is_not_accepted_is_not_told(
     action = {"list": kmock_library.action.LIST, "watch": kmock_library.action.WATCH}[refuse]
     kmock[action, kmock_library.resource(SERVICES)] << 503
     async with operator_loop(kmock, tmp_path, monkeypatch) as told:
-        await until(lambda: [request for request in kmock[action] if request.resource.plural == "semipdservices"])
+        await wait_until_async(
+            lambda: [request for request in kmock[action] if request.resource.plural == "semipdservices"]
+        )
         await asyncio.sleep(0.3)
         assert told.open == []
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from e2e.lib.waiting import wait_until_async
 from semipd_agent.children import Children
 from semipd_agent.clock import SystemClock
 from semipd_agent.gpu.telemetry import ComputeMode, GpuFacts
@@ -113,6 +114,4 @@ class MpsBench:
             await asyncio.sleep(0.02)
 
     async def until(self, condition: Callable[[], object], seconds: float = 150.0) -> None:
-        async with asyncio.timeout(seconds):
-            while not condition():  # noqa: ASYNC110  processes set no event
-                await asyncio.sleep(0.02)
+        await wait_until_async(condition, seconds)

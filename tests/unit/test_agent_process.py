@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from e2e.lib.waiting import wait_until
 from semipd_agent.contract import token_digest
 
 pytestmark = pytest.mark.unit
@@ -95,9 +96,7 @@ class RunningAgent:
 
     def wait(self, condition: Callable[[], bool], seconds: float = 60) -> float:
         started = time.monotonic()
-        while not condition():
-            assert time.monotonic() - started < seconds, (self.folder / "log").read_text()[-3000:]
-            time.sleep(0.05)
+        wait_until(condition, seconds, lambda: (self.folder / "log").read_text()[-3000:])
         return time.monotonic() - started
 
     def stop(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from e2e.demo.jobs import Job, Jobs, State
 from e2e.demo.outcome import DemoError
+from e2e.lib.waiting import wait_until
 
 pytestmark = pytest.mark.unit
 
@@ -26,13 +26,6 @@ def run(*jobs: Job) -> Jobs:
     found = Jobs(jobs, Console(file=io.StringIO()))
     found.start()
     return found
-
-
-def until(condition: Callable[[], object], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
 
 
 def test_a_job_starts_after_what_it_needs(tmp_path: Path) -> None:
@@ -60,19 +53,19 @@ def test_suspended_jobs_stand_still_with_their_children_and_go_on(tmp_path: Path
     jobs = run(job(tmp_path, "parent", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {count!r}])"))
     file = tmp_path / "count"
     try:
-        until(file.exists)
+        wait_until(file.exists)
         with jobs.suspended():
             time.sleep(0.1)
             before = file.stat().st_size
             time.sleep(0.3)
             assert file.stat().st_size == before
-        until(lambda: file.stat().st_size > before)
+        wait_until(lambda: file.stat().st_size > before)
     finally:
         parent = jobs.jobs["parent"].process
         assert parent is not None
         family = [psutil.Process(parent.pid), *psutil.Process(parent.pid).children(recursive=True)]
         jobs.stop()
-    until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
+    wait_until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
 
 
 def test_a_job_does_not_start_while_all_are_suspended(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from e2e.lib.waiting import wait_until_async
 from semipd_operator import leader
 from semipd_operator.kube import ApiAway, ApiRefused
 from semipd_operator.leader import Election
@@ -67,14 +68,6 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leader, "RETRY_SECONDS", 0.01)
 
 
-async def until(check: Any) -> None:
-    for _ in range(500):
-        if check():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("not within 5 s")
-
-
 async def forever() -> None:
     await asyncio.Event().wait()
 
@@ -90,13 +83,13 @@ async def test_one_leads_and_hands_over_when_it_stops() -> None:
     first, second = (Election(server, LEASE, name, clock) for name in ("a", "b"))
     assert "no word" in second.starting()
     one = asyncio.create_task(first.run(forever))
-    await until(lambda: first.leading)
+    await wait_until_async(lambda: first.leading)
     other = asyncio.create_task(second.run(forever))
-    await until(lambda: second.starting() == "")
+    await wait_until_async(lambda: second.starting() == "")
     await asyncio.sleep(0.1)
     assert (first.leading, second.leading, server.holder) == (True, False, first.identity)
     await end(one)
-    await until(lambda: second.leading)  # the clock stood still: nobody waited for the Lease to run out
+    await wait_until_async(lambda: second.leading)  # the clock stood still: nobody waited for the Lease to run out
     assert server.holder == second.identity
     await end(other)
     assert server.holder == ""
@@ -108,12 +101,12 @@ async def test_a_leader_that_vanished_is_replaced_when_its_lease_ran_out_and_not
     assert await gone._hold()  # and is never heard of again
     heir = Election(server, LEASE, "b", clock)
     task = asyncio.create_task(heir.run(forever))
-    await until(lambda: heir.starting() == "")
+    await wait_until_async(lambda: heir.starting() == "")
     clock.now += leader.DURATION_SECONDS - 1
     await asyncio.sleep(0.1)
     assert not heir.leading
     clock.now += 2
-    await until(lambda: heir.leading)
+    await wait_until_async(lambda: heir.leading)
     assert server.lease is not None and server.lease["spec"]["leaseTransitions"] == 2
     await end(task)
 
@@ -131,16 +124,16 @@ async def test_a_leader_that_cannot_renew_stops_before_another_may_start() -> No
             ran.append("ended")
 
     task = asyncio.create_task(election.run(term))
-    await until(lambda: election.leading)
+    await wait_until_async(lambda: election.leading)
     server.away = True
     clock.now += leader.RENEW_SECONDS / 2
     await asyncio.sleep(0.1)
     assert ran == ["begun"], "an outage that is short is none"
     clock.now += leader.RENEW_SECONDS / 2 + 0.1
-    await until(lambda: ran == ["begun", "ended"])
+    await wait_until_async(lambda: ran == ["begun", "ended"])
     assert leader.RENEW_SECONDS + leader._STOP_SECONDS < leader.DURATION_SECONDS
     server.away = False
-    await until(lambda: ran == ["begun", "ended", "begun"])  # the process lives on and leads again
+    await wait_until_async(lambda: ran == ["begun", "ended", "begun"])  # the process lives on and leads again
     await end(task)
 
 
@@ -148,11 +141,11 @@ async def test_a_leader_that_is_overtaken_stops_at_once() -> None:
     server, clock = Server(), Clock()
     election = Election(server, LEASE, "a", clock)
     task = asyncio.create_task(election.run(forever))
-    await until(lambda: election.leading)
+    await wait_until_async(lambda: election.leading)
     assert server.lease is not None
     server.lease["spec"]["holderIdentity"] = "somebody"
     server.lease["metadata"]["resourceVersion"] = "99"
-    await until(lambda: not election.leading)
+    await wait_until_async(lambda: not election.leading)
     await end(task)
     assert server.holder == "somebody", "it hands back what it holds only"
 
@@ -176,9 +169,9 @@ async def test_a_missing_lease_is_named() -> None:
     server = Server(lease=None)
     election = Election(server, LEASE, "a")
     task = asyncio.create_task(election.run(forever))
-    await until(lambda: "sys/operator does not exist: the chart makes it" in election.starting())
+    await wait_until_async(lambda: "sys/operator does not exist: the chart makes it" in election.starting())
     server.lease = {"metadata": {"resourceVersion": "1"}}
-    await until(lambda: election.leading)
+    await wait_until_async(lambda: election.leading)
     await end(task)
 
 
@@ -194,7 +187,7 @@ async def test_a_lease_under_which_work_goes_on_is_not_handed_back(monkeypatch: 
 
     try:
         task = asyncio.create_task(election.run(stubborn))
-        await until(lambda: election.leading)
+        await wait_until_async(lambda: election.leading)
         task.cancel()
         with pytest.raises(leader.LeadershipLost):
             await task
@@ -227,7 +220,7 @@ async def test_a_lease_that_was_taken_unheard_is_handed_back() -> None:
     server = Server(deaf=True)
     election = Election(server, LEASE, "a", Clock())
     task = asyncio.create_task(election.run(forever))
-    await until(lambda: server.holder == election.identity)
+    await wait_until_async(lambda: server.holder == election.identity)
     assert not election.leading, "it cannot know"
     server.deaf = False
     election._leases = Silent(server)

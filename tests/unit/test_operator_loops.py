@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from e2e.lib.waiting import wait_until_async
 from semipd_agent.contract import (
     AgentConfig,
     Enforcement,
@@ -253,14 +254,6 @@ class Slow:
 async def nothing(_: Key) -> None: ...
 
 
-async def until(check: Callable[[], bool], seconds: float = 30.0) -> None:
-    for _ in range(int(seconds / 0.02)):
-        if check():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s")
-
-
 @pytest.fixture
 async def poller() -> AsyncIterator[tuple[AgentPoller, Slow, list[Key]]]:
     rounds: list[Key] = []
@@ -318,7 +311,7 @@ async def test_silent_pods_take_no_turn_of_those_that_answer() -> None:
     running.watch(A, Watch(tuple(pod(uid) for uid in sorted(silent)), ("t",), None))
     for uid in speaking:
         running.watch(Key("n", uid), Watch((replace(pod(uid), ready=True),), ("t",), None))
-    await until(lambda: min(slow.looked.get(uid, 0) for uid in speaking) >= 3)
+    await wait_until_async(lambda: min(slow.looked.get(uid, 0) for uid in speaking) >= 3)
     asked = sum(slow.looked.get(uid, 0) for uid in silent)
     await running.close()
     assert most <= SILENT_AT_ONCE and asked <= 3 * len(silent)
@@ -335,9 +328,9 @@ async def test_a_silent_pod_is_asked_less_and_less_and_at_once_when_something_ch
     looker: Any = slow
     running = AgentPoller(looker, 0.1, nothing)
     running.watch(A, Watch((pod("p"),), ("t",), None))
-    await until(lambda: slow.looked.get("p", 0) >= 4)
+    await wait_until_async(lambda: slow.looked.get("p", 0) >= 4)
     running.watch(A, Watch((replace(pod("p"), ready=True),), ("t",), None))
-    await until(lambda: slow.looked["p"] >= 5)
+    await wait_until_async(lambda: slow.looked["p"] >= 5)
     assert running._pods["p"].failures <= 1, "it counts anew"
     await running.close()
 
@@ -367,7 +360,7 @@ async def test_whatever_an_agent_does_its_pod_is_asked_again() -> None:
     one: Any = Odd(set())
     running = AgentPoller(one, 0.02, nothing)
     running.watch(A, Watch((pod("p"),), ("t",), None))
-    await until(lambda: running.views(A)["p"].report is not None)
+    await wait_until_async(lambda: running.views(A)["p"].report is not None)
     await running.close()
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from tests.unit.model_folder import write_model
 
+from e2e.lib.waiting import wait_until
+
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,10 +36,12 @@ def test_a_gpu_service_without_a_gpu_says_so_everywhere_and_once(tmp_path: Path)
     hidden = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}  # a machine that has one hides it, and has no NVML then
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=hidden)
     try:
-        deadline = time.monotonic() + 90
-        while conditions(status).get("Ready", {}).get("reason") not in ("NoGPU", "MPSUnavailable"):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text() if log.exists() else "no log"
-            time.sleep(0.2)
+
+        def said() -> bool:
+            assert process.poll() is None, log.read_text() if log.exists() else "no log"
+            return conditions(status).get("Ready", {}).get("reason") in ("NoGPU", "MPSUnavailable")
+
+        wait_until(said, 90, lambda: log.read_text() if log.exists() else "no log")
         shown = conditions(status)
         reason = shown["Ready"]["reason"]
         for kind in ("ModelReady", "PartitionApplied"):

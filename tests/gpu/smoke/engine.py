@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.engine.harness import TORCH_RESIDENT, Engine, Stream, wait_for
+from tests.engine.harness import TORCH_RESIDENT, Engine, Stream
 
+from e2e.lib.waiting import wait_until
 from semipd_engine.contract import (
     Device,
     DType,
@@ -56,7 +57,7 @@ def engine(
         TORCH_RESIDENT if device.type == "cuda" else dry,
     )
     try:
-        wait_for(lambda: loaded(running), READY_SECONDS * patience, "a loaded model")
+        wait_until(lambda: loaded(running), READY_SECONDS * patience, "a loaded model")
         yield running
     finally:
         running.stop()
@@ -85,7 +86,7 @@ def put(running: Engine, plan: PartitionPlan) -> float:
         _not_refused(snapshot, epoch)
         return snapshot.split_epoch == epoch
 
-    wait_for(in_force, READY_SECONDS * patience, f"epoch {epoch} in force")
+    wait_until(in_force, READY_SECONDS * patience, f"epoch {epoch} in force")
     took = time.monotonic() - began
     settled(running)
     return took
@@ -106,7 +107,7 @@ def settled(running: Engine) -> tuple[WorkerReport, ...]:
         _not_refused(snapshot, snapshot.split_epoch)
         return snapshot.workers if all(w.state is WorkerState.READY for w in snapshot.workers) else ()
 
-    found: tuple[WorkerReport, ...] = wait_for(ready, READY_SECONDS * patience, "ready workers")
+    found: tuple[WorkerReport, ...] = wait_until(ready, READY_SECONDS * patience, "ready workers")
     return found
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from tests.engine import proc
-from tests.engine.harness import Engine, Stream, wait_for
+from tests.engine.harness import Engine, Stream
 from tests.engine.model_driver import random_prompt
 from tests.gpu.smoke import engine as engines
 from tests.gpu.smoke.engine import Traffic, engine, put, settled
@@ -25,6 +25,7 @@ from tests.gpu.smoke.report import Outcome, Record, Skip
 from tests.gpu.smoke.rungs import Rungs
 
 from e2e.lib.reference import Reference
+from e2e.lib.waiting import wait_until
 from semipd_agent.doctor.checks import examine
 from semipd_agent.doctor.machine import this_machine
 from semipd_agent.partitioner.mps.preflight import default_base
@@ -220,7 +221,7 @@ class Smoke:
             for how, victim in ends:
                 pid = next(w.pid for w in settled(running) if (w.phase, w.percent) == (victim.phase, victim.percent))
                 streams = [client.add(list(prompt), TOKENS) for prompt in expected]
-                wait_for(
+                wait_until(
                     lambda streams=streams: any(stream.tokens for stream in streams),
                     60 * engines.patience,
                     "running streams",
@@ -233,7 +234,7 @@ class Smoke:
                 else:
                     row["MPS server then"] = self.rungs.terminate(pid)
                 row["tokens equal"] = compare(streams, expected)
-                wait_for(
+                wait_until(
                     lambda pid=pid: pid not in [w.pid for w in running.snapshot().workers],
                     30 * engines.patience,
                     "its death",
@@ -291,7 +292,7 @@ class Smoke:
         figures["switches under load"] = table
         traffic = Traffic(running, streams=2 if self.dry else 8, tokens=2000, prompt_tokens=512, every=1.0)
         try:
-            wait_for(
+            wait_until(
                 lambda: sum(bool(s.tokens) for s in traffic.decoding) >= 2, 60 * engines.patience, "running streams"
             )
             for what, split in (("no switch (60/40)", None), ("cold: 40/80", (40, 80)), ("warm: 100/100", (100, 100))):
@@ -344,7 +345,7 @@ class Smoke:
 
 
 def wait(condition: Callable[[], object], seconds: float, what: str) -> None:
-    wait_for(condition, seconds * engines.patience, what)
+    wait_until(condition, seconds * engines.patience, what)
 
 
 def compare(streams: list[Stream], expected: dict[tuple[int, ...], list[int]]) -> int:

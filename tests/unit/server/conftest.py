@@ -15,7 +15,7 @@ from tests.unit.server.api_process import Api, StartApi
 from tests.unit.server.api_standin import StandInCore, counted
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from e2e.lib.process import wait_until
+from e2e.lib.waiting import wait_until
 
 TEMPLATE = """\
 {%- if tools %}<tools>{{ tools | tojson }}</tools>{% endif -%}

@@ -11,7 +11,7 @@ from tests.unit.server.api_process import Api
 from tests.unit.server.api_standin import logprobs_of
 from tokenizers import Tokenizer
 
-from e2e.lib.process import wait_until
+from e2e.lib.waiting import wait_until
 from semipd_engine.ipc.messages import AddRequest, Sampling
 
 pytestmark = pytest.mark.unit

@@ -19,7 +19,7 @@ from tests.unit.server.api_process import Api, StartApi
 from tests.unit.server.test_completions import events, say
 from tokenizers import Tokenizer
 
-from e2e.lib.process import wait_until
+from e2e.lib.waiting import wait_until
 from semipd_engine.cards.tokenizer import CHARACTERS_AT_ONCE, TextTooLong
 from semipd_engine.contract import EngineOptions
 from semipd_engine.server.http_io import elements

@@ -17,7 +17,7 @@ import pytest
 from tests.unit.server.api_process import Api, StartApi
 from tokenizers import Tokenizer
 
-from e2e.lib.process import wait_until
+from e2e.lib.waiting import wait_until
 
 pytestmark = pytest.mark.unit
 LONG = {"x-request-timeout-ms": "60000"}

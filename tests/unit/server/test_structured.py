@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 from tests.unit.server.api_process import Api
 
-from e2e.lib.process import wait_until
+from e2e.lib.waiting import wait_until
 from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.core.grammar import GrammarConstraint, Grammars
 from semipd_engine.core.request import ConstraintError
