@@ -13,7 +13,7 @@ import asyncio
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,17 +34,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
-def number(least: float = -math.inf) -> Callable[[str], float]:
-    """A finite number above `least`."""
-
-    def parse(text: str) -> float:
-        value = float(text)
-        if not least < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text}: must be a number" + f" above {least:g}" * math.isfinite(least))
-        return value
-
-    parse.__name__ = "number"
-    return parse
+def number(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0")
+    return value
 
 
 def count(text: str) -> int:
@@ -84,22 +78,18 @@ def parser() -> argparse.ArgumentParser:
     for command in (asking, poisson, trace, planned):
         command.add_argument("url", type=address, help="address without /v1")
         command.add_argument("--out", type=output, help="write the records as JSON Lines")
-        command.add_argument("--silence", type=number(0), default=120.0, help="longest silence of a stream, seconds")
-        command.add_argument(
-            "--start", type=number(), help="origin of all times, seconds of CLOCK_MONOTONIC; default: now"
-        )
-        command.add_argument("--stop", type=Path, help="once this file exists, nothing more is sent")
-        command.add_argument("--ttft", type=number(0), help="target in ms")
-        command.add_argument("--tpot", type=number(0), help="target in ms")
-        command.add_argument("--gap", type=number(0), help="target for a request's longest gap, in ms")
+        command.add_argument("--silence", type=number, default=120.0, help="longest silence of a stream, seconds")
+        command.add_argument("--ttft", type=number, help="target in ms")
+        command.add_argument("--tpot", type=number, help="target in ms")
+        command.add_argument("--gap", type=number, help="target for a request's longest gap, in ms")
     asking.add_argument("question")
     asking.add_argument("--max-tokens", type=count, default=64)
     planned.add_argument("plan", type=Path)
     trace.add_argument("trace", type=Path)
-    trace.add_argument("--length-scale", type=number(0), default=1.0)
+    trace.add_argument("--length-scale", type=number, default=1.0)
     for command in (poisson, trace):
-        command.add_argument("--rate", type=number(0), required=True, help="mean requests per second")
-        command.add_argument("--seconds", type=number(0), required=True)
+        command.add_argument("--rate", type=number, required=True, help="mean requests per second")
+        command.add_argument("--seconds", type=number, required=True)
         command.add_argument("--seed", type=int, default=0)
     poisson.add_argument("--prompt-tokens", type=count, default=256)
     poisson.add_argument("--max-tokens", type=count, default=64)
@@ -139,8 +129,7 @@ async def send(todo: list[plan.Request], arguments: argparse.Namespace) -> list[
         def advance(index: int, at: float, text: str) -> None:
             progress.advance(task)
 
-        given = {"silence_seconds": arguments.silence, "start": arguments.start, "stop": arguments.stop}
-        return await replay(todo, arguments.url, on_token=advance, **given)
+        return await replay(todo, arguments.url, on_token=advance, silence_seconds=arguments.silence)
 
 
 def main(words: Sequence[str] | None = None) -> int:

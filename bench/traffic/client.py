@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -98,13 +98,13 @@ async def replay(
     model: str = "",
     silence_seconds: float = 120.0,
     start: float | None = None,
-    stop: Path | None = None,
+    stop: threading.Event | None = None,
     on_token: OnToken = _ignore,
 ) -> list[Record]:
     """Send the plan to the server at `url` (without /v1); returns one record for each request sent, in plan order.
 
-    `start` is the origin of all times on the monotonic clock (default: now). Once the file `stop` exists, nothing more
-    is sent; what runs is finished. `silence_seconds` is the longest that a stream may bring nothing. Errors of requests
+    `start` is the origin of all times on the monotonic clock (default: now). Once `stop` is set, nothing more is
+    sent; what runs is finished. `silence_seconds` is the longest that a stream may bring nothing. Errors of requests
     are recorded, never raised. Raises `PlanError` of a plan that cannot be followed, and `httpx.HTTPError` or
     `ServerError` where not even the model's name can be had.
     """
@@ -127,15 +127,17 @@ async def replay(
             watching.cancel()
 
 
-def replay_now(plan: Sequence[Request], url: str, start: float | None = None, stop: Path | None = None) -> list[Record]:
-    """`replay`, blocking."""
+def replay_now(
+    plan: Sequence[Request], url: str, start: float | None = None, stop: threading.Event | None = None
+) -> list[Record]:
+    """`replay`, blocking; another thread may set `stop`."""
     return asyncio.run(replay(plan, url, start=start, stop=stop))
 
 
-async def _watch(file: Path | None, stopped: asyncio.Event) -> None:
-    while file and not file.exists():  # noqa: ASYNC110, ASYNC240  # one stat five times a second
+async def _watch(stop: threading.Event | None, stopped: asyncio.Event) -> None:
+    while stop and not stop.is_set():  # noqa: ASYNC110  # a thread that waits for it could not be cancelled
         await asyncio.sleep(0.2)
-    if file:
+    if stop:
         stopped.set()
 
 

@@ -10,21 +10,22 @@ import os
 import sys
 import time
 import traceback
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from rich.console import Console
 
 from bench.traffic.client import replay_now
-from e2e.demo import machine, report
+from e2e.demo import report
 from e2e.demo.acts import answers, auto, cluster, scale, split, streams
-from e2e.demo.engine import flags, serve
 from e2e.demo.jobs import Job, Jobs
-from e2e.demo.outcome import Abandoned, Outcome, clock
-from e2e.demo.paths import OUT, REPORT, ROOT
+from e2e.demo.outcome import OUT, REPORT, Abandoned, Outcome, clock
 from e2e.demo.reference import read
-from e2e.demo.service import Embedded, Service
+from e2e.demo.service import Embedded, Service, serve
+from e2e.lib.cluster import Cluster
 from e2e.lib.helm import SYSTEM
-from e2e.lib.kube import CLUSTER, Kube
+from e2e.lib.kube import CLUSTER, ROOT, Kube
+from localkube.state import State
 
 MODEL, REFERENCE = "model", "answers of transformers"
 PACKAGES, PROGRAMS, IMAGES = "Debian packages", "Kubernetes programs", "container images"
@@ -57,8 +58,7 @@ def first_acts(outcome: Outcome, jobs: Jobs, started: float) -> Path:
         jobs.wait(MODEL)
         model = Path(jobs.jobs[MODEL].last_line())
         shares = {"prefill-share": 50, "decode-share": 50}
-        engine = serve(model, OUT / "engine.log", *flags(streams.COMMON | shares))
-        with engine as url:
+        with serve(model, OUT / "engine.log", streams.COMMON | shares) as url:
             answers.question(outcome, lambda plan: replay_now(plan, url), "engine alone")
             outcome.facts["first answer"] = f"{clock(time.time() - started)} minutes after the start"
             outcome.console.print(f"  first answer {outcome.facts['first answer']}")
@@ -82,17 +82,14 @@ def service_acts(outcome: Outcome, service: Service) -> None:
 
 
 def embedded_acts(outcome: Outcome, model: Path) -> None:
-    with outcome.act("A SemiPDService without Kubernetes: semipd run"):
-        service = Embedded(model, OUT / "semipd-run")
-        service.__enter__()
-    try:
+    with ExitStack() as until_the_end:
+        with outcome.act("A SemiPDService without Kubernetes: semipd run"):
+            service = until_the_end.enter_context(Embedded(model, OUT / "semipd-run").run())
         service_acts(outcome, service)
-    finally:
-        service.__exit__()
 
 
 def cluster_acts(outcome: Outcome, jobs: Jobs, model: Path, *, local: bool) -> None:
-    kube = Kube.local() if local else Kube()
+    kube = Cluster(State.default()) if local else Kube()
     if local:
         with outcome.act("Kubernetes is built"):
             jobs.wait(PACKAGES, PROGRAMS, IMAGES)
@@ -109,8 +106,9 @@ def cluster_acts(outcome: Outcome, jobs: Jobs, model: Path, *, local: bool) -> N
         cluster.install(outcome, kube, images, local=local)
     with outcome.act("kubectl apply"):
         service = cluster.deploy(outcome, kube, model, local=local, engine_image=images["engine"])
-    outcome.facts["address"] = service.url()
-    with cluster.reach(service, kube, local=local):
+    # Clients inside the local cluster use the Service's address; elsewhere a port is forwarded to it.
+    with nullcontext() if local else service.forward(OUT / "port-forward.log"):
+        outcome.facts["address"] = service.url()
         service_acts(outcome, service)
         with outcome.act("More pods while the load needs them"):
             scale.scale(outcome, service, kube)
@@ -176,9 +174,9 @@ def main() -> int:
         outcome.check("the demo itself", False, f"{type(error).__name__}: {error} (see out/demo/traceback.log)")
     finally:
         jobs.stop()
-    outcome.facts |= machine.facts()
+    outcome.facts |= report.machine_facts()
     seconds = time.time() - started
-    REPORT.write_text(report.render(outcome, seconds=seconds, date=machine.now()))
+    REPORT.write_text(report.render(outcome, seconds=seconds, date=report.now()))
     console.print("\n[bold]Summary[/]")
     for check in outcome.checks:
         console.print(f"{'PASS' if check.ok else 'FAIL'}  {check.name}", markup=False, highlight=False)

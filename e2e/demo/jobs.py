@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from e2e.demo.outcome import DemoError, clock
+from e2e.lib.process import tail
 
 
 class State(StrEnum):
@@ -51,11 +52,6 @@ class Job:
             file.seek(max(0, self.log.stat().st_size - 2_000))
             lines = file.read().decode(errors="replace").replace("\r", "\n").strip().splitlines()
             return lines[-1].strip() if lines else ""
-        return ""
-
-    def tail(self, lines: int = 15) -> str:
-        with suppress(OSError):
-            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
         return ""
 
 
@@ -131,7 +127,7 @@ class Jobs:
         for need in job.needs:
             if self.jobs[need].state is State.FAILED:
                 return self.blame(self.jobs[need])
-        return f"{job.name} failed; the end of {job.log}:\n{job.tail()}"
+        return f"{job.name} failed; the end of {job.log}:\n{tail(job.log)}"
 
     def _table(self, jobs: Sequence[Job]) -> Table:
         table = Table.grid(padding=(0, 1))

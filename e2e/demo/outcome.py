@@ -7,11 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import httpx
 from rich.console import Console
 from rich.markup import escape
 
+from bench.traffic.client import ServerError
+from bench.traffic.records import Record, Target
 from e2e.demo.lanes import Scene
-from e2e.lib.kube import KubeError
+from e2e.lib.kube import ROOT, KubeError
+from e2e.lib.process import NotRunning
+from e2e.lib.waiting import NotInTime
+
+OUT, REPORT = ROOT / "out" / "demo", ROOT / "demo-report.html"
+"""Logs, and the page at the end."""
 
 
 class DemoError(Exception):
@@ -20,6 +28,10 @@ class DemoError(Exception):
 
 class Abandoned(Exception):
     """An act failed and said so; the form that it belongs to ends here."""
+
+
+FAILURES = (DemoError, KubeError, NotRunning, NotInTime, ServerError, httpx.HTTPError)
+"""What ends an act, and is told in its own words."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +57,6 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """One request of the Auto act: when its answer ended, and its latencies in milliseconds."""
-
-    at: float
-    ttft: float | None
-    tpot: float | None
-    label: str = ""
-
-
-@dataclass(frozen=True)
 class Turn:
     """A stretch of the load with one character."""
 
@@ -73,14 +75,13 @@ class Decided:
 
 @dataclass(frozen=True)
 class AutoRun:
-    """The Auto act: the load's turns, the split over time, each request against the targets (milliseconds)."""
+    """The Auto act: the load's turns, the split over time, each request against the targets."""
 
     where: str
-    ttft_target: float
-    tpot_target: float
+    target: Target
     turns: tuple[Turn, ...]
     samples: tuple[Sample, ...]
-    finished: tuple[Finished, ...]
+    records: tuple[Record, ...]
     decisions: tuple[Decided, ...]
 
 
@@ -114,7 +115,7 @@ class Outcome:
         self.console.rule(f"[bold]{title}[/] [dim]at {clock(began - self.started)}[/]", align="left")
         try:
             yield
-        except (DemoError, KubeError) as problem:
+        except FAILURES as problem:
             self.check(title, False, str(problem))
             raise Abandoned from None
         finally:

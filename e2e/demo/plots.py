@@ -105,10 +105,10 @@ def auto(run: AutoRun) -> str:
     split.set_ylim(0, 105)
     split.set_ylabel("applied split, %", fontsize=9)
     split.legend(loc="lower right", fontsize=8, frameon=False, ncols=2)
-    metrics = ((ttft, "ttft", run.ttft_target, PREFILL), (tpot, "tpot", run.tpot_target, DECODE))
-    for axes, name, target, colour in metrics:
-        points = [(one.at, value) for one in run.finished if (value := getattr(one, name)) is not None]
-        _points(axes, points, target, colour)
+    for axes, name, colour in ((ttft, "ttft", PREFILL), (tpot, "tpot", DECODE)):
+        seen = [(record.token_times[-1], getattr(record, name)) for record in run.records if record.token_times]
+        points = [(at, seconds * 1000) for at, seconds in seen if seconds is not None]
+        _points(axes, points, getattr(run.target, name), colour)
         axes.set_ylabel(f"{name.upper()}, ms", fontsize=9)
     for axes in (split, ttft, tpot):
         for number, turn in enumerate(run.turns):

@@ -1,9 +1,16 @@
-"""The self-contained HTML report. Pure: from an `Outcome` to a string; loads nothing, links nowhere."""
+"""The self-contained HTML report. `render` is pure: from an `Outcome` to a string that loads nothing, links nowhere."""
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Iterable
+from datetime import datetime
 from html import escape
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
 
 from e2e.demo import plots
 from e2e.demo.lanes import figures
@@ -109,7 +116,7 @@ def auto_run(run: AutoRun) -> str:
     return (
         f"<h2>Auto under load ({escape(run.where)})</h2>"
         f"<p>The load turns from long prompts to long answers; the split follows the targets "
-        f"(TTFT {run.ttft_target:.0f} ms, TPOT {run.tpot_target:.0f} ms). Points are requests; dotted lines decisions."
+        f"(TTFT {run.target.ttft:.0f} ms, TPOT {run.target.tpot:.0f} ms). Points are requests; dotted lines decisions."
         "</p>"
         f"<figure>{plots.auto(run)}</figure><h3>Decisions</h3><pre>{escape(decided)}</pre>"
     )
@@ -128,3 +135,28 @@ def machine(outcome: Outcome) -> str:
 def act_timings(outcome: Outcome) -> str:
     rows = ((escape(timing.act), f"{timing.seconds:.0f}") for timing in outcome.timings)
     return "<h2>Time taken</h2>" + table(("act", "seconds"), rows, numbers=(1,))
+
+
+def machine_facts() -> dict[str, str]:
+    """Names and values, in the order to be shown."""
+    system = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
+    return {
+        "processor": _processor(),
+        "CPUs granted": str(len(os.sched_getaffinity(0))),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "system": f"{system}, Linux {platform.release()}",
+        "programs": ", ".join(f"{name} {version(name)}" for name in ("semipd", "torch", "transformers")),
+        "Python": platform.python_version(),
+        "load average at the end": " ".join(f"{load:.1f}" for load in os.getloadavg()),
+    }
+
+
+def now() -> str:
+    return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()

@@ -1,170 +1,192 @@
-"""One SemiPDService, wherever it runs, as the acts see it: send requests, read the object, change its spec.
+"""What serves in the demo, as the acts see it: an engine by itself, and one SemiPDService, wherever it runs.
 
-`Embedded` is `semipd run` on a manifest of the demo's own; `e2e.demo.kube.Deployed` is the same manifest in a cluster.
+`Embedded` is `semipd run` on a manifest of the demo's own; `Deployed` is the same manifest in a cluster.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from threading import Event
+from typing import Protocol
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import yaml
 
 from bench.traffic.client import replay_now
 from bench.traffic.plan import Request
 from bench.traffic.records import Record
-from e2e.demo.engine import START_SECONDS
-from e2e.demo.outcome import DemoError
-from e2e.demo.paths import BIN, ROOT
-from e2e.lib.process import answers, free_port, stop, tail
+from e2e.lib import service
+from e2e.lib.kube import ROOT, Object
+from e2e.lib.process import answers, free_port, running
 from e2e.lib.service import condition, ready
+from e2e.lib.waiting import wait_until
+from semipd_operator.render.merge import merge
 
 Send = Callable[[Sequence[Request]], list[Record]]
-Manifest = dict[str, Any]
-EXAMPLE = ROOT / "examples" / "cpu.yaml"
+BIN = Path(sys.executable).parent
+"""The virtual environment's programs."""
+START_SECONDS = 120
 
 
 class Service(Protocol):
     where: str
-    """For check names: "embedded" or "through the Service"."""
+    """For check names: "without Kubernetes" or "through the Service"."""
 
-    def send(self, plan: Sequence[Request], start: float | None = None, stop: Path | None = None) -> list[Record]:
+    def send(self, plan: Sequence[Request], start: float | None = None, stop: Event | None = None) -> list[Record]:
         """`bench.traffic.replay`, blocking."""
 
-    def read(self) -> Manifest:
+    def get(self) -> Object:
         """The object with its status, as `kubectl get -o json` shows it; {} while there is none."""
 
-    def merge(self, spec: Manifest) -> None:
+    def patch(self, spec: Object) -> None:
         """JSON merge patch of the spec."""
 
-    def identity(self) -> tuple[str, ...]:
-        """Changes when a serving process or pod was replaced."""
+    def lives(self) -> dict[str, int]:
+        """Changes when a serving process or pod was replaced or restarted."""
 
 
-def manifest(uri: str) -> Manifest:
+def manifest(uri: str) -> Object:
     """examples/cpu.yaml with the demo's model."""
-    found: Manifest = yaml.safe_load(EXAMPLE.read_text())
+    found: Object = yaml.safe_load((ROOT / "examples" / "cpu.yaml").read_text())
     found["spec"]["model"]["uri"] = uri
     return found
 
 
-def merged(base: Manifest, patch: Manifest) -> Manifest:
-    """RFC 7386 for objects: None removes, dicts merge, the rest replaces."""
-    result = dict(base)
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        elif isinstance(value, dict):
-            old = result.get(key)
-            result[key] = merged(old if isinstance(old, dict) else {}, value)
-        else:
-            result[key] = value
-    return result
-
-
-def applied(obj: Manifest) -> tuple[int, int] | None:
+def applied(obj: Object) -> tuple[int, int] | None:
     """status.partition.applied as (prefill, decode) in percent."""
     shares = obj.get("status", {}).get("partition", {}).get("applied")
     return (shares["prefillPercent"], shares["decodePercent"]) if shares else None
 
 
-def decisions(obj: Manifest) -> list[Manifest]:
+def decisions(obj: Object) -> list[Object]:
     """Newest first."""
     return list(obj.get("status", {}).get("partition", {}).get("decisions", ()))
 
 
-def wait_until(
-    service: Service, true: Callable[[Manifest], bool], seconds: float, what: str, every: float = 0.2
-) -> tuple[Manifest, float]:
-    """(object, seconds it took). Raises DemoError with the Ready condition when it does not come true."""
+def wait_for(service: Service, true: Callable[[Object], bool], timeout_s: float, what: str) -> float:
+    """Seconds that it took. Raises `NotInTime` with the Ready condition's message."""
     began = time.monotonic()
-    while not true(obj := service.read()):
-        if time.monotonic() - began > seconds:
-            message = condition(obj, "Ready").get("message", "no status")
-            raise DemoError(f"{what} did not come true within {seconds:.0f} s ({message})")
-        time.sleep(every)
-    return obj, time.monotonic() - began
+
+    def told() -> str:
+        return f"{what} ({condition(service.get(), 'Ready').get('message', 'no status')})"
+
+    wait_until(lambda: true(service.get()), timeout_s, told, every_s=0.2)
+    return time.monotonic() - began
 
 
-class Embedded(AbstractContextManager["Embedded"]):
-    """`semipd run` in the background; its manifest is watched, so a change of the file is a change of the spec."""
+class Load:
+    """A plan on its way to a service, by a client in a thread of its own."""
+
+    def __init__(self, service: Service, plan: Sequence[Request], start: float) -> None:
+        """`start`: the origin of the plan's times, of time.monotonic."""
+        self._stop = Event()
+        pool = ThreadPoolExecutor(1, "load")
+        self._sent: Future[list[Record]] = pool.submit(service.send, plan, start, self._stop)
+        pool.shutdown(wait=False)
+
+    def stop(self) -> None:
+        """Nothing more is sent; what was sent is still answered."""
+        self._stop.set()
+
+    def running(self) -> bool:
+        return not self._sent.done()
+
+    def records(self) -> list[Record]:
+        """Waits for the last answer. Raises what the client raised."""
+        return self._sent.result()
+
+
+@contextmanager
+def serve(model: Path, log: Path, flags: dict[str, object], *switches: str) -> Iterator[str]:
+    """`semipd-engine serve` on a free port; yields its address once it is ready. Raises `NotRunning`."""
+    with tempfile.TemporaryDirectory(prefix="semipd-demo-") as folder:
+        fixed: dict[str, object] = {
+            "model": model,
+            "port": (port := free_port()),
+            "run-dir": folder,
+            "device": "cpu",
+            "drain-seconds": 1,
+        }
+        words = [word for name, value in (fixed | flags).items() for word in (f"--{name}", str(value))]
+        url = f"http://127.0.0.1:{port}"
+        command = [str(BIN / "semipd-engine"), "serve", *words, *switches]
+        with running(command, log, lambda: answers(f"{url}/ready"), START_SECONDS):
+            yield url
+
+
+class Embedded:
+    """`semipd run`; its manifest is watched, so a change of the file is a change of the spec."""
 
     where = "without Kubernetes"
 
     def __init__(self, model: Path, folder: Path) -> None:
-        self._folder = folder
+        self._file, self._status, self._log = folder / "service.yaml", folder / "status.json", folder / "semipd-run.log"
         self._manifest = manifest(f"file://{model}")
-        self._process: subprocess.Popen[bytes] | None = None
-        self._url = ""
+        self._port = free_port()
+        self._pid = 0
 
-    @property
-    def _log(self) -> Path:
-        return self._folder / "semipd-run.log"
-
-    @property
-    def _status(self) -> Path:
-        return self._folder / "status.json"
-
-    def __enter__(self) -> Embedded:
-        self._folder.mkdir(parents=True, exist_ok=True)
+    @contextmanager
+    def run(self) -> Iterator[Embedded]:
+        """Ready when it yields, ended after it. Raises `NotRunning`."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
         self._status.unlink(missing_ok=True)
-        self._write()
-        port = free_port()
-        self._url = f"http://127.0.0.1:{port}"
-        command = [str(BIN / "semipd"), "run", "-f", str(self._file), "--port", str(port)]
-        with self._log.open("wb") as output:
-            self._process = subprocess.Popen(
-                [*command, "--status-file", str(self._status)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        try:
-            deadline = time.monotonic() + START_SECONDS
-            while not (ready(self.read()) and answers(f"{self._url}/ready")):
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise DemoError(f"semipd run is not ready; the end of {self._log}:\n{tail(self._log)}")
-                time.sleep(0.2)
-        except BaseException:
-            stop(self._process)
-            raise
-        return self
+        self.patch({})
+        files = ["-f", str(self._file), "--status-file", str(self._status)]
+        command = [str(BIN / "semipd"), "run", *files, "--port", str(self._port)]
+        url = f"http://127.0.0.1:{self._port}"
+        is_ready = lambda: ready(self.get()) and answers(f"{url}/ready")  # noqa: E731
+        with running(command, self._log, is_ready, START_SECONDS) as process:
+            self._pid = process.pid
+            yield self
 
-    def __exit__(self, *_: object) -> None:
-        if self._process:
-            stop(self._process)
+    def send(self, plan: Sequence[Request], start: float | None = None, stop: Event | None = None) -> list[Record]:
+        return replay_now(plan, f"http://127.0.0.1:{self._port}", start, stop)
 
-    @property
-    def _file(self) -> Path:
-        return self._folder / "service.yaml"
+    def get(self) -> Object:
+        found: Object = json.loads(self._status.read_text()) if self._status.exists() else {}
+        return found
 
-    def _write(self) -> None:
+    def patch(self, spec: Object) -> None:
+        self._manifest = merge(self._manifest, {"spec": spec})
         fresh = self._file.with_suffix(".fresh")
         fresh.write_text(yaml.safe_dump(self._manifest, sort_keys=False))
         fresh.replace(self._file)
 
-    def send(self, plan: Sequence[Request], start: float | None = None, stop: Path | None = None) -> list[Record]:
-        return replay_now(plan, self._url, start, stop)
-
-    def read(self) -> Manifest:
-        try:
-            found: Manifest = json.loads(self._status.read_text())
-        except FileNotFoundError:
-            return {}
-        return found
-
-    def merge(self, spec: Manifest) -> None:
-        self._manifest = merged(self._manifest, {"spec": spec})
-        self._write()
-
-    def identity(self) -> tuple[str, ...]:
+    def lives(self) -> dict[str, int]:
         """PIDs below `semipd run`: a restarted agent or engine is another one."""
-        assert self._process is not None
-        children = psutil.Process(self._process.pid).children(recursive=True)
-        return tuple(sorted(f"{child.pid}" for child in children))
+        return {str(child.pid): 0 for child in psutil.Process(self._pid).children(recursive=True)}
+
+
+class Deployed(service.Service):
+    """A SemiPDService in a cluster, its requests sent through its Service."""
+
+    where = "through the Service"
+    forwarded = ""
+    """Where a port is forwarded to it, for a client that cannot reach its cluster IP."""
+
+    def url(self) -> str:
+        return self.forwarded or super().url()
+
+    def send(self, plan: Sequence[Request], start: float | None = None, stop: Event | None = None) -> list[Record]:
+        url = self.url()
+        with self.cluster.network():
+            return replay_now(plan, url, start, stop)
+
+    def images(self) -> set[str]:
+        """Images of the engine containers of its pods."""
+        containers = [container for pod in self.pods() for container in pod["spec"]["containers"]]
+        return {container["image"] for container in containers if container["name"] == "engine"}
+
+    def forward(self, log: Path) -> AbstractContextManager[object]:
+        """Inside the block clients reach it at a port of this machine. Raises `NotRunning`."""
+        port = free_port()
+        self.forwarded = f"http://127.0.0.1:{port}"
+        words = ["-n", self.namespace, "port-forward", f"service/{self.name}", f"{port}:8000"]
+        return running([*self.cluster.prefix, "kubectl", *words], log, lambda: answers(f"{self.url()}/health"), 20)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ class Reference:
         from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(1)  # what is compared has the same cores
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
         self._model, self._device = loaded.eval().to(device), device
 
     def greedy(self, prompt: Sequence[int], tokens: int, stop: int | None = None) -> Continuation:

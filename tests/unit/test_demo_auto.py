@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from bench.traffic.plan import Request
-from bench.traffic.records import Record
+from bench.traffic.records import Record, Target
 from e2e.demo.acts import auto
 from e2e.demo.outcome import Outcome
-from e2e.demo.service import applied, merged
+from e2e.demo.service import applied
 from e2e.lib.service import ready
 
 pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "LEAD", 0.0)
 
 
 def decision(old: tuple[int, int], new: tuple[int, int], second: int) -> dict[str, Any]:
@@ -43,30 +48,24 @@ class Scripted:
 
     def __init__(self, script: list[tuple[int, int]]) -> None:
         self.script, self.reads = script, 0
-        self.stop: Path | None = None
+        self.stop: Event | None = None
 
-    def send(self, plan: Sequence[Request], start: float | None = None, stop: Path | None = None) -> list[Record]:
+    def send(self, plan: Sequence[Request], start: float | None = None, stop: Event | None = None) -> list[Record]:
         self.stop = stop
         return [Record(0, r.label, r.at, r.at, (r.at + 0.1, r.at + 0.2), finish_reason="length") for r in plan]
 
-    def read(self) -> dict[str, Any]:
+    def get(self) -> dict[str, Any]:
         split = self.script[min(self.reads, len(self.script) - 1)]
         told = [decision((50, 50), split, n) for n, split in enumerate(self.script[: self.reads]) if split != (50, 50)]
         self.reads += 1
         shares = {"prefillPercent": split[0], "decodePercent": split[1]}
         return {"status": {"partition": {"applied": shares, "decisions": told[::-1]}}}
 
-    def merge(self, spec: dict[str, Any]) -> None:
+    def patch(self, spec: dict[str, Any]) -> None:
         raise AssertionError("the watch changes nothing")
 
-    def identity(self) -> tuple[str, ...]:
-        return ()
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(auto, "LEAD", 0.0)
-    monkeypatch.setattr(auto, "OUT", tmp_path)
+    def lives(self) -> dict[str, int]:
+        return {}
 
 
 def watched(script: list[tuple[int, int]], longest: float) -> tuple[auto.Watch, Scripted, Outcome]:
@@ -79,17 +78,17 @@ def watched(script: list[tuple[int, int]], longest: float) -> tuple[auto.Watch, 
 def test_a_turn_ends_when_the_split_follows() -> None:
     watch, service, _ = watched([(50, 50), (50, 50), (80, 40), (80, 40)], longest=30)
     assert watch.share == pytest.approx(80 / 120)
-    run = watch.finish((500, 50))
+    run = watch.finish(Target(500, 50))
     assert [turn.label for turn in run.turns] == ["long prompts"]
     assert run.samples[-1].prefill == 80
-    assert run.finished and all(one.ttft == pytest.approx(100) for one in run.finished)
-    assert service.stop is not None and service.stop.exists(), "the client is told to send no more"
+    assert run.records and all(one.ttft == pytest.approx(0.1) for one in run.records)
+    assert service.stop is not None and service.stop.is_set(), "the client is told to send no more"
 
 
 def test_a_turn_that_nobody_follows_ends_all_the_same() -> None:
     watch, service, _ = watched([(50, 50)], longest=1.2)
     assert watch.share == 0.5
-    assert service.stop is not None and service.stop.exists()
+    assert service.stop is not None and service.stop.is_set()
     assert not watch.told
 
 
@@ -104,16 +103,10 @@ def test_decisions_are_told_once_with_their_evidence() -> None:
 
 def test_batch_rate_is_tokens_per_second_of_all() -> None:
     class Steady(Scripted):
-        def send(self, plan: Sequence[Request], start: float | None = None, stop: Path | None = None) -> list[Record]:
+        def send(self, plan: Sequence[Request], start: float | None = None, stop: Event | None = None) -> list[Record]:
             return [Record(0, "", 0, 0, (1.0, 1.1, 1.2), finish_reason="length") for _ in plan]
 
     assert auto.batch_rate(Steady([])) == pytest.approx(auto.BURST / 0.1)
-
-
-def test_merge_patch() -> None:
-    base = {"a": {"b": 1, "c": 2}, "d": 3}
-    assert merged(base, {"a": {"b": None, "e": {"f": 4}}, "d": 5}) == {"a": {"c": 2, "e": {"f": 4}}, "d": 5}
-    assert base == {"a": {"b": 1, "c": 2}, "d": 3}
 
 
 @pytest.mark.parametrize(("generation", "expected"), [(3, True), (4, False)])

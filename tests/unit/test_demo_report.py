@@ -10,8 +10,9 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
+from bench.traffic.records import Record, Target
 from e2e.demo.lanes import Scene
-from e2e.demo.outcome import Abandoned, AutoRun, Decided, DemoError, Finished, Outcome, Sample, Turn
+from e2e.demo.outcome import Abandoned, AutoRun, Decided, DemoError, Outcome, Sample, Turn
 from e2e.demo.report import render
 
 pytestmark = pytest.mark.unit
@@ -42,11 +43,10 @@ def outcome() -> Outcome:
     found.auto_runs = [
         AutoRun(
             where="cluster",
-            ttft_target=800,
-            tpot_target=90,
+            target=Target(800, 90),
             turns=(Turn("long prompts", 0, 20), Turn("long answers", 20, 40)),
             samples=(Sample(0, 100, 100), Sample(12, 80, 40), Sample(31, 30, 90)),
-            finished=(Finished(3, 500, 40), Finished(9, 1200, None), Finished(35, 300, 120)),
+            records=(Record(0, "", 2.5, 2.5, (3.0, 3.04)), Record(1, "", 8, 8, (9.2,)), Record(2, "", 35, 35)),
             decisions=(Decided(12, "100/100 -> 80/40 TTFTAboveTarget"),),
         )
     ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,12 +130,12 @@ async def test_a_dead_server_is_an_error_of_each_request() -> None:
     assert not record.ok and record.error and record.status == 0
 
 
-async def test_the_stop_file_ends_the_sending_at_once_and_lets_what_runs_finish(tmp_path: Path) -> None:
-    stop = tmp_path / "stop"
+async def test_stop_ends_the_sending_at_once_and_lets_what_runs_finish() -> None:
+    stop = threading.Event()
 
     async def handler(content: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         begin(writer)
-        stop.touch()
+        stop.set()
         await asyncio.sleep(0.5)
         await event(writer, choices=[choice([1], "x", "stop")])
 

@@ -38,7 +38,6 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("--max-tokens", ["0", "x"]),
         ("--seed", ["x"]),
         ("--silence", ["0", "nan"]),
-        ("--start", ["nan", "inf", "now"]),
         ("--ttft", ["0", "-1"]),
         ("--tpot", ["nan"]),
         ("--gap", ["x"]),

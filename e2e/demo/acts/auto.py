@@ -3,19 +3,17 @@ follows. Each turn lasts until the split has followed it, or until its time is u
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from statistics import median
 
 from bench.traffic.plan import Request, poisson_plan, prompt_ids
 from bench.traffic.records import Record, Target, summarise
-from e2e.demo.outcome import AutoRun, Decided, DemoError, Finished, Outcome, Sample, Turn
-from e2e.demo.paths import OUT
-from e2e.demo.service import Manifest, Service, applied, decisions, wait_until
+from e2e.demo.outcome import AutoRun, Decided, DemoError, Outcome, Sample, Turn
+from e2e.demo.service import Load, Service, applied, decisions, wait_for
+from e2e.lib.kube import Object
 
 SLACK = 7.5
 """Targets are this many times the latency of a request that has the service to itself."""
@@ -35,8 +33,8 @@ DECODE_LOAD = 0.35
 part, so the configured split comes back."""
 LONGEST = (45.0, 90.0)
 """Seconds after which a turn that the split did not follow ends."""
-LEAD = 3.0
-"""Seconds before its begin at which a turn is handed to its client, a process that has to start."""
+LEAD = 2.0
+"""Seconds before a turn in which its client gets to know the server, which is busy with the turn before."""
 
 
 def auto(outcome: Outcome, service: Service) -> None:
@@ -47,20 +45,20 @@ def auto(outcome: Outcome, service: Service) -> None:
     alone = f"alone: TTFT {ttft * 1000:.0f} ms, TPOT {tpot * 1000:.0f} ms ({BURST} at once: {capacity:.0f} tokens/s)"
     outcome.console.print(f"  {alone}; targets {SLACK} times that: {targets[0]} and {targets[1]} ms", highlight=False)
     slo = {"ttftMilliseconds": targets[0], "tpotMilliseconds": targets[1]}
-    service.merge(
+    service.patch(
         {
             "slo": slo | {"percentile": 90, "windowSeconds": WINDOW_SECONDS},
             "partition": {"mode": "Auto", "prefillPercent": HOME[0], "decodePercent": HOME[1]},
         }
     )
-    wait_until(service, lambda obj: _mode(obj) == "Auto" and applied(obj) == HOME, 30, "Auto")
+    wait_for(service, lambda obj: _mode(obj) == "Auto" and applied(obj) == HOME, 30, "Auto")
     watch = Watch(outcome, service)
     home = share(Sample(0, *HOME))
     watch.turn("long prompts", prompts(PREFILL_LOAD / ttft), LONGEST[0], lambda now: now > home)
     top = watch.share
     watch.turn("long answers", answers(DECODE_LOAD * capacity / ANSWER), LONGEST[1], lambda now: now < watch.peak)
     peak, last = watch.peak, watch.share
-    run = watch.finish(targets)
+    run = watch.finish(Target(*targets))
     outcome.auto_runs.append(run)
     rose, fell = f"from {home:.0%} to {top:.0%} of the device", f"from {peak:.0%} to {last:.0%} of the device"
     outcome.check(f"Auto gives prefill more while prompts weigh, {service.where}", top > home, rose)
@@ -69,7 +67,7 @@ def auto(outcome: Outcome, service: Service) -> None:
     outcome.check(f"every decision says why, {service.where}", bool(watch.told) and not watch.incomplete, told)
 
 
-def _mode(obj: Manifest) -> str:
+def _mode(obj: Object) -> str:
     return str(obj.get("status", {}).get("partition", {}).get("mode", ""))
 
 
@@ -115,11 +113,9 @@ class Watch:
 
     def __init__(self, outcome: Outcome, service: Service) -> None:
         self._console, self._service = outcome.console, service
-        self._known = {decision["time"] for decision in decisions(service.read())}
+        self._known = {decision["time"] for decision in decisions(service.get())}
         self._began, self._epoch = time.monotonic(), time.time()
-        self._threads: list[threading.Thread] = []
-        self._found: list[Record] = []
-        self._problems: list[Exception] = []
+        self._loads: list[Load] = []
         self._turns: list[Turn] = []
         self._samples: list[Sample] = []
         self.told: list[Decided] = []
@@ -139,35 +135,24 @@ class Watch:
     def turn(self, label: str, plan: list[Request], longest: float, followed: Callable[[float], bool]) -> None:
         """Sends the plan until `followed` says so of prefill's part, or for `longest` seconds."""
         begin = self._now() + LEAD
-        stop = OUT / "sent" / f"stop-{len(self._turns)}"
-        stop.parent.mkdir(parents=True, exist_ok=True)
-        stop.unlink(missing_ok=True)
-        self._start(plan, begin, stop)
-        while self._now() < begin + longest:
-            self.look()
-            if followed(self.share):
-                break
-            time.sleep(0.5)
-        stop.touch()
+        load = Load(self._service, plan, self._began + begin)
+        self._loads.append(load)
+        try:
+            while self._now() < begin + longest:
+                self.look()
+                if followed(self.share):
+                    break
+                time.sleep(0.5)
+        finally:
+            load.stop()
         self._turns.append(Turn(label, begin, self._now()))
 
     def _now(self) -> float:
         return time.monotonic() - self._began
 
-    def _start(self, plan: list[Request], begin: float, stop: Path) -> None:
-        def send() -> None:
-            try:
-                sent = self._service.send(plan, self._began + begin, stop)
-                self._found.extend(_shifted(record, begin) for record in sent)
-            except Exception as error:
-                self._problems.append(error)
-
-        self._threads.append(threading.Thread(target=send, daemon=True))
-        self._threads[-1].start()
-
     def look(self) -> None:
         """One sample of the split; new decisions are printed."""
-        obj, at = self._service.read(), self._now()
+        obj, at = self._service.get(), self._now()
         if split := applied(obj):
             self._samples.append(Sample(at, *split))
         for decision in reversed(decisions(obj)):
@@ -179,22 +164,17 @@ class Watch:
             self.told.append(decided)
             self._console.print(f"  {decided.at:5.1f} s  {decided.text}", markup=False, highlight=False)
 
-    def finish(self, targets: tuple[int, int]) -> AutoRun:
+    def finish(self, target: Target) -> AutoRun:
         """Waits for the last answers."""
-        while any(thread.is_alive() for thread in self._threads):
+        while any(load.running() for load in self._loads):
             self.look()
             time.sleep(0.5)
-        if self._problems:
-            raise DemoError(f"the load could not be sent: {self._problems[0]}")
-        for line in summarise(self._found, Target(ttft=targets[0], tpot=targets[1])).lines():
+        turns = zip(self._turns, self._loads, strict=True)
+        found = [_shifted(record, turn.begin) for turn, load in turns for record in load.records()]
+        for line in summarise(found, target).lines():
             self._console.print(f"  {line}", style="dim", markup=False, highlight=False)
-        ended = (
-            Finished(one.token_times[-1], _ms(one.ttft), _ms(one.tpot), one.label)
-            for one in self._found
-            if one.token_times
-        )
         where = self._service.where
-        return AutoRun(where, *targets, tuple(self._turns), tuple(self._samples), tuple(ended), tuple(self.told))
+        return AutoRun(where, target, tuple(self._turns), tuple(self._samples), tuple(found), tuple(self.told))
 
 
 def _shifted(record: Record, by: float) -> Record:
@@ -203,11 +183,7 @@ def _shifted(record: Record, by: float) -> Record:
     return replace(record, planned=record.planned + by, sent=record.sent + by, token_times=times)
 
 
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else seconds * 1000
-
-
-def describe(decision: Manifest) -> str:
+def describe(decision: Object) -> str:
     """A decision of the status on one line: from, to, why, on which evidence, by which pod."""
     shares = [f"{decision[key]['prefillPercent']}/{decision[key]['decodePercent']}" for key in ("from", "to")]
     observed, target = decision.get("observedMilliseconds"), decision.get("targetMilliseconds")

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import re
-import subprocess
-import tarfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from e2e.demo.kube import Deployed
-from e2e.demo.outcome import DemoError, Outcome
-from e2e.demo.paths import OUT
-from e2e.demo.service import Manifest, manifest, wait_until
+from e2e.demo.outcome import Outcome
+from e2e.demo.service import Deployed, manifest, wait_for
 from e2e.lib.helm import SYSTEM, Operator
-from e2e.lib.kube import Kube
-from e2e.lib.process import answers, free_port, stop, tail
+from e2e.lib.kube import Kube, Object
 from e2e.lib.service import models_claim, ready
 from semipd_operator.settings import ENGINE_USER as USER
 
@@ -69,36 +60,14 @@ def deploy(outcome: Outcome, kube: Kube, model: Path, *, local: bool, engine_ima
         spd["spec"]["podTemplate"] = {"spec": {"affinity": on_node(node)}}
     outcome.console.print("  [bold]$ kubectl apply -f examples/cpu.yaml[/]  [dim](with the demo's model folder)[/]")
     outcome.console.print(f"  {kube.apply(spd).strip()}", markup=False)
-    service.merge({"slo": None, "autoscaling": None, "replicas": 1})  # what an earlier demo patched in
-    _, seconds = wait_until(service, ready, READY_SECONDS, "Ready", every=0.5)
+    service.patch({"slo": None, "autoscaling": None, "replicas": 1})  # what an earlier demo patched in
+    seconds = wait_for(service, ready, READY_SECONDS, "Ready")
     show(outcome, kube, "-n", NAMESPACE, "get", "spd")
     outcome.check("kubectl apply gives a Ready service", True, f"{seconds:.0f} s")
     return service
 
 
-@contextmanager
-def reach(service: Deployed, kube: Kube, *, local: bool) -> Iterator[None]:
-    """Clients inside the local cluster use the Service's address; elsewhere a port is forwarded to it."""
-    if local:
-        yield
-        return
-    port = free_port()
-    command = ["kubectl", "-n", NAMESPACE, "port-forward", f"service/{service.name}", f"{port}:8000"]
-    with (OUT / "port-forward.log").open("wb") as log:
-        forward = subprocess.Popen([*kube.prefix, *command], stdout=log, stderr=subprocess.STDOUT)
-    try:
-        service.use(f"http://127.0.0.1:{port}")
-        deadline = time.monotonic() + 20
-        while not answers(f"{service.url()}/health"):
-            if time.monotonic() > deadline:
-                raise DemoError(f"kubectl port-forward does not work: {tail(OUT / 'port-forward.log')}")
-            time.sleep(0.2)
-        yield
-    finally:
-        stop(forward)
-
-
-def on_node(name: str) -> Manifest:
+def on_node(name: str) -> Object:
     """Affinity to one node: a ReadWriteOnce claim cannot be attached to two."""
     term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [name]}]}
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}
@@ -108,7 +77,7 @@ def upload(kube: Kube, model: Path, image: str) -> str:
     """Copies the model folder onto the claim, through a pod that only waits. Returns the pod's node."""
     name = "model-upload"
     volume = {"name": "models", "persistentVolumeClaim": {"claimName": "models"}}
-    pod: Manifest = {
+    pod: Object = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "namespace": NAMESPACE},
@@ -132,12 +101,7 @@ def upload(kube: Kube, model: Path, image: str) -> str:
     until = ["--for=condition=Ready", f"--timeout={PULL_SECONDS}s"]
     kube.kubectl("-n", NAMESPACE, "wait", f"pod/{name}", *until, timeout_s=PULL_SECONDS + 10)
     node = str(kube.get("pod", name, NAMESPACE)["spec"]["nodeName"])
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.add(model, arcname=model.name)
-    command = ["kubectl", "-n", NAMESPACE, "exec", "-i", name, "--", "tar", "-x", "-C", "/models", "--no-same-owner"]
-    answer = subprocess.run([*kube.prefix, *command], input=buffer.getvalue(), capture_output=True)
-    if answer.returncode:
-        raise DemoError(f"the model could not be copied to the claim: {answer.stderr.decode(errors='replace')}")
+    copy = ["cp", "--no-preserve", str(model), f"{name}:/models"]
+    kube.kubectl("-n", NAMESPACE, *copy, timeout_s=PULL_SECONDS)
     kube.kubectl("-n", NAMESPACE, "delete", "pod", name, "--grace-period=1")
     return node

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.traffic.plan import Request, prompt_ids
 from e2e.demo.outcome import Outcome
-from e2e.demo.service import Service, applied, wait_until
+from e2e.demo.service import Service, applied, wait_for
 
 WANTED = (70, 30)
 WITHIN = 5.0
@@ -12,15 +12,15 @@ WITHIN = 5.0
 
 def patched(outcome: Outcome, service: Service) -> None:
     """Patches the split; PASS if status.partition.applied shows it within 5 s and no process or pod was replaced."""
-    before = service.identity()
-    old = applied(service.read())
+    before = service.lives()
+    old = applied(service.get())
     prefill, decode = WANTED
-    service.merge({"partition": {"mode": "Manual", "prefillPercent": prefill, "decodePercent": decode}})
-    _, seconds = wait_until(service, lambda obj: applied(obj) == WANTED, 30, f"applied split {prefill}/{decode}")
+    service.patch({"partition": {"mode": "Manual", "prefillPercent": prefill, "decodePercent": decode}})
+    seconds = wait_for(service, lambda obj: applied(obj) == WANTED, 30, f"applied split {prefill}/{decode}")
     was = f"{old[0]}/{old[1]}" if old else "none"
     shown = f"{was} to {prefill}/{decode} after {seconds:.1f} s"
     outcome.check(f"a patched split is applied within {WITHIN:.0f} s, {service.where}", seconds <= WITHIN, shown)
-    after = service.identity()
-    outcome.check(f"nothing restarted, {service.where}", before == after, ", ".join(after) if before != after else "")
+    after = service.lives()
+    outcome.check(f"nothing restarted, {service.where}", before == after, f"{after}" if before != after else "")
     record = service.send([Request(0.0, 4, prompt_ids(64, seed=77))])[0]
     outcome.check(f"it serves on under the new split, {service.where}", record.ok, record.error or "")

@@ -16,10 +16,9 @@ from bench.traffic.client import OnToken, replay, served_model
 from bench.traffic.plan import Request, prompt_ids
 from bench.traffic.records import Record
 from e2e.demo import plots
-from e2e.demo.engine import flags, serve
 from e2e.demo.lanes import IDLE, Scene, figures, picture, rows
-from e2e.demo.outcome import DemoError, Outcome
-from e2e.demo.paths import OUT
+from e2e.demo.outcome import OUT, DemoError, Outcome
+from e2e.demo.service import serve
 
 STREAMS = 4
 PROMPT_TOKENS = 1_024
@@ -43,7 +42,7 @@ ATTEMPTS = 2
 def streams(outcome: Outcome, model: Path, split_url: str) -> None:
     """Both modes one after the other; `split_url` is an engine that runs already with 50/50."""
     seen: list[str] = []
-    with serve(model, OUT / "engine-unified.log", "--unified", *flags(COMMON)) as unified_url:
+    with serve(model, OUT / "engine-unified.log", COMMON, "--unified") as unified_url:
         for attempt in range(ATTEMPTS):
             frozen = asyncio.run(watch(UNIFIED, unified_url, outcome.console, seed=2 * attempt + 1))
             flowing = asyncio.run(watch(SPLIT, split_url, outcome.console, seed=2 * attempt + 2))
