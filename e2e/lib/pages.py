@@ -21,6 +21,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from uuid import uuid4
 
@@ -34,13 +35,25 @@ _FLAG = re.compile(rf"(?<=\s)(?P<dashes>--?)(?P<name>[A-Za-z][\w-]*)(?P<value>(?
 _VALUELESS = ("-i", "-sS", "--fail-with-body", "--create-namespace", "--wait")
 
 
+class Change(StrEnum):
+    """What a reader may get wrong about a flag."""
+
+    RENAMED = "renamed"
+    """To a name that no program knows."""
+    LEFT_OUT = "left out"
+    ALTERED = "altered"
+    """Its value has another end."""
+
+
 @dataclass(frozen=True)
 class Mutant:
-    """A command of a block with one flag changed: under a name that no program knows, or left out."""
+    """A block, from one of its commands on, with one flag of that command changed."""
 
     flag: str
-    command: str
-    renamed: bool
+    change: Change
+    commands: str
+    whole: bool
+    """From the first command on."""
 
 
 @dataclass(frozen=True)
@@ -67,21 +80,28 @@ class Block:
         return found
 
     def mutants(self) -> Iterator[Mutant]:
-        for command in self.split():
+        commands = self.split()
+        for number, command in enumerate(commands):
             for match in _FLAG.finditer(command):
-                flag, value = match["dashes"] + match["name"], match["value"]
+                for flag, change, text in _changes(match["dashes"], match["name"], match["value"]):
+                    changed = command[: match.start()] + text + command[match.end() :]
+                    yield Mutant(flag, change, "".join([changed, *commands[number + 1 :]]), whole=number == 0)
 
-                def put(text: str, command: str = command, match: re.Match[str] = match) -> str:
-                    return command[: match.start()] + text + command[match.end() :]
 
-                yield Mutant(flag, put(f"--{match['name']}-renamed{value}"), renamed=True)
-                if flag not in _VALUELESS:
-                    yield Mutant(flag, put(""), renamed=False)
-                elif match["dashes"] == "-" and len(match["name"]) > 1:
-                    for letter in match["name"]:
-                        yield Mutant(f"-{letter}", put("-" + match["name"].replace(letter, "") + value), renamed=False)
-                else:
-                    yield Mutant(flag, put(value), renamed=False)
+def _changes(dashes: str, name: str, value: str) -> Iterator[tuple[str, Change, str]]:
+    """(flag, what is wrong with it, what stands in its place); letters behind one dash are flags of their own."""
+    flag = dashes + name
+    yield flag, Change.RENAMED, f"--{name}-renamed{value}"
+    if flag not in _VALUELESS:
+        yield flag, Change.LEFT_OUT, ""
+        if value:
+            end = -1 if value[-1] in "'\"" else len(value)
+            yield flag, Change.ALTERED, f"{flag}{value[:end]}-altered{value[end:]}"
+    elif dashes == "-" and len(name) > 1:
+        for letter in name:
+            yield f"-{letter}", Change.LEFT_OUT, f"-{name.replace(letter, '')}{value}"
+    else:
+        yield flag, Change.LEFT_OUT, value
 
 
 class PageError(AssertionError):
@@ -195,22 +215,22 @@ class Shell(AbstractContextManager["Shell"]):
         return printed
 
     def attempt(self, commands: str, timeout_s: float) -> tuple[int, str]:
-        """(exit status, what it printed); this shell goes on either way."""
-        text = f"set +e\n( set -eo pipefail\n{commands.rstrip()}\n) </dev/null\nprintf '\\nstatus=%s\\n' $?\nset -e\n"
-        printed = self._once(Block(0, text), time.monotonic() + timeout_s)
+        """(exit status, what it printed); this shell goes on either way. 124: it took longer."""
+        inner = f"timeout {timeout_s} bash -eo pipefail -c {shlex.quote(commands.rstrip())}"
+        text = f"set +e\n{inner} </dev/null\nprintf '\\nstatus=%s\\n' $?\nset -e\n"
+        printed = self._once(Block(0, text), time.monotonic() + timeout_s + 30)
         before, _, status = printed.rstrip().rpartition("status=")
         return int(status), before
 
     def survivors(self, block: Block, timeout_s: float, unseen: Collection[str] = ()) -> list[Mutant]:
         """Those of its mutants that neither fail nor print something else than the page shows. Flags in `unseen` are
-        not left out: that would do harm, or shows elsewhere."""
-        alone = len(block.split()) == 1
+        renamed only: what else is done to them does not show in this block."""
         found = []
         for mutant in block.mutants():
-            if mutant.flag in unseen and not mutant.renamed:
+            if mutant.flag in unseen and mutant.change is not Change.RENAMED:
                 continue
-            status, printed = self.attempt(mutant.command, timeout_s)
-            if status == 0 and not (alone and block.shows and difference(block.shows, printed)):
+            status, printed = self.attempt(mutant.commands, timeout_s)
+            if status == 0 and not (mutant.whole and block.shows and difference(block.shows, printed)):
                 found.append(mutant)
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from e2e.lib.pages import Shell, blocks
 from semipd_agent.doctor.command import parser as doctor_parser
 from semipd_operator.__main__ import parse
 
@@ -350,3 +352,23 @@ def test_cert_manager_takes_the_place_of_our_own_certificate(
     key.write_text("0123456789abcdef")
     settings, _ = parse([a.replace("/etc/semipd-operator/key", str(key)) for a in pod["containers"][0]["args"]])
     assert settings.metrics_api is not None and str(settings.metrics_api.tls_dir) == "/etc/semipd-operator-tls"
+
+
+def test_each_value_of_the_quick_start_shows_in_what_is_installed(helm: Path, tmp_path: Path) -> None:
+    """So that the blocks behind `helm install` fail: the pods are elsewhere, or of an image that nobody has."""
+    page = (ROOT / "docs" / "quickstart.md").read_text()
+    [install] = [block for block in blocks(page, "On a cluster") if block.commands.startswith("helm install")]
+
+    def rendered(commands: str) -> list[str]:
+        line = commands.replace("helm install", f"{helm} template --kube-version=1.36.2")
+        line = line.replace('"oci://$REGISTRY/charts/semipd-operator" --version 0.2.0-dev', str(CHART))
+        status, printed = shell.attempt(line, 30)
+        return re.findall(r"(?:image|namespace)[:=].*", printed) if status == 0 else []
+
+    with Shell(tmp_path, {"REGISTRY": "registry.test/semipd"}) as shell:
+        right = rendered(install.commands)
+        assert any("registry.test/semipd/operator:dev" in line for line in right)
+        assert any("registry.test/semipd/engine:dev" in line for line in right)
+        changes = [mutant for mutant in install.mutants() if mutant.flag in ("--namespace", "--set")]
+        assert len(changes) == 5 * 3
+        assert not [mutant for mutant in changes if rendered(mutant.commands) == right]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from e2e.lib.pages import Block, PageError, Shell, blocks, difference
+from e2e.lib.pages import Block, Change, PageError, Shell, blocks, difference
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,8 +141,8 @@ def asked(block: Block, folder: Path, commands: str = "", status: int = 200) -> 
     return heard
 
 
-def without(block: Block, flag: str) -> str:
-    [found] = [mutant.command for mutant in block.mutants() if mutant.flag == flag and not mutant.renamed]
+def changed(block: Block, flag: str, change: Change = Change.LEFT_OUT) -> str:
+    [found] = [mutant.commands for mutant in block.mutants() if (mutant.flag, mutant.change) == (flag, change)]
     return found
 
 
@@ -150,8 +150,9 @@ def test_the_quick_start_asks_what_it_says(tmp_path: Path) -> None:
     question, metrics = curls()
     assert asked(question, tmp_path) == [(f"POST {CHAT}", "application/json", QUESTION)]
     assert [request for request, _, _ in asked(metrics, tmp_path)] == ["GET /metrics"]
-    [(_, kind, _)] = asked(question, tmp_path, without(question, "--header"))
-    assert kind != "application/json"
+    for change in (Change.LEFT_OUT, Change.ALTERED):
+        [(_, kind, _)] = asked(question, tmp_path, changed(question, "--header", change))
+        assert kind != "application/json"
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -161,9 +162,9 @@ def test_a_refused_request_fails_its_block_and_says_why(number: int, tmp_path: P
     with pytest.raises(PageError, match=r"a command failed(?s:.*)curl: \(22\)"):
         asked(block, tmp_path, status=503)
     with pytest.raises(PageError, match="a command failed") as silent:
-        asked(block, tmp_path, without(block, "-S"), status=503)
+        asked(block, tmp_path, changed(block, "-S"), status=503)
     assert "curl: (22)" not in str(silent.value)
-    asked(block, tmp_path, without(block, "--fail-with-body"), status=503)
+    asked(block, tmp_path, changed(block, "--fail-with-body"), status=503)
 
 
 def test_a_file_that_is_not_changed_is_noticed_in_the_next_block(tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ def test_a_file_that_is_not_changed_is_noticed_in_the_next_block(tmp_path: Path)
     at = next(number for number, block in enumerate(page) if block.commands.startswith("sed"))
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     with Shell(tmp_path, {}) as shell:
-        shell.run(replace(page[at], commands=without(page[at], "-i")), 20)
+        shell.run(replace(page[at], commands=changed(page[at], "-i")), 20)
         with pytest.raises(PageError, match="prefillPercent: 80"):
             shell.run(page[at + 1], 20)
         shell.run(page[at], 20)
@@ -181,19 +182,24 @@ def test_a_file_that_is_not_changed_is_noticed_in_the_next_block(tmp_path: Path)
 COMMANDS = Block(1, "ls -aB --color=never --width 9 .\nsort <<<'b' \\\n  -o 'a b' # all\n", shows=".\n..\n")
 
 
-def test_each_flag_is_renamed_and_left_out() -> None:
+def test_each_flag_is_renamed_and_left_out_and_each_value_altered() -> None:
     assert COMMANDS.split() == ["ls -aB --color=never --width 9 .\n", "sort <<<'b' \\\n  -o 'a b' # all\n"]
-    changed = [(mutant.flag, mutant.command.strip()) for mutant in COMMANDS.mutants() if not mutant.renamed]
-    assert ("--color", "ls -aB  --width 9 .") in changed and ("--width", "ls -aB --color=never  .") in changed
-    assert ("-o", "sort <<<'b' \\\n   # all") in changed
-    renamed = [mutant.command for mutant in COMMANDS.mutants() if mutant.renamed]
-    assert len(renamed) == 4 and "ls -aB --color-renamed=never --width 9 .\n" in renamed
+    sort = COMMANDS.split()[1]
+    found = {(mutant.flag, mutant.change): mutant for mutant in COMMANDS.mutants()}
+    assert len(found) == 4 + 4 + 3, "`-aB` may have a value; it has none here"
+    assert found["--color", Change.RENAMED].commands == f"ls -aB --color-renamed=never --width 9 .\n{sort}"
+    assert found["--color", Change.LEFT_OUT].commands == f"ls -aB  --width 9 .\n{sort}"
+    assert found["--width", Change.ALTERED].commands == f"ls -aB --color=never --width 9-altered .\n{sort}"
+    assert found["-o", Change.LEFT_OUT].commands == "sort <<<'b' \\\n   # all\n"
+    assert found["-o", Change.ALTERED].commands == "sort <<<'b' \\\n  -o 'a b-altered' # all\n"
+    assert found["--width", Change.LEFT_OUT].whole and not found["-o", Change.LEFT_OUT].whole
 
 
 def test_a_flag_that_changes_nothing_survives(tmp_path: Path) -> None:
     one, two = "ls --all --color=never\n", "ls --color=never\n"
     with Shell(tmp_path, {}) as shell:
         found = shell.survivors(Block(1, one, shows=".\n..\n"), 20)
-        assert [(mutant.flag, mutant.renamed) for mutant in found] == [("--color", False)]
+        assert [(mutant.flag, mutant.change) for mutant in found] == [("--color", Change.LEFT_OUT)]
         assert shell.survivors(Block(1, two), 20, unseen=["--color"]) == []
+        assert shell.attempt("sleep 60", 0.5)[0] == 124
         assert shell.attempt("exit 3", 20)[0] == 3 and shell.attempt("echo on", 20)[1].strip() == "on"
