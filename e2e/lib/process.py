@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -52,11 +53,11 @@ def running(
         stop(process)
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, and SIGKILL when that does not help within 20 s."""
+def stop(process: subprocess.Popen[Any], patience_s: float = 20) -> None:
+    """SIGTERM, and SIGKILL when that does not help in time."""
     process.terminate()
     try:
-        process.wait(20)
+        process.wait(patience_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -12,7 +12,6 @@ import os
 import signal
 import ssl
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.api.harness import Operator, chart_rights
+from tests.api.harness import Operator, chart_rights, programs
 
 from e2e.lib.process import free_port
 from e2e.lib.waiting import wait_until
@@ -32,16 +31,6 @@ ROOT = Path(__file__).resolve().parents[2]
 OPERATOR_NAMESPACE = "semipd-system"
 OPERATOR_ACCOUNT = "semipd-operator"
 OPERATOR_USER = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{OPERATOR_ACCOUNT}"
-
-
-def programs(*names: str) -> Path:
-    """The folder of the built programs; skips, saying how to get them (the tier runner counts a skip as a failure)."""
-    found = subprocess.run(
-        [sys.executable, ROOT / "hack/cluster/tools", "path", *names], capture_output=True, text=True, check=False
-    )
-    if found.returncode:
-        pytest.skip(found.stderr.strip())
-    return Path(found.stdout.strip())
 
 
 @dataclass(frozen=True)
@@ -242,11 +231,5 @@ def operator(crd: Any, tmp_path_factory: pytest.TempPathFactory, agent_port: int
     system = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OPERATOR_NAMESPACE}}
     for obj in [system, *chart_rights(crd), POD_MONITOR_CRD]:
         crd.apply(obj)
-    running = Operator(crd, tmp_path_factory.mktemp("operator"), agent_port, (free_port(), free_port()))
-    try:
-        wait_until(running.ready, 60, lambda: running.log.read_text()[-3000:])
+    with Operator(crd, tmp_path_factory.mktemp("operator"), agent_port) as running:
         yield running
-        print(running.log.read_text()[-6000:])
-    finally:
-        if running.process.poll() is None:
-            running.stop()

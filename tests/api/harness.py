@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from e2e.lib.process import free_port
 from e2e.lib.waiting import wait_until
 from semipd_agent.contract import (
     AgentConfig,
@@ -124,19 +125,19 @@ class Agent:
         self.server.server_close()
 
 
-class Operator:
-    """One operator process; its log is shown when a test fails."""
+class Operator(contextlib.AbstractContextManager["Operator"]):
+    """One operator process, ready inside its block; its log is shown when a test fails."""
 
     def __init__(
         self,
         cluster: Any,
         folder: Path,
         agent_port: int,
-        ports: tuple[int, int],
         *extra: str,
         key: str = KEY,
         ip: str = "",
     ) -> None:
+        ports = free_port(), free_port()
         self.health = f"http://127.0.0.1:{ports[0]}/readyz"
         self.metrics = f"http://127.0.0.1:{ports[1]}/metrics"
         self.key = folder / "key"
@@ -166,6 +167,19 @@ class Operator:
             return urllib.request.urlopen(self.health, timeout=2).status == 200
         return False
 
+    def __enter__(self) -> Operator:
+        try:
+            wait_until(self.ready, 60, lambda: self.log.read_text()[-3000:])
+        except AssertionError:
+            self.process.kill()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        print(self.log.read_text()[-6000:])
+        if self.process.poll() is None:
+            self.stop()
+
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         try:
@@ -175,18 +189,27 @@ class Operator:
             raise
 
 
+def programs(*names: str) -> Path:
+    """The folder of the built programs; skips, saying how to get them (the tier runner counts a skip as a failure)."""
+    found = subprocess.run(
+        [sys.executable, ROOT / "hack/cluster/tools", "path", *names], capture_output=True, text=True, check=False
+    )
+    if found.returncode:
+        pytest.skip(found.stderr.strip())
+    return Path(found.stdout.strip())
+
+
+def helm_program() -> Path:
+    """The one on the PATH, or the one that is built here."""
+    return Path(shutil.which("helm") or programs("helm") / "helm")
+
+
 def chart_rights(cluster: Any, *more: str, values: dict[str, str] | None = None) -> list[dict[str, Any]]:
     """The chart's RBAC objects and those of `more` templates, rendered by the real helm, for the ServiceAccount of the
     operator's kubeconfig. `values`: as by ``--set``."""
-    helm = cluster.bin / "helm"
-    if not helm.exists():
-        found = shutil.which("helm")
-        if not found:
-            pytest.skip("helm is not built: run `hack/cluster/tools build`")
-        helm = Path(found)
     text = subprocess.run(
         [
-            helm,
+            helm_program(),
             "template",
             "semipd-operator",
             ROOT / "charts/semipd-operator",

@@ -85,15 +85,10 @@ def scaled(crd: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scale
     for obj in chart_rights(crd, "metrics-api"):
         crd.apply(here(obj))
     folder = tmp_path_factory.mktemp("scaled")
-    ports = (free_port(), free_port())
-    running = Operator(crd, folder, agent_port, ports, *flags(port), ip="10.1.2.3")
     try:
-        wait_until(running.ready, 60, lambda: running.log.read_text()[-3000:])
-        yield Scaled(crd, running, agent_port, port)
-        print(running.log.read_text()[-6000:])
+        with Operator(crd, folder, agent_port, *flags(port), ip="10.1.2.3") as running:
+            yield Scaled(crd, running, agent_port, port)
     finally:
-        if running.process.poll() is None:
-            running.stop()
         crd.kubectl("delete", "apiservice", API_SERVICE, "--ignore-not-found")
 
 
@@ -423,10 +418,7 @@ def test_a_follower_takes_over_and_the_api_answers_on(
     assert behind() == [["10.1.2.3"]] * 2
     [owner] = crd.get("endpoints", f"{NAME}-metrics-api", OPERATOR_NAMESPACE)["metadata"]["ownerReferences"]
     assert owner["kind"] == "Lease", "they go with the release"
-    ports = (free_port(), free_port())
-    follower = Operator(crd, tmp_path, scaled.agent_port, ports, *flags(free_port()), ip="10.1.2.4")
-    try:
-        wait_until(follower.ready, 30, "a follower is ready: it stands by")
+    with Operator(crd, tmp_path, scaled.agent_port, *flags(free_port()), ip="10.1.2.4") as follower:
         assert "standing by" in follower.log.read_text() and "leading" not in follower.log.read_text()
         scaled.operator.process.kill()
         wait_until(lambda: "leading by Lease" in follower.log.read_text(), 40)
@@ -441,6 +433,4 @@ def test_a_follower_takes_over_and_the_api_answers_on(
         assert behind() == [["10.1.2.4"]] * 2
         crd.kubectl("patch", "spd", "demo", "-n", namespace, "--type=merge", "-p", '{"spec":{"replicas":2}}')
         wait_until(lambda: crd.get("deployment", "demo", namespace)["spec"]["replicas"] == 2)
-    finally:
-        print(follower.log.read_text()[-6000:])
         assert follower.stop() == 0

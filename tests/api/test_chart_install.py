@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.api.conftest import Cluster, api_server
-from tests.api.harness import ROOT, service
+from tests.api.harness import ROOT, helm_program, service
 
 pytestmark = pytest.mark.api
 
@@ -24,14 +22,8 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def helm(cluster: Cluster, *arguments: str) -> str:
-    program = cluster.bin / "helm"
-    if not program.exists():
-        found = shutil.which("helm")
-        if not found:
-            pytest.skip("helm is not built: run `hack/cluster/tools build`")
-        program = Path(found)
     answer = subprocess.run(
-        [program, "--kubeconfig", cluster.kubeconfig, "-n", "semipd-system", *arguments],
+        [helm_program(), "--kubeconfig", cluster.kubeconfig, "-n", "semipd-system", *arguments],
         capture_output=True,
         text=True,
         check=False,

@@ -16,8 +16,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
-from tests.api.conftest import programs
-from tests.api.harness import KEY, Agent, Operator, condition, ready, row, service
+from tests.api.harness import KEY, Agent, Operator, condition, programs, ready, row, service
 
 from e2e.lib.process import free_port
 from e2e.lib.waiting import wait_until

@@ -24,7 +24,6 @@ from tests.api.harness import (
     serving,
 )
 
-from e2e.lib.process import free_port
 from e2e.lib.waiting import wait_until
 from semipd_agent.contract import AgentFile, PartitionState, Split, service_token, token_digest
 
@@ -137,11 +136,8 @@ def test_two_operators_with_different_keys_do_not_fight(
     crd.apply(service("shared", namespace))
     config_map = wait_until(lambda: crd.get("configmap", "shared-agent", namespace))
     name = config_map["metadata"]["annotations"]["semipd.io/operator"]
-    ports = (free_port(), free_port())
     flags = (f"--lease={OPERATOR_NAMESPACE}/semipd-operator",)
-    second = Operator(crd, tmp_path, agent_port, ports, *flags, key="f" * 32)
-    try:
-        wait_until(second.ready, 60)
+    with Operator(crd, tmp_path, agent_port, *flags, key="f" * 32):
 
         def holder() -> str:
             found = crd.get("configmap", "shared-agent", namespace)
@@ -156,8 +152,6 @@ def test_two_operators_with_different_keys_do_not_fight(
         told = crd.kubectl("get", "events", "-n", namespace, "--field-selector=reason=OperatorConflict").stdout
         assert f"operator {name} leaves it alone" in told and f"{OPERATOR_NAMESPACE}/semipd-operator" in told
         assert told.count("OperatorConflict") == 1
-    finally:
-        second.stop()
     crd.kubectl("delete", "lease", "semipd-operator", "-n", OPERATOR_NAMESPACE)
     wait_until(lambda: holder() == name, 90, "the other one is gone")
 
@@ -171,10 +165,7 @@ def test_a_new_operator_with_a_new_key_rolls_nothing_and_resumes(
         assert operator.stop() == 0
         agent.state = PartitionState.FAILED
         key = "f" * 32
-        ports = (free_port(), free_port())
-        successor = Operator(crd, tmp_path, agent_port, ports, "--engine-image=engine:2", key=key)
-        try:
-            wait_until(successor.ready, 60)
+        with Operator(crd, tmp_path, agent_port, "--engine-image=engine:2", key=key):
 
             def applied() -> dict[str, Any]:
                 return condition(crd.get("spd", "kept", namespace), "PartitionApplied")
@@ -199,5 +190,3 @@ def test_a_new_operator_with_a_new_key_rolls_nothing_and_resumes(
                 return template["spec"]["containers"][0]["image"]
 
             wait_until(lambda: image() == "engine:2")
-        finally:
-            successor.stop()

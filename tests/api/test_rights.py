@@ -10,7 +10,6 @@ from tests.api.conftest import OPERATOR_NAMESPACE, POD_MONITOR_CRD
 from tests.api.harness import Operator, chart_rights, condition, row, service, serving
 from tests.api.test_autoscaling import scaled_objects
 
-from e2e.lib.process import free_port
 from e2e.lib.waiting import wait_until
 
 pytestmark = pytest.mark.api
@@ -23,14 +22,8 @@ def restricted(crd: Any, tmp_path_factory: pytest.TempPathFactory, agent_port: i
     system = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OPERATOR_NAMESPACE}}
     for obj in [system, *chart_rights(crd, values=WITHOUT), POD_MONITOR_CRD, scaled_objects()]:
         crd.apply(obj)
-    running = Operator(crd, tmp_path_factory.mktemp("restricted"), agent_port, (free_port(), free_port()))
-    try:
-        wait_until(running.ready, 60, lambda: running.log.read_text()[-3000:])
+    with Operator(crd, tmp_path_factory.mktemp("restricted"), agent_port) as running:
         yield running
-        print(running.log.read_text()[-6000:])
-    finally:
-        if running.process.poll() is None:
-            running.stop()
 
 
 def test_a_kind_without_rights_costs_a_service_nothing(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from e2e.lib.process import stop
 from e2e.lib.waiting import wait_until
 from semipd_engine.contract import (
     CONTROL_REPLY,
@@ -194,12 +195,7 @@ class Engine:
         for name in ("core", "resident"):
             process = self.processes[name]
             process.send_signal(signal.SIGCONT)
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            stop(process, patience_s=15)
 
 
 def engine_for(

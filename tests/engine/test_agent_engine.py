@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from e2e.lib.models import random_model
+from e2e.lib.process import stop
 from e2e.lib.waiting import wait_until
 from semipd_agent.contract import AgentConfig, AgentFile, PartitionConfig, Split, StatusReport, token_digest
 
@@ -72,13 +73,7 @@ class Pod:
         return time.monotonic() - started
 
     def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(40)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        stop(self.process, patience_s=40)
         self._log.close()
 
 

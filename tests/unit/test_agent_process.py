@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from e2e.lib.process import stop
 from e2e.lib.waiting import wait_until
 from semipd_agent.contract import token_digest
 
@@ -100,13 +101,7 @@ class RunningAgent:
         return time.monotonic() - started
 
     def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(45)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        stop(self.process, patience_s=45)
         self.log.close()
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import re
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tests.api.harness import helm_program
 
 from e2e.lib.pages import Shell, blocks
 from semipd_agent.doctor.command import parser as doctor_parser
@@ -24,14 +23,7 @@ CHART = ROOT / "charts/semipd-operator"
 
 @pytest.fixture(scope="module")
 def helm() -> Path:
-    found = subprocess.run(
-        [sys.executable, ROOT / "hack/cluster/tools", "path", "helm"], capture_output=True, text=True, check=False
-    )
-    if found.returncode == 0 and (path := Path(found.stdout.strip()) / "helm").exists():
-        return path
-    if path_helm := shutil.which("helm"):
-        return Path(path_helm)
-    pytest.skip(found.stderr.strip())
+    return helm_program()
 
 
 def template(helm: Path, *arguments: str) -> list[dict[str, Any]]:
