@@ -19,9 +19,9 @@ from semipd_cli.simulator.engine import Arrival
 
 pytestmark = pytest.mark.unit
 
-FAST = Speed(prompt_token=5e-5, step=0.006, row=0.0003)
-CHAT = SLO(ttft_milliseconds=433, tpot_milliseconds=47)
-EDGE = 4.5
+SPEED = Speed(prompt_token=1e-4, step=0.012, row=0.0006)
+CHAT = SLO(ttft_milliseconds=866, tpot_milliseconds=94)
+EDGE = 2.25
 """Requests a second of 1,155 prompt and 211 output tokens with which one pod just meets `CHAT`."""
 TARGET, SYNC, BOOT = 0.8, 15, 60
 UP_WINDOW, DOWN_WINDOW, PERIOD = 60, 300, 60
@@ -29,7 +29,7 @@ UP_WINDOW, DOWN_WINDOW, PERIOD = 60, 300, 60
 
 class Replica(Pod):
     def __init__(self, now: float, ready_at: float) -> None:
-        super().__init__(AgentConfig(slo=CHAT, partition=PartitionConfig(mode=Mode.AUTO)), speed=FAST, now=now)
+        super().__init__(AgentConfig(slo=CHAT, partition=PartitionConfig(mode=Mode.AUTO)), speed=SPEED, now=now)
         self.ready_at = ready_at
 
 

@@ -215,10 +215,14 @@ class Simulation:
         self.settle()
 
 
+STEPS = 10_000
+"""Of each run: hundreds of requests, and dozens of preemptions, crashes and aborts."""
+
+
 @pytest.mark.parametrize(("seed", "aggregated"), [(0, False), (1, False), (2, True), (3, None)])
 def test_no_token_changes_under_random_traffic(seed: int, aggregated: bool | None) -> None:
     simulation = Simulation(seed, BlockPool, aggregated=aggregated)
-    for _ in range(25_000):
+    for _ in range(STEPS):
         simulation.step()
     assert simulation.scheduler.preemptions > 10 and simulation.crashes > 10 and len(simulation.aborted) > 10
     assert simulation.scheduler.kv.hits_tokens > 100 and simulation.scored > 100
@@ -231,7 +235,7 @@ def test_no_token_changes_under_random_traffic(seed: int, aggregated: bool | Non
 
 def test_wrong_accounts_cost_no_request_its_life_and_change_no_token() -> None:
     simulation = Simulation(4, BlockPool, aggregated=None, defects=True)
-    for _ in range(25_000):
+    for _ in range(STEPS):
         simulation.step()
     assert simulation.scheduler.accounting_faults > 10
     simulation.defects = False
@@ -243,6 +247,8 @@ def test_wrong_accounts_cost_no_request_its_life_and_change_no_token() -> None:
 
 def test_a_pool_without_quarantine_is_caught() -> None:
     simulation = Simulation(0, HastyPool)
-    for _ in range(25_000):
+    for _ in range(STEPS):
         simulation.step()
-    assert simulation.wrong > 0
+        if simulation.wrong:
+            return
+    raise AssertionError("no token changed")

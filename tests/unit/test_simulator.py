@@ -69,8 +69,8 @@ def test_a_switch_takes_effect_after_its_delay() -> None:
 @pytest.mark.parametrize("policy", [*POLICIES, "100/40", "mixed/256"])
 def test_each_policy_runs_and_equal_seeds_give_equal_runs(policy: str) -> None:
     workload = WORKLOADS["2000/60@3.25"]
-    first, second = (run(workload, policy, 45, 5, Size()) for _ in range(2))
-    assert first.requests > 100 and 0 <= first.attainment <= 1
+    first, second = (run(workload, policy, 20, 5, Size()) for _ in range(2))
+    assert first.requests > 50 and 0 <= first.attainment <= 1
     assert (first.attainment, first.splits) == (second.attainment, second.splits)
 
 
@@ -106,7 +106,7 @@ def test_a_rounded_trace_is_spread_and_sped_up(tmp_path: Path) -> None:
 
 def test_the_command_writes_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "runs.json"
-    arguments = ["300/400@4", "--seconds", "20", "--seeds", "2", "--policy", "100/100", "--policy", "auto", "--quiet"]
+    arguments = ["300/400@4", "--seconds", "5", "--seeds", "2", "--policy", "100/100", "--policy", "auto", "--quiet"]
     assert simulate([*arguments, "--json", str(out), "--plot", str(tmp_path / "plot.png")]) == 0
     runs = json.loads(out.read_text())
     assert [(r["policy"], r["seed"]) for r in runs] == [("100/100", 1), ("100/100", 2), ("auto", 1), ("auto", 2)]
