@@ -181,9 +181,8 @@ def api_server(folder: Path) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def crd(cluster: Cluster) -> Cluster:
-    """The cluster with the project's CRD established, applied as a user would (client-side: its size is tested too)."""
+    """The cluster with the project's CRD served, applied as a user would (client-side: its size is tested too)."""
     cluster.kubectl("apply", "-f", str(ROOT / "crds"))
-    cluster.kubectl("wait", "--for=condition=Established", "crd/semipdservices.semipd.io", "--timeout=30s")
     wait_until(lambda: cluster.kubectl("get", "spd", ok=False).returncode == 0)
     return cluster
 
