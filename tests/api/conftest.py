@@ -227,8 +227,7 @@ def agent_port() -> int:
 
 @pytest.fixture(scope="module")
 def operator(crd: Any, tmp_path_factory: pytest.TempPathFactory, agent_port: int) -> Iterator[Operator]:
-    system = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OPERATOR_NAMESPACE}}
-    for obj in [system, *chart_rights(crd), POD_MONITOR_CRD]:
+    for obj in [*chart_rights(), POD_MONITOR_CRD]:
         crd.apply(obj)
     with Operator(crd, tmp_path_factory.mktemp("operator"), agent_port) as running:
         yield running

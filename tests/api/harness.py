@@ -204,9 +204,9 @@ def helm_program() -> Path:
     return Path(shutil.which("helm") or programs("helm") / "helm")
 
 
-def chart_rights(cluster: Any, *more: str, values: dict[str, str] | None = None) -> list[dict[str, Any]]:
-    """The chart's RBAC objects and those of `more` templates, rendered by the real helm, for the ServiceAccount of the
-    operator's kubeconfig. `values`: as by ``--set``."""
+def chart_rights(*more: str, values: dict[str, str] | None = None) -> list[dict[str, Any]]:
+    """The release's namespace, the chart's RBAC objects and those of `more` templates, by the real helm, for the
+    ServiceAccount of the operator's kubeconfig. `values`: as by ``--set``."""
     text = subprocess.run(
         [
             helm_program(),
@@ -227,7 +227,8 @@ def chart_rights(cluster: Any, *more: str, values: dict[str, str] | None = None)
         capture_output=True,
         text=True,
     ).stdout
-    return [obj for obj in yaml.safe_load_all(text) if obj]
+    system = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "semipd-system"}}
+    return [system, *(obj for obj in yaml.safe_load_all(text) if obj)]
 
 
 def service(name: str, namespace: str, **spec: Any) -> dict[str, Any]:

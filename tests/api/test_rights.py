@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.api.conftest import OPERATOR_NAMESPACE, POD_MONITOR_CRD
+from tests.api.conftest import POD_MONITOR_CRD
 from tests.api.harness import Operator, chart_rights, condition, row, service, serving
 from tests.api.test_autoscaling import scaled_objects
 
@@ -19,8 +19,7 @@ WITHOUT = {"rbac.podMonitors": "false", "rbac.scaledObjects": "false"}
 
 @pytest.fixture(scope="module")
 def restricted(crd: Any, tmp_path_factory: pytest.TempPathFactory, agent_port: int) -> Iterator[Operator]:
-    system = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OPERATOR_NAMESPACE}}
-    for obj in [system, *chart_rights(crd, values=WITHOUT), POD_MONITOR_CRD, scaled_objects()]:
+    for obj in [*chart_rights(values=WITHOUT), POD_MONITOR_CRD, scaled_objects()]:
         crd.apply(obj)
     with Operator(crd, tmp_path_factory.mktemp("restricted"), agent_port) as running:
         yield running
