@@ -47,6 +47,7 @@ ASKS: dict[str, Callable[[Kube], Awaitable[object]]] = {
     "list": lambda one: one.list("v1", "Pod"),
     "apply": lambda one: one.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "n", "name": "p"}}),
     "delete": lambda one: one.delete("v1", "Pod", "n", "p", "uid"),
+    "create": lambda one: one.create("authorization.k8s.io/v1", "SubjectAccessReview", "", {}),
     "warnings": lambda one: one.warnings("n", "uid"),
     "knows": lambda one: one.knows("apps/v1", "Deployment"),
 }
@@ -61,13 +62,19 @@ async def test_no_answer_is_one_error(answer: bytes | None, ask: str, monkeypatc
             await ASKS[ask](one)
 
 
-@pytest.mark.parametrize("ask", [*(ASKS.keys() - {"delete"})])
+@pytest.mark.parametrize("ask", [name for name in ASKS if name != "delete"])
 @pytest.mark.parametrize("body", [b"{}", b"[]", b"null", b'{"items": null}', b'{"metadata": [], "items": 3}'])
 async def test_json_of_something_else_is_no_answer_either(body: bytes, ask: str) -> None:
     """A proxy or a portal between us and the API server says 200, too."""
     async with answering(http("200 OK", body)) as one:
         with pytest.raises(ApiAway, match="no API server's"):
             await ASKS[ask](one)
+
+
+async def test_a_review_has_no_name() -> None:
+    body = b'{"kind": "SubjectAccessReview", "metadata": {}, "spec": {}, "status": {"allowed": true}}'
+    async with answering(http("200 OK", body)) as one:
+        assert (await ASKS["create"](one))["status"] == {"allowed": True}
 
 
 async def test_a_closed_port_is_the_same() -> None:
