@@ -12,6 +12,9 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import StreamingResponse
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -23,8 +26,6 @@ def main() -> None:
 
     import torch
     import uvicorn
-    from fastapi import FastAPI, HTTPException, Request
-    from fastapi.responses import StreamingResponse
     from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
     torch.set_num_threads(asked.threads)
@@ -36,7 +37,7 @@ def main() -> None:
     manager = model.init_continuous_batching(
         generation_config=greedy,
         continuous_batching_config=ContinuousBatchingConfig(
-            block_size=block, num_blocks=asked.kv_bytes // token_bytes // block
+            page_size=block, num_blocks=asked.kv_bytes // token_bytes // block
         ),
     )
     manager.start()
