@@ -48,7 +48,10 @@ def folder(text: str) -> Path:
     return Path(text)
 
 
-folder.__name__ = "folder"
+def seconds(text: str) -> float:
+    if (value := number(text)) <= LEAST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text}: must be more than {LEAST_SECONDS:g}")
+    return value
 
 
 def parser() -> Parser:
@@ -60,9 +63,8 @@ def parser() -> Parser:
     found.add_argument("--group", action="append", choices=(*SETS, *GROUPS), metavar="GROUP", help=several)
     found.add_argument("--model", action="append", choices=WORKLOADS, help="default: both; may be given again")
     found.add_argument("--rounds", type=count, help="default 3, quick 1")
-    long_enough = number(LEAST_SECONDS)
-    found.add_argument("--seconds", type=long_enough, default=60.0, help="length of the part back-to-back")
-    found.add_argument("--long-seconds", type=long_enough, default=600.0, help="length of the part long-mix")
+    found.add_argument("--seconds", type=seconds, default=60.0, help="length of the part back-to-back")
+    found.add_argument("--long-seconds", type=seconds, default=600.0, help="length of the part long-mix")
     found.add_argument("--out", type=folder, default=Path("out/bench/cpu"))
     found.add_argument("--publish", type=folder, help="also write cpu.json, cpu.md and cpu.svg here")
     found.add_argument("--fresh", action="store_true", help="forget the samples")

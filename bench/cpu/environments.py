@@ -163,9 +163,9 @@ def _build_llama(environment: Environment) -> None:
         folder = Path(name)
         download = ["pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "-d", name, LLAMA_SOURCE]
         carry_out([str(environment.program("python")), "-m", *download])
-        with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+        with tarfile.open(_only(folder, "*.tar.gz")) as archive:
             archive.extractall(folder, filter="data")
-        source = next(folder.glob("*/vendor/llama.cpp"))
+        source = _only(folder, "*/vendor/llama.cpp")
         switches = {"BUILD_SHARED_LIBS": "OFF", "LLAMA_OPENSSL": "OFF", "LLAMA_USE_PREBUILT_UI": "OFF"}
         switches |= {f"LLAMA_BUILD_{name}": "OFF" for name in ("TESTS", "EXAMPLES", "APP", "UI")}
         build, cmake = folder / "build", str(environment.program("cmake"))
@@ -173,6 +173,13 @@ def _build_llama(environment: Environment) -> None:
         carry_out([cmake, "-S", str(source), "-B", str(build), *program, *(f"-D{k}={v}" for k, v in switches.items())])
         carry_out([cmake, "--build", str(build), "--target", "llama-server", "-j", str(os.cpu_count())])
         shutil.copy2(build / "bin" / "llama-server", environment.root / "bin")
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    """Raises `UnavailableError`."""
+    if found := sorted(folder.glob(pattern)):
+        return found[0]
+    raise UnavailableError(f"{LLAMA_SOURCE} holds no {pattern}")
 
 
 LLAMA_SOURCE = "llama-cpp-python==0.3.36"
