@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from e2e.lib.waiting import NotInTime, wait_until
 
 
@@ -27,6 +25,8 @@ def free_port() -> int:
 
 def answers(url: str) -> bool:
     """Does `url` answer 200 now?"""
+    import httpx  # here, for whoever needs a process alone starts many
+
     try:
         return httpx.get(url, timeout=5, trust_env=False).status_code == 200
     except httpx.HTTPError:

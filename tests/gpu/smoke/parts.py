@@ -103,6 +103,11 @@ class Smoke:
         return (100, 100) if self.dry else (60, 40)
 
     @property
+    def _moves(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """A first split below 100/100, and one whose rungs nobody has held; in a dry run prefill's alone."""
+        return ((60, 100), (40, 100)) if self.dry else ((60, 40), (40, 80))
+
+    @property
     def rungs(self) -> Rungs:
         """As the part `mps` found them, with a daemon for this part alone: what one part does to it harms no other."""
         if self._rungs is None:
@@ -266,8 +271,9 @@ class Smoke:
             put(running, self.rungs.plan(100, 100))
             figures["seconds to two workers, side by side"] = round(time.monotonic() - began, 2)
             two = note("two workers (100/100)", running)
-            figures["seconds to a cold partition"] = round(put(running, self.rungs.plan(60, 40)), 2)
-            note("four workers (60/40)", running)
+            first, _ = self._moves
+            figures["seconds to a cold partition"] = round(put(running, self.rungs.plan(*first)), 2)
+            note("its workers beside those ({}/{})".format(*first), running)
             each = (two - alone) / 2
             figures["a worker, MiB"] = round(each)
             if not self.dry:
@@ -287,7 +293,8 @@ class Smoke:
 
     def _switch(self, running: Engine, figures: Figures) -> None:
         """Streams run and prompts arrive all the while; gaps are between two tokens of one stream."""
-        window = 2.0 if self.dry else 6.0
+        window = 1.0 if self.dry else 6.0
+        first, cold = self._moves
         table: list[Figures] = []
         figures["switches under load"] = table
         traffic = Traffic(running, streams=2 if self.dry else 8, tokens=2000, prompt_tokens=512, every=1.0)
@@ -295,13 +302,13 @@ class Smoke:
             wait_until(
                 lambda: sum(bool(s.tokens) for s in traffic.decoding) >= 2, 60 * engines.patience, "running streams"
             )
-            for what, split in (("no switch (60/40)", None), ("cold: 40/80", (40, 80)), ("warm: 100/100", (100, 100))):
+            for what, to in (("no switch", first), ("cold", cold), ("warm", (100, 100))):
+                split = to if to != first else None
                 began = time.monotonic()
                 prepared = put(running, self.rungs.plan(*split)) if split else 0.0
                 time.sleep(window)
-                table.append(
-                    {"switch": what, "seconds to effect": round(prepared, 3)} | traffic.gaps(began, time.monotonic())
-                )
+                row = {"switch": "{}: {}/{}".format(what, *to), "seconds to effect": round(prepared, 3)}
+                table.append(row | traffic.gaps(began, time.monotonic()))
         finally:
             wrong = traffic.stop()
         assert not wrong, wrong
