@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from pathlib import Path
 
 COMMANDS = {
     "make-model": ("semipd_engine.hub.make_model", "make a random-weight model with a tokenizer"),
@@ -28,6 +29,9 @@ def main(argv: list[str] | None = None) -> int:
         if options.run_dir is None and (problem := refusal(options.model)):
             print(f"semipd-engine serve: the model cannot be served: {problem}", file=sys.stderr)
             return REFUSED
+        if problem := _no_key(options.api_key_file):
+            print(f"semipd-engine serve: {problem}", file=sys.stderr)
+            return REFUSED
         return serve(options)
     parser = argparse.ArgumentParser(prog="semipd-engine", description="The two-phase inference engine of SemiPD.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -40,6 +44,16 @@ def main(argv: list[str] | None = None) -> int:
             subparsers.add_parser(name, help=text, add_help=False)
     parsed = parser.parse_args(arguments)
     return int(parsed.func(parsed))
+
+
+def _no_key(file: Path | None) -> str | None:
+    """An API that would admit nobody, and look well: an empty Secret. Emptied later, it is a way to close the API."""
+    if file is None:
+        return None
+    try:
+        return None if file.read_bytes().strip() else f"--api-key-file {file} holds no key: write one on each line"
+    except OSError as error:
+        return f"--api-key-file {file}: {error.strerror}"
 
 
 if __name__ == "__main__":

@@ -124,14 +124,13 @@ class Children:
             result = await self._kube.apply(obj)
         except ApiRefused as refused:
             denied = admission(str(refused))  # a policy answers as it likes, with 422, too
-            # The object's own fault. An unknown field comes as 500: server-side apply cannot type the patch.
-            invalid = not denied and (refused.status in (400, 422) or "field not declared in schema" in str(refused))
-            its_own = (
-                SpecReason.INVALID_POD_TEMPLATE if invalid and obj["kind"] == "Deployment" else SpecReason.APPLY_FAILED
-            )
-            reason = denied or its_own
+            # The object's own fault, or not.
+            invalid = not denied and (refused.status in (400, 422) or refused.unknown_field)
+            template = invalid and obj["kind"] == "Deployment"
+            reason = denied or (SpecReason.INVALID_POD_TEMPLATE if template else SpecReason.APPLY_FAILED)
             message = f"{obj['kind']} {obj['metadata']['name']}: {refused}"
-            raise Blocked(Problem(reason, message), again=not invalid) from refused
+            for_now = refused.for_now and denied is None
+            raise Blocked(Problem(reason, message, for_now=for_now), again=not invalid) from refused
         APPLIES.labels(obj["kind"]).inc()
         self._applied[key, obj["kind"]] = (wanted, meaning(obj["kind"], result))
         if obj["kind"] in KINDS:

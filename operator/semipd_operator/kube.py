@@ -62,6 +62,16 @@ class ApiRefused(Exception):
         super().__init__(message)
         self.status = status
 
+    @property
+    def for_now(self) -> bool:
+        """Of the server's state, not of the request: another change came first, too many requests, trouble of its own.
+        An unknown field comes as 500, too: server-side apply cannot type the patch."""
+        return self.status in (409, 429) or (self.status >= 500 and not self.unknown_field)
+
+    @property
+    def unknown_field(self) -> bool:
+        return "field not declared in schema" in str(self)
+
 
 class ApiAway(Exception):
     """No answer of the API server: it cannot be reached, is too slow, or what answers in its place is no API server."""

@@ -6,6 +6,8 @@ Order of operations: read, judge, apply, delete what is no longer wanted, watch 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -52,6 +54,10 @@ from semipd_operator.workqueue import Key
 log = logging.getLogger(__name__)
 
 
+PATIENCE_SECONDS = 30.0
+"""For an API server that refuses what it may take in a moment."""
+
+
 class Next(IntEnum):
     """When to look at a service again even if no watch tells of it."""
 
@@ -78,12 +84,20 @@ class Outcome:
 
 class Reconciler:
     def __init__(
-        self, kube: Kube, settings: Settings, informer: Informer, poller: AgentPoller, statuses: StatusWriter
+        self,
+        kube: Kube,
+        settings: Settings,
+        informer: Informer,
+        poller: AgentPoller,
+        statuses: StatusWriter,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kube, self._settings = kube, settings
         self._informer, self._poller, self._statuses = informer, poller, statuses
         self._claims, self._inquiry = Claims(kube, settings.name), Inquiry(kube)
         self._children = Children(kube, informer)
+        self._clock = clock
+        self._refused_since: dict[Key, float] = {}
 
     async def reconcile(self, key: Key) -> Next:
         """Raises `ApiRefused` and `ApiAway`."""
@@ -103,6 +117,7 @@ class Reconciler:
             await self._yield(key, reading.service, other)
             return Next.RETRY
         outcome = await self._converge(key, reading, resolved_revision(reading.service, parse_status(obj)))
+        outcome = self._patient(key, outcome)
         if not outcome.template_hash:
             outcome = replace(outcome, template_hash=parse_status(obj).template_hash)
         settled = await self.update_status(key, obj, reading, outcome)
@@ -115,7 +130,7 @@ class Reconciler:
             live = self._children.own_deployment(service)
             reach = await self._children.reach(key, asked_for(service, self._settings))
         except ApiRefused as refused:
-            return Outcome("", problem=Problem(SpecReason.APPLY_FAILED, str(refused)), again=True)
+            return Outcome("", problem=_refused(refused), again=True)
         if service.spec.paused:
             return Outcome(_live_template_hash(live), reach=reach)
         hold = reading.unread_below(*ROLLING_FIELDS)
@@ -138,8 +153,17 @@ class Reconciler:
         except Blocked as blocked:
             return replace(outcome, problem=blocked.problem, again=blocked.again)
         except ApiRefused as refused:
-            return replace(outcome, problem=Problem(SpecReason.APPLY_FAILED, str(refused)), again=True)
+            return replace(outcome, problem=_refused(refused), again=True)
         return outcome
+
+    def _patient(self, key: Key, outcome: Outcome) -> Outcome:
+        """A server in trouble for longer than `PATIENCE_SECONDS` is a problem, and before that none of Ready's."""
+        problem = outcome.problem
+        if problem is None or not problem.for_now:
+            self._refused_since.pop(key, None)
+            return outcome
+        since = self._refused_since.setdefault(key, self._clock())
+        return replace(outcome, problem=replace(problem, for_now=self._clock() - since < PATIENCE_SECONDS))
 
     def use(self, settings: Settings) -> None:
         """From the next reconcile on."""
@@ -166,12 +190,14 @@ class Reconciler:
         self._poller.forget(key)
         self._statuses.forget(key)
         self._children.forget(key)
+        self._refused_since.pop(key, None)
 
     async def update_status(self, key: Key, obj: Object, reading: Reading, outcome: Outcome) -> bool:
         """Whether the watches will tell of all that is to come; of a pod that the kubelet makes they say nothing."""
         service, now = reading.service, datetime.now(UTC)
         meta, selector = service.metadata, names.selector_string(service)
-        views = await self._inquiry.look(self._informer.pods(key), now)
+        seen = await self._inquiry.look(self._informer.pods(key), now)
+        views = tuple(view for view in seen if not view.stranger)
         self._statuses.observe(
             key,
             Observed(
@@ -186,6 +212,7 @@ class Reconciler:
                 refusal=refusal(self._informer.get("Deployment", *key)),
                 stalled=stalled(self._informer.get("Deployment", *key)),
                 unexposed=unexposed(self._informer.get("Service", *key)),
+                strangers=tuple(f"{view.name} (of {view.stranger})" for view in seen if view.stranger),
                 foreign_scaler=self._informer.foreign_scaler(key),
                 lacking=tuple(_lack(kind, outcome.reach) for kind in outcome.lacking),
                 autoscaler=await self._autoscaler(service, outcome.reach),
@@ -234,6 +261,10 @@ class Reconciler:
 def _bare(obj: Object) -> SemiPDService:
     """Its metadata, with a specification that stands for none."""
     return SemiPDService.parse({"metadata": obj["metadata"], "spec": {"model": {"uri": "file:///unknown"}}})
+
+
+def _refused(refused: ApiRefused) -> Problem:
+    return Problem(SpecReason.APPLY_FAILED, str(refused), for_now=refused.for_now)
 
 
 def _unread(reading: Reading, outcome: Outcome) -> Problem | None:

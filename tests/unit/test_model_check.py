@@ -39,6 +39,19 @@ def template(value: Any) -> Callable[[Path], object]:
     return lambda folder: (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
 
 
+@pytest.mark.parametrize("content", ["", " \n\n", None])
+def test_an_api_that_would_admit_nobody_is_refused_with_the_file_at_fault(content: str | None, tmp_path: Path) -> None:
+    """An API key's Secret that is empty: all would look well, and every request would get 401."""
+    write_model(folder := tmp_path / "m")
+    keys = tmp_path / "api-keys"
+    if content is not None:
+        keys.write_text(content)
+    command = [sys.executable, "-m", "semipd_engine.cli", "serve", "--model", str(folder), "--api-key-file", str(keys)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    why = "No such file or directory" if content is None else "holds no key: write one on each line"
+    assert result.returncode == 2 and result.stderr.splitlines()[-1].endswith(why) and str(keys) in result.stderr
+
+
 BROKEN = {
     "tokenizer truncated": (truncate("tokenizer.json"), "tokenizer.json"),
     "tokenizer missing": (remove("tokenizer.json"), "tokenizer.json"),

@@ -12,6 +12,7 @@ import pytest
 from tests.unit.operator_observed import NOT_READY, ago, conditions, heard, observed, pod, report
 
 from semipd_agent.contract import EnginePhase, EngineStatus
+from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
 from semipd_operator.informer import Informer
 from semipd_operator.reasons import REASONS, ConditionType
 from semipd_operator.status import PodView, summarise
@@ -64,9 +65,15 @@ def stuck(words: str = "", **status: Any) -> PodView:
     return pod_view({"metadata": meta, "status": status or {"conditions": [unscheduled]}})
 
 
-def listed(reason: str) -> bool:
-    remedies = [entry.remedy for entry in REASONS[ConditionType.AVAILABLE] if entry.reason == reason]
-    return len(remedies) == 1 and bool(remedies[0])
+def told(cause: str, reason: str) -> str:
+    """The whole line: a cause, and the one remedy of its reason."""
+    [remedy] = [entry.remedy for entry in REASONS[ConditionType.AVAILABLE] if entry.reason == reason]
+    assert remedy
+    return f"{cause}{'' if cause.endswith('.') else '.'} Remedy: {remedy}"
+
+
+def messages(status: SemiPDServiceStatus) -> dict[str, str]:
+    return {one.type: one.message for one in status.conditions if one.type in ("Available", "Ready")}
 
 
 @pytest.mark.parametrize("words", WORDS)
@@ -76,11 +83,12 @@ def test_a_pod_that_may_not_be_created_is_explained_by_the_api_servers_words(wor
     some = summarise(observed({"replicas": 2}, refusal=problem))
     assert conditions(none)["Available"] == conditions(none)["Ready"] == f"False {WORDS[words]}"
     assert conditions(some)["Available"] == "True PodsReady" and conditions(some)["Ready"] == f"False {WORDS[words]}"
-    for status in (none, some):
-        for kind in ("Available", "Ready"):
-            shown = status.condition(kind)
-            assert shown and words in shown.message
-    assert listed(WORDS[words])
+    line = told(words, WORDS[words])
+    assert messages(none) == {"Available": line, "Ready": line}
+    assert messages(some) == {
+        "Available": f"1 of 2 pods are ready: {words}",
+        "Ready": f"1 of 2 pods are ready: {line}",
+    }
 
 
 def test_a_deployment_that_fails_nothing_is_no_problem() -> None:
@@ -91,11 +99,15 @@ def test_a_deployment_that_fails_nothing_is_no_problem() -> None:
 @pytest.mark.parametrize("words", PENDING)
 def test_a_pod_that_finds_no_place_is_explained_by_the_schedulers_words(words: str) -> None:
     status = summarise(observed({"replicas": 2}, pods=(pod(), stuck(words))))
-    ready, available = status.condition("Ready"), status.condition("Available")
-    assert ready and available and ready.reason == PENDING[words] and listed(PENDING[words])
-    assert words in ready.message and words in available.message and available.status == "True"
-    assert ready.message.startswith("1 of 2 pods are ready: p2: ")
-    assert conditions(summarise(observed(pods=(stuck(words),), agents={})))["Available"] == f"False {PENDING[words]}"
+    line = told(f"p2: {words}", PENDING[words])
+    assert conditions(status)["Ready"] == f"False {PENDING[words]}" and conditions(status)["Available"][:4] == "True"
+    assert messages(status) == {
+        "Available": f"1 of 2 pods are ready: p2: {words}",
+        "Ready": f"1 of 2 pods are ready: {line}",
+    }
+    alone = summarise(observed(pods=(stuck(words),), agents={}))
+    assert conditions(alone)["Available"] == conditions(alone)["Ready"] == f"False {PENDING[words]}"
+    assert messages(alone) == {"Available": line, "Ready": line}
 
 
 def test_the_missing_claim_stands_in_the_row() -> None:
@@ -185,7 +197,9 @@ def test_a_pod_that_no_scheduler_looks_at_is_told() -> None:
 def test_a_node_that_shares_its_gpu_says_so_by_a_label(labels: dict[str, str], shared: str) -> None:
     assert gpu_sharing({"metadata": {"labels": labels}}) == shared
     applied = summarise(observed(pods=(pod(gpu_sharing=shared),))).condition("PartitionApplied")
-    assert applied and applied.reason == ("GPUShared" if shared else "Applied") and shared in applied.message
+    assert applied and applied.reason == ("GPUShared" if shared else "Applied")
+    told = f"p1: node n gives its GPU to several pods ({shared}). Remedy: Use nodes that do not share GPUs "
+    assert applied.message.startswith(told) if shared else not applied.message
 
 
 def test_cause_and_remedy_fit_a_long_word_of_a_webhook() -> None:
@@ -252,5 +266,8 @@ def test_a_foreign_autoscaler_of_the_deployment_is_named() -> None:
     assert shown["Ready"] == shown["ScalingReady"] == "False ConflictingAutoscaler"
     assert shown["Available"] == "True PodsReady" and status.reason == "ConflictingAutoscaler(theirs)"
     ready = status.condition("Ready")
-    assert ready and "follows semipd.io/v1alpha1 SemiPDService demo. Remedy: Set its scaleTargetRef " in ready.message
+    assert ready and ready.message == (
+        "HorizontalPodAutoscaler theirs scales the Deployment demo, which follows semipd.io/v1alpha1 SemiPDService "
+        "demo. Remedy: Set its scaleTargetRef to the SemiPDService, or delete it."
+    )
     assert one.autoscalers([ours]) == {key} and one.foreign_scaler(key) == ""

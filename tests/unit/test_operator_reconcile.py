@@ -33,7 +33,8 @@ class Fixture:
         poller.forget = lambda key: self.watches.pop(key, None)
         self.views: dict[str, AgentView] = {}
         self.statuses = StatusWriter(kube, self.kube.informer, lambda key: self.views, timedelta(seconds=15), "test")
-        self.reconciler = Reconciler(kube, SETTINGS, self.kube.informer, poller, self.statuses)
+        self.now = 0.0
+        self.reconciler = Reconciler(kube, SETTINGS, self.kube.informer, poller, self.statuses, lambda: self.now)
 
     def change(self, **spec: Any) -> None:
         """As a user's apply."""
@@ -102,6 +103,65 @@ async def test_whatever_is_refused_the_status_is_written(verb: str, kind: str, s
     one.kube.refuse.clear()
     assert not await one.reconcile()
     assert one.kube.condition("SpecAccepted")["status"] == "True"
+
+
+async def test_pods_of_a_copy_that_bears_our_labels_are_not_ours_and_are_named() -> None:
+    """``kubectl get deployment -o yaml``, another name, ``apply``: the Service's selector finds its pods, too."""
+    one = Fixture()
+    await one.reconcile()
+
+    def controlled(name: str, by: str) -> dict[str, Any]:
+        pod = ready_pod(name)
+        pod["metadata"]["ownerReferences"] = [{"kind": "ReplicaSet", "name": by, "uid": by, "controller": True}]
+        pod["metadata"]["labels"]["semipd.io/template-hash"] = one.kube.service()["status"]["templateHash"]
+        return pod
+
+    one.kube.put(controlled("p", f"{KEY.name}-5c8f"))
+    for number in range(5):
+        one.kube.put(controlled(f"q{number}", "copy-of-demo-7d9a"))
+    one.views = {"p": AgentView(report=report(config_generation=1), received_at=datetime.now(UTC))}
+    await one.reconcile()
+    status = one.kube.service()["status"]
+    assert (status["replicas"], status["readyReplicas"], status["reason"]) == (1, 1, "ForeignPods")
+    assert one.kube.condition("Available")["message"] == "1 of 1 pods are ready"
+    assert one.kube.condition("Ready")["message"] == (
+        "q0 (of ReplicaSet copy-of-demo-7d9a), q1 (of ReplicaSet copy-of-demo-7d9a), q2 (of ReplicaSet "
+        "copy-of-demo-7d9a) and 2 more bear semipd.io/service=demo, so the Service sends them requests, too. Remedy: "
+        "Remove the label semipd.io/service from the template of the owner that the message names."
+    )
+    assert [view.name for view in one.watches[KEY].pods] == ["p"], "their agents are not asked"
+
+
+@pytest.mark.parametrize("status", [409, 429, 500, 503])
+async def test_a_server_in_trouble_for_a_moment_takes_ready_back_from_nobody(status: int) -> None:
+    one = Fixture()
+    await one.reconcile()
+    one.kube.put(ready_pod())
+    one.views = {"p": AgentView(report=report(config_generation=1), received_at=datetime.now(UTC))}
+    one.kube.objects["Pod", KEY.namespace, "p"]["metadata"]["labels"]["semipd.io/template-hash"] = one.kube.service()[
+        "status"
+    ]["templateHash"]
+    one.kube.informer.told("Pod", one.kube.put(one.kube.objects["Pod", KEY.namespace, "p"]))
+    await one.reconcile()
+    assert one.kube.condition("Ready")["status"] == "True"
+    one.change(slo={"ttftMilliseconds": 500}, partition={"mode": "Manual"})
+    one.kube.refuse["apply", "ConfigMap"] = status
+    for seconds, ready in ((0, "True"), (29, "True"), (30, "False")):
+        one.now = seconds
+        assert await one.reconcile() is Next.RETRY
+        accepted = one.kube.condition("SpecAccepted")
+        assert (accepted["status"], accepted["reason"]) == ("False", "ApplyFailed") and "forbidden" in accepted[
+            "message"
+        ]
+        assert one.kube.condition("Ready")["status"] == ready, seconds
+        assert one.kube.service()["status"]["observedGeneration"] == 1
+    one.kube.refuse.clear()
+    assert await one.reconcile() is Next.NEWS
+    assert one.kube.condition("Ready")["status"] == "True"
+    one.change(slo={"ttftMilliseconds": 600}, partition={"mode": "Manual"})
+    one.kube.refuse["apply", "ConfigMap"] = 403
+    await one.reconcile()
+    assert one.kube.condition("Ready")["status"] == "False", "who has no right will have none in a moment"
 
 
 @pytest.mark.parametrize("failure", [ApiRefused(503, "etcd is away"), ApiAway("no answer")], ids=str)

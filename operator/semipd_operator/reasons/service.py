@@ -89,6 +89,12 @@ class ReadyReason(Reason):
         "Pods are missing or old, and for an hour (the Deployment's deadline) none became ready.",
         "kubectl describe deployment and the log of its newest pod; what serves goes on serving.",
     )
+    FOREIGN_PODS = (
+        "ForeignPods",
+        "False",
+        "Pods of someone else, a copy of the Deployment perhaps, bear the service's labels and get its requests.",
+        "Remove the label semipd.io/service from the template of the owner that the message names.",
+    )
     DELETING = (
         "Deleting",
         "False",

@@ -23,6 +23,8 @@ class Problem:
     message: str
     detail: str = ""
     exit_code: int | None = None
+    for_now: bool = False
+    """It may well be over in a moment: no reason to take Ready back."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class PodView:
     ended_at: datetime | None = None
     """It failed, or was evicted, and runs no more: its ReplicaSet has made another, and leaves it where it is."""
     template_hash: str = ""
+    stranger: str = ""
+    """Who controls it, if it is not the service's Deployment: it only bears the labels, as a copy does."""
     downloading: bool = False
     """The init container `model` runs."""
     started: bool = False
@@ -146,6 +150,8 @@ class Observed:
     """Why the Service cannot be reached from outside, though it should be."""
     refusal: Problem | None = None
     """Why the API server does not let further pods be created."""
+    strangers: tuple[str, ...] = ()
+    """Pods of someone else that bear the service's labels, and so get its requests; with their owners."""
     foreign_scaler: str = ""
     """An autoscaler of someone else that scales our Deployment."""
     autoscaler: AutoscalerView | None = None

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from semipd_operator.reasons import ModelTrouble, PodTrouble
-from semipd_operator.render.names import ENGINE_CONTAINER, MODEL_CONTAINER, TEMPLATE_HASH_LABEL
+from semipd_operator.render.names import ENGINE_CONTAINER, MODEL_CONTAINER, SERVICE_LABEL, TEMPLATE_HASH_LABEL
 from semipd_operator.status import words
 from semipd_operator.status.observed import PodView, Problem
 from semipd_operator.status.scheduling import unplaced
@@ -47,6 +47,7 @@ def pod_view(pod: Pod) -> PodView:
         terminating=bool(meta.get("deletionTimestamp")),
         ended_at=_ended_at(pod, status),
         template_hash=(meta.get("labels") or {}).get(TEMPLATE_HASH_LABEL, ""),
+        stranger=_stranger(meta),
         downloading="running" in _state(model),
         started="running" in _state(engine),
         model_revision=_model_revision(model),
@@ -56,6 +57,15 @@ def pod_view(pod: Pod) -> PodView:
         problem=_pod_problem(pod, status),
         model_problem=_model_problem(pod, model),
     )
+
+
+def _stranger(meta: dict[str, Any]) -> str:
+    """A Deployment calls its ReplicaSets by its own name and a hash; a pod that nobody controls will be adopted."""
+    owner = next((one for one in meta.get("ownerReferences") or [] if one.get("controller")), None)
+    service = (meta.get("labels") or {}).get(SERVICE_LABEL)
+    if owner is None or (owner["kind"] == "ReplicaSet" and owner["name"].rpartition("-")[0] == service):
+        return ""
+    return f"{owner['kind']} {owner['name']}"
 
 
 def _pod_problem(pod: Pod, status: dict[str, Any]) -> Problem | None:

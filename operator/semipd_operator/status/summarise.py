@@ -58,7 +58,8 @@ def _column(ready: Verdict) -> str:
 def spec_accepted(seen: Observed) -> Verdict:
     kind = ConditionType.SPEC_ACCEPTED
     if seen.problem:
-        return Verdict(kind, "False", seen.problem.reason, seen.problem.message, seen.problem.detail)
+        problem = seen.problem
+        return Verdict(kind, "False", problem.reason, problem.message, problem.detail, passing=problem.for_now)
     if seen.service.spec.paused:
         return Verdict(kind, "True", SpecReason.PAUSED, "spec.paused is set: objects are left as they are")
     ignored = [f"{field} is ignored: this version of the operator does not know it" for field in seen.ignored]
@@ -136,7 +137,8 @@ def ready_verdict(seen: Observed, parts: list[Verdict]) -> Verdict:
     wanted = seen.service.spec.replicas
     accepted = parts[0].status == "True"
     if accepted and wanted == 0 and not seen.live_pods:
-        return Verdict(kind, "True", ReadyReason.SCALED_TO_ZERO, "spec.replicas is 0")
+        told = "; ".join(filter(None, ("spec.replicas is 0", seen.unexposed)))
+        return Verdict(kind, "True", ReadyReason.SCALED_TO_ZERO, told)
     cause = missing_pods(seen)
     failing = [verdict for verdict in parts if verdict.status == "False" and not verdict.passing]
     failing += [verdict for verdict in parts if verdict.status == "Unknown"]
@@ -162,6 +164,10 @@ def ready_verdict(seen: Observed, parts: list[Verdict]) -> Verdict:
         return Verdict(kind, "False", PodsReason.PODS_NOT_READY, f"{ready} of {wanted} pods are ready")
     if seen.foreign_scaler:
         return Verdict(kind, "False", ScalingReason.CONFLICTING_AUTOSCALER, contested(seen), seen.foreign_scaler)
+    if seen.strangers:
+        more = f" and {len(seen.strangers) - 3} more" if len(seen.strangers) > 3 else ""
+        told = f"{', '.join(seen.strangers[:3])}{more} bear {seen.selector}, so the Service sends them requests, too"
+        return Verdict(kind, "False", ReadyReason.FOREIGN_PODS, told)
     passing = [verdict.message for verdict in parts if verdict.passing]
     passing += [seen.unexposed] if seen.unexposed else []
     return Verdict(kind, "True", ReadyReason.READY, "; ".join([f"{ready} of {wanted} pods are ready", *passing]))
