@@ -52,8 +52,9 @@ class TokenCore:
         while True:
             outputs = []
             for key, at in self._keys.items():
-                first = {"first_token_at": due, "scheduled_at": due} if at == 0 else {}
-                outputs.append(RequestOutput(key, [self._ids[at % len(self._ids)]], **first))
+                first = due if at == 0 else None
+                token = [self._ids[at % len(self._ids)]]
+                outputs.append(RequestOutput(key, token, first_token_at=first, scheduled_at=first))
                 self._keys[key] = at + 1
             if outputs:
                 writer.write(frames.encode(Outputs(outputs)))

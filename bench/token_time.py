@@ -25,7 +25,7 @@ from semipd_engine.cards.registry import read_card
 from semipd_engine.ipc.messages import Row, Sampling, StepPlan
 from semipd_engine.kernels import choose
 from semipd_engine.memory.kv_pool import KVPool
-from semipd_engine.model.cuts import StageLoop
+from semipd_engine.model.cuts import StageLoop, rates_of
 from semipd_engine.model.loader import load_weights
 from semipd_engine.model.stage import Stage, Step, Work
 from semipd_engine.pacing.pacer import ALONE_SECONDS
@@ -122,7 +122,12 @@ class Bench:
         seconds: dict[str, float] = defaultdict(float)
         decoder = self.runner.decoder
         decoder.body, decoder.head = (
-            StageLoop([Timed(stage, seconds) for stage in loop.stages], self.kernels, Alone())
+            StageLoop(
+                [Timed(stage, seconds) for stage in loop.stages],
+                self.kernels,
+                Alone(),
+                rates_of(self.kernels.name, DTYPE),
+            )
             for loop in (decoder.body, decoder.head)
         )
         return seconds

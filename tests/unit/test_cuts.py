@@ -10,16 +10,18 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+import torch
 
 from semipd_engine.kernels import CannotRecord, ReferenceKernels
-from semipd_engine.model.cuts import Rates, StageLoop
-from semipd_engine.model.stage import Step, Work
+from semipd_engine.memory.shared import HUGE_PAGE
+from semipd_engine.model.cuts import FASTEST, Rates, StageLoop, rates_of
+from semipd_engine.model.stage import Step, Work, Workspace
 
 pytestmark = pytest.mark.unit
 
 STEP = cast(Step, None)  # these stages need none
 KERNELS = ReferenceKernels()
-RATES = {KERNELS.name: Rates(read=1.0, products=1.0, scores=1.0)}
+RATES = Rates(read=1.0, products=1.0, scores=1.0)
 
 
 @dataclass
@@ -159,3 +161,24 @@ def test_whole_stages_are_recorded_once_for_a_form_and_a_quantum_is_one_replay()
     assert kernels.recorded == [b"b0-4 ", b"b4-5 "]  # only what is cut is said again
     loop.run(cast(Step, SimpleNamespace(form=(2,))))
     assert kernels.recorded[2:] == [b"a0-2 ", b"b0-4 ", b"b4-5 ", b"d0-2 "]
+
+
+def test_float32_is_cut_as_what_no_special_instruction_multiplies() -> None:
+    """By bfloat16's rates its pieces would take ten times their budget."""
+    assert (
+        rates_of("amx", torch.float32) == rates_of("avx512_bf16", torch.float32) == rates_of("avx512", torch.bfloat16)
+    )
+    assert rates_of("amx", torch.bfloat16).products > 5 * rates_of("amx", torch.float32).products
+    assert rates_of("triton", torch.float16) == FASTEST
+
+
+def test_a_buffer_of_a_prompt_can_lie_in_huge_pages_and_keeps_its_place() -> None:
+    workspace = Workspace(torch.bfloat16, torch.device("cpu"))
+    wide = workspace.rows("wide", 512, 4096)
+    assert wide.shape == (512, 4096) and wide.dtype == torch.bfloat16 and wide.is_contiguous()
+    assert wide.untyped_storage().nbytes() % HUGE_PAGE == 0, "room that the kernel can back with whole pages"
+    wide.fill_(1)
+    again, version = workspace.rows("wide", 100, 4096), workspace.version
+    assert again.data_ptr() == wide.data_ptr() and version == 1
+    assert workspace.rows("narrow", 1, 16, torch.int32).dtype == torch.int32
+    assert workspace.rows("wide", 513, 4096).shape == (513, 4096) and workspace.version == 3

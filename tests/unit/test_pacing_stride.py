@@ -236,6 +236,20 @@ def test_alone_means_everything() -> None:
     assert (prefill.cpus, prefill.threads) == ((0, 1, 2, 3), 4)
 
 
+@pytest.mark.parametrize(("split", "both"), [((50, 50), 0.02), ((80, 20), 0.004)])
+def test_a_quantum_is_short_only_where_somebody_may_wait_for_its_end(split: tuple[int, int], both: float) -> None:
+    """Own cores; turns for the second core."""
+    pair = Pair(Split(prefill=split[0], decode=split[1]))
+    prefill = pair.pacers[Phase.PREFILL]
+    prefill.wake()
+    pair.pass_time(GRACE_NS)
+    with prefill.quantum() as seconds:
+        assert seconds == 0.02
+    pair.pacers[Phase.DECODE].wake()
+    with prefill.quantum() as seconds:
+        assert seconds == both
+
+
 def test_a_sleeper_starts_level() -> None:
     pair = Pair(Split(prefill=80, decode=20))
     pair.pacers[Phase.PREFILL].wake()

@@ -16,6 +16,8 @@ from torch import Tensor
 ALIGNMENT = 64
 """Bytes: a cache line, and what vector loads like."""
 
+HUGE_PAGE = 2 << 20
+
 
 def align(offset: int) -> int:
     return -(-offset // ALIGNMENT) * ALIGNMENT

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from semipd_engine.kernels import CannotRecord, Kernels, RecordingKernels
 from semipd_engine.model.stage import Stage, Step, Work
 from semipd_engine.pacing.quantum import Pacer
@@ -35,11 +37,19 @@ RATES: Mapping[str, Rates] = {
     "avx2": Rates(8e9, 2.5e10, 5e9),
     "avx512": Rates(8e9, 5e10, 1e10),
     "avx512_bf16": Rates(8e9, 1.2e11, 1e10),
-    "amx": Rates(8e9, 4e11, 1e10),
+    "amx": Rates(8e9, 4e11, 1e11),
 }
-"""By the kernels' name. Cautious: a piece may take less than its budget, seldom more."""
+"""By the kernels' name, in bfloat16. Cautious: a piece may take less than its budget, seldom more."""
 FASTEST = Rates(1e15, 1e15, 1e15)
 """Of kernels that are not paced."""
+
+
+def rates_of(kernels: str, dtype: torch.dtype) -> Rates:
+    """Of the kernels of this name. A CPU has special instructions for bfloat16 alone."""
+    plain = {"avx512_bf16": "avx512", "amx": "avx512"} if dtype == torch.float32 else {}
+    return RATES.get(plain.get(kernels, kernels), FASTEST)
+
+
 FORMS = 32
 """Kept at most: batch sizes come and go."""
 
@@ -51,13 +61,11 @@ class StageLoop:
     rows, same addresses) and replayed: a quantum is then one call, whatever number of stages it holds.
     """
 
-    def __init__(
-        self, stages: Sequence[Stage], kernels: Kernels, pacer: Pacer, rates: Mapping[str, Rates] = RATES
-    ) -> None:
+    def __init__(self, stages: Sequence[Stage], kernels: Kernels, pacer: Pacer, rates: Rates) -> None:
         self.stages = list(stages)
         self._recorder = kernels if isinstance(kernels, RecordingKernels) else None
         self._pacer = pacer
-        self._rates = rates.get(kernels.name, FASTEST)
+        self._rates = rates
         self._forms: dict[tuple[int, ...], tuple[dict[int, bytes], list[tuple[int, float]]]] = {}
 
     def run(self, step: Step) -> None:

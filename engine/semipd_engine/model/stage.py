@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from semipd_engine.memory.shared import HUGE_PAGE, map_anonymous
 from semipd_engine.model.batch import Batch
 
 
@@ -48,10 +49,17 @@ class Workspace:
         """``[rows, width]``, undefined content; of the model's dtype unless another is named."""
         held = self._held.get(name)
         if held is None or held.shape[0] < rows:
-            held = torch.empty(rows, width, dtype=dtype or self._dtype, device=self._device)
+            held = self._made(rows, width, dtype or self._dtype)
             self._held[name] = held
             self.version += 1
         return held[:rows]
+
+    def _made(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
+        """On a CPU a prompt's buffers lie in huge pages: a product's tile touches a page for each of its rows."""
+        nbytes = rows * width * dtype.itemsize
+        if self._device.type != "cpu" or nbytes < HUGE_PAGE // 2:
+            return torch.empty(rows, width, dtype=dtype, device=self._device)
+        return map_anonymous(-(-nbytes // HUGE_PAGE) * HUGE_PAGE)[:nbytes].view(dtype).view(rows, width)
 
 
 SAME_COST = 1024

@@ -30,10 +30,11 @@ PATIENCE_NS = 10_000_000
 """Longest wait for the bell: a peer that dies does not ring, neither does a new plan. Each wait that ends for nothing
 disturbs the peer, whose thread has the CPU."""
 IDLE_QUANTUM_SECONDS = 0.002
-SHARED_SECONDS = 0.004
-"""Work in a quantum while both phases are busy. It should end within 5 ms: the peer may be waiting for it."""
+TURN_SECONDS = 0.004
+"""Work in a quantum while both phases are busy and take turns. It should end within 5 ms: the peer may be waiting."""
 ALONE_SECONDS = 0.02
-"""While the peer has nothing to do: within 25 ms the phase sees that it is no longer alone."""
+"""While nobody waits for its end, because the peer rests or has cores of its own: within 25 ms the phase sees that this
+has changed. An end costs something: Python, and a product that begins again."""
 
 _BINDING = (PacingMode.CORES, PacingMode.QUANTA, PacingMode.TURNS)
 
@@ -145,8 +146,8 @@ class PhasePacer:
 
     @contextmanager
     def quantum(self) -> Iterator[float]:
-        """One piece of work: short while the peer is busy, longer for a phase that is alone (it must notice a peer that
-        comes back), endless for one that has no peer."""
+        """One piece of work: short while the phases take turns, longer where neither waits (it must notice when
+        that changes), endless without a peer."""
         now = self._beat()
         self._adopt()
         contended = self._peer_is_busy(now)
@@ -162,7 +163,8 @@ class PhasePacer:
             self._take_turn(self._peer)
         begin = self._processor.monotonic_ns()
         try:
-            yield math.inf if self._peer is None else SHARED_SECONDS if contended else ALONE_SECONDS
+            turns = self._mode in (PacingMode.QUANTA, PacingMode.TURNS)
+            yield math.inf if self._peer is None else TURN_SECONDS if turns and contended else ALONE_SECONDS
         finally:
             self._tell_cpu_time()
             if self._mode in (PacingMode.QUANTA, PacingMode.TURNS):
