@@ -232,7 +232,8 @@ class WorkerPool:
             self.kill(holder)
             return
         holder.state, holder.problem, holder.early_deaths = WorkerState.READY, "", 0
-        log.info("%s worker %d is ready (generation %d)", holder.title, holder.pid, holder.generation)
+        age = 1e3 * (time.monotonic() - holder.started_at)
+        log.info("%s worker %d is ready (generation %d, %.0f ms)", holder.title, holder.pid, holder.generation, age)
         if all(self.is_ready(phase, rung) for phase in self.phases for rung in self.partitions.kept(phase)):
             self.partitions.recovered()
 

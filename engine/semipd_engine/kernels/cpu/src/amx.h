@@ -98,16 +98,17 @@ inline void tall_block(const Block& block, int64_t k, const bf16* w, int64_t ste
     if (SECOND) _tile_stored(3, below + 16, PANEL * 4);
 }
 
-inline void tile_rows(const Linear<bf16>& p, int64_t first, int64_t K, bf16* tiles) {
-    for (int64_t row = 0; row < 2 * TILE_ROWS; row++) {
-        const bool there = first + row < p.rows;
-        const bf16* x = p.x + (first + row) * p.ldx;
-        bf16* out = tiles + row * TILE_K;
-        for (int64_t k = 0; k < K; k += TILE_K, out += 2 * TILE) {
-            const int64_t some = !there || k >= p.K ? 0 : p.K - k < TILE_K ? p.K - k : TILE_K;
-            _mm512_storeu_si512(out, _mm512_maskz_loadu_epi16(some == 32 ? ~0u : (1u << some) - 1, x + k));
-        }
+// `there` elements of a row, the rest 0, as the row of a block's tiles that begins at `out`.
+inline void tile_row(const bf16* x, int64_t there, int64_t K, bf16* out) {
+    for (int64_t k = 0; k < K; k += TILE_K, out += 2 * TILE) {
+        const int64_t some = k >= there ? 0 : there - k < TILE_K ? there - k : TILE_K;
+        _mm512_storeu_si512(out, _mm512_maskz_loadu_epi16(some == 32 ? ~0u : (1u << some) - 1, x + k));
     }
+}
+
+inline void tile_rows(const Linear<bf16>& p, int64_t first, int64_t K, bf16* tiles) {
+    for (int64_t row = 0; row < 2 * TILE_ROWS; row++)
+        tile_row(p.x + (first + row) * p.ldx, first + row < p.rows ? p.K : 0, K, tiles + row * TILE_K);
 }
 
 // Where each block of 32 rows lies. What cannot be read in place (features beyond K, rows beyond the last) is copied.

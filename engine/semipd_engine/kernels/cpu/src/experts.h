@@ -24,11 +24,26 @@ struct Grouped {
     int64_t place(int64_t group, int64_t i) const { return order ? order[begin(group) + i] : i * groups + group; }
 };
 
+// Sums of a panel to their rows' places, rounded once.
+template <class T>
+inline void scatter(const Grouped<T>& p, const int64_t* places, int64_t count, int64_t panel, const float* sums) {
+    const int64_t column = panel * PANEL, width = p.N - column < PANEL ? p.N - column : PANEL;
+    for (int64_t r = 0; r < count; r++)
+        for (int64_t c = 0; c < width; c += LANES) {
+            const V value = load(sums + r * PANEL + c);
+            const int n = int(width - c < LANES ? width - c : LANES);
+            const int64_t at = places[r] * p.ldo + column + c;
+            if (p.out_float)
+                store((float*)p.out + at, value, n);
+            else
+                store((T*)p.out + at, value, n);
+        }
+}
+
 template <class T>
 inline void grouped_panel(const Grouped<T>& p, int64_t group, int64_t panel) {
     using D = typename DotOf<T>::type;
     const T* w = p.w + group * p.stride + panel * panel_size(p.w, p.K);
-    const int64_t column = panel * PANEL, width = p.N - column < PANEL ? p.N - column : PANEL;
     const int64_t total = p.count(group), blocks = (total + D::ROWS - 1) / D::ROWS;
     for (int64_t b = 0; b < blocks; b++) {
         const int64_t first = total * b / blocks, count = total * (b + 1) / blocks - first;
@@ -40,18 +55,54 @@ inline void grouped_panel(const Grouped<T>& p, int64_t group, int64_t panel) {
         }
         alignas(64) float sums[D::ROWS * PANEL];
         dot_panel<D>(rows, int(count), w, p.K, sums);
-        for (int64_t r = 0; r < count; r++)
-            for (int64_t c = 0; c < width; c += LANES) {
-                const V value = load(sums + r * PANEL + c);
-                const int n = int(width - c < LANES ? width - c : LANES);
-                const int64_t at = places[r] * p.ldo + column + c;
-                if (p.out_float)
-                    store((float*)p.out + at, value, n);
-                else
-                    store((T*)p.out + at, value, n);
-            }
+        scatter(p, places, count, panel, sums);
     }
 }
+
+#if defined(__AMX_BF16__)
+// Rows of a group are gathered into tiles once for so many panels.
+constexpr int64_t PANELS_TOGETHER = 4;
+
+inline void amx_grouped_panels(const Grouped<bf16>& p, int64_t group, int64_t first, int64_t last, bf16* tiles, float* sums) {
+    const int64_t K = (p.K + TILE_K - 1) / TILE_K * TILE_K, total = p.count(group), most = 2 * TILE_ROWS;
+    const Block block{tiles, TILE_K, TILE, 2 * TILE};
+    for (int64_t begin = 0; begin < total; begin += most) {
+        const int64_t count = total - begin < most ? total - begin : most;
+        int64_t places[most];
+        for (int64_t r = 0; r < (count > TILE_ROWS ? most : TILE_ROWS); r++) {
+            if (r < count) places[r] = p.place(group, begin + r);
+            tile_row(r < count ? p.x + places[r] / p.factor * p.ldx : p.x, r < count ? p.K : 0, K, tiles + r * TILE_K);
+        }
+        for (int64_t panel = first; panel < last; panel++) {
+            const bf16* w = p.w + group * p.stride + panel * K * PANEL;
+            Ahead none{nullptr, nullptr, 0};
+            if (count <= TILE_ROWS) {
+                skinny_panel(block, w, K, sums);
+            } else {
+                tall_block<true>(block, 0, w, K / TILE_K, sums, none);
+                tall_block<true>(block, 0, w + 64, K / TILE_K, sums + 32, none);
+            }
+            scatter(p, places, count, panel, sums);
+        }
+    }
+}
+
+inline void amx_grouped(const Grouped<bf16>& p, const int64_t* active, int64_t count, int64_t first, int64_t last) {
+    const int64_t K = (p.K + TILE_K - 1) / TILE_K * TILE_K;
+    const int64_t pieces = (last - first + PANELS_TOGETHER - 1) / PANELS_TOGETHER;
+    parallel(count * pieces, 2, [&](auto next) {
+        bf16* tiles = scratch<struct GroupTiles, bf16>(2 * TILE_ROWS * K);
+        float* sums = scratch<struct GroupSums, float>(2 * TILE_ROWS * PANEL);
+        configure(TILE_ROWS);
+        for (int64_t item = next(); item >= 0; item = next()) {
+            const int64_t panel = first + item % pieces * PANELS_TOGETHER;
+            const int64_t end = last - panel < PANELS_TOGETHER ? last : panel + PANELS_TOGETHER;
+            amx_grouped_panels(p, active[item / pieces], panel, end, tiles, sums);
+        }
+        _tile_release();
+    });
+}
+#endif
 
 template <class T>
 inline void grouped_linear(const Grouped<T>& p, int64_t first_panel, int64_t last_panel) {
@@ -60,6 +111,9 @@ inline void grouped_linear(const Grouped<T>& p, int64_t first_panel, int64_t las
     const int64_t panels = last_panel - first_panel;
     for (int64_t group = 0; group < p.groups; group++)
         if (p.count(group) > 0) active[count++] = group;
+#if defined(__AMX_BF16__)
+    if constexpr (sizeof(T) == 2) return amx_grouped(p, active, count, first_panel, last_panel);
+#endif
     parallel(count * panels, 2, [&](auto next) {
         for (int64_t item = next(); item >= 0; item = next())
             grouped_panel(p, active[item / panels], first_panel + item % panels);
