@@ -9,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export SEMIPD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semipd
 
-.PHONY: help venv model deps tools images demo demo-down test lint fmt e2e gpu-wheels gpu-smoke bench-auto bench-scale bench-split bench-kernels bench-token bench-cpu bench-study crd docs clean
+.PHONY: help venv model deps tools images demo demo-down test test-long lint fmt e2e gpu-wheels gpu-smoke bench-auto bench-scale bench-split bench-kernels bench-token bench-cpu bench-study crd docs clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -37,6 +37,9 @@ demo-down: ## remove what `make demo` left running
 
 test: venv ## every test tier, then a table; fails if a tier but gpu runs nothing or skips
 	@$(PY) tests/tiers.py $(TIERS)
+
+test-long: venv ## what `make test` has no time for: many schemas, many requests
+	@$(PY) tests/tiers.py long
 
 e2e: venv ## the node tier only: a real cluster
 	@$(PY) tests/tiers.py node

@@ -20,8 +20,10 @@ from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
-ROUNDS = (("unit", "kopf", "api"), ("engine",), ("node",), ("gpu",))
+ROUNDS = (("unit", "kopf", "api"), ("engine",), ("node",), ("gpu",), ("long",))
 """Tiers of a round run beside each other: they spend more time waiting than computing."""
+WHEN_ASKED = {"long"}
+"""Tiers that run only if they are named."""
 TIERS = tuple(tier for tiers in ROUNDS for tier in tiers)
 MAY_SKIP = {"gpu"}
 NEEDS = {"api": ("tools",), "node": ("deps", "tools", "images")}
@@ -156,7 +158,7 @@ def main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return 0
-    wanted = [a for a in sys.argv[1:] if not a.startswith("-")] or list(TIERS)
+    wanted = [a for a in sys.argv[1:] if not a.startswith("-")] or [tier for tier in TIERS if tier not in WHEN_ASKED]
     if unknown := set(wanted) - set(TIERS):
         print(f"unknown tier {', '.join(sorted(unknown))}; there are {', '.join(TIERS)}", file=sys.stderr)
         return 2

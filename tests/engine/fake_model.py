@@ -29,11 +29,11 @@ def next_token(ids: array[int]) -> int:
 
 
 def allowed(token: int, mask: bytes | None) -> int:
-    """The first token from `token` on, around the vocabulary, that the mask has."""
+    """One that the mask has, each of them as likely as the next."""
     if mask is None:
         return token
-    order = ((token + i) % VOCABULARY for i in range(VOCABULARY))
-    return next(i for i in order if i // 8 < len(mask) and mask[i // 8] >> i % 8 & 1)
+    known = [i for i in range(min(VOCABULARY, 8 * len(mask))) if mask[i // 8] >> i % 8 & 1]
+    return known[token % len(known)]
 
 
 def reference(prompt: list[int], count: int) -> list[int]:

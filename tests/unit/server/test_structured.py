@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 from tests.unit.server.api_process import Api
+from tests.unit.server.schema_corpus import corpus
 
 from e2e.lib.waiting import wait_until
 from semipd_engine.cards.tokenizer import Tokenizer
@@ -92,6 +93,23 @@ def test_what_ends_validates(grammars: Grammars, tokenizer: Tokenizer, schema: A
     assert ended
     for text in ended:
         jsonschema.validate(json.loads(text), schema)
+
+
+def test_a_part_of_the_corpus_is_accepted_ends_and_validates(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    """Tokens drawn at random; `make test-long` has all of it, through the processes."""
+    part = corpus()[::5]
+    accepted, ended = 0, 0
+    for number, schema in enumerate(part):
+        try:
+            grammar = json_of(schema)
+        except ApiError:
+            continue
+        accepted += 1
+        text = answer(grammars, tokenizer, grammar, number, 2000)
+        if text is not None:
+            ended += 1
+            jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+    assert accepted >= 0.9 * len(part) == 36 and ended >= 0.95 * accepted
 
 
 def test_every_way_to_ask(grammars: Grammars, tokenizer: Tokenizer) -> None:
