@@ -6,6 +6,7 @@ import hmac
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from semipd_engine.cards.chat_template import ChatTemplateError
 from semipd_engine.cards.tokenizer import TokenizerError
 from semipd_engine.contract import EngineOptions
-from semipd_engine.server import handlers
+from semipd_engine.server import body_schemas, handlers
 from semipd_engine.server.errors import ApiError, bad_request, engine_failure
 from semipd_engine.server.headers import RequestIds
 from semipd_engine.server.http_io import error_response, json_response, read_body
@@ -45,7 +46,11 @@ def create_app(service: Service, options: EngineOptions) -> ASGIApp:
     _add_operations(app, service)
     _add_api(app, service)
     _add_errors(app, service)
-    describe(app, CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
+
+    def bound(schemas: Any) -> Any:
+        return body_schemas.bound(schemas, service.card.name, service.card.vocab_size, service.max_model_len)
+
+    describe(app, bound, CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
     if options.api_key_file is not None:
         app.add_middleware(ApiKey, file=options.api_key_file, rejected=lambda: _reject(service, "auth"))
     if origins := [origin.strip() for origin in options.allowed_origins.split(",") if origin.strip()]:

@@ -48,13 +48,13 @@ def _tool_calls(calls: Any, where: str) -> list[Any]:
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise bad_request(where, "must be a list of objects")
     parsed = []
-    for index, call in enumerate(calls):
+    for call in calls:
         function = call.get("function")
         if isinstance(function, dict) and isinstance(function.get("arguments"), str):
             try:
                 arguments = json.loads(function["arguments"] or "{}")
             except (ValueError, RecursionError):
-                raise bad_request(f"{where}.{index}.function.arguments", "must be JSON text") from None
+                arguments = function["arguments"]  # a model's own words, perhaps cut: they are shown as they are
             call = call | {"function": function | {"arguments": arguments}}
         parsed.append(call)
     return parsed

@@ -58,8 +58,6 @@ async def chat_completions(service: Service, request: Request) -> Response:
 def render(service: Service, body: ChatRequest | TokenizeRequest) -> str:
     """The chat's text. Raises `ChatTemplateError`, `ApiError` (400)."""
     messages = chat.normalise(body.messages or [])
-    if body.continue_final_message and messages[-1]["role"] != "assistant":
-        raise bad_request("continue_final_message", "needs a last message of role 'assistant'")
     return service.templates.render(
         messages,
         body.shown_tools,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from semipd_engine.server.body_schemas import BOTH, CHAT, COMPLETIONS, TOKENIZE
+
+CONDITIONS = {"CompletionRequest": [*BOTH, *COMPLETIONS], "ChatRequest": [*BOTH, *CHAT], "TokenizeRequest": TOKENIZE}
 REFS = "#/components/schemas/{model}"
 _ERRORS = {
     400: "A field is missing, of the wrong type, out of range or not supported; the message names it",
@@ -52,8 +56,8 @@ def takes(model: type[BaseModel], streams: bool = False) -> dict[str, Any]:
     }
 
 
-def describe(app: FastAPI, *models: type[BaseModel]) -> None:
-    """Put the models that `takes` refers to into the document, once it is asked for."""
+def describe(app: FastAPI, bound: Callable[[Any], Any], *models: type[BaseModel]) -> None:
+    """Put the models that `takes` refers to into the document, once it is asked for, as `bound` to what is served."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -64,7 +68,12 @@ def describe(app: FastAPI, *models: type[BaseModel]) -> None:
             for model in models:
                 schema = model.model_json_schema(ref_template=REFS)
                 schemas.update(schema.pop("$defs", {}))
+                if model.__name__ in CONDITIONS:
+                    schema["allOf"] = CONDITIONS[model.__name__]
+                for name in [name for name in schema["properties"] if name.startswith("guided_")]:
+                    del schema["properties"][name]  # vLLM's older names; docs/api.md has them
                 schemas[model.__name__] = schema
+            document["components"]["schemas"] = bound(schemas)
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]

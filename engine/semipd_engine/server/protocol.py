@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
+from semipd_engine.server import body_schemas
 from semipd_engine.server.tools import (
     MAX_TOOLS,
     TOOL_CHOICE_SCHEMA,
@@ -36,7 +37,8 @@ REQUEST_ID = r"^[!-~]{1,128}$"
 """Of printable ASCII, without blanks."""
 
 Prompt = str | list[int]
-TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
+TokenId = Annotated[int, Field(ge=0, le=INT32_MAX, json_schema_extra={"format": body_schemas.TOKEN_ID})]
+TokenCount = Annotated[int, Field(ge=0, le=INT32_MAX), WithJsonSchema(body_schemas.COUNT)]
 
 
 def _parse_stop(value: Any) -> list[str]:
@@ -82,23 +84,16 @@ def _check_logit_bias(value: Any) -> dict[int, float]:
     return bias
 
 
-_IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0, "maximum": INT32_MAX}}
-PROMPT_SCHEMA = {
-    "anyOf": [
-        {"type": "string", "minLength": 1},
-        {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
-        _IDS,
-        {"type": "array", "minItems": 1, "items": _IDS},
-    ]
-}
-
-
+Message = Annotated[dict[str, Any], WithJsonSchema(body_schemas.MESSAGE)]
 Tools = Annotated[
     list[Tool],
     PlainValidator(check_tools),
     WithJsonSchema({"type": "array", "maxItems": MAX_TOOLS, "items": TOOL_SCHEMA}),
 ]
 ToolChoice = Annotated[str | dict[str, Any], PlainValidator(check_tool_choice), WithJsonSchema(TOOL_CHOICE_SCHEMA)]
+
+
+LogitBias = Annotated[dict[int, float], BeforeValidator(_check_logit_bias), WithJsonSchema(body_schemas.LOGIT_BIAS)]
 
 
 class StreamOptions(BaseModel):
@@ -125,18 +120,20 @@ class GenerationRequest(BaseModel):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
-    logit_bias: Annotated[dict[int, float], BeforeValidator(_check_logit_bias)] | None = None
-    stop: Annotated[list[str], BeforeValidator(_parse_stop)] | None = None
+    logit_bias: (
+        Annotated[dict[int, float], BeforeValidator(_check_logit_bias), WithJsonSchema(body_schemas.LOGIT_BIAS)] | None
+    ) = None
+    stop: Annotated[list[str], BeforeValidator(_parse_stop), WithJsonSchema(body_schemas.STOP)] | None = None
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=1024)
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
-    min_tokens: int | None = Field(default=None, ge=0, le=INT32_MAX)
-    max_tokens: int | None = Field(default=None, ge=0, le=INT32_MAX)
+    min_tokens: TokenCount | None = None
+    max_tokens: TokenCount | None = None
     skip_special_tokens: bool = True
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
-    response_format: dict[str, Any] | None = None
-    structured_outputs: dict[str, Any] | None = None
+    response_format: Annotated[dict[str, Any], WithJsonSchema(body_schemas.RESPONSE_FORMAT)] | None = None
+    structured_outputs: Annotated[dict[str, Any], WithJsonSchema(body_schemas.STRUCTURED_OUTPUTS)] | None = None
     guided_json: dict[str, Any] | str | bool | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
@@ -190,7 +187,7 @@ class GenerationRequest(BaseModel):
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
-    prompt: Annotated[list[Prompt], PlainValidator(_parse_prompts), WithJsonSchema(PROMPT_SCHEMA)]
+    prompt: Annotated[list[Prompt], PlainValidator(_parse_prompts), WithJsonSchema(body_schemas.PROMPT)]
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     add_special_tokens: bool = True
     echo: bool | None = None
@@ -203,14 +200,14 @@ class CompletionRequest(GenerationRequest):
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     include_reasoning: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=INT32_MAX)
+    max_completion_tokens: Annotated[TokenCount, Field(ge=1)] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     add_special_tokens: bool = False
@@ -267,7 +264,7 @@ class TokenizeRequest(BaseModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
+    messages: list[Message] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
     tools: Tools | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False

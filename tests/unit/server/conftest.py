@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +61,22 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("models") / "letters")
 
 
+def start_api_process(model_dir: Path, run_dir: Path, flags: list[str]) -> Api:
+    core = StandInCore(run_dir, vocab_size=400)
+    core.start()
+    command = [sys.executable, "-m", "semipd_engine.server", "--model", str(model_dir), "--run-dir", str(run_dir)]
+    process = subprocess.Popen([*command, "--port", "0", *flags])
+    port = run_dir / "api.port"
+    wait_until(lambda: port.exists() or process.poll() is not None)
+    url = f"http://127.0.0.1:{int(port.read_text())}"
+    client = httpx.Client(base_url=url, timeout=20)
+    wait_until(lambda: client.get("/ready").status_code == 200)
+    return Api(process, url, core, client, run_dir)
+
+
 @pytest.fixture(scope="session")
 def start_api_in(model_dir: Path) -> Callable[[Path, list[str]], Api]:
-    def start(run_dir: Path, flags: list[str]) -> Api:
-        core = StandInCore(run_dir, vocab_size=400)
-        core.start()
-        command = [sys.executable, "-m", "semipd_engine.server", "--model", str(model_dir), "--run-dir", str(run_dir)]
-        process = subprocess.Popen([*command, "--port", "0", *flags])
-        port = run_dir / "api.port"
-        wait_until(lambda: port.exists() or process.poll() is not None)
-        url = f"http://127.0.0.1:{int(port.read_text())}"
-        client = httpx.Client(base_url=url, timeout=20)
-        wait_until(lambda: client.get("/ready").status_code == 200)
-        return Api(process, url, core, client, run_dir)
-
-    return start
+    return partial(start_api_process, model_dir)
 
 
 def stop_api(api: Api) -> None:

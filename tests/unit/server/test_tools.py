@@ -160,8 +160,7 @@ def test_calls_and_their_results_are_in_the_prompt(tool_api: Api) -> None:
     del history[1]["content"]
     assert tool_api.client.post("/v1/chat/completions", json={"messages": history, "tools": TOOLS}).status_code == 200
     call["function"]["arguments"] = "no JSON"  # type: ignore[index]
-    refused = tool_api.client.post("/v1/chat/completions", json={"messages": history})
-    assert refused.json()["error"]["param"] == "messages.1.tool_calls.0.function.arguments"
+    assert tool_api.client.post("/v1/chat/completions", json={"messages": history}).status_code == 200
 
 
 # ---- calls that the request forces -------------------------------------------------------------------------------
