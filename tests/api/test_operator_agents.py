@@ -170,8 +170,8 @@ def test_a_new_operator_with_a_new_key_rolls_nothing_and_resumes(
             def applied() -> dict[str, Any]:
                 return condition(crd.get("spd", "kept", namespace), "PartitionApplied")
 
-            wait_until(lambda: applied()["reason"] == "AgentUnreachable", 25)
-            assert "token" in applied()["message"]
+            wait_until(lambda: "token" in applied()["message"], 25, applied)
+            assert applied()["reason"] == "AgentUnreachable"
             uid = crd.get("spd", "kept", namespace)["metadata"]["uid"]
             # What the kubelet does within a minute: the mounted ConfigMap has the new digest.
             text = crd.get("configmap", "kept-agent", namespace)["data"]["agent.json"]

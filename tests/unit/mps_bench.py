@@ -85,8 +85,15 @@ class MpsBench:
         self.programs = stand_ins(folder)
         self.clock = SystemClock()
         self.host = good_host(base)
-        self.mps = Mps(self.programs, self.children, self.base, self.clock, look=lambda: self.host, timing=QUICK)
+        self.mps = self._backend(QUICK)
         self._keeping: asyncio.Task[None] | None = None
+
+    def _backend(self, timing: Timing) -> Mps:
+        return Mps(self.programs, self.children, self.base, self.clock, look=lambda: self.host, timing=timing)
+
+    def give_up_after(self, seconds: float) -> None:
+        """On a start that has no hope. Before `begin`."""
+        self.mps = self._backend(replace(QUICK, answer=seconds, server=seconds, first_probe=seconds))
 
     def begin(self) -> None:
         """Keep the backend alive from now on."""

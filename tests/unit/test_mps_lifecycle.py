@@ -131,6 +131,7 @@ async def test_what_does_not_start_says_why_and_starts_once_it_can(
     idle: MpsBench, fault: str, reason: PartitionReason, says: str
 ) -> None:
     idle.faults(fault)
+    idle.give_up_after(4)
     idle.begin()
     await idle.until(lambda: idle.mps.health() is not None)
     problem = idle.mps.health()
@@ -206,11 +207,14 @@ async def test_a_workers_death_is_followed_by_a_probe(bench: MpsBench) -> None:
     await bench.until(lambda: bench.mps.incarnation == 2)
 
 
-async def test_losses_in_a_row_speak_of_the_gpu(bench: MpsBench) -> None:
-    bench.faults("get_server_status: answer FAULT")
-    await bench.until(lambda: (p := bench.mps.health()) is not None and p.reason is PartitionReason.GPU_UNHEALTHY, 300)
-    bench.faults()
-    await bench.until(lambda: bench.mps.ready)
+async def test_losses_in_a_row_speak_of_the_gpu(idle: MpsBench) -> None:
+    idle.give_up_after(3)
+    idle.begin()
+    await idle.until(lambda: idle.mps.ready)
+    idle.faults("get_server_status: answer FAULT")
+    await idle.until(lambda: (p := idle.mps.health()) is not None and p.reason is PartitionReason.GPU_UNHEALTHY, 300)
+    idle.faults()
+    await idle.until(lambda: idle.mps.ready)
 
 
 async def test_xids_of_an_application_are_suspicion_and_others_condemn(bench: MpsBench) -> None:
