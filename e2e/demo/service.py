@@ -130,6 +130,7 @@ class Embedded:
         self._file, self._status, self._log = folder / "service.yaml", folder / "status.json", folder / "semipd-run.log"
         self._manifest = manifest(f"file://{model}")
         self._port = free_port()
+        self._url = f"http://127.0.0.1:{self._port}"
         self._pid = 0
 
     @contextmanager
@@ -140,14 +141,15 @@ class Embedded:
         self.patch({})
         files = ["-f", str(self._file), "--status-file", str(self._status)]
         command = [str(BIN / "semipd"), "run", *files, "--port", str(self._port)]
-        url = f"http://127.0.0.1:{self._port}"
-        is_ready = lambda: ready(self.get()) and answers(f"{url}/ready")  # noqa: E731
-        with running(command, self._log, is_ready, START_SECONDS) as process:
+        with running(command, self._log, self._serves, START_SECONDS) as process:
             self._pid = process.pid
             yield self
 
+    def _serves(self) -> bool:
+        return ready(self.get()) and answers(f"{self._url}/ready")
+
     def send(self, plan: Sequence[Request], start: float | None = None, stop: Event | None = None) -> list[Record]:
-        return replay_now(plan, f"http://127.0.0.1:{self._port}", start, stop)
+        return replay_now(plan, self._url, start, stop)
 
     def get(self) -> Object:
         found: Object = json.loads(self._status.read_text()) if self._status.exists() else {}
