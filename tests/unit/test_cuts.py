@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unit
 
 STEP = cast(Step, None)  # these stages need none
 KERNELS = ReferenceKernels()
-RATES = Rates(read=1.0, products=1.0, scores=1.0)
+RATES = Rates(read=1.0, products=1.0, scores=1.0, latent=1.0)
 
 
 @dataclass
@@ -91,9 +91,10 @@ def test_a_phase_without_a_peer_is_not_cut() -> None:
 
 
 def test_a_matrix_product_is_bound_by_its_bytes_or_its_arithmetic() -> None:
-    rates = Rates(read=10.0, products=2.0, scores=1.0)
+    rates = Rates(read=10.0, products=2.0, scores=1.0, latent=1.0)
     assert rates.seconds(Work(read=100, products=4)) == 10.0
     assert rates.seconds(Work(read=100, products=40, scores=5)) == 25.0
+    assert rates.seconds(Work(products=4, latent=7)) == 9.0
 
 
 class Recorder(ReferenceKernels):

@@ -26,6 +26,8 @@ class Work:
     """Multiply-adds of matrix products."""
     scores: int = 0
     """Multiply-adds of attention."""
+    latent: int = 0
+    """Those of latent attention."""
 
 
 class Workspace:

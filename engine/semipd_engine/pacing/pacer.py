@@ -161,13 +161,12 @@ class PhasePacer:
             self._seat.applied_epoch = 0
         if self._waits and self._peer is not None:
             self._take_turn(self._peer)
-        begin = self._processor.monotonic_ns()
+        begin, turns = self._processor.monotonic_ns(), self._mode in (PacingMode.QUANTA, PacingMode.TURNS)
         try:
-            turns = self._mode in (PacingMode.QUANTA, PacingMode.TURNS)
             yield math.inf if self._peer is None else TURN_SECONDS if turns and contended else ALONE_SECONDS
         finally:
             self._tell_cpu_time()
-            if self._mode in (PacingMode.QUANTA, PacingMode.TURNS):
+            if turns:
                 self._charge(self._processor.monotonic_ns() - begin)
             if self._holds_lock:
                 self._holds_lock = False

@@ -158,7 +158,7 @@ class AttendLatent:
     def work(self, step: Step) -> Work:
         latent, batch = self._sizes.latent, step.batch
         cached = len(batch.seq_lens) * latent.width * step.workspace.itemsize * batch.visible // max(1, batch.rows)
-        return Work(read=cached, scores=batch.visible * self._sizes.heads * (latent.width + latent.rank))
+        return Work(read=cached, latent=batch.visible * self._sizes.heads * (latent.width + latent.rank))
 
     def run(self, step: Step, begin: int, end: int) -> None:
         self._backend.run(self._layer, self._sizes.absorbed(step), self._sizes.attended_low(step), (begin, end))
