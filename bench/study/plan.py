@@ -23,7 +23,7 @@ TRAINING = range(1, 9)
 """Seeds on which the controller's constants were tried. The traces were not."""
 SEEDS = range(101, 106)
 SIFTED, FINALISTS = 2, 2
-HINDSIGHT = ("40/100", "100/100", "100/60", "100/30", "100/10")
+HINDSIGHT = ("40/100", "100/100", "100/60", "100/30", "100/20", "100/10")
 BUDGETS = ("mixed/256", "mixed/1024")
 RULES = ("auto", "100/100", "algorithm1", "algorithm1-printed", "decode-first")
 WARM_UP = 60.0

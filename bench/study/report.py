@@ -121,7 +121,9 @@ def write(found: Sequence[Row], runs: Sequence[Outcome], folder: Path, code: str
             for row in found
         ],
         "splits_of_auto": [
-            {"workload": o.workload, "seed": o.seed, "splits": o.splits} for o in runs if o.policy == AUTO
+            {"workload": o.workload, "seed": o.seed, "splits": o.splits}
+            for o in runs
+            if o.policy == AUTO and o.workload in {row.workload for row in found}
         ],
     }
     (folder / "study.json").write_text(json.dumps(told, indent=1) + "\n")
