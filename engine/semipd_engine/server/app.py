@@ -22,7 +22,7 @@ from semipd_engine.server import body_schemas, handlers
 from semipd_engine.server.errors import ApiError, bad_request, engine_failure
 from semipd_engine.server.headers import RequestIds
 from semipd_engine.server.http_io import error_response, json_response, read_body
-from semipd_engine.server.openapi import describe, takes
+from semipd_engine.server.openapi import describe, refusals, takes
 from semipd_engine.server.params import check_token_ids
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from semipd_engine.server.service import Service, software_version
@@ -65,7 +65,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         """This process lives."""
         return Response()
 
-    @app.api_route("/ready", methods=READ)
+    @app.api_route("/ready", methods=READ, responses={503: {"description": "Not ready; the reason is in the body"}})
     async def ready() -> Response:
         """Requests are admitted: core is connected, and every phase has a verified worker."""
         reason = service.admission.not_ready_reason()
@@ -76,7 +76,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         service.metrics.set("semipd_admitting", service.admission.not_ready_reason() is None)
         return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
 
-    @app.api_route("/version", methods=READ)
+    @app.api_route("/version", methods=READ, responses=refusals(401))
     async def show_version() -> Response:
         return json_response({"version": software_version()})
 
@@ -85,18 +85,18 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         """This process lives; under the name that some platforms ask for."""
         return Response()
 
-    @app.api_route("/load", methods=READ)
+    @app.api_route("/load", methods=READ, responses=refusals(401))
     async def load() -> Response:
         """HTTP requests that are being answered."""
         return json_response({"server_load": service.generations.open})
 
 
 def _add_api(app: FastAPI, service: Service) -> None:
-    @app.api_route("/v1/models", methods=READ)
+    @app.api_route("/v1/models", methods=READ, responses=refusals(401))
     async def models() -> Response:
         return json_response({"object": "list", "data": [_model(service)]})
 
-    @app.api_route("/v1/models/{name:path}", methods=READ)
+    @app.api_route("/v1/models/{name:path}", methods=READ, responses=refusals(401, 404))
     async def model(name: str) -> Response:
         service.check_model(name)
         return json_response(_model(service))

@@ -156,11 +156,12 @@ COMPLETIONS = [_if({"max_tokens": {"const": 0}}, {"required": ["echo"], "propert
 _SOME: Json = {"type": "array", "minItems": 1}
 CHAT = [
     _not("max_tokens", {"const": 0}),
-    _if(
-        {"top_logprobs": {"type": "integer", "minimum": 1}},
-        {"required": ["logprobs"], "properties": {"logprobs": _TRUE}},
-    ),
-    _if({"continue_final_message": _TRUE}, _not("add_generation_prompt", _TRUE)),
+    {
+        "not": {
+            "required": ["top_logprobs"],
+            "properties": {"top_logprobs": {"type": "integer", "minimum": 1}, "logprobs": {"enum": [False, None]}},
+        }
+    },
     _if(
         {"tool_choice": {"anyOf": [{"const": "required"}, {"type": "object"}]}},
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
@@ -112,10 +113,16 @@ async def _whole(service: Service, generation: Generation, body: GenerationReque
     async for deltas in generation.deltas():
         for delta in deltas:
             choices[delta.index].merge(delta)
-    finished = [shape.choice(choices[sequence.index], sequence) for sequence in generation.sequences]
-    answer = envelope(generation.id, shape.object, service.card.name, service.fingerprint, finished)
-    answer["usage"] = usage(generation.sequences, body.choices)
-    return answer | shape.extra(generation.sequences)
+
+    def shaped() -> Json:
+        finished = [shape.choice(choices[sequence.index], sequence) for sequence in generation.sequences]
+        answer = envelope(generation.id, shape.object, service.card.name, service.fingerprint, finished)
+        answer["usage"] = usage(generation.sequences, body.choices)
+        return answer | shape.extra(generation.sequences)
+
+    # Naming the likely tokens of a long prompt takes its time: in a thread, where others have theirs, too.
+    named = any(sequence.prompt_logprobs for sequence in generation.sequences)
+    return await asyncio.to_thread(shaped) if named else shaped()
 
 
 async def _events(
@@ -140,7 +147,11 @@ async def _events(
                     opened.add(delta.index)
                     if opening := shape.opening(delta.index):
                         yield chunk([opening], **(extra if len(opened) == 1 else {}))
-                yield chunk([shape.chunk(delta, generation.sequences[delta.index])])
+                sequence = generation.sequences[delta.index]
+                if sequence.prompt_logprobs:  # as above
+                    yield chunk([await asyncio.to_thread(shape.chunk, delta, sequence)])
+                else:
+                    yield chunk([shape.chunk(delta, sequence)])
         if body.include_usage:
             yield chunk([], usage=usage(generation.sequences, body.choices))
         yield event(b"[DONE]")

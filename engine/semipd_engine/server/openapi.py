@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -46,14 +47,17 @@ def takes(model: type[BaseModel], streams: bool = False) -> dict[str, Any]:
     answer: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
     if streams:
         answer["text/event-stream"] = {"schema": {"type": "string"}}
-    errors = {
-        status: {"description": text, "content": {"application/json": {"schema": {"$ref": REFS.format(model="Error")}}}}
-        for status, text in _ERRORS.items()
-    }
+    errors = refusals(*_ERRORS)
     return {
         "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
         "responses": {200: {"description": "The answer", "content": answer}} | errors,
     }
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route may answer instead of 200."""
+    content = {"application/json": {"schema": {"$ref": REFS.format(model="Error")}}}
+    return {status: {"description": _ERRORS[status], "content": content} for status in statuses}
 
 
 def describe(app: FastAPI, bound: Callable[[Any], Any], *models: type[BaseModel]) -> None:
@@ -62,7 +66,12 @@ def describe(app: FastAPI, bound: Callable[[Any], Any], *models: type[BaseModel]
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            document = plain()
+            with warnings.catch_warnings(action="ignore"):  # a route for GET and HEAD has one name
+                document = plain()
+            for operations in document["paths"].values():
+                operations.pop("head", None)  # GET without the body
+                for method, operation in operations.items():
+                    operation["operationId"] = operation["operationId"].rpartition("_")[0] + "_" + method
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             schemas["Error"] = _ERROR
             for model in models:

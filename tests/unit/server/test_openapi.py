@@ -19,6 +19,12 @@ def test_valid_bodies_are_served(shared_api: Api, path: str) -> None:
     serves_what_it_documents(shared_api, path, 60)
 
 
+def test_operations_have_names_of_their_own(shared_api: Api) -> None:
+    paths = shared_api.client.get("/openapi.json").json()["paths"]
+    names = [operation["operationId"] for path in paths.values() for operation in path.values()]
+    assert len(names) == len(set(names)) > 10
+
+
 def serves_what_it_documents(api: Api, path: str, examples: int) -> None:
     document = api.client.get("/openapi.json").json()
     operation = document["paths"][path]["post"]
