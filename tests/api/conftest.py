@@ -44,6 +44,11 @@ class Cluster:
         return self.folder / "admin.kubeconfig"
 
     @property
+    def audit_log(self) -> Path:
+        """Every request of the operator, a line of JSON each."""
+        return self.folder / "audit.log"
+
+    @property
     def operator_kubeconfig(self) -> Path:
         return self.folder / "operator.kubeconfig"
 
@@ -122,6 +127,9 @@ def api_server(folder: Path) -> Iterator[Cluster]:
         f'admin-token,admin,1,"system:masters"\noperator-token,{OPERATOR_USER},2,"system:serviceaccounts"\n'
     )
     cluster = Cluster(bin_folder, folder, url)
+    every = {"level": "Metadata", "users": [OPERATOR_USER], "omitStages": ["RequestReceived"]}
+    policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [every, {"level": "None"}]}
+    (folder / "audit.json").write_text(json.dumps(policy))
     for path, token in ((cluster.kubeconfig, "admin-token"), (cluster.operator_kubeconfig, "operator-token")):
         path.write_text(_kubeconfig(url, token))
         path.chmod(0o600)
@@ -162,6 +170,8 @@ def api_server(folder: Path) -> Iterator[Cluster]:
             "--requestheader-extra-headers-prefix=X-Remote-Extra-",
             f"--proxy-client-cert-file={certificates}/front-proxy.crt",
             f"--proxy-client-key-file={certificates}/front-proxy.key",
+            f"--audit-policy-file={folder / 'audit.json'}",
+            f"--audit-log-path={cluster.audit_log}",
         ],
         stdout=subprocess.DEVNULL,
         stderr=(folder / "apiserver.log").open("wb"),
@@ -231,3 +241,19 @@ def operator(crd: Any, tmp_path_factory: pytest.TempPathFactory, agent_port: int
         crd.apply(obj)
     with Operator(crd, tmp_path_factory.mktemp("operator"), agent_port) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def controllers(crd: Cluster) -> Iterator[None]:
+    """Of Deployments, quotas and volumes, and the scheduler: once, as they take a minute to be at work. From then on
+    they make pods of every Deployment, so the modules that have them come last."""
+    from tests.api.cluster_table import controllers_and_scheduler
+
+    with controllers_and_scheduler(crd):
+        yield
+
+
+@pytest.fixture(scope="module")
+def control_plane(operator: Operator, controllers: None, crd: Cluster) -> Cluster:
+    """The cluster with an operator, the controllers and the scheduler."""
+    return crd

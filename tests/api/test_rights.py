@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.api.conftest import POD_MONITOR_CRD
 from tests.api.harness import Operator, chart_rights, condition, row, service, serving
-from tests.api.test_autoscaling import scaled_objects
+from tests.api.metrics_api import scaled_objects
 
 from e2e.lib.waiting import wait_until
 

@@ -57,10 +57,10 @@ v1beta1.external.metrics.k8s.io
 {{- define "semipd-operator.rules" -}}
 - apiGroups: [semipd.io]
   resources: [semipdservices]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [semipd.io]
   resources: [semipdservices/status]
-  verbs: [get, patch]
+  verbs: [patch]
 - apiGroups: [semipd.io]
   resources: [semipdservices/finalizers]
   verbs: [update]
@@ -78,7 +78,7 @@ v1beta1.external.metrics.k8s.io
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [""]
   resources: [events]
   # list: the kubelet tells in events alone why it cannot make a pod (a missing Secret, a volume on another node).

@@ -1,0 +1,277 @@
+"""The external metrics through the aggregation layer of a real API server: who is served, refused, registered."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.api.conftest import OPERATOR_NAMESPACE
+from tests.api.harness import Agent, Operator, condition, service
+from tests.api.metrics_api import (
+    API_SERVICE,
+    NAME,
+    ROOT_PATH,
+    SLO,
+    Scaled,
+    available,
+    demo,
+    flags,
+    freshness,
+    metric,
+    scaling,
+)
+
+from e2e.lib.process import free_port
+from e2e.lib.waiting import wait_until
+
+pytestmark = pytest.mark.api
+
+
+@pytest.fixture(scope="module")
+def scaled(crd: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scaled]:
+    with scaling(crd, tmp_path_factory.mktemp("scaled")) as running:
+        yield running
+
+
+@pytest.fixture
+def agent(scaled: Scaled, namespace: str) -> Iterator[Agent]:
+    """The agent of the one ready pod of the autoscaled service `demo`."""
+    with demo(scaled, namespace) as speaking:
+        yield speaking
+
+
+def test_the_metric_passes_the_aggregation_layer(scaled: Scaled, agent: Agent, namespace: str) -> None:
+    crd = scaled.crd
+    wait_until(lambda: available(crd), 40, lambda: crd.get("apiservice", API_SERVICE, "default")["status"])
+    listed = json.loads(crd.kubectl("get", "--raw", ROOT_PATH).stdout)
+    assert [each["name"] for each in listed["resources"]] == ["semipd_utilization_ratio"]
+    groups = [group["name"] for group in json.loads(crd.kubectl("get", "--raw", "/apis").stdout)["groups"]]
+    assert "external.metrics.k8s.io" in groups
+    # Else no namespace could be deleted: the controller for that wants to know every API.
+    wait_until(lambda: freshness(crd) == "Current", 40, lambda: freshness(crd))
+
+    def value(path: str = metric(namespace)) -> Any:
+        return [item["value"] for item in json.loads(crd.kubectl("get", "--raw", path).stdout)["items"]]
+
+    assert value() == [], "the agent does not tell: no value, and no zero"
+    agent.utilization_ratio = 1.25
+    wait_until(lambda: value() == ["1250m"])
+    agent.utilization_ratio = 0.0
+    wait_until(lambda: value() == ["0"] or value() == ["0m"])
+    assert value(metric(namespace, "")) and not value(metric(namespace, "semipd_service%3Dother"))
+    assert not value(metric("default"))
+    refused = crd.kubectl("get", "--raw", metric(namespace, "app%3Ddemo"), ok=False)
+    assert refused.returncode != 0 and "semipd_service=NAME" in refused.stderr
+
+
+def test_a_user_needs_the_right_to_read_the_metric(scaled: Scaled, agent: Agent, namespace: str) -> None:
+    crd = scaled.crd
+    wait_until(lambda: available(crd), 40)
+    path = metric(namespace)
+    denied = crd.kubectl("get", "--raw", path, "--as=eve", ok=False)
+    assert denied.returncode != 0 and "orbidden" in denied.stderr
+    role = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "Role",
+        "metadata": {"name": "reader", "namespace": namespace},
+        "rules": [{"apiGroups": ["external.metrics.k8s.io"], "resources": ["*"], "verbs": ["list"]}],
+    }
+    crd.apply(role)
+    crd.kubectl("create", "rolebinding", "reader", "--role=reader", "--user=alice", "-n", namespace)
+    as_alice = ("get", "--raw", path, "--as=alice")
+    wait_until(lambda: crd.kubectl(*as_alice, ok=False).returncode == 0, 60, lambda: crd.kubectl(*as_alice))
+    # The HPA's controller has the right from Kubernetes itself.
+    account = "system:serviceaccount:kube-system:horizontal-pod-autoscaler"
+    assert crd.kubectl("get", "--raw", path, f"--as={account}").returncode == 0
+
+
+def ask_directly(scaled: Scaled, namespace: str, certificate: str = "", user: str = "") -> int:
+    """HTTP status of a request past kube-apiserver, with a certificate of the front proxy's CA; 0: no TLS at all."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if certificate:
+        folder: Path = scaled.crd.folder / "pki"
+        context.load_cert_chain(folder / f"{certificate}.crt", folder / f"{certificate}.key")
+    request = urllib.request.Request(f"https://localhost:{scaled.port}{metric(namespace)}")
+    request.add_header("Authorization", "Bearer admin-token")
+    if user:
+        request.add_header("X-Remote-User", user)
+        request.add_header("X-Remote-Group", "system:authenticated")
+    try:
+        with urllib.request.urlopen(request, context=context, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (urllib.error.URLError, OSError):
+        return 0
+
+
+def test_a_direct_call_is_refused(scaled: Scaled, agent: Agent, namespace: str) -> None:
+    wait_until(lambda: available(scaled.crd), 40)
+    assert ask_directly(scaled, namespace) == 0, "without a certificate there is no connection"
+    assert ask_directly(scaled, namespace, user="admin") == 0, "and headers alone prove nothing"
+    assert ask_directly(scaled, namespace, "stranger", "admin") == 401, (
+        "the CA's other certificates are not the proxy's"
+    )
+    assert ask_directly(scaled, namespace, "front-proxy") == 401, "the proxy must name a user"
+    assert ask_directly(scaled, namespace, "front-proxy", "eve") == 403
+    assert ask_directly(scaled, namespace, "front-proxy", "admin") == 403, "a name is not its groups"
+
+
+def test_the_secret_is_the_only_one_that_the_operator_may_touch(scaled: Scaled) -> None:
+    crd = scaled.crd
+    secret = wait_until(lambda: (crd.get("secret", f"{NAME}-metrics-api", OPERATOR_NAMESPACE) or {}).get("data"))
+    assert set(secret) == {"ca.crt", "ca.key", "tls.crt", "tls.key"}
+    account = f"--as=system:serviceaccount:{OPERATOR_NAMESPACE}:{NAME}"
+
+    def may(*what: str) -> bool:
+        return crd.kubectl("auth", "can-i", *what, account, ok=False).stdout.strip() == "yes"
+
+    assert may("patch", f"secret/{NAME}-metrics-api", "-n", OPERATOR_NAMESPACE)
+    assert not may("get", f"secret/{NAME}-key", "-n", OPERATOR_NAMESPACE)
+    assert not may("list", "secrets", "-n", OPERATOR_NAMESPACE)
+    assert not may("create", "apiservices") and not may("patch", "apiservice/v1beta1.metrics.k8s.io")
+    assert not may("delete", "apiservice/v1beta1.metrics.k8s.io") and not may("patch", "clusterroles")
+    assert not may("create", "leases", "-n", OPERATOR_NAMESPACE)
+
+
+def test_a_registration_that_is_deleted_comes_back(scaled: Scaled, agent: Agent, namespace: str) -> None:
+    crd = scaled.crd
+    wait_until(lambda: available(crd), 40)
+    before = crd.get("apiservice", API_SERVICE, "default")
+    crd.kubectl("delete", "apiservice", API_SERVICE)
+    wait_until(
+        lambda: (
+            (crd.get("apiservice", API_SERVICE, "default") or before)["metadata"]["uid"] != before["metadata"]["uid"]
+        ),
+        40,
+    )
+    wait_until(lambda: available(crd), 40)
+    [owner] = crd.get("apiservice", API_SERVICE, "default")["metadata"]["ownerReferences"]
+    role = crd.get("clusterrole", f"{NAME}-metrics-api", "default")
+    assert (owner["kind"], owner["uid"]) == ("ClusterRole", role["metadata"]["uid"]), "it goes with the release"
+
+
+def test_an_endpoint_of_an_earlier_installation_becomes_ours(scaled: Scaled, agent: Agent) -> None:
+    """Its Lease had another uid. Who may not delete an object may not give it another owner, where
+    owner references are guarded, as here and on OpenShift."""
+    crd = scaled.crd
+    wait_until(lambda: available(crd), 40)
+    name = f"{NAME}-metrics-api-ipv4"
+    lease = crd.get("lease", NAME, OPERATOR_NAMESPACE)["metadata"]["uid"]
+    earlier = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "name": NAME, "uid": "of-an-earlier-one"}
+    change = json.dumps({"metadata": {"ownerReferences": [earlier]}})
+    crd.kubectl("patch", "endpointslice", name, "-n", OPERATOR_NAMESPACE, "--type=merge", "-p", change)
+
+    def owners() -> list[str]:
+        found = crd.get("endpointslice", name, OPERATOR_NAMESPACE)["metadata"]["ownerReferences"]
+        return [each["uid"] for each in found]
+
+    wait_until(lambda: lease in owners(), 30, owners)
+
+
+KEDA = {"namespace": "keda", "name": "keda-operator-metrics-apiserver", "port": 443}
+
+
+def kedas(**metadata: Any) -> dict[str, Any]:
+    """The APIService as KEDA's chart has it."""
+    spec = {
+        "group": "external.metrics.k8s.io",
+        "version": "v1beta1",
+        "groupPriorityMinimum": 100,
+        "versionPriority": 100,
+        "service": KEDA,
+    }
+    return {
+        "apiVersion": "apiregistration.k8s.io/v1",
+        "kind": "APIService",
+        "metadata": {"name": API_SERVICE, "labels": {"app.kubernetes.io/managed-by": "Helm"}, **metadata},
+        "spec": spec,
+    }
+
+
+def test_keda_before_us_and_after_us(scaled: Scaled, namespace: str) -> None:
+    """Install, upgrade and removal of either: the registration is never taken and never deleted from the other."""
+    crd = scaled.crd
+
+    def backend() -> Any:
+        return ((crd.get("apiservice", API_SERVICE, "default") or {}).get("spec") or {}).get("service")
+
+    def reason() -> str | None:
+        return condition(crd.get("spd", "h", namespace), "ScalingReady").get("reason")
+
+    def patch(change: dict[str, Any]) -> None:
+        crd.kubectl("patch", "spd", "h", "-n", namespace, "--type=merge", "-p", json.dumps({"spec": change}))
+
+    crd.kubectl("delete", "apiservice", API_SERVICE, "--ignore-not-found")
+    crd.apply(kedas(), "--server-side", "--field-manager=helm")
+    path = f"/apis/apiregistration.k8s.io/v1/apiservices/{API_SERVICE}"
+    crd.apply(service("h", namespace, slo=SLO, autoscaling={"maxReplicas": 3}))
+    wait_until(lambda: "belongs to keda/keda-operator-metrics-apiserver" in scaled.operator.log.read_text(), 30)
+    wait_until(lambda: reason() == "MetricsServedElsewhere", describe=reason)
+    patch({"autoscaling": None})  # nothing of ours is wanted: nothing of theirs is withdrawn
+    time.sleep(12)  # longer than the operator's look
+    live = crd.request("GET", path)
+    assert live["spec"]["service"] == KEDA and "ownerReferences" not in live["metadata"]
+    assert NAME not in {entry["manager"] for entry in live["metadata"]["managedFields"]}, "nothing of it is ours"
+
+    crd.kubectl("delete", "apiservice", API_SERVICE)  # KEDA goes
+    patch({"autoscaling": {"maxReplicas": 3}})
+    wait_until(lambda: (backend() or {}).get("name") == f"{NAME}-metrics-api", 40, backend)
+
+    # KEDA comes after us: Helm and server-side apply refuse to take what is not theirs ...
+    refused = crd.apply(kedas(), "--server-side", "--field-manager=helm", ok=False)
+    assert refused.returncode != 0 and "conflict" in refused.stderr
+    # ... and who takes it by force keeps it, free of any tie to our release.
+    crd.apply(kedas(), "--server-side", "--field-manager=helm", "--force-conflicts")
+    wait_until(lambda: "ownerReferences" not in crd.get("apiservice", API_SERVICE, "default")["metadata"], 40)
+    time.sleep(12)
+    assert backend() == KEDA
+    patch({"autoscaling": None})
+    time.sleep(12)
+    assert backend() == KEDA
+    crd.kubectl("delete", "apiservice", API_SERVICE)
+    crd.kubectl("delete", "spd", "h", "-n", namespace)
+
+
+def test_a_follower_takes_over_and_the_api_answers_on(
+    scaled: Scaled, agent: Agent, namespace: str, tmp_path: Path
+) -> None:
+    """Last: it ends the leader, as the loss of its node would."""
+    crd = scaled.crd
+    wait_until(lambda: available(crd), 40)
+    agent.utilization_ratio = 0.5
+
+    def behind() -> list[Any]:
+        """Where the Service leads, by both kinds of objects that kube-apiservers look at."""
+        name = f"{NAME}-metrics-api"
+        sliced = crd.get("endpointslice", f"{name}-ipv4", OPERATOR_NAMESPACE)
+        plain = crd.get("endpoints", name, OPERATOR_NAMESPACE)
+        return [sliced["endpoints"][0]["addresses"], [plain["subsets"][0]["addresses"][0]["ip"]]]
+
+    assert behind() == [["10.1.2.3"]] * 2
+    [owner] = crd.get("endpoints", f"{NAME}-metrics-api", OPERATOR_NAMESPACE)["metadata"]["ownerReferences"]
+    assert owner["kind"] == "Lease", "they go with the release"
+    with Operator(crd, tmp_path, scaled.agent_port, *flags(free_port()), ip="10.1.2.4") as follower:
+        assert "standing by" in follower.log.read_text() and "leading" not in follower.log.read_text()
+        scaled.operator.process.kill()
+        wait_until(lambda: "leading by Lease" in follower.log.read_text(), 40)
+        wait_until(lambda: crd.get("apiservice", API_SERVICE, "default")["spec"]["service"]["port"] != scaled.port, 40)
+        wait_until(lambda: available(crd) and freshness(crd) == "Current", 60, lambda: freshness(crd))
+
+        def value() -> Any:
+            answer = crd.kubectl("get", "--raw", metric(namespace), ok=False)
+            return answer.returncode == 0 and [item["value"] for item in json.loads(answer.stdout)["items"]]
+
+        wait_until(lambda: value() == ["500m"], 40, value)
+        assert behind() == [["10.1.2.4"]] * 2
+        crd.kubectl("patch", "spd", "demo", "-n", namespace, "--type=merge", "-p", '{"spec":{"replicas":2}}')
+        wait_until(lambda: crd.get("deployment", "demo", namespace)["spec"]["replicas"] == 2)
+        assert follower.stop() == 0

@@ -1,0 +1,128 @@
+"""The chart's rules against what the operator asks for, by the API server's audit log: none is missing, none idle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from tests.api.conftest import POD_MONITOR_CRD, Cluster
+from tests.api.harness import chart_rights, make_pod, service
+from tests.api.metrics_api import SLO, Scaled, available, demo, metric, scaled_objects, scaling
+
+from e2e.lib.waiting import wait_until
+
+pytestmark = pytest.mark.api
+
+Right = tuple[str, str, str]
+"""(API group, resource with its subresource, verb)"""
+
+OPENSHIFT = "OpenShift asks for it where an address lies in the pods' network; others do not know it"
+OWNER = "where owner references are guarded, only who may delete an object may give it another owner"
+IDLE_HERE: dict[Right, str] = {
+    ("", "endpoints", "delete"): OWNER,
+    ("discovery.k8s.io", "endpointslices", "delete"): OWNER,
+    ("", "endpoints/restricted", "create"): OPENSHIFT,
+    ("", "endpointslices/restricted", "create"): OPENSHIFT,
+    ("discovery.k8s.io", "endpoints/restricted", "create"): OPENSHIFT,
+    ("discovery.k8s.io", "endpointslices/restricted", "create"): OPENSHIFT,
+    ("semipd.io", "semipdservices/finalizers", "update"): "asked for by the guard of owner references itself",
+    ("apiregistration.k8s.io", "apiservices", "delete"): "the registration is withdrawn once no service scales",
+}
+"""Granted, and not seen below: why it is granted all the same."""
+
+
+@pytest.fixture(scope="module")
+def scaled(crd: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scaled]:
+    for definition in (POD_MONITOR_CRD, scaled_objects()):
+        crd.apply(definition)
+        crd.kubectl("wait", "--for=condition=Established", f"crd/{definition['metadata']['name']}", "--timeout=30s")
+    with scaling(crd, tmp_path_factory.mktemp("rights")) as running:
+        yield running
+
+
+def granted() -> set[Right]:
+    ours = [obj for obj in chart_rights("metrics-api") if "rules" in obj and "aggregat" not in json.dumps(obj)]
+    rules = [rule for obj in ours for rule in obj["rules"]]
+    return {
+        (group, resource, verb)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def asked(crd: Cluster) -> tuple[set[Right], list[str]]:
+    """What the operator was let do, and what it was refused."""
+    used: set[Right] = set()
+    refused = []
+    for line in crd.audit_log.read_text().splitlines():
+        entry = json.loads(line)
+        what, code = entry.get("objectRef"), entry.get("responseStatus", {}).get("code", 0)
+        if not what or "resource" not in what:
+            continue
+        resource = "/".join(filter(None, (what["resource"], what.get("subresource", ""))))
+        right = (what.get("apiGroup", ""), resource, entry["verb"])
+        if code == 403:
+            refused.append(f"{entry['verb']} {entry['requestURI']}")
+        used.add(right)
+        if entry["verb"] == "patch" and code == 201:  # server-side apply of what is not there needs both
+            used.add((*right[:2], "create"))
+    return used, refused
+
+
+def test_no_right_is_missing_and_none_is_idle(scaled: Scaled, namespace: str) -> None:
+    crd = scaled.crd
+
+    def patch(spec: dict[str, Any]) -> None:
+        crd.kubectl("patch", "spd", "all", "-n", namespace, "--type=merge", "-p", json.dumps({"spec": spec}))
+
+    def there(kind: str, wanted: bool = True) -> None:
+        wait_until(lambda: bool(crd.get(kind, "all", namespace)) is wanted, 30, lambda: (kind, wanted))
+
+    keda = {"maxReplicas": 3, "keda": {"serverAddress": "http://p:9090"}}
+    crd.apply(service("all", namespace, replicas=2, slo=SLO, monitoring={"podMonitor": True}, autoscaling=keda))
+    for kind in ("deployment", "pdb", "podmonitor", "scaledobject"):
+        there(kind)
+    patch({"replicas": 1, "monitoring": None, "autoscaling": {"keda": None, "hpa": {}}})
+    there("hpa")
+    for kind in ("pdb", "podmonitor", "scaledobject"):
+        there(kind, wanted=False)
+    patch({"autoscaling": None})
+    there("hpa", wanted=False)
+
+    began = (datetime.now(UTC) - timedelta(seconds=20)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    creating = {"name": "engine", "image": "e", "imageID": "", "restartCount": 0, "ready": False}
+    creating["state"] = {"waiting": {"reason": "ContainerCreating"}}
+    scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": began}
+    unready = {"type": "Ready", "status": "False", "lastTransitionTime": began}
+    node = {
+        "apiVersion": "v1",
+        "kind": "Binding",
+        "metadata": {"name": "all-1"},
+        "target": {"kind": "Node", "name": "n"},
+    }
+    status = {"conditions": [scheduled, unready], "containerStatuses": [creating]}
+    make_pod(crd, namespace, "all", "all-1", status)
+    crd.request("POST", f"/api/v1/namespaces/{namespace}/pods/all-1/binding", node)
+
+    with demo(scaled, namespace) as agent:
+        wait_until(lambda: available(crd), 40)
+        agent.utilization_ratio = 0.5
+        wait_until(lambda: crd.kubectl("get", "--raw", metric(namespace), ok=False).returncode == 0)
+        # Whom kube-apiserver lets through it hands on, and the operator asks for itself.
+        rules = [{"apiGroups": ["external.metrics.k8s.io"], "resources": ["*"], "verbs": ["list"]}]
+        meta = {"name": "reader", "namespace": namespace}
+        crd.apply({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": meta, "rules": rules})
+        crd.kubectl("create", "rolebinding", "reader", "--role=reader", "--user=alice", "-n", namespace)
+        wait_until(lambda: crd.kubectl("get", "--raw", metric(namespace), "--as=alice", ok=False).returncode == 0)
+    wanted = {("", "events", "list"), ("", "nodes", "get")}
+    wait_until(lambda: wanted <= asked(crd)[0], 30, "of the pod that stands still")
+
+    used, refused = asked(crd)
+    rights = granted()
+    assert not refused
+    assert rights - used == IDLE_HERE.keys(), "\n".join(map(str, sorted(rights - used ^ IDLE_HERE.keys())))

@@ -1,0 +1,80 @@
+"""What the scheduler finds no place for: cause and remedy, in ``kubectl get`` and ``kubectl describe``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.api.cluster_table import PVC, Row, claim, make, shows, template, volume
+
+pytestmark = pytest.mark.api
+
+
+TABLE: dict[str, Row] = {
+    "claim missing": Row(
+        "ClaimMissing(models)",
+        'table-*: *persistentvolumeclaim "models" not found*. Remedy: Create the claim, or correct spec.model.',
+        PVC,
+    ),
+    "claim without a volume": Row(
+        "ClaimUnbound",
+        "table-*: *unbound immediate PersistentVolumeClaims*. Remedy: kubectl describe pvc: *",
+        PVC,
+        [claim()],
+    ),
+    "no gpu": Row(
+        "Unschedulable(nvidia.com/gpu)",
+        "table-*: 0/3 nodes are available: *Insufficient nvidia.com/gpu*. Remedy: Add a node that has what the message "
+        "names, or ask for less: spec.engine.resources, *. engine.device cpu needs no GPU.",
+        {"engine": {"device": "cuda"}},
+    ),
+    "not so many cpus": Row(
+        "Unschedulable(cpu)",
+        "*Insufficient cpu*. Remedy: Add a node *or ask for less: spec.engine.resources, *",
+        {"engine": {"resources": {"requests": {"cpu": "100"}}}},
+    ),
+    "no such node": Row(
+        "Unschedulable(nodeSelector,taint)",
+        "*didn't match Pod's node affinity/selector*. Remedy: Add a node *nodeSelector, affinity and tolerations of "
+        "spec.podTemplate*",
+        template(nodeSelector={"pool": "h100"}),
+    ),
+    "a tainted node": Row(
+        "Unschedulable(nodeSelector,taint)",
+        "*had untolerated taint*. Remedy: Add a node *",
+        template(nodeSelector={"nvidia.com/gpu.sharing-strategy": "time-slicing"}),
+    ),
+    # Last: a controller of volumes takes a minute after its start.
+    "claim for one pod, two replicas": Row(
+        "ClaimInUse",
+        "*PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by another pod*. Remedy: Use a "
+        "ReadWriteMany or ReadOnlyMany claim, or one replica.",
+        {**PVC, "replicas": 2},
+        [claim("ReadWriteOncePod", storageClassName="single", volumeName="single")],
+        lambda _: [volume("single", "ReadWriteOncePod", hostPath={"path": "/m"})],
+    ),
+}
+UNSEEN = Row(
+    "Unschedulable",
+    "table-*: no scheduler has looked at it: schedulerName names none that runs. Remedy: *",
+    template(schedulerName="nobody"),
+)
+
+
+@pytest.fixture(scope="module")
+def unseen(control_plane: Any) -> str:
+    """A namespace with a service that needs half a minute to be judged: it has that while other tests run."""
+    answer = control_plane.request("POST", "/api/v1/namespaces", {"metadata": {"generateName": "unseen-"}})
+    make(control_plane, name := answer["metadata"]["name"], UNSEEN)
+    return str(name)
+
+
+@pytest.mark.usefixtures("unseen")
+@pytest.mark.parametrize("case", TABLE)
+def test_cause_and_remedy_are_in_the_row_and_in_the_description(control_plane: Any, namespace: str, case: str) -> None:
+    make(control_plane, namespace, TABLE[case])
+    shows(control_plane, namespace, TABLE[case])
+
+
+def test_a_scheduler_that_does_not_run(control_plane: Any, unseen: str) -> None:
+    shows(control_plane, unseen, UNSEEN)
