@@ -246,7 +246,11 @@ class Reconciler:
             previous, meta = parse_status(obj), _bare(obj)
             status = deleting(previous, meta.metadata.generation, f"finalizers {finalizers}", datetime.now(UTC))
             if status != previous:
-                await self._statuses.write(meta, status)
+                try:
+                    await self._statuses.write(meta, status)
+                except ApiRefused as refused:
+                    if refused.status not in (404, 409):  # it went meanwhile
+                        raise
 
     async def _reject(self, key: Key, obj: Object, invalid: InvalidSpec) -> None:
         """A specification of which this version can make nothing: say so, touch nothing."""

@@ -224,6 +224,10 @@ async def test_a_service_that_finalizers_hold_says_so_and_nothing_more_is_done_f
         "it is being deleted, and waits for finalizers team.io/audit, foregroundDeletion. "
     )
     assert one.kube.asked["apply", "status"] == 2 and one.kube.asked["apply", "Deployment"] == ours
+    last = one.kube.service()
+    one.kube.put({**last, "metadata": {**last["metadata"], "finalizers": ["foregroundDeletion"]}})
+    one.kube.refuse["apply", "status"] = 404
+    assert await one.reconcile() is Next.NEWS, "it went meanwhile: nothing to try again"
 
 
 async def test_what_may_be_read_but_not_deleted_is_said() -> None:
