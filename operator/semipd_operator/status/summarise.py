@@ -90,7 +90,7 @@ def missing_pods(seen: Observed) -> Problem | None:
     for pod in seen.live_pods:
         if not pod.ready and (problem := _trouble(seen, pod)):
             return replace(problem, message=f"{pod.name}: {problem.message}")
-    return seen.refusal or _lately_ended(seen)
+    return seen.refusal or (_lately_ended(seen) if seen.service.spec.replicas else None)
 
 
 def _lately_ended(seen: Observed) -> Problem | None:
