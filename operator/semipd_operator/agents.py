@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 from semipd_agent.contract import AgentConfig, Health, StatusReport
 
+MOST_BYTES = 1 << 20
+"""Of one answer; a report has a few kilobytes."""
 _SLOW = "the agent does not answer in time"
 _REFUSED = {
     401: "the agent refuses the operator's token; a new key takes about a minute to reach the pod",
@@ -90,13 +92,13 @@ class AgentClient:
 
     async def _send(self, method: str, ip: str, path: str, token: str = "", body: str | None = None) -> bytes:
         host = f"[{ip}]" if ":" in ip else ip
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})
         if body is not None:
             headers["Content-Type"] = "application/json"
         try:
-            answer = await self._http.request(
-                method, f"http://{host}:{self._port}{path}", headers=headers, content=body
-            )
+            url = f"http://{host}:{self._port}{path}"
+            async with self._http.stream(method, url, headers=headers, content=body) as answer:
+                content = await _read(answer)
         except httpx.TimeoutException as error:
             raise AgentSilent(_SLOW) from error
         except httpx.HTTPError as error:
@@ -107,4 +109,16 @@ class AgentClient:
             raise StaleConfig(_REFUSED[409])
         if answer.status_code != 200:
             raise AgentError(_REFUSED.get(answer.status_code, f"the agent answers {path} with {answer.status_code}"))
-        return answer.content
+        return content
+
+
+async def _read(answer: httpx.Response) -> bytes:
+    """As it comes: what is behind a pod's address is its owner's, and must not fill the operator's memory."""
+    if "content-encoding" in answer.headers:  # nobody asked for one, and a few bytes may unfold to gigabytes
+        raise AgentError("the agent's answer is encoded")
+    content = bytearray()
+    async for chunk in answer.aiter_bytes():
+        content += chunk
+        if len(content) > MOST_BYTES:
+            raise AgentError(f"the agent's answer is longer than {MOST_BYTES >> 20} MiB")
+    return bytes(content)

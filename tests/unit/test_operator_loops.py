@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -35,6 +36,7 @@ from semipd_operator.status import AgentView, PodView
 from semipd_operator.workqueue import Key, WorkQueue
 
 pytestmark = pytest.mark.unit
+GZIP = {"content-encoding": "gzip"}
 A, B = Key("n", "a"), Key("n", "b")
 
 
@@ -210,6 +212,24 @@ async def test_a_newer_configuration_is_pushed_and_a_current_one_is_not() -> Non
     await agent.look("10.0.0.1", "u1", ("t",), AgentConfig(generation=2))
     await agent.look("10.0.0.1", "u1", ("t",), None)
     assert [method for method, path, _ in pod.asked if path == "/v1/config"] == ["PUT"]
+
+
+async def test_an_answer_without_end_does_not_fill_the_operators_memory() -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 1 << 16
+            yield b" " * (1 << 16)
+
+    agent = client(lambda _: httpx.Response(200, content=endless()))  # type: ignore[arg-type]
+    with pytest.raises(AgentError, match="longer than 1 MiB"):
+        await agent.look("10.0.0.1", "u1", ("t",), None)
+    assert sent <= 2 << 20
+    packed = client(lambda _: httpx.Response(200, content=gzip.compress(bytes(1 << 24)), headers=GZIP))  # type: ignore[arg-type]
+    with pytest.raises(AgentError, match="encoded"):
+        await packed.look("10.0.0.1", "u1", ("t",), None)
 
 
 async def test_a_stranger_at_the_address_never_sees_the_token() -> None:

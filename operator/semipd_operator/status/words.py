@@ -50,10 +50,14 @@ def masked(text: str) -> str:
     return text
 
 
-@lru_cache(maxsize=4096)  # a message stands for long, and every round of the agents shows it again
 def told(text: str, most: int = MAX_MESSAGE) -> str:
     """`text` as a status shows it. What is cut ends with an ellipsis."""
-    line = masked(" ".join(_printable(text[: 4 * MAX_MESSAGE]).split()))
+    return _told(text[: 4 * MAX_MESSAGE], most)
+
+
+@lru_cache(maxsize=4096)  # a message stands for long, and every round of the agents shows it again
+def _told(text: str, most: int) -> str:
+    line = masked(" ".join(_printable(text).split()))
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
