@@ -166,8 +166,9 @@ class Inquiry:
         oldest = self._clock() - _KEPT_SECONDS
         while len(self._began) > _MOST_REMEMBERED:  # pods that went while they stood still
             del self._began[next(iter(self._began))]
-        self._complaints = {uid: known for uid, known in self._complaints.items() if known.asked > oldest}
-        self._nodes = {name: known for name, known in self._nodes.items() if known.asked > oldest}
+        for about in (self._complaints, self._nodes):  # in place: another look may wait for an answer to put there
+            for name in [name for name, known in about.items() if known.asked <= oldest]:
+                del about[name]
 
 
 def _waits(since: datetime | None, now: datetime) -> bool:

@@ -157,10 +157,10 @@ class Row:
     """A pattern of the line ``Message:``: cause, in the words of who refuses, and remedy."""
     spec: dict[str, Any] = field(default_factory=dict)
     objects: list[dict[str, Any]] = field(default_factory=list)
-    where: tuple[str, ...] = ("Available", "Ready")
-    """The conditions whose message it is: each of them."""
     cluster: Callable[[str], list[dict[str, Any]]] = lambda _: []
     """Objects without a namespace, for the row's."""
+    where: tuple[str, ...] = ("Available", "Ready")
+    """The conditions whose message it is: each of them."""
 
 
 def messages(control_plane: Any, namespace: str, name: str = "table") -> dict[str, str]:
@@ -197,7 +197,7 @@ def shows(control_plane: Any, namespace: str, one: Row, *, keep: bool = False) -
         reason = row(control_plane, namespace, "table")[1:3] == ["False", one.reason]
         return reason and all(fnmatchcase(said.get(kind, ""), one.message) for kind in one.where)
 
-    wait_until(told, 120, lambda: (row(control_plane, namespace, "table"), messages(control_plane, namespace)))
+    wait_until(told, 90, lambda: (row(control_plane, namespace, "table"), messages(control_plane, namespace)))
     print(control_plane.kubectl("get", "spd", "table", "-n", namespace).stdout, messages(control_plane, namespace))
     if keep:
         return

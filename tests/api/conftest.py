@@ -245,8 +245,8 @@ def operator(crd: Any, tmp_path_factory: pytest.TempPathFactory, agent_port: int
 
 @pytest.fixture(scope="session")
 def controllers(crd: Cluster) -> Iterator[None]:
-    """Of Deployments, quotas and volumes, and the scheduler: once, as they take a minute to be at work. From then on
-    they make pods of every Deployment, so the modules that have them come last."""
+    """Of Deployments, quotas and volumes, and the scheduler, started once. From then on they make pods of every
+    Deployment, so the modules that have them come last."""
     from tests.api.cluster_table import controllers_and_scheduler
 
     with controllers_and_scheduler(crd):

@@ -44,7 +44,6 @@ TABLE: dict[str, Row] = {
         "*had untolerated taint*. Remedy: Add a node *",
         template(nodeSelector={"nvidia.com/gpu.sharing-strategy": "time-slicing"}),
     ),
-    # Last: a controller of volumes takes a minute after its start.
     "claim for one pod, two replicas": Row(
         "ClaimInUse",
         "*PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by another pod*. Remedy: Use a "

@@ -143,6 +143,25 @@ async def test_the_labels_of_a_node_are_asked_for_seldom_and_its_health_while_a_
     assert (await one.look([unready("q", 3)], ago(0)))[0].node_problem, "known by another pod's question"
 
 
+async def test_looks_at_the_same_time_lose_none_of_the_answers() -> None:
+    """One ends while another still waits for its answers."""
+    kube, slow = Asked(), asyncio.Event()
+    one = Inquiry(kube)
+    get = kube.get
+
+    async def waits(*what: str) -> dict[str, Any] | None:
+        await slow.wait()
+        return await get(*what)
+
+    kube.get = waits  # type: ignore[method-assign]
+    waiting = asyncio.ensure_future(one.look([raw("gpu", 12, **GPU)], ago(0)))
+    await asyncio.sleep(0)
+    await one.look([raw("p", 12)], ago(0))
+    slow.set()
+    assert (await waiting)[0].gpu_sharing
+    assert (await one.look([raw("gpu", 12, **GPU)], ago(0)))[0].gpu_sharing and kube.count["n1"] == 1
+
+
 async def test_a_clock_ahead_of_ours_hides_no_pod() -> None:
     """The API server's times are half an hour in our future."""
     one = Inquiry(Asked())
