@@ -95,6 +95,23 @@ def test_an_error_of_contention_does_not_feed_on_itself(contention: float, secon
     assert model.contention(Phase.PREFILL) == pytest.approx(contention, rel=0.03)
 
 
+def test_seconds_that_reach_the_sums_before_their_step_pull_no_cost_to_zero() -> None:
+    """Busy seconds run on evenly, steps are counted when they end: an interval holds one, two or none of them."""
+    model, before, true = StepModel(ASSUMED), {}, 0.03 + 0.001 * 128
+    took = true / (100 / 120) * 4.4
+    for second in range(1, 300):
+        count = int(0.9 * second / took)
+        row = steps(Phase.PREFILL, 512, count, 0.9 * second, shared=1.0)
+        after = {
+            (Phase.PREFILL, 100, 20, 512, 1): row.model_copy(update={"split": engine.Split(prefill=100, decode=20)})
+        }
+        model, before = model.learn(before, after, 1.0), after
+    fixed, token, _ = model.costs(Phase.PREFILL)
+    contention = model.contention(Phase.PREFILL)
+    assert contention == pytest.approx(ASSUMED.contention), "nothing ran alone"
+    assert (fixed + 512 * token) * contention == pytest.approx(4.4 * true, rel=0.1)
+
+
 def test_a_measured_profile_is_corrected_within_bounds_only() -> None:
     model, before = StepModel(replace(ASSUMED, measured=True)), {}
     for second in range(1, 30):

@@ -12,10 +12,10 @@ exponential forgetting: where sizes do not vary, only the common scale moves, wi
 A share acts on speed while both phases are busy; a phase that is alone has the whole device (L0). Two laws: `PACED`,
 for CPU time that is dealt out in proportion, and `SPATIAL`, for SMs that a phase may not leave, of which it cannot
 use all equally well (time = a + b / share: `docs/controller.md` names the source). What contention adds is one factor
-for each phase. Costs and contention are the solution of *one* system of equations: a step that ran some seconds alone
-and some beside the other phase says ``terms . costs - shared x speed of the share / contention = alone``. Steps that
-were shared all along leave the common scale of both open; those that ran alone, however long ago, settle it, so no
-error of the one can feed the other.
+for each phase. Steps that ran mostly alone say what the costs are; those that ran mostly beside the other phase say
+what costs x contention is, and the ratio of the two scales is the contention. Where none ran alone, even an hour ago,
+the profile's contention stands, so no error of the one can feed the other. Seconds are always what is explained and
+never what explains: they reach the sums before their step is counted, and such noise would pull both towards zero.
 """
 
 from __future__ import annotations
@@ -69,53 +69,73 @@ ASSUMED = StepProfile(prefill=(2e-3, 5e-5, 8e-10), decode=(6e-3, 1e-4, 4e-8))
 SCALE = (0.3, 3.0)
 """How far a measured profile may be corrected online."""
 FORGET_SECONDS = 120.0
+"""Half-life of what was seen, while there is more to see."""
+FORGET_ALONE_SECONDS = 1200.0
+"""... and of steps that ran alone, while all are shared."""
 CONTENTION = (0.7, 2.5)
 LEAST_STEPS = 5
 """Fewer steps of a phase leave a measured profile as it is."""
 LEAST_TRUST = 0.1
 """Weight of a step that ran beside the other phase all the time, over one that ran alone: its share's law errs, too."""
 CONTENTION_WEIGHT = 0.2
-"""The profile's contention counts as so many steps that ran alone: it settles the scale only where there are none."""
+"""The profile's contention counts as so many steps that ran alone, and as many that ran beside the other phase."""
 
-Four = tuple[float, float, float, float]
+Three = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Equations:
-    """Normal equations of one phase: three terms in units of the profile's, and 1 / contention."""
+    """Normal equations of one phase in units of the profile's three terms."""
 
-    a: tuple[Four, Four, Four, Four] = ((0.0, 0.0, 0.0, 0.0),) * 4
-    b: Four = (0.0, 0.0, 0.0, 0.0)
+    a: tuple[Three, Three, Three] = ((0.0, 0.0, 0.0),) * 3
+    b: Three = (0.0, 0.0, 0.0)
+    weight: float = 0.0
 
-    def added(self, row: Four, right: float, weight: float) -> Equations:
+    def added(self, row: Three, right: float, weight: float) -> Equations:
         a = tuple(tuple(v + weight * row[i] * row[j] for j, v in enumerate(line)) for i, line in enumerate(self.a))
         b = tuple(v + weight * row[i] * right for i, v in enumerate(self.b))
-        return Equations(a, b)  # type: ignore[arg-type]
+        return Equations(a, b, self.weight + weight)  # type: ignore[arg-type]
 
-    def faded(self, keep: float) -> Equations:
+    def times(self, factor: float, right: float = 1.0) -> Equations:
+        """Both sides by `factor`, the right one by `right` besides."""
         return Equations(
-            tuple(tuple(v * keep for v in line) for line in self.a),  # type: ignore[arg-type]
-            tuple(v * keep for v in self.b),  # type: ignore[arg-type]
+            tuple(tuple(v * factor for v in line) for line in self.a),  # type: ignore[arg-type]
+            tuple(v * factor * right for v in self.b),  # type: ignore[arg-type]
+            self.weight * factor,
         )
 
     def __add__(self, other: Equations) -> Equations:
         return Equations(
             tuple(tuple(map(sum, zip(x, y, strict=True))) for x, y in zip(self.a, other.a, strict=True)),  # type: ignore[arg-type]
             tuple(map(sum, zip(self.b, other.b, strict=True))),  # type: ignore[arg-type]
+            self.weight + other.weight,
         )
+
+    @property
+    def scale(self) -> float:
+        """The one factor on all terms that explains the sums best."""
+        return max(sum(self.b) / max(sum(map(sum, self.a)), 1e-12), 1e-6)
 
 
 @dataclass(frozen=True)
 class PhaseFit:
-    """What was seen of one phase. Steps that ran mostly alone are forgotten only as new ones of them are seen."""
+    """What was seen of one phase. Steps that ran mostly alone are forgotten as new ones of them are seen, and where
+    none are, slowly: they settle the scale for hours, but not for days on a device that has become another one."""
 
     alone: Equations = field(default_factory=Equations)
     shared: Equations = field(default_factory=Equations)
+    """Their seconds are the share's: what the step took times the speed that the share alone would give it."""
     steps: float = 0.0
 
-    @cached_property
-    def both(self) -> Equations:
-        return self.alone + self.shared
+    def contention(self, profile: StepProfile) -> float:
+        a, s, w = self.alone, self.shared, CONTENTION_WEIGHT
+        seen = s.scale / a.scale if a.weight and s.weight else profile.contention
+        # of two scales the worse known one decides how well their ratio is
+        known = a.weight * s.weight / (a.weight + s.weight) if a.weight and s.weight else 0.0
+        return min(max((known * seen + w / 2 * profile.contention) / (known + w / 2), CONTENTION[0]), CONTENTION[1])
+
+    def both(self, profile: StepProfile) -> Equations:
+        return self.alone + self.shared.times(1.0, 1 / self.contention(profile))
 
 
 @dataclass(frozen=True)
@@ -142,33 +162,22 @@ class StepModel:
         """A measured profile stands until there is something to correct it by. Of an assumed one only the shape does:
         its scale is that of the first step, or of the other phase's."""
         _, prior = self._parts(phase)
-        theta = self._solution(phase)[:3]
+        theta = self._theta(phase)
         return (prior[0] * theta[0], prior[1] * theta[1], prior[2] * theta[2])
 
     def contention(self, phase: Phase) -> float:
         """Factor on a step's time beside the other phase, over what the share alone explains."""
-        return 1.0 / self._solution(phase)[3]
+        return self._parts(phase)[0].contention(self.profile)
 
-    def _solution(self, phase: Phase) -> Four:
-        """Corrections of the profile's three terms, and 1 / contention."""
-        return self._prefill_solution if phase is Phase.PREFILL else self._decode_solution
-
-    @cached_property
-    def _prefill_solution(self) -> Four:
-        return self._solved_for(Phase.PREFILL)
-
-    @cached_property
-    def _decode_solution(self) -> Four:
-        return self._solved_for(Phase.DECODE)
-
-    def _solved_for(self, phase: Phase) -> Four:
+    def _theta(self, phase: Phase) -> Three:
+        """Corrections of the profile's three terms."""
         fit, _ = self._parts(phase)
         profile = self.profile
         if fit.steps < (LEAST_STEPS if profile.measured else 1):
             other, _ = self._parts(Phase.DECODE if phase is Phase.PREFILL else Phase.PREFILL)
-            scale = 1.0 if profile.measured or other.steps < 1 else _scale(other.both, profile)
-            return (scale, scale, scale, 1 / profile.contention)
-        return _ridge(fit.both, profile)
+            scale = 1.0 if profile.measured or other.steps < 1 else other.both(profile).scale
+            return (scale, scale, scale)
+        return _ridge(fit.both(profile), profile.measured)
 
     def speed(self, phase: Phase, split: Split) -> float:
         """Of a phase while both are busy, relative to the whole device alone (0-1)."""
@@ -185,14 +194,14 @@ class StepModel:
 
     def learn(self, before: Mapping[Kind, StepTimes], after: Mapping[Kind, StepTimes], seconds: float) -> StepModel:
         """`before` and `after`: the sums of each kind at two times `seconds` apart, of the same core."""
-        keep = 0.5 ** (seconds / FORGET_SECONDS)
+        keep, keep_alone = 0.5 ** (seconds / FORGET_SECONDS), 0.5 ** (seconds / FORGET_ALONE_SECONDS)
         fits = {phase: self._parts(phase)[0] for phase in Phase}
         fresh = [row for kind, now in after.items() if (row := self._row(before.get(kind), now)) is not None]
         for phase in {row.phase for row in fresh}:
             fit = fits[phase]  # one that rests forgets nothing
             rests = not any(row.alone for row in fresh if row.phase is phase)
-            alone = fit.alone if rests else fit.alone.faded(keep)
-            fits[phase] = PhaseFit(alone, fit.shared.faded(keep), fit.steps * keep)
+            alone = fit.alone.times(keep_alone if rests else keep)
+            fits[phase] = PhaseFit(alone, fit.shared.times(keep), fit.steps * keep)
         for row in fresh:
             fit = fits[row.phase]
             alone, shared = fit.alone, fit.shared
@@ -215,17 +224,13 @@ class StepModel:
         phase = now.phase
         prior = self._parts(phase)[1]
         part = alone / (alone + shared)
-        work = alone + shared * self.speed(
-            phase, now.split
-        )  # only weighs the row: a step counts alike whatever it takes
-        return _Row(
-            phase,
-            (prior[0] * steps, prior[1] * tokens, prior[2] * context, -shared * self._by_share(phase, now.split)),
-            alone,
-            max(LEAST_TRUST, part) * steps / (work * work),
-            steps,
-            part > 0.5,
-        )
+        mostly = part > 0.5
+        by_share, contention = shared * self._by_share(phase, now.split), self.contention(phase)
+        right = alone + by_share / contention if mostly else alone * contention + by_share
+        # Relative to what the profile says: by what was measured, a step that is counted late would weigh most.
+        said = prior[0] * steps + prior[1] * tokens + prior[2] * context
+        left = (prior[0] * steps / said, prior[1] * tokens / said, prior[2] * context / said)
+        return _Row(phase, left, right / said, max(LEAST_TRUST, part) * steps, steps, mostly)
 
     def _parts(self, phase: Phase) -> tuple[PhaseFit, Vector]:
         if phase is Phase.PREFILL:
@@ -243,7 +248,7 @@ def kinds(steps: Sequence[StepTimes]) -> dict[Kind, StepTimes]:
 @dataclass(frozen=True)
 class _Row:
     phase: Phase
-    left: Four
+    left: Three
     right: float
     weight: float
     steps: int
@@ -251,32 +256,14 @@ class _Row:
     """Mostly."""
 
 
-def _with_contention(e: Equations, profile: StepProfile) -> Equations:
-    """The profile's word on contention is one more row, relative as the others are."""
-    return e.added((0.0, 0.0, 0.0, profile.contention), 1.0, CONTENTION_WEIGHT)
-
-
-def _scale(e: Equations, profile: StepProfile) -> float:
-    """The one factor on all terms that explains the sums best."""
-    e = _with_contention(e, profile)
-    terms = sum(e.a[i][j] for i in range(3) for j in range(3))
-    across = sum(e.a[i][3] for i in range(3))
-    scale, _ = _solved([[max(terms, 1e-12), across], [across, e.a[3][3]]], [sum(e.b[:3]), e.b[3]])
-    return max(scale, 1e-6)
-
-
-def _ridge(e: Equations, profile: StepProfile) -> Four:
-    """theta near (s, s, s), s being the common scale that explains the sums best; and 1 / contention."""
-    s = _scale(e, profile)
-    if profile.measured:
-        s = min(max(s, SCALE[0]), SCALE[1])
-    rho = (0.3 if profile.measured else 0.001) * max(sum(e.a[i][i] for i in range(3)) / 3, 1e-12)
-    e = _with_contention(e, profile)
-    a = [[e.a[i][j] + (rho if i == j < 3 else 0.0) for j in range(4)] for i in range(4)]
-    x = _solved(a, [e.b[i] + (rho * s if i < 3 else 0.0) for i in range(4)])
-    low, high = (0.3 * s, 3.0 * s) if profile.measured else (0.05 * s, 20.0 * s)
-    first, second, third = (min(max(v, low), high) for v in x[:3])
-    return first, second, third, min(max(x[3], 1 / CONTENTION[1]), 1 / CONTENTION[0])
+def _ridge(e: Equations, measured: bool) -> Three:
+    """theta near (s, s, s), s being the common scale that explains the sums best."""
+    s = min(max(e.scale, SCALE[0]), SCALE[1]) if measured else e.scale
+    rho = (0.3 if measured else 0.001) * max(sum(e.a[i][i] for i in range(3)) / 3, 1e-12)
+    a = [[e.a[i][j] + (rho if i == j else 0.0) for j in range(3)] for i in range(3)]
+    low, high = (0.3 * s, 3.0 * s) if measured else (0.05 * s, 20.0 * s)
+    first, second, third = (min(max(v, low), high) for v in _solved(a, [v + rho * s for v in e.b]))
+    return first, second, third
 
 
 def _solved(a: list[list[float]], b: list[float]) -> list[float]:
