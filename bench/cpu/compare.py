@@ -9,8 +9,8 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
-from bench.cpu.machine import BUSY
 from bench.cpu.schedule import EVEN, LIKELIHOOD, LIMITS, MACHINE, REAL_MODEL, Sample, Turn
 from bench.cpu.servers import Contender
 
@@ -43,7 +43,8 @@ class Verdict:
 
 
 class Comparison:
-    """The samples that count: of each block those of one run, the one that has most of it, else the latest."""
+    """The samples that count: of each block those of one run, the one that has most of it, else the latest. What was
+    lost stays lost, in every run: who may ask until it holds has shown nothing."""
 
     def __init__(self, samples: Iterable[Sample]) -> None:
         blocks: dict[tuple[str, str, int, str], dict[str, dict[Turn, Sample]]] = {}
@@ -54,7 +55,8 @@ class Comparison:
             best = max(runs, key=lambda run: (sum(not sample.error for sample in runs[run].values()), run))
             counting += runs[best].values()
         self.samples = [sample for sample in counting if not sample.error]
-        self.lost = [sample for sample in counting if sample.error]
+        every = (sample for runs in blocks.values() for run in runs.values() for sample in run.values())
+        self.lost = [sample for sample in every if sample.error]
         self._by_name: dict[tuple[str, str, str], list[Sample]] = defaultdict(list)
         for sample in self.samples:
             turn = sample.turn
@@ -86,7 +88,7 @@ class Comparison:
         """Over all rounds and groups."""
         found = [sample for sample in self.of(model, part, contender) if name in sample.figures]
         values = [sample.figures[name] for sample in found]
-        return Spread.of(values, sum(sample.others > BUSY for sample in found)) if found else None
+        return Spread.of(values, sum(sample.disturbed for sample in found)) if found else None
 
     def pairs(self, model: str, part: str, ours: str, peer: str) -> list[tuple[Sample, Sample]]:
         """Of one round of one group in one run."""
@@ -100,7 +102,7 @@ class Comparison:
             a, b = mine.figures.get(name), other.figures.get(name)
             if a and b:
                 found.append(b / a if less else a / b)
-                disturbed += max(mine.others, other.others) > BUSY
+                disturbed += mine.disturbed or other.disturbed
         return Spread.of(found, disturbed) if found else None
 
     def limit(self, model: str, name: str) -> Spread | None:
@@ -133,9 +135,9 @@ SPEEDS = (
 )
 """Part, figure, and the least ratio to the peer's default."""
 BARGAINS = ((4.0, 1.4), (2.5, 2.0))
-"""A split's longest gap over its quiet gap, and the prompt's TTFT over the peer's at its best chunk: one split each."""
+"""A split's longest gap over its quiet gap, and the prompt's TTFT over the least of the peer's chunks; a split each."""
 LEAST_GAP_RATIO = 2.0
-"""The longest gap, in milliseconds, is at most half of that peer's."""
+"""The longest gap, in milliseconds, is at most half of the shortest of the peer's chunks."""
 
 
 def verdicts(comparison: Comparison) -> list[Verdict]:
@@ -160,48 +162,58 @@ def _holds(within: bool, spread: Spread) -> bool | None:
     return None if within and 2 * spread.disturbed > spread.rounds else within
 
 
-def best_chunk(comparison: Comparison, model: str, part: str) -> str | None:
-    """The peer's variant with the shortest longest gap, judged in the rounds that had the most of its variants."""
-    gaps: dict[tuple[str, str, int], dict[str, float]] = defaultdict(dict)
+def chunks(comparison: Comparison, model: str, part: str) -> dict[tuple[str, str, int], list[Sample]]:
+    """The peer's samples of the rounds that had the most of its variants."""
+    found: dict[tuple[str, str, int], list[Sample]] = defaultdict(list)
     for name in comparison.contenders(model, part):
-        if name.startswith(PEER):
-            for sample in comparison.of(model, part, name):
-                gaps[_round(sample)][name] = sample.figures["longest_gap_ms"]
-    most = max((len(found) for found in gaps.values()), default=0)
-    fair: dict[str, list[float]] = defaultdict(list)
-    for found in gaps.values():
-        for name, gap in found.items() if len(found) == most else ():
-            fair[name].append(gap)
-    return min(fair, key=lambda name: statistics.median(fair[name]), default=None)
+        for sample in comparison.of(model, part, name) if name.startswith(PEER) else ():
+            found[_round(sample)].append(sample)
+    most = max(map(len, found.values()), default=0)
+    return {number: peers for number, peers in found.items() if len(peers) == most}
+
+
+def best_chunk(comparison: Comparison, model: str, part: str) -> str | None:
+    """The peer's variant with the shortest longest gap, where the most of its variants met."""
+    gaps: dict[str, list[float]] = defaultdict(list)
+    for sample in chain.from_iterable(chunks(comparison, model, part).values()):
+        gaps[sample.turn.contender].append(sample.figures["longest_gap_ms"])
+    return min(gaps, key=lambda name: statistics.median(gaps[name]), default=None)
 
 
 def _bargain(comparison: Comparison, model: str, part: str, most_gap: float, most_ttft: float) -> Verdict:
-    """The split that comes nearest to all three limits, each a median over the rounds in which the peer's best chunk
-    was asked, too. A lost or late prompt of ours breaks it."""
+    """The split that comes nearest to all three limits, each a median over the rounds in which the most of the peer's
+    chunks were asked, too; of these the least TTFT and the shortest gap, be they of one or of two. A lost or late
+    prompt of ours breaks it."""
     limits = (most_gap, most_ttft, 1 / LEAST_GAP_RATIO)
-    wanted = "gap ≤ {} × quiet, TTFT ≤ {} × and gap ≤ {} × best chunk".format(*limits)
+    wanted = "gap ≤ {} × quiet, TTFT ≤ {} × and gap ≤ {} × the least of the peer's chunks".format(*limits)
     claim = f"{model}: {part}, a split with {wanted}"
-    best = best_chunk(comparison, model, part)
+    peers = chunks(comparison, model, part)
+    asked = sorted({peer.turn.contender for peer in chain.from_iterable(peers.values())})
+
+    def to_least(mine: Sample, figure: str) -> float:
+        return mine.figures[figure] / min(peer.figures[figure] for peer in peers[_round(mine)])
+
     offers: list[tuple[bool, tuple[float, float, float], str, Spread]] = []
     for name in comparison.contenders(model, part):
-        pairs = comparison.pairs(model, part, name, best or "") if name.startswith("ours ") else []
-        if not pairs:
+        ours = [s for s in comparison.of(model, part, name) if _round(s) in peers] if name.startswith("ours ") else []
+        if not ours:
             continue
-        bad = comparison.losses(model, part, name) + sum(broken_prompts(mine) for mine, _ in pairs)
+        bad = comparison.losses(model, part, name) + sum(map(broken_prompts, ours))
         found = (
-            statistics.median(mine.figures["longest_gap_ratio"] for mine, _ in pairs),
-            statistics.median(mine.figures["ttft_ms"] / peer.figures["ttft_ms"] for mine, peer in pairs),
-            statistics.median(mine.figures["longest_gap_ms"] / peer.figures["longest_gap_ms"] for mine, peer in pairs),
+            statistics.median(mine.figures["longest_gap_ratio"] for mine in ours),
+            statistics.median(to_least(mine, "ttft_ms") for mine in ours),
+            statistics.median(to_least(mine, "longest_gap_ms") for mine in ours),
         )
-        disturbed = sum(max(mine.others, peer.others) > BUSY for mine, peer in pairs)
-        offers.append((bad > 0, found, name, Spread(found[0], found[0], found[0], len(pairs), disturbed)))
+        disturbed = sum(any(one.disturbed for one in (mine, *peers[_round(mine)])) for mine in ours)
+        offers.append((bad > 0, found, name, Spread(found[0], found[0], found[0], len(ours), disturbed)))
     if not offers:
         return Verdict(claim, "not measured", None)
     bad, found, name, rounds = min(
         offers, key=lambda offer: (offer[0], max(a / b for a, b in zip(offer[1], limits, strict=True)))
     )
     ratio, slower, share = found
-    text = f"{name}: {ratio:.1f} × quiet, TTFT {slower:.2f} ×, gap {share:.2f} × {best}, {rounds.rounds} rounds"
+    against = f"the least of {', '.join(asked)}" if len(asked) > 1 else f"{asked[0]} (the only chunk asked)"
+    text = f"{name}: {ratio:.1f} × quiet, TTFT {slower:.2f} ×, gap {share:.2f} × {against}, {rounds.rounds} rounds"
     if rounds.disturbed:
         text += f", {rounds.disturbed} of them beside other work"
     if bad:
@@ -259,7 +271,7 @@ def _likelihood(comparison: Comparison, model: str) -> list[Verdict]:
 
 
 def within(difference: float, error: float) -> bool | None:
-    """Of the limit, with a standard error, all in percent; None: too noisy to tell."""
-    if 2 * error < MOST_PERCENT:
-        return abs(difference) <= MOST_PERCENT
+    """Of the limit, two standard errors either way, all in percent; None: too noisy to tell."""
+    if abs(difference) + 2 * error <= MOST_PERCENT:
+        return True
     return False if abs(difference) - 2 * error > MOST_PERCENT else None

@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -30,7 +31,8 @@ SOURCES = (
 )
 READERS = ("bench/cpu/compare.py", "bench/cpu/report.py", "bench/cpu/__main__.py")
 """Of these sources those that only read samples."""
-PACKAGES = ("torch", "transformers", "numpy", "httpx", "uvicorn")
+PACKAGES = ("torch", "transformers", "numpy", "httpx", "uvicorn", "msgspec", "uvloop", "httptools")
+"""Some of them only where they are installed: what carries HTTP without them costs more."""
 VARIABLES = ("SEMIPD_", "OMP_", "KMP_", "MKL_", "ONEDNN_", "DNNL_", "TORCH", "MALLOC_", "LD_PRELOAD", "VLLM_")
 """Beginnings of names of variables that servers inherit."""
 
@@ -94,9 +96,12 @@ def machine() -> str:
 
 @cache
 def versions() -> Mapping[str, str]:
+    """By name; empty of a package that is not installed."""
     found = {"python": platform.python_version(), "linux": platform.release()}
     for name in PACKAGES:
-        found[name] = importlib.metadata.version(name)
+        found[name] = ""
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
     peers = {server.environment for server in SERVERS.values() if server.environment}
     return found | {peer.name: peer.version for peer in sorted(peers, key=lambda peer: peer.name)}
 

@@ -19,19 +19,23 @@ from pathlib import Path
 import psutil
 
 BUSY = 2.5
-"""A sample beside so many strange tasks is marked."""
+"""A sample beside more strange tasks is marked."""
+STALE_SECONDS = 10.0
+"""A look that is older says nothing of a turn."""
 
 
 @dataclass(frozen=True)
 class Watch:
     file: Path
 
-    def others(self, begin: float, end: float) -> float:
-        """The mean between two times of CLOCK_MONOTONIC; of the last look, if there was none between them."""
+    def others(self, begin: float, end: float) -> float | None:
+        """The mean between two times of CLOCK_MONOTONIC; of the last look before, if there was none between them. None
+        where that is too long ago: the watcher has died."""
         rows = [row.split() for row in self.file.read_text().splitlines()] if self.file.exists() else []
         seen = [(float(row[0]), float(row[1])) for row in rows if len(row) == 2]
-        within = [count for at, count in seen if begin <= at <= end] or [count for _, count in seen[-1:]]
-        return sum(within) / len(within) if within else 0.0
+        within = [count for at, count in seen if begin <= at <= end]
+        found = within or [count for at, count in seen[-1:] if at >= begin - STALE_SECONDS]
+        return round(sum(found) / len(found), 2) if found else None
 
 
 @contextmanager

@@ -61,17 +61,17 @@ def _preface(comparison: Comparison, about: Mapping[str, object]) -> list[str]:
         return ["Nothing has been measured."]
     times = sorted(sample.at for sample in samples)
     commits = ", ".join(sorted({sample.commit or "unknown" for sample in samples}))
-    busy = sum(sample.others > BUSY for sample in samples)
-    others = statistics.median(sample.others for sample in samples)
+    busy = sum(sample.disturbed for sample in samples)
+    others = [sample.others for sample in samples if sample.others is not None]
     versions = about.get("versions")
-    shown = ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, Mapping) else ""
+    shown = ", ".join(f"{k} {v}" for k, v in versions.items() if v) if isinstance(versions, Mapping) else ""
     return [
         f"{len(samples)} turns of commit {commits} (a + is a changed tree), {times[0]} to {times[-1]}, "
         f"{sum(sample.seconds for sample in samples) / 60:.0f} minutes of measuring.",
         *([f"Machine: {about['machine']}. Versions: {shown}."] if about else []),
         *([str(about["note"])] if "note" in about else []),
-        f"Tasks of others that ran meanwhile: {others:.1f} (median of the turns). In {busy} turns there were more than "
-        f"{BUSY}: what rests on one is marked †.",
+        f"Tasks of others that ran meanwhile: {f'{statistics.median(others):.1f}' if others else 'unknown'} (median of "
+        f"the turns). In {busy} turns there were more than {BUSY}, or nobody counted: what rests on one is marked †.",
         "Medians of the rounds, lowest and highest in brackets. A ratio is of two turns of one round in one run; above "
         "1 is for us.",
     ]

@@ -38,7 +38,8 @@ from semipd_engine.contract import Split
 ROOT = Path(__file__).resolve().parents[2]
 SETTLE_SECONDS = 0.5
 TRIES = 2
-"""A turn in which the client was late, or whose answers are not usable, is taken once more."""
+"""A turn in which the client was late, or whose answers say too little, is taken once more. One in which a stream
+failed is not: the failure would be gone."""
 MOST_STARTS = 2
 """A server that has died so often within a group is not started again."""
 SILENCE_SECONDS = 60.0
@@ -199,12 +200,12 @@ def _take(turn: Turn, model: Path, parts: Mapping[str, Part], servers: Servers, 
             figures = probe(turn.part, model)
     except LOST as reason:
         error = f"{type(reason).__name__}: {reason}"
-        if server is not None and not server.alive:
+        if server is not None and server.ended(SETTLE_SECONDS):
             error = f"{server.last_words()}\n{error}"
     end = time.monotonic()
     began = began or end
-    others = round(watch.others(began, end), 2)
-    return Sample(turn, dict(figures), error, at=at, seconds=round(end - began, 1), load=load, others=others)
+    seconds, others = round(end - began, 1), watch.others(began, end)
+    return Sample(turn, dict(figures), error, at=at, seconds=seconds, load=load, others=others)
 
 
 async def warm_up(url: str) -> None:
@@ -222,7 +223,8 @@ async def warm_up(url: str) -> None:
 async def ask(turn: Turn, part: Part, server: Running, split: Split | None) -> Figures:
     """Arrivals and lengths are the same for every contender of a round; no prompt is asked of a server twice.
 
-    Raises what the last try raised; TimeoutError of a server that keeps the plan from ending.
+    Raises what the last try raised, and of a failed stream the first; TimeoutError of a server that keeps the plan
+    from ending.
     """
     await server.put_in_force(split)
     workload = WORKLOADS[turn.model]
@@ -235,8 +237,9 @@ async def ask(turn: Turn, part: Part, server: Running, split: Split | None) -> F
         try:
             assert_punctual(records)
             return part.read(workload, records)
-        except (UnusableError, ClientLateError):
-            if attempt + 1 == TRIES or not server.alive:
+        except (UnusableError, ClientLateError) as problem:
+            failed = isinstance(problem, UnusableError) and any(not r.ok or not r.token_times for r in records)
+            if failed or attempt + 1 == TRIES or not server.alive:
                 raise
     raise AssertionError("no try was made")
 

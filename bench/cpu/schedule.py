@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 
+from bench.cpu.machine import BUSY
 from bench.cpu.parts import Figures
 from bench.cpu.servers import Contender
 from semipd_engine.contract import Split
@@ -95,8 +96,12 @@ class Sample:
     """How long it took, tries and all."""
     load: float = 0.0
     """Of the machine, over the last minute, when the turn began."""
-    others: float = 0.0
-    """Tasks that were running meanwhile and neither ours nor the server's; the mean."""
+    others: float | None = 0.0
+    """Tasks that were running meanwhile and neither ours nor the server's; the mean. None: nobody counted."""
+
+    @property
+    def disturbed(self) -> bool:
+        return self.others is None or self.others > BUSY
 
 
 def contenders(group: Group, number: int) -> list[Contender]:
@@ -128,16 +133,18 @@ def turns(models: Sequence[str], groups: Sequence[Group], rounds: int, only: Seq
 
 
 def remaining(planned: Iterable[Turn], samples: Iterable[Sample], key_of: Callable[[Turn], str]) -> list[Turn]:
-    """Those of blocks that no run has measured as a whole, with these keys and without an error."""
-    runs: dict[Turn, set[str]] = {}
-    keys: dict[Turn, str] = {}
+    """Those of blocks that no run has measured as a whole, with these keys and without an error. `key_of` is asked of
+    planned turns only: it need not know the models and parts of older samples."""
+    turns = list(planned)
+    keys = {turn: key_of(turn) for turn in turns}
+    runs: dict[Turn, set[str]] = {turn: set() for turn in turns}
     for sample in samples:
-        if not sample.error and sample.key == keys.setdefault(sample.turn, key_of(sample.turn)):
-            runs.setdefault(sample.turn, set()).add(sample.run)
+        if not sample.error and sample.key == keys.get(sample.turn):
+            runs[sample.turn].add(sample.run)
     todo: list[Turn] = []
-    for _, block in groupby(planned, key=lambda turn: turn.block):
+    for _, block in groupby(turns, key=lambda turn: turn.block):
         members = list(block)
-        if not set.intersection(*(runs.get(turn, set()) for turn in members)):
+        if not set.intersection(*(runs[turn] for turn in members)):
             todo += members
     return todo
 

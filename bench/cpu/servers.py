@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,8 @@ from bench.cpu import llama
 from bench.cpu.environments import LLAMA, TRANSFORMERS, VLLM, Environment, UnavailableError, make
 from bench.traffic import Target, prompt_ids
 from e2e.lib.models import cache_root
+from e2e.lib.process import free_port
+from e2e.lib.waiting import NotInTime, wait_until
 from semipd_agent.engine_client import EngineClient
 from semipd_engine.contract import EngineSnapshot, SetPartition, Split
 from semipd_engine.cpu_plan import cpu_plan
@@ -203,6 +204,12 @@ class Running:
     def alive(self) -> bool:
         return self.process.poll() is None
 
+    def ended(self, within: float) -> bool:
+        """It closes its connections a moment before it is gone: looked at for so many seconds."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(within)
+        return not self.alive
+
     def last_words(self) -> str:
         return f"{self.server.name} ended with {self.process.poll()}; {_tail(self.log)}"
 
@@ -246,7 +253,7 @@ def running(server: Server, model: Path, folder: Path, log: Path, target: Target
         raise ServerFailedError(f"{server.name} cannot be had: {problem}") from problem
     folder.mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
-    place = Place(model, _free_port(), folder, target)
+    place = Place(model, free_port(), folder, target)
     for name, content in server.files(place).items():
         (folder / name).write_text(content)
     began = time.monotonic()
@@ -267,27 +274,28 @@ def running(server: Server, model: Path, folder: Path, log: Path, target: Target
 
 
 def _wait_until_ready(server: Server, place: Place, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    with httpx.Client(base_url=f"http://127.0.0.1:{place.port}", trust_env=False, timeout=60) as client:
-        while time.monotonic() < deadline and process.poll() is None:
-            with suppress(httpx.HTTPError, ValueError, LookupError):
-                name = client.get("/v1/models").json()["data"][0]["id"]
-                asked = {"model": name, "prompt": list(prompt_ids(8, seed=0)), "max_tokens": 1}
-                if client.post("/v1/completions", json=asked).status_code == 200:
-                    return
-            time.sleep(0.1)
+    with (
+        httpx.Client(base_url=f"http://127.0.0.1:{place.port}", trust_env=False, timeout=60) as client,
+        suppress(NotInTime),
+    ):
+        wait_until(lambda: process.poll() is not None or _answers(client), READY_SECONDS, every_s=0.1)
+        if process.poll() is None:
+            return
     reason = f"ended with {process.returncode}" if process.returncode is not None else "is not ready"
     raise ServerFailedError(f"{server.name} {reason}; {_tail(log)}")
 
 
+def _answers(client: httpx.Client) -> bool:
+    """It completes a prompt; being there is not enough."""
+    with suppress(httpx.HTTPError, ValueError, LookupError):
+        name = client.get("/v1/models").json()["data"][0]["id"]
+        asked = {"model": name, "prompt": list(prompt_ids(8, seed=0)), "max_tokens": 1}
+        return client.post("/v1/completions", json=asked).status_code == 200
+    return False
+
+
 def _tail(log: Path) -> str:
     return f"{log} ends with:\n{log.read_text(errors='replace')[-1200:]}"
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import random
 import re
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.cpu import __main__ as command
 from bench.cpu import llama, parts, report, schedule
 from bench.cpu.compare import Comparison, Verdict, best_chunk, verdicts
 from bench.cpu.environments import LLAMA, VLLM, ordinary_requirements
-from bench.cpu.identity import Identity
+from bench.cpu.identity import Identity, versions
 from bench.cpu.parts import PROMPT, VICTIM, WORKLOADS, UnusableError
 from bench.cpu.probes import compared
 from bench.cpu.run import expected_seconds
@@ -198,6 +200,33 @@ def test_a_run_goes_on_where_it_was_cut_off_and_never_mixes(tmp_path: Path) -> N
     assert left() == planned[3:]
 
 
+def test_a_sample_of_a_model_that_is_gone_is_not_asked_for_its_key() -> None:
+    planned = turns(1, "speeds", only=["eight"])
+    old = Sample(replace(planned[0], model="gpt-2"), {"x": 1.0}, key="k", run="1")
+    assert schedule.remaining(planned, [old], dict.fromkeys(planned, "k").__getitem__) == planned
+
+
+def test_the_exit_status_is_of_what_is_still_to_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A loss that was measured again is told, and nothing is left to do."""
+    monkeypatch.setattr(command, "MODELS", {name: lambda: tmp_path for name in WORKLOADS})
+    identity = Identity(dict.fromkeys(WORKLOADS, tmp_path), PARTS)
+    planned = [turn for turn in turns(1, "speeds", only=["eight"]) if turn.model == MODEL]
+    asked = ["--report", "--group", "speeds", "--only", "eight", "--rounds", "1", "--model", MODEL]
+
+    def status(number: str, lost: str = "") -> int:
+        for turn in planned:
+            error = "UnusableError: HTTP 500" if turn.contender == lost else ""
+            found = Sample(turn, {} if error else {"tokens_per_s": 1.0}, error, identity.key(turn), number, at="2026")
+            schedule.append(found, tmp_path / "samples.jsonl")
+        return command.main([*asked, "--out", str(tmp_path)])
+
+    assert status("1", lost="ours 50/50") == 1
+    assert status("2") == 0
+    assert "Lost samples" in capsys.readouterr().out
+
+
 # ---- identity --------------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +262,19 @@ def test_a_key_follows_all_that_decides_what_is_measured(tree: Path, monkeypatch
     text = key("ours", "likelihood")
     (tree / "docs/x.md").write_text("other words")
     assert key("ours", "likelihood") != text
+
+
+def test_a_package_that_is_not_installed_is_a_version_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server takes uvloop and httptools where they are, and costs less then."""
+
+    def version(name: str) -> str:
+        if name == "uvloop":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.2"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = versions.__wrapped__()
+    assert (found["uvloop"], found["httptools"], found["msgspec"]) == ("", "1.2", "1.2")
 
 
 def test_auto_aims_at_the_workloads_targets() -> None:
@@ -292,6 +334,17 @@ def test_a_bargain_is_struck_by_one_split_against_the_best_chunk() -> None:
     assert verdict(ours, "gap ≤ 4.0").holds is None, "nothing to compare with"
 
 
+def test_a_bargain_is_with_the_least_of_each_and_not_with_one_chunk_that_is_bad_at_the_other() -> None:
+    ours, small, large = (
+        interfered("ours 70/30", 190, 2800),
+        interfered("vllm-64", 400, 3000),
+        interfered("vllm-128", 420, 2000),
+    )
+    found = verdict([ours, small, large], "gap ≤ 4.0").found
+    assert "TTFT 1.40 ×" in found and "the least of vllm-128, vllm-64" in found
+    assert "TTFT 0.93 ×, gap 0.47 × vllm-64 (the only chunk asked)" in verdict([ours, small], "gap ≤ 4.0").found
+
+
 def test_a_bargain_is_of_rounds_in_which_both_were_asked() -> None:
     """The machine was four times slower in the round of the peer: with medians over all rounds it looked like a win."""
     peers = [interfered("vllm-128", 1800, 8000, number=0)]
@@ -308,6 +361,16 @@ def test_a_bargain_with_a_lost_or_late_prompt_does_not_hold() -> None:
         assert found.holds is False and "lost" in found.found
     lost = Sample(Turn(MODEL, "g", 1, "interference", "ours 70/30"), error="TimeoutError: ", run="1")
     assert verdict([peer, interfered("ours 70/30", 190, 2800), lost], "gap ≤ 4.0").holds is False
+
+
+def test_a_loss_stays_a_loss_when_the_block_is_measured_again() -> None:
+    again = [replace(one, run="2") for one in (interfered("vllm-128", 450, 2100), interfered("ours 70/30", 190, 2800))]
+    assert verdict(again, "gap ≤ 4.0").holds
+    first = replace(again[1], figures={}, error="vllm ended with 9", run="1")
+    comparison = Comparison([first, *again])
+    assert comparison.lost == [first] and comparison.samples == again
+    assert verdict([first, *again], "gap ≤ 4.0").holds is False
+    assert "Lost samples" in report.markdown([first, *again], {})
 
 
 def test_the_best_chunk_is_chosen_where_chunks_met() -> None:
@@ -349,6 +412,7 @@ def test_the_likelihoods_difference_is_judged_where_it_is_sure() -> None:
 
     assert judged(-0.05, 0.02) is True and judged(-0.2, 0.02) is False
     assert judged(0.0, 0.2) is None, "noise that would hide it"
+    assert judged(0.09, 0.049) is None, "two of its errors reach 0.19"
     assert judged(0.8, 0.2) is False, "but not this"
     random_one = [sample("eight", "vllm", tokens_per_s=1)]
     assert not [v for v in verdicts(Comparison(random_one)) if "NLL" in v.claim], "random weights say nothing"
@@ -408,6 +472,8 @@ def test_what_was_measured_beside_other_work_is_marked() -> None:
     won = [sample("eight", "ours 50/50", tokens_per_s=100), sample("eight", "vllm", tokens_per_s=50)]
     assert verdict(won, "eight").holds is True
     assert verdict([won[0], replace(won[1], others=3.0)], "eight").holds is None, "the peer may only have been starved"
+    assert verdict([won[0], replace(won[1], others=None)], "eight").holds is None, "nobody counted"
+    assert "100 | 50.0† |" in report.markdown([won[0], replace(won[1], others=None)], {})
 
 
 def test_the_share_of_the_read_bandwidth_is_of_the_same_round() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bench.cpu import machine, memory, parts, run, schedule
@@ -17,15 +17,18 @@ from bench.cpu.__main__ import main
 from bench.cpu.identity import Identity
 from bench.cpu.schedule import Turn
 from bench.cpu.servers import SERVERS, Place, Server
+from e2e.lib.waiting import wait_until
 
 pytestmark = pytest.mark.unit
 
+ROOT = Path(__file__).parents[2]
 MODEL = "llama-0.5b"
 FAKE = textwrap.dedent("""
     import json, os, sys, time
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-    left = int(sys.argv[2])  # requests that are answered before it dies
+    left = int(sys.argv[2])  # requests that are answered before it dies, or refuses one
+    dies = sys.argv[3] == "dies"
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -39,7 +42,9 @@ FAKE = textwrap.dedent("""
             global left
             asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
             left -= 1
-            if left < 0:
+            if left == -1 and not dies:
+                return self.send_error(500)
+            if left < 0 and dies:
                 print("no memory is left", flush=True)
                 os._exit(9)
             self.send_response(200)
@@ -61,9 +66,9 @@ FIRST_REQUESTS = 1 + 1 + 1 + 8 + 2
 """To a server that starts: is it ready, and the warm-up."""
 
 
-def fake(name: str, script: Path, answers: int) -> Server:
+def fake(name: str, script: Path, answers: int, end: str = "dies") -> Server:
     def command(place: Place) -> list[str]:
-        return [sys.executable, str(script), str(place.port), str(answers)]
+        return [sys.executable, str(script), str(place.port), str(answers), end]
 
     return Server(name, command)
 
@@ -92,6 +97,19 @@ def test_a_servers_death_is_a_lost_sample_and_the_run_goes_on(tmp_path: Path, mo
     assert "is-not-there" in of["vllm-64"][0].error, "one that cannot be started is lost samples, too"
     assert "LOST" in said[said.index(next(line for line in said if "vllm #1" in line))]
     assert len({sample.run for sample in samples}) == 1 and all(sample.key for sample in samples)
+
+
+def test_a_stream_that_failed_is_not_asked_again_until_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE)
+    monkeypatch.setitem(SERVERS, "vllm", fake("vllm", script, FIRST_REQUESTS, "refuses"))
+    todo = [Turn(MODEL, "speeds", number, "decode-128", "vllm") for number in range(2)]
+    run.carry_out(todo, tmp_path, None, Identity({MODEL: tmp_path}, parts.parts()), print)
+    refused, answered = schedule.read(tmp_path / "samples.jsonl")
+    assert "500" in refused.error and not refused.figures
+    assert not answered.error and answered.figures["tokens_per_s"]
 
 
 def test_a_probe_that_fails_says_why() -> None:
@@ -181,17 +199,48 @@ def test_who_runs_and_does_not_belong_to_us_is_counted() -> None:
 
 def test_others_are_the_mean_of_a_turns_time(tmp_path: Path) -> None:
     watch = machine.Watch(tmp_path / "others")
-    assert watch.others(0, 9) == 0
+    assert watch.others(0, 9) is None
     (tmp_path / "others").write_text("1.0 4\n2.0 1\n3.0 3\n4.0 9\n5.")
     assert watch.others(1.5, 3.5) == 2 and watch.others(7, 8) == 9
+    assert watch.others(60, 70) is None, "the watcher has died: its last count says nothing of later turns"
 
 
-def test_the_watcher_ends_with_us(tmp_path: Path) -> None:
+def watcher(parent: int, file: Path) -> psutil.Process:
+    """The one that writes `file`, once it does."""
+    wait_until(lambda: file.exists() and file.read_text().endswith("\n"), 20)
+    (found,) = (one for one in psutil.Process(parent).children() if str(file) in one.cmdline())
+    return found
+
+
+def gone(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_the_watcher_ends_with_the_block(tmp_path: Path) -> None:
     with machine.watching(tmp_path) as watch:
-        while not watch.file.exists() or not watch.file.read_text().endswith("\n"):
-            assert os.getpid()
+        process = watcher(psutil.Process().pid, watch.file)
         at, count = watch.file.read_text().split()[:2]
-    assert float(at) > 0 and int(count) >= 0
+    assert gone(process) and float(at) > 0 and int(count) >= 0
+
+
+def test_the_watcher_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = textwrap.dedent("""
+        import sys, time
+        from pathlib import Path
+        from bench.cpu.machine import watching
+
+        with watching(Path(sys.argv[1])):
+            time.sleep(600)
+    """)
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT) as parent:
+        try:
+            process = watcher(parent.pid, tmp_path / "others")
+        finally:
+            parent.kill()
+    wait_until(lambda: gone(process), 20)
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------
