@@ -111,7 +111,7 @@ def cluster_acts(outcome: Outcome, jobs: Jobs, model: Path, *, local: bool) -> N
         outcome.facts["address"] = service.url()
         service_acts(outcome, service)
         with outcome.act("More pods while the load needs them"):
-            scale.scale(outcome, service, kube)
+            scale.scale(outcome, service, kube, local=local)
     with outcome.act("What the status tells"):
         cluster.show(outcome, kube, "-n", cluster.NAMESPACE, "get", "spd", "-o", "wide")
 

@@ -70,15 +70,22 @@ def decisions(obj: Object) -> list[Object]:
     return list(obj.get("status", {}).get("partition", {}).get("decisions", ()))
 
 
-def wait_for(service: Service, true: Callable[[Object], bool], timeout_s: float, what: str) -> float:
-    """Seconds that it took. Raises `NotInTime` with the Ready condition's message."""
+def wait_for(
+    service: Service, true: Callable[[Object], bool], timeout_s: float, what: str, *, kind: str = "Ready"
+) -> tuple[Object, float]:
+    """The object of which it is true, and the seconds that it took. Raises `NotInTime` with the words of the condition
+    `kind`."""
     began = time.monotonic()
 
-    def told() -> str:
-        return f"{what} ({condition(service.get(), 'Ready').get('message', 'no status')})"
+    def reached() -> Object | None:
+        obj = service.get()
+        return obj if true(obj) else None
 
-    wait_until(lambda: true(service.get()), timeout_s, told, every_s=0.2)
-    return time.monotonic() - began
+    def told() -> str:
+        said = condition(service.get(), kind)
+        return f"{what} ({said.get('reason', 'no status')}: {said.get('message', '')})"
+
+    return wait_until(reached, timeout_s, told, every_s=0.2), time.monotonic() - began
 
 
 class Load:

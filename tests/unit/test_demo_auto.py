@@ -85,6 +85,14 @@ def test_a_turn_ends_when_the_split_follows() -> None:
     assert service.stop is not None and service.stop.is_set(), "the client is told to send no more"
 
 
+def test_a_split_that_moves_before_the_turn_begins_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of the turn before moves it; the new load has not been sent."""
+    monkeypatch.setattr(auto, "LEAD", 0.7)
+    watch, _, _ = watched([(80, 40), (80, 40)], longest=30)
+    (turn,) = watch.finish(Target(500, 50)).turns
+    assert turn.begin <= turn.end < turn.begin + 20
+
+
 def test_a_turn_that_nobody_follows_ends_all_the_same() -> None:
     watch, service, _ = watched([(50, 50)], longest=1.2)
     assert watch.share == 0.5

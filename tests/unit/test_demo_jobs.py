@@ -77,6 +77,16 @@ def test_a_job_does_not_start_while_all_are_suspended(tmp_path: Path) -> None:
     jobs.wait()
 
 
+def test_a_job_that_failed_before_it_had_a_log_is_named(tmp_path: Path) -> None:
+    late = job(tmp_path, "late", "pass")
+    jobs = Jobs([late], Console(file=io.StringIO()))
+    jobs.stop()
+    jobs.start()
+    with pytest.raises(DemoError, match="late failed"):
+        jobs.wait()
+    assert not late.log.exists()
+
+
 def test_unknown_need_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such job: b"):
         Jobs([job(tmp_path, "a", "pass", "b")], Console(file=io.StringIO()))

@@ -133,14 +133,15 @@ class Watch:
         return max(map(share, self._samples))
 
     def turn(self, label: str, plan: list[Request], longest: float, followed: Callable[[float], bool]) -> None:
-        """Sends the plan until `followed` says so of prefill's part, or for `longest` seconds."""
+        """Sends the plan until `followed` says so of prefill's part, or for `longest` seconds. A split that moves
+        before the first request of the plan follows something else."""
         begin = self._now() + LEAD
         load = Load(self._service, plan, self._began + begin)
         self._loads.append(load)
         try:
             while self._now() < begin + longest:
                 self.look()
-                if followed(self.share):
+                if self._now() >= begin and followed(self.share):
                     break
                 time.sleep(0.5)
         finally:

@@ -61,7 +61,7 @@ def deploy(outcome: Outcome, kube: Kube, model: Path, *, local: bool, engine_ima
     outcome.console.print("  [bold]$ kubectl apply -f examples/cpu.yaml[/]  [dim](with the demo's model folder)[/]")
     outcome.console.print(f"  {kube.apply(spd).strip()}", markup=False)
     service.patch({"slo": None, "autoscaling": None, "replicas": 1})  # what an earlier demo patched in
-    seconds = wait_for(service, ready, READY_SECONDS, "Ready")
+    _, seconds = wait_for(service, ready, READY_SECONDS, "Ready")
     show(outcome, kube, "-n", NAMESPACE, "get", "spd")
     outcome.check("kubectl apply gives a Ready service", True, f"{seconds:.0f} s")
     return service

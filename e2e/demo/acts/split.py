@@ -16,7 +16,7 @@ def patched(outcome: Outcome, service: Service) -> None:
     old = applied(service.get())
     prefill, decode = WANTED
     service.patch({"partition": {"mode": "Manual", "prefillPercent": prefill, "decodePercent": decode}})
-    seconds = wait_for(service, lambda obj: applied(obj) == WANTED, 30, f"applied split {prefill}/{decode}")
+    _, seconds = wait_for(service, lambda obj: applied(obj) == WANTED, 30, f"applied split {prefill}/{decode}")
     was = f"{old[0]}/{old[1]}" if old else "none"
     shown = f"{was} to {prefill}/{decode} after {seconds:.1f} s"
     outcome.check(f"a patched split is applied within {WITHIN:.0f} s, {service.where}", seconds <= WITHIN, shown)
