@@ -16,7 +16,7 @@ from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.informer import KINDS, Informer, meaning
 from semipd_operator.kube import ApiRefused, Kube
 from semipd_operator.metrics import APPLIES
-from semipd_operator.reasons import SpecReason
+from semipd_operator.reasons import Admission, SpecReason
 from semipd_operator.render import OPTIONAL_KINDS, Kind, Object, Rendered
 from semipd_operator.status import Problem
 from semipd_operator.status.refusals import admission
@@ -129,7 +129,7 @@ class Children:
             template = invalid and obj["kind"] == "Deployment"
             reason = denied or (SpecReason.INVALID_POD_TEMPLATE if template else SpecReason.APPLY_FAILED)
             message = f"{obj['kind']} {obj['metadata']['name']}: {refused}"
-            for_now = refused.for_now and denied is None
+            for_now = refused.for_now and denied is not Admission.ADMISSION_DENIED  # a webhook may be away for now
             raise Blocked(Problem(reason, message, for_now=for_now), again=not invalid) from refused
         APPLIES.labels(obj["kind"]).inc()
         self._applied[key, obj["kind"]] = (wanted, meaning(obj["kind"], result))

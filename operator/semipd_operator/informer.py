@@ -74,12 +74,13 @@ class Informer:
             self._gone[name] = _version(obj)
             self._forget(name)
             return _service(kind, obj) if known else None
+        before = _service(kind, known) if known else None
         if known and meaning(kind, known) == meaning(kind, obj):
             self._keep(name, obj)
             return None
         echo = known is not None and self._is_echo(name, known, obj)
         self._keep(name, obj)
-        return None if echo else _service(kind, obj)
+        return None if echo else _service(kind, obj) or before
 
     def writes_status(self, namespace: str, name: str, status: Any) -> None:
         """We are about to write it: an event that only brings it is an echo."""
@@ -143,14 +144,19 @@ class Informer:
         return bool(_wanted(known) == _wanted(obj))
 
     def _keep(self, name: Name, obj: Object) -> None:
+        self._drop(name)
         meta = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
         self._objects[name] = {**obj, "kind": name[0], "apiVersion": KINDS[name[0]][0], "metadata": meta}
         if name[0] == "Pod" and (key := _service("Pod", obj)):
             self._pods.setdefault(key, set()).add(name)
 
     def _forget(self, name: Name) -> None:
-        known = self._objects.pop(name, None)
+        self._drop(name)
         self._statuses.pop(name, None)
+
+    def _drop(self, name: Name) -> None:
+        """Under the service that it was kept for: its label may be another by now, or gone."""
+        known = self._objects.pop(name, None)
         if known and name[0] == "Pod" and (key := _service("Pod", known)):
             self._pods[key].discard(name)
             if not self._pods[key]:
@@ -170,7 +176,7 @@ def meaning(kind: str, obj: Object) -> Any:
         case "SemiPDService":
             return _wanted(obj), status
         case "Pod":
-            return pod_view(obj), meta.get("ownerReferences")
+            return pod_view(obj), meta.get("ownerReferences"), _service(kind, obj)
         case "Deployment":
             said = [
                 c for c in status.get("conditions") or [] if c["type"] == "ReplicaFailure" or c["status"] == "False"
@@ -190,7 +196,8 @@ def meaning(kind: str, obj: Object) -> Any:
 
 def _wanted(obj: Object) -> Any:
     meta = obj["metadata"]
-    return meta["uid"], meta.get("generation"), bool(meta.get("deletionTimestamp"))
+    held = tuple(meta.get("finalizers") or ()) if meta.get("deletionTimestamp") else None
+    return meta["uid"], meta.get("generation"), held
 
 
 def _metadata(meta: Object) -> Any:

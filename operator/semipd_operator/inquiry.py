@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 ASKED_AFTER_SECONDS = 10.0
 """A pod that the kubelet has been making, or that was not ready, for less needs no explanation."""
+_ASKED_AGAIN_SECONDS = 5.0
+"""Each change of a service looks at its pods; what the kubelet says changes with its retries."""
 _AT_ONCE = 4
 """Pods asked about in one look; the others have their turn in the next."""
 _LABELS_SECONDS, _HEALTH_SECONDS = 300.0, 30.0
@@ -69,21 +71,24 @@ class Inquiry:
         """By the pod's uid."""
         self._nodes: dict[str, _Known[NodeView]] = {}
         """By name."""
-        self._began: dict[str, datetime] = {}
-        """By the pod's uid: when it was first seen to stand still, by our clock. Another's may be ahead of it."""
+        self._began: dict[tuple[str, bool], datetime] = {}
+        """By the pod's uid, and whether it has a node: when it was first seen to stand still so, by our clock.
+        Another's may be ahead of it."""
         self._metrics = MetricsServer()
 
     async def look(self, pods: Sequence[Object], now: datetime) -> tuple[PodView, ...]:
         """The pods with what had to be asked for."""
         views = [self._by_our_clock(pod_view(pod), now) for pod in pods]
-        stuck = [view for view in views if _waits(view.preparing_since, now) and not view.terminating]
+        stuck = [view for view in views if _ours(view) and _waits(view.preparing_since, now)]
         # Whoever was asked about longest ago comes first, so the first ones hide nobody.
         stuck.sort(key=lambda view: self._complaints.get(view.uid, _Known()).asked)
         nodes: dict[str, float] = {}
         for pod, view in zip(pods, views, strict=True):
-            if view.node and not view.ready and not view.terminating and _waits(view.ready_since, now):
+            if not view.node or not _ours(view):
+                continue
+            if not view.ready and _waits(view.ready_since, now):
                 nodes[view.node] = _HEALTH_SECONDS
-            elif view.node and wants_gpu(pod):
+            elif wants_gpu(pod):
                 nodes.setdefault(view.node, _LABELS_SECONDS)
         namespaces = {pod["metadata"]["uid"]: pod["metadata"]["namespace"] for pod in pods}
         with contextlib.suppress(TimeoutError):
@@ -96,12 +101,18 @@ class Inquiry:
         asked = {view.uid for view in stuck}
         return tuple(self._explained(pod, view, view.uid in asked) for pod, view in zip(pods, views, strict=True))
 
+    def owes(self, views: Sequence[PodView]) -> bool:
+        """Whether a node of theirs was asked for and has not answered: no watch will tell."""
+        return any(view.stays and not self._nodes.get(view.node, _ANSWERED).answered for view in views)
+
     def _by_our_clock(self, view: PodView, now: datetime) -> PodView:
         since = view.preparing_since or view.unseen_since
+        placed = view.preparing_since is not None
+        self._began.pop((view.uid, not placed), None)
         if since is None:
-            self._began.pop(view.uid, None)
+            self._began.pop((view.uid, placed), None)
             return view
-        began = min(since, self._began.setdefault(view.uid, now))
+        began = min(since, self._began.setdefault((view.uid, placed), now))
         if view.preparing_since:
             return replace(view, preparing_since=began)
         return replace(view, unseen_since=began)
@@ -134,7 +145,8 @@ class Inquiry:
         async def ask() -> Problem | None:
             return complaint(await self._kube.warnings(namespace, uid))
 
-        await self._ask(self._complaints, uid, ask)
+        if self._clock() - self._complaints.get(uid, _Known()).asked >= _ASKED_AGAIN_SECONDS:
+            await self._ask(self._complaints, uid, ask)
 
     async def _ask_node(self, name: str, period: float) -> None:
         async def ask() -> NodeView | None:
@@ -169,6 +181,14 @@ class Inquiry:
         for about in (self._complaints, self._nodes):  # in place: another look may wait for an answer to put there
             for name in [name for name, known in about.items() if known.asked <= oldest]:
                 del about[name]
+
+
+_ANSWERED: _Known[Any] = _Known(answered=True)
+
+
+def _ours(view: PodView) -> bool:
+    """Of another pod nothing is shown."""
+    return view.stays and not view.stranger
 
 
 def _waits(since: datetime | None, now: datetime) -> bool:

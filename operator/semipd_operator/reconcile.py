@@ -94,7 +94,7 @@ class Reconciler:
     ) -> None:
         self._kube, self._settings = kube, settings
         self._informer, self._poller, self._statuses = informer, poller, statuses
-        self._claims, self._inquiry = Claims(kube, settings.name), Inquiry(kube)
+        self._claims, self._inquiry = Claims(kube, settings.name), Inquiry(kube, clock)
         self._children = Children(kube, informer)
         self._clock = clock
         self._refused_since: dict[Key, float] = {}
@@ -193,7 +193,8 @@ class Reconciler:
         self._refused_since.pop(key, None)
 
     async def update_status(self, key: Key, obj: Object, reading: Reading, outcome: Outcome) -> bool:
-        """Whether the watches will tell of all that is to come; of a pod that the kubelet makes they say nothing."""
+        """Whether the watches will tell of all that is to come; of a pod that the kubelet makes, and of a node that has
+        not answered, they say nothing."""
         service, now = reading.service, datetime.now(UTC)
         meta, selector = service.metadata, names.selector_string(service)
         seen = await self._inquiry.look(self._informer.pods(key), now)
@@ -222,7 +223,7 @@ class Reconciler:
         tokens = self._settings.tokens(meta.namespace, meta.name, meta.uid)
         self._poller.watch(key, Watch(views, tokens, agent_config(service) if pushes else None))
         await self._statuses.publish(key)
-        return all(view.terminating or not _stands_still(view) for view in views)
+        return not any(_stands_still(view) for view in views) and not self._inquiry.owes(views)
 
     async def _autoscaler(self, service: SemiPDService, reach: Reach) -> AutoscalerView | None:
         scaling, meta = service.spec.autoscaling, service.metadata
@@ -286,7 +287,8 @@ def _lack(kind: Kind, reach: Reach) -> str:
 
 def _stands_still(view: PodView) -> bool:
     """Whether the kubelet, a scheduler or a node may have something to say of it; loading, the agent speaks for it."""
-    return view.preparing_since is not None or view.unseen_since is not None or (bool(view.node) and not view.ready)
+    waits = view.preparing_since is not None or view.unseen_since is not None or (bool(view.node) and not view.ready)
+    return view.stays and waits
 
 
 def _live_template_hash(live: Object | None) -> str:

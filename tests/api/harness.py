@@ -245,11 +245,14 @@ def condition(obj: dict[str, Any] | None, kind: str) -> dict[str, Any]:
     return next((entry for entry in conditions if entry["type"] == kind), {})
 
 
-def make_pod(cluster: Any, namespace: str, owner: str, name: str, status: dict[str, Any]) -> dict[str, Any]:
+def make_pod(
+    cluster: Any, namespace: str, owner: str, name: str, status: dict[str, Any], **spec: Any
+) -> dict[str, Any]:
     """A pod as the Deployment's ReplicaSet would have made it, with a status as the kubelet's."""
     template = cluster.get("deployment", owner, namespace)["spec"]["template"]
     pods = f"/api/v1/namespaces/{namespace}/pods"
-    body = {"metadata": {"name": name, "labels": template["metadata"]["labels"]}, "spec": template["spec"]}
+    labels = {**template["metadata"]["labels"], "pod-template-hash": "7d9c"}
+    body = {"metadata": {"name": name, "labels": labels}, "spec": {**template["spec"], **spec}}
     cluster.request("POST", pods, body)
     return cluster.request("PATCH", f"{pods}/{name}/status", {"status": status}, "application/merge-patch+json")
 

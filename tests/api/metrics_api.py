@@ -96,9 +96,11 @@ def demo(scaled: Scaled, namespace: str) -> Iterator[Agent]:
     uid = crd.get("spd", "demo", namespace)["metadata"]["uid"]
     pod = make_pod(crd, namespace, "demo", "demo-1", ready("127.0.0.3"))
     speaking = Agent("127.0.0.3", scaled.agent_port, pod, service_token(KEY.encode(), namespace, "demo", uid))
-    yield speaking
-    speaking.close()
-    crd.kubectl("delete", "spd", "demo", "-n", namespace)
+    try:
+        yield speaking
+    finally:
+        speaking.close()
+        crd.kubectl("delete", "spd", "demo", "-n", namespace)
 
 
 def available(crd: Any) -> bool:

@@ -40,7 +40,8 @@ def test_a_patch_reaches_the_agent_and_the_status_at_once(
     agent = Agent("127.0.0.2", agent_port, pod, service_token(KEY.encode(), namespace, "live", uid))
     try:
         wait_until(
-            lambda: row(crd, namespace, "live")[1:6] == ["True", "Ready", "1", "60/80", "paced"], describe=lambda: row()
+            lambda: row(crd, namespace, "live")[1:6] == ["True", "Ready", "1", "60/80", "paced"],
+            describe=lambda: row(crd, namespace, "live"),
         )
         template = crd.get("deployment", "live", namespace)["spec"]["template"]
 

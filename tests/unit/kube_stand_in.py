@@ -34,6 +34,8 @@ class StandIn:
         self._versions = itertools.count(1)
         self.objects: dict[tuple[str, str, str], Object] = {}
         self.refuse: dict[tuple[str, str], int] = {}
+        self.words = ""
+        """Of the refusals, other than RBAC's."""
         self.unknown = unknown
         self.asked: Counter[tuple[str, str]] = Counter()
         self.told: list[Event] = []
@@ -66,7 +68,7 @@ class StandIn:
     def _ask(self, verb: str, kind: str) -> None:
         self.asked[verb, kind] += 1
         if status := self.refuse.get((verb, kind)):
-            raise ApiRefused(status, f'{kind} is forbidden: User "operator" cannot {verb} it')
+            raise ApiRefused(status, self.words or f'{kind} is forbidden: User "operator" cannot {verb} it')
 
     async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
         self._ask("get", kind)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.unit.operator_observed import AUTO, TABLE, heard, observed, report, slo, with_ttft
 
-from semipd_operator.status import summarise
+from semipd_operator.status import Problem, summarise
 from semipd_operator.status.events import events
 
 pytestmark = pytest.mark.unit
@@ -38,6 +38,16 @@ def test_events_are_edges(before: str, after: str, reasons: list[str]) -> None:
 def test_a_new_template_is_told() -> None:
     found = events(summarise(observed()), summarise(observed(template_hash="h2")))
     assert [event.reason for event in found] == ["RolloutStarted"]
+
+
+def test_a_refusal_is_told_once_it_takes_ready_back() -> None:
+    passing, lasting = (
+        summarise(observed(problem=Problem("ApplyFailed", "slow down", for_now=for_now))) for for_now in (True, False)
+    )
+    good = summarise(observed())
+    assert events(good, passing) == events(passing, good) == []
+    assert [event.reason for event in events(passing, lasting)] == ["SpecRejected"]
+    assert events(lasting, lasting) == []
 
 
 def test_slo_events() -> None:

@@ -98,6 +98,25 @@ def test_an_autoscaler_is_news_only_if_it_says_something_else() -> None:
     assert one.told(kind, hpa(6, "False", maxReplicas=1)) == KEY, "one that is made anew is news"
 
 
+def test_a_pod_that_loses_the_label_of_its_service_is_news_for_it_and_is_its_pod_no_more() -> None:
+    """It may well bear the label by which it is watched still."""
+    one = Informer()
+    one.told("Pod", pod(1))
+    assert one.told("Pod", child(2, "p", {}, status=pod(1)["status"])) == KEY and one.pods(KEY) == []
+    assert one.told("Pod", child(3, "p", {}, status=pod(1)["status"]), gone=True) is None and one.pods(KEY) == []
+    one.told("Pod", pod(4))
+    assert one.told("Pod", child(5, "p", {"semipd.io/service": "other"}, status=pod(1)["status"])) == Key("n", "other")
+    assert one.pods(KEY) == [] and len(one.pods(Key("n", "other"))) == 1
+
+
+def test_of_a_service_that_is_deleted_each_finalizer_that_goes_is_news() -> None:
+    one = Informer()
+    one.told(SPD, service(1, deletionTimestamp="t", finalizers=["a", "b"]))
+    assert one.told(SPD, service(2, deletionTimestamp="t", finalizers=["b"])) == KEY
+    one.told(SPD, service(3))
+    assert one.told(SPD, service(4, finalizers=["a"])) is None, "before, it is the user's"
+
+
 def test_a_list_brings_what_the_watch_missed() -> None:
     one = Informer()
     one.told("Pod", pod(1, "a"))

@@ -56,7 +56,7 @@ class Asked:
 def raw(name: str, seconds: float, **spec: Any) -> dict[str, Any]:
     since = ago(seconds).isoformat()
     conditions = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": since}]
-    meta = {"name": name, "uid": name, "namespace": "d"}
+    meta = {"name": name, "uid": name, "namespace": "d", "labels": {"pod-template-hash": "7d9c"}}
     status = {"conditions": conditions, "containerStatuses": [CREATING]}
     return {"metadata": meta, "spec": {"nodeName": "n1", **spec}, "status": status}
 
@@ -87,6 +87,62 @@ async def test_only_pods_that_stand_still_are_asked_about_and_each_has_its_turn(
     assert not kube.count["young"] and not kube.count["n1"] and sum(kube.count.values()) == 12, "four in a look"
     assert [sum(view.complaint is not None for view in views) for views in looks] == [4, 8, 9]
     assert {view.complaint.message for view in looks[-1] if view.complaint} == {f"no volume for p{n}" for n in range(9)}
+
+
+async def test_a_pod_is_asked_about_once_in_a_while_however_often_its_service_changes() -> None:
+    kube, clock = Asked(), Clock()
+    one = Inquiry(kube, clock)
+    for _ in range(6):
+        assert all(view.complaint for view in await one.look([raw("p", 12)], ago(0)))
+        clock.now += 1
+    assert kube.count["p"] == 2
+
+
+async def test_pods_that_ended_and_those_of_others_take_no_turn() -> None:
+    kube = Asked()
+    one = Inquiry(kube)
+    ended, bare, leaving = (raw(name, 12, **GPU) for name in ("ended", "bare", "leaving"))
+    ended["status"]["phase"], bare["metadata"]["labels"] = "Failed", {}
+    leaving["metadata"]["deletionTimestamp"] = ago(0).isoformat()
+    await one.look([ended, bare, leaving, *(raw(f"p{n}", 12, nodeName="") for n in range(4))], ago(0))
+    assert set(kube.count) == {f"p{n}" for n in range(4)}
+
+
+@pytest.mark.parametrize("failure", [ApiRefused(503, "etcd"), FORBIDDEN], ids=str)
+async def test_a_node_that_has_not_answered_is_owed(failure: ApiRefused) -> None:
+    """No watch tells when it does; what RBAC refuses it will refuse later, too."""
+    kube, clock = Asked(failure), Clock()
+    one = Inquiry(kube, clock)
+    pods = [raw("gpu", 1, **GPU)]
+    assert one.owes(await one.look(pods, ago(0))) is (failure is not FORBIDDEN)
+    kube.failure = None
+    clock.now += 301
+    assert not one.owes(await one.look(pods, ago(0)))
+
+
+async def test_a_node_that_another_look_asks_for_is_owed() -> None:
+    kube, slow = Asked(), asyncio.Event()
+    one = Inquiry(kube)
+
+    async def waits(*what: str) -> dict[str, Any]:
+        await slow.wait()
+        return {"metadata": {"labels": SHARED}}
+
+    kube.get = waits  # type: ignore[method-assign]
+    first = asyncio.ensure_future(one.look([raw("a", 1, **GPU)], ago(0)))
+    await asyncio.sleep(0.01)
+    second = await one.look([raw("b", 1, **GPU)], ago(0))
+    assert not second[0].gpu_sharing and one.owes(second)
+    slow.set()
+    assert not one.owes(await first)
+
+
+async def test_a_pod_that_waited_for_a_scheduler_begins_anew_with_its_node() -> None:
+    one, now = Inquiry(Asked()), ago(0)
+    unseen = {"metadata": {"name": "p", "uid": "p", "namespace": "d", "creationTimestamp": ago(60).isoformat()}}
+    assert (await one.look([unseen], ago(50)))[0].unseen_since == ago(60)
+    [view] = await one.look([raw("p", 0)], now)
+    assert view.preparing_since == now and view.complaint is None
 
 
 @pytest.mark.parametrize("failure", TROUBLE, ids=str)

@@ -143,6 +143,16 @@ def test_missing_resource(message: str, resource: str) -> None:
     assert missing_resource(message) == resource
 
 
+def test_whose_a_pod_is() -> None:
+    def whose(owner: str = "", **labels: str) -> str:
+        owners = [{"kind": "ReplicaSet", "name": owner, "controller": True}] if owner else []
+        meta = {"name": "p", "uid": "u", "labels": {"semipd.io/service": "demo", **labels}, "ownerReferences": owners}
+        return pod_view({"metadata": meta}).stranger
+
+    assert whose("demo-7d9c") == whose(**{"pod-template-hash": "7d9c"}) == "", "an orphan will be adopted"
+    assert whose("copy-7d9c") == "ReplicaSet copy-7d9c" and whose() == "nobody"
+
+
 def test_the_commit_that_a_pod_runs_from_is_what_its_download_said() -> None:
     said = '{"reason": "Fetched", "message": "", "bytes": 1, "revision": "abc"}'
 

@@ -127,7 +127,7 @@ async def test_pods_of_a_copy_that_bears_our_labels_are_not_ours_and_are_named()
     assert one.kube.condition("Ready")["message"] == (
         "q0 (of ReplicaSet copy-of-demo-7d9a), q1 (of ReplicaSet copy-of-demo-7d9a), q2 (of ReplicaSet "
         "copy-of-demo-7d9a) and 2 more bear semipd.io/service=demo, so the Service sends them requests, too. Remedy: "
-        "Remove the label semipd.io/service from the template of the owner that the message names."
+        "Remove the label semipd.io/service from the pod, or the template of the owner, that the message names."
     )
     assert [view.name for view in one.watches[KEY].pods] == ["p"], "their agents are not asked"
 
@@ -162,6 +162,50 @@ async def test_a_server_in_trouble_for_a_moment_takes_ready_back_from_nobody(sta
     one.kube.refuse["apply", "ConfigMap"] = 403
     await one.reconcile()
     assert one.kube.condition("Ready")["status"] == "False", "who has no right will have none in a moment"
+
+
+async def test_a_server_in_trouble_for_a_moment_takes_ready_back_from_no_service_without_pods() -> None:
+    one = Fixture(new_service(replicas=0))
+    await one.reconcile()
+    one.change(replicas=0, slo={"ttftMilliseconds": 500})
+    one.kube.refuse["apply", "ConfigMap"] = 503
+    for seconds, status, reason in ((0, "True", "ScaledToZero"), (30, "False", "ApplyFailed")):
+        one.now = seconds
+        await one.reconcile()
+        ready = one.kube.condition("Ready")
+        assert (ready["status"], ready["reason"]) == (status, reason) and "cannot apply it" in ready["message"]
+        assert [event.reason for event in one.kube.told] == ["SpecRejected"] * (status == "False")
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "ready"),
+    [
+        (500, 'failed calling webhook "policy.team.io": connection refused', "True"),
+        (429, 'admission webhook "policy.team.io" denied the request: no', "False"),
+    ],
+)
+async def test_a_webhook_that_is_away_may_be_back_in_a_moment_and_one_that_denies_means_it(
+    status: int, words: str, ready: str
+) -> None:
+    """Whatever status it chooses."""
+    one = Fixture(new_service(replicas=0))
+    await one.reconcile()
+    one.change(replicas=0, slo={"ttftMilliseconds": 500})
+    one.kube.refuse["apply", "ConfigMap"], one.kube.words = status, words
+    assert await one.reconcile() is Next.RETRY
+    assert one.kube.condition("Ready")["status"] == ready and words in one.kube.condition("SpecAccepted")["message"]
+
+
+async def test_a_pod_that_ended_or_is_of_someone_else_is_not_waited_for() -> None:
+    """They may lie about for days."""
+    one = Fixture()
+    await one.reconcile()
+    one.kube.put({**ready_pod("gone"), "spec": {"nodeName": "n"}, "status": {"phase": "Failed", "reason": "Evicted"}})
+    bare = {**ready_pod("bare"), "spec": {"nodeName": "n"}, "status": {}}
+    bare["metadata"]["labels"] = {"semipd.io/service": KEY.name}
+    one.kube.put(bare)
+    assert await one.reconcile() is Next.NEWS
+    assert one.kube.service()["status"]["replicas"] == 0
 
 
 @pytest.mark.parametrize("failure", [ApiRefused(503, "etcd is away"), ApiAway("no answer")], ids=str)
@@ -240,7 +284,8 @@ async def test_what_may_be_read_but_not_deleted_is_said() -> None:
 
 
 def ready_pod(name: str = "p") -> dict[str, Any]:
-    meta = {"name": name, "namespace": KEY.namespace, "uid": name, "labels": {"semipd.io/service": KEY.name}}
+    labels = {"semipd.io/service": KEY.name, "pod-template-hash": "7d9c"}
+    meta = {"name": name, "namespace": KEY.namespace, "uid": name, "labels": labels}
     return {"kind": "Pod", "metadata": meta, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
 
 

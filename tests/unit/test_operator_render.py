@@ -80,6 +80,8 @@ def test_more_than_one_gpu_is_refused_in_a_pod_template_too(kind: str, part: str
         container = {"name": "engine", "resources": {part: {part_of_one: 1}}}
         with pytest.raises(InvalidTemplate, match=rf"{kind}\[engine\].resources.{part} .* a split needs a whole one"):
             objects({"podTemplate": {"spec": {kind: [container]}}})
+    network = {"name": "engine", "resources": {part: {"nvidia.com/hostdev": 1}}}
+    assert objects({"podTemplate": {"spec": {kind: [network]}}})
     for nonsense in ("x", {"name": "x", "resources": "x"}, {"name": "x", "resources": {part: ["x"]}}):
         assert objects({"podTemplate": {"spec": {kind: [nonsense]}}}), "the API server says what is wrong"
     assert objects(with_gpus("1e99999999999999999999")), "so it does of a number that is none"

@@ -256,6 +256,10 @@ def test_a_pod_that_ended_counts_no_more_and_is_told_while_its_successor_is_on_i
     ready = told.condition("Ready")
     assert ready and told.reason == "Evicted" and ready.message.startswith("p2: Evicted: no room (2 pods have ended ")
     assert conditions(summarise(observed(pods=(loading, gone("p2", 601)), agents={})))["Ready"] == "False Loading"
+    rolls = observed(pods=(pod(template_hash="old"), loading, gone("p2", 9)))
+    assert conditions(summarise(rolls))["Ready"] == "False RolloutInProgress", "the old one serves"
+    grows = observed({"replicas": 2}, pods=(pod(), pod("p3", ready=False), gone("p2", 9)))
+    assert conditions(summarise(grows))["Ready"] == "False Evicted", "one is missing, and nothing rolls"
     none = conditions(summarise(observed({"replicas": 0}, pods=(gone("p2", 9),), agents={})))
     assert none["Available"] == "False ScaledToZero" and none["Ready"] == "True ScaledToZero"
 

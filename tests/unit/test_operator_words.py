@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from tests.unit.operator_observed import NOT_READY, heard, observed, report
+from tests.unit.operator_observed import pod as ready_pod
 
 from semipd_agent.contract import EnginePhase, EngineStatus, PartitionReason, PartitionState
 from semipd_operator.api.v1alpha1.resource import dump_status
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
-from semipd_operator.status import summarise, words
+from semipd_operator.status import AgentView, summarise, words
 from semipd_operator.status.events import events
 from semipd_operator.status.pods import pod_view
 from semipd_operator.status.refusals import refusal
@@ -94,12 +95,27 @@ def test_words_that_are_no_secret_stay_as_they_are(said: str) -> None:
 def test_a_megabyte_of_words_and_a_reason_that_is_none_make_a_status_of_a_few_kilobytes() -> None:
     """A reason or message that the CRD refuses would silence the status."""
     long = "x\x00\u202e\n" * 500_000
-    engine = EngineStatus(state=EnginePhase.FAILED, ready=False, reason=long, message=long, architecture=long)
+    progress = 10**5000
+    engine = EngineStatus(
+        state=EnginePhase.FAILED,
+        ready=False,
+        reason=long,
+        message=long,
+        architecture=long,
+        load_progress_percent=progress,
+    )
     failed = {"state": "Failed", "reason": "no reason: 😀" * 100, "message": long, "applied": None}
+    failed |= {"enforcement": f"Bearer {SECRET} {long}", "policy": f"Bearer {SECRET} {long}", "mode": long}
     one = heard(report(engine=engine, partition=failed))
     pods = tuple(pod_view({**crashed(long), "metadata": {"name": f"p{n}", "uid": f"p{n}"}}) for n in range(100))
     status = summarise(observed(pods=pods, agents={f"p{n}": one for n in range(100)}))
-    assert len(json.dumps(dump_status(status))) < 64_000
+    assert len(shown(status)) < 64_000 and status.model and status.model.load_progress_percent == 100
+    ready = tuple(ready_pod(f"p{n}") for n in range(100))
+    serving = summarise(observed(pods=ready, agents={f"p{n}": one for n in range(100)}))
+    assert len(shown(serving)) < 64_000 and SECRET not in shown(serving) and serving.partition
+    assert serving.partition.policy == serving.partition.enforced == serving.partition.pods[0].enforcement
+    silent = {f"p{n}": AgentView(error=long) for n in range(100)}
+    assert len(shown(summarise(observed(pods=ready, agents=silent)))) < 64_000
     for condition in status.conditions:
         assert re.fullmatch("[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", condition.reason)  # metav1.Condition's
         assert len(condition.reason) <= 128 and condition.message.isprintable()

@@ -93,6 +93,12 @@ def matches(pattern: str, message: str, *, unless: str = "") -> Rule:
     )
 
 
+def matches_not(pattern: str, message: str) -> Rule:
+    """A string in which the RE2 `pattern` is nowhere."""
+    compiled = re.compile(pattern)
+    return Rule(f"!self.matches({cel_string(pattern)})", lambda value: not compiled.search(value), message)
+
+
 def not_above(low: str, high: str) -> Rule:
     """``low <= high`` for two integers of one object that are always present (they have defaults)."""
     low_name, high_name = _snake(low), _snake(high)

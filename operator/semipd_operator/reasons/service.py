@@ -92,8 +92,9 @@ class ReadyReason(Reason):
     FOREIGN_PODS = (
         "ForeignPods",
         "False",
-        "Pods of someone else, a copy of the Deployment perhaps, bear the service's labels and get its requests.",
-        "Remove the label semipd.io/service from the template of the owner that the message names.",
+        "Pods of someone else, a copy of the Deployment perhaps, or of nobody, bear the service's labels and get its "
+        "requests.",
+        "Remove the label semipd.io/service from the pod, or the template of the owner, that the message names.",
     )
     DELETING = (
         "Deleting",

@@ -43,7 +43,7 @@ def events(before: SemiPDServiceStatus, after: SemiPDServiceStatus) -> list[Even
     elif _rolling(before) and not _rolling(after):
         found.append(Event(EventReason.ROLLOUT_FINISHED, f"all pods run pod template {after.template_hash}"))
     for kind in ConditionType:
-        found += _edges(kind, before.condition(kind), after.condition(kind))
+        found += _edges(kind, _told(before, kind), _told(after, kind))
     # What Available says of a pod is the model's or the partition's own word.
     found.sort(key=lambda event: event.reason is not EventReason.NOT_AVAILABLE)
     found = [event for n, event in enumerate(found) if all(event.message != later.message for later in found[n + 1 :])]
@@ -61,6 +61,13 @@ def tell(decision: DecisionStatus) -> str:
 def _rolling(status: SemiPDServiceStatus) -> bool:
     ready = status.condition(ConditionType.READY)
     return status.updated_replicas < status.replicas or bool(ready and ready.reason == ReadyReason.ROLLOUT_IN_PROGRESS)
+
+
+def _told(status: SemiPDServiceStatus, kind: ConditionType) -> Condition | None:
+    """A specification that is refused for a moment, for which Ready is not taken back, is not told either."""
+    found, ready = status.condition(kind), status.condition(ConditionType.READY)
+    refused = kind is ConditionType.SPEC_ACCEPTED and found is not None and found.status == "False"
+    return None if refused and ready is not None and ready.status == "True" else found
 
 
 def _edges(kind: ConditionType, before: Condition | None, after: Condition | None) -> list[Event]:

@@ -82,6 +82,11 @@ def _resolved_by_a_pod(seen: Observed) -> str:
     return next((pod.model_revision for pod in current if pod.model_revision), "")
 
 
+def _shown(percent: int) -> int:
+    """Whatever an agent says."""
+    return min(100, max(0, percent)) // _PROGRESS_STEP * _PROGRESS_STEP
+
+
 def model_status(seen: Observed) -> ModelStatus:
     order: list[State] = ["Failed", "Pending", "Downloading", "Loading", "Loaded"]
     states = [pod_state(seen, pod) for pod in seen.live_pods]
@@ -96,7 +101,7 @@ def model_status(seen: Observed) -> ModelStatus:
         resolved_revision=resolved_revision(seen.service, seen.previous) or _resolved_by_a_pod(seen),
         served_name=served_name(seen.service),
         state=min(states, key=order.index, default="Pending"),
-        load_progress_percent=min(progress) // _PROGRESS_STEP * _PROGRESS_STEP if progress else None,
+        load_progress_percent=_shown(min(progress)) if progress else None,
         architecture=words.told(engine.architecture, 128) if engine else "",
         dtype=words.told(engine.dtype, 128) if engine else "",
         device=words.told(engine.device, 128) if engine else "",

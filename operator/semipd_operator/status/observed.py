@@ -67,6 +67,11 @@ class PodView:
     model_problem: Problem | None = None
     """Why the model cannot come."""
 
+    @property
+    def stays(self) -> bool:
+        """It neither ended nor is about to."""
+        return not self.terminating and self.ended_at is None
+
 
 @dataclass(frozen=True)
 class AgentView:
@@ -161,12 +166,16 @@ class Observed:
     @property
     def live_pods(self) -> tuple[PodView, ...]:
         """Pods that are to stay, by name."""
-        staying = (pod for pod in self.pods if not pod.terminating and pod.ended_at is None)
-        return tuple(sorted(staying, key=lambda pod: pod.name))
+        return tuple(sorted((pod for pod in self.pods if pod.stays), key=lambda pod: pod.name))
 
     @property
     def ready_pods(self) -> tuple[PodView, ...]:
         return tuple(pod for pod in self.live_pods if pod.ready)
+
+    @property
+    def outdated_pods(self) -> tuple[PodView, ...]:
+        """Pods of another template than the current one."""
+        return tuple(pod for pod in self.live_pods if pod.template_hash != self.template_hash)
 
     def agent(self, pod: PodView) -> AgentView:
         return self.agents.get(pod.uid, AgentView())

@@ -27,6 +27,8 @@ FIRST_WORD = timedelta(seconds=10)
 
 _POD_MESSAGE = 256
 """Of each of up to 64 pods; conditions have the whole of what is wrong with one."""
+_WORD = 32
+"""Of an agent's words for its state: those of a later version may be any."""
 _SHOWN: dict[str, str] = {Enforcement.SPATIAL_CAP: "SM", Enforcement.PACED: "paced", Enforcement.NONE: "none"}
 _WEAKEST_FIRST: tuple[str, ...] = (Enforcement.NONE, Enforcement.PACED, Enforcement.SPATIAL_CAP)
 
@@ -100,15 +102,16 @@ def partition_status(seen: Observed) -> PartitionStatus:
     enforcement = min((p.enforcement for p in partitions), key=_strength, default=None)
     changes = [partition.last_change_time for partition in partitions if partition.last_change_time]
     mode = partitions[0].mode if partitions else seen.service.spec.mode
+    policy = next((partition.policy for partition in partitions if partition.policy), None)
     return PartitionStatus(
-        mode=mode,
-        policy=next((str(partition.policy) for partition in partitions if partition.policy), None),
+        mode=words.told(mode, _WORD),
+        policy=policy and words.told(policy, _WORD),
         requested=_same([partition.requested for partition in partitions]),
         quantized=_same([partition.quantized for partition in partitions]),
         applied=_same(applied) if complete and len(applied) == len(partitions) else None,
         summary=split_range(applied),
-        enforcement=enforcement,
-        enforced=_SHOWN.get(enforcement, enforcement) if enforcement else "",
+        enforcement=enforcement and words.told(enforcement, _WORD),
+        enforced=words.told(_SHOWN.get(enforcement, enforcement), _WORD) if enforcement else "",
         converged_replicas=sum(1 for partition in partitions if partition.state is PartitionState.APPLIED),
         last_change_time=max(changes, default=None),
         pods=tuple(_pod_partition(seen, pod) for pod in seen.live_pods[:MAX_PODS]),
@@ -140,7 +143,8 @@ def _same(splits: list[Split]) -> Shares | None:
 def _pod_partition(seen: Observed, pod: PodView) -> PodPartition:
     report = seen.report(pod)
     if report is None:
-        return PodPartition(name=pod.name, node=pod.node, state=PartitionState.UNKNOWN, message=seen.agent(pod).error)
+        said = words.told(seen.agent(pod).error, _POD_MESSAGE)
+        return PodPartition(name=pod.name, node=pod.node, state=PartitionState.UNKNOWN, message=said)
     partition = report.partition
     return PodPartition(
         name=pod.name,
@@ -148,8 +152,8 @@ def _pod_partition(seen: Observed, pod: PodView) -> PodPartition:
         requested=Shares.of(partition.requested),
         quantized=Shares.of(partition.quantized),
         applied=Shares.of(partition.applied) if partition.applied else None,
-        enforcement=partition.enforcement,
-        state=words.told(partition.state, 32),
+        enforcement=words.told(partition.enforcement, _WORD),
+        state=words.told(partition.state, _WORD),
         message=words.told(partition.message, _POD_MESSAGE),
     )
 
@@ -173,10 +177,10 @@ def _of(pod: str, report: StatusReport) -> list[DecisionStatus]:
             from_split=Shares.of(decision.from_split),
             to=Shares.of(decision.to),
             reason=words.reason(decision.reason),
-            metric=decision.metric and words.told(decision.metric, 32),
+            metric=decision.metric and words.told(decision.metric, _WORD),
             observed_milliseconds=_rounded(decision.observed_milliseconds),
             target_milliseconds=_rounded(decision.target_milliseconds),
-            outcome=words.told(decision.outcome, 32),
+            outcome=words.told(decision.outcome, _WORD),
             message=words.told(decision.message),
         )
         for decision in report.decisions

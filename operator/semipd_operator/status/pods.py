@@ -29,6 +29,7 @@ _WAITING = {
     "PreStartHookError": PodTrouble.CONTAINER_NOT_STARTED,
     "PostStartHookError": PodTrouble.CONTAINER_NOT_STARTED,
 }
+_REPLICA_SET_LABEL = "pod-template-hash"
 SILENCE_SECONDS = 30.0
 """Volumes, network and sandbox of a pod usually take a few; a scheduler takes less than one."""
 
@@ -60,10 +61,13 @@ def pod_view(pod: Pod) -> PodView:
 
 
 def _stranger(meta: dict[str, Any]) -> str:
-    """A Deployment calls its ReplicaSets by its own name and a hash; a pod that nobody controls will be adopted."""
+    """A Deployment calls its ReplicaSets by its own name and a hash, and they label their pods with that hash: such a
+    pod that nobody controls was orphaned, and will be adopted."""
+    labels = meta.get("labels") or {}
     owner = next((one for one in meta.get("ownerReferences") or [] if one.get("controller")), None)
-    service = (meta.get("labels") or {}).get(SERVICE_LABEL)
-    if owner is None or (owner["kind"] == "ReplicaSet" and owner["name"].rpartition("-")[0] == service):
+    if owner is None:
+        return "" if _REPLICA_SET_LABEL in labels else "nobody"
+    if owner["kind"] == "ReplicaSet" and owner["name"].rpartition("-")[0] == labels.get(SERVICE_LABEL):
         return ""
     return f"{owner['kind']} {owner['name']}"
 

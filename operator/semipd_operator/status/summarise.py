@@ -86,11 +86,14 @@ def available(seen: Observed) -> Verdict:
 
 
 def missing_pods(seen: Observed) -> Problem | None:
-    """Why pods are missing or not ready: their own words, else the API server's that does not let them be."""
+    """Why pods are missing or not ready: their own words, else the API server's that does not let them be, else what
+    took the last one; of a rollout that serves, it is not the cause."""
     for pod in seen.live_pods:
         if not pod.ready and (problem := _trouble(seen, pod)):
             return replace(problem, message=f"{pod.name}: {problem.message}")
-    return seen.refusal or (_lately_ended(seen) if seen.service.spec.replicas else None)
+    ready = len(seen.ready_pods)
+    serving = ready >= seen.service.spec.replicas or (ready and seen.outdated_pods)
+    return seen.refusal or (None if serving else _lately_ended(seen))
 
 
 def _lately_ended(seen: Observed) -> Problem | None:
@@ -135,9 +138,10 @@ def ready_verdict(seen: Observed, parts: list[Verdict]) -> Verdict:
     """`parts` in the order of importance. A False one tells more than an Unknown one."""
     kind = ConditionType.READY
     wanted = seen.service.spec.replicas
-    accepted = parts[0].status == "True"
+    accepted = parts[0].status == "True" or parts[0].passing
     if accepted and wanted == 0 and not seen.live_pods:
-        told = "; ".join(filter(None, ("spec.replicas is 0", seen.unexposed)))
+        refused = parts[0].message if parts[0].passing else ""
+        told = "; ".join(filter(None, ("spec.replicas is 0", refused, seen.unexposed)))
         return Verdict(kind, "True", ReadyReason.SCALED_TO_ZERO, told)
     cause = missing_pods(seen)
     failing = [verdict for verdict in parts if verdict.status == "False" and not verdict.passing]
@@ -147,7 +151,7 @@ def ready_verdict(seen: Observed, parts: list[Verdict]) -> Verdict:
         ahead = [one for one in failing if one.reason not in ON_THE_WAY] if cause else []
         first = (ahead or failing)[0]
         return Verdict(kind, "False", first.reason, first.message, first.detail)
-    outdated = [pod for pod in seen.live_pods if pod.template_hash != seen.template_hash]
+    outdated = seen.outdated_pods
     ready = len(seen.ready_pods)
     if (outdated or ready < wanted) and cause:
         return Verdict(

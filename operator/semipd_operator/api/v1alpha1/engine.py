@@ -23,7 +23,7 @@ class Resources(ApiModel):
     )
 
 
-GPU = "nvidia.com/gpu"
+GPU, MIG = "nvidia.com/gpu", "nvidia.com/mig-"
 ONE_GPU = "the engine uses one; add pods by replicas"
 
 
@@ -49,7 +49,7 @@ def _whole_gpu(part: str) -> Rule:
     """A MIG slice or a shared GPU has another name: it would be reserved, and the engine would run on the CPU."""
     return Rule(
         cel=f"!has(self.resources) || !has(self.resources.{part}) || "
-        f"self.resources.{part}.all(name, !name.startsWith('nvidia.com/') || name == '{GPU}')",
+        f"self.resources.{part}.all(name, !name.startsWith('{GPU}.') && !name.startsWith('{MIG}'))",
         holds=lambda engine: all(is_whole_gpu(name) for name in getattr(engine.resources, part)),
         message=f"engine.resources.{part} {NOT_WHOLE}",
         field=f".resources.{part}",
@@ -60,8 +60,8 @@ NOT_WHOLE = f"names a part of a GPU (nvidia.com/mig-…, nvidia.com/gpu.shared):
 
 
 def is_whole_gpu(resource: str) -> bool:
-    """Whether the resource is a whole GPU, or none of NVIDIA's."""
-    return not resource.startswith("nvidia.com/") or resource == GPU
+    """Whether the resource is a whole GPU, or none at all (nvidia.com/hostdev is a network device)."""
+    return not resource.startswith((f"{GPU}.", MIG))
 
 
 class EngineSpec(ApiModel):

@@ -7,10 +7,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from semipd_operator.api.quantity import QuantityValue, positive_quantity
-from semipd_operator.api.rules import ApiModel, Rule, exactly_one, matches
+from semipd_operator.api.rules import ApiModel, Rule, exactly_one, matches, matches_not
 
-_PART = r"([^/.][^/]*|\.[^/.][^/]*|\.\.[^/]+)"
-"""Of a path: anything but ``.`` and ``..``."""
 Text = Annotated[str, Field(min_length=1, max_length=253)]
 
 
@@ -76,10 +74,7 @@ class ModelSpec(ApiModel):
             "model.uri names no claim: write it like pvc://CLAIM/FOLDER",
             unless="pvc://",
         ),
-        matches(
-            f"^[a-z0-9]+:/*({_PART}(/+{_PART})*)?/*$",
-            "model.uri must not leave its volume: remove the parts . and ..",
-        ),
+        matches_not(r"/\.\.?(/|$)", "model.uri must not leave its volume: remove the parts . and .."),
         matches(
             r"^file:///[^/]",
             "model.uri must hold an absolute path: write it like file:///models/qwen3",
