@@ -112,6 +112,11 @@ def fixed(jobs: Callable[[], list[Job]], slo: SLO) -> dict[tuple[int, int], floa
     return {start: suffered(play(jobs(), slo, start, auto=False), slo) for start in STARTS}
 
 
+def suffers_little(log: float, jobs: Callable[[], list[Job]], slo: SLO) -> bool:
+    """Hardly more than under the best of the starts, in force from the first second on."""
+    return log <= min(fixed(jobs, slo).values()) + LEARNING
+
+
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize(("jobs", "slo", "up"), CASES)
 def test_an_overload_is_answered_in_its_own_direction(
@@ -125,16 +130,14 @@ def test_an_overload_is_answered_in_its_own_direction(
     if up is not None:
         assert last >= 0.6 if up else last <= 0.4, told
     assert run.moves(BEGIN) <= 3, told
-    assert suffered(run, slo) <= min(fixed(jobs, slo).values()) + LEARNING, told
+    assert suffers_little(suffered(run, slo), jobs, slo), told
 
 
-@pytest.mark.parametrize(("jobs", "slo", "up"), CASES[1:3])
-def test_who_moves_nothing_fails_these_cases(jobs: Callable[[], list[Job]], slo: SLO, up: bool | None) -> None:
-    """They tell a policy that does nothing from one that does: by what is suffered, and by where it ends."""
-    suffers = fixed(jobs, slo)
-    assert max(suffers.values()) > min(suffers.values()) + LEARNING
-    shares = [x / max(100, x + y) for x, y in STARTS]
-    assert min(shares) <= 0.4 and max(shares) >= 0.6
+@pytest.mark.parametrize(("jobs", "slo"), [case[:2] for case in CASES])
+def test_who_moves_nothing_fails_these_cases(jobs: Callable[[], list[Job]], slo: SLO) -> None:
+    """From some start, by what is suffered alone."""
+    still = fixed(jobs, slo)
+    assert not all(suffers_little(log, jobs, slo) for log in still.values()), still
 
 
 def light() -> list[Job]:

@@ -112,6 +112,25 @@ def test_seconds_that_reach_the_sums_before_their_step_pull_no_cost_to_zero() ->
     assert (fixed + 512 * token) * contention == pytest.approx(4.4 * true, rel=0.1)
 
 
+def test_what_ran_alone_long_ago_does_not_hold_against_what_runs_now() -> None:
+    """The device becomes three times slower while every step is shared: after some hours the costs say so."""
+    model, before, count, shared = StepModel(ASSUMED), {}, 0, 0.0
+    true, contention = 0.03 + 0.001 * 128, 1.2
+    for minute in range(1, 300):
+        count += 300
+        shared += 300 * true * contention * (3.0 if minute > 60 else 1.0)
+        after = {
+            (Phase.PREFILL, 100, 100, 128, 0): steps(Phase.PREFILL, 128, 100, 100 * true),
+            (Phase.PREFILL, 100, 1, 128, 1): steps(Phase.PREFILL, 128, count, shared, shared=1.0).model_copy(
+                update={"split": engine.Split(prefill=100, decode=1)}
+            ),
+        }
+        model, before = model.learn(before, after, 60.0), after
+    costs = model.costs(Phase.PREFILL)
+    found = (costs[0] + 128 * costs[1]) / model.speed(Phase.PREFILL, engine.Split(prefill=100, decode=1))
+    assert found == pytest.approx(3 * true * contention, rel=0.03)
+
+
 def test_a_measured_profile_is_corrected_within_bounds_only() -> None:
     model, before = StepModel(replace(ASSUMED, measured=True)), {}
     for second in range(1, 30):
@@ -178,99 +197,6 @@ def test_replay_holds_prompts_back_for_places_and_room() -> None:
         assert replay(machine, jobs)[1].ttft > free + 0.5
 
 
-# ---- load -----------------------------------------------------------------------------------------------------------
-
-
-def arrivals(rate: float, start: float, seconds: float, prompt: int, first: int = 0) -> list[Arrival]:
-    rng, at, found = random.Random(first), start, []
-    while (at := at + rng.expovariate(rate)) < start + seconds:
-        found.append(Arrival(id=first + len(found), at=at, prompt_tokens=1 + int(rng.expovariate(1 / prompt))))
-    return found
-
-
-def fed(stream: list[Arrival], seconds: int) -> Load:
-    load = Load()
-    for now in range(1, seconds):
-        recent = tuple(a for a in stream if now - 60 <= a.at <= now)
-        load = advance(load, Observation(core_id="c", at=float(now), arrivals=recent))
-    return load
-
-
-def test_a_change_of_the_load_begins_a_new_regime_and_chance_does_not() -> None:
-    for seed in range(5):
-        assert fed(arrivals(3.0, 0, 300, 800, first=1000 * seed), 300).regime_since < 0
-    before = arrivals(3.0, 0, 150, 300, first=0)
-    load = fed([*before, *arrivals(3.0, 150, 60, 3000, first=5000)], 190)
-    assert 135 <= load.regime_since <= 180
-
-
-def test_refused_requests_take_their_place_in_the_order_of_arrival() -> None:
-    """Core lists them apart, and those of now may be older than an arrival that it has told of before."""
-    refused = engine.FinishedRequest(
-        cursor=0,
-        received_at=1.0,
-        finished_at=1.0,
-        prompt_tokens=800,
-        cached_tokens=0,
-        output_tokens=0,
-        ttft_seconds=None,
-        tpot_seconds=None,
-        finish_reason="rejected",
-    )
-    load = advance(Load(), Observation(core_id="c", at=2.0, arrivals=(Arrival(id=1, at=1.5, prompt_tokens=10),)))
-    later = tuple(refused.model_copy(update={"cursor": n, "received_at": at}) for n, at in enumerate((2.5, 1.2)))
-    load = advance(load, Observation(core_id="c", at=3.0, finished=later))
-    assert [(one.at, one.prompt) for one in load.window(3.0)] == [(1.2, 800), (1.5, 10), (2.5, 800)]
-    work = [load.job(one, one.at, 512).work for one in load.window(3.0)]
-    assert work[0] == work[2] > 10 * work[1]
-
-
-def test_the_same_request_gets_the_same_length_in_every_evaluation() -> None:
-    load = replace(Load(), lengths=tuple((100, n) for n in range(10, 500, 5)))
-    assert [load.drawn(n, 100) for n in range(50)] == [load.drawn(n, 100) for n in range(50)]
-    assert all(load.drawn(n, 100, done=300) > 300 for n in range(50))
-    assert load.drawn(3, 100, done=900) > 900, "longer than any before it"
-    assert load.drawn(3, 100, done=900, most=1000) <= 1000
-    assert len({load.drawn(n, 100) for n in range(50)}) > 30
-
-
-def test_a_length_is_drawn_from_prompts_of_the_same_size() -> None:
-    """Documents have short answers and questions long ones: a mix that comes back is known at once."""
-    load = replace(
-        Load(), lengths=tuple((2000, 10 + n % 5) for n in range(30)) + tuple((50, 400 + n) for n in range(30))
-    )
-    assert max(load.drawn(n, 1800) for n in range(50)) < 20
-    assert min(load.drawn(n, 60) for n in range(50)) >= 400
-    assert {load.drawn(n, 300) < 20 for n in range(50)} == {True, False}, "like neither: any"
-
-
-def turned(first: int, second: int, seconds: int = 240) -> Run:
-    """Answers of one length, and from half of the time on of another, to prompts of one size at one rate."""
-    half = seconds // 2
-    jobs = [*poisson(4.0, half, 300, first, 1), *poisson(4.0, half, 300, second, 2, start=half)]
-    return simulate(jobs, auto(SLO(ttft_milliseconds=5000, tpot_milliseconds=500)), half + 30, FAST)
-
-
-@pytest.mark.parametrize(("first", "second"), [(200, 40), (40, 200)])
-def test_lengths_follow_a_change_of_the_answers_alone(first: int, second: int) -> None:
-    """Half a minute after the turn a request is expected to be as long as those of now are, longer or shorter: nothing
-    else of the load has changed."""
-    load = turned(first, second).controller._load
-    expected = sum(load.drawn(n, 300) for n in range(400)) / 400
-    assert expected == pytest.approx(second, rel=0.35)
-
-
-def test_a_request_that_runs_is_expected_to_become_longer_than_it_is() -> None:
-    load = replace(
-        Load(),
-        lengths=tuple((100, n) for n in range(1, 101)),
-        grown={7: 90, 8: 150},
-        seen={7: Seen(7, 1.0, 100, 1.0), 8: Seen(8, 1.0, 100, 1.0)},
-    )
-    assert 90 < load.output(load.seen[7]) <= 101
-    assert load.output(load.seen[8]) > 150
-
-
 # ---- decisions ------------------------------------------------------------------------------------------------------
 
 
@@ -322,6 +248,14 @@ def test_an_emergency_has_a_second_look() -> None:
     assert second.to.prefill / (second.to.prefill + second.to.decode) > 0.4
 
 
+def test_an_emergency_asks_for_better_evidence_with_each_move() -> None:
+    """A gain of three errors is enough at first; after ten moves under one load it is taken for chance."""
+    ready = State(regime=90.0, intent="gain prefill", confirmed=1)
+    assert isinstance(pressed(ready, at=100.0)[0], Decision)
+    after, _ = pressed(replace(ready, moves=10), at=100.0)
+    assert isinstance(after, Hold) and after.reason == "TooLittleGain"
+
+
 def test_a_queue_that_is_there_is_no_matter_of_chance() -> None:
     """What those gain that wait already is sure, and the error of what may come is none of theirs."""
     future = Future(Observation(core_id="c", at=0.0), Load(), SETTING, (), 2, (), (0, 0, 1, 2), turns=9)
@@ -345,6 +279,14 @@ def test_a_future_that_repeats_itself_is_no_surer_for_it() -> None:
     played = Played((1.0, 0.0, 1.0, 0.0), (), (), 0, (0.5,)), Played((0.0, 0.0, 1.0, 1.0), (), (), 0, (0.5,))
     future = Future(Observation(core_id="c", at=0.0), Load(), SETTING, (), 0, (), (0, 1, 2, 3))
     assert replace(future, turns=4).error(*played) == pytest.approx(2 * future.error(*played))
+
+
+def test_a_turn_that_was_cut_counts_for_its_part() -> None:
+    """450 requests of half a minute, played until there are 500."""
+    load = replace(Load(), seen={n: Seen(n, 70.0 + n / 15, 100, 1.0, output=10, ttft=0.1) for n in range(450)})
+    future = Future.of(Observation(core_id="c", at=100.0), load, SETTING)
+    assert len(future.jobs) == 500
+    assert future.turns == pytest.approx(500 / 450)
 
 
 def test_a_gain_under_one_of_the_possible_loads_only_is_not_sure() -> None:

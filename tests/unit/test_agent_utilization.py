@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import fmean, pstdev
 
 import pytest
@@ -11,6 +12,10 @@ from tests.unit.agent_plant import Run, Speed, poisson, simulate
 
 from semipd_agent.contract import SLO, AgentConfig, Mode, PartitionConfig, Split
 from semipd_agent.slo.evidence import tail
+from semipd_agent.slo.load import MOST_KEPT, Load, Seen
+from semipd_agent.slo.utilization import measure
+from semipd_engine import contract as engine
+from semipd_engine.contract import Observation
 
 pytestmark = pytest.mark.unit
 
@@ -47,6 +52,16 @@ def test_the_ratio_grows_with_the_load_and_crosses_one_near_the_edge(
     assert half == pytest.approx(edge / 2, rel=0.35)
     assert all(pstdev(settled(run)) < 0.25 for run in runs)
     assert min(settled(under(2 * rates[2], prompt, output, slo))) > 1
+
+
+def test_the_window_ends_where_what_is_remembered_does() -> None:
+    """40 requests a second: those of 50 s are remembered, and what came before was no idle time."""
+    seen = {n: Seen(n, 150 + n / 40, 100, 1.0) for n in range(MOST_KEPT)}
+    load, o = replace(Load(), at=200.0, seen=seen), Observation(core_id="c", at=200.0, prefill_chunk_tokens=512)
+    for lengths in ((), ((100, 20),) * 30):
+        known = replace(load, lengths=lengths)
+        ratio, _ = measure(o, known, PROMPTS, [engine.Split()])
+        assert ratio == measure(o, replace(known, since=150.0), PROMPTS, [engine.Split()])[0] > 0.1
 
 
 def test_it_falls_towards_zero_once_the_load_is_gone() -> None:

@@ -154,7 +154,7 @@ class Future:
     """How many of the jobs are there already."""
     live: tuple[Live, ...]
     blocks: tuple[int, ...]
-    turns: int = 1
+    turns: float = 1.0
     """How many times the regime's arrivals are played: the second time they tell nothing new."""
 
     @classmethod
@@ -163,16 +163,18 @@ class Future:
         waiting, live = load.backlog(o)
         window = load.window(now)[-c.longest :]
         span = max(now - max(load.regime_since, window[0].at - 1e-3), 5.0)
+        once = [one for one in window if one.at >= now - span]
         jobs = list(waiting)
         again = max(1, math.ceil(c.horizon / span))
         for turn in range(again):
             offset = now + turn * span - (now - span)
-            jobs += [load.job(one, one.at + offset, o.prefill_chunk_tokens) for one in window if one.at >= now - span]
+            jobs += [load.job(one, one.at + offset, o.prefill_chunk_tokens) for one in once]
             if len(jobs) > c.longest:
                 break
         jobs = jobs[: c.longest + len(waiting)]
+        turns = (len(jobs) - len(waiting)) / max(1, len(once))
         blocks = [0] * len(waiting) + [1 + int((job.at - now) / c.block) for job in jobs[len(waiting) :]]
-        return cls(o, load, s, tuple(jobs), len(waiting), tuple(live), tuple(blocks), turn + 1)
+        return cls(o, load, s, tuple(jobs), len(waiting), tuple(live), tuple(blocks), max(1.0, turns))
 
     @property
     def loads(self) -> tuple[float, ...]:
@@ -199,7 +201,7 @@ class Future:
         return (sum(a.scores[:waiting]) - sum(b.scores[:waiting])) / max(1, waiting)
 
     def play(self, split: Split, most: int, loads: Sequence[float] = (1.0,)) -> Played:
-        """Under each of these loads; scores and latencies are their means."""
+        """Under each of these loads; scores are their means, latencies those of the first one, the load as it came."""
         machine, slo = self.load.machine(split, self.o), self.setting.slo
         targets, played, now = (seconds_of(slo.ttft_milliseconds), seconds_of(slo.tpot_milliseconds)), [], self.o.at
         for times in loads:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from semipd_agent.slo.future import Pair, Setting, score, seconds_of
-from semipd_agent.slo.load import MOST_KEPT, Load
+from semipd_agent.slo.load import Load
 from semipd_agent.slo.replay import Job, Live, Outcome, replay
 from semipd_engine.contract import Observation, Split
 
@@ -38,14 +38,16 @@ class Watch:
         """(realised less played mean score, its standard error) of the requests that came since and are over; None: too
         few of them."""
         c, slo = s.constants, s.slo
-        oldest = next(iter(load.seen.values()), None)
-        if load.since > self.since or (len(load.seen) >= MOST_KEPT and oldest is not None and oldest.at > self.since):
+        if load.known_since > self.since:
             return None  # another core, or too many requests to remember them all: nobody knows what was there
         came = [one for one in load.seen.values() if one.at >= self.since and one.id >= 0]
         over = [k for k, one in enumerate(came) if one.ttft is not None]
         if len(over) < c.least_realised:
             return None
-        jobs = [*self.jobs, *(load.job(one, one.at, o.prefill_chunk_tokens) for one in came)]
+        jobs = list(self.jobs)
+        for one in came:
+            job = load.job(one, one.at, o.prefill_chunk_tokens)
+            jobs.append(job if one.output else job._replace(output=1))  # who went away has not decoded
         machine = load.machine(Split(prefill=self.split[0], decode=self.split[1]), o)
         played = replay(machine, jobs, self.live, self.since)[len(self.jobs) :]
         targets = seconds_of(slo.ttft_milliseconds), seconds_of(slo.tpot_milliseconds)

@@ -46,7 +46,8 @@ class Seen:
     uncached: float
     """Part of the prompt (0-1) that was not in the prefix cache; 1 while unknown."""
     output: int = -1
-    """Tokens; -1: it has not finished."""
+    """Tokens; -1: it has not finished, or was refused; 0: its client went away before the first token, so that what it
+    would have been is unknown, too."""
     ttft: float | None = None
     tpot: float | None = None
 
@@ -79,6 +80,12 @@ class Load:
     def of(cls, profile: StepProfile) -> Load:
         return cls(model=StepModel(profile))
 
+    @property
+    def known_since(self) -> float:
+        """All arrivals since then are kept, as far back as `KEPT_SECONDS`: what a rate may be taken over."""
+        full = len(self.seen) >= MOST_KEPT
+        return max(self.since, next(iter(self.seen.values())).at) if full else self.since
+
     # ---- what a replay needs ---------------------------------------------------------------------------------------
 
     def window(self, now: float) -> list[Seen]:
@@ -87,8 +94,8 @@ class Load:
 
     def output(self, one: Seen) -> int:
         """Tokens in the end: known, or drawn from those that had at least as many as it has now."""
-        if one.output >= 0:
-            return max(1, one.output)
+        if one.output > 0:
+            return one.output
         return self.drawn(one.id, one.prompt, self.grown.get(one.id, 0))
 
     def drawn(self, id: int, prompt: int, done: int = 0, most: int = 0) -> int:
@@ -202,9 +209,8 @@ def advance(load: Load, o: Observation) -> Load:
             continue
         part = 1.0 - done.cached_tokens / max(1, done.prompt_tokens)
         if (one := seen.get(done.id)) is not None:
-            seen[done.id] = Seen(
-                one.id, one.at, one.prompt, part, max(1, done.output_tokens), done.ttft_seconds, done.tpot_seconds
-            )
+            output = max(1, done.output_tokens) if done.ttft_seconds is not None else 0
+            seen[done.id] = Seen(one.id, one.at, one.prompt, part, output, done.ttft_seconds, done.tpot_seconds)
         if done.output_tokens > 0 and done.finish_reason != "error":  # api aborts at a stop string: that is an end, too
             uncached += 0.05 * (part - uncached)
             lengths.append((done.prompt_tokens, done.output_tokens))
@@ -238,7 +244,7 @@ def _with_regime(load: Load) -> Load:
 
 def _change(load: Load) -> float | None:
     """When the load became another one, if recent demand says so beyond chance."""
-    start = max(load.regime_since, load.since, load.at - KEPT_SECONDS)
+    start = max(load.regime_since, load.known_since, load.at - KEPT_SECONDS)
     best, found = 0.0, None
     rows = [
         (one.at, float(one.prompt * one.uncached), load.output(one) if one.output > 0 or one.id in load.grown else 0)

@@ -113,7 +113,7 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
     best = max(tried, key=lambda pair: (value(pair), pair == here, pair[0] + pair[1]))
     here_told, best_told = tried[here].told(here, s), tried[best].told(best, s)
     gain, error = value(best) - value(here), future.error(tried[best], tried[here])
-    emergency = gain >= max(c.emergency_gain, c.emergency_z * error)
+    emergency = gain >= max(c.emergency_gain, (c.emergency_z + c.z_per_move * state.moves) * error)
     # A queue that is there is no matter of chance: what it gains is sure, once in a regime.
     queued = future.waiting >= c.long_queue and not state.moves
     emergency |= queued and gain > 0 and future.of_those_here(tried[best], tried[here]) >= c.min_gain

@@ -57,7 +57,7 @@ def measure(
     o: Observation, load: Load, slo: SLO, splits: Sequence[Split], guess: float | None = None
 ) -> tuple[float, Split | None]:
     """1 / m* and the split that reaches it, without smoothing. `guess`: what it was before."""
-    since = max(load.since, o.at - WINDOW_SECONDS, min(load.regime_since, o.at - 2 * LEAST_SECONDS))
+    since = max(load.known_since, o.at - WINDOW_SECONDS, min(load.regime_since, o.at - 2 * LEAST_SECONDS))
     window = [one for one in load.seen.values() if since <= one.at <= o.at]
     span = o.at - since
     if len(window) < LEAST_REQUESTS or not load.lengths:

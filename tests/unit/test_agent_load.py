@@ -1,0 +1,145 @@
+"""What `Load` makes of observations: regimes, lengths of answers, how far back it knows."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from tests.unit.agent_plant import Run, Speed, poisson, simulate
+
+from semipd_agent.contract import SLO, AgentConfig, Mode, PartitionConfig
+from semipd_agent.slo.load import MOST_KEPT, Load, Seen, advance
+from semipd_engine import contract as engine
+from semipd_engine.contract import Arrival, Observation
+
+pytestmark = pytest.mark.unit
+FAST = Speed(prompt_token=5e-5, step=0.006, row=0.0003)
+
+
+def arrivals(rate: float, start: float, seconds: float, prompt: int, first: int = 0) -> list[Arrival]:
+    rng, at, found = random.Random(first), start, []
+    while (at := at + rng.expovariate(rate)) < start + seconds:
+        found.append(Arrival(id=first + len(found), at=at, prompt_tokens=1 + int(rng.expovariate(1 / prompt))))
+    return found
+
+
+def fed(stream: list[Arrival], seconds: int, every: int = 1) -> Load:
+    load = Load()
+    for now in range(1, seconds, every):
+        recent = tuple(a for a in stream if now - 60 <= a.at <= now)
+        load = advance(load, Observation(core_id="c", at=float(now), arrivals=recent))
+    return load
+
+
+def test_a_change_of_the_load_begins_a_new_regime_and_chance_does_not() -> None:
+    for seed in range(5):
+        assert fed(arrivals(3.0, 0, 300, 800, first=1000 * seed), 300).regime_since < 0
+    before = arrivals(3.0, 0, 150, 300, first=0)
+    load = fed([*before, *arrivals(3.0, 150, 60, 3000, first=5000)], 190)
+    assert 135 <= load.regime_since <= 180
+
+
+def test_more_requests_than_are_kept_are_no_other_load() -> None:
+    """15 a second for seven minutes: what was forgotten was there, too."""
+    load = fed(arrivals(15.0, 0, 420, 800), 420, every=5)
+    assert load.regime_since < 0
+    assert len(load.seen) == MOST_KEPT
+    assert load.known_since == pytest.approx(416 - MOST_KEPT / 15, abs=15)
+
+
+def ended(arrival: Arrival, output: int) -> engine.FinishedRequest:
+    """0: its client went away before the first token."""
+    return engine.FinishedRequest(
+        cursor=arrival.id,
+        id=arrival.id,
+        received_at=arrival.at,
+        finished_at=arrival.at + 0.5,
+        prompt_tokens=arrival.prompt_tokens,
+        cached_tokens=0,
+        output_tokens=output,
+        ttft_seconds=0.2 if output else None,
+        tpot_seconds=0.001 if output > 1 else None,
+        finish_reason="length" if output else "abort",
+    )
+
+
+def test_who_went_away_before_the_first_token_is_no_short_answer() -> None:
+    """Under an overload clients give up: twice as many as were answered. Those that come are as long as ever."""
+    came = [Arrival(id=n, at=0.5 + n, prompt_tokens=300) for n in range(60)]
+    load = Load()
+    for now in range(1, 62):
+        there = tuple(one for one in came if one.at + 0.5 <= now)
+        done = tuple(ended(one, 380 + one.id if one.id < 20 else 0) for one in there)
+        load = advance(load, Observation(core_id="c", at=float(now), arrivals=there, finished=done))
+    assert load.regime_since < 0, "answers did not change"
+    assert all(380 <= load.drawn(n, 300) < 400 for n in range(50))
+    assert all(380 <= load.job(one, one.at, 512).output < 400 for one in load.window(61.0))
+
+
+def test_refused_requests_take_their_place_in_the_order_of_arrival() -> None:
+    """Core lists them apart, and those of now may be older than an arrival that it has told of before."""
+    refused = engine.FinishedRequest(
+        cursor=0,
+        received_at=1.0,
+        finished_at=1.0,
+        prompt_tokens=800,
+        cached_tokens=0,
+        output_tokens=0,
+        ttft_seconds=None,
+        tpot_seconds=None,
+        finish_reason="rejected",
+    )
+    load = advance(Load(), Observation(core_id="c", at=2.0, arrivals=(Arrival(id=1, at=1.5, prompt_tokens=10),)))
+    later = tuple(refused.model_copy(update={"cursor": n, "received_at": at}) for n, at in enumerate((2.5, 1.2)))
+    load = advance(load, Observation(core_id="c", at=3.0, finished=later))
+    assert [(one.at, one.prompt) for one in load.window(3.0)] == [(1.2, 800), (1.5, 10), (2.5, 800)]
+    work = [load.job(one, one.at, 512).work for one in load.window(3.0)]
+    assert work[0] == work[2] > 10 * work[1]
+
+
+def test_the_same_request_gets_the_same_length_in_every_evaluation() -> None:
+    load = replace(Load(), lengths=tuple((100, n) for n in range(10, 500, 5)))
+    assert [load.drawn(n, 100) for n in range(50)] == [load.drawn(n, 100) for n in range(50)]
+    assert all(load.drawn(n, 100, done=300) > 300 for n in range(50))
+    assert load.drawn(3, 100, done=900) > 900, "longer than any before it"
+    assert load.drawn(3, 100, done=900, most=1000) <= 1000
+    assert len({load.drawn(n, 100) for n in range(50)}) > 30
+
+
+def test_a_length_is_drawn_from_prompts_of_the_same_size() -> None:
+    """Documents have short answers and questions long ones: a mix that comes back is known at once."""
+    load = replace(
+        Load(), lengths=tuple((2000, 10 + n % 5) for n in range(30)) + tuple((50, 400 + n) for n in range(30))
+    )
+    assert max(load.drawn(n, 1800) for n in range(50)) < 20
+    assert min(load.drawn(n, 60) for n in range(50)) >= 400
+    assert {load.drawn(n, 300) < 20 for n in range(50)} == {True, False}, "like neither: any"
+
+
+def turned(first: int, second: int, seconds: int = 240) -> Run:
+    """Answers of one length, and from half of the time on of another, to prompts of one size at one rate."""
+    half = seconds // 2
+    jobs = [*poisson(4.0, half, 300, first, 1), *poisson(4.0, half, 300, second, 2, start=half)]
+    slo = SLO(ttft_milliseconds=5000, tpot_milliseconds=500)
+    return simulate(jobs, AgentConfig(slo=slo, partition=PartitionConfig(mode=Mode.AUTO)), half + 30, FAST)
+
+
+@pytest.mark.parametrize(("first", "second"), [(200, 40), (40, 200)])
+def test_lengths_follow_a_change_of_the_answers_alone(first: int, second: int) -> None:
+    """Half a minute after the turn a request is expected to be as long as those of now are, longer or shorter: nothing
+    else of the load has changed."""
+    load = turned(first, second).controller._load
+    expected = sum(load.drawn(n, 300) for n in range(400)) / 400
+    assert expected == pytest.approx(second, rel=0.35)
+
+
+def test_a_request_that_runs_is_expected_to_become_longer_than_it_is() -> None:
+    load = replace(
+        Load(),
+        lengths=tuple((100, n) for n in range(1, 101)),
+        grown={7: 90, 8: 150},
+        seen={7: Seen(7, 1.0, 100, 1.0), 8: Seen(8, 1.0, 100, 1.0)},
+    )
+    assert 90 < load.output(load.seen[7]) <= 101
+    assert load.output(load.seen[8]) > 150
