@@ -44,7 +44,8 @@ def main() -> int:
         print("not all is played: the same command goes on", file=sys.stderr)
     found = report.rows(cases, kept.outcomes, kept.code)
     if found:
-        report.write(found, list(kept.outcomes.values()), options.out, kept.code)
+        shown = [plan.Unit(case, report.AUTO, seed).key(kept.code) for case in cases for seed in plan.SEEDS]
+        report.write(found, [kept.outcomes[key] for key in shown if key in kept.outcomes], options.out, kept.code)
         Console(width=None if sys.stdout.isatty() else 200).print(report.table(found))
     return 0
 

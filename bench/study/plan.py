@@ -10,17 +10,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+import semipd_agent.contract
 import semipd_agent.slo
 import semipd_cli.simulator
+import semipd_engine.contract
 import semipd_engine.core
 from semipd_cli.simulator.engine import Size
 from semipd_cli.simulator.study import Outcome
 from semipd_cli.simulator.workloads import CHAT, DOC, GEN, Lengths, Workload, mixed, of_trace, steady, turns
 
 TRAINING = range(1, 9)
-"""Seeds on which the controller's constants were tried; of the traces the first stretch of Azure's two was, once."""
+"""Seeds on which the controller's constants were tried. Of the traces the first stretch of Azure's two was, once, so no
+judged seed plays a trace's first stretch."""
 SEEDS = range(101, 106)
 SIFTED, FINALISTS = 2, 2
 HINDSIGHT = ("40/100", "100/100", "100/60", "100/30", "100/20", "100/10")
@@ -51,9 +55,17 @@ class Unit:
     seed: int
 
     def key(self, code: str) -> str:
-        w, size = self.case.workload, self.case.size
-        parts = (w.name, w.oracle, w.ttft_milliseconds, w.tpot_milliseconds, self.case.seconds, size)
-        return hashlib.sha256(repr((code, parts, self.policy, self.seed)).encode()).hexdigest()[:16]
+        case, w = self.case, self.case.workload
+        parts = (w.name, w.oracle, w.ttft_milliseconds, w.tpot_milliseconds, case.seconds, case.warm_up, case.size)
+        asked = _asked(case, self.seed)
+        return hashlib.sha256(repr((code, parts, asked, self.policy, self.seed)).encode()).hexdigest()[:16]
+
+
+@cache
+def _asked(case: Case, seed: int) -> str:
+    """Digest of the requests themselves: rates, lengths, the trace and its stretch are in it."""
+    found = [(a.at, a.prompt, a.output, a.prefix) for a in case.workload.arrivals(case.seconds, seed)]
+    return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 GPU, CPU = "other-gpu", "other-cpu"
@@ -105,8 +117,8 @@ def _there(case: Case) -> bool:
 
 
 def _part(path: Path, speed: float, ttft: int, tpot: int, lasts: float, seconds: float) -> tuple[Workload, float]:
-    """A stretch of the trace for each seed; the stretches are spread evenly over it."""
-    stride = (lasts - seconds * speed) / (len(SEEDS) - 1)
+    """A stretch of the trace for each seed, spread evenly over it; the first one, which tuning saw, is left out."""
+    stride = (lasts - seconds * speed) / len(SEEDS)
     return of_trace(path, speed, ttft, tpot, GPU, stride=stride, seeds=len(SEEDS)), seconds
 
 
@@ -138,9 +150,10 @@ def best(done: Sequence[Outcome], policies: Sequence[str], count: int, seeds: Se
 
 
 def code_hash() -> str:
-    """Of the production code that is simulated, and of the simulator."""
+    """Of the production code that is simulated, of what its parts tell each other, and of the simulator."""
     digest = hashlib.sha256()
-    for package in (semipd_agent.slo, semipd_cli.simulator, semipd_engine.core):
+    told = (semipd_agent.contract, semipd_engine.contract)
+    for package in (semipd_agent.slo, semipd_cli.simulator, semipd_engine.core, *told):
         for file in sorted(Path(next(iter(package.__path__))).glob("*.py")):
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from bench.cpu.identity import commit
 from bench.study import plan
 from semipd_cli.simulator.study import Outcome, paired
 
@@ -101,10 +102,11 @@ def markdown(found: Sequence[Row]) -> str:
 
 
 def write(found: Sequence[Row], runs: Sequence[Outcome], folder: Path, code: str) -> None:
-    """``study.json`` and, where matplotlib is, ``study.svg``."""
+    """``study.json``, the table of its figures and, where matplotlib is, ``study.svg``. `runs`: Auto's."""
     folder.mkdir(parents=True, exist_ok=True)
     told: dict[str, Any] = {
         "code": code,
+        "commit": commit(),
         "training_seeds": list(plan.TRAINING),
         "held_out_seeds": list(plan.SEEDS),
         "band": "95 % of the mean difference, paired by seed (Student)",
@@ -123,12 +125,28 @@ def write(found: Sequence[Row], runs: Sequence[Outcome], folder: Path, code: str
         "splits_of_auto": [
             {"workload": o.workload, "seed": o.seed, "splits": o.splits}
             for o in runs
-            if o.policy == AUTO and o.workload in {row.workload for row in found}
+            if o.workload in {row.workload for row in found}
         ],
     }
     (folder / "study.json").write_text(json.dumps(told, indent=1) + "\n")
-    (folder / "study.md").write_text(markdown(found))
+    (folder / "study.md").write_text(markdown(read(told)))
     draw(found, runs, folder / "study.svg")
+
+
+def read(told: Mapping[str, Any]) -> list[Row]:
+    """The rows of a ``study.json``; its figures are rounded."""
+    return [
+        Row(
+            row["workload"],
+            row["rule"],
+            row["policy"],
+            tuple(row["attainment"]),
+            tuple(row["moves_an_hour"]),
+            row["requests"],
+            (row["auto_ahead_points"][0] / 100, row["auto_ahead_points"][1] / 100),
+        )
+        for row in told["rows"]
+    ]
 
 
 def draw(found: Sequence[Row], runs: Sequence[Outcome], path: Path) -> None:
@@ -154,7 +172,7 @@ def draw(found: Sequence[Row], runs: Sequence[Outcome], path: Path) -> None:
     left.set_xlabel("Auto ahead, points of requests within both targets (95 % band)")
     left.legend(fontsize=7)
     for k, name in enumerate(moving):
-        for o in [o for o in runs if o.workload == name and o.policy == AUTO]:
+        for o in [o for o in runs if o.workload == name]:
             times = [t for t, _, _ in o.splits] + [360]
             shares = [100 * x / max(100, x + y) for _, x, y in o.splits]
             right.step(times, [*shares, shares[-1]], where="post", color=f"C{k}", alpha=0.6, label=name)

@@ -25,7 +25,7 @@ def outcome(policy: str, seed: int, attainment: float) -> Outcome:
     )
 
 
-def test_a_run_is_known_by_all_that_it_depends_on() -> None:
+def test_a_run_is_known_by_all_that_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     unit = plan.Unit(CASE, "auto", 1)
     others = [
         plan.Unit(CASE, "100/100", 1),
@@ -33,9 +33,31 @@ def test_a_run_is_known_by_all_that_it_depends_on() -> None:
         plan.Unit(replace(CASE, seconds=26.0), "auto", 1),
         plan.Unit(replace(CASE, size=Size(max_num_seqs=8)), "auto", 1),
         plan.Unit(replace(CASE, workload=replace(CASE.workload, ttft_milliseconds=501)), "auto", 1),
+        plan.Unit(replace(CASE, workload=replace(CASE.workload, arrivals=steady(3.1, Lengths(200, 20)))), "auto", 1),
+        plan.Unit(replace(CASE, workload=replace(CASE.workload, arrivals=steady(3.0, Lengths(200, 21)))), "auto", 1),
+        plan.Unit(replace(CASE, workload=replace(CASE.workload, stationary=True)), "auto", 1),
     ]
     assert unit.key("code") == plan.Unit(CASE, "auto", 1).key("code")
     assert len({unit.key("code"), unit.key("changed"), *(other.key("code") for other in others)}) == 2 + len(others)
+    warmed = others[-1].key("code")
+    monkeypatch.setattr(plan, "WARM_UP", 61.0)
+    assert others[-1].key("code") != warmed
+
+
+def test_no_judged_seed_plays_the_first_stretch_of_a_trace(tmp_path: Path) -> None:
+    """Of a trace whose prompts are as long as their second: five stretches of 10 s, the last at its end."""
+    path = tmp_path / "t.csv"
+    path.write_text("t_s,input_tokens,output_tokens\n" + "".join(f"{t / 4},{1 + t // 4},1\n" for t in range(400)))
+    workload, seconds = plan._part(path, 1.0, 500, 30, 100.0, 10.0)
+    first = [next(workload.arrivals(seconds, seed)).prompt for seed in plan.SEEDS]
+    assert first == [19, 37, 55, 73, 91]
+
+
+def test_the_published_table_is_that_of_the_published_figures() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    told = json.loads((docs / "benchmarks" / "study.json").read_text())
+    assert told["commit"]
+    assert report.markdown(report.read(told)) in (docs / "controller.md").read_text()
 
 
 def test_training_and_judged_seeds_have_none_in_common() -> None:
@@ -73,6 +95,7 @@ def test_what_was_broken_off_goes_on_and_is_reported(
     assert call() == 0
     assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == len(played) + 1, "only what was cut off is played"
     told = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert len(told["splits_of_auto"]) == len(plan.SEEDS)
     assert {row["rule"] for row in told["rows"]} == set(report.ORDER)
     assert all(len(row["attainment"]) == len(plan.SEEDS) for row in told["rows"])
     assert (tmp_path / "out" / "study.svg").stat().st_size > 10_000

@@ -14,6 +14,7 @@ from pathlib import Path
 from semipd_cli.simulator.engine import Arrival
 
 LONGEST_PROMPT = 60_000
+"""Tokens; longer ones of a trace are cut."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def stream(
 def trace(path: Path, seconds: float, speed: float, *, skip: float = 0.0, seed: int = 0) -> Iterator[Arrival]:
     """`seconds` of a recorded trace (columns t_s, input_tokens, output_tokens) from `skip` of its own time on, run
     `speed` times as fast. Timestamps that were rounded to some seconds are spread over them again. Where it tells
-    blocks of 512 tokens (prefix_block_ids), a prompt is what a cache that keeps everything would leave to compute.
+    blocks of 512 tokens (prefix_block_ids), a prompt is what a cache that keeps everything would leave to compute, and
+    at most `LONGEST_PROMPT`.
 
     Raises:
         OSError, ValueError: it cannot be read, or is no such trace.
@@ -157,10 +159,10 @@ def of_trace(
     path: Path, speed: float, ttft: int, tpot: int, oracle: str, *, stride: float | None = None, seeds: int = 0
 ) -> Workload:
     """Each seed plays another stretch: `stride` seconds of the trace's own time apart (None: 300 x speed); `seeds`:
-    begin anew after so many (0: never)."""
+    begin anew after so many (0: never). The trace's first stretch is nobody's."""
     apart = 300.0 * speed if stride is None else stride
 
     def arrivals(seconds: float, seed: int) -> Iterator[Arrival]:
-        return trace(path, seconds, speed, skip=apart * ((seed - 1) % seeds if seeds else seed), seed=seed)
+        return trace(path, seconds, speed, skip=apart * (1 + (seed - 1) % seeds if seeds else seed), seed=seed)
 
     return Workload(path.name.split(".")[0], ttft, tpot, arrivals, stationary=False, oracle=oracle, file=path)
