@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests.engine.model_driver import Driver, assert_equal_to_reference, greedy, random_prompt
+from torch.overrides import TorchFunctionMode
 
 from e2e.lib import models
 from semipd_engine.ipc.messages import Row, Sampling, StepPlan
@@ -24,17 +26,17 @@ class CountingPacer:
     def __init__(self) -> None:
         self.durations: list[float] = []
         self.seconds = math.inf
-        self._inside = False
+        self.inside = False
 
     @contextmanager
     def quantum(self) -> Iterator[float]:
-        assert not self._inside
-        self._inside = True
+        assert not self.inside
+        self.inside = True
         begin = time.perf_counter()
         try:
             yield self.seconds
         finally:
-            self._inside = False
+            self.inside = False
             self.durations.append(time.perf_counter() - begin)
 
 
@@ -146,6 +148,48 @@ def test_a_model_that_gives_no_number_says_so(model: Path, device: torch.device)
     with pytest.raises(NotFiniteError, match="NaN") as error:
         driver.prefill([driver.request([1, 2, 3], greedy(3))])
     assert error.value.request
+    scored = Row(7, [1, 2, 3], 0, [1], outputs="all", targets=[2, 3])
+    with pytest.raises(NotFiniteError, match="NaN") as error:
+        list(driver.runner.execute(StepPlan(0, 1, [scored]), lambda seq: False))
+    assert error.value.request == 7
+
+
+class Wide(TorchFunctionMode):
+    """Notes what reads logits: its name, how many rows of them, and the quantum, None outside."""
+
+    def __init__(self, pacer: CountingPacer) -> None:
+        super().__init__()
+        self._pacer = pacer
+        self.seen: list[tuple[str, int, int | None]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ("amax", "isfinite", "log_softmax", "topk") and args[0].shape[-1] == 4096:
+            number = len(self._pacer.durations) if self._pacer.inside else None
+            self.seen.append((name, args[0].numel() // 4096, number))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.engine
+def test_a_row_that_is_scored_is_a_quantum(model: Path) -> None:
+    """More rows than are scored at once, and rows that sample: nothing as wide as the vocabulary is done for many."""
+    pacer = CountingPacer()
+    driver = Driver(model, pacer=pacer)
+    tokens = random_prompt(70, 4096, 1)
+    plan = StepPlan(1, 1, [Row(7, tokens, 0, list(range(5)), outputs="all", targets=tokens[1:], target_logprobs=2)])
+    with Wide(pacer) as wide:
+        (step,) = driver.runner.execute(plan, lambda seq: False)
+    assert [len(each.top) for each in step.scores[0].logprobs] == [2] * 69
+    assert {rows for _, rows, _ in wide.seen} == {1}
+    assert None not in (quanta := [number for name, _, number in wide.seen if name == "log_softmax"])
+    assert len(quanta) == len(set(quanta)) == 69 and {number for _, _, number in wide.seen} == set(quanta)
+    plan = decode_plan(driver, 1, greedy(5), Sampling(temperature=0, max_tokens=5), greedy(5))
+    with Wide(pacer) as wide:
+        (step,) = driver.runner.execute(plan, lambda seq: False)
+    assert [result.logprobs is None for result in step.tokens] == [False, True, False]
+    scored = [(rows, number) for name, rows, number in wide.seen if name == "log_softmax"]
+    assert [rows for rows, _ in scored] == [1, 1] and None not in (numbers := {number for _, number in scored})
+    assert len(numbers) == 2
 
 
 @pytest.mark.engine

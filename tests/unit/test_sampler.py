@@ -11,7 +11,7 @@ import torch
 
 from semipd_engine.ipc.messages import Sampling
 from semipd_engine.kernels import ReferenceKernels
-from semipd_engine.sampling.sampler import SamplingRow, logprobs, sample, uniform
+from semipd_engine.sampling.sampler import SamplingRow, sample, token_logprobs, uniform
 
 pytestmark = pytest.mark.unit
 
@@ -141,18 +141,15 @@ def test_accepted_tokens_enter_the_penalties() -> None:
 
 
 def test_logprobs_are_of_the_raw_distribution() -> None:
-    logits = LOGITS.expand(3, -1) + 4.0
-    rows = [
-        SamplingRow(Sampling(temperature=0.1, logit_bias={4: 50.0}, logprobs=2), 0),
-        SamplingRow(Sampling(logprobs=-1), 0),
-        SamplingRow(Sampling(logprobs=0), 0),
-    ]
-    tokens = [sample(logits[:1], rows[:1], KERNELS)[0], 0, 1]
-    first, second, third = logprobs(logits, rows, tokens)
-    assert tokens[0] == 4
-    assert first is not None and third is not None
-    assert second is None
+    logits = LOGITS[None] + 4.0
+    (token,) = sample(logits, [SamplingRow(Sampling(temperature=0.1, logit_bias={4: 50.0}), 0)], KERNELS)
+    first, second = token_logprobs(logits[0], token, 2), token_logprobs(logits[0], 1, 0)
+    assert (token, first.rank, second.rank) == (4, 5, 2)
     assert first.logprob == pytest.approx(math.log(0.05), abs=1e-5)
     assert [token for token, _ in first.top] == [0, 1]
     assert first.top[1][1] == pytest.approx(math.log(0.3), abs=1e-5)
-    assert (third.logprob, third.top) == (pytest.approx(math.log(0.3), abs=1e-5), [])
+    assert (second.logprob, second.top) == (pytest.approx(math.log(0.3), abs=1e-5), [])
+
+
+def test_more_logprobs_than_there_are_tokens_are_all() -> None:
+    assert [token for token, _ in token_logprobs(LOGITS, 3, 20).top] == [0, 1, 2, 3, 4]

@@ -81,7 +81,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     top: list[tuple[int, float]] = []
     """(token id, logprob), most likely first; length as asked."""
     rank: int = 0
-    """Of a prompt's token: 1 for the most likely one. 0: not asked for."""
+    """1 for the most likely token; 0: unknown."""
 
 
 ENGINE_ERROR = "engine_error"

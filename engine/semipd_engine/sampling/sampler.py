@@ -101,26 +101,10 @@ def uniform(seed: int, index: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
-def logprobs(logits: Tensor, rows: Sequence[SamplingRow], tokens: Sequence[int]) -> list[TokenLogprobs | None]:
-    """Log-probabilities under the raw ``logits [R, vocab]`` for the rows that ask for them, None for the others."""
-    results: list[TokenLogprobs | None] = [None] * len(rows)
-    wanted = [i for i, row in enumerate(rows) if row.sampling.logprobs >= 0]
-    if not wanted:
-        return results
-    values = torch.log_softmax(logits[wanted], dim=-1)
-    for row, i in zip(values, wanted, strict=True):
-        count = min(rows[i].sampling.logprobs, row.numel())
-        best = row.topk(count)
-        top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-        results[i] = TokenLogprobs(float(row[tokens[i]]), top)
-    return results
-
-
-def target_logprobs(logits: Tensor, targets: Sequence[int], count: int) -> list[TokenLogprobs]:
-    """Of one given token for each row of ``logits [R, vocab]``, with its rank and the `count` most likely ones."""
+def token_logprobs(logits: Tensor, token: int, count: int) -> TokenLogprobs:
+    """Of a token under the raw ``logits [vocab]``, with its rank and the `count` most likely ones, or all there are."""
     values = torch.log_softmax(logits, dim=-1)
-    own = values.gather(1, torch.tensor(targets, device=logits.device).unsqueeze(1))
-    ranks = (values > own).sum(dim=1).add_(1).tolist()
-    best = values.topk(count)
-    tops = [list(zip(*pair, strict=True)) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-    return [TokenLogprobs(*each) for each in zip(own.squeeze(1).tolist(), tops, ranks, strict=True)]
+    own = values[token]
+    best = values.topk(min(count, values.numel()))
+    top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return TokenLogprobs(float(own), top, 1 + int((values > own).sum()))

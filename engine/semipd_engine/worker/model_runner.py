@@ -20,7 +20,7 @@ from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.model.decoder import Decoder
 from semipd_engine.model.stage import Step
 from semipd_engine.pacing.quantum import Pacer
-from semipd_engine.sampling.sampler import SamplingRow, logprobs, sample, target_logprobs
+from semipd_engine.sampling.sampler import SamplingRow, sample, token_logprobs
 from semipd_engine.worker.input_batch import InputBatch, InputBuffers, Limits, allowed_tokens
 
 SCORED_AT_ONCE = 64
@@ -91,18 +91,19 @@ class ModelRunner:
             torch.cuda.current_stream(self._device).synchronize()
 
     def _scores(self, done: Step, plan: StepPlan) -> list[TargetScores]:
-        """The log-probabilities of the rows' targets; the logits of a few positions at a time."""
+        """The log-probabilities of the rows' targets; the logits of a few positions at a time, of which each is a
+        quantum: they are as wide as the vocabulary."""
         found, first = list[TargetScores](), 0
         for row in plan.rows:
             scored: list[TokenLogprobs] = []
             for begin in range(0, len(row.targets), SCORED_AT_ONCE):
                 targets = row.targets[begin : begin + SCORED_AT_ONCE]
                 at = torch.arange(len(targets), device=self._device) + first + begin
-                logits = self.decoder.logits(done, at)
-                if not bool(torch.isfinite(logits.amax(dim=-1)).all()):
-                    raise NotFiniteError(row.request)
-                with self._pacer.quantum():
-                    scored += target_logprobs(logits, targets, row.target_logprobs)
+                for logits, target in zip(self.decoder.logits(done, at), targets, strict=True):
+                    with self._pacer.quantum():
+                        if not math.isfinite(float(logits.amax())):  # NaN, if one is among them
+                            raise NotFiniteError(row.request)
+                        scored.append(token_logprobs(logits, target, row.target_logprobs))
             if scored:
                 found.append(TargetScores(row.request, scored))
             first += len(row.tokens)
@@ -128,11 +129,16 @@ class ModelRunner:
         """One token for each row of ``logits [R, vocab_size]``; the rows accept theirs."""
         with self._pacer.quantum():
             tokens = sample(logits, rows, self._kernels, masks)
-            scores = logprobs(logits, rows, tokens)
             largest = logits.amax(dim=-1).tolist()  # NaN, if one is among them
             for request, number in zip(requests, largest, strict=True):
                 if not math.isfinite(number):  # of the raw logits: no bias and no mask is in them
                     raise NotFiniteError(request)
-        for row, token in zip(rows, tokens, strict=True):
+        results = []
+        for request, row, token, one in zip(requests, rows, tokens, logits, strict=True):
+            score = None
+            if row.sampling.logprobs >= 0:
+                with self._pacer.quantum():
+                    score = token_logprobs(one, token, row.sampling.logprobs)
+            results.append(TokenResult(request, token, score))
             row.accept(token)
-        return [TokenResult(*result) for result in zip(requests, tokens, scores, strict=True)]
+        return results
