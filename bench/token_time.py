@@ -126,7 +126,7 @@ class Bench:
                 [Timed(stage, seconds) for stage in loop.stages],
                 self.kernels,
                 Alone(),
-                rates_of(self.kernels.name, DTYPE),
+                rates_of(self.kernels.name, DTYPE, self.config.head_dim),
             )
             for loop in (decoder.body, decoder.head)
         )

@@ -236,17 +236,21 @@ def test_alone_means_everything() -> None:
     assert (prefill.cpus, prefill.threads) == ((0, 1, 2, 3), 4)
 
 
-@pytest.mark.parametrize(("split", "both"), [((50, 50), 0.02), ((80, 20), 0.004)])
-def test_a_quantum_is_short_only_where_somebody_may_wait_for_its_end(split: tuple[int, int], both: float) -> None:
-    """Own cores; turns for the second core."""
-    pair = Pair(Split(prefill=split[0], decode=split[1]))
-    prefill = pair.pacers[Phase.PREFILL]
-    prefill.wake()
+@pytest.mark.parametrize(
+    ("split", "cpus", "both"), [((50, 50), CPUS, 0.02), ((80, 20), CPUS, 0.004), ((50, 50), (0,), 0.004)]
+)
+def test_a_quantum_is_short_only_where_somebody_may_wait_for_its_end(
+    split: tuple[int, int], cpus: tuple[int, ...], both: float
+) -> None:
+    """Own cores; turns for the second core; turns for the only one."""
+    pair = Pair(Split(prefill=split[0], decode=split[1]), cpus)
+    decode = pair.pacers[Phase.DECODE]
+    decode.wake()
     pair.pass_time(GRACE_NS)
-    with prefill.quantum() as seconds:
+    with decode.quantum() as seconds:
         assert seconds == 0.02
-    pair.pacers[Phase.DECODE].wake()
-    with prefill.quantum() as seconds:
+    pair.pacers[Phase.PREFILL].wake()
+    with decode.quantum() as seconds:  # it wins the tie
         assert seconds == both
 
 

@@ -8,11 +8,11 @@ cuts at all.) Knows stages and their costs; knows no layer, no thread and no pee
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from semipd_engine.kernels import CannotRecord, Kernels, RecordingKernels
+from semipd_engine.kernels import CannotRecord, Kernels, RecordingKernels, cpu
 from semipd_engine.model.stage import Stage, Step, Work
 from semipd_engine.pacing.quantum import Pacer
 
@@ -47,10 +47,21 @@ FASTEST = Rates(1e15, 1e15, 1e15, 1e15)
 """Of kernels that are not paced."""
 
 
-def rates_of(kernels: str, dtype: torch.dtype) -> Rates:
-    """Of the kernels of this name. A CPU has special instructions for bfloat16 alone."""
+def rates_of(kernels: str, dtype: torch.dtype, head_dim: int, latent: tuple[int, int] | None = None) -> Rates:
+    """Of the kernels of this name, and where their twins serve, of those: for float16, and attention over such heads or
+    over vectors of such a width and rank. A CPU has special instructions for bfloat16 alone."""
+    twins = RATES["reference"]
+    if kernels not in RATES:
+        return FASTEST
+    if dtype == torch.float16:
+        return twins
     plain = {"avx512_bf16": "avx512", "amx": "avx512"} if dtype == torch.float32 else {}
-    return RATES.get(plain.get(kernels, kernels), FASTEST)
+    rates = RATES[plain.get(kernels, kernels)]
+    if not cpu.takes_attention(dtype, head_dim):
+        rates = replace(rates, scores=twins.scores)
+    if latent is not None and not cpu.takes_latent_attention(dtype, *latent):
+        rates = replace(rates, latent=twins.latent)
+    return rates
 
 
 FORMS = 32

@@ -67,7 +67,8 @@ class Decoder:
         for index in range(config.num_layers):
             body += family.layer(parts, index)
         head: list[Stage] = [parts.norm("norm"), Project(lm_head, NORMED, LOGITS, torch.float32)]
-        rates = rates_of(kernels.name, kv.dtype)
+        latent = None if config.latent is None else (config.latent.width, config.latent.rank)
+        rates = rates_of(kernels.name, kv.dtype, config.head_dim, latent)
         self.body, self.head = StageLoop(body, kernels, pacer, rates), StageLoop(head, kernels, pacer, rates)
         self._vocab_size = config.vocab_size
         self._workspace, self._head_workspace = Workspace(kv.dtype, device), Workspace(kv.dtype, device)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semipd_engine.kernels import Kernels, PackedWeight
+from semipd_engine.kernels import Kernels, PackedGroup, PackedWeight
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.6e-2}
 
@@ -29,6 +29,14 @@ def pack(kernels: Kernels, weight: Tensor, pieces: int = 1) -> PackedWeight:
         kernels.pack_rows(packed, first, piece)
         first += len(piece)
     return packed
+
+
+def pack_group(kernels: Kernels, weights: Tensor) -> PackedGroup:
+    layout = kernels.layout(*weights.shape[1:], weights.dtype)
+    group = PackedGroup(torch.zeros(len(weights), *layout.shape, dtype=weights.dtype), layout)
+    for index, weight in enumerate(weights):
+        kernels.pack_rows(group[index], 0, weight)
+    return group
 
 
 @dataclass(frozen=True)

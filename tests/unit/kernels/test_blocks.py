@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.kernels.cases import Paged, close, normal
+from tests.unit.kernels.cases import Paged, close, normal, pack_group
 from tests.unit.kernels.test_cpu import DTYPES, LEVELS, kernels
 from torch import Tensor
 
 from semipd_engine.cards.blocks import Routing
-from semipd_engine.kernels import Kernels, PackedGroup, ReferenceKernels
+from semipd_engine.kernels import Kernels, ReferenceKernels
 
 pytestmark = pytest.mark.unit
 TWINS = ReferenceKernels()
@@ -27,14 +27,6 @@ ROUTINGS = [
 
 def named(level: str) -> Kernels:
     return TWINS if level == "reference" else kernels(level)
-
-
-def pack_group(room: Kernels, weights: Tensor) -> PackedGroup:
-    layout = room.layout(*weights.shape[1:], weights.dtype)
-    group = PackedGroup(torch.zeros(len(weights), *layout.shape, dtype=weights.dtype), layout)
-    for index, weight in enumerate(weights):
-        room.pack_rows(group[index], 0, weight)
-    return group
 
 
 def route(room: Kernels, logits: Tensor, correction: Tensor | None, rule: Routing) -> tuple[Tensor, ...]:
@@ -93,11 +85,25 @@ def test_products_take_each_rows_matrix(level: str, dtype: torch.dtype, each: in
             taken = x[place // each : place // each + 1]
             room.grouped_linear(taken, group, lone, torch.zeros(1, dtype=torch.int32), bounds)
             assert torch.equal(lone[0], out[place])
-    heads = torch.full((12, 600), -1.0, dtype=dtype)  # every sixth row is of one head; rows lie in a wider buffer
-    room.grouped_linear(x[:12], group, heads[:, 100:430])
-    expected = torch.stack([x[i].double() @ weights[i % 6].double().T for i in range(12)])
+
+
+@pytest.mark.parametrize(("level", "dtype"), ALL)
+@pytest.mark.parametrize("rows", [2, 20])
+def test_products_of_heads(level: str, dtype: torch.dtype, rows: int) -> None:
+    """Every sixth row is of one head; rows lie in a wider buffer, fewer or more than fill a tile."""
+    room, x = named(level), normal(6 * rows, 70, seed=1, dtype=dtype)
+    weights = (normal(6, 330, 70, seed=2) / 8).to(dtype)
+    group = pack_group(room, weights)
+    heads = torch.full((6 * rows, 600), -1.0, dtype=dtype)
+    room.grouped_linear(x, group, heads[:, 100:430])
+    expected = torch.stack([x[i].double() @ weights[i % 6].double().T for i in range(6 * rows)])
     close(heads[:, 100:430], expected, dtype)
     assert (heads[:, :100] == -1).all() and (heads[:, 430:] == -1).all()
+    if level != "reference":  # alone: equal bits
+        for row in (0, rows - 1):
+            lone = torch.empty(6, 330, dtype=dtype)
+            room.grouped_linear(x[6 * row : 6 * row + 6], group, lone)
+            assert torch.equal(lone, heads[6 * row : 6 * row + 6, 100:430])
 
 
 @pytest.mark.parametrize(("level", "dtype"), ALL)

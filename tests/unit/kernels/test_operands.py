@@ -142,6 +142,7 @@ def transposed_weight() -> PackedWeight:
         (lambda: group(rows(6, 40), rows(6, 70), panels=(0, 3)), r"panels \(0, 3\) of 2"),
         (lambda: group(rows(5, 40), rows(5, 70)), "5 rows of 5 over 3 matrices, no order"),
         (lambda: group(rows(4, 40), rows(6, 70)), "6 rows of 4 over 3"),
+        (lambda: group(rows(6, 40), rows(0, 70), order=ints(0), starts=ints(4)), "0 rows of 6 over 3"),
         (lambda: group(rows(6, 40), rows(6, 70), order=ints(6)), "order and starts belong together"),
         (lambda: group(rows(6, 40), rows(6, 70), order=ints(5), starts=ints(4)), "order is"),
         (lambda: group(rows(6, 40), rows(6, 70), order=ints(6), starts=ints(3)), "starts is"),

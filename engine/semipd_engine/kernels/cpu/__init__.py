@@ -13,13 +13,23 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from semipd_engine.kernels.cpu.blocks import BlockKernels
+from semipd_engine.kernels.cpu.blocks import BlockKernels, takes_latent_attention
 from semipd_engine.kernels.cpu.library import LEVELS, CannotLoad, Library, load, runnable
 from semipd_engine.kernels.cpu.operands import DTYPES, OperandError, angles, heads, matrix, number, paging, span, whole
 from semipd_engine.kernels.cpu.tape import BYTES, encode
 from semipd_engine.kernels.signatures import PANEL, PANELS, CannotRecord, PackedLayout, PackedWeight
 
-__all__ = ["LEVELS", "CannotLoad", "CpuKernels", "OperandError", "best", "load", "runnable"]
+__all__ = [
+    "LEVELS",
+    "CannotLoad",
+    "CpuKernels",
+    "OperandError",
+    "best",
+    "load",
+    "runnable",
+    "takes_attention",
+    "takes_latent_attention",
+]
 
 HEAD_DIM_STEP, HEAD_DIM_MAX = 16, 256
 TILE_K = 32
@@ -206,7 +216,7 @@ class CpuKernels(BlockKernels):
         window: int = 0,
     ) -> None:
         total, q_heads, head_dim = q.shape
-        if q.dtype not in DTYPES or head_dim % HEAD_DIM_STEP or head_dim > HEAD_DIM_MAX:
+        if not takes_attention(q.dtype, head_dim):
             self._twin()
             super().paged_attention(
                 q, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale, out, rows, window
@@ -230,6 +240,11 @@ class CpuKernels(BlockKernels):
             *span("rows", rows, total),
             window,
         )
+
+
+def takes_attention(dtype: torch.dtype, head_dim: int) -> bool:
+    """Or does the twin serve `paged_attention`?"""
+    return dtype in DTYPES and head_dim % HEAD_DIM_STEP == 0 and head_dim <= HEAD_DIM_MAX
 
 
 def best() -> CpuKernels:

@@ -13,6 +13,11 @@ LATENT_STEP, LATENT_WIDTH_MAX = 16, 640
 """Widths that `latent_attention` takes."""
 
 
+def takes_latent_attention(dtype: torch.dtype, width: int, rank: int) -> bool:
+    """Or does the twin serve it?"""
+    return dtype in DTYPES and width % LATENT_STEP == 0 and rank % LATENT_STEP == 0 and width <= LATENT_WIDTH_MAX
+
+
 class BlockKernels(ReferenceKernels):
     """`signatures.RecordingKernels` in part; each method is described there."""
 
@@ -39,7 +44,7 @@ class BlockKernels(ReferenceKernels):
             super().grouped_linear(x, weights, out, order, starts, panels)
             return
         factor, rest = divmod(len(out), len(x)) if len(x) else (1, len(out))
-        if rest or (order is None) != (starts is None) or (order is None and len(out) % len(weights)):
+        if rest or factor < 1 or (order is None) != (starts is None) or (order is None and len(out) % len(weights)):
             told = "order and starts belong together" if order is not None or starts is not None else "no order"
             raise OperandError(f"{len(out)} rows of {len(x)} over {len(weights)} matrices, {told}")
         if out.dtype != torch.float32:
@@ -161,7 +166,7 @@ class BlockKernels(ReferenceKernels):
         rows: tuple[int, int] | None = None,
     ) -> None:
         (total, count, width), rank = q.shape, out.shape[-1]
-        if q.dtype not in DTYPES or width % LATENT_STEP or rank % LATENT_STEP or width > LATENT_WIDTH_MAX:
+        if not takes_latent_attention(q.dtype, width, rank):
             self._twin()
             super().latent_attention(q, cache, block_tables, seq_lens, query_start_loc, scale, out, rows)
             return
