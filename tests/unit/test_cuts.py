@@ -5,16 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 import torch
 
-from semipd_engine.kernels import CannotRecord, ReferenceKernels
-from semipd_engine.memory.shared import HUGE_PAGE
+from semipd_engine.kernels import CannotRecord, PackedGroup, ReferenceKernels
+from semipd_engine.memory.shared import HUGE_PAGE, map_anonymous
 from semipd_engine.model.cuts import FASTEST, Rates, StageLoop, rates_of
+from semipd_engine.model.layers.linear import GroupedLinear, Linear
 from semipd_engine.model.stage import Step, Work, Workspace
 
 pytestmark = pytest.mark.unit
@@ -166,20 +167,49 @@ def test_whole_stages_are_recorded_once_for_a_form_and_a_quantum_is_one_replay()
 
 def test_float32_is_cut_as_what_no_special_instruction_multiplies() -> None:
     """By bfloat16's rates its pieces would take ten times their budget."""
-    assert (
-        rates_of("amx", torch.float32) == rates_of("avx512_bf16", torch.float32) == rates_of("avx512", torch.bfloat16)
-    )
-    assert rates_of("amx", torch.bfloat16).products > 5 * rates_of("amx", torch.float32).products
-    assert rates_of("triton", torch.float16) == FASTEST
+    plain = rates_of("avx512", torch.bfloat16, 64)
+    assert rates_of("amx", torch.float32, 64) == rates_of("avx512_bf16", torch.float32, 64) == plain
+    assert rates_of("amx", torch.bfloat16, 64).products > 5 * plain.products
+    assert rates_of("triton", torch.float16, 40, (50, 30)) == FASTEST
 
 
-def test_a_buffer_of_a_prompt_can_lie_in_huge_pages_and_keeps_its_place() -> None:
+def test_what_the_twins_serve_is_cut_at_their_rates() -> None:
+    twins, compiled = rates_of("reference", torch.bfloat16, 64), rates_of("amx", torch.bfloat16, 64)
+    assert rates_of("amx", torch.float16, 64) == twins
+    for head_dim in (40, 272):
+        assert rates_of("amx", torch.bfloat16, head_dim) == replace(compiled, scores=twins.scores)
+    assert rates_of("amx", torch.bfloat16, 256, (576, 512)) == compiled
+    for latent in ((50, 32), (48, 30), (656, 512)):
+        assert rates_of("amx", torch.bfloat16, 64, latent) == replace(compiled, latent=twins.latent)
+
+
+def test_products_of_gathered_rows_count_double() -> None:
+    layout = KERNELS.layout(130, 32, torch.bfloat16)
+    group = PackedGroup(torch.zeros(4, *layout.shape, dtype=torch.bfloat16), layout)
+    gathered, plain = GroupedLinear(KERNELS, group).work(100), Linear(KERNELS, group[0]).work(100)
+    assert gathered == Work(read=4 * plain.read, products=2 * plain.products)
+
+
+def test_a_buffer_of_a_prompt_lies_in_huge_pages_and_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unaligned(nbytes: int) -> torch.Tensor:
+        """As kernels before 6.7 map."""
+        return map_anonymous(nbytes + 4096)[4096:]
+
+    monkeypatch.setattr("semipd_engine.model.stage.map_anonymous", unaligned)
     workspace = Workspace(torch.bfloat16, torch.device("cpu"))
-    wide = workspace.rows("wide", 512, 4096)
-    assert wide.shape == (512, 4096) and wide.dtype == torch.bfloat16 and wide.is_contiguous()
-    assert wide.untyped_storage().nbytes() % HUGE_PAGE == 0, "room that the kernel can back with whole pages"
+    wide = workspace.rows("wide", 512, 4000)
+    assert wide.shape == (512, 4000) and wide.dtype == torch.bfloat16 and wide.is_contiguous()
+    assert wide.data_ptr() % HUGE_PAGE == 0
+    room = wide.untyped_storage().nbytes() - wide.storage_offset() * wide.itemsize
+    assert room >= -(-wide.nbytes // HUGE_PAGE) * HUGE_PAGE, "the kernel can back its end with a whole page, too"
     wide.fill_(1)
-    again, version = workspace.rows("wide", 100, 4096), workspace.version
+    again, version = workspace.rows("wide", 100, 4000), workspace.version
     assert again.data_ptr() == wide.data_ptr() and version == 1
     assert workspace.rows("narrow", 1, 16, torch.int32).dtype == torch.int32
-    assert workspace.rows("wide", 513, 4096).shape == (513, 4096) and workspace.version == 3
+    assert workspace.rows("wide", 513, 4000).shape == (513, 4000) and workspace.version == 3
+
+
+def test_prompts_of_slightly_different_lengths_share_a_buffer() -> None:
+    workspace = Workspace(torch.float32, torch.device("cpu"))
+    addresses = {workspace.rows("wide", rows, 8).data_ptr() for rows in range(300, 320)}
+    assert len(addresses) == 1 and workspace.version == 1

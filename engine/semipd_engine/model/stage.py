@@ -30,10 +30,14 @@ class Work:
     """Those of latent attention."""
 
 
+ROWS_TOGETHER = 64
+"""By which a buffer grows: prompts of slightly different lengths find it where it was."""
+
+
 class Workspace:
     """The buffers between stages: ``[T, width]`` each, of one memory that grows to the largest batch and stays.
 
-    So a step allocates nothing, and a stage finds its rows at the same address as long as T does not grow.
+    So a step allocates nothing, and a stage finds its rows at the same address as long as T does not outgrow it.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -51,17 +55,20 @@ class Workspace:
         """``[rows, width]``, undefined content; of the model's dtype unless another is named."""
         held = self._held.get(name)
         if held is None or held.shape[0] < rows:
-            held = self._made(rows, width, dtype or self._dtype)
+            held = self._made(-(-rows // ROWS_TOGETHER) * ROWS_TOGETHER, width, dtype or self._dtype)
             self._held[name] = held
             self.version += 1
         return held[:rows]
 
     def _made(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
-        """On a CPU a prompt's buffers lie in huge pages: a product's tile touches a page for each of its rows."""
+        """On a CPU a prompt's buffers lie in huge pages: a product's tile touches a page for each of its rows. They
+        begin at the first one of a larger room: kernels before 6.7 map at any page."""
         nbytes = rows * width * dtype.itemsize
         if self._device.type != "cpu" or nbytes < HUGE_PAGE // 2:
             return torch.empty(rows, width, dtype=dtype, device=self._device)
-        return map_anonymous(-(-nbytes // HUGE_PAGE) * HUGE_PAGE)[:nbytes].view(dtype).view(rows, width)
+        room = map_anonymous((-(-nbytes // HUGE_PAGE) + 1) * HUGE_PAGE)
+        first = -room.data_ptr() % HUGE_PAGE
+        return room[first : first + nbytes].view(dtype).view(rows, width)
 
 
 SAME_COST = 1024
