@@ -11,19 +11,19 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
-import signal
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from tests.engine.proc import cpu_seconds
+
 from e2e.lib.models import smollm2
+from e2e.lib.process import running
 from semipd_engine.ipc import frames
 from semipd_engine.ipc.messages import AbortRequest, AddRequest, ApiToCore, CoreState, Outputs, RequestOutput
 
-TICK = os.sysconf("SC_CLK_TCK")
 HELLO = CoreState(ready=True, state="ready", admitting=True, max_model_len=8192, blocks_total=1000, blocks_free=1000)
 
 
@@ -39,12 +39,13 @@ class TokenCore:
         writer.write(frames.encode(HELLO))
         speaking = asyncio.create_task(self._speak(writer))
         decoder: frames.Decoder[ApiToCore] = frames.Decoder(ApiToCore)
-        while data := await reader.read(1 << 16):
-            for message in decoder.feed(data):
-                if isinstance(message, AddRequest):
-                    self._keys[message.key] = 0
-                elif isinstance(message, AbortRequest):
-                    self._keys.pop(message.key, None)
+        with contextlib.suppress(ConnectionResetError):  # the api is killed with words of ours unread
+            while data := await reader.read(1 << 16):
+                for message in decoder.feed(data):
+                    if isinstance(message, AddRequest):
+                        self._keys[message.key] = 0
+                    elif isinstance(message, AbortRequest):
+                        self._keys.pop(message.key, None)
         speaking.cancel()
 
     async def _speak(self, writer: asyncio.StreamWriter) -> None:
@@ -64,28 +65,18 @@ class TokenCore:
 
 
 async def stream(port: int, model: str) -> None:
-    """One chat, read to no end."""
+    """One chat, read for ever: raises if it is refused, or ends."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     body = {"model": model, "stream": True, "max_tokens": 8000, "messages": [{"role": "user", "content": "Tell me."}]}
     text = json.dumps(body).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(text)}\r\n\r\n"
     writer.write(head.encode() + text)
+    status = await reader.readline()
+    if b" 200 " not in status:
+        raise RuntimeError(f"{status!r} {await reader.read(1 << 12)!r}")
     while await reader.read(1 << 16):
         pass
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
-
-
-def bound_port(file: Path) -> int:
-    deadline = time.monotonic() + 120
-    while not file.exists():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"no {file.name} after 120 s")
-        time.sleep(0.05)
-    return int(file.read_text(encoding="utf-8"))
+    raise RuntimeError("the stream has ended")
 
 
 async def measure(tree: Path, model: Path, streams: int, seconds: float) -> float:
@@ -95,25 +86,24 @@ async def measure(tree: Path, model: Path, streams: int, seconds: float) -> floa
     text = Path(__file__).with_name("deployment.py").read_text(encoding="utf-8")
     ids = Tokenizer.from_file(str(model / "tokenizer.json")).encode(text, add_special_tokens=False).ids
     core = TokenCore(ids, period=0.01)
-    with tempfile.TemporaryDirectory() as run_dir:
+    with tempfile.TemporaryDirectory() as run_dir, contextlib.ExitStack() as child:
         server = await asyncio.start_unix_server(core.serve, f"{run_dir}/core.sock")
+        port, log = Path(run_dir, "api.port"), Path(run_dir, "api.log")
         arguments = ["--model", str(model), "--run-dir", run_dir, "--port", "0", "--host", "127.0.0.1"]
-        api = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "semipd_engine.server", *arguments, "--served-model-name", "m"),
-            env=os.environ | {"PYTHONPATH": str(tree / "engine")},
-            cwd=tree,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        port = await asyncio.to_thread(bound_port, Path(run_dir, "api.port"))
-        clients = [asyncio.create_task(stream(port, "m")) for _ in range(streams)]
-        await asyncio.sleep(2)
-        used, tokens = cpu_seconds(api.pid), core.tokens
-        await asyncio.sleep(seconds)
-        used, tokens = cpu_seconds(api.pid) - used, core.tokens - tokens
-        for client in clients:
-            client.cancel()
-        api.send_signal(signal.SIGKILL)
-        await api.wait()
+        command = ["env", f"PYTHONPATH={tree / 'engine'}", sys.executable, "-m", "semipd_engine.server", *arguments]
+        started = running([*command, "--served-model-name", "m"], log, port.exists, 120)
+        api = await asyncio.to_thread(child.enter_context, started)
+        async with asyncio.TaskGroup() as group:
+            number = int(await asyncio.to_thread(port.read_text, encoding="utf-8"))
+            clients = [group.create_task(stream(number, "m")) for _ in range(streams)]
+            await asyncio.sleep(2)
+            used, tokens = cpu_seconds(api.pid), core.tokens
+            await asyncio.sleep(seconds)
+            used, tokens = cpu_seconds(api.pid) - used, core.tokens - tokens
+            for client in clients:
+                client.cancel()
+        api.kill()  # its streams would hold up its end
+        await asyncio.to_thread(api.wait)
         server.close()
     return used / tokens
 

@@ -15,13 +15,18 @@ from pathlib import Path
 from tests.engine.harness import TORCH_RESIDENT, Engine
 
 from e2e.lib.models import random_model
-from semipd_engine.contract import DType, EngineOptions, Phase
+from e2e.lib.waiting import wait_until
+from semipd_engine.contract import DType, EngineOptions, Phase, WorkerState
 
 
 def rebirth(engine: Engine, phase: Phase) -> float:
     began, killed = time.monotonic(), engine.kill_worker(phase)
-    while engine.worker(phase).pid in (0, killed) or engine.worker(phase).state != "ready":
-        time.sleep(0.001)
+
+    def born() -> bool:
+        worker = engine.worker(phase)
+        return worker.pid != killed and worker.state is WorkerState.READY
+
+    wait_until(born, 60, f"another {phase} worker", every_s=0.001)
     return time.monotonic() - began
 
 

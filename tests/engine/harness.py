@@ -141,8 +141,9 @@ class Engine:
         self.processes[name].wait()
 
     def kill_worker(self, phase: Phase) -> int:
-        """Its pid. It may be dead already, which core may not know yet: who counts kills asks the step log."""
-        pid = self.worker(phase).pid
+        """Its pid. It may be dead already, which core may not know yet: who counts kills asks the step log. One that
+        was never spawned is waited for: its pid of 0 would mean our own process group."""
+        pid = wait_until(lambda: self.worker(phase).pid, 60, f"a {phase} worker")
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         return pid

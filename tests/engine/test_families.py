@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from semipd_engine.contract import DType, EngineOptions, Phase, SetPartition, Sp
 from semipd_engine.cpu_plan import cpu_plan
 from semipd_engine.hub.make_model import make_model
 from semipd_engine.kernels import ReferenceKernels, choose
+from semipd_engine.model.checkpoint import dequantised
 from semipd_engine.model.loader import load_weights
 
 pytestmark = pytest.mark.engine
@@ -94,10 +96,16 @@ def test_processes_prefixes_preemptions_splits_and_deaths(model: Path, tmp_path:
         client = engine.client()
         shared = random_prompt(48, 300, 99)
         client.add(shared, 2).wait(120)
+        stopped = engine.worker(Phase.DECODE).pid
+        os.kill(stopped, signal.SIGSTOP)  # until so many prompts are done that their outputs cannot all have blocks
         streams = [
             client.add((shared if index % 3 == 0 else []) + random_prompt(length, 300, length), TOKENS, logprobs=0)
             for index, length in enumerate(EDGES)
         ]
+        try:
+            wait_until(lambda: engine.snapshot().decoding >= 9, 120, "nine prompts")
+        finally:
+            os.kill(stopped, signal.SIGCONT)
         for epoch, (phase, (x, y)) in enumerate(zip(Phase, ((80, 20), (30, 70)), strict=True), start=1):
             plan = cpu_plan(Split(prefill=x, decode=y), sorted(os.sched_getaffinity(0)))
             engine.control(SetPartition(split_epoch=epoch, plan=plan))
@@ -171,6 +179,17 @@ def test_fp8_blocks_are_the_numbers_that_they_stand_for(tmp_path: Path) -> None:
     requests = [driver.request(random_prompt(length, 300, length), greedy(8)) for length in (3, 70)]
     driver.generate(requests, chunk_tokens=32)
     assert_equal_to_reference(tmp_path / "plain", requests)
+
+
+def test_fp8_blocks_are_rounded_once() -> None:
+    """Blocks of unequal sides, the last ones cut."""
+    generator = torch.Generator().manual_seed(1)
+    packed = torch.randn(50, 70, generator=generator).mul(100).to(torch.float8_e4m3fn)
+    scale = torch.rand(4, 3, generator=generator) / 100
+    expected = torch.tensor(
+        [[float(packed[i, j]) * float(scale[i // 16, j // 24]) for j in range(70)] for i in range(50)]
+    )
+    assert torch.equal(dequantised(packed, scale, (16, 24), torch.bfloat16), expected.bfloat16())
 
 
 @pytest.mark.parametrize(
