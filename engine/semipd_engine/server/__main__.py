@@ -27,8 +27,8 @@ from semipd_engine.contract import EngineOptions
 from semipd_engine.process import die_with_parent
 from semipd_engine.server.admission import ENDPOINT_LAG_SECONDS
 from semipd_engine.server.app import create_app
+from semipd_engine.server.connections import bounded, half_closable
 from semipd_engine.server.errors import unavailable
-from semipd_engine.server.half_close import half_closable
 from semipd_engine.server.service import Service
 
 PORT_FILE = "api.port"
@@ -85,7 +85,7 @@ def http_protocol() -> type[asyncio.Protocol]:
         from uvicorn.protocols.http.h11_impl import H11Protocol
 
         return H11Protocol
-    return HttpToolsProtocol
+    return bounded(HttpToolsProtocol)
 
 
 async def serve(service: Service, options: EngineOptions, listener: socket.socket) -> None:

@@ -1,8 +1,8 @@
-"""Connections whose client has sent its request and shut down its sending side: they are answered.
+"""What uvicorn's protocols lack: answers on half-closed connections, and a bound on what is read before a body.
 
-A client that has gone looks the same, until something is sent to it: then its side answers with a reset. So the first
-bytes of the answer, which are the same for all answers, are sent at once, and the socket is looked at until the answer
-is complete. Knows uvicorn's protocol classes, no requests.
+A client that has sent its request may shut down its sending side. One that has gone looks the same, until something is
+sent to it: then its side answers with a reset. So the first bytes of the answer, the same for all answers, are sent at
+once, and the socket is looked at until the answer is complete. Knows uvicorn's protocol classes, no requests.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ FIRST_BYTES = b"HTTP/1.1 "
 LOOK_SECONDS = 0.1
 TCP_CLOSED = 7
 """The first byte of TCP_INFO, once a reset came."""
+MAX_HEAD_BYTES = 1 << 16
+"""Of a request's head, as h11 has it; and of all that is no body."""
 
 
 class EarlyStart:
@@ -76,3 +78,32 @@ def half_closable(protocol: type[Any]) -> type[Any]:
                 asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
 
     return HalfClosable
+
+
+def bounded(protocol: type[Any]) -> type[Any]:
+    """uvicorn's `protocol` over httptools, which takes heads and trailers of any length. What comes in several pieces
+    may be longer by one of them."""
+
+    class Bounded(protocol):  # type: ignore[misc]
+        _outside = 0
+        """Bytes since the last one of a body or a complete head."""
+
+        def data_received(self, data: bytes) -> None:
+            self._outside += len(data)
+            super().data_received(data)
+            if self._outside > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response("The head of the request is too large.")
+
+        def on_headers_complete(self) -> None:
+            self._outside = 0
+            super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            self._outside = 0
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._outside = 0
+            super().on_message_complete()
+
+    return Bounded
