@@ -13,23 +13,20 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from pydantic_core import from_json
-
 from semipd_engine.server.detokenizer import begins_at
+from semipd_engine.server.json_text import BLANKS, ObjectReader
 from semipd_engine.server.tools import HERMES, PYTHON_TAG, THINK, THOUGHT, ToolFormat
 
 MARKERS = (HERMES.begin, HERMES.end, THINK, THOUGHT)
 """Where a tokenizer has them as special tokens they are text all the same."""
 
+_B = f"[{BLANKS}]*"
 _HEAD = re.compile(
-    r'\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"([^"\\]*)"\s*,\s*'
-    r'"(?:arguments|parameters)"\s*:\s*(?=\{)'
+    rf'\{{{_B}(?:"type"{_B}:{_B}"function"{_B},{_B})?"name"{_B}:{_B}"([^"\\]*)"{_B},{_B}'
+    rf'"(?:arguments|parameters)"{_B}:{_B}(?=\{{)'
 )
 """A call whose name comes first. A name with escapes is nobody's."""
-_BEGUN = re.compile(r'\{\s*["}]')
-_JSON = json.JSONDecoder()
-_LONGEST_TAIL = 256
-"""Characters after a call's arguments within which its end must come."""
+_BEGUN = re.compile(rf'\{{{_B}["}}]')
 
 
 @dataclass
@@ -57,6 +54,8 @@ class AnswerOptions:
     """Their names; empty: no calls."""
     format: ToolFormat = HERMES
     reasoning: bool = False
+    thinking: bool = False
+    """It goes on with a message that has opened its reasoning and not closed it."""
     forced: bool = False
     """A grammar holds the answer: it is calls and nothing else, so that a part of one is no malformed call."""
     streamed: bool = False
@@ -95,10 +94,16 @@ class AnswerParser:
         self._blank = True
         """Nothing of the reasoning was given out: blanks before it are dropped."""
         self._after_thought = False
-        self._tried = 0
-        """So much of a call that is held was looked at."""
-        self._arguments = ""
-        self._depth, self._quoted, self._escaped = 0, False, False
+        self._told = False
+        """Content came after the last call."""
+        self._gap = ""
+        """The blanks before a call's marker, which are content if it is none."""
+        self._reader = ObjectReader()
+        """Of the call that is being read ..."""
+        self._looked = 0
+        """... of whose text, while it is held, it has so much."""
+        self._name = self._held = self._arguments = ""
+        """Of a call whose arguments are being read: the text that they are a part of, if it is not given out yet."""
         self.calls = 0
 
     @property
@@ -170,9 +175,11 @@ class AnswerParser:
         if not self._format.begin:
             return self._bare(final)
         before, found = self._until(self._format.begin, final)
-        self._out.content += before
+        if final and self._options.forced and not found:
+            before = before[: begins_at(before, self._format.begin)]
+        self._say(before)
         if found:
-            self._state, self._tried = _State.CALL, 0
+            self._state, self._reader, self._looked = _State.CALL, ObjectReader(), 0
         return found
 
     def _bare(self, final: bool) -> bool:
@@ -182,141 +189,103 @@ class AnswerParser:
             begun = begun.removeprefix(";").lstrip()
         begun = begun.removeprefix(PYTHON_TAG).lstrip()
         if begun.startswith("{"):
-            self._state, self._tried = _State.CALL, 0
+            self._state, self._reader, self._looked = _State.CALL, ObjectReader(), 0
         elif final or not PYTHON_TAG.startswith(begun):
             self._state = _State.PLAIN
+            if self._options.forced and not begun:
+                self._text = ""
         else:
             return False
         return True
 
     def _plain(self, final: bool) -> bool:
-        self._out.content += "" if self.calls and not self._text.strip() else self._text
-        self._text = ""
+        if self._say(self._text):
+            self._text = ""
         return False
 
-    def _call(self, final: bool) -> bool:
-        """A call whose arguments are not given out yet."""
-        text, at = self._text, 0
-        if not self._format.begin:
-            at = text.index("{")
-        head = _HEAD.match(text, at)
-        name = head[1] if head is not None else ""
-        begun = head is not None and (self._options.forced or _BEGUN.match(text, head.end()))
-        if head is not None and begun and self._options.streamed and name in self._options.functions:
-            self._out.calls.append(CallDelta(self.calls, id=_new_id(), name=name))
-            self.calls += 1
-            self._text, self._state, self._arguments = text[head.end() :], _State.ARGUMENTS, ""
-            self._depth, self._quoted, self._escaped = 0, False, False
-            return True
-        end = self._end_of_call(at, final)
-        if end is None:
+    def _say(self, text: str) -> bool:
+        """Content, but for blanks alone after a call."""
+        blank = not text.strip()
+        if blank and self.calls and not self._told:
             return False
-        call = self._parsed(text[at:end])
-        if call is None and final and self._options.forced and head is not None:
-            call = name, text[head.end() :]  # the answer was cut
-        if call is None or call[0] not in self._options.functions:
-            return self._give_up(end)
-        self._out.calls.append(CallDelta(self.calls, call[1], _new_id(), call[0]))
-        self.calls += 1
-        self._text, self._state = text[end:], _State.CONTENT
-        if self._format.end:
-            self._text = self._text.lstrip().removeprefix(self._format.end)
+        self._told = self._told or not blank
+        self._out.content += text
         return True
 
-    def _end_of_call(self, at: int, final: bool) -> int | None:
-        """Where a held call ends, for good or bad; None: nobody knows yet."""
-        text, mark = self._text, self._format.end or "}"
-        found = text.find(mark, max(self._tried, at))
-        while found >= 0:
-            end = found if self._format.end else found + 1
-            try:
-                _JSON.decode(text[at:end])
-                return end
-            except ValueError as error:
-                inside = "Unterminated string" in str(error)  # the mark may be a part of it
-                if self._format.end and not inside:
-                    return end
-            except RecursionError:
-                return end
-            found = text.find(mark, found + 1)
-        self._tried = max(0, len(text) - len(mark) + 1)
-        if not final:
-            return None
-        try:  # a model may leave the last mark out
-            return at + _JSON.raw_decode(text[at:].lstrip())[1] + len(text[at:]) - len(text[at:].lstrip())
-        except (ValueError, RecursionError):
-            return len(text)
+    def _call(self, final: bool) -> bool:
+        """A call of which nothing is given out yet."""
+        text = self._text
+        at = text.index("{") if not self._format.begin else len(text) - len(text.lstrip())
+        head = _HEAD.match(text, at)
+        known = head is not None and head[1] in self._options.functions
+        if head is not None and known and (self._options.forced or _BEGUN.match(text, head.end())):
+            self._reader = ObjectReader()
+            self._reader.read(text[at : head.end()])
+            self._name, self._held, self._arguments = head[1], text[: head.end()], ""
+            self._text, self._state = text[head.end() :], _State.ARGUMENTS
+            if self._options.streamed:
+                self._tell(self._name, "")
+            return True
+        self._looked = end = self._reader.read(text, max(at, self._looked))
+        if self._reader.done and (call := _parsed(text[at:end])) and call[0] in self._options.functions:
+            self._tell(*call)
+            self._text, self._state = text[end:], _State.CLOSING
+            return True
+        if not (self._reader.done or self._reader.wrong or final):
+            return False
+        self._text = text[end:]
+        if self._options.forced and not self._reader.wrong:  # it was cut before its arguments
+            self._state = _State.CONTENT
+            return False
+        return self._give_up(text[:end])
 
-    def _parsed(self, text: str) -> tuple[str, str] | None:
-        """Name and arguments of a call's JSON; None for what is none."""
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            return None
-        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            return None
-        arguments: Any = value.get("arguments", value.get("parameters", {}))
-        if isinstance(arguments, str):  # JSON in JSON
-            try:
-                arguments = json.loads(arguments)
-            except (ValueError, RecursionError):
-                return None
-        if not isinstance(arguments, dict):
-            return None
-        if (head := _HEAD.match(text)) is not None:  # as the model has written them
-            return value["name"], text[head.end() : head.end() + _JSON.raw_decode(text[head.end() :])[1]]
-        return value["name"], json.dumps(arguments, ensure_ascii=False)
+    def _tell(self, name: str, arguments: str) -> None:
+        """A call is certain."""
+        self._out.calls.append(CallDelta(self.calls, arguments, _new_id(), name))
+        self.calls += 1
+        self._told = False
 
-    def _give_up(self, end: int) -> bool:
-        """It was no call: content, with its markers."""
-        end += len(self._format.end) if self._text.startswith(self._format.end, end) else 0
-        self._out.content += self._format.begin + self._text[:end]
-        self._text = self._text[end:]
+    def _give_up(self, text: str) -> bool:
+        """It was no call: content, with its marker. What follows is read anew."""
+        self._say(self._gap + self._format.begin + text)
         self._state = _State.CONTENT if self._format.begin else _State.PLAIN
         return True
 
     def _argue(self, final: bool) -> bool:
-        """Arguments that are given out as they arrive."""
-        end = self._value_ends()
-        piece = self._text if end is None else self._text[:end]
-        if not self._options.forced and not _begins_json(self._arguments + piece):
-            self._state = _State.CONTENT if self._format.begin else _State.PLAIN
-            return True
+        """Arguments: given out as they arrive, or together once they are whole."""
+        streamed, before = self._options.streamed, self._text
+        piece, self._text = self._reader.take(before, until=1)
+        self._held += before[: len(before) - len(self._text)]
         self._arguments += piece
-        if piece:
+        whole, wrong, forced = self._reader.depth == 1, self._reader.wrong, self._options.forced
+        if streamed and piece:
             self._out.calls.append(CallDelta(self.calls - 1, piece))
-        self._text = self._text[len(piece) :]
-        if end is not None:
+        elif not streamed and (whole or (final and forced and not wrong)):
+            self._tell(self._name, self._arguments)
+        if whole:
             self._state = _State.CLOSING
-        return end is not None
-
-    def _value_ends(self) -> int | None:
-        """Where the object that is being read closes, in the text at hand."""
-        for position, character in enumerate(self._text):
-            if self._quoted:
-                if self._escaped:
-                    self._escaped = False
-                elif character == "\\":
-                    self._escaped = True
-                elif character == '"':
-                    self._quoted = False
-            elif character == '"':
-                self._quoted = True
-            elif character in "{[":
-                self._depth += 1
-            elif character in "}]":
-                self._depth -= 1
-                if self._depth == 0:
-                    return position + 1
-        return None
+            return True
+        if not (wrong or final):
+            return False
+        if not streamed and (wrong or not forced):
+            return self._give_up(self._held)
+        self._state = _State.CONTENT if self._format.begin else _State.PLAIN
+        return True
 
     def _close(self, final: bool) -> bool:
-        """Between the arguments and what follows the call."""
-        mark = self._format.end or "}"
-        at = self._text.find(mark)
-        if at < 0 and not final and len(self._text) < _LONGEST_TAIL:
-            return False
-        self._text = self._text[at + len(mark) :] if at >= 0 else self._text.removeprefix("}")
+        """What follows a call's arguments up to its end. A model may leave its marks out, or write a brace more."""
+        if not (self._reader.done or self._reader.wrong):
+            self._text = self._text[self._reader.read(self._text) :]
+            if not (self._reader.done or self._reader.wrong):
+                return False
+        if self._format.end:
+            rest = self._text.lstrip(BLANKS + "}")
+            if rest.startswith(self._format.end):
+                self._text = rest[len(self._format.end) :]
+            elif self._format.end.startswith(rest):
+                if not final:
+                    return False
+                self._text = ""
         self._state = _State.CONTENT
         return True
 
@@ -324,24 +293,31 @@ class AnswerParser:
         """The text before `marker`, and whether it came: without the blanks before it, and so far only what cannot be a
         part of either."""
         at = self._text.find(marker)
-        if at >= 0:
-            before, self._text = self._text[:at].rstrip(), self._text[at + len(marker) :]
-            return before, True
-        if final:
-            before, self._text = self._text, ""
-            return ("" if self.calls and not before.strip() else before), False
-        at = len(self._text[: begins_at(self._text, marker)].rstrip())
-        before, self._text = self._text[:at], self._text[at:]
-        return before, False
+        found = at >= 0
+        before = self._text[:at] if found else self._text if final else self._text[: begins_at(self._text, marker)]
+        if found or not final:
+            before = before.rstrip()
+        self._gap = self._text[len(before) : at] if found else ""
+        self._text = self._text[at + len(marker) if found else len(before) :]
+        return before, found
 
 
-def _begins_json(text: str) -> bool:
-    """Can this be the beginning of JSON, or all of it?"""
+def _parsed(text: str) -> tuple[str, str] | None:
+    """Name and arguments of a call's JSON; None for what is none."""
     try:
-        from_json(text, allow_partial="trailing-strings")
-    except ValueError:
-        return False
-    return True
+        value = json.loads(text, strict=False)
+        arguments: Any = value.get("arguments", value.get("parameters"))
+        if isinstance(arguments, str):  # JSON in JSON
+            arguments = json.loads(arguments, strict=False, parse_constant=_refused)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value.get("name"), str) or not isinstance(arguments, dict | None):
+        return None
+    return value["name"], json.dumps(arguments or {}, ensure_ascii=False)
+
+
+def _refused(constant: str) -> float:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _new_id() -> str:

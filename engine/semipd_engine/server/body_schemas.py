@@ -11,11 +11,9 @@ Json = dict[str, Any]
 
 TOKEN_ID, TOKEN_COUNT = "token-id", "token-count"
 """Formats of integers that are below the vocabulary's size, or the model's length."""
-INT32_MAX = 2**31 - 1
 
 _IDS: Json = {"type": "array", "minItems": 1, "items": {"type": "integer", "format": TOKEN_ID, "minimum": 0}}
 _TEXT: Json = {"type": "string", "minLength": 1}
-_LIST_OF_IDS: Json = {"type": "array", "minItems": 1, "items": _IDS}
 PROMPT: Json = {
     "anyOf": [
         _TEXT,
@@ -64,7 +62,6 @@ MESSAGE: Json = {
     },
 }
 _KINDS = ["object", "array", "string", "number", "integer", "boolean", "null"]
-_PLAIN: Json = {"type": "object", "properties": {"type": {"enum": _KINDS}}, "additionalProperties": False}
 _SCHEMA: Json = {
     "type": "object",
     "properties": {
@@ -138,8 +135,8 @@ BOTH = [
     _if({"structured_outputs": {"type": "object"}}, _FREE),
     {
         "not": {
-            "required": ["response_format", "structured_outputs"],
-            "properties": {"response_format": _FORMAT, "structured_outputs": {"type": "object"}},
+            "required": [*_TWO_GRAMMARS],
+            "properties": _TWO_GRAMMARS,
         }
     },
 ]
@@ -153,7 +150,6 @@ TOKENIZE = [
     }
 ]
 COMPLETIONS = [_if({"max_tokens": {"const": 0}}, {"required": ["echo"], "properties": {"echo": _TRUE}})]
-_SOME: Json = {"type": "array", "minItems": 1}
 CHAT = [
     _not("max_tokens", {"const": 0}),
     {

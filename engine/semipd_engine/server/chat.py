@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from semipd_engine.server.errors import bad_request
+from semipd_engine.server.tools import THINK, THOUGHT
 
 Message = dict[str, Any]
 ROLES = {"developer": "system"}
@@ -15,6 +16,12 @@ ROLES = {"developer": "system"}
 def normalise(messages: list[Message]) -> list[Message]:
     """Content as one string, tool-call arguments as objects. Raises `ApiError` (400) naming the message at fault."""
     return [_normalise(message, f"messages.{index}") for index, message in enumerate(messages)]
+
+
+def thinks(message: Message) -> bool:
+    """Does the message end within a thought? Messages that `normalise` has taken only."""
+    content = _normalise(message, "")["content"]
+    return bool(content.rfind(THINK) > content.rfind(THOUGHT))
 
 
 def _normalise(message: Message, where: str) -> Message:

@@ -113,7 +113,7 @@ class Generation:
             for repeat in range(n):
                 index = len(self.sequences)
                 key = f"{self._key}-{index}"
-                seeded = sampling if repeat == 0 else reseed(sampling, repeat)
+                seeded = sampling if repeat == 0 else reseed(sampling, repeat, options.score_each)
                 sequence = Sequence(index, prompt, seeded, options, self._all.tokenizer)
                 self.sequences.append(sequence)
                 self._keys[key] = sequence
@@ -247,6 +247,8 @@ class Generation:
             metrics.observe("vllm:request_inference_time_seconds", last - scheduled)
 
 
-def reseed(sampling: Sampling, repeat: int) -> Sampling:
-    """The sampling of choice `repeat` of a prompt: equal seeds would give equal texts."""
-    return msgspec.structs.replace(sampling, seed=(sampling.seed + repeat) & SEED_MASK)
+def reseed(sampling: Sampling, repeat: int, score: bool) -> Sampling:
+    """The sampling of choice `repeat` of a prompt: equal seeds would give equal texts. What is known of the prompt is
+    known from choice 0, unless each is to `score` it."""
+    scored = sampling.prompt_logprobs if score else -1
+    return msgspec.structs.replace(sampling, seed=(sampling.seed + repeat) & SEED_MASK, prompt_logprobs=scored)

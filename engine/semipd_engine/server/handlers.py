@@ -13,6 +13,7 @@ from semipd_engine.server.errors import ApiError, bad_request, engine_failure
 from semipd_engine.server.generation import Generation
 from semipd_engine.server.headers import UNKNOWN_FIELDS_HEADER, add_header, request_id
 from semipd_engine.server.http_io import EventStream, event, json_response, read_body, while_connected
+from semipd_engine.server.json_text import dump
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, GenerationRequest, TokenizeRequest
 from semipd_engine.server.responses import (
     ChatShape,
@@ -108,17 +109,20 @@ async def _answer(
     return json_response(answer)
 
 
-async def _whole(service: Service, generation: Generation, body: GenerationRequest, shape: Shape) -> Json:
+async def _whole(service: Service, generation: Generation, body: GenerationRequest, shape: Shape) -> bytes:
+    """The answer as JSON text."""
     choices = {sequence.index: Delta(sequence.index) for sequence in generation.sequences}
     async for deltas in generation.deltas():
         for delta in deltas:
             choices[delta.index].merge(delta)
+    for sequence in generation.sequences:
+        sequence.prompt_logprobs = generation.sequences[sequence.index // body.choices * body.choices].prompt_logprobs
 
-    def shaped() -> Json:
+    def shaped() -> bytes:
         finished = [shape.choice(choices[sequence.index], sequence) for sequence in generation.sequences]
         answer = envelope(generation.id, shape.object, service.card.name, service.fingerprint, finished)
         answer["usage"] = usage(generation.sequences, body.choices)
-        return answer | shape.extra(generation.sequences)
+        return dump(answer | shape.extra(generation.sequences))
 
     # Naming the likely tokens of a long prompt takes its time: in a thread, where others have theirs, too.
     named = any(sequence.prompt_logprobs for sequence in generation.sequences)
@@ -143,13 +147,15 @@ async def _events(
             for delta in deltas:
                 if not worth_a_chunk(delta, body):
                     continue
-                if delta.index not in opened:
+                first = delta.index not in opened
+                if first:
                     opened.add(delta.index)
                     if opening := shape.opening(delta.index):
                         yield chunk([opening], **(extra if len(opened) == 1 else {}))
                 sequence = generation.sequences[delta.index]
-                if sequence.prompt_logprobs:  # as above
-                    yield chunk([await asyncio.to_thread(shape.chunk, delta, sequence)])
+                if first and sequence.prompt_logprobs:  # as above
+                    yield await asyncio.to_thread(lambda each, of: chunk([shape.chunk(each, of)]), delta, sequence)
+                    sequence.prompt_logprobs = []
                 else:
                     yield chunk([shape.chunk(delta, sequence)])
         if body.include_usage:

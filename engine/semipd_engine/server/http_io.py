@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
-import msgspec
 from fastapi import Request, Response
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from semipd_engine.server.errors import ApiError, from_validation
+from semipd_engine.server.json_text import dump
 
 MAX_BODY_BYTES = 64 << 20
 MAX_ELEMENTS = 1 << 17
 """Values of a body, most of them token ids: what is parsed in one go keeps everybody else waiting."""
-
-_encode = msgspec.json.Encoder().encode
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
@@ -67,16 +64,10 @@ def elements(body: bytes, most: int) -> int:
     return count
 
 
-def dump(value: Any) -> bytes:
-    """Compact JSON. ASCII escapes only where UTF-8 cannot say it: lone surrogates. NaN and infinity become null."""
-    try:
-        return _encode(value)
-    except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
-
-
 def json_response(value: Any, status: int = 200) -> Response:
-    return Response(dump(value), status, media_type="application/json")
+    """`value` as JSON; bytes are JSON already."""
+    content = value if isinstance(value, bytes) else dump(value)
+    return Response(content, status, media_type="application/json")
 
 
 def error_response(error: ApiError) -> Response:

@@ -20,6 +20,9 @@ GREEDY_BELOW = 1e-5
 COMPLETION_TOKENS = 16
 """The output of a completion that asks for no length."""
 
+MAX_PROMPT_LOGPROBS = 1 << 18
+"""Of one request, the chosen tokens' included: a whole prompt of 128k tokens with the likeliest of each."""
+
 T = TypeVar("T", int, float)
 
 
@@ -54,6 +57,19 @@ def resolve(request: GenerationRequest, prompt_tokens: int, card: ModelCard, max
         min_tokens=min_tokens,
         max_tokens=max_tokens,
     )
+
+
+def check_scores(request: GenerationRequest, prompt_tokens: int) -> None:
+    """Raises `ApiError` (400) for a request with more log-probabilities of its prompts, of so many tokens in all, than
+    an answer may have. A completion shows them with each choice."""
+    most = _prompt_logprobs(request)
+    shown = 1 if isinstance(request, ChatRequest) else request.choices
+    if prompt_tokens * (most + 1) * shown > MAX_PROMPT_LOGPROBS:
+        raise bad_request(
+            "prompt_logprobs" if most == request.prompt_logprobs else "logprobs",
+            f"{prompt_tokens} tokens of prompts, {most + 1} log-probabilities of each, {shown} times: more than "
+            f"{MAX_PROMPT_LOGPROBS}; ask for fewer, or send fewer prompts or choices in a request",
+        )
 
 
 def check_token_ids(field: str, token_ids: object, vocab_size: int) -> None:

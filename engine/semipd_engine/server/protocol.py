@@ -91,8 +91,6 @@ Tools = Annotated[
     WithJsonSchema({"type": "array", "maxItems": MAX_TOOLS, "items": TOOL_SCHEMA}),
 ]
 ToolChoice = Annotated[str | dict[str, Any], PlainValidator(check_tool_choice), WithJsonSchema(TOOL_CHOICE_SCHEMA)]
-
-
 LogitBias = Annotated[dict[int, float], BeforeValidator(_check_logit_bias), WithJsonSchema(body_schemas.LOGIT_BIAS)]
 
 
@@ -120,9 +118,7 @@ class GenerationRequest(BaseModel):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
-    logit_bias: (
-        Annotated[dict[int, float], BeforeValidator(_check_logit_bias), WithJsonSchema(body_schemas.LOGIT_BIAS)] | None
-    ) = None
+    logit_bias: LogitBias | None = None
     stop: Annotated[list[str], BeforeValidator(_parse_stop), WithJsonSchema(body_schemas.STOP)] | None = None
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=1024)
     include_stop_str_in_output: bool = False

@@ -6,10 +6,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from msgspec import Raw
+
 from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.ipc.messages import TokenLogprobs
 from semipd_engine.server.answer import CallDelta
-from semipd_engine.server.http_io import dump
+from semipd_engine.server.json_text import dump, written
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from semipd_engine.server.sequence import Delta, Sequence
 
@@ -55,18 +57,17 @@ class TokenNames:
             named[next(name for name in names if name not in named)] = finite(value)
         return named
 
-    def prompt(self, sequence: Sequence, most: int) -> list[Json | None]:
+    def prompt(self, sequence: Sequence, most: int) -> list[Raw | None]:
         """vLLM's shape: for each token of the prompt itself and the likeliest ones, by id; nothing for the first."""
-        shown: list[Json | None] = [None]
+        shown: list[Raw | None] = [None]
         for token_id, logprobs in zip(sequence.prompt_token_ids[1:], sequence.prompt_logprobs, strict=True):
             ranked = {other: (value, rank) for rank, (other, value) in enumerate(logprobs.top[:most], 1)}
             ranked = {token_id: (logprobs.logprob, logprobs.rank)} | ranked
-            shown.append(
-                {
-                    str(other): {"logprob": finite(value), "rank": rank, "decoded_token": self._tokenizer.text([other])}
-                    for other, (value, rank) in ranked.items()
-                }
-            )
+            named = {
+                str(other): {"logprob": finite(value), "rank": rank, "decoded_token": self._tokenizer.text([other])}
+                for other, (value, rank) in ranked.items()
+            }
+            shown.append(written(named))
         return shown
 
     def utf8(self, token_id: int) -> list[int]:
@@ -130,16 +131,17 @@ class CompletionShape:
         ids, pairs, offsets = delta.token_ids, list(zip(delta.token_ids, delta.logprobs, strict=True)), delta.offsets
         unknown: list[None] = []
         if self._request.echo:
-            length = len(self._prompts[delta.index // self._request.choices])
-            offsets = [length + offset for offset in offsets]
+            number = delta.index // self._request.choices
+            text = self._prompts[number]
+            offsets = [len(text) + offset for offset in offsets]
             if delta.index not in self._started:
-                prompt = sequence.prompt_token_ids
-                ids, unknown, offsets = prompt + ids, [None], sequence.prompt_offsets + offsets
+                prompt, literal = sequence.prompt_token_ids, isinstance(self._request.prompt[number], str)
+                ids, unknown, offsets = prompt + ids, [None], sequence.prompt_offsets(text, literal) + offsets
                 pairs = [*zip(prompt[1:], (best(each, most) for each in sequence.prompt_logprobs), strict=True), *pairs]
         return {
             "tokens": [self._names.text(token_id) for token_id in ids],
             "token_logprobs": unknown + [finite(logprobs.logprob) for _, logprobs in pairs],
-            "top_logprobs": unknown + [self._names.distinct(token_id, logprobs) for token_id, logprobs in pairs],
+            "top_logprobs": unknown + [written(self._names.distinct(*each)) for each in pairs],
             "text_offset": offsets,
         }
 
@@ -186,8 +188,9 @@ class ChatShape:
         return {"index": delta.index, "delta": new} | self._rest(delta)
 
     def _reasoning(self, delta: Delta) -> Json:
+        """Under both names that vLLM has given it."""
         shown = delta.reasoning and self._request.include_reasoning is not False
-        return {"reasoning_content": delta.reasoning} if shown else {}
+        return {"reasoning": delta.reasoning, "reasoning_content": delta.reasoning} if shown else {}
 
     def _rest(self, delta: Delta) -> Json:
         rest: Json = {

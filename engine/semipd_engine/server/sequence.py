@@ -54,6 +54,8 @@ class TextOptions:
     grammar: str = ""
     answer: AnswerOptions | None = None
     """What its text is read for; None: it is content."""
+    score_each: bool = False
+    """The prompt's log-probabilities are shown with each choice as it begins. Else the first one's are all choices'."""
     silent: bool = False
     """Nothing of the output is shown or counted: the request is about its prompt alone."""
 
@@ -80,17 +82,26 @@ class Sequence:
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer.text, tokenizer.byte_of)
         self._stops = StopStrings(options.stop, options.include_stop)
-        self._answer = AnswerParser(options.answer, self._begins_thinking()) if options.answer is not None else None
+        self._answer = (
+            AnswerParser(options.answer, self._thinks(options.answer)) if options.answer is not None else None
+        )
 
     @property
     def prompt_text(self) -> str:
         return self._tokenizer.decode(self.prompt_token_ids, self._options.skip_special_tokens)
 
-    @property
-    def prompt_offsets(self) -> list[int]:
-        """Where in the prompt's text each of its tokens begins."""
-        detokenizer = Detokenizer(self._tokenizer.text, self._tokenizer.byte_of)
-        return [detokenizer.push_one(self._kept([token_id]))[1] for token_id in self.prompt_token_ids]
+    def prompt_offsets(self, text: str, literal: bool) -> list[int]:
+        """Where in `text`, the prompt's, each of its tokens begins. `literal`: it is what was tokenised, with special
+        tokens written out. What the tokenizer puts before a text has no place in it: the blank of a first word, a
+        beginning-of-sequence token."""
+        skip = self._options.skip_special_tokens and not literal
+        detokenizer, offsets = Detokenizer(self._tokenizer.text, self._tokenizer.byte_of), []
+        for token_id in self.prompt_token_ids:
+            kept = [token_id] if self._tokenizer.keeps(token_id, skip) else []
+            offsets.append(detokenizer.push_one(kept)[1])
+        detokenizer.flush()
+        surplus = max(0, detokenizer.given - len(text))
+        return [max(0, offset - surplus) for offset in offsets]
 
     def push(self, output: RequestOutput) -> Delta:
         """Take core's new tokens. After a stop string `finish_reason` is set here although core goes on: abort it."""
@@ -147,8 +158,9 @@ class Sequence:
         delta.reasoning = "".join(part.reasoning for part in parts)
         delta.calls = [call for part in parts for call in part.calls]
 
-    def _begins_thinking(self) -> bool:
-        return self._tokenizer.decode(self.prompt_token_ids[-8:]).rstrip().endswith(THINK)
+    def _thinks(self, answer: AnswerOptions) -> bool:
+        """Does the prompt end within a thought?"""
+        return answer.thinking or self._tokenizer.decode(self.prompt_token_ids[-8:]).rstrip().endswith(THINK)
 
     def _kept(self, token_ids: list[int]) -> list[int]:
         skip, answer = self._options.skip_special_tokens, self._options.answer

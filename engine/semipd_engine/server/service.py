@@ -20,12 +20,13 @@ from semipd_engine.contract import EngineOptions, ReasoningParser, ToolParser
 from semipd_engine.ipc.messages import CoreState, Outputs, Rejected
 from semipd_engine.server.admission import OUTAGE_GRACE_SECONDS, Admission
 from semipd_engine.server.answer import MARKERS, AnswerOptions
+from semipd_engine.server.chat import thinks
 from semipd_engine.server.core_client import CoreClient
 from semipd_engine.server.errors import ApiError, bad_request, unavailable
 from semipd_engine.server.generation import Generation, Generations
 from semipd_engine.server.http_io import while_connected
 from semipd_engine.server.metrics import EngineMetrics
-from semipd_engine.server.params import check_prompt_length, check_token_ids, resolve, too_long
+from semipd_engine.server.params import check_prompt_length, check_scores, check_token_ids, resolve, too_long
 from semipd_engine.server.protocol import ChatRequest, GenerationRequest, Prompt
 from semipd_engine.server.sequence import TextOptions
 from semipd_engine.server.structured import grammar_of
@@ -179,7 +180,8 @@ class Service:
             field = "ignore_eos" if request.ignore_eos else "min_tokens"
             raise bad_request(field, "a grammar says where the answer ends; leave this out")
         if grammar and not self.card.eos_token_ids:
-            raise bad_request("response_format", "this model names no end-of-sequence token, so no grammar can end")
+            field = next(iter(given), "tool_choice")
+            raise bad_request(field, "this model names no end-of-sequence token, so no grammar can end")
         return grammar
 
     def _calls_grammar(self, request: ChatRequest) -> str:
@@ -201,6 +203,7 @@ class Service:
             functions=frozenset(function_names(tools) if only is None else [only]),
             format=self.tool_format or HERMES,
             reasoning=reads_thoughts,
+            thinking=request.continue_final_message and thinks(request.messages[-1]),
             forced=request.must_call,
             streamed=bool(request.stream),
             most_calls=1 if only is not None or request.parallel_tool_calls is False else 0,
@@ -213,6 +216,7 @@ class Service:
     ) -> None:
         """Resolve the sampling of each prompt and send its sequences to core. Raises `ApiError`."""
         resolved = [(ids, resolve(request, len(ids), self.card, self.max_model_len)) for ids in prompts]
+        check_scores(request, sum(map(len, prompts)))
         # A short outage of core is waited out here: nothing of this request is lost yet.
         if not self._admitting.is_set():
             try:
@@ -229,6 +233,7 @@ class Service:
             grammar=grammar,
             answer=self._answer_options(request, grammar),
             cache_salt=request.cache_salt or "",
+            score_each=bool(request.stream),
             silent=request.max_tokens == 0,
         )
         generation.start(resolved, request.choices, text)

@@ -62,7 +62,7 @@ TOOL_SCHEMA = {
             "properties": {
                 "name": {"type": "string", "pattern": NAME},
                 "description": {"type": ["string", "null"]},
-                "parameters": {"type": ["object", "null"]},
+                "parameters": {"type": ["object", "null"], "properties": {"type": {"const": "object"}}},
                 "strict": {"type": ["boolean", "null"]},
             },
         },
@@ -104,10 +104,13 @@ def _checked_name(tool: Any, number: int) -> str:
     if not isinstance(function, dict) or tool.get("type") != "function":
         raise ValueError(f"{number} must be {{'type': 'function', 'function': {{...}}}}; other tools are not served")
     name = function.get("name")
-    if not isinstance(name, str) or not re.match(NAME, name):
+    if not isinstance(name, str) or not re.fullmatch(NAME, name):
         raise ValueError(f"{number}.function.name must be 1 to 64 letters, digits, '_', '-' or '.'")
-    if not isinstance(function.get("parameters"), dict | None):
+    parameters = function.get("parameters")
+    if not isinstance(parameters, dict | None):
         raise ValueError(f"{number}.function.parameters must be a JSON schema, an object")
+    if parameters and parameters.get("type", "object") != "object":
+        raise ValueError(f"{number}.function.parameters.type must be 'object': arguments have names")
     return name
 
 

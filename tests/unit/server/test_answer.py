@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -24,8 +25,12 @@ L = AnswerOptions(functions=HERE, format=LLAMA3_JSON)
 
 def read(options: AnswerOptions, text: str, cut: int = 0, thinking: bool = False) -> tuple[Parsed, str]:
     """Whole (cut 0), or streamed in pieces of so many characters. Calls are merged."""
-    parser = AnswerParser(replace(options, streamed=cut > 0), thinking)
     pieces = [text[i : i + cut] for i in range(0, len(text), cut)] if cut else [text]
+    return join(replace(options, streamed=cut > 0), pieces, thinking)
+
+
+def join(options: AnswerOptions, pieces: list[str], thinking: bool = False) -> tuple[Parsed, str]:
+    parser = AnswerParser(options, thinking)
     parts = []
     for piece in pieces:
         parts.append(parser.push(piece))
@@ -62,10 +67,20 @@ CASES: list[tuple[AnswerOptions, str, str, str, list[tuple[str, str]]]] = [
     (H, '<tool_call>{"name": "get", "arguments": "{\\"a\\": 1}"}</tool_call>', "", "", [("get", '{"a": 1}')]),
     (H, '<tool_call>{"name": "get"}</tool_call>', "", "", [("get", "{}")]),
     (H, '<tool_call>{"name": "get", "arguments": {"a": 1}}', "", "", [("get", '{"a": 1}')]),
+    (H, '<tool_call>{"name": "get", "arguments": null}</tool_call>', "", "", [("get", "{}")]),
+    (H, '<tool_call>{"name": "get", "arguments": {"a": "x\ny\t"}}</tool_call>', "", "", [("get", '{"a": "x\\ny\\t"}')]),
+    (H, '<tool_call>{"arguments": {"a": "x\ny"}, "name": "get"}</tool_call>', "", "", [("get", '{"a": "x\\ny"}')]),
+    (H, '<tool_call>{"name": "get", "arguments": {}}\n<tool_call>{"name": "put", "arguments": {}}\n</tool_call>',
+     "", "", [("get", "{}"), ("put", "{}")]),
+    (H, '<tool_call>{"name": "get", "arguments": {}}}} </tool_call>', "", "", [("get", "{}")]),
+    (H, '<tool_call>{"name": "get", "arguments": {}</tool_call> a b', "", " a b", [("get", "{}")]),
+    (H, '<tool_call>{"name": "get", "arguments": {}, "id": {"x": 1}}</tool_call>', "", "", [("get", "{}")]),
+    (H, f"a \n<tool_call> b\n{hermes('get', A)}\n c \n", "", "a \n<tool_call> b\n c \n", [("get", A)]),
     (L, f'{{"name": "get", "parameters": {A}}}', "", "", [("get", A)]),
     (L, f'<|python_tag|>{{"type": "function", "name": "get", "parameters": {A}}}', "", "", [("get", A)]),
     (L, f'{{"name": "get", "parameters": {A}}}; {{"name": "put", "parameters": {{}}}}', "", "",
      [("get", A), ("put", "{}")]),
+    (L, '{"name": "get", "parameters": {}} \n a b ', "", " \n a b ", [("get", "{}")]),
     (L, "{not JSON", "", "{not JSON", []),
     (L, '{"answer": {"x": 1}} is JSON', "", '{"answer": {"x": 1}} is JSON', []),
     (L, 'Use {"name": "get", "parameters": {}}', "", 'Use {"name": "get", "parameters": {}}', []),
@@ -114,8 +129,20 @@ def test_after_a_malformed_call_the_next_is_read() -> None:
 
 
 def test_arguments_that_go_wrong_midway_are_content_from_there_on() -> None:
-    parsed, _ = read(H, '<tool_call>{"name": "get", "arguments": {"a": 1, oops}}</tool_call>', 1)
-    assert calls(parsed) == [("get", '{"a": 1, ')] and parsed.content.startswith("oops}")
+    """Of a stream, which has given them out; a whole answer has no such call."""
+    text = '<tool_call>{"name": "get", "arguments": {"a": 1, oops}}</tool_call>'
+    for cut in (1, 2, 7, 1000):
+        parsed, _ = read(H, text, cut)
+        assert (calls(parsed), parsed.content) == ([("get", '{"a": 1, ')], "oops}}</tool_call>")
+    assert read(H, text)[0] == Parsed(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [(H, "Use <tool_call> tags"), (H, "a <tool_call>[1"), (L, '{"a": 1} and'), (L, "{ x"), (L, '{"a": 01')],
+)
+def test_a_stream_holds_back_no_more_than_may_be_a_call(options: AnswerOptions, text: str) -> None:
+    assert AnswerParser(replace(options, streamed=True)).push(text).content == text
 
 
 def test_arguments_arrive_in_pieces() -> None:
@@ -148,36 +175,101 @@ def test_one_call_at_most() -> None:
 
 
 def test_an_answer_that_was_forced_and_cut_is_a_part_of_a_call() -> None:
-    text = '<tool_call>\n{"name": "get", "arguments": {"city": "Par'
+    before = '<tool_call>\n{"name": "get", "arguments": '
+    text = before + '{"city": "Par'
     for cut in (0, 1, 9):
         parsed, _ = read(replace(H, forced=True, named=True), text, cut)
         assert (calls(parsed), parsed.content) == ([("get", '{"city": "Par')], "")
+        for length in range(len(before)):
+            assert read(replace(H, forced=True), before[:length], cut)[0] == Parsed(), "nothing of it is content"
 
 
-TEXTS = st.lists(
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=5,
+)
+ARGUMENTS = st.builds(
+    json.dumps, st.dictionaries(st.text(max_size=4), VALUES, max_size=2), indent=st.none() | st.just(1),
+    ensure_ascii=st.booleans(),
+)  # fmt: skip
+CALLS = st.one_of(
+    st.builds('{{"name": "{}", "arguments": {}}}'.format, st.sampled_from(["get", "put", "nobody"]), ARGUMENTS),
+    st.builds('{{"type": "function", "name": "get", "parameters": {}}}'.format, ARGUMENTS),
+    st.builds('{{"arguments": {}, "name": "get"}}'.format, ARGUMENTS),
+    st.builds('{{"name": "get", "arguments": {}}}'.format, ARGUMENTS.map(json.dumps)),
     st.sampled_from(
-        ["<think>", "</think>", "<tool_call>", "</tool_call>", '{"name": "get", "arguments": ', '{"a": 1}', "}", "{",
-         '"', "\\", ";", " ", "\n", "x", "[", "]", '"name"', ":", ",", "<|python_tag|>", "</tool", '"parameters"']
+        ['{"name": "put"}', '{"name": "get", "arguments": {"a": "x\ny</tool_call>"}}', '{"name": "get", "ar']
     ),
-    max_size=12,
-).map("".join)  # fmt: skip
+)
+ODD = st.one_of(  # with something left out, doubled or put between
+    st.builds(
+        lambda text, at, odd: text[:at] + odd + text[at:], CALLS, st.integers(0, 60), st.sampled_from('{}[]",\\\n 0x')
+    ),
+    st.builds(lambda text, at: text[:at] + text[at + 1 :], CALLS, st.integers(0, 60)),
+    st.builds(lambda text, at: text[:at], CALLS, st.integers(0, 60)),
+)
+FRAGMENTS = st.sampled_from(
+    ["<think>", "</think>", "<tool_call>", "</tool_call>", '{"name": "get", "arguments": ', '{"a": 1}', "}", "{",
+     '"', "\\", ";", " ", "\n", "x", "[", "]", '"name"', ":", ",", "<|python_tag|>", "</tool", '"parameters"']
+)  # fmt: skip
+MARKED = st.builds(
+    "{}{}{}{}{}".format, st.sampled_from(["<tool_call>", "<tool_call>\n", "", "; "]), CALLS | ODD,
+    st.sampled_from(["", "\n", "}"]), st.sampled_from(["</tool_call>", "", "</tool_", ";"]),
+    st.sampled_from(["", " ", "\n", " and \n"]),
+)  # fmt: skip
+TEXTS = st.lists(FRAGMENTS | MARKED, max_size=8).map("".join)
 
 
-@given(text=TEXTS, cut=st.integers(0, 5), llama=st.booleans(), thinking=st.booleans(), forced=st.booleans())
-@settings(max_examples=600, deadline=None)
-def test_nothing_is_an_error_and_calls_have_names(
-    text: str, cut: int, llama: bool, thinking: bool, forced: bool
+def cut_at(text: str, at: list[int]) -> list[str]:
+    edges = [0, *sorted({each % (len(text) + 1) for each in at}), len(text)]
+    return [text[a:b] for a, b in pairwise(edges)]
+
+
+def is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+@given(
+    text=TEXTS | st.lists(MARKED, max_size=4).map("".join),
+    at=st.lists(st.integers(0, 400), max_size=12),
+    llama=st.booleans(),
+    reasoning=st.booleans(),
+    thinking=st.booleans(),
+)
+@settings(max_examples=1500, deadline=None)
+def test_a_stream_says_what_the_whole_answer_says_however_it_is_cut(
+    text: str, at: list[int], llama: bool, reasoning: bool, thinking: bool
 ) -> None:
-    form: ToolFormat = LLAMA3_JSON if llama else HERMES
-    options = AnswerOptions(functions=HERE, format=form, reasoning=True, forced=forced)
-    parsed, _ = read(options, text, cut, thinking)
-    for call in parsed.calls:
-        assert call.name in HERE
-        if not cut and not forced:
-            assert isinstance(json.loads(call.arguments), dict)
-    if not parsed.calls:  # nothing but markers of reasoning and blanks is lost
+    options = AnswerOptions(functions=HERE, format=LLAMA3_JSON if llama else HERMES, reasoning=reasoning)
+    live = replace(options, streamed=True)
+
+    def said(options: AnswerOptions, pieces: list[str]) -> tuple[str, str, list[tuple[str, str]], str]:
+        parsed, reason = join(options, pieces, thinking)
+        return parsed.reasoning, parsed.content, calls(parsed), reason
+
+    whole, streamed = said(options, [text]), said(live, [text])
+    for pieces in (cut_at(text, at), list(text)):
+        assert said(options, pieces) == whole
+        assert said(live, pieces) == streamed
+    good = [call for call in streamed[2] if is_object(call[1])]
+    assert whole[2] == good and all(name in HERE for name, _ in streamed[2])
+    if good == streamed[2]:  # but for a call whose arguments go wrong after they began
+        assert streamed == whole
+    if not whole[2]:  # nothing but markers of reasoning and blanks is lost
         rest = re.sub(r"\s|</?think>", "", text)
-        assert re.sub(r"\s|</?think>", "", parsed.reasoning + parsed.content) == rest or "<|python" in rest
+        assert re.sub(r"\s|</?think>", "", whole[0] + whole[1]) == rest
+
+
+@given(text=TEXTS, cut=st.integers(0, 5), llama=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_nothing_is_an_error_where_calls_are_forced(text: str, cut: int, llama: bool) -> None:
+    options = AnswerOptions(functions=HERE, format=LLAMA3_JSON if llama else HERMES, forced=True)
+    parsed, _ = read(options, text, cut)
+    assert all(call.name in HERE for call in parsed.calls)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +293,9 @@ def test_the_template_says_how_calls_are_written(template: str, form: ToolFormat
     [
         ([{"type": "custom", "custom": {}}], "0 must be"),
         ([{"type": "function", "function": {"name": "a b"}}], "0.function.name"),
+        ([{"type": "function", "function": {"name": "a\n"}}], "0.function.name"),
         ([{"type": "function", "function": {"name": "a", "parameters": []}}], "0.function.parameters"),
+        ([{"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}], "parameters.type"),
         ([{"type": "function", "function": {"name": "a"}}] * 2, "same name"),
         ([{"type": "function", "function": {"name": f"a{i}"}} for i in range(129)], "at most 128"),
     ],

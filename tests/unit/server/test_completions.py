@@ -185,6 +185,43 @@ def test_an_echo_has_the_prompts_logprobs(api: Api, tokenizer: Tokenizer, stream
     assert api.core.added[-1].sampling.prompt_logprobs == -1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_choices_of_a_prompt_share_its_logprobs(api: Api, tokenizer: Tokenizer, stream: bool) -> None:
+    """Each would be computed past the prefix cache; in a stream a choice may come before the first one."""
+    response = api.complete(["The", "dog"], n=3, echo=True, logprobs=1, stream=stream)
+    found: dict[int, list[Any]] = {}
+    for chunk in events(response.text) if stream else [response.json()]:
+        for choice in chunk["choices"]:
+            found.setdefault(choice["index"], []).extend(choice["logprobs"]["token_logprobs"])
+    for index in range(6):
+        ids = tokenizer.encode(["The", "dog"][index // 3]).ids
+        assert found[index][: len(ids)] == [None, *(-i / 1000 for i in ids[1:])]
+    asked = [add.sampling.prompt_logprobs for add in api.core.added]
+    assert asked == [1] * 6 if stream else asked == [1, -1, -1] * 2
+    assert len(api.complete(n=2, prompt_logprobs=0).json()["choices"][1]["prompt_logprobs"]) > 1
+
+
+def test_more_logprobs_of_prompts_than_an_answer_holds_are_refused(api: Api) -> None:
+    for fields, param in (({"echo": True, "logprobs": 20}, "logprobs"), ({"prompt_logprobs": 20}, "prompt_logprobs")):
+        refused = api.complete([5] * 200, n=100, **fields)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+    assert not api.core.added
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_offsets_of_a_prompt_with_special_tokens(api: Api, tokenizer: Tokenizer, skip: bool) -> None:
+    text = "<|im_start|>The dog<|im_end|>"
+    ids = tokenizer.encode(text).ids
+    for prompt in (text, ids):
+        choice = api.complete(prompt, echo=True, logprobs=0, max_tokens=0, skip_special_tokens=skip).json()["choices"][
+            0
+        ]
+        shown = text if prompt is text or not skip else "The dog"
+        assert choice["text"] == shown
+        pairs = zip(choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"], strict=True)
+        assert all(shown[offset:].startswith(name) for name, offset in pairs if "|" not in name or shown is text)
+
+
 def tokenizer_offsets(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     """Of tokens in their text: pieces of one character share its offset."""
     return [len(tokenizer.decode(ids[:i]).rstrip("\ufffd")) for i in range(len(ids))]

@@ -118,6 +118,17 @@ def test_offsets_index_the_text(byte_level: Tokenizer, byte_fallback: Tokenizer)
         assert "".join(text for text, _ in pushed) + detokenizer.flush() == "a🤗 \ufffd\ufffdb"
 
 
+def test_offsets_of_a_prompt_do_not_count_what_the_tokenizer_puts_before_it(byte_fallback: Tokenizer) -> None:
+    """The blank of the first word, and a token of the beginning."""
+    ids = byte_fallback.encode("the quick fox")
+    begin = byte_fallback.id_of("<s>")
+    assert begin is not None
+    for literal, prompt in ((True, ids), (False, ids), (True, [begin, *ids]), (False, [begin, *ids])):
+        offsets = Sequence(0, prompt, Sampling(), TextOptions(), byte_fallback).prompt_offsets("the quick fox", literal)
+        names = [byte_fallback.text([token_id]) for token_id in ids]
+        assert offsets[-len(ids) :] == [max(0, len("".join(names[:i])) - 1) for i in range(len(ids))]
+
+
 def test_characters_come_whole_and_at_once(byte_level: Tokenizer) -> None:
     """A character of four tokens comes with its fourth; the text before it does not wait for it."""
     by_byte = {byte_level.token_bytes(token_id): token_id for token_id in range(3, 400)}
