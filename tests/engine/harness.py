@@ -30,7 +30,15 @@ from semipd_engine.contract import (
     WorkerReport,
 )
 from semipd_engine.ipc.frames import BlockingChannel, ChannelClosed
-from semipd_engine.ipc.messages import AbortRequest, AddRequest, CoreState, CoreToApi, Outputs, Sampling
+from semipd_engine.ipc.messages import (
+    AbortRequest,
+    AddRequest,
+    CoreState,
+    CoreToApi,
+    Outputs,
+    Sampling,
+    unpack_logprobs,
+)
 
 FAKE_RESIDENT = "tests.engine.fake_resident"
 TORCH_RESIDENT = "semipd_engine.resident"
@@ -106,7 +114,7 @@ class ApiClient:
                         assert not stream.done.is_set(), "output after the end"
                         stream.tokens += output.token_ids
                         stream.logprobs += [each.logprob for each in output.logprobs]
-                        stream.prompt_logprobs += [each.logprob for each in output.prompt_logprobs]
+                        stream.prompt_logprobs += [each.logprob for each in unpack_logprobs(output.prompt_logprobs)]
                         stream.times += [time.monotonic()] * len(output.token_ids)
                         stream.first_token_at = output.first_token_at or stream.first_token_at
                         stream.cached_tokens, stream.preemptions = output.cached_tokens, output.preemptions

@@ -8,7 +8,20 @@ import socket
 import pytest
 
 from semipd_engine.ipc.frames import BlockingChannel, ChannelClosed, Decoder, FrameError, encode
-from semipd_engine.ipc.messages import AbortRequest, AddRequest, ApiToCore, ResidentToCore, Sampling, Spawned
+from semipd_engine.ipc.messages import (
+    AbortRequest,
+    AddRequest,
+    ApiToCore,
+    CoreToApi,
+    Outputs,
+    RequestOutput,
+    ResidentToCore,
+    Sampling,
+    Spawned,
+    TokenLogprobs,
+    pack_logprobs,
+    unpack_logprobs,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -25,6 +38,14 @@ def test_messages_survive_every_cut(cut: int) -> None:
     decoder: Decoder[ApiToCore] = Decoder(ApiToCore)
     got = [m for at in range(0, len(stream), cut) for m in decoder.feed(stream[at : at + cut])]
     assert got == MESSAGES
+
+
+def test_the_logprobs_of_a_prompt_travel_packed() -> None:
+    scores = [TokenLogprobs(-1.5, [(7, -0.5), (3, -1.5)], 2), TokenLogprobs(-2.0)]
+    outputs = [RequestOutput("a", [1], prompt_logprobs=pack_logprobs(each)) for each in (scores, [])]
+    (got,) = Decoder[CoreToApi](CoreToApi).feed(encode(Outputs([*outputs, RequestOutput("b")])))
+    assert isinstance(got, Outputs)
+    assert [unpack_logprobs(output.prompt_logprobs) for output in got.outputs] == [scores, [], []]
 
 
 def test_foreign_bytes_are_refused() -> None:

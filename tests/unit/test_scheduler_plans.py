@@ -25,6 +25,7 @@ from semipd_engine.ipc.messages import (
     TargetScores,
     TokenLogprobs,
     TokenResult,
+    unpack_logprobs,
 )
 
 pytestmark = pytest.mark.unit
@@ -239,7 +240,7 @@ def test_a_prompt_whose_tokens_are_scored_is_computed_whole() -> None:
     assert (row.start, row.outputs, row.targets) == (8, "all", [109, 110]) and row.sampling is not None
     report(plan)
     (output,) = [output for owner, output in s.take_outputs() if owner is request]
-    assert [each.logprob for each in output.prompt_logprobs] == [-target for target in range(101, 111)]
+    assert [each.logprob for each in unpack_logprobs(output.prompt_logprobs)] == [-target for target in range(101, 111)]
     s.table.requeue(request)
     assert {row.outputs for row in prefill(s).rows} == {"last"}, "what is known is not asked for again"
 

@@ -22,7 +22,7 @@ from semipd_engine.core.plan_builder import SchedulerLimits
 from semipd_engine.core.plans import requests_of
 from semipd_engine.core.request import Request
 from semipd_engine.core.scheduler import Scheduler
-from semipd_engine.ipc.messages import Sampling, StepPlan, StepResult
+from semipd_engine.ipc.messages import Sampling, StepPlan, StepResult, unpack_logprobs
 from semipd_engine.pacing.quantum import Unpaced
 
 pytestmark = pytest.mark.unit
@@ -183,7 +183,7 @@ class Simulation:
             assert output.error is None, output.error
             self.outputs[request.id] += output.token_ids
             if output.first_token_at is not None:
-                scores = [each.logprob for each in output.prompt_logprobs]
+                scores = [each.logprob for each in unpack_logprobs(output.prompt_logprobs)]
                 asked = request.sampling.prompt_logprobs >= 0
                 self.wrong += scores != (reference_scores(request.prompt_token_ids) if asked else [])
                 self.scored += len(scores)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from semipd_engine.core.block_pool import BlockAccountingError
 from semipd_engine.core.kv_cache_manager import KVCacheManager, SequenceBlocks
 from semipd_engine.core.request import Request, RequestState
-from semipd_engine.ipc.messages import ENGINE_ERROR, RequestOutput, TokenResult
+from semipd_engine.ipc.messages import ENGINE_ERROR, RequestOutput, TokenResult, pack_logprobs
 
 
 class RequestTable:
@@ -108,7 +108,7 @@ class RequestTable:
             scheduled_at=request.scheduled_at if first else None,
             cached_tokens=request.cached_tokens,
             preemptions=request.preemptions,
-            prompt_logprobs=request.prompt_logprobs if first else [],
+            prompt_logprobs=pack_logprobs(request.prompt_logprobs if first else []),
         )
         self._outputs.append((request, output))
 

@@ -84,6 +84,23 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     """1 for the most likely token; 0: unknown."""
 
 
+_encoder = msgspec.msgpack.Encoder()
+_entries = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_entry = msgspec.msgpack.Decoder(TokenLogprobs)
+NO_LOGPROBS = msgspec.Raw()
+"""Nothing that could be encoded: messages leave it out, being the field's default itself."""
+
+
+def pack_logprobs(logprobs: list[TokenLogprobs]) -> msgspec.Raw:
+    """As a message carries those of a prompt: they may be many, and whoever has the time decodes them."""
+    return msgspec.Raw(_encoder.encode(logprobs)) if logprobs else NO_LOGPROBS
+
+
+def unpack_logprobs(packed: msgspec.Raw) -> list[TokenLogprobs]:
+    """One by one: in one go they hold all threads up."""
+    return [_entry.decode(each) for each in _entries.decode(packed)] if packed else []
+
+
 ENGINE_ERROR = "engine_error"
 WORKER_CRASHED = "worker_crashed"
 
@@ -104,8 +121,8 @@ class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     """When the first prefill step was planned; set with the first token."""
     cached_tokens: int = 0
     preemptions: int = 0
-    prompt_logprobs: list[TokenLogprobs] = []
-    """Of the prompt's tokens from the second on, where asked for; set with the first token."""
+    prompt_logprobs: msgspec.Raw = NO_LOGPROBS
+    """Of the prompt's tokens from the second on (`unpack_logprobs`), where asked for; set with the first token."""
 
 
 class Outputs(msgspec.Struct, frozen=True, tag="outputs"):

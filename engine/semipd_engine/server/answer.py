@@ -80,7 +80,7 @@ class _State(Enum):
 
 
 class AnswerParser:
-    """Of one choice. `called` and `ended` hold for what was pushed so far."""
+    """Of one choice. `calls`, how many there are, and `ended` hold for what was pushed so far."""
 
     def __init__(self, options: AnswerOptions, thinking: bool = False) -> None:
         """`thinking`: the prompt has opened the reasoning."""
@@ -255,13 +255,14 @@ class AnswerParser:
         """Arguments: given out as they arrive, or together once they are whole."""
         streamed, before = self._options.streamed, self._text
         piece, self._text = self._reader.take(before, until=1)
-        self._held += before[: len(before) - len(self._text)]
-        self._arguments += piece
         whole, wrong, forced = self._reader.depth == 1, self._reader.wrong, self._options.forced
-        if streamed and piece:
-            self._out.calls.append(CallDelta(self.calls - 1, piece))
-        elif not streamed and (whole or (final and forced and not wrong)):
-            self._tell(self._name, self._arguments)
+        if streamed:
+            self._out.calls += [CallDelta(self.calls - 1, piece)] if piece else []
+        else:
+            self._held += before[: len(before) - len(self._text)]
+            self._arguments += piece
+            if whole or (final and forced and not wrong):
+                self._tell(self._name, self._arguments)
         if whole:
             self._state = _State.CLOSING
             return True
@@ -309,11 +310,11 @@ def _parsed(text: str) -> tuple[str, str] | None:
         arguments: Any = value.get("arguments", value.get("parameters"))
         if isinstance(arguments, str):  # JSON in JSON
             arguments = json.loads(arguments, strict=False, parse_constant=_refused)
+        if not isinstance(value.get("name"), str) or not isinstance(arguments, dict | None):
+            return None
+        return value["name"], json.dumps(arguments or {}, ensure_ascii=False)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(value.get("name"), str) or not isinstance(arguments, dict | None):
-        return None
-    return value["name"], json.dumps(arguments or {}, ensure_ascii=False)
 
 
 def _refused(constant: str) -> float:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from fastapi import Request, Response
 
+from semipd_engine.ipc.messages import NO_LOGPROBS
 from semipd_engine.server import chat, fields
 from semipd_engine.server.errors import ApiError, bad_request, engine_failure
 from semipd_engine.server.generation import Generation
@@ -115,17 +116,18 @@ async def _whole(service: Service, generation: Generation, body: GenerationReque
     async for deltas in generation.deltas():
         for delta in deltas:
             choices[delta.index].merge(delta)
-    for sequence in generation.sequences:
-        sequence.prompt_logprobs = generation.sequences[sequence.index // body.choices * body.choices].prompt_logprobs
 
     def shaped() -> bytes:
+        for sequence in generation.sequences:
+            first = generation.sequences[sequence.index // body.choices * body.choices]
+            sequence.prompt_logprobs = first.prompt_logprobs
         finished = [shape.choice(choices[sequence.index], sequence) for sequence in generation.sequences]
         answer = envelope(generation.id, shape.object, service.card.name, service.fingerprint, finished)
         answer["usage"] = usage(generation.sequences, body.choices)
         return dump(answer | shape.extra(generation.sequences))
 
     # Naming the likely tokens of a long prompt takes its time: in a thread, where others have theirs, too.
-    named = any(sequence.prompt_logprobs for sequence in generation.sequences)
+    named = any(sequence.packed_logprobs for sequence in generation.sequences)
     return await asyncio.to_thread(shaped) if named else shaped()
 
 
@@ -153,9 +155,9 @@ async def _events(
                     if opening := shape.opening(delta.index):
                         yield chunk([opening], **(extra if len(opened) == 1 else {}))
                 sequence = generation.sequences[delta.index]
-                if first and sequence.prompt_logprobs:  # as above
+                if first and sequence.packed_logprobs:  # as above
                     yield await asyncio.to_thread(lambda each, of: chunk([shape.chunk(each, of)]), delta, sequence)
-                    sequence.prompt_logprobs = []
+                    sequence.packed_logprobs, sequence.prompt_logprobs = NO_LOGPROBS, []
                 else:
                     yield chunk([shape.chunk(delta, sequence)])
         if body.include_usage:

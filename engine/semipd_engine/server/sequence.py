@@ -6,9 +6,10 @@ Pure: tokens in, `Delta`s out. Knows no sockets and no response shapes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from semipd_engine.cards.tokenizer import Tokenizer
-from semipd_engine.ipc.messages import RequestOutput, Sampling, TokenLogprobs
+from semipd_engine.ipc.messages import NO_LOGPROBS, RequestOutput, Sampling, TokenLogprobs, unpack_logprobs
 from semipd_engine.server.answer import AnswerOptions, AnswerParser, CallDelta
 from semipd_engine.server.detokenizer import Detokenizer, StopStrings
 from semipd_engine.server.tools import THINK
@@ -72,8 +73,8 @@ class Sequence:
         self.sampling = sampling
         self.output_tokens = 0
         self.cached_tokens = 0
-        self.prompt_logprobs: list[TokenLogprobs] = []
-        """Of the prompt's tokens from the second on, where asked for."""
+        self.packed_logprobs = NO_LOGPROBS
+        """Of the prompt's tokens from the second on, where asked for: `prompt_logprobs`, unpacked at the first look."""
         self.scheduled_at: float | None = None
         self.first_token_at: float | None = None
         self.last_token_at: float | None = None
@@ -85,6 +86,10 @@ class Sequence:
         self._answer = (
             AnswerParser(options.answer, self._thinks(options.answer)) if options.answer is not None else None
         )
+
+    @cached_property
+    def prompt_logprobs(self) -> list[TokenLogprobs]:
+        return unpack_logprobs(self.packed_logprobs)
 
     @property
     def prompt_text(self) -> str:
@@ -109,7 +114,7 @@ class Sequence:
             self.first_token_at = output.first_token_at
             self.scheduled_at = output.scheduled_at
             self.cached_tokens = output.cached_tokens
-            self.prompt_logprobs = output.prompt_logprobs
+            self.packed_logprobs = output.prompt_logprobs
         delta = Delta(self.index)
         if self._options.silent:
             self.finish_reason = delta.finish_reason = "length"

@@ -21,6 +21,7 @@ from semipd_engine.ipc.messages import (
     Rejected,
     RequestOutput,
     TokenLogprobs,
+    pack_logprobs,
 )
 
 Answer = Callable[[AddRequest], list[int]]
@@ -152,7 +153,7 @@ class StandInCore:
                 first_token_at=time.monotonic() if start == 0 else None,
                 scheduled_at=scheduled_at if start == 0 else None,
                 cached_tokens=len(add.prompt_token_ids) // 2,
-                prompt_logprobs=prompt_logprobs_of(add) if start == 0 else [],
+                prompt_logprobs=pack_logprobs(prompt_logprobs_of(add) if start == 0 else []),
             )
             writer.write(frames.encode(Outputs([output])))
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semipd_engine.cards.tokenizer import Tokenizer
-from semipd_engine.ipc.messages import Sampling, TokenLogprobs
+from semipd_engine.ipc.messages import Sampling, TokenLogprobs, pack_logprobs
 from semipd_engine.server import __main__ as program
 from semipd_engine.server.handlers import _events
 from semipd_engine.server.json_text import dump, written
@@ -58,13 +58,13 @@ async def test_a_stream_shows_a_prompts_logprobs_once_and_forgets_them(
     body = CompletionRequest.model_validate({"prompt": [5, 6], "echo": True, "logprobs": 0, "stream": True})
     tokenizer = Tokenizer(model_dir)
     sequence = Sequence(0, [5, 6], Sampling(), TextOptions(), tokenizer)
-    sequence.prompt_logprobs = [TokenLogprobs(-2.0)]
+    sequence.packed_logprobs = pack_logprobs([TokenLogprobs(-2.0)])
     service: Any = SimpleNamespace(card=SimpleNamespace(name="m"), fingerprint="f")
     generation: Any = SimpleNamespace(id="x", sequences=[sequence], deltas=deltas)
     events = [each async for each in _events(service, generation, body, CompletionShape(body, tokenizer))]
     shown = [json.loads(each[6:])["choices"][0]["logprobs"]["token_logprobs"] for each in events[:-1]]
     assert shown == [[None, -2.0, -1.0], [-1.0], [-1.0]]
-    assert len(threads) == 1 and sequence.prompt_logprobs == []
+    assert len(threads) == 1 and not sequence.packed_logprobs and not sequence.prompt_logprobs
 
 
 def test_without_the_fast_event_loop_and_parser_the_plain_ones_serve(monkeypatch: pytest.MonkeyPatch) -> None:
