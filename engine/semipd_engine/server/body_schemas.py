@@ -152,6 +152,13 @@ TOKENIZE = [
 COMPLETIONS = [_if({"max_tokens": {"const": 0}}, {"required": ["echo"], "properties": {"echo": _TRUE}})]
 CHAT = [
     _not("max_tokens", {"const": 0}),
+    _not("max_completion_tokens", {"const": 0}),
+    {
+        "not": {
+            "required": ["continue_final_message", "add_generation_prompt"],
+            "properties": {"continue_final_message": _TRUE, "add_generation_prompt": _TRUE},
+        }
+    },
     {
         "not": {
             "required": ["top_logprobs"],

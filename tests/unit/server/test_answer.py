@@ -240,7 +240,7 @@ def is_object(text: str) -> bool:
     reasoning=st.booleans(),
     thinking=st.booleans(),
 )
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=800, deadline=None)
 def test_a_stream_says_what_the_whole_answer_says_however_it_is_cut(
     text: str, at: list[int], llama: bool, reasoning: bool, thinking: bool
 ) -> None:
