@@ -33,9 +33,10 @@ class Watch:
         where that is too long ago: the watcher has died."""
         rows = [row.split() for row in self.file.read_text().splitlines()] if self.file.exists() else []
         seen = [(float(row[0]), float(row[1])) for row in rows if len(row) == 2]
-        within = [count for at, count in seen if begin <= at <= end]
-        found = within or [count for at, count in seen[-1:] if at >= begin - STALE_SECONDS]
-        return round(sum(found) / len(found), 2) if found else None
+        if not seen or seen[-1][0] < end - STALE_SECONDS:
+            return None
+        found = [count for at, count in seen if begin <= at <= end] or [seen[-1][1]]
+        return round(sum(found) / len(found), 2)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The live local cluster as tests use it: its commands, images, its network. It starts nothing."""
 
 import json
+import socket
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -44,3 +45,11 @@ class Cluster(Kube):
     def network(self) -> AbstractContextManager[None]:
         """Inside the block this thread's sockets are in the cluster's network: pod and Service addresses answer."""
         return namespaces.network_of(self.state.require_supervisor())
+
+    def reaches(self, host: str, port: int) -> bool:
+        with self.network():
+            try:
+                socket.create_connection((host, port), 1).close()
+            except OSError:
+                return False
+        return True

@@ -68,3 +68,7 @@ class Kube:
     def network(self) -> AbstractContextManager[None]:
         """Inside the block this thread reaches what it can of the cluster's network."""
         return nullcontext()
+
+    def reaches(self, host: str, port: int) -> bool:
+        """Whether a connection comes about; True where nobody can tell from here."""
+        return True

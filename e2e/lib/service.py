@@ -6,12 +6,10 @@ Everything goes through kubectl, the way a user would. It knows no test and no l
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from e2e.lib.cluster import Cluster
 from e2e.lib.kube import Kube, Object
 from e2e.lib.waiting import wait_until
 
@@ -80,14 +78,6 @@ def models_claim(namespace: str, folder: Path | None, size: str = "2Gi") -> tupl
     return {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": spec}, claim
 
 
-def _connects(cluster: Cluster, host: str, port: int) -> bool:
-    try:
-        with cluster.network(), socket.create_connection((host, port), 1):
-            return True
-    except OSError:
-        return False
-
-
 class Service:
     """One SemiPDService by name; it need not exist yet."""
 
@@ -132,9 +122,9 @@ class Service:
     def wait_ready(self, timeout_s: float = 120) -> Service:
         """Until Ready is True for the present generation, and kube-proxy, which is told when we are, leads to a pod."""
         wait_until(lambda: ready(self.get()), timeout_s, lambda: f"{self.name} Ready: {self.condition('Ready')}")
-        if isinstance(self.cluster, Cluster) and self.status().get("readyReplicas"):
-            cluster, address = self.cluster, urlsplit(self.url())
-            wait_until(lambda: _connects(cluster, address.hostname or "", address.port or 0), 10)
+        if self.status().get("readyReplicas"):
+            at = urlsplit(self.url())
+            wait_until(lambda: self.cluster.reaches(at.hostname or "", at.port or 80), 10, f"a pod behind {at.netloc}")
         return self
 
     def wait_condition(self, kind: str, status: str, reason: str, timeout_s: float) -> Object:

@@ -21,14 +21,13 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.api.harness import Operator, chart_rights, programs
+from tests.api.harness import OPERATOR_NAMESPACE, ROOT, Agent, Operator, chart_rights, programs
+from tests.api.metrics_api import Scaled, demo, scaling
 
 from e2e.lib.process import free_port
 from e2e.lib.waiting import wait_until
 from localkube.pki import Certificate, issue
 
-ROOT = Path(__file__).resolve().parents[2]
-OPERATOR_NAMESPACE = "semipd-system"
 OPERATOR_ACCOUNT = "semipd-operator"
 OPERATOR_USER = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{OPERATOR_ACCOUNT}"
 
@@ -241,6 +240,20 @@ def operator(crd: Any, tmp_path_factory: pytest.TempPathFactory, agent_port: int
         crd.apply(obj)
     with Operator(crd, tmp_path_factory.mktemp("operator"), agent_port) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def scaled(crd: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scaled]:
+    """An operator that serves external metrics."""
+    with scaling(crd, tmp_path_factory.mktemp("scaled")) as running:
+        yield running
+
+
+@pytest.fixture
+def agent(scaled: Scaled, namespace: str) -> Iterator[Agent]:
+    """The agent of the one ready pod of the autoscaled service `demo`."""
+    with demo(scaled, namespace) as speaking:
+        yield speaking
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,7 @@ from semipd_agent.contract import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
+OPERATOR_NAMESPACE = "semipd-system"
 KEY = "0123456789abcdef0123456789abcdef"
 
 
@@ -214,7 +215,7 @@ def chart_rights(*more: str, values: dict[str, str] | None = None) -> list[dict[
             "semipd-operator",
             ROOT / "charts/semipd-operator",
             "-n",
-            "semipd-system",
+            OPERATOR_NAMESPACE,
             "--kube-version=1.36.2",
             "-s",
             "templates/rbac.yaml",
@@ -227,7 +228,7 @@ def chart_rights(*more: str, values: dict[str, str] | None = None) -> list[dict[
         capture_output=True,
         text=True,
     ).stdout
-    system = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "semipd-system"}}
+    system = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OPERATOR_NAMESPACE}}
     return [system, *(obj for obj in yaml.safe_load_all(text) if obj)]
 
 

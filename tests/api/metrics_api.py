@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.api.conftest import OPERATOR_NAMESPACE
-from tests.api.harness import KEY, Agent, Operator, chart_rights, make_pod, ready, service
+from tests.api.harness import KEY, OPERATOR_NAMESPACE, Agent, Operator, chart_rights, make_pod, ready, service
 
 from e2e.lib.process import free_port
 from e2e.lib.waiting import wait_until

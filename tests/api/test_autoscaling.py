@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from tests.api.harness import Agent, condition, service
-from tests.api.metrics_api import NAME, SLO, Scaled, available, demo, scaled_objects, scaling
+from tests.api.metrics_api import NAME, SLO, Scaled, available, scaled_objects
 
 from e2e.lib.waiting import wait_until
 
 pytestmark = pytest.mark.api
-
-
-@pytest.fixture(scope="module")
-def scaled(crd: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scaled]:
-    with scaling(crd, tmp_path_factory.mktemp("scaled")) as running:
-        yield running
-
-
-@pytest.fixture
-def agent(scaled: Scaled, namespace: str) -> Iterator[Agent]:
-    """The agent of the one ready pod of the autoscaled service `demo`."""
-    with demo(scaled, namespace) as speaking:
-        yield speaking
 
 
 def test_the_hpa_follows_the_specification_and_the_condition_follows_the_hpa(

@@ -7,13 +7,11 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.api.conftest import OPERATOR_NAMESPACE
-from tests.api.harness import Agent, Operator, condition, service
+from tests.api.harness import OPERATOR_NAMESPACE, Agent, Operator, condition, service
 from tests.api.metrics_api import (
     API_SERVICE,
     NAME,
@@ -21,30 +19,15 @@ from tests.api.metrics_api import (
     SLO,
     Scaled,
     available,
-    demo,
     flags,
     freshness,
     metric,
-    scaling,
 )
 
 from e2e.lib.process import free_port
 from e2e.lib.waiting import wait_until
 
 pytestmark = pytest.mark.api
-
-
-@pytest.fixture(scope="module")
-def scaled(crd: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scaled]:
-    with scaling(crd, tmp_path_factory.mktemp("scaled")) as running:
-        yield running
-
-
-@pytest.fixture
-def agent(scaled: Scaled, namespace: str) -> Iterator[Agent]:
-    """The agent of the one ready pod of the autoscaled service `demo`."""
-    with demo(scaled, namespace) as speaking:
-        yield speaking
 
 
 def test_the_metric_passes_the_aggregation_layer(scaled: Scaled, agent: Agent, namespace: str) -> None:

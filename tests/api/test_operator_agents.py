@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.api.conftest import OPERATOR_NAMESPACE
 from tests.api.harness import (
     KEY,
+    OPERATOR_NAMESPACE,
     Agent,
     Operator,
     condition,

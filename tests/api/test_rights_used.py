@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.api.conftest import OPERATOR_NAMESPACE, POD_MONITOR_CRD, Cluster
-from tests.api.harness import chart_rights, make_pod, service
+from tests.api.conftest import POD_MONITOR_CRD, Cluster
+from tests.api.harness import OPERATOR_NAMESPACE, chart_rights, make_pod, service
 from tests.api.metrics_api import SLO, Scaled, available, demo, metric, scaled_objects, scaling
 
 from e2e.lib.waiting import wait_until
@@ -35,7 +35,7 @@ IDLE_HERE: dict[Right, str] = {
 
 
 @pytest.fixture(scope="module")
-def scaled(crd: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Scaled, int]]:
+def audited(crd: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Scaled, int]]:
     """The operator, and where in the audit log it begins: the API server is the session's, and others were refused."""
     for definition in (POD_MONITOR_CRD, scaled_objects()):
         crd.apply(definition)
@@ -78,8 +78,8 @@ def asked(crd: Cluster, since: int) -> tuple[set[Right], list[str]]:
     return used, refused
 
 
-def test_no_right_is_missing_and_none_is_idle(scaled: tuple[Scaled, int], namespace: str) -> None:
-    api, since = scaled
+def test_no_right_is_missing_and_none_is_idle(audited: tuple[Scaled, int], namespace: str) -> None:
+    api, since = audited
     crd = api.crd
 
     def patch(spec: dict[str, Any]) -> None:

@@ -95,21 +95,32 @@ def test_an_error_of_contention_does_not_feed_on_itself(contention: float, secon
     assert model.contention(Phase.PREFILL) == pytest.approx(contention, rel=0.03)
 
 
-def test_seconds_that_reach_the_sums_before_their_step_pull_no_cost_to_zero() -> None:
-    """Busy seconds run on evenly, steps are counted when they end: an interval holds one, two or none of them."""
-    model, before, true = StepModel(ASSUMED), {}, 0.03 + 0.001 * 128
-    took = true / (100 / 120) * 4.4
-    for second in range(1, 300):
-        count = int(0.9 * second / took)
-        row = steps(Phase.PREFILL, 512, count, 0.9 * second, shared=1.0)
+@pytest.mark.parametrize("alone", [(32, 64), (32, 64, 512), (32, 512, 2048)])
+def test_contention_is_no_error_of_the_shape(alone: tuple[int, ...]) -> None:
+    """Those alone are of other sizes than those beside, and the assumed fixed part is ten times too small."""
+    model, before = StepModel(ASSUMED), {}
+    for second in range(1, 120):
         after = {
-            (Phase.PREFILL, 100, 20, 512, 1): row.model_copy(update={"split": engine.Split(prefill=100, decode=20)})
+            (Phase.PREFILL, 100, 100, size, 0): steps(Phase.PREFILL, size, second, second * (0.02 + 5e-5 * size))
+            for size in alone
+        } | {
+            (Phase.PREFILL, 100, 100, size, 1): steps(
+                Phase.PREFILL, size, second, second * (0.02 + 5e-5 * size) * 1.2 * 2, shared=1.0
+            )
+            for size in (512, 2048)
         }
         model, before = model.learn(before, after, 1.0), after
     fixed, token, _ = model.costs(Phase.PREFILL)
-    contention = model.contention(Phase.PREFILL)
-    assert contention == pytest.approx(ASSUMED.contention), "nothing ran alone"
-    assert (fixed + 512 * token) * contention == pytest.approx(4.4 * true, rel=0.1)
+    assert model.contention(Phase.PREFILL) == pytest.approx(1.2, rel=0.05)
+    assert fixed + 2048 * token == pytest.approx(0.02 + 5e-5 * 2048, rel=0.05)
+
+
+def test_one_odd_step_alone_decides_nothing() -> None:
+    odd = {(Phase.DECODE, 100, 100, 1, 0): steps(Phase.DECODE, 1, 1, 0.002)}
+    both = odd | {(Phase.DECODE, 100, 100, 1, 1): steps(Phase.DECODE, 1, 1000, 1000 * 0.0084 * 1.1 * 2, shared=1.0)}
+    model = StepModel(ASSUMED).learn({}, odd, 1.0).learn(odd, both, 60.0)
+    assert model.contention(Phase.DECODE) == pytest.approx(ASSUMED.contention, rel=0.1)
+    assert sum(model.costs(Phase.DECODE)[:2]) == pytest.approx(0.0084, rel=0.1)
 
 
 def test_what_ran_alone_long_ago_does_not_hold_against_what_runs_now() -> None:

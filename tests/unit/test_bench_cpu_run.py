@@ -202,7 +202,9 @@ def test_others_are_the_mean_of_a_turns_time(tmp_path: Path) -> None:
     assert watch.others(0, 9) is None
     (tmp_path / "others").write_text("1.0 4\n2.0 1\n3.0 3\n4.0 9\n5.")
     assert watch.others(1.5, 3.5) == 2 and watch.others(7, 8) == 9
-    assert watch.others(60, 70) is None, "the watcher has died: its last count says nothing of later turns"
+    assert watch.others(1.5, 60) is None and watch.others(60, 70) is None, (
+        "the watcher has died: its last count says nothing of later turns"
+    )
 
 
 def watcher(parent: int, file: Path) -> psutil.Process:

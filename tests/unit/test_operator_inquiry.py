@@ -121,16 +121,17 @@ async def test_a_node_that_has_not_answered_is_owed(failure: ApiRefused) -> None
 
 
 async def test_a_node_that_another_look_asks_for_is_owed() -> None:
-    kube, slow = Asked(), asyncio.Event()
+    kube, slow, asked = Asked(), asyncio.Event(), asyncio.Event()
     one = Inquiry(kube)
 
     async def waits(*what: str) -> dict[str, Any]:
+        asked.set()
         await slow.wait()
         return {"metadata": {"labels": SHARED}}
 
     kube.get = waits  # type: ignore[method-assign]
     first = asyncio.ensure_future(one.look([raw("a", 1, **GPU)], ago(0)))
-    await asyncio.sleep(0.01)
+    await asked.wait()
     second = await one.look([raw("b", 1, **GPU)], ago(0))
     assert not second[0].gpu_sharing and one.owes(second)
     slow.set()

@@ -245,8 +245,8 @@ def test_the_column_and_the_line(case: str) -> None:
 def test_a_pod_that_ended_counts_no_more_and_is_told_while_its_successor_is_on_its_way() -> None:
     """Its ReplicaSet leaves it where it is, whatever becomes of the template."""
 
-    def gone(name: str, seconds: float) -> Any:
-        meta = {"name": name, "uid": name, "labels": {"semipd.io/template-hash": "old"}}
+    def gone(name: str, seconds: float, template: str = "old") -> Any:
+        meta = {"name": name, "uid": name, "labels": {"semipd.io/template-hash": template}}
         return pod_view({"metadata": meta, "status": ended("Evicted", "no room", seconds)})
 
     served = summarise(observed(pods=(pod(), gone("p0", 5), gone("p2", 9))))
@@ -258,6 +258,8 @@ def test_a_pod_that_ended_counts_no_more_and_is_told_while_its_successor_is_on_i
     assert conditions(summarise(observed(pods=(loading, gone("p2", 601)), agents={})))["Ready"] == "False Loading"
     rolls = observed(pods=(pod(template_hash="old"), loading, gone("p2", 9)))
     assert conditions(summarise(rolls))["Ready"] == "False RolloutInProgress", "the old one serves"
+    again = observed(pods=(pod(template_hash="old"), loading, gone("p2", 9, loading.template_hash)))
+    assert conditions(summarise(again))["Ready"] == "False Evicted", "the new one does not stay"
     grows = observed({"replicas": 2}, pods=(pod(), pod("p3", ready=False), gone("p2", 9)))
     assert conditions(summarise(grows))["Ready"] == "False Evicted", "one is missing, and nothing rolls"
     none = conditions(summarise(observed({"replicas": 0}, pods=(gone("p2", 9),), agents={})))

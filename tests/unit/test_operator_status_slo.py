@@ -58,6 +58,17 @@ def test_slo(reports: list[SLOReport], attained: str, feasible: str, summary: st
     assert status.slo and status.slo.ttft and status.slo.ttft.summary == summary
 
 
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_a_number_that_json_cannot_say_is_none(number: float) -> None:
+    """One agent's answer silences the status of no service."""
+    odd = slo(number, True)
+    assert odd.ttft
+    odd = odd.model_copy(update={"ttft": odd.ttft.model_copy(update={"attainment_percent": number})})
+    status = summarise(observed(AUTO, pods=(pod(),), agents={"p1": heard(report(slo=odd))}))
+    assert status.slo and status.slo.ttft
+    assert (status.slo.ttft.summary, status.slo.ttft.attainment_percent) == ("-/500ms", None)
+
+
 def test_two_significant_digits() -> None:
     assert [two_digits(x) for x in (0, 0.0456, 3.14, 31.4, 613.7, 12345)] == [0, 0.046, 3.1, 31, 610, 12000]
 

@@ -12,10 +12,11 @@ exponential forgetting: where sizes do not vary, only the common scale moves, wi
 A share acts on speed while both phases are busy; a phase that is alone has the whole device (L0). Two laws: `PACED`,
 for CPU time that is dealt out in proportion, and `SPATIAL`, for SMs that a phase may not leave, of which it cannot
 use all equally well (time = a + b / share: `docs/controller.md` names the source). What contention adds is one factor
-for each phase. Steps that ran mostly alone say what the costs are; those that ran mostly beside the other phase say
-what costs x contention is, and the ratio of the two scales is the contention. Where none ran alone, even an hour ago,
-the profile's contention stands, so no error of the one can feed the other. Seconds are always what is explained and
-never what explains: they reach the sums before their step is counted, and such noise would pull both towards zero.
+for each phase. Steps that ran mostly alone say what the costs are; contention is what those mostly beside the other
+phase take over that. Where none ran alone, even an hour ago, the profile's contention stands. Seconds are always what
+is explained and never what explains: the law of the share and the form of the costs err, and errors of what explains
+pull both towards zero. The minor part of a mixed interval is converted by the contention believed then, so where all
+intervals are mixed it is learned slowly.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ LEAST_STEPS = 5
 LEAST_TRUST = 0.1
 """Weight of a step that ran beside the other phase all the time, over one that ran alone: its share's law errs, too."""
 CONTENTION_WEIGHT = 0.2
-"""The profile's contention counts as so many steps that ran alone, and as many that ran beside the other phase."""
+"""The profile's contention counts as this weight of steps alone, and the same (ten times the steps) beside."""
+LEAST_ALONE = 1.5
+"""Less weight of steps that ran alone says nothing of contention: a single odd one would decide it."""
 
 Three = tuple[float, float, float]
 
@@ -129,10 +132,13 @@ class PhaseFit:
 
     def contention(self, profile: StepProfile) -> float:
         a, s, w = self.alone, self.shared, CONTENTION_WEIGHT
-        seen = s.scale / a.scale if a.weight and s.weight else profile.contention
-        # of two scales the worse known one decides how well their ratio is
-        known = a.weight * s.weight / (a.weight + s.weight) if a.weight and s.weight else 0.0
-        return min(max((known * seen + w / 2 * profile.contention) / (known + w / 2), CONTENTION[0]), CONTENTION[1])
+        if a.weight < LEAST_ALONE or not s.weight:
+            return profile.contention
+        # Sizes differ between the two: what those alone say of steps of *these* sizes.
+        said = sum(t * sum(line) for t, line in zip(_ridge(a, profile.measured), s.a, strict=True))
+        seen = min(max(sum(s.b) / max(said, 1e-12), CONTENTION[0]), CONTENTION[1])
+        known = a.weight * s.weight / (a.weight + s.weight)  # of the two the worse known one decides
+        return (known * seen + w / 2 * profile.contention) / (known + w / 2)
 
     def both(self, profile: StepProfile) -> Equations:
         return self.alone + self.shared.times(1.0, 1 / self.contention(profile))
@@ -217,18 +223,18 @@ class StepModel:
         steps = now.steps - (before.steps if before else 0)
         alone = now.alone_seconds - (before.alone_seconds if before else 0.0)
         shared = now.shared_seconds - (before.shared_seconds if before else 0.0)
-        if steps <= 0 or alone + shared <= 0:
-            return None
         tokens = now.tokens - (before.tokens if before else 0)
         context = now.context_tokens - (before.context_tokens if before else 0)
         phase = now.phase
         prior = self._parts(phase)[1]
+        said = prior[0] * steps + prior[1] * tokens + prior[2] * context
+        if steps <= 0 or alone + shared <= 0 or said <= 0:
+            return None
         part = alone / (alone + shared)
         mostly = part > 0.5
         by_share, contention = shared * self._by_share(phase, now.split), self.contention(phase)
         right = alone + by_share / contention if mostly else alone * contention + by_share
-        # Relative to what the profile says: by what was measured, a step that is counted late would weigh most.
-        said = prior[0] * steps + prior[1] * tokens + prior[2] * context
+        # Relative to what the profile says: by what was measured, a step that seemed short would weigh most.
         left = (prior[0] * steps / said, prior[1] * tokens / said, prior[2] * context / said)
         return _Row(phase, left, right / said, max(LEAST_TRUST, part) * steps, steps, mostly)
 

@@ -55,7 +55,8 @@ class Workspace:
         """``[rows, width]``, undefined content; of the model's dtype unless another is named."""
         held = self._held.get(name)
         if held is None or held.shape[0] < rows:
-            held = self._made(-(-rows // ROWS_TOGETHER) * ROWS_TOGETHER, width, dtype or self._dtype)
+            room = rows if rows < ROWS_TOGETHER else -(-rows // ROWS_TOGETHER) * ROWS_TOGETHER  # a prompt's grow
+            held = self._made(room, width, dtype or self._dtype)
             self._held[name] = held
             self.version += 1
         return held[:rows]

@@ -22,10 +22,10 @@ MARKERS = (HERMES.begin, HERMES.end, THINK, THOUGHT)
 
 _B = f"[{BLANKS}]*"
 _HEAD = re.compile(
-    rf'\{{{_B}(?:"type"{_B}:{_B}"function"{_B},{_B})?"name"{_B}:{_B}"([^"\\]*)"{_B},{_B}'
+    rf'\{{{_B}(?:"type"{_B}:{_B}"function"{_B},{_B})?"name"{_B}:{_B}"([^"\\]{{1,64}})"{_B},{_B}'
     rf'"(?:arguments|parameters)"{_B}:{_B}(?=\{{)'
 )
-"""A call whose name comes first. A name with escapes is nobody's."""
+"""A call whose name comes first. A name with escapes is nobody's, nor is a longer one (`tools.NAME`)."""
 _BEGUN = re.compile(rf'\{{{_B}["}}]')
 
 
@@ -312,7 +312,7 @@ def _parsed(text: str) -> tuple[str, str] | None:
             arguments = json.loads(arguments, strict=False, parse_constant=_refused)
         if not isinstance(value.get("name"), str) or not isinstance(arguments, dict | None):
             return None
-        return value["name"], json.dumps(arguments or {}, ensure_ascii=False)
+        return value["name"], json.dumps(arguments or {}, ensure_ascii=False, allow_nan=False)
     except (ValueError, RecursionError):
         return None
 

@@ -19,9 +19,10 @@ def normalise(messages: list[Message]) -> list[Message]:
 
 
 def thinks(message: Message) -> bool:
-    """Does the message end within a thought? Messages that `normalise` has taken only."""
-    content = _normalise(message, "")["content"]
-    return bool(content.rfind(THINK) > content.rfind(THOUGHT))
+    """Does the message begin with a thought that has not ended? One elsewhere is text. Messages that `normalise` has
+    taken only."""
+    content: str = _normalise(message, "")["content"]
+    return content.lstrip().startswith(THINK) and THOUGHT not in content
 
 
 def _normalise(message: Message, where: str) -> Message:

@@ -17,6 +17,7 @@ TCP_CLOSED = 7
 """The first byte of TCP_INFO, once a reset came."""
 MAX_HEAD_BYTES = 1 << 16
 """Of a request's head, as h11 has it; and of all that is no body."""
+PIECE_BYTES = 4096
 
 
 class EarlyStart:
@@ -81,18 +82,22 @@ def half_closable(protocol: type[Any]) -> type[Any]:
 
 
 def bounded(protocol: type[Any]) -> type[Any]:
-    """uvicorn's `protocol` over httptools, which takes heads and trailers of any length. What comes in several pieces
-    may be longer by one of them."""
+    """uvicorn's `protocol` over httptools, which takes heads and trailers of any length. It is fed in pieces, so
+    that how the network cuts them decides nothing; a head may be longer by one."""
 
     class Bounded(protocol):  # type: ignore[misc]
         _outside = 0
         """Bytes since the last one of a body or a complete head."""
 
         def data_received(self, data: bytes) -> None:
-            self._outside += len(data)
-            super().data_received(data)
-            if self._outside > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self.send_400_response("The head of the request is too large.")
+            for at in range(0, len(data), PIECE_BYTES):
+                if self.transport.is_closing():
+                    return
+                piece = data[at : at + PIECE_BYTES]
+                self._outside += len(piece)
+                super().data_received(piece)
+                if self._outside > MAX_HEAD_BYTES and not self.transport.is_closing():
+                    self.send_400_response("The head of the request is too large.")
 
         def on_headers_complete(self) -> None:
             self._outside = 0

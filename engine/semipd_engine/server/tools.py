@@ -109,7 +109,8 @@ def _checked_name(tool: Any, number: int) -> str:
     parameters = function.get("parameters")
     if not isinstance(parameters, dict | None):
         raise ValueError(f"{number}.function.parameters must be a JSON schema, an object")
-    if parameters and parameters.get("type", "object") != "object":
+    kind = (parameters or {}).get("type", "object")
+    if "object" not in (kind if isinstance(kind, list) else [kind]):
         raise ValueError(f"{number}.function.parameters.type must be 'object': arguments have names")
     return name
 

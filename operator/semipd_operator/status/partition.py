@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import timedelta
+from math import isfinite
 
 from semipd_agent.contract import Enforcement, Mode, PartitionState, Split, StatusReport
 from semipd_operator.api.v1alpha1.status import (
@@ -188,4 +189,5 @@ def _of(pod: str, report: StatusReport) -> list[DecisionStatus]:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 1)
+    """None for what JSON cannot say, too."""
+    return None if value is None or not isfinite(value) else round(value, 1)

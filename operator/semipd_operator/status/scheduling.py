@@ -30,7 +30,6 @@ _CLAIMS: tuple[tuple[str, Reason], ...] = (
     ("unbound immediate PersistentVolumeClaims", PodTrouble.CLAIM_UNBOUND),
     ("didn't find available persistent volumes to bind", PodTrouble.CLAIM_UNBOUND),
 )
-"""Words of the scheduler."""
 _LOST_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" bound to non-existent persistentvolume')
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" (?:not found|is being deleted)')
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import floor, log10
+from math import floor, isfinite, log10
 
 from semipd_agent.contract import MetricWindow, SLOReport
 from semipd_operator.api.v1alpha1.status import MetricStatus, SLOStatus
@@ -31,13 +31,13 @@ def slo_status(seen: Observed) -> SLOStatus | None:
 def _metric(target: int | None, windows: list[MetricWindow | None]) -> MetricStatus | None:
     if target is None:
         return None
-    observed = [w.observed_milliseconds for w in windows if w and w.observed_milliseconds is not None]
-    attained = [w.attainment_percent for w in windows if w and w.attainment_percent is not None]
+    observed = [v for w in windows if w and (v := w.observed_milliseconds) is not None and isfinite(v)]
+    attained = [v for w in windows if w and (v := w.attainment_percent) is not None and isfinite(v)]
     worst = two_digits(max(observed)) if observed else None
     return MetricStatus(
         target_milliseconds=target,
         observed_milliseconds=worst,
-        attainment_percent=floor(min(attained)) if attained else None,
+        attainment_percent=min(100, max(0, floor(min(attained)))) if attained else None,
         summary=f"{'-' if worst is None else f'{worst:g}'}/{target}ms",
     )
 

@@ -87,18 +87,20 @@ def available(seen: Observed) -> Verdict:
 
 def missing_pods(seen: Observed) -> Problem | None:
     """Why pods are missing or not ready: their own words, else the API server's that does not let them be, else what
-    took the last one; of a rollout that serves, it is not the cause."""
+    took the last one."""
     for pod in seen.live_pods:
         if not pod.ready and (problem := _trouble(seen, pod)):
             return replace(problem, message=f"{pod.name}: {problem.message}")
-    ready = len(seen.ready_pods)
-    serving = ready >= seen.service.spec.replicas or (ready and seen.outdated_pods)
-    return seen.refusal or (None if serving else _lately_ended(seen))
+    whole = len(seen.ready_pods) >= seen.service.spec.replicas and not seen.outdated_pods
+    return seen.refusal or (None if whole else _lately_ended(seen))
 
 
 def _lately_ended(seen: Observed) -> Problem | None:
-    """What took the last one: its successor is on its way, and may go the same way."""
-    ended = [(pod.ended_at, pod.name, pod.problem) for pod in seen.pods if pod.ended_at and pod.problem]
+    """What took the last one: its successor is on its way, and may go the same way. While a rollout is under way and an
+    old pod serves, only one of the new template is a cause."""
+    rolls = bool(seen.ready_pods and seen.outdated_pods)
+    told = [pod for pod in seen.pods if not rolls or pod.template_hash == seen.template_hash]
+    ended = [(pod.ended_at, pod.name, pod.problem) for pod in told if pod.ended_at and pod.problem]
     for when, name, problem in sorted(ended, key=lambda one: one[:2], reverse=True):
         if (seen.now - when).total_seconds() <= ENDED_SECONDS:
             many = f" ({len(ended)} pods have ended so far)" if len(ended) > 1 else ""

@@ -64,6 +64,8 @@ CASES: list[tuple[AnswerOptions, str, str, str, list[tuple[str, str]]]] = [
     (H, '<tool_call>{"name": "get", "arguments": {"a": "</tool_call>"}}</tool_call>', "", "",
      [("get", '{"a": "</tool_call>"}')]),
     (H, '<tool_call>{"arguments": {"a": 1}, "name": "get"}</tool_call>', "", "", [("get", '{"a": 1}')]),
+    (H, '<tool_call>{"arguments": {"a": 1e999}, "name": "get"}</tool_call>', "",
+     '<tool_call>{"arguments": {"a": 1e999}, "name": "get"}</tool_call>', []),
     (H, '<tool_call>{"name": "get", "arguments": "{\\"a\\": 1}"}</tool_call>', "", "", [("get", '{"a": 1}')]),
     (H, '<tool_call>{"name": "get"}</tool_call>', "", "", [("get", "{}")]),
     (H, '<tool_call>{"name": "get", "arguments": {"a": 1}}', "", "", [("get", '{"a": 1}')]),
@@ -228,7 +230,7 @@ def cut_at(text: str, at: list[int]) -> list[str]:
 
 def is_object(text: str) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
+        return isinstance(json.loads(text), dict) and json.dumps(json.loads(text), allow_nan=False) != ""
     except ValueError:
         return False
 

@@ -121,6 +121,13 @@ async def test_what_comes_before_or_after_a_body_has_an_end(protocol: Any, begun
             await reader.read()  # to the end
 
 
+async def test_how_the_network_cuts_a_head_decides_nothing() -> None:
+    async with connected(http_protocol()) as (reader, writer):
+        with contextlib.suppress(ConnectionError):
+            writer.write(b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"a" * 100_000 + b"\r\n\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 400")
+
+
 @pytest.mark.parametrize("protocol", [H11Protocol, http_protocol()])
 async def test_long_heads_and_bodies_pass(protocol: Any) -> None:
     async with connected(protocol) as (reader, writer):

@@ -248,7 +248,9 @@ def test_what_the_model_thinks_is_no_content(tool_api: Api, tokens: RustTokenize
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
 
 
-@pytest.mark.parametrize(("begun", "thinks"), [("<think>\nHm,", True), ("<think>Hm.</think>\nIt", False)])
+@pytest.mark.parametrize(
+    ("begun", "thinks"), [("<think>\nHm,", True), ("<think>Hm.</think>\nIt", False), ("A <think> tag,", False)]
+)
 def test_a_message_that_goes_on_may_be_a_thought(
     tool_api: Api, tokens: RustTokenizer, begun: str, thinks: bool
 ) -> None:

@@ -60,7 +60,8 @@ NOT_WHOLE = f"names a part of a GPU (nvidia.com/mig-…, nvidia.com/gpu.shared):
 
 
 def is_whole_gpu(resource: str) -> bool:
-    """Whether the resource is a whole GPU, or none at all (nvidia.com/hostdev is a network device)."""
+    """Whether its name is not that of a part of a GPU, as NVIDIA's device plugin has it (nvidia.com/hostdev is a
+    network device)."""
     return not resource.startswith((f"{GPU}.", MIG))
 
 
