@@ -9,7 +9,8 @@ import msgspec
 import pytest
 import torch
 
-from semipd_engine.memory.cuda import CudaError, attach
+from semipd_engine.memory.cuda import attach
+from semipd_engine.memory.driver import CudaError
 from semipd_engine.memory.region import Region
 
 pytestmark = pytest.mark.gpu

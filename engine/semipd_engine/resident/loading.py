@@ -129,7 +129,7 @@ def _out_of_memory(what: str, device: torch.device) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        from semipd_engine.memory.cuda import OUT_OF_MEMORY, CudaError
+        from semipd_engine.memory.driver import OUT_OF_MEMORY, CudaError
 
         full = isinstance(error, CudaError) and error.code == OUT_OF_MEMORY
         if device.type != "cuda" or not (full or isinstance(error, torch.OutOfMemoryError)):

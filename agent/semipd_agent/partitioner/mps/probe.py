@@ -11,8 +11,17 @@ import ctypes
 import json
 import sys
 
+LIBRARY = "libcuda.so.1"
 NO_DRIVER = -1
-_MULTIPROCESSOR_COUNT = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+MULTIPROCESSOR_COUNT = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+SIGNATURES = {
+    "cuInit": (ctypes.c_uint,),
+    "cuDeviceGet": (ctypes.POINTER(ctypes.c_int), ctypes.c_int),
+    "cuDeviceGetAttribute": (ctypes.POINTER(ctypes.c_int), ctypes.c_int, ctypes.c_int),
+    "cuDevicePrimaryCtxRetain": (ctypes.POINTER(ctypes.c_void_p), ctypes.c_int),
+    "cuDevicePrimaryCtxRelease_v2": (ctypes.c_int,),
+}
+"""Parameters of every call; all return a CUresult. The unit tests hold them against NVIDIA's own ``cuda.h``."""
 
 
 class _CudaError(Exception):
@@ -23,12 +32,14 @@ class _CudaError(Exception):
 
 def probe(*, context: bool) -> dict[str, int]:
     try:
-        cuda = ctypes.CDLL("libcuda.so.1")
+        cuda = ctypes.CDLL(LIBRARY)
     except OSError:
         return {"sm_count": 0, "error": NO_DRIVER}
 
     def call(name: str, *arguments: object) -> None:
-        if code := int(getattr(cuda, name)(*arguments)):
+        function = getattr(cuda, name)
+        function.argtypes, function.restype = SIGNATURES[name], ctypes.c_int
+        if code := int(function(*arguments)):
             raise _CudaError(code)
 
     count, device = ctypes.c_int(0), ctypes.c_int(0)
@@ -38,7 +49,7 @@ def probe(*, context: bool) -> dict[str, int]:
         if context:
             handle = ctypes.c_void_p()
             call("cuDevicePrimaryCtxRetain", ctypes.byref(handle), device)
-        call("cuDeviceGetAttribute", ctypes.byref(count), _MULTIPROCESSOR_COUNT, device)
+        call("cuDeviceGetAttribute", ctypes.byref(count), MULTIPROCESSOR_COUNT, device)
         if context:
             call("cuDevicePrimaryCtxRelease_v2", device)
     except _CudaError as e:
