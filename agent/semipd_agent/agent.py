@@ -191,7 +191,7 @@ class Agent:
 
     async def _ask(self) -> EngineSnapshot | None:
         try:
-            return await self._client.snapshot(self.controller.window.cursor)
+            return await self._client.snapshot(self.controller.window.cursor, self.controller.promised)
         except EngineUnreachable as e:
             log.debug("no snapshot: %s", e)
             return None

@@ -42,7 +42,7 @@ from semipd_agent.slo.step_model import ASSUMED, ShareLaw
 from semipd_agent.slo.utilization import Utilization
 from semipd_agent.slo.window import Evidence, RequestWindow
 from semipd_agent.tasks import Faults
-from semipd_engine.contract import EngineSnapshot, SetPartition, Split
+from semipd_engine.contract import EngineSnapshot, Promised, SetPartition, Split
 
 EPOCHS_KEPT = 64
 ANEW_SECONDS = 60.0
@@ -132,6 +132,13 @@ class SplitController:
         if self.unavailable is None:
             self._policy, self.verdict = self._make_policy(), Verdict()
             self._renew(self.intent.epoch + 1)
+
+    @property
+    def promised(self) -> Promised:
+        """The targets in force, which bound what single requests wish for."""
+        slo = self.config.slo or SLO()
+        ttft, tpot = slo.ttft_milliseconds, slo.tpot_milliseconds
+        return Promised(ttft_seconds=ttft and ttft / 1000, tpot_seconds=tpot and tpot / 1000)
 
     @property
     def may_start(self) -> bool:

@@ -18,6 +18,7 @@ from semipd_engine.contract import (
     Drain,
     EngineSnapshot,
     GetSnapshot,
+    Promised,
     SetPartition,
 )
 
@@ -37,8 +38,8 @@ class EngineClient:
         self._lock = asyncio.Lock()
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def snapshot(self, since: int) -> EngineSnapshot:
-        reply = await self._call(GetSnapshot(since=since))
+    async def snapshot(self, since: int, promised: Promised | None = None) -> EngineSnapshot:
+        reply = await self._call(GetSnapshot(since=since, promised=promised))
         if not isinstance(reply, EngineSnapshot):
             raise EngineUnreachable(f"asked for a snapshot, got {_words(reply)}")
         return reply

@@ -20,7 +20,7 @@ from semipd_agent.partitioner.unlimited import Unlimited
 from semipd_agent.slo.policy import Verdict
 from semipd_agent.slo.step_model import ShareLaw
 from semipd_agent.slo.window import Evidence
-from semipd_engine.contract import Observation, QueuedRequest, RunningRequest
+from semipd_engine.contract import Observation, Promised, QueuedRequest, RunningRequest
 
 pytestmark = pytest.mark.unit
 
@@ -46,6 +46,14 @@ def test_the_configured_split_is_sent_and_read_back() -> None:
 
 class Capped(CpuPaced):
     enforcement = Enforcement.SPATIAL_CAP
+
+
+def test_the_core_is_told_what_the_service_promises() -> None:
+    """So that a request's own wish cannot ask for more."""
+    bench = Bench(config(slo=SLO(ttft_milliseconds=500)))
+    assert bench.controller.promised == Promised(ttft_seconds=0.5)
+    bench.controller.configure(config(2))
+    assert bench.controller.promised == Promised()
 
 
 def test_a_mode_that_enforces_otherwise_is_predicted_by_its_own_law() -> None:

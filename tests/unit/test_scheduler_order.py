@@ -10,7 +10,7 @@ from semipd_engine.core.kv_cache_manager import KVCacheManager
 from semipd_engine.core.plan_builder import SchedulerLimits
 from semipd_engine.core.request import Request, RequestState
 from semipd_engine.core.scheduler import Scheduler
-from semipd_engine.core.waiting_queue import patience
+from semipd_engine.core.wishes import Wishes
 from semipd_engine.ipc.messages import Sampling, StepResult, TokenResult
 
 pytestmark = pytest.mark.unit
@@ -40,7 +40,7 @@ class Bench:
     ) -> int:
         self.count += 1
         received = self.received[self.count] = self.now if at is None else at
-        wait = patience(priority, ttft)
+        wait = Wishes().patience(priority, ttft)
         sampling = Sampling(max_tokens=output)
         self.scheduler.add(Request(self.count, "", [1] * tokens, sampling, received_at=received, patience=wait))
         return self.count
@@ -74,6 +74,22 @@ def test_priority_and_wishes_move_a_prompt() -> None:
     patient, hurried = bench.add(ttft=20.0), bench.add(ttft=0.2)
     last, first = bench.add(priority=3), bench.add(priority=-1)
     assert bench.run() == [first, hurried, 1, patient, last]
+
+
+def test_wishes_are_bounded_by_what_the_service_promises_and_counted_when_ignored() -> None:
+    wishes = Wishes()
+    assert wishes.patience(ttft=0.25) == pytest.approx(-0.75)
+    wishes.promise(ttft=2.0, tpot=0.1)
+    assert wishes.patience() == wishes.patience(ttft=0.25) == wishes.patience(ttft=2.0) == 0.0
+    assert wishes.patience(ttft=5.0) == pytest.approx(3.0)
+    assert wishes.patience(priority=-1, ttft=0.25) == -10.0
+    assert (wishes.gap(0.05, True), wishes.gap(0.2, True), wishes.gap(None, True)) == (0.1, 0.2, None)
+    assert wishes.ignored == {"ttft": 2, "tpot": 1}
+    assert wishes.gap(0.2, False) == 0.2 and wishes.ignored["tpot"] == 1, "the promise serves it"
+    wishes.promise(ttft=40.0, tpot=None)
+    assert wishes.patience(ttft=35.0) == 0.0 and wishes.ignored["ttft"] == 3
+    assert (wishes.gap(0.01, True), wishes.ignored["tpot"]) == (0.01, 1)
+    assert (wishes.gap(0.01, False), wishes.ignored["tpot"]) == (0.01, 2), "there is nothing to cut"
 
 
 @pytest.mark.parametrize("aggregated", [False, True])

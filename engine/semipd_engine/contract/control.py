@@ -26,11 +26,21 @@ class SetPartition(Frozen):
     plan: PartitionPlan
 
 
+class Promised(Frozen):
+    """What a service promises to all its requests; None: nothing of that kind."""
+
+    ttft_seconds: float | None = Field(default=None, gt=0)
+    tpot_seconds: float | None = Field(default=None, gt=0)
+
+
 class GetSnapshot(Frozen):
     """Ask for the engine's state and for the requests that finished after cursor `since`."""
 
     kind: Literal["snapshot"] = "snapshot"
     since: int = Field(default=0, ge=0)
+    promised: Promised | None = None
+    """From now on no request's own wish is taken for stricter than these. Said with each question, so that a core that
+    was born anew knows it; None: no word, what was said stays."""
 
 
 class Drain(Frozen):

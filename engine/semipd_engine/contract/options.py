@@ -69,6 +69,9 @@ class EngineOptions(Frozen):
         default=0.0, ge=0, allow_inf_nan=False, description="seconds for a request from receipt to its end; 0: no limit"
     )
     prefill_chunk_tokens: int = Field(default=256, ge=1, description="most prompt tokens of one prefill step")
+    max_stall_ms: int = Field(
+        default=1000, ge=0, description="longest that a stream waits for a step with prompts in it; 0: no bound"
+    )
     kv_cache_memory: int = Field(default=0, ge=0, description="bytes of the KV pool; 0: a part of the free memory")
     block_size: int = Field(default=16, ge=1, description="tokens in one KV block")
     prefill_share: int = Field(default=100, ge=1, le=100, description="prefill's percent while both phases are busy")

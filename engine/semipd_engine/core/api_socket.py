@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from semipd_engine.core.event_loop import Connection, EventLoop
 from semipd_engine.core.request import Request
-from semipd_engine.core.waiting_queue import patience
+from semipd_engine.core.wishes import Wishes
 from semipd_engine.ipc.messages import AbortRequest, AddRequest, ApiToCore, CoreState, Outputs, Rejected, RequestOutput
 from semipd_engine.process import listen
 
 CORE_SOCKET = "core.sock"
+FREED_AT_ONCE = 50_000
+"""KV blocks that requests of clients who left give back in one turn of the loop: everybody's tokens wait meanwhile."""
+ABORT = 50
+"""What a request costs besides, in blocks."""
 
 
 class ApiClient:
@@ -32,13 +37,20 @@ class ApiSocket:
         loop: EventLoop,
         run_dir: Path,
         on_add: Callable[[Request, str], None],
-        on_abort: Callable[[int], None],
+        on_abort: Callable[[int], int],
         on_rejected: Callable[[Rejected], None],
+        wishes: Wishes,
+        aggregated: Callable[[], bool],
     ) -> None:
+        """`on_abort` returns how many blocks the request gave back. `aggregated`: do prompts share decode's steps?"""
         self._loop = loop
         self._on_add = on_add
         self._on_abort = on_abort
         self._on_rejected = on_rejected
+        self._wishes = wishes
+        self._aggregated = aggregated
+        self._left: deque[int] = deque()
+        """Requests that nobody waits for any more."""
         self._clients: dict[int, ApiClient] = {}
         self._owners: dict[int, ApiClient] = {}
         self._next_id = itertools.count(1)
@@ -49,6 +61,17 @@ class ApiSocket:
     @property
     def connected(self) -> bool:
         return bool(self._clients)
+
+    @property
+    def behind(self) -> bool:
+        """Is there work that nobody will wake the loop for?"""
+        return bool(self._left)
+
+    def tick(self) -> None:
+        """Once in each turn of the loop."""
+        work = 0
+        while self._left and work < FREED_AT_ONCE:
+            work += ABORT + self._on_abort(self._left.popleft())
 
     def deliver(self, outputs: Iterable[tuple[Request, RequestOutput]]) -> None:
         """Send each output to the connection that asked, one message for each connection."""
@@ -93,7 +116,7 @@ class ApiSocket:
         if isinstance(message, AbortRequest):
             request_id = client.ids.get(message.key)
             if request_id is not None:
-                self._on_abort(request_id)
+                self._left.append(request_id)
             return
         request = Request(
             next(self._next_id),
@@ -101,7 +124,8 @@ class ApiSocket:
             message.prompt_token_ids,
             message.sampling,
             message.received_at,
-            patience(message.priority, message.ttft_target),
+            self._wishes.patience(message.priority, message.ttft_target),
+            self._wishes.gap(message.tpot_target, self._aggregated()),
         )
         if message.cache_salt:
             salt = message.cache_salt.encode(errors="surrogatepass")
@@ -114,4 +138,4 @@ class ApiSocket:
         del self._clients[id(client)]
         for request_id in client.ids.values():
             del self._owners[request_id]
-            self._on_abort(request_id)
+        self._left += client.ids.values()

@@ -138,8 +138,10 @@ class BlockPool:
             if state.references < 1:
                 raise BlockAccountingError(f"block {block} is released but not used")
             state.references -= 1
-            state.prefill_step = max(state.prefill_step, last.prefill)
-            state.decode_step = max(state.decode_step, last.decode)
+            if last.prefill > state.prefill_step:
+                state.prefill_step = last.prefill
+            if last.decode > state.decode_step:
+                state.decode_step = last.decode
             if state.references == 0:
                 self._used -= 1
                 self._settle(block) if self._passed(state) else self._quarantined.setdefault(block)

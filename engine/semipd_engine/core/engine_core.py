@@ -39,6 +39,7 @@ from semipd_engine.core.resident_link import ResidentLink
 from semipd_engine.core.routing import Router
 from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.step_log import StepLog
+from semipd_engine.core.wishes import Wishes
 from semipd_engine.core.worker_pool import WorkerPool
 from semipd_engine.ipc.messages import CoreState, PlanAnswer, Rejected, RequestOutput, ResidentHello
 from semipd_engine.pacing.page import PacingPage, plan_text
@@ -71,8 +72,17 @@ class EngineCore:
         router = Router(self._partitions, self._workers)
         self._dispatcher = Dispatcher(router, StepLog(options.step_log), self._observer)
         self._resident = ResidentLink(self._loop, run_dir, self._on_hello, self._workers, self._on_resident_lost)
-        self._report = Report(options, self._status, router, self._resident, self._observer)
-        self._api = ApiSocket(self._loop, run_dir, self._on_add, self._on_abort, self._on_rejected)
+        self._wishes = Wishes()
+        self._report = Report(options, self._status, router, self._resident, self._observer, self._wishes)
+        self._api = ApiSocket(
+            self._loop,
+            run_dir,
+            self._on_add,
+            self._on_abort,
+            self._on_rejected,
+            self._wishes,
+            aggregated=lambda: self._aggregated,
+        )
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._loop.watch(self._wake, 1, lambda _: self._on_masks())
         self._grammars = Grammars(options.model, lambda: os.eventfd_write(self._wake, 1))
@@ -81,7 +91,7 @@ class EngineCore:
     def run(self) -> None:
         """Until `terminate` was called and the last api is gone; the workers are gone on return."""
         while not (self._status.terminating and not self._api.connected):
-            self._loop.run_once(TICK_SECONDS)
+            self._loop.run_once(0.0 if self._api.behind else TICK_SECONDS)
             self._tick(time.monotonic())
         self._workers.shut_down(timeout=5.0)
 
@@ -93,6 +103,7 @@ class EngineCore:
 
     def _tick(self, now: float) -> None:
         self._resident.tick(now)
+        self._api.tick()
         if self._arrived is not None and self._workers.gone:
             arrived, self._arrived = self._arrived, None
             self._adopt(*arrived)
@@ -146,9 +157,8 @@ class EngineCore:
     def _on_rejected(self, rejected: Rejected) -> None:
         self._observer.rejected(rejected.received_at, rejected.prompt_tokens, time.monotonic())
 
-    def _on_abort(self, request_id: int) -> None:
-        if self._status.scheduler is not None:
-            self._status.scheduler.abort(request_id)
+    def _on_abort(self, request_id: int) -> int:
+        return self._status.scheduler.abort(request_id) if self._status.scheduler is not None else 0
 
     # ---- control -------------------------------------------------------------------------------------------------
 
@@ -156,6 +166,8 @@ class EngineCore:
         """Raises ValueError for what cannot be done; nothing has changed then."""
         now = time.monotonic()
         if isinstance(request, GetSnapshot):
+            if request.promised is not None:
+                self._wishes.promise(request.promised.ttft_seconds, request.promised.tpot_seconds)
             return self._report.snapshot(request.since, now)
         if isinstance(request, Drain):
             self._status.drained = True
@@ -203,6 +215,7 @@ class EngineCore:
                 max_model_len=hello.max_model_len,
                 max_num_seqs=self._options.max_num_seqs,
                 prefill_chunk_tokens=self._options.prefill_chunk_tokens,
+                max_stall_seconds=self._options.max_stall_ms / 1000,
             )
             status.scheduler = Scheduler(limits, kv, self._aggregated)
         else:

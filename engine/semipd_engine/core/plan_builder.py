@@ -15,6 +15,7 @@ from semipd_engine.core.fault_isolation import by_suspicion, is_suspect
 from semipd_engine.core.plans import requests_of
 from semipd_engine.core.request import ConstraintError, Request, RequestState
 from semipd_engine.core.request_table import RequestTable
+from semipd_engine.core.stall_bound import StallBound
 from semipd_engine.core.waiting_queue import WaitingQueue, too_large
 from semipd_engine.ipc.messages import StepPlan
 
@@ -27,6 +28,9 @@ class SchedulerLimits:
     """Most tokens of a step in which prompts take part."""
     max_decode_steps: int = 8
     """Steps of one plan without prompts. A recall ends it earlier."""
+    max_stall_seconds: float = 0.0
+    """Whoever decodes has a step at least so often, and a prompt that is admitted a chunk of a block or more in each
+    step: where prompts share decode's steps their chunks are cut to that. 0: no bound but the tokens of a step."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class PlanBuilder:
         """Requests with a step in flight whose blocks an older row waits for."""
         self._suspect_ran: dict[Phase, bool] = dict.fromkeys(Phase, False)
         """The queue's last plan was a suspect's: the others have the next turn, so that it cannot starve them."""
+        self.stall = StallBound()
         self.preemptions = 0
 
     def parts(self, queue: Phase, states: Collection[RequestState], now: float) -> list[Part]:
@@ -62,11 +67,11 @@ class PlanBuilder:
         others = [r for r in running if not is_suspect(r)]
         parts: list[Part] = []
         if not self._suspect_ran[queue]:
-            parts = self._alone(suspects)
+            parts = self._alone(queue, suspects)
         if not parts:
-            parts = self._together(others, RequestState.PREFILLING in states, now)
+            parts = self._together(queue, others, RequestState.PREFILLING in states, now)
         if not parts:
-            parts = self._alone(suspects)
+            parts = self._alone(queue, suspects)
         if parts:
             self._suspect_ran[queue] = is_suspect(parts[0].request)
         return parts
@@ -74,7 +79,9 @@ class PlanBuilder:
     def steps(self, parts: list[Part]) -> int:
         """How many steps these parts can make without another word from core. Grants their blocks."""
         chunks = any(part.request.state is RequestState.PREFILLING for part in parts)
-        if chunks or any(part.mask for part in parts):
+        first = parts[0].request
+        others_wait = is_suspect(first) and len(self._table.in_state(RequestState.DECODING)) > 1
+        if chunks or others_wait or any(part.mask for part in parts):
             return 1
         remaining = {p.request.id: p.request.sampling.max_tokens - p.request.num_output_tokens for p in parts}
         steps = min(self._limits.max_decode_steps, max(remaining.values()))
@@ -90,15 +97,15 @@ class PlanBuilder:
 
     # ---- who ----------------------------------------------------------------------------------------------------
 
-    def _alone(self, suspects: list[Request]) -> list[Part]:
+    def _alone(self, queue: Phase, suspects: list[Request]) -> list[Part]:
         """The first of them that can run."""
         for request in suspects:
-            part = self._part(request, self._limits.prefill_chunk_tokens)
+            part = self._part(request, self._chunk(queue, request, self._limits.prefill_chunk_tokens))
             if part is not None:
                 return [part]
         return []
 
-    def _together(self, running: list[Request], admit: bool, now: float) -> list[Part]:
+    def _together(self, queue: Phase, running: list[Request], admit: bool, now: float) -> list[Part]:
         """All rows that decode, then chunks in the order of the prompts' turns, within the budget of tokens."""
         parts = [part for part in map(self._decode_part, running) if part is not None]
         # A later row may have preempted an earlier one.
@@ -108,18 +115,37 @@ class PlanBuilder:
         most = self._limits.prefill_chunk_tokens
         budget = min(most, max(most - len(parts), self._table.kv.block_size))  # many rows do not starve the prompts
         prompts = [request for request in running if request.state is RequestState.PREFILLING]
+        taken = 0
         for request in self._waiting.in_turn(prompts, now):
             if is_suspect(request):  # just admitted, again
                 if parts:
                     continue  # its own turn comes, without the others
-                return self._alone([request])
-            part = self._part(request, budget)
+                return self._alone(queue, [request])
+            room = self._chunk(queue, request, most) - taken
+            part = self._part(request, min(budget, room)) if room > 0 else None
             if part is not None:
                 parts.append(part)
+                taken += part.count
                 budget -= part.count
-            if budget == 0:
+            if budget == 0 or room <= 0:
                 break
         return parts
+
+    def _chunk(self, queue: Phase, request: Request, most: int) -> int:
+        """Tokens, at most `most`, of a step with the request's next chunk: as many as those who decode in it have the
+        patience for, and a block in any case."""
+        streams = self._table.in_state(RequestState.DECODING) if queue is Phase.DECODE else []
+        bounds = [
+            self._limits.max_stall_seconds,
+            *(stream.gap_wish or 0.0 for stream in streams if stream is not request),
+        ]
+        if not any(stream is not request for stream in streams) or not any(bounds):
+            return most
+        seconds = min(bound for bound in bounds if bound)
+        if any(map(is_suspect, self._table.running.values())):
+            seconds /= 2  # a suspect's step and one of the others take turns
+        position = request.num_computed_tokens + min(most, request.num_uncomputed_tokens)
+        return min(most, max(self.stall.tokens(seconds, position), self._table.kv.block_size))
 
     def _decode_part(self, request: Request) -> Part | None:
         return self._part(request, 1) if request.state is RequestState.DECODING else None

@@ -24,6 +24,7 @@ from semipd_engine.core.request import RequestState
 from semipd_engine.core.resident_link import ResidentLink
 from semipd_engine.core.routing import Router
 from semipd_engine.core.scheduler import Scheduler
+from semipd_engine.core.wishes import Wishes
 from semipd_engine.ipc.messages import CoreState, ResidentHello
 from semipd_engine.pacing.page import PacingPage
 
@@ -56,6 +57,7 @@ class Report:
     router: Router
     resident: ResidentLink
     observer: Observer
+    wishes: Wishes
     _out_since: float | None = None
 
     def state(self, now: float) -> tuple[EngineState, str]:
@@ -118,6 +120,11 @@ class Report:
             decode_percent=split.decode,
             splits_applied=status.splits_applied,
             kernels=status.last_model.kernels if status.last_model is not None else "",
+            max_stall_seconds=self.options.max_stall_ms / 1000,
+            stalls_prefill=scheduler.stalls[Phase.PREFILL] if scheduler is not None else 0,
+            stalls_decode=scheduler.stalls[Phase.DECODE] if scheduler is not None else 0,
+            wishes_ignored_ttft=self.wishes.ignored["ttft"],
+            wishes_ignored_tpot=self.wishes.ignored["tpot"],
         )
 
     def snapshot(self, since: int, now: float) -> EngineSnapshot:

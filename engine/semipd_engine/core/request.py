@@ -39,7 +39,7 @@ class RequestState(Enum):
     FINISHED = "finished"
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
     id: int
     """Order of arrival; also the engine-internal name of the request."""
@@ -48,7 +48,9 @@ class Request:
     sampling: Sampling
     received_at: float
     patience: float = 0.0
-    """Seconds that it may wait, beside others: `waiting_queue.patience`."""
+    """Seconds that it may wait, beside others: `Wishes.patience`."""
+    gap_wish: float | None = None
+    """Seconds between two tokens that it is to have at most where others share its steps (`Wishes.gap`)."""
     state: RequestState = RequestState.WAITING
     token_ids: list[int] = field(default_factory=list)
     """Prompt and output."""
@@ -64,6 +66,8 @@ class Request:
     """Number of that slot's assignment."""
     constraint: Constraint | None = None
     """What its output must look like."""
+    waits_for: tuple[Request, int] | None = None
+    """While it waits: whose block it waits for, at which index of its own."""
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of the prompt's tokens from the second on, by reported steps."""
     last_prefill_step: int = 0
@@ -73,20 +77,21 @@ class Request:
     scheduled_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
+    last_chunk_at: float | None = None
+    """When a chunk of its prompt was computed last, or it was admitted."""
     finish_reason: str | None = None
     failures: int = 0
     """Plans with this request that ended in a worker's death or an exception since it last got further."""
     crashes: int = 0
     """Those of them in which the worker crashed and ran this request alone."""
 
+    turn: tuple[float, int] = field(init=False)
+    """Prompts are served in this order. It is settled at the arrival: whoever waits is overtaken by those only that
+    come within a bounded time after it."""
+
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_token_ids)
-
-    @property
-    def turn(self) -> tuple[float, int]:
-        """Prompts are served in this order. It is settled at the arrival: whoever waits is overtaken by those only that
-        come within a bounded time after it."""
-        return (self.received_at + self.patience, self.id)
+        self.turn = (self.received_at + self.patience, self.id)
 
     @property
     def num_uncomputed_tokens(self) -> int:

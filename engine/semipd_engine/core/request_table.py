@@ -6,6 +6,7 @@ Knows nothing of plans: who runs next is the scheduler's business.
 from __future__ import annotations
 
 import bisect
+import operator
 from collections.abc import Iterable
 
 from semipd_engine.core.block_pool import BlockAccountingError
@@ -13,11 +14,15 @@ from semipd_engine.core.kv_cache_manager import KVCacheManager, SequenceBlocks
 from semipd_engine.core.request import Request, RequestState
 from semipd_engine.ipc.messages import ENGINE_ERROR, RequestOutput, TokenResult, pack_logprobs
 
+TURN = operator.attrgetter("turn")
+
 
 class RequestTable:
     def __init__(self, kv: KVCacheManager) -> None:
         self.kv = kv
         self.by_id: dict[int, Request] = {}
+        self.running: dict[int, Request] = {}
+        """Those that are admitted: they have blocks and a slot. Few, where `waiting` may be long."""
         self.waiting: list[Request] = []
         """In the order of service; a preempted request returns to its place."""
         self._outputs: list[tuple[Request, RequestOutput]] = []
@@ -28,11 +33,11 @@ class RequestTable:
 
     @property
     def num_running(self) -> int:
-        return len(self.by_id) - len(self.waiting)
+        return len(self.running)
 
     def in_state(self, *states: RequestState) -> list[Request]:
-        """Oldest first."""
-        return sorted((r for r in self.by_id.values() if r.state in states), key=lambda r: r.id)
+        """Of those that are admitted, oldest first."""
+        return sorted((r for r in self.running.values() if r.state in states), key=lambda r: r.id)
 
     def alive(self, ids: Iterable[int]) -> list[Request]:
         return [self.by_id[i] for i in sorted(ids) if i in self.by_id]
@@ -45,18 +50,20 @@ class RequestTable:
 
     def queue(self, request: Request) -> None:
         self.by_id[request.id] = request
-        bisect.insort(self.waiting, request, key=lambda r: r.turn)
+        bisect.insort(self.waiting, request, key=TURN)
 
     def admit(self, request: Request, blocks: SequenceBlocks) -> None:
         """It leaves the queue with its blocks, and takes the lowest slot that nobody has."""
-        taken = {r.slot for r in self.by_id.values() if r.state in (RequestState.PREFILLING, RequestState.DECODING)}
+        taken = {r.slot for r in self.running.values()}
         self._assignments += 1
         request.slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
         request.assignment = self._assignments
         request.blocks = blocks
         request.num_computed_tokens = blocks.num_cached_tokens
         request.state = RequestState.PREFILLING
-        self.waiting.remove(request)
+        request.waits_for = None
+        self._leave_queue(request)
+        self.running[request.id] = request
 
     def accounting(self) -> _Accounting:
         """What goes wrong with the accounts inside is remembered, and costs no request its life."""
@@ -69,21 +76,27 @@ class RequestTable:
         request.state = RequestState.WAITING
         if request.scores_prompt:
             request.prompt_logprobs = []  # they are counted from the prompt's beginning
-        bisect.insort(self.waiting, request, key=lambda r: r.turn)
+        del self.running[request.id]
+        bisect.insort(self.waiting, request, key=TURN)
         with self.accounting():
             self.kv.release(blocks, request.last_steps)
 
     def finish(self, request: Request, reason: str) -> None:
         """Free the blocks and forget the request. The caller emits the last output."""
         if request.state is RequestState.WAITING:
-            self.waiting.remove(request)
-        request.state = RequestState.FINISHED
+            self._leave_queue(request)
+        self.running.pop(request.id, None)
+        request.state, request.waits_for = RequestState.FINISHED, None
         request.finish_reason = reason
         del self.by_id[request.id]
         if request.constraint is not None:
             request.constraint.close()
         with self.accounting():
             self.kv.release(request.blocks, request.last_steps)
+
+    def _leave_queue(self, request: Request) -> None:
+        """Found by its turn: a client of thousands may leave at once."""
+        del self.waiting[bisect.bisect_left(self.waiting, request.turn, key=TURN)]
 
     def fail(self, request: Request, message: str, code: str = ENGINE_ERROR) -> None:
         self.finish(request, "error")

@@ -14,7 +14,7 @@ from semipd_engine.core.block_pool import BlockPool
 from semipd_engine.core.fault_isolation import KILLED, Ending, acquit, blame, suspect
 from semipd_engine.core.kv_cache_manager import KVCacheManager, SequenceBlocks
 from semipd_engine.core.plan_builder import Part, PlanBuilder, SchedulerLimits
-from semipd_engine.core.plans import requests_of, row
+from semipd_engine.core.plans import chunks_of, requests_of, row
 from semipd_engine.core.request import Request, RequestState
 from semipd_engine.core.request_table import RequestTable
 from semipd_engine.ipc.messages import (
@@ -37,6 +37,8 @@ class Scheduler:
         self._builder = PlanBuilder(limits, self.table, self.in_flight)
         self._recall = False
         self.accounting_faults = 0
+        self.stalls = dict.fromkeys(Phase, 0)
+        """Times that a stream had no token, or an admitted prompt no step, for longer than the bound."""
 
     @property
     def preemptions(self) -> int:
@@ -70,13 +72,17 @@ class Scheduler:
             request.sampling = msgspec.structs.replace(request.sampling, max_tokens=room)
         self._recall |= self.aggregated  # the new prompt is seen at the next step boundary
 
-    def abort(self, request_id: int) -> None:
-        """Stop a request in whatever state it is. Its blocks return when no step in flight can touch them."""
+    def abort(self, request_id: int) -> int:
+        """Stop a request in whatever state it is. Its blocks, of which the number is returned, are free when no step in
+        flight can touch them."""
         request = self.table.by_id.get(request_id)
-        if request is not None:
-            self._recall |= request_id in requests_of(self.in_flight.get(Phase.DECODE))
-            self.table.finish(request, "abort")
-            self.table.emit(request)
+        if request is None:
+            return 0
+        held = len(request.blocks.table)
+        self._recall |= request.state is RequestState.DECODING
+        self.table.finish(request, "abort")
+        self.table.emit(request)
+        return held
 
     def aggregate(self, on: bool) -> None:
         """Aggregated operation from the next plan on, or not. Plans in flight go on: each request is in one only."""
@@ -129,8 +135,10 @@ class Scheduler:
         if not steps:
             return None
         seq = self.kv.pool.clocks[queue].plan(steps)
-        for part in parts:
-            part.request.planned(queue, seq + steps - 1)
+        for request in (part.request for part in parts):
+            request.planned(queue, seq + steps - 1)
+            if request.first_token_at is None:  # else it is a stream, perhaps preempted: its next token tells
+                self._note_silence(Phase.PREFILL, request.last_chunk_at, now)
         plan = StepPlan(seq, steps, [row(part.request, part.count, part.mask) for part in parts])
         self.in_flight[queue] = plan
         if queue is Phase.DECODE:
@@ -142,6 +150,8 @@ class Scheduler:
     def book(self, phase: Phase, result: StepResult, now: float) -> None:
         """One step is complete. Results for requests that are gone are dropped."""
         plan = self.in_flight[phase]
+        if phase is Phase.DECODE and result.seconds > 0:
+            self._builder.stall.observe(*chunks_of(plan, result.seq - plan.seq), result.seconds)
         final = plan.seq + plan.max_steps - 1
         last = result.last or result.seq == final
         with self.table.accounting():
@@ -163,6 +173,7 @@ class Scheduler:
                 request.state = RequestState.DECODING
                 self._sampled(request, token, phase, result.seq, now)
             elif result.seq == plan.seq and part.sampling is None:
+                request.last_chunk_at = now
                 self._computed(request, part.start + len(part.tokens))
 
     def _computed(self, request: Request, num_tokens: int) -> None:
@@ -173,10 +184,12 @@ class Scheduler:
 
     def _sampled(self, request: Request, result: TokenResult, phase: Phase, step: int, now: float) -> None:
         request.token_ids.append(result.token)
-        request.last_token_at = now
         first = request.first_token_at is None
         if first:
             request.first_token_at = now
+        else:
+            self._note_silence(Phase.DECODE, request.last_token_at, now)
+        request.last_token_at = now
         if result.token in request.sampling.stop_token_ids:
             reason: str | None = "stop"
         else:
@@ -185,6 +198,11 @@ class Scheduler:
             request.planned(phase, step)  # a row that has ended is not touched by the plan's later steps
             self.table.finish(request, reason)
         self.table.emit(request, token=result, first=first)
+
+    def _note_silence(self, phase: Phase, since: float | None, now: float) -> None:
+        """Something of that phase goes on, of which nothing was done since then."""
+        bound = self.limits.max_stall_seconds
+        self.stalls[phase] += bool(bound) and since is not None and now - since > bound
 
     # ---- trouble -------------------------------------------------------------------------------------------------
 

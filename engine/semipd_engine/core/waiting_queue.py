@@ -1,4 +1,4 @@
-"""Which waiting prompt is admitted, and when: in the order of their turns (`patience`), its blocks reserved whole.
+"""Which waiting prompt is admitted, and when: in the order of their turns (`Request.turn`), its blocks reserved whole.
 
 Whole, so that partial prefills cannot deadlock against decode. A prompt whose next block somebody else is computing
 right now waits for that block instead of computing it a second time; those behind it go on. Knows nothing of plans.
@@ -6,36 +6,26 @@ right now waits for that block instead of computing it a second time; those behi
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Iterator
 
 from semipd_engine.core.fault_isolation import is_suspect
 from semipd_engine.core.kv_cache_manager import KVCacheManager, extend_digests
 from semipd_engine.core.request import Request, RequestState
-from semipd_engine.core.request_table import RequestTable
+from semipd_engine.core.request_table import TURN, RequestTable
 
-USUAL_TARGET = 1.0
-"""Seconds: the time to the first token that a request without a word of its own is taken to want."""
-LONGEST_TARGET = 30.0
-PRIORITY_SECONDS = 10.0
-"""A step of priority counts as so much earlier an arrival: it wins for a time, never for ever."""
-MOST_PRIORITY = 6
-
-
-def patience(priority: int = 0, ttft_target: float | None = None) -> float:
-    """Seconds that a request may wait beside others: who came earlier, and may wait no longer, goes first.
-
-    Between -61 and 89, so that nobody is overtaken by what arrives 150 s after it: that is the ageing. Equal words mean
-    first come, first served. Without a word 0, which stands for `USUAL_TARGET`.
-    """
-    target = USUAL_TARGET if ttft_target is None else min(LONGEST_TARGET, ttft_target)
-    return target - USUAL_TARGET + PRIORITY_SECONDS * max(-MOST_PRIORITY, min(MOST_PRIORITY, priority))
+LOOKED_AT = 2048
+"""Work on waiting prompts for one plan, in blocks that are hashed, one prompt's excepted: everybody waits meanwhile."""
+LOOK = 8
+"""What it costs to look for a prompt's next block the first time."""
+FOUND_FOR_ONE, SHARED_FOR_ONE = 8, 2
+"""So many blocks are found in the cache, or shared, while one is hashed."""
 
 
 class WaitingQueue:
     def __init__(self, table: RequestTable, max_num_seqs: int) -> None:
         self._table = table
         self._max_num_seqs = max_num_seqs
+        self._looked_at = 0
 
     @property
     def _kv(self) -> KVCacheManager:
@@ -44,18 +34,19 @@ class WaitingQueue:
     def in_turn(self, prompts: Iterable[Request], now: float) -> Iterator[Request]:
         """`prompts` that are admitted already and those that wait, in the order of their turns. One that waits is
         admitted when its turn comes, as long as somebody asks. What can never run is answered with an error."""
-        full = False
-        waiting = list(self._table.waiting)
-        for request in heapq.merge(sorted(prompts, key=_turn), waiting, key=_turn):
-            if request.state is RequestState.PREFILLING:
-                yield request
+        admitted = sorted(prompts, key=TURN)
+        self._looked_at = 0
+        for request in list(self._table.waiting):
+            while admitted and admitted[0].turn < request.turn:
+                yield admitted.pop(0)
+            if self._table.num_running >= self._max_num_seqs or self._looked_at > LOOKED_AT:
+                break
+            if not self._may_begin(request):
                 continue
-            if full or self._table.num_running >= self._max_num_seqs or not self._may_begin(request):
-                continue
-            if self._admit(request, now):
-                yield request
-            else:
-                full = True  # nobody passes one whose blocks are not there
+            if not self._admit(request, now):
+                break  # nobody passes one whose blocks are not there
+            yield request
+        yield from admitted
 
     def _may_begin(self, request: Request) -> bool:
         if self._kv.blocks_for(len(request.token_ids)) > self._kv.pool.num_blocks:
@@ -63,7 +54,9 @@ class WaitingQueue:
             return False
         if not self._kv.prefix_caching:
             return True
+        before = len(request.digests)
         extend_digests(request.digests, request.token_ids, self._kv.block_size, request.cache_salt)
+        self._looked_at += len(request.digests) - before
         return request.scores_prompt or not self._is_being_computed(request)
 
     def _admit(self, request: Request, now: float) -> bool:
@@ -72,9 +65,10 @@ class WaitingQueue:
         blocks = self._kv.admit(digests, len(request.token_ids), reserve=self._table.num_running)
         if blocks is None:
             return False
+        self._looked_at += LOOK + blocks.num_published // SHARED_FOR_ONE
         self._table.admit(request, blocks)
         if request.scheduled_at is None:
-            request.scheduled_at = now
+            request.scheduled_at = request.last_chunk_at = now
             request.cached_tokens = blocks.num_cached_tokens
         return True
 
@@ -82,20 +76,32 @@ class WaitingQueue:
         """Will the first block that the prefix cache lacks for this prompt be there soon?
 
         A digest stands for all tokens up to its block's end, so it is looked for at one index only. A suspect is not
-        waited for: it may never get further.
+        waited for: it may never get further. Of many that wait for the same, each is looked up once, not in each plan.
         """
+        if request.waits_for is not None:
+            other, index = request.waits_for
+            if _computes(other, request, index) and self._kv.pool.find(request.digests[index]) is None:
+                return True
+            request.waits_for = None
         index = self._kv.cached_blocks(request.digests, len(request.token_ids))
+        self._looked_at += LOOK + index // FOUND_FOR_ONE
         if index >= self._kv.shareable_blocks(len(request.token_ids)):
             return False
-        return any(
-            other.digests[index] == request.digests[index]
-            for other in self._table.in_state(RequestState.PREFILLING)
-            if index < len(other.digests) and not is_suspect(other)
-        )
+        for other in self._table.in_state(RequestState.PREFILLING):
+            if _computes(other, request, index):
+                request.waits_for = (other, index)
+                return True
+        return False
 
 
-def _turn(request: Request) -> tuple[float, int]:
-    return request.turn
+def _computes(other: Request, request: Request, index: int) -> bool:
+    """Is `other` on its way to the block at `index` of `request`?"""
+    return (
+        other.state is RequestState.PREFILLING
+        and index < len(other.digests)
+        and other.digests[index] == request.digests[index]
+        and not is_suspect(other)
+    )
 
 
 def too_large(kv: KVCacheManager, num_tokens: int) -> str:

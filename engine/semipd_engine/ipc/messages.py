@@ -60,6 +60,8 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add"):
     """The smaller, the sooner (vLLM's)."""
     ttft_target: float | None = None
     """Seconds from receipt within which the client wants the first token; None: it has not said."""
+    tpot_target: float | None = None
+    """Seconds for a token after the first, on average, that the client wants at most; None: it has not said."""
     grammar: str = ""
     """What the output must look like, as llguidance has it; empty: anything. It ends with an end-of-sequence id."""
 
@@ -164,6 +166,15 @@ class CoreState(msgspec.Struct, frozen=True, tag="state"):
     decode_percent: int = 100
     splits_applied: int = 0
     kernels: str = ""
+    max_stall_seconds: float = 0.0
+    """The bound on a stream's wait for a step with prompts in it; 0: there is none. Beyond it ..."""
+    stalls_prefill: int = 0
+    """... times that an admitted prompt had no step for so long ..."""
+    stalls_decode: int = 0
+    """... and that a stream had no token."""
+    wishes_ignored_ttft: int = 0
+    wishes_ignored_tpot: int = 0
+    """Wishes of clients in the place of which something else stood."""
 
 
 ApiToCore = AddRequest | AbortRequest | Rejected

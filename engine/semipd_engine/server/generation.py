@@ -108,7 +108,7 @@ class Generation:
             raise self._error
         metrics = self._all.metrics
         metrics.observe("vllm:request_params_n", n)
-        order = (self._terms.priority, self._terms.ttft_target)
+        order = (self._terms.priority, self._terms.ttft_target, self._terms.tpot_target)
         for prompt, sampling in prompts:
             for repeat in range(n):
                 index = len(self.sequences)
@@ -241,6 +241,8 @@ class Generation:
         if sequence.output_tokens > 1:
             mean = (last - first) / (sequence.output_tokens - 1)
             metrics.observe("vllm:request_time_per_output_token_seconds", mean)
+            if self._terms.tpot_target is not None and mean > self._terms.tpot_target:
+                metrics.count("semipd_tpot_target_misses_total")
         if scheduled is not None:
             metrics.observe("vllm:request_queue_time_seconds", scheduled - self.received_at)
             metrics.observe("vllm:request_prefill_time_seconds", first - scheduled)

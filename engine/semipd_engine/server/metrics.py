@@ -136,6 +136,24 @@ METRICS: tuple[Metric, ...] = (
         "Sequences whose first token came later than their own x-slo-ttft-ms.",
     ),
     Metric(
+        "semipd_tpot_target_misses_total",
+        "counter",
+        "Sequences that took longer for a token, on average, than their own x-slo-tpot-ms.",
+    ),
+    Metric(
+        "semipd_slo_wishes_ignored_total",
+        "counter",
+        "Wishes (x-slo-ttft-ms, x-slo-tpot-ms) that were stricter than the SLO, or that nothing can serve.",
+        ("slo",),
+    ),
+    Metric("semipd_max_stall_seconds", "gauge", "The bound of --max-stall-ms; 0: there is none."),
+    Metric(
+        "semipd_stalls_total",
+        "counter",
+        "Times that a stream had no token (decode), or an admitted prompt no step (prefill), for longer than that.",
+        ("phase",),
+    ),
+    Metric(
         "semipd_expired_requests_total",
         "counter",
         "Requests that were ended because their time was over (x-request-timeout-ms, --request-timeout).",
@@ -165,7 +183,7 @@ class EngineMetrics:
         self._collectors: dict[str, Collector] = {}
         for metric in METRICS:
             self._collectors[metric.name] = self._create(metric)
-        self._seen: dict[str, int] = {}
+        self._seen: dict[tuple[str, ...], int] = {}
 
     def _create(self, metric: Metric) -> Collector:
         labels = ("model_name", *metric.labels)
@@ -214,15 +232,21 @@ class EngineMetrics:
             self.set("semipd_kv_blocks", getattr(state, f"blocks_{name}"), name)
         self.set("semipd_partition_percent", state.prefill_percent, "prefill", "in_force")
         self.set("semipd_partition_percent", state.decode_percent, "decode", "in_force")
-        for name, total in (
-            ("vllm:prefix_cache_queries_total", state.prefix_queries_tokens),
-            ("vllm:prefix_cache_hits_total", state.prefix_hits_tokens),
-            ("vllm:num_preemptions_total", state.preemptions),
-            ("semipd_kv_accounting_faults_total", state.accounting_faults),
-            ("semipd_splits_applied_total", state.splits_applied),
+        self.set("semipd_max_stall_seconds", state.max_stall_seconds)
+        for series, total in (
+            (("vllm:prefix_cache_queries_total",), state.prefix_queries_tokens),
+            (("vllm:prefix_cache_hits_total",), state.prefix_hits_tokens),
+            (("vllm:num_preemptions_total",), state.preemptions),
+            (("semipd_kv_accounting_faults_total",), state.accounting_faults),
+            (("semipd_splits_applied_total",), state.splits_applied),
+            (("semipd_stalls_total", "prefill"), state.stalls_prefill),
+            (("semipd_stalls_total", "decode"), state.stalls_decode),
+            (("semipd_slo_wishes_ignored_total", "ttft"), state.wishes_ignored_ttft),
+            (("semipd_slo_wishes_ignored_total", "tpot"), state.wishes_ignored_tpot),
         ):
-            self.count(name, max(0, total - self._seen.get(name, 0)))
-            self._seen[name] = total
+            name, *labels = series
+            self.count(name, max(0, total - self._seen.get(series, 0)), *labels)
+            self._seen[series] = total
 
     def _show_info(self, name: str, known: object, *labels: str) -> None:
         """One series only, once it is `known`: the labels are the information."""

@@ -13,6 +13,7 @@ from semipd_engine.server.errors import bad_request
 
 TIMEOUT_HEADER = "x-request-timeout-ms"
 TTFT_HEADERS = ("x-slo-ttft-ms", "x-llm-d-slo-ttft-ms")
+TPOT_HEADERS = ("x-slo-tpot-ms", "x-llm-d-slo-tpot-ms")
 _MILLISECONDS = re.compile(r"[0-9]{1,9}")
 
 
@@ -22,6 +23,8 @@ class Terms:
     """Seconds from receipt after which the request is ended; None: it may take what it takes."""
     ttft_target: float | None = None
     """Seconds from receipt within which the client wants its first token; None: it has not said."""
+    tpot_target: float | None = None
+    """Seconds for a token after the first that the client wants at most, on average; None: it has not said."""
     priority: int = 0
     """As vLLM's: the smaller, the sooner."""
 
@@ -32,8 +35,13 @@ def read_terms(headers: Mapping[str, str], priority: int | None, longest: float)
     Raises `ApiError` (400).
     """
     limits = [limit for limit in (_seconds(headers, TIMEOUT_HEADER), longest) if limit]
-    targets = [target for name in TTFT_HEADERS if (target := _seconds(headers, name))]
-    return Terms(min(limits, default=None), min(targets, default=None), priority or 0)
+    return Terms(
+        min(limits, default=None), _strictest(headers, TTFT_HEADERS), _strictest(headers, TPOT_HEADERS), priority or 0
+    )
+
+
+def _strictest(headers: Mapping[str, str], names: tuple[str, ...]) -> float | None:
+    return min((target for name in names if (target := _seconds(headers, name))), default=None)
 
 
 def _seconds(headers: Mapping[str, str], name: str) -> float | None:

@@ -126,6 +126,17 @@ def test_priority_and_a_wished_time_to_the_first_token_reach_core(api: Api) -> N
     assert api.complete("The", priority="high").json()["error"]["param"] == "priority"
 
 
+def test_a_wished_time_per_token_reaches_core_and_is_counted_when_missed(api: Api) -> None:
+    api.core.seconds_per_token = 0.05
+    body = {"prompt": "The", "max_tokens": 4, "ignore_eos": True}
+    for headers in ({"x-slo-tpot-ms": "1"}, {"x-llm-d-slo-tpot-ms": "60000"}, {}):
+        assert api.client.post("/v1/completions", json=body, headers=headers).status_code == 200
+    assert [add.tpot_target for add in api.core.added] == [0.001, 60.0, None]
+    assert 'semipd_tpot_target_misses_total{model_name="letters"} 1.0' in api.metrics()
+    refused = api.client.post("/v1/completions", json=body, headers={"x-slo-tpot-ms": "-1"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-slo-tpot-ms")
+
+
 def test_requests_reach_core_in_their_order(start_api: StartApi) -> None:
     """Bodies of like size do: a long prompt, tokenised in a thread, is overtaken by a short one that came later."""
     api = start_api()

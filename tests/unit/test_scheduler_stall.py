@@ -1,0 +1,203 @@
+"""Nobody starves where prompts share decode's steps: streams have a token within a bound, prompts a block a step."""
+
+from __future__ import annotations
+
+import random
+import signal
+from dataclasses import dataclass
+
+import pytest
+
+from semipd_engine.contract import Phase
+from semipd_engine.core.block_pool import BlockPool
+from semipd_engine.core.fault_isolation import Ending, is_suspect
+from semipd_engine.core.kv_cache_manager import KVCacheManager
+from semipd_engine.core.plan_builder import SchedulerLimits
+from semipd_engine.core.request import Request, RequestState
+from semipd_engine.core.scheduler import Scheduler
+from semipd_engine.core.stall_bound import StallBound
+from semipd_engine.ipc.messages import Row, Sampling, StepPlan, StepResult, TokenResult
+
+pytestmark = pytest.mark.unit
+
+BLOCK = 16
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a step costs, seconds."""
+
+    rest: float = 0.04
+    row: float = 0.0
+    token: float = 0.0025
+    position: float = 0.0
+    """For a token at a position, beside `token`: attention."""
+
+    def seconds(self, plan: StepPlan) -> float:
+        return self.rest + sum(map(self._row, plan.rows))
+
+    def _row(self, row: Row) -> float:
+        count = len(row.tokens)
+        return self.row + count * (self.token + self.position * (row.start + count / 2))
+
+
+class Bench:
+    """One process for both phases, on a device that takes the time it is said to take."""
+
+    def __init__(self, device: Device, limits: SchedulerLimits, num_blocks: int = 2000) -> None:
+        self.device, self.now, self.count = device, 0.0, 0
+        self.scheduler = Scheduler(limits, KVCacheManager(BlockPool(num_blocks), BLOCK), aggregated=True)
+
+    def add(self, prompt: list[int], max_tokens: int, gap_wish: float | None = None) -> Request:
+        self.count += 1
+        sampling = Sampling(max_tokens=max_tokens)
+        request = Request(self.count, str(self.count), prompt, sampling, received_at=self.now, gap_wish=gap_wish)
+        self.scheduler.add(request)
+        return request
+
+    def plan(self) -> StepPlan | None:
+        return self.scheduler.plan(Phase.DECODE, self.now)
+
+    def next(self) -> StepPlan:
+        plan = self.plan()
+        assert plan is not None
+        return plan
+
+    def stream(self, gap_wish: float | None = None, max_tokens: int = 100) -> Request:
+        """One that has decoded by itself for a step."""
+        request = self.add([1], max_tokens, gap_wish)
+        while request.num_output_tokens < 2:
+            self.run(self.next())
+        return request
+
+    def run(self, plan: StepPlan, noise: float = 1.0) -> float:
+        """The plan's first step, after which it is recalled. Returns the seconds that it took."""
+        seconds = self.device.seconds(plan) * noise
+        self.now += seconds
+        tokens = [TokenResult(row.request, 7) for row in plan.rows if row.sampling is not None]
+        self.scheduler.book(Phase.DECODE, StepResult(plan.seq, tokens, last=True, seconds=seconds), self.now)
+        self.scheduler.take_outputs()
+        return seconds
+
+
+def prompt_tokens(plan: StepPlan) -> int:
+    return sum(len(row.tokens) for row in plan.rows if len(row.tokens) > 1)
+
+
+# ---- random schedules ------------------------------------------------------------------------------------------------
+
+
+def check_schedule(seed: int) -> tuple[int, int]:
+    """A random device, bound, pool and load. Returns the steps in which a stream waited for a prompt, and those of them
+    whose chunks were longer than a block."""
+    rng = random.Random(seed)
+    token = rng.uniform(1e-4, 4e-3)
+    device = Device(rng.uniform(1e-3, 0.05), token * rng.random(), token, token * rng.random() / 4096)
+    bound = rng.uniform(0.15, 1.0)
+    limits = SchedulerLimits(4096, rng.choice((2, 4, 8)), rng.choice((64, 256, 1024)), max_stall_seconds=bound)
+    bench = Bench(device, limits, num_blocks=rng.choice((80, 200, 600)))
+    table = bench.scheduler.table
+    shared = [rng.randrange(1000) for _ in range(800)]
+    waited = cut = 0
+    for _ in range(rng.randrange(8, 24)):
+        while len(table.by_id) < limits.max_num_seqs + 1 and rng.random() < 0.6:
+            own = [rng.randrange(1000) for _ in range(rng.choice((1, 20, 200, 1000)))]
+            bench.add(shared[: rng.choice((0, 400, 800))] * rng.randrange(2) + own, rng.randrange(1, 12))
+        before = table.in_state(RequestState.DECODING)
+        plan = bench.plan()
+        if plan is None:
+            continue
+        rows = {row.request: row for row in plan.rows}
+        streams = [stream for stream in before if stream.state is RequestState.DECODING]
+        suspects = [request for request in table.running.values() if is_suspect(request)]
+        if not any(request.id in rows for request in suspects):
+            assert all(stream.id in rows for stream in streams if stream not in suspects), "each stream has its token"
+            prompts = [p for p in table.in_state(RequestState.PREFILLING) if p not in suspects]
+            for prompt in sorted(prompts, key=lambda p: p.turn)[:1]:
+                count = len(rows[prompt.id].tokens)
+                assert count == prompt.num_uncomputed_tokens or count >= min(BLOCK, limits.prefill_chunk_tokens)
+        if rng.random() < 0.02:
+            bench.scheduler.worker_lost(Phase.DECODE, Ending(-signal.SIGSEGV))
+            continue
+        seconds = bench.run(plan, noise=rng.uniform(0.97, 1.03))
+        others = [stream for stream in streams if len(plan.rows) > 1 or stream.id not in rows]
+        if others and prompt_tokens(plan):
+            most = bound / 2 if suspects else bound
+            waited += 1
+            cut += prompt_tokens(plan) > BLOCK
+            assert seconds <= most or prompt_tokens(plan) <= BLOCK, (seed, seconds, most, prompt_tokens(plan))
+    return waited, cut
+
+
+def test_the_bound_holds_both_ways_in_random_schedules() -> None:
+    """`make test-long` tries 10^5 of them."""
+    waited, cut = map(sum, zip(*map(check_schedule, range(1000)), strict=True))
+    assert waited > 3000 and cut > 1000
+
+
+# ---- one at a time ---------------------------------------------------------------------------------------------------
+
+
+def test_a_chunk_is_cut_to_what_the_streams_have_patience_for_and_whole_without_them() -> None:
+    bench = Bench(Device(), SchedulerLimits(4096, 8, 1024, max_stall_seconds=0.5))
+    bench.add(list(range(1024)), 1)
+    plan = bench.next()
+    assert prompt_tokens(plan) == 1024, "nobody decodes"
+    bench.run(plan)
+    bench.stream()
+    bench.add(list(range(2000, 4000)), 1)
+    steps = []
+    while prompt_tokens(plan := bench.next()):
+        steps.append(bench.run(plan))
+    assert max(steps) < 0.5 and len(steps) > 4
+    assert sorted(steps)[len(steps) // 2] > 0.35, "the bound is used"
+    assert bench.scheduler.stalls == {Phase.PREFILL: 0, Phase.DECODE: 0}
+
+
+def test_a_prompt_has_a_block_in_each_step_however_slow_the_device_and_what_is_late_is_counted() -> None:
+    bench = Bench(Device(token=0.1), SchedulerLimits(4096, 8, 256, max_stall_seconds=0.2))
+    bench.stream()
+    bench.add(list(range(64)), 2)
+    sizes = []
+    while prompt_tokens(plan := bench.next()):
+        sizes.append(prompt_tokens(plan))
+        bench.run(plan)
+    assert sizes == [BLOCK] * 4
+    assert bench.scheduler.stalls == {Phase.PREFILL: 0, Phase.DECODE: 4}
+
+
+def test_no_bound_cuts_nothing() -> None:
+    bench = Bench(Device(token=1.0), SchedulerLimits(4096, 8, 256))
+    bench.stream()
+    bench.add(list(range(600)), 2)
+    assert prompt_tokens(bench.next()) == 255
+    assert bench.scheduler.stalls[Phase.DECODE] == 0
+
+
+def test_a_wish_for_the_time_per_token_is_a_bound_as_long_as_its_stream_decodes() -> None:
+    bench = Bench(Device(), SchedulerLimits(4096, 8, 1024, max_stall_seconds=1.0))
+    stream = bench.stream(gap_wish=0.2, max_tokens=6)
+    bench.add([2], 100)
+    bench.add(list(range(4000)), 2)
+    during, after = [], []
+    while len((plan := bench.next()).rows) > 1:
+        decodes = stream.state is RequestState.DECODING
+        (during if decodes else after).append(bench.run(plan))
+    assert max(during) < 0.2 and 0.5 < max(after) < 1.0
+
+
+def test_what_was_seen_at_lower_positions_bounds_what_is_ahead() -> None:
+    stall = StallBound()
+    assert stall.tokens(1.0, 100) == 0, "nothing is known yet"
+    stall.observe(0, 0, seconds=0.1)
+    stall.observe(100, 100, seconds=0.2)  # a millisecond each
+    assert stall.tokens(1.0, 100) == pytest.approx(700, abs=1)
+    assert stall.tokens(1.0, 600) == pytest.approx(350, abs=1)
+    assert stall.tokens(1.0, 5000) == pytest.approx(700 // 16, abs=1)
+    stall.observe(100, 600, seconds=0.25)
+    assert stall.tokens(1.0, 600) == pytest.approx(466, abs=1)
+    stall.observe(100, 100, seconds=0.4)  # slower is believed at once
+    assert stall.tokens(1.0, 100) == pytest.approx(233, abs=1)
+    stall.observe(100, 100, seconds=0.2)
+    assert stall.tokens(1.0, 100) == pytest.approx(251, abs=1), "faster by and by"
+    assert stall.tokens(0.1, 100) == 0
