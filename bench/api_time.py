@@ -22,7 +22,7 @@ from tests.engine.proc import cpu_seconds
 from e2e.lib.models import smollm2
 from e2e.lib.process import running
 from semipd_engine.ipc import frames
-from semipd_engine.ipc.messages import AbortRequest, AddRequest, ApiToCore, CoreState, Outputs, RequestOutput
+from semipd_engine.ipc.requests import AbortRequest, AddRequest, ApiToCore, CoreState, Outputs, RequestOutput
 
 HELLO = CoreState(ready=True, state="ready", admitting=True, max_model_len=8192, blocks_total=1000, blocks_free=1000)
 

@@ -22,7 +22,8 @@ import torch
 
 from e2e.lib.models import random_model
 from semipd_engine.cards.registry import read_card
-from semipd_engine.ipc.messages import Row, Sampling, StepPlan
+from semipd_engine.ipc.steps import Row, StepPlan
+from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.kernels import choose
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.model.cuts import StageLoop, rates_of

@@ -153,7 +153,7 @@ def our_scores(model: Path, windows: Sequence[Sequence[int]]) -> Iterator[float]
     import torch
 
     from semipd_engine.cards.registry import read_card
-    from semipd_engine.ipc.messages import Row, StepPlan
+    from semipd_engine.ipc.steps import Row, StepPlan
     from semipd_engine.kernels import choose
     from semipd_engine.memory.kv_pool import KVPool
     from semipd_engine.model.decoder import Decoder

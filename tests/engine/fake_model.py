@@ -12,7 +12,8 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator
 
-from semipd_engine.ipc.messages import StepPlan, StepResult, TargetScores, TokenLogprobs, TokenResult
+from semipd_engine.ipc.steps import StepPlan, StepResult, TargetScores, TokenResult
+from semipd_engine.ipc.tokens import TokenLogprobs
 from semipd_engine.memory.layout import KVComponent, KVLayout
 from semipd_engine.pacing.quantum import Pacer
 

@@ -27,7 +27,7 @@ from tests.engine.fake_model import VOCABULARY, FakeRunner, layout
 
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.contract import EngineOptions, Phase
-from semipd_engine.ipc.messages import StepPlan, StepResult
+from semipd_engine.ipc.steps import StepPlan, StepResult
 from semipd_engine.memory.kv_size import MemoryGrant, available_memory
 from semipd_engine.pacing.quantum import Pacer
 from semipd_engine.resident import resident

@@ -30,15 +30,8 @@ from semipd_engine.contract import (
     WorkerReport,
 )
 from semipd_engine.ipc.frames import BlockingChannel, ChannelClosed
-from semipd_engine.ipc.messages import (
-    AbortRequest,
-    AddRequest,
-    CoreState,
-    CoreToApi,
-    Outputs,
-    Sampling,
-    unpack_logprobs,
-)
+from semipd_engine.ipc.requests import AbortRequest, AddRequest, CoreState, CoreToApi, Outputs
+from semipd_engine.ipc.tokens import Sampling, unpack_logprobs
 
 FAKE_RESIDENT = "tests.engine.fake_resident"
 TORCH_RESIDENT = "semipd_engine.resident"

@@ -16,13 +16,8 @@ import torch
 
 from e2e.lib.reference import reference
 from semipd_engine.cards.registry import read_card
-from semipd_engine.ipc.messages import (
-    Row,
-    Sampling,
-    StepPlan,
-    StepResult,
-    TokenResult,
-)
+from semipd_engine.ipc.steps import Row, StepPlan, StepResult, TokenResult
+from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.kernels import Kernels, choose
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.model.checkpoint import settle_ties

@@ -18,7 +18,7 @@ from tests.engine.model_driver import (
 
 from e2e.lib import models
 from e2e.lib.reference import reference
-from semipd_engine.ipc.messages import Sampling
+from semipd_engine.ipc.tokens import Sampling
 
 EDGES = [
     1,

@@ -15,7 +15,8 @@ from tests.engine.model_driver import Driver, assert_equal_to_reference, greedy,
 from torch.overrides import TorchFunctionMode
 
 from e2e.lib import models
-from semipd_engine.ipc.messages import Row, Sampling, StepPlan
+from semipd_engine.ipc.steps import Row, StepPlan
+from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.worker.input_batch import PlanError
 from semipd_engine.worker.model_runner import NotFiniteError
 

@@ -12,7 +12,7 @@ from tests.engine.harness import Engine, engine_for
 from tests.engine.load import Load
 
 from semipd_engine.core.fault_isolation import ISOLATE_AFTER, LONE_CRASHES
-from semipd_engine.ipc.messages import WORKER_CRASHED
+from semipd_engine.ipc.requests import WORKER_CRASHED
 
 pytestmark = pytest.mark.engine
 

@@ -7,13 +7,9 @@ from semipd_engine.core.kv_cache_manager import KVCacheManager
 from semipd_engine.core.plan_builder import SchedulerLimits
 from semipd_engine.core.request import Request
 from semipd_engine.core.scheduler import Scheduler
-from semipd_engine.ipc.messages import (
-    RequestOutput,
-    Sampling,
-    StepPlan,
-    StepResult,
-    TokenResult,
-)
+from semipd_engine.ipc.requests import RequestOutput
+from semipd_engine.ipc.steps import StepPlan, StepResult, TokenResult
+from semipd_engine.ipc.tokens import Sampling
 
 
 def scheduler(num_blocks: int = 100, block_size: int = 4, chunk: int = 8, max_num_seqs: int = 8) -> Scheduler:

@@ -22,7 +22,8 @@ from semipd_engine.core.plan_builder import SchedulerLimits
 from semipd_engine.core.plans import requests_of
 from semipd_engine.core.request import Request, RequestState
 from semipd_engine.core.scheduler import Scheduler
-from semipd_engine.ipc.messages import Sampling, StepPlan, StepResult, unpack_logprobs
+from semipd_engine.ipc.steps import StepPlan, StepResult
+from semipd_engine.ipc.tokens import Sampling, unpack_logprobs
 from semipd_engine.pacing.quantum import Unpaced
 
 BLOCK = 4

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from semipd_engine.contract import Observation, Phase, Split
 from semipd_engine.core.observation import KINDS_KEPT, Limits, Observer, StepSize
 from semipd_engine.core.request import Request, RequestState
-from semipd_engine.ipc.messages import Sampling
+from semipd_engine.ipc.tokens import Sampling
 
 pytestmark = pytest.mark.unit
 ONE = StepSize(rows=1, tokens=1, context=100)

@@ -35,7 +35,9 @@ from semipd_engine.core.request import Request, RequestState
 from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.wishes import Wishes
 from semipd_engine.ipc.frames import encode
-from semipd_engine.ipc.messages import AbortRequest, AddRequest, Sampling, StepResult, TokenResult
+from semipd_engine.ipc.requests import AbortRequest, AddRequest
+from semipd_engine.ipc.steps import StepResult, TokenResult
+from semipd_engine.ipc.tokens import Sampling
 
 pytestmark = pytest.mark.unit
 

@@ -8,20 +8,9 @@ import socket
 import pytest
 
 from semipd_engine.ipc.frames import BlockingChannel, ChannelClosed, Decoder, FrameError, encode
-from semipd_engine.ipc.messages import (
-    AbortRequest,
-    AddRequest,
-    ApiToCore,
-    CoreToApi,
-    Outputs,
-    RequestOutput,
-    ResidentToCore,
-    Sampling,
-    Spawned,
-    TokenLogprobs,
-    pack_logprobs,
-    unpack_logprobs,
-)
+from semipd_engine.ipc.requests import AbortRequest, AddRequest, ApiToCore, CoreToApi, Outputs, RequestOutput
+from semipd_engine.ipc.tokens import Sampling, TokenLogprobs, pack_logprobs, unpack_logprobs
+from semipd_engine.ipc.workers import ResidentToCore, Spawned
 
 pytestmark = pytest.mark.unit
 

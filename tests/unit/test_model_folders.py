@@ -21,7 +21,8 @@ from semipd_engine.cards.model_card import load_model_card
 from semipd_engine.cards.registry import parse_card
 from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.hub.check import refusal
-from semipd_engine.ipc.messages import RequestOutput, Sampling
+from semipd_engine.ipc.requests import RequestOutput
+from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.server.params import resolve
 from semipd_engine.server.protocol import CompletionRequest
 from semipd_engine.server.sequence import Sequence, TextOptions

@@ -9,7 +9,7 @@ import random
 import pytest
 import torch
 
-from semipd_engine.ipc.messages import Sampling
+from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.kernels import ReferenceKernels
 from semipd_engine.sampling.sampler import SamplingRow, sample, token_logprobs, uniform
 

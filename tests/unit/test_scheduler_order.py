@@ -11,7 +11,8 @@ from semipd_engine.core.plan_builder import SchedulerLimits
 from semipd_engine.core.request import Request, RequestState
 from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.wishes import Wishes
-from semipd_engine.ipc.messages import Sampling, StepResult, TokenResult
+from semipd_engine.ipc.steps import StepResult, TokenResult
+from semipd_engine.ipc.tokens import Sampling
 
 pytestmark = pytest.mark.unit
 CHUNK = 8

@@ -7,10 +7,7 @@ from tests.unit.scheduler_bench import add, decode, done, outputs, prefill, sche
 
 from semipd_engine.contract import Phase
 from semipd_engine.core.request import RequestState
-from semipd_engine.ipc.messages import (
-    StepResult,
-    TokenResult,
-)
+from semipd_engine.ipc.steps import StepResult, TokenResult
 
 pytestmark = pytest.mark.unit
 

@@ -9,15 +9,8 @@ from tests.unit.scheduler_bench import add, decode, done, prefill, scheduler
 
 from semipd_engine.contract import Phase
 from semipd_engine.core.request import Request
-from semipd_engine.ipc.messages import (
-    Sampling,
-    StepPlan,
-    StepResult,
-    TargetScores,
-    TokenLogprobs,
-    TokenResult,
-    unpack_logprobs,
-)
+from semipd_engine.ipc.steps import StepPlan, StepResult, TargetScores, TokenResult
+from semipd_engine.ipc.tokens import Sampling, TokenLogprobs, unpack_logprobs
 
 pytestmark = pytest.mark.unit
 

@@ -16,7 +16,8 @@ from semipd_engine.core.plan_builder import SchedulerLimits
 from semipd_engine.core.request import Request, RequestState
 from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.stall_bound import StallBound
-from semipd_engine.ipc.messages import Row, Sampling, StepPlan, StepResult, TokenResult
+from semipd_engine.ipc.steps import Row, StepPlan, StepResult, TokenResult
+from semipd_engine.ipc.tokens import Sampling
 
 pytestmark = pytest.mark.unit
 

@@ -14,9 +14,7 @@ from semipd_engine.core.fault_isolation import GIVE_UP_AFTER, ISOLATE_AFTER, LON
 from semipd_engine.core.kv_cache_manager import KVCacheManager
 from semipd_engine.core.plans import requests_of
 from semipd_engine.core.request import RequestState
-from semipd_engine.ipc.messages import (
-    StepFailed,
-)
+from semipd_engine.ipc.steps import StepFailed
 
 pytestmark = pytest.mark.unit
 

@@ -16,7 +16,7 @@ from semipd_engine.core.fault_isolation import Ending
 from semipd_engine.core.holder import Holder
 from semipd_engine.core.partitions import Partitions
 from semipd_engine.core.worker_pool import WorkerPool
-from semipd_engine.ipc.messages import Spawned, SpawnWorker
+from semipd_engine.ipc.workers import Spawned, SpawnWorker
 
 pytestmark = pytest.mark.unit
 

@@ -21,7 +21,8 @@ from semipd_engine.core.plan_builder import SchedulerLimits
 from semipd_engine.core.plans import size_of
 from semipd_engine.core.request import Request, RequestState
 from semipd_engine.core.scheduler import Scheduler
-from semipd_engine.ipc.messages import Sampling, StepPlan, StepResult, TokenResult
+from semipd_engine.ipc.steps import StepPlan, StepResult, TokenResult
+from semipd_engine.ipc.tokens import Sampling
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from semipd_engine.core.event_loop import Connection, EventLoop
 from semipd_engine.core.request import Request
 from semipd_engine.core.wishes import Wishes
-from semipd_engine.ipc.messages import AbortRequest, AddRequest, ApiToCore, CoreState, Outputs, Rejected, RequestOutput
+from semipd_engine.ipc.requests import AbortRequest, AddRequest, ApiToCore, CoreState, Outputs, Rejected, RequestOutput
 from semipd_engine.process import listen
 
 CORE_SOCKET = "core.sock"

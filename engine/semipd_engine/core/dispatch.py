@@ -17,7 +17,7 @@ from semipd_engine.core.plans import size_of
 from semipd_engine.core.routing import Route, Router
 from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.step_log import StepLog
-from semipd_engine.ipc.messages import PlanAnswer, PlanStale, StepFailed, StepPlan
+from semipd_engine.ipc.steps import PlanAnswer, PlanStale, StepFailed, StepPlan
 from semipd_engine.pacing.page import PacingPage
 
 

@@ -41,7 +41,9 @@ from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.step_log import StepLog
 from semipd_engine.core.wishes import Wishes
 from semipd_engine.core.worker_pool import WorkerPool
-from semipd_engine.ipc.messages import CoreState, PlanAnswer, Rejected, RequestOutput, ResidentHello
+from semipd_engine.ipc.requests import CoreState, Rejected, RequestOutput
+from semipd_engine.ipc.steps import PlanAnswer
+from semipd_engine.ipc.workers import ResidentHello
 from semipd_engine.pacing.page import PacingPage, plan_text
 
 TICK_SECONDS = 0.1

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from semipd_engine.contract import Phase, WorkerState
 from semipd_engine.core.event_loop import Connection
 from semipd_engine.core.partitions import Rung
-from semipd_engine.ipc.messages import CoreToWorker, WorkerToCore
+from semipd_engine.ipc.steps import CoreToWorker, WorkerToCore
 
 
 class HolderKey(NamedTuple):

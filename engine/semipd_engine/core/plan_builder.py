@@ -17,7 +17,7 @@ from semipd_engine.core.request import ConstraintError, Request, RequestState
 from semipd_engine.core.request_table import RequestTable
 from semipd_engine.core.stall_bound import StallBound
 from semipd_engine.core.waiting_queue import WaitingQueue, too_large
-from semipd_engine.ipc.messages import StepPlan
+from semipd_engine.ipc.steps import StepPlan
 
 
 @dataclass(frozen=True)

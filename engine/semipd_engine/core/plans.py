@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from semipd_engine.core.observation import StepSize
 from semipd_engine.core.request import Request
-from semipd_engine.ipc.messages import Row, StepPlan
+from semipd_engine.ipc.steps import Row, StepPlan
 
 
 def requests_of(plan: StepPlan | None) -> set[int]:

@@ -25,7 +25,8 @@ from semipd_engine.core.resident_link import ResidentLink
 from semipd_engine.core.routing import Router
 from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.wishes import Wishes
-from semipd_engine.ipc.messages import CoreState, ResidentHello
+from semipd_engine.ipc.requests import CoreState
+from semipd_engine.ipc.workers import ResidentHello
 from semipd_engine.pacing.page import PacingPage
 
 HIDDEN_OUTAGE_SECONDS = 2.0

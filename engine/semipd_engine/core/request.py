@@ -14,7 +14,7 @@ from typing import Protocol
 from semipd_engine.contract import Phase
 from semipd_engine.core.block_pool import LastSteps
 from semipd_engine.core.kv_cache_manager import SequenceBlocks
-from semipd_engine.ipc.messages import Sampling, TokenLogprobs
+from semipd_engine.ipc.tokens import Sampling, TokenLogprobs
 
 
 class ConstraintError(Exception):
@@ -25,7 +25,7 @@ class Constraint(Protocol):
     """A grammar, say. It is asked for the next token only, again and again until it answers."""
 
     def mask(self, output: Sequence[int]) -> bytes | None:
-        """The tokens that may follow `output` (`ipc.messages.Row.mask`). None: not known yet, and a step is sat out.
+        """The tokens that may follow `output` (`ipc.steps.Row.mask`). None: not known yet, and a step is sat out.
         Raises `ConstraintError`."""
 
     def close(self) -> None:

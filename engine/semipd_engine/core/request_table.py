@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from semipd_engine.core.block_pool import BlockAccountingError
 from semipd_engine.core.kv_cache_manager import KVCacheManager, SequenceBlocks
 from semipd_engine.core.request import Request, RequestState
-from semipd_engine.ipc.messages import ENGINE_ERROR, RequestOutput, TokenResult, pack_logprobs
+from semipd_engine.ipc.requests import ENGINE_ERROR, RequestOutput
+from semipd_engine.ipc.steps import TokenResult
+from semipd_engine.ipc.tokens import pack_logprobs
 
 TURN = operator.attrgetter("turn")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from semipd_engine.core.event_loop import Connection, EventLoop
-from semipd_engine.ipc.messages import (
+from semipd_engine.ipc.workers import (
     RESIDENT_SOCKET,
     ResidentFailed,
     ResidentHello,

@@ -17,14 +17,8 @@ from semipd_engine.core.plan_builder import Part, PlanBuilder, SchedulerLimits
 from semipd_engine.core.plans import chunks_of, requests_of, row
 from semipd_engine.core.request import Request, RequestState
 from semipd_engine.core.request_table import RequestTable
-from semipd_engine.ipc.messages import (
-    WORKER_CRASHED,
-    RequestOutput,
-    StepFailed,
-    StepPlan,
-    StepResult,
-    TokenResult,
-)
+from semipd_engine.ipc.requests import WORKER_CRASHED, RequestOutput
+from semipd_engine.ipc.steps import StepFailed, StepPlan, StepResult, TokenResult
 
 
 class Scheduler:

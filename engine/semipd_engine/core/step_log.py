@@ -16,7 +16,7 @@ from typing import Any
 from semipd_engine.contract import Phase
 from semipd_engine.core.fault_isolation import Ending
 from semipd_engine.core.plans import tokens_of
-from semipd_engine.ipc.messages import StepPlan, StepResult
+from semipd_engine.ipc.steps import StepPlan, StepResult
 
 
 class StepLog:

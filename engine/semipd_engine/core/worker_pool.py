@@ -25,19 +25,17 @@ from semipd_engine.core.event_loop import Connection, EventLoop
 from semipd_engine.core.fault_isolation import Ending
 from semipd_engine.core.holder import Holder, HolderKey
 from semipd_engine.core.partitions import Partitions, Rung, contradiction
-from semipd_engine.ipc.messages import (
+from semipd_engine.ipc.steps import (
     PlanAnswer,
     PlanStale,
     Shutdown,
-    Spawned,
-    SpawnFailed,
-    SpawnWorker,
     StepFailed,
     StepResult,
     WorkerReady,
     WorkerToCore,
     WorkerUnfit,
 )
+from semipd_engine.ipc.workers import Spawned, SpawnFailed, SpawnWorker
 from semipd_engine.pacing.page import SEATS
 
 FIRST_BACKOFF_SECONDS = 0.1

@@ -23,7 +23,7 @@ from setproctitle import setproctitle
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.contract import EngineOptions
 from semipd_engine.ipc.frames import BlockingChannel, ChannelClosed, FrameError
-from semipd_engine.ipc.messages import (
+from semipd_engine.ipc.workers import (
     RESIDENT_SOCKET,
     CoreToResident,
     ResidentFailed,

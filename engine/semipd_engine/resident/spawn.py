@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 
 from semipd_engine.ipc.frames import BlockingChannel, ChannelClosed
-from semipd_engine.ipc.messages import SpawnWorker
+from semipd_engine.ipc.workers import SpawnWorker
 from semipd_engine.pacing.page import PacingPage
 from semipd_engine.process import die_with_parent
 from semipd_engine.resident.cuda_environment import worker_environment

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from semipd_engine.ipc.messages import Sampling
+from semipd_engine.ipc.tokens import Sampling
 
 
 class TokenCounts:

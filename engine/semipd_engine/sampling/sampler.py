@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from semipd_engine.ipc.messages import Sampling, TokenLogprobs
+from semipd_engine.ipc.tokens import Sampling, TokenLogprobs
 from semipd_engine.kernels import Kernels
 from semipd_engine.sampling.penalties import TokenCounts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from semipd_engine.contract import EngineState
-from semipd_engine.ipc.messages import CoreState
+from semipd_engine.ipc.requests import CoreState
 from semipd_engine.server.errors import ApiError, bad_request, unavailable
 from semipd_engine.server.protocol import MAX_CHOICES
 

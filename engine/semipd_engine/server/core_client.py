@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from semipd_engine.ipc import frames
-from semipd_engine.ipc.messages import ApiToCore, CoreState, CoreToApi, Outputs
+from semipd_engine.ipc.requests import ApiToCore, CoreState, CoreToApi, Outputs
 
 CORE_SOCKET = "core.sock"
 """File name of core's socket inside the run directory."""

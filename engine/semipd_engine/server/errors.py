@@ -6,7 +6,7 @@ import json
 
 from pydantic import ValidationError
 
-from semipd_engine.ipc.messages import ENGINE_ERROR
+from semipd_engine.ipc.requests import ENGINE_ERROR
 
 
 class ApiError(Exception):

@@ -15,7 +15,8 @@ from types import TracebackType
 import msgspec
 
 from semipd_engine.cards.tokenizer import Tokenizer
-from semipd_engine.ipc.messages import AbortRequest, AddRequest, ApiToCore, Outputs, RequestOutput, Sampling
+from semipd_engine.ipc.requests import AbortRequest, AddRequest, ApiToCore, Outputs, RequestOutput
+from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.server.errors import ApiError, engine_failure, expired, unavailable
 from semipd_engine.server.metrics import EngineMetrics
 from semipd_engine.server.params import SEED_MASK

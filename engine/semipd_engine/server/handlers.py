@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from fastapi import Request, Response
 
-from semipd_engine.ipc.messages import NO_LOGPROBS
+from semipd_engine.ipc.tokens import NO_LOGPROBS
 from semipd_engine.server import chat, fields
 from semipd_engine.server.errors import ApiError, bad_request, engine_failure
 from semipd_engine.server.generation import Generation

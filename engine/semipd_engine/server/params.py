@@ -9,7 +9,7 @@ import random
 from typing import TypeVar
 
 from semipd_engine.cards.model_card import ModelCard
-from semipd_engine.ipc.messages import Sampling
+from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.server.errors import ApiError, bad_request
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
 

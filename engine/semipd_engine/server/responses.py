@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import Raw
 
 from semipd_engine.cards.tokenizer import Tokenizer
-from semipd_engine.ipc.messages import TokenLogprobs
+from semipd_engine.ipc.tokens import TokenLogprobs
 from semipd_engine.server.answer import CallDelta
 from semipd_engine.server.json_text import dump, written
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, GenerationRequest

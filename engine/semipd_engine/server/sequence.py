@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from semipd_engine.cards.tokenizer import Tokenizer
-from semipd_engine.ipc.messages import NO_LOGPROBS, RequestOutput, Sampling, TokenLogprobs, unpack_logprobs
+from semipd_engine.ipc.requests import RequestOutput
+from semipd_engine.ipc.tokens import NO_LOGPROBS, Sampling, TokenLogprobs, unpack_logprobs
 from semipd_engine.server.answer import AnswerOptions, AnswerParser, CallDelta
 from semipd_engine.server.detokenizer import Detokenizer, StopStrings
 from semipd_engine.server.tools import THINK

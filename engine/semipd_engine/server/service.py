@@ -17,7 +17,7 @@ from semipd_engine.cards.chat_template import ChatTemplates
 from semipd_engine.cards.model_card import load_model_card
 from semipd_engine.cards.tokenizer import TextTooLong, Tokenizer
 from semipd_engine.contract import EngineOptions, ReasoningParser, ToolParser
-from semipd_engine.ipc.messages import CoreState, Outputs, Rejected
+from semipd_engine.ipc.requests import CoreState, Outputs, Rejected
 from semipd_engine.server.admission import OUTAGE_GRACE_SECONDS, Admission
 from semipd_engine.server.answer import MARKERS, AnswerOptions
 from semipd_engine.server.chat import thinks
@@ -166,7 +166,7 @@ class Service:
         return encoded
 
     async def grammar(self, request: GenerationRequest, receive: Receive) -> str:
-        """What the answer must look like (`ipc.messages.AddRequest.grammar`). Raises `ApiError` (400)."""
+        """What the answer must look like (`ipc.requests.AddRequest.grammar`). Raises `ApiError` (400)."""
         given, grammar = request.grammar_fields, ""
         if isinstance(request, ChatRequest) and request.must_call:
             given.pop("response_format", None)  # it is about answers that call nothing

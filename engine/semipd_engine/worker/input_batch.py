@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from semipd_engine.ipc.messages import StepPlan
+from semipd_engine.ipc.steps import StepPlan
 from semipd_engine.model.batch import Batch
 
 Ints = npt.NDArray[np.int32]

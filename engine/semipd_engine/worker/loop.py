@@ -19,7 +19,7 @@ from setproctitle import setproctitle
 
 from semipd_engine.contract import Device, Phase
 from semipd_engine.ipc.frames import BlockingChannel, ChannelClosed
-from semipd_engine.ipc.messages import (
+from semipd_engine.ipc.steps import (
     CoreToWorker,
     PlanStale,
     Shutdown,

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from semipd_engine.cards.config import ModelConfig
-from semipd_engine.ipc.messages import StepPlan, StepResult, TargetScores, TokenLogprobs, TokenResult
+from semipd_engine.ipc.steps import StepPlan, StepResult, TargetScores, TokenResult
+from semipd_engine.ipc.tokens import TokenLogprobs
 from semipd_engine.kernels import Kernels
 from semipd_engine.memory.arena import WeightArena
 from semipd_engine.memory.kv_pool import KVPool

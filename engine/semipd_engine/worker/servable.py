@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from semipd_engine.ipc.messages import StepPlan, StepResult
+from semipd_engine.ipc.steps import StepPlan, StepResult
 from semipd_engine.pacing.quantum import Pacer
 
 
@@ -19,7 +19,7 @@ class Runner(Protocol):
 class StaleSlot(Exception):
     """The plan takes for granted what this worker does not hold of a slot: core must send it in full.
 
-    For runners that keep rows between two plans (`ipc.messages.Row.slot`); complete plans never are stale.
+    For runners that keep rows between two plans (`ipc.steps.Row.slot`); complete plans never are stale.
     """
 
 

@@ -10,7 +10,8 @@ import math
 import torch
 
 from semipd_engine.cards.config import ModelConfig
-from semipd_engine.ipc.messages import Row, Sampling, StepPlan, TokenResult
+from semipd_engine.ipc.steps import Row, StepPlan, TokenResult
+from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.kernels import Kernels
 from semipd_engine.memory.arena import WeightArena
 from semipd_engine.memory.kv_pool import KVPool

@@ -12,17 +12,8 @@ from typing import Any
 import msgspec
 
 from semipd_engine.ipc import frames
-from semipd_engine.ipc.messages import (
-    AbortRequest,
-    AddRequest,
-    ApiToCore,
-    CoreState,
-    Outputs,
-    Rejected,
-    RequestOutput,
-    TokenLogprobs,
-    pack_logprobs,
-)
+from semipd_engine.ipc.requests import AbortRequest, AddRequest, ApiToCore, CoreState, Outputs, Rejected, RequestOutput
+from semipd_engine.ipc.tokens import TokenLogprobs, pack_logprobs
 
 Answer = Callable[[AddRequest], list[int]]
 

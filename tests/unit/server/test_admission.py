@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from semipd_engine.ipc.messages import CoreState
+from semipd_engine.ipc.requests import CoreState
 from semipd_engine.server.admission import Admission
 from semipd_engine.server.errors import ApiError
 

@@ -12,7 +12,8 @@ from tests.unit.server.api_standin import logprobs_of
 from tokenizers import Tokenizer
 
 from e2e.lib.waiting import wait_until
-from semipd_engine.ipc.messages import AddRequest, Sampling
+from semipd_engine.ipc.requests import AddRequest
+from semipd_engine.ipc.tokens import Sampling
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from semipd_engine.ipc import frames
-from semipd_engine.ipc.messages import CoreState, Outputs
+from semipd_engine.ipc.requests import CoreState, Outputs
 from semipd_engine.server import core_client
 from semipd_engine.server.core_client import CORE_SOCKET, CoreClient
 

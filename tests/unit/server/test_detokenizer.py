@@ -12,7 +12,8 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from semipd_engine.cards.tokenizer import Tokenizer
-from semipd_engine.ipc.messages import RequestOutput, Sampling
+from semipd_engine.ipc.requests import RequestOutput
+from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.server.detokenizer import Detokenizer, StopStrings
 from semipd_engine.server.sequence import Sequence, TextOptions
 

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.unit.server.api_process import Api
 
 from e2e.lib.waiting import wait_until
-from semipd_engine.ipc.messages import CoreState
+from semipd_engine.ipc.requests import CoreState
 from semipd_engine.server.metrics import METRICS, EngineMetrics
 
 pytestmark = pytest.mark.unit

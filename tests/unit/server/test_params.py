@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from semipd_engine.cards.model_card import ModelCard, SamplingDefaults
-from semipd_engine.ipc.messages import Sampling
+from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.server.errors import ApiError, from_validation
 from semipd_engine.server.params import resolve
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semipd_engine.cards.tokenizer import Tokenizer
-from semipd_engine.ipc.messages import Sampling, TokenLogprobs, pack_logprobs
+from semipd_engine.ipc.tokens import Sampling, TokenLogprobs, pack_logprobs
 from semipd_engine.server import __main__ as program
 from semipd_engine.server.handlers import _events
 from semipd_engine.server.json_text import dump, written
