@@ -32,7 +32,11 @@ QUIET = {"engine"}
 """Tiers that compare rates: they wait until nothing is being built beside them."""
 BESIDE = ("-n", "2", "--dist", "loadfile")
 """Test files in two processes."""
-PASSES = {"unit": (("unit", BESIDE),), "engine": (("engine and not alone", BESIDE), ("engine and alone", ()))}
+PASSES: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    "unit": (("unit", BESIDE),),
+    "engine": (("engine and not alone", BESIDE), ("engine and alone", ())),
+    "long": (("long", ("--hypothesis-profile=random",)),),
+}
 """Runs of pytest that make up a tier, as (marker expression, options); a tier that is not here is one run."""
 BUILDERS = {
     "deps": [sys.executable, "hack/cluster/cluster", "deps"],

@@ -47,7 +47,7 @@ def space(cluster: Cluster, operator: Operator, model_paths: dict[str, Path]) ->
 
 def create_space(cluster: Cluster, name: str) -> None:
     cluster.kubectl("create", "namespace", name)
-    cluster.kubectl("wait", "--for=create", "serviceaccount/default", "--namespace", name, "--timeout=30s")
+    cluster.kubectl("wait", "--for=create", "serviceaccount/default", "--namespace", name, "--timeout=120s")
     cluster.apply(*models_claim(name, models.cache_root() / "models"))
 
 

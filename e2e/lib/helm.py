@@ -32,7 +32,7 @@ class Operator:
     def ensure(self, *options: str) -> str:
         """Upgrades what is there, else installs; the CustomResourceDefinition is served when it returns."""
         said = self._helm("upgrade", "--install", "--create-namespace", *options)
-        self.kube.kubectl("wait", "--for=condition=Established", "crd/semipdservices.semipd.io", "--timeout=30s")
+        self.kube.kubectl("wait", "--for=condition=Established", "crd/semipdservices.semipd.io", "--timeout=120s")
         return said
 
     def _helm(self, *verb_and_options: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -11,16 +12,31 @@ from typing import Any
 
 from e2e.lib.waiting import NotInTime, wait_until
 
+PORTS = range(20_000, 30_000)
+"""Neither the kernel's (/proc/sys/net/ipv4/ip_local_port_range, from 32768 on) nor Kubernetes' node ports."""
+
 
 class NotRunning(Exception):
     """A process ended before it was ready, or did not get so in time; the text ends with its log."""
 
 
+_held: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """Of this machine, on the loopback; free until somebody takes it."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
+    """Of this machine, on the loopback, and nobody else's until this process ends: below the ports that the kernel
+    gives to clients and to port 0, and no other caller is told the same one. Raises `OSError` where none is left."""
+    for port in random.sample(PORTS, len(PORTS)):
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0semipd-port-{port}")  # an abstract name: it goes with the process, and leaves no file
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            claim.close()
+            continue
+        _held.append(claim)
+        return port
+    raise OSError(f"no port of {PORTS.start} to {PORTS.stop - 1} is free")
 
 
 def answers(url: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from e2e.lib.kube import Kube, Object
-from e2e.lib.waiting import wait_until
+from e2e.lib.waiting import PATIENCE_S, wait_until
 
 TINY_ENGINE: Object = {
     "device": "cpu",
@@ -119,15 +119,17 @@ class Service:
         """Empty while it is not there."""
         return condition(self.get(), kind)
 
-    def wait_ready(self, timeout_s: float = 120) -> Service:
+    def wait_ready(self, timeout_s: float = PATIENCE_S) -> Service:
         """Until Ready is True for the present generation, and kube-proxy, which is told when we are, leads to a pod."""
         wait_until(lambda: ready(self.get()), timeout_s, lambda: f"{self.name} Ready: {self.condition('Ready')}")
         if self.status().get("readyReplicas"):
             at = urlsplit(self.url())
-            wait_until(lambda: self.cluster.reaches(at.hostname or "", at.port or 80), 10, f"a pod behind {at.netloc}")
+            wait_until(
+                lambda: self.cluster.reaches(at.hostname or "", at.port or 80), describe=f"a pod behind {at.netloc}"
+            )
         return self
 
-    def wait_condition(self, kind: str, status: str, reason: str, timeout_s: float) -> Object:
+    def wait_condition(self, kind: str, status: str, reason: str, timeout_s: float = PATIENCE_S) -> Object:
         def reached() -> Object | None:
             found = self.condition(kind)
             return found if (found.get("status"), found.get("reason")) == (status, reason) else None

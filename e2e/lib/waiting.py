@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+PATIENCE_S = 120.0
+"""So long that only what never comes is missed, on a machine with other work, too. It costs a failing test only."""
 
 Description = str | Callable[[], object]
 """What was waited for, in words; or what tells it when it did not come."""
@@ -22,7 +24,7 @@ class NotInTime(AssertionError):
 
 
 def wait_until(
-    what: Callable[[], T | None], timeout_s: float = 60, describe: Description = "", every_s: float = 0.05
+    what: Callable[[], T | None], timeout_s: float = PATIENCE_S, describe: Description = "", every_s: float = 0.05
 ) -> T:
     """The first truthy value of `what`, looked at once at least. Raises `NotInTime`."""
     deadline = time.monotonic() + timeout_s
@@ -34,7 +36,7 @@ def wait_until(
 
 
 async def wait_until_async(
-    what: Callable[[], T | None], timeout_s: float = 60, describe: Description = "", every_s: float = 0.02
+    what: Callable[[], T | None], timeout_s: float = PATIENCE_S, describe: Description = "", every_s: float = 0.02
 ) -> T:
     """`wait_until` for what other tasks of the same loop bring about."""
     deadline = time.monotonic() + timeout_s

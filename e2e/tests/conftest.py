@@ -56,6 +56,6 @@ def namespace(cluster: Cluster) -> Iterator[str]:
     """A Kubernetes namespace of the test's own, deleted with all that is in it."""
     name = f"test-{uuid4().hex[:8]}"
     cluster.kubectl("create", "namespace", name)
-    cluster.kubectl("wait", "--for=create", "serviceaccount/default", "--namespace", name, "--timeout=30s")
+    cluster.kubectl("wait", "--for=create", "serviceaccount/default", "--namespace", name, "--timeout=120s")
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")

@@ -73,34 +73,34 @@ def test_replicas_follow_the_load_and_rest_while_the_operator_is_away(
     cluster: Cluster, operator: Operator, serve: Serve, model_paths: dict[str, Path]
 ) -> None:
     service = serve("small", scaled(model_paths["smollm2"].name)).wait_ready()
-    service.wait_condition("ScalingReady", "True", "ScalingActive", 60)
+    service.wait_condition("ScalingReady", "True", "ScalingActive")
     assert replicas(service) == (1, 1)
     first = service.lives()
     with SteadyLoad(cluster, service.url(), PROMPTS, clients=6) as load:
         began = time.monotonic()
-        wait_until(lambda: replicas(service) == (2, 2), 120, lambda: told(service))
+        wait_until(lambda: replicas(service) == (2, 2), describe=lambda: told(service))
         up = time.monotonic() - began
-        wait_until(lambda: min(served(cluster, service)) >= 3, 60, lambda: served(cluster, service))
+        wait_until(lambda: min(served(cluster, service)) >= 3, describe=lambda: served(cluster, service))
         lives = service.lives()
     assert load.failures() == []
     assert first.items() <= lives.items()  # the first pod serves on
 
     operator.scale(0)
     gone = time.monotonic()
-    wait_until(lambda: not metric(service), 30, lambda: metric(service))
+    wait_until(lambda: not metric(service), describe=lambda: metric(service))
     time.sleep(AWAY_S - (time.monotonic() - gone))  # without a load: whoever measured would scale down
     assert service.get()["spec"]["replicas"] == 2
     assert service.lives() == lives
 
     operator.scale(1)
     began = time.monotonic()
-    wait_until(lambda: replicas(service) == (1, 1), 120, lambda: told(service))
+    wait_until(lambda: replicas(service) == (1, 1), describe=lambda: told(service))
     down = time.monotonic() - began
-    wait_until(lambda: len(service.pods()) == 1, 60, service.pods)
-    service.wait_condition("ScalingReady", "True", "ScalingActive", 60)
+    wait_until(lambda: len(service.pods()) == 1, describe=service.pods)
+    service.wait_condition("ScalingReady", "True", "ScalingActive")
     service.patch({"autoscaling": None})
     hpas = ("--namespace", service.namespace, "get", "hpa", "-o", "name")
-    wait_until(lambda: not cluster.kubectl(*hpas), 30, lambda: cluster.kubectl(*hpas))
+    wait_until(lambda: not cluster.kubectl(*hpas), describe=lambda: cluster.kubectl(*hpas))
     assert service.lives().items() <= lives.items()
     print(f"2 pods {up:.0f} s after the load began; operator away {AWAY_S} s; 1 pod {down:.0f} s after its return")
 
@@ -116,22 +116,22 @@ def test_the_registration_comes_with_the_wish_and_goes_with_the_release(
     def delete_a_namespace() -> float:
         name, began = f"gone-{uuid4().hex[:8]}", time.monotonic()
         cluster.kubectl("create", "namespace", name)
-        cluster.kubectl("delete", "namespace", name, "--timeout=60s")
+        cluster.kubectl("delete", "namespace", name, "--timeout=120s")
         return time.monotonic() - began
 
     wait_until(lambda: registered() == "", 150, registered)  # no service of an earlier test scales by it
     scaled = {"slo": {"ttftMilliseconds": 500}, "autoscaling": {"maxReplicas": 2}}
     serve("scaled", spec(model_paths["tiny-llama"].name, **scaled))
-    wait_until(lambda: registered() == "True", 60, registered)
+    wait_until(lambda: registered() == "True", describe=registered)
     took = [delete_a_namespace()]
     try:
         operator.upgrade("--set", "metricsApi.enabled=false")
-        wait_until(lambda: registered() == "", 60, registered)
+        wait_until(lambda: registered() == "", describe=registered)
         took.append(delete_a_namespace())
         operator.upgrade()
-        wait_until(lambda: registered() == "True", 60, registered)
+        wait_until(lambda: registered() == "True", describe=registered)
         operator.uninstall()
-        wait_until(lambda: registered() == "", 60, registered)
+        wait_until(lambda: registered() == "", describe=registered)
         took.append(delete_a_namespace())
         left = cluster.kubectl("get", "clusterroles,clusterrolebindings,roles,rolebindings", "-A", "-o", "name")
         assert "semipd-operator" not in left

@@ -84,7 +84,7 @@ def test_a_pod_serves_through_its_service(cluster: Cluster, namespace: str) -> N
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"ports": ports}}
     service["spec"] |= {"selector": {"app": "web"}, "type": "NodePort"}  # type: ignore[operator]
     cluster.apply(web, service, namespace=namespace)
-    cluster.kubectl("wait", "--namespace", namespace, "--for=condition=Ready", "pod/web", "--timeout=60s")
+    cluster.kubectl("wait", "--namespace", namespace, "--for=condition=Ready", "pod/web", "--timeout=120s")
     spec = cluster.get("service", "web", namespace)["spec"]
     urls = [f"http://{spec['clusterIP']}/", f"http://{render.NODE_IP}:{spec['ports'][0]['nodePort']}/"]
 
@@ -96,7 +96,7 @@ def test_a_pod_serves_through_its_service(cluster: Cluster, namespace: str) -> N
             return False
 
     for url in urls:
-        wait_until(lambda url=url: answers(url), 20)  # type: ignore[misc]
+        wait_until(lambda url=url: answers(url))  # type: ignore[misc]
     assert not answers_outside(urls[0])
     # The pod reaches itself through its own Service (hairpin), and its log is kept.
     fetch = f"import urllib.request as u; print(len(u.urlopen({urls[0]!r}, timeout=5).read()))"
@@ -142,7 +142,7 @@ def test_the_engine_image_imports_torch(cluster: Cluster, namespace: str) -> Non
     script = "import os, torch; print(os.getuid(), torch.arange(4).sum().item())"
     cluster.apply(pod("torch", ENGINE_IMAGE, "python3", "-c", script), namespace=namespace)
     finished = "--for=jsonpath={.status.phase}=Succeeded"
-    cluster.kubectl("wait", "--namespace", namespace, finished, "pod/torch", "--timeout=90s")
+    cluster.kubectl("wait", "--namespace", namespace, finished, "pod/torch", "--timeout=120s")
     assert cluster.kubectl("logs", "--namespace", namespace, "torch").split() == ["10001", "6"]
 
 
@@ -154,7 +154,7 @@ def test_a_component_that_dies_is_started_again(cluster: Cluster) -> None:
         now = components(cluster.state)["kube-scheduler"]
         return now["pid"] is not None and now["starts"] == before["starts"] + 1
 
-    wait_until(is_back, 20)
+    wait_until(is_back)
 
 
 def host_traces(state: State) -> dict[str, object]:
@@ -191,7 +191,7 @@ def test_nothing_is_left_behind(end: str, tmp_path_factory: pytest.TempPathFacto
         assert host_traces(state)["sysctls"] == before["sysctls"]
         second.load(OPERATOR_IMAGE)
         second.apply(pod("sleeper", OPERATOR_IMAGE, "sleep", "1000"), namespace="default")
-        second.kubectl("wait", "--for=condition=Ready", "pod/sleeper", "--timeout=60s")
+        second.kubectl("wait", "--for=condition=Ready", "pod/sleeper", "--timeout=120s")
         if end == "kill":
             supervisor = state.require_supervisor()
             os.kill(supervisor, signal.SIGKILL)

@@ -50,10 +50,10 @@ def test_a_model_comes_from_a_hub(cluster: Cluster, space: str, serve: Serve, mo
     wanted = spec("", podTemplate={"spec": {"initContainers": [{"name": "model", "env": [mirror]}]}})
     wanted["model"] = {"uri": f"hf://{MODEL}", "revision": "main", "servedName": "model"}
     service = serve("from-hub", wanted)
-    refused = service.wait_condition("ModelReady", "False", "Unreachable", 60)
+    refused = service.wait_condition("ModelReady", "False", "Unreachable")
     assert mirror["value"].removeprefix("http://") in refused["message"] or "hub" in refused["message"]
     cluster.apply(*stand_in(space, model_paths["tiny-llama"].name))
-    service.wait_ready(90)
+    service.wait_ready()
     commit = service.status()["model"]["resolvedRevision"]
     assert commit == hub.of_folder(MODEL, model_paths["tiny-llama"]).commit
     with cluster.network():

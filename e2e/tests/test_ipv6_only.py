@@ -90,9 +90,9 @@ def test_a_pod_without_any_ipv4_address_serves(pod: subprocess.Popen[bytes]) -> 
         return str(Path(f"/proc/{pid}/ns/net").readlink())
 
     # The process makes the namespace itself.
-    wait_until(lambda: network(str(pod.pid)) != network("self"), 30, lambda: "no network of its own")
+    wait_until(lambda: network(str(pod.pid)) != network("self"), describe=lambda: "no network of its own")
     with network_of(pod.pid):
-        report = wait_until(ready_report, 120, look)
+        report = wait_until(ready_report, describe=look)
         with httpx.Client(timeout=30, trust_env=False) as http:
             # Probes and Services use the pod's address alone.
             assert http.get(f"http://[{POD_IP}]:{AGENT}/ready").status_code == 200

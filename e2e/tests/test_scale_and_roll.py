@@ -41,13 +41,13 @@ def test_two_pods_then_a_roll(cluster: Cluster, service: Service) -> None:
     assert {pod["name"] for pod in status["partition"]["pods"]} == names
     url = service.url()
     with SteadyLoad(cluster, url, ASKS) as load:
-        wait_until(lambda: len(load.sent) >= 8, 30, lambda: "no traffic")
+        wait_until(lambda: len(load.sent) >= 8, describe=lambda: "no traffic")
         old = set(service.lives())
         service.patch({"engine": {"maxNumSeqs": 32}})
         wait_until(lambda: not old & set(service.lives()), 180, lambda: service.status())
-        service.wait_ready(120)
+        service.wait_ready()
         asked = len(load.sent)
-        wait_until(lambda: len(load.sent) >= asked + 8, 30, lambda: "no traffic after the roll")
+        wait_until(lambda: len(load.sent) >= asked + 8, describe=lambda: "no traffic after the roll")
     assert load.failures() == []
     assert set(service.lives().values()) == {0}
     events = cluster.kubectl(
@@ -73,7 +73,7 @@ def test_ready_while_splits_differ(cluster: Cluster, service: Service) -> None:
             splits = {json.dumps(pod.get("applied"), sort_keys=True) for pod in partition["pods"]}
             return partition if len(splits) == 2 and "null" not in splits else None
 
-        partition = wait_until(differ, 90, lambda: service.status()["partition"]) or {}
+        partition = wait_until(differ, describe=lambda: service.status()["partition"]) or {}
         assert service.condition("Ready")["status"] == "True"
         assert service.condition("PartitionApplied")["status"] == "True"
     assert "applied" not in partition  # there is no one split to show
@@ -87,7 +87,7 @@ def test_ready_while_splits_differ(cluster: Cluster, service: Service) -> None:
 
 def test_scaled_to_zero_and_back(service: Service) -> None:
     scale(service, 0)
-    service.wait_condition("Ready", "True", "ScaledToZero", 60)
+    service.wait_condition("Ready", "True", "ScaledToZero")
     assert service.pods() == []
     scale(service, 1)
     service.wait_ready()
@@ -102,4 +102,4 @@ def test_delete_leaves_nothing(cluster: Cluster, service: Service) -> None:
 
     assert {name.split("/")[0] for name in left()} >= {"deployment.apps", "service", "configmap", "pod"}
     service.delete()
-    wait_until(lambda: not left(), 60, left)
+    wait_until(lambda: not left(), describe=left)

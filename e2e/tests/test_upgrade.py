@@ -53,10 +53,10 @@ def bare_space(cluster: Cluster, operator: Operator) -> Iterator[str]:
     """A namespace with models on a cluster that never saw the project; afterwards the operator of this tree is back."""
     name = f"spd-{uuid4().hex[:8]}"
     operator.uninstall()
-    cluster.kubectl("delete", "crd", CRD, "--ignore-not-found", "--timeout=60s")
+    cluster.kubectl("delete", "crd", CRD, "--ignore-not-found", "--timeout=120s")
     create_space(cluster, name)
     yield name
-    cluster.kubectl("--namespace", name, "delete", "spd", "--all", "--ignore-not-found", "--timeout=60s")
+    cluster.kubectl("--namespace", name, "delete", "spd", "--all", "--ignore-not-found", "--timeout=120s")
     cluster.kubectl("delete", "namespace", name, "--wait=false")
     cluster.kubectl("delete", "persistentvolume", f"{name}-models", "--wait=false")
     operator.uninstall()
@@ -126,7 +126,7 @@ def later_agents(cluster: Cluster, space: str, spec: Object) -> Object:
 def says_later_words(service: Service) -> None:
     """What no version knows is shown as it is, and passes."""
     service.patch({"partition": manual(*LATER_SPLIT)})
-    found = service.wait_condition("PartitionApplied", "False", "CoreTooHot", 30)
+    found = service.wait_condition("PartitionApplied", "False", "CoreTooHot")
     assert "it has 41 C" in found["message"] and service.row()["REASON"] == "CoreTooHot"
     assert service.status()["partition"]["pods"][0]["state"] == "Cooling"
     print(service.row(), found["message"], sep="\n")
@@ -216,14 +216,14 @@ def test_up_down_away_and_back(
     before = Operator(cluster, release.images, release.chart)
     after = Operator(cluster, DEV_IMAGES, later_chart(tmp_path))
     before.install()
-    cluster.kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=30s")
+    cluster.kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=120s")
     assert installed_crd(cluster) == written_crd(release.crd)
     tiny = spec(model_paths["tiny-llama"].name, partition=manual(50, 50))
     kept = Service(cluster, bare_space, "kept").apply(tiny).wait_ready()
     lives, rolled = kept.lives(), templates(kept)
     with SteadyLoad(cluster, kept.url(), ASKS, clients=2) as load:
         with Pulse(kept) as pulse:
-            wait_until(lambda: len(pulse.took) >= 2, 60, lambda: pulse.failed)
+            wait_until(lambda: len(pulse.took) >= 2, describe=lambda: pulse.failed)
             after.upgrade()
             crd = ROOT / "crds" / release.crd.name
             field = f".spec.partition.{LATER_FIELD}"
@@ -232,33 +232,33 @@ def test_up_down_away_and_back(
             fresh = Service(cluster, bare_space, "fresh").apply(later_agents(cluster, bare_space, tiny)).wait_ready()
             fresh.patch({"partition": {LATER_FIELD: 7}})
             ignored = f"partition.{LATER_FIELD} is ignored: this version of the operator does not know it"
-            wait_until(lambda: ignored in fresh.condition("SpecAccepted")["message"], 30, fresh.status)
+            wait_until(lambda: ignored in fresh.condition("SpecAccepted")["message"], describe=fresh.status)
             says_later_words(fresh)
             show(fresh, 50, 50, within_s=30)
             beats = len(pulse.took)
-            wait_until(lambda: len(pulse.took) > beats + 2, 60, lambda: pulse.failed)
+            wait_until(lambda: len(pulse.took) > beats + 2, describe=lambda: pulse.failed)
             newer, newer_rolled = fresh.lives(), templates(fresh)
 
             cluster.exec("helm", "rollback", RELEASE, "--namespace", SYSTEM, "--wait", "--timeout", "90s")
             assert installed_crd(cluster) == written_crd(release.crd)
             says_later_words(fresh)
             show(fresh, 70, 60, within_s=60)
-            fresh.wait_ready(30)
+            fresh.wait_ready()
             assert LATER_FIELD not in fresh.get()["spec"]["partition"], "the older CRD knows no such field"
             beats = len(pulse.took)
-            wait_until(lambda: len(pulse.took) > beats + 2, 60, lambda: pulse.failed)
+            wait_until(lambda: len(pulse.took) > beats + 2, describe=lambda: pulse.failed)
         assert not pulse.failed
         assert max(pulse.took) <= SILENT_S, pulse.took
 
         operator.uninstall()
         assert kept.get() and fresh.get(), "the services outlive the operator"
         asked = len(load.sent)
-        wait_until(lambda: len(load.sent) >= asked + 8, 60, lambda: "no traffic while no operator is there")
+        wait_until(lambda: len(load.sent) >= asked + 8, describe=lambda: "no traffic while no operator is there")
         after.install()
         # A new release has a new key, which reaches the pods with the kubelet's next sync.
         back = show(kept, 60, 60, within_s=180)
-        kept.wait_ready(60)
-        fresh.wait_ready(60)
+        kept.wait_ready()
+        fresh.wait_ready()
     assert load.failures() == []
     assert (kept.lives(), templates(kept)) == (lives, rolled), "nothing rolled, nothing restarted"
     assert (fresh.lives(), templates(fresh)) == (newer, newer_rolled)

@@ -6,6 +6,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import yaml
 from e2e.lib.cluster import Cluster
 from e2e.lib.fixtures import Serve
 from e2e.lib.kube import Object
-from e2e.lib.service import TINY_ENGINE, spec
+from e2e.lib.service import TINY_ENGINE, Service, spec
 from e2e.lib.waiting import wait_until
 
 pytestmark = pytest.mark.node
@@ -26,7 +27,7 @@ def test_no_gpu(serve: Serve) -> None:
     manifest = yaml.safe_load(GPU_EXAMPLE.read_text())
     manifest["spec"]["model"]["uri"] = "pvc://models/qwen3-8b"
     service = serve(manifest["metadata"]["name"], manifest["spec"])
-    found = service.wait_condition("Available", "False", "Unschedulable", 60)
+    found = service.wait_condition("Available", "False", "Unschedulable")
     assert "nvidia.com/gpu" in found["message"]
     row = service.row()
     assert (row["READY"], row["REASON"]) == ("False", "Unschedulable(nvidia.com/gpu)")
@@ -111,6 +112,13 @@ def table(model: str, half: str) -> dict[str, Wrong]:
     }
 
 
+def told(service: Service, wrong: Wrong) -> str | None:
+    """The line of the description, once it and the row say what is wrong; other words may come before them."""
+    row = service.row()
+    found = [line for line in service.described() if fnmatchcase(line, f"Message: {wrong.message}")]
+    return found[0] if found and (row["READY"], row["REASON"]) == ("False", wrong.reason) else None
+
+
 def test_cause_and_remedy_are_in_the_row_and_in_the_description(
     cluster: Cluster, space: str, serve: Serve, model_paths: dict[str, Path]
 ) -> None:
@@ -124,10 +132,7 @@ def test_cause_and_remedy_are_in_the_row_and_in_the_description(
     try:
         for name, wrong in wrongs.items():
             service = services[name]
-            wait_until(lambda: service.row()["REASON"] == wrong.reason, 90, lambda: (service.row(), service.status()))  # noqa: B023
-            found = [line for line in service.described() if fnmatchcase(line, f"Message: {wrong.message}")]
-            assert found and service.row()["READY"] == "False", service.described()
-            print(service.row(), found[0], sep="\n")
+            print(service.row(), wait_until(partial(told, service, wrong), describe=service.described), sep="\n")
         # Put right, it serves.
         services["image"].patch({"engine": {"image": None}})
         cluster.kubectl("--namespace", space, "delete", "limitrange", "small")
@@ -141,12 +146,12 @@ def test_cause_and_remedy_are_in_the_row_and_in_the_description(
 def test_no_such_folder(serve: Serve, model_paths: dict[str, Path]) -> None:
     """The pod stays: the agent says why and tries again in growing pauses."""
     service = serve("tiny", spec("no-such-folder"))
-    found = service.wait_condition("ModelReady", "False", "NotFound", 90)
+    found = service.wait_condition("ModelReady", "False", "NotFound")
     assert "no-such-folder" in found["message"]
     assert service.row()["REASON"].startswith("NotFound")
     time.sleep(15)
     assert list(service.lives().values()) == [0]
     assert service.status()["model"]["state"] == "Failed"
     service.patch({"model": {"uri": f"pvc://models/{model_paths['tiny-llama'].name}"}})
-    wait_until(lambda: service.condition("ModelReady").get("status") == "True", 120, service.status)
+    wait_until(lambda: service.condition("ModelReady").get("status") == "True", describe=service.status)
     service.wait_ready()

@@ -197,7 +197,7 @@ def shows(control_plane: Any, namespace: str, one: Row, *, keep: bool = False) -
         reason = row(control_plane, namespace, "table")[1:3] == ["False", one.reason]
         return reason and all(fnmatchcase(said.get(kind, ""), one.message) for kind in one.where)
 
-    wait_until(told, 90, lambda: (row(control_plane, namespace, "table"), messages(control_plane, namespace)))
+    wait_until(told, describe=lambda: (row(control_plane, namespace, "table"), messages(control_plane, namespace)))
     print(control_plane.kubectl("get", "spd", "table", "-n", namespace).stdout, messages(control_plane, namespace))
     if keep:
         return

@@ -25,7 +25,7 @@ from tests.api.harness import OPERATOR_NAMESPACE, ROOT, Agent, Operator, chart_r
 from tests.api.metrics_api import Scaled, demo, scaling
 
 from e2e.lib.process import free_port
-from e2e.lib.waiting import wait_until
+from e2e.lib.waiting import PATIENCE_S, wait_until
 from localkube.pki import Certificate, issue
 
 OPERATOR_ACCOUNT = "semipd-operator"
@@ -58,7 +58,7 @@ class Cluster:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=PATIENCE_S,
             env={**os.environ, "HOME": str(self.folder)},  # discovery cache
         )
         if ok:
@@ -67,6 +67,13 @@ class Cluster:
 
     def apply(self, obj: dict[str, Any], *arguments: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
         return self.kubectl("apply", "-f", "-", *arguments, stdin=json.dumps(obj), ok=ok)
+
+    def define(self, *definitions: dict[str, Any]) -> None:
+        """CRDs, until kubectl finds their kinds: "Established" comes a moment before that."""
+        for definition in definitions:
+            self.apply(definition)
+            name = definition["metadata"]["name"]
+            wait_until(lambda name=name: self.kubectl("get", name, "-A", ok=False).returncode == 0)  # type: ignore[misc]
 
     def get(self, kind: str, name: str, namespace: str) -> dict[str, Any] | None:
         answer = self.kubectl("get", kind, name, "-n", namespace, "-o", "json", "--ignore-not-found")
@@ -81,7 +88,7 @@ class Cluster:
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         try:
-            with urllib.request.urlopen(request, context=context, timeout=20) as answer:
+            with urllib.request.urlopen(request, context=context, timeout=PATIENCE_S) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{method} {path}: {error.code} {error.read().decode()}") from None
@@ -181,7 +188,7 @@ def api_server(folder: Path) -> Iterator[Cluster]:
             assert apiserver.poll() is None, (folder / "apiserver.log").read_text()[-2000:]
             return cluster.kubectl("get", "--raw", "/readyz", ok=False).returncode == 0
 
-        wait_until(ready, 60)
+        wait_until(ready)
         yield cluster
     finally:
         _stop(apiserver)
@@ -236,8 +243,9 @@ def agent_port() -> int:
 
 @pytest.fixture(scope="module")
 def operator(crd: Any, tmp_path_factory: pytest.TempPathFactory, agent_port: int) -> Iterator[Operator]:
-    for obj in [*chart_rights(), POD_MONITOR_CRD]:
+    for obj in chart_rights():
         crd.apply(obj)
+    crd.define(POD_MONITOR_CRD)
     with Operator(crd, tmp_path_factory.mktemp("operator"), agent_port) as running:
         yield running
 

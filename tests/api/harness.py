@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from e2e.lib.process import free_port
-from e2e.lib.waiting import wait_until
+from e2e.lib.waiting import PATIENCE_S, wait_until
 from semipd_agent.contract import (
     AgentConfig,
     Enforcement,
@@ -170,7 +170,7 @@ class Operator(contextlib.AbstractContextManager["Operator"]):
 
     def __enter__(self) -> Operator:
         try:
-            wait_until(self.ready, 60, lambda: self.log.read_text()[-3000:])
+            wait_until(self.ready, describe=lambda: self.log.read_text()[-3000:])
         except AssertionError:
             self.process.kill()
             raise
@@ -184,7 +184,7 @@ class Operator(contextlib.AbstractContextManager["Operator"]):
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(15)
+            return self.process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise

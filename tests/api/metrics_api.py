@@ -118,6 +118,6 @@ def freshness(crd: Any) -> str:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     request = urllib.request.Request(f"{crd.url}/apis", headers=headers)
-    with urllib.request.urlopen(request, context=context, timeout=10) as answer:
+    with urllib.request.urlopen(request, context=context, timeout=60) as answer:
         groups = {item["metadata"]["name"]: item["versions"] for item in json.load(answer)["items"]}
     return str(groups["external.metrics.k8s.io"][0]["freshness"])

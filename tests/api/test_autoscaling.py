@@ -32,12 +32,12 @@ def test_the_hpa_follows_the_specification_and_the_condition_follows_the_hpa(
     assert hpa["metadata"]["ownerReferences"][0]["kind"] == "SemiPDService"
     assert hpa["spec"]["scaleTargetRef"]["kind"] == "SemiPDService" and hpa["spec"]["maxReplicas"] == 3
     template = crd.get("deployment", "demo", namespace)["spec"]["template"]
-    wait_until(lambda: available(crd), 40)
+    wait_until(lambda: available(crd))
     wait_until(lambda: scaling() == ("Unknown", "AutoscalerPending"), describe=scaling)
     says("True", "ValidMetricFound")
-    wait_until(lambda: scaling() == ("True", "ScalingActive"), 8, scaling)
+    wait_until(lambda: scaling() == ("True", "ScalingActive"), describe=scaling)
     says("False", "FailedGetExternalMetric")
-    wait_until(lambda: scaling() == ("False", "MetricsMissing"), 8, scaling)
+    wait_until(lambda: scaling() == ("False", "MetricsMissing"), describe=scaling)
     wait_until(
         lambda: condition(crd.get("spd", "demo", namespace), "Ready")["status"] == "True",
         describe="nothing else breaks",
@@ -76,9 +76,8 @@ def test_keda_is_looked_for_and_missed(scaled: Scaled, namespace: str) -> None:
     wait_until(lambda: scaling() == "KEDANotInstalled", describe=scaling)
     live = crd.get("spd", "keda", namespace)
     assert condition(live, "SpecAccepted")["status"] == "True" and crd.get("deployment", "keda", namespace)
-    crd.apply(scaled_objects())
-    crd.kubectl("wait", "--for=condition=Established", "crd/scaledobjects.keda.sh", "--timeout=30s")
-    made = wait_until(lambda: crd.get("scaledobject", "keda", namespace), 30)
+    crd.define(scaled_objects())
+    made = wait_until(lambda: crd.get("scaledobject", "keda", namespace))
     assert made["spec"]["scaleTargetRef"]["kind"] == "SemiPDService"
     wait_until(lambda: scaling() == "AutoscalerPending", describe=scaling)
     status = {"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "ScaledObjectReady"}]}}

@@ -11,6 +11,8 @@ import pytest
 from tests.api.conftest import Cluster, api_server
 from tests.api.harness import ROOT, helm_program, service
 
+from e2e.lib.waiting import wait_until
+
 pytestmark = pytest.mark.api
 
 
@@ -28,7 +30,7 @@ def helm(cluster: Cluster, *arguments: str) -> str:
         text=True,
         check=False,
         env={**os.environ, "HOME": str(cluster.folder)},
-        timeout=120,
+        timeout=300,
     )
     assert answer.returncode == 0, answer.stderr
     return answer.stdout
@@ -43,7 +45,7 @@ def test_install_upgrade_uninstall(bare: Cluster) -> None:
     chart = str(ROOT / "charts/semipd-operator")
     notes = helm(bare, "install", "semipd-operator", chart, "--create-namespace")
     assert "kubectl get spd" in notes
-    bare.kubectl("wait", "--for=condition=Established", "crd/semipdservices.semipd.io", "--timeout=30s")
+    wait_until(lambda: bare.kubectl("get", "spd", ok=False).returncode == 0)
     bare.apply(service("kept", "default"))
     first = key(bare)
 
@@ -58,7 +60,7 @@ def test_install_upgrade_uninstall(bare: Cluster) -> None:
     helm(bare, "install", "semipd-operator", chart)
     assert key(bare) != first, "a new installation has a new key"
 
-    bare.kubectl("delete", "spd", "kept", "-n", "default", "--timeout=20s")
+    bare.kubectl("delete", "spd", "kept", "-n", "default", "--timeout=60s")
     assert bare.get("spd", "kept", "default") is None
 
 

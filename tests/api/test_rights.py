@@ -19,8 +19,9 @@ WITHOUT = {"rbac.podMonitors": "false", "rbac.scaledObjects": "false"}
 
 @pytest.fixture(scope="module")
 def restricted(crd: Any, tmp_path_factory: pytest.TempPathFactory, agent_port: int) -> Iterator[Operator]:
-    for obj in [*chart_rights(values=WITHOUT), POD_MONITOR_CRD, scaled_objects()]:
+    for obj in chart_rights(values=WITHOUT):
         crd.apply(obj)
+    crd.define(POD_MONITOR_CRD, scaled_objects())
     with Operator(crd, tmp_path_factory.mktemp("restricted"), agent_port) as running:
         yield running
 

@@ -29,17 +29,16 @@ IDLE_HERE: dict[Right, str] = {
     ("discovery.k8s.io", "endpoints/restricted", "create"): OPENSHIFT,
     ("discovery.k8s.io", "endpointslices/restricted", "create"): OPENSHIFT,
     ("semipd.io", "semipdservices/finalizers", "update"): "asked for by the guard of owner references itself",
-    ("apiregistration.k8s.io", "apiservices", "delete"): "the registration is withdrawn once no service scales",
 }
 """Granted, and not seen below: why it is granted all the same."""
+AT_TIMES: set[Right] = {("apiregistration.k8s.io", "apiservices", "delete")}
+"""The registration is withdrawn where no service scales when the operator looks, which it may or may not do below."""
 
 
 @pytest.fixture(scope="module")
 def audited(crd: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Scaled, int]]:
     """The operator, and where in the audit log it begins: the API server is the session's, and others were refused."""
-    for definition in (POD_MONITOR_CRD, scaled_objects()):
-        crd.apply(definition)
-        crd.kubectl("wait", "--for=condition=Established", f"crd/{definition['metadata']['name']}", "--timeout=30s")
+    crd.define(POD_MONITOR_CRD, scaled_objects())
     # What another module's operator left would not be made again.
     crd.kubectl("delete", "secrets,endpoints,endpointslices", "--all", "-n", OPERATOR_NAMESPACE)
     since = crd.audit_log.stat().st_size
@@ -63,7 +62,8 @@ def asked(crd: Cluster, since: int) -> tuple[set[Right], list[str]]:
     """What the operator was let do, and what it was refused."""
     used: set[Right] = set()
     refused = []
-    for line in crd.audit_log.read_bytes()[since:].splitlines():
+    *lines, _ = crd.audit_log.read_bytes()[since:].split(b"\n")  # the last one may be half written
+    for line in lines:
         entry = json.loads(line)
         what, code = entry.get("objectRef"), entry.get("responseStatus", {}).get("code", 0)
         if not what or "resource" not in what:
@@ -86,7 +86,7 @@ def test_no_right_is_missing_and_none_is_idle(audited: tuple[Scaled, int], names
         crd.kubectl("patch", "spd", "all", "-n", namespace, "--type=merge", "-p", json.dumps({"spec": spec}))
 
     def there(kind: str, wanted: bool = True) -> None:
-        wait_until(lambda: bool(crd.get(kind, "all", namespace)) is wanted, 30, lambda: (kind, wanted))
+        wait_until(lambda: bool(crd.get(kind, "all", namespace)) is wanted, describe=lambda: (kind, wanted))
 
     keda = {"maxReplicas": 3, "keda": {"serverAddress": "http://p:9090"}}
     crd.apply(service("all", namespace, replicas=2, slo=SLO, monitoring={"podMonitor": True}, autoscaling=keda))
@@ -108,7 +108,7 @@ def test_no_right_is_missing_and_none_is_idle(audited: tuple[Scaled, int], names
     make_pod(crd, namespace, "all", "all-1", status, nodeName="n")
 
     with demo(api, namespace) as agent:
-        wait_until(lambda: available(crd), 40)
+        wait_until(lambda: available(crd))
         agent.utilization_ratio = 0.5
         wait_until(lambda: crd.kubectl("get", "--raw", metric(namespace), ok=False).returncode == 0)
         # Whom kube-apiserver lets through it hands on, and the operator asks for itself.
@@ -118,9 +118,11 @@ def test_no_right_is_missing_and_none_is_idle(audited: tuple[Scaled, int], names
         crd.kubectl("create", "rolebinding", "reader", "--role=reader", "--user=alice", "-n", namespace)
         wait_until(lambda: crd.kubectl("get", "--raw", metric(namespace), "--as=alice", ok=False).returncode == 0)
     wanted = {("", "events", "list"), ("", "nodes", "get")}
-    wait_until(lambda: wanted <= asked(crd, since)[0], 30, "of the pod that stands still")
+    wait_until(lambda: wanted <= asked(crd, since)[0], describe="of the pod that stands still")
 
     used, refused = asked(crd, since)
     rights = granted()
     assert not refused
-    assert rights - used == IDLE_HERE.keys(), "\n".join(map(str, sorted(rights - used ^ IDLE_HERE.keys())))
+    idle = rights - used - AT_TIMES
+    assert idle == IDLE_HERE.keys(), "\n".join(map(str, sorted(idle ^ IDLE_HERE.keys())))
+    assert rights >= AT_TIMES

@@ -111,7 +111,7 @@ def test_pods_as_rendered_fit_a_restricted_namespace_with_quota_and_limits(contr
     control_plane.apply({**wanted, "metadata": {"name": "team", "namespace": namespace}})
     wait_until(lambda: (control_plane.get("quota", "team", namespace).get("status") or {}).get("hard"))
     control_plane.apply(service("fits", namespace, model={"uri": "hf://org/m"}, engine={"resources": both}))
-    wait_until(lambda: (control_plane.get("spd", "fits", namespace).get("status") or {}).get("replicas") == 1, 60)
+    wait_until(lambda: (control_plane.get("spd", "fits", namespace).get("status") or {}).get("replicas") == 1)
 
 
 def test_an_autoscaler_of_the_deployment_is_named_with_the_remedy(control_plane: Any, namespace: str) -> None:
@@ -127,7 +127,6 @@ def test_an_autoscaler_of_the_deployment_is_named_with_the_remedy(control_plane:
             and condition(got, "ScalingReady").get("reason") == "ConflictingAutoscaler"
             and got
         ),
-        30,
     )
     assert "HorizontalPodAutoscaler theirs" in condition(live, "ScalingReady")["message"]
     assert (
@@ -135,4 +134,4 @@ def test_an_autoscaler_of_the_deployment_is_named_with_the_remedy(control_plane:
         in condition(live, "ScalingReady")["message"]
     )
     control_plane.kubectl("delete", "hpa", "theirs", "-n", namespace)
-    wait_until(lambda: not condition(control_plane.get("spd", "fought", namespace), "ScalingReady"), 30)
+    wait_until(lambda: not condition(control_plane.get("spd", "fought", namespace), "ScalingReady"))

@@ -113,10 +113,10 @@ def test_a_load_balancer_that_nobody_provides_is_told(control_plane: Any, namesp
     def told() -> str:
         return messages(control_plane, namespace).get("Ready", "")
 
-    wait_until(lambda: told() == words, 30, told)
+    wait_until(lambda: told() == words, describe=told)
     given = {"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.7"}]}}}
     control_plane.request("PATCH", f"/api/v1/namespaces/{namespace}/services/table/status", given, MERGE)
-    wait_until(lambda: told() == "spec.replicas is 0", 30, told)
+    wait_until(lambda: told() == "spec.replicas is 0", describe=told)
     clear(control_plane, namespace)
 
 
@@ -142,7 +142,7 @@ def test_a_claim_for_one_node_that_is_on_another(control_plane: Any, namespace: 
     make(control_plane, namespace, ELSEWHERE)
     attachments = "/apis/storage.k8s.io/v1/volumeattachments"
     # Where the claim was not bound yet when the pod came, the controller looks again after a minute.
-    made = wait_until(lambda: control_plane.request("GET", attachments)["items"], 120)
+    made = wait_until(lambda: control_plane.request("GET", attachments)["items"])
     path = f"{attachments}/{made[0]['metadata']['name']}/status"
     control_plane.request("PATCH", path, {"status": {"attached": True}}, MERGE)  # as the driver does
     placed = wait_until(lambda: len({pod["spec"].get("nodeName", "") for pod in pods(control_plane, namespace)}) == 2)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e.lib.process import stop
-from e2e.lib.waiting import wait_until
+from e2e.lib.waiting import PATIENCE_S, wait_until
 from semipd_engine.contract import (
     CONTROL_REPLY,
     EngineOptions,
@@ -57,7 +57,7 @@ class Stream:
     preemptions: int = 0
     done: threading.Event = field(default_factory=threading.Event)
 
-    def wait(self, seconds: float = 60.0) -> Stream:
+    def wait(self, seconds: float = PATIENCE_S) -> Stream:
         assert self.done.wait(seconds), f"request {self.key} has {len(self.tokens)} tokens after {seconds} s"
         return self
 
@@ -144,7 +144,7 @@ class Engine:
     def kill_worker(self, phase: Phase) -> int:
         """Its pid. It may be dead already, which core may not know yet: who counts kills asks the step log. One that
         was never spawned is waited for: its pid of 0 would mean our own process group."""
-        pid = wait_until(lambda: self.worker(phase).pid, 60, f"a {phase} worker")
+        pid = wait_until(lambda: self.worker(phase).pid, describe=f"a {phase} worker")
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         return pid
@@ -154,7 +154,7 @@ class Engine:
 
     def control(self, request: Any) -> Any:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(10)
+            sock.settimeout(PATIENCE_S)
             sock.connect(str(self.run_dir / "control.sock"))
             sock.sendall(request.model_dump_json().encode() + b"\n")
             return CONTROL_REPLY.validate_json(sock.makefile("rb").readline())
@@ -169,7 +169,7 @@ class Engine:
         assert seen is not None
         return seen
 
-    def wait_state(self, state: EngineState = EngineState.READY, seconds: float = 60.0) -> EngineSnapshot:
+    def wait_state(self, state: EngineState = EngineState.READY, seconds: float = PATIENCE_S) -> EngineSnapshot:
         def reached() -> EngineSnapshot | None:
             try:
                 snapshot = self.snapshot()

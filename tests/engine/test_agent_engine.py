@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ import httpx
 import pytest
 
 from e2e.lib.models import random_model
-from e2e.lib.process import stop
-from e2e.lib.waiting import wait_until
+from e2e.lib.process import free_port, stop
+from e2e.lib.waiting import PATIENCE_S, wait_until
 from semipd_agent.contract import AgentConfig, AgentFile, PartitionConfig, Split, StatusReport, token_digest
 
 pytestmark = pytest.mark.engine
@@ -37,8 +35,7 @@ class Pod:
         file = folder / "agent.json"
         start = AgentFile(token_sha256=(token_digest("secret"),), config=config(1, 60, 80))
         file.write_text(start.model_dump_json(by_alias=True))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            api_port = free.getsockname()[1]
+        api_port = free_port()
         port = folder / "port"
         own = ["--config", str(file), "--host", "127.0.0.1", "--port", "0", "--port-file", str(port)]
         engine = ["--model", str(model), "--device", "cpu", "--dtype", "float32", "--port", str(api_port)]
@@ -47,8 +44,8 @@ class Pod:
         self._log = self._log_path.open("wb")
         command = [sys.executable, "-m", "semipd_agent", *own, "--", *engine]
         self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log)
-        self.wait(lambda: port.exists() and port.read_text().endswith("\n"), 60)
-        self.agent = httpx.Client(base_url=f"http://127.0.0.1:{int(port.read_text())}", headers=HEADERS, timeout=10)
+        self.wait(lambda: port.exists() and port.read_text().endswith("\n"))
+        self.agent = httpx.Client(base_url=f"http://127.0.0.1:{int(port.read_text())}", headers=HEADERS, timeout=60)
         self.api = httpx.Client(base_url=f"http://127.0.0.1:{api_port}", timeout=60)
 
     def status(self) -> StatusReport:
@@ -67,13 +64,11 @@ class Pod:
         body = {"prompt": "one two three", "max_tokens": 8, "temperature": 0, "model": self.status().engine.model_name}
         return dict(self.api.post("/v1/completions", json=body).raise_for_status().json())
 
-    def wait(self, condition: Callable[[], bool], seconds: float) -> float:
-        started = time.monotonic()
-        wait_until(condition, seconds, lambda: self._log_path.read_text()[-4000:])
-        return time.monotonic() - started
+    def wait(self, condition: Callable[[], bool]) -> None:
+        wait_until(condition, describe=lambda: self._log_path.read_text()[-4000:])
 
     def stop(self) -> None:
-        stop(self.process, patience_s=40)
+        stop(self.process, patience_s=PATIENCE_S)
         self._log.close()
 
 
@@ -85,50 +80,50 @@ def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
 
 
 def test_the_split_is_read_back_and_changed_in_place(pod: Pod) -> None:
-    pod.wait(lambda: pod.applied() == "60/80", 120)
+    pod.wait(lambda: pod.applied() == "60/80")
     before = pod.complete()["choices"][0]["text"]
     pids = {phase: pod.worker(phase) for phase in ("prefill", "decode")}
     pod.put(config(2, 30, 70))
-    assert pod.wait(lambda: pod.applied() == "30/70", 30) < 5
+    pod.wait(lambda: pod.applied() == "30/70")
     assert {phase: pod.worker(phase) for phase in pids} == pids
     assert pod.complete()["choices"][0]["text"] == before
     assert pod.status().partition.enforcement == "paced"
 
 
 def test_a_stopped_worker_is_not_applied(pod: Pod) -> None:
-    pod.wait(lambda: pod.status().partition.state == "Applied", 60)
+    pod.wait(lambda: pod.status().partition.state == "Applied")
     stopped = pod.worker("prefill")
     os.kill(stopped, signal.SIGSTOP)
     try:
-        assert pod.wait(lambda: pod.status().partition.reason == "WorkerNotResponding", 30) < 10
+        pod.wait(lambda: pod.status().partition.reason == "WorkerNotResponding")
         assert pod.status().partition.applied is None
     finally:
         os.kill(stopped, signal.SIGCONT)
-    pod.wait(lambda: pod.status().partition.state == "Applied", 60)
+    pod.wait(lambda: pod.status().partition.state == "Applied")
 
 
 def test_the_split_survives_the_death_of_worker_and_core(pod: Pod) -> None:
-    pod.wait(lambda: pod.status().partition.state == "Applied", 60)
+    pod.wait(lambda: pod.status().partition.state == "Applied")
     split, epoch = pod.applied(), pod.status().partition.split_epoch
     killed = pod.worker("decode")
     os.kill(killed, signal.SIGKILL)
-    pod.wait(lambda: pod.status().partition.state == "Applied" and pod.worker("decode") != killed, 60)
+    pod.wait(lambda: pod.status().partition.state == "Applied" and pod.worker("decode") != killed)
     os.kill(_core_of(pod.process.pid), signal.SIGKILL)
-    pod.wait(lambda: pod.status().partition.split_epoch > epoch and pod.status().partition.state == "Applied", 60)
+    pod.wait(lambda: pod.status().partition.split_epoch > epoch and pod.status().partition.state == "Applied")
     assert pod.applied() == split
     assert pod.status().engine.restarts["core"] == 1
-    pod.wait(lambda: pod.agent.get("/ready").status_code == 200, 30)
+    pod.wait(lambda: pod.agent.get("/ready").status_code == 200)
     assert pod.complete()["choices"][0]["finish_reason"] == "length"
 
 
 def test_sigterm_drains_and_leaves_nothing(pod: Pod) -> None:
-    pod.wait(lambda: pod.status().engine.ready, 60)
+    pod.wait(lambda: pod.status().engine.ready)
     family = _descendants(pod.process.pid)
     assert len(family) >= 5
     pod.process.terminate()
-    pod.wait(lambda: pod.agent.get("/ready").status_code == 503, 2)
-    assert pod.process.wait(60) == 0
-    pod.wait(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 10)
+    pod.wait(lambda: pod.agent.get("/ready").status_code == 503)
+    assert pod.process.wait(PATIENCE_S) == 0
+    pod.wait(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
 
 
 def _children(pid: int) -> list[int]:

@@ -90,7 +90,7 @@ def set_split(engine: Engine, x: int, y: int) -> None:
     epoch = engine.snapshot().split_epoch + 1
     plan = cpu_plan(Split(prefill=x, decode=y), sorted(os.sched_getaffinity(0)))
     engine.control(SetPartition(split_epoch=epoch, plan=plan))
-    wait_until(lambda: engine.snapshot().split_epoch == epoch, 30, f"split {x}/{y}")
+    wait_until(lambda: engine.snapshot().split_epoch == epoch, describe=f"split {x}/{y}")
 
 
 def test_a_stream_is_the_same_under_any_split_after_preemptions_and_deaths(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_stream_is_the_same_under_any_split_after_preemptions_and_deaths(tmp_p
         for split in ((20, 80), (80, 20)):
             set_split(engine, *split)
             streams = [add(length) for length in (*LENGTHS, *LENGTHS)]
-            wait_until(lambda streams=streams: any(stream.tokens for stream in streams), 60, "first tokens")
+            wait_until(lambda streams=streams: any(stream.tokens for stream in streams), describe="first tokens")
             for phase in Phase:
                 engine.kill_worker(phase)
                 time.sleep(0.2)

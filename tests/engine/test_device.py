@@ -32,7 +32,7 @@ def test_cuda_without_a_gpu_is_one_error_with_its_reason_and_remedy(tmp_path: Pa
         process = subprocess.Popen(command, env=os.environ | HIDDEN, stderr=file, stdout=file)
     try:
         snapshot = wait_until(
-            lambda: (s := read_snapshot(tmp_path / "run")) and s.state is EngineState.FAILED and s, 120, "FAILED"
+            lambda: (s := read_snapshot(tmp_path / "run")) and s.state is EngineState.FAILED and s, describe="FAILED"
         )
         assert snapshot.reason == "NoGPU"
         assert "engine.device" in snapshot.message and "nvidia.com/gpu" in snapshot.message

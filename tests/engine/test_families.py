@@ -103,17 +103,17 @@ def test_processes_prefixes_preemptions_splits_and_deaths(model: Path, tmp_path:
             for index, length in enumerate(EDGES)
         ]
         try:
-            wait_until(lambda: engine.snapshot().decoding >= 9, 120, "nine prompts")
+            wait_until(lambda: engine.snapshot().decoding >= 9, describe="nine prompts")
         finally:
             os.kill(stopped, signal.SIGCONT)
         for epoch, (phase, (x, y)) in enumerate(zip(Phase, ((80, 20), (30, 70)), strict=True), start=1):
             plan = cpu_plan(Split(prefill=x, decode=y), sorted(os.sched_getaffinity(0)))
             engine.control(SetPartition(split_epoch=epoch, plan=plan))
             done = sum(len(stream.tokens) for stream in streams)
-            wait_until(lambda done=done: sum(len(stream.tokens) for stream in streams) > done, 120, "tokens")
+            wait_until(lambda done=done: sum(len(stream.tokens) for stream in streams) > done, describe="tokens")
             killed = engine.kill_worker(phase)
             wait_until(
-                lambda phase=phase, killed=killed: engine.worker(phase).pid not in (0, killed), 120, "a new worker"
+                lambda phase=phase, killed=killed: engine.worker(phase).pid not in (0, killed), describe="a new worker"
             )
             time.sleep(0.05)
         for stream in streams:

@@ -44,7 +44,7 @@ def test_the_example_without_kubernetes(tmp_path: Path) -> None:
         return next((c for c in status().get("conditions", []) if c["type"] == kind), {})
 
     try:
-        wait_until(lambda: condition("Ready").get("status") == "True", 120)
+        wait_until(lambda: condition("Ready").get("status") == "True")
         assert status()["partition"]["applied"] == {"prefillPercent": 50, "decodePercent": 50}
         assert status()["partition"]["enforced"] == "paced"
         body = json.dumps({"model": "smollm2-135m-instruct", "prompt": "hello", "max_tokens": 4}).encode()
@@ -56,8 +56,8 @@ def test_the_example_without_kubernetes(tmp_path: Path) -> None:
 
         obj["spec"]["partition"] |= {"prefillPercent": 80}
         manifest.write_text(yaml.safe_dump(obj))
-        wait_until(lambda: status()["partition"].get("applied") == {"prefillPercent": 80, "decodePercent": 50}, 5)
-        assert wait_until(lambda: status()["observedGeneration"] == 2, 5)
+        wait_until(lambda: status()["partition"].get("applied") == {"prefillPercent": 80, "decodePercent": 50})
+        assert wait_until(lambda: status()["observedGeneration"] == 2)
         (decision,) = status()["partition"]["decisions"]
         assert (decision["pod"], decision["reason"]) == ("smollm2-local", "ManualChange")
 

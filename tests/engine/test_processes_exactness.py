@@ -38,7 +38,7 @@ def assert_idle(engine: Engine) -> BlockCounts:
         busy = snapshot.waiting + snapshot.prefilling + snapshot.decoding
         return counts if not busy and counts.used == counts.quarantined == 0 else None
 
-    counts: BlockCounts = wait_until(idle, 5, "an idle pool")
+    counts: BlockCounts = wait_until(idle, describe="an idle pool")
     assert counts.free + counts.cached == counts.total
     return counts
 
@@ -85,38 +85,32 @@ def test_stop_ids_limits_and_refusals(engine: Engine) -> None:
 
 
 def test_decode_goes_on_during_prefill(slow: Engine) -> None:
-    """A 300-token prompt takes 0.6 s in five chunks; four streams decode all the while."""
+    """A 300-token prompt takes 0.6 s in five chunks, 0.1 s each; four streams begin steps of theirs within them."""
     client = slow.client()
-    streams = [client.add([index], max_tokens=300) for index in range(4)]
-    wait_until(lambda: all(len(s.tokens) > 5 for s in streams), 10, "four running streams")
+    streams = [client.add([index], max_tokens=390) for index in range(4)]
+    wait_until(lambda: all(len(s.tokens) > 5 for s in streams), describe="four running streams")
     prompt = client.add(list(range(300)), max_tokens=2).wait()
     assert prompt.first_token_at is not None
     steps = slow.records("step")
     prefill = [r for r in steps if r["phase"] == "prefill" and r["tokens"] > 10]
-    busy = sum(r["end"] - r["begin"] for r in prefill)
-    overlap = sum(
-        max(0.0, min(p["end"], d["end"]) - max(p["begin"], d["begin"]))
-        for p in prefill
-        for d in steps
-        if d["phase"] == "decode"
-    )
+    within = [d for d in steps if d["phase"] == "decode" and any(p["begin"] < d["begin"] < p["end"] for p in prefill)]
     assert len(prefill) == 5
-    assert overlap > 0.8 * busy
+    assert len(within) >= 10, "in one process none could"
     for stream in streams:
-        assert stream.wait().tokens == reference(stream.prompt, 300)
+        assert stream.wait().tokens == reference(stream.prompt, 390)
 
 
 def test_abort_in_every_state_frees_all_blocks(slow: Engine) -> None:
     client = slow.client()
-    decoding = client.add([1, 2, 3], max_tokens=300)
-    wait_until(lambda: decoding.tokens, 10, "a decoding request")
+    decoding = client.add([1, 2, 3], max_tokens=390)
+    wait_until(lambda: decoding.tokens, describe="a decoding request")
     chunked = client.add(list(range(350)), max_tokens=300)
-    wait_until(lambda: any(r["tokens"] == 64 for r in slow.records("plan")), 10, "a chunked prompt")
+    wait_until(lambda: any(r["tokens"] == 64 for r in slow.records("plan")), describe="a chunked prompt")
     queued = client.add(list(range(350)), max_tokens=300)
     for stream in (queued, chunked, decoding):
         client.abort(stream)
     for stream in (queued, chunked, decoding):
-        assert stream.wait(5).finish_reason == "abort"
+        assert stream.wait().finish_reason == "abort"
     client.abort(decoding)  # once more: nothing happens
     assert_idle(slow)
 
@@ -125,7 +119,7 @@ def test_a_lost_api_aborts_its_requests_only(slow: Engine) -> None:
     doomed, client = slow.client(), slow.client()
     lost = doomed.add([1] * 40, max_tokens=300)
     kept = client.add([2] * 40, max_tokens=60)
-    wait_until(lambda: lost.tokens, 10, "a running request")
+    wait_until(lambda: lost.tokens, describe="a running request")
     doomed.close()
     assert kept.wait().tokens == reference(kept.prompt, 60)
     assert_idle(slow)
@@ -154,13 +148,13 @@ def test_a_plan_that_a_worker_finds_stale_is_sent_again(engine: Engine) -> None:
 def test_drain_refuses_new_requests_and_finishes_old_ones(slow: Engine) -> None:
     client = slow.client()
     running = client.add([5] * 5, max_tokens=60)
-    wait_until(lambda: running.tokens, 10, "a running request")
+    wait_until(lambda: running.tokens, describe="a running request")
     slow.control(Drain())
     assert "draining" in (client.add([1], max_tokens=1).wait().error or "")
     assert running.wait().tokens == reference(running.prompt, 60)
     assert slow.snapshot().state is EngineState.DRAINING
     wait_until(
-        lambda: client.state is not None and not client.state.ready and not client.state.admitting, 2, "not ready"
+        lambda: client.state is not None and not client.state.ready and not client.state.admitting, describe="not ready"
     )
 
 
@@ -170,7 +164,7 @@ def test_a_plan_without_isolation_puts_prompts_into_decodes_steps_and_the_next_t
     def switch(epoch: int, aggregated: bool) -> None:
         """With chunks and rows in flight; then where a prompt is computed."""
         streams = [client.add([epoch, index] * 60, max_tokens=40) for index in range(2)]
-        wait_until(lambda: streams[-1].tokens, 20, "a running request")
+        wait_until(lambda: streams[-1].tokens, describe="a running request")
         streams.append(client.add([epoch] * 150, max_tokens=40))
         plan = cpu_plan(Split(), [0]).model_copy(update={"aggregated": aggregated})
         slow.control(SetPartition(split_epoch=epoch, plan=plan))

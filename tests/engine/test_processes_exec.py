@@ -89,7 +89,7 @@ def test_attached_workers_are_exact_and_share_one_copy(engine: Engine, model: Pa
     client = engine.client()
     prompts = [random_prompt(length, 4096, length) for length in (1, 17, 33, 64, 100)]
     streams = [client.add(prompt, TOKENS) for prompt in prompts]
-    wait_until(lambda: all(stream.tokens for stream in streams), 60, "running streams")
+    wait_until(lambda: all(stream.tokens for stream in streams), describe="running streams")
     os.kill(engine.worker(Phase.DECODE).pid, signal.SIGKILL)
     ask(engine, 2, 60, 80)  # a cold rung beside it
     for stream in streams:

@@ -17,8 +17,6 @@ from semipd_engine.ipc.requests import WORKER_CRASHED
 pytestmark = pytest.mark.engine
 
 SEGFAULT, EXIT, ABORT, KILL = POISON
-SECONDS = 10.0
-"""Generous: two or three respawns of milliseconds, with pauses of at most a second between them."""
 
 
 @pytest.fixture
@@ -36,9 +34,9 @@ def test_a_poisonous_request_is_refused_soon_and_the_others_keep_their_tokens(
     try:
         client = engine.client()
         for number in range(3):
-            bad = client.add([poison, number, 1, 2], max_tokens=20).wait(SECONDS)
+            bad = client.add([poison, number, 1, 2], max_tokens=20).wait()
             assert bad.error_code == WORKER_CRASHED and f"({ending})" in (bad.error or "")
-            good = client.add([number] * 20, max_tokens=20).wait(SECONDS)
+            good = client.add([number] * 20, max_tokens=20).wait()
             assert good.tokens == reference(good.prompt, 20)
     finally:
         load.stop()
@@ -56,9 +54,9 @@ def test_a_request_whose_workers_are_killed_from_outside_is_not_refused_for_it(e
     client = engine.client()
     bad = client.add([KILL, 1, 2], max_tokens=5)
     for number in range(8):
-        good = client.add([number] * 20, max_tokens=20).wait(SECONDS)
+        good = client.add([number] * 20, max_tokens=20).wait()
         assert good.tokens == reference(good.prompt, 20)
     killed = [record for record in engine.records("worker_lost") if record["ending"] == "SIGKILL"]
     assert len(killed) > ISOLATE_AFTER and not bad.done.is_set()
     client.abort(bad)
-    assert bad.wait(SECONDS).finish_reason == "abort"
+    assert bad.wait().finish_reason == "abort"

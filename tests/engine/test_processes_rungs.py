@@ -42,7 +42,7 @@ def engine(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Both phases on their rungs: prefill 60 %, decode 40 %. The parameter is --prepare-seconds."""
     waiting = EngineState.STARTING
     for engine in engine_for(tmp_path, SLOW, waiting, await_partition=True, prepare_seconds=request.param):
-        wait_until(lambda engine=engine: "first partition" in engine.snapshot().message, 60, "a loaded model")
+        wait_until(lambda engine=engine: "first partition" in engine.snapshot().message, describe="a loaded model")
         assert ask(engine, rungs.plan(60, 40)) == 1
         wait_ready(engine, 4)
         yield engine
@@ -110,7 +110,7 @@ def assert_one_worker_at_a_time(engine: Engine) -> None:
 
 def test_no_worker_is_started_before_the_first_partition(tmp_path: Path) -> None:
     for engine in engine_for(tmp_path, SLOW, state=EngineState.STARTING, await_partition=True):
-        wait_until(lambda engine=engine: "first partition" in engine.snapshot().message, 60, "a loaded model")
+        wait_until(lambda engine=engine: "first partition" in engine.snapshot().message, describe="a loaded model")
         time.sleep(0.3)
         snapshot = engine.snapshot()
         assert (snapshot.state, snapshot.workers, snapshot.split_epoch) == (EngineState.STARTING, (), 0)
@@ -134,7 +134,7 @@ def test_a_phase_alone_runs_on_its_whole_worker(engine: Engine) -> None:
     pids = {w.pid: key for key, w in wait_ready(engine, 4).items()}
     client = engine.client()
     streams = [client.add([index], max_tokens=200) for index in range(4)]
-    wait_until(lambda: all(len(s.tokens) > 10 for s in streams), 60, "running streams")
+    wait_until(lambda: all(len(s.tokens) > 10 for s in streams), describe="running streams")
     prompt = client.add(list(range(380)), max_tokens=2).wait()
     for stream in [*streams, prompt]:
         assert stream.wait().tokens == reference(stream.prompt, stream.sampling.max_tokens)
@@ -161,7 +161,7 @@ def test_a_warm_rung_is_in_force_with_the_answer(engine: Engine) -> None:
     assert routed(engine.snapshot()) == {Phase.PREFILL: 100, Phase.DECODE: 100}
     workers = wait_ready(engine, 2)
     assert {key: w.pid for key, w in workers.items()} == {key: before[key].pid for key in workers}
-    wait_until(lambda: not alive(before[Phase.PREFILL, 60].pid), 60, "the end of the old rung's worker")
+    wait_until(lambda: not alive(before[Phase.PREFILL, 60].pid), describe="the end of the old rung's worker")
     assert engine.snapshot().restarts == {"prefill": 0, "decode": 0, "resident": 0}
 
 
@@ -184,7 +184,7 @@ def test_a_cold_rung_is_prepared_while_the_old_one_serves(engine: Engine) -> Non
         assert routed(engine.snapshot()) == {Phase.PREFILL: 30, Phase.DECODE: 40}
         kept = [(Phase.PREFILL, 100), (Phase.DECODE, 40), (Phase.DECODE, 100)]
         assert [workers[key].pid for key in kept] == [before[key].pid for key in kept]
-        wait_until(lambda: not alive(before[Phase.PREFILL, 60].pid), 60, "the old worker's end")
+        wait_until(lambda: not alive(before[Phase.PREFILL, 60].pid), describe="the old worker's end")
     finally:
         load.stop()
     assert load.wrong == []
@@ -217,7 +217,7 @@ def assert_refused(engine: Engine, cold: rungs.PhaseLimit, reason: str, words: s
     client = engine.client()
     running = client.add([3] * 20, max_tokens=300)
     assert ask(engine, rungs.plan_of(rungs.limit(60), cold)) == 1
-    refused = wait_until(lambda: engine.snapshot().refused, 60, "a refusal")
+    refused = wait_until(lambda: engine.snapshot().refused, describe="a refusal")
     assert (refused.split_epoch, refused.reason) == (2, reason)
     assert words in refused.message and "decode worker under 30 %" in refused.message
     assert running.wait().tokens == reference(running.prompt, 300)
@@ -228,7 +228,7 @@ def assert_refused(engine: Engine, cold: rungs.PhaseLimit, reason: str, words: s
     engine.control(SetPartition(split_epoch=2, plan=rungs.plan(60, 20)))  # the same epoch again: refused already
     assert engine.snapshot().pending_epoch == 0
     ask(engine, rungs.plan(60, 20))  # a new one is a new attempt
-    wait_until(lambda: engine.snapshot().split_epoch == 3, 60, "the next epoch in force")
+    wait_until(lambda: engine.snapshot().split_epoch == 3, describe="the next epoch in force")
     assert engine.snapshot().refused is None
     expected = {before[key].pid for key in before if key != (Phase.DECODE, 40)}
     assert {w.pid for w in wait_ready(engine, 4).values()} > expected
@@ -237,13 +237,13 @@ def assert_refused(engine: Engine, cold: rungs.PhaseLimit, reason: str, words: s
 def test_a_first_partition_that_cannot_serve_says_so(tmp_path: Path) -> None:
     """Nothing to fall back on: the engine stays up, never ready, and names the reason; a better epoch mends it."""
     for engine in engine_for(tmp_path, SLOW, state=EngineState.STARTING, await_partition=True):
-        wait_until(lambda engine=engine: "first partition" in engine.snapshot().message, 60, "a loaded model")
+        wait_until(lambda engine=engine: "first partition" in engine.snapshot().message, describe="a loaded model")
         outside = rungs.limit(60, sees=rungs.DEVICE_SMS)
         assert ask(engine, rungs.plan_of(outside, rungs.limit(40))) == 1
-        refused = wait_until(lambda engine=engine: engine.snapshot().refused, 60, "a reason")
+        refused = wait_until(lambda engine=engine: engine.snapshot().refused, describe="a reason")
         assert (refused.split_epoch, refused.reason) == (1, "SMCountMismatch")
         ask(engine, rungs.plan(60, 40, daemon=2))
-        wait_until(lambda engine=engine: engine.snapshot().split_epoch == 2, 60, "the second epoch")
+        wait_until(lambda engine=engine: engine.snapshot().split_epoch == 2, describe="the second epoch")
         engine.wait_state()
         assert engine.snapshot().refused is None
 
@@ -257,7 +257,7 @@ def test_a_killed_worker_of_any_rung_costs_no_token(engine: Engine, key: Key) ->
             worker = wait_ready(engine, 4)[key]
             time.sleep(rng.uniform(0.02, 0.1))
             os.kill(worker.pid, signal.SIGKILL)
-            wait_until(lambda pid=worker.pid: not alive(pid), 30, "its death")
+            wait_until(lambda pid=worker.pid: not alive(pid), describe="its death")
     finally:
         load.stop()
     assert load.wrong == [] and len(load.finished) > 8
@@ -273,11 +273,11 @@ def test_a_new_daemon_replaces_every_worker(engine: Engine) -> None:
     try:
         os.kill(before[Phase.DECODE, 40].pid, signal.SIGKILL)  # the old daemon's fault takes a client with it
         ask(engine, rungs.plan(60, 40, daemon=2))
-        wait_until(lambda: engine.snapshot().split_epoch == 2, 60, "the new environment in force")
+        wait_until(lambda: engine.snapshot().split_epoch == 2, describe="the new environment in force")
         workers = wait_ready(engine, 4)
         assert not {w.pid for w in workers.values()} & {w.pid for w in before.values()}
         for worker in before.values():
-            wait_until(lambda pid=worker.pid: not alive(pid), 60, "the old workers' end")
+            wait_until(lambda pid=worker.pid: not alive(pid), describe="the old workers' end")
     finally:
         load.stop()
     assert load.wrong == []
@@ -307,7 +307,7 @@ def test_switches_kills_and_a_new_resident_lose_no_token(engine: Engine) -> None
     last = rungs.plan(60, 40, daemon=9)
     ask(engine, last)
     wait_until(
-        lambda: engine.snapshot().split == last.split and not engine.snapshot().pending_epoch, 60, "the last one"
+        lambda: engine.snapshot().split == last.split and not engine.snapshot().pending_epoch, describe="the last one"
     )
     wait_ready(engine, 4)
     counts = engine.snapshot().blocks
@@ -322,12 +322,11 @@ def test_a_refused_split_leaves_a_stopped_engine_clean(tmp_path: Path) -> None:
     )
     engine = Engine(options, **SLOW)
     try:
-        wait_until(lambda: (tmp_path / "control.sock").exists() and engine.snapshot().model, 60, "a loaded model")
+        wait_until(lambda: (tmp_path / "control.sock").exists() and engine.snapshot().model, describe="a loaded model")
         ask(engine, rungs.plan_of(rungs.limit(60), rungs.limit(40, start="60")))
         hanging = wait_until(
             lambda: [w.pid for w in engine.snapshot().workers if w.state is WorkerState.STARTING and w.pid],
-            10,
-            "a start",
+            describe="a start",
         )
     finally:
         engine.stop()
@@ -344,11 +343,11 @@ def test_a_worker_that_must_be_ended_is_shown_until_somebody_has(engine: Engine)
     def ending() -> WorkerReport | None:
         return next((w for w in engine.snapshot().workers if w.ending), None)
 
-    shown: WorkerReport = wait_until(ending, 60, "a worker that is to be ended")
+    shown: WorkerReport = wait_until(ending, describe="a worker that is to be ended")
     assert shown.phase is Phase.DECODE and alive(shown.pid)
     assert client.add([5] * 20, 30).wait(60).error is None
     assert alive(shown.pid), "it has ten minutes"
     os.kill(shown.pid, signal.SIGTERM)  # what MPS does to a client ends it, too
-    wait_until(lambda: ending() is None and not alive(shown.pid), 60, "its end")
+    wait_until(lambda: ending() is None and not alive(shown.pid), describe="its end")
     refused = engine.snapshot().refused
     assert refused is not None and refused.reason == "PrepareTimeout" and in_force(engine.snapshot()) == (60, 40)

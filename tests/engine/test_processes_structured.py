@@ -105,7 +105,7 @@ def test_a_workers_death_changes_nothing(engine: Engine, phase: Phase) -> None:
 
     def kill() -> None:
         while not over.wait(0.15):
-            engine.wait_state(seconds=30)
+            engine.wait_state()
             engine.kill_worker(phase)
 
     killer = threading.Thread(target=kill)

@@ -124,8 +124,7 @@ def test_kills_of_real_workers_change_no_token(
                 len([r for r in split_engine.records("step") if r["phase"] == phase]) > before + 1
                 or all(stream.done.is_set() for stream in streams)
             ),
-            60,
-            "two more steps",
+            describe="two more steps",
         )
         if split_engine.worker(phase).busy or device.type == "cuda":
             split_engine.kill_worker(phase)
@@ -157,7 +156,7 @@ def test_quanta_move_cpu_time(split_engine: Engine) -> None:
         thread.start()
     ratio = {}
     try:
-        wait_until(lambda: split_engine.snapshot().decoding >= 4, 60, "running streams")
+        wait_until(lambda: split_engine.snapshot().decoding >= 4, describe="running streams")
         pids = [split_engine.worker(phase).pid for phase in Phase]
         for x, y in ((80, 20), (20, 80)):
             set_split(split_engine, x, y)

@@ -68,7 +68,7 @@ def prompt(length: int, seed: int) -> list[int]:
 def running_streams(client: ApiClient, count: int, max_tokens: int = 1500) -> list[Stream]:
     """Streams that have their first tokens."""
     streams = [client.add(prompt(32, seed), max_tokens) for seed in range(count)]
-    wait_until(lambda: all(len(stream.tokens) >= 3 for stream in streams), 120)
+    wait_until(lambda: all(len(stream.tokens) >= 3 for stream in streams))
     return streams
 
 
@@ -151,7 +151,7 @@ def test_decode_reads_what_prefill_wrote(exact: Engine) -> None:
     baseline = client.add(tokens, 24).wait(120).tokens
 
     disturbed = client.add(tokens, 24)
-    wait_until(lambda: disturbed.tokens, 120, every_s=0.005)
+    wait_until(lambda: disturbed.tokens, every_s=0.005)
     with proc.memfd(resident, "semipd-kv") as pool:
         pool[:] = bytes(len(pool))
     assert disturbed.wait(120).tokens != baseline

@@ -32,7 +32,7 @@ def test_valid_bodies_are_served(api: Api, path: str) -> None:
 
 
 @given(call=calls())
-@settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10_000, suppress_health_check=list(HealthCheck))
 def test_ten_thousand_bodies_and_no_failure(api: Api, call: tuple[str, Any]) -> None:
     path, body = call
     response = api.client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})

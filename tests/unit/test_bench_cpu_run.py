@@ -209,7 +209,7 @@ def test_others_are_the_mean_of_a_turns_time(tmp_path: Path) -> None:
 
 def watcher(parent: int, file: Path) -> psutil.Process:
     """The one that writes `file`, once it does."""
-    wait_until(lambda: file.exists() and file.read_text().endswith("\n"), 20)
+    wait_until(lambda: file.exists() and file.read_text().endswith("\n"))
     (found,) = (one for one in psutil.Process(parent).children() if str(file) in one.cmdline())
     return found
 
@@ -242,7 +242,7 @@ def test_the_watcher_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
             process = watcher(parent.pid, tmp_path / "others")
         finally:
             parent.kill()
-    wait_until(lambda: gone(process), 20)
+    wait_until(lambda: gone(process))
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def test_a_gpu_service_without_a_gpu_says_so_everywhere_and_once(tmp_path: Path)
             assert process.poll() is None, log.read_text() if log.exists() else "no log"
             return conditions(status).get("Ready", {}).get("reason") in ("NoGPU", "MPSUnavailable")
 
-        wait_until(said, 90, lambda: log.read_text() if log.exists() else "no log")
+        wait_until(said, describe=lambda: log.read_text() if log.exists() else "no log")
         shown = conditions(status)
         reason = shown["Ready"]["reason"]
         for kind in ("ModelReady", "PartitionApplied"):

@@ -1,14 +1,20 @@
-"""The one loop that waits: it returns what came, and tells what did not."""
+"""The one loop that waits: it returns what came, and tells what did not. And what tests may not lean on."""
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from e2e.lib.waiting import NotInTime, wait_until, wait_until_async
+from e2e.lib.process import PORTS, free_port
+from e2e.lib.waiting import PATIENCE_S, NotInTime, wait_until, wait_until_async
 
 pytestmark = pytest.mark.unit
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_value_that_came_is_returned() -> None:
@@ -48,3 +54,36 @@ async def test_other_tasks_run_meanwhile() -> None:
     assert await wait_until_async(come.is_set, every_s=0)
     with pytest.raises(NotInTime, match="nobody"):
         await wait_until_async(lambda: False, 0, "nobody")
+
+
+def limits(source: str) -> list[float]:
+    """The constant limits of a file's waits, in seconds."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    waits = [call for call in calls if getattr(call.func, "id", "") in ("wait_until", "wait_until_async")]
+    given = [call.args[1:2] + [each.value for each in call.keywords if each.arg == "timeout_s"] for call in waits]
+    return [node.value for nodes in given for node in nodes if isinstance(node, ast.Constant)]
+
+
+def test_no_test_gives_a_wait_less_time_than_a_busy_machine_may_need() -> None:
+    """A limit costs only a test that fails; what takes how long is for bench/ to say."""
+    assert limits("wait_until(f, 5, 'x'); wait_until_async(f, timeout_s=2.5); wait_until(f)") == [5, 2.5]
+    files = [file for room in ("tests", "e2e/tests") for file in (ROOT / room).rglob("*.py") if file != Path(__file__)]
+    assert len(files) > 150
+    short = {file.name: found for file in files if (found := [s for s in limits(file.read_text()) if s < PATIENCE_S])}
+    assert short == {}
+
+
+def test_a_port_is_told_once_for_as_long_as_whoever_asked_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = range(PORTS.stop - 12, PORTS.stop)
+    monkeypatch.setattr("e2e.lib.process.PORTS", few)
+    mine = {free_port() for _ in range(4)}
+    rest = f"""
+from e2e.lib import process
+process.PORTS = {few}
+while True:
+    print(process.free_port())
+"""
+    others = subprocess.run([sys.executable, "-c", rest], cwd=ROOT, capture_output=True, text=True)
+    theirs = [int(port) for port in others.stdout.split()]
+    assert len(mine) == 4 and theirs and not mine & set(theirs) and len(theirs) == len(set(theirs))
+    assert "no port of 29988 to 29999 is free" in others.stderr

@@ -151,7 +151,7 @@ def attend(room: Kernels, case: Paged, rank: int, rows: tuple[int, int] | None =
 
 @pytest.mark.parametrize(("level", "dtype"), ALL)
 @pytest.mark.parametrize("widths", [(48, 32), (80, 64), (576, 512), (50, 30)])
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=2)
 @given(
     st.lists(
         st.tuples(st.sampled_from([0, 1, 63, 64, 65, 140]), st.sampled_from([0, 1, 2, 17, 33])), min_size=1, max_size=3

@@ -57,7 +57,7 @@ def test_without_libraries_the_twins_serve(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     st.sampled_from([1, 2, 5, 7, 16, 17, 32, 33, 63, 270]),
     st.sampled_from([1, 2, 31, 32, 70, 576, 1100]),
@@ -108,7 +108,7 @@ def test_bits_do_not_hang_on_the_number_of_threads(level: str, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     st.lists(
         st.tuples(st.sampled_from([0, 1, 47, 62, 63, 64, 65, 127, 128, 200]), st.sampled_from([0, 1, 2, 17, 64, 66])),
@@ -156,7 +156,7 @@ def test_attention(
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     st.integers(1, 40),
     st.sampled_from([(4, 4), (4, 1), (8, 2)]),
@@ -185,7 +185,7 @@ def test_rotation_and_cache(
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.sampled_from([1, 3, 40]), st.sampled_from([1, 15, 64, 100, 1030]), st.booleans(), st.sampled_from(DTYPES))
 def test_rows(level: str, rows: int, width: int, added: bool, dtype: torch.dtype) -> None:
     x, weight = normal(rows, width, seed=1, dtype=dtype), normal(width, seed=2, dtype=dtype)

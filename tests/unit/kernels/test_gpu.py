@@ -33,7 +33,7 @@ def close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     torch.testing.assert_close(actual.double(), expected.double(), rtol=LOOSE[dtype], atol=LOOSE[dtype])
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     st.lists(st.tuples(st.integers(0, 70), st.integers(0, 20)), min_size=1, max_size=3),
     st.sampled_from([(4, 4), (4, 2), (6, 1), (3, 1), (8, 1)]),
@@ -60,7 +60,7 @@ def test_attention_of_chunks_and_decode_rows(
     assert not half[:first].any(), "rows that were not asked for stay"
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     st.lists(st.integers(1, 700), min_size=1, max_size=2),
     st.sampled_from([(4, 1), (4, 4)]),
@@ -94,7 +94,7 @@ def test_rows_of_padding_stay(kernels: TritonKernels) -> None:
     assert bool((out[2:] == 7.0).all())
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 5), st.sampled_from([1, 64, 80, 1000]), st.booleans(), st.sampled_from(DTYPES))
 def test_norm(count: int, width: int, adds: bool, dtype: torch.dtype) -> None:
     wide = normal(count, width + 3, seed=1, dtype=dtype)
@@ -115,7 +115,7 @@ def test_a_norm_may_be_in_place() -> None:
     close(x, expected, torch.float32)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.integers(0, 4), st.sampled_from([1, 100, 1025]), st.sampled_from(DTYPES))
 def test_activation(count: int, width: int, dtype: torch.dtype) -> None:
     x = normal(count, 2 * width, seed=1, dtype=dtype)
@@ -125,7 +125,7 @@ def test_activation(count: int, width: int, dtype: torch.dtype) -> None:
     close(out, expected, dtype)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     st.lists(st.integers(-1, 23), min_size=1, max_size=5, unique=True),
     st.sampled_from([(4, 4), (4, 2), (3, 1)]),

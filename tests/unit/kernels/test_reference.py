@@ -37,7 +37,7 @@ def test_linear_and_embedding(dtype: torch.dtype) -> None:
     assert torch.equal(rows, weight[ids.long()])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     st.lists(st.tuples(st.integers(0, 70), st.integers(0, 20)), min_size=1, max_size=4),
     st.sampled_from([(4, 4), (4, 2), (6, 1)]),

@@ -242,7 +242,7 @@ def is_object(text: str) -> bool:
     reasoning=st.booleans(),
     thinking=st.booleans(),
 )
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=800)
 def test_a_stream_says_what_the_whole_answer_says_however_it_is_cut(
     text: str, at: list[int], llama: bool, reasoning: bool, thinking: bool
 ) -> None:
@@ -267,7 +267,7 @@ def test_a_stream_says_what_the_whole_answer_says_however_it_is_cut(
 
 
 @given(text=TEXTS, cut=st.integers(0, 5), llama=st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_nothing_is_an_error_where_calls_are_forced(text: str, cut: int, llama: bool) -> None:
     options = AnswerOptions(functions=HERE, format=LLAMA3_JSON if llama else HERMES, forced=True)
     parsed, _ = read(options, text, cut)

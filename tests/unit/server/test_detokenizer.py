@@ -62,7 +62,7 @@ CUTS = st.lists(st.integers(1, 9), max_size=20)
 
 
 @given(ids=st.lists(st.integers(0, 420), max_size=90), cuts=CUTS, skip_special=st.booleans())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_deltas_join_to_the_full_decode(
     byte_level: Tokenizer, ids: list[int], cuts: list[int], skip_special: bool
 ) -> None:
@@ -70,7 +70,7 @@ def test_deltas_join_to_the_full_decode(
 
 
 @given(data=st.binary(max_size=120), cuts=CUTS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_bytes_join_to_the_full_decode(byte_level: Tokenizer, data: bytes, cuts: list[int]) -> None:
     """One token for each byte: the worst stream for UTF-8, with and without valid characters in it."""
     by_byte = {byte_level.token_bytes(token_id): token_id for token_id in range(3, 400)}
@@ -79,7 +79,7 @@ def test_any_bytes_join_to_the_full_decode(byte_level: Tokenizer, data: bytes, c
 
 
 @given(ids=st.lists(st.integers(0, 420), max_size=60), cuts=CUTS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_deltas_join_to_the_full_decode_with_byte_fallback(
     byte_fallback: Tokenizer, ids: list[int], cuts: list[int]
 ) -> None:
@@ -177,7 +177,7 @@ def reference_stop(text: str, stops: list[str], include: bool) -> tuple[str, str
     stops=st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
     include=st.booleans(),
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_stop_strings_across_borders(pieces: list[str], stops: list[str], include: bool) -> None:
     checker, shown = StopStrings(stops, include), ""
     for piece in pieces:

@@ -63,7 +63,7 @@ def calls(draw: st.DrawFn) -> tuple[str, Any]:
 
 
 @given(call=calls())
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 def test_no_body_gives_500(shared_api: Api, call: tuple[str, Any]) -> None:
     path, body = call
     response = shared_api.client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
@@ -74,6 +74,6 @@ def test_no_body_gives_500(shared_api: Api, call: tuple[str, Any]) -> None:
 
 
 @given(body=st.binary(max_size=200), path=st.sampled_from(sorted(PATHS)))
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 def test_no_bytes_give_500(shared_api: Api, body: bytes, path: str) -> None:
     assert httpx.post(shared_api.url + path, content=body).status_code == 400

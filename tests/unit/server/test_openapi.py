@@ -53,7 +53,7 @@ def serves_what_it_documents(api: Api, path: str, examples: int) -> None:
     refused: list[Any] = []
 
     @given(body=bodies(document, name))
-    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples, suppress_health_check=list(HealthCheck))
     def ask(body: Any) -> None:
         content = json.dumps(together(body))
         response = api.client.post(path, content=content, headers={"content-type": "application/json"})

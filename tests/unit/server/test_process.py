@@ -223,7 +223,7 @@ def test_sigterm_drains(start_api: StartApi) -> None:
         stream = pool.submit(api.complete, "The", max_tokens=100, stream=True)
         wait_until(lambda: api.core.added)
         api.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: api.client.get("/ready").status_code == 503, 1)
+        wait_until(lambda: api.client.get("/ready").status_code == 503)
         assert api.complete(max_tokens=1).status_code == 200
         time.sleep(5)
         refused = api.complete(max_tokens=1)
