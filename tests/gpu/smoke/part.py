@@ -15,11 +15,15 @@ import time
 import traceback
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from tests.gpu.smoke.catalogue import named
 from tests.gpu.smoke.report import Keeping, Outcome, Record, Skip
 
 from semipd_engine.resident.cuda_environment import without_mps
+
+if TYPE_CHECKING:
+    from tests.gpu.smoke.stage import Figures, Stage
 
 
 class OutOfTime(BaseException):
@@ -28,6 +32,26 @@ class OutOfTime(BaseException):
 
 def _terminated(number: int, frame: FrameType | None) -> None:
     raise OutOfTime
+
+
+def play(part: str, stage: Stage, figures: Figures) -> None:
+    """Raises what the part raises, KeyError where there is none of that name."""
+    from tests.gpu.smoke import device_parts, serving_parts, token_parts
+
+    plays = {
+        "machine": device_parts.machine,
+        "mps": device_parts.mps,
+        "memory": device_parts.memory,
+        "rungs": device_parts.rates,
+        "switches": serving_parts.switches,
+        "large": serving_parts.large,
+        "kills": token_parts.kills,
+    }
+    family, _, model = part.partition("-")
+    if family == "exact":
+        token_parts.exact(stage, stage.model(model), figures)
+    else:
+        plays[part](stage, figures)
 
 
 def main() -> int:
@@ -50,15 +74,15 @@ def main() -> int:
     with Keeping(record, options.record):
         try:
             from tests.gpu.smoke import engine
-            from tests.gpu.smoke.parts import Smoke  # torch
+            from tests.gpu.smoke.stage import Stage  # torch
 
             engine.patience = options.patience
             with tempfile.TemporaryDirectory(prefix="smoke-") as folder:
-                smoke = Smoke(options.device, Path(folder), options.record.parent, options.mps_probe, options.smollm2)
+                stage = Stage(options.device, Path(folder), options.record.parent, options.mps_probe, options.smollm2)
                 try:
-                    smoke.run(part.name, record.figures)
+                    play(part.name, stage, record.figures)
                 finally:
-                    smoke.close()
+                    stage.close()
             record.outcome = Outcome.OK
         except Skip as reason:
             record.outcome, record.problem = Outcome.SKIPPED, str(reason)
