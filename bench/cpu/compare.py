@@ -6,7 +6,7 @@ A ratio above 1 is always in our favour. A verdict without a measurement is open
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -43,8 +43,9 @@ class Verdict:
 
 
 class Comparison:
-    """The samples that count: of each block those of one run, the one that has most of it, else the latest. What was
-    lost stays lost, in every run: who may ask until it holds has shown nothing."""
+    """The samples that count: of each block those of one run, the one that has most of it, else the latest. What a
+    server lost stays lost, in every run: who may ask until it holds has shown nothing. What our own client lost is lost
+    until the turn has been measured."""
 
     def __init__(self, samples: Iterable[Sample]) -> None:
         blocks: dict[tuple[str, str, int, str], dict[str, dict[Turn, Sample]]] = {}
@@ -55,8 +56,9 @@ class Comparison:
             best = max(runs, key=lambda run: (sum(not sample.error for sample in runs[run].values()), run))
             counting += runs[best].values()
         self.samples = [sample for sample in counting if not sample.error]
-        every = (sample for runs in blocks.values() for run in runs.values() for sample in run.values())
-        self.lost = [sample for sample in every if sample.error]
+        every = [sample for runs in blocks.values() for run in runs.values() for sample in run.values()]
+        measured = {sample.turn for sample in every if not sample.error}
+        self.lost = [s for s in every if s.error and not (s.late_client and s.turn in measured)]
         self._by_name: dict[tuple[str, str, str], list[Sample]] = defaultdict(list)
         for sample in self.samples:
             turn = sample.turn
@@ -163,13 +165,16 @@ def _holds(within: bool, spread: Spread) -> bool | None:
 
 
 def chunks(comparison: Comparison, model: str, part: str) -> dict[tuple[str, str, int], list[Sample]]:
-    """The peer's samples of the rounds that had the most of its variants."""
+    """The peer's samples of the rounds that had the most of its variants, and all the same ones: of two sets as large,
+    those of the most rounds."""
     found: dict[tuple[str, str, int], list[Sample]] = defaultdict(list)
     for name in comparison.contenders(model, part):
         for sample in comparison.of(model, part, name) if name.startswith(PEER) else ():
             found[_round(sample)].append(sample)
-    most = max(map(len, found.values()), default=0)
-    return {number: peers for number, peers in found.items() if len(peers) == most}
+    sets = {number: frozenset(sample.turn.contender for sample in peers) for number, peers in found.items()}
+    asked = Counter(sets.values())
+    most = max(asked, key=lambda names: (len(names), asked[names], sorted(names)), default=None)
+    return {number: peers for number, peers in found.items() if sets[number] == most}
 
 
 def best_chunk(comparison: Comparison, model: str, part: str) -> str | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from bench.cpu.machine import BUSY
 from bench.cpu.parts import Figures
 from bench.cpu.servers import Contender
+from bench.traffic import ClientLateError
 from semipd_engine.contract import Split
 
 EVEN, LONG_PROMPTS, LONG_ANSWERS = (Split(prefill=p, decode=100 - p) for p in (50, 70, 30))
@@ -96,12 +97,18 @@ class Sample:
     """How long it took, tries and all."""
     load: float = 0.0
     """Of the machine, over the last minute, when the turn began."""
-    others: float | None = 0.0
-    """Tasks that were running meanwhile and neither ours nor the server's; the mean. None: nobody counted."""
+    others: float | None = None
+    """Tasks that were running meanwhile and neither ours nor the server's; the mean. None: nobody counted, which is not
+    quiet."""
 
     @property
     def disturbed(self) -> bool:
         return self.others is None or self.others > BUSY
+
+    @property
+    def late_client(self) -> bool:
+        """Lost by us, who asked too late, and by no server."""
+        return self.error.startswith(ClientLateError.__name__)
 
 
 def contenders(group: Group, number: int) -> list[Contender]:

@@ -32,7 +32,8 @@ NOT_HERE = {
 ONCE = ("make images", "helm install", "kubectl delete")
 """Blocks that work once, so that their changes are tried before; the others are run first: what fails after that fails
 for its change."""
-CHARTS = "semipd-operator-*.tgz"
+ALTERED = ROOT / "out-altered"
+"""Where a changed `--destination` packs to."""
 
 
 @pytest.fixture
@@ -45,6 +46,30 @@ def own_cluster() -> Iterator[dict[str, str]]:
     shutil.rmtree(run, ignore_errors=True)
 
 
+@pytest.fixture
+def own_charts(tmp_path: Path) -> Iterator[None]:
+    """Packed charts that are here lie elsewhere meanwhile: what is in their places is what the test made."""
+    assert not ALTERED.exists(), f"{ALTERED} is in the way of this test: move it"
+    aside = {file: tmp_path / f"{number}.tgz" for number, file in enumerate(packed_charts())}
+    for file, place in aside.items():
+        shutil.move(file, place)
+    yield
+    remove_packed_charts()
+    for file, place in aside.items():
+        shutil.move(place, file)
+
+
+def packed_charts() -> list[Path]:
+    return [file for folder in (ROOT, ROOT / "out") for file in folder.glob("semipd-operator-*.tgz")]
+
+
+def remove_packed_charts() -> None:
+    for file in packed_charts():
+        file.unlink()
+    shutil.rmtree(ALTERED, ignore_errors=True)
+
+
+@pytest.mark.usefixtures("own_charts")
 def test_a_cluster_answers(own_cluster: dict[str, str], tmp_path: Path) -> None:
     subprocess.run(["make", "model"], cwd=ROOT, check=True, capture_output=True)
     registry = Registry(tmp_path)
@@ -60,11 +85,8 @@ def test_a_cluster_answers(own_cluster: dict[str, str], tmp_path: Path) -> None:
             if not once:
                 print(block.commands, shell.run(block, 600), sep="\n")
             kept = [flag for words, flags in NOT_HERE.items() if block.commands.startswith(words) for flag in flags]
-            for packed in (ROOT / "out").glob(CHARTS):  # by an earlier run; it would be pushed all the same
-                packed.unlink()
+            remove_packed_charts()  # of the run above: it would be pushed all the same
             assert not shell.survivors(block, 20, [*SHOWN_ELSEWHERE, *kept])
-            for packed in ROOT.glob(CHARTS):
-                packed.unlink()
-            shutil.rmtree(ROOT / "out-altered", ignore_errors=True)
+            remove_packed_charts()
             if once:  # the first push compresses gigabytes
                 print(block.commands, shell.run(block, 1200), sep="\n")

@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+
+import pytest
+from tests.unit.agent_plant import worker
 
 from e2e.lib.waiting import wait_until_async
 from semipd_agent.children import Children
@@ -17,6 +22,7 @@ from semipd_agent.partitioner.mps import Mps, Programs
 from semipd_agent.partitioner.mps.ladder import Timing
 from semipd_agent.partitioner.mps.preflight import Host
 from semipd_agent.reaper import Reaper
+from semipd_engine.contract import EngineSnapshot, EngineState, Phase, WorkerReport
 
 STAND_IN = Path(__file__).with_name("mps_stand_in.py")
 QUICK = Timing(
@@ -95,6 +101,12 @@ class MpsBench:
         """On a start that has no hope. Before `begin`."""
         self.mps = self._backend(replace(QUICK, answer=seconds, server=seconds, first_probe=seconds))
 
+    async def in_force(self) -> MpsBench:
+        """Once its first daemon is."""
+        self.begin()
+        await self.until(lambda: self.mps.ready)
+        return self
+
     def begin(self) -> None:
         """Keep the backend alive from now on."""
         self._keeping = asyncio.create_task(self.mps.run())
@@ -122,3 +134,25 @@ class MpsBench:
 
     async def until(self, condition: Callable[[], object], seconds: float = 150.0) -> None:
         await wait_until_async(condition, seconds)
+
+
+@asynccontextmanager
+async def mps_bench(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MpsBench]:
+    """A backend that `begin` brings to life; nothing of it is left afterwards."""
+    monkeypatch.setenv("STAND_IN_SCRIPT", str(folder / "script"))
+    with tempfile.TemporaryDirectory(prefix="spd") as base:  # pytest's own folder may be too long for a socket
+        made = MpsBench(Path(base), folder)
+        reaping = asyncio.create_task(made.reap())
+        yield made
+        await made.end()
+        reaping.cancel()
+        assert os.listdir(base) == []  # noqa: PTH208
+
+
+def rung(phase: Phase, percent: int, sm_count: int | None, **changes: object) -> WorkerReport:
+    return worker(phase, 1).model_copy(update={"percent": percent, "sm_count": sm_count, **changes})
+
+
+def snapshot(*workers: WorkerReport, deaths: int = 0) -> EngineSnapshot:
+    restarts = {"prefill": deaths, "decode": 0}
+    return EngineSnapshot(monotonic_time=0, state=EngineState.READY, workers=workers, restarts=restarts)

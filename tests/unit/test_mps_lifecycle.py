@@ -6,7 +6,6 @@ Whoever measures here measures the stand-in: these tests say in which order thin
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import tempfile
@@ -15,59 +14,35 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.unit.agent_plant import worker
-from tests.unit.mps_bench import H100, QUICK, MpsBench
+from tests.unit.mps_bench import H100, QUICK, MpsBench, mps_bench, rung, snapshot
 from tests.unit.mps_stand_in import SMS
 
 from semipd_agent.contract import PartitionReason
 from semipd_agent.partitioner.mps import daemon
 from semipd_agent.partitioner.mps.daemon import claim
 from semipd_agent.partitioner.mps.ladder import LADDER, Timing
-from semipd_engine.contract import EngineSnapshot, EngineState, PacingMode, Phase, Split, WorkerReport, WorkerState
+from semipd_engine.contract import PacingMode, Phase, Split
 
 pytestmark = pytest.mark.unit
 
 
 @pytest.fixture
 async def idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MpsBench]:
-    """A backend that `begin` brings to life; nothing of it is left afterwards."""
-    monkeypatch.setenv("STAND_IN_SCRIPT", str(tmp_path / "script"))
-    with tempfile.TemporaryDirectory(prefix="spd") as base:  # pytest's own folder may be too long for a socket
-        made = MpsBench(Path(base), tmp_path)
-        reaping = asyncio.create_task(made.reap())
+    async with mps_bench(tmp_path, monkeypatch) as made:
         yield made
-        await made.end()
-        reaping.cancel()
-        assert left_in(base) == []
 
 
 @pytest.fixture
 async def bench(idle: MpsBench) -> MpsBench:
-    """One whose first daemon is in force."""
-    idle.begin()
-    await idle.until(lambda: idle.mps.ready)
-    return idle
+    return await idle.in_force()
 
 
 def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() != b""
 
 
-def left_in(folder: str) -> list[Path]:
-    return list(Path(folder).iterdir())
-
-
 def is_private_pipe(folder: Path) -> bool:
     return folder.stat().st_mode & 0o777 == 0o700 and (folder / "control").is_socket()
-
-
-def rung(phase: Phase, percent: int, sm_count: int | None, **changes: object) -> WorkerReport:
-    return worker(phase, 1).model_copy(update={"percent": percent, "sm_count": sm_count, **changes})
-
-
-def snapshot(*workers: WorkerReport, deaths: int = 0) -> EngineSnapshot:
-    restarts = {"prefill": deaths, "decode": 0}
-    return EngineSnapshot(monotonic_time=0, state=EngineState.READY, workers=workers, restarts=restarts)
 
 
 async def test_before_the_first_daemon_nothing_is_ready_and_nothing_is_wrong(idle: MpsBench) -> None:
@@ -227,42 +202,6 @@ async def test_xids_of_an_application_are_suspicion_and_others_condemn(bench: Mp
     assert not bench.mps.ready
 
 
-async def test_what_a_worker_sees_proves_its_rung(bench: MpsBench) -> None:
-    split = Split(prefill=60, decode=100)
-
-    def reason(report: WorkerReport) -> PartitionReason | None:
-        problem = bench.mps.verify(report, split)
-        return problem.reason if problem else None
-
-    assert reason(rung(Phase.PREFILL, 60, 78)) is None
-    assert reason(rung(Phase.DECODE, 100, SMS)) is None
-    assert reason(rung(Phase.PREFILL, 60, SMS)) is PartitionReason.WORKER_OUTSIDE_MPS
-    assert reason(rung(Phase.PREFILL, 60, 66)) is PartitionReason.READBACK_MISMATCH
-    assert reason(rung(Phase.PREFILL, 60, None)) is PartitionReason.READBACK_MISMATCH
-    assert reason(rung(Phase.PREFILL, 80, 104)) is PartitionReason.READBACK_MISMATCH
-
-
-async def test_on_the_whole_rung_the_list_of_clients_is_the_proof(bench: MpsBench) -> None:
-    workers = (rung(Phase.PREFILL, 100, SMS, pid=4001), rung(Phase.DECODE, 100, SMS, pid=4002))
-    bench.faults("get_client_list: answer 4001\\n4002")
-    bench.mps.follow(snapshot(*workers))
-
-    async def verdicts() -> list[PartitionReason | None]:
-        """After a list that is younger than the workers."""
-        asked = bench.clock.monotonic()
-        await bench.until(lambda: (c := bench.mps._keeper.clients) is not None and c.asked > asked)
-        problems = [bench.mps.verify(each, Split()) for each in workers]
-        return [problem.reason if problem else None for problem in problems]
-
-    assert await verdicts() == [None, None]
-    bench.faults("get_client_list: answer 4001")
-    assert await verdicts() == [None, PartitionReason.WORKER_OUTSIDE_MPS]
-    bench.faults("get_client_list: answer ")
-    assert await verdicts() == [PartitionReason.WORKER_OUTSIDE_MPS] * 2
-    bench.faults("get_client_list: answer 77")  # numbers of another namespace say nothing
-    assert await verdicts() == [None, None]
-
-
 async def test_our_own_clients_are_nobody_elses(bench: MpsBench) -> None:
     bench.change(gpu=replace(H100, mps_clients=(4711,)))
     bench.mps.preflight()  # as after a change of the mode
@@ -278,85 +217,6 @@ async def test_a_server_that_ends_is_replaced(bench: MpsBench) -> None:
     assert problem is not None and problem.reason is PartitionReason.MPS_SERVER_FAULT and "gone" in problem.message
     await bench.until(lambda: bench.mps.incarnation == 2)
     assert not alive(old.pid)
-
-
-@pytest.fixture
-async def victim() -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec("sleep", "600")
-    yield process
-    if process.returncode is None:
-        process.kill()
-        await process.wait()
-
-
-async def test_a_worker_that_must_be_killed_is_ended_by_mps_first(
-    bench: MpsBench, victim: asyncio.subprocess.Process
-) -> None:
-    plan = bench.mps.plan(Split(prefill=60, decode=80))
-    assert plan.prefill.terminate_seconds > QUICK.terminate, "core waits at least as long as MPS may take"
-    hanging = rung(Phase.DECODE, 20, None, pid=victim.pid, ending=True, state=WorkerState.STARTING)
-    bench.mps.follow(snapshot(rung(Phase.PREFILL, 60, 78), hanging))
-    await asyncio.wait_for(victim.wait(), 30)
-    bench.mps.follow(snapshot(rung(Phase.PREFILL, 60, 78), hanging))  # core has not noticed yet: it is asked once
-    await asyncio.sleep(1)
-    assert bench.mps.ready and bench.mps.incarnation == 1
-
-
-async def test_a_client_that_mps_cannot_end_costs_the_server(bench: MpsBench) -> None:
-    bench.faults("terminate_client: hang")
-    bench.mps.follow(snapshot(rung(Phase.DECODE, 80, 104, pid=4711, ending=True)))
-    await bench.until(lambda: bench.mps.health() is not None)
-    problem = bench.mps.health()
-    assert problem is not None and problem.reason is PartitionReason.MPS_SERVER_FAULT
-    assert "cannot be ended" in problem.message
-    await bench.until(lambda: bench.mps.incarnation == 2)
-
-
-async def test_a_refused_end_makes_the_server_suspect(bench: MpsBench) -> None:
-    """The worker may be gone already; what it left behind, a probe tells."""
-    bench.faults("terminate_client: answer CUDA_ERROR_UNKNOWN", "probe: refuse")
-    bench.mps.follow(snapshot(rung(Phase.DECODE, 80, 104, pid=4711, ending=True)))
-    await bench.until(lambda: bench.mps.health() is not None)
-    problem = bench.mps.health()
-    assert problem is not None and "the kill of worker 4711" in problem.message
-    bench.faults()
-
-
-async def test_before_the_engine_is_killed_its_clients_are_ended(
-    bench: MpsBench, victim: asyncio.subprocess.Process
-) -> None:
-    bench.mps.follow(snapshot(rung(Phase.DECODE, 80, 104, pid=victim.pid)))
-    await bench.mps.evict()
-    await asyncio.wait_for(victim.wait(), 30)
-
-
-async def test_a_core_that_starts_anew_makes_the_server_suspect(
-    bench: MpsBench, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Its resident killed the workers that did not leave the GPU in time, and nobody counts those deaths."""
-    caplog.set_level(logging.INFO)
-    bench.mps.follow(snapshot(rung(Phase.DECODE, 80, 104), deaths=3))
-    await bench.until(lambda: "serves on after the death" in caplog.text)
-    bench.faults("probe: refuse")
-    bench.mps.follow(snapshot(deaths=0))
-    await bench.until(lambda: bench.mps.health() is not None)
-    problem = bench.mps.health()
-    assert problem is not None and "with their core" in problem.message
-    bench.faults()
-
-
-async def test_a_peer_that_stands_still_after_a_death_convicts_the_server(bench: MpsBench) -> None:
-    """Although the server takes the probe."""
-    peer = rung(Phase.DECODE, 80, 104, heartbeat_age_seconds=QUICK.stall + 1)
-    bench.mps.follow(snapshot(peer))
-    await asyncio.sleep(0.5)
-    assert bench.mps.ready, "without a death core's own watchdog is the judge"
-    bench.mps.follow(snapshot(peer, deaths=1))
-    await bench.until(lambda: bench.mps.health() is not None)
-    problem = bench.mps.health()
-    assert problem is not None and "stands still since another one died" in problem.message
-    await bench.until(lambda: bench.mps.incarnation == 2)
-    assert bench.mps.losses == 1
 
 
 async def test_what_a_killed_agent_left_behind_is_removed(idle: MpsBench) -> None:

@@ -159,7 +159,8 @@ def of_trace(
     path: Path, speed: float, ttft: int, tpot: int, oracle: str, *, stride: float | None = None, seeds: int = 0
 ) -> Workload:
     """Each seed plays another stretch: `stride` seconds of the trace's own time apart (None: 300 x speed); `seeds`:
-    begin anew after so many (0: never). The trace's first stretch is nobody's."""
+    begin anew after so many (0: never). Seeds from 1 on leave the trace's first stretch out; without `seeds`, 0 plays
+    it."""
     apart = 300.0 * speed if stride is None else stride
 
     def arrivals(seconds: float, seed: int) -> Iterator[Arrival]:
