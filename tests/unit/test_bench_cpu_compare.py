@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,15 +125,12 @@ def test_a_loss_of_our_own_client_is_none_once_the_turn_is_measured() -> None:
 
 def test_the_least_is_of_one_set_of_chunks() -> None:
     """Rounds with other chunks, if as many, are other bargains: of two sets the one with more rounds counts."""
-    first = [
-        interfered("vllm-64", 400, 3000, 0),
-        interfered("vllm-128", 420, 2000, 0),
-        interfered("ours 70/30", 190, 2800, 0),
-    ]
-    second = [interfered("vllm", 2500, 2600, n) for n in (1, 2)] + [
-        interfered("vllm-128", 420, 2000, n) for n in (1, 2)
-    ]
-    second += [interfered("ours 70/30", 190, 2800, n) for n in (1, 2)]
+
+    def asked(other: str, ttft: float, numbers: Sequence[int]) -> list[Sample]:
+        one = [(other, 400.0, ttft), ("vllm-128", 420.0, 2000.0), ("ours 70/30", 190.0, 2800.0)]
+        return [interfered(*figures, number) for number in numbers for figures in one]
+
+    first, second = asked("vllm-64", 3000, [0]), asked("vllm", 2600, [1, 2])
     found = verdict(first + second, "gap ≤ 4.0").found
     assert "the least of vllm, vllm-128, 2 rounds" in found
     assert "the least of vllm-128, vllm-64, 1 rounds" in verdict(first, "gap ≤ 4.0").found

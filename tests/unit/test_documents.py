@@ -121,7 +121,7 @@ def defined(source: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize(("files", "symbols"), questions())
+@pytest.mark.parametrize(("files", "symbols"), list(questions()))
 def test_a_newcomers_question_leads_to_code_that_is_there(files: list[str], symbols: list[str]) -> None:
     assert files and symbols
     assert set(symbols) <= set().union(*(defined((ROOT / file).read_text()) for file in files))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from semipd_cli.simulator.engine import Arrival, Size, VirtualEngine
 from semipd_cli.simulator.oracle import Oracle
 from semipd_cli.simulator.policies import POLICIES
 from semipd_cli.simulator.study import paired, run
-from semipd_cli.simulator.workloads import WORKLOADS, Lengths, stream, trace
+from semipd_cli.simulator.workloads import LONGEST_PROMPT, WORKLOADS, Lengths, stream, trace
 from semipd_engine.contract import Phase, Split
 
 pytestmark = pytest.mark.unit
@@ -94,6 +95,19 @@ def test_paired_differences_have_students_band() -> None:
     mean, band = paired([0.9, 0.8, 0.7], [0.8, 0.8, 0.8])
     assert mean == pytest.approx(0.0)
     assert band == pytest.approx(4.30 * 0.1 / 3**0.5)
+
+
+def test_how_many_prompts_of_the_traces_are_cut_is_as_the_page_says() -> None:
+    root = Path(__file__).resolve().parents[2]
+    cut = {}
+    for file in sorted((root / "bench/traces").glob("*.csv.gz")):
+        prompts = [arrival.prompt for arrival in trace(file, math.inf, 1.0)]
+        cut[file.name.removesuffix(".csv.gz")] = (prompts.count(LONGEST_PROMPT), len(prompts))
+    assert cut.pop("azure2023_code")[0] == cut.pop("azure2023_conv")[0] == 0
+    (conversation, of_these), (synthetic, of_those) = cut["mooncake_conversation"], cut["mooncake_synthetic"]
+    said = f"cut at {LONGEST_PROMPT:,} tokens: {conversation} of the {of_these:,} of Mooncake's conversation, "
+    said += f"{synthetic} of the {of_those:,} of its synthetic trace, none of Azure's."
+    assert said in " ".join((root / "docs/simulator.md").read_text().split())
 
 
 def test_a_rounded_trace_is_spread_and_sped_up(tmp_path: Path) -> None:
