@@ -199,3 +199,22 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     LlamaConfig(**SIZES).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"model\.safetensors does not exist"):
         load_weights(read_card(tmp_path), tmp_path, torch.float32, ReferenceKernels())
+
+
+def test_an_index_may_name_the_wrong_shards_but_no_tensor_lies_in_two(tmp_path: Path) -> None:
+    """As transformers reads them: all shards, whatever the index says of each tensor."""
+    model = save(LlamaConfig(**SIZES), tmp_path, max_shard_size="100KB")
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    names, shards = list(index["weight_map"]), sorted(set(index["weight_map"].values()))
+    assert len(shards) > 2
+    index["weight_map"] = {name: shards[number % len(shards)] for number, name in enumerate(names)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    driver = Driver(model, num_blocks=32)
+    request = driver.request(random_prompt(31, 300, 1), greedy(5))
+    driver.generate([request])
+    assert_equal_to_reference(model, [request])
+    (tmp_path / "copy.safetensors").write_bytes((tmp_path / shards[0]).read_bytes())
+    index["weight_map"][names[0]] = "copy.safetensors"
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"is in copy\.safetensors, too"):
+        load_weights(read_card(model), model, torch.float32, ReferenceKernels())

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.fields import Fields
 
+MOST_EXPERTS = 1 << 16
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -30,7 +32,7 @@ class Routing:
     def check(self) -> Routing:
         """Raises `ModelError` for counts that contradict each other."""
         size = self.experts // self.groups
-        fits = self.experts % self.groups == 0 and self.groups_chosen <= self.groups
+        fits = self.experts <= MOST_EXPERTS and self.experts % self.groups == 0 and self.groups_chosen <= self.groups
         if not fits or self.chosen > size * self.groups_chosen or (self.groups > 1 and self.sigmoid and size < 2):
             raise ModelError(
                 "InvalidConfig",

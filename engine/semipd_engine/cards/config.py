@@ -6,6 +6,7 @@ Reads the fields as transformers 4 writes them (`rope_theta`, `rope_scaling`, `t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from semipd_engine.cards.blocks import Latent, Mixture
@@ -15,6 +16,15 @@ from semipd_engine.cards.rope import RopeConfig
 from semipd_engine.memory.layout import KVComponent, KVLayout
 
 DTYPES = ("float32", "float16", "bfloat16")
+MOST_LAYERS = 4096
+FOREIGN: Mapping[str, object] = {
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "clip_qkv")),
+    **dict.fromkeys(("logit_scale", "logits_scaling", "embedding_multiplier", "residual_multiplier"), 1.0),
+    **dict.fromkeys(("use_qk_norm", "qk_layernorm", "use_parallel_residual", "alibi", "use_mrope"), False),
+    **dict.fromkeys(("attention_multiplier", "attention_chunk_size", "no_rope_layers", "hidden_activation")),
+}
+"""Fields of other families that change what a model computes, with the value that changes nothing. transformers would
+read over them in ours; a folder that has one was trained with it, and would answer wrongly without a word of ours."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,11 @@ class ModelConfig:
         `head_dim`: where config.json has none; 0: hidden_size / num_attention_heads. Raises `ModelError`, naming the
         field.
         """
-        config.refuse_unless("hidden_act", "silu")
+        if config.get("hidden_act") != "swish":  # another word for it
+            config.refuse_unless("hidden_act", "silu")
         config.refuse_unless("quantization_config", None)
+        for name, neutral in FOREIGN.items():
+            config.refuse_unless(name, neutral)
         hidden_size, num_heads = config.positive("hidden_size"), config.positive("num_attention_heads")
         num_kv_heads = config.positive("num_key_value_heads", num_heads)
         head_dim = config.positive("head_dim", head_dim or hidden_size // num_heads)
@@ -91,7 +104,7 @@ class ModelConfig:
             vocab_size=config.positive("vocab_size"),
             hidden_size=hidden_size,
             intermediate_size=config.positive("intermediate_size"),
-            num_layers=config.positive("num_hidden_layers"),
+            num_layers=layers_of(config),
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
@@ -149,10 +162,32 @@ def _dtype(config: Fields) -> str:
     return str(name)
 
 
+def layers_of(config: Fields) -> int:
+    """Raises `ModelError`, also for more than any model has: everything is made for each layer."""
+    layers = config.positive("num_hidden_layers")
+    if layers > MOST_LAYERS:
+        raise ModelError("InvalidConfig", f"config.json: num_hidden_layers is {layers}; expected {MOST_LAYERS} at most")
+    return layers
+
+
+def refuse_other_layers(config: Fields, kind: str) -> None:
+    """All layers of the family are of this kind: raises `ModelError` where `layer_types` says otherwise."""
+    if config.get("layer_types") != [kind] * layers_of(config):
+        config.refuse_unless("layer_types", f"{kind} in each layer")
+
+
+def window_of(config: Fields) -> int:
+    """Positions that a row sees, itself included. Raises `ModelError`, also for a row that would see itself alone."""
+    window = config.positive("sliding_window", 4096)
+    if window < 2:
+        config.refuse_unless("sliding_window", "2 positions or more")
+    return window
+
+
 def sliding_windows(config: Fields, window: int, full: int = 0) -> tuple[int, ...]:
     """A window of so many positions in the layers from `full` on; `layer_types`, where config.json has it, says which
     layers instead. Raises `ModelError`."""
-    layers = config.positive("num_hidden_layers")
+    layers = layers_of(config)
     kinds = config.get("layer_types") or ["full_attention"] * full + ["sliding_attention"] * layers
     known = {"full_attention": 0, "sliding_attention": window}
     if (

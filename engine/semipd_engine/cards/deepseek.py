@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from semipd_engine.cards.blocks import Latent, Mixture, Routing
-from semipd_engine.cards.config import ModelConfig
+from semipd_engine.cards.config import ModelConfig, layers_of
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.fields import Fields
 
@@ -53,7 +53,7 @@ def _deepseek(
 ) -> ModelConfig:
     """`inner`, `shared`, `dense`: what counts where config.json lacks an expert's size, the number of shared ones, and
     that of the dense layers."""
-    latent, layers = Latent.parse(config), config.positive("num_hidden_layers")
+    latent, layers = Latent.parse(config), layers_of(config)
     dense = config.whole("first_k_dense_replace", dense)
     inner = config.positive("moe_intermediate_size", inner)
     bias = config.flag("attention_bias")

@@ -9,6 +9,11 @@ from typing import Any
 
 from semipd_engine.cards.errors import ModelError
 
+MOST = (1 << 31) - 1
+"""What a size may be: positions and ids are int32."""
+BROKEN = (OSError, ValueError, RecursionError)
+"""How a JSON file fails that is not there, not readable, not JSON, or nested without an end."""
+
 
 class Fields:
     """A null value counts as absent, as it does in transformers' configuration files."""
@@ -30,15 +35,15 @@ class Fields:
     def positive(self, name: str, default: int | None = None) -> int:
         value = self._values.get(name)
         value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self._error(name, "an integer above 0")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
+            raise self._error(name, f"an integer from 1 to {MOST}")
         return value
 
     def whole(self, name: str, default: int) -> int:
         value = self._values.get(name)
         value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise self._error(name, "an integer, 0 or more")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST:
+            raise self._error(name, f"an integer from 0 to {MOST}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -102,7 +107,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError("NotFound", f"{path} does not exist; a Hugging Face model directory has {path.name}") from None
-    except (OSError, ValueError) as error:
+    except BROKEN as error:
         raise ModelError("InvalidConfig", f"{path}: {error}") from error
     if not isinstance(value, dict):
         raise ModelError("InvalidConfig", f"{path}: expected a JSON object")

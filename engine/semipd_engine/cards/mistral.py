@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from semipd_engine.cards.config import ModelConfig
+from semipd_engine.cards.config import ModelConfig, layers_of, refuse_other_layers, window_of
 from semipd_engine.cards.fields import Fields
 
 
 def mistral(config: Fields, generation: Fields) -> ModelConfig:
     if config.get("sliding_window", 4096) is None:
+        refuse_other_layers(config, "full_attention")
         return ModelConfig.dense(config, generation)
-    window = config.positive("sliding_window", 4096)
-    windows = (window,) * config.positive("num_hidden_layers")
-    return ModelConfig.dense(config, generation, windows=windows)
+    refuse_other_layers(config, "sliding_attention")
+    return ModelConfig.dense(config, generation, windows=(window_of(config),) * layers_of(config))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from semipd_engine.cards.errors import ModelError
-from semipd_engine.cards.fields import Fields
+from semipd_engine.cards.fields import BROKEN, Fields
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 TURN_ENDS = (
@@ -105,7 +105,7 @@ def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
         if required:
             raise ModelCardError(f"{path} is missing; --model wants a Hugging Face model directory") from None
         return {}
-    except (OSError, ValueError) as error:
+    except BROKEN as error:
         raise ModelCardError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ModelCardError(f"{path}: must hold a JSON object")

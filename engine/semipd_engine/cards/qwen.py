@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from semipd_engine.cards.blocks import Mixture, Routing
-from semipd_engine.cards.config import ModelConfig, sliding_windows
+from semipd_engine.cards.config import ModelConfig, layers_of, refuse_other_layers, sliding_windows, window_of
 from semipd_engine.cards.fields import Fields
 
 
@@ -23,7 +23,7 @@ def qwen3(config: Fields, generation: Fields) -> ModelConfig:
 
 
 def qwen3_moe(config: Fields, generation: Fields) -> ModelConfig:
-    layers = config.positive("num_hidden_layers")
+    layers = layers_of(config)
     mixture = Mixture(
         Routing(
             experts=config.positive("num_local_experts", config.positive("num_experts", 128)),
@@ -33,7 +33,9 @@ def qwen3_moe(config: Fields, generation: Fields) -> ModelConfig:
         config.positive("moe_intermediate_size", 768),
         _sparse(config, layers),
     )
-    return _qwen3(config, generation, (_window(config),) * layers, mixture=mixture)
+    window = _window(config)
+    refuse_other_layers(config, "sliding_attention" if window else "full_attention")
+    return _qwen3(config, generation, (window,) * layers, mixture=mixture)
 
 
 def random_qwen3_moe(heads: int, inner: int) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def _window(config: Fields) -> int:
     """Positions of a window that is in use; 0: none."""
     if not config.flag("use_sliding_window") or config.get("sliding_window", 4096) is None:
         return 0
-    return config.positive("sliding_window", 4096)
+    return window_of(config)
 
 
 def _windows(config: Fields) -> tuple[int, ...]:

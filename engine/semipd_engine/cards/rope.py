@@ -37,8 +37,8 @@ class RopeConfig:
 
     @classmethod
     def parse(cls, config: Fields) -> RopeConfig:
-        """`rope_parameters` of transformers 5, else `rope_scaling` + `rope_theta` of transformers 4."""
-        scaling = config.nested("rope_parameters") or config.nested("rope_scaling")
+        """`rope_parameters` of transformers 5, `rope_scaling` + `rope_theta` of transformers 4; of both the latter."""
+        scaling = config.nested("rope_scaling") if config.get("rope_scaling") else config.nested("rope_parameters")
         config.refuse_unless("partial_rotary_factor", 1.0)
         theta = config.above_zero("rope_theta", 10000.0)
         if scaling is None:
@@ -60,6 +60,8 @@ class RopeConfig:
             return cls("default", theta)
         longest = config.positive("max_position_embeddings", 2048)
         original = scaling.positive("original_max_position_embeddings", longest)
+        if kind in ("llama3", "yarn"):  # beside the rotary parameters it wins, as in transformers
+            original = config.positive("original_max_position_embeddings", original)
 
         def optional(name: str) -> float | None:
             return None if scaling.get(name) is None else scaling.number(name)

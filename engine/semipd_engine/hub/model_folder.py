@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from semipd_engine.cards.fields import BROKEN
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
 
@@ -34,6 +36,8 @@ def _shards(directory: Path) -> list[Path]:
             raise IncompleteModel(f"{index}: has no weight_map; fetch the file again")
         if not all(isinstance(name, str) for name in weight_map.values()):
             raise IncompleteModel(f"{index}: weight_map must name a file for each tensor; fetch the file again")
+        if outside := sorted(name for name in set(weight_map.values()) if Path(name).name != name):
+            raise IncompleteModel(f"{index}: {outside[0]!r} is no file of this folder; fetch the file again")
         return sorted(directory / name for name in set(weight_map.values()))
     if not (directory / SINGLE).exists():
         raise IncompleteModel(
@@ -50,11 +54,11 @@ def _check_shard(path: Path) -> int:
             length = int.from_bytes(source.read(8), "little")
             header = json.loads(source.read(length)) if length <= min(size, MAX_HEADER_BYTES) else None
         tensors = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]  # type: ignore[union-attr]
+        expected = 8 + length + max(tensors, default=0)
     except FileNotFoundError:
         raise IncompleteModel(f"{path} is missing, but the index names it; copy or fetch the model again") from None
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+    except (*BROKEN, TypeError, KeyError, IndexError, AttributeError):
         raise IncompleteModel(f"{path} is not a safetensors file, or its beginning is damaged") from None
-    expected = 8 + length + max(tensors, default=0)
     if size != expected:
         raise IncompleteModel(f"{path} has {size:,} bytes instead of {expected:,}; copy or fetch it again")
     return size
@@ -65,7 +69,7 @@ def _object(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise IncompleteModel(f"{path} is missing; point the URI at a Hugging Face model folder") from None
-    except (OSError, ValueError) as error:
+    except BROKEN as error:
         raise IncompleteModel(f"{path}: {error}") from None
     if not isinstance(value, dict):
         raise IncompleteModel(f"{path}: must hold a JSON object")

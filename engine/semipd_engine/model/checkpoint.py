@@ -89,6 +89,8 @@ class Checkpoint:
                     raise ModelError(
                         "UnsupportedDtype", f"{path}: {name} holds {kind}; expected one of {', '.join(NUMBERS)}"
                     )
+                if name in self._files:
+                    raise ModelError("InvalidCheckpoint", f"{path}: {name} is in {self._files[name][0].name}, too")
                 self._files[name] = (path, file)
         except (SafetensorError, OSError) as error:
             raise ModelError("InvalidCheckpoint", f"{path}: {error}") from error
@@ -135,6 +137,8 @@ def _files(directory: Path) -> list[Path]:
         index = read_json(directory / INDEX).get("weight_map")
         if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
             raise ModelError("InvalidCheckpoint", f"{directory / INDEX}: weight_map must name a file for each tensor")
+        if outside := sorted(name for name in set(index.values()) if Path(name).name != name):
+            raise ModelError("InvalidCheckpoint", f"{directory / INDEX}: {outside[0]!r} is no file of this folder")
         files = [directory / name for name in sorted(set(index.values()))]
     else:
         files = [directory / SINGLE]
