@@ -18,7 +18,7 @@ from e2e.lib import models
 from semipd_engine.ipc.steps import Row, StepPlan
 from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.worker.input_batch import PlanError
-from semipd_engine.worker.model_runner import NotFiniteError
+from semipd_engine.worker.model_runner import SAMPLE_SECONDS, SCORE_SECONDS, SCORED_AT_ONCE, NotFiniteError
 
 
 class CountingPacer:
@@ -172,25 +172,37 @@ class Wide(TorchFunctionMode):
 
 
 @pytest.mark.engine
-def test_a_row_that_is_scored_is_a_quantum(model: Path) -> None:
-    """More rows than are scored at once, and rows that sample: nothing as wide as the vocabulary is done for many."""
+@pytest.mark.parametrize("rows_each", [1, 5, 10_000])
+def test_scored_and_sampled_rows_go_into_quanta(model: Path, rows_each: int) -> None:
+    """Nothing as wide as the vocabulary is done outside a quantum, nor for more rows than one holds; all at once, as on
+    a GPU, where it holds them all."""
     pacer = CountingPacer()
     driver = Driver(model, pacer=pacer)
     tokens = random_prompt(70, 4096, 1)
     plan = StepPlan(1, 1, [Row(7, tokens, 0, list(range(5)), outputs="all", targets=tokens[1:], target_logprobs=2)])
     with Wide(pacer) as wide:
+        pacer.seconds = 1.5 * rows_each * SCORE_SECONDS * 4096
         (step,) = driver.runner.execute(plan, lambda seq: False)
     assert [len(each.top) for each in step.scores[0].logprobs] == [2] * 69
-    assert {rows for _, rows, _ in wide.seen} == {1}
-    assert None not in (quanta := [number for name, _, number in wide.seen if name == "log_softmax"])
-    assert len(quanta) == len(set(quanta)) == 69 and {number for _, _, number in wide.seen} == set(quanta)
-    plan = decode_plan(driver, 1, greedy(5), Sampling(temperature=0, max_tokens=5), greedy(5))
-    with Wide(pacer) as wide:
-        (step,) = driver.runner.execute(plan, lambda seq: False)
-    assert [result.logprobs is None for result in step.tokens] == [False, True, False]
     scored = [(rows, number) for name, rows, number in wide.seen if name == "log_softmax"]
-    assert [rows for rows, _ in scored] == [1, 1] and None not in (numbers := {number for _, number in scored})
-    assert len(numbers) == 2
+    most = min(int(1.5 * rows_each), SCORED_AT_ONCE)
+    assert [rows for rows, _ in scored] == parts(SCORED_AT_ONCE, most) + parts(69 - SCORED_AT_ONCE, most)
+    numbers = [number for _, number in scored]
+    assert None not in numbers and len(set(numbers)) == len(numbers)
+
+    pacer.seconds = math.inf
+    plan = decode_plan(driver, 1, *(Sampling(temperature=0, max_tokens=5, logprobs=i % 2 - 1) for i in range(6)))
+    with Wide(pacer) as wide:
+        pacer.seconds = 1.5 * rows_each * SAMPLE_SECONDS * 4096
+        (step,) = driver.runner.execute(plan, lambda seq: False)
+    assert [result.logprobs is None for result in step.tokens] == [True, False] * 3
+    assert [rows for name, rows, _ in wide.seen if name == "amax"] == parts(6, int(1.5 * rows_each))
+    assert all(number is not None for _, _, number in wide.seen)
+
+
+def parts(rows: int, most: int) -> list[int]:
+    """So many rows by at most so many."""
+    return [min(most, rows - begin) for begin in range(0, rows, most)]
 
 
 @pytest.mark.engine

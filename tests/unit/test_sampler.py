@@ -143,7 +143,7 @@ def test_accepted_tokens_enter_the_penalties() -> None:
 def test_logprobs_are_of_the_raw_distribution() -> None:
     logits = LOGITS[None] + 4.0
     (token,) = sample(logits, [SamplingRow(Sampling(temperature=0.1, logit_bias={4: 50.0}), 0)], KERNELS)
-    first, second = token_logprobs(logits[0], token, 2), token_logprobs(logits[0], 1, 0)
+    first, second = token_logprobs(logits.expand(2, -1), (token, 1), (2, 0))
     assert (token, first.rank, second.rank) == (4, 5, 2)
     assert first.logprob == pytest.approx(math.log(0.05), abs=1e-5)
     assert [token for token, _ in first.top] == [0, 1]
@@ -152,4 +152,5 @@ def test_logprobs_are_of_the_raw_distribution() -> None:
 
 
 def test_more_logprobs_than_there_are_tokens_are_all() -> None:
-    assert [token for token, _ in token_logprobs(LOGITS, 3, 20).top] == [0, 1, 2, 3, 4]
+    (found,) = token_logprobs(LOGITS[None], [3], [20])
+    assert [token for token, _ in found.top] == [0, 1, 2, 3, 4]

@@ -8,9 +8,11 @@ quanta a phase holds nothing that the other one could wait for.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class Pacer(Protocol):
@@ -24,3 +26,16 @@ class Unpaced:
     @contextmanager
     def quantum(self) -> Iterator[float]:
         yield math.inf
+
+
+def in_quanta(pacer: Pacer, rows: int, seconds: float, work: Callable[[int, int], list[T]]) -> list[T]:
+    """``work(begin, end)`` of all rows, in order, as many in a quantum as fit if each takes so many seconds; one at
+    least. What it gave, joined."""
+    done = list[T]()
+    begin = 0
+    while begin < rows:
+        with pacer.quantum() as left:
+            end = begin + int(min(max(left / seconds, 1), rows - begin))
+            done += work(begin, end)
+        begin = end
+    return done

@@ -101,10 +101,17 @@ def uniform(seed: int, index: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
-def token_logprobs(logits: Tensor, token: int, count: int) -> TokenLogprobs:
-    """Of a token under the raw ``logits [vocab]``, with its rank and the `count` most likely ones, or all there are."""
+def token_logprobs(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[TokenLogprobs]:
+    """Of one token for each row of the raw ``logits [R, vocab]``, with its rank and the row's `counts` most likely
+    ones, or all there are. Not a number where a logit is none. All is fetched at once: a GPU is waited for once."""
     values = torch.log_softmax(logits, dim=-1)
-    own = values[token]
-    best = values.topk(min(count, values.numel()))
-    top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    return TokenLogprobs(float(own), top, 1 + int((values > own).sum()))
+    own = values.gather(1, torch.tensor(tokens, device=values.device)[:, None])
+    ranks = 1 + (values > own).sum(dim=-1, keepdim=True)
+    best = values.topk(min(max(counts), values.shape[1]), dim=-1)
+    likeliest = best.values.shape[1]
+    columns = (own.double(), ranks.double(), best.values.double(), best.indices.double())  # which holds each of them
+    found = []
+    for count, (logprob, rank, *top) in zip(counts, torch.cat(columns, dim=-1).tolist(), strict=True):
+        ids = [int(token) for token in top[likeliest : likeliest + count]]
+        found.append(TokenLogprobs(logprob, list(zip(ids, top[:count], strict=False)), int(rank)))
+    return found

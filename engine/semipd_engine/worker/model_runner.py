@@ -20,12 +20,15 @@ from semipd_engine.memory.arena import WeightArena
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.model.decoder import Decoder
 from semipd_engine.model.stage import Step
-from semipd_engine.pacing.quantum import Pacer
+from semipd_engine.pacing.quantum import Pacer, in_quanta
 from semipd_engine.sampling.sampler import SamplingRow, sample, token_logprobs
 from semipd_engine.worker.input_batch import InputBatch, InputBuffers, Limits, allowed_tokens
 
 SCORED_AT_ONCE = 64
 """Positions of a prompt: their logits are as wide as the vocabulary."""
+SAMPLE_SECONDS, SCORE_SECONDS = 2e-8, 1e-8
+"""Of one core for each token of the vocabulary: to draw one of a row's, with filters, and to take its logarithms.
+Cautious, as `kernels.rates`."""
 
 
 class NotFiniteError(Exception):
@@ -92,19 +95,17 @@ class ModelRunner:
             torch.cuda.current_stream(self._device).synchronize()
 
     def _scores(self, done: Step, plan: StepPlan) -> list[TargetScores]:
-        """The log-probabilities of the rows' targets; the logits of a few positions at a time, of which each is a
-        quantum: they are as wide as the vocabulary."""
+        """The log-probabilities of the rows' targets, from the logits of a few positions at a time."""
         found, first = list[TargetScores](), 0
         for row in plan.rows:
             scored: list[TokenLogprobs] = []
             for begin in range(0, len(row.targets), SCORED_AT_ONCE):
                 targets = row.targets[begin : begin + SCORED_AT_ONCE]
                 at = torch.arange(len(targets), device=self._device) + first + begin
-                for logits, target in zip(self.decoder.logits(done, at), targets, strict=True):
-                    with self._pacer.quantum():
-                        if not math.isfinite(float(logits.amax())):  # NaN, if one is among them
-                            raise NotFiniteError(row.request)
-                        scored.append(token_logprobs(logits, target, row.target_logprobs))
+                logits, counts = self.decoder.logits(done, at), [row.target_logprobs] * len(targets)
+                scored += self._logprobs(logits, range(len(targets)), targets, counts)
+            if any(math.isnan(score.logprob) for score in scored):
+                raise NotFiniteError(row.request)
             if scored:
                 found.append(TargetScores(row.request, scored))
             first += len(row.tokens)
@@ -128,18 +129,38 @@ class ModelRunner:
         masks: Sequence[Tensor | None] | None,
     ) -> list[TokenResult]:
         """One token for each row of ``logits [R, vocab_size]``; the rows accept theirs."""
-        with self._pacer.quantum():
-            tokens = sample(logits, rows, self._kernels, masks)
-            largest = logits.amax(dim=-1).tolist()  # NaN, if one is among them
-            for request, number in zip(requests, largest, strict=True):
+
+        def some(begin: int, end: int) -> list[int]:
+            part = logits[begin:end]
+            tokens = sample(part, rows[begin:end], self._kernels, None if masks is None else masks[begin:end])
+            largest = part.amax(dim=-1).tolist()  # NaN, if one is among them
+            for request, number in zip(requests[begin:end], largest, strict=True):
                 if not math.isfinite(number):  # of the raw logits: no bias and no mask is in them
                     raise NotFiniteError(request)
-        results = []
-        for request, row, token, one in zip(requests, rows, tokens, logits, strict=True):
-            score = None
-            if row.sampling.logprobs >= 0:
-                with self._pacer.quantum():
-                    score = token_logprobs(one, token, row.sampling.logprobs)
-            results.append(TokenResult(request, token, score))
+            return tokens
+
+        tokens = in_quanta(self._pacer, len(rows), SAMPLE_SECONDS * logits.shape[1], some)
+        wanted = [i for i, row in enumerate(rows) if row.sampling.logprobs >= 0]
+        scores = dict[int, TokenLogprobs]()
+        if wanted:
+            counts = [rows[i].sampling.logprobs for i in wanted]
+            found = self._logprobs(logits, wanted, [tokens[i] for i in wanted], counts)
+            scores = dict(zip(wanted, found, strict=True))
+        for row, token in zip(rows, tokens, strict=True):
             row.accept(token)
-        return results
+        return [
+            TokenResult(request, token, scores.get(i))
+            for i, (request, token) in enumerate(zip(requests, tokens, strict=True))
+        ]
+
+    def _logprobs(
+        self, logits: Tensor, rows: Sequence[int], tokens: Sequence[int], counts: Sequence[int]
+    ) -> list[TokenLogprobs]:
+        """Of a token for each of these rows, by as many as a quantum holds: all of them where nobody paces."""
+        all_rows = len(rows) == len(logits)
+
+        def some(begin: int, end: int) -> list[TokenLogprobs]:
+            part = logits[begin:end] if all_rows else logits[rows[begin:end]]  # a copy, so not of more
+            return token_logprobs(part, tokens[begin:end], counts[begin:end])
+
+        return in_quanta(self._pacer, len(rows), SCORE_SECONDS * logits.shape[1], some)
