@@ -34,10 +34,11 @@ struct ScratchOf<bf16> {
 };
 
 // Queries as weights of a product: words of 32 bits, [dim / 2][16], zero beyond the last row and dimension.
-inline void pack_queries(const Attention<bf16>& p, const AttentionItem& item, int first, int64_t words, bf16* out) {
+template <class P, class Item>
+inline void pack_queries(const P& p, const Item& item, int64_t dim, int first, int64_t words, bf16* out) {
     const int rows = item.count * item.group - first;
     for (int64_t word = 0; word < words; word += LANES) {
-        const int64_t there = p.head_dim / 2 - word;
+        const int64_t there = dim / 2 - word;
         VI lines[LANES];
         for (int i = 0; i < LANES; i++) {
             const int r = first + i;
@@ -162,7 +163,7 @@ inline void begin_rows(const Attention<bf16>& p, const AttentionItem& item, AmxA
         state.maximum[r] = -INFINITY;
         state.total[r] = 0;
     }
-    for (int t = 0; t < tiles; t++) pack_queries(p, item, t * COLUMNS, K / 2, state.queries + t * COLUMNS * K);
+    for (int t = 0; t < tiles; t++) pack_queries(p, item, p.head_dim, t * COLUMNS, K / 2, state.queries + t * COLUMNS * K);
     memset(state.sums, 0, size_t(tiles * COLUMNS * p.head_dim) * 4);
 }
 

@@ -37,21 +37,59 @@ struct LatentScratch {
     alignas(64) float sums[LATENT_ROWS * LATENT_WIDTH_MAX];
     float maximum[LATENT_ROWS], total[LATENT_ROWS];
     const T* entry[POSITIONS];
+    static void start() {}
+    static void stop() {}
+};
+
+// What a thread attends with.
+template <class T>
+struct LatentScratchOf {
+    using type = LatentScratch<T>;
 };
 
 template <class T>
-inline void attend_latent(const Latent<T>& p, const LatentItem& item, LatentScratch<T>& s) {
-    using D = typename DotOf<T>::type;
-    const int64_t rank = p.rank;
+inline void begin_latent(const Latent<T>& p, const LatentItem& item, LatentScratch<T>& s) {
     const int rows = item.count * item.group;
-    auto query = [&](int r) {
-        return p.q + (item.first + r / item.group) * p.q_row + (item.head + r % item.group) * p.q_head;
-    };
     for (int r = 0; r < rows; r++) {
         s.maximum[r] = -INFINITY;
         s.total[r] = 0;
     }
-    memset(s.sums, 0, size_t(rows * rank) * 4);
+    memset(s.sums, 0, size_t(rows * p.rank) * 4);
+}
+
+// Of the positions from `base` on that the item sees, the n entries.
+template <class T>
+inline void attend_latent_block(const Latent<T>& p, const LatentItem& item, int64_t base, int n, LatentScratch<T>& s) {
+    using D = typename DotOf<T>::type;
+    const int64_t rank = p.rank;
+    const int rows = item.count * item.group;
+    key_panel(s.entry, n, p.width, s.panel);
+    const int skipped = base > item.position ? int(base - item.position) * item.group : 0;
+    for (int r = skipped; r < rows; r += D::ROWS) {
+        const int some = rows - r < D::ROWS ? rows - r : D::ROWS;
+        const T* queries[D::ROWS];
+        for (int i = 0; i < some; i++)
+            queries[i] = p.q + (item.first + (r + i) / item.group) * p.q_row + (item.head + (r + i) % item.group) * p.q_head;
+        dot_panel<D>(queries, some, s.panel, p.width, s.scores + r * POSITIONS);
+    }
+    for (int r = skipped; r < rows; r++) {
+        const int64_t seen = item.position + r / item.group + 1 - base;
+        float factor = softmax_block(s.scores + r * POSITIONS, 0, int(seen < POSITIONS ? seen : POSITIONS), p.scale,
+                                     s.maximum[r], s.total[r]);
+        rescale(s.sums + r * rank, factor, rank);
+    }
+    add_rows<T>(s.scores, s.entry, n, skipped, rows, s.sums, rank);
+}
+
+#if defined(__AMX_BF16__)
+}  // namespace semipd
+#include "latent_amx.h"
+namespace semipd {
+#endif
+
+template <class T, class Scratch>
+inline void attend_latent(const Latent<T>& p, const LatentItem& item, Scratch& s) {
+    begin_latent(p, item, s);
     const int32_t* table = p.tables + item.sequence * p.table_row;
     const int64_t context = item.position + item.count;
     for (int64_t base = 0; base < context; base += POSITIONS) {
@@ -60,25 +98,12 @@ inline void attend_latent(const Latent<T>& p, const LatentItem& item, LatentScra
             const int64_t at = base + j;
             s.entry[j] = p.cache + (table[at / p.block_size] * p.block_size + at % p.block_size) * p.width;
         }
-        key_panel(s.entry, n, p.width, s.panel);
-        const int skipped = base > item.position ? int(base - item.position) * item.group : 0;
-        for (int r = skipped; r < rows; r += D::ROWS) {
-            const int some = rows - r < D::ROWS ? rows - r : D::ROWS;
-            const T* queries[D::ROWS];
-            for (int i = 0; i < some; i++) queries[i] = query(r + i);
-            dot_panel<D>(queries, some, s.panel, p.width, s.scores + r * POSITIONS);
-        }
-        for (int r = skipped; r < rows; r++) {
-            const int64_t seen = item.position + r / item.group + 1 - base;
-            float factor = softmax_block(s.scores + r * POSITIONS, 0, int(seen < POSITIONS ? seen : POSITIONS), p.scale,
-                                         s.maximum[r], s.total[r]);
-            rescale(s.sums + r * rank, factor, rank);
-        }
-        add_rows<T>(s.scores, s.entry, n, skipped, rows, s.sums, rank);
+        attend_latent_block(p, item, base, n, s);
     }
-    for (int r = 0; r < rows; r++) {
+    for (int r = 0; r < item.count * item.group; r++) {
         T* out = p.out + (item.first + r / item.group) * p.out_row + (item.head + r % item.group) * p.out_head;
-        for (int64_t d = 0; d < rank; d += LANES) store(out + d, div(load(s.sums + r * rank + d), set1(s.total[r])));
+        const float* sums = s.sums + r * p.rank;
+        for (int64_t d = 0; d < p.rank; d += LANES) store(out + d, div(load(sums + d), set1(s.total[r])));
     }
 }
 
@@ -106,8 +131,10 @@ inline void latent_attention(const Latent<T>& p) {
         }
     }
     parallel(count, 2, [&](auto next) {
-        auto* own = scratch<struct LatentRoom, LatentScratch<T>>(1);
+        auto* own = scratch<struct LatentRoom, typename LatentScratchOf<T>::type>(1);
+        own->start();
         for (int64_t item = next(); item >= 0; item = next()) attend_latent(p, items[item], *own);
+        own->stop();
     });
 }
 
