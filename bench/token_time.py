@@ -26,7 +26,7 @@ from semipd_engine.ipc.steps import Row, StepPlan
 from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.kernels import choose
 from semipd_engine.memory.kv_pool import KVPool
-from semipd_engine.model.cuts import StageLoop, rates_of
+from semipd_engine.model.cuts import StageLoop
 from semipd_engine.model.loader import load_weights
 from semipd_engine.model.stage import Stage, Step, Work
 from semipd_engine.pacing.pacer import ALONE_SECONDS
@@ -127,7 +127,7 @@ class Bench:
                 [Timed(stage, seconds) for stage in loop.stages],
                 self.kernels,
                 Alone(),
-                rates_of(self.kernels.name, DTYPE, self.config.head_dim),
+                self.kernels.rates(DTYPE, self.config.head_dim),
             )
             for loop in (decoder.body, decoder.head)
         )
@@ -158,11 +158,12 @@ def main() -> None:
         work()
         seconds.clear()
         apart = work()
-        least = max(bench.matrices * DTYPE.itemsize / limits.read, bench.matrices * tokens / limits.products)
+        reading, multiplying = bench.matrices * DTYPE.itemsize / limits.read, bench.matrices * tokens / limits.products
         parts = {kind: spent / steps for kind, spent in sorted(seconds.items(), key=lambda item: -item[1])}
         parts["rest"] = apart - sum(parts.values())
         print(
-            f"{name}: {whole[name] * 1e3:.1f} ms a step, {tokens / whole[name]:.1f} tok/s, limit {least * 1e3:.1f} ms"
+            f"{name}: {whole[name] * 1e3:.1f} ms a step, {tokens / whole[name]:.1f} tok/s; "
+            f"to read the matrices {reading * 1e3:.1f} ms, to multiply {multiplying * 1e3:.1f}"
         )
         print("  apart: " + ", ".join(f"{kind} {spent * 1e3:.2f}" for kind, spent in parts.items()) + " ms")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,17 +13,19 @@ from typing import cast
 import pytest
 import torch
 
-from semipd_engine.kernels import CannotRecord, PackedGroup, ReferenceKernels
+from semipd_engine.kernels import CannotRecord, PackedGroup, Rates, ReferenceKernels, cpu
+from semipd_engine.kernels.rates import RATES as TABLE
 from semipd_engine.memory.shared import HUGE_PAGE, map_anonymous
-from semipd_engine.model.cuts import FASTEST, Rates, StageLoop, rates_of
+from semipd_engine.model.cuts import StageLoop, seconds
 from semipd_engine.model.layers.linear import GroupedLinear, Linear
 from semipd_engine.model.stage import Step, Work, Workspace
+from semipd_engine.pacing.quantum import in_quanta
 
 pytestmark = pytest.mark.unit
 
 STEP = cast(Step, None)  # these stages need none
 KERNELS = ReferenceKernels()
-RATES = Rates(read=1.0, products=1.0, scores=1.0, latent=1.0)
+RATES = Rates(read=1.0, products=1.0, gathered=1.0, scores=1.0, latent=1.0)
 
 
 @dataclass
@@ -92,10 +95,10 @@ def test_a_phase_without_a_peer_is_not_cut() -> None:
 
 
 def test_a_matrix_product_is_bound_by_its_bytes_or_its_arithmetic() -> None:
-    rates = Rates(read=10.0, products=2.0, scores=1.0, latent=1.0)
-    assert rates.seconds(Work(read=100, products=4)) == 10.0
-    assert rates.seconds(Work(read=100, products=40, scores=5)) == 25.0
-    assert rates.seconds(Work(products=4, latent=7)) == 9.0
+    rates = Rates(read=10.0, products=2.0, gathered=0.5, scores=1.0, latent=1.0)
+    assert seconds(Work(read=100, products=4), rates) == 10.0
+    assert seconds(Work(read=100, products=40, scores=5), rates) == 25.0
+    assert seconds(Work(products=4, gathered=2, latent=7), rates) == 13.0
 
 
 class Recorder(ReferenceKernels):
@@ -165,29 +168,46 @@ def test_whole_stages_are_recorded_once_for_a_form_and_a_quantum_is_one_replay()
     assert kernels.recorded[2:] == [b"a0-2 ", b"b0-4 ", b"b4-5 ", b"d0-2 "]
 
 
-def test_float32_is_cut_as_what_no_special_instruction_multiplies() -> None:
+LEVELS = [level for level in cpu.LEVELS if level in cpu.runnable()]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_float32_is_cut_as_what_no_special_instruction_multiplies(level: str) -> None:
     """By bfloat16's rates its pieces would take ten times their budget."""
-    plain = rates_of("avx512", torch.bfloat16, 64)
-    assert rates_of("amx", torch.float32, 64) == rates_of("avx512_bf16", torch.float32, 64) == plain
-    assert rates_of("amx", torch.bfloat16, 64).products > 5 * plain.products
-    assert rates_of("triton", torch.float16, 40, (50, 30)) == FASTEST
+    plain = "avx2" if level == "avx2" else "avx512"
+    assert cpu.CpuKernels(cpu.load(level)).rates(torch.float32, 64) == TABLE[plain]
+    assert cpu.CpuKernels(cpu.load(level)).rates(torch.bfloat16, 64) == TABLE[level]
 
 
-def test_what_the_twins_serve_is_cut_at_their_rates() -> None:
-    twins, compiled = rates_of("reference", torch.bfloat16, 64), rates_of("amx", torch.bfloat16, 64)
-    assert rates_of("amx", torch.float16, 64) == twins
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_the_twins_serve_is_cut_at_their_rates(level: str) -> None:
+    kernels, twins, compiled = cpu.CpuKernels(cpu.load(level)), KERNELS.rates(torch.bfloat16, 64), TABLE[level]
+    assert kernels.rates(torch.float16, 64) == twins
     for head_dim in (40, 272):
-        assert rates_of("amx", torch.bfloat16, head_dim) == replace(compiled, scores=twins.scores)
-    assert rates_of("amx", torch.bfloat16, 256, (576, 512)) == compiled
+        assert kernels.rates(torch.bfloat16, head_dim) == replace(compiled, scores=twins.scores)
+    assert kernels.rates(torch.bfloat16, 256, (576, 512)) == compiled
     for latent in ((50, 32), (48, 30), (656, 512)):
-        assert rates_of("amx", torch.bfloat16, 64, latent) == replace(compiled, latent=twins.latent)
+        assert kernels.rates(torch.bfloat16, 64, latent) == replace(compiled, latent=twins.latent)
 
 
-def test_products_of_gathered_rows_count_double() -> None:
+def test_products_of_gathered_rows_have_a_rate_of_their_own() -> None:
     layout = KERNELS.layout(130, 32, torch.bfloat16)
     group = PackedGroup(torch.zeros(4, *layout.shape, dtype=torch.bfloat16), layout)
     gathered, plain = GroupedLinear(KERNELS, group).work(100), Linear(KERNELS, group[0]).work(100)
-    assert gathered == Work(read=4 * plain.read, products=2 * plain.products)
+    assert gathered == Work(read=4 * plain.read, gathered=plain.products)
+    assert all(rates.gathered <= rates.products for rates in TABLE.values())
+
+
+@pytest.mark.parametrize(("budget", "parts"), [(0.5, [1] * 7), (2.5, [2, 2, 2, 1]), (100.0, [7]), (math.inf, [7])])
+def test_rows_go_into_as_few_quanta_as_hold_them(budget: float, parts: list[int]) -> None:
+    pacer, seen = Budgets(budget), list[int]()
+
+    def work(begin: int, end: int) -> list[int]:
+        seen.append(end - begin)
+        return list(range(begin, end))
+
+    assert in_quanta(pacer, 7, 1.0, work) == list(range(7))
+    assert seen == parts and len(pacer.spent) == len(parts)
 
 
 def test_a_buffer_of_a_prompt_lies_in_huge_pages_and_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping
 
 from semipd_engine.kernels import cpu
+from semipd_engine.kernels.rates import Rates
 from semipd_engine.kernels.reference import ReferenceKernels
 from semipd_engine.kernels.signatures import (
     PANEL,
@@ -35,6 +36,7 @@ __all__ = [
     "PackedGroup",
     "PackedLayout",
     "PackedWeight",
+    "Rates",
     "RecordingKernels",
     "ReferenceKernels",
     "choose",

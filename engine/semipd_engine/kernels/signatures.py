@@ -18,6 +18,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from semipd_engine.kernels.rates import Rates
+
 PANEL = 64
 """Output features of a panel: the unit in which a matrix product is cut."""
 ROWS, PANELS = "rows", "panels64"
@@ -101,6 +103,10 @@ class Kernels(Protocol):
     def why(self) -> str:
         """One line for the log: what runs, and why nothing better does."""
 
+    def rates(self, dtype: torch.dtype, head_dim: int, latent: tuple[int, int] | None = None) -> Rates:
+        """How fast one core is with them: in this dtype, with attention over such heads, and with latent attention over
+        vectors of a width and a rank."""
+
     # ---- linear --------------------------------------------------------------------------------------------------
 
     def layout(self, out_features: int, in_features: int, dtype: torch.dtype) -> PackedLayout:
@@ -120,6 +126,15 @@ class Kernels(Protocol):
 
         ``x [T, in]`` and `bias` of the weight's dtype, ``out [T, out_features]`` of that dtype or float32. Sums are
         float32, with one rounding at the end. `x` and `out` must not overlap.
+        """
+
+    def gated_linear(
+        self, x: Tensor, weight: PackedWeight, bias: Tensor | None, out: Tensor, panels: tuple[int, int] | None = None
+    ) -> None:
+        """``out [T, I] = silu(gate) * up`` of the halves of a weight ``[2 * I, in]``: what `linear` and then `silu_mul`
+        write, gate and up rounded between them.
+
+        `out` of the weight's dtype, I a multiple of `PANEL`; `panels` are those of `out`.
         """
 
     def grouped_linear(

@@ -7,61 +7,17 @@ cuts at all.) Knows stages and their costs; knows no layer, no thread and no pee
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
-import torch
-
-from semipd_engine.kernels import CannotRecord, Kernels, RecordingKernels, cpu
+from semipd_engine.kernels import CannotRecord, Kernels, Rates, RecordingKernels
 from semipd_engine.model.stage import Stage, Step, Work
 from semipd_engine.pacing.quantum import Pacer
 
 
-@dataclass(frozen=True)
-class Rates:
-    """How fast kernels are on one core."""
-
-    read: float
-    """Bytes per second."""
-    products: float
-    """Multiply-adds of matrix products per second, at many rows."""
-    scores: float
-    """Multiply-adds of attention per second."""
-    latent: float
-    """The same of latent attention, which has no AMX tiles."""
-
-    def seconds(self, work: Work) -> float:
-        computing = work.products / self.products + work.scores / self.scores + work.latent / self.latent
-        return max(work.read / self.read, computing)
-
-
-RATES: Mapping[str, Rates] = {
-    "reference": Rates(4e9, 4e10, 4e9, 4e9),
-    "avx2": Rates(8e9, 2.5e10, 5e9, 5e9),
-    "avx512": Rates(8e9, 5e10, 1e10, 1e10),
-    "avx512_bf16": Rates(8e9, 1.2e11, 1e10, 1e10),
-    "amx": Rates(8e9, 4e11, 1e11, 1e10),
-}
-"""By the kernels' name, in bfloat16. Cautious: a piece may take less than its budget, seldom more."""
-FASTEST = Rates(1e15, 1e15, 1e15, 1e15)
-"""Of kernels that are not paced."""
-
-
-def rates_of(kernels: str, dtype: torch.dtype, head_dim: int, latent: tuple[int, int] | None = None) -> Rates:
-    """Of the kernels of this name, and where their twins serve, of those: for float16, and attention over such heads or
-    over vectors of such a width and rank. A CPU has special instructions for bfloat16 alone."""
-    twins = RATES["reference"]
-    if kernels not in RATES:
-        return FASTEST
-    if dtype == torch.float16:
-        return twins
-    plain = {"avx512_bf16": "avx512", "amx": "avx512"} if dtype == torch.float32 else {}
-    rates = RATES[plain.get(kernels, kernels)]
-    if not cpu.takes_attention(dtype, head_dim):
-        rates = replace(rates, scores=twins.scores)
-    if latent is not None and not cpu.takes_latent_attention(dtype, *latent):
-        rates = replace(rates, latent=twins.latent)
-    return rates
+def seconds(work: Work, rates: Rates) -> float:
+    """Of one core: what is larger, reading or computing."""
+    computing = work.products / rates.products + work.gathered / rates.gathered
+    return max(work.read / rates.read, computing + work.scores / rates.scores + work.latent / rates.latent)
 
 
 FORMS = 32
@@ -90,17 +46,17 @@ class StageLoop:
                 waiting = bytearray()
                 fresh = True  # a quantum does one unit at least
                 while at < len(self.stages):
-                    units, seconds = costs[at]
+                    units, each = costs[at]
                     count = units - unit
-                    if count * seconds > left:
-                        count = max(int(left / seconds), 1 if fresh else 0)
+                    if count * each > left:
+                        count = max(int(left / each), 1 if fresh else 0)
                         if count == 0:
                             break
                     if count == units and at in whole:
                         waiting += whole[at]
                     else:
                         self._piece(at, step, unit, unit + count, waiting, whole if count == units else None)
-                    fresh, left, unit = False, left - count * seconds, unit + count
+                    fresh, left, unit = False, left - count * each, unit + count
                     if unit == units:
                         at, unit = at + 1, 0
                 self._carry_out(waiting)
@@ -144,5 +100,5 @@ class StageLoop:
         found = []
         for stage in self.stages:
             units = stage.units(step)
-            found.append((units, self._rates.seconds(stage.work(step)) / max(1, units)))
+            found.append((units, seconds(stage.work(step), self._rates) / max(1, units)))
         return found

@@ -18,7 +18,7 @@ from semipd_engine.kernels import Kernels
 from semipd_engine.memory.arena import WeightArena
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.model.batch import Batch
-from semipd_engine.model.cuts import StageLoop, rates_of
+from semipd_engine.model.cuts import StageLoop
 from semipd_engine.model.layers.attention import AttentionBackend, PagedAttention
 from semipd_engine.model.layers.linear import Linear, Project
 from semipd_engine.model.layers.mla import LatentAttention
@@ -68,7 +68,7 @@ class Decoder:
             body += family.layer(parts, index)
         head: list[Stage] = [parts.norm("norm"), Project(lm_head, NORMED, LOGITS, torch.float32)]
         latent = None if config.latent is None else (config.latent.width, config.latent.rank)
-        rates = rates_of(kernels.name, kv.dtype, config.head_dim, latent)
+        rates = kernels.rates(kv.dtype, config.head_dim, latent)
         self.body, self.head = StageLoop(body, kernels, pacer, rates), StageLoop(head, kernels, pacer, rates)
         self._vocab_size = config.vocab_size
         self._workspace, self._head_workspace = Workspace(kv.dtype, device), Workspace(kv.dtype, device)

@@ -24,6 +24,8 @@ class Work:
     """Bytes that must come from memory: weights, keys and values, activations."""
     products: int = 0
     """Multiply-adds of matrix products."""
+    gathered: int = 0
+    """Those of products whose rows are gathered: of experts, and of heads."""
     scores: int = 0
     """Multiply-adds of attention."""
     latent: int = 0

@@ -91,6 +91,41 @@ def test_linear(level: str, rows: int, inner: int, columns: int, dtype: torch.dt
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@settings(max_examples=10)
+@given(
+    st.sampled_from([1, 2, 5, 16, 17, 33, 130, 530]),
+    st.sampled_from([1, 31, 32, 70, 576, 1100]),
+    st.sampled_from([64, 128, 320]),
+    st.sampled_from(DTYPES),
+    st.booleans(),
+)
+def test_a_gated_product_has_the_bits_of_a_product_and_the_activation(
+    level: str, rows: int, inner: int, columns: int, dtype: torch.dtype, biased: bool
+) -> None:
+    x = normal(rows, inner, seed=1, dtype=dtype)
+    weight = (normal(2 * columns, inner, seed=2) / inner**0.5).to(dtype)
+    bias = normal(2 * columns, seed=3, dtype=dtype) if biased else None
+    packed, both = pack(kernels(level), weight, pieces=2), torch.empty(rows, 2 * columns, dtype=dtype)
+    out, apart, twin = (torch.full((rows, columns), torch.nan, dtype=dtype) for _ in range(3))
+    kernels(level).gated_linear(x, packed, bias, out)
+    kernels(level).linear(x, packed, bias, both)
+    kernels(level).silu_mul(both, apart)
+    assert torch.equal(out, apart)
+    TWINS.gated_linear(x, pack(TWINS, weight), bias, twin)
+    close(out, twin, dtype)
+
+    row, middle = rows // 2, columns // 128  # alone, in another place, in panels: equal bits
+    alone = torch.empty(1, columns, dtype=dtype)
+    kernels(level).gated_linear(x[row : row + 1], packed, bias, alone)
+    assert torch.equal(alone[0], out[row])
+    halves = torch.full((rows, columns + 3), -1.0, dtype=dtype)
+    kernels(level).gated_linear(x, packed, bias, halves[:, 3:], (0, middle))
+    assert (halves[:, 3 + middle * 64 :] == -1).all()
+    kernels(level).gated_linear(x, packed, bias, halves[:, 3:], (middle, columns // 64))
+    assert torch.equal(halves[:, 3:], out) and (halves[:, :3] == -1).all()
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bits_do_not_hang_on_the_number_of_threads(level: str, dtype: torch.dtype) -> None:
     x, packed = normal(40, 256, seed=1, dtype=dtype), pack(kernels(level), normal(640, 256, seed=2, dtype=dtype))
@@ -99,12 +134,13 @@ def test_bits_do_not_hang_on_the_number_of_threads(level: str, dtype: torch.dtyp
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append((linear(level, x, packed), case.attend(kernels(level))))
+            gated = torch.empty(40, 320, dtype=dtype)
+            kernels(level).gated_linear(x, packed, None, gated)
+            results.append((linear(level, x, packed), case.attend(kernels(level)), gated))
     finally:
         torch.set_num_threads(before)
-    for products, attended in results[1:]:
-        assert torch.equal(products, results[0][0])
-        assert torch.equal(attended, results[0][1])
+    for found in results[1:]:
+        assert all(torch.equal(mine, first) for mine, first in zip(found, results[0], strict=True))
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -107,6 +107,10 @@ def attend_latent(at: tuple[int, int] | None = None, **changed: Tensor) -> None:
     kernels().latent_attention(scale=1.0, rows=at, **(given | changed))  # type: ignore[arg-type]
 
 
+def gated(out: Tensor, features: int, panels: tuple[int, int] | None = None) -> None:
+    kernels().gated_linear(rows(2, 40), pack(kernels(), rows(features, 40)), None, out, panels)
+
+
 def transposed_weight() -> PackedWeight:
     packed = pack(kernels(), normal(70, 40, seed=1, dtype=BF16))
     return replace(packed, data=packed.data.transpose(0, 1))
@@ -123,6 +127,10 @@ def transposed_weight() -> PackedWeight:
         (lambda: linear(rows(2, 40), rows(2, 70), bias=rows(140)[::2]), "bias is"),
         (lambda: linear(rows(2, 40), rows(2, 70), panels=(1, 3)), r"panels \(1, 3\) of 2"),
         (lambda: kernels().linear(rows(2, 40), transposed_weight(), None, rows(2, 70)), "weight is"),
+        (lambda: gated(rows(2, 70), 140), "gate and up need whole panels of 64"),
+        (lambda: gated(rows(2, 128), 128), r"out is \[2, 128\], \[2, 64\]"),
+        (lambda: gated(floats(2, 64), 128), "out torch.float32"),
+        (lambda: gated(rows(2, 64), 128, (0, 2)), r"panels \(0, 2\) of 1"),
         (lambda: kernels().rms_norm(rows(2, 40), rows(39), 1e-5, rows(2, 40)), "weight is"),
         (lambda: kernels().rms_norm(rows(2, 40), rows(40), 1e-5, rows(2, 40), rows(1, 40)), "residual is"),
         (lambda: kernels().silu_mul(rows(2, 40), rows(2, 40)), r"x is \[2, 40\], \[2, 80\]"),

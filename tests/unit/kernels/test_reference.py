@@ -37,6 +37,21 @@ def test_linear_and_embedding(dtype: torch.dtype) -> None:
     assert torch.equal(rows, weight[ids.long()])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_gated_product(dtype: torch.dtype, biased: bool) -> None:
+    x, weight, bias = (normal(*shape, seed=1, dtype=dtype) for shape in ((5, 70), (300, 70), (300,)))
+    packed, given = pack(TWINS, weight, pieces=2), bias if biased else None
+    gate, up = F.linear(x, weight, given).double().chunk(2, dim=-1)
+    out = torch.full((5, 150), -1.0, dtype=dtype)
+    TWINS.gated_linear(x, packed, given, out)
+    close(out, F.silu(gate) * up, dtype)
+    part = torch.full((5, 150), -1.0, dtype=dtype)
+    TWINS.gated_linear(x, packed, given, part, (1, 2))
+    close(part[:, 64:128], out[:, 64:128], dtype)
+    assert (part[:, :64] == -1).all() and (part[:, 128:] == -1).all()
+
+
 @settings(max_examples=12)
 @given(
     st.lists(st.tuples(st.integers(0, 70), st.integers(0, 20)), min_size=1, max_size=4),

@@ -27,7 +27,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 class Layer:
     """The kernels of a dense layer, each reading what the one before it wrote."""
 
-    calls = 6
+    calls = 7
 
     def __init__(self, kernels: cpu.CpuKernels, rows: int, dtype: torch.dtype) -> None:
         self.kernels = kernels
@@ -35,6 +35,7 @@ class Layer:
         self.x, self.residual = normal(rows, 256, seed=1, dtype=dtype), normal(rows, 256, seed=2, dtype=dtype)
         self.norm = normal(256, seed=3, dtype=dtype)
         self.qkv = pack(kernels, normal(512, 256, seed=4, dtype=dtype) * 0.05)
+        self.up = pack(kernels, normal(256, 256, seed=9, dtype=dtype) * 0.05)
         self.down = pack(kernels, normal(256, 128, seed=5, dtype=dtype) * 0.05)
         self.bias = normal(512, seed=6, dtype=dtype)
         self.cos, self.sin = normal(rows, 32, seed=7), normal(rows, 32, seed=8)
@@ -42,6 +43,7 @@ class Layer:
         self.normed, self.projected = torch.empty_like(self.x), torch.empty(rows, 512, dtype=dtype)
         self.attended = torch.empty(rows, 4, 64, dtype=dtype)
         self.inner, self.out = torch.empty(rows, 128, dtype=dtype), torch.empty(rows, 256, dtype=dtype)
+        self.gated = torch.empty(rows, 128, dtype=dtype)
         self.given = self.x.clone(), self.residual.clone()
 
     def run(self) -> None:
@@ -57,14 +59,16 @@ class Layer:
         )
         k.silu_mul(self.attended.view(-1, 256), self.inner)
         k.linear(self.inner, self.down, None, self.out)
+        k.gated_linear(self.out, self.up, self.bias[:256], self.gated)
 
     def outcome(self, act: Callable[[], None]) -> list[Tensor]:
         self.x.copy_(self.given[0])
         self.residual.copy_(self.given[1])
-        for buffer in (self.normed, self.projected, self.attended, self.inner, self.out):
+        for buffer in (self.normed, self.projected, self.attended, self.inner, self.out, self.gated):
             buffer.fill_(float("nan"))
         act()
-        return [each.clone() for each in (self.residual, self.normed, self.projected[:, :256], self.attended, self.out)]
+        made = (self.residual, self.normed, self.projected[:, :256], self.attended, self.out, self.gated)
+        return [each.clone() for each in made]
 
 
 class Blocks:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from semipd_engine.kernels.cpu.blocks import BlockKernels, takes_latent_attentio
 from semipd_engine.kernels.cpu.library import LEVELS, CannotLoad, Library, load, runnable
 from semipd_engine.kernels.cpu.operands import DTYPES, OperandError, angles, heads, matrix, number, paging, span, whole
 from semipd_engine.kernels.cpu.tape import BYTES, encode
+from semipd_engine.kernels.rates import RATES, Rates
 from semipd_engine.kernels.signatures import PANEL, PANELS, CannotRecord, PackedLayout, PackedWeight
 
 __all__ = [
@@ -27,8 +29,6 @@ __all__ = [
     "best",
     "load",
     "runnable",
-    "takes_attention",
-    "takes_latent_attention",
 ]
 
 HEAD_DIM_STEP, HEAD_DIM_MAX = 16, 256
@@ -72,6 +72,19 @@ class CpuKernels(BlockKernels):
     def replay(self, calls: bytes | bytearray) -> None:
         self._calls.semipd_run(bytes(calls), len(calls) // BYTES)
 
+    def rates(self, dtype: torch.dtype, head_dim: int, latent: tuple[int, int] | None = None) -> Rates:
+        """Where their twins serve, of those. A CPU has special instructions for bfloat16 alone."""
+        twins = super().rates(dtype, head_dim, latent)
+        if dtype not in DTYPES:
+            return twins
+        plain = {"avx512_bf16": "avx512", "amx": "avx512"} if dtype == torch.float32 else {}
+        rates = RATES[plain.get(self._level, self._level)]
+        if not takes_attention(dtype, head_dim):
+            rates = replace(rates, scores=twins.scores)
+        if latent is not None and not takes_latent_attention(dtype, *latent):
+            rates = replace(rates, latent=twins.latent)
+        return rates
+
     def layout(self, out_features: int, in_features: int, dtype: torch.dtype) -> PackedLayout:
         """Panels of 64 output features, K-major: float32 ``[panels, K, 64]``, bfloat16 ``[panels, K / 2, 64, 2]``."""
         if dtype not in DTYPES:
@@ -96,14 +109,36 @@ class CpuKernels(BlockKernels):
     def linear(
         self, x: Tensor, weight: PackedWeight, bias: Tensor | None, out: Tensor, panels: tuple[int, int] | None = None
     ) -> None:
-        layout = weight.layout
-        if layout.format != PANELS:
+        if weight.layout.format != PANELS:
             self._twin()
             super().linear(x, weight, bias, out, panels)
             return
         if out.dtype != torch.float32:
             number(weight=weight.data, out=out)
-        outputs = layout.out_features
+        self._product(x, weight, bias, out, panels, gated=False)
+
+    def gated_linear(
+        self, x: Tensor, weight: PackedWeight, bias: Tensor | None, out: Tensor, panels: tuple[int, int] | None = None
+    ) -> None:
+        if weight.layout.format != PANELS:
+            self._twin()
+            super().gated_linear(x, weight, bias, out, panels)
+            return
+        if weight.out_features % (2 * PANEL):
+            raise OperandError(f"weight has {weight.out_features} features: gate and up need whole panels of {PANEL}")
+        number(weight=weight.data, out=out)
+        self._product(x, weight, bias, out, panels, gated=True)
+
+    def _product(
+        self,
+        x: Tensor,
+        weight: PackedWeight,
+        bias: Tensor | None,
+        out: Tensor,
+        panels: tuple[int, int] | None,
+        gated: bool,
+    ) -> None:
+        layout, outputs, halves = weight.layout, weight.out_features, 2 if gated else 1
         self._call(
             "linear",
             number(weight=weight.data, x=x, bias=bias),
@@ -113,9 +148,10 @@ class CpuKernels(BlockKernels):
             whole("weight", weight.data, x.dtype, *layout.shape),
             outputs,
             None if bias is None else whole("bias", bias, x.dtype, outputs),
-            *matrix("out", out, x.shape[0], outputs),
+            *matrix("out", out, x.shape[0], outputs // halves),
             out.dtype == torch.float32,
-            *span("panels", panels, weight.panels),
+            gated,
+            *span("panels", panels, weight.panels // halves),
         )
 
     def embedding(self, token_ids: Tensor, weight: PackedWeight, out: Tensor) -> None:

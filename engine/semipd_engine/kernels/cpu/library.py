@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-INTERFACE = 3
+INTERFACE = 4
 """`semipd_interface()` of the libraries that this module can call."""
 FOLDER = Path(__file__).parent / "lib"
 LEVELS = ("avx2", "avx512", "avx512_bf16", "amx")
@@ -32,7 +32,7 @@ FLAGS = {
 """What the kernel must list in /proc/cpuinfo for a level."""
 _MATRIX: list[Any] = [c_void_p, c_int64]  # address, elements from row to row
 SIGNATURES: dict[str, list[Any]] = {
-    "linear": [*_MATRIX, c_int64, c_int64, c_void_p, c_int64, c_void_p, *_MATRIX, c_int32, c_int64, c_int64],
+    "linear": [*_MATRIX, c_int64, c_int64, c_void_p, c_int64, c_void_p, *_MATRIX, c_int32, c_int32, c_int64, c_int64],
     "attention": [
         *(c_void_p, c_int64, c_int64),
         *(c_void_p, c_void_p, c_int64),

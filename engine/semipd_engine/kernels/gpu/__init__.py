@@ -6,9 +6,11 @@ takes them; `auto` does not until a report on a GPU exists.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from semipd_engine.kernels.gpu import attention, rows
+from semipd_engine.kernels.rates import UNPACED, Rates
 from semipd_engine.kernels.reference import ReferenceKernels
 
 
@@ -23,6 +25,9 @@ class TritonKernels(ReferenceKernels):
     @property
     def name(self) -> str:
         return "triton"
+
+    def rates(self, dtype: torch.dtype, head_dim: int, latent: tuple[int, int] | None = None) -> Rates:
+        return UNPACED
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor, residual: Tensor | None = None) -> None:
         rows.rms_norm(x, weight, eps, out, residual)

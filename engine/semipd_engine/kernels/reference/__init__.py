@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from semipd_engine.kernels.rates import RATES, Rates
 from semipd_engine.kernels.reference import experts as mixture
 from semipd_engine.kernels.reference.attention import paged_attention
 from semipd_engine.kernels.reference.sampling import sample
@@ -30,6 +31,9 @@ class ReferenceKernels:
     def why(self) -> str:
         return self._why
 
+    def rates(self, dtype: torch.dtype, head_dim: int, latent: tuple[int, int] | None = None) -> Rates:
+        return RATES["reference"]
+
     def layout(self, out_features: int, in_features: int, dtype: torch.dtype) -> PackedLayout:
         return PackedLayout(ROWS, (out_features, in_features), out_features, in_features)
 
@@ -42,6 +46,19 @@ class ReferenceKernels:
         first, last = (0, weight.out_features) if panels is None else (panels[0] * PANEL, panels[1] * PANEL)
         rows = unpack(weight)[first:last]
         out[:, first:last] = F.linear(x, rows, None if bias is None else bias[first:last])
+
+    def gated_linear(
+        self, x: Tensor, weight: PackedWeight, bias: Tensor | None, out: Tensor, panels: tuple[int, int] | None = None
+    ) -> None:
+        width = out.shape[1]
+        first, last = (0, width) if panels is None else (panels[0] * PANEL, panels[1] * PANEL)
+        both = [slice(first, last), slice(width + first, width + last)]
+        if last - first == width:
+            both = [slice(None)]  # as they lie, without a copy
+        rows = unpack(weight)
+        matrix = torch.cat([rows[half] for half in both]) if len(both) > 1 else rows
+        added = None if bias is None else torch.cat([bias[half] for half in both])
+        self.silu_mul(F.linear(x, matrix, added), out[:, first:last])
 
     def grouped_linear(
         self,

@@ -39,6 +39,10 @@ class Linear:
         """Panels begin .. end - 1 of ``out [T, out_features]`` from ``x [T, in_features]``."""
         self._kernels.linear(x, self._weight, self._bias, out, (begin, end))
 
+    def run_gated(self, x: Tensor, out: Tensor, begin: int, end: int) -> None:
+        """Panels of ``out [T, out_features / 2] = silu(gate) * up``, of a matrix that holds both."""
+        self._kernels.gated_linear(x, self._weight, self._bias, out, (begin, end))
+
     def gather(self, token_ids: Tensor, out: Tensor) -> None:
         """Rows of the matrix, as an embedding: int32 [T] ids, ``out [T, in_features]``."""
         self._kernels.embedding(token_ids, self._weight, out)
@@ -67,10 +71,9 @@ class GroupedLinear:
         return -(-self.out_features // PANEL)
 
     def work(self, rows: int) -> Work:
-        """Rows that take as many matrices as they can: what is read is seldom more. Gathered rows multiply at less than
-        half the rate of others: their products count double."""
+        """Rows that take as many matrices as they can: what is read is seldom more."""
         read = self._weights.data.nbytes * min(rows, self.count) // self.count
-        return Work(read=read, products=2 * rows * self.in_features * self.out_features)
+        return Work(read=read, gathered=rows * self.in_features * self.out_features)
 
     def run(
         self, x: Tensor, out: Tensor, begin: int, end: int, order: Tensor | None = None, starts: Tensor | None = None

@@ -7,7 +7,9 @@ namespace semipd {
 constexpr int64_t TILE_K = 32, TILE_ROWS = 16, TILE = TILE_ROWS * TILE_K;
 // A panel's part of K, 32 KiB, stays in the first-level cache while many rows go by; their sums lie in the second level.
 constexpr int64_t BLOCK_ROWS = 512, BLOCK_K = 256, MANY_ROWS = 128;
-// More of x than the second level holds comes from beyond it for each item: then an item is more than one panel.
+// A product of few rows fetches what it multiplies so many features later.
+constexpr int64_t AHEAD_K = 64;
+// More of x than the second level holds comes from beyond it for each panel: then more than one go together.
 constexpr int64_t NEAR_BYTES = 1 << 20, GROUP = 2;
 
 struct alignas(64) TileConfig {
@@ -36,12 +38,13 @@ struct Block {
     int64_t stride, second, step;
 };
 
-// At most 16 rows and one panel.
-inline void skinny_panel(const Block& block, const bf16* w, int64_t K, float* sums) {
+// At most 16 rows and one panel; `then` is the panel that this thread takes next.
+inline void skinny_panel(const Block& block, const bf16* w, int64_t K, const bf16* then, float* sums) {
     const bf16* x = block.x;
     zero_sums();
     for (int64_t k = 0; k < K; k += TILE_K, w += TILE_K * PANEL, x += block.step) {
-        const char* ahead = (const char*)w + 8192;
+        const int64_t beyond = k + AHEAD_K - K;
+        const char* ahead = (const char*)(beyond < 0 ? w + AHEAD_K * PANEL : then + beyond * PANEL);
         for (int line = 0; line < 64; line++) _mm_prefetch(ahead + line * 64, _MM_HINT_T0);
         _tile_loadd(4, x, 2 * block.stride);
         _tile_loadd(5, w, 256);
@@ -61,10 +64,16 @@ inline void skinny_panel(const Block& block, const bf16* w, int64_t K, float* su
 
 // The panel that comes next: fetched from memory, some lines with each tile of K, while this one is computed.
 struct Ahead {
-    const char *at, *end;
-    int64_t lines;
+    const char *at, *up;  // `up`: as much again, of a gated product, or null
+    int64_t left, bytes, lines;
     void fetch() {
-        for (int64_t line = 0; line < lines && at < end; line++, at += 64) _mm_prefetch(at, _MM_HINT_T1);
+        for (int64_t line = 0; line < lines; line++, at += 64, left -= 64) {
+            if (left <= 0) {
+                if (!up) return;
+                at = up, left = bytes, up = nullptr;
+            }
+            _mm_prefetch(at, _MM_HINT_T1);
+        }
     }
 };
 
@@ -125,56 +134,72 @@ inline const Block* place_blocks(const Linear<bf16>& p, int64_t K) {
     return places;
 }
 
-// `count` panels from w on, for all rows. x, a block of K at a time, is read once for them.
-inline void tall_panels(const Linear<bf16>& p, const Block* places, int64_t panel, int64_t count, const bf16* w,
-                        Ahead ahead, int64_t K, float* sums) {
-    const int64_t block_k = p.rows < MANY_ROWS ? K : BLOCK_K;
+// Blocks of about BLOCK_K, of one size: a short last one would cost as much to begin as a whole one.
+inline int64_t block_of(int64_t K) {
+    const int64_t blocks = (K + BLOCK_K / 2) / BLOCK_K, tiles = K / TILE_K;
+    return blocks > 1 ? (tiles + blocks - 1) / blocks * TILE_K : K;
+}
+
+// `count` panels, `stride` elements from one to the next, for all rows. x, a block of K at a time, is read once for each
+// `together` of them.
+inline void tall_panels(const Linear<bf16>& p, const Block* places, int64_t panel, int64_t count, int64_t together,
+                        const bf16* w, int64_t stride, Ahead ahead, int64_t K, float* sums) {
+    const int64_t block_k = p.rows < MANY_ROWS ? K : block_of(K);
     for (int64_t begin = 0; begin < p.rows; begin += BLOCK_ROWS) {
         const int64_t end = begin + BLOCK_ROWS < p.rows ? begin + BLOCK_ROWS : p.rows;
         for (int64_t k = 0; k < K; k += block_k) {
             const int64_t steps = (K - k < block_k ? K - k : block_k) / TILE_K;
-            for (int64_t row = begin; row < end; row += 2 * TILE_ROWS) {
-                const Block& block = places[row / (2 * TILE_ROWS)];
-                for (int64_t part = 0; part < 2 * count; part++) {
-                    const bf16* weights = w + part / 2 * K * PANEL + k * PANEL + part % 2 * 64;
-                    float* out = sums + (part / 2 * BLOCK_ROWS + row - begin) * PANEL + part % 2 * 32;
-                    if (end - row > TILE_ROWS)
-                        tall_block<true>(block, k / TILE_K, weights, steps, out, ahead);
-                    else
-                        tall_block<false>(block, k / TILE_K, weights, steps, out, ahead);
+            for (int64_t first = 0; first < count; first += together)
+                for (int64_t row = begin; row < end; row += 2 * TILE_ROWS) {
+                    const Block& block = places[row / (2 * TILE_ROWS)];
+                    for (int64_t part = 2 * first; part < 2 * count && part < 2 * (first + together); part++) {
+                        const bf16* weights = w + part / 2 * stride + k * PANEL + part % 2 * 64;
+                        float* out = sums + (part / 2 * BLOCK_ROWS + row - begin) * PANEL + part % 2 * 32;
+                        if (end - row > TILE_ROWS)
+                            tall_block<true>(block, k / TILE_K, weights, steps, out, ahead);
+                        else
+                            tall_block<false>(block, k / TILE_K, weights, steps, out, ahead);
+                    }
                 }
-            }
         }
-        for (int64_t i = 0; i < count; i++) finish(p, panel + i, begin, end - begin, sums + i * BLOCK_ROWS * PANEL);
+        if (p.gated)
+            finish_gated(p, panel, begin, end - begin, sums, sums + BLOCK_ROWS * PANEL);
+        else
+            for (int64_t i = 0; i < count; i++) finish(p, panel + i, begin, end - begin, sums + i * BLOCK_ROWS * PANEL);
     }
 }
 
 inline void amx_linear(const Linear<bf16>& p, int64_t first_panel, int64_t last_panel) {
-    const int64_t K = (p.K + TILE_K - 1) / TILE_K * TILE_K;
+    const int64_t K = (p.K + TILE_K - 1) / TILE_K * TILE_K, up = to_up(p);
     const bool skinny = p.rows <= TILE_ROWS;
     const Block* places = skinny && K == p.K ? nullptr : place_blocks(p, K);
     const Block x = places ? *places : Block{p.x, p.ldx, 0, TILE_K};
-    const int64_t group = !skinny && p.rows * K * 2 > NEAR_BYTES ? GROUP : 1;
+    const int64_t together = !skinny && p.rows * K * 2 > NEAR_BYTES ? GROUP : 1, group = p.gated ? 1 : together;
     const int64_t blocks = ((p.rows < BLOCK_ROWS ? p.rows : BLOCK_ROWS) + 2 * TILE_ROWS - 1) / (2 * TILE_ROWS);
     auto panels_of = [=](int64_t item) {
         const int64_t left = last_panel - first_panel - item * group;
         return left < group ? left : group;
     };
     parallel((last_panel - first_panel + group - 1) / group, 2, [&](auto next) {
-        float* sums = scratch<struct AmxSums, float>(skinny ? TILE_ROWS * PANEL : GROUP * BLOCK_ROWS * PANEL);
+        float* sums = scratch<struct AmxSums, float>(2 * (skinny ? TILE_ROWS : BLOCK_ROWS) * PANEL);
         configure(skinny ? p.rows : TILE_ROWS);
         for (int64_t item = next(), following; item >= 0; item = following) {
             following = next();
             const int64_t panel = first_panel + item * group;
-            const bf16* w = p.w + panel * K * PANEL;
-            if (skinny) {
-                skinny_panel(x, w, K, sums);
+            const bf16 *w = p.w + panel * K * PANEL, *then = following < 0 ? w : w + (following - item) * group * K * PANEL;
+            if (skinny && p.gated) {
+                skinny_panel(x, w, K, w + up, sums);
+                skinny_panel(x, w + up, K, then, sums + TILE_ROWS * PANEL);
+                finish_gated(p, panel, 0, p.rows, sums, sums + TILE_ROWS * PANEL);
+            } else if (skinny) {
+                skinny_panel(x, w, K, then, sums);
                 finish(p, panel, 0, p.rows, sums);
             } else {
-                const bf16* then = following < 0 ? w : p.w + (first_panel + following * group) * K * PANEL;
                 const int64_t bytes = following < 0 ? 0 : 2 * panels_of(following) * K * PANEL;
-                const Ahead ahead{(const char*)then, (const char*)then + bytes, (31 + blocks) / blocks};
-                tall_panels(p, places, panel, panels_of(item), w, ahead, K, sums);
+                const Ahead ahead{(const char*)then, up && bytes ? (const char*)(then + up) : nullptr, bytes, bytes,
+                                  (31 + blocks) / blocks};
+                const int64_t count = p.gated ? 2 : panels_of(item);
+                tall_panels(p, places, panel, count, together, w, p.gated ? up : K * PANEL, ahead, K, sums);
             }
         }
         _tile_release();

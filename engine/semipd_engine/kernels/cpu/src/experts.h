@@ -75,9 +75,9 @@ inline void amx_grouped_panels(const Grouped<bf16>& p, int64_t group, int64_t fi
         }
         for (int64_t panel = first; panel < last; panel++) {
             const bf16* w = p.w + group * p.stride + panel * K * PANEL;
-            Ahead none{nullptr, nullptr, 0};
+            Ahead none{};
             if (count <= TILE_ROWS) {
-                skinny_panel(block, w, K, sums);
+                skinny_panel(block, w, K, panel + 1 < last ? w + K * PANEL : w, sums);
             } else {
                 tall_block<true>(block, 0, w, K / TILE_K, sums, none);
                 tall_block<true>(block, 0, w + 64, K / TILE_K, sums + 32, none);

@@ -13,7 +13,7 @@ using namespace semipd;
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 // Raised with every change of this interface: a library of another number is not used.
-EXPORT int32_t semipd_interface() { return 3; }
+EXPORT int32_t semipd_interface() { return 4; }
 
 // 0, or a number that says why this level cannot run in this process.
 EXPORT int32_t semipd_start(ParallelFor run, ThreadCount count) {
@@ -28,13 +28,14 @@ EXPORT int32_t semipd_start(ParallelFor run, ThreadCount count) {
 
 template <class T>
 static void run_linear(const void* x, int64_t ldx, int64_t rows, int64_t K, const void* w, int64_t N, const void* bias,
-                       void* out, int64_t ldo, bool out_float, int64_t first, int64_t last) {
-    linear(Linear<T>{(const T*)x, ldx, rows, K, (const T*)w, N, (const T*)bias, out, ldo, out_float}, first, last);
+                       void* out, int64_t ldo, bool out_float, bool gated, int64_t first, int64_t last) {
+    linear(Linear<T>{(const T*)x, ldx, rows, K, (const T*)w, N, (const T*)bias, out, ldo, out_float, gated}, first, last);
 }
 
 EXPORT void semipd_linear(int32_t dtype, const void* x, int64_t ldx, int64_t rows, int64_t K, const void* w, int64_t N,
-                          const void* bias, void* out, int64_t ldo, int32_t out_float, int64_t first, int64_t last) {
-    (dtype ? run_linear<bf16> : run_linear<float>)(x, ldx, rows, K, w, N, bias, out, ldo, out_float, first, last);
+                          const void* bias, void* out, int64_t ldo, int32_t out_float, int32_t gated, int64_t first,
+                          int64_t last) {
+    (dtype ? run_linear<bf16> : run_linear<float>)(x, ldx, rows, K, w, N, bias, out, ldo, out_float, gated, first, last);
 }
 
 template <class T>
@@ -123,7 +124,7 @@ static void run_call(const int64_t* w) {
     switch (w[0]) {
         case 0:
             return semipd_linear(int32_t(a[0]), at(1), a[2], a[3], a[4], at(5), a[6], at(7), at(8), a[9], int32_t(a[10]),
-                                 a[11], a[12]);
+                                 int32_t(a[11]), a[12], a[13]);
         case 1:
             return semipd_attention(int32_t(a[0]), at(1), a[2], a[3], at(4), at(5), a[6], (const int32_t*)at(7), a[8],
                                     (const int32_t*)at(9), (const int32_t*)at(10), a[11], a[12], a[13], a[14],

@@ -1,5 +1,6 @@
 // x @ weight.T over packed panels, for any number of rows. Threads take panels; each weight is read from memory once for
-// a call, and stays in the second-level cache for the blocks of rows that follow.
+// a call, and stays in the second-level cache for the blocks of rows that follow. A gated product takes two panels
+// together, of the gate and of the up, and writes silu(gate) * up: with the bits of the product and then `silu_mul`.
 #pragma once
 #include "parallel.h"
 #include "tile.h"
@@ -16,11 +17,31 @@ struct Linear {
     void* out;
     int64_t ldo;
     bool out_float;
+    bool gated;  // the second half of the panels belongs to the first, and out is as wide as one
 };
 
 // Elements of a panel: pairs of bfloat16 are padded to whole AMX tiles of 32.
 inline int64_t panel_size(const float*, int64_t K) { return K * PANEL; }
 inline int64_t panel_size(const bf16*, int64_t K) { return (K + 31) / 32 * 32 * PANEL; }
+
+// Elements from a panel of the gate to that of the up.
+template <class T>
+inline int64_t to_up(const Linear<T>& p) {
+    return p.gated ? p.N / (2 * PANEL) * panel_size(p.w, p.K) : 0;
+}
+
+// Of rows first .. first + count - 1 that panel's columns of both, whole panels.
+template <class T>
+inline void finish_gated(const Linear<T>& p, int64_t panel, int64_t first, int64_t count, const float* gate,
+                         const float* up) {
+    const int64_t column = panel * PANEL;
+    for (int64_t r = 0; r < count; r++, gate += PANEL, up += PANEL)
+        for (int64_t c = 0; c < PANEL; c += LANES) {
+            V g = load(gate + c), u = load(up + c);
+            if (p.bias) g = add(g, load(p.bias + column + c)), u = add(u, load(p.bias + p.N / 2 + column + c));
+            store((T*)p.out + (first + r) * p.ldo + column + c, gated(rounded<T>(g), rounded<T>(u)));
+        }
+}
 
 // Add the bias, round once, and write the panel's columns of rows first .. first + count - 1.
 template <class T>
@@ -48,9 +69,14 @@ inline void linear_panel(const Linear<T>& p, int64_t panel) {
         int64_t first = p.rows * b / blocks, count = p.rows * (b + 1) / blocks - first;
         const T* rows[D::ROWS];
         for (int64_t r = 0; r < count; r++) rows[r] = p.x + (first + r) * p.ldx;
-        alignas(64) float sums[D::ROWS * PANEL];
+        alignas(64) float sums[D::ROWS * PANEL], ups[D::ROWS * PANEL];
         dot_panel<D>(rows, int(count), w, p.K, sums);
-        finish(p, panel, first, count, sums);
+        if (p.gated) {
+            dot_panel<D>(rows, int(count), w + to_up(p), p.K, ups);
+            finish_gated(p, panel, first, count, sums, ups);
+        } else {
+            finish(p, panel, first, count, sums);
+        }
     }
 }
 

@@ -16,14 +16,6 @@ inline void each_row(int64_t rows, int64_t width, const F& fn) {
     });
 }
 
-template <class T>
-inline V rounded(V x) {
-    if constexpr (sizeof(T) == 4) return x;
-    alignas(64) T some[LANES];
-    store(some, x);
-    return load(some);
-}
-
 // out = x / sqrt(mean(x * x) + eps) * weight; `out` may be `x`.
 template <class T>
 inline void norm_row(const T* x, const T* weight, float eps, int64_t width, T* out) {
@@ -59,13 +51,11 @@ inline void rms_norm(const T* x, int64_t ldx, const T* weight, float eps, T* res
 
 template <class T>
 inline void silu_mul(const T* x, int64_t ldx, T* out, int64_t ldo, int64_t rows, int64_t width) {
-    const V minus_log2e = set1(-1.44269504088896f), one = set1(1.0f);
     each_row(rows, 2 * width, [&](int64_t row) {
         const T* gate = x + row * ldx;
         for (int64_t i = 0; i < width; i += LANES) {
             int n = int(width - i);
-            V g = load(gate + i, n), u = load(gate + width + i, n);
-            store(out + row * ldo + i, mul(div(g, add(one, exp2(mul(g, minus_log2e)))), u), n);
+            store(out + row * ldo + i, gated(load(gate + i, n), load(gate + width + i, n)), n);
         }
     });
 }

@@ -218,4 +218,18 @@ inline void store_bits(void* p, VI x) { _mm256_storeu_si256((__m256i*)p, x); }
 inline VI zero_bits() { return _mm256_setzero_si256(); }
 #endif
 
+// As it would come back from memory of type T.
+template <class T>
+inline V rounded(V x) {
+    if constexpr (sizeof(T) == 4) return x;
+    alignas(64) T some[LANES];
+    store(some, x);
+    return load(some);
+}
+
+// silu(gate) * up
+inline V gated(V gate, V up) {
+    return mul(div(gate, add(set1(1.0f), exp2(mul(gate, set1(-1.44269504088896f))))), up);
+}
+
 }  // namespace semipd
