@@ -2,7 +2,8 @@
 
 Runs the 0.5 B model in bfloat16 as a worker that is alone does (no HTTP, no other process): decode of 1 and 8 rows at
 a context of 512, and a prompt of 512 tokens. Then again with each stage carried out by itself and timed. In the same
-run: how fast memory is read, and how fast torch multiplies; from them the least that a step could take.
+run: how fast memory is read, and how fast torch multiplies; from them the least that a step could take. ``--clock cpu``
+counts CPU seconds of the process instead of wall time: for a host that others use too, with ``--threads 1``.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from semipd_engine.worker.model_runner import ModelRunner
 CONTEXT, BLOCK, STEPS, SEQUENCES, REPEATS = 512, 16, 16, 8, 5
 DTYPE = torch.bfloat16
 GREEDY = Sampling(temperature=0, max_tokens=10_000)
+Clock = Callable[[], float]
 
 
 class Alone:
@@ -50,8 +52,8 @@ class Timed:
 
     recordable = False
 
-    def __init__(self, stage: Stage, seconds: dict[str, float]) -> None:
-        self._stage, self._seconds = stage, seconds
+    def __init__(self, stage: Stage, seconds: dict[str, float], clock: Clock) -> None:
+        self._stage, self._seconds, self._clock = stage, seconds, clock
 
     def units(self, step: Step) -> int:
         return self._stage.units(step)
@@ -60,17 +62,17 @@ class Timed:
         return self._stage.work(step)
 
     def run(self, step: Step, begin: int, end: int) -> None:
-        started = time.perf_counter()
+        started = self._clock()
         self._stage.run(step, begin, end)
-        self._seconds[type(self._stage).__name__] += time.perf_counter() - started
+        self._seconds[type(self._stage).__name__] += self._clock() - started
 
 
-def fastest(call: Callable[[], object], times: int = 9) -> float:
+def fastest(call: Callable[[], object], clock: Clock, times: int = 9) -> float:
     seconds = []
     for _ in range(times):
-        started = time.perf_counter()
+        started = clock()
         call()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(clock() - started)
     return min(seconds)
 
 
@@ -82,15 +84,16 @@ class Limits:
     """Multiply-adds per second of torch's bfloat16 product."""
 
     @classmethod
-    def measure(cls) -> Limits:
+    def measure(cls, clock: Clock = time.perf_counter) -> Limits:
         memory = torch.ones(1 << 28, dtype=torch.float32)
         a, b = torch.randn(512, 1024).bfloat16(), torch.randn(8192, 1024).bfloat16()
-        read = memory.nbytes / min(fastest(memory.sum), fastest(memory.max))
-        return cls(read, a.numel() * b.shape[0] / fastest(lambda: torch.nn.functional.linear(a, b)))
+        read = memory.nbytes / min(fastest(memory.sum, clock), fastest(memory.max, clock))
+        return cls(read, a.numel() * b.shape[0] / fastest(lambda: torch.nn.functional.linear(a, b), clock))
 
 
 class Bench:
-    def __init__(self, model: Path, threads: int) -> None:
+    def __init__(self, model: Path, threads: int, clock: Clock = time.perf_counter) -> None:
+        self._clock = clock
         torch.set_num_threads(1)
         self._rng = random.Random(0)
         self.config, self.kernels = read_card(model), choose("cpu")
@@ -115,8 +118,11 @@ class Bench:
 
     def _run(self, rows: list[Row], steps: int) -> float:
         """Median seconds of a step."""
-        results = self.runner.execute(StepPlan(0, steps, rows), lambda seq: False)
-        return statistics.median([result.seconds for result in results])
+        seconds, began = [], self._clock()
+        for _ in self.runner.execute(StepPlan(0, steps, rows), lambda seq: False):
+            seconds.append(self._clock() - began)
+            began = self._clock()
+        return statistics.median(seconds)
 
     def time_stages(self) -> dict[str, float]:
         """From now on: seconds by kind of stage."""
@@ -124,7 +130,7 @@ class Bench:
         decoder = self.runner.decoder
         decoder.body, decoder.head = (
             StageLoop(
-                [Timed(stage, seconds) for stage in loop.stages],
+                [Timed(stage, seconds, self._clock) for stage in loop.stages],
                 self.kernels,
                 Alone(),
                 self.kernels.rates(DTYPE, self.config.head_dim),
@@ -138,8 +144,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="another model directory")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     arguments = parser.parse_args()
-    bench = Bench(arguments.model or random_model("llama", "small"), arguments.threads)
+    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
+    bench = Bench(arguments.model or random_model("llama", "small"), arguments.threads, clock)
     cases: list[tuple[str, Callable[[], float], int, int]] = [
         ("decode, 1 row", lambda: bench.decode(1), 1, STEPS),
         ("decode, 8 rows", lambda: bench.decode(8), 8, STEPS),
@@ -149,10 +157,10 @@ def main() -> None:
         bench.prompt(sequence)
     for _, work, _, _ in cases:
         work()
-    limits = Limits.measure()
+    limits = Limits.measure(clock)
     whole = {name: min(work() for _ in range(REPEATS)) for name, work, _, _ in cases}
     seconds = bench.time_stages()
-    print(f"kernels {bench.kernels.name}, {arguments.threads} threads")
+    print(f"kernels {bench.kernels.name}, {arguments.threads} threads, {arguments.clock} clock")
     print(f"read {limits.read / 1e9:.0f} GB/s, bfloat16 product {limits.products / 1e9:.0f} G multiply-adds/s")
     for name, work, tokens, steps in cases:
         work()
