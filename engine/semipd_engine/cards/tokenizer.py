@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,13 @@ class Tokenizer:
     def text(self, token_ids: list[int]) -> str:
         """What these ids add to a text that has begun: a blank that the first of them stands for stays."""
         return self.decode([*self._anchor, *token_ids])[len(self._anchor_text) :]
+
+    @cached_property
+    def affixes(self) -> tuple[int, int]:
+        """How many special tokens it puts before a text, and how many behind it."""
+        bare, whole = self.encode("a", False), self.encode("a")
+        before = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0) if bare else len(whole)
+        return before, max(0, len(whole) - before - len(bare))
 
     def id_of(self, token: str) -> int | None:
         """None for a token that the vocabulary does not have."""

@@ -27,7 +27,7 @@ from semipd_engine.contract import EngineOptions
 from semipd_engine.process import die_with_parent
 from semipd_engine.server.admission import ENDPOINT_LAG_SECONDS
 from semipd_engine.server.app import create_app
-from semipd_engine.server.connections import bounded, half_closable
+from semipd_engine.server.connections import answering, bounded, half_closable
 from semipd_engine.server.errors import unavailable
 from semipd_engine.server.service import Service
 
@@ -84,8 +84,8 @@ def http_protocol() -> type[asyncio.Protocol]:
     except ImportError:
         from uvicorn.protocols.http.h11_impl import H11Protocol
 
-        return H11Protocol
-    return bounded(HttpToolsProtocol)
+        return answering(H11Protocol)
+    return bounded(answering(HttpToolsProtocol))
 
 
 async def serve(service: Service, options: EngineOptions, listener: socket.socket) -> None:

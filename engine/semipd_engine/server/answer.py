@@ -192,8 +192,8 @@ class AnswerParser:
             self._state, self._reader, self._looked = _State.CALL, ObjectReader(), 0
         elif final or not PYTHON_TAG.startswith(begun):
             self._state = _State.PLAIN
-            if self._options.forced and not begun:
-                self._text = ""
+            if (self._options.forced or self.calls) and not begun:
+                self._text = ""  # what would part it from a call that does not come
         else:
             return False
         return True

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 def create_app(service: Service, options: EngineOptions) -> ASGIApp:
-    app = FastAPI(title="semipd", version=software_version(), redoc_url=None)
+    app = FastAPI(title="semipd", version=software_version(), redoc_url=None, redirect_slashes=False)
     _add_operations(app, service)
     _add_api(app, service)
     _add_errors(app, service)
@@ -55,7 +55,10 @@ def create_app(service: Service, options: EngineOptions) -> ASGIApp:
         app.add_middleware(ApiKey, file=options.api_key_file, rejected=lambda: _reject(service, "auth"))
     if origins := [origin.strip() for origin in options.allowed_origins.split(",") if origin.strip()]:
         # Around the key's check: a browser asks without a key whether it may send one.
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        shown = ["x-request-id", "x-semipd-unknown-fields", "retry-after"]
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=shown
+        )
     return RequestIds(app)
 
 
@@ -113,6 +116,7 @@ def _add_api(app: FastAPI, service: Service) -> None:
     async def tokenize(request: Request) -> Response:
         body, size = await read_body(request, TokenizeRequest)
         service.check_model(body.model)
+        handlers.judge_fields(service, request, body)
         special = body.prompt is not None if body.add_special_tokens is None else body.add_special_tokens
 
         def encode() -> list[int]:
@@ -125,10 +129,17 @@ def _add_api(app: FastAPI, service: Service) -> None:
             answer["token_strs"] = [service.tokenizer.piece(token_id) for token_id in ids]
         return json_response(answer)
 
+    @app.api_route("/tokenizer_info", methods=READ, responses=refusals(401))
+    async def tokenizer_info() -> Response:
+        """What evaluation harnesses ask for, to tokenise here: the special tokens and the chat template."""
+        special = dict.fromkeys(("bos_token", "eos_token", "pad_token")) | service.card.special_tokens
+        return json_response(special | {"chat_template": service.card.chat_templates.get("default")})
+
     @app.post("/detokenize", **takes(DetokenizeRequest))
     async def detokenize(request: Request) -> Response:
         body, size = await read_body(request, DetokenizeRequest)
         service.check_model(body.model)
+        handlers.judge_fields(service, request, body)
         check_token_ids("tokens", body.tokens, service.card.vocab_size)
         text = await service.tokenise(size, lambda: service.tokenizer.decode_long(body.tokens), request.receive)
         return json_response({"prompt": text})
@@ -159,9 +170,11 @@ def _add_errors(app: FastAPI, service: Service) -> None:
         return Response(status_code=499)  # nobody reads it
 
     @app.exception_handler(HTTPException)
-    async def routing(_: Request, error: HTTPException) -> Response:
-        response = error_response(ApiError(error.status_code, f"{error.detail}; the API is described in docs/api.md"))
-        response.headers.update(error.headers or {})  # Allow, say
+    async def routing(request: Request, error: HTTPException) -> Response:
+        asked, headers = f"{request.method} {request.url.path}", error.headers or {}
+        use = f"use {headers['Allow']}" if "Allow" in headers else "see /docs for what there is"
+        response = error_response(ApiError(error.status_code, f"{asked}: {error.detail}; {use}", code="unknown_url"))
+        response.headers.update(headers)
         return response
 
     @app.exception_handler(Exception)

@@ -141,24 +141,26 @@ BOTH = [
     },
 ]
 """What holds between the fields of either request."""
+_ONE_END: Json = {
+    "not": {
+        "required": ["continue_final_message", "add_generation_prompt"],
+        "properties": {"continue_final_message": _TRUE, "add_generation_prompt": _TRUE},
+    }
+}
 TOKENIZE = [
+    _ONE_END,
     {
         "anyOf": [
             {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": {"type": "null"}}},
             {"required": ["messages"], "properties": {"messages": {"type": "array"}, "prompt": {"type": "null"}}},
         ]
-    }
+    },
 ]
 COMPLETIONS = [_if({"max_tokens": {"const": 0}}, {"required": ["echo"], "properties": {"echo": _TRUE}})]
 CHAT = [
     _not("max_tokens", {"const": 0}),
     _not("max_completion_tokens", {"const": 0}),
-    {
-        "not": {
-            "required": ["continue_final_message", "add_generation_prompt"],
-            "properties": {"continue_final_message": _TRUE, "add_generation_prompt": _TRUE},
-        }
-    },
+    _ONE_END,
     {
         "not": {
             "required": ["top_logprobs"],

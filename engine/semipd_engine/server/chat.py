@@ -11,6 +11,8 @@ from semipd_engine.server.tools import THINK, THOUGHT
 Message = dict[str, Any]
 ROLES = {"developer": "system"}
 """OpenAI's newer name, which templates do not know."""
+REFUSED = {"function_call": "send tool_calls", "audio": "send its transcript as content"}
+"""Fields of a message that no template shows."""
 
 
 def normalise(messages: list[Message]) -> list[Message]:
@@ -36,6 +38,11 @@ def _normalise(message: Message, where: str) -> Message:
         raise bad_request(f"{where}.content", "must be a string or a list of text parts")
     if "content" not in message and role != "assistant":
         raise bad_request(f"{where}.content", "is missing; send a string")
+    for name, remedy in REFUSED.items():
+        if message.get(name) is not None:
+            raise bad_request(f"{where}.{name}", f"not supported; {remedy}")
+    if content is None and isinstance(message.get("refusal"), str):
+        content = message["refusal"]
     normal = message | {"role": ROLES.get(role, role), "content": content or ""}
     if message.get("tool_calls"):
         normal["tool_calls"] = _tool_calls(message["tool_calls"], f"{where}.tool_calls")

@@ -8,6 +8,9 @@ from pydantic import ValidationError
 
 from semipd_engine.ipc.requests import ENGINE_ERROR
 
+LONGEST_MESSAGE, LONGEST_PARAM = 2000, 200
+"""Characters: what a client has sent is quoted, and it may have sent anything."""
+
 
 class ApiError(Exception):
     """An answer other than 200. `message` names the field at fault and the remedy; `param` is that field."""
@@ -22,11 +25,12 @@ class ApiError(Exception):
         code: str | None = None,
         retry_after: int | None = None,
     ) -> None:
+        message = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}..."
         super().__init__(message)
         self.status = status
         self.message = message
         self.kind = kind
-        self.param = param
+        self.param = param[:LONGEST_PARAM] if param else param
         self.code = code
         self.retry_after = retry_after
 
@@ -72,7 +76,8 @@ def from_validation(error: ValidationError) -> ApiError:
     text = "; ".join(f"{field}: {message}" for field, message in named[:4])
     if len(named) > 4:
         text += f"; and {len(named) - 4} more"
-    return ApiError(400, text, param=named[0][0].split(".")[0] if named else None)
+    field = named[0][0].split(".")[0] if named else "body"
+    return ApiError(400, text, param=None if field == "body" else field)
 
 
 def _field_and_message(location: list[str], message: str) -> tuple[str, str]:

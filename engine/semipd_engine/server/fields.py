@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from semipd_engine.server.errors import bad_request
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest
 
 ONLY_COMPLETIONS = frozenset(CompletionRequest.model_fields) - frozenset(ChatRequest.model_fields)
 ONLY_CHAT = frozenset(ChatRequest.model_fields) - frozenset(CompletionRequest.model_fields)
+
+_ELSEWHERE: Mapping[type[BaseModel], frozenset[str]] = {ChatRequest: ONLY_COMPLETIONS, CompletionRequest: ONLY_CHAT}
 
 HARMLESS: Mapping[str, str] = {
     "stream_options.include_obfuscation": "chunks are not padded",
@@ -31,6 +35,7 @@ HARMLESS: Mapping[str, str] = {
     "stream_interval": "chunks hold what has arrived",
     "return_token_offsets": "vLLM's render endpoints",
     "return_mm_kwargs": "vLLM's render endpoints",
+    "mm_payload": "vLLM's render endpoints",
     "mm_processor_kwargs": "the model reads text",
     "media_io_kwargs": "the model reads text",
     "guided_decoding_backend": "there is one",
@@ -69,10 +74,10 @@ REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
 }
 
 
-def judge(extra: Mapping[str, Any], chat: bool) -> list[str]:
+def judge(extra: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
     """The unknown ones among the fields that the request model lacks. Raises `ApiError` (400) for a refused one."""
     unknown = []
-    elsewhere = ONLY_COMPLETIONS if chat else ONLY_CHAT
+    elsewhere = _ELSEWHERE.get(model, frozenset())
     for name, value in extra.items():
         if name in REFUSED:
             remedy, neutral = REFUSED[name]
@@ -80,7 +85,7 @@ def judge(extra: Mapping[str, Any], chat: bool) -> list[str]:
                 raise bad_request(name, f"not supported; {remedy}")
         elif name in elsewhere:
             if not _asks_nothing(value, ("none", "auto")):
-                raise bad_request(name, f"only /v1/{'' if chat else 'chat/'}completions has it")
+                raise bad_request(name, f"only /v1/{'' if model is ChatRequest else 'chat/'}completions has it")
         elif name not in HARMLESS:
             unknown.append(name)
     return unknown

@@ -15,7 +15,13 @@ from semipd_engine.server.generation import Generation
 from semipd_engine.server.headers import UNKNOWN_FIELDS_HEADER, add_header, request_id
 from semipd_engine.server.http_io import EventStream, event, json_response, read_body, while_connected
 from semipd_engine.server.json_text import dump
-from semipd_engine.server.protocol import ChatRequest, CompletionRequest, GenerationRequest, TokenizeRequest
+from semipd_engine.server.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    GenerationRequest,
+    TokenizeRequest,
+)
 from semipd_engine.server.responses import (
     ChatShape,
     Chunks,
@@ -35,7 +41,7 @@ async def completions(service: Service, request: Request) -> Response:
     """POST /v1/completions."""
     body, size = await read_body(request, CompletionRequest, service.max_model_len)
     service.check_model(body.model)
-    _judge_fields(service, request, body)
+    judge_fields(service, request, body)
     shape = CompletionShape(body, service.tokenizer)
     lengths = [service.estimate(prompt) for prompt in body.prompt]
 
@@ -49,7 +55,7 @@ async def chat_completions(service: Service, request: Request) -> Response:
     """POST /v1/chat/completions."""
     body, size = await read_body(request, ChatRequest, service.max_model_len)
     service.check_model(body.model)
-    _judge_fields(service, request, body)
+    judge_fields(service, request, body)
     shape = ChatShape(body, service.tokenizer)
 
     def encode() -> list[list[int]]:
@@ -70,12 +76,14 @@ def render(service: Service, body: ChatRequest | TokenizeRequest) -> str:
     )
 
 
-def _judge_fields(service: Service, request: Request, body: GenerationRequest) -> None:
+def judge_fields(
+    service: Service, request: Request, body: GenerationRequest | TokenizeRequest | DetokenizeRequest
+) -> None:
     """Name the fields that nobody knows; raises `ApiError` (400) for those that cannot be honoured."""
     given = dict(body.other_fields)
-    if given.get("best_of") == body.choices:
+    if isinstance(body, GenerationRequest) and given.get("best_of") == body.choices:
         del given["best_of"]  # the best n of n: asks for nothing
-    unknown = fields.judge(given, chat=isinstance(body, ChatRequest))
+    unknown = fields.judge(given, type(body))
     if unknown and service.strict_fields:
         message = "is not known here (see docs/api.md); leave it out, or start without --strict-fields"
         raise bad_request(unknown[0], message)

@@ -23,10 +23,19 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 async def read_body(request: Request, model: type[Model], max_tokens: int = 0) -> tuple[Model, int]:
-    """The request's body as `model`, and its size in bytes. Raises `ApiError` (400 with the fields at fault, 413).
+    """The request's body as `model`, and its size in bytes. Raises `ApiError` (400 with the fields at fault, 413,
+    415).
 
     A body may have `MAX_ELEMENTS` values, or twice as many as the `max_tokens` of the model's longest prompt.
     """
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise ApiError(
+            415,
+            f"content-encoding: {encoding!r} is not read here; send the body as it is",
+            param="content-encoding",
+            code="unsupported_encoding",
+        )
     body = bytearray()
     async for part in request.stream():
         body += part

@@ -18,6 +18,7 @@ _ERRORS = {
     401: "The API key is missing or wrong",
     404: "The model is not served here",
     413: "The body is too large",
+    415: "The body is compressed",
     429: "The queue is full; send it again after Retry-After",
     500: "The engine failed on this request",
     503: "Not ready; send it again after Retry-After",

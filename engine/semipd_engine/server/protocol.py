@@ -94,11 +94,16 @@ ToolChoice = Annotated[str | dict[str, Any], PlainValidator(check_tool_choice), 
 LogitBias = Annotated[dict[int, float], BeforeValidator(_check_logit_bias), WithJsonSchema(body_schemas.LOGIT_BIAS)]
 
 
+Off = Annotated[bool, BeforeValidator(lambda value: False if value is None else value)]
+On = Annotated[bool, BeforeValidator(lambda value: True if value is None else value)]
+"""Switches: null says what leaving them out says."""
+
+
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="allow")
 
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
+    include_usage: Off = False
+    continuous_usage_stats: Off = False
 
 
 class GenerationRequest(BaseModel):
@@ -121,13 +126,13 @@ class GenerationRequest(BaseModel):
     logit_bias: LogitBias | None = None
     stop: Annotated[list[str], BeforeValidator(_parse_stop), WithJsonSchema(body_schemas.STOP)] | None = None
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=1024)
-    include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
+    include_stop_str_in_output: Off = False
+    ignore_eos: Off = False
     min_tokens: TokenCount | None = None
     max_tokens: TokenCount | None = None
-    skip_special_tokens: bool = True
-    return_token_ids: bool = False
-    return_tokens_as_token_ids: bool = False
+    skip_special_tokens: On = True
+    return_token_ids: Off = False
+    return_tokens_as_token_ids: Off = False
     response_format: Annotated[dict[str, Any], WithJsonSchema(body_schemas.RESPONSE_FORMAT)] | None = None
     structured_outputs: Annotated[dict[str, Any], WithJsonSchema(body_schemas.STRUCTURED_OUTPUTS)] | None = None
     guided_json: dict[str, Any] | str | bool | None = None
@@ -139,7 +144,7 @@ class GenerationRequest(BaseModel):
     request_id: Annotated[str, Field(pattern=REQUEST_ID)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    priority: int | None = Field(default=None, ge=-INT32_MAX, le=INT32_MAX)
+    priority: int | None = Field(default=None, ge=-INT64_MAX, le=INT64_MAX)
 
     @property
     def choices(self) -> int:
@@ -185,7 +190,7 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Annotated[list[Prompt], PlainValidator(_parse_prompts), WithJsonSchema(body_schemas.PROMPT)]
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    add_special_tokens: bool = True
+    add_special_tokens: On = True
     echo: bool | None = None
 
     @property
@@ -193,27 +198,19 @@ class CompletionRequest(GenerationRequest):
         return bool(self.echo)
 
 
-class ChatRequest(GenerationRequest):
-    """POST /v1/chat/completions."""
+class TemplateFields(BaseModel):
+    """What the chat template sees beside the messages."""
 
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     tools: Tools | None = None
-    tool_choice: ToolChoice | None = None
-    parallel_tool_calls: bool | None = None
-    include_reasoning: bool | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    max_completion_tokens: Annotated[TokenCount, Field(ge=1)] | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    add_special_tokens: bool = False
+    add_generation_prompt: On = True
+    continue_final_message: Off = False
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
     @property
     def template_variables(self) -> dict[str, Any]:
-        """What the chat template sees beside the messages; the client's own `chat_template_kwargs` win."""
+        """The client's own `chat_template_kwargs` win."""
         variables: dict[str, Any] = {}
         if self.documents is not None:
             variables["documents"] = self.documents
@@ -224,7 +221,34 @@ class ChatRequest(GenerationRequest):
 
     @property
     def shown_tools(self) -> list[Tool] | None:
-        """What the chat template sees. Nothing where no tool may be called: the model would try."""
+        return self.tools
+
+    @model_validator(mode="after")
+    def _check_template_fields(self) -> TemplateFields:
+        if (
+            self.continue_final_message
+            and self.add_generation_prompt
+            and "add_generation_prompt" in self.model_fields_set
+        ):
+            raise ValueError("continue_final_message: excludes add_generation_prompt: true; set that to false")
+        return self
+
+
+class ChatRequest(GenerationRequest, TemplateFields):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    max_completion_tokens: Annotated[TokenCount, Field(ge=1)] | None = None
+    add_special_tokens: Off = False
+
+    @property
+    def shown_tools(self) -> list[Tool] | None:
+        """Nothing where no tool may be called: the model would try."""
         return None if self.tool_choice == "none" else self.tools
 
     @property
@@ -244,37 +268,23 @@ class ChatRequest(GenerationRequest):
             raise ValueError("tool_choice: needs tools")
         if self.only_tool is not None and self.only_tool not in function_names(self.tools or []):
             raise ValueError(f"tool_choice: no function of tools has the name {self.only_tool!r}")
-        if (
-            self.continue_final_message
-            and self.add_generation_prompt
-            and "add_generation_prompt" in self.model_fields_set
-        ):
-            raise ValueError("continue_final_message: excludes add_generation_prompt: true; set that to false")
         return self
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(TemplateFields):
     """POST /tokenize: a prompt, or the messages of a chat."""
 
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, protected_namespaces=())
 
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
-    tools: Tools | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool | None = None
-    return_token_strs: bool = False
+    return_token_strs: Off = False
 
     @property
-    def template_variables(self) -> dict[str, Any]:
-        return self.chat_template_kwargs or {}
-
-    @property
-    def shown_tools(self) -> list[Tool] | None:
-        return self.tools
+    def other_fields(self) -> dict[str, Any]:
+        return self.model_extra or {}
 
     @model_validator(mode="after")
     def _one_of(self) -> TokenizeRequest:
@@ -286,7 +296,11 @@ class TokenizeRequest(BaseModel):
 class DetokenizeRequest(BaseModel):
     """POST /detokenize."""
 
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
 
     model: str | None = None
     tokens: list[TokenId]
+
+    @property
+    def other_fields(self) -> dict[str, Any]:
+        return self.model_extra or {}

@@ -136,7 +136,8 @@ class CompletionShape:
             offsets = [len(text) + offset for offset in offsets]
             if delta.index not in self._started:
                 prompt, literal = sequence.prompt_token_ids, isinstance(self._request.prompt[number], str)
-                ids, unknown, offsets = prompt + ids, [None], sequence.prompt_offsets(text, literal) + offsets
+                own = sequence.prompt_offsets(text, literal, self._request.add_special_tokens)
+                ids, unknown, offsets = prompt + ids, [None], own + offsets
                 pairs = [*zip(prompt[1:], (best(each, most) for each in sequence.prompt_logprobs), strict=True), *pairs]
         return {
             "tokens": [self._names.text(token_id) for token_id in ids],

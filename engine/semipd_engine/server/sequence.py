@@ -96,14 +96,16 @@ class Sequence:
     def prompt_text(self) -> str:
         return self._tokenizer.decode(self.prompt_token_ids, self._options.skip_special_tokens)
 
-    def prompt_offsets(self, text: str, literal: bool) -> list[int]:
+    def prompt_offsets(self, text: str, literal: bool, special: bool) -> list[int]:
         """Where in `text`, the prompt's, each of its tokens begins. `literal`: it is what was tokenised, with special
-        tokens written out. What the tokenizer puts before a text has no place in it: the blank of a first word, a
-        beginning-of-sequence token."""
+        tokens written out, and where `special` is true with those that the tokenizer puts around a text. These have no
+        place in it, nor has the blank of a first word."""
         skip = self._options.skip_special_tokens and not literal
+        before, behind = self._tokenizer.affixes if literal and special else (0, 0)
+        own = range(before, len(self.prompt_token_ids) - behind)
         detokenizer, offsets = Detokenizer(self._tokenizer.text, self._tokenizer.byte_of), []
-        for token_id in self.prompt_token_ids:
-            kept = [token_id] if self._tokenizer.keeps(token_id, skip) else []
+        for at, token_id in enumerate(self.prompt_token_ids):
+            kept = [token_id] if at in own and self._tokenizer.keeps(token_id, skip) else []
             offsets.append(detokenizer.push_one(kept)[1])
         detokenizer.flush()
         surplus = max(0, detokenizer.given - len(text))

@@ -83,13 +83,18 @@ def _response_format(value: Any) -> tuple[str, Any] | None:
     kind = value.get("type") if isinstance(value, dict) else None
     if value is None or kind == "text":
         return None
+    if unknown := [name for name in value if name not in ("type", "json_schema", "schema") and value[name]]:
+        raise bad_request(f"response_format.{unknown[0]}", "is not known; leave it out")
     if kind == "json_object":
-        return "json_object", True
+        if value.get("json_schema") is not None:
+            raise bad_request("response_format.json_schema", "needs the type 'json_schema'")
+        return ("json_object", True) if value.get("schema") is None else ("json", value["schema"])
     if kind == "json_schema":
         described = value.get("json_schema")
         if not isinstance(described, dict):
             raise bad_request("response_format.json_schema", "is missing; send {'name': ..., 'schema': {...}}")
-        return "json", described.get("schema", {"type": "object"})
+        schema = described.get("schema")
+        return "json", {"type": "object"} if schema is None else schema
     raise bad_request("response_format", "its type must be 'text', 'json_object' or 'json_schema'")
 
 

@@ -39,6 +39,8 @@ class StandInCore:
         self.answer: Answer = counted(0, vocab_size)
         self.seconds_per_token = 0.0
         self.tokens_per_output = 1
+        self.steps: asyncio.Semaphore | None = None
+        """Each output waits for a `step` of its own."""
         self.hold = False
         """Accept requests and say nothing."""
         self.error: str | None = None
@@ -64,6 +66,11 @@ class StandInCore:
     def set_state(self, **changes: Any) -> None:
         self.state = msgspec.structs.replace(self.state, **changes)
         self._call(self._broadcast())
+
+    def step(self) -> None:
+        """Let one more output out."""
+        assert self.steps is not None
+        self._loop.call_soon_threadsafe(self.steps.release)
 
     def close(self) -> None:
         self.crash()
@@ -134,7 +141,7 @@ class StandInCore:
         tokens, finish = self._tokens(add)
         scheduled_at = time.monotonic()
         for start in range(0, len(tokens), self.tokens_per_output):
-            await asyncio.sleep(self.seconds_per_token)
+            await (self.steps.acquire() if self.steps is not None else asyncio.sleep(self.seconds_per_token))
             part = tokens[start : start + self.tokens_per_output]
             output = RequestOutput(
                 add.key,

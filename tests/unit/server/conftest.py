@@ -115,6 +115,7 @@ def api(shared_api: Api) -> Api:
     core = shared_api.core
     core.answer = counted(3, 390)
     core.seconds_per_token, core.tokens_per_output, core.hold, core.error = 0.0, 1, False, None
+    core.steps = None
     for heard in (core.added, core.aborted, core.rejected):
         heard.clear()
     return shared_api

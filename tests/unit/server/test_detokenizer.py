@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.ipc.requests import RequestOutput
@@ -125,9 +125,35 @@ def test_offsets_of_a_prompt_do_not_count_what_the_tokenizer_puts_before_it(byte
     begin = byte_fallback.id_of("<s>")
     assert begin is not None
     for literal, prompt in ((True, ids), (False, ids), (True, [begin, *ids]), (False, [begin, *ids])):
-        offsets = Sequence(0, prompt, Sampling(), TextOptions(), byte_fallback).prompt_offsets("the quick fox", literal)
+        sequence = Sequence(0, prompt, Sampling(), TextOptions(), byte_fallback)
+        offsets = sequence.prompt_offsets("the quick fox", literal, special=False)
         names = [byte_fallback.text([token_id]) for token_id in ids]
         assert offsets[-len(ids) :] == [max(0, len("".join(names[:i])) - 1) for i in range(len(ids))]
+
+
+@pytest.mark.parametrize("around", ["<s> $A </s>", "$A </s>", "<s> $A", "<s> <s> $A </s>", "$A"])
+@pytest.mark.parametrize("text", ["the quick fox", "</s>the<s>", "<s>", "a"])
+def test_offsets_of_a_prompt_do_not_count_what_the_tokenizer_puts_around_it(
+    byte_fallback: Tokenizer, tmp_path: Path, around: str, text: str
+) -> None:
+    """Where the text itself has such tokens, these count."""
+    rust = RustTokenizer.from_str(byte_fallback.to_json())
+    rust.post_processor = processors.TemplateProcessing(single=around, special_tokens=[("<s>", 1), ("</s>", 2)])
+    rust.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    before, behind = around.partition("$A")[0].count("<s>"), around.count("</s>")
+    assert tokenizer.affixes == (before, behind)
+    for special in (True, False):
+        ids = tokenizer.encode(text, special)
+        offsets = Sequence(0, ids, Sampling(), TextOptions(), tokenizer).prompt_offsets(text, True, special)
+        first, last = (before, behind) if special else (0, 0)
+        own = ids[first : len(ids) - last]
+        plain = Sequence(0, own, Sampling(), TextOptions(), tokenizer).prompt_offsets(text, True, special=False)
+        assert offsets == [0] * first + plain + [len(text)] * last
+        if "<" not in text:
+            names = [tokenizer.text([one]) for one in own]
+            names[0] = names[0].removeprefix(" ")
+            assert [text[offset : offset + len(name)] for offset, name in zip(plain, names, strict=True)] == names
 
 
 def test_characters_come_whole_and_at_once(byte_level: Tokenizer) -> None:

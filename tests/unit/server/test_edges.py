@@ -1,170 +1,31 @@
-"""Edges of HTTP and of sizes: half-closed connections, methods, origins, bodies that cost much before they run."""
+"""Edges of sizes and of texts: bodies that cost much before they run, offsets, echoes, OpenAI's defaults."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-import uvicorn
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
-from tests.unit.server.api_process import Api, StartApi
+from tests.unit.server.api_process import Api
 from tests.unit.server.test_completions import events, say
+from tests.unit.server.test_connections import half_closed
 from tokenizers import Tokenizer
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
 
 from e2e.lib.waiting import wait_until
 from semipd_engine.cards.tokenizer import CHARACTERS_AT_ONCE, TextTooLong
 from semipd_engine.contract import EngineOptions
-from semipd_engine.server.__main__ import http_protocol
-from semipd_engine.server.connections import half_closable
 from semipd_engine.server.http_io import elements
 from semipd_engine.server.protocol import CompletionRequest
 from semipd_engine.server.service import INLINE_BYTES, LARGE_BYTES, Service
 
 pytestmark = pytest.mark.unit
-
-
-# ---- connections -------------------------------------------------------------------------------------------------
-
-
-def half_closed(api: Api, path: str, body: Any = None) -> socket.socket:
-    """A client that has sent its request and its end of the connection's end."""
-    content = b"" if body is None else json.dumps(body).encode()
-    method = "GET" if body is None else "POST"
-    host = httpx.URL(api.url)
-    sock = socket.create_connection((host.host, host.port or 80))
-    sock.sendall(f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n".encode() + content)
-    sock.shutdown(socket.SHUT_WR)
-    return sock
-
-
-def read_all(sock: socket.socket) -> bytes:
-    sock.settimeout(20)
-    return b"".join(iter(lambda: sock.recv(1 << 16), b""))
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_half_closed_connection_gets_its_answer(api: Api, stream: bool) -> None:
-    api.core.seconds_per_token = 0.05
-    body = {"prompt": "The", "max_tokens": 8, "stream": stream}
-    answer = read_all(half_closed(api, "/v1/completions", body))
-    assert answer.startswith(b"HTTP/1.1 200 OK\r\n") and answer.count(b"HTTP/1.1") == 1
-    assert b"data: [DONE]" in answer if stream else json.loads(answer.partition(b"\r\n\r\n")[2])["choices"]
-    assert read_all(half_closed(api, "/health")).startswith(b"HTTP/1.1 200 OK")
-    assert api.core.aborted == []
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_left_altogether_is_noticed(api: Api, stream: bool) -> None:
-    """Its end of the connection looks like a half-closed one at first."""
-    api.core.hold = True
-    half_closed(api, "/v1/completions", {"prompt": "The", "stream": stream}).close()
-    wait_until(lambda: api.core.added and api.core.aborted == [api.core.added[0].key])
-
-
-async def echo_length(scope: Any, receive: Any, send: Any) -> None:
-    """An application: how many bytes the body has."""
-    length, more = 0, True
-    while more:
-        message = await receive()
-        length, more = length + len(message.get("body", b"")), message.get("more_body", False)
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"7")]})
-    await send({"type": "http.response.body", "body": f"{length:7d}".encode()})
-
-
-@contextlib.asynccontextmanager
-async def connected(protocol: Any) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection to a server of that protocol, as the api process has it."""
-    config, state = uvicorn.Config(echo_length, log_config=None, lifespan="off"), ServerState()
-    config.load()
-    server = await asyncio.get_running_loop().create_server(
-        lambda: half_closable(protocol)(config, state, {}), "127.0.0.1"
-    )
-    async with server, asyncio.timeout(20):
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        yield reader, writer
-        writer.close()
-
-
-CHUNKED = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
-
-
-@pytest.mark.parametrize(
-    ("protocol", "begun", "more"),
-    [
-        (H11Protocol, b"GET / HTTP/1.1\r\nx: ", b"a"),
-        (http_protocol(), b"GET / HTTP/1.1\r\nx: ", b"a"),
-        (http_protocol(), b"GET / HTTP/1.1\r\n", b"x: a\r\n"),
-        (http_protocol(), b"GET /", b"a"),
-        (http_protocol(), b"", b"\r\n"),
-        (http_protocol(), CHUNKED + b"3\r\nabc\r\n0\r\nx: ", b"a"),
-    ],
-)
-async def test_what_comes_before_or_after_a_body_has_an_end(protocol: Any, begun: bytes, more: bytes) -> None:
-    async with connected(protocol) as (reader, writer):
-        with contextlib.suppress(ConnectionError):  # it is closed with bytes unread
-            writer.write(begun)
-            for _ in range(64):
-                writer.write(more * (1 << 14))
-                await writer.drain()
-            await reader.read()  # to the end
-
-
-async def test_how_the_network_cuts_a_head_decides_nothing() -> None:
-    async with connected(http_protocol()) as (reader, writer):
-        with contextlib.suppress(ConnectionError):
-            writer.write(b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"a" * 100_000 + b"\r\n\r\n")
-            assert (await reader.read()).startswith(b"HTTP/1.1 400")
-
-
-@pytest.mark.parametrize("protocol", [H11Protocol, http_protocol()])
-async def test_long_heads_and_bodies_pass(protocol: Any) -> None:
-    async with connected(protocol) as (reader, writer):
-        for _ in range(2):
-            writer.write(CHUNKED.replace(b"host", b"cookie: " + b"a" * 40_000 + b"\r\nhost"))
-            for _ in range(50):
-                writer.write(b"1000\r\n" + b"a" * 0x1000 + b"\r\n")
-                await writer.drain()
-            writer.write(b"0\r\n\r\n")
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 200") and int(await reader.readexactly(7)) == 50 * 0x1000
-
-
-def test_head_and_other_methods(api: Api) -> None:
-    for path in ("/health", "/ready", "/metrics", "/version", "/v1/models", "/v1/models/letters"):
-        head = api.client.head(path)
-        assert (head.status_code, head.content) == (200, b""), path
-    refused = api.client.get("/v1/completions")
-    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
-    assert "docs/api.md" in refused.json()["error"]["message"]
-    assert set(api.client.post("/health").headers["allow"].split(", ")) == {"GET", "HEAD"}
-    assert api.client.options("/v1/completions", headers={"origin": "https://page"}).status_code == 405
-
-
-def test_pages_of_allowed_origins_may_ask(start_api: StartApi, tmp_path: Path) -> None:
-    keys = tmp_path / "keys"
-    keys.write_text("secret\n")
-    api = start_api("--allowed-origins", "https://page, https://other", "--api-key-file", str(keys))
-    asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
-    preflight = api.client.options("/v1/completions", headers={"origin": "https://page"} | asks)
-    assert preflight.status_code == 200
-    assert preflight.headers["access-control-allow-origin"] == "https://page"
-    assert "POST" in preflight.headers["access-control-allow-methods"]
-    refused = api.client.get("/v1/models", headers={"origin": "https://page"})
-    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "https://page")
-    assert "access-control-allow-origin" not in api.client.get("/health", headers={"origin": "https://evil"}).headers
-    assert api.client.options("/v1/completions", headers={"origin": "https://evil"} | asks).status_code == 400
 
 
 # ---- sizes -------------------------------------------------------------------------------------------------------

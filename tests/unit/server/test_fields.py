@@ -30,7 +30,7 @@ VLLM = re.findall(
     cache_salt kv_transfer_params ec_transfer_params vllm_xargs repetition_detection stream_interval
     watermarking messages top_logprobs max_completion_tokens tools tool_choice reasoning_effort
     thinking_token_budget include_reasoning parallel_tool_calls logprob_token_ids bad_words
-    add_generation_prompt continue_final_message documents chat_template chat_template_kwargs media_io_kwargs
+    mm_payload add_generation_prompt continue_final_message documents chat_template chat_template_kwargs media_io_kwargs
     mm_processor_kwargs routed_experts_prompt_start guided_json guided_regex guided_choice guided_grammar
     guided_decoding_backend guided_whitespace_pattern
     """,

@@ -97,21 +97,42 @@ def grammars(model_dir: Path) -> Grammars:
 # ---- calls that the model makes ----------------------------------------------------------------------------------
 
 
-def test_a_call_in_the_shape_of_openai(tool_api: Api, slow: None, tokens: RustTokenizer) -> None:
-    say(tool_api, tokens, TEXT)
+def by_tokens(api: Api, ids: list[int], fields: dict[str, Any]) -> list[Any]:
+    """The chunks of a stream whose next token is made once the one before it was read."""
+    api.core.steps = asyncio.Semaphore(0)
+    asked = fields | {"stream": True, "return_token_ids": True}
+    chunks: list[Any] = []
+    with api.client.stream("POST", "/v1/chat/completions", json=asked) as response:
+        lines = (line.removeprefix("data: ") for line in response.iter_lines() if line)
+        for _ in ids:
+            api.core.step()
+            while (chunk := json.loads(next(lines))) and not chunk["choices"][0].get("token_ids"):
+                chunks.append(chunk)
+            chunks.append(chunk)
+        assert next(lines) == "[DONE]"
+    api.core.steps = None
+    return chunks
+
+
+def test_a_call_in_the_shape_of_openai(tool_api: Api, tokens: RustTokenizer) -> None:
+    ids = say(tool_api, tokens, TEXT)
     fields = {"messages": ASKS, "tools": TOOLS, "max_tokens": 150}
     (choice,) = tool_api.client.post("/v1/chat/completions", json=fields).json()["choices"]
     (call,) = choice["message"].pop("tool_calls")
     assert choice["message"] == {"role": "assistant", "content": "I look."}
     assert choice["finish_reason"] == "tool_calls" and call.pop("id").startswith("call_")
     assert call == {"type": "function", "function": {"name": "get_weather", "arguments": CALL}}
-    chunks = events(tool_api.client.post("/v1/chat/completions", json=fields | {"stream": True}).text)
+    chunks = by_tokens(tool_api, ids, fields)
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert deltas[0] == {"role": "assistant", "content": ""}
-    first, *more = [delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta]
-    assert (first["index"], first["type"], first["function"]["name"]) == (0, "function", "get_weather")
-    assert more and all(set(piece) == {"index", "function"} for piece in more)
-    assert "".join(piece["function"]["arguments"] for piece in [first, *more]) == CALL
+    first, *more = [piece for delta in deltas for piece in delta.get("tool_calls", [])]
+    assert first.pop("id").startswith("call_")
+    begun = first["function"].pop("arguments")
+    assert first == {"index": 0, "type": "function", "function": {"name": "get_weather"}}
+    assert more and all(piece.keys() == {"index", "function"} and piece["index"] == 0 for piece in more)
+    assert all(piece["function"].keys() == {"arguments"} and piece["function"]["arguments"] for piece in more)
+    assert begun + "".join(piece["function"]["arguments"] for piece in more) == CALL
+    assert len(more) >= len(tokens.encode(CALL).ids) - 2, "a piece for each token, but where one reaches over an edge"
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-2:] == [None, "tool_calls"]
 
 

@@ -1,0 +1,184 @@
+"""Edges of HTTP: half-closed connections, what is no request, endless heads, methods and origins."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from tests.unit.server.api_process import Api, StartApi
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from e2e.lib.waiting import wait_until
+from semipd_engine.server.__main__ import http_protocol
+from semipd_engine.server.connections import answering, half_closable
+
+pytestmark = pytest.mark.unit
+
+
+def half_closed(api: Api, path: str, body: Any = None) -> socket.socket:
+    """A client that has sent its request and its end of the connection's end."""
+    content = b"" if body is None else json.dumps(body).encode()
+    method = "GET" if body is None else "POST"
+    host = httpx.URL(api.url)
+    sock = socket.create_connection((host.host, host.port or 80))
+    sock.sendall(f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n".encode() + content)
+    sock.shutdown(socket.SHUT_WR)
+    return sock
+
+
+def read_all(sock: socket.socket) -> bytes:
+    sock.settimeout(20)
+    return b"".join(iter(lambda: sock.recv(1 << 16), b""))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_half_closed_connection_gets_its_answer(api: Api, stream: bool) -> None:
+    api.core.seconds_per_token = 0.05
+    body = {"prompt": "The", "max_tokens": 8, "stream": stream}
+    answer = read_all(half_closed(api, "/v1/completions", body))
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n") and answer.count(b"HTTP/1.1") == 1
+    assert b"data: [DONE]" in answer if stream else json.loads(answer.partition(b"\r\n\r\n")[2])["choices"]
+    assert read_all(half_closed(api, "/health")).startswith(b"HTTP/1.1 200 OK")
+    assert api.core.aborted == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_left_altogether_is_noticed(api: Api, stream: bool) -> None:
+    """Its end of the connection looks like a half-closed one at first."""
+    api.core.hold = True
+    half_closed(api, "/v1/completions", {"prompt": "The", "stream": stream}).close()
+    wait_until(lambda: api.core.added and api.core.aborted == [api.core.added[0].key])
+
+
+async def echo_length(scope: Any, receive: Any, send: Any) -> None:
+    """An application: how many bytes the body has."""
+    length, more = 0, True
+    while more:
+        message = await receive()
+        length, more = length + len(message.get("body", b"")), message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"7")]})
+    await send({"type": "http.response.body", "body": f"{length:7d}".encode()})
+
+
+@contextlib.asynccontextmanager
+async def connected(protocol: Any) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection to a server of that protocol, as the api process has it."""
+    config, state = uvicorn.Config(echo_length, log_config=None, lifespan="off"), ServerState()
+    config.load()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: half_closable(protocol)(config, state, {}), "127.0.0.1"
+    )
+    async with server, asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        yield reader, writer
+        writer.close()
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "begun", "more"),
+    [
+        (answering(H11Protocol), b"GET / HTTP/1.1\r\nx: ", b"a"),
+        (http_protocol(), b"GET / HTTP/1.1\r\nx: ", b"a"),
+        (http_protocol(), b"GET / HTTP/1.1\r\n", b"x: a\r\n"),
+        (http_protocol(), b"GET /", b"a"),
+        (http_protocol(), b"", b"\r\n"),
+        (http_protocol(), CHUNKED + b"3\r\nabc\r\n0\r\nx: ", b"a"),
+    ],
+)
+async def test_what_comes_before_or_after_a_body_has_an_end(protocol: Any, begun: bytes, more: bytes) -> None:
+    async with connected(protocol) as (reader, writer):
+        writer.write(begun)
+        for _ in range(64):
+            writer.write(more * (1 << 14))
+            await writer.drain()
+        assert refusal(await reader.read())["code"] == "invalid_http"
+
+
+def refusal(answer: bytes) -> Any:
+    """The error of the one answer, status 400, with which a connection ended."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n") and b"\r\nconnection: close" in head.lower(), answer[:300]
+    return json.loads(body)["error"]
+
+
+async def test_how_the_network_cuts_a_head_decides_nothing() -> None:
+    async with connected(http_protocol()) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"a" * 100_000 + b"\r\n\r\n")
+        assert "too large" in refusal(await reader.read())["message"]
+
+
+@pytest.mark.parametrize("protocol", [answering(H11Protocol), http_protocol()])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"hello\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\nx y: 1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n",
+        CHUNKED + b"zz\r\nabc",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100),
+    ],
+)
+async def test_what_is_no_http_is_told_so(protocol: Any, sent: bytes) -> None:
+    async with connected(protocol) as (reader, writer):
+        writer.write(sent)
+        assert "Content-Length" in refusal(await reader.read())["message"]
+
+
+@pytest.mark.parametrize("protocol", [answering(H11Protocol), http_protocol()])
+async def test_what_follows_a_whole_request_does_not_take_its_answer_away(protocol: Any) -> None:
+    async with connected(protocol) as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc" + b"no request\r\n\r\n")
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 200") and answer.partition(b"\r\n\r\n")[2].startswith(b"      3")
+
+
+@pytest.mark.parametrize("protocol", [answering(H11Protocol), http_protocol()])
+async def test_long_heads_and_bodies_pass(protocol: Any) -> None:
+    async with connected(protocol) as (reader, writer):
+        for _ in range(2):
+            writer.write(CHUNKED.replace(b"host", b"cookie: " + b"a" * 40_000 + b"\r\nhost"))
+            for _ in range(50):
+                writer.write(b"1000\r\n" + b"a" * 0x1000 + b"\r\n")
+                await writer.drain()
+            writer.write(b"0\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200") and int(await reader.readexactly(7)) == 50 * 0x1000
+
+
+def test_head_and_other_methods(api: Api) -> None:
+    for path in ("/health", "/ready", "/metrics", "/version", "/v1/models", "/v1/models/letters"):
+        head = api.client.head(path)
+        assert (head.status_code, head.content) == (200, b""), path
+    refused = api.client.get("/v1/completions")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+    error = refused.json()["error"]
+    assert error["message"] == "GET /v1/completions: Method Not Allowed; use POST" and error["code"] == "unknown_url"
+    assert set(api.client.post("/health").headers["allow"].split(", ")) == {"GET", "HEAD"}
+    assert api.client.options("/v1/completions", headers={"origin": "https://page"}).status_code == 405
+
+
+def test_pages_of_allowed_origins_may_ask(start_api: StartApi, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    api = start_api("--allowed-origins", "https://page, https://other", "--api-key-file", str(keys))
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    preflight = api.client.options("/v1/completions", headers={"origin": "https://page"} | asks)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == "https://page"
+    assert "POST" in preflight.headers["access-control-allow-methods"]
+    refused = api.client.get("/v1/models", headers={"origin": "https://page"})
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "https://page")
+    assert "access-control-allow-origin" not in api.client.get("/health", headers={"origin": "https://evil"}).headers
+    assert api.client.options("/v1/completions", headers={"origin": "https://evil"} | asks).status_code == 400
