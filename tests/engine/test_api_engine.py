@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx
 import openai
-import psutil
 import pydantic
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from tests.engine.model_driver import random_prompt
+from tests.engine.served import Served, serve
 
 from e2e.lib import models
 from e2e.lib.reference import reference
@@ -28,56 +23,6 @@ pytestmark = pytest.mark.engine
 
 VOCABULARY = 1000
 """Random prompts draw from the first so many ids."""
-
-
-@dataclass
-class Served:
-    process: subprocess.Popen[bytes]
-    url: str
-    model: Path
-    client: httpx.Client
-
-    def complete(self, prompt: Any, **fields: Any) -> Any:
-        response = self.client.post("/v1/completions", json={"prompt": prompt} | fields)
-        assert response.status_code == 200, response.text
-        return response.json()
-
-    def stream(self, prompt: Any, **fields: Any) -> list[Any]:
-        text = self.client.post("/v1/completions", json={"prompt": prompt, "stream": True} | fields).text
-        *events, done, _ = text.split("\n\n")
-        assert done == "data: [DONE]", done
-        return [json.loads(event.removeprefix("data: ")) for event in events]
-
-    def gauge(self, name: str, **labels: str) -> float:
-        for family in text_string_to_metric_families(self.client.get("/metrics").text):
-            for sample in family.samples:
-                if sample.name == name and labels.items() <= sample.labels.items():
-                    return sample.value
-        raise AssertionError(name)
-
-    def child(self, title: str) -> psutil.Process:
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return next(child for child in children if child.cmdline()[:1] == [title])
-
-    def idle(self) -> bool:
-        running = self.gauge("vllm:num_requests_running") + self.gauge("vllm:num_requests_waiting")
-        return running + self.gauge("semipd_kv_blocks", state="used") == 0
-
-
-def serve(run_dir: Path, model: Path, *flags: str) -> Iterator[Served]:
-    command = [sys.executable, "-m", "semipd_engine.cli", "serve", "--model", str(model), "--run-dir", str(run_dir)]
-    fixed = ["--device", "cpu", "--dtype", "float32", "--port", "0", "--kv-cache-memory", str(256 << 20)]
-    process = subprocess.Popen([*command, *fixed, *flags])
-    try:
-        port = run_dir / "api.port"
-        wait_until(lambda: port.exists() or process.poll() is not None)
-        client = httpx.Client(base_url=f"http://127.0.0.1:{int(port.read_text())}", timeout=60)
-        wait_until(lambda: client.get("/ready").status_code == 200)
-        yield Served(process, str(client.base_url), model, client)
-        client.close()
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -217,33 +162,30 @@ def test_openai_client_parses(served: Served) -> None:
             assert streamed.function.arguments == call.function.arguments and final.finish_reason == reason
 
 
-def test_what_langchain_sends(served: Served) -> None:
-    """The bodies of ChatOpenAI's bind_tools and with_structured_output; its closure does not fit beside ours."""
-    schema = Place.model_json_schema()
-    tool = {"type": "function", "function": {"name": "Place", "description": "A place", "parameters": schema}}
-    described = {"name": "Place", "schema": schema, "strict": True}
-    common = {"model": served.model.name, "messages": [{"content": "Where to?", "role": "user"}], "max_tokens": 300}
-    call = {"tools": [tool], "tool_choice": {"type": "function", "function": {"name": "Place"}}}
-    bodies: list[dict[str, Any]] = [
-        call | {"parallel_tool_calls": False, "stream": False},
-        {"tools": [tool], "tool_choice": "required", "n": 1},
-        {"response_format": {"type": "json_schema", "json_schema": described}},
-    ]
-    for body in bodies:
-        answer = served.client.post("/v1/chat/completions", json=common | body)
-        message = answer.raise_for_status().json()["choices"][0]["message"]
-        calls = [each["function"]["arguments"] for each in message.get("tool_calls", [])] or [message["content"]]
-        for text in calls:
-            Place.model_validate_json(text)
-    free = served.client.post("/v1/chat/completions", json=common | {"tools": [tool]} | {"max_tokens": 20})
-    history = [
-        *common["messages"],
-        {"content": None, "role": "assistant", "tool_calls": [
-            {"type": "function", "id": "call_1", "function": {"name": "Place", "arguments": '{"city": "Rome"}'}}]},
-        {"content": "closed", "role": "tool", "tool_call_id": "call_1"},
-    ]  # fmt: skip
-    again = served.client.post("/v1/chat/completions", json=common | {"messages": history, "tools": [tool]})
-    assert free.status_code == again.status_code == 200
+def test_langchain_calls_and_parses(served: Served) -> None:
+    from langchain_core.messages import AIMessageChunk, HumanMessage, ToolMessage
+    from langchain_openai import ChatOpenAI
+
+    fields: dict[str, Any] = {"model": served.model.name, "max_tokens": 300, "seed": 5, "stream_usage": True}
+    model = ChatOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, **fields)
+    methods: list[Literal["json_schema", "function_calling"]] = ["json_schema", "function_calling"]
+    for method in methods:
+        assert isinstance(model.with_structured_output(Place, method=method).invoke("Where to?"), Place)
+        raw = model.with_structured_output(Place.model_json_schema(), method=method).invoke("Where to?")
+        assert Place.model_validate(raw)
+    forced = model.bind_tools([Place], tool_choice="required", parallel_tool_calls=False)
+    whole = forced.invoke("Where to?")
+    (call,) = whole.tool_calls
+    assert call["name"] == "Place" and Place.model_validate(call["args"])
+    streamed: Any = AIMessageChunk("")
+    for chunk in forced.stream("Where to?"):
+        streamed += chunk
+    assert [each["args"] for each in streamed.tool_calls] == [call["args"]]
+    for each in (whole, streamed):
+        assert each.usage_metadata and each.usage_metadata["output_tokens"] > 0
+    history = [HumanMessage("Where to?"), whole, ToolMessage("closed", tool_call_id=call["id"])]
+    free = model.bind_tools([Place]).invoke(history, max_tokens=20)
+    assert free.response_metadata["finish_reason"] in ("length", "stop")
 
 
 def test_a_killed_core_is_an_error_to_all_and_serves_again(own: Served) -> None:

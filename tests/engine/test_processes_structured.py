@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.engine.fake_model import VOCABULARY, reference
 from tests.engine.harness import ApiClient, Engine, Stream, engine_for
 from tests.unit.server.conftest import write_model
 
+from e2e.lib.waiting import wait_until
 from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.contract import Phase
 from semipd_engine.server.structured import grammar_of
@@ -132,6 +134,34 @@ def test_a_client_that_leaves_amid_a_grammar_frees_its_blocks(engine: Engine) ->
     assert free(client, 1).wait().tokens == reference(free(client, 1).wait().prompt, 60)
     counts = engine.snapshot().blocks
     assert counts.used == 0
+
+
+def test_who_leaves_costs_nobody_a_step(engine: Engine) -> None:
+    """In the queue, amid a prompt, a fan-out or a grammar: once an abort is answered, no plan holds a row of it."""
+    client, draw = engine.client(), random.Random(0)
+    witness = client.add([7, 8, 9], 380)
+    doomed = list[Stream]()
+    for seed in range(40):
+        kind = draw.choice(["queue", "prompt", "fan-out", "grammar"])
+        if kind == "grammar":
+            doomed.append(ask(client, seed)[0])
+        else:
+            prompt = draw.choices(range(10, 380), k=320 if kind == "prompt" else 40)
+            doomed += [client.add(prompt, 70) for _ in range(5 if kind == "fan-out" else 1)]
+        if draw.random() < 0.4:
+            client.abort(draw.choice(doomed))
+    for stream in doomed:
+        client.abort(stream)
+    for stream in doomed:
+        stream.wait()
+    gone = time.monotonic()
+    later = client.add([5, 6, 7], 30)
+    for stream in (witness, later):
+        assert stream.wait().tokens == reference(stream.prompt, stream.sampling.max_tokens)
+    after = [record for record in engine.records("plan") if record["at"] > gone]
+    assert sum(record["tokens"] for record in after if record["phase"] == "prefill") == 3
+    assert {record["batch"] for record in after} <= {1, 2}
+    assert wait_until(lambda: engine.snapshot().blocks.used == 0)
 
 
 def test_a_grammar_that_cannot_be_used_ends_its_request_only(engine: Engine) -> None:
