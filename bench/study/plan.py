@@ -24,8 +24,10 @@ from semipd_cli.simulator.workloads import CHAT, DOC, GEN, Lengths, Workload, mi
 
 TRAINING = range(1, 9)
 """Seeds on which the controller's constants were tried. Of the traces the first stretch of Azure's two was, once, so no
-judged seed plays a trace's first stretch."""
+seed plays a trace's first stretch."""
 SEEDS = range(101, 106)
+STRETCHES = 1 + len(TRAINING) + len(SEEDS)
+"""Of a trace: the first one, which is nobody's, and one for each seed, of whichever sort."""
 SIFTED, FINALISTS = 2, 2
 HINDSIGHT = ("40/100", "100/100", "100/60", "100/30", "100/20", "100/10")
 BUDGETS = ("mixed/256", "mixed/1024")
@@ -117,9 +119,29 @@ def _there(case: Case) -> bool:
 
 
 def _part(path: Path, speed: float, ttft: int, tpot: int, lasts: float, seconds: float) -> tuple[Workload, float]:
-    """A stretch of the trace for each seed, spread evenly over it; the first one, which tuning saw, is left out."""
-    stride = (lasts - seconds * speed) / len(SEEDS)
-    return of_trace(path, speed, ttft, tpot, GPU, stride=stride, seeds=len(SEEDS)), seconds
+    """A stretch of the trace for each seed, apart from all others. Raises ValueError where it is too short for that."""
+    stride = lasts / STRETCHES
+    if seconds * speed > stride:
+        raise ValueError(f"{path.name}: {lasts:g} s hold no {STRETCHES} stretches of {seconds * speed:g} s")
+    return of_trace(path, speed, ttft, tpot, GPU, stride=stride, stretch=stretch), seconds
+
+
+def stretch(seed: int) -> int:
+    """Its stretch of a trace: those of the judged seeds are spread over it, training has what is between them.
+
+    Raises:
+        KeyError: a seed of neither.
+    """
+    return _STRETCHES[seed]
+
+
+def _stretches() -> dict[int, int]:
+    judged = [round((k + 1) * (STRETCHES - 1) / len(SEEDS)) for k in range(len(SEEDS))]
+    others = [number for number in range(1, STRETCHES) if number not in judged]
+    return dict(zip(SEEDS, judged, strict=True)) | dict(zip(TRAINING, others, strict=True))
+
+
+_STRETCHES = _stretches()
 
 
 def first_units(case: Case, seeds: Sequence[int] = SEEDS) -> Iterator[Unit]:

@@ -77,6 +77,23 @@ def test_who_went_away_before_the_first_token_is_no_short_answer() -> None:
     assert all(380 <= load.job(one, one.at, 512).output < 400 for one in load.window(61.0))
 
 
+def test_who_went_away_after_the_first_token_is_no_short_answer() -> None:
+    """Every third one leaves after five tokens of more than 380. A stop string, after which core is told to stop, too,
+    is an end like any other."""
+    came = [Arrival(id=n, at=0.5 + n, prompt_tokens=300) for n in range(60)]
+    load = Load()
+    for now in range(1, 62):
+        there = tuple(one for one in came if one.at + 0.5 <= now)
+        done = [ended(one, 380 + one.id if one.id % 3 else 5) for one in there]
+        done = [one if one.id % 3 else one.model_copy(update={"finish_reason": "abort"}) for one in done]
+        done = [one if one.id % 3 < 2 else one.model_copy(update={"finish_reason": "stop"}) for one in done]
+        load = advance(load, Observation(core_id="c", at=float(now), arrivals=there, finished=tuple(done)))
+    assert len(load.lengths) == 40
+    assert all(380 <= load.drawn(n, 300) < 440 for n in range(50))
+    assert all(380 <= load.job(one, one.at, 512).output < 440 for one in load.window(61.0))
+    assert {load.seen[n].left for n in range(60)} == {5, 0}
+
+
 def test_refused_requests_take_their_place_in_the_order_of_arrival() -> None:
     """Core lists them apart, and those of now may be older than an arrival that it has told of before."""
     refused = engine.FinishedRequest(
@@ -143,3 +160,5 @@ def test_a_request_that_runs_is_expected_to_become_longer_than_it_is() -> None:
     )
     assert 90 < load.output(load.seen[7]) <= 101
     assert load.output(load.seen[8]) > 150
+    left = replace(load, grown={}, seen={7: Seen(7, 1.0, 100, 1.0, output=0, left=90)})
+    assert 90 < left.output(left.seen[7]) <= 101, "so would one have whose client went away"

@@ -140,6 +140,59 @@ def test_what_ran_alone_long_ago_does_not_hold_against_what_runs_now() -> None:
     costs = model.costs(Phase.PREFILL)
     found = (costs[0] + 128 * costs[1]) / model.speed(Phase.PREFILL, engine.Split(prefill=100, decode=1))
     assert found == pytest.approx(3 * true * contention, rel=0.03)
+    # Nobody can tell contention by then, so it is the profile's again, and the costs are what that leaves.
+    assert model.contention(Phase.PREFILL) == pytest.approx(ASSUMED.contention, rel=0.01)
+    assert costs[0] + 128 * costs[1] == pytest.approx(3 * true * contention / ASSUMED.contention, rel=0.03)
+
+
+def mixed_seconds(parts: tuple[float, ...], seconds: int, contention: float = 1.4) -> StepModel:
+    """Each second five steps of each of these sorts: the part of the time (0-1) that they run alone."""
+    model, before = StepModel(ASSUMED), {}
+    true = 0.03 + 0.001 * 128
+    for second in range(1, seconds):
+        after, n = {}, 5 * second
+        for k, part in enumerate(parts):
+            took = true / (part + (1 - part) / (2 * contention))  # alone and beside, until the work is done
+            after[Phase.PREFILL, 100, 100, 128, k] = steps(Phase.PREFILL, 128, n, n * took, shared=1 - part)
+        model, before = model.learn(before, after, 1.0), after
+    return model
+
+
+@pytest.mark.parametrize("parts", [(0.9, 0.3), (0.45, 0.1), (0.45, 0.2)])
+def test_contention_is_learned_where_all_intervals_are_mixed(parts: tuple[float, ...]) -> None:
+    """Within a minute, from a profile that says 1.1."""
+    model = mixed_seconds(parts, 60)
+    assert model.contention(Phase.PREFILL) == pytest.approx(1.4, rel=0.02)
+    fixed, token, _ = model.costs(Phase.PREFILL)
+    assert fixed + 128 * token == pytest.approx(0.03 + 0.001 * 128, rel=0.02)
+
+
+def test_where_all_intervals_are_alike_contention_is_the_profiles() -> None:
+    assert mixed_seconds((0.4, 0.4), 60).contention(Phase.PREFILL) == ASSUMED.contention
+
+
+def test_shared_steps_are_remembered_while_a_phase_runs_alone() -> None:
+    """Ten minutes alone after a minute beside: contention is what it was."""
+    model = mixed_seconds((1.0, 0.0), 60)
+    known = model.contention(Phase.PREFILL)
+    before: dict[object, StepTimes] = {}
+    for second in range(1, 600):
+        n = 20 * second
+        after = {(Phase.PREFILL, 100, 100, 128, 0): steps(Phase.PREFILL, 128, n, n * (0.03 + 0.001 * 128))}
+        model, before = model.learn(before, after, 1.0), after
+    assert known == pytest.approx(1.4, rel=0.02)
+    assert model.contention(Phase.PREFILL) == pytest.approx(known, rel=0.01)
+
+
+def test_a_long_silence_does_not_bring_a_measured_profile_back() -> None:
+    """A step an hour after thousands: what they said still stands."""
+    model = StepModel(replace(ASSUMED, measured=True))
+    many = {(Phase.DECODE, 100, 100, 1, 0): steps(Phase.DECODE, 1, 5000, 5000 * 2 * sum(ASSUMED.decode[:2]))}
+    model = model.learn({}, many, 60.0)
+    one = {(Phase.DECODE, 100, 100, 1, 0): steps(Phase.DECODE, 1, 5001, 5001 * 2 * sum(ASSUMED.decode[:2]))}
+    later = model.learn(many, one, 3600.0)
+    assert later.costs(Phase.DECODE)[0] == pytest.approx(model.costs(Phase.DECODE)[0], rel=0.05)
+    assert model.costs(Phase.DECODE)[0] == pytest.approx(2 * ASSUMED.decode[0], rel=0.1)
 
 
 def test_a_measured_profile_is_corrected_within_bounds_only() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from statistics import fmean, pstdev
 
@@ -12,7 +13,7 @@ from tests.unit.agent_plant import Run, Speed, poisson, simulate
 
 from semipd_agent.contract import SLO, AgentConfig, Mode, PartitionConfig, Split
 from semipd_agent.slo.evidence import tail
-from semipd_agent.slo.load import MOST_KEPT, Load, Seen
+from semipd_agent.slo.load import MOST_KEPT, Load, Seen, advance
 from semipd_agent.slo.utilization import measure
 from semipd_engine import contract as engine
 from semipd_engine.contract import Observation
@@ -54,14 +55,33 @@ def test_the_ratio_grows_with_the_load_and_crosses_one_near_the_edge(
     assert min(settled(under(2 * rates[2], prompt, output, slo))) > 1
 
 
-def test_the_window_ends_where_what_is_remembered_does() -> None:
-    """40 requests a second: those of 50 s are remembered, and what came before was no idle time."""
+@pytest.mark.parametrize("lengths", [(), ((100, 20),) * 30])
+def test_what_is_not_remembered_was_no_idle_time(lengths: tuple[tuple[int, int], ...]) -> None:
+    """40 requests a second: those of 50 s are remembered, and the rate is that of all."""
     seen = {n: Seen(n, 150 + n / 40, 100, 1.0) for n in range(MOST_KEPT)}
-    load, o = replace(Load(), at=200.0, seen=seen), Observation(core_id="c", at=200.0, prefill_chunk_tokens=512)
-    for lengths in ((), ((100, 20),) * 30):
-        known = replace(load, lengths=lengths)
-        ratio, _ = measure(o, known, PROMPTS, [engine.Split()])
-        assert ratio == measure(o, replace(known, since=150.0), PROMPTS, [engine.Split()])[0] > 0.1
+    counts = {number: 200 for number in range(40)}
+    load = replace(Load(), at=200.0, seen=seen, lengths=lengths, counts=counts)
+    o = Observation(core_id="c", at=200.0, prefill_chunk_tokens=512)
+    ratio, _ = measure(o, load, PROMPTS, [engine.Split()])
+    assert ratio == pytest.approx(measure(o, replace(load, since=150.0), PROMPTS, [engine.Split()])[0], rel=0.06)
+    assert ratio > 0.1
+
+
+def test_a_storm_of_more_than_are_remembered_does_not_shorten_the_window() -> None:
+    """6,000 requests within ten seconds, and none in the two minutes before: 50 a second, and not 600."""
+    came = [190 + n / 600 for n in range(6000)]
+    load = Load(lengths=((100, 20),) * 30)
+    for now in (79.0, *range(190, 201)):
+        fresh = tuple(
+            engine.Arrival(id=n, at=at, prompt_tokens=100) for n, at in enumerate(came) if now - 1 < at <= now
+        )
+        load = advance(load, Observation(core_id="c", at=float(now), arrivals=fresh))
+    assert load.arrived(80.0, 200.0) == pytest.approx(6000, abs=2) and len(load.seen) == MOST_KEPT
+    o = Observation(core_id="c", at=200.0, prefill_chunk_tokens=512)
+    calm = replace(load, regime_since=-math.inf)
+    ratio, _ = measure(o, calm, PROMPTS, [engine.Split()])
+    even = {n: Seen(n, 80 + n / 50, 100, 1.0) for n in range(6000)}
+    assert ratio == pytest.approx(measure(o, replace(calm, seen=even, since=80.0), PROMPTS, [engine.Split()])[0], rel=0.1)
 
 
 def test_it_falls_towards_zero_once_the_load_is_gone() -> None:

@@ -44,13 +44,19 @@ def test_a_run_is_known_by_all_that_it_depends_on(monkeypatch: pytest.MonkeyPatc
     assert others[-1].key("code") != warmed
 
 
-def test_no_judged_seed_plays_the_first_stretch_of_a_trace(tmp_path: Path) -> None:
-    """Of a trace whose prompts are as long as their second: five stretches of 10 s, the last at its end."""
+def test_no_judged_stretch_of_a_trace_is_seen_in_training(tmp_path: Path) -> None:
+    """Of a trace whose prompts are as long as their second. The first stretch is nobody's."""
     path = tmp_path / "t.csv"
-    path.write_text("t_s,input_tokens,output_tokens\n" + "".join(f"{t / 4},{1 + t // 4},1\n" for t in range(400)))
-    workload, seconds = plan._part(path, 1.0, 500, 30, 100.0, 10.0)
-    first = [next(workload.arrivals(seconds, seed)).prompt for seed in plan.SEEDS]
-    assert first == [19, 37, 55, 73, 91]
+    path.write_text("t_s,input_tokens,output_tokens\n" + "".join(f"{t / 4},{1 + t // 4},1\n" for t in range(560)))
+    workload, seconds = plan._part(path, 1.0, 500, 30, 140.0, 10.0)
+    found = {seed: {a.prompt for a in workload.arrivals(seconds, seed)} for seed in (*plan.TRAINING, *plan.SEEDS)}
+    assert all(len(prompts) == 10 for prompts in found.values())
+    assert len(set().union(*found.values())) == 130, "no second is played twice"
+    assert min(set().union(*found.values())) == 11
+    judged = sorted(min(found[seed]) for seed in plan.SEEDS)
+    assert judged == [31, 51, 81, 101, 131], "spread over the trace"
+    with pytest.raises(ValueError, match="14 stretches"):
+        plan._part(path, 1.0, 500, 30, 140.0, 11.0)
 
 
 def test_the_published_table_is_that_of_the_published_figures() -> None:

@@ -47,7 +47,7 @@ class Watch:
         jobs = list(self.jobs)
         for one in came:
             job = load.job(one, one.at, o.prefill_chunk_tokens)
-            jobs.append(job if one.output else job._replace(output=1))  # who went away has not decoded
+            jobs.append(job if one.output else job._replace(output=max(1, one.left)))  # who went away decoded no more
         machine = load.machine(Split(prefill=self.split[0], decode=self.split[1]), o)
         played = replay(machine, jobs, self.live, self.since)[len(self.jobs) :]
         targets = seconds_of(slo.ttft_milliseconds), seconds_of(slo.tpot_milliseconds)

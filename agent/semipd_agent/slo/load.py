@@ -24,6 +24,8 @@ from semipd_engine.contract import Observation, Phase, Split, StepTimes
 KEPT_SECONDS = 300.0
 MOST_KEPT = 2000
 LENGTHS_KEPT = 1000
+BUCKET_SECONDS = 5.0
+"""Arrivals are counted for so long each, those that are not kept, too."""
 LEAST_ALIKE = 8
 """Fewer finished requests with prompts of one size say too little about its outputs."""
 ENOUGH_ALIKE = 24
@@ -46,10 +48,12 @@ class Seen:
     uncached: float
     """Part of the prompt (0-1) that was not in the prefix cache; 1 while unknown."""
     output: int = -1
-    """Tokens; -1: it has not finished, or was refused; 0: its client went away before the first token, so that what it
-    would have been is unknown, too."""
+    """Tokens; -1: it has not finished, or was refused; 0: its client went away, so that what it would have been is
+    unknown, too."""
     ttft: float | None = None
     tpot: float | None = None
+    left: int = 0
+    """Tokens that it had when its client went away: the answer would have been longer."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Load:
     """First observation of this core."""
     seen: dict[int, Seen] = field(default_factory=dict)
     """By id, in the order of `at`: a replay serves them in this order."""
+    counts: dict[int, int] = field(default_factory=dict)
+    """Arrivals by the number of their `BUCKET_SECONDS`."""
     newest: int = -1
     """Id of the last arrival taken."""
     cursor: int = -1
@@ -86,6 +92,12 @@ class Load:
         full = len(self.seen) >= MOST_KEPT
         return max(self.since, next(iter(self.seen.values())).at) if full else self.since
 
+    def arrived(self, since: float, now: float) -> float:
+        """Requests, kept or not: a storm of more than are kept does not shorten the time that a rate is taken over."""
+        first, last = int(since // BUCKET_SECONDS), int(now // BUCKET_SECONDS)
+        within = sum(count for number, count in self.counts.items() if first < number <= last)
+        return within + self.counts.get(first, 0) * (first + 1 - since / BUCKET_SECONDS)
+
     # ---- what a replay needs ---------------------------------------------------------------------------------------
 
     def window(self, now: float) -> list[Seen]:
@@ -96,7 +108,11 @@ class Load:
         """Tokens in the end: known, or drawn from those that had at least as many as it has now."""
         if one.output > 0:
             return one.output
-        return self.drawn(one.id, one.prompt, self.grown.get(one.id, 0))
+        return self.drawn(one.id, one.prompt, self.so_far(one))
+
+    def so_far(self, one: Seen) -> int:
+        """Tokens of a request that runs, or ran until its client went away; 0: none are known."""
+        return self.grown.get(one.id, one.left)
 
     def drawn(self, id: int, prompt: int, done: int = 0, most: int = 0) -> int:
         length = _draw(self._outputs(prompt), id, done)
@@ -115,7 +131,7 @@ class Load:
                     continue
                 if one.output > 0:
                     found.append(one.output)
-                elif (done := self.grown.get(one.id, 0)) > 1:
+                elif (done := self.so_far(one)) > 1:
                     found.append(_draw(before, one.id, done))
             if not found:
                 found = before
@@ -191,12 +207,13 @@ def _draw(lengths: list[int], id: int, done: int) -> int:
 def advance(load: Load, o: Observation) -> Load:
     """Take one observation. One of another core starts the sums anew; what was learned stays."""
     if o.core_id != load.core_id:
-        load = replace(load, core_id=o.core_id, newest=-1, cursor=-1, steps={}, since=o.at, at=o.at, seen={})
-    seen = dict(load.seen)
+        load = replace(load, core_id=o.core_id, newest=-1, cursor=-1, steps={}, since=o.at, at=o.at, seen={}, counts={})
+    seen, counts = dict(load.seen), dict(load.counts)
     newest, cursor = load.newest, load.cursor
     for arrival in o.arrivals:
         if arrival.id > newest:
             seen[arrival.id] = Seen(arrival.id, arrival.at, arrival.prompt_tokens, load.uncached)
+            _count(counts, arrival.at)
             newest = arrival.id
     lengths, uncached = list(load.lengths), load.uncached
     for done in o.finished:
@@ -204,15 +221,18 @@ def advance(load: Load, o: Observation) -> Load:
             continue
         cursor = done.cursor
         if done.finish_reason == "rejected":  # it never got an id, but it was asked for
-            key = -2 - done.cursor
-            seen[key] = Seen(key, done.received_at or done.finished_at, done.prompt_tokens, uncached)
+            key, at = -2 - done.cursor, done.received_at or done.finished_at
+            seen[key] = Seen(key, at, done.prompt_tokens, uncached)
+            _count(counts, at)
             continue
         part = 1.0 - done.cached_tokens / max(1, done.prompt_tokens)
+        complete = done.output_tokens > 0 and done.finish_reason in ("stop", "length")
         if (one := seen.get(done.id)) is not None:
-            output = max(1, done.output_tokens) if done.ttft_seconds is not None else 0
-            seen[done.id] = Seen(one.id, one.at, one.prompt, part, output, done.ttft_seconds, done.tpot_seconds)
-        if done.output_tokens > 0 and done.finish_reason != "error":  # api aborts at a stop string: that is an end, too
+            output, left = (done.output_tokens, 0) if complete else (0, done.output_tokens)
+            seen[done.id] = Seen(one.id, one.at, one.prompt, part, output, done.ttft_seconds, done.tpot_seconds, left)
+        if done.output_tokens > 0:
             uncached += 0.05 * (part - uncached)
+        if complete:
             lengths.append((done.prompt_tokens, done.output_tokens))
     # A request that was refused, or tokenised for long, is heard of later than younger ones.
     seen = dict(sorted(seen.items(), key=lambda item: item[1].at))
@@ -220,6 +240,7 @@ def advance(load: Load, o: Observation) -> Load:
     drop += [id for id, one in seen.items() if one.at < o.at - KEPT_SECONDS]
     for id in set(drop):
         del seen[id]
+    oldest = int((o.at - KEPT_SECONDS) // BUCKET_SECONDS)
     now_steps = kinds(o.steps)
     model = load.model.learn(load.steps, now_steps, max(0.0, o.at - load.at)) if load.steps else load.model
     advanced = replace(
@@ -227,6 +248,7 @@ def advance(load: Load, o: Observation) -> Load:
         model=model,
         at=o.at,
         seen=seen,
+        counts={number: count for number, count in counts.items() if number >= oldest},
         newest=newest,
         cursor=cursor,
         lengths=tuple(lengths[-LENGTHS_KEPT:]),
@@ -235,6 +257,11 @@ def advance(load: Load, o: Observation) -> Load:
         uncached=uncached,
     )
     return _with_regime(advanced)
+
+
+def _count(counts: dict[int, int], at: float) -> None:
+    number = int(at // BUCKET_SECONDS)
+    counts[number] = counts.get(number, 0) + 1
 
 
 def _with_regime(load: Load) -> Load:
@@ -247,7 +274,7 @@ def _change(load: Load) -> float | None:
     start = max(load.regime_since, load.known_since, load.at - KEPT_SECONDS)
     best, found = 0.0, None
     rows = [
-        (one.at, float(one.prompt * one.uncached), load.output(one) if one.output > 0 or one.id in load.grown else 0)
+        (one.at, float(one.prompt * one.uncached), load.output(one) if one.output > 0 or load.so_far(one) else 0)
         for one in load.seen.values()
         if one.at >= start
     ]

@@ -57,15 +57,20 @@ def measure(
     o: Observation, load: Load, slo: SLO, splits: Sequence[Split], guess: float | None = None
 ) -> tuple[float, Split | None]:
     """1 / m* and the split that reaches it, without smoothing. `guess`: what it was before."""
-    since = max(load.known_since, o.at - WINDOW_SECONDS, min(load.regime_since, o.at - 2 * LEAST_SECONDS))
-    window = [one for one in load.seen.values() if since <= one.at <= o.at]
+    since = max(load.since, o.at - WINDOW_SECONDS, min(load.regime_since, o.at - 2 * LEAST_SECONDS))
+    known = max(since, load.known_since)
+    window = [one for one in load.seen.values() if known <= one.at <= o.at]
     span = o.at - since
+    if known > since:  # of a storm the last ones are known, which stand for all: they come as slowly as all did
+        span *= len(window) / max(load.arrived(since, o.at), len(window))
     if len(window) < LEAST_REQUESTS or not load.lengths:
         return _rho(o, load, window, span), None
     turns = max(1, math.ceil(PLAYED / len(window)))
-    start = o.at - span
+    slower = span / max(o.at - known, 1e-3)
     jobs = [
-        load.job(one, turn * span + one.at - start, o.prefill_chunk_tokens) for turn in range(turns) for one in window
+        load.job(one, turn * span + slower * (one.at - known), o.prefill_chunk_tokens)
+        for turn in range(turns)
+        for one in window
     ]
     climb = _Climb(jobs, [(split, load.machine(split, o)) for split in by_share(splits)], slo)
     low, high = LOWEST, HIGHEST

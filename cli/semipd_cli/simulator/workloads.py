@@ -156,14 +156,20 @@ WORKLOADS = {
 
 
 def of_trace(
-    path: Path, speed: float, ttft: int, tpot: int, oracle: str, *, stride: float | None = None, seeds: int = 0
+    path: Path,
+    speed: float,
+    ttft: int,
+    tpot: int,
+    oracle: str,
+    *,
+    stride: float | None = None,
+    stretch: Callable[[int], int] = lambda seed: seed,
 ) -> Workload:
-    """Each seed plays another stretch: `stride` seconds of the trace's own time apart (None: 300 x speed); `seeds`:
-    begin anew after so many (0: never). Seeds from 1 on leave the trace's first stretch out; without `seeds`, 0 plays
-    it."""
+    """Each seed plays the stretch of this number, from 0 on, `stride` seconds of the trace's own time apart (None: 300
+    times `speed`)."""
     apart = 300.0 * speed if stride is None else stride
 
     def arrivals(seconds: float, seed: int) -> Iterator[Arrival]:
-        return trace(path, seconds, speed, skip=apart * (1 + (seed - 1) % seeds if seeds else seed), seed=seed)
+        return trace(path, seconds, speed, skip=apart * stretch(seed), seed=seed)
 
     return Workload(path.name.split(".")[0], ttft, tpot, arrivals, stationary=False, oracle=oracle, file=path)

@@ -37,7 +37,7 @@ class ApiSocket:
         loop: EventLoop,
         run_dir: Path,
         on_add: Callable[[Request, str], None],
-        on_abort: Callable[[int], int],
+        on_abort: Callable[[int, bool], int],
         on_rejected: Callable[[Rejected], None],
         wishes: Wishes,
         aggregated: Callable[[], bool],
@@ -49,8 +49,8 @@ class ApiSocket:
         self._on_rejected = on_rejected
         self._wishes = wishes
         self._aggregated = aggregated
-        self._left: deque[int] = deque()
-        """Requests that nobody waits for any more."""
+        self._left: deque[tuple[int, bool]] = deque()
+        """Requests that nobody waits for any more, and whether that is because their answer is complete."""
         self._clients: dict[int, ApiClient] = {}
         self._owners: dict[int, ApiClient] = {}
         self._next_id = itertools.count(1)
@@ -71,7 +71,7 @@ class ApiSocket:
         """Once in each turn of the loop."""
         work = 0
         while self._left and work < FREED_AT_ONCE:
-            work += ABORT + self._on_abort(self._left.popleft())
+            work += ABORT + self._on_abort(*self._left.popleft())
 
     def deliver(self, outputs: Iterable[tuple[Request, RequestOutput]]) -> None:
         """Send each output to the connection that asked, one message for each connection."""
@@ -116,7 +116,7 @@ class ApiSocket:
         if isinstance(message, AbortRequest):
             request_id = client.ids.get(message.key)
             if request_id is not None:
-                self._left.append(request_id)
+                self._left.append((request_id, message.ended))
             return
         request = Request(
             next(self._next_id),
@@ -138,4 +138,4 @@ class ApiSocket:
         del self._clients[id(client)]
         for request_id in client.ids.values():
             del self._owners[request_id]
-        self._left += client.ids.values()
+        self._left += ((request_id, False) for request_id in client.ids.values())

@@ -159,8 +159,9 @@ class EngineCore:
     def _on_rejected(self, rejected: Rejected) -> None:
         self._observer.rejected(rejected.received_at, rejected.prompt_tokens, time.monotonic())
 
-    def _on_abort(self, request_id: int) -> int:
-        return self._status.scheduler.abort(request_id) if self._status.scheduler is not None else 0
+    def _on_abort(self, request_id: int, ended: bool) -> int:
+        scheduler = self._status.scheduler
+        return scheduler.abort(request_id, "stop" if ended else "abort") if scheduler is not None else 0
 
     # ---- control -------------------------------------------------------------------------------------------------
 

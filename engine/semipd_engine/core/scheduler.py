@@ -66,15 +66,15 @@ class Scheduler:
             request.sampling = msgspec.structs.replace(request.sampling, max_tokens=room)
         self._recall |= self.aggregated  # the new prompt is seen at the next step boundary
 
-    def abort(self, request_id: int) -> int:
+    def abort(self, request_id: int, reason: str = "abort") -> int:
         """Stop a request in whatever state it is. Its blocks, of which the number is returned, are free when no step in
-        flight can touch them."""
+        flight can touch them. `reason`: stop where its answer is complete all the same."""
         request = self.table.by_id.get(request_id)
         if request is None:
             return 0
         held = len(request.blocks.table)
         self._recall |= request.state is RequestState.DECODING
-        self.table.finish(request, "abort")
+        self.table.finish(request, reason)
         self.table.emit(request)
         return held
 

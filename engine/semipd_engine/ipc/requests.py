@@ -29,6 +29,8 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add"):
 
 class AbortRequest(msgspec.Struct, frozen=True, tag="abort"):
     key: str
+    ended: bool = False
+    """Its answer is complete: a stop string came, of which core knows nothing. Else nobody wants the rest."""
 
 
 class Rejected(msgspec.Struct, frozen=True, tag="rejected"):

@@ -147,7 +147,7 @@ class Generation:
         if sequence.finish_reason is not None:
             self._running.discard(output.key)
             if output.finish_reason is None:
-                self._all.send(AbortRequest(output.key))  # a stop string, of which core knows nothing
+                self._all.send(AbortRequest(output.key, ended=True))
             self._finished(sequence, sequence.finish_reason)
         self._wake.set()
         return tokens
