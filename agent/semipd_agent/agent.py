@@ -102,6 +102,9 @@ class Agent:
     def health(self) -> Health:
         return Health(pod_uid=self._identity.pod_uid, observed_at=self._clock.wall())
 
+    def recording(self) -> bytes:
+        return self.controller.recorder.text()
+
     def token_digests(self) -> tuple[str, ...]:
         return self._tokens
 

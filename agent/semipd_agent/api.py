@@ -28,6 +28,7 @@ class Service(Protocol):
 
     def ready(self) -> bool: ...
     def health(self) -> Health: ...
+    def recording(self) -> bytes: ...
     def token_digests(self) -> tuple[str, ...]: ...
 
 
@@ -49,6 +50,10 @@ def create_app(service: Service, registry: CollectorRegistry) -> FastAPI:
     @app.get("/v1/status")
     async def status() -> Response:
         return _json(service.report())
+
+    @app.get("/v1/recording")
+    async def recording() -> Response:
+        return Response(service.recording(), media_type="application/x-ndjson")
 
     @app.put("/v1/config")
     async def configure(config: AgentConfig) -> Response:

@@ -103,7 +103,8 @@ def successor(old: AgentConfig, new: AgentConfig) -> AgentConfig:
 
 def start_of(partition: PartitionConfig) -> Split:
     """The configured split; in Auto, within the bounds."""
-    split = Split(prefill=partition.split.prefill_percent, decode=partition.split.decode_percent)
+    of = partition.split
+    split = Split(prefill=of.prefill_percent, decode=of.decode_percent, mixed_tokens=of.mixed_tokens)
     return clamp(split, partition.bounds) if partition.mode is Mode.AUTO else split
 
 

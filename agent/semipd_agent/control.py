@@ -26,23 +26,24 @@ from semipd_agent.contract import (
     PartitionState,
     Policy,
 )
-from semipd_agent.decisions import DecisionLog
+from semipd_agent.decisions import LEAST_REQUESTS, DecisionLog
 from semipd_agent.partitioner import Grant, Partitioner, PartitionerUnavailable, Problem
 from semipd_agent.partitioner.unlimited import Unlimited
 from semipd_agent.readback import Intent, Readback, read_back
 from semipd_agent.restarts import RestartCounts
 from semipd_agent.slo.algorithm1 import Algorithm1
 from semipd_agent.slo.attainment import Attainment, attainment
-from semipd_agent.slo.future import Setting, candidates
+from semipd_agent.slo.future import Setting, candidates, mixed_choices
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.load import Load, advance
 from semipd_agent.slo.policy import Move, SplitPolicy, Verdict, clamp
 from semipd_agent.slo.predictive import ModelPredictive
+from semipd_agent.slo.recording import Recorder
 from semipd_agent.slo.step_model import ASSUMED, ShareLaw
 from semipd_agent.slo.utilization import Utilization
 from semipd_agent.slo.window import Evidence, RequestWindow
 from semipd_agent.tasks import Faults
-from semipd_engine.contract import EngineSnapshot, Promised, SetPartition, Split
+from semipd_engine.contract import EngineSnapshot, Observation, Promised, SetPartition, Split
 
 EPOCHS_KEPT = 64
 ANEW_SECONDS = 60.0
@@ -58,6 +59,7 @@ class SplitController:
         self._clock = clock
         self.log = DecisionLog()
         self.faults = Faults(clock)
+        self.recorder = Recorder()
         self.restarts = RestartCounts()
         self.changes = 0
         self.last_change_time: datetime | None = None
@@ -95,13 +97,21 @@ class SplitController:
             self.window.seconds = _kept(config.slo)
         restart = restarts_auto(old.partition, config.partition)
         self._take_split(old.partition, config, restart)
-        if restart or config.slo != old.slo or config.partition.policy is not old.partition.policy:
+        others = ("policy", "mixed_batches")
+        if (
+            restart
+            or config.slo != old.slo
+            or any(getattr(config.partition, n) != getattr(old.partition, n) for n in others)
+        ):
             self._policy, self.verdict = self._make_policy(), Verdict()
 
     def _take_split(self, old: PartitionConfig, config: AgentConfig, restart: bool) -> None:
         """Move to the configured split, or into the bounds where Auto goes on."""
         if config.partition.mode is Mode.AUTO and not restart:
-            want, reason = clamp(self.requested, config.partition.bounds), DecisionReason.BOUND_REACHED
+            here = (
+                self.requested if self._mixes else Split(prefill=self.requested.prefill, decode=self.requested.decode)
+            )
+            want, reason = clamp(here, config.partition.bounds), DecisionReason.BOUND_REACHED
         else:
             want, reason = start_of(config.partition), DecisionReason.MANUAL_CHANGE
         message = f"generation {config.generation}"
@@ -164,7 +174,13 @@ class SplitController:
         grid, home = Grid(self.partitioner.rungs), start_of(self.config.partition)
         if self.config.partition.policy == Policy.ALGORITHM1:
             return Algorithm1(self.config.slo, home, grid=grid, since=self._split_since)
-        return ModelPredictive(self.config.slo, grid, home=home, since=self._split_since)
+        return ModelPredictive(self.config.slo, grid, home=home, since=self._split_since, mixes=self._mixes)
+
+    @property
+    def _mixes(self) -> bool:
+        """May Auto choose to have no isolation?"""
+        allowed = self.config.partition.mixed_batches and self.config.partition.policy != Policy.ALGORITHM1
+        return allowed and self.partitioner.mixes
 
     @property
     def policy_in_force(self) -> Policy | None:
@@ -177,9 +193,11 @@ class SplitController:
 
     def observe(self, snapshot: EngineSnapshot | None) -> None:
         """One tick: take the engine's answer (None: it did not answer) and decide."""
-        self.snapshot = snapshot or self.snapshot
+        self.snapshot, before = snapshot or self.snapshot, self._load
         if snapshot is not None:
             if snapshot.observation is not None:
+                with self.faults.contained("recorder"):
+                    self.recorder.begin(self._policy, before, self.config.partition.bounds)
                 with self.faults.contained("observation"):
                     self.window.add(snapshot.observation)
                     self._load = advance(self._load, snapshot.observation)
@@ -190,7 +208,7 @@ class SplitController:
             self._renew(self.intent.epoch + 1)
         self.readback = self._judge()
         if self.readback.settled:
-            self.log.settle(self.intent.epoch, DecisionOutcome.APPLIED)
+            self.log.settle(self.intent.epoch, DecisionOutcome.APPLIED, self._clock.monotonic())
         elif self.readback.state is PartitionState.FAILED:
             self.log.settle(self.intent.epoch, DecisionOutcome.FAILED)
         if snapshot is not None and self.readback.reason is PartitionReason.PREPARATION_FAILED:
@@ -203,14 +221,28 @@ class SplitController:
         now = self._clock.monotonic()
         with self.faults.contained("utilization"):
             self._utilization = self._utilization.advanced(
-                observation, self._load, self.config.slo, self._in_reach(self.config.slo)
+                observation, self._load, self.config.slo, self._in_reach(self.config.slo, observation)
             )
+        self._hold_against(observation, self.config.slo, now)
         evidence = Evidence.of(observation, self.window.requests(now, POLICY_SECONDS), self._load)
-        if self._policy is None or not self.readback.settled:
+        verdict = None
+        if self._policy is not None and self.readback.settled:
+            self.verdict = verdict = self._ask_policy(self._policy, evidence, now)
+        with self.faults.contained("recorder"):
+            self.recorder.tick(before, self._load, observation, self.requested, now, verdict)
+        if verdict is not None and verdict.move is not None:
+            self._move(verdict.move)
+
+    def _hold_against(self, o: Observation, slo: SLO, now: float) -> None:
+        """What came of the last decision, beside what it predicted."""
+        since = self.log.due(now)
+        if since is None:
             return
-        self.verdict = self._ask_policy(self._policy, evidence, now)
-        if self.verdict.move is not None:
-            self._move(self.verdict.move)
+        came = tuple(r for r in self.window.requests(now, POLICY_SECONDS) if r.received_at >= since)
+        there = [[one for one in those if one.received_at >= since] for those in (o.queue, o.running)]
+        found = attainment(came, o.model_copy(update={"queue": there[0], "running": there[1]}), slo)
+        if found.joint is not None and found.requests >= LEAST_REQUESTS:
+            self.log.realise(100 * found.joint, found.requests, now - since)
 
     def _ask_policy(self, policy: SplitPolicy, evidence: Evidence, now: float) -> Verdict:
         """A policy that raises, or answers nonsense, moves nothing: the split holds, and the report names it."""
@@ -218,20 +250,20 @@ class SplitController:
         try:
             verdict = policy.observe(evidence, self.requested, bounds, now)
             if verdict.move is not None and clamp(verdict.move.to, bounds, grid) != verdict.move.to:
-                raise ValueError(
-                    f"{verdict.move.to.prefill}/{verdict.move.to.decode} is not within the bounds and rungs"
-                )
+                raise ValueError(f"{verdict.move.to} is not within the bounds and rungs")
         except Exception as e:
             message = self.faults.note("policy", e)
             return Verdict(feasible_reason="PolicyFailed", message=f"the policy failed ({message}); the split holds")
         return verdict
 
-    def _in_reach(self, slo: SLO) -> list[Split]:
+    def _in_reach(self, slo: SLO, observation: Observation) -> list[Split]:
         """Splits that may be in force some time: the present one, and those that a policy may choose."""
         if self._policy is None:
             return [self.requested]
-        setting = Setting(slo, self.requested, self.config.partition.bounds, Grid(self.partitioner.rungs))
-        return [self.requested, *(split for split in candidates(setting) if split != self.requested)]
+        bounds, grid = self.config.partition.bounds, Grid(self.partitioner.rungs)
+        setting = Setting(slo, self.requested, bounds, grid, mixes=self._mixes)
+        choices = (self.requested, *candidates(setting), *mixed_choices(observation, setting))
+        return list(dict.fromkeys(choices))
 
     @property
     def utilization_ratio(self) -> float | None:
@@ -326,7 +358,7 @@ class SplitController:
 
 def wire(split: Split) -> contract.Split:
     """The engine's split in the agent's contract."""
-    return contract.Split(prefill_percent=split.prefill, decode_percent=split.decode)
+    return contract.Split(prefill_percent=split.prefill, decode_percent=split.decode, mixed_tokens=split.mixed_tokens)
 
 
 def _kept(slo: SLO | None) -> float:

@@ -11,12 +11,17 @@ from semipd_agent.contract import Decision, DecisionOutcome, DecisionReason
 log = logging.getLogger(__name__)
 
 CAPACITY = 20
+REALISED_SECONDS = 60.0
+"""After so long in force a decision's prediction is held against what came."""
+LEAST_REQUESTS = 10
 
 
 @dataclass
 class _Entry:
     epoch: int
     decision: Decision
+    applied_at: float | None = None
+    """CLOCK_MONOTONIC seconds."""
 
 
 class DecisionLog:
@@ -41,11 +46,30 @@ class DecisionLog:
             if entry.epoch == old:
                 entry.epoch = new
 
-    def settle(self, epoch: int, outcome: DecisionOutcome) -> None:
-        """Read-back of `epoch`: applied is final; a failure may still be mended."""
+    def settle(self, epoch: int, outcome: DecisionOutcome, now: float = 0.0) -> None:
+        """Read-back of `epoch`: applied is final; a failure may still be mended. `now` is CLOCK_MONOTONIC seconds."""
         for entry in self._entries:
             if entry.epoch == epoch and entry.decision.outcome in (DecisionOutcome.PENDING, DecisionOutcome.FAILED):
                 _settle(entry, outcome)
+                if outcome is DecisionOutcome.APPLIED:
+                    entry.applied_at = now
+
+    def due(self, now: float) -> float | None:
+        """Since when the last decision is in force, where it predicted something that can be held against it now."""
+        entry = self._entries[-1] if self._entries else None
+        if entry is None or entry.applied_at is None or now - entry.applied_at < REALISED_SECONDS:
+            return None
+        decision = entry.decision
+        foretold = decision.predicted is not None and decision.realised_attainment_percent is None
+        return entry.applied_at if foretold else None
+
+    def realise(self, percent: float, requests: int, seconds: float) -> None:
+        """What the last decision really gave: the requests that came since it is in force."""
+        entry = self._entries[-1]
+        percent = round(percent, 1)
+        said = f"{entry.decision.message}; {percent} % of {requests} were in its first {seconds:.0f} s"
+        update = {"realised_attainment_percent": percent, "message": said}
+        entry.decision = entry.decision.model_copy(update=update)
 
     def newest_first(self) -> tuple[Decision, ...]:
         return tuple(e.decision for e in reversed(self._entries))

@@ -72,8 +72,7 @@ def read_back(
     missing = [phase.value for phase in Phase if not any(w.phase is phase for w in everyone)]
     refused = snapshot.refused
     if refused is not None and refused.split_epoch == intent.epoch:
-        wanted = f"{intent.split.prefill}/{intent.split.decode}"
-        said = f"{wanted} could not be prepared: {refused.reason}: {refused.message}"
+        said = f"{intent.split} could not be prepared: {refused.reason}: {refused.message}"
         stays = None if missing else _rungs(everyone)
         return Readback(PartitionState.FAILED, PartitionReason.PREPARATION_FAILED, said, stays)
     if missing:
@@ -82,7 +81,7 @@ def read_back(
     applied = splits.get(next(iter(epochs))) if len(epochs) == 1 else None
     if epochs != {intent.epoch} or snapshot.split_epoch != intent.epoch:
         behind = ", ".join(f"{w.phase} at epoch {w.applied_epoch}" for w in everyone if w.applied_epoch != intent.epoch)
-        message = f"epoch {intent.epoch} ({intent.split.prefill}/{intent.split.decode}) in force at core: "
+        message = f"epoch {intent.epoch} ({intent.split}) in force at core: "
         message += f"{snapshot.split_epoch}; {behind or 'workers agree'}"
         if now - intent.since > partitioner.settle_seconds:
             return Readback(PartitionState.FAILED, PartitionReason.READBACK_MISMATCH, message, applied)

@@ -50,6 +50,7 @@ def cpu_plan(split: Split, cpus: Sequence[int], threads: int = 0) -> PartitionPl
         decode=limit(Phase.DECODE, granted[len(granted) - counts[1] :]),
         waiting=waiting,
         idle_weight=max(0, 100 - split.prefill - split.decode) if mode is PacingMode.QUANTA else 0,
+        aggregated=split.mixed_tokens > 0,
     )
 
 

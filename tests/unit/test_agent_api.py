@@ -65,6 +65,9 @@ class Service:
     def health(self) -> Health:
         return Health(pod_uid="uid-of-pod")
 
+    def recording(self) -> bytes:
+        return self.controller.recorder.text()
+
     def token_digests(self) -> tuple[str, ...]:
         return self.digests
 

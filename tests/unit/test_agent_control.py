@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pytest
 from tests.unit.agent_bench import Bench, config, split
+from tests.unit.agent_plant import Pod, Speed, poisson, simulate
 
 from semipd_agent.config import ConfigRefused
 from semipd_agent.contract import (
     SLO,
+    AgentConfig,
     Bounds,
     DecisionOutcome,
     DecisionReason,
     Enforcement,
     Mode,
+    PartitionConfig,
 )
 from semipd_agent.partitioner import Grant
 from semipd_agent.partitioner.cpu_paced import CpuPaced
@@ -21,6 +24,7 @@ from semipd_agent.slo.policy import Verdict
 from semipd_agent.slo.step_model import ShareLaw
 from semipd_agent.slo.window import Evidence
 from semipd_engine.contract import Observation, Promised, QueuedRequest, RunningRequest
+from semipd_engine.contract import Split as EngineSplit
 
 pytestmark = pytest.mark.unit
 
@@ -28,7 +32,7 @@ pytestmark = pytest.mark.unit
 def test_the_configured_split_is_sent_and_read_back() -> None:
     bench = Bench(config())
     bench.tick()
-    assert [(m.split_epoch, str(m.plan.split)) for m in bench.sent] == [(1, "prefill=60 decode=80")]
+    assert [(m.split_epoch, str(m.plan.split)) for m in bench.sent] == [(1, "60/80")]
     assert bench.report().partition.applied is None
     bench.tick()
     partition = bench.report().partition
@@ -219,3 +223,54 @@ def test_the_policy_learns_whether_prompts_wait_for_room_or_for_prefill() -> Non
         seen = Observation(core_id="c", at=bench.clock.now, queue=queue, running=running)
         bench.controller.observe(bench.snapshot(observation=seen))
     assert spy.seen == [False, False, True]
+
+
+def test_what_came_of_a_prediction_stands_beside_it() -> None:
+    """A minute after the move is in force: of the requests that came since, how many met both targets."""
+    slo = SLO(ttft_milliseconds=750, tpot_milliseconds=30)
+    speed = Speed(prompt_token=5e-5, step=0.006, row=0.0003)
+    run = simulate(
+        poisson(3.25, 110, 2000, 60, 1), config(prefill=100, decode=100, mode=Mode.AUTO, slo=slo), 110, speed
+    )
+    first = run.controller.log.newest_first()[-1]
+    assert first.predicted is not None and first.realised_attainment_percent is not None
+    moved = next(second for second, split in enumerate(run.splits, 1) if split != run.splits[0])
+    came = [r for r in run.engine.done if moved + 1 <= r.at <= moved + 61]
+    met = sum(r.ttft is not None and r.ttft <= 0.75 and (r.tpot or 0) <= 0.03 for r in came) / len(came)
+    assert first.realised_attainment_percent == pytest.approx(100 * met, abs=8), (
+        "those at the edges count here or there"
+    )
+    assert f"; {first.realised_attainment_percent} % of " in first.message and "in its first 60 s" in first.message
+
+
+def test_auto_has_no_isolation_where_that_is_allowed_and_best_and_gives_it_up_when_it_is_forbidden() -> None:
+    """Long prompts: mixed steps serve more of them in time than any split of the plant does."""
+    slo = SLO(ttft_milliseconds=750, tpot_milliseconds=30)
+    partition = PartitionConfig(mode=Mode.AUTO, mixed_batches=True)
+    allowed = AgentConfig(generation=1, slo=slo, partition=partition)
+    pod = Pod(allowed, poisson(3.25, 60, 2000, 60, 1), Speed(prompt_token=5e-5, step=0.006, row=0.0003))
+    for second in range(1, 31):
+        pod.tick(float(second))
+    mixed = pod.controller.requested
+    assert mixed.mixed_tokens in (512, 256, 128)
+    assert pod.engine.split == mixed and pod.controller.readback.applied == mixed
+    assert pod.controller.log.newest_first()[0].to.mixed_tokens == mixed.mixed_tokens
+    forbidden = AgentConfig(generation=2, slo=slo, partition=partition.model_copy(update={"mixed_batches": False}))
+    pod.controller.configure(forbidden)
+    assert pod.controller.requested == EngineSplit()
+    for second in range(31, 60):
+        pod.tick(float(second))
+    assert not pod.engine.split.mixed_tokens
+
+
+def test_a_backend_that_cannot_mix_is_never_asked_to() -> None:
+    class Isolated(CpuPaced):
+        mixes = False
+
+    partition = PartitionConfig(mode=Mode.AUTO, mixed_batches=True)
+    asked = AgentConfig(generation=1, slo=SLO(ttft_milliseconds=500), partition=partition)
+    bench = Bench(asked, lambda mode: Isolated(Grant(cpus=(0, 1))))
+    observation = Observation(core_id="c", at=1.0, prefill_chunk_tokens=512)
+    assert not any(s.mixed_tokens for s in bench.controller._in_reach(SLO(ttft_milliseconds=500), observation))
+    mixing = Bench(asked)
+    assert any(s.mixed_tokens for s in mixing.controller._in_reach(SLO(ttft_milliseconds=500), observation))

@@ -10,20 +10,24 @@ from tests.unit.agent_plant import Run, Speed, poisson, simulate
 
 from semipd_agent.contract import SLO, AgentConfig, Bounds, DecisionReason, Mode, PartitionConfig, Split
 from semipd_agent.slo import predictive
-from semipd_agent.slo.future import Constants, Future, Played, Setting, candidates
+from semipd_agent.slo.future import Constants, Future, Played, Setting, candidates, mixed_choices
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.hindsight import LEAST_SECONDS, Watch
 from semipd_agent.slo.load import Load, Seen, advance
 from semipd_agent.slo.predictive import Decision, Hold, ModelPredictive, State, decide
 from semipd_agent.slo.replay import Job, Live, Machine, replay
 from semipd_agent.slo.step_model import ASSUMED, ShareLaw, StepModel
-from semipd_cli.simulator.engine import Size
+from semipd_cli.simulator.engine import Size, VirtualEngine
+from semipd_cli.simulator.oracle import ORACLES
+from semipd_cli.simulator.policies import Auto
+from semipd_cli.simulator.workloads import Lengths, stream
 from semipd_engine import contract as engine
 from semipd_engine.contract import Arrival, Observation, Phase, StepTimes
 
 pytestmark = pytest.mark.unit
 ALONE = Machine(step=0.01, row=0.0, position=0.0, prefill_speed=0.5, decode_speed=0.5, max_rows=64, kv_tokens=0)
 FAST = Speed(prompt_token=5e-5, step=0.006, row=0.0003)
+PREFILLS = engine.Split(prefill=100, decode=40)
 SETTING = Setting(SLO(ttft_milliseconds=1000), engine.Split(), Bounds())
 
 
@@ -51,7 +55,9 @@ def test_the_model_learns_scale_and_shape_from_sums() -> None:
         after = {}
         for batch in (1, 4, 16):
             count = second * (3 if batch == 4 else 2)
-            after[Phase.DECODE, 100, 100, batch, 0] = steps(Phase.DECODE, batch, count, count * (0.04 + 0.003 * batch))
+            after[Phase.DECODE, 100, 100, batch, 0, 0] = steps(
+                Phase.DECODE, batch, count, count * (0.04 + 0.003 * batch)
+            )
         model = model.learn(before, after, 1.0)
         before = after
     fixed, row, _ = model.costs(Phase.DECODE)
@@ -64,13 +70,13 @@ def test_the_model_learns_scale_and_shape_from_sums() -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_an_assumed_profile_takes_its_scale_from_the_first_steps(count: int) -> None:
     """A guess that is twenty times too fast is no better for being the only one."""
-    prompt = {(Phase.PREFILL, 100, 100, 128, 0): steps(Phase.PREFILL, 128, count, count * 0.158)}
+    prompt = {(Phase.PREFILL, 100, 100, 128, 0, 0): steps(Phase.PREFILL, 128, count, count * 0.158)}
     fixed, token, _ = StepModel(ASSUMED).learn({}, prompt, 1.0).costs(Phase.PREFILL)
     assert fixed + 128 * token == pytest.approx(0.158, rel=0.1)
 
 
 def test_a_phase_that_rests_forgets_nothing() -> None:
-    one = {(Phase.DECODE, 100, 100, 1, 0): steps(Phase.DECODE, 1, 20, 0.8)}
+    one = {(Phase.DECODE, 100, 100, 1, 0, 0): steps(Phase.DECODE, 1, 20, 0.8)}
     model = StepModel(ASSUMED).learn({}, one, 1.0)
     assert model.learn(one, one, 36_000.0).costs(Phase.DECODE) == model.costs(Phase.DECODE)
 
@@ -84,8 +90,8 @@ def test_an_error_of_contention_does_not_feed_on_itself(contention: float, secon
     for second in range(1, seconds):
         alone, shared = alone + (second <= 5), shared + 5 * (second > 5)
         after = {
-            (Phase.PREFILL, 100, 100, 128, 0): steps(Phase.PREFILL, 128, alone, alone * true),
-            (Phase.PREFILL, 100, 20, 128, 1): steps(
+            (Phase.PREFILL, 100, 100, 128, 0, 0): steps(Phase.PREFILL, 128, alone, alone * true),
+            (Phase.PREFILL, 100, 20, 128, 1, 0): steps(
                 Phase.PREFILL, 128, shared, shared * true * contention / (100 / 120), shared=1.0
             ).model_copy(update={"split": engine.Split(prefill=100, decode=20)}),
         }
@@ -101,10 +107,10 @@ def test_contention_is_no_error_of_the_shape(alone: tuple[int, ...]) -> None:
     model, before = StepModel(ASSUMED), {}
     for second in range(1, 120):
         after = {
-            (Phase.PREFILL, 100, 100, size, 0): steps(Phase.PREFILL, size, second, second * (0.02 + 5e-5 * size))
+            (Phase.PREFILL, 100, 100, size, 0, 0): steps(Phase.PREFILL, size, second, second * (0.02 + 5e-5 * size))
             for size in alone
         } | {
-            (Phase.PREFILL, 100, 100, size, 1): steps(
+            (Phase.PREFILL, 100, 100, size, 1, 0): steps(
                 Phase.PREFILL, size, second, second * (0.02 + 5e-5 * size) * 1.2 * 2, shared=1.0
             )
             for size in (512, 2048)
@@ -116,8 +122,8 @@ def test_contention_is_no_error_of_the_shape(alone: tuple[int, ...]) -> None:
 
 
 def test_one_odd_step_alone_decides_nothing() -> None:
-    odd = {(Phase.DECODE, 100, 100, 1, 0): steps(Phase.DECODE, 1, 1, 0.002)}
-    both = odd | {(Phase.DECODE, 100, 100, 1, 1): steps(Phase.DECODE, 1, 1000, 1000 * 0.0084 * 1.1 * 2, shared=1.0)}
+    odd = {(Phase.DECODE, 100, 100, 1, 0, 0): steps(Phase.DECODE, 1, 1, 0.002)}
+    both = odd | {(Phase.DECODE, 100, 100, 1, 1, 0): steps(Phase.DECODE, 1, 1000, 1000 * 0.0084 * 1.1 * 2, shared=1.0)}
     model = StepModel(ASSUMED).learn({}, odd, 1.0).learn(odd, both, 60.0)
     assert model.contention(Phase.DECODE) == pytest.approx(ASSUMED.contention, rel=0.1)
     assert sum(model.costs(Phase.DECODE)[:2]) == pytest.approx(0.0084, rel=0.1)
@@ -131,8 +137,8 @@ def test_what_ran_alone_long_ago_does_not_hold_against_what_runs_now() -> None:
         count += 300
         shared += 300 * true * contention * (3.0 if minute > 60 else 1.0)
         after = {
-            (Phase.PREFILL, 100, 100, 128, 0): steps(Phase.PREFILL, 128, 100, 100 * true),
-            (Phase.PREFILL, 100, 1, 128, 1): steps(Phase.PREFILL, 128, count, shared, shared=1.0).model_copy(
+            (Phase.PREFILL, 100, 100, 128, 0, 0): steps(Phase.PREFILL, 128, 100, 100 * true),
+            (Phase.PREFILL, 100, 1, 128, 1, 0): steps(Phase.PREFILL, 128, count, shared, shared=1.0).model_copy(
                 update={"split": engine.Split(prefill=100, decode=1)}
             ),
         }
@@ -153,7 +159,7 @@ def mixed_seconds(parts: tuple[float, ...], seconds: int, contention: float = 1.
         after, n = {}, 5 * second
         for k, part in enumerate(parts):
             took = true / (part + (1 - part) / (2 * contention))  # alone and beside, until the work is done
-            after[Phase.PREFILL, 100, 100, 128, k] = steps(Phase.PREFILL, 128, n, n * took, shared=1 - part)
+            after[Phase.PREFILL, 100, 100, 128, k, 0] = steps(Phase.PREFILL, 128, n, n * took, shared=1 - part)
         model, before = model.learn(before, after, 1.0), after
     return model
 
@@ -178,7 +184,7 @@ def test_shared_steps_are_remembered_while_a_phase_runs_alone() -> None:
     before: dict[object, StepTimes] = {}
     for second in range(1, 600):
         n = 20 * second
-        after = {(Phase.PREFILL, 100, 100, 128, 0): steps(Phase.PREFILL, 128, n, n * (0.03 + 0.001 * 128))}
+        after = {(Phase.PREFILL, 100, 100, 128, 0, 0): steps(Phase.PREFILL, 128, n, n * (0.03 + 0.001 * 128))}
         model, before = model.learn(before, after, 1.0), after
     assert known == pytest.approx(1.4, rel=0.02)
     assert model.contention(Phase.PREFILL) == pytest.approx(known, rel=0.01)
@@ -187,9 +193,9 @@ def test_shared_steps_are_remembered_while_a_phase_runs_alone() -> None:
 def test_a_long_silence_does_not_bring_a_measured_profile_back() -> None:
     """A step an hour after thousands: what they said still stands."""
     model = StepModel(replace(ASSUMED, measured=True))
-    many = {(Phase.DECODE, 100, 100, 1, 0): steps(Phase.DECODE, 1, 5000, 5000 * 2 * sum(ASSUMED.decode[:2]))}
+    many = {(Phase.DECODE, 100, 100, 1, 0, 0): steps(Phase.DECODE, 1, 5000, 5000 * 2 * sum(ASSUMED.decode[:2]))}
     model = model.learn({}, many, 60.0)
-    one = {(Phase.DECODE, 100, 100, 1, 0): steps(Phase.DECODE, 1, 5001, 5001 * 2 * sum(ASSUMED.decode[:2]))}
+    one = {(Phase.DECODE, 100, 100, 1, 0, 0): steps(Phase.DECODE, 1, 5001, 5001 * 2 * sum(ASSUMED.decode[:2]))}
     later = model.learn(many, one, 3600.0)
     assert later.costs(Phase.DECODE)[0] == pytest.approx(model.costs(Phase.DECODE)[0], rel=0.05)
     assert model.costs(Phase.DECODE)[0] == pytest.approx(2 * ASSUMED.decode[0], rel=0.1)
@@ -199,7 +205,7 @@ def test_a_measured_profile_is_corrected_within_bounds_only() -> None:
     model, before = StepModel(replace(ASSUMED, measured=True)), {}
     for second in range(1, 30):
         count = 10 * second
-        after = {(Phase.DECODE, 100, 100, 1, 0): steps(Phase.DECODE, 1, count, count * 100 * ASSUMED.decode[0])}
+        after = {(Phase.DECODE, 100, 100, 1, 0, 0): steps(Phase.DECODE, 1, count, count * 100 * ASSUMED.decode[0])}
         model, before = model.learn(before, after, 1.0), after
     assert model.costs(Phase.DECODE)[0] <= 9.01 * ASSUMED.decode[0]
 
@@ -210,8 +216,8 @@ def test_contention_is_what_the_share_does_not_explain() -> None:
     for second in range(1, 60):
         n = 20 * second
         after = {
-            (Phase.DECODE, 100, 100, 1, 0): steps(Phase.DECODE, 1, n, n * 0.01),
-            (Phase.DECODE, 100, 99, 1, 0): steps(Phase.DECODE, 1, n, n * 0.03, shared=1.0),
+            (Phase.DECODE, 100, 100, 1, 0, 0): steps(Phase.DECODE, 1, n, n * 0.01),
+            (Phase.DECODE, 100, 99, 1, 0, 0): steps(Phase.DECODE, 1, n, n * 0.03, shared=1.0),
         }
         model, before = model.learn(before, after, 1.0), after
     assert 1.0 / model.speed(Phase.DECODE, engine.Split()) == pytest.approx(3.0, rel=0.15)
@@ -261,6 +267,26 @@ def test_replay_holds_prompts_back_for_places_and_room() -> None:
         assert replay(machine, jobs)[1].ttft > free + 0.5
 
 
+def test_replay_without_isolation_steps_rows_with_each_chunk() -> None:
+    """A prompt of one second in chunks of 0.1 s beside a row: ten steps of 0.1 s + 1 ms, in each of which the row gets
+    a token, and 10 ms + 1 ms for each of the others."""
+    machine = replace(ALONE, row=0.001, chunk=0.1, chunk_tokens=10**6, prefill_speed=1.0, decode_speed=1.0)
+    prompt, row = replay(machine, [Job(0.0, 1.0, 1, 1)], [Live(0.0, 1, 201, 0)])
+    assert prompt.ttft == pytest.approx(10 * 0.101)
+    assert row.tpot * 200 == pytest.approx(10 * 0.101 + 190 * 0.011)
+    slower, _ = replay(replace(machine, mixed=1.5), [Job(0.0, 1.0, 1, 1)], [Live(0.0, 1, 201, 0)])
+    assert slower.ttft == pytest.approx(1.5 * 10 * 0.101)
+    short, _ = replay(machine, [Job(0.0, 0.005, 1, 1)], [Live(0.0, 1, 201, 0)])
+    assert short.ttft == pytest.approx(0.011), "a prompt that hides behind the weights takes one step"
+
+
+def test_prompts_that_wait_share_a_step_without_isolation() -> None:
+    machine = replace(ALONE, chunk=0.1, chunk_tokens=10**6, prefill_speed=1.0, decode_speed=1.0)
+    jobs = [Job(0.0, 0.004, 1, 1)] * 50
+    last = replay(machine, jobs, [Live(0.0, 1, 2001, 0)])[49]
+    assert last.ttft < 0.3, "one after the other in steps of their own they would take half a second"
+
+
 # ---- decisions ------------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +302,51 @@ def test_decide_is_pure_and_names_why_it_holds() -> None:
     assert decide(observation, Load(), state, setting) == (Hold("Idle"), state)
     few = replace(Load(), seen={0: Seen(0, 99.0, 10, 1.0)})
     assert decide(observation, few, state, setting)[0] == Hold("InsufficientTraffic")
+
+
+def test_no_isolation_is_a_choice_where_it_is_allowed_and_nothing_is_limited() -> None:
+    o = Observation(core_id="c", at=1.0, prefill_chunk_tokens=100)
+    allowed = replace(SETTING, mixes=True)
+    assert [s.mixed_tokens for s in mixed_choices(o, allowed)] == [100, 50], "a quarter of it would be too few"
+    assert mixed_choices(o, SETTING) == []
+    assert mixed_choices(o, replace(allowed, bounds=Bounds(max_decode_percent=90))) == []
+
+
+def test_what_mixed_steps_take_is_learned_and_says_nothing_of_the_phases() -> None:
+    """Steps that decode alone, and for a minute mixed ones that take 1.6 times the best that the model says."""
+    decode = {(Phase.DECODE, 100, 100, 8, 0, 0): steps(Phase.DECODE, 8, 1000, 1000 * (0.02 + 8 * 0.001))}
+    model = StepModel(ASSUMED).learn({}, decode, 1.0)
+    costs, said, before = model.costs(Phase.DECODE), model.mixed_seconds(256, 0, 8, 0), {}
+    for second in range(1, 60):
+        n = 20 * second
+        mixed = steps(Phase.DECODE, 264, n, 1.6 * said * n).model_copy(
+            update={"batch": 8, "prompts": 256, "prompt_tokens": 256 * n}
+        )
+        after = {(Phase.DECODE, 100, 100, 8, 0, 256): mixed}
+        model, before = model.learn(before, after, 1.0), after
+    assert model.costs(Phase.DECODE) == costs
+    assert model.mixed_factor == pytest.approx(1.6, rel=0.02)
+
+
+@pytest.mark.parametrize("mixing", [1.0, 3.0])
+def test_auto_mixes_where_that_is_faster_and_comes_back_where_it_is_not(mixing: float) -> None:
+    """Long prompts beside short answers. Mixed steps at their best leave every split behind; where they take three
+    times as long, that is seen, and the policy comes back."""
+    slo = SLO.model_construct(ttft_milliseconds=1000, tpot_milliseconds=40, percentile=90, window_seconds=60)
+    auto = Auto(slo, "cpu", mixes=True)
+    arrivals = stream(2.6, 150, Lengths(2000, 60), 3)
+    virtual = VirtualEngine(arrivals, replace(ORACLES["other-cpu"], mixing=mixing), Size(), 3, engine.Split())
+    split, seen, cursor = engine.Split(), [], 0
+    for second in range(1, 150):
+        virtual.run_until(float(second))
+        o = virtual.observe(cursor)
+        cursor = o.next_cursor
+        if (to := auto.tick(o, split)) is not None:
+            split = to
+            virtual.switch(split)
+        seen.append(split)
+    assert any(s.mixed_tokens for s in seen), "it looked best"
+    assert bool(seen[-1].mixed_tokens) == (mixing == 1.0)
 
 
 @pytest.mark.parametrize("bounds", [Bounds(), Bounds(min_prefill_percent=40, max_decode_percent=60)])
@@ -451,8 +522,8 @@ def test_equal_observations_give_equal_decisions() -> None:
 def watched(realised: float, *, common: float | None = 0.0) -> State:
     """Two prompts of 0.2 s each second under 100/40, none beside decode; all of them took `realised` seconds. As early
     as a stretch is judged."""
-    slo, here, now = SLO(ttft_milliseconds=1000), (100, 40), 70.0 + LEAST_SECONDS
-    setting = Setting(slo, engine.Split(prefill=100, decode=40), Bounds())
+    slo, here, now = SLO(ttft_milliseconds=1000), PREFILLS, 70.0 + LEAST_SECONDS
+    setting = Setting(slo, here, Bounds())
     count = int(2 * LEAST_SECONDS)
     came = {n: Seen(n, 70.0 + n / 2, 1000, 1.0, output=1, ttft=realised, tpot=None) for n in range(count)}
     model = StepModel(replace(ASSUMED, prefill=(0.0, 2e-4, 0.0), measured=True))
@@ -462,7 +533,7 @@ def watched(realised: float, *, common: float | None = 0.0) -> State:
 
 
 def test_a_split_that_stays_behind_the_model_is_regretted() -> None:
-    assert watched(3.0).bias[100, 40][0] == -Constants().most_bias
+    assert watched(3.0).bias[str(PREFILLS)][0] == -Constants().most_bias
     assert watched(0.2).bias == {}, "it gave what it should"
     assert watched(3.0, common=None).bias == {}, "nobody knows what another would have given"
     assert watched(3.0, common=-1.05).bias == {}, "the split before it stayed as far behind: no fault of this one"
@@ -470,15 +541,15 @@ def test_a_split_that_stays_behind_the_model_is_regretted() -> None:
 
 def test_regret_begins_where_the_documents_say() -> None:
     """Seven points behind, on each request alike: that is beyond 0.05 and beyond any error."""
-    behind = watched(0.806).bias[100, 40][0]
+    behind = watched(0.806).bias[str(PREFILLS)][0]
     assert behind == pytest.approx(-0.07, abs=0.01)
     assert watched(0.76).bias == {}, "four points are not"
 
 
 def test_a_load_that_nobody_foresaw_is_no_fault_of_the_split() -> None:
     """The same 40 requests behind a backlog of 30 s: none could be in time, and none was."""
-    slo, here = SLO(ttft_milliseconds=1000), (100, 40)
-    setting = Setting(slo, engine.Split(prefill=100, decode=40), Bounds())
+    slo, here = SLO(ttft_milliseconds=1000), PREFILLS
+    setting = Setting(slo, here, Bounds())
     came = {n: Seen(n, 70.0 + n / 2, 1000, 1.0, output=1, ttft=25.0, tpot=None) for n in range(40)}
     model = StepModel(replace(ASSUMED, prefill=(0.0, 2e-4, 0.0), measured=True))
     load, o = replace(Load(), model=model, at=120.0, seen=came), Observation(core_id="c", at=120.0)

@@ -59,7 +59,7 @@ def test_the_ratio_grows_with_the_load_and_crosses_one_near_the_edge(
 def test_what_is_not_remembered_was_no_idle_time(lengths: tuple[tuple[int, int], ...]) -> None:
     """40 requests a second: those of 50 s are remembered, and the rate is that of all."""
     seen = {n: Seen(n, 150 + n / 40, 100, 1.0) for n in range(MOST_KEPT)}
-    counts = {number: 200 for number in range(40)}
+    counts = dict.fromkeys(range(40), 200)
     load = replace(Load(), at=200.0, seen=seen, lengths=lengths, counts=counts)
     o = Observation(core_id="c", at=200.0, prefill_chunk_tokens=512)
     ratio, _ = measure(o, load, PROMPTS, [engine.Split()])
@@ -81,7 +81,9 @@ def test_a_storm_of_more_than_are_remembered_does_not_shorten_the_window() -> No
     calm = replace(load, regime_since=-math.inf)
     ratio, _ = measure(o, calm, PROMPTS, [engine.Split()])
     even = {n: Seen(n, 80 + n / 50, 100, 1.0) for n in range(6000)}
-    assert ratio == pytest.approx(measure(o, replace(calm, seen=even, since=80.0), PROMPTS, [engine.Split()])[0], rel=0.1)
+    assert ratio == pytest.approx(
+        measure(o, replace(calm, seen=even, since=80.0), PROMPTS, [engine.Split()])[0], rel=0.1
+    )
 
 
 def test_it_falls_towards_zero_once_the_load_is_gone() -> None:

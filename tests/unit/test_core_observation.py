@@ -58,6 +58,20 @@ def test_arrivals_are_bounded_although_nobody_asks_for_them() -> None:
     assert [arrival.id for arrival in observer.arrivals(0.0)] == list(range(939, 1000))
 
 
+def test_a_step_with_prompts_and_rows_is_a_kind_of_its_own() -> None:
+    """Three rows that read 300 positions, and a chunk of 100 tokens."""
+    observer, split = Observer("c"), Split(mixed_tokens=103)
+    sizes = (StepSize(4, 103, 300 + 5050, 100, 5050), StepSize(3, 3, 300))
+    for n, size in enumerate(sizes):
+        observer.step_began(Phase.DECODE, size, split, float(n))
+        observer.step_ended(Phase.DECODE, n + 0.5)
+    mixed, plain = seen(observer, 9.0).steps
+    assert (mixed.batch, mixed.context, mixed.prompts) == (2, 256, 64), "rounded down to powers of two"
+    assert (mixed.tokens, mixed.context_tokens) == (103, 5350)
+    assert (mixed.prompt_tokens, mixed.prompt_context_tokens) == (100, 5050)
+    assert (plain.batch, plain.prompts, plain.prompt_tokens, plain.alone_seconds) == (2, 0, 0, 0.5)
+
+
 def test_kinds_are_bounded_and_the_oldest_goes() -> None:
     observer = Observer("c")
     for n in range(KINDS_KEPT + 50):

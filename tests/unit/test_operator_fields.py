@@ -94,6 +94,11 @@ EFFECTS: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Any], Any]] 
         lambda spec: agent(spec).partition.policy,
         "Algorithm1",
     ),
+    "partition.mixedBatches": (
+        {"partition": {"mixedBatches": True}},
+        lambda spec: agent(spec).partition.mixed_batches,
+        True,
+    ),
     "partition.prefillPercent": (
         {"partition": {"prefillPercent": 30}},
         lambda spec: str(agent(spec).partition.split),

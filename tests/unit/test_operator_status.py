@@ -19,11 +19,12 @@ from semipd_agent.contract import (
 from semipd_agent.partitioner.mps.preflight import POLICIES
 from semipd_engine.hub import download
 from semipd_operator.api.v1alpha1.resource import dump_status, parse_status
-from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
+from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus, Shares
 from semipd_operator.reasons import REASONS, ConditionType, NoStart
 from semipd_operator.status import Problem, summarise
 from semipd_operator.status.events import events
 from semipd_operator.status.model import resolved_revision
+from semipd_operator.status.partition import split_range
 
 pytestmark = pytest.mark.unit
 
@@ -167,3 +168,11 @@ def test_the_first_pods_commit_stays_until_another_model_or_revision_is_asked_fo
     assert changed.model is not None and changed.model.resolved_revision == "", "the old pods say nothing of it"
     assert resolved_revision(waiting.service, first) == ""
     assert resolved_revision(observed().service, SemiPDServiceStatus()) == ""
+
+
+def test_a_pod_without_isolation_is_shown_as_such() -> None:
+    mixed, split = Split(mixed_tokens=256), Split(prefill_percent=60)
+    assert split_range([mixed]) == "mixed/256"
+    assert split_range([split, mixed, split]) == "60/100, mixed/256"
+    assert str(Shares.of(mixed)) == "mixed/256" and Shares.of(mixed).mixed_tokens == 256
+    assert "mixedTokens" not in Shares.of(split).model_dump(by_alias=True, exclude_none=True)

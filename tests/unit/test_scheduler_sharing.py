@@ -100,6 +100,16 @@ def test_many_rows_do_not_starve_prompts() -> None:
     assert rows(plan(s, Phase.DECODE))[-1] == (9, 4)  # a block of tokens at least
 
 
+def test_the_mode_has_a_budget_of_its_own_and_gives_it_back() -> None:
+    s = scheduler(chunk=8)
+    add(s, 1, 40)
+    for on, tokens, most in ((True, 4, 4), (True, 6, 6), (True, 0, 8), (True, 99, 8), (False, 4, 8)):
+        s.aggregate(on, tokens)
+        queue = Phase.DECODE if on else Phase.PREFILL
+        assert rows(plan(s, queue)) == [(1, most)]
+        report(s, queue)
+
+
 def test_the_mode_may_change_while_plans_are_in_flight() -> None:
     s = scheduler(chunk=8)
     add(s, 1, 20)

@@ -77,7 +77,7 @@ def test_each_policy_runs_and_equal_seeds_give_equal_runs(policy: str) -> None:
 
 def test_in_one_process_a_row_steps_with_each_chunk_of_a_prompt() -> None:
     """200 tokens in chunks of at most 50 take 2 s, in which the other request gets five tokens, and 0.1 s without."""
-    both = engine([Arrival(0.0, 50, 31), Arrival(1.0, 200, 1)], size=Size(prefill_chunk_tokens=50, aggregated=True))
+    both = engine([Arrival(0.0, 50, 31), Arrival(1.0, 200, 1)], Split(mixed_tokens=50), Size(prefill_chunk_tokens=50))
     both.run_until(200.0)
     second, first = sorted(both.done, key=lambda d: d.output)
     assert second.ttft == pytest.approx(2.1, abs=0.11)

@@ -63,9 +63,11 @@ class Split(Wire):
 
     prefill_percent: Percent = 100
     decode_percent: Percent = 100
+    mixed_tokens: int = Field(default=0, ge=0, exclude_if=lambda tokens: tokens == 0)
+    """Above 0: no isolation, prompts and answers are computed in the same steps of at most so many tokens."""
 
     def __str__(self) -> str:
-        return f"{self.prefill_percent}/{self.decode_percent}"
+        return f"mixed/{self.mixed_tokens}" if self.mixed_tokens else f"{self.prefill_percent}/{self.decode_percent}"
 
 
 class Bounds(Wire):
@@ -83,6 +85,8 @@ class PartitionConfig(Wire):
     split: Split = Split()
     """The fixed split (Manual) or the one to start from (Auto)."""
     bounds: Bounds = Bounds()
+    mixed_batches: bool = Field(default=False, exclude_if=lambda on: not on)
+    """Auto may choose to have no isolation, too."""
 
 
 class SLO(Wire):

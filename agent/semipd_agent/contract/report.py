@@ -185,6 +185,9 @@ class Decision(Wire):
     outcome: Open[DecisionOutcome] = DecisionOutcome.PENDING
     message: str = ""
     predicted: Prediction | None = None
+    realised_attainment_percent: float | None = None
+    """Of the requests that came in the first minute after it was in force; `predicted` says what was expected. Absent
+    until then, or where another decision came first."""
 
 
 class Identity(Wire):

@@ -51,6 +51,8 @@ class Partitioner(Protocol):
     """The percentages that this device can express, ascending; empty: all."""
     settle_seconds: float
     """Seconds that live workers may take to follow a split before it counts as failed."""
+    mixes: bool
+    """Can it have no isolation, too (`Split.mixed_tokens`)?"""
 
     @property
     def ready(self) -> bool:
@@ -97,6 +99,7 @@ class Passive:
 
     rungs: tuple[int, ...] = ()
     settle_seconds = 15.0
+    mixes = False
     ready = True
     incarnation = 0
     lost: Problem | None = None

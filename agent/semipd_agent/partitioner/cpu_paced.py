@@ -16,6 +16,7 @@ class CpuPaced(Passive):
 
     name = "cpu-paced"
     enforcement = Enforcement.PACED
+    mixes = True
 
     def __init__(self, grant: Grant) -> None:
         self._grant = grant

@@ -28,7 +28,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Equations:
-    """Normal equations of steps in units of the profile's three terms. Their seconds are kept apart by whether the other
+    """Normal equations of steps in units of the profile's three terms. Seconds are kept apart by whether the other
     phase was busy; those beside it are the share's: what they took times the speed that the share alone would give."""
 
     a: tuple[Three, Three, Three] = ((0.0, 0.0, 0.0),) * 3

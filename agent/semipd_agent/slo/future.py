@@ -11,14 +11,17 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from semipd_agent.contract import SLO, Bounds
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.load import Load
+from semipd_agent.slo.policy import unlimited
 from semipd_agent.slo.replay import Job, Live, Outcome, replay
 from semipd_engine.contract import Observation, Split
 
-Pair = tuple[int, int]
+LEAST_MIXED = 32
+"""Tokens of a mixed step: fewer starve prompts."""
 LEAST_LOAD_ERROR = 0.03
 """A load that is known better than this is played once."""
 
@@ -72,7 +75,7 @@ class Constants:
 class Prediction:
     """Of one split: over the requests that were played."""
 
-    split: Pair
+    split: Split
     attainment: float
     """Part of the requests that meets both targets."""
     ttft: float
@@ -90,7 +93,9 @@ class Setting:
     grid: Grid = Grid()  # noqa: RUF009  it is frozen
     home: Split | None = None
     """The configured split; None: the one in force is as good as any."""
-    warm: frozenset[Pair] | None = None
+    mixes: bool = False
+    """No isolation is a choice, too."""
+    warm: frozenset[Split] | None = None
     """Splits whose rungs have workers; None: a move costs nothing anywhere."""
     constants: Constants = Constants()
 
@@ -111,6 +116,15 @@ def candidates(s: Setting) -> list[Split]:
     for x, y in pairs:
         found.setdefault((round(200 * x / max(100, x + y)), x + y > 100), Split(prefill=x, decode=y))
     return list(found.values())
+
+
+def mixed_choices(o: Observation, s: Setting) -> list[Split]:
+    """No isolation, with steps of the engine's chunk, a half and a quarter of it; where the bounds limit no phase."""
+    if not s.mixes or not unlimited(s.bounds):
+        return []
+    return [
+        Split(mixed_tokens=tokens) for part in (1, 2, 4) if (tokens := o.prefill_chunk_tokens // part) >= LEAST_MIXED
+    ]
 
 
 @dataclass(frozen=True)
@@ -137,9 +151,9 @@ class Played:
             return 0.05
         return math.sqrt(sum((v - w) ** 2 for v, w in itertools.pairwise(sums)) / 2 * n / (n - 1)) / len(blocks)
 
-    def told(self, pair: Pair, s: Setting) -> Prediction:
+    def told(self, split: Split, s: Setting) -> Prediction:
         p = s.slo.percentile
-        return Prediction(pair, self.met / len(self.scores), _percentile(self.ttft, p), _percentile(self.tpot, p))
+        return Prediction(split, self.met / len(self.scores), _percentile(self.ttft, p), _percentile(self.tpot, p))
 
 
 @dataclass(frozen=True)
@@ -187,6 +201,20 @@ class Future:
         error = math.sqrt(self.turns * sum(w * w for w in work)) / total
         return (1.0,) if error < LEAST_LOAD_ERROR else (1.0, 1 / (1 + min(error, 0.5)), 1 + min(error, 0.5))
 
+    def _under(self, times: float) -> tuple[Job, ...]:
+        """The jobs, those to come as many times as close together."""
+        now = self.o.at
+        if times not in self._loaded:
+            self._loaded[times] = tuple(
+                job if times == 1.0 or job.at <= now else job._replace(at=now + (job.at - now) / times)
+                for job in self.jobs
+            )
+        return self._loaded[times]
+
+    @cached_property
+    def _loaded(self) -> dict[float, tuple[Job, ...]]:
+        return {}
+
     def error(self, a: Played, b: Played) -> float:
         """Standard error of the mean difference of two splits. A future of nine seconds' arrivals, played again and
         again, is as uncertain as nine seconds are; and what holds under one of the loads only is not sure."""
@@ -205,9 +233,7 @@ class Future:
         machine, slo = self.load.machine(split, self.o), self.setting.slo
         targets, played, now = (seconds_of(slo.ttft_milliseconds), seconds_of(slo.tpot_milliseconds)), [], self.o.at
         for times in loads:
-            jobs = self.jobs[: self.waiting + most]
-            if times != 1.0:
-                jobs = tuple(job if job.at <= now else job._replace(at=now + (job.at - now) / times) for job in jobs)
+            jobs = self._under(times)[: self.waiting + most]
             outcomes = replay(machine, jobs, self.live, now)[: len(jobs)]
             played.append(score(outcomes, *targets, self.setting.constants))
         scores = tuple(sum(each) / len(each) for each in zip(*(one.scores for one in played), strict=True))

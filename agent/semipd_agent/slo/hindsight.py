@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from semipd_agent.slo.future import Pair, Setting, score, seconds_of
+from semipd_agent.slo.future import Setting, score, seconds_of
 from semipd_agent.slo.load import Load
 from semipd_agent.slo.replay import Job, Live, Outcome, replay
 from semipd_engine.contract import Observation, Split
@@ -25,12 +25,12 @@ class Watch:
     """The begin of a stretch under one split: what was there."""
 
     since: float
-    split: Pair
+    split: Split
     jobs: tuple[Job, ...]
     live: tuple[Live, ...]
 
     @classmethod
-    def began(cls, split: Pair, o: Observation, load: Load) -> Watch:
+    def began(cls, split: Split, o: Observation, load: Load) -> Watch:
         jobs, live = load.backlog(o)
         return cls(o.at, split, tuple(jobs), tuple(live))
 
@@ -48,7 +48,7 @@ class Watch:
         for one in came:
             job = load.job(one, one.at, o.prefill_chunk_tokens)
             jobs.append(job if one.output else job._replace(output=max(1, one.left)))  # who went away decoded no more
-        machine = load.machine(Split(prefill=self.split[0], decode=self.split[1]), o)
+        machine = load.machine(self.split, o)
         played = replay(machine, jobs, self.live, self.since)[len(self.jobs) :]
         targets = seconds_of(slo.ttft_milliseconds), seconds_of(slo.tpot_milliseconds)
         real = score([Outcome(came[k].ttft or 0.0, came[k].tpot or 0.0) for k in over], *targets, c)

@@ -185,6 +185,7 @@ class Load:
 
     def machine(self, split: Split, o: Observation) -> Machine:
         step, row, position = self.model.costs(Phase.DECODE)
+        tokens = min(split.mixed_tokens, o.prefill_chunk_tokens or split.mixed_tokens)
         return Machine(
             step=step,
             row=row,
@@ -193,6 +194,9 @@ class Load:
             decode_speed=self.model.speed(Phase.DECODE, split),
             max_rows=o.max_num_seqs or 1 << 30,
             kv_tokens=o.kv_tokens,
+            chunk=self.work(tokens, tokens) if tokens else 0.0,
+            chunk_tokens=max(1, tokens),
+            mixed=self.model.mixed_factor,
         )
 
 

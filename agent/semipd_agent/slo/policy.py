@@ -48,11 +48,17 @@ class SplitPolicy(Protocol):
 
 
 def clamp(split: Split, bounds: Bounds, grid: Grid = Grid()) -> Split:  # noqa: B008  it is frozen
-    """The nearest split of the grid within the bounds."""
+    """The nearest split of the grid within the bounds. No isolation is within them where no limit at all is."""
+    if split.mixed_tokens and unlimited(bounds):
+        return split
     return Split(
         prefill=grid.bounded(split.prefill, bounds.min_prefill_percent, bounds.max_prefill_percent),
         decode=grid.bounded(split.decode, bounds.min_decode_percent, bounds.max_decode_percent),
     )
+
+
+def unlimited(bounds: Bounds) -> bool:
+    return bounds.max_prefill_percent == bounds.max_decode_percent == 100
 
 
 def prefill_share(split: Split) -> float:

@@ -22,11 +22,11 @@ from dataclasses import dataclass, field, replace
 from semipd_agent.contract import SLO, Bounds, DecisionReason
 from semipd_agent.contract import Prediction as Promise
 from semipd_agent.slo.feasibility import Judge, unloaded
-from semipd_agent.slo.future import Constants, Future, Pair, Prediction, Setting, candidates, seconds_of
+from semipd_agent.slo.future import Constants, Future, Prediction, Setting, candidates, mixed_choices, seconds_of
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.hindsight import LEAST_SECONDS, MOST_SECONDS, Watch
 from semipd_agent.slo.load import Load
-from semipd_agent.slo.policy import Metric, Move, Verdict, clamp
+from semipd_agent.slo.policy import Metric, Move, Verdict, clamp, prefill_share
 from semipd_agent.slo.window import Evidence
 from semipd_engine.contract import Observation, Split
 
@@ -63,10 +63,10 @@ class State:
     """What the last evaluations were about to do, and in which direction; empty: nothing."""
     confirmed: int = 0
     """How many of them in a row."""
-    bias: dict[Pair, tuple[float, float]] = field(default_factory=dict)
+    bias: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Split -> (what it stays behind the model, when that was last seen)."""
     watch: Watch | None = None
-    promised: Pair | None = None
+    promised: Split | None = None
     """Where the last move went."""
     common: float | None = None
     """What the split before it stayed behind the model under this load: no fault of the one that followed."""
@@ -97,20 +97,20 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
         return Hold("Evaluated"), state
     state = replace(state, evaluated_at=now)
     future = Future.of(o, load, s)
-    here = (s.split.prefill, s.split.decode)
-    home = _pair(clamp(s.home, s.bounds, s.grid)) if s.home is not None else here
+    here = s.split
+    home = clamp(s.home, s.bounds, s.grid) if s.home is not None else here
     state = _held_against_reality(state, here, o, load, s)
-    splits = {(x, y): Split(prefill=x, decode=y) for x, y in (here, home, *map(_pair, candidates(s)))}
-    glances = {pair: future.play(split, c.glance).mean for pair, split in splits.items()}
-    best_few = sorted(glances, key=lambda pair: -glances[pair])[: c.finalists]
+    splits = dict.fromkeys((here, home, *candidates(s), *mixed_choices(o, s)))
+    glances = {split: future.play(split, c.glance).mean for split in splits}
+    best_few = sorted(glances, key=lambda split: -glances[split])[: c.finalists]
     loads = future.loads
-    tried = {pair: future.play(splits[pair], c.longest, loads) for pair in dict.fromkeys((here, home, *best_few))}
+    tried = {split: future.play(split, c.longest, loads) for split in dict.fromkeys((here, home, *best_few))}
 
-    def value(pair: Pair) -> float:
-        cost = c.cold_cost if s.warm is not None and pair not in s.warm else 0.0
-        return tried[pair].mean + _bias(state, pair, now, c) - (cost if pair != here else 0.0)
+    def value(split: Split) -> float:
+        cost = c.cold_cost if s.warm is not None and split not in s.warm else 0.0
+        return tried[split].mean + _bias(state, split, now, c) - (cost if split != here else 0.0)
 
-    best = max(tried, key=lambda pair: (value(pair), pair == here, pair[0] + pair[1]))
+    best = max(tried, key=lambda split: (value(split), split == here, split.prefill + split.decode))
     here_told, best_told = tried[here].told(here, s), tried[best].told(best, s)
     gain, error = value(best) - value(here), future.error(tried[best], tried[here])
     emergency = gain >= max(c.emergency_gain, (c.emergency_z + c.z_per_move * state.moves) * error)
@@ -121,7 +121,7 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
     young = now - max(load.since, load.regime_since) < c.least_span
     to, reason = best, "Emergency" if emergency else "Gain"
     if best == here or (gain < needed and not emergency):
-        apart = home != _pair(clamp(s.split, s.bounds, s.grid))  # the configured split may lie between two rungs
+        apart = home != clamp(s.split, s.bounds, s.grid)  # the configured split may lie between two rungs
         unneeded = apart and not state.moves and not o.queue and value(home) >= value(here) - c.as_good
         if not unneeded or tried[home].mean < c.content:
             why = "Best" if best == here else "TooLittleGain"
@@ -140,7 +140,7 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
         s.slo.tpot_milliseconds
     )
     decision = Decision(
-        to=splits[to],
+        to=to,
         reason=reason,
         metric="ttft" if worse_ttft else "tpot",
         before=here_told,
@@ -160,7 +160,7 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
     )
 
 
-def _held_against_reality(state: State, here: Pair, o: Observation, load: Load, s: Setting) -> State:
+def _held_against_reality(state: State, here: Split, o: Observation, load: Load, s: Setting) -> State:
     """Once enough requests of a stretch are over: what the split in force stays behind the model. An error that the
     split before it showed already is none of this one."""
     watch, c = state.watch, s.constants
@@ -173,9 +173,9 @@ def _held_against_reality(state: State, here: Pair, o: Observation, load: Load, 
     behind, error = judged
     bias, common = dict(state.bias), state.common
     if here == state.promised and common is not None and behind - common < -max(c.regret, 2.5 * error):
-        bias[here] = (max(behind - common, -c.most_bias), o.at)
+        bias[str(here)] = (max(behind - common, -c.most_bias), o.at)
     else:
-        bias.pop(here, None)
+        bias.pop(str(here), None)
     return replace(state, behind=behind, bias=bias, watch=Watch.began(here, o, load))
 
 
@@ -185,19 +185,17 @@ def _behind(state: State, o: Observation, load: Load, s: Setting) -> float | Non
     return state.behind if judged is None else judged[0]
 
 
-def _bias(state: State, pair: Pair, now: float, c: Constants) -> float:
-    value, at = state.bias.get(pair, (0.0, now))
+def _bias(state: State, split: Split, now: float, c: Constants) -> float:
+    value, at = state.bias.get(str(split), (0.0, now))
     return value * math.pow(0.5, (now - at) / c.forget_bias)
 
 
-def _intent(reason: str, here: Pair, to: Pair) -> str:
+def _intent(reason: str, here: Split, to: Split) -> str:
     """What a second look must find again: the same sort of move towards the same phase, if not the same split."""
-    share = to[0] / max(100, sum(to)) - here[0] / max(100, sum(here))
-    return f"{'give back' if reason == 'Headroom' else 'gain'} {'prefill' if share > 0 else 'decode'}"
-
-
-def _pair(split: Split) -> Pair:
-    return split.prefill, split.decode
+    towards = "prefill" if prefill_share(to) > prefill_share(here) else "decode"
+    if bool(to.mixed_tokens) != bool(here.mixed_tokens):
+        towards = "mixed steps" if to.mixed_tokens else "isolation"
+    return f"{'give back' if reason == 'Headroom' else 'gain'} {towards}"
 
 
 REASONS = {"Regret": DecisionReason.REGRET, "Headroom": DecisionReason.HEADROOM_RECLAIMED}
@@ -206,7 +204,7 @@ REASONS = {"Regret": DecisionReason.REGRET, "Headroom": DecisionReason.HEADROOM_
 def said(d: Decision) -> str:
     """Why, in one sentence that its own figures bear out."""
     before, after = d.before, d.after
-    here = f"{before.split[0]}/{before.split[1]}"
+    here = str(before.split)
     if d.reason == "Headroom":
         return (
             f"the load that {here} was chosen for is gone: {100 * after.attainment:.1f} % expected within both targets"
@@ -233,32 +231,34 @@ class ModelPredictive:
         *,
         home: Split | None = None,
         since: float = -math.inf,
+        mixes: bool = False,
     ) -> None:
-        """`home`: the configured split, to which it goes back where that is as good. `since`: of the split in force."""
-        self._slo, self._grid, self._constants, self._home = slo, grid, constants, home
+        """`home`: the configured split, to which it goes back where that is as good. `since`: of the split in force.
+        `mixes`: no isolation is a choice, too."""
+        self.slo, self.grid, self._constants, self.home, self.mixes = slo, grid, constants, home, mixes
         self.state = State(moved_at=since)
-        self._judge = Judge()
+        self.judge = Judge()
 
     def observe(self, evidence: Evidence, split: Split, bounds: Bounds, now: float) -> Verdict:
         o, load = evidence.observation, evidence.load
         if o is None or load is None:
             return Verdict(feasible_reason="NoObservation", message="the engine does not tell what it observes")
-        setting = Setting(self._slo, split, bounds, self._grid, self._home, constants=self._constants)
+        setting = Setting(self.slo, split, bounds, self.grid, self.home, self.mixes, constants=self._constants)
         choice, self.state = decide(o, load, self.state, setting)
         best = choice.after if isinstance(choice, Decision) else choice.best
         if best is not None or choice.reason in ("Idle", "InsufficientTraffic"):
-            self._judge = self._judge.told(self._trouble(best, o, load), known=best is not None, now=now)
+            self.judge = self.judge.told(self._trouble(best, o, load), known=best is not None, now=now)
         move = self._move(choice) if isinstance(choice, Decision) else None
-        return Verdict(move, self._judge.feasible, self._judge.reason)
+        return Verdict(move, self.judge.feasible, self.judge.reason)
 
     def _trouble(self, best: Prediction | None, o: Observation, load: Load) -> str:
         if best is None:
             return ""
-        ttft = best.ttft / seconds_of(self._slo.ttft_milliseconds)
-        tpot = best.tpot / seconds_of(self._slo.tpot_milliseconds)
+        ttft = best.ttft / seconds_of(self.slo.ttft_milliseconds)
+        tpot = best.tpot / seconds_of(self.slo.tpot_milliseconds)
         if max(ttft, tpot) <= 1:
             return ""
-        if unloaded(load, o, self._slo):
+        if unloaded(load, o, self.slo):
             return "TargetBelowServiceTime"
         full = o.max_num_seqs and len(o.running) >= o.max_num_seqs and o.queue
         if ttft > 1 and (full or (o.kv_tokens and o.kv_used_tokens > 0.9 * o.kv_tokens and o.queue)):
@@ -267,7 +267,7 @@ class ModelPredictive:
 
     def _move(self, d: Decision) -> Move:
         metric: Metric = "ttft" if d.metric == "ttft" else "tpot"
-        target = self._slo.ttft_milliseconds if metric == "ttft" else self._slo.tpot_milliseconds
+        target = self.slo.ttft_milliseconds if metric == "ttft" else self.slo.tpot_milliseconds
         return Move(
             d.to,
             REASONS.get(d.reason, DecisionReason.BETTER_SPLIT_PREDICTED),

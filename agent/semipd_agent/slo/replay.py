@@ -3,11 +3,13 @@
 Prefill serves one prompt after the other, first come first served, when the batch has a place and the cache has room;
 decode serves all others in one batch whose step grows with rows and context. While both are busy each runs at its
 speed under the split; a phase that is alone has the device. Work is a fluid: chunks, plans and step boundaries are
-below what a choice between splits needs. It knows no policy, and of the engine only these rules.
+below what a choice between splits needs. Without isolation a prompt goes on by a chunk, and each row by a token, in
+each step. It knows no policy, and of the engine only these rules.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
@@ -55,6 +57,12 @@ class Machine:
     """While both are busy (0-1)."""
     max_rows: int
     kv_tokens: int
+    chunk: float = 0.0
+    """Above 0: prompts are computed in decode's steps, which hold so many seconds of their work at most ..."""
+    chunk_tokens: int = 1
+    """... and so many tokens, rows included ..."""
+    mixed: float = 1.0
+    """... and take this times the longer of the two fixed parts, and what rows add."""
 
 
 def replay(machine: Machine, jobs: Sequence[Job], live: Sequence[Live] = (), now: float = 0.0) -> list[Outcome]:
@@ -65,6 +73,7 @@ def replay(machine: Machine, jobs: Sequence[Job], live: Sequence[Live] = (), now
     fixed, per_row, per_position = machine.step, machine.row, machine.position
     slow_prefill, slow_decode = machine.prefill_speed, machine.decode_speed
     max_rows, room = max(1, machine.max_rows), machine.kv_tokens or 1 << 60
+    chunk, chunk_tokens, mixed = machine.chunk, machine.chunk_tokens, machine.mixed
     count = len(jobs)
     ttft, tpot = [0.0] * count, [0.0] * (count + len(live))
     t, progress, context = now, 0.0, 0
@@ -84,7 +93,17 @@ def replay(machine: Machine, jobs: Sequence[Job], live: Sequence[Live] = (), now
             step = fixed + per_row * len(batch) + per_position * context
             ends = batch[0][0] - progress
             if current >= 0:
-                rate = slow_decode / step
+                if chunk:
+                    # Those that wait share a step with it. Few steps with full chunks, or one that holds all of it.
+                    work = jobs[current].work
+                    if following < count and jobs[following].at <= t:
+                        work += jobs[following].work
+                    full = chunk * max(0.05, 1 - len(batch) / chunk_tokens)
+                    part = work / math.ceil(work / full - 0.02) if work > full else work
+                    rate = 1 / (mixed * (max(fixed, part) + step - fixed))
+                    slow_prefill = part * rate
+                else:
+                    rate = slow_decode / step
                 by_decode = ends / rate
                 by_prefill = left / slow_prefill
                 if by_prefill <= by_decode:

@@ -62,6 +62,8 @@ class StepProfile:
     decode_curve: Curve = Curve(0.85, 0.15)
     contention: float = 1.1
     """Time of a step beside the other phase over its time alone, the share apart."""
+    mixed: float = 1.1
+    """Time of a step that computes prompts and decodes rows over what `StepModel.mixed_seconds` says of it at best."""
     measured: bool = False
     """False: a guess, whose scale is taken from the first steps and whose shape may bend."""
 
@@ -83,8 +85,12 @@ CONTENTION_WEIGHT = 0.1
 """The profile's contention counts as so many steps alone and many beside, or many and so few."""
 LEAST_KNOWN = 1.5
 """Less evidence says nothing of contention: a single odd step would decide it."""
+MIXED_WEIGHT = 5.0
+"""The profile's factor of mixed steps counts as so many of them."""
+MIXED = (0.5, 4.0)
 ROUNDS = 8
 """At most, until contention fits both classes."""
+
 
 @dataclass(frozen=True)
 class PhaseFit:
@@ -153,6 +159,8 @@ class StepModel:
     profile: StepProfile
     prefill: PhaseFit = field(default_factory=PhaseFit)
     decode: PhaseFit = field(default_factory=PhaseFit)
+    mixed: tuple[float, float] = (0.0, 0.0)
+    """Weight of the mixed steps that were seen, and the sum of what they took over what this model says."""
 
     # ---- prediction ------------------------------------------------------------------------------------------------
 
@@ -198,6 +206,19 @@ class StepModel:
             return (scale, scale, scale)
         return ridge(fit.costs(), self.contention(phase), profile.measured)
 
+    @property
+    def mixed_factor(self) -> float:
+        """What a step that computes prompts and decodes rows takes over the best that it can (`mixed_seconds`)."""
+        weight, total = self.mixed
+        factor = (total + MIXED_WEIGHT * self.profile.mixed) / (weight + MIXED_WEIGHT)
+        return min(max(factor, MIXED[0]), MIXED[1])
+
+    def mixed_seconds(self, tokens: float, tokens_context: float, rows: float, context: float) -> float:
+        """Of a step with chunks of prompts and rows that decode, at best: weights are read once, and what chunks
+        compute hides behind that as far as it can."""
+        (p0, p1, p2), (d0, d1, d2) = self.costs(Phase.PREFILL), self.costs(Phase.DECODE)
+        return max(d0, p0 + p1 * tokens + p2 * tokens_context) + d1 * rows + d2 * context
+
     def speed(self, phase: Phase, split: Split) -> float:
         """Of a phase while both are busy, relative to the whole device alone (0-1)."""
         return self._by_share(phase, split) / self.contention(phase)
@@ -215,18 +236,36 @@ class StepModel:
         """`before` and `after`: the sums of each kind at two times `seconds` apart, of the same core."""
         fits = {phase: self._parts(phase)[0] for phase in Phase}
         for phase in fits:
-            rows = [self._row(before.get(kind), now) for kind, now in after.items() if now.phase is phase]
+            rows = [
+                self._row(before.get(kind), now)
+                for kind, now in after.items()
+                if now.phase is phase and not now.prompts
+            ]
             if fresh := [row for row in rows if row is not None]:
                 fits[phase] = fits[phase].seen(fresh, seconds)
-        return replace(self, prefill=fits[Phase.PREFILL], decode=fits[Phase.DECODE])
+        learned = replace(self, prefill=fits[Phase.PREFILL], decode=fits[Phase.DECODE])
+        mixed = [(before.get(kind), now) for kind, now in after.items() if now.prompts]
+        return replace(learned, mixed=learned._mixed(mixed, seconds)) if mixed else learned
+
+    def _mixed(self, sums: Sequence[tuple[StepTimes | None, StepTimes]], seconds: float) -> tuple[float, float]:
+        """Only steps that nothing ran beside: with the other phase some do while the mode changes."""
+        fresh: list[tuple[int, float]] = []
+        for before, now in sums:
+            d = _difference(before, now)
+            if d.steps > 0 and d.shared_seconds <= 0.05 * d.alone_seconds:
+                tokens, context = d.prompt_tokens / d.steps, d.prompt_context_tokens / d.steps
+                rows, read = d.tokens / d.steps - tokens, d.context_tokens / d.steps - context
+                said = self.mixed_seconds(tokens, context, rows, read)
+                fresh.append((d.steps, d.alone_seconds / said))
+        if not fresh:
+            return self.mixed
+        keep = 0.5 ** (seconds / FORGET_SECONDS)
+        return keep * self.mixed[0] + sum(n for n, _ in fresh), keep * self.mixed[1] + sum(took for _, took in fresh)
 
     def _row(self, before: StepTimes | None, now: StepTimes) -> Row | None:
         """The equation of the steps between two sums of one kind."""
-        steps = now.steps - (before.steps if before else 0)
-        alone = now.alone_seconds - (before.alone_seconds if before else 0.0)
-        shared = now.shared_seconds - (before.shared_seconds if before else 0.0)
-        tokens = now.tokens - (before.tokens if before else 0)
-        context = now.context_tokens - (before.context_tokens if before else 0)
+        d = _difference(before, now)
+        steps, tokens, context, alone, shared = d.steps, d.tokens, d.context_tokens, d.alone_seconds, d.shared_seconds
         phase = now.phase
         prior = self._parts(phase)[1]
         said = prior[0] * steps + prior[1] * tokens + prior[2] * context
@@ -243,8 +282,28 @@ class StepModel:
         return self.decode, self.profile.decode
 
 
-Kind = tuple[Phase, int, int, int, int]
+def _difference(before: StepTimes | None, now: StepTimes) -> StepTimes:
+    """What came between two sums of one kind."""
+    if before is None:
+        return now
+    return StepTimes.model_construct(
+        phase=now.phase,
+        split=now.split,
+        batch=now.batch,
+        context=now.context,
+        steps=now.steps - before.steps,
+        tokens=now.tokens - before.tokens,
+        context_tokens=now.context_tokens - before.context_tokens,
+        alone_seconds=now.alone_seconds - before.alone_seconds,
+        shared_seconds=now.shared_seconds - before.shared_seconds,
+        prompts=now.prompts,
+        prompt_tokens=now.prompt_tokens - before.prompt_tokens,
+        prompt_context_tokens=now.prompt_context_tokens - before.prompt_context_tokens,
+    )
+
+
+Kind = tuple[Phase, int, int, int, int, int]
 
 
 def kinds(steps: Sequence[StepTimes]) -> dict[Kind, StepTimes]:
-    return {(s.phase, s.split.prefill, s.split.decode, s.batch, s.context): s for s in steps}
+    return {(s.phase, s.split.prefill, s.split.decode, s.batch, s.context, s.prompts): s for s in steps}

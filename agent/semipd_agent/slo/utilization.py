@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from semipd_agent.contract import SLO
 from semipd_agent.slo.feasibility import pressures
 from semipd_agent.slo.load import Load, Seen
+from semipd_agent.slo.policy import prefill_share
 from semipd_agent.slo.replay import Job, Machine, replay
 from semipd_engine.contract import Observation, Phase, Split
 
@@ -72,7 +73,7 @@ def measure(
         for turn in range(turns)
         for one in window
     ]
-    climb = _Climb(jobs, [(split, load.machine(split, o)) for split in by_share(splits)], slo)
+    climb = _Climb(jobs, [(split, load.machine(split, o)) for split in splits], slo)
     low, high = LOWEST, HIGHEST
     if guess:  # what was true a moment ago is nearly true now; of a pod without work (0) nothing follows
         near = min(max(1 / guess, 1.01 * LOWEST), HIGHEST / 1.01)
@@ -87,17 +88,16 @@ def measure(
     return 1 / math.sqrt(low * high), climb.best
 
 
-def by_share(splits: Sequence[Split]) -> list[Split]:
-    return sorted(splits, key=lambda s: s.prefill / max(100, s.prefill + s.decode))
-
-
 class _Climb:
     """Asks for each multiple of the load whether some split keeps both targets, from the split that did best last: the
-    larger pressure has one valley over prefill's share, for TTFT falls with it and TPOT rises."""
+    larger pressure has one valley over prefill's share, for TTFT falls with it and TPOT rises. Those without isolation
+    stand outside that order, and are asked one by one."""
 
     def __init__(self, jobs: Sequence[Job], machines: Sequence[tuple[Split, Machine]], slo: SLO) -> None:
-        self._jobs, self._machines, self._slo = jobs, machines, slo
-        self._at = len(machines) // 2
+        self._jobs, self._slo = jobs, slo
+        self._machines = sorted((m for m in machines if not m[0].mixed_tokens), key=lambda m: prefill_share(m[0]))
+        self._mixed = [m for m in machines if m[0].mixed_tokens]
+        self._at = len(self._machines) // 2
         self.best: Split | None = None
 
     def keeps(self, times: float) -> bool:
@@ -107,11 +107,18 @@ class _Climb:
             if not 0 <= k < len(self._machines):
                 return math.inf
             if k not in found:
-                jobs = [job._replace(at=job.at / times) for job in self._jobs]
-                outcomes = replay(self._machines[k][1], jobs)[len(jobs) // 10 :]
-                found[k] = max(pressures(outcomes, self._slo))
+                found[k] = asked(self._machines[k][1])
             return found[k]
 
+        jobs = [job._replace(at=job.at / times) for job in self._jobs]
+
+        def asked(machine: Machine) -> float:
+            return max(pressures(replay(machine, jobs)[len(jobs) // 10 :], self._slo))
+
+        for split, machine in self._mixed:
+            if asked(machine) <= 1:
+                self.best = split
+                return True
         at, stride = self._at, max(1, len(self._machines) // 6)
         while pressure(at) > 1:
             lower = min((at - stride, at + stride), key=pressure)

@@ -15,9 +15,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from semipd_agent.contract import SLO
+from semipd_agent.slo.recording import RecordingError
 from semipd_cli.simulator.engine import Size
 from semipd_cli.simulator.oracle import ORACLES
 from semipd_cli.simulator.policies import POLICIES
+from semipd_cli.simulator.recorded import retold
 from semipd_cli.simulator.study import CONSTANTS, Outcome, best_constant, controller_of, paired, run
 from semipd_cli.simulator.workloads import WORKLOADS, Workload, of_trace
 
@@ -53,6 +55,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kv-tokens", type=int, default=Size.kv_tokens)
     parser.add_argument("--json", type=Path, default=None, help="write every run here")
     parser.add_argument("--plot", type=Path, default=None, help="write a picture here (needs matplotlib)")
+    parser.add_argument(
+        "--replay",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="simulate nothing: decide once more what an agent's GET /v1/recording holds; exit status 1 where this "
+        "program decides otherwise",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 
@@ -60,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
 def simulate(arguments: Sequence[str]) -> int:
     """Exit status 2 with one line where the flags make no sense."""
     options = _parser().parse_args(arguments)
+    if options.replay is not None:
+        return _replay(options.replay)
     try:
         _check(options)
         workloads = chosen(options)
@@ -85,6 +97,21 @@ def simulate(arguments: Sequence[str]) -> int:
             print("semipd simulate: --plot needs matplotlib (pip install matplotlib)", file=sys.stderr)
             return 1
     return 0
+
+
+def _replay(file: Path) -> int:
+    try:
+        with file.open("rb") as lines:
+            found = retold(lines)
+    except (OSError, RecordingError) as error:
+        print(f"semipd simulate: --replay {file}: {error}", file=sys.stderr)
+        return 2
+    for move in found.moves:
+        print(move)
+    print(f"{found.decided} decisions in {found.seconds:.0f} s, {len(found.moves)} moves; {len(found.other)} differ")
+    for other in found.other[:20]:
+        print(f"  {other}")
+    return 1 if found.other else 0
 
 
 def _check(options: argparse.Namespace) -> None:

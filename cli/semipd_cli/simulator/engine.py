@@ -16,7 +16,7 @@ from semipd_cli.simulator.oracle import Oracle
 from semipd_engine.contract import Observation, Phase, Split
 from semipd_engine.core.block_pool import BlockPool
 from semipd_engine.core.kv_cache_manager import KVCacheManager
-from semipd_engine.core.observation import Limits, Observer, StepSize
+from semipd_engine.core.observation import Limits, Observer
 from semipd_engine.core.plan_builder import SchedulerLimits
 from semipd_engine.core.plans import size_of
 from semipd_engine.core.request import Request, RequestState
@@ -45,8 +45,6 @@ class Size:
     switch_seconds: float = 0.05
     """From asking for a split to its being in force."""
     max_queued: int = 512
-    aggregated: bool = False
-    """One process: prompts' chunks take part in decode's steps, at most `prefill_chunk_tokens` in one."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,8 @@ class VirtualEngine:
         self._kv = KVCacheManager(BlockPool(size.kv_tokens // size.block_size), size.block_size, prefix_caching=False)
         longest = size.kv_tokens
         limits = SchedulerLimits(longest, size.max_num_seqs, size.prefill_chunk_tokens)
-        self._scheduler = Scheduler(limits, self._kv, size.aggregated)
+        self._scheduler = Scheduler(limits, self._kv)
+        self._scheduler.aggregate(split.mixed_tokens > 0, split.mixed_tokens)
         self._observer = Observer("simulated")
         self._flights: dict[Phase, _Flight] = {}
         self._count = 0
@@ -124,6 +123,7 @@ class VirtualEngine:
             self.now = ends
             if switched:
                 self.split = heapq.heappop(self._pending)[2]
+                self._scheduler.aggregate(self.split.mixed_tokens > 0, self.split.mixed_tokens)
             elif arrives:
                 self._arrive()
             elif soonest is not None:
@@ -213,9 +213,8 @@ class VirtualEngine:
 
     def _begin_step(self, phase: Phase, flight: _Flight) -> None:
         size = size_of(flight.plan, flight.index)
-        if self._size.aggregated and flight.index == 0:
-            chunks, rows = halves_of(flight.plan)
-            flight.left = self._oracle.mixed(chunks, rows, self._rng)
+        if phase is Phase.DECODE and size.prompt_tokens:
+            flight.left = self._oracle.mixed(size, self._rng)
         else:
             flight.left = self._oracle.work(phase, size, self._rng)
         self._observer.step_began(phase, size, self.split, self.now)
@@ -226,14 +225,3 @@ class VirtualEngine:
         tpot = (last - first) / (count - 1) if first is not None and last is not None and count > 1 else None
         ttft = first - request.received_at if first is not None else None
         self.done.append(Done(request.received_at, len(request.prompt_token_ids), count, ttft, tpot))
-
-
-def halves_of(plan: StepPlan) -> tuple[StepSize, StepSize]:
-    """Of the first step of a plan: prompts' chunks, and rows that decode."""
-    sums = [[0, 0, 0], [0, 0, 0]]
-    for row in plan.rows:
-        count, half = len(row.tokens), sums[row.output_index > 0]
-        half[0] += 1
-        half[1] += count
-        half[2] += count * (row.start + (count + 1) // 2)
-    return StepSize(*sums[0]), StepSize(*sums[1])

@@ -24,6 +24,8 @@ class Oracle:
     decode_shrinkable: float = 1.0
     contention: tuple[float, float] = (1.0, 1.0)
     """Factors on a step's time beside the other phase: prefill, decode."""
+    mixing: float = 1.0
+    """Factor on the time of a step that computes prompts and decodes rows, over the best that it can be."""
     jitter: float = 0.0
     """Standard deviation of the logarithm of a step's time."""
     gap: float = 0.0
@@ -34,12 +36,13 @@ class Oracle:
         c = self.prefill if phase is Phase.PREFILL else self.decode
         return self._jittered(c[0] + c[1] * size.tokens + c[2] * size.context, rng)
 
-    def mixed(self, chunks: StepSize, rows: StepSize, rng: random.Random) -> float:
+    def mixed(self, size: StepSize, rng: random.Random) -> float:
         """Of a step that computes chunks of prompts and decodes rows: the weights are read once, and a chunk's products
-        hide behind that as far as they can, which is the best that such a step can do."""
+        hide behind that as far as they can, which is the best that such a step can do; `mixing` times that."""
         p, d = self.prefill, self.decode
-        heavy = max(d[0], p[0] + p[1] * chunks.tokens + p[2] * chunks.context)
-        return self._jittered(heavy + d[1] * rows.tokens + d[2] * rows.context, rng)
+        heavy = max(d[0], p[0] + p[1] * size.prompt_tokens + p[2] * size.prompt_context)
+        rows, context = size.tokens - size.prompt_tokens, size.context - size.prompt_context
+        return self._jittered(self.mixing * (heavy + d[1] * rows + d[2] * context), rng)
 
     def speed(self, phase: Phase, split: Split) -> float:
         """While both phases are busy; alone it is 1."""

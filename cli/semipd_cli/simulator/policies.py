@@ -38,11 +38,13 @@ def profile_of(oracle: str) -> StepProfile:
 class Auto:
     """A production policy with the agent's own window and load."""
 
-    def __init__(self, slo: SLO, oracle: str, *, algorithm1: bool = False) -> None:
+    def __init__(self, slo: SLO, oracle: str, *, algorithm1: bool = False, mixes: bool = False) -> None:
         self._window = RequestWindow(120.0)
         self._load = Load.of(profile_of(oracle))
         grid, home = Grid() if oracle.endswith("cpu") else Grid(RUNGS), Split()
-        self.policy = Algorithm1(slo, home, grid=grid) if algorithm1 else ModelPredictive(slo, grid, home=home)
+        self.policy = (
+            Algorithm1(slo, home, grid=grid) if algorithm1 else ModelPredictive(slo, grid, home=home, mixes=mixes)
+        )
 
     def tick(self, o: Observation, split: Split) -> Split | None:
         self._window.add(o)
@@ -125,6 +127,7 @@ class Table:
 POLICIES: dict[str, Callable[[SLO, str], Controller]] = {
     "100/100": lambda slo, oracle: Constant(),
     "auto": lambda slo, oracle: Auto(slo, oracle),
+    "auto+mixed": lambda slo, oracle: Auto(slo, oracle, mixes=True),
     "algorithm1": lambda slo, oracle: Auto(slo, oracle, algorithm1=True),
     "algorithm1-printed": lambda slo, oracle: Printed(slo),
     "decode-first": lambda slo, oracle: DecodeFirst(slo, oracle),

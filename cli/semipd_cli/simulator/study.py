@@ -39,7 +39,7 @@ class Outcome:
     policy_seconds: float
     cpu_seconds: float
     splits: tuple[tuple[float, int, int], ...] = field(default=(), repr=False)
-    """(second, prefill, decode) at each change."""
+    """(second, prefill, decode) at each change; without isolation prefill is 0, and decode the tokens of a step."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,10 +65,10 @@ def run(workload: Workload, policy: str, seconds: float, seed: int, size: Size, 
     )
     controller, split = controller_of(policy, slo, workload.oracle)
     if policy.startswith(MIXED):
-        size = replace(size, aggregated=True, prefill_chunk_tokens=int(policy.removeprefix(MIXED)))
+        size = replace(size, prefill_chunk_tokens=split.mixed_tokens)
     arrivals = list(workload.arrivals(seconds, seed))
     engine = VirtualEngine(arrivals, ORACLES[workload.oracle], size, seed, split)
-    splits = [(0.0, split.prefill, split.decode)]
+    splits = [(0.0, *shares(split))]
     cursor, thought, began = 0, 0.0, time.process_time()
     second = 0.0
     while second < seconds + AFTER and not (second >= seconds and engine.drained):
@@ -82,7 +82,7 @@ def run(workload: Workload, policy: str, seconds: float, seed: int, size: Size, 
         if (to := controller.tick(o, split)) is not None and to != split:
             split = to
             engine.switch(split)
-            splits.append((second, split.prefill, split.decode))
+            splits.append((second, *shares(split)))
         thought += time.process_time() - started
     counted = sum(a.at >= warm_up for a in arrivals)
     done = [d for d in engine.done if d.at >= warm_up]
@@ -111,7 +111,7 @@ def controller_of(policy: str, slo: SLO, oracle: str) -> tuple[Controller, Split
         return POLICIES[policy](slo, oracle), Split()
     budget = policy.removeprefix(MIXED)
     if budget != policy and budget.isdigit() and int(budget) >= Size.block_size:
-        return Constant(), Split()
+        return Constant(), Split(mixed_tokens=int(budget))
     x, _, y = policy.partition("/")
     if not (x.isdigit() and y.isdigit() and 1 <= int(x) <= 100 and 1 <= int(y) <= 100):
         raise ValueError(
@@ -119,6 +119,10 @@ def controller_of(policy: str, slo: SLO, oracle: str) -> tuple[Controller, Split
             "80/100"
         )
     return Constant(), Split(prefill=int(x), decode=int(y))
+
+
+def shares(split: Split) -> tuple[int, int]:
+    return (0, split.mixed_tokens) if split.mixed_tokens else (split.prefill, split.decode)
 
 
 def best_constant(

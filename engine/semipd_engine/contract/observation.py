@@ -80,6 +80,12 @@ class StepTimes(Frozen):
     alone_seconds: float
     shared_seconds: float
     """The part of the steps' time in which the other phase had a step in flight, too."""
+    prompts: int = 0
+    """Tokens of prompts in a decode step, rounded as `batch`: above 0 in aggregated operation only. `batch` has the
+    rows that decode, and `context` what these read."""
+    prompt_tokens: int = 0
+    prompt_context_tokens: int = 0
+    """The prompts' part of `tokens` and of `context_tokens`."""
 
 
 class Observation(Frozen):

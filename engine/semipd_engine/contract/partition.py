@@ -26,6 +26,12 @@ class Split(Frozen):
 
     prefill: Percent = 100
     decode: Percent = 100
+    mixed_tokens: int = Field(default=0, ge=0)
+    """Above 0 there is no isolation: prompts are computed in decode's steps, on the whole device, and a step in which
+    they take part holds at most so many tokens. Shares do not act then."""
+
+    def __str__(self) -> str:
+        return f"mixed/{self.mixed_tokens}" if self.mixed_tokens else f"{self.prefill}/{self.decode}"
 
     def of(self, phase: Phase) -> int:
         return self.prefill if phase is Phase.PREFILL else self.decode
@@ -89,7 +95,8 @@ class PartitionPlan(Frozen):
     idle_weight: int = Field(default=0, ge=0)
     """Stride weight of nobody: with x + y < 100 this part of the device stays idle while both phases are busy."""
     aggregated: bool = False
-    """No isolation: prompts take part in decode's steps, on the whole device, and prefill's worker rests."""
+    """No isolation: prompts take part in decode's steps, on the whole device, and prefill's worker rests. A step holds
+    at most `split.mixed_tokens`; 0: the engine's `prefill_chunk_tokens`."""
 
     def limit(self, phase: Phase) -> PhaseLimit:
         return self.prefill if phase is Phase.PREFILL else self.decode

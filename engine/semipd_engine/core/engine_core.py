@@ -188,15 +188,18 @@ class EngineCore:
             if self._status.page is not None:
                 self._status.page.write_plan(changed.split_epoch, changed.plan)
             if self._status.scheduler is not None:
-                self._status.scheduler.aggregate(self._aggregated)
+                self._aggregate(self._status.scheduler)
             self._status.splits_applied += 1
-            log.info("split %d/%d, epoch %d", *changed.plan.split.model_dump().values(), changed.split_epoch)
+            log.info("split %s, epoch %d", changed.plan.split, changed.split_epoch)
         elif pending is not None and self._partitions.pending is None and self._partitions.refused is not None:
             log.error("epoch %d is refused: %s", pending.split_epoch, self._partitions.refused.message)
 
     @property
     def _aggregated(self) -> bool:
         return self._options.unified or self._partitions.in_force.plan.aggregated
+
+    def _aggregate(self, scheduler: Scheduler) -> None:
+        scheduler.aggregate(self._aggregated, self._partitions.in_force.plan.split.mixed_tokens)
 
     # ---- resident and workers ------------------------------------------------------------------------------------
 
@@ -220,7 +223,8 @@ class EngineCore:
                 prefill_chunk_tokens=self._options.prefill_chunk_tokens,
                 max_stall_seconds=self._options.max_stall_ms / 1000,
             )
-            status.scheduler = Scheduler(limits, kv, self._aggregated)
+            status.scheduler = Scheduler(limits, kv)
+            self._aggregate(status.scheduler)
         else:
             status.scheduler.replace_kv(kv)
         self._grammars.warm_up(hello.vocab_size)

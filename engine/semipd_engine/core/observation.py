@@ -38,6 +38,9 @@ class StepSize:
     """Computed: of all chunks, or one for each row."""
     context: int
     """Decode: positions read by all rows. Prefill: sum over chunks of tokens x mean position."""
+    prompt_tokens: int = 0
+    prompt_context: int = 0
+    """Of both, what chunks of prompts have."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class _Sums:
     steps: int = 0
     tokens: int = 0
     context: int = 0
+    prompt_tokens: int = 0
+    prompt_context: int = 0
     alone: float = 0.0
     shared: float = 0.0
 
@@ -77,7 +82,7 @@ class Observer:
         self._busy = dict.fromkeys(Phase, 0.0)
         self._shared = 0.0
         self._at: float | None = None
-        self._sums: dict[tuple[Phase, int, int, int, int], _Sums] = {}
+        self._sums: dict[tuple[Phase, int, int, int, int, int], _Sums] = {}
         self._held: dict[str, float] = {"slots": 0.0, "kv": 0.0}
         self._holding = ""
 
@@ -156,15 +161,20 @@ class Observer:
         part = min(1.0, flight.shared / lasted) if lasted > 0 else 0.0
         seconds = lasted if seconds is None else min(seconds, lasted)
         size, split = flight.size, flight.split
-        if phase is Phase.DECODE and size.tokens > size.rows:
-            return  # prompts took part (aggregated operation): such a step is on neither phase's line
-        batch = size.tokens if phase is Phase.PREFILL else size.rows
-        kind = (phase, split.prefill, split.decode, _rounded(batch), _rounded(size.context))
+        batch, context, prompts = size.tokens, size.context, 0
+        if (
+            phase is Phase.DECODE
+        ):  # in aggregated operation prompts may take part: such a step is on neither phase's line
+            batch, context, prompts = batch - size.prompt_tokens, context - size.prompt_context, size.prompt_tokens
+        kind = (phase, split.prefill, split.decode, _rounded(batch), _rounded(context), _rounded(prompts))
         sums = self._sums.pop(kind, None) or _Sums()
         self._sums[kind] = sums  # the newest kind is last
         sums.steps += 1
         sums.tokens += size.tokens
         sums.context += size.context
+        if prompts:
+            sums.prompt_tokens += prompts
+            sums.prompt_context += size.prompt_context
         sums.shared += seconds * part
         sums.alone += seconds * (1 - part)
         while len(self._sums) > KINDS_KEPT:
@@ -228,8 +238,11 @@ class Observer:
                     context_tokens=sums.context,
                     alone_seconds=sums.alone,
                     shared_seconds=sums.shared,
+                    prompts=prompts,
+                    prompt_tokens=sums.prompt_tokens,
+                    prompt_context_tokens=sums.prompt_context,
                 )
-                for (phase, x, y, batch, context), sums in self._sums.items()
+                for (phase, x, y, batch, context, prompts), sums in self._sums.items()
             ),
             busy_seconds=dict(self._busy),
             shared_seconds=self._shared,

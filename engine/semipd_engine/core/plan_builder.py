@@ -46,6 +46,8 @@ class Part:
 class PlanBuilder:
     def __init__(self, limits: SchedulerLimits, table: RequestTable, in_flight: Mapping[Phase, StepPlan]) -> None:
         self._limits = limits
+        self.budget = limits.prefill_chunk_tokens
+        """Most tokens of a step in which prompts take part."""
         self._table = table
         self._in_flight = in_flight
         self._waiting = WaitingQueue(table, limits.max_num_seqs)
@@ -100,7 +102,7 @@ class PlanBuilder:
     def _alone(self, queue: Phase, suspects: list[Request]) -> list[Part]:
         """The first of them that can run."""
         for request in suspects:
-            part = self._part(request, self._chunk(queue, request, self._limits.prefill_chunk_tokens))
+            part = self._part(request, self._chunk(queue, request, self.budget))
             if part is not None:
                 return [part]
         return []
@@ -112,7 +114,7 @@ class PlanBuilder:
         parts = [part for part in parts if part.request.state is RequestState.DECODING]
         if not admit:
             return parts
-        most = self._limits.prefill_chunk_tokens
+        most = self.budget
         budget = min(most, max(most - len(parts), self._table.kv.block_size))  # many rows do not starve the prompts
         prompts = [request for request in running if request.state is RequestState.PREFILLING]
         taken = 0

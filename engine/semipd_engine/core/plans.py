@@ -25,14 +25,17 @@ def chunks_of(plan: StepPlan, step: int = 0) -> tuple[int, int]:
 
 def size_of(plan: StepPlan, step: int = 0) -> StepSize:
     """Of the plan's step (0: the first): rows that have not ended, their tokens, and the positions that they read."""
-    rows = tokens = context = 0
+    rows = tokens = context = prompt_tokens = prompt_context = 0
     for row in plan.rows:
         count = len(row.tokens) if step == 0 else 1
         if step > 0 and (row.sampling is None or row.output_index + step >= row.sampling.max_tokens):
             continue
         start = row.start if step == 0 else row.start + len(row.tokens) + step - 1
-        rows, tokens, context = rows + 1, tokens + count, context + count * (start + (count + 1) // 2)
-    return StepSize(rows, tokens, context)
+        read = count * (start + (count + 1) // 2)
+        rows, tokens, context = rows + 1, tokens + count, context + read
+        if count > 1 or row.output_index == 0:
+            prompt_tokens, prompt_context = prompt_tokens + count, prompt_context + read
+    return StepSize(rows, tokens, context, prompt_tokens, prompt_context)
 
 
 def row(request: Request, count: int, mask: bytes | None = None) -> Row:

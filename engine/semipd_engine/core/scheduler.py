@@ -78,10 +78,13 @@ class Scheduler:
         self.table.emit(request)
         return held
 
-    def aggregate(self, on: bool) -> None:
-        """Aggregated operation from the next plan on, or not. Plans in flight go on: each request is in one only."""
+    def aggregate(self, on: bool, tokens: int = 0) -> None:
+        """Aggregated operation from the next plan on, or not. Plans in flight go on: each request is in one only.
+        `tokens`: most of a step with prompts then; 0, or more than `limits` has: as many as that."""
         self._recall |= on and not self.aggregated
         self.aggregated = on
+        most = self.limits.prefill_chunk_tokens
+        self._builder.budget = min(tokens, most) if on and tokens else most
 
     def masks_ready(self) -> None:
         """Rows that sat out can take part again: at decode's next step boundary."""

@@ -126,15 +126,18 @@ def _strength(enforcement: str) -> int:
 
 
 def split_range(splits: Iterable[Split]) -> str:
-    """``60/40``, or ``60-80/40-60`` where pods differ."""
-    splits = list(splits)
+    """``60/40``, or ``60-80/40-60`` where pods differ; ``mixed/256`` where there is no isolation."""
+    told = list(splits)
+    splits = [split for split in told if not split.mixed_tokens]
+    mixed = sorted({str(split) for split in told if split.mixed_tokens})
     if not splits:
-        return ""
+        return ", ".join(mixed)
 
     def spread(values: list[int]) -> str:
         return str(values[0]) if min(values) == max(values) else f"{min(values)}-{max(values)}"
 
-    return f"{spread([s.prefill_percent for s in splits])}/{spread([s.decode_percent for s in splits])}"
+    shares = f"{spread([s.prefill_percent for s in splits])}/{spread([s.decode_percent for s in splits])}"
+    return ", ".join((shares, *mixed))
 
 
 def _same(splits: list[Split]) -> Shares | None:

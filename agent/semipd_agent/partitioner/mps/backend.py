@@ -43,6 +43,7 @@ _SHADOW_SECONDS = 60.0
 class Mps:
     name = "mps"
     enforcement = Enforcement.SPATIAL_CAP
+    mixes = False  # a decode worker's rungs and graphs have not been seen to run prompts on a GPU
     rungs: tuple[int, ...] = ladder.LADDER
     settle_seconds = 180.0
     """A cold rung starts a process, attaches it, warms it up and proves it."""

@@ -37,13 +37,22 @@ class Condition(StatusModel):
 class Shares(StatusModel):
     prefill_percent: int = Field(description="Prefill's share, percent of the device.")
     decode_percent: int = Field(description="Decode's share, percent of the device.")
+    mixed_tokens: int | None = Field(
+        default=None,
+        description="Present where there is no isolation: most tokens of a step in which prompts and answers are "
+        "computed together.",
+    )
 
     def __str__(self) -> str:
-        return f"{self.prefill_percent}/{self.decode_percent}"
+        return f"mixed/{self.mixed_tokens}" if self.mixed_tokens else f"{self.prefill_percent}/{self.decode_percent}"
 
     @classmethod
     def of(cls, split: Split) -> Shares:
-        return cls(prefill_percent=split.prefill_percent, decode_percent=split.decode_percent)
+        return cls(
+            prefill_percent=split.prefill_percent,
+            decode_percent=split.decode_percent,
+            mixed_tokens=split.mixed_tokens or None,
+        )
 
 
 class ModelFailure(StatusModel):

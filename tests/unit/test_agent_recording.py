@@ -1,0 +1,95 @@
+"""The flight recorder: replayed offline it comes to the same decisions; it is bounded; what is none is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.unit.agent_plant import Pod, Speed, poisson
+
+from semipd_agent.contract import SLO, AgentConfig, Bounds, Mode, PartitionConfig
+from semipd_agent.slo import recording
+from semipd_agent.slo.recording import RecordingError, replayed
+from semipd_cli.simulator.command import simulate
+
+pytestmark = pytest.mark.unit
+FAST = Speed(prompt_token=5e-5, step=0.006, row=0.0003)
+
+
+def config(generation: int = 1, *, mixed: bool = False, tpot: int = 30, bounds: Bounds | None = None) -> AgentConfig:
+    partition = PartitionConfig(mode=Mode.AUTO, mixed_batches=mixed, bounds=bounds or Bounds())
+    slo = SLO(ttft_milliseconds=750, tpot_milliseconds=tpot)
+    return AgentConfig(generation=generation, slo=slo, partition=partition)
+
+
+def flown(seconds: int, *, mixed: bool = False) -> Pod:
+    """Prompts of 2,000 tokens, of which the policy makes at least one move."""
+    pod = Pod(config(mixed=mixed), poisson(3.25, seconds, 2000, 60, 1), FAST)
+    for second in range(1, seconds + 1):
+        pod.tick(float(second))
+    return pod
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_recording_replayed_gives_the_same_decisions(mixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its begin is lost by then: a segment holds all that the policy knew when it began."""
+    monkeypatch.setattr(recording, "SEGMENT_TICKS", 15)
+    pod = flown(90, mixed=mixed)
+    ticks = list(replayed(pod.controller.recorder.text().splitlines()))
+    assert 30 <= len(ticks) <= 45, "three segments of fifteen ticks are kept"
+    assert all(tick.same for tick in ticks)
+    assert sum(tick.recorded is not None for tick in ticks) > 25
+    assert ticks[-1].recorded == pod.controller.verdict
+    assert pod.controller.faults.report() == ()
+
+
+def test_a_move_is_in_it_and_the_command_tells_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pod, file = flown(60), tmp_path / "recording.ndjson"
+    file.write_bytes(pod.controller.recorder.text())
+    assert simulate(["--replay", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "100/100 -> " in said and "expected within both targets" in said and "; 0 differ" in said
+    lines = file.read_text().splitlines()
+    first = json.loads(lines[0])
+    first["begin"]["slo"]["ttft_milliseconds"] = 75_000
+    file.write_text("\n".join([json.dumps(first), *lines[1:]]))
+    assert simulate(["--replay", str(file)]) == 1, "with another target it would have decided otherwise"
+    assert " instead of " in capsys.readouterr().out
+
+
+def test_what_no_tick_tells_begins_a_segment() -> None:
+    pod = flown(5)
+    pod.controller.configure(config(2, bounds=Bounds(min_prefill_percent=40)))
+    pod.tick(6.0)
+    pod.controller.configure(config(3, tpot=20))
+    pod.tick(7.0)
+    lines = [json.loads(line) for line in pod.controller.recorder.text().splitlines()]
+    assert ["begin" in line for line in lines] == [True, *[False] * 5, True, False, True, False]
+    assert all(tick.same for tick in replayed(map(json.dumps, lines)))
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (["{}"], "line 1 is none of a recording"),
+        (["nothing"], "line 1 is none of a recording"),
+        (['{"version": 99, "begin": {}}'], "line 1: version 99; this program reads 1"),
+    ],
+)
+def test_what_is_no_recording_is_said_in_one_line(
+    lines: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RecordingError, match=says):
+        list(replayed(lines))
+    file = tmp_path / "f"
+    file.write_text("\n".join(lines))
+    assert simulate(["--replay", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+def test_a_tick_without_a_begin_is_refused() -> None:
+    lines = flown(3).controller.recorder.text().splitlines()
+    with pytest.raises(RecordingError, match="before the begin"):
+        list(replayed(lines[1:]))
