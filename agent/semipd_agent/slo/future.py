@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 from semipd_agent.contract import SLO, Bounds
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.load import Load
 from semipd_agent.slo.policy import unlimited
-from semipd_agent.slo.replay import Job, Live, Outcome, replay
+from semipd_agent.slo.replay import Job, Live, latencies
 from semipd_engine.contract import Observation, Split
 
 LEAST_MIXED = 32
@@ -105,17 +105,21 @@ def candidates(s: Setting) -> list[Split]:
 
     Splits that give both phases the same parts are one choice.
     """
-    b, grid = s.bounds, s.grid
+    return list(_candidates(s.bounds, s.grid))
+
+
+@cache
+def _candidates(b: Bounds, grid: Grid) -> tuple[Split, ...]:
     xs = grid.within(b.min_prefill_percent, b.max_prefill_percent)
     ys = grid.within(b.min_decode_percent, b.max_decode_percent)
     top_x, top_y = xs[-1], ys[-1]
     pairs = [(x, top_y) for x in xs] + [(top_x, y) for y in ys]
-    if s.grid.rungs:
+    if grid.rungs:
         pairs += [(x, y) for x in xs for y in ys if x + y == 100]
     found: dict[tuple[int, bool], Split] = {}
     for x, y in pairs:
         found.setdefault((round(200 * x / max(100, x + y)), x + y > 100), Split(prefill=x, decode=y))
-    return list(found.values())
+    return tuple(found.values())
 
 
 def mixed_choices(o: Observation, s: Setting) -> list[Split]:
@@ -234,13 +238,13 @@ class Future:
         targets, played, now = (seconds_of(slo.ttft_milliseconds), seconds_of(slo.tpot_milliseconds)), [], self.o.at
         for times in loads:
             jobs = self._under(times)[: self.waiting + most]
-            outcomes = replay(machine, jobs, self.live, now)[: len(jobs)]
-            played.append(score(outcomes, *targets, self.setting.constants))
+            ttft, tpot = latencies(machine, jobs, self.live, now)
+            played.append(score(zip(ttft, tpot, strict=False), *targets, self.setting.constants))
         scores = tuple(sum(each) / len(each) for each in zip(*(one.scores for one in played), strict=True))
         return replace(played[0], scores=scores, means=tuple(one.mean for one in played))
 
 
-def score(outcomes: Sequence[Outcome], ttft: float, tpot: float, c: Constants) -> Played:
+def score(outcomes: Iterable[tuple[float, float]], ttft: float, tpot: float, c: Constants) -> Played:
     """At most 1, which a request well within its targets has, and at least ``-c.tail``."""
     scores, first, per_token, met = [], [], [], 0
     per_fold = c.tail / math.log(c.hopeless)

@@ -12,7 +12,7 @@ chance another one than before.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -277,24 +277,24 @@ def _change(load: Load) -> float | None:
     """When the load became another one, if recent demand says so beyond chance."""
     start = max(load.regime_since, load.known_since, load.at - KEPT_SECONDS)
     best, found = 0.0, None
-    rows = [
-        (one.at, float(one.prompt * one.uncached), load.output(one) if one.output > 0 or load.so_far(one) else 0)
-        for one in load.seen.values()
-        if one.at >= start
-    ]
+    there = [one for one in load.seen.values() if one.at >= start]  # in the order of `at`
+    came = [one.at for one in there]
+    tokens = [float(one.prompt * one.uncached) for one in there]
+    lengths = [(one.at, float(load.output(one))) for one in there if one.output > 0 or load.so_far(one)]
+    ended, outputs = [at for at, _ in lengths], [length for _, length in lengths]
     for lag, needed in CHANGED.items():
         since = load.at - lag
         before = since - start
         if before < lag:
             break
-        old = [r for r in rows if r[0] < since]
-        new = [r for r in rows if r[0] >= since]
-        if max(len(new), len(old) * lag / before) < LEAST_RECENT:
+        old, over = bisect_left(came, since), bisect_left(ended, since)
+        new = len(came) - old
+        if max(new, old * lag / before) < LEAST_RECENT:
             continue
         z = max(
-            _rates_apart([r[1] for r in old], before, [r[1] for r in new], lag),
-            _rates_apart([1.0] * len(old), before, [1.0] * len(new), lag),
-            _means_apart([float(r[2]) for r in old if r[2] > 0], [float(r[2]) for r in new if r[2] > 0]),
+            _rates_apart(tokens[:old], before, tokens[old:], lag),
+            _rates_apart([1.0] * old, before, [1.0] * new, lag),
+            _means_apart(outputs[:over], outputs[over:]),
         )
         if z > needed and z > best:
             best, found = z, since

@@ -70,6 +70,14 @@ def replay(machine: Machine, jobs: Sequence[Job], live: Sequence[Live] = (), now
 
     Runs until every request has finished.
     """
+    ttft, tpot = latencies(machine, jobs, live, now)
+    return [Outcome(a, b) for a, b in zip(ttft + [0.0] * len(live), tpot, strict=True)]
+
+
+def latencies(
+    machine: Machine, jobs: Sequence[Job], live: Sequence[Live] = (), now: float = 0.0
+) -> tuple[list[float], list[float]]:
+    """The same as columns: TTFT of `jobs`, and TPOT of `jobs` and `live`."""
     fixed, per_row, per_position = machine.step, machine.row, machine.position
     slow_prefill, slow_decode = machine.prefill_speed, machine.decode_speed
     max_rows, room = max(1, machine.max_rows), machine.kv_tokens or 1 << 60
@@ -143,6 +151,4 @@ def replay(machine: Machine, jobs: Sequence[Job], live: Sequence[Live] = (), now
                 heappush(batch, (progress + job.output - 1, current, t, job.context))
                 context += job.context
             current = -1
-    done = [Outcome(a, b) for a, b in zip(ttft, tpot, strict=False)]
-    done += [Outcome(0.0, b) for b in tpot[count:]]
-    return done
+    return ttft, tpot
