@@ -239,8 +239,9 @@ class SplitController:
         if since is None:
             return
         came = tuple(r for r in self.window.requests(now, POLICY_SECONDS) if r.received_at >= since)
-        there = [[one for one in those if one.received_at >= since] for those in (o.queue, o.running)]
-        found = attainment(came, o.model_copy(update={"queue": there[0], "running": there[1]}), slo)
+        queue = tuple(one for one in o.queue if one.received_at >= since)
+        running = tuple(one for one in o.running if one.received_at >= since)
+        found = attainment(came, o.model_copy(update={"queue": queue, "running": running}), slo)
         if found.joint is not None and found.requests >= LEAST_REQUESTS:
             self.log.realise(100 * found.joint, found.requests, now - since)
 

@@ -33,8 +33,8 @@ SEGMENT_TICKS, SEGMENT_BYTES = 300, 500_000
 """A segment ends with the first of the two; bytes are compressed ones."""
 SEGMENTS = 3
 """Kept, the one that is being written included: ten to fifteen minutes, at most 1.5 MB."""
-_LOAD, _STATE, _VERDICT = TypeAdapter(Load), TypeAdapter(State), TypeAdapter(Verdict | None)
-_JUDGE, _KINDS = TypeAdapter(Judge), TypeAdapter(set[Kind])
+_LOAD, _STATE, _JUDGE, _KINDS = TypeAdapter(Load), TypeAdapter(State), TypeAdapter(Judge), TypeAdapter(set[Kind])
+_VERDICT: TypeAdapter[Verdict | None] = TypeAdapter(Verdict | None)
 
 
 class RecordingError(Exception):

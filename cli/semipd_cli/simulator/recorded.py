@@ -23,7 +23,8 @@ class Retold:
 def retold(lines: Iterable[bytes]) -> Retold:
     """Raises `RecordingError`."""
     decided, moves, other = 0, list[str](), list[str]()
-    first = last = None
+    first: float | None = None
+    last = 0.0
     for tick in replayed(lines):
         last = tick.observation.at
         first = last if first is None else first
@@ -32,7 +33,7 @@ def retold(lines: Iterable[bytes]) -> Retold:
             moves.append(f"{last - first:.0f} s: {tick.split} -> {_said(tick.recorded)}")
         if not tick.same:
             other.append(f"{last - first:.0f} s: {_said(tick.now)} instead of {_said(tick.recorded)}")
-    return Retold((last or 0.0) - (first or 0.0), decided, tuple(moves), tuple(other))
+    return Retold(last - (first or 0.0), decided, tuple(moves), tuple(other))
 
 
 def _said(verdict: Verdict | None) -> str:
