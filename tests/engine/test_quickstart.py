@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import socket
 import subprocess
+import threading
+import venv
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from uv import find_uv_bin
 
 from e2e.lib import pages
 
@@ -48,6 +59,48 @@ def test_from_git_clone_to_an_answer(tmp_path: Path) -> None:
         for block in pages.blocks(PAGE, "Without Kubernetes"):
             shell.run(block, 180)  # first: whatever fails below fails for its change
             assert not shell.survivors(block, 60, SHOWN_ELSEWHERE)
+
+
+@pytest.fixture
+def torch_index(tmp_path: Path) -> Iterator[str]:
+    """An index as download.pytorch.org/whl/cpu is, whose torch is empty."""
+    pinned = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))[
+        7:
+    ]
+    name = f"torch-{pinned}+cpu"
+    folder = tmp_path / "index" / "torch"
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / f"{name}-py3-none-any.whl", "w") as wheel:
+        meta = {"METADATA": f"Metadata-Version: 2.1\nName: torch\nVersion: {pinned}+cpu\n", "RECORD": ""}
+        meta["WHEEL"] = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        for file, text in meta.items():
+            wheel.writestr(f"{name}.dist-info/{file}", text)
+    (folder / "index.html").write_text(f'<a href="{quote(name)}-py3-none-any.whl">torch</a>')
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder.parent)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def test_a_torch_without_cuda_stays_and_brings_no_cuda(tmp_path: Path, torch_index: str) -> None:
+    """What `make venv TORCH_INDEX=…` does to a new environment, but for its downloads: they are only told."""
+    script = (ROOT / "hack" / "venv").read_text()
+    commands = re.search(r'^if \[ -n "\$\{TORCH_INDEX:-\}" \]; then\n(.*?)^else$', script, re.MULTILINE | re.DOTALL)
+    assert commands and commands[1].count("uv") == 2
+    environment, told = tmp_path / "venv", tmp_path / "told"
+    venv.create(environment, symlinks=True)
+    uv = environment / "bin" / "uv"
+    uv.write_text(
+        f'#!/bin/sh\ncase "$*" in *" -e "*) set -- "$@" --dry-run;; esac\nexec {find_uv_bin()} "$@" 2>>{told}\n'
+    )
+    uv.chmod(0o755)
+    env = os.environ | {"venv": str(environment), "TORCH_INDEX": torch_index}
+    subprocess.run(["bash", "-euo", "pipefail", "-c", commands[1]], cwd=ROOT, env=env, check=True)
+    coming = re.findall(r"^ \+ (\S+)==(\S+)", told.read_text(), re.MULTILINE)
+    names = [name for name, _ in coming]
+    assert names.count("torch") == 1 and ("torch", f"{version('torch').partition('+')[0]}+cpu") in coming
+    assert len(names) > 80 and "transformers" in names
+    assert [name for name in names if name.startswith(("nvidia-", "cuda-", "triton"))] == ["nvidia-ml-py"], "NVML alone"
 
 
 def test_the_readme_shows_commands_of_the_quick_start_only() -> None:
