@@ -11,7 +11,6 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from tests.gpu.smoke import engine as engines
 from tests.gpu.smoke.report import Skip
 from tests.gpu.smoke.stage import MIB, Figures, Stage
@@ -23,6 +22,8 @@ from semipd_engine.contract import Device
 
 
 def machine(stage: Stage, figures: Figures) -> None:
+    import torch
+
     figures["Python"] = platform.python_version()
     figures["torch"] = f"{torch.__version__} (CUDA {torch.version.cuda})"
     rows = examine(this_machine(default_base()), Device(stage.device.type))

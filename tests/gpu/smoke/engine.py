@@ -9,9 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from tests.engine.harness import TORCH_RESIDENT, Engine, Stream
 
 from e2e.lib.waiting import wait_until
@@ -26,6 +25,9 @@ from semipd_engine.contract import (
     WorkerReport,
     WorkerState,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 READY_SECONDS = 100.0
 patience = 1.0

@@ -35,23 +35,25 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 def play(part: str, stage: Stage, figures: Figures) -> None:
-    """Raises what the part raises, KeyError where there is none of that name."""
-    from tests.gpu.smoke import device_parts, serving_parts, token_parts
-
-    plays = {
-        "machine": device_parts.machine,
-        "mps": device_parts.mps,
-        "memory": device_parts.memory,
-        "rungs": device_parts.rates,
-        "switches": serving_parts.switches,
-        "large": serving_parts.large,
-        "kills": token_parts.kills,
-    }
+    """Raises what the part raises. Imports what the part needs and no more: torch alone takes seconds."""
     family, _, model = part.partition("-")
-    if family == "exact":
-        token_parts.exact(stage, stage.model(model), figures)
-    else:
-        plays[part](stage, figures)
+    match family:
+        case "machine" | "mps" | "memory" | "rungs":
+            from tests.gpu.smoke import device_parts
+
+            parts = {"machine": device_parts.machine, "mps": device_parts.mps}
+            parts |= {"memory": device_parts.memory, "rungs": device_parts.rates}
+            parts[family](stage, figures)
+        case "switches" | "large":
+            from tests.gpu.smoke.serving_parts import large, switches
+
+            (large if family == "large" else switches)(stage, figures)
+        case "exact" | "kills":
+            from tests.gpu.smoke.token_parts import exact, kills
+
+            kills(stage, figures) if family == "kills" else exact(stage, stage.model(model), figures)
+        case _:
+            raise ValueError(f"no part {part}")
 
 
 def main() -> int:
@@ -74,7 +76,7 @@ def main() -> int:
     with Keeping(record, options.record):
         try:
             from tests.gpu.smoke import engine
-            from tests.gpu.smoke.stage import Stage  # torch
+            from tests.gpu.smoke.stage import Stage
 
             engine.patience = options.patience
             with tempfile.TemporaryDirectory(prefix="smoke-") as folder:

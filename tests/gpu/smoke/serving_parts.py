@@ -6,7 +6,6 @@ import json
 import time
 from typing import Any
 
-import torch
 from tests.engine import proc
 from tests.engine.harness import Engine
 from tests.engine.model_driver import random_prompt
@@ -16,7 +15,6 @@ from tests.gpu.smoke.stage import MIB, Figures, Stage
 
 from e2e.lib.waiting import wait_until
 from semipd_engine.contract import DType, WorkerState
-from semipd_engine.hub.make_model import make_model
 
 LARGE = {
     "model_type": "llama",
@@ -42,6 +40,8 @@ DRY |= {"num_attention_heads": 8, "num_key_value_heads": 2}
 
 def switches(stage: Stage, figures: Figures) -> None:
     """Two workers, then four: each costs its context and workspaces, and no second copy of the weights."""
+    from semipd_engine.hub.make_model import make_model
+
     model = stage.folder / "small"
     make_model("tiny" if stage.dry else "small", "llama", model, progress=False)
     table: list[Figures] = []
@@ -77,6 +77,8 @@ def switches(stage: Stage, figures: Figures) -> None:
 def memory_taken(stage: Stage, running: Engine | None) -> int:
     """Of the GPU as a whole; on the CPU private memory of the engine's processes."""
     if not stage.dry:
+        import torch
+
         free, total = torch.cuda.mem_get_info(stage.device)
         return total - free
     if running is None:

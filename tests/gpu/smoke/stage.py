@@ -6,17 +6,19 @@ Knows no part.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from tests.engine.harness import Engine
 from tests.gpu.smoke.engine import engine
 from tests.gpu.smoke.report import Outcome, Record
 from tests.gpu.smoke.rungs import Rungs
 
 from semipd_engine.contract import DType
-from semipd_engine.hub.make_model import make_model
+
+if TYPE_CHECKING:
+    import torch
 
 Figures = dict[str, Any]
 MIB = 1 << 20
@@ -26,14 +28,20 @@ class Stage:
     def __init__(self, device: str, folder: Path, records: Path, mps_probe: Path | None, smollm2: Path | None) -> None:
         """`folder`: for models, sockets and logs; short. `records`: of the parts before this one. `mps_probe`: on the
         CPU, the stand-in with which rungs are measured."""
-        self.device = torch.device(device, *([0] if device == "cuda" else []))
+        self._device = device
         self.folder, self.mps_probe = folder, mps_probe
         self._records, self._smollm2 = records, smollm2
         self._rungs: Rungs | None = None
 
+    @cached_property
+    def device(self) -> torch.device:
+        import torch  # here: a part that needs none begins some seconds sooner
+
+        return torch.device(self._device, *([0] if self._device == "cuda" else []))
+
     @property
     def dry(self) -> bool:
-        return self.device.type == "cpu"
+        return self._device == "cpu"
 
     def close(self) -> None:
         if self._rungs is not None:
@@ -72,6 +80,8 @@ class Stage:
         if name == "smollm2":
             assert self._smollm2 is not None
             return self._smollm2
+        from semipd_engine.hub.make_model import make_model
+
         folder = self.folder / "model" / name
         make_model("tiny", name, folder, progress=False)
         return folder

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from tests.engine.harness import Engine, Stream
 from tests.engine.model_driver import random_prompt
 from tests.gpu.smoke import engine as engines
@@ -18,7 +17,6 @@ from tests.gpu.smoke.stage import Figures, Stage
 from e2e.lib.reference import Reference
 from e2e.lib.waiting import wait_until
 from semipd_engine.contract import DType
-from semipd_engine.model.device import set_precision
 
 LENGTHS = (1, 15, 16, 17, 33, 64, 100, 200)
 TOKENS = 48
@@ -46,6 +44,10 @@ def same_tokens(stage: Stage, model: Path, figures: Figures) -> Iterator[tuple[E
 
 
 def reference_tokens(stage: Stage, model: Path) -> Answers:
+    import torch
+
+    from semipd_engine.model.device import set_precision
+
     set_precision(torch.float32)
     reference = Reference(model, stage.device)
     prompts = [random_prompt(length, 4096, seed=length) for length in LENGTHS]
