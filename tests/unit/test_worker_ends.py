@@ -64,13 +64,13 @@ class Bench:
 
 def test_a_lost_resident_stops_nobody_although_its_workers_live_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """A killed process that holds a GPU may take seconds to be gone: core's loop goes on meanwhile."""
-    bench = Bench(monkeypatch, terminate_seconds=5)
+    bench = Bench(monkeypatch, terminate_seconds=600)
     workers = bench.spawn()
     assert len(workers) == 2
     began = time.monotonic()
     bench.workers.detach()
     bench.loop.run_once(0)
-    assert time.monotonic() - began < 5 and not bench.workers.gone and bench.lost == []
+    assert time.monotonic() - began < 300 and not bench.workers.gone and bench.lost == []
     assert set(bench.signals) == {holder.pidfd for holder in workers}, "their owner is gone: nothing is left to spare"
     bench.die(workers[0])
     bench.loop.run_once(1)
