@@ -17,7 +17,7 @@ import kopf
 import pytest
 import yaml
 
-from e2e.lib.waiting import wait_until_async
+from e2e.lib.waiting import PATIENCE_S, wait_until_async
 from semipd_operator.informer import Informer
 from semipd_operator.render.names import MANAGED_SELECTOR
 from semipd_operator.watches import _by_address, kopf_settings, registry
@@ -92,7 +92,7 @@ async def operator_loop(kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         yield told
     finally:
         stop.set()
-        await asyncio.to_thread(loop.join, 10)
+        await asyncio.to_thread(loop.join, PATIENCE_S)
         assert not loop.is_alive()
 
 
