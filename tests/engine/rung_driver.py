@@ -27,7 +27,7 @@ Key = tuple[Phase, int]
 def on_rungs(folder: Path, prepare_seconds: float) -> Iterator[Engine]:
     """Both phases on their rungs: prefill 60 %, decode 40 %."""
     for engine in engine_for(folder, SLOW, EngineState.STARTING, await_partition=True, prepare_seconds=prepare_seconds):
-        wait_until(lambda engine=engine: "first partition" in engine.snapshot().message, 60, "a loaded model")
+        wait_until(lambda engine=engine: "first partition" in engine.snapshot().message, describe="a loaded model")
         assert ask(engine, rungs.plan(60, 40)) == 1
         wait_ready(engine, 4)
         yield engine
