@@ -38,7 +38,7 @@ demo-down: ## remove what `make demo` left running
 test: venv ## every test tier, then a table; fails if a tier but gpu runs nothing or skips
 	@$(PY) tests/tiers.py $(TIERS)
 
-test-long: venv ## what `make test` has no time for: many schemas, many requests
+test-long: venv ## what `make test` has no time for: many schemas, requests, and a million steps of the scheduler
 	@$(PY) tests/tiers.py long
 
 e2e: venv ## the node tier only: a real cluster

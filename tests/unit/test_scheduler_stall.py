@@ -93,7 +93,7 @@ def check_schedule(seed: int) -> tuple[int, int]:
     whose chunks were longer than a block."""
     rng = random.Random(seed)
     token = rng.uniform(1e-4, 4e-3)
-    device = Device(rng.uniform(1e-3, 0.05), token * rng.random(), token, token * rng.random() / 4096)
+    device = Device(rng.uniform(1e-3, 0.05), token * rng.random(), token, token * rng.random() / 2048)
     bound = rng.uniform(0.15, 1.0)
     limits = SchedulerLimits(4096, rng.choice((2, 4, 8)), rng.choice((64, 256, 1024)), max_stall_seconds=bound)
     bench = Bench(device, limits, num_blocks=rng.choice((80, 200, 600)))
@@ -187,16 +187,18 @@ def test_a_wish_for_the_time_per_token_is_a_bound_as_long_as_its_stream_decodes(
     assert max(during) < 0.2 and 0.5 < max(after) < 1.0
 
 
-def test_what_was_seen_at_lower_positions_bounds_what_is_ahead() -> None:
+def test_what_was_seen_at_one_position_bounds_what_was_never_seen() -> None:
     stall = StallBound()
     assert stall.tokens(1.0, 100) == 0, "nothing is known yet"
     stall.observe(0, 0, seconds=0.1)
     stall.observe(100, 100, seconds=0.2)  # a millisecond each
     assert stall.tokens(1.0, 100) == pytest.approx(700, abs=1)
-    assert stall.tokens(1.0, 600) == pytest.approx(350, abs=1)
-    assert stall.tokens(1.0, 5000) == pytest.approx(700 // 16, abs=1)
-    stall.observe(100, 600, seconds=0.25)
-    assert stall.tokens(1.0, 600) == pytest.approx(466, abs=1)
+    assert stall.tokens(1.0, 100, spent=0.2) == pytest.approx(500, abs=1)
+    assert stall.tokens(1.0, 768) == pytest.approx(700 / 1.5, abs=1)
+    assert stall.tokens(1.0, 5120) == pytest.approx(70, abs=1)
+    stall.observe(100, 1024, seconds=0.25)
+    assert stall.tokens(1.0, 1024) == pytest.approx(466, abs=1)
+    assert stall.seconds(100, 2048) == pytest.approx(0.3)
     stall.observe(100, 100, seconds=0.4)  # slower is believed at once
     assert stall.tokens(1.0, 100) == pytest.approx(233, abs=1)
     stall.observe(100, 100, seconds=0.2)

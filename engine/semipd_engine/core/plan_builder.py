@@ -117,37 +117,38 @@ class PlanBuilder:
         most = self.budget
         budget = min(most, max(most - len(parts), self._table.kv.block_size))  # many rows do not starve the prompts
         prompts = [request for request in running if request.state is RequestState.PREFILLING]
-        taken = 0
+        taken, spent = 0, 0.0
         for request in self._waiting.in_turn(prompts, now):
             if is_suspect(request):  # just admitted, again
                 if parts:
                     continue  # its own turn comes, without the others
                 return self._alone(queue, [request])
-            room = self._chunk(queue, request, most) - taken
-            part = self._part(request, min(budget, room)) if room > 0 else None
+            room = self._chunk(queue, request, budget, taken, spent)
+            part = self._part(request, room) if room > 0 else None
             if part is not None:
                 parts.append(part)
                 taken += part.count
+                spent += self.stall.seconds(part.count, request.num_computed_tokens + part.count // 2)
                 budget -= part.count
             if budget == 0 or room <= 0:
                 break
         return parts
 
-    def _chunk(self, queue: Phase, request: Request, most: int) -> int:
-        """Tokens, at most `most`, of a step with the request's next chunk: as many as those who decode in it have the
-        patience for, and a block in any case."""
+    def _chunk(self, queue: Phase, request: Request, most: int, taken: int = 0, spent: float = 0.0) -> int:
+        """Tokens, at most `most`, of the request's next chunk in a step: as many as those who decode in it have the
+        patience for, beside others' chunks of `taken` tokens that take `spent` seconds, and a block in any case."""
         streams = self._table.in_state(RequestState.DECODING) if queue is Phase.DECODE else []
-        bounds = [
-            self._limits.max_stall_seconds,
-            *(stream.gap_wish or 0.0 for stream in streams if stream is not request),
-        ]
-        if not any(stream is not request for stream in streams) or not any(bounds):
+        others = [stream for stream in streams if stream is not request]
+        bounds = [self._limits.max_stall_seconds, *(stream.gap_wish or 0.0 for stream in others)]
+        if not others or not any(bounds):
             return most
         seconds = min(bound for bound in bounds if bound)
         if any(map(is_suspect, self._table.running.values())):
             seconds /= 2  # a suspect's step and one of the others take turns
-        position = request.num_computed_tokens + min(most, request.num_uncomputed_tokens)
-        return min(most, max(self.stall.tokens(seconds, position), self._table.kv.block_size))
+        start, least = request.num_computed_tokens, self._table.kv.block_size - taken
+        fits = self.stall.tokens(seconds, start, spent)  # at the chunk's beginning: too many, if anything
+        middle = start + min(most, fits, request.num_uncomputed_tokens) // 2
+        return min(most, max(self.stall.tokens(seconds, middle, spent), least))
 
     def _decode_part(self, request: Request) -> Part | None:
         return self._part(request, 1) if request.state is RequestState.DECODING else None

@@ -17,10 +17,10 @@ def tokens_of(plan: StepPlan) -> int:
 
 
 def chunks_of(plan: StepPlan, step: int = 0) -> tuple[int, int]:
-    """Of the plan's step (0: the first): tokens of chunks, and the position that the furthest of them ends at. A chunk
-    of one is a row as any."""
+    """Of the plan's step (0: the first): tokens of chunks, and the middle of the one that is furthest. A chunk of one
+    is a row as any."""
     chunks = [row for row in plan.rows if len(row.tokens) > 1] if step == 0 else []
-    return sum(len(row.tokens) for row in chunks), max((row.start + len(row.tokens) for row in chunks), default=0)
+    return sum(len(row.tokens) for row in chunks), max((row.start + len(row.tokens) // 2 for row in chunks), default=0)
 
 
 def size_of(plan: StepPlan, step: int = 0) -> StepSize:
