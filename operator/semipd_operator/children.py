@@ -17,7 +17,8 @@ from semipd_operator.informer import KINDS, Informer, meaning
 from semipd_operator.kube import ApiRefused, Kube
 from semipd_operator.metrics import APPLIES
 from semipd_operator.reasons import Admission, SpecReason
-from semipd_operator.render import OPTIONAL_KINDS, Kind, Object, Rendered
+from semipd_operator.render import CONFIG_MAP, OPTIONAL_KINDS, Kind, Object, Rendered
+from semipd_operator.render.names import managed
 from semipd_operator.status import Problem
 from semipd_operator.status.refusals import admission
 from semipd_operator.workqueue import Key
@@ -29,6 +30,11 @@ class Blocked(Exception):
     def __init__(self, problem: Problem, *, again: bool) -> None:
         super().__init__(problem.message)
         self.problem, self.again = problem, again
+
+
+class Overtaken(Exception):
+    """What was read is no longer what is there: someone else wrote it meanwhile, another operator perhaps. Nothing of
+    theirs was overwritten, and the informer has been told what is there now: read, and judge, again."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +100,17 @@ class Children:
         live = self._informer.get("Deployment", meta.namespace, meta.name)
         return live if live and controller(live) == meta.uid else None
 
-    async def put(self, key: Key, service: SemiPDService, rendered: Rendered, reach: Reach) -> None:
-        """Raises `Blocked` and `ApiRefused`."""
+    async def put(self, key: Key, service: SemiPDService, rendered: Rendered, reach: Reach, judged: str) -> None:
+        """Every write is one to the version that was read, and the first is to `judged`, the version of the ConfigMap
+        by which the service is ours (empty: there was none). So of two operators that both take it for theirs one
+        learns of the other before it has undone anything. Raises `Blocked`, `Overtaken` and `ApiRefused`."""
+        try:
+            await self._put(key, service, rendered, reach, judged)
+        except Overtaken:
+            await self._reread(service, rendered)
+            raise
+
+    async def _put(self, key: Key, service: SemiPDService, rendered: Rendered, reach: Reach, judged: str) -> None:
         meta = service.metadata
         current: list[Object | None] = []
         # All names are checked before anything is applied: a half-made service helps nobody.
@@ -104,26 +119,47 @@ class Children:
             live = reach.live.get(kind) or self._informer.get(kind.kind, meta.namespace, name)
             if live is None:  # what we are about to create may be there without our label
                 live = await self._kube.get(kind.api_version, kind.kind, meta.namespace, name)
+                if live is not None and _shown(live) and controller(live) == meta.uid:
+                    raise Overtaken(f"{kind.kind} {name} was made meanwhile")
             if live is not None and controller(live) != meta.uid:
                 what = f"{obj['kind']} {obj['metadata']['name']}"
                 message = f"{what} exists and does not belong to this SemiPDService"
                 raise Blocked(Problem(SpecReason.NAME_CONFLICT, message, what.replace(" ", "/")), again=True)
+            if kind == CONFIG_MAP and live is not None and _shown(live) and _version(live) != judged:
+                raise Overtaken(f"ConfigMap {name} was written meanwhile")
             current.append(live)
         for obj, live in zip(rendered.objects, current, strict=True):
             await self._apply(key, obj, live)
         for kind in rendered.unwanted:
             left = reach.live[kind]
             if left is not None and controller(left) == meta.uid:
-                await self._kube.delete(kind.api_version, kind.kind, meta.namespace, meta.name, left["metadata"]["uid"])
+                uid, version = left["metadata"]["uid"], _version(left)
+                if not await self._kube.delete(kind.api_version, kind.kind, meta.namespace, meta.name, uid, version):
+                    raise Overtaken(f"{kind.kind} {meta.name} was changed meanwhile")
+
+    async def _reread(self, service: SemiPDService, rendered: Rendered) -> None:
+        """Of all kinds that are watched, as the watches may be behind on any of them. Raises `ApiRefused`."""
+        namespace = service.metadata.namespace
+        wanted = [(Kind(obj["apiVersion"], obj["kind"]), obj["metadata"]["name"]) for obj in rendered.objects]
+        for kind, name in [*wanted, *((kind, service.metadata.name) for kind in rendered.unwanted)]:
+            if kind.kind not in KINDS:
+                continue
+            live = await self._kube.get(kind.api_version, kind.kind, namespace, name)
+            if live is not None and _shown(live):
+                self._informer.told(kind.kind, live)
+            elif known := self._informer.get(kind.kind, namespace, name):
+                self._informer.told(kind.kind, known, gone=True)
 
     async def _apply(self, key: Key, obj: Object, live: Object | None) -> None:
         wanted = hashlib.sha256(json.dumps(obj, sort_keys=True).encode()).hexdigest()
         if live and self._applied.get((key, obj["kind"])) == (wanted, meaning(obj["kind"], live)):
             return
         try:
-            result = await self._kube.apply(obj)
+            result = await self._kube.apply(obj, version=_version(live) if live else "")
         except ApiRefused as refused:
-            denied = admission(str(refused))  # a policy answers as it likes, with 422, too
+            denied = admission(str(refused))  # a policy answers as it likes, with 409 or 422, too
+            if refused.status == 409 and not denied:
+                raise Overtaken(f"{obj['kind']} {obj['metadata']['name']}: {refused}") from refused
             # The object's own fault, or not.
             invalid = not denied and (refused.status in (400, 422) or refused.unknown_field)
             template = invalid and obj["kind"] == "Deployment"
@@ -135,6 +171,15 @@ class Children:
         self._applied[key, obj["kind"]] = (wanted, meaning(obj["kind"], result))
         if obj["kind"] in KINDS:
             self._informer.told(obj["kind"], result)
+
+
+def _version(obj: Object) -> str:
+    return str(obj["metadata"]["resourceVersion"])
+
+
+def _shown(obj: Object) -> bool:
+    """Whether the watches show it."""
+    return obj["kind"] in KINDS and managed(obj)
 
 
 def controller(obj: dict[str, Any]) -> str:

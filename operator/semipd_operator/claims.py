@@ -2,6 +2,7 @@
 
 An operator writes its name on each service's ConfigMap. It leaves alone what bears another's name while that one lives:
 its Lease says so. Where no Lease can be seen, the one who finds its own name overwritten yields, for longer each time.
+A name is written over another only in the version that was judged (see `children`): so never over one that came since.
 """
 
 from __future__ import annotations
@@ -45,35 +46,32 @@ class _Quarrel:
 class Claims:
     def __init__(self, leases: Leases, own: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._leases, self._own, self._clock = leases, own, clock
-        self._held: dict[Key, str] = {}
-        """By service that is ours: the version of its ConfigMap at the last look."""
+        self._held: set[Key] = set()
+        """Services whose ConfigMap bears our name, or bore none when we were about to write ours."""
         self._quarrels: dict[Key, _Quarrel] = {}
         self._told: dict[Key, tuple[str, float]] = {}
 
     async def other(self, key: Key, config_map: Object | None) -> str:
         """The name of another operator that looks after the service; empty: it is ours to. Raises `ApiRefused`."""
-        meta = (config_map or {}).get("metadata", {})
-        theirs, version = (
-            str((meta.get("annotations") or {}).get(CLAIM_ANNOTATION, "")),
-            meta.get("resourceVersion", ""),
-        )
+        annotations = ((config_map or {}).get("metadata") or {}).get("annotations") or {}
+        theirs = str(annotations.get(CLAIM_ANNOTATION, ""))
         if not theirs or theirs == self._own:
-            self._held[key] = version
+            self.hold(key)
             return ""
         quarrel = self._quarrels.setdefault(key, _Quarrel())
-        if key in self._held:
-            if self._held[key] == version:  # our own name is on its way there
-                return ""
-            # It was ours, and somebody took it: they live.
-            del self._held[key]
+        if key in self._held:  # it was ours, and somebody took it: they live
+            self._held.discard(key)
             seconds = min(_FIRST_YIELD_SECONDS * 2**quarrel.times, _LONGEST_YIELD_SECONDS)
             quarrel.times, quarrel.until = quarrel.times + 1, self._clock() + seconds
         lives = await self._lives(theirs)
         if lives or (lives is None and self._clock() < quarrel.until):
             return theirs
-        log.info("%s: taken over from operator %s, which is gone or cannot be seen", key, theirs)
-        self._held[key] = version
+        log.info("%s: to be taken over from operator %s, which is gone or cannot be seen", key, theirs)
         return ""
+
+    def hold(self, key: Key) -> None:
+        """Our name is on it. That it is to be there is not enough: the other one may come first."""
+        self._held.add(key)
 
     def news(self, key: Key, other: str) -> bool:
         """Whether it should be told (again)."""
@@ -85,7 +83,7 @@ class Claims:
 
     def forget(self, key: Key) -> None:
         """The service is gone."""
-        self._held.pop(key, None)
+        self._held.discard(key)
         self._quarrels.pop(key, None)
         self._told.pop(key, None)
 

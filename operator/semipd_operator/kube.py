@@ -125,14 +125,16 @@ class Kube:
             if not token:
                 return items, int(page["metadata"]["resourceVersion"])
 
-    async def apply(self, obj: Object, *, force: bool = True) -> Object:
+    async def apply(self, obj: Object, *, version: str = "", force: bool = True) -> Object:
         """Server-side apply of everything that the object names; fields that others added are left alone.
 
-        Without `force` a field that someone else set to another value is a conflict (409), and nothing is changed.
+        With `version` only to that version of it: another one is a conflict (409), and nothing is changed. Without
+        `force` so is a field that someone else set to another value.
         """
         meta = obj["metadata"]
         path = _path(obj["apiVersion"], obj["kind"], meta.get("namespace", ""), meta["name"])
-        return await self._apply(path, obj, force=force)
+        body = {**obj, "metadata": {**meta, "resourceVersion": version}} if version else obj
+        return await self._apply(path, body, force=force)
 
     async def apply_status(self, service: SemiPDService, status: Object) -> Object:
         """The uid is a precondition: a service of the same name that came later is not touched (409)."""
@@ -145,8 +147,9 @@ class Kube:
         }
         return await self._apply(_path(API_VERSION, KIND, meta.namespace, meta.name) + "/status", body)
 
-    async def delete(self, api_version: str, kind: str, namespace: str, name: str, uid: str, version: str = "") -> None:
-        """Only the object with this uid, and this version if one is given; one that is gone or changed is no error."""
+    async def delete(self, api_version: str, kind: str, namespace: str, name: str, uid: str, version: str = "") -> bool:
+        """Only the object with this uid, and this version if one is given; one that is gone or changed is no error.
+        False: it is another one, or was changed."""
         try:
             path = _path(api_version, kind, namespace, name)
             preconditions = {"uid": uid} | ({"resourceVersion": version} if version else {})
@@ -154,6 +157,8 @@ class Kube:
         except ApiRefused as refused:
             if refused.status not in (404, 409):
                 raise
+            return refused.status == 404
+        return True
 
     async def knows(self, api_version: str, kind: str) -> bool:
         """Whether the cluster serves a kind; asked again every minute, and sooner while it does not."""

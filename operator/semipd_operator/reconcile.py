@@ -20,7 +20,7 @@ from semipd_operator.api.v1alpha1.resource import (
     parse_status,
     read,
 )
-from semipd_operator.children import Blocked, Children, Reach, controller
+from semipd_operator.children import Blocked, Children, Overtaken, Reach, controller
 from semipd_operator.claims import Claims
 from semipd_operator.informer import Informer
 from semipd_operator.inquiry import Inquiry
@@ -56,6 +56,8 @@ log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 30.0
 """For an API server that refuses what it may take in a moment."""
+TRIES = 3
+"""Of one look, where someone else writes our objects at the same time; then it waits, longer each time."""
 
 
 class Next(IntEnum):
@@ -77,6 +79,8 @@ class Outcome:
     """Empty: it could not be found out."""
     problem: Problem | None = None
     again: bool = False
+    overtaken: bool = False
+    """Someone else wrote first: what is there has to be judged again, and until then there is nothing to say."""
     reach: Reach = field(default_factory=Reach)
     lacking: tuple[Kind, ...] = ()
     """Optional kinds that were asked for and done without."""
@@ -94,7 +98,7 @@ class Reconciler:
     ) -> None:
         self._kube, self._settings = kube, settings
         self._informer, self._poller, self._statuses = informer, poller, statuses
-        self._claims, self._inquiry = Claims(kube, settings.name), Inquiry(kube, clock)
+        self._claims, self._inquiry = Claims(kube, settings.name, clock), Inquiry(kube, clock)
         self._children = Children(kube, informer)
         self._clock = clock
         self._refused_since: dict[Key, float] = {}
@@ -113,17 +117,25 @@ class Reconciler:
         except InvalidSpec as invalid:
             await self._reject(key, obj, invalid)
             return Next.NEWS
-        if other := await self._another(key, reading.service):
-            await self._yield(key, reading.service, other)
-            return Next.RETRY
-        outcome = await self._converge(key, reading, resolved_revision(reading.service, parse_status(obj)))
+        for _ in range(TRIES):
+            config_map = self._config_map(reading.service)
+            if other := await self._claims.other(key, config_map):
+                await self._yield(key, reading.service, other)
+                return Next.RETRY
+            judged = config_map["metadata"]["resourceVersion"] if config_map else ""
+            revision = resolved_revision(reading.service, parse_status(obj))
+            outcome = await self._converge(key, reading, revision, judged)
+            if not outcome.overtaken:
+                break
         outcome = self._patient(key, outcome)
+        if outcome.overtaken and outcome.problem and outcome.problem.for_now:
+            return Next.RETRY
         if not outcome.template_hash:
             outcome = replace(outcome, template_hash=parse_status(obj).template_hash)
         settled = await self.update_status(key, obj, reading, outcome)
         return Next.RETRY if outcome.again else Next.NEWS if settled else Next.LATER
 
-    async def _converge(self, key: Key, reading: Reading, model_revision: str) -> Outcome:
+    async def _converge(self, key: Key, reading: Reading, model_revision: str, judged: str) -> Outcome:
         """Whatever the API server refuses becomes a problem: the status is shown all the same."""
         service = reading.service
         try:
@@ -149,11 +161,16 @@ class Reconciler:
             return Outcome(_live_template_hash(live), Problem(SpecReason.INVALID_POD_TEMPLATE, str(error)), reach=reach)
         outcome = Outcome(rendered.template_hash, reach=reach, lacking=rendered.lacking)
         try:
-            await self._children.put(key, service, rendered, reach)
+            await self._children.put(key, service, rendered, reach, judged)
         except Blocked as blocked:
             return replace(outcome, problem=blocked.problem, again=blocked.again)
+        except Overtaken as overtaken:
+            log.info("%s: %s", key, overtaken)
+            problem = Problem(SpecReason.APPLY_FAILED, str(overtaken), for_now=True)
+            return replace(outcome, problem=problem, again=True, overtaken=True)
         except ApiRefused as refused:
             return replace(outcome, problem=_refused(refused), again=True)
+        self._claims.hold(key)
         return outcome
 
     def _patient(self, key: Key, outcome: Outcome) -> Outcome:
@@ -169,12 +186,11 @@ class Reconciler:
         """From the next reconcile on."""
         self._settings = settings
 
-    async def _another(self, key: Key, service: SemiPDService) -> str:
-        """The operator that looks after the service, if it is not this one."""
+    def _config_map(self, service: SemiPDService) -> Object | None:
+        """The one that bears the name of the operator that looks after the service."""
         namespace, name = service.metadata.namespace, names.config_map_name(service)
         live = self._informer.get("ConfigMap", namespace, name)
-        own = live if live and controller(live) == service.metadata.uid else None
-        return await self._claims.other(key, own)
+        return live if live and controller(live) == service.metadata.uid else None
 
     async def _yield(self, key: Key, service: SemiPDService, other: str) -> None:
         """Not a word in the status: the other one writes it."""

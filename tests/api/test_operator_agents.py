@@ -5,6 +5,8 @@ Pods are made by hand, as there is no controller manager; a stand-in speaks the 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import time
 from pathlib import Path
@@ -131,28 +133,50 @@ def test_a_key_is_replaced_under_way_and_nobody_is_out_of_sight(
 def test_two_operators_with_different_keys_do_not_fight(
     operator: Operator, crd: Any, namespace: str, agent_port: int, tmp_path: Path
 ) -> None:
-    """The first one here has no Lease, as the one of a developer; the other is an installed one."""
+    """The first one here has no Lease, as the one of a developer. The other is an installed one: it cannot know that
+    the first one lives, and takes over; the first one sees it, and its Lease, and yields."""
     crd.apply(service("shared", namespace))
     config_map = wait_until(lambda: crd.get("configmap", "shared-agent", namespace))
     name = config_map["metadata"]["annotations"]["semipd.io/operator"]
-    flags = (f"--lease={OPERATOR_NAMESPACE}/semipd-operator",)
-    with Operator(crd, tmp_path, agent_port, *flags, key="f" * 32):
+    installed = f"{OPERATOR_NAMESPACE}/semipd-operator"
 
-        def holder() -> str:
-            found = crd.get("configmap", "shared-agent", namespace)
-            return str(found["metadata"]["annotations"]["semipd.io/operator"])
+    def holder() -> str:
+        found = crd.get("configmap", "shared-agent", namespace)
+        return str(found["metadata"]["annotations"]["semipd.io/operator"])
 
-        # It cannot know that the first one lives, and takes over; the first one sees it, and its Lease, and yields.
-        wait_until(lambda: holder() == f"{OPERATOR_NAMESPACE}/semipd-operator", describe=holder)
-        wait_until(lambda: "leaves it alone" in operator.log.read_text())
+    def changed(percent: int) -> None:
+        """The status follows a change of the specification, whoever writes it; who yields in vain is silent for 60 s."""
+        patch = json.dumps({"spec": {"partition": {"prefillPercent": percent}}})
+        crd.kubectl("patch", "spd", "shared", "-n", namespace, "--type=merge", "-p", patch)
+        wait_until(lambda: observed() == generation(), 30, lambda: (percent, observed(), holder()))
+
+    def observed() -> int:
+        return int((crd.get("spd", "shared", namespace).get("status") or {}).get("observedGeneration", 0))
+
+    def generation() -> int:
+        return int(crd.get("spd", "shared", namespace)["metadata"]["generation"])
+
+    yields = f"{namespace}/shared: operator {name} looks after this service"
+    leaves = f"{namespace}/shared: operator {installed} looks after this service; operator {name} leaves it alone"
+    percent = itertools.count(10)
+    with contextlib.ExitStack() as stack:
+        second = Operator(crd, tmp_path, agent_port, f"--lease={installed}", key="f" * 32)
+        stack.push(second)
+        while not second.ready():  # the specification changes while one takes over from the other
+            changed(next(percent))
+        wait_until(lambda: holder() == installed, describe=holder)
+        wait_until(lambda: leaves in operator.log.read_text(), describe=lambda: operator.log.read_text()[-2000:])
+        changed(next(percent))
         version = crd.get("configmap", "shared-agent", namespace)["metadata"]["resourceVersion"]
         time.sleep(8)  # longer than a resync of either
         assert crd.get("configmap", "shared-agent", namespace)["metadata"]["resourceVersion"] == version, "peace"
+        assert holder() == installed and yields not in second.log.read_text(), "the installed one serves it"
         told = crd.kubectl("get", "events", "-n", namespace, "--field-selector=reason=OperatorConflict").stdout
-        assert f"operator {name} leaves it alone" in told and f"{OPERATOR_NAMESPACE}/semipd-operator" in told
+        assert f"operator {name} leaves it alone" in told and installed in told
         assert told.count("OperatorConflict") == 1
     crd.kubectl("delete", "lease", "semipd-operator", "-n", OPERATOR_NAMESPACE)
     wait_until(lambda: holder() == name, describe="the other one is gone")
+    changed(next(percent))
 
 
 def test_a_new_operator_with_a_new_key_rolls_nothing_and_resumes(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND, SemiPDService
@@ -41,6 +42,8 @@ class StandIn:
         self.told: list[Event] = []
         self.informer = Informer()
         """Hears of every change before the one who made it has the answer, as a quick watch does."""
+        self.watches: list[Callable[[Object, bool], None]] = []
+        """Of others, who may be slower."""
         self.news: list[Key] = []
         for obj in objects:
             self.put(obj)
@@ -78,22 +81,34 @@ class StandIn:
         self._ask("list", "Event")
         return []
 
-    async def apply(self, obj: Object) -> Object:
+    async def apply(self, obj: Object, *, version: str = "") -> Object:
         self._ask("apply", obj["kind"])
+        old = self.objects.get((obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"]))
+        if version and (old is None or old["metadata"]["resourceVersion"] != version):
+            raise ApiRefused(409, "the object has been modified; please apply your changes to the latest version")
+        if old and _says(old, obj):
+            return copy.deepcopy(old)
         return self.put(obj)
 
     async def apply_status(self, service: SemiPDService, status: Object) -> Object:
         self._ask("apply", "status")
         return self.put({**self.service(), "status": status})
 
-    async def delete(self, api_version: str, kind: str, namespace: str, name: str, uid: str) -> None:
+    async def delete(self, api_version: str, kind: str, namespace: str, name: str, uid: str, version: str) -> bool:
         self._ask("delete", kind)
+        if self.objects[kind, namespace, name]["metadata"]["resourceVersion"] != version:
+            return False
         gone = self.objects.pop((kind, namespace, name))
         gone["metadata"]["resourceVersion"] = str(next(self._versions))
         self._watched(gone, gone=True)
+        return True
 
     def _watched(self, obj: Object, *, gone: bool = False) -> None:
-        if obj["kind"] in KINDS and (key := self.informer.told(obj["kind"], copy.deepcopy(obj), gone=gone)):
+        if obj["kind"] not in KINDS:
+            return
+        for watch in self.watches:
+            watch(copy.deepcopy(obj), gone)
+        if key := self.informer.told(obj["kind"], copy.deepcopy(obj), gone=gone):
             self.news.append(key)
 
     async def knows(self, api_version: str, kind: str) -> bool:
@@ -104,3 +119,10 @@ class StandIn:
 
     async def tell(self, service: SemiPDService, event: Event, instance: str) -> None:
         self.told.append(event)
+
+
+def _says(stored: Any, applied: Any) -> bool:
+    """Whether an apply would change nothing."""
+    if isinstance(applied, dict):
+        return isinstance(stored, dict) and all(_says(stored.get(name), value) for name, value in applied.items())
+    return bool(stored == applied)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from tests.unit.kube_stand_in import KEY, new_service
+from tests.unit.operator_reconciler import Fixture, ready_pod
 from tests.unit.operator_rendered import scaled
-from tests.unit.test_operator_reconcile import Fixture, ready_pod
 
 from semipd_operator.reconcile import Next
 from semipd_operator.workqueue import Key, WorkQueue

@@ -1,108 +1,21 @@
-"""The reconciler against an API server in memory: what it makes, and what it shows when it is refused."""
+"""The reconciler against an API server in memory: what it makes, what it leaves alone, and what it costs."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from tests.unit.kube_stand_in import KEY, StandIn, new_service
+from tests.unit.kube_stand_in import KEY, new_service
 from tests.unit.operator_observed import report, slo
-from tests.unit.operator_rendered import KEDA, SETTINGS, scaled
+from tests.unit.operator_reconciler import Fixture, ready_pod
+from tests.unit.operator_rendered import scaled
 
 from semipd_agent.contract import Decision, DecisionReason, Split
-from semipd_operator.informer import KINDS
-from semipd_operator.kube import ApiAway, ApiRefused
-from semipd_operator.poller import AgentPoller
-from semipd_operator.reconcile import Next, Reconciler
+from semipd_operator.reconcile import Next
 from semipd_operator.status import AgentView
-from semipd_operator.status_writer import StatusWriter
 
 pytestmark = pytest.mark.unit
-
-
-class Fixture:
-    """A reconciler whose agents are never asked: their watches are only counted."""
-
-    def __init__(self, *objects: Any, **options: Any) -> None:
-        self.kube = StandIn(*(objects or (new_service(),)), **options)
-        kube: Any = self.kube
-        self.watches: dict[Any, Any] = {}
-        poller: Any = AgentPoller.__new__(AgentPoller)
-        poller.watch = self.watches.__setitem__
-        poller.forget = lambda key: self.watches.pop(key, None)
-        self.views: dict[str, AgentView] = {}
-        self.statuses = StatusWriter(kube, self.kube.informer, lambda key: self.views, timedelta(seconds=15), "test")
-        self.now = 0.0
-        self.reconciler = Reconciler(kube, SETTINGS, self.kube.informer, poller, self.statuses, lambda: self.now)
-
-    def change(self, **spec: Any) -> None:
-        """As a user's apply."""
-        old = self.kube.service()["metadata"]
-        changed = new_service(**spec)
-        changed["metadata"]["generation"] = old["generation"] + 1
-        self.kube.put(changed)
-
-    async def reconcile(self) -> Next:
-        return await self.reconciler.reconcile(KEY)
-
-
-@pytest.mark.parametrize("kind", ["PodMonitor", "ScaledObject", "HorizontalPodAutoscaler", "PodDisruptionBudget"])
-async def test_a_kind_that_rbac_does_not_grant_is_not_ours(kind: str) -> None:
-    """The cluster serves it, nobody asked for it, and reading it answers 403."""
-    one = Fixture()
-    one.kube.refuse["get", kind] = 403
-    if kind in KINDS:
-        one.kube.informer.refused(kind, "forbidden")
-    assert not await one.reconcile()
-    assert one.kube.condition("SpecAccepted")["status"] == "True" and one.kube.condition("Ready")
-    assert KEY in one.watches and len(one.statuses) == 1, "its agents are asked, its metric is served"
-    assert ("Deployment", *KEY) in one.kube.objects
-    assert one.kube.service()["status"]["observedGeneration"] == 1
-
-
-async def test_a_pod_monitor_that_rbac_does_not_grant_is_done_without_and_said() -> None:
-    one = Fixture(new_service(monitoring={"podMonitor": True}))
-    one.kube.refuse["get", "PodMonitor"] = 403
-    await one.reconcile()
-    accepted = one.kube.condition("SpecAccepted")
-    assert accepted["status"] == "True"
-    assert accepted["message"] == 'no PodMonitor: PodMonitor is forbidden: User "operator" cannot get it'
-    one = Fixture(new_service(monitoring={"podMonitor": True}), unknown=("PodMonitor",))
-    await one.reconcile()
-    assert one.kube.condition("SpecAccepted")["message"].endswith("the cluster does not know monitoring.coreos.com/v1")
-
-
-async def test_keda_that_rbac_does_not_grant_is_named_by_scaling_ready() -> None:
-    one = Fixture(new_service(**scaled(keda=KEDA)))
-    one.kube.refuse["get", "ScaledObject"] = 403
-    await one.reconcile()
-    scaling = one.kube.condition("ScalingReady")
-    assert (scaling["status"], scaling["reason"]) == ("False", "NotGranted") and "forbidden" in scaling["message"]
-    assert one.kube.condition("SpecAccepted")["status"] == "True"
-
-
-@pytest.mark.parametrize(
-    ("verb", "kind", "status"),
-    [
-        ("apply", "PodDisruptionBudget", 403),
-        ("apply", "Deployment", 403),
-        ("get", "Service", 403),
-        ("get", "Deployment", 403),
-        ("get", "PodMonitor", 500),
-        ("apply", "ConfigMap", 429),
-    ],
-)
-async def test_whatever_is_refused_the_status_is_written(verb: str, kind: str, status: int) -> None:
-    one = Fixture(new_service(replicas=2))
-    one.kube.refuse[verb, kind] = status
-    assert await one.reconcile(), "it is tried again"
-    accepted = one.kube.condition("SpecAccepted")
-    assert (accepted["status"], accepted["reason"]) == ("False", "ApplyFailed") and "forbidden" in accepted["message"]
-    assert one.kube.condition("Available") and KEY in one.watches
-    one.kube.refuse.clear()
-    assert not await one.reconcile()
-    assert one.kube.condition("SpecAccepted")["status"] == "True"
 
 
 async def test_pods_of_a_copy_that_bears_our_labels_are_not_ours_and_are_named() -> None:
@@ -132,70 +45,6 @@ async def test_pods_of_a_copy_that_bears_our_labels_are_not_ours_and_are_named()
     assert [view.name for view in one.watches[KEY].pods] == ["p"], "their agents are not asked"
 
 
-@pytest.mark.parametrize("status", [409, 429, 500, 503])
-async def test_a_server_in_trouble_for_a_moment_takes_ready_back_from_nobody(status: int) -> None:
-    one = Fixture()
-    await one.reconcile()
-    one.kube.put(ready_pod())
-    one.views = {"p": AgentView(report=report(config_generation=1), received_at=datetime.now(UTC))}
-    one.kube.objects["Pod", KEY.namespace, "p"]["metadata"]["labels"]["semipd.io/template-hash"] = one.kube.service()[
-        "status"
-    ]["templateHash"]
-    one.kube.informer.told("Pod", one.kube.put(one.kube.objects["Pod", KEY.namespace, "p"]))
-    await one.reconcile()
-    assert one.kube.condition("Ready")["status"] == "True"
-    one.change(slo={"ttftMilliseconds": 500}, partition={"mode": "Manual"})
-    one.kube.refuse["apply", "ConfigMap"] = status
-    for seconds, ready in ((0, "True"), (29, "True"), (30, "False")):
-        one.now = seconds
-        assert await one.reconcile() is Next.RETRY
-        accepted = one.kube.condition("SpecAccepted")
-        assert (accepted["status"], accepted["reason"]) == ("False", "ApplyFailed") and "forbidden" in accepted[
-            "message"
-        ]
-        assert one.kube.condition("Ready")["status"] == ready, seconds
-        assert one.kube.service()["status"]["observedGeneration"] == 1
-    one.kube.refuse.clear()
-    assert await one.reconcile() is Next.NEWS
-    assert one.kube.condition("Ready")["status"] == "True"
-    one.change(slo={"ttftMilliseconds": 600}, partition={"mode": "Manual"})
-    one.kube.refuse["apply", "ConfigMap"] = 403
-    await one.reconcile()
-    assert one.kube.condition("Ready")["status"] == "False", "who has no right will have none in a moment"
-
-
-async def test_a_server_in_trouble_for_a_moment_takes_ready_back_from_no_service_without_pods() -> None:
-    one = Fixture(new_service(replicas=0))
-    await one.reconcile()
-    one.change(replicas=0, slo={"ttftMilliseconds": 500})
-    one.kube.refuse["apply", "ConfigMap"] = 503
-    for seconds, status, reason in ((0, "True", "ScaledToZero"), (30, "False", "ApplyFailed")):
-        one.now = seconds
-        await one.reconcile()
-        ready = one.kube.condition("Ready")
-        assert (ready["status"], ready["reason"]) == (status, reason) and "cannot apply it" in ready["message"]
-        assert [event.reason for event in one.kube.told] == ["SpecRejected"] * (status == "False")
-
-
-@pytest.mark.parametrize(
-    ("status", "words", "ready"),
-    [
-        (500, 'failed calling webhook "policy.team.io": connection refused', "True"),
-        (429, 'admission webhook "policy.team.io" denied the request: no', "False"),
-    ],
-)
-async def test_a_webhook_that_is_away_may_be_back_in_a_moment_and_one_that_denies_means_it(
-    status: int, words: str, ready: str
-) -> None:
-    """Whatever status it chooses."""
-    one = Fixture(new_service(replicas=0))
-    await one.reconcile()
-    one.change(replicas=0, slo={"ttftMilliseconds": 500})
-    one.kube.refuse["apply", "ConfigMap"], one.kube.words = status, words
-    assert await one.reconcile() is Next.RETRY
-    assert one.kube.condition("Ready")["status"] == ready and words in one.kube.condition("SpecAccepted")["message"]
-
-
 async def test_a_pod_that_ended_or_is_of_someone_else_is_not_waited_for() -> None:
     """They may lie about for days."""
     one = Fixture()
@@ -206,27 +55,6 @@ async def test_a_pod_that_ended_or_is_of_someone_else_is_not_waited_for() -> Non
     one.kube.put(bare)
     assert await one.reconcile() is Next.NEWS
     assert one.kube.service()["status"]["replicas"] == 0
-
-
-@pytest.mark.parametrize("failure", [ApiRefused(503, "etcd is away"), ApiAway("no answer")], ids=str)
-async def test_a_courtesy_that_fails_costs_no_status(failure: Exception) -> None:
-    """Events of a pod that stands still, its node, and who serves the external metrics."""
-    one = Fixture(new_service(**scaled()))
-    kube: Any = one.kube
-
-    async def fails(*_: Any) -> Any:
-        raise failure
-
-    get = kube.get
-    kube.warnings = kube.serves = fails
-    kube.get = lambda *what: fails() if what[1] in ("Node", "APIService") else get(*what)
-    long_ago = "2026-01-02T03:04:05Z"
-    scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": long_ago}
-    creating = {"name": "engine", "state": {"waiting": {"reason": "ContainerCreating"}}}
-    status = {"conditions": [scheduled], "containerStatuses": [creating]}
-    one.kube.put({**ready_pod(), "spec": {"nodeName": "n"}, "status": status})
-    assert await one.reconcile() is Next.LATER, "the kubelet may still say something; nothing failed"
-    assert one.kube.condition("Available")["reason"] == "VolumeNotMounted" and one.kube.condition("ScalingReady")
 
 
 @pytest.mark.parametrize(
@@ -274,21 +102,6 @@ async def test_a_service_that_finalizers_hold_says_so_and_nothing_more_is_done_f
     assert await one.reconcile() is Next.NEWS, "it went meanwhile: nothing to try again"
 
 
-async def test_what_may_be_read_but_not_deleted_is_said() -> None:
-    one = Fixture(new_service(replicas=2))
-    await one.reconcile()
-    one.change()
-    one.kube.refuse["delete", "PodDisruptionBudget"] = 403
-    assert await one.reconcile()
-    assert "cannot delete" in one.kube.condition("SpecAccepted")["message"]
-
-
-def ready_pod(name: str = "p") -> dict[str, Any]:
-    labels = {"semipd.io/service": KEY.name, "pod-template-hash": "7d9c"}
-    meta = {"name": name, "namespace": KEY.namespace, "uid": name, "labels": labels}
-    return {"kind": "Pod", "metadata": meta, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
-
-
 async def test_a_decision_is_told_once_whatever_else_goes_on() -> None:
     """A reconcile has begun, a round of the agents writes the decision, and then the reconcile ends."""
     one = Fixture()
@@ -301,10 +114,10 @@ async def test_a_decision_is_told_once_whatever_else_goes_on() -> None:
     )
     apply = one.kube.apply
 
-    async def slow_apply(obj: Any) -> Any:
+    async def slow_apply(obj: Any, **more: Any) -> Any:
         one.views = {"p": AgentView(report=report(decisions=(decision,)), received_at=datetime.now(UTC))}
         await one.statuses.publish(KEY)
-        return await apply(obj)
+        return await apply(obj, **more)
 
     one.kube.apply = slow_apply  # type: ignore[method-assign]
     one.change(slo={"ttftMilliseconds": 500})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.unit.kube_stand_in import KEY, new_service
 from tests.unit.operator_observed import heard, observed, report
-from tests.unit.test_operator_reconcile import Fixture
+from tests.unit.operator_reconciler import Fixture
 
 from semipd_agent.contract import AgentFile, Mode, PartitionConfig, PartitionReason, StatusReport
 from semipd_operator.api.v1alpha1.resource import InvalidSpec, SemiPDService, dump_status, parse_status, read

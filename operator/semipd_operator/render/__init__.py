@@ -18,6 +18,7 @@ from semipd_operator.settings import Settings
 
 __all__ = [
     "BUDGET",
+    "CONFIG_MAP",
     "HPA",
     "OPTIONAL_KINDS",
     "POD_MONITOR",
@@ -38,6 +39,7 @@ class Kind:
     kind: str
 
 
+CONFIG_MAP = Kind("v1", "ConfigMap")
 BUDGET = Kind("policy/v1", "PodDisruptionBudget")
 HPA = Kind(HPA_API, "HorizontalPodAutoscaler")
 POD_MONITOR = Kind(PROMETHEUS_API, "PodMonitor")
