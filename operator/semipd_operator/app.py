@@ -121,7 +121,7 @@ class Operator:
                 self.watches.gone(uid)
             else:
                 self.watches.heard(uid, version)
-        if key := self.informer.told(kind, obj, gone=gone):
+        for key in self.informer.told(kind, obj, gone=gone):
             self.queue.add(key)
 
     async def _round(self, key: Key) -> None:

@@ -62,25 +62,25 @@ class Informer:
         """The pods of a service, by name."""
         return [self._objects[name] for name in sorted(self._pods.get(key, ()))]
 
-    def told(self, kind: str, obj: Object, *, gone: bool = False) -> Key | None:
-        """Takes what a watch told, or an answer to a write of ours. The service that it is news for, if it is any."""
+    def told(self, kind: str, obj: Object, *, gone: bool = False) -> set[Key]:
+        """Takes what a watch told, or an answer to a write of ours. The services that it is news for: of an object that
+        was labelled anew, the one before, too."""
         name = _name(kind, obj)
         known = self._objects.get(name)
         if known and _version(obj) < _version(known):
-            return None
+            return set()
         if not gone and _version(obj) <= self._gone.get(name, 0):  # an answer that the deletion has overtaken
-            return None
+            return set()
         if gone:
             self._gone[name] = _version(obj)
             self._forget(name)
-            return _service(kind, obj) if known else None
-        before = _service(kind, known) if known else None
+            return _services(kind, known, obj) if known else set()
         if known and meaning(kind, known) == meaning(kind, obj):
             self._keep(name, obj)
-            return None
+            return set()
         echo = known is not None and self._is_echo(name, known, obj)
         self._keep(name, obj)
-        return None if echo else _service(kind, obj) or before
+        return set() if echo else _services(kind, known, obj)
 
     def writes_status(self, namespace: str, name: str, status: Any) -> None:
         """We are about to write it: an event that only brings it is an echo."""
@@ -88,23 +88,23 @@ class Informer:
 
     def listed(self, kind: str, objects: Iterable[Object], version: int, namespace: str = "") -> set[Key]:
         """All objects of a kind, in one namespace or in all, at the list's version. The services it is news for."""
-        news: set[Key | None] = set()
+        news: set[Key] = set()
         present = set()
         for obj in objects:
             name = _name(kind, obj)
             present.add(name)
-            news.add(self.told(kind, obj))
+            news |= self.told(kind, obj)
         for name, known in list(self._objects.items()):
             there = name[0] == kind and namespace in ("", name[1])
             if there and name not in present and _version(known) <= version:
-                news.add(_service(kind, known))
+                news |= _services(kind, known)
                 self._forget(name)
         self._gone = {name: at for name, at in self._gone.items() if name[0] != kind or at > version}
         self._missing.discard((kind, namespace))
         self._refusals.pop((kind, namespace), None)
         if not self._missing:
             self._complete.set()
-        return {key for key in news if key}
+        return news
 
     def autoscalers(self, found: Iterable[Object], namespace: str = "") -> set[Key]:
         """All HorizontalPodAutoscalers of a namespace, or of all: others' may scale one of our Deployments.
@@ -216,6 +216,10 @@ def _name(kind: str, obj: Object) -> Name:
 
 def _version(obj: Object) -> int:
     return int(obj["metadata"]["resourceVersion"])
+
+
+def _services(kind: str, *objects: Object | None) -> set[Key]:
+    return {key for obj in objects if obj and (key := _service(kind, obj))}
 
 
 def _service(kind: str, obj: Object) -> Key | None:

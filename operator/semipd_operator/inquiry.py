@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
 from semipd_operator.kube import ApiAway, ApiRefused
@@ -65,20 +65,25 @@ class _Known(Generic[T]):
 
 
 class Inquiry:
-    def __init__(self, kube: Kube, clock: Callable[[], float] = time.monotonic) -> None:
-        self._kube, self._clock = kube, clock
+    def __init__(
+        self,
+        kube: Kube,
+        clock: Callable[[], float] = time.monotonic,
+        ahead: Callable[[], timedelta] = timedelta,
+    ) -> None:
+        """`ahead`: how far the API server's clock is ahead of ours."""
+        self._kube, self._clock, self._ahead = kube, clock, ahead
         self._complaints: dict[str, _Known[Problem]] = {}
         """By the pod's uid."""
         self._nodes: dict[str, _Known[NodeView]] = {}
         """By name."""
-        self._began: dict[tuple[str, bool], datetime] = {}
-        """By the pod's uid, and whether it has a node: when it was first seen to stand still so, by our clock.
-        Another's may be ahead of it."""
+        self._stands: dict[str, tuple[bool | None, datetime]] = {}
+        """By the pod's uid: whether it stands still with a node, without one, or not at all (None), and since when."""
         self._metrics = MetricsServer()
 
     async def look(self, pods: Sequence[Object], now: datetime) -> tuple[PodView, ...]:
         """The pods with what had to be asked for."""
-        views = [self._by_our_clock(pod_view(pod), now) for pod in pods]
+        views = [self._by_our_clock(pod, pod_view(pod), now) for pod in pods]
         stuck = [view for view in views if _ours(view) and _waits(view.preparing_since, now)]
         # Whoever was asked about longest ago comes first, so the first ones hide nobody.
         stuck.sort(key=lambda view: self._complaints.get(view.uid, _Known()).asked)
@@ -99,23 +104,30 @@ class Inquiry:
                 )
         self._forget()
         asked = {view.uid for view in stuck}
-        return tuple(self._explained(pod, view, view.uid in asked) for pod, view in zip(pods, views, strict=True))
+        explained = (self._explained(pod, view, view.uid in asked) for pod, view in zip(pods, views, strict=True))
+        return tuple(
+            replace(
+                view, node_owes=_ours(view) and view.node in nodes and not self._nodes.get(view.node, _Known()).answered
+            )
+            for view in explained
+        )
 
-    def owes(self, views: Sequence[PodView]) -> bool:
-        """Whether a node of theirs was asked for and has not answered: no watch will tell."""
-        return any(view.stays and not self._nodes.get(view.node, _ANSWERED).answered for view in views)
-
-    def _by_our_clock(self, view: PodView, now: datetime) -> PodView:
+    def _by_our_clock(self, pod: Object, view: PodView, now: datetime) -> PodView:
+        """Since when it stands still, by our clock, and never too long ago: since we saw it begin, and what began
+        before we looked not before its creation. That is the API server's time, whose clock we can compare with ours,
+        unlike those of a scheduler and a node."""
         since = view.preparing_since or view.unseen_since
-        placed = view.preparing_since is not None
-        self._began.pop((view.uid, not placed), None)
+        still = (view.preparing_since is not None) if since else None
+        before, began = self._stands.pop(view.uid, (None, None))
+        if since is None or (began and before is not still):
+            began = now
+        elif began is None:  # it stood so before we came
+            created = pod["metadata"].get("creationTimestamp")
+            began = min(now, max(since, datetime.fromisoformat(created) if created else since) - self._ahead())
+        self._stands[view.uid] = still, began
         if since is None:
-            self._began.pop((view.uid, placed), None)
             return view
-        began = min(since, self._began.setdefault((view.uid, placed), now))
-        if view.preparing_since:
-            return replace(view, preparing_since=began)
-        return replace(view, unseen_since=began)
+        return replace(view, preparing_since=began) if still else replace(view, unseen_since=began)
 
     def _explained(self, pod: Object, view: PodView, stuck: bool) -> PodView:
         if stuck and (known := self._complaints.get(view.uid)):
@@ -176,14 +188,11 @@ class Inquiry:
 
     def _forget(self) -> None:
         oldest = self._clock() - _KEPT_SECONDS
-        while len(self._began) > _MOST_REMEMBERED:  # pods that went while they stood still
-            del self._began[next(iter(self._began))]
+        while len(self._stands) > _MOST_REMEMBERED:  # pods that went; who is looked at is moved to the end
+            del self._stands[next(iter(self._stands))]
         for about in (self._complaints, self._nodes):  # in place: another look may wait for an answer to put there
             for name in [name for name, known in about.items() if known.asked <= oldest]:
                 del about[name]
-
-
-_ANSWERED: _Known[Any] = _Known(answered=True)
 
 
 def _ours(view: PodView) -> bool:

@@ -9,7 +9,8 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
@@ -83,6 +84,8 @@ class Kube:
     def __init__(self, api: ApiClient) -> None:
         self._client = DynamicClient(api)  # type: ignore[no-untyped-call]  # not awaited: that would start discovery
         self._known_groups: dict[str, tuple[float, bool]] = {}
+        self.clock_ahead = timedelta()
+        """How far the API server's clock is ahead of ours, to a second; rather too little than too much."""
 
     async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
         """None if there is no such object, or no such kind."""
@@ -240,6 +243,8 @@ class Kube:
             response = await self._client.request(
                 method, path, serialize=False, _request_timeout=_REQUEST_SECONDS, **options
             )
+            if date := response.headers.get("Date"):
+                self.clock_ahead = parsedate_to_datetime(date) - datetime.now(UTC)
             answer: Object = await response.json()
             _check(answer, holds)
             return answer

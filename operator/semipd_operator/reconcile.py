@@ -98,7 +98,7 @@ class Reconciler:
     ) -> None:
         self._kube, self._settings = kube, settings
         self._informer, self._poller, self._statuses = informer, poller, statuses
-        self._claims, self._inquiry = Claims(kube, settings.name, clock), Inquiry(kube, clock)
+        self._claims, self._inquiry = Claims(kube, settings.name, clock), Inquiry(kube, clock, lambda: kube.clock_ahead)
         self._children = Children(kube, informer)
         self._clock = clock
         self._refused_since: dict[Key, float] = {}
@@ -239,7 +239,7 @@ class Reconciler:
         tokens = self._settings.tokens(meta.namespace, meta.name, meta.uid)
         self._poller.watch(key, Watch(views, tokens, agent_config(service) if pushes else None))
         await self._statuses.publish(key)
-        return not any(_stands_still(view) for view in views) and not self._inquiry.owes(views)
+        return not any(_stands_still(view) or view.node_owes for view in views)
 
     async def _autoscaler(self, service: SemiPDService, reach: Reach) -> AutoscalerView | None:
         scaling, meta = service.spec.autoscaling, service.metadata

@@ -74,7 +74,7 @@ async def operator_loop(kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     informer = Informer()
 
     def hear(kind: str, obj: dict[str, Any], gone: bool) -> None:
-        if key := informer.told(kind, obj, gone=gone):
+        for key in informer.told(kind, obj, gone=gone):
             told.news.append((key, kind, gone))
 
     handlers = registry(hear, told.open.append)

@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections import Counter
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND, SemiPDService
@@ -45,6 +46,7 @@ class StandIn:
         self.watches: list[Callable[[Object, bool], None]] = []
         """Of others, who may be slower."""
         self.news: list[Key] = []
+        self.clock_ahead = timedelta()
         for obj in objects:
             self.put(obj)
 
@@ -108,8 +110,7 @@ class StandIn:
             return
         for watch in self.watches:
             watch(copy.deepcopy(obj), gone)
-        if key := self.informer.told(obj["kind"], copy.deepcopy(obj), gone=gone):
-            self.news.append(key)
+        self.news += self.informer.told(obj["kind"], copy.deepcopy(obj), gone=gone)
 
     async def knows(self, api_version: str, kind: str) -> bool:
         return kind not in self.unknown

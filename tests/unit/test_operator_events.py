@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.unit.operator_observed import AUTO, TABLE, heard, observed, report, slo, with_ttft
 
@@ -48,6 +50,16 @@ def test_a_refusal_is_told_once_it_takes_ready_back() -> None:
     assert events(good, passing) == events(passing, good) == []
     assert [event.reason for event in events(passing, lasting)] == ["SpecRejected"]
     assert events(lasting, lasting) == []
+
+
+def test_a_refusal_for_a_moment_is_not_told_of_a_service_that_is_not_ready_for_another_reason() -> None:
+    loading = TABLE["loading"][0]
+    passing, lasting = (
+        summarise(replace(loading, problem=Problem("ApplyFailed", "slow down", for_now=now))) for now in (True, False)
+    )
+    before = summarise(loading)
+    assert events(before, passing) == events(passing, before) == []
+    assert [event.reason for event in events(passing, lasting)] == ["SpecRejected"]
 
 
 def test_slo_events() -> None:

@@ -31,12 +31,12 @@ def pod(version: int, name: str = "p", ready: str = "True") -> dict[str, Any]:
 
 def test_of_a_service_the_generation_the_status_and_the_deletion_are_news() -> None:
     one = Informer()
-    assert one.told(SPD, service(1)) == KEY
-    assert one.told(SPD, service(2, labels={"a": "b"})) is None, "its metadata is the user's"
-    assert one.told(SPD, service(3, 2)) == KEY
-    assert one.told(SPD, service(4, 2, {"url": "someone else's"})) == KEY
-    assert one.told(SPD, service(5, 2, {"url": "someone else's"}, deletionTimestamp="t")) == KEY
-    assert one.told(SPD, service(6, 2), gone=True) == KEY
+    assert one.told(SPD, service(1)) == {KEY}
+    assert one.told(SPD, service(2, labels={"a": "b"})) == set(), "its metadata is the user's"
+    assert one.told(SPD, service(3, 2)) == {KEY}
+    assert one.told(SPD, service(4, 2, {"url": "someone else's"})) == {KEY}
+    assert one.told(SPD, service(5, 2, {"url": "someone else's"}, deletionTimestamp="t")) == {KEY}
+    assert one.told(SPD, service(6, 2), gone=True) == {KEY}
     assert one.get(SPD, *KEY) is None
 
 
@@ -46,41 +46,41 @@ def test_our_own_status_is_no_news_whichever_way_it_comes_first(first: str) -> N
     one.told(SPD, service(1))
     for version, status in ((2, {"url": "a"}), (3, {"url": "b"})):
         one.writes_status(*KEY, status)
-        assert one.told(SPD, service(version, status=status)) is None, first
-        assert one.told(SPD, service(version, status=status)) is None
-    assert one.told(SPD, service(2, status={"url": "a"})) is None, "late"
+        assert one.told(SPD, service(version, status=status)) == set(), first
+        assert one.told(SPD, service(version, status=status)) == set()
+    assert one.told(SPD, service(2, status={"url": "a"})) == set(), "late"
     assert one.get(SPD, *KEY)["status"] == {"url": "b"}  # type: ignore[index]
     one.writes_status(*KEY, {"url": "c"})
-    assert one.told(SPD, service(4, 2, {"url": "c"})) == KEY, "a new generation came along with it"
+    assert one.told(SPD, service(4, 2, {"url": "c"})) == {KEY}, "a new generation came along with it"
 
 
 def test_of_two_tales_the_newer_counts() -> None:
     one = Informer()
     one.told("Pod", pod(5))
-    assert one.told("Pod", pod(4, ready="False")) is None
-    assert one.told("Pod", pod(4), gone=True) is None, "an earlier pod of this name"
+    assert one.told("Pod", pod(4, ready="False")) == set()
+    assert one.told("Pod", pod(4), gone=True) == set(), "an earlier pod of this name"
     assert len(one.pods(KEY)) == 1
-    assert one.told("Pod", pod(6), gone=True) == KEY and one.pods(KEY) == []
-    assert one.told("Pod", pod(5)) is None and one.pods(KEY) == [], "the answer to a write, overtaken by the deletion"
-    assert one.told("Pod", pod(7)) == KEY, "one that is made anew"
+    assert one.told("Pod", pod(6), gone=True) == {KEY} and one.pods(KEY) == []
+    assert one.told("Pod", pod(5)) == set() and one.pods(KEY) == [], "the answer to a write, overtaken by the deletion"
+    assert one.told("Pod", pod(7)) == {KEY}, "one that is made anew"
 
 
 def test_a_child_is_news_where_it_means_something_else() -> None:
     one = Informer()
     deployment = {"generation": 1, "annotations": {"deployment.kubernetes.io/revision": "1"}}
-    assert one.told("Deployment", child(1, metadata=deployment)) == KEY
+    assert one.told("Deployment", child(1, metadata=deployment)) == {KEY}
     busy = {"conditions": [{"type": "Progressing", "status": "True", "reason": "ReplicaSetUpdated"}], "replicas": 3}
-    assert one.told("Deployment", child(2, metadata=deployment, status=busy)) is None, "its controller at work"
+    assert one.told("Deployment", child(2, metadata=deployment, status=busy)) == set(), "its controller at work"
     failing = {
         "conditions": [{"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "quota"}]
     }
-    assert one.told("Deployment", child(3, metadata=deployment, status=failing)) == KEY
-    assert one.told("Deployment", child(4, metadata={**deployment, "generation": 2}, status=failing)) == KEY
-    assert one.told("ConfigMap", child(1, data={"a": "1"})) == KEY
-    assert one.told("ConfigMap", child(2, data={"a": "1"}, metadata={"managedFields": [1]})) is None
-    assert one.told("ConfigMap", child(2, data={"a": "1"}, kind="ConfigMap", apiVersion="v1")) is None
-    assert one.told("ConfigMap", child(3, data={"a": "2"})) == KEY
-    assert one.told("ConfigMap", child(1, "stranger", labels={})) is None
+    assert one.told("Deployment", child(3, metadata=deployment, status=failing)) == {KEY}
+    assert one.told("Deployment", child(4, metadata={**deployment, "generation": 2}, status=failing)) == {KEY}
+    assert one.told("ConfigMap", child(1, data={"a": "1"})) == {KEY}
+    assert one.told("ConfigMap", child(2, data={"a": "1"}, metadata={"managedFields": [1]})) == set()
+    assert one.told("ConfigMap", child(2, data={"a": "1"}, kind="ConfigMap", apiVersion="v1")) == set()
+    assert one.told("ConfigMap", child(3, data={"a": "2"})) == {KEY}
+    assert one.told("ConfigMap", child(1, "stranger", labels={})) == set()
 
 
 def test_an_autoscaler_is_news_only_if_it_says_something_else() -> None:
@@ -90,31 +90,32 @@ def test_an_autoscaler_is_news_only_if_it_says_something_else() -> None:
         condition = {"type": "ScalingActive", "status": status, "reason": "r", "message": str(version)}
         return child(version, spec=spec, status={"currentMetrics": [version], "conditions": [condition]})
 
-    assert one.told(kind, hpa(1)) == KEY
-    assert one.told(kind, hpa(2)) is None
-    assert one.told(kind, hpa(3, "False")) == KEY
-    assert one.told(kind, hpa(4, "False", maxReplicas=1)) == KEY
-    assert one.told(kind, hpa(5, "False", maxReplicas=1), gone=True) == KEY
-    assert one.told(kind, hpa(6, "False", maxReplicas=1)) == KEY, "one that is made anew is news"
+    assert one.told(kind, hpa(1)) == {KEY}
+    assert one.told(kind, hpa(2)) == set()
+    assert one.told(kind, hpa(3, "False")) == {KEY}
+    assert one.told(kind, hpa(4, "False", maxReplicas=1)) == {KEY}
+    assert one.told(kind, hpa(5, "False", maxReplicas=1), gone=True) == {KEY}
+    assert one.told(kind, hpa(6, "False", maxReplicas=1)) == {KEY}, "one that is made anew is news"
 
 
 def test_a_pod_that_loses_the_label_of_its_service_is_news_for_it_and_is_its_pod_no_more() -> None:
     """It may well bear the label by which it is watched still."""
     one = Informer()
     one.told("Pod", pod(1))
-    assert one.told("Pod", child(2, "p", {}, status=pod(1)["status"])) == KEY and one.pods(KEY) == []
-    assert one.told("Pod", child(3, "p", {}, status=pod(1)["status"]), gone=True) is None and one.pods(KEY) == []
+    assert one.told("Pod", child(2, "p", {}, status=pod(1)["status"])) == {KEY} and one.pods(KEY) == []
+    assert one.told("Pod", child(3, "p", {}, status=pod(1)["status"]), gone=True) == set() and one.pods(KEY) == []
     one.told("Pod", pod(4))
-    assert one.told("Pod", child(5, "p", {"semipd.io/service": "other"}, status=pod(1)["status"])) == Key("n", "other")
+    other = {"semipd.io/service": "other"}
+    assert one.told("Pod", child(5, "p", other, status=pod(1)["status"])) == {KEY, Key("n", "other")}
     assert one.pods(KEY) == [] and len(one.pods(Key("n", "other"))) == 1
 
 
 def test_of_a_service_that_is_deleted_each_finalizer_that_goes_is_news() -> None:
     one = Informer()
     one.told(SPD, service(1, deletionTimestamp="t", finalizers=["a", "b"]))
-    assert one.told(SPD, service(2, deletionTimestamp="t", finalizers=["b"])) == KEY
+    assert one.told(SPD, service(2, deletionTimestamp="t", finalizers=["b"])) == {KEY}
     one.told(SPD, service(3))
-    assert one.told(SPD, service(4, finalizers=["a"])) is None, "before, it is the user's"
+    assert one.told(SPD, service(4, finalizers=["a"])) == set(), "before, it is the user's"
 
 
 def test_a_list_brings_what_the_watch_missed() -> None:

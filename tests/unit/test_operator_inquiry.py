@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -114,10 +115,23 @@ async def test_a_node_that_has_not_answered_is_owed(failure: ApiRefused) -> None
     kube, clock = Asked(failure), Clock()
     one = Inquiry(kube, clock)
     pods = [raw("gpu", 1, **GPU)]
-    assert one.owes(await one.look(pods, ago(0))) is (failure is not FORBIDDEN)
+    [view] = await one.look(pods, ago(0))
+    assert view.node_owes is (failure is not FORBIDDEN)
+    [other] = await one.look([unready("p", 1)], ago(0))
+    assert not other.node_owes, "nobody asks for the sake of this one"
     kube.failure = None
     clock.now += 301
-    assert not one.owes(await one.look(pods, ago(0)))
+    [view] = await one.look(pods, ago(0))
+    assert not view.node_owes
+
+
+async def test_a_node_is_owed_to_a_pod_no_longer_than_the_pod_is_not_ready() -> None:
+    kube = Asked(ApiRefused(503, "etcd"))
+    one = Inquiry(kube)
+    assert (await one.look([unready("p", 12)], ago(0)))[0].node_owes
+    well = unready("p", 1)
+    well["status"]["conditions"][0]["status"] = "True"
+    assert not (await one.look([well], ago(0)))[0].node_owes
 
 
 async def test_a_node_that_another_look_asks_for_is_owed() -> None:
@@ -133,9 +147,9 @@ async def test_a_node_that_another_look_asks_for_is_owed() -> None:
     first = asyncio.ensure_future(one.look([raw("a", 1, **GPU)], ago(0)))
     await asked.wait()
     second = await one.look([raw("b", 1, **GPU)], ago(0))
-    assert not second[0].gpu_sharing and one.owes(second)
+    assert not second[0].gpu_sharing and second[0].node_owes
     slow.set()
-    assert not one.owes(await first)
+    assert not (await first)[0].node_owes
 
 
 async def test_a_pod_that_waited_for_a_scheduler_begins_anew_with_its_node() -> None:
@@ -159,7 +173,7 @@ async def test_a_server_in_trouble_leaves_what_was_last_known(
     assert all(view.complaint for view in known) and known[1].gpu_sharing and not server.served
     kube.failure, kube.silent = failure, failure is None
     clock.now += 301
-    assert await one.look(pods, ago(0)) == known
+    assert [replace(view, node_owes=False) for view in await one.look(pods, ago(0))] == list(known)
     assert await one.metrics_server("") == server
     kube.failure, kube.silent, kube.node = None, False, {"metadata": {}}
     clock.now += 30
@@ -228,3 +242,23 @@ async def test_a_clock_ahead_of_ours_hides_no_pod() -> None:
     later = await one.look(pods, ago(-40))
     assert first[0].complaint is None and later[0].complaint
     assert later[0].preparing_since == later[1].unseen_since == ago(0)
+
+
+@pytest.mark.parametrize("minutes", [-7, 7])
+async def test_no_clock_shows_a_cause_before_its_time(minutes: int) -> None:
+    """Neither the API server's, which stamps creations, nor a scheduler's, which stamps what it places."""
+    skew = timedelta(minutes=minutes)
+    one = Inquiry(Asked(), ahead=lambda: skew)
+    unseen = {
+        "metadata": {"name": "u", "uid": "u", "namespace": "d", "creationTimestamp": (ago(20) + skew).isoformat()}
+    }
+    placed = raw("p", 20 + 60 * minutes)  # by a scheduler as wrong the other way
+    placed["metadata"]["creationTimestamp"] = (ago(20) + skew).isoformat()
+    first = await one.look([unseen, placed], ago(0))
+    assert first[0].unseen_since == ago(20)
+    assert first[1].preparing_since and first[1].preparing_since >= ago(20)
+    running = unready("q", 1)
+    await one.look([running], ago(0))
+    running["status"] = raw("q", 3600)["status"]
+    [view] = await one.look([running], ago(-1))
+    assert view.preparing_since == ago(-1), "what we saw begin began then"

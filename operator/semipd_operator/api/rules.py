@@ -83,7 +83,7 @@ def at_least(field: str, low: int, remedy: str) -> Rule:
 
 def matches(pattern: str, message: str, *, unless: str = "") -> Rule:
     """A string that matches the RE2 `pattern`; strings that do not start with `unless` are exempt when it is given."""
-    compiled = re.compile(pattern)
+    compiled = _re2(pattern)
     if not unless:
         return Rule(f"self.matches({cel_string(pattern)})", lambda value: bool(compiled.search(value)), message)
     return Rule(
@@ -95,8 +95,13 @@ def matches(pattern: str, message: str, *, unless: str = "") -> Rule:
 
 def matches_not(pattern: str, message: str) -> Rule:
     """A string in which the RE2 `pattern` is nowhere."""
-    compiled = re.compile(pattern)
+    compiled = _re2(pattern)
     return Rule(f"!self.matches({cel_string(pattern)})", lambda value: not compiled.search(value), message)
+
+
+def _re2(pattern: str) -> re.Pattern[str]:
+    """As the API server reads it: ``$`` is the end of the text, where Python's would let a newline follow."""
+    return re.compile(re.sub(r"(?<!\\)\$", r"\\Z", pattern), re.ASCII)
 
 
 def not_above(low: str, high: str) -> Rule:

@@ -64,10 +64,11 @@ def _rolling(status: SemiPDServiceStatus) -> bool:
 
 
 def _told(status: SemiPDServiceStatus, kind: ConditionType) -> Condition | None:
-    """A specification that is refused for a moment, for which Ready is not taken back, is not told either."""
+    """A specification that is refused for a moment, which Ready is not taken back for, is not told either."""
     found, ready = status.condition(kind), status.condition(ConditionType.READY)
     refused = kind is ConditionType.SPEC_ACCEPTED and found is not None and found.status == "False"
-    return None if refused and ready is not None and ready.status == "True" else found
+    blamed = ready is None or (found is not None and (ready.status, ready.reason) == ("False", found.reason))
+    return None if refused and not blamed else found
 
 
 def _edges(kind: ConditionType, before: Condition | None, after: Condition | None) -> list[Event]:

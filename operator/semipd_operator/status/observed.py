@@ -60,6 +60,8 @@ class PodView:
     """The container whose image the node fetches."""
     gpu_sharing: str = ""
     """How its node's device plugin gives one GPU to several pods, as the node's label says it; empty: it does not."""
+    node_owes: bool = False
+    """Its node was asked for and has not answered yet: no watch will tell when it does."""
     node_problem: Problem | None = None
     """What is wrong with its node; asked for only where the pod is not ready."""
     problem: Problem | None = None
