@@ -55,6 +55,7 @@ class EngineFlags:
     drain_seconds: float
     run_dir: Path | None
     host: str
+    api_key_file: Path | None
 
 
 def parse_engine_flags(flags: Sequence[str]) -> EngineFlags:
@@ -65,8 +66,9 @@ def parse_engine_flags(flags: Sequence[str]) -> EngineFlags:
     parser.add_argument("--drain-seconds", type=float, default=float(defaults["drain_seconds"].default))
     parser.add_argument("--run-dir", type=Path, default=None)
     parser.add_argument("--host", default=str(defaults["host"].default))
+    parser.add_argument("--api-key-file", type=Path, default=None)
     known, _ = parser.parse_known_args(list(flags))
-    return EngineFlags(known.device, known.unified, known.drain_seconds, known.run_dir, known.host)
+    return EngineFlags(**vars(known))
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -156,6 +158,7 @@ async def serve(options: argparse.Namespace, flags: list[str]) -> None:
             drain_seconds=engine.drain_seconds,
             api=ApiProbe(run_dir, engine.host, clock),
             memory=MemoryLimit(),
+            api_key_file=engine.api_key_file,
         )
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, reaper.reap)

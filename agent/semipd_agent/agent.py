@@ -19,7 +19,7 @@ from semipd_agent.readiness import POLL_SECONDS, ReadyGate
 from semipd_agent.reaper import Reaper
 from semipd_agent.supervisor import Supervisor
 from semipd_agent.tasks import keep_going
-from semipd_engine.contract import EngineSnapshot
+from semipd_engine.contract import EngineSnapshot, no_api_key
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class Agent:
         drain_seconds: float,
         api: ApiProbe,
         memory: MemoryLimit,
+        api_key_file: Path | None = None,
     ) -> None:
         self.controller = controller
         self._client = client
@@ -60,7 +61,7 @@ class Agent:
         self._faults = controller.faults
         self._drain_seconds = drain_seconds
         self._gate = ReadyGate()
-        self._api, self._memory = api, memory
+        self._api, self._memory, self._api_key_file = api, memory, api_key_file
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
         self._kept: dict[Partitioner, asyncio.Task[None]] = {}
@@ -89,6 +90,7 @@ class Agent:
             wall=wall,
             api_problem=self._api.problem(),
             memory_problem=self._memory.problem(),
+            key_problem=no_api_key(self._api_key_file),
         )
 
     def configure(self, config: AgentConfig) -> None:

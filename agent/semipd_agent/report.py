@@ -55,10 +55,12 @@ def build(
     wall: datetime,
     api_problem: str = "",
     memory_problem: str = "",
+    key_problem: str = "",
 ) -> StatusReport:
     """`now` is CLOCK_MONOTONIC seconds, `wall` the same moment in UTC.
 
     `api_problem`: what is wrong with the api process. `memory_problem`: what was killed for memory since it was ready.
+    `key_problem`: why the api admits nobody.
     """
     config = controller.config
     snapshot = controller.snapshot
@@ -95,6 +97,7 @@ def build(
             ),
             api_problem,
             memory_problem,
+            key_problem,
         ),
         slo=slo_report(
             config.slo,
@@ -166,8 +169,8 @@ def engine_status(
     return known.model_copy(update={"state": EnginePhase.DEGRADED, "reason": "NotResponding", "message": message})
 
 
-def _judged(engine: EngineStatus, api_problem: str, memory_problem: str) -> EngineStatus:
-    """What core cannot say: that it was killed, and that nobody can reach it."""
+def _judged(engine: EngineStatus, api_problem: str, memory_problem: str, key_problem: str = "") -> EngineStatus:
+    """What core cannot say: that it was killed, that nobody can reach it, and that nobody is admitted."""
     if memory_problem and not engine.ready and engine.state is not EnginePhase.DRAINING:
         return engine.model_copy(
             update={"state": EnginePhase.FAILED, "reason": "OutOfMemory", "message": memory_problem}
@@ -176,6 +179,8 @@ def _judged(engine: EngineStatus, api_problem: str, memory_problem: str) -> Engi
         return engine.model_copy(
             update={"state": EnginePhase.DEGRADED, "reason": "APINotResponding", "message": api_problem}
         )
+    if key_problem and engine.state in (EnginePhase.READY, EnginePhase.DEGRADED):
+        return engine.model_copy(update={"state": EnginePhase.DEGRADED, "reason": "NoAPIKey", "message": key_problem})
     return engine
 
 

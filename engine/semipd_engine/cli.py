@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from pathlib import Path
 
 COMMANDS = {
     "make-model": ("semipd_engine.hub.make_model", "make a random-weight model with a tokenizer"),
@@ -19,7 +18,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] == "serve":
-        from semipd_engine.contract import EngineOptions
+        from semipd_engine.contract import EngineOptions, no_api_key
         from semipd_engine.hub.check import refusal
         from semipd_engine.launcher import serve
         from semipd_engine.process import REFUSED
@@ -29,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.run_dir is None and (problem := refusal(options.model)):
             print(f"semipd-engine serve: the model cannot be served: {problem}", file=sys.stderr)
             return REFUSED
-        if problem := _no_key(options.api_key_file):
+        if problem := no_api_key(options.api_key_file):
             print(f"semipd-engine serve: {problem}", file=sys.stderr)
             return REFUSED
         return serve(options)
@@ -44,16 +43,6 @@ def main(argv: list[str] | None = None) -> int:
             subparsers.add_parser(name, help=text, add_help=False)
     parsed = parser.parse_args(arguments)
     return int(parsed.func(parsed))
-
-
-def _no_key(file: Path | None) -> str | None:
-    """An API that would admit nobody, and look well: an empty Secret. Emptied later, it is a way to close the API."""
-    if file is None:
-        return None
-    try:
-        return None if file.read_bytes().strip() else f"--api-key-file {file} holds no key: write one on each line"
-    except OSError as error:
-        return f"--api-key-file {file}: {error.strerror}"
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ import pytest
 from tests.unit.agent_bench import Bench, config
 
 from semipd_agent import api_probe
-from semipd_agent.__main__ import listen
+from semipd_agent.__main__ import listen, parse_engine_flags
 from semipd_agent.api_probe import NAMED_AFTER_SECONDS, ApiProbe
 from semipd_agent.contract import EnginePhase, EngineStatus
 from semipd_agent.memory_limit import MemoryLimit
 from semipd_agent.readiness import ReadyGate
 from semipd_agent.report import _judged
+from semipd_engine.contract import no_api_key
 
 pytestmark = pytest.mark.unit
 
@@ -135,3 +136,23 @@ def test_any_address_is_both_families_or_what_there_is(monkeypatch: pytest.Monke
             socket.create_connection(("127.0.0.1", port), 5).close()
             if has_ipv6:
                 socket.create_connection(("::1", port), 5).close()
+
+
+def test_keys_that_were_emptied_are_named_while_the_engine_serves_and_until_one_is_written(tmp_path: Path) -> None:
+    """Fail closed: the api refuses everybody, and says so."""
+    file, good = tmp_path / "api-keys", EngineStatus(state=EnginePhase.READY, ready=True)
+    assert no_api_key(None) == "", "an open API"
+    for content in (b"", b" \n\t\n"):
+        file.write_bytes(content)
+        named = _judged(good, "", "", no_api_key(file))
+        assert (named.state, named.reason, named.ready) == (EnginePhase.DEGRADED, "NoAPIKey", True)
+        assert named.message == f"--api-key-file {file} holds no key: write one on each line"
+    file.unlink()
+    assert _judged(good, "", "", no_api_key(file)).message.endswith("No such file or directory")
+    file.write_bytes(b"\nkey\n")
+    assert _judged(good, "", "", no_api_key(file)) == good
+
+
+def test_the_agent_knows_the_engines_key_file() -> None:
+    assert parse_engine_flags(["--model", "m", "--api-key-file", "/k/api-keys"]).api_key_file == Path("/k/api-keys")
+    assert parse_engine_flags(["--model", "m"]).api_key_file is None

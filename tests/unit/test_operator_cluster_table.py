@@ -239,6 +239,15 @@ def test_an_api_that_does_not_answer_is_named() -> None:
     assert ready and ready.message.startswith("p1: the process api hangs. Remedy: It is restarted by itself; ")
 
 
+def test_a_service_whose_keys_were_emptied_admits_nobody_and_says_so() -> None:
+    engine = EngineStatus(state=EnginePhase.DEGRADED, ready=True, reason="NoAPIKey", message="holds no key")
+    status = summarise(observed(agents={"p1": heard(report(engine=engine))}))
+    shown = conditions(status)
+    assert (status.reason, shown["Ready"], shown["Available"]) == ("NoAPIKey", "False NoAPIKey", "True PodsReady")
+    ready = status.condition("Ready")
+    assert ready and ready.message.startswith("p1: holds no key. Remedy: Write a key into that Secret, ")
+
+
 def hpa(name: str, kind: str, target: str) -> dict[str, Any]:
     meta = {"name": name, "namespace": "n", "uid": name, "resourceVersion": "3"}
     return {"metadata": meta, "spec": {"scaleTargetRef": {"kind": kind, "name": target}}}

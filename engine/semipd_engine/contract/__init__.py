@@ -43,6 +43,8 @@ from semipd_engine.contract.options import (
     LoadFormat,
     ReasoningParser,
     ToolParser,
+    api_keys,
+    no_api_key,
 )
 from semipd_engine.contract.partition import (
     Enforcement,
@@ -95,4 +97,6 @@ __all__ = [
     "ToolParser",
     "WorkerReport",
     "WorkerState",
+    "api_keys",
+    "no_api_key",
 ]

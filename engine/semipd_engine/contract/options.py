@@ -125,3 +125,16 @@ class EngineOptions(Frozen):
             return cls.model_validate(given)
         except ValueError as error:
             parser.error(str(error))
+
+
+def api_keys(file: Path) -> list[bytes]:
+    """The keys of an ``--api-key-file``, one on each line. Raises OSError."""
+    return [line.strip() for line in file.read_bytes().splitlines() if line.strip()]
+
+
+def no_api_key(file: Path | None) -> str:
+    """Why an API that demands a key would admit nobody, and look well: an empty Secret. Empty where it would not."""
+    try:
+        return "" if file is None or api_keys(file) else f"--api-key-file {file} holds no key: write one on each line"
+    except OSError as error:
+        return f"--api-key-file {file}: {error.strerror}"

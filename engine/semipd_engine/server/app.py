@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from semipd_engine.cards.chat_template import ChatTemplateError
 from semipd_engine.cards.tokenizer import TokenizerError
-from semipd_engine.contract import EngineOptions
+from semipd_engine.contract import EngineOptions, api_keys
 from semipd_engine.server import body_schemas, handlers
 from semipd_engine.server.errors import ApiError, bad_request, engine_failure
 from semipd_engine.server.headers import RequestIds
@@ -201,7 +201,7 @@ class ApiKey:
 
     def _problem(self, scope: Scope) -> str | None:
         try:
-            keys = [line.strip() for line in self._file.read_bytes().splitlines() if line.strip()]
+            keys = api_keys(self._file)
         except OSError:
             return "the server cannot read its API key file (--api-key-file), so it admits nobody"
         header: bytes = dict(scope["headers"]).get(b"authorization", b"")

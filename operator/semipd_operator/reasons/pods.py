@@ -148,6 +148,12 @@ class PodTrouble(Reason):
         "The process that answers the OpenAI API is dead, hangs or could not start; the pod is out of the Service.",
         "It is restarted by itself; if it stays: kubectl logs POD -c engine",
     )
+    NO_API_KEY = (
+        "NoAPIKey",
+        "False",
+        "The Secret of spec.service.apiKeySecretRef holds no key any more: every request is refused with 401.",
+        "Write a key into that Secret, one on each line; it is in force within two minutes, and no pod restarts.",
+    )
     POD_FAILED = (
         "PodFailed",
         "False",

@@ -118,8 +118,9 @@ def _trouble(seen: Observed, pod: PodView) -> Problem | None:
     report = seen.report(pod)
     if report and report.partition.state is PartitionState.FAILED:
         return Problem(str(report.partition.reason), report.partition.message)
-    if report and report.engine.reason == PodTrouble.API_NOT_RESPONDING:
-        return Problem(PodTrouble.API_NOT_RESPONDING, report.engine.message)
+    for reason in (PodTrouble.API_NOT_RESPONDING, PodTrouble.NO_API_KEY):
+        if report and report.engine.reason == reason:
+            return Problem(reason, report.engine.message)
     if pod.complaint:
         return pod.complaint
     if _for_long(seen, pod.preparing_since):
@@ -129,6 +130,14 @@ def _trouble(seen: Observed, pod: PodView) -> Problem | None:
         )
     if _for_long(seen, pod.unseen_since):
         return Problem(PodTrouble.UNSCHEDULABLE, "no scheduler has looked at it: schedulerName names none that runs")
+    return None
+
+
+def _closed(seen: Observed) -> Problem | None:
+    """A pod that is ready and admits nobody: it answers whoever asks, with 401."""
+    for pod in seen.ready_pods:
+        if (report := seen.report(pod)) and report.engine.reason == PodTrouble.NO_API_KEY:
+            return Problem(PodTrouble.NO_API_KEY, f"{pod.name}: {report.engine.message}")
     return None
 
 
@@ -153,6 +162,8 @@ def ready_verdict(seen: Observed, parts: list[Verdict]) -> Verdict:
         ahead = [one for one in failing if one.reason not in ON_THE_WAY] if cause else []
         first = (ahead or failing)[0]
         return Verdict(kind, "False", first.reason, first.message, first.detail)
+    if closed := _closed(seen):
+        return Verdict(kind, "False", closed.reason, closed.message)
     outdated = seen.outdated_pods
     ready = len(seen.ready_pods)
     if (outdated or ready < wanted) and cause:
