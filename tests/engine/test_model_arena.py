@@ -16,12 +16,14 @@ from transformers import LlamaConfig
 from e2e.lib import models
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.registry import read_card
+from semipd_engine.contract import Device, DType, EngineOptions
 from semipd_engine.kernels import ReferenceKernels
 from semipd_engine.memory.arena import WeightArena
 from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.memory.layout import KVComponent, KVLayout
 from semipd_engine.memory.region import Region
 from semipd_engine.model.loader import dummy_weights, load_weights
+from semipd_engine.resident import loading
 
 pytestmark = pytest.mark.engine
 
@@ -46,6 +48,22 @@ def test_progress_grows_to_one_hundred(tmp_path: Path) -> None:
     load_weights(read_card(model), model, torch.bfloat16, ReferenceKernels(), seen.append)
     assert seen == sorted(set(seen))
     assert seen[-1] == 100
+
+
+def test_weights_that_cannot_fit_are_refused_with_their_size_before_one_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save(LlamaConfig(**SIZES), tmp_path)
+    seen: list[int] = []
+    options = EngineOptions(model=model, device=Device.CPU, dtype=DType.FLOAT32, kv_cache_memory=3 << 20)
+    needed = loading.load(options, seen.append).weight_bytes + (3 << 20)
+    monkeypatch.setattr(loading, "claimable_memory", lambda: needed)
+    loading.load(options, seen.append)
+    monkeypatch.setattr(loading, "claimable_memory", lambda: needed - 1)
+    seen.clear()
+    with pytest.raises(ModelError, match=r"raise the memory limit .* by at least 1 MiB") as refused:
+        loading.load(options, seen.append)
+    assert refused.value.reason == "OutOfMemory" and seen == []
 
 
 def test_tied_embeddings_are_stored_once(tmp_path: Path) -> None:

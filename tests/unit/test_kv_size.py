@@ -14,6 +14,8 @@ from semipd_engine.memory.kv_size import (
     MIB,
     MemoryGrant,
     available_memory,
+    check_weights,
+    claimable_memory,
     num_kv_blocks,
 )
 from semipd_engine.memory.layout import KVComponent, KVLayout
@@ -66,3 +68,34 @@ def test_the_cgroup_counts_where_it_is_tighter(tmp_path: Path, limit_name: str, 
     assert available_memory(tmp_path, meminfo) == 2000 * 1024
     (tmp_path / limit_name).write_text("1500\n")
     assert available_memory(tmp_path, meminfo) == 1000
+
+
+def test_what_only_caches_files_is_not_in_the_way_of_the_weights(tmp_path: Path) -> None:
+    """A container that has read the model before is full of its files."""
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 4000 kB\nMemAvailable:    2000 kB\nSwapFree: 100 kB\n")
+    assert claimable_memory(tmp_path, meminfo) == 2100 * 1024
+    (tmp_path / "memory.max").write_text("1500\n")
+    (tmp_path / "memory.current").write_text("1500\n")
+    (tmp_path / "memory.stat").write_text("anon 300\nfile 1190\nshmem 10\nanon_thp 5\n")
+    assert claimable_memory(tmp_path, meminfo) == 1190
+    (tmp_path / "memory.max").write_text("max\n")
+    assert claimable_memory(tmp_path, meminfo) == 2100 * 1024
+    (tmp_path / "memory.max").unlink()
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory/memory.limit_in_bytes").write_text("1400\n")
+    assert claimable_memory(tmp_path, meminfo) == 1400
+
+
+@pytest.mark.parametrize(
+    ("kv", "words"), [(0, ""), (30 * MIB, " and --kv-cache-memory (engine.kvCacheMemory) is 30 MiB")]
+)
+def test_weights_that_cannot_fit_are_refused_before_they_are_read(kv: int, words: str) -> None:
+    check_weights(70 * MIB, kv, 70 * MIB + kv)
+    with pytest.raises(ModelError) as refused:
+        check_weights(70 * MIB, kv, 60 * MIB)
+    assert refused.value.reason == "OutOfMemory"
+    assert str(refused.value) == (
+        f"the weights need 70 MiB{words}, but 60 MiB of memory can be had: raise the memory limit (engine.resources) "
+        f"by at least {10 + kv // MIB} MiB"
+    )

@@ -61,6 +61,40 @@ def num_kv_blocks(
     return blocks if kv_cache_memory else min(blocks, max(needed, max_num_seqs * needed))
 
 
+def check_weights(nbytes: int, kv_cache_memory: int, free: int) -> None:
+    """Before the first weight is read: what cannot fit is killed by the kernel again and again, without a word.
+
+    `free`: see `claimable_memory`. Raises `ModelError` (OutOfMemory).
+    """
+    if nbytes + kv_cache_memory <= free:
+        return
+    pool = (
+        f" and --kv-cache-memory (engine.kvCacheMemory) is {kv_cache_memory / MIB:.0f} MiB" if kv_cache_memory else ""
+    )
+    raise ModelError(
+        "OutOfMemory",
+        f"the weights need {nbytes / MIB:.0f} MiB{pool}, but {free / MIB:.0f} MiB of memory can be had: "
+        f"raise the memory limit (engine.resources) by at least {-(-(nbytes + kv_cache_memory - free) // MIB)} MiB",
+    )
+
+
+def claimable_memory(cgroup: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that this container could ever take: unlike `available_memory` what only caches files is not in the way,
+    and swap counts. Where the kernel does not tell the two apart (cgroup v1), the whole limit."""
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    free = sum(int(fields.get(name, "0 kB").split()[0]) for name in ("MemAvailable", "SwapFree")) * 1024
+    for limit_name, stat_name in (("memory.max", "memory.stat"), ("memory/memory.limit_in_bytes", "")):
+        try:
+            limit = (cgroup / limit_name).read_text().strip()
+            lines = (cgroup / stat_name).read_text().splitlines() if stat_name else []
+        except OSError:
+            continue
+        held = sum(int(line.split()[1]) for line in lines if line.startswith(("anon ", "shmem ")))
+        if limit != "max":
+            free = min(free, max(0, int(limit) - held))
+    return free
+
+
 def available_memory(cgroup: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path("/proc/meminfo")) -> int:
     """Bytes that this container can still take: the tightest of the machine's free memory and its cgroup's limit."""
     fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())

@@ -34,9 +34,11 @@ def load_weights(
     progress: Callable[[int], None] = lambda percent: None,
     device: torch.device = CPU,
     inherited: bool = False,
+    admit: Callable[[int], None] = lambda nbytes: None,
 ) -> WeightArena:
     """The model's weights as `dtype` on `device`, in the formats that `kernels` read.
 
+    `admit` is asked with the arena's size in bytes before anything is put in it, and may raise `ModelError`.
     `inherited`: see `WeightArena.create`; the arena is sealed then. `progress` is told the percentage whenever it
     grows. Raises `ModelError` (`model.checkpoint`; NotFinite for a weight that is no number).
     """
@@ -44,6 +46,7 @@ def load_weights(
     expected = {source.name: source.shape for source in checkpoint_tensors(specs)}
     checkpoint = Checkpoint(Path(model_dir), expected, config)
     arena = WeightArena.create([_entry(spec, dtype, kernels) for spec in specs], device, inherited)
+    admit(arena.nbytes)
     total, done, percent = sum(torch.Size(shape).numel() for shape in expected.values()), 0, 0
     held, tensor = "", torch.empty(0)
     for spec in specs:

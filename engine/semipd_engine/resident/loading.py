@@ -18,7 +18,14 @@ from semipd_engine.cards.registry import read_card
 from semipd_engine.contract import Device, DType, EngineOptions, LoadFormat
 from semipd_engine.kernels import Kernels, KernelsError, choose
 from semipd_engine.memory.kv_pool import KVPool
-from semipd_engine.memory.kv_size import GPU_RESERVED, GPU_SHARE, MemoryGrant, available_memory
+from semipd_engine.memory.kv_size import (
+    GPU_RESERVED,
+    GPU_SHARE,
+    MemoryGrant,
+    available_memory,
+    check_weights,
+    claimable_memory,
+)
 from semipd_engine.model import device as devices
 from semipd_engine.model.checkpoint import settle_ties
 from semipd_engine.model.loader import dummy_weights, load_weights
@@ -76,12 +83,19 @@ def load(options: EngineOptions, progress: Callable[[int], None], exported: bool
     kernels = _kernels(device)
     if device.type == "cuda":
         devices.open_gpu()
+
+    def admit(nbytes: int) -> None:
+        if device.type == "cpu":  # a GPU says itself what does not fit
+            check_weights(nbytes, options.kv_cache_memory, claimable_memory())
+
     with _out_of_memory(f"the weights of {_name(options.model)}", device):
         if options.load_format is LoadFormat.DUMMY:
             arena = dummy_weights(config, dtype, kernels, device, inherited=not exported)
         else:
             config = settle_ties(config, options.model)
-            arena = load_weights(config, options.model, dtype, kernels, progress, device, inherited=not exported)
+            arena = load_weights(
+                config, options.model, dtype, kernels, progress, device, inherited=not exported, admit=admit
+            )
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     model = LoadedTorchModel(config, arena, kernels, options.block_size, max_model_len)
