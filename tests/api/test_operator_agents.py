@@ -145,7 +145,7 @@ def test_two_operators_with_different_keys_do_not_fight(
         return str(found["metadata"]["annotations"]["semipd.io/operator"])
 
     def changed(percent: int) -> None:
-        """The status follows a change of the specification, whoever writes it; who yields in vain is silent for 60 s."""
+        """The status follows a change of the specification, whoever writes it. Who yields says nothing for 60 s."""
         patch = json.dumps({"spec": {"partition": {"prefillPercent": percent}}})
         crd.kubectl("patch", "spd", "shared", "-n", namespace, "--type=merge", "-p", patch)
         wait_until(lambda: observed() == generation(), 30, lambda: (percent, observed(), holder()))
