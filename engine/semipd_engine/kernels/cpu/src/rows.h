@@ -16,36 +16,40 @@ inline void each_row(int64_t rows, int64_t width, const F& fn) {
     });
 }
 
-// out = x / sqrt(mean(x * x) + eps) * weight; `out` may be `x`.
+// fn(i, load, store) for each vector of a row, whole ones without a mask.
+template <class F>
+inline void each_vector(int64_t width, const F& fn) {
+    int64_t i = 0;
+    for (; i + LANES <= width; i += LANES)
+        fn(i, [](auto p) { return load(p); }, [](auto p, V x) { store(p, x); });
+    const int n = int(width - i);
+    if (n > 0) fn(i, [n](auto p) { return load(p, n); }, [n](auto p, V x) { store(p, x, n); });
+}
+
+// out = x / sqrt(mean(x * x) + eps) * weight; `out` may be `x`. With a residual, residual += x comes first and counts.
 template <class T>
-inline void norm_row(const T* x, const T* weight, float eps, int64_t width, T* out) {
+inline void norm_row(const T* x, const T* weight, float eps, int64_t width, T* out, T* residual = nullptr) {
+    const T* from = residual ? residual : x;
     V squares = zero();
-    for (int64_t i = 0; i < width; i += LANES) {
-        V v = load(x + i, int(width - i));
+    each_vector(width, [&](int64_t i, auto get, auto put) {
+        V v = get(from + i);
+        if (residual) {
+            v = rounded<T>(add(v, get(x + i)));
+            put(residual + i, v);
+        }
         squares = fma(v, v, squares);
-    }
-    V inverse = set1(1.0f / sqrtf(sum(squares) / float(width) + eps));
-    for (int64_t i = 0; i < width; i += LANES) {
-        int n = int(width - i);
-        V v = mul(rounded<T>(mul(load(x + i, n), inverse)), load(weight + i, n));
-        store(out + i, v, n);
-    }
+    });
+    const V inverse = set1(1.0f / sqrtf(sum(squares) / float(width) + eps));
+    each_vector(width, [&](int64_t i, auto get, auto put) {
+        put(out + i, mul(rounded<T>(mul(get(from + i), inverse)), get(weight + i)));
+    });
 }
 
 template <class T>
 inline void rms_norm(const T* x, int64_t ldx, const T* weight, float eps, T* residual, int64_t ldr, T* out, int64_t ldo,
                      int64_t rows, int64_t width) {
     each_row(rows, width, [&](int64_t row) {
-        const T* in = x + row * ldx;
-        if (residual) {
-            T* sum = residual + row * ldr;
-            for (int64_t i = 0; i < width; i += LANES) {
-                int n = int(width - i);
-                store(sum + i, add(load(sum + i, n), load(in + i, n)), n);
-            }
-            in = sum;
-        }
-        norm_row(in, weight, eps, width, out + row * ldo);
+        norm_row(x + row * ldx, weight, eps, width, out + row * ldo, residual ? residual + row * ldr : nullptr);
     });
 }
 

@@ -62,6 +62,7 @@ inline __m256i narrow(V x) {
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
 }
 #endif
+inline V wide(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
 inline void store(float* p, V x) { _mm512_storeu_ps(p, x); }
 inline void store(bf16* p, V x) { _mm256_storeu_si256((__m256i*)p, narrow(x)); }
 inline void store(float* p, V x, int n) { _mm512_mask_storeu_ps(p, first(n), x); }
@@ -167,6 +168,7 @@ inline __m128i narrow(V x) {
     VI packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(halves, halves), 0xd8);
     return _mm256_castsi256_si128(packed);
 }
+inline V wide(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
 inline void store(float* p, V x) { _mm256_storeu_ps(p, x); }
 inline void store(bf16* p, V x) { _mm_storeu_si128((__m128i*)p, narrow(x)); }
 inline void store(float* p, V x, int n) { _mm256_maskstore_ps(p, first_bits(n), x); }
@@ -222,9 +224,7 @@ inline VI zero_bits() { return _mm256_setzero_si256(); }
 template <class T>
 inline V rounded(V x) {
     if constexpr (sizeof(T) == 4) return x;
-    alignas(64) T some[LANES];
-    store(some, x);
-    return load(some);
+    return wide(narrow(x));
 }
 
 // silu(gate) * up
