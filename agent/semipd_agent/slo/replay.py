@@ -85,29 +85,32 @@ def latencies(
     count = len(jobs)
     ttft, tpot = [0.0] * count, [0.0] * (count + len(live))
     t, progress, context = now, 0.0, 0
-    batch: list[tuple[float, int, float, int]] = []  # (progress at its end, index, first token at, context)
+    batch: list[tuple[float, int, float, int, int]] = []
+    """(progress at its end, index, first token at, context, tokens after the first)"""
     for k, one in enumerate(live):
-        batch.append((float(max(1, one.output - one.done)), count + k, one.first_token_at, one.context))
+        batch.append((float(max(1, one.output - one.done)), count + k, one.first_token_at, one.context, one.output - 1))
         context += one.context
     heapify(batch)
     following, current, left = 0, -1, 0.0
+    at, work, size, output = jobs[0] if count else (0.0, 0.0, 0, 0)
+    came, whole, taken, length = at, work, size, output  # of the current one, as the four above of the following one
     while True:
-        if current < 0 and following < count:
-            job = jobs[following]
-            if job.at <= t and (not batch or (len(batch) < max_rows and context + job.context <= room)):
-                current, left = following, job.work
-                following += 1
-        if batch:
-            step = fixed + per_row * len(batch) + per_position * context
+        rows = len(batch)
+        if current < 0 and following < count and at <= t and (not rows or (rows < max_rows and context + size <= room)):
+            current, left = following, work
+            came, whole, taken, length = at, work, size, output
+            following += 1
+            if following < count:
+                at, work, size, output = jobs[following]
+        if rows:
+            step = fixed + per_row * rows + per_position * context
             ends = batch[0][0] - progress
             if current >= 0:
                 if chunk:
                     # Those that wait share a step with it. Few steps with full chunks, or one that holds all of it.
-                    work = jobs[current].work
-                    if following < count and jobs[following].at <= t:
-                        work += jobs[following].work
-                    full = chunk * max(0.05, 1 - len(batch) / chunk_tokens)
-                    part = work / math.ceil(work / full - 0.02) if work > full else work
+                    asked = whole + work if following < count and at <= t else whole
+                    full = chunk * max(0.05, 1 - rows / chunk_tokens)
+                    part = asked / math.ceil(asked / full - 0.02) if asked > full else asked
                     rate = 1 / (mixed * (max(fixed, part) + step - fixed))
                     slow_prefill = part * rate
                 else:
@@ -124,31 +127,29 @@ def latencies(
                     left -= by_decode * slow_prefill
             else:
                 by_decode = ends * step
-                arrival = jobs[following].at if following < count else t
-                if t < arrival < t + by_decode:
-                    progress += (arrival - t) / step
-                    t = arrival
+                if following < count and t < at < t + by_decode:
+                    progress += (at - t) / step
+                    t = at
                     continue
                 t += by_decode
                 progress = batch[0][0]
-            while batch and batch[0][0] <= progress + 1e-9:
-                _, index, first, size = heappop(batch)
-                context -= size
-                output = jobs[index].output if index < count else live[index - count].output
-                tpot[index] = (t - first) / max(1, output - 1)
+            over = progress + 1e-9
+            while batch and batch[0][0] <= over:
+                _, index, first, gone, tokens = heappop(batch)
+                context -= gone
+                tpot[index] = (t - first) / (tokens if tokens > 1 else 1)
         elif current >= 0:
             t += left
             left = 0.0
         elif following < count:
-            t = max(t, jobs[following].at)
+            t = max(t, at)
             continue
         else:
             break
         if current >= 0 and left <= 1e-12:
-            job = jobs[current]
-            ttft[current] = t - job.at
-            if job.output > 1:
-                heappush(batch, (progress + job.output - 1, current, t, job.context))
-                context += job.context
+            ttft[current] = t - came
+            if length > 1:
+                heappush(batch, (progress + length - 1, current, t, taken, length - 1))
+                context += taken
             current = -1
     return ttft, tpot
