@@ -235,7 +235,8 @@ class Future:
     def play(self, split: Split, most: int, loads: Sequence[float] = (1.0,)) -> Played:
         """Under each of these loads; scores are their means, latencies those of the first one, the load as it came."""
         machine, slo = self.load.machine(split, self.o), self.setting.slo
-        targets, played, now = (seconds_of(slo.ttft_milliseconds), seconds_of(slo.tpot_milliseconds)), [], self.o.at
+        targets = (seconds_of(slo.ttft_milliseconds), seconds_of(slo.tpot_milliseconds))
+        played, now = list[Played](), self.o.at
         for times in loads:
             jobs = self._under(times)[: self.waiting + most]
             ttft, tpot = latencies(machine, jobs, self.live, now)
