@@ -107,6 +107,20 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
     "mistral": MistralConfig(**SIZES, sliding_window=None),
     "mistral-window": MistralConfig(**SIZES, sliding_window=40),
+    "mistral-tied-head-dim": MistralConfig(**SIZES, sliding_window=20, head_dim=48, tie_word_embeddings=True),
+    "qwen3-window": Qwen3Config(
+        **SIZES, head_dim=32, use_sliding_window=True, sliding_window=20, max_window_layers=1, tie_word_embeddings=True
+    ),
+    "qwen3_moe-one-expert": Qwen3MoeConfig(**SIZES, **MIXTURE | {"num_experts_per_tok": 1}, attention_bias=True),
+    "deepseek_v2-linear": DeepseekV2Config(
+        **LATENT,
+        q_lora_rank=24,
+        num_experts_per_tok=3,
+        rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+    ),
+    "deepseek_v3-one-group": DeepseekV3Config(
+        **LATENT, q_lora_rank=None, num_experts_per_tok=3, n_group=1, topk_group=1, norm_topk_prob=False
+    ),
     "qwen2-window": Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=20, max_window_layers=1),
 }
 
