@@ -1,7 +1,7 @@
 """The operations of a decoder layer: one signature (`signatures`), a room for each implementation.
 
 `choose` picks one for a device. `SEMIPD_KERNELS` names what must run: ``auto`` (the best there is), ``reference``, a
-level of the CPU, or ``triton`` on a GPU.
+level of the CPU, or ``triton`` on a GPU. Triton is imported only where its kernels run.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ def choose(device: str = "cpu", environment: Mapping[str, str] = os.environ) -> 
     if wanted == "reference":
         return ReferenceKernels(f"kernels: reference (torch), as {VARIABLE} asks")
     if device != "cpu":
-        return ReferenceKernels("kernels: reference (torch)")
+        try:
+            return _triton(device, environment)
+        except KernelsError as error:
+            return ReferenceKernels(f"kernels: reference (torch): {error}")
     try:
         return cpu.best() if wanted == "auto" else cpu.CpuKernels(cpu.load(wanted))
     except cpu.CannotLoad as error:
@@ -69,14 +72,16 @@ def choose(device: str = "cpu", environment: Mapping[str, str] = os.environ) -> 
 
 
 def _triton(device: str, environment: Mapping[str, str]) -> Kernels:
-    """Those of a GPU: asked for by name until a report on one exists (`docs/gpu`)."""
+    """Those of a GPU. A worker holds them against their twins before it serves (`worker.kernel_gate`)."""
     if device != "cuda":
         raise KernelsError(f"{VARIABLE}=triton: they need --device cuda, not {device}; set auto or reference")
     if not (environment.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
-        raise KernelsError(f"{VARIABLE}=triton: Triton builds its launchers with a C compiler, and there is none here")
+        raise KernelsError("Triton builds its launchers with a C compiler, and there is none here")
+    try:
+        from semipd_engine.kernels.gpu import TritonKernels
+    except ImportError as error:
+        raise KernelsError(f"Triton is not here: {error}") from error
     import torch
 
-    from semipd_engine.kernels.gpu import TritonKernels
-
     sms = torch.cuda.get_device_properties(0).multi_processor_count
-    return TritonKernels(sms, f"kernels: triton for {sms} SMs, as {VARIABLE} asks")
+    return TritonKernels(sms, f"kernels: triton for {sms} SMs")

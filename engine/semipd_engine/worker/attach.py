@@ -18,6 +18,7 @@ from semipd_engine.memory.region import Region
 from semipd_engine.model import device as devices
 from semipd_engine.pacing.quantum import Pacer, Unpaced
 from semipd_engine.worker.gemm_gate import gate_products
+from semipd_engine.worker.kernel_gate import gate_kernels
 from semipd_engine.worker.model_runner import ModelRunner
 from semipd_engine.worker.servable import Runner, UnfitError
 from semipd_engine.worker.start_messages import ModelExport
@@ -83,6 +84,7 @@ class TorchModel:
         pacer = Unpaced() if self.device == Device.CUDA else pacer
         if self.device == Device.CUDA:
             devices.set_precision(self._torch_dtype)
+            gate_kernels(self._kernels, self._config, self._torch_dtype, self._torch_device)
         if self.exported:
             warm_up(self._config, self._arena, self._kernels, self.kv_layout)
         if self.device == Device.CUDA:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,13 @@ from torch import Tensor
 
 from semipd_agent.partitioner.mps import probe
 from semipd_engine.memory import cuda, driver
+from semipd_engine.memory.layout import KVComponent, KVLayout
+from semipd_engine.memory.manifest import ArenaEntry, RegionExport
 from semipd_engine.memory.region import Region
+from semipd_engine.model import device as devices
+from semipd_engine.worker.attach import TorchModel
+from semipd_engine.worker.servable import UnfitError
+from semipd_engine.worker.start_messages import ModelExport
 
 pytestmark = pytest.mark.unit
 
@@ -106,6 +113,29 @@ def test_torch_that_copies_instead_of_mapping_is_an_error(driven: str, monkeypat
     monkeypatch.setattr(torch, "as_tensor", lambda data, device: torch.zeros(4, dtype=torch.uint8))
     with pytest.raises(RuntimeError, match="copied the shared memory"):
         cuda._tensor(4096, 4, GPU)
+
+
+def export(device: str, weights: RegionExport, kv: RegionExport, kernels: str) -> ModelExport:
+    layout = KVLayout(1, (KVComponent("keys", 4),), 1, 4)
+    config = SimpleNamespace(architecture="any", vocab_size=8, kv_layout=lambda block_size, itemsize: layout)
+    entry = ArenaEntry("norm", 0, (4,), "float32")
+    return ModelExport(config, device, 1, 4, [entry], 0, weights, kv, 4, kernels)  # type: ignore[arg-type]
+
+
+def test_a_worker_whose_handle_does_not_open_is_unfit(driven: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "open_gpu", lambda: None)
+    nobodys = RegionExport(64, bytes(64))
+    with pytest.raises(UnfitError, match="the resident's memory: CudaError: cuIpcOpenMemHandle_v2") as error:
+        TorchModel.attach(export("cuda", nobodys, nobodys, "reference"), [])
+    assert error.value.reason == "AttachFailed"
+
+
+def test_a_worker_with_other_kernels_than_the_residents_is_unfit() -> None:
+    regions = [Region.create("test", 64, torch.device("cpu")) for _ in range(2)]
+    given = [os.dup(region.fd) for region in regions]
+    with pytest.raises(UnfitError, match="the weights are packed for triton") as error:
+        TorchModel.attach(export("cpu", regions[0].export(), regions[1].export(), "triton"), given)
+    assert error.value.reason == "KernelsMismatch"
 
 
 @pytest.mark.parametrize(

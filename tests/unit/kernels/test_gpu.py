@@ -5,16 +5,25 @@ In float32 and float16: the interpreter multiplies the bits of bfloat16 as integ
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.kernels.cases import TOLERANCE, Paged, normal
+from tests.unit.kernels.cases import TOLERANCE, Paged, normal, pack_group
 from torch import Tensor
 
+from semipd_engine.cards.blocks import Latent
 from semipd_engine.kernels import KernelsError, ReferenceKernels, choose
 from semipd_engine.kernels.gpu import TritonKernels, attention
+from semipd_engine.worker.kernel_gate import gate_kernels
+from semipd_engine.worker.servable import UnfitError
 
 pytestmark = [
     pytest.mark.unit,
@@ -27,6 +36,20 @@ KERNELS = TritonKernels(num_sms=1)
 """So few SMs that nothing is split."""
 WIDE = TritonKernels(num_sms=1 << 20)
 """So many that everything is."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the gate reads of a model's."""
+
+    hidden_size: int
+    num_heads: int
+    head_dim: int
+    q_width: int
+    kv_width: int
+    qk_norm: bool = False
+    windows: tuple[int, ...] = ()
+    latent: Latent | None = None
 
 
 def close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
@@ -77,9 +100,9 @@ def test_long_contexts_are_split_and_joined(
 
 
 def test_how_work_is_split() -> None:
-    assert attention._splits(programs=8, positions=8192, num_sms=132) == 16
-    assert attention._splits(programs=512, positions=8192, num_sms=132) == 1, "the SMs are full"
-    assert attention._splits(programs=8, positions=300, num_sms=132) == 1, "too little for two"
+    assert attention.splits_for(programs=8, positions=8192, num_sms=132) == 16
+    assert attention.splits_for(programs=512, positions=8192, num_sms=132) == 1, "the SMs are full"
+    assert attention.splits_for(programs=8, positions=300, num_sms=132) == 1, "too little for two"
 
 
 @pytest.mark.parametrize("kernels", [KERNELS, WIDE])
@@ -159,9 +182,146 @@ def test_norm_rotation_and_the_write(
     assert torch.equal(results[0][2], results[1][2]), "values are copied"
 
 
+def latent_case(kernels: ReferenceKernels, case: Paged, rank: int, rows: tuple[int, int] | None = None) -> Tensor:
+    out = torch.zeros(*case.q.shape[:2], rank, dtype=case.q.dtype)
+    kernels.latent_attention(case.q, case.keys, case.tables, case.lengths, case.starts, case.scale, out, rows)
+    return out
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 70), st.integers(0, 9)), min_size=1, max_size=3),
+    st.sampled_from([1, 4, 16, 20]),
+    st.sampled_from([(32, 16), (48, 8)]),
+    st.sampled_from([1, 16]),
+    st.booleans(),
+    st.sampled_from(DTYPES),
+)
+def test_latent_attention(
+    shapes: list[tuple[int, int]],
+    heads: int,
+    widths: tuple[int, int],
+    block_size: int,
+    split: bool,
+    dtype: torch.dtype,
+) -> None:
+    """Ragged lengths, empty sequences, heads that do not fill a block; the second length is long enough for a split."""
+    rank, rotary = widths
+    lengths, new = [past + new for past, new in shapes] + [600], [new for _, new in shapes] + [1]
+    case = Paged.make(lengths, new, heads, 1, rank + rotary, block_size, 1, dtype)
+    kernels = WIDE if split else KERNELS
+    expected = latent_case(TWINS, case, rank)
+    close(latent_case(kernels, case, rank), expected, dtype)
+    first = len(expected) // 2
+    half = latent_case(kernels, case, rank, (first, len(expected)))
+    close(half[first:], expected[first:], dtype)
+    assert not half[:first].any(), "rows that were not asked for stay"
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.lists(st.integers(-1, 23), min_size=1, max_size=4, unique=True),
+    st.sampled_from([1, 3]),
+    st.sampled_from([(32, 16, 8), (40, 8, 24)]),
+    st.sampled_from(DTYPES),
+)
+def test_the_latent_vectors_norm_rotation_and_write(
+    slots: list[int], heads: int, widths: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    count, (rank, rotary, nope) = len(slots), widths
+    q = normal(count, heads, nope + rotary, seed=1, dtype=dtype)
+    kv, norm = normal(count, rank + rotary + 3, seed=2, dtype=dtype)[:, :-3], normal(rank, seed=3, dtype=dtype)
+    angles, mapping = normal(count, rotary // 2, seed=4) * 3, torch.tensor(slots, dtype=torch.int32)
+    results = []
+    for kernels in (KERNELS, TWINS):
+        cache, out = (
+            torch.full(shape, 5.0, dtype=dtype) for shape in ((3, 8, rank + rotary), (count, heads, rank + rotary))
+        )
+        kernels.latent_rope_write(q, kv, angles.cos(), angles.sin(), mapping, norm, 1e-6, cache, out)
+        results.append((cache, out))
+    for got, want in zip(*results, strict=True):
+        close(got, want, dtype)
+    assert bool((results[0][1][:, :, :rank] == 5.0).all()), "the first dimensions are another kernel's"
+
+
+@pytest.mark.parametrize("panels", [None, (1, 2)])
+def test_one_product_for_the_heads(panels: tuple[int, int] | None) -> None:
+    group = pack_group(TWINS, normal(3, 130, 16, seed=1))
+    x = normal(5, 3, 24, seed=2).flatten(0, 1)[:, :16]
+    results = []
+    for kernels in (KERNELS, TWINS):
+        wide = torch.zeros(5, 3, 140)
+        kernels.grouped_linear(x, group, wide.flatten(0, 1)[:, :130], panels=panels)
+        results.append(wide)
+    close(results[0], results[1], torch.float32)
+    assert bool(results[0].any())
+
+
 def test_without_a_gpu_or_a_compiler_they_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KernelsError, match="they need --device cuda, not cpu"):
         choose("cpu", {"SEMIPD_KERNELS": "triton"})
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(KernelsError, match="a C compiler, and there is none here"):
         choose("cuda", {"SEMIPD_KERNELS": "triton"})
+    twins = choose("cuda", {})
+    assert twins.name == "reference" and "a C compiler, and there is none here" in twins.why
+
+
+def test_a_gpu_gets_them_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = type("Properties", (), {"multi_processor_count": 66})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: device)
+    kernels = choose("cuda", {"CC": "gcc"})
+    assert isinstance(kernels, TritonKernels) and kernels._num_sms == 66 and "66 SMs" in kernels.why
+    monkeypatch.setitem(sys.modules, "semipd_engine.kernels.gpu", None)
+    assert choose("cuda", {"CC": "gcc"}).name == "reference"
+    with pytest.raises(KernelsError, match="Triton is not here"):
+        choose("cuda", {"CC": "gcc", "SEMIPD_KERNELS": "triton"})
+
+
+def test_the_engine_imports_without_triton() -> None:
+    script = (
+        "import sys; sys.modules['triton'] = None; import semipd_engine.worker.attach, semipd_engine.resident.loading"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+DENSE = Config(hidden_size=72, num_heads=4, head_dim=16, q_width=64, kv_width=32, qk_norm=True, windows=(0, 17))
+LATENT = Config(hidden_size=72, num_heads=3, head_dim=16, q_width=0, kv_width=0, latent=Latent(32, 8, 16, 16))
+
+
+@pytest.mark.parametrize("config", [DENSE, LATENT], ids=["dense", "latent"])
+def test_the_gate_lets_right_kernels_pass(config: Any) -> None:
+    gate_kernels(WIDE, config, torch.float32, torch.device("cpu"))
+
+
+WRONG: dict[str, Callable[[Tensor], object]] = {
+    "rms_norm": lambda out: out[-1].mul_(1.01),
+    "silu_mul": lambda out: out[:, -1].zero_(),
+    "qk_norm_rope_write_kv": lambda out: out[0].add_(0.01),
+    "paged_attention": lambda out: out[2, -1].mul_(1.1),
+    "latent_rope_write": lambda out: out[0, :, -1].neg_(),
+    "latent_attention": lambda out: out[-1, 0].fill_(torch.nan),
+}
+OUT = {"rms_norm": 3, "silu_mul": 1, "qk_norm_rope_write_kv": 0, "paged_attention": 7, "latent_rope_write": 8}
+
+
+@pytest.mark.parametrize("kernel", WRONG)
+def test_the_gate_names_a_kernel_that_is_wrong_or_does_not_run(kernel: str) -> None:
+    """The twins, one of which is spoilt a little: what a card that computes otherwise would do."""
+
+    class Spoilt(ReferenceKernels):
+        name = "triton"
+
+    def spoilt(self: ReferenceKernels, *arguments: Any, **more: Any) -> None:
+        getattr(ReferenceKernels, kernel)(self, *arguments, **more)
+        WRONG[kernel](arguments[OUT.get(kernel, 6)])
+
+    def broken(self: ReferenceKernels, *arguments: Any, **more: Any) -> None:
+        raise RuntimeError("no such instruction")
+
+    config = LATENT if kernel.startswith("latent") else DENSE
+    for method, says in ((spoilt, "differs from its twin"), (broken, "failed: RuntimeError: no such instruction")):
+        setattr(Spoilt, kernel, method)
+        with pytest.raises(UnfitError, match=f"{kernel} {says}.*SEMIPD_KERNELS=reference") as error:
+            gate_kernels(Spoilt(), config, torch.float32, torch.device("cpu"))
+        assert error.value.reason == "WrongKernels"

@@ -1,7 +1,7 @@
-"""Kernels of a GPU in Triton; matrix products, embedding and sampling are torch's (cuBLAS), as in the twin.
+"""Kernels of a GPU in Triton; matrix products, experts, embedding and sampling are torch's (cuBLAS), as in the twin.
 
-**Not executed on a GPU yet**: held against their twins and float64 under Triton's interpreter. `SEMIPD_KERNELS=triton`
-takes them; `auto` does not until a report on a GPU exists.
+**Not executed on a GPU yet**: held against their twins and float64 under Triton's interpreter. `auto` takes them where
+Triton and a C compiler are; a worker whose kernels differ from their twins on its card does not serve.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from semipd_engine.kernels.gpu import attention, rows
+from semipd_engine.kernels.gpu import attention, latent, rows
 from semipd_engine.kernels.rates import UNPACED, Rates
 from semipd_engine.kernels.reference import ReferenceKernels
+from semipd_engine.kernels.signatures import PANEL, PackedGroup
 
 
 class TritonKernels(ReferenceKernels):
@@ -28,6 +29,24 @@ class TritonKernels(ReferenceKernels):
 
     def rates(self, dtype: torch.dtype, head_dim: int, latent: tuple[int, int] | None = None) -> Rates:
         return UNPACED
+
+    def grouped_linear(
+        self,
+        x: Tensor,
+        weights: PackedGroup,
+        out: Tensor,
+        order: Tensor | None = None,
+        starts: Tensor | None = None,
+        panels: tuple[int, int] | None = None,
+    ) -> None:
+        if order is not None or len(x) != len(out):
+            super().grouped_linear(x, weights, out, order, starts, panels)
+            return
+        # Heads: row i takes matrix i % G. One product for all of them.
+        first, last = (0, weights.layout.out_features) if panels is None else (panels[0] * PANEL, panels[1] * PANEL)
+        rows_of_heads = x.unflatten(0, (-1, len(weights))).transpose(0, 1)
+        products = torch.bmm(rows_of_heads, weights.data[:, first:last].transpose(1, 2))
+        out.unflatten(0, (-1, len(weights)))[:, :, first:last] = products.transpose(0, 1)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor, residual: Tensor | None = None) -> None:
         rows.rms_norm(x, weight, eps, out, residual)
@@ -69,3 +88,31 @@ class TritonKernels(ReferenceKernels):
             window,
             self._num_sms,
         )
+
+    def latent_rope_write(
+        self,
+        q: Tensor,
+        kv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        slot_mapping: Tensor,
+        norm: Tensor,
+        eps: float,
+        cache: Tensor,
+        out: Tensor,
+    ) -> None:
+        latent.latent_rope_write(q, kv, cos, sin, slot_mapping, norm, eps, cache, out)
+
+    def latent_attention(
+        self,
+        q: Tensor,
+        cache: Tensor,
+        block_tables: Tensor,
+        seq_lens: Tensor,
+        query_start_loc: Tensor,
+        scale: float,
+        out: Tensor,
+        rows: tuple[int, int] | None = None,
+    ) -> None:
+        where = rows or (0, len(q))
+        latent.latent_attention(q, cache, block_tables, seq_lens, query_start_loc, scale, out, where, self._num_sms)

@@ -28,6 +28,19 @@ POSITIONS_OF_A_SPLIT = 256
 
 
 @triton.jit
+def _sequence_of(starts, sequences, block, ROWS: tl.constexpr):
+    """Sequence s has the blocks from starts[s] // ROWS + s on: at least as many as its rows fill."""
+    low, high = 0, sequences
+    while low < high:
+        middle = (low + high) // 2
+        if tl.load(starts + middle) // ROWS + middle <= block:
+            low = middle + 1
+        else:
+            high = middle
+    return low - 1
+
+
+@triton.jit
 def _attend(
     q,
     keys,
@@ -58,15 +71,7 @@ def _attend(
     SPLITS: tl.constexpr,
 ):
     block, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    # Sequence s has the blocks from starts[s] // ROWS + s on: at least as many as its rows fill.
-    low, high = 0, sequences
-    while low < high:
-        middle = (low + high) // 2
-        if tl.load(starts + middle) // ROWS + middle <= block:
-            low = middle + 1
-        else:
-            high = middle
-    s = low - 1
+    s = _sequence_of(starts, sequences, block, ROWS)
     start, end = tl.load(starts + s), tl.load(starts + s + 1)
     begin_row = start + (block - start // ROWS - s) * ROWS
     if (begin_row >= end) | (begin_row >= end_row) | (begin_row + ROWS <= first_row):
@@ -133,6 +138,7 @@ def _join(
     sequences,
     first_row,
     out_stride,
+    out_head_stride,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     DIM_TILE: tl.constexpr,
@@ -151,7 +157,7 @@ def _join(
     inside = there[:, None] & (dims < HEAD_DIM)[None, :]
     parts = tl.load(sums + part[:, None] * HEAD_DIM + dims[None, :], mask=inside, other=0.0)
     result = tl.sum(parts * weights[:, None], axis=0) / tl.sum(total * weights, axis=0)
-    place = out + row.to(tl.int64) * out_stride + head * HEAD_DIM + dims
+    place = out + row.to(tl.int64) * out_stride + head * out_head_stride + dims
     tl.store(place, result.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
 
 
@@ -179,7 +185,7 @@ def paged_attention(
     tile_rows = max(1, (TILE if count <= 2 * sequences else CHUNK_TILE) // group_tile)
     group_tile = max(group_tile, TILE // tile_rows)
     blocks = count // tile_rows + sequences
-    splits = _splits(blocks * kv_heads, block_tables.shape[1] * block_size, num_sms)
+    splits = splits_for(blocks * kv_heads, block_tables.shape[1] * block_size, num_sms)
     sums = tops = out
     if splits > 1:
         sums = torch.empty(count, heads, splits, head_dim, dtype=torch.float32, device=q.device)
@@ -201,7 +207,7 @@ def paged_attention(
     )
     if splits > 1:
         _join[(rows[1] - rows[0], heads)](
-            *(sums, tops, query_start_loc, out, sequences, rows[0], out.stride(0)),
+            *(sums, tops, query_start_loc, out, sequences, rows[0], out.stride(0), head_dim),
             HEADS=heads,
             HEAD_DIM=head_dim,
             DIM_TILE=dim_tile,
@@ -210,7 +216,7 @@ def paged_attention(
         )
 
 
-def _splits(programs: int, positions: int, num_sms: int) -> int:
+def splits_for(programs: int, positions: int, num_sms: int) -> int:
     """Programs that share one block's positions: as many as fill the SMs twice, while each has enough to do."""
     wanted = 2 * num_sms // max(1, programs)
     return max(1, min(wanted, MOST_SPLITS, positions // POSITIONS_OF_A_SPLIT))
