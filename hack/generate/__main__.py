@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from hack.generate.assumptions import assumptions
 from hack.generate.reference import conditions, reference
 from semipd_operator.crd import chart_template, custom_resource_definition, to_yaml
 
@@ -15,6 +16,7 @@ FILES: dict[str, Callable[[], str]] = {
     "charts/semipd-operator/templates/crds/semipdservices.semipd.io.yaml": chart_template,
     "docs/crd.md": reference,
     "docs/conditions.md": conditions,
+    "docs/gpu/assumptions.md": assumptions,
 }
 """Path below the root of the source tree -> content."""
 

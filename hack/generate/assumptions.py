@@ -1,0 +1,313 @@
+"""docs/gpu/assumptions.md: what the GPU path takes for granted, who notices if it is not so, and what happens then.
+
+The list is data: the unit tests hold each name in it against the code, and each refusal against the test that provokes
+it. An assumption that nothing checks while serving says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Assumption:
+    area: str
+    claim: str
+    source: str
+    detector: str
+    """``module:name`` of the code that notices while a pod runs; empty: none."""
+    outcome: str
+    """The refusal's name (a reason, or an exception), or a word on what is lost."""
+    falsified_by: str
+    """``file::test`` that makes the claim false and sees the outcome; or where a GPU will tell."""
+    word: str = ""
+    """The outcome as that test names it; empty: in the same word."""
+
+
+MPS = "semipd_agent.partitioner.mps"
+ASSUMPTIONS: tuple[Assumption, ...] = (
+    # ---- driver ---------------------------------------------------------------------------------------------------
+    Assumption(
+        "driver",
+        "Calls, structures and numbers are those of CUDA 13's `cuda.h`",
+        "NVIDIA's header, 13.0 and 13.1",
+        "semipd_engine.memory.driver:SIGNATURES",
+        "CudaError",
+        "tests/unit/cuda/test_driver_stub.py::test_errors_have_the_drivers_name_and_number",
+    ),
+    Assumption(
+        "driver",
+        "`libcuda.so.1` is there, and `cuInit` answers",
+        "CUDA driver API",
+        f"{MPS}.prober:Prober",
+        "MPSStartFailed",
+        "tests/unit/test_mps_lifecycle.py::test_what_does_not_start_says_why_and_starts_once_it_can",
+        "MPS_START_FAILED",
+    ),
+    Assumption(
+        "driver",
+        "NVML shows the GPU, or the device files do",
+        "NVIDIA container toolkit",
+        f"{MPS}.preflight:judge",
+        "NoGPU",
+        "tests/unit/test_mps_preflight.py::test_each_refusal_has_its_reason_and_a_remedy",
+    ),
+    Assumption(
+        "driver",
+        "A hardware Xid is told by NVML within the watch's period",
+        "NVML events",
+        "semipd_agent.gpu.telemetry:NvmlTelemetry.xids",
+        "GPUUnhealthy",
+        "tests/unit/test_mps_lifecycle.py::test_xids_of_an_application_are_suspicion_and_others_condemn",
+        "GPU_UNHEALTHY",
+    ),
+    # ---- MPS ------------------------------------------------------------------------------------------------------
+    Assumption(
+        "MPS",
+        "The daemon's programs match the driver and lie where the toolkit mounts them",
+        "container toolkit, `nvc_info.c`",
+        f"{MPS}.preflight:judge",
+        "MPSUnavailable",
+        "tests/unit/test_mps_preflight.py::test_each_refusal_has_its_reason_and_a_remedy",
+    ),
+    Assumption(
+        "MPS",
+        "Daemon, server and clients run in an unprivileged container's PID namespace",
+        "reports of others; NVIDIA's own pods use hostPID",
+        f"{MPS}.prober:Prober.counts",
+        "MPSStartFailed",
+        "tests/unit/test_mps_lifecycle.py::test_what_does_not_start_says_why_and_starts_once_it_can",
+        "MPS_START_FAILED",
+    ),
+    Assumption(
+        "MPS",
+        "Real, effective and saved user are one",
+        "MPS guide, users",
+        f"{MPS}.preflight:judge",
+        "UserMismatch",
+        "tests/unit/test_mps_preflight.py::test_each_refusal_has_its_reason_and_a_remedy",
+    ),
+    Assumption(
+        "MPS",
+        "Compute mode is Default, so that a process outside MPS may hold the memory",
+        "MPS guide, compute modes",
+        f"{MPS}.preflight:judge",
+        "ComputeModeUnsupported",
+        "tests/unit/test_mps_preflight.py::test_each_refusal_has_its_reason_and_a_remedy",
+    ),
+    Assumption(
+        "MPS",
+        "No other daemon is in charge of this GPU",
+        "device plugin and toolkit, `/tmp/nvidia-mps`",
+        f"{MPS}.preflight:judge",
+        "ForeignMPS",
+        "tests/unit/test_mps_preflight.py::test_each_refusal_has_its_reason_and_a_remedy",
+    ),
+    Assumption(
+        "MPS",
+        "A percentage limits the SMs that a client sees, to less than 8 below it",
+        "MPS guide; the rounding is not documented",
+        f"{MPS}.ladder:plausible",
+        "MPSNotEnforcing",
+        "tests/unit/test_mps_lifecycle.py::test_what_does_not_start_says_why_and_starts_once_it_can",
+        "MPS_NOT_ENFORCING",
+    ),
+    Assumption(
+        "MPS",
+        "A worker on its rung sees the SMs that the probe saw",
+        "as above; an unattached client has the whole GPU without an error",
+        "semipd_engine.core.partitions:contradiction",
+        "SMCountMismatch",
+        "tests/engine/test_processes_rungs.py::test_a_rung_that_does_not_prove_itself_changes_nothing",
+    ),
+    Assumption(
+        "MPS",
+        "A worker at 100 % is a client of our server",
+        "`get_client_list`; the count proves nothing there",
+        f"{MPS}.backend:Mps.verify",
+        "WorkerOutsideMPS",
+        "tests/unit/test_mps_lifecycle.py::test_on_the_whole_rung_the_list_of_clients_is_the_proof",
+        "WORKER_OUTSIDE_MPS",
+    ),
+    Assumption(
+        "MPS",
+        "`terminate_client` ends a client with kernels in flight and leaves its peers alone",
+        "MPS guide, client termination",
+        f"{MPS}.keeper:Keeper",
+        "MPSServerFault: the server is replaced",
+        "tests/unit/test_mps_lifecycle.py::test_a_client_that_mps_cannot_end_costs_the_server",
+        "cannot be ended",
+    ),
+    Assumption(
+        "MPS",
+        "A fault takes every client of the server, and `get_server_status` shows it",
+        "MPS guide, error containment",
+        f"{MPS}.keeper:Keeper",
+        "MPSServerFault: all workers move to a new daemon, no request is lost",
+        "tests/unit/test_mps_lifecycle.py::test_a_server_fault_ends_server_and_daemon_before_the_next_begins",
+        "MPS_SERVER_FAULT",
+    ),
+    Assumption(
+        "MPS",
+        "A server whose daemon died serves until its clients have moved",
+        "MPS guide says nothing",
+        f"{MPS}.keeper:Keeper",
+        "MPSDaemonDied; if the server ends, its workers die and their plans run elsewhere",
+        "tests/unit/test_mps_lifecycle.py::test_a_dead_daemon_leaves_its_server_to_the_workers_until_they_have_moved",
+        "MPS_DAEMON_DIED",
+    ),
+    # ---- IPC ------------------------------------------------------------------------------------------------------
+    Assumption(
+        "IPC",
+        "A handle of a process outside MPS opens in a client, for reading and writing",
+        "CUDA driver API; SGLang's and vLLM's shared weights",
+        "semipd_engine.worker.attach:TorchModel.attach",
+        "AttachFailed",
+        "tests/unit/cuda/test_driver_stub.py::test_a_worker_whose_handle_does_not_open_is_unfit",
+    ),
+    Assumption(
+        "IPC",
+        "An allocation of whole 2 MiB pieces has a handle without offset",
+        "CUDA IPC documentation, cudaIpcGetMemHandle",
+        "semipd_engine.memory.arena:WeightArena.checksum",
+        "WeightsMismatch",
+        "tests/engine/test_processes_exec.py::test_a_worker_that_sees_other_weights_never_serves",
+    ),
+    Assumption(
+        "IPC",
+        "torch takes a mapped pointer as it is, without a copy",
+        "CUDA array interface, version 3",
+        "semipd_engine.memory.cuda:_tensor",
+        "AttachFailed",
+        "tests/unit/cuda/test_driver_stub.py::test_torch_that_copies_instead_of_mapping_is_an_error",
+        "copied the shared memory",
+    ),
+    Assumption(
+        "IPC",
+        "Memory of a dead resident opens nowhere",
+        "CUDA driver API: undefined after the exporter's end",
+        "semipd_engine.memory.driver:attach",
+        "AttachFailed",
+        "tests/unit/cuda/test_driver_stub.py::test_memory_of_a_process_that_is_gone_does_not_open",
+        "CUDA_ERROR_INVALID_HANDLE",
+    ),
+    Assumption(
+        "IPC",
+        "The memory of the resident, no client of MPS, is intact after a server's fault",
+        "MPS guide, by inference",
+        "",
+        "weights: a new worker's checksum (64 samples); KV entries: none",
+        "smoke part `kills`, and a fault by hand",
+    ),
+    # ---- torch and kernels ----------------------------------------------------------------------------------------
+    Assumption(
+        "torch",
+        "Workers run the kernels for which the weights were packed",
+        "one image, one environment",
+        "semipd_engine.worker.attach:TorchModel.attach",
+        "KernelsMismatch",
+        "tests/unit/cuda/test_driver_stub.py::test_a_worker_with_other_kernels_than_the_residents_is_unfit",
+    ),
+    Assumption(
+        "torch",
+        "Matrix products are right under an SM limit",
+        "wrong ones were seen on an H200 (sglang-omni)",
+        "semipd_engine.worker.gemm_gate:gate_products",
+        "WrongProducts",
+        "tests/engine/test_gemm_gate.py::test_wrong_products_are_named",
+    ),
+    Assumption(
+        "torch",
+        "Our Triton kernels compute on this card what their twins do",
+        "interpreter; never executed on a GPU",
+        "semipd_engine.worker.kernel_gate:gate_kernels",
+        "WrongKernels",
+        "tests/unit/kernels/test_gpu.py::test_the_gate_names_a_kernel_that_is_wrong_or_does_not_run",
+    ),
+    Assumption(
+        "torch",
+        "Triton and a C compiler are there",
+        "Triton builds its launchers at first use",
+        "semipd_engine.kernels:choose",
+        "the twins serve, and the log says why",
+        "tests/unit/kernels/test_gpu.py::test_without_a_gpu_or_a_compiler_they_are_refused_by_name",
+        "there is none here",
+    ),
+    Assumption(
+        "torch",
+        "float32 means float32: no TensorFloat-32 in products",
+        "torch, `set_float32_matmul_precision`",
+        "semipd_engine.worker.gemm_gate:gate_products",
+        "WrongProducts",
+        "tests/engine/test_gemm_gate.py::test_wrong_products_are_named",
+    ),
+    Assumption(
+        "torch",
+        "The allocator's segments do not expand, whatever the user has set",
+        "pytorch issues 165685, 186213",
+        "semipd_engine.resident.cuda_environment:without_mps",
+        "cannot be: the setting is overruled",
+        "tests/unit/test_cuda_environment.py::test_segments_do_not_expand_whatever_the_user_set",
+        "expandable_segments:False",
+    ),
+    Assumption(
+        "torch",
+        "A device's error is told as `AcceleratorError`, or by its words",
+        "torch's sources",
+        "semipd_engine.worker.attach:TorchModel.is_fatal",
+        "a worker that goes on after it: none but its next step's error",
+        "smoke part `kills`",
+    ),
+    # ---- the machine ----------------------------------------------------------------------------------------------
+    Assumption(
+        "machine",
+        "The GPU is whole: no MIG",
+        "NVML",
+        f"{MPS}.preflight:judge",
+        "MIGEnabled",
+        "tests/unit/test_mps_preflight.py::test_each_refusal_has_its_reason_and_a_remedy",
+    ),
+    Assumption(
+        "machine",
+        "4 GiB hold the contexts of four to six workers",
+        "a few hundred MB each, by reports",
+        "semipd_engine.memory.kv_size:num_kv_blocks",
+        "a worker that finds no room does not get ready (OutOfMemory in its words); the old split serves",
+        "smoke part `switches`",
+    ),
+    Assumption(
+        "machine",
+        "A step's result lies in memory when its tokens have been copied",
+        "CUDA's stream order",
+        "",
+        "none: the hand-over of KV leans on it",
+        "smoke parts `exact-*`, which compare tokens",
+    ),
+)
+DETECTED, OWED = "Noticed while serving, and provoked by a test here", "Owed: only a GPU can answer"
+
+
+def proved(one: Assumption) -> bool:
+    """Is there a test here that makes it false?"""
+    return "::" in one.falsified_by
+
+
+def assumptions() -> str:
+    lines = [
+        "# What the GPU path takes for granted",
+        "",
+        "<!-- made by `make crd` from hack/generate/assumptions.py -->",
+        "",
+        "**Not executed on a GPU yet.** Each line is a claim about hardware, driver, MPS, IPC or torch. *Detector* is",
+        "the code that notices while a pod serves, *outcome* what users see then: a refusal by name, or an honest",
+        "none.",
+    ]
+    for title, wanted in ((DETECTED, True), (OWED, False)):
+        last = "test" if wanted else "where it is looked at"
+        lines += ["", f"## {title}", "", f"| area | claim | source | detector | outcome | {last} |", "|" + "---|" * 6]
+        for one in ASSUMPTIONS:
+            if proved(one) is wanted:
+                detector = f"`{one.detector.partition(':')[2]}`" if one.detector else "none"
+                where = f"`{one.falsified_by.replace('tests/', '', 1)}`" if wanted else one.falsified_by
+                lines.append(f"| {one.area} | {one.claim} | {one.source} | {detector} | {one.outcome} | {where} |")
+    return "\n".join(lines) + "\n"
