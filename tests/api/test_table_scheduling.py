@@ -44,6 +44,11 @@ TABLE: dict[str, Row] = {
         "*had untolerated taint*. Remedy: Add a node *",
         template(nodeSelector={"nvidia.com/gpu.sharing-strategy": "time-slicing"}),
     ),
+    "a node that never was": Row(
+        "NodeNotReady(nowhere)",
+        "table-*: node nowhere is gone. Remedy: kubectl describe node: *where spec.podTemplate names it (nodeName), *",
+        template(nodeName="nowhere"),
+    ),
     "claim for one pod, two replicas": Row(
         "ClaimInUse",
         "*PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by another pod*. Remedy: Use a "

@@ -239,6 +239,26 @@ def test_an_api_that_does_not_answer_is_named() -> None:
     assert ready and ready.message.startswith("p1: the process api hangs. Remedy: It is restarted by itself; ")
 
 
+@pytest.mark.parametrize("where", ["containerStatuses", "initContainerStatuses"])
+def test_a_sidecar_that_is_never_ready_is_named_once_the_engine_is(where: str) -> None:
+    """One that is an init container, too (restartPolicy Always)."""
+    engine = {"name": "engine", "ready": False, "state": {"running": {}}}
+    sidecar = {"name": "proxy", "ready": False, "state": {"running": {}}}
+    unready = {"type": "Ready", "status": "False", "reason": "ContainersNotReady"}
+    status: dict[str, Any] = {"conditions": [unready], "containerStatuses": [engine]}
+    status[where] = [*status.get(where, []), sidecar]
+    meta = {"name": "p1", "uid": "p1", "labels": {"pod-template-hash": "7d9c", "semipd.io/template-hash": "h"}}
+    obj = {"metadata": meta, "status": status}
+    assert pod_view(obj).problem is None, "the engine loads"
+    engine["ready"] = True
+    shown = summarise(observed(pods=(pod_view(obj),)))
+    ready = shown.condition("Ready")
+    assert shown.reason == "ProbeFailing(proxy)" and conditions(shown)["Available"] == "False ProbeFailing"
+    assert ready and ready.message.startswith("p1: container proxy runs and is not ready, and the engine is: its ")
+    sidecar["ready"] = True
+    assert pod_view(obj).problem is None
+
+
 def test_a_service_whose_keys_were_emptied_admits_nobody_and_says_so() -> None:
     engine = EngineStatus(state=EnginePhase.DEGRADED, ready=True, reason="NoAPIKey", message="holds no key")
     status = summarise(observed(agents={"p1": heard(report(engine=engine))}))

@@ -214,6 +214,16 @@ async def test_the_labels_of_a_node_are_asked_for_seldom_and_its_health_while_a_
     assert (await one.look([unready("q", 3)], ago(0)))[0].node_problem, "known by another pod's question"
 
 
+async def test_a_pod_for_a_node_that_never_was_says_so() -> None:
+    """``nodeName`` passes the scheduler by, and no kubelet takes the pod: it has no condition at all."""
+    kube = Asked(node=None)
+    one = Inquiry(kube)
+    meta = {"name": "p", "uid": "p", "namespace": "d", "labels": {"pod-template-hash": "7d9c"}}
+    lost = {"metadata": {**meta, "creationTimestamp": ago(12).isoformat()}, "spec": {"nodeName": "nowhere"}}
+    [view] = await one.look([lost], ago(0))
+    assert view.node_problem and view.node_problem.message == "node nowhere is gone"
+
+
 async def test_looks_at_the_same_time_lose_none_of_the_answers() -> None:
     """One ends while another still waits for its answers."""
     kube, slow = Asked(), asyncio.Event()

@@ -112,7 +112,8 @@ class PodTrouble(Reason):
         "NodeNotReady",
         "False",
         "The pod's node does not answer, or is gone; Kubernetes moves the pod after five minutes.",
-        "kubectl describe node: mend the node, or delete it so that the pod moves at once.",
+        "kubectl describe node: mend the node, or delete it so that the pod moves at once; where spec.podTemplate "
+        "names it (nodeName), correct that.",
     )
     IMAGE_PULL_FAILED = (
         "ImagePullFailed",
@@ -141,6 +142,13 @@ class PodTrouble(Reason):
         "False",
         "A container ends again and again; the message has its last exit status and last words.",
         "kubectl logs POD -c CONTAINER --previous, with the names that the message has.",
+    )
+    PROBE_FAILING = (
+        "ProbeFailing",
+        "False",
+        "A container that spec.podTemplate, or a webhook, adds to the pod runs and is not ready; the engine is.",
+        "kubectl logs POD -c CONTAINER and the events of kubectl describe pod say why: mend its probe or what it waits "
+        "for, or remove it from spec.podTemplate.",
     )
     API_NOT_RESPONDING = (
         "APINotResponding",

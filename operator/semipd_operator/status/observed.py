@@ -37,7 +37,7 @@ class PodView:
     ip: str = ""
     ready: bool = False
     ready_since: datetime | None = None
-    """When the condition Ready last changed."""
+    """When the condition Ready last changed; without it, when the pod was created."""
     terminating: bool = False
     ended_at: datetime | None = None
     """It failed, or was evicted, and runs no more: its ReplicaSet has made another, and leaves it where it is."""

@@ -44,7 +44,7 @@ def pod_view(pod: Pod) -> PodView:
         node=(pod.get("spec") or {}).get("nodeName", ""),
         ip=status.get("podIP", ""),
         ready=_condition(status, "Ready").get("status") == "True",
-        ready_since=_time(_condition(status, "Ready").get("lastTransitionTime")),
+        ready_since=_time(_condition(status, "Ready").get("lastTransitionTime") or meta.get("creationTimestamp")),
         terminating=bool(meta.get("deletionTimestamp")),
         ended_at=_ended_at(pod, status),
         template_hash=(meta.get("labels") or {}).get(TEMPLATE_HASH_LABEL, ""),
@@ -88,6 +88,14 @@ def _pod_problem(pod: Pod, status: dict[str, Any]) -> Problem | None:
         crashes = waiting.get("reason") == "CrashLoopBackOff" or _killed(container)
         if crashes and (name != MODEL_CONTAINER or _ended(container).get("reason") in _NEVER_RAN):
             return _crash(pod, name, container)
+    if _container(status.get("containerStatuses"), ENGINE_CONTAINER).get("ready"):  # so nothing else keeps it back
+        for container in _containers(status):
+            if "running" in _state(container) and not container.get("ready"):
+                name = container.get("name", "")
+                said = (
+                    f"container {name} runs and is not ready, and the engine is: its readiness or startup probe fails"
+                )
+                return Problem(PodTrouble.PROBE_FAILING, said, name)
     ready = _condition(status, "Ready")
     if ready.get("status") == "False" and ready.get("reason") == PodTrouble.READINESS_GATES_NOT_READY:
         return Problem(PodTrouble.READINESS_GATES_NOT_READY, ready.get("message", ""))
