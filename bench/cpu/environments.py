@@ -84,7 +84,7 @@ def make(environment: Environment) -> Environment:
             return environment
         for old in root.parent.glob(f"{environment.name}-*"):
             shutil.rmtree(old)
-        print(f"bench-cpu: making {root.name} (once; some minutes)", file=sys.stderr, flush=True)
+        print(f"making {root.name} (once; some minutes)", file=sys.stderr, flush=True)
         _uv("venv", "--quiet", "--seed", "--python", sys.executable, str(root))
         if environment.alias:
             _install(environment, "--no-deps", environment.packages[0])
