@@ -19,7 +19,7 @@ class Assumption:
     outcome: str
     """The refusal's name (a reason, or an exception), or a word on what is lost."""
     falsified_by: str
-    """``file::test`` that makes the claim false and sees the outcome; or where a GPU will tell."""
+    """Name of the test that makes the claim false and sees the outcome, whatever its file; or where a GPU will tell."""
     word: str = ""
     """The outcome as that test names it; empty: in the same word."""
 
@@ -33,7 +33,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "NVIDIA's header, 13.0 and 13.1",
         "semipd_engine.memory.driver:SIGNATURES",
         "CudaError",
-        "tests/unit/cuda/test_driver_stub.py::test_errors_have_the_drivers_name_and_number",
+        "test_errors_have_the_drivers_name_and_number",
     ),
     Assumption(
         "driver",
@@ -41,7 +41,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "CUDA driver API",
         f"{MPS}.prober:Prober",
         "MPSStartFailed",
-        "tests/unit/test_mps_lifecycle.py::test_what_does_not_start_says_why_and_starts_once_it_can",
+        "test_what_does_not_start_says_why_and_starts_once_it_can",
         "MPS_START_FAILED",
     ),
     Assumption(
@@ -50,7 +50,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "NVIDIA container toolkit",
         f"{MPS}.preflight:judge",
         "NoGPU",
-        "tests/unit/test_mps_preflight.py::test_each_refusal_has_its_reason_and_a_remedy",
+        "test_each_refusal_has_its_reason_and_a_remedy",
     ),
     Assumption(
         "driver",
@@ -58,7 +58,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "NVML events",
         "semipd_agent.gpu.telemetry:NvmlTelemetry.xids",
         "GPUUnhealthy",
-        "tests/unit/test_mps_lifecycle.py::test_xids_of_an_application_are_suspicion_and_others_condemn",
+        "test_xids_of_an_application_are_suspicion_and_others_condemn",
         "GPU_UNHEALTHY",
     ),
     # ---- MPS ------------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "container toolkit, `nvc_info.c`",
         f"{MPS}.preflight:judge",
         "MPSUnavailable",
-        "tests/unit/test_mps_preflight.py::test_each_refusal_has_its_reason_and_a_remedy",
+        "test_each_refusal_has_its_reason_and_a_remedy",
     ),
     Assumption(
         "MPS",
@@ -76,7 +76,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "reports of others; NVIDIA's own pods use hostPID",
         f"{MPS}.prober:Prober.counts",
         "MPSStartFailed",
-        "tests/unit/test_mps_lifecycle.py::test_what_does_not_start_says_why_and_starts_once_it_can",
+        "test_what_does_not_start_says_why_and_starts_once_it_can",
         "MPS_START_FAILED",
     ),
     Assumption(
@@ -85,7 +85,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "MPS guide, users",
         f"{MPS}.preflight:judge",
         "UserMismatch",
-        "tests/unit/test_mps_preflight.py::test_each_refusal_has_its_reason_and_a_remedy",
+        "test_each_refusal_has_its_reason_and_a_remedy",
     ),
     Assumption(
         "MPS",
@@ -93,7 +93,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "MPS guide, compute modes",
         f"{MPS}.preflight:judge",
         "ComputeModeUnsupported",
-        "tests/unit/test_mps_preflight.py::test_each_refusal_has_its_reason_and_a_remedy",
+        "test_each_refusal_has_its_reason_and_a_remedy",
     ),
     Assumption(
         "MPS",
@@ -101,7 +101,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "device plugin and toolkit, `/tmp/nvidia-mps`",
         f"{MPS}.preflight:judge",
         "ForeignMPS",
-        "tests/unit/test_mps_preflight.py::test_each_refusal_has_its_reason_and_a_remedy",
+        "test_each_refusal_has_its_reason_and_a_remedy",
     ),
     Assumption(
         "MPS",
@@ -109,7 +109,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "MPS guide; the rounding is not documented",
         f"{MPS}.ladder:plausible",
         "MPSNotEnforcing",
-        "tests/unit/test_mps_lifecycle.py::test_what_does_not_start_says_why_and_starts_once_it_can",
+        "test_what_does_not_start_says_why_and_starts_once_it_can",
         "MPS_NOT_ENFORCING",
     ),
     Assumption(
@@ -118,7 +118,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "as above; an unattached client has the whole GPU without an error",
         "semipd_engine.core.partitions:contradiction",
         "SMCountMismatch",
-        "tests/engine/test_processes_rungs.py::test_a_rung_that_does_not_prove_itself_changes_nothing",
+        "test_a_rung_that_does_not_prove_itself_changes_nothing",
     ),
     Assumption(
         "MPS",
@@ -126,7 +126,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "`get_client_list`; the count proves nothing there",
         f"{MPS}.backend:Mps.verify",
         "WorkerOutsideMPS",
-        "tests/unit/test_mps_lifecycle.py::test_on_the_whole_rung_the_list_of_clients_is_the_proof",
+        "test_on_the_whole_rung_the_list_of_clients_is_the_proof",
         "WORKER_OUTSIDE_MPS",
     ),
     Assumption(
@@ -135,7 +135,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "MPS guide, client termination",
         f"{MPS}.keeper:Keeper",
         "MPSServerFault: the server is replaced",
-        "tests/unit/test_mps_lifecycle.py::test_a_client_that_mps_cannot_end_costs_the_server",
+        "test_a_client_that_mps_cannot_end_costs_the_server",
         "cannot be ended",
     ),
     Assumption(
@@ -144,7 +144,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "MPS guide, error containment",
         f"{MPS}.keeper:Keeper",
         "MPSServerFault: all workers move to a new daemon, no request is lost",
-        "tests/unit/test_mps_lifecycle.py::test_a_server_fault_ends_server_and_daemon_before_the_next_begins",
+        "test_a_server_fault_ends_server_and_daemon_before_the_next_begins",
         "MPS_SERVER_FAULT",
     ),
     Assumption(
@@ -153,7 +153,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "MPS guide says nothing",
         f"{MPS}.keeper:Keeper",
         "MPSDaemonDied; if the server ends, its workers die and their plans run elsewhere",
-        "tests/unit/test_mps_lifecycle.py::test_a_dead_daemon_leaves_its_server_to_the_workers_until_they_have_moved",
+        "test_a_dead_daemon_leaves_its_server_to_the_workers_until_they_have_moved",
         "MPS_DAEMON_DIED",
     ),
     # ---- IPC ------------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "CUDA driver API; SGLang's and vLLM's shared weights",
         "semipd_engine.worker.attach:TorchModel.attach",
         "AttachFailed",
-        "tests/unit/cuda/test_driver_stub.py::test_a_worker_whose_handle_does_not_open_is_unfit",
+        "test_a_worker_whose_handle_does_not_open_is_unfit",
     ),
     Assumption(
         "IPC",
@@ -171,7 +171,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "CUDA IPC documentation, cudaIpcGetMemHandle",
         "semipd_engine.memory.arena:WeightArena.checksum",
         "WeightsMismatch",
-        "tests/engine/test_processes_exec.py::test_a_worker_that_sees_other_weights_never_serves",
+        "test_a_worker_that_sees_other_weights_never_serves",
     ),
     Assumption(
         "IPC",
@@ -179,7 +179,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "CUDA array interface, version 3",
         "semipd_engine.memory.cuda:_tensor",
         "AttachFailed",
-        "tests/unit/cuda/test_driver_stub.py::test_torch_that_copies_instead_of_mapping_is_an_error",
+        "test_torch_that_copies_instead_of_mapping_is_an_error",
         "copied the shared memory",
     ),
     Assumption(
@@ -188,7 +188,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "CUDA driver API: undefined after the exporter's end",
         "semipd_engine.memory.driver:attach",
         "AttachFailed",
-        "tests/unit/cuda/test_driver_stub.py::test_memory_of_a_process_that_is_gone_does_not_open",
+        "test_memory_of_a_process_that_is_gone_does_not_open",
         "CUDA_ERROR_INVALID_HANDLE",
     ),
     Assumption(
@@ -206,7 +206,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "one image, one environment",
         "semipd_engine.worker.attach:TorchModel.attach",
         "KernelsMismatch",
-        "tests/unit/cuda/test_driver_stub.py::test_a_worker_with_other_kernels_than_the_residents_is_unfit",
+        "test_a_worker_with_other_kernels_than_the_residents_is_unfit",
     ),
     Assumption(
         "torch",
@@ -214,7 +214,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "wrong ones were seen on an H200 (sglang-omni)",
         "semipd_engine.worker.gemm_gate:gate_products",
         "WrongProducts",
-        "tests/engine/test_gemm_gate.py::test_wrong_products_are_named",
+        "test_wrong_products_are_named",
     ),
     Assumption(
         "torch",
@@ -222,7 +222,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "interpreter; never executed on a GPU",
         "semipd_engine.worker.kernel_gate:gate_kernels",
         "WrongKernels",
-        "tests/unit/kernels/test_gpu.py::test_the_gate_names_a_kernel_that_is_wrong_or_does_not_run",
+        "test_the_gate_names_a_kernel_that_is_wrong_or_does_not_run",
     ),
     Assumption(
         "torch",
@@ -230,7 +230,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "Triton builds its launchers at first use",
         "semipd_engine.kernels:choose",
         "the twins serve, and the log says why",
-        "tests/unit/kernels/test_gpu.py::test_without_a_gpu_or_a_compiler_they_are_refused_by_name",
+        "test_without_a_gpu_or_a_compiler_they_are_refused_by_name",
         "there is none here",
     ),
     Assumption(
@@ -239,7 +239,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "torch, `set_float32_matmul_precision`",
         "semipd_engine.worker.gemm_gate:gate_products",
         "WrongProducts",
-        "tests/engine/test_gemm_gate.py::test_wrong_products_are_named",
+        "test_wrong_products_are_named",
     ),
     Assumption(
         "torch",
@@ -247,7 +247,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "pytorch issues 165685, 186213",
         "semipd_engine.resident.cuda_environment:without_mps",
         "cannot be: the setting is overruled",
-        "tests/unit/test_cuda_environment.py::test_segments_do_not_expand_whatever_the_user_set",
+        "test_segments_do_not_expand_whatever_the_user_set",
         "expandable_segments:False",
     ),
     Assumption(
@@ -265,7 +265,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "NVML",
         f"{MPS}.preflight:judge",
         "MIGEnabled",
-        "tests/unit/test_mps_preflight.py::test_each_refusal_has_its_reason_and_a_remedy",
+        "test_each_refusal_has_its_reason_and_a_remedy",
     ),
     Assumption(
         "machine",
@@ -289,7 +289,7 @@ DETECTED, OWED = "Noticed while serving, and provoked by a test here", "Owed: on
 
 def proved(one: Assumption) -> bool:
     """Is there a test here that makes it false?"""
-    return "::" in one.falsified_by
+    return one.falsified_by.startswith("test_")
 
 
 def assumptions() -> str:
@@ -308,6 +308,6 @@ def assumptions() -> str:
         for one in ASSUMPTIONS:
             if proved(one) is wanted:
                 detector = f"`{one.detector.partition(':')[2]}`" if one.detector else "none"
-                where = f"`{one.falsified_by.replace('tests/', '', 1)}`" if wanted else one.falsified_by
+                where = f"`{one.falsified_by}`" if wanted else one.falsified_by
                 lines.append(f"| {one.area} | {one.claim} | {one.source} | {detector} | {one.outcome} | {where} |")
     return "\n".join(lines) + "\n"
