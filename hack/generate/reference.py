@@ -30,7 +30,7 @@ def conditions() -> str:
         "",
         "`kubectl get spd` shows Ready and its reason; `kubectl describe spd NAME` shows all conditions with their",
         "messages, the last decisions and the events. Reasons are API: alerts may match on them.",
-        "A pod may also report a reason of its own for a model that does not load.",
+        "A pod of a newer engine may also report a reason of its own for a model that does not load.",
     ]
     for kind, entries in REASONS.items():
         lines += ["", f"## {kind}", "", MEANING[kind], ""]

@@ -27,6 +27,8 @@ class Row:
     cause: str
     """The message of Available and Ready but for ``p2: `` before it and the remedy after it."""
     status: dict[str, Any]
+    remedy: str = ""
+    """Where it is not that of the reason."""
 
 
 def unplaced(words: str) -> dict[str, Any]:
@@ -64,6 +66,7 @@ LOST = '0/3 nodes are available: persistentvolumeclaim "models" bound to non-exi
 DNS = "hf://o/m@main: the hub cannot be reached: [Errno -2] Name or service not known"
 READ_ONLY = "[Errno 30] Read-only file system: '/models/o--m'"
 TAINTS = "0/3 nodes are available: 3 node(s) had untolerated taint(s). "
+REMEDIES = {str(entry.reason): entry.remedy for entries in REASONS.values() for entry in entries}
 ROWS: dict[str, Row] = {
     "evicted: the node ran out": Row(
         "Evicted",
@@ -216,7 +219,9 @@ ROWS: dict[str, Row] = {
     "revision": Row("NotFound", "hf://o/m: no such revision", fetched("NotFound", "hf://o/m: no such revision", 4)),
     "hub away": Row("Unreachable", DNS, fetched("Unreachable", DNS, 7)),
     "a cache that is read only": Row("CacheNotWritable", READ_ONLY, fetched("CacheNotWritable", READ_ONLY, 9)),
-    "a downloader of a later version": Row("HubOnFire", "all of it", fetched("HubOnFire", "all of it", 77)),
+    "a downloader of a later version": Row(
+        "HubOnFire", "all of it", fetched("HubOnFire", "all of it", 77), REMEDIES["DownloadFailed"]
+    ),
 }
 OF_THE_MODEL = {"AuthRequired", "NotFound", "Unreachable", "CacheNotWritable", "HubOnFire"}
 
@@ -227,10 +232,9 @@ def test_the_column_and_the_line(case: str) -> None:
     meta = {"name": "p2", "uid": "p2", "namespace": "d", "labels": {"semipd.io/template-hash": "h"}}
     view = pod_view({"metadata": meta, "spec": {"nodeName": "n1"}, "status": row.status})
     reason = row.column.partition("(")[0]
-    what = remedy("Available", reason) or remedy("ModelReady", reason)
-    cause = row.cause + ("" if row.cause.endswith(".") or not what else ".")
-    line = f"p2: {cause}" + (f" Remedy: {what}" if what else "")
-    assert what or case == "a downloader of a later version"
+    what = row.remedy or remedy("Available", reason)
+    assert what
+    line = f"p2: {row.cause}{'' if row.cause.endswith('.') else '.'} Remedy: {what}"
     alone = summarise(observed(pods=(view,), agents={}))
     ready, available = alone.condition("Ready"), alone.condition("Available")
     assert ready and available and (alone.reason, ready.message, available.message) == (row.column, line, line)

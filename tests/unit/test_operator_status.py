@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from tests.unit.operator_observed import AUTO, NOW, TABLE, conditions, heard, observed, pod, report
+from tests.unit.operator_observed import AUTO, NOT_READY, NOW, TABLE, conditions, heard, observed, pod, report
 
+import semipd_engine
 from semipd_agent.contract import (
     Decision,
     DecisionReason,
     Enforcement,
+    EnginePhase,
+    EngineStatus,
     Mode,
     PartitionReason,
     Split,
@@ -20,7 +24,7 @@ from semipd_agent.partitioner.mps.preflight import POLICIES
 from semipd_engine.hub import download
 from semipd_operator.api.v1alpha1.resource import dump_status, parse_status
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus, Shares
-from semipd_operator.reasons import REASONS, ConditionType, NoStart
+from semipd_operator.reasons import REASONS, ConditionType, ModelTrouble, NoStart, remedy
 from semipd_operator.status import Problem, summarise
 from semipd_operator.status.events import events
 from semipd_operator.status.model import resolved_revision
@@ -56,6 +60,29 @@ def test_every_reason_of_a_fetch_is_in_the_table_of_reasons() -> None:
     assert {str(reason) for reason in download.Reason} - {download.Reason.FETCHED} <= known
     text = (Path(__file__).parents[2] / "docs/conditions.md").read_text()
     assert [reason for reason in known if f"| `{reason}` |" not in text] == []
+
+
+def test_every_reason_of_an_engine_for_a_failed_load_is_in_the_table_with_a_remedy() -> None:
+    """They come from `ModelError` as they are: all that the engine's source raises."""
+    source = Path(semipd_engine.__file__).parent
+    calls = (node for file in source.rglob("*.py") for node in ast.walk(ast.parse(file.read_text())))
+    raised = {
+        reason.value
+        for call in calls
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "ModelError"
+        for reason in ast.walk(call.args[0])
+        if isinstance(reason, ast.Constant) and isinstance(reason.value, str)
+    }
+    assert len(raised) > 9 and {reason for reason in raised if not remedy("ModelReady", reason)} == set()
+
+
+def test_a_failed_load_of_an_unknown_reason_has_the_remedy_of_any() -> None:
+    engine = EngineStatus(state=EnginePhase.FAILED, ready=False, reason="MoonPhase", message="/m/a.bin is odd")
+    status = summarise(observed(pods=(NOT_READY,), agents={"p1": heard(report(engine=engine))}))
+    line = f"p1: /m/a.bin is odd. Remedy: {ModelTrouble.LOAD_FAILED.remedy}"
+    for kind in ("ModelReady", "Available", "Ready"):
+        told = status.condition(kind)
+        assert told and (told.reason, told.message) == ("MoonPhase", line)
 
 
 def test_every_reason_that_an_agent_gives_for_a_failure_is_in_the_table() -> None:

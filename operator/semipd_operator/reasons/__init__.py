@@ -1,8 +1,8 @@
 """Every condition, reason and event of the status, with what it means and what to do about it.
 
 They are API: users and alerts match on them. ``docs/conditions.md`` is made from this package and a test holds them
-together. Each subject is a module; pods may report reasons of their own for a failed load, which pass through and are
-not listed.
+together. Each subject is a module. Pods of a newer engine may report reasons of their own for a failed load, which pass
+through and are not listed.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ __all__ = [
     "ScalingReason",
     "SpecReason",
     "SplitReason",
+    "known",
     "remedy",
 ]
 
@@ -104,12 +105,18 @@ _REMEDIES: dict[tuple[str, str], str] = {
     if "False" in entry.status
     for where in ("", kind)
 }
+_KNOWN = {str(entry.reason) for entries in REASONS.values() for entry in entries}
 
 
 def remedy(kind: str, reason: str) -> str:
     """What to do about a condition that is False for `reason`; empty where nothing is to be done, or nothing is known.
     Ready has that of the condition whose reason it carries."""
     return _REMEDIES.get((kind, reason)) or _REMEDIES.get(("", reason), "")
+
+
+def known(reason: str) -> bool:
+    """Whether this version has the word."""
+    return reason in _KNOWN
 
 
 class EventReason(StrEnum):

@@ -95,6 +95,78 @@ class ModelTrouble(Reason):
         "The engine cannot load the weights.",
         "Mend the file that the message names; kubectl logs POD -c engine has more.",
     )
+    INVALID_CHECKPOINT = (
+        "InvalidCheckpoint",
+        "False",
+        "A weight file is damaged, cut short or no safetensors file; the message names it.",
+        "Copy or download that file again; a cache: delete the model's folder in it, and it is fetched anew.",
+    )
+    INVALID_CONFIG = (
+        "InvalidConfig",
+        "False",
+        "config.json, or an option that contradicts it, has a value that no model can have; the message names it.",
+        "Correct the field or option that the message names (spec.engine, config.json), or take the model's own file.",
+    )
+    MISSING_TENSORS = (
+        "MissingTensors",
+        "False",
+        "The weight files lack tensors that config.json asks for.",
+        "Complete the folder with all of the model's shards; an adapter (LoRA) alone is no model: merge it first.",
+    )
+    SHAPE_MISMATCH = (
+        "ShapeMismatch",
+        "False",
+        "A tensor has another shape than config.json says: weights and config.json are not of one model.",
+        "Take config.json and the weight files from one revision of one model.",
+    )
+    UNEXPECTED_TENSOR = (
+        "UnexpectedTensor",
+        "False",
+        "The weight files hold a tensor that this architecture does not have.",
+        "Use the original weights with their own config.json: other quantizations and adapters bring such tensors.",
+    )
+    NOT_FINITE = (
+        "NotFinite",
+        "False",
+        "A weight is NaN or infinite in the dtype that the engine computes in.",
+        "Copy or download the weights again; if it stays, use weights of a dtype that holds its numbers (bfloat16).",
+    )
+    UNSUPPORTED_ARCHITECTURE = (
+        "UnsupportedArchitecture",
+        "False",
+        "This engine does not know the model's architecture.",
+        "Set spec.model to a model of an architecture that the message names, or use a newer engine image.",
+    )
+    UNSUPPORTED_DTYPE = (
+        "UnsupportedDtype",
+        "False",
+        "The weights are stored in a dtype that this engine does not compute.",
+        "Use weights in a dtype that the message names; of a quantized model the original.",
+    )
+    UNSUPPORTED_FEATURE = (
+        "UnsupportedFeature",
+        "False",
+        "config.json asks for a variant of its architecture that this engine does not compute.",
+        "Use a model without what the message names, or a newer engine image.",
+    )
+    UNSUPPORTED_ROPE_SCALING = (
+        "UnsupportedRopeScaling",
+        "False",
+        "config.json scales rotary positions in a way that this engine does not compute.",
+        "Use a model with a scaling that the message names, or a newer engine image.",
+    )
+    UNSUPPORTED_TOKENIZER = (
+        "UnsupportedTokenizer",
+        "False",
+        "A GGUF file has a tokenizer that the import does not know.",
+        "Use the model's Hugging Face folder, which has a tokenizer.json.",
+    )
+    ALREADY_EXISTS = (
+        "AlreadyExists",
+        "False",
+        "The folder that an import should write exists and is not empty.",
+        "Name another folder, or remove that one.",
+    )
     OUT_OF_MEMORY = (
         "OutOfMemory",
         "False",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from semipd_agent.contract import EnginePhase
 from semipd_operator.api.v1alpha1.model import ModelSpec
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.api.v1alpha1.status import ModelFailure, ModelStatus, SemiPDServiceStatus
-from semipd_operator.reasons import ConditionType, ModelReason, ModelTrouble, ReadyReason
+from semipd_operator.reasons import ConditionType, ModelReason, ModelTrouble, ReadyReason, known
 from semipd_operator.render.pod import served_name
 from semipd_operator.status import words
 from semipd_operator.status.observed import Observed, PodView, Problem
@@ -36,20 +37,26 @@ def pod_state(seen: Observed, pod: PodView) -> State:
 def failure(seen: Observed, pod: PodView) -> Problem | None:
     """Why the model cannot come into this pod: its download, or what its engine said."""
     if pod.model_problem:
-        return pod.model_problem
+        found = pod.model_problem
+        return found if known(found.reason) else replace(found, remedy=ModelTrouble.DOWNLOAD_FAILED.remedy)
     report = seen.report(pod)
     if report and report.engine.state is EnginePhase.FAILED:
-        return Problem(report.engine.reason or ModelTrouble.LOAD_FAILED, report.engine.message)
+        return _failed(report.engine.reason or ModelTrouble.LOAD_FAILED, report.engine.message)
     if pod.problem and pod.problem.reason == ModelTrouble.OUT_OF_MEMORY:
         return pod.problem
     return None
+
+
+def _failed(reason: str, message: str) -> Problem:
+    """A newer engine may have a reason of its own."""
+    return Problem(reason, message, remedy="" if known(reason) else ModelTrouble.LOAD_FAILED.remedy)
 
 
 def model_ready(seen: Observed) -> Verdict:
     kind = ConditionType.MODEL_READY
     for pod in seen.live_pods:
         if problem := failure(seen, pod):
-            return Verdict(kind, "False", problem.reason, f"{pod.name}: {problem.message}")
+            return Verdict.of(kind, replace(problem, detail=""), f"{pod.name}: {problem.message}")
     states = [pod_state(seen, pod) for pod in seen.live_pods]
     if "Loaded" in states:
         return Verdict(

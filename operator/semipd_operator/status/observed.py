@@ -25,6 +25,8 @@ class Problem:
     exit_code: int | None = None
     for_now: bool = False
     """It may well be over in a moment: no reason to take Ready back."""
+    remedy: str = ""
+    """What to do about it, where that of the reason does not fit."""
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,7 @@ def _column(ready: Verdict) -> str:
 def spec_accepted(seen: Observed) -> Verdict:
     kind = ConditionType.SPEC_ACCEPTED
     if seen.problem:
-        problem = seen.problem
-        return Verdict(kind, "False", problem.reason, problem.message, problem.detail, passing=problem.for_now)
+        return Verdict.of(kind, seen.problem)
     if seen.service.spec.paused:
         return Verdict(kind, "True", SpecReason.PAUSED, "spec.paused is set: objects are left as they are")
     ignored = [f"{field} is ignored: this version of the operator does not know it" for field in seen.ignored]
@@ -74,7 +73,7 @@ def available(seen: Observed) -> Verdict:
         told = f"{ready} of {wanted} pods are ready" + (f": {cause.message}" if cause and ready < wanted else "")
         return Verdict(kind, "True", PodsReason.PODS_READY, "; ".join(filter(None, (told, seen.unexposed))))
     if cause:
-        return Verdict(kind, "False", cause.reason, cause.message, cause.detail)
+        return Verdict.of(kind, cause)
     if seen.live_pods:
         pulls = next((pod for pod in seen.live_pods if pod.pulling), None)
         told = f"none of {len(seen.live_pods)} pods is ready yet"
@@ -161,15 +160,13 @@ def ready_verdict(seen: Observed, parts: list[Verdict]) -> Verdict:
         # That a model is on its way tells less than why a pod is missing, or lately went.
         ahead = [one for one in failing if one.reason not in ON_THE_WAY] if cause else []
         first = (ahead or failing)[0]
-        return Verdict(kind, "False", first.reason, first.message, first.detail)
+        return replace(first, type=kind, status="False", passing=False)
     if closed := _closed(seen):
-        return Verdict(kind, "False", closed.reason, closed.message)
+        return Verdict.of(kind, closed)
     outdated = seen.outdated_pods
     ready = len(seen.ready_pods)
     if (outdated or ready < wanted) and cause:
-        return Verdict(
-            kind, "False", cause.reason, f"{ready} of {wanted} pods are ready: {cause.message}", cause.detail
-        )
+        return Verdict.of(kind, cause, f"{ready} of {wanted} pods are ready: {cause.message}")
     if seen.stalled and (outdated or ready < wanted):
         return Verdict(
             kind, "False", ReadyReason.ROLLOUT_STALLED, f"{ready} of {wanted} pods are ready: {seen.stalled}"

@@ -9,6 +9,7 @@ from typing import cast
 from semipd_operator.api.v1alpha1.status import Condition, ConditionStatus, SemiPDServiceStatus
 from semipd_operator.reasons import remedy
 from semipd_operator.status import words
+from semipd_operator.status.observed import Problem
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,14 @@ class Verdict:
     """The object at fault, shown beside the reason in ``kubectl get``."""
     passing: bool = False
     """Not True, and only for a moment, as an order is on its way: no reason to take Ready back."""
+    remedy: str = ""
+    """What to do about it, where that of the reason does not fit."""
+
+    @classmethod
+    def of(cls, type: str, problem: Problem, message: str = "") -> Verdict:
+        """False for the problem, in its own words or in `message`."""
+        said = message or problem.message
+        return cls(type, "False", problem.reason, said, problem.detail, problem.for_now, problem.remedy)
 
     def condition(self, previous: SemiPDServiceStatus, now: datetime, generation: int) -> Condition:
         """lastTransitionTime moves only when the status does."""
@@ -37,7 +46,8 @@ class Verdict:
 
     def _told(self) -> str:
         """Cause and remedy: whoever has nothing but ``kubectl describe`` needs both."""
-        what = remedy(self.type, self.reason) if self.status == "False" and not self.passing else ""
+        what = self.remedy or remedy(self.type, self.reason)
+        what = what if self.status == "False" and not self.passing else ""
         if not what:
             return words.told(self.message)
         tail = f"Remedy: {what}"
