@@ -64,13 +64,17 @@ def limits(source: str) -> list[float]:
     return [node.value for nodes in given for node in nodes if isinstance(node, ast.Constant)]
 
 
+MEANT = {"test_operator_agents.py": [30]}
+"""Limits that tell two behaviours apart: there an operator that has yielded says nothing for a minute."""
+
+
 def test_no_test_gives_a_wait_less_time_than_a_busy_machine_may_need() -> None:
     """A limit costs only a test that fails; what takes how long is for bench/ to say."""
     assert limits("wait_until(f, 5, 'x'); wait_until_async(f, timeout_s=2.5); wait_until(f)") == [5, 2.5]
     files = [file for room in ("tests", "e2e/tests") for file in (ROOT / room).rglob("*.py") if file != Path(__file__)]
     assert len(files) > 150
     short = {file.name: found for file in files if (found := [s for s in limits(file.read_text()) if s < PATIENCE_S])}
-    assert short == {}
+    assert short == MEANT
 
 
 def test_a_port_is_told_once_for_as_long_as_whoever_asked_lives(monkeypatch: pytest.MonkeyPatch) -> None:
