@@ -16,9 +16,14 @@ FASTER = 0.25
 FASTER_TOKENS = 128
 """Of a step that was faster than foreseen so much is believed, with so many tokens half of it: a few say little."""
 
+GROWTH = 8
+"""A step has at most so many times the tokens of one that was measured: the error of a small one would grow along."""
+
 
 class StallBound:
     def __init__(self) -> None:
+        self._largest = 0
+        """Most prompt tokens of a step so far."""
         self._rest: float | None = None
         """Seconds of the last step without prompts; None: there was none."""
         self._probing = False
@@ -35,6 +40,7 @@ class StallBound:
         if self._rest is None and self._probing:  # beyond what tokens take at most
             least = min((rate for rate, _ in self._rates.values()), default=seconds)
             self._rest = max(0.0, seconds - tokens * least)
+        self._largest = max(self._largest, tokens)
         position = max(position, FIRST_POSITIONS)
         rate, kind = max(0.0, seconds - (self._rest or 0.0)) / tokens, position.bit_length()
         before, _ = self._rates.get(kind, (rate, position))
@@ -52,7 +58,7 @@ class StallBound:
         self._probing = self._rest is None
         if self._rest is None or rate == 0:
             return 0
-        return max(0, int((CAUTION * seconds - self._rest - spent) / rate))
+        return max(0, min(GROWTH * self._largest, int((CAUTION * seconds - self._rest - spent) / rate)))
 
     def _rate(self, position: int) -> float:
         """A bound for a token there; 0: nothing is known."""
