@@ -109,16 +109,16 @@ def _checks(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> It
     head_dim = config.head_dim
     keys, values = (normal(BLOCKS, BLOCK_SIZE, config.kv_width) for _ in range(2))
     qkv = normal(rows, config.q_width + 2 * config.kv_width)
-    norms_of = (normal(head_dim), normal(head_dim)) if config.qk_norm else (None, None)
+    q_norm, k_norm = (normal(head_dim) if config.qk_norm else None for _ in range(2))
 
     def write(kernels: Kernels) -> tuple[Tensor, ...]:
         mine, caches = qkv.clone(), (keys.clone(), values.clone())
-        kernels.qk_norm_rope_write_kv(mine, cos, sin, slots, *caches, head_dim, *norms_of, 1e-6)
+        kernels.qk_norm_rope_write_kv(mine, cos, sin, slots, *caches, head_dim, q_norm, k_norm, 1e-6)
         return mine[:, : config.q_width], *caches
 
     def attend(window: int) -> Callable[[Kernels], tuple[Tensor, ...]]:
         def run(kernels: Kernels) -> tuple[Tensor, ...]:
-            q = qkv[:, : config.q_width].unflatten(1, (-1, head_dim))
+            q = qkv[:, : config.q_width].view(rows, -1, head_dim)
             out = torch.zeros(q.shape, dtype=dtype, device=device)
             kernels.paged_attention(q, keys, values, *paging, head_dim**-0.5, out, window=window)
             return (out,)
