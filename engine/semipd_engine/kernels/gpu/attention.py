@@ -202,7 +202,7 @@ def paged_attention(
         DIM_TILE=dim_tile,
         WINDOW=window,
         SPLITS=splits,
-        num_warps=4,
+        num_warps=8 if dim_tile >= 128 else 4,  # a thread holds the addresses of its part of a tile: fewer spill less
         num_stages=2,
     )
     if splits > 1:
