@@ -161,16 +161,20 @@ class Children:
             if refused.status == 409 and not denied:
                 raise Overtaken(f"{obj['kind']} {obj['metadata']['name']}: {refused}") from refused
             # The object's own fault, or not.
-            invalid = not denied and (refused.status in (400, 422) or refused.unknown_field)
+            invalid = not denied and (refused.status in (400, 422) or refused.mistyped)
             template = invalid and obj["kind"] == "Deployment"
             reason = denied or (SpecReason.INVALID_POD_TEMPLATE if template else SpecReason.APPLY_FAILED)
             message = f"{obj['kind']} {obj['metadata']['name']}: {refused}"
             for_now = refused.for_now and denied is not Admission.ADMISSION_DENIED  # a webhook may be away for now
-            raise Blocked(Problem(reason, message, for_now=for_now), again=not invalid) from refused
+            remedy = "" if obj["kind"] == "Deployment" or denied is not Admission.ADMISSION_DENIED else _NOT_OF_PODS
+            raise Blocked(Problem(reason, message, for_now=for_now, remedy=remedy), again=not invalid) from refused
         APPLIES.labels(obj["kind"]).inc()
         self._applied[key, obj["kind"]] = (wanted, meaning(obj["kind"], result))
         if obj["kind"] in KINDS:
             self._informer.told(obj["kind"], result)
+
+
+_NOT_OF_PODS = "Have the owner of that policy exempt the namespace, or this operator's objects in it."
 
 
 def _version(obj: Object) -> str:

@@ -66,12 +66,13 @@ class ApiRefused(Exception):
     @property
     def for_now(self) -> bool:
         """Of the server's state, not of the request: another change came first, too many requests, trouble of its own.
-        An unknown field comes as 500, too: server-side apply cannot type the patch."""
-        return self.status in (409, 429) or (self.status >= 500 and not self.unknown_field)
+        An unknown field and a value of another type come as 500, too: server-side apply cannot type the patch."""
+        return self.status in (409, 429) or (self.status >= 500 and not self.mistyped)
 
     @property
-    def unknown_field(self) -> bool:
-        return "field not declared in schema" in str(self)
+    def mistyped(self) -> bool:
+        """The object that was sent does not fit the schema: the patch, not the live object, cannot be typed."""
+        return "failed to create typed patch object" in str(self)
 
 
 class ApiAway(Exception):

@@ -92,6 +92,21 @@ def test_cause_and_remedy_are_in_the_row_and_in_the_description(control_plane: A
     shows(control_plane, namespace, TABLE[case])
 
 
+MISTYPED = {
+    "number for a string": template(containers=[{"name": "engine", "env": [{"name": "A", "value": 1}]}]),
+    "list for a map": template(nodeSelector=["a"]),
+}
+
+
+@pytest.mark.parametrize("case", MISTYPED)
+def test_a_wrong_type_in_the_pod_template_is_the_templates_fault(control_plane: Any, namespace: str, case: str) -> None:
+    """The API server says 500, as if it were in trouble."""
+    words = "Deployment table: failed to create typed patch object *: expected *. Remedy: Correct spec.podTemplate or *"
+    one = Row("InvalidPodTemplate", words, MISTYPED[case], where=("SpecAccepted", "Ready"))
+    make(control_plane, namespace, one)
+    shows(control_plane, namespace, one)
+
+
 def test_a_policy_that_denies_the_deployment(control_plane: Any, namespace: str) -> None:
     one = Row(
         "AdmissionDenied",

@@ -10,6 +10,8 @@ from tests.api.cluster_table import PVC, Row, claim, make, shows, template, volu
 pytestmark = pytest.mark.api
 
 
+_AFAR = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["afar"]}]}
+AFAR = {"required": {"nodeSelectorTerms": [_AFAR]}}
 TABLE: dict[str, Row] = {
     "claim missing": Row(
         "ClaimMissing(models)",
@@ -17,10 +19,22 @@ TABLE: dict[str, Row] = {
         PVC,
     ),
     "claim without a volume": Row(
-        "ClaimUnbound",
+        "ClaimUnbound(models)",
         "table-*: *unbound immediate PersistentVolumeClaims*. Remedy: kubectl describe pvc: *",
         PVC,
         [claim()],
+    ),
+    "volume on a node that takes no pod": Row(
+        "VolumeElsewhere(models)",
+        "table-*: *didn't match PersistentVolume's node affinity*. Remedy: Free or add such a node *",
+        PVC,
+        [claim(storageClassName="afar", volumeName="afar")],
+        lambda _: [volume("afar", "ReadWriteOnce", local={"path": "/m"}, nodeAffinity=AFAR)],
+    ),
+    "scheduling gate": Row(
+        "Unschedulable(schedulingGates)",
+        "table-*: Scheduling is blocked due to non-empty scheduling gates. Remedy: Have the controller that the gate *",
+        template(schedulingGates=[{"name": "queue.team.io/admission"}]),
     ),
     "no gpu": Row(
         "Unschedulable(nvidia.com/gpu)",
@@ -50,7 +64,7 @@ TABLE: dict[str, Row] = {
         template(nodeName="nowhere"),
     ),
     "claim for one pod, two replicas": Row(
-        "ClaimInUse",
+        "ClaimInUse(models)",
         "*PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by another pod*. Remedy: Use a "
         "ReadWriteMany or ReadOnlyMany claim, or one replica.",
         {**PVC, "replicas": 2},
@@ -60,9 +74,32 @@ TABLE: dict[str, Row] = {
 }
 UNSEEN = Row(
     "Unschedulable",
-    "table-*: no scheduler has looked at it: schedulerName names none that runs. Remedy: *",
+    "table-*: no scheduler has looked at it: schedulerName names none that runs (nobody). Remedy: Correct *",
     template(schedulerName="nobody"),
 )
+
+WAITS = Row(
+    "ClaimUnbound(models)",
+    "table-*: the scheduler has chosen node *, and waits for a volume of claim models: no provisioner makes it. *",
+    PVC,
+    [claim(storageClassName="waits")],
+    lambda _: [
+        {
+            "apiVersion": "storage.k8s.io/v1",
+            "kind": "StorageClass",
+            "metadata": {"name": "waits"},
+            "provisioner": "disk.csi.test",
+            "volumeBindingMode": "WaitForFirstConsumer",
+        }
+    ],
+)
+
+
+@pytest.fixture(scope="module")
+def waits(control_plane: Any) -> str:
+    answer = control_plane.request("POST", "/api/v1/namespaces", {"metadata": {"generateName": "waits-"}})
+    make(control_plane, name := answer["metadata"]["name"], WAITS)
+    return str(name)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +110,7 @@ def unseen(control_plane: Any) -> str:
     return str(name)
 
 
-@pytest.mark.usefixtures("unseen")
+@pytest.mark.usefixtures("unseen", "waits")
 @pytest.mark.parametrize("case", TABLE)
 def test_cause_and_remedy_are_in_the_row_and_in_the_description(control_plane: Any, namespace: str, case: str) -> None:
     make(control_plane, namespace, TABLE[case])
@@ -82,3 +119,8 @@ def test_cause_and_remedy_are_in_the_row_and_in_the_description(control_plane: A
 
 def test_a_scheduler_that_does_not_run(control_plane: Any, unseen: str) -> None:
     shows(control_plane, unseen, UNSEEN)
+
+
+def test_a_claim_that_waits_for_its_provisioner(control_plane: Any, waits: str) -> None:
+    """The scheduler has looked at the pod, and says nothing in its conditions."""
+    shows(control_plane, waits, WAITS)

@@ -47,7 +47,12 @@ WORDS = {
 PENDING = {
     '0/2 nodes are available: persistentvolumeclaim "models" not found.': "ClaimMissing",
     "0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims.": "ClaimUnbound",
-    "0/2 nodes are available: 2 node(s) had volume node affinity conflict.": "ClaimInUse",
+    "0/2 nodes are available: 2 node(s) had volume node affinity conflict.": "VolumeElsewhere",
+    "0/2 nodes are available: 2 node(s) didn't match PersistentVolume's node affinity.": "VolumeElsewhere",
+    "0/2 nodes are available: 2 node(s) had no available volume zone.": "VolumeElsewhere",
+    "0/2 nodes are available: 2 node(s) did not have enough free storage.": "ClaimUnbound",
+    "0/2 nodes are available: 2 node(s) unavailable due to one or more pvc(s) bound to "
+    "non-existent pv(s).": "ClaimLost",
     "0/1 nodes are available: 1 node has pod using PersistentVolumeClaim with the same name and "
     "ReadWriteOncePod access mode.": "ClaimInUse",
     "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.": "Unschedulable",
@@ -152,6 +157,9 @@ KEY_OF_IT = 'MountVolume.SetUp failed for volume "api-keys" : references non-exi
 ATTACHED = 'Multi-Attach error for volume "pv-1" Volume is already used by pod(s) demo-1'
 SANDBOX = 'Failed to create pod sandbox: rpc error: no runtime for "nvidia" is configured'
 
+NETWORK = 'Failed to create pod sandbox: failed to setup network for sandbox: plugin type="calico" failed (add): no IP'
+DENIED = "MountVolume.SetUp failed: mount failed: exit status 32 Output: mount.nfs: access denied by server"
+
 
 @pytest.mark.parametrize(
     ("event", "shown"),
@@ -160,6 +168,8 @@ SANDBOX = 'Failed to create pod sandbox: rpc error: no runtime for "nvidia" is c
         (warning("FailedMount", KEY_OF_IT), "VolumeNotMounted(key token)"),
         (warning("FailedAttachVolume", ATTACHED), "ClaimInUse"),
         (warning("FailedCreatePodSandBox", SANDBOX), "ContainerNotStarted"),
+        (warning("FailedCreatePodSandBox", NETWORK), "ContainerNotStarted"),
+        (warning("FailedMount", DENIED), "VolumeNotMounted"),
     ],
 )
 def test_the_kubelets_words_are_shown(event: dict[str, Any], shown: str) -> None:
@@ -172,16 +182,43 @@ def test_the_kubelets_words_are_shown(event: dict[str, Any], shown: str) -> None
     status = summarise(observed(pods=(pod,), agents={}))
     ready = status.condition("Ready")
     assert status.reason == shown and ready and ready.message.startswith(f"p2: {event['message']}. Remedy: ")
+    own = {
+        SANDBOX: "Correct runtimeClassName",
+        NETWORK: "Mend the node's network plugin",
+        DENIED: "Mend what mount says",
+    }
+    assert own.get(event["message"], "") in ready.message
     assert complaint([warning("BackOff", "Back-off")]) is None
 
 
-def test_a_pod_that_no_scheduler_looks_at_is_told() -> None:
-    def reason(seconds: float) -> str:
-        meta = {"name": "p", "uid": "p", "creationTimestamp": ago(seconds).isoformat()}
-        view = pod_view({"metadata": meta, "spec": {"schedulerName": "mine"}, "status": {"phase": "Pending"}})
-        return conditions(summarise(observed(pods=(view,), agents={})))["Available"]
+CLAIMED = {"volumes": [{"name": "models", "persistentVolumeClaim": {"claimName": "models"}}]}
 
-    assert reason(29) == "False PodsNotReady" and reason(31) == "False Unschedulable"
+
+@pytest.mark.parametrize(
+    ("spec", "nominated", "shown", "words"),
+    [
+        ({"schedulerName": "mine"}, "", "Unschedulable", "names none that runs (mine). Remedy: Correct schedulerName"),
+        (CLAIMED, "n2", "ClaimUnbound(models)", "chosen node n2, and waits for a volume of claim models: no provis"),
+        (CLAIMED, "", "ClaimUnbound(models)", "it may wait for a volume of claim models"),
+        (
+            {"resourceClaims": [{"name": "gpu", "resourceClaimName": "gone"}]},
+            "",
+            "Unschedulable(resourceClaim)",
+            "gone",
+        ),
+        ({"schedulerName": "default-scheduler"}, "", "Unschedulable", "looked at it. Remedy: Have the cluster's admin"),
+    ],
+)
+def test_a_pod_of_which_no_scheduler_says_anything_is_told(
+    spec: dict[str, Any], nominated: str, shown: str, words: str
+) -> None:
+    def told(seconds: float) -> SemiPDServiceStatus:
+        meta = {"name": "p", "uid": "p", "creationTimestamp": ago(seconds).isoformat()}
+        status = {"phase": "Pending", **({"nominatedNodeName": nominated} if nominated else {})}
+        return summarise(observed(pods=(pod_view({"metadata": meta, "spec": spec, "status": status}),), agents={}))
+
+    assert told(29).reason == "PodsNotReady"
+    assert told(31).reason == shown and words in messages(told(31))["Ready"]
 
 
 @pytest.mark.parametrize(

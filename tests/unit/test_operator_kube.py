@@ -42,6 +42,27 @@ def http(status: str, body: bytes) -> bytes:
     return head.encode() + body
 
 
+@pytest.mark.parametrize(
+    ("status", "words", "for_now"),
+    [
+        (
+            500,
+            "failed to create typed patch object (d/x; apps/v1, Kind=Deployment): .spec.a: expected map, got &{[a]}",
+            False,
+        ),
+        (
+            500,
+            "failed to create typed patch object (d/x; apps/v1, Kind=Deployment): .b: field not declared in schema",
+            False,
+        ),
+        (500, "failed to create typed live object: .spec: expected map", True),
+        (500, "etcdserver: request timed out", True),
+    ],
+)
+def test_a_patch_that_cannot_be_typed_is_no_trouble_of_the_server(status: int, words: str, for_now: bool) -> None:
+    assert ApiRefused(status, words).for_now is for_now
+
+
 ASKS: dict[str, Callable[[Kube], Awaitable[object]]] = {
     "get": lambda one: one.get("v1", "Pod", "n", "p"),
     "list": lambda one: one.list("v1", "Pod"),

@@ -197,11 +197,14 @@ ROWS: dict[str, Row] = {
         "Unschedulable(hostPort)",
         "0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod ports.",
         unplaced("0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod ports."),
+        "Remove hostPort from spec.podTemplate, or have as many nodes as replicas.",
     ),
     "spread": Row(
         "Unschedulable(topologySpread)",
         "0/2 nodes are available: 2 node(s) didn't match pod topology spread constraints.",
         unplaced("0/2 nodes are available: 2 node(s) didn't match pod topology spread constraints."),
+        "Label the nodes with the topologyKey, add nodes where the message lacks them, or relax topologySpreadConstraints "
+        "in spec.podTemplate.",
     ),
     "too many volumes": Row(
         "Unschedulable(volumes)",
@@ -212,6 +215,7 @@ ROWS: dict[str, Row] = {
         "Unschedulable(resourceClaim)",
         "0/1 nodes are available: 1 cannot allocate all claims.",
         unplaced("0/1 nodes are available: 1 cannot allocate all claims."),
+        "kubectl describe resourceclaim: create it, or correct resourceClaims in spec.podTemplate.",
     ),
     "gated": Row(
         "AuthRequired", "hf://o/m: access is restricted", fetched("AuthRequired", "hf://o/m: access is restricted", 3)

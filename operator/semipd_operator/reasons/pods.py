@@ -96,6 +96,12 @@ class PodTrouble(Reason):
         "The claim has no volume yet.",
         "kubectl describe pvc: its storage class, or a missing provisioner, says why.",
     )
+    VOLUME_ELSEWHERE = (
+        "VolumeElsewhere",
+        "False",
+        "The claim's volume is reached from some nodes only (a local disk, one zone), and none of those takes the pod.",
+        "Free or add such a node (kubectl describe pv names them), use a ReadWriteMany claim, or one replica.",
+    )
     CLAIM_IN_USE = (
         "ClaimInUse",
         "False",

@@ -21,6 +21,14 @@ _OF_STARTING: dict[str, Reason] = {
     "FailedCreatePodSandBox": PodTrouble.CONTAINER_NOT_STARTED,
     "NetworkNotReady": PodTrouble.CONTAINER_NOT_STARTED,
 }
+_BY_WORDS = {
+    "setup network": "Mend the node's network plugin (CNI), or its range of addresses.",
+    "NetworkPluginNotReady": "Mend the node's network plugin (CNI).",
+    "no runtime for": "Correct runtimeClassName in spec.podTemplate, or install that runtime on the node.",
+    "RuntimeHandler": "Correct runtimeClassName in spec.podTemplate, or install that runtime on the node.",
+    "mount failed": "Mend what mount says: the server's exports and permissions, its address, the node's mount tools.",
+}
+"""What to do, where the words tell it better than the event's reason."""
 _MISSING_OBJECT = re.compile(r'\b(secret|configmap|persistentvolumeclaim) "(?:[^"/]*/)?([^"]+)" not found')
 _MISSING_KEY = re.compile(r"references non-existent (?:secret|config) key: (\S+)")
 
@@ -39,7 +47,8 @@ def complaint(warnings: list[Object]) -> Problem | None:
         return Problem(PodTrouble.VOLUME_NOT_MOUNTED, words, f"{missing[1]}/{missing[2]}")
     if key := _MISSING_KEY.search(words):
         return Problem(PodTrouble.VOLUME_NOT_MOUNTED, words, f"key {key[1]}")
-    return Problem(_OF_STARTING[telling[-1]["reason"]], words)
+    what = next((what for part, what in _BY_WORDS.items() if part in words), "")
+    return Problem(_OF_STARTING[telling[-1]["reason"]], words, remedy=what)
 
 
 def _last_seen(event: Object) -> str:

@@ -58,6 +58,8 @@ class PodView:
     """What the kubelet, or the controller that attaches volumes, says of that; asked for only where it takes long."""
     unseen_since: datetime | None = None
     """Since when no scheduler has looked at it; None: one has."""
+    unseen: Problem | None = None
+    """What to say of that."""
     pulling: str = ""
     """The container whose image the node fetches."""
     gpu_sharing: str = ""

@@ -10,7 +10,7 @@ from semipd_operator.reasons import ModelTrouble, PodTrouble
 from semipd_operator.render.names import ENGINE_CONTAINER, MODEL_CONTAINER, SERVICE_LABEL, TEMPLATE_HASH_LABEL
 from semipd_operator.status import words
 from semipd_operator.status.observed import PodView, Problem
-from semipd_operator.status.scheduling import unplaced
+from semipd_operator.status.scheduling import unheard, unplaced
 
 Pod = dict[str, Any]
 
@@ -54,6 +54,7 @@ def pod_view(pod: Pod) -> PodView:
         model_revision=_model_revision(model),
         preparing_since=_preparing_since(status),
         unseen_since=_unseen_since(pod, status),
+        unseen=_unheard(pod, status),
         pulling=_pulling(status),
         problem=_pod_problem(pod, status),
         model_problem=_model_problem(pod, model),
@@ -79,7 +80,7 @@ def _pod_problem(pod: Pod, status: dict[str, Any]) -> Problem | None:
         return Problem(PodTrouble.EVICTED if evicted else PodTrouble.POD_FAILED, said or "it ended without a word")
     scheduled = _condition(status, "PodScheduled")
     if scheduled.get("status") == "False":
-        return unplaced(scheduled.get("message", ""))
+        return unplaced(scheduled.get("message", ""), _claims(pod))
     for container in _containers(status):
         waiting = _state(container).get("waiting") or {}
         name = container.get("name", "")
@@ -200,6 +201,18 @@ def _unseen_since(pod: Pod, status: dict[str, Any]) -> datetime | None:
     """Every scheduler says at once what it thinks of a pod; one that is not there says nothing."""
     seen = status.get("conditions") or (pod.get("spec") or {}).get("nodeName") or _containers(status)
     return None if seen else _time(pod["metadata"].get("creationTimestamp"))
+
+
+def _unheard(pod: Pod, status: dict[str, Any]) -> Problem:
+    spec = pod.get("spec") or {}
+    devices = [one.get("resourceClaimName") or one.get("name", "") for one in spec.get("resourceClaims") or []]
+    node = status.get("nominatedNodeName", "")
+    return unheard(spec.get("schedulerName", ""), node, _claims(pod), ",".join(devices))
+
+
+def _claims(pod: Pod) -> str:
+    volumes = (pod.get("spec") or {}).get("volumes") or []
+    return ",".join(one["persistentVolumeClaim"]["claimName"] for one in volumes if one.get("persistentVolumeClaim"))
 
 
 def _model_problem(pod: Pod, model: dict[str, Any]) -> Problem | None:

@@ -127,9 +127,7 @@ def _trouble(seen: Observed, pod: PodView) -> Problem | None:
             PodTrouble.VOLUME_NOT_MOUNTED,
             f"node {pod.node} has made no container of it yet: its volumes, network or runtime are not there",
         )
-    if _for_long(seen, pod.unseen_since):
-        return Problem(PodTrouble.UNSCHEDULABLE, "no scheduler has looked at it: schedulerName names none that runs")
-    return None
+    return pod.unseen if _for_long(seen, pod.unseen_since) else None
 
 
 def _closed(seen: Observed) -> Problem | None:
