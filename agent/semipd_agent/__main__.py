@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry
 
 from semipd_agent.agent import Agent, load
 from semipd_agent.api import create_app
-from semipd_agent.api_probe import ApiProbe
+from semipd_agent.api_probe import HUNG_SECONDS, ApiProbe
 from semipd_agent.clock import SystemClock
 from semipd_agent.config import ConfigFileError, ConfigRefused
 from semipd_agent.contract import AGENT_PORT, Identity, Mode
@@ -88,6 +88,9 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
     parser.add_argument("--port-file", type=Path, default=None, help="file to write the open port to")
     parser.add_argument("--mps-dir", type=Path, default=None, help="where MPS daemons have their directories (short)")
     parser.add_argument("--mps-probe", nargs=1, default=None, help="program that takes the place of the probe client")
+    parser.add_argument(
+        "--api-hung-seconds", type=float, default=HUNG_SECONDS, help="silence after which a hung api process is killed"
+    )
     parser.add_argument("--engine-command", nargs=1, default=None, help="program that takes the place of semipd-engine")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     return parser.parse_args(own), flags
@@ -156,7 +159,7 @@ async def serve(options: argparse.Namespace, flags: list[str]) -> None:
             identity=identity,
             clock=clock,
             drain_seconds=engine.drain_seconds,
-            api=ApiProbe(run_dir, engine.host, clock),
+            api=ApiProbe(run_dir, engine.host, clock, options.api_hung_seconds),
             memory=MemoryLimit(),
             api_key_file=engine.api_key_file,
         )

@@ -160,6 +160,7 @@ class Agent:
                 ("configuration", self._follow_file),
                 ("preflight", self._retry),
                 ("partitioner", self._follow_partitioner),
+                ("api", self._end_hung_api),
             ):
                 with self._faults.contained(part):
                     step()
@@ -179,6 +180,12 @@ class Agent:
         if now - self._tried >= RETRY_SECONDS:
             self._tried = now
             self.controller.retry()
+
+    def _end_hung_api(self) -> None:
+        """What ends is restarted by the launcher; what hangs ends by nobody else."""
+        if self._api.hangs() and self._supervisor.end_api():
+            log.error("%s; it is killed", self._api.problem())
+            self.controller.restarts.ended("api")
 
     async def _tick(self) -> None:
         snapshot = await self._ask()

@@ -16,18 +16,23 @@ PERIOD_SECONDS = 1.0
 TIMEOUT_SECONDS = 5.0
 NAMED_AFTER_SECONDS = 5.0
 """A shorter outage (a restart) is bridged by readiness and not worth a word."""
+HUNG_SECONDS = 30.0
+"""A process that takes connections, or does not even refuse them, and answers nothing for so long is to be ended."""
 _LOOPBACK = {"0.0.0.0": ("127.0.0.1",), "::": ("127.0.0.1", "::1")}
 """Where whoever listens on any address answers. ``localhost`` is what a file says; a pod may have one of the two."""
 
 
 class ApiProbe:
-    def __init__(self, run_dir: Path, host: str, clock: Clock) -> None:
-        """`host`: what the api listens on."""
+    def __init__(self, run_dir: Path, host: str, clock: Clock, hung_seconds: float = HUNG_SECONDS) -> None:
+        """`host`: what the api listens on. `hung_seconds`: of silence, before it is to be ended."""
         self._port_file = run_dir / "api.port"
         self._hosts = _LOOPBACK.get(host, (host,))
         self._clock = clock
         self._error = "has not opened its port"
         self._failing_since: float | None = clock.monotonic()
+        self._hung_seconds = hung_seconds
+        self._silent_since: float | None = None
+        """Since when it neither answers nor is away: a process that starts, or has ended, refuses connections."""
 
     @property
     def answers(self) -> bool:
@@ -38,7 +43,20 @@ class ApiProbe:
         since = self._failing_since
         if since is None or self._clock.monotonic() - since < NAMED_AFTER_SECONDS:
             return ""
-        return f"the process api {self._error}; it is restarted when it ends: see the pod's log"
+        then = (
+            f"it is killed after {self._hung_seconds:g} s of that"
+            if self._silent_since
+            else "it is restarted when it ends"
+        )
+        return f"the process api {self._error}; {then}: see the pod's log"
+
+    def hangs(self) -> bool:
+        """Whether it is time to end the process. True once in `hung_seconds`."""
+        now = self._clock.monotonic()
+        if self._silent_since is None or now - self._silent_since < self._hung_seconds:
+            return False
+        self._silent_since = None
+        return True
 
     async def run(self) -> None:
         while True:
@@ -46,12 +64,13 @@ class ApiProbe:
             await asyncio.sleep(PERIOD_SECONDS)
 
     async def ask(self) -> None:
+        asked, silent = self._clock.monotonic(), False
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 status = await self._health()
             error = "" if status == 200 else f"answers /health with {status}"
         except TimeoutError:
-            error = f"does not answer within {TIMEOUT_SECONDS:g} s"
+            error, silent = f"does not answer within {TIMEOUT_SECONDS:g} s", True
         except FileNotFoundError:
             error = "has not opened its port"
         except (OSError, ValueError) as reason:
@@ -60,6 +79,7 @@ class ApiProbe:
             self._failing_since = None
         elif self._failing_since is None:
             self._failing_since = self._clock.monotonic()
+        self._silent_since = (self._silent_since or asked) if silent else None
         self._error = error
 
     async def _health(self) -> int:

@@ -16,6 +16,10 @@ class RestartCounts:
         """Take the counts of the present core."""
         self._current = dict(restarts)
 
+    def ended(self, name: str) -> None:
+        """One that we ended, and whose restarts core does not count."""
+        self._before[name] += 1
+
     def core_lost(self) -> None:
         """What came before belongs to a core that is gone."""
         self._before.update(self._current)

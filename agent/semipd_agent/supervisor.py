@@ -18,6 +18,7 @@ from contextlib import suppress
 
 from semipd_agent.clock import Clock
 from semipd_agent.reaper import Reaper, die_with_parent
+from semipd_engine.contract import END_API
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +131,13 @@ class Supervisor:
         """A second SIGTERM: tell the launcher, and kill the group soon after."""
         self._signal(signal.SIGTERM)
         asyncio.get_running_loop().call_later(HURRY_SECONDS, self.kill)
+
+    def end_api(self) -> bool:
+        """Have the launcher kill its api, and so start another. False: no launcher runs, or all of it is to end."""
+        if self._stopping or not self.running:
+            return False
+        self._signal(END_API)
+        return True
 
     def kill(self) -> None:
         if self._process is not None:

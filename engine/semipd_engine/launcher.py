@@ -28,6 +28,7 @@ from setproctitle import setproctitle
 from semipd_engine.contract import (
     CONTROL_REPLY,
     CONTROL_SOCKET,
+    END_API,
     EngineOptions,
     EngineSnapshot,
     EngineState,
@@ -130,10 +131,12 @@ class Launcher:
         self._port_file = self._run_dir / "api.port"
         self._port_kept = False
         self._signals: list[int] = []
+        self._api_hangs = False
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        signal.signal(END_API, lambda *_: self.end_api())
         announced = False
         while not self._signals:
             problem = self.turn(time.monotonic())
@@ -149,6 +152,9 @@ class Launcher:
     def turn(self, now: float) -> str | None:
         """Start what is due and note what has ended. Returns why the engine can never serve, if that has shown."""
         self._keep_port()
+        if self._api_hangs:
+            self._api_hangs = False
+            self._children["api"].signal(signal.SIGKILL)
         for child in self._children.values():
             child.tick(now)
         return self._refusal()
@@ -174,6 +180,10 @@ class Launcher:
         if self._options.port == 0 and not self._port_kept and self._port_file.exists():
             api.command = [*api.command, "--port", self._port_file.read_text().strip()]
             self._port_kept = True
+
+    def end_api(self) -> None:
+        """Whoever probes the api finds that it hangs: the next turn kills it, and starts another."""
+        self._api_hangs = True
 
     def _on_signal(self, number: int, _: object) -> None:
         self._signals.append(number)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from e2e.lib.models import random_model
@@ -38,6 +39,7 @@ class Pod:
         api_port = free_port()
         port = folder / "port"
         own = ["--config", str(file), "--host", "127.0.0.1", "--port", "0", "--port-file", str(port)]
+        own += ["--api-hung-seconds", "15"]
         engine = ["--model", str(model), "--device", "cpu", "--dtype", "float32", "--port", str(api_port)]
         engine += ["--max-model-len", "512", "--kv-cache-memory", str(64 << 20), "--drain-seconds", "2"]
         self._log_path = folder / "log"
@@ -77,6 +79,21 @@ def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
     running = Pod(tmp_path_factory.mktemp("pod"), random_model("llama"))
     yield running
     running.stop()
+
+
+def test_an_api_that_hangs_is_killed_and_another_one_answers(pod: Pod) -> None:
+    """A stopped process ends by itself never, and would keep the pod out of its Service for good."""
+    pod.wait(lambda: pod.agent.get("/ready").status_code == 200)
+
+    def api() -> psutil.Process:
+        children = psutil.Process(pod.process.pid).children(recursive=True)
+        return next(child for child in children if child.cmdline()[:1] == ["semipd: api"])
+
+    first = api()
+    first.suspend()
+    pod.wait(lambda: not first.is_running())
+    pod.wait(lambda: pod.agent.get("/ready").status_code == 200)
+    assert pod.complete()["choices"] and pod.status().engine.restarts["api"] == 1
 
 
 def test_the_split_is_read_back_and_changed_in_place(pod: Pod) -> None:

@@ -11,7 +11,7 @@ from tests.unit.agent_bench import Bench, config
 
 from semipd_agent import api_probe
 from semipd_agent.__main__ import listen, parse_engine_flags
-from semipd_agent.api_probe import NAMED_AFTER_SECONDS, ApiProbe
+from semipd_agent.api_probe import HUNG_SECONDS, NAMED_AFTER_SECONDS, ApiProbe
 from semipd_agent.contract import EnginePhase, EngineStatus
 from semipd_agent.memory_limit import MemoryLimit
 from semipd_agent.readiness import ReadyGate
@@ -71,6 +71,25 @@ async def test_an_api_that_hangs_or_fails_is_seen_and_seen_to_recover(
         behaviour = "200"
         await probe.ask()
         assert probe.answers and probe.problem() == ""
+
+
+async def test_an_api_that_says_nothing_for_long_is_to_be_ended_once_and_one_that_is_away_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_probe, "TIMEOUT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # as a stopped process: the kernel takes connections
+        (tmp_path / "api.port").write_text(f"{silent.getsockname()[1]}\n")
+        bench = Bench(config())
+        probe = ApiProbe(tmp_path, "127.0.0.1", bench.clock)
+        await probe.ask()
+        bench.clock.now += HUNG_SECONDS - 1
+        assert not probe.hangs() and "it is killed after 30 s of that" in probe.problem()
+        bench.clock.now += 1
+        assert probe.hangs() and not probe.hangs(), "once"
+        await probe.ask()
+    await probe.ask()
+    bench.clock.now += HUNG_SECONDS
+    assert not probe.hangs() and "it is restarted when it ends" in probe.problem()
 
 
 def test_a_pod_whose_api_does_not_answer_is_not_ready_and_a_hiccup_flips_nothing() -> None:

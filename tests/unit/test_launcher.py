@@ -65,6 +65,16 @@ def test_an_api_that_refuses_at_its_start_ends_the_engine(start: Callable[[str],
     assert engine.starts == 1
 
 
+def test_an_api_that_hangs_is_killed_when_it_is_asked_for_and_started_again(start: Callable[[str], Engine]) -> None:
+    """A stopped process takes no SIGTERM."""
+    engine = start("[ -e again ] && exec sleep 60; touch again; kill -STOP $$; exec sleep 60")
+    assert engine.until(lambda: engine.starts == 1) is None
+    turns = iter(range(5))
+    assert engine.until(lambda: next(turns, None) is None) is None and engine.starts == 1, "by itself it stays"
+    engine.launcher.end_api()
+    assert engine.until(lambda: engine.starts == 2) is None
+
+
 def test_an_api_that_has_served_is_started_again_whatever_its_status(start: Callable[[str], Engine]) -> None:
     """Nor is the first one's successor, which finds half a file where somebody is copying."""
     engine = start("echo 8000 >api.port; exit 2")

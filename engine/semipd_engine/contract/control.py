@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -15,6 +16,9 @@ CONTRACT_VERSION = 1
 
 CONTROL_SOCKET = "control.sock"
 """File name of the core's control socket inside the run directory."""
+
+END_API = signal.SIGUSR1
+"""To the launcher: its api hangs, so kill it and start another."""
 
 
 class SetPartition(Frozen):
