@@ -273,7 +273,9 @@ def test_an_api_that_does_not_answer_is_named() -> None:
     shown = conditions(status)
     assert shown["Available"] == shown["Ready"] == "False APINotResponding" and shown["ModelReady"] == "True Loaded"
     ready = status.condition("Ready")
-    assert ready and ready.message.startswith("p1: the process api hangs. Remedy: It is restarted by itself; ")
+    assert ready and ready.message.startswith(
+        "p1: the process api hangs. Remedy: It is restarted by itself, after half "
+    )
 
 
 @pytest.mark.parametrize("where", ["containerStatuses", "initContainerStatuses"])

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from tests.unit.operator_observed import ago, conditions, observed, pod
+from tests.unit.operator_observed import ago, conditions, heard, observed, pod, report
 
 from semipd_operator.reasons import REASONS, ConditionType, remedy
-from semipd_operator.status import summarise
+from semipd_operator.status import AgentView, summarise
 from semipd_operator.status.pods import pod_view
 from semipd_operator.status.refusals import stalled, unexposed
 
@@ -42,6 +42,10 @@ def waiting(reason: str, message: str = "", name: str = "engine") -> dict[str, A
 
 def ended(reason: str, message: str = "", seconds: float = 5) -> dict[str, Any]:
     return {"phase": "Failed", "reason": reason, "message": message, "startTime": ago(seconds).isoformat()}
+
+
+def running(name: str, seconds: float) -> dict[str, Any]:
+    return {"name": name, "ready": False, "state": {"running": {"startedAt": ago(seconds).isoformat()}}}
 
 
 def fetched(reason: str, message: str, code: int = 1) -> dict[str, Any]:
@@ -186,6 +190,30 @@ ROWS: dict[str, Row] = {
             ]
         },
     ),
+    "pull: the registry's own colons": Row(
+        "ImagePullFailed(engine)",
+        f"container engine: {PULL}may require authorization: authorization failed: no basic auth credentials",
+        waiting("ErrImagePull", f"{PULL}may require authorization: authorization failed: no basic auth credentials"),
+    ),
+    "between two crashes": Row(
+        "CrashLoop(engine)",
+        "container engine ended 7 times, last with exit status 1: cannot open /models",
+        {
+            "containerStatuses": [
+                {
+                    "name": "engine",
+                    "restartCount": 7,
+                    "state": {"running": {}},
+                    "lastState": {"terminated": {"exitCode": 1, "message": "cannot open /models"}},
+                }
+            ]
+        },
+    ),
+    "an init container that does not end": Row(
+        "InitContainerRunning(wait-for-db)",
+        "init container wait-for-db has not ended",
+        {"initContainerStatuses": [running("wait-for-db", 31)], "containerStatuses": [{"name": "engine"}]},
+    ),
     "claim lost": Row("ClaimLost(models)", LOST, unplaced(LOST)),
     "claim being deleted": Row(
         "ClaimMissing(models)",
@@ -203,8 +231,8 @@ ROWS: dict[str, Row] = {
         "Unschedulable(topologySpread)",
         "0/2 nodes are available: 2 node(s) didn't match pod topology spread constraints.",
         unplaced("0/2 nodes are available: 2 node(s) didn't match pod topology spread constraints."),
-        "Label the nodes with the topologyKey, add nodes where the message lacks them, or relax topologySpreadConstraints "
-        "in spec.podTemplate.",
+        "Label the nodes with the topologyKey, add nodes where the message lacks them, or relax "
+        "topologySpreadConstraints in spec.podTemplate.",
     ),
     "too many volumes": Row(
         "Unschedulable(volumes)",
@@ -248,6 +276,28 @@ def test_the_column_and_the_line(case: str) -> None:
     assert ready and some.reason == row.column
     assert ready.message == (line if reason in OF_THE_MODEL else count + line), "ModelReady's own words"
     assert available and available.message == f"{count}p2: {row.cause}"
+
+
+def started(seconds: float, error: str = "the agent cannot be reached") -> Any:
+    meta = {"name": "p2", "uid": "p2", "labels": {"semipd.io/template-hash": "h"}}
+    view = pod_view({"metadata": meta, "status": {"containerStatuses": [running("engine", seconds)]}})
+    return {"pods": (pod(), view), "agents": {"p1": heard(report()), "p2": AgentView().failed(error)}}
+
+
+def test_an_agent_that_does_not_answer_is_told_of_a_pod_that_started_long_ago() -> None:
+    """It may load for ever: nobody knows."""
+    ready = summarise(observed({"replicas": 2}, **started(31))).condition("Ready")
+    words = (
+        "1 of 2 pods are ready: p2: its engine is not ready, and nothing is known of it: the agent cannot be reached"
+    )
+    assert ready and ready.reason == "AgentUnreachable" and ready.message.startswith(f"{words}. Remedy: Allow the ")
+    young = summarise(observed({"replicas": 2}, **started(29))).condition("Ready")
+    assert young and young.reason == "PodsNotReady"
+
+
+def test_a_service_that_was_paused_from_the_start_is_told_how_to_go_on() -> None:
+    available = summarise(observed({"paused": True}, pods=(), agents={})).condition("Available")
+    assert available and available.message == "no pod exists, and none is made. Remedy: Unset spec.paused."
 
 
 def test_a_pod_that_ended_counts_no_more_and_is_told_while_its_successor_is_on_its_way() -> None:

@@ -72,6 +72,12 @@ REASONS: dict[ConditionType, tuple[Reason | Entry, ...]] = {
         *PodsReason,
         Entry(_ZERO, "False", "spec.replicas is 0."),
         *PodTrouble,
+        Entry(
+            SplitReason.AGENT_UNREACHABLE,
+            "False",
+            "A started pod's agent does not answer the operator for 30 s, so nothing is known of its engine.",
+            SplitReason.AGENT_UNREACHABLE.remedy,
+        ),
         *Admission,
         *ModelTrouble,
         *NoStart,

@@ -156,11 +156,17 @@ class PodTrouble(Reason):
         "kubectl logs POD -c CONTAINER and the events of kubectl describe pod say why: mend its probe or what it waits "
         "for, or remove it from spec.podTemplate.",
     )
+    INIT_CONTAINER_RUNNING = (
+        "InitContainerRunning",
+        "False",
+        "The pod waits for an init container of spec.podTemplate, or of a webhook, that has run for 30 s or more.",
+        "If it stays: kubectl logs POD -c CONTAINER, with the names that the message has.",
+    )
     API_NOT_RESPONDING = (
         "APINotResponding",
         "False",
         "The process that answers the OpenAI API is dead, hangs or could not start; the pod is out of the Service.",
-        "It is restarted by itself; if it stays: kubectl logs POD -c engine",
+        "It is restarted by itself, after half a minute if it hangs; if it stays: kubectl logs POD -c engine",
     )
     NO_API_KEY = (
         "NoAPIKey",

@@ -50,6 +50,11 @@ class PodView:
     """The init container `model` runs."""
     started: bool = False
     """The container `engine` runs."""
+    started_at: datetime | None = None
+    """Since when it does."""
+    held: Problem | None = None
+    """An init container, not ours, that the pod waits for."""
+    held_since: datetime | None = None
     model_revision: str = ""
     """The commit that the init container `model` brought."""
     preparing_since: datetime | None = None

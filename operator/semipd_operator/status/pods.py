@@ -38,6 +38,7 @@ def pod_view(pod: Pod) -> PodView:
     meta, status = pod["metadata"], pod.get("status") or {}
     engine = _container(status.get("containerStatuses"), ENGINE_CONTAINER)
     model = _container(status.get("initContainerStatuses"), MODEL_CONTAINER)
+    held = _held(pod, status)
     return PodView(
         name=meta["name"],
         uid=meta["uid"],
@@ -51,6 +52,9 @@ def pod_view(pod: Pod) -> PodView:
         stranger=_stranger(meta),
         downloading="running" in _state(model),
         started="running" in _state(engine),
+        started_at=_started_at(engine),
+        held=held[0],
+        held_since=held[1],
         model_revision=_model_revision(model),
         preparing_since=_preparing_since(status),
         unseen_since=_unseen_since(pod, status),
@@ -59,6 +63,22 @@ def pod_view(pod: Pod) -> PodView:
         problem=_pod_problem(pod, status),
         model_problem=_model_problem(pod, model),
     )
+
+
+def _held(pod: Pod, status: dict[str, Any]) -> tuple[Problem | None, datetime | None]:
+    """An init container of someone else's that does not end, and since when it runs."""
+    inits = (pod.get("spec") or {}).get("initContainers") or []
+    sidecars = {one.get("name") for one in inits if one.get("restartPolicy") == "Always"}
+    for one in status.get("initContainerStatuses") or []:
+        name = one.get("name", "")
+        if name != MODEL_CONTAINER and name not in sidecars and "running" in _state(one):
+            problem = Problem(PodTrouble.INIT_CONTAINER_RUNNING, f"init container {name} has not ended", name)
+            return problem, _started_at(one)
+    return None, None
+
+
+def _started_at(container: dict[str, Any]) -> datetime | None:
+    return _time((_state(container).get("running") or {}).get("startedAt"))
 
 
 def _stranger(meta: dict[str, Any]) -> str:
@@ -86,7 +106,7 @@ def _pod_problem(pod: Pod, status: dict[str, Any]) -> Problem | None:
         name = container.get("name", "")
         if reason := _WAITING.get(waiting.get("reason", "")):
             return Problem(reason, f"container {name}: {waiting.get('message') or waiting['reason']}", name)
-        crashes = waiting.get("reason") == "CrashLoopBackOff" or _killed(container)
+        crashes = waiting.get("reason") == "CrashLoopBackOff" or _killed(container) or _fails_again(container)
         if crashes and (name != MODEL_CONTAINER or _ended(container).get("reason") in _NEVER_RAN):
             return _crash(pod, name, container)
     if _container(status.get("containerStatuses"), ENGINE_CONTAINER).get("ready"):  # so nothing else keeps it back
@@ -120,6 +140,12 @@ def _killed(container: dict[str, Any]) -> bool:
     return _ended(container).get("reason") == "OOMKilled" and not container.get("ready")
 
 
+def _fails_again(container: dict[str, Any]) -> bool:
+    """Between two crashes: it runs, or has just ended, is not ready, and has failed often before."""
+    often = container.get("restartCount", 0) >= _OFTEN and not container.get("ready")
+    return often and bool(_ended(container).get("exitCode"))
+
+
 def _ended(container: dict[str, Any]) -> dict[str, Any]:
     """How it ended last; empty if it never did."""
     return _state(container).get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
@@ -146,6 +172,7 @@ def _crash(pod: Pod, name: str, container: dict[str, Any]) -> Problem:
 
 _NEVER_RAN = ("StartError", "ContainerCannotRun")
 """The runtime could not start what the image names."""
+_OFTEN = 3
 _LONGEST_REVISION = 253
 _MOST_READ = 4096
 """As much as a kubelet keeps of a container's words."""
@@ -224,7 +251,8 @@ def _model_problem(pod: Pod, model: dict[str, Any]) -> Problem | None:
         return None
     if ended.get("reason") == "OOMKilled":
         killed = f"the download was killed at the container's memory limit{_limit(pod, MODEL_CONTAINER)}"
-        return Problem(ModelTrouble.OUT_OF_MEMORY, killed, exit_code=code)
+        more = "Raise the memory limit in spec.engine.resources, which is the download's, too."
+        return Problem(ModelTrouble.OUT_OF_MEMORY, killed, exit_code=code, remedy=more)
     if ended.get("reason") in _NEVER_RAN:  # nothing of the model's
         return None
     said = _said(ended)

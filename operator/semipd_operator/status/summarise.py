@@ -11,7 +11,15 @@ from datetime import datetime, timedelta
 
 from semipd_agent.contract import PartitionState
 from semipd_operator.api.v1alpha1.status import MetricStatus, SemiPDServiceStatus, SLOStatus
-from semipd_operator.reasons import ConditionType, PodsReason, PodTrouble, ReadyReason, ScalingReason, SpecReason
+from semipd_operator.reasons import (
+    ConditionType,
+    PodsReason,
+    PodTrouble,
+    ReadyReason,
+    ScalingReason,
+    SpecReason,
+    SplitReason,
+)
 from semipd_operator.status import words
 from semipd_operator.status.model import ON_THE_WAY, failure, model_ready, model_status
 from semipd_operator.status.observed import Observed, PodView, Problem
@@ -81,6 +89,9 @@ def available(seen: Observed) -> Verdict:
         return Verdict(kind, "False", PodsReason.PODS_NOT_READY, told)
     if wanted == 0:
         return Verdict(kind, "False", ReadyReason.SCALED_TO_ZERO, "spec.replicas is 0")
+    if seen.service.spec.paused:
+        rests = Problem(PodsReason.NO_PODS, "no pod exists, and none is made", remedy=SpecReason.PAUSED.remedy)
+        return Verdict.of(kind, rests)
     return Verdict(kind, "False", PodsReason.NO_PODS, "no pod exists yet")
 
 
@@ -122,6 +133,10 @@ def _trouble(seen: Observed, pod: PodView) -> Problem | None:
             return Problem(reason, report.engine.message)
     if pod.complaint:
         return pod.complaint
+    if pod.held and _for_long(seen, pod.held_since):
+        return pod.held
+    if report is None and pod.started and _for_long(seen, pod.started_at) and (said := seen.agent(pod).error):
+        return Problem(SplitReason.AGENT_UNREACHABLE, f"its engine is not ready, and nothing is known of it: {said}")
     if _for_long(seen, pod.preparing_since):
         return Problem(
             PodTrouble.VOLUME_NOT_MOUNTED,

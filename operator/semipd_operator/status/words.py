@@ -23,7 +23,8 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     for pattern, shown in (
         # Headers, also as a dictionary or a command line shows them; of two words the second is the secret.
         (r"(?i)\b((?:proxy-)?authorization|x-api-key|api-key|cookie)(['\"]?\s*[:=]\s*(?:b?['\"])?)"
-         r"(?:(bearer|basic|token)\s+)?[^\s'\",;}\]]+", rf"\1\2{_MASK}"),
+         r"(?:(bearer|basic|token)\s+)?(?!(?:authorization|authentication|server|access|no|failed|denied)\s)"
+         r"[^\s'\",;}\]]+", rf"\1\2{_MASK}"),
         (r"(?i)\b(bearer)\s+(?!token|auth|key\b|scheme)[^\s'\",;}\]]+", rf"\1 {_MASK}"),
         (r"(?i)\b(basic)\s+[A-Za-z0-9+/]{8,}={1,2}", rf"\1 {_MASK}"),
         # Tokens that say what they are: hubs, OpenAI's style of API keys, forges, clouds, JSON Web Tokens, PEM.
