@@ -19,6 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from semipd_operator.kube import ApiAway, ApiRefused
 from semipd_operator.metricsapi.registration import API_SERVICE, REGISTRATION_API, backend_of
+from semipd_operator.reasons import PodTrouble
 from semipd_operator.status.nodes import NodeView, complaint, node_view, wants_gpu
 from semipd_operator.status.observed import PodView, Problem
 from semipd_operator.status.pods import pod_view
@@ -84,7 +85,7 @@ class Inquiry:
     async def look(self, pods: Sequence[Object], now: datetime) -> tuple[PodView, ...]:
         """The pods with what had to be asked for."""
         views = [self._by_our_clock(pod, pod_view(pod), now) for pod in pods]
-        stuck = [view for view in views if _ours(view) and _waits(view.preparing_since, now)]
+        stuck = [view for view in views if _ours(view) and (_waits(view.preparing_since, now) or _pulls_in_vain(view))]
         # Whoever was asked about longest ago comes first, so the first ones hide nobody.
         stuck.sort(key=lambda view: self._complaints.get(view.uid, _Known()).asked)
         nodes: dict[str, float] = {}
@@ -131,7 +132,7 @@ class Inquiry:
 
     def _explained(self, pod: Object, view: PodView, stuck: bool) -> PodView:
         if stuck and (known := self._complaints.get(view.uid)):
-            view = replace(view, complaint=known.value)
+            view = _with_complaint(view, known.value)
         node = self._nodes.get(view.node)
         if node is None or node.value is None:
             return view
@@ -198,6 +199,19 @@ class Inquiry:
 def _ours(view: PodView) -> bool:
     """Of another pod nothing is shown."""
     return view.stays and not view.stranger
+
+
+def _pulls_in_vain(view: PodView) -> bool:
+    return view.problem is not None and view.problem.reason == PodTrouble.IMAGE_PULL_FAILED
+
+
+def _with_complaint(view: PodView, complaint: Problem | None) -> PodView:
+    """A missing pull Secret is why a registry refuses, which is no more than a suspicion while the image comes."""
+    if complaint is None or complaint.reason != PodTrouble.IMAGE_PULL_FAILED:
+        return replace(view, complaint=complaint)
+    if view.problem is None or not _pulls_in_vain(view):
+        return view
+    return replace(view, problem=replace(view.problem, message=f"{complaint.message} {view.problem.message}"))
 
 
 def _waits(since: datetime | None, now: datetime) -> bool:

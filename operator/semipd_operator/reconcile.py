@@ -163,7 +163,9 @@ class Reconciler:
         try:
             await self._children.put(key, service, rendered, reach, judged)
         except Blocked as blocked:
-            return replace(outcome, problem=blocked.problem, again=blocked.again)
+            # Where the Deployment was not taken, what runs is what is to run for now: no rollout is under way.
+            stays = _live_template_hash(self._children.own_deployment(service)) or outcome.template_hash
+            return replace(outcome, template_hash=stays, problem=blocked.problem, again=blocked.again)
         except Overtaken as overtaken:
             log.info("%s: %s", key, overtaken)
             problem = Problem(SpecReason.APPLY_FAILED, str(overtaken), for_now=True)

@@ -119,6 +119,20 @@ def test_a_policy_that_denies_the_deployment(control_plane: Any, namespace: str)
     shows(control_plane, namespace, one)
 
 
+def test_a_policy_that_denies_another_object_is_not_blamed_on_the_pod_template(
+    control_plane: Any, namespace: str
+) -> None:
+    one = Row(
+        "AdmissionDenied",
+        "Service table: *ValidatingAdmissionPolicy 'no-services' *. Remedy: Have the owner of that policy exempt the "
+        "namespace, or this operator's objects in it.",
+        where=("SpecAccepted", "Ready"),
+        cluster=lambda namespace: denying("no-services", namespace, "services"),
+    )
+    make(control_plane, namespace, one)
+    shows(control_plane, namespace, one)
+
+
 def test_pods_as_rendered_fit_a_restricted_namespace_with_quota_and_limits(control_plane: Any, namespace: str) -> None:
     control_plane.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     both = {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1", "memory": "1Gi"}}

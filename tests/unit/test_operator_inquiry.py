@@ -99,6 +99,26 @@ async def test_a_pod_is_asked_about_once_in_a_while_however_often_its_service_ch
     assert kube.count["p"] == 2
 
 
+async def test_a_missing_pull_secret_is_told_with_the_registrys_refusal_and_not_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kube = Asked()
+    words = "Unable to retrieve some image pull secrets (regcred); attempting to pull the image may not succeed."
+
+    async def warnings(namespace: str, uid: str) -> list[dict[str, Any]]:
+        return [{"reason": "FailedToRetrieveImagePullSecret", "message": words}]
+
+    monkeypatch.setattr(kube, "warnings", warnings)
+    pod = raw("p", 12)
+    [view] = await Inquiry(kube).look([pod], ago(0))
+    assert view.complaint is None and view.problem is None
+    pod["status"]["containerStatuses"] = [
+        {"name": "engine", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "401 Unauthorized"}}}
+    ]
+    [view] = await Inquiry(kube).look([pod], ago(0))
+    assert view.problem and view.problem.message == f"{words} container engine: 401 Unauthorized"
+
+
 async def test_pods_that_ended_and_those_of_others_take_no_turn() -> None:
     kube = Asked()
     one = Inquiry(kube)

@@ -192,6 +192,21 @@ async def test_the_write_of_an_older_crd_that_drops_a_field_is_not_repeated() ->
     assert one.kube.asked["apply", "status"] == 1
 
 
+async def test_a_rollout_that_the_server_does_not_take_for_now_is_not_under_way() -> None:
+    """Ready is taken back from nobody for a server in trouble, so not by calling the pods outdated either."""
+    one = Fixture(new_service(replicas=0))
+    await one.reconcile()
+    before = one.kube.service()["status"]["templateHash"]
+    one.change(replicas=0, engine={"image": "example.org/other:1"})
+    one.kube.refuse["apply", "Deployment"], one.kube.words = 503, "etcdserver: request timed out"
+    await one.reconcile()
+    assert one.kube.condition("SpecAccepted")["reason"] == "ApplyFailed"
+    assert one.kube.service()["status"]["templateHash"] == before
+    one.kube.refuse.clear()
+    await one.reconcile()
+    assert one.kube.service()["status"]["templateHash"] != before
+
+
 async def test_a_strangers_edit_of_the_status_is_mended() -> None:
     one = Fixture()
     await one.reconcile()

@@ -20,6 +20,7 @@ _OF_STARTING: dict[str, Reason] = {
     "FailedMapVolume": PodTrouble.VOLUME_NOT_MOUNTED,
     "FailedCreatePodSandBox": PodTrouble.CONTAINER_NOT_STARTED,
     "NetworkNotReady": PodTrouble.CONTAINER_NOT_STARTED,
+    "FailedToRetrieveImagePullSecret": PodTrouble.IMAGE_PULL_FAILED,
 }
 _BY_WORDS = {
     "setup network": "Mend the node's network plugin (CNI), or its range of addresses.",
