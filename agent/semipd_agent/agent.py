@@ -184,7 +184,7 @@ class Agent:
     def _end_hung_api(self) -> None:
         """What ends is restarted by the launcher; what hangs ends by nobody else."""
         if self._api.hangs() and self._supervisor.end_api():
-            log.error("%s; it is killed", self._api.problem())
+            log.error("the process api does not answer: it is killed, and started again")
             self.controller.restarts.ended("api")
 
     async def _tick(self) -> None:

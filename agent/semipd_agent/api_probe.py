@@ -43,11 +43,8 @@ class ApiProbe:
         since = self._failing_since
         if since is None or self._clock.monotonic() - since < NAMED_AFTER_SECONDS:
             return ""
-        then = (
-            f"it is killed after {self._hung_seconds:g} s of that"
-            if self._silent_since
-            else "it is restarted when it ends"
-        )
+        killed = f"it is killed after {self._hung_seconds:g} s of that"
+        then = "it is restarted when it ends" if self._silent_since is None else killed
         return f"the process api {self._error}; {then}: see the pod's log"
 
     def hangs(self) -> bool:
@@ -79,7 +76,10 @@ class ApiProbe:
             self._failing_since = None
         elif self._failing_since is None:
             self._failing_since = self._clock.monotonic()
-        self._silent_since = (self._silent_since or asked) if silent else None
+        if not silent:
+            self._silent_since = None
+        elif self._silent_since is None:
+            self._silent_since = asked
         self._error = error
 
     async def _health(self) -> int:

@@ -295,6 +295,15 @@ def test_an_agent_that_does_not_answer_is_told_of_a_pod_that_started_long_ago() 
     assert young and young.reason == "PodsNotReady"
 
 
+@pytest.mark.parametrize(("lived", "shown"), [(599, "CrashLoop"), (600, "Loading")])
+def test_a_container_that_ended_after_a_long_run_is_in_no_crash_loop(lived: float, shown: str) -> None:
+    last = {"exitCode": 1, "startedAt": ago(lived + 9).isoformat(), "finishedAt": ago(9).isoformat()}
+    engine = {**running("engine", 8), "restartCount": 3, "lastState": {"terminated": last}}
+    meta = {"name": "p2", "uid": "p2", "labels": {"semipd.io/template-hash": "h"}}
+    view = pod_view({"metadata": meta, "status": {"containerStatuses": [engine]}})
+    assert conditions(summarise(observed(pods=(view,), agents={})))["Ready"] == f"False {shown}"
+
+
 def test_a_service_that_was_paused_from_the_start_is_told_how_to_go_on() -> None:
     available = summarise(observed({"paused": True}, pods=(), agents={})).condition("Available")
     assert available and available.message == "no pod exists, and none is made. Remedy: Unset spec.paused."

@@ -141,9 +141,13 @@ def _killed(container: dict[str, Any]) -> bool:
 
 
 def _fails_again(container: dict[str, Any]) -> bool:
-    """Between two crashes: it runs, or has just ended, is not ready, and has failed often before."""
+    """Between two crashes: it runs, or has just ended, is not ready, and has failed often, the last time soon after
+    its start."""
+    last = _ended(container)
     often = container.get("restartCount", 0) >= _OFTEN and not container.get("ready")
-    return often and bool(_ended(container).get("exitCode"))
+    began, ended = _time(last.get("startedAt")), _time(last.get("finishedAt"))
+    lived = (ended - began).total_seconds() if began and ended else 0.0
+    return often and bool(last.get("exitCode")) and lived < _HEALTHY_SECONDS
 
 
 def _ended(container: dict[str, Any]) -> dict[str, Any]:
@@ -173,6 +177,8 @@ def _crash(pod: Pod, name: str, container: dict[str, Any]) -> Problem:
 _NEVER_RAN = ("StartError", "ContainerCannotRun")
 """The runtime could not start what the image names."""
 _OFTEN = 3
+_HEALTHY_SECONDS = 600.0
+"""A kubelet forgets its back-off after such a run."""
 _LONGEST_REVISION = 253
 _MOST_READ = 4096
 """As much as a kubelet keeps of a container's words."""
