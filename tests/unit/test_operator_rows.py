@@ -293,6 +293,10 @@ def test_an_agent_that_does_not_answer_is_told_of_a_pod_that_started_long_ago() 
     assert ready and ready.reason == "AgentUnreachable" and ready.message.startswith(f"{words}. Remedy: Allow the ")
     young = summarise(observed({"replicas": 2}, **started(29))).condition("Ready")
     assert young and young.reason == "PodsNotReady"
+    loading = {**started(31), "pods": started(31)["pods"][1:]}
+    model = summarise(observed(**loading)).condition("ModelReady")
+    words = "the engine loads the weights; of p2 nothing is known: the agent cannot be reached"
+    assert model and model.message == words
 
 
 @pytest.mark.parametrize(("lived", "shown"), [(599, "CrashLoop"), (600, "Loading")])

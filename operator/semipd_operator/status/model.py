@@ -63,7 +63,9 @@ def model_ready(seen: Observed) -> Verdict:
             kind, "True", ModelReason.LOADED, f"{states.count('Loaded')} of {len(states)} pods have it loaded"
         )
     if "Loading" in states:
-        return Verdict(kind, "False", ModelReason.LOADING, "the engine loads the weights")
+        unheard = ((pod.name, said) for pod in seen.live_pods if (said := seen.unheard(pod)))
+        more = next((f"; of {name} nothing is known: {said}" for name, said in unheard), "")
+        return Verdict(kind, "False", ModelReason.LOADING, f"the engine loads the weights{more}")
     if "Downloading" in states:
         return Verdict(kind, "False", ModelReason.DOWNLOADING, "the init container `model` downloads the weights")
     if seen.service.spec.replicas == 0:

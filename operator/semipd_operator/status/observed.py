@@ -13,6 +13,8 @@ from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
 
 STALE_AFTER = timedelta(seconds=10)
 """Age above which a report proves nothing any more."""
+UNHEARD_AFTER = timedelta(seconds=30)
+"""An agent answers a few seconds after its container's start, long before the engine is ready."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,12 @@ class Observed:
 
     def agent(self, pod: PodView) -> AgentView:
         return self.agents.get(pod.uid, AgentView())
+
+    def unheard(self, pod: PodView) -> str:
+        """Why nothing is known of a pod whose engine was started long ago; empty: something is, or it is young."""
+        if self.report(pod) is not None or pod.started_at is None or self.now - pod.started_at <= UNHEARD_AFTER:
+            return ""
+        return self.agent(pod).error
 
     def report(self, pod: PodView) -> StatusReport | None:
         """The pod's report while it is fresh."""

@@ -135,7 +135,7 @@ def _trouble(seen: Observed, pod: PodView) -> Problem | None:
         return pod.complaint
     if pod.held and _for_long(seen, pod.held_since):
         return pod.held
-    if report is None and pod.started and _for_long(seen, pod.started_at) and (said := seen.agent(pod).error):
+    if said := seen.unheard(pod):
         return Problem(SplitReason.AGENT_UNREACHABLE, f"its engine is not ready, and nothing is known of it: {said}")
     if _for_long(seen, pod.preparing_since):
         return Problem(
