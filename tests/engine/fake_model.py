@@ -71,6 +71,9 @@ class FakeRunner:
         self.prefill_seconds = prefill_seconds
         self.decode_seconds = decode_seconds
 
+    def prepare(self) -> bool:
+        return False
+
     def execute(self, plan: StepPlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
         rows = [(row, row.tokens, row.start) for row in plan.rows]
         for step in range(plan.max_steps):

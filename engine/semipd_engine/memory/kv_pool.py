@@ -11,6 +11,7 @@ from torch import Tensor
 
 from semipd_engine.memory.layout import KVLayout
 from semipd_engine.memory.region import Region
+from semipd_engine.memory.shared import take_pages
 
 CPU = torch.device("cpu")
 
@@ -37,6 +38,19 @@ class KVPool:
     def create(cls, layout: KVLayout, num_blocks: int, dtype: torch.dtype, device: torch.device = CPU) -> KVPool:
         """A new zeroed pool. On the CPU pages are taken from the machine when they are first touched."""
         return cls(layout, num_blocks, Region.create("semipd-kv", layout.pool_bytes(num_blocks), device), dtype)
+
+    def take_pages(self, first: int, last: int) -> bool:
+        """Blocks first .. last - 1 need no page from the machine any more when this process writes them. False where
+        that cannot be had, as on a GPU, whose memory is all there."""
+        if self.region.data.device.type != "cpu":
+            return False
+        for index, component in enumerate(self.layout.components):
+            block = self.layout.block_size * component.width * self.layout.itemsize
+            for layer in range(self.layout.num_layers):
+                begin = self.layout.component_offset(index, self.num_blocks) + layer * self.num_blocks * block
+                if not take_pages(self.region.data, begin + first * block, begin + last * block):
+                    return False
+        return True
 
     @property
     def block_size(self) -> int:

@@ -17,6 +17,8 @@ ALIGNMENT = 64
 """Bytes: a cache line, and what vector loads like."""
 
 HUGE_PAGE = 2 << 20
+POPULATE_WRITE = 23
+"""MADV_POPULATE_WRITE of `madvise(2)`, which Python's mmap does not name."""
 
 
 def align(offset: int) -> int:
@@ -57,6 +59,15 @@ def forbid_writing(data: Tensor) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mprotect(ctypes.c_void_p(data.data_ptr()), ctypes.c_size_t(data.numel()), mmap.PROT_READ) != 0:
         raise OSError(ctypes.get_errno(), "mprotect")
+
+
+def take_pages(data: Tensor, begin: int, end: int) -> bool:
+    """Give this process the pages that hold bytes begin .. end - 1 of a mapping, as writing to each would, with their
+    content left alone. False where the kernel is older than 5.14, or has no memory to give."""
+    first = (data.data_ptr() + begin) // mmap.PAGESIZE * mmap.PAGESIZE
+    size = data.data_ptr() + end - first
+    answer: int = ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), POPULATE_WRITE)
+    return answer == 0
 
 
 def _tensor(mapping: mmap.mmap) -> Tensor:

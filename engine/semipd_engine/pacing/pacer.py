@@ -142,6 +142,10 @@ class PhasePacer:
     def count_step(self) -> None:
         self._seat.steps += 1
 
+    def peer_rests(self) -> bool:
+        """Does nobody compute but this phase, if it does?"""
+        return not self._peer_is_busy(self._beat())
+
     # ---- the model calls this ------------------------------------------------------------------------------------
 
     @contextmanager

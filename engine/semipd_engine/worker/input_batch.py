@@ -113,6 +113,11 @@ class InputBatch:
         for row_table, table in zip(self._tables, tables, strict=True):
             row_table[: len(table)] = table
 
+    @property
+    def last_block(self) -> int:
+        """The largest id in a table."""
+        return int(self._tables.max())
+
     def next(self) -> tuple[Batch, Tensor]:
         """The batch of the step that comes next, and the indices int64 [R] of its rows to sample from."""
         counts, size, put = self._counts, self._block_size, self._buffers.put

@@ -74,16 +74,19 @@ def run_worker(
         runner = model.runner(pacer)
         pacer.start(identity.pid, identity.generation)
         channel.send(WorkerReady(identity.phase, identity.pid, identity.generation, model.sm_count()))
+        unprepared = True
         while True:
-            message = channel.recv(timeout=HEARTBEAT_SECONDS)
+            message = channel.recv(timeout=0 if unprepared else HEARTBEAT_SECONDS)
             if isinstance(message, Shutdown):
                 return
             if message is None:
                 pacer.refresh()
+                unprepared = pacer.peer_rests() and runner.prepare()
                 continue
             pacer.wake()
             _execute(message, model, runner, page.recalled, pacer, channel)
             pacer.rest()
+            unprepared = True
     except ChannelClosed:
         log.info("core is gone")
     except UnfitError as error:

@@ -18,6 +18,7 @@ from semipd_engine.ipc.tokens import TokenLogprobs
 from semipd_engine.kernels import Kernels
 from semipd_engine.memory.arena import WeightArena
 from semipd_engine.memory.kv_pool import KVPool
+from semipd_engine.memory.pages_ahead import PagesAhead
 from semipd_engine.model.decoder import Decoder
 from semipd_engine.model.stage import Step
 from semipd_engine.pacing.quantum import Pacer, in_quanta
@@ -55,13 +56,18 @@ class ModelRunner:
         self._buffers = InputBuffers(self._device)
         self._pacer = pacer
         self.decoder = Decoder(config, weights, kv, kernels, pacer)
+        self._pages = PagesAhead(kv)
         self._limits = Limits(config.vocab_size, kv.num_blocks, kv.block_size, max_model_len)
+
+    def prepare(self) -> bool:
+        return self._pages.take_some()
 
     def execute(self, plan: StepPlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
         """Yield one result after each step. Ends after `max_steps`, when all rows have finished, or after the step in
         which ``recalled(plan.seq)`` became true. Raises `PlanError` before the first step."""
         begin = time.perf_counter()
         inputs = InputBatch(plan, self._limits, self._buffers)
+        self._pages.used(inputs.last_block)
         sampling = [
             SamplingRow(row.sampling, row.output_index, row.history, row.prompt_len)
             for row in plan.rows

@@ -12,6 +12,9 @@ from semipd_engine.pacing.quantum import Pacer
 class Runner(Protocol):
     """Executes plans; what it keeps between two of them it can do without."""
 
+    def prepare(self) -> bool:
+        """A few milliseconds of what makes later steps shorter, while there is no plan. Is there more to do?"""
+
     def execute(self, plan: StepPlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
         """One result after each step, until the plan ends (`StepPlan`). Raises `StaleSlot`, having run nothing."""
 
