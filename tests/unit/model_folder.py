@@ -1,8 +1,10 @@
-"""A whole Hugging Face folder of a llama with 32 parameters, written without torch: to be judged, not to run."""
+"""A whole Hugging Face folder of a llama with 536 parameters, written without torch: to be judged, not to run."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -25,13 +27,34 @@ CONFIG = {
 }
 
 
+LAYER = "model.layers.0."
+SHAPES: dict[str, tuple[int, ...]] = {
+    "model.embed_tokens.weight": (4, 8),
+    **{f"{LAYER}{name}_layernorm.weight": (8,) for name in ("input", "post_attention")},
+    **{f"{LAYER}self_attn.{name}_proj.weight": (8, 8) for name in "qkvo"},
+    **{f"{LAYER}mlp.{name}_proj.weight": (8, 8) for name in ("gate", "up", "down")},
+    "model.norm.weight": (8,),
+    "lm_head.weight": (4, 8),
+}
+"""As transformers writes it."""
+
+
 def write_model(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     words = {word: number for number, word in enumerate(("<unk>", "a", "b", "</s>"))}
     Tokenizer(WordLevel(words, unk_token="<unk>")).save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
-    tensor = {"dtype": "F32", "shape": [4, 8], "data_offsets": [0, 128]}
-    header = json.dumps({"model.embed_tokens.weight": tensor}).encode()
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(128))
+    write_tensors(folder)
     return folder
+
+
+def write_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]] = SHAPES, dtype: str = "F32") -> None:
+    """model.safetensors, all zeros; four bytes an element, whatever `dtype` says."""
+    header: dict[str, object] = {}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 4 * prod(shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.model_folder import CONFIG, write_model
+from tests.unit.model_folder import CONFIG, LAYER, SHAPES, write_model, write_tensors
 
 from semipd_engine.cards.registry import read_card
+from semipd_engine.cli import main
 from semipd_engine.contract import EngineOptions
 from semipd_engine.hub.check import refusal
 from semipd_engine.resident.loaded_model import LoadedModel
@@ -52,6 +53,12 @@ def test_an_api_that_would_admit_nobody_is_refused_with_the_file_at_fault(conten
     assert result.returncode == 2 and result.stderr.splitlines()[-1].endswith(why) and str(keys) in result.stderr
 
 
+def tensors(changes: dict[str, tuple[int, ...] | None], dtype: str = "F32") -> Callable[[Path], object]:
+    """Other shapes, more tensors, or (None) fewer."""
+    shapes = {name: shape for name, shape in (SHAPES | changes).items() if shape is not None}
+    return lambda folder: write_tensors(folder, shapes, dtype)
+
+
 BROKEN = {
     "tokenizer truncated": (truncate("tokenizer.json"), "tokenizer.json"),
     "tokenizer missing": (remove("tokenizer.json"), "tokenizer.json"),
@@ -62,6 +69,33 @@ BROKEN = {
     "no such architecture": (config(model_type="mamba"), "mamba"),
     "template list with an odd entry": (template([{"name": "default"}, "x"]), "tokenizer_config.json"),
     "text_config is a list": (config(text_config=[1]), "config.json"),
+    "another hidden_size": (
+        config(hidden_size=16),
+        "embed_tokens.weight has shape (4, 8), config.json says (4, 16)",
+    ),
+    "a layer more in config.json": (config(num_hidden_layers=2), "9 tensors are missing, among them model.layers.1."),
+    "another vocab_size": (config(vocab_size=1000), "says (1000, 8)"),
+    "a layer more in the weights": (tensors({"model.layers.1.input_layernorm.weight": (8,)}), "model.layers.1.input"),
+    "a tensor less": (tensors({f"{LAYER}mlp.up_proj.weight": None}), "1 tensors are missing, among them"),
+    "a bias that no llama has": (tensors({f"{LAYER}self_attn.q_proj.bias": (8,)}), "q_proj.bias is no part of a llama"),
+    "an output layer of another size": (
+        lambda f: (config(tie_word_embeddings=True)(f), tensors({"lm_head.weight": (5, 8)})(f)),
+        "lm_head.weight has shape (5, 8)",
+    ),
+    "integers": (tensors({}, "I32"), "holds I32"),
+    "tensors that overlap": (
+        lambda f: (f / "model.safetensors").write_bytes(
+            (f / "model.safetensors").read_bytes().replace(b"[128, 160]", b"[100, 132]")
+        ),
+        "model.safetensors: the place of",
+    ),
+    "a shape that its bytes are not of": (tensors({}, "F16"), "model.safetensors: the place of"),
+    "an end beyond the vocabulary": (config(eos_token_id=999_999), "eos_token_id is 999999; expected ids below"),
+    "an end of the defaults beyond it": (
+        lambda f: (f / "generation_config.json").write_text('{"eos_token_id": [3, 4]}'),
+        "generation_config.json: eos_token_id is [3, 4]; expected ids below vocab_size (4)",
+    ),
+    "no end": (config(eos_token_id=-1), "eos_token_id is -1"),
     "tokenizer of another kind": (lambda f: (f / "tokenizer.json").write_text('{"model": {}}'), "tokenizer.json"),
 }
 
@@ -74,6 +108,36 @@ def test_the_file_at_fault_is_named(name: str, tmp_path: Path) -> None:
     damage(folder)
     said = refusal(folder)
     assert said and named in said and "\n" not in said
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_an_output_layer_may_lie_beside_tied_embeddings_or_not(alike: bool, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    config(tie_word_embeddings=True)(folder)
+    tensors({} if alike else {"lm_head.weight": None})(folder)
+    assert refusal(folder) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        ("{% for message in messages %}", "'default' is broken"),
+        ("{{ messages | no_such_filter }}", "'default' is broken"),
+        ("{{ messages[0].content.parts.text }}", "refuses these messages"),
+        (None, "no chat template"),
+        ("{{ messages }}", ""),
+    ],
+)
+def test_check_says_what_a_chat_would_be_told(
+    source: str | None, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model is served all the same: completions need no template."""
+    folder = write_model(tmp_path / "m")
+    template(source)(folder)
+    assert refusal(folder) is None
+    assert main(["check", str(folder)]) == 0
+    said = capsys.readouterr().out.removeprefix(f"{folder}: can be served").strip()
+    assert (said == "") if not named else (said.startswith(", but no chat: ") and named in said)
 
 
 def test_a_null_text_config_counts_as_absent(tmp_path: Path) -> None:

@@ -80,6 +80,10 @@ HOSTILE: dict[str, tuple[Damage, str]] = {
     "a thousand million layers": (config(num_hidden_layers=10**9), "num_hidden_layers"),
     "those of a window": (config(model_type="mistral", num_hidden_layers=10**9), "num_hidden_layers"),
     "experts": (config(model_type="qwen3_moe", num_experts=10**9, num_experts_per_tok=2), "experts"),
+    "as many as fit, in each layer": (
+        config(model_type="qwen3_moe", num_experts=1 << 16, num_experts_per_tok=2, num_hidden_layers=4096),
+        "experts",
+    ),
     "an infinite base": (
         text("config.json", json.dumps(CONFIG | {"rope_theta": 1e39}).replace("1e+39", "1e999")),
         "theta",

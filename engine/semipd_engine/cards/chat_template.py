@@ -113,6 +113,14 @@ class ChatTemplates:
             raise ChatTemplateError("the model's chat template does not show the last message: it cannot be continued")
         return text[:end]
 
+    def objection(self) -> str | None:
+        """Why no chat can be served, in the words of `render`; None: one message of a user can."""
+        try:
+            self.render([{"role": "user", "content": _PROBE}])
+        except ChatTemplateError as error:
+            return str(error)
+        return None
+
     def _shows(self, name: str, content: str | list[dict[str, str]]) -> bool:
         """Is a user's message with this content in the prompt? A template that refuses it does not show it."""
         messages = [{"role": "user", "content": content}]

@@ -29,34 +29,34 @@ class Fields:
     def text(self, name: str) -> str:
         value = self._values.get(name)
         if not isinstance(value, str):
-            raise self._error(name, "a string")
+            raise self.error(name, "a string")
         return value
 
     def positive(self, name: str, default: int | None = None) -> int:
         value = self._values.get(name)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
-            raise self._error(name, f"an integer from 1 to {MOST}")
+            raise self.error(name, f"an integer from 1 to {MOST}")
         return value
 
     def whole(self, name: str, default: int) -> int:
         value = self._values.get(name)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST:
-            raise self._error(name, f"an integer from 0 to {MOST}")
+            raise self.error(name, f"an integer from 0 to {MOST}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
         value = self._values.get(name)
         value = default if value is None else value
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise self._error(name, "a number")
+            raise self.error(name, "a number")
         return float(value)
 
     def above_zero(self, name: str, default: float | None = None) -> float:
         value = self.number(name, default)
         if value <= 0:
-            raise self._error(name, "a number above 0")
+            raise self.error(name, "a number above 0")
         return value
 
     def integers(self, name: str) -> tuple[int, ...]:
@@ -64,14 +64,14 @@ class Fields:
         value = self._values.get(name)
         found = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(one, int) and not isinstance(one, bool) for one in found):
-            raise self._error(name, "an integer or a list of them")
+            raise self.error(name, "an integer or a list of them")
         return tuple(found)
 
     def flag(self, name: str, default: bool = False) -> bool:
         value = self._values.get(name)
         value = default if value is None else value
         if not isinstance(value, bool):
-            raise self._error(name, "true or false")
+            raise self.error(name, "true or false")
         return value
 
     def names(self) -> set[str]:
@@ -87,7 +87,7 @@ class Fields:
         if value is None:
             return None
         if not isinstance(value, dict):
-            raise self._error(name, "an object")
+            raise self.error(name, "an object")
         return Fields(value, f"{self._source}: {name}")
 
     def refuse_unless(self, name: str, supported: object) -> None:
@@ -97,7 +97,8 @@ class Fields:
                 "UnsupportedFeature", f"{self._source}: {name} is {value!r}; this engine runs {supported!r}"
             )
 
-    def _error(self, name: str, expected: str) -> ModelError:
+    def error(self, name: str, expected: str) -> ModelError:
+        """For a field whose value is not what was expected."""
         return ModelError("InvalidConfig", f"{self._source}: {name} is {self._values.get(name)!r}; expected {expected}")
 
 

@@ -78,8 +78,8 @@ def load_model_card(directory: Path, served_name: str = "") -> ModelCard:
     try:
         vocab_size = fields.positive("vocab_size")
         longest = fields.positive("max_position_embeddings") if fields.get("max_position_embeddings") else 0
-        eos = Fields(generation, str(directory / "generation_config.json")).integers("eos_token_id")
-        eos = eos or fields.integers("eos_token_id")
+        eos = _ends(Fields(generation, str(directory / "generation_config.json")), vocab_size)
+        eos = eos or _ends(fields, vocab_size)
     except ModelError as error:
         raise ModelCardError(str(error)) from None
     templates = _chat_templates(directory, tokenizer_config)
@@ -96,6 +96,14 @@ def load_model_card(directory: Path, served_name: str = "") -> ModelCard:
         special_tokens={name: text for name in SPECIAL_TOKENS if (text := _text(special.get(name))) is not None},
         end_tokens=tuple(dict.fromkeys(ends)),
     )
+
+
+def _ends(fields: Fields, vocab_size: int) -> tuple[int, ...]:
+    """Raises `ModelError` for an id that the model has no row for: no answer would ever end there."""
+    ids = fields.integers("eos_token_id")
+    if not all(0 <= one < vocab_size for one in ids):
+        raise fields.error("eos_token_id", f"ids below vocab_size ({vocab_size})")
+    return ids
 
 
 def _read_json(path: Path, required: bool = False) -> dict[str, Any]:

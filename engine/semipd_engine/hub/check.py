@@ -1,18 +1,23 @@
-"""``semipd-engine check``: can a model folder be served? Reads all of it but the tensors. Torch-free, in a second."""
+"""``semipd-engine check``: what ``serve`` would say to a model folder. Reads all of it but the tensors' numbers: names,
+shapes and formats stand in the files' headers. Torch-free, in a second."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from semipd_engine.cards.chat_template import ChatTemplates
+from semipd_engine.cards.checkpoint import Inventory
+from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.model_card import ModelCardError, load_model_card
 from semipd_engine.cards.registry import read_card
 from semipd_engine.cards.tokenizer import Tokenizer, TokenizerError
-from semipd_engine.hub.model_folder import IncompleteModel, check_model_folder
+from semipd_engine.cards.weights import EMBEDDING, LM_HEAD, checkpoint_tensors, weight_specs
+from semipd_engine.hub.model_folder import IncompleteModel, check_model_folder, tensors
 from semipd_engine.process import REFUSED
 
 
@@ -22,7 +27,7 @@ def refusal(directory: Path) -> str | None:
         return f"{directory} is no directory; point --model at a Hugging Face model folder"
     try:
         check_model_folder(directory)
-        read_card(directory)
+        _check_tensors(directory, read_card(directory))
     except IncompleteModel as error:
         return str(error)
     except ModelError as error:
@@ -41,6 +46,28 @@ def api_refusal(directory: Path) -> str | None:
     return None
 
 
+def chat_objection(directory: Path) -> str | None:
+    """Why a folder that can be served answers no chat; None: it does. Raises `ModelCardError`."""
+    card = load_model_card(directory)
+    return ChatTemplates(card.chat_templates, card.special_tokens).objection()
+
+
+def _check_tensors(directory: Path, config: ModelConfig) -> None:
+    """Raises `ModelError` or `IncompleteModel` for what the loader would not read."""
+    found = list(tensors(directory))
+    experts = config.mixture.routing.experts * sum(config.mixture.layers) if config.mixture else 0
+    if len(found) < config.num_layers + experts:  # before they are all named: a hostile number of them fills the memory
+        said = f"{directory}: config.json has {config.num_layers} layers and {experts} experts in them, and the files"
+        raise ModelError("MissingTensors", f"{said} have {len(found)} tensors")
+    if {EMBEDDING, LM_HEAD} <= {name for name, _ in found}:
+        # The loader unties the two where their numbers differ, which are not read here: either way they have one shape.
+        config = replace(config, tie_word_embeddings=False)
+    inventory = Inventory({one.name: one.shape for one in checkpoint_tensors(weight_specs(config))}, config)
+    for name, stored in found:
+        inventory.add(name, stored)
+    inventory.complete(directory)
+
+
 def add_command(subparsers: Any) -> None:
     parser = subparsers.add_parser("check", help="judge a model folder without loading it")
     parser.add_argument("model", type=Path, help="Hugging Face model folder")
@@ -52,5 +79,6 @@ def _check(arguments: argparse.Namespace) -> int:
     if problem:
         print(problem, file=sys.stderr)
         return REFUSED
-    print(f"{arguments.model}: can be served")
+    silent = chat_objection(arguments.model)
+    print(f"{arguments.model}: can be served{f', but no chat: {silent}' if silent else ''}")
     return 0

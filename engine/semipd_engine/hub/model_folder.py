@@ -1,15 +1,24 @@
-"""Checks that a folder holds a whole Hugging Face model, without reading the weights. Torch-free."""
+"""Checks that a folder holds a whole Hugging Face model, and lists its tensors, without reading them. Torch-free."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
+from semipd_engine.cards.checkpoint import INDEX, SINGLE, Stored
 from semipd_engine.cards.fields import BROKEN
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
+_ITEMSIZE = (
+    dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1)
+    | dict.fromkeys(("I16", "U16", "F16", "BF16"), 2)
+    | dict.fromkeys(("I32", "U32", "F32"), 4)
+    | dict.fromkeys(("I64", "U64", "F64"), 8)
+)
+"""Bytes of an element, by safetensors' names; of others nothing is known here."""
 
 
 class IncompleteModel(Exception):
@@ -26,6 +35,25 @@ def check_model_folder(directory: Path) -> int:
         _object(directory / name)
     shards = _shards(directory)
     return sum(_check_shard(shard) for shard in shards)
+
+
+def tensors(directory: Path) -> Iterator[tuple[str, Stored]]:
+    """Each tensor of a whole folder by its name, as the headers say. Raises `IncompleteModel`, also for a header that
+    contradicts itself: the tensors fill the file in some order, without gaps, and a shape says how many bytes."""
+    for path in _shards(directory):
+        end = 0
+        try:
+            entries = [(name, entry) for name, entry in _header(path)[1].items() if name != "__metadata__"]
+            for name, entry in sorted(entries, key=lambda one: tuple(one[1]["data_offsets"])):
+                first, last = entry["data_offsets"]
+                shape = tuple(int(size) for size in entry["shape"])
+                itemsize = _ITEMSIZE.get(entry["dtype"])
+                if first != end or (itemsize is not None and last - first != prod(shape) * itemsize):
+                    raise IncompleteModel(f"{path}: the place of {name} in it is wrong; copy or fetch it again")
+                end = last
+                yield name, Stored(path, shape, str(entry["dtype"]))
+        except (*BROKEN, TypeError, KeyError, IndexError, AttributeError):
+            raise _damaged(path) from None
 
 
 def _shards(directory: Path) -> list[Path]:
@@ -50,18 +78,31 @@ def _check_shard(path: Path) -> int:
     """The file's size, which its header determines: 8 bytes of length, the header, then the tensors' bytes."""
     try:
         size = path.stat().st_size
-        with path.open("rb") as source:
-            length = int.from_bytes(source.read(8), "little")
-            header = json.loads(source.read(length)) if length <= min(size, MAX_HEADER_BYTES) else None
-        tensors = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]  # type: ignore[union-attr]
-        expected = 8 + length + max(tensors, default=0)
+        begin, header = _header(path)
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        expected = begin + max(ends, default=0)
     except FileNotFoundError:
         raise IncompleteModel(f"{path} is missing, but the index names it; copy or fetch the model again") from None
     except (*BROKEN, TypeError, KeyError, IndexError, AttributeError):
-        raise IncompleteModel(f"{path} is not a safetensors file, or its beginning is damaged") from None
+        raise _damaged(path) from None
     if size != expected:
         raise IncompleteModel(f"{path} has {size:,} bytes instead of {expected:,}; copy or fetch it again")
     return size
+
+
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
+    """(where the tensors begin, the header). Raises whatever a damaged file makes of it."""
+    size = path.stat().st_size
+    with path.open("rb") as source:
+        length = int.from_bytes(source.read(8), "little")
+        header = json.loads(source.read(length)) if length <= min(size, MAX_HEADER_BYTES) else None
+    if not isinstance(header, dict):
+        raise ValueError("no header")
+    return 8 + length, header
+
+
+def _damaged(path: Path) -> IncompleteModel:
+    return IncompleteModel(f"{path} is not a safetensors file, or its beginning is damaged")
 
 
 def _object(path: Path) -> dict[str, Any]:

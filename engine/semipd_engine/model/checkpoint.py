@@ -1,7 +1,7 @@
 """Reads the safetensors files of a Hugging Face directory, one tensor at a time, in any order.
 
-Strict, before the first tensor is read: one that is missing, has another shape, or is not known to the model is an
-error, because ignoring it would give wrong tokens without a word. Knows nothing of where the tensors go.
+What the files hold is judged before the first tensor is read (`cards.checkpoint`). Knows nothing of where the tensors
+go.
 """
 
 from __future__ import annotations
@@ -16,16 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from semipd_engine.cards.checkpoint import INDEX, SCALE, SINGLE, Inventory, Stored
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.fields import read_json
 from semipd_engine.cards.weights import EMBEDDING, LM_HEAD
-
-FP8, SCALE = "F8_E4M3", "_scale_inv"
-NUMBERS = ("F64", "F32", "F16", "BF16")
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-DERIVED = ("rotary_emb.inv_freq",)
-"""Buffers that old checkpoints carry and every reader recomputes."""
 
 
 class Checkpoint:
@@ -35,20 +30,11 @@ class Checkpoint:
         self._files: dict[str, tuple[Path, Any]] = {}
         self._block = config.fp8_block
         self._open = ExitStack()
+        inventory = Inventory(expected, config)
         try:
             for path in _files(directory):
-                self._add(path, expected, config)
-            missing = sorted(set(expected) - set(self._files))
-            missing += sorted(
-                name + SCALE
-                for name, (_, file) in self._files.items()
-                if name + SCALE not in self._files and file.get_slice(name).get_dtype() == FP8
-            )
-            if missing:
-                some = ", ".join(missing[:3])
-                raise ModelError(
-                    "MissingTensors", f"{directory}: {len(missing)} tensors are missing, among them {some}"
-                )
+                self._add(path, inventory)
+            inventory.complete(directory)
         except BaseException:
             self._open.close()
             raise
@@ -73,25 +59,13 @@ class Checkpoint:
         self._files.clear()
         self._open.close()
 
-    def _add(self, path: Path, expected: Mapping[str, tuple[int, ...]], config: ModelConfig) -> None:
+    def _add(self, path: Path, inventory: Inventory) -> None:
         try:
             file = self._open.enter_context(safe_open(path, framework="pt"))
             for name in file.keys():  # noqa: SIM118 (not a mapping)
-                wanted = _wanted(name, expected, config)
-                if wanted is None:
-                    _refuse_unknown(name, path, config)
-                    continue
-                shape = tuple(file.get_slice(name).get_shape())
-                if shape != wanted:
-                    raise ModelError("ShapeMismatch", f"{path}: {name} has shape {shape}, config.json says {wanted}")
-                kind = file.get_slice(name).get_dtype()
-                if kind not in (NUMBERS if config.fp8_block is None else (*NUMBERS, FP8)):
-                    raise ModelError(
-                        "UnsupportedDtype", f"{path}: {name} holds {kind}; expected one of {', '.join(NUMBERS)}"
-                    )
-                if name in self._files:
-                    raise ModelError("InvalidCheckpoint", f"{path}: {name} is in {self._files[name][0].name}, too")
-                self._files[name] = (path, file)
+                entry = file.get_slice(name)
+                if inventory.add(name, Stored(path, tuple(entry.get_shape()), entry.get_dtype())):
+                    self._files[name] = (path, file)
         except (SafetensorError, OSError) as error:
             raise ModelError("InvalidCheckpoint", f"{path}: {error}") from error
 
@@ -104,14 +78,6 @@ def dequantised(tensor: Tensor, scale: Tensor, block: tuple[int, int], dtype: to
         part = tensor[row : row + rows].float()
         out[row : row + rows] = part.mul_(scales.repeat_interleave(columns)[: tensor.shape[1]])
     return out
-
-
-def _wanted(name: str, expected: Mapping[str, tuple[int, ...]], config: ModelConfig) -> tuple[int, ...] | None:
-    """The shape that a tensor must have: a matrix's own, or that of its scales; None: it is no part of the model."""
-    matrix = expected.get(name.removesuffix(SCALE), ())
-    if config.fp8_block is None or not name.endswith(SCALE) or len(matrix) != 2:
-        return expected.get(name)
-    return tuple(-(-size // block) for size, block in zip(matrix, config.fp8_block, strict=True))
 
 
 def settle_ties(config: ModelConfig, directory: Path) -> ModelConfig:
@@ -146,13 +112,3 @@ def _files(directory: Path) -> list[Path]:
         if not path.exists():
             raise ModelError("NotFound", f"{path} does not exist; weights are read from safetensors files only")
     return files
-
-
-def _refuse_unknown(name: str, path: Path, config: ModelConfig) -> None:
-    tied = name == LM_HEAD and config.tie_word_embeddings
-    behind = range(config.num_layers, config.num_layers + config.ignored_layers)
-    ignored = name.startswith(tuple(f"model.layers.{layer}." for layer in behind))
-    if not tied and not ignored and not name.endswith(DERIVED):
-        raise ModelError(
-            "UnexpectedTensor", f"{path}: {name} is no part of a {config.architecture} as config.json says"
-        )
