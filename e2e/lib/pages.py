@@ -25,6 +25,8 @@ from enum import StrEnum
 from pathlib import Path
 from uuid import uuid4
 
+from e2e.lib.process import runs
+
 _BLOCK = re.compile(
     r"(?:^<!-- (?P<note>[^\n]*) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```\n", re.MULTILINE | re.DOTALL
 )
@@ -153,10 +155,6 @@ def _flexible(part: str) -> str:
     return re.sub(r"(\\ )+", r"[ \\t]+", re.escape(part))
 
 
-def _runs(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
-
-
 class Shell(AbstractContextManager["Shell"]):
     """A bash that is fed block after block. What serves is ended by SIGTERM with the `with`, and must end in 90 s."""
 
@@ -185,7 +183,7 @@ class Shell(AbstractContextManager["Shell"]):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + 90
-        while (left := [pid for pid, _ in self._serving if _runs(pid)]) and time.monotonic() < deadline:
+        while (left := [pid for pid, _ in self._serving if runs(pid)]) and time.monotonic() < deadline:
             time.sleep(0.2)
         with suppress(ProcessLookupError):
             os.killpg(self._bash.pid, signal.SIGKILL)
@@ -255,7 +253,7 @@ class Shell(AbstractContextManager["Shell"]):
             printed = file.read_text() if file.exists() else ""
             if block.until in printed:
                 return printed
-            if not _runs(pid) or time.monotonic() > deadline:
+            if not runs(pid) or time.monotonic() > deadline:
                 raise PageError(f"line {block.line}: it does not say {block.until!r}:\n{printed}")
             time.sleep(0.1)
 

@@ -39,6 +39,14 @@ def free_port() -> int:
     raise OSError(f"no port of {PORTS.start} to {PORTS.stop - 1} is free")
 
 
+def runs(pid: int) -> bool:
+    """Whether there is such a process. False for a zombie as well: whoever inherits it reaps it when he comes to it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 def answers(url: str) -> bool:
     """Does `url` answer 200 now?"""
     import httpx  # here, for whoever needs a process alone starts many

@@ -24,6 +24,7 @@ import yaml
 from tests.api.harness import OPERATOR_NAMESPACE, ROOT, Agent, Operator, chart_rights, programs
 from tests.api.metrics_api import Scaled, demo, scaling
 
+from e2e.lib.kube import Kube
 from e2e.lib.process import free_port
 from e2e.lib.waiting import PATIENCE_S, wait_until
 from localkube.pki import Certificate, issue
@@ -52,18 +53,10 @@ class Cluster:
         return self.folder / "operator.kubeconfig"
 
     def kubectl(self, *arguments: str, stdin: str | None = None, ok: bool = True) -> subprocess.CompletedProcess[str]:
-        answer = subprocess.run(
-            [self.bin / "kubectl", "--kubeconfig", self.kubeconfig, *arguments],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=PATIENCE_S,
-            env={**os.environ, "HOME": str(self.folder)},  # discovery cache
-        )
-        if ok:
-            assert answer.returncode == 0, f"kubectl {' '.join(arguments)}: {answer.stderr}"
-        return answer
+        """As admin. Raises `KubeError`."""
+        home = {"HOME": str(self.folder)}  # discovery cache
+        kube = Kube(env=home | {"PATH": f"{self.bin}:{os.environ['PATH']}", "KUBECONFIG": str(self.kubeconfig)})
+        return kube.exec("kubectl", *arguments, stdin=stdin, check=ok)
 
     def apply(self, obj: dict[str, Any], *arguments: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
         return self.kubectl("apply", "-f", "-", *arguments, stdin=json.dumps(obj), ok=ok)

@@ -2,36 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from tests.api.spec_tables import assert_holds, manifest, table
 
 pytestmark = pytest.mark.api
-SPECS = Path(__file__).parent / "specs"
-
-
-def table(name: str) -> list[Any]:
-    return [pytest.param(case, id=case["name"][:40]) for case in yaml.safe_load((SPECS / f"{name}.yaml").read_text())]
-
-
-def manifest(case: dict[str, Any], namespace: str) -> dict[str, Any]:
-    return {
-        "apiVersion": "semipd.io/v1alpha1",
-        "kind": "SemiPDService",
-        "metadata": {"name": case["name"], "namespace": namespace},
-        "spec": case["spec"],
-    }
-
-
-def assert_holds(part: Any, whole: Any, path: str = "spec") -> None:
-    if isinstance(part, dict):
-        for key, value in part.items():
-            assert key in whole, f"{path}.{key} is absent"
-            assert_holds(value, whole[key], f"{path}.{key}")
-    else:
-        assert whole == part, path
 
 
 @pytest.mark.parametrize("case", table("good"))

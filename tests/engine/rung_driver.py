@@ -69,13 +69,6 @@ def routed(snapshot: EngineSnapshot) -> dict[Phase, int]:
     return {w.phase: w.percent for w in snapshot.workers if w.routed}
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
 def assert_one_worker_at_a_time(engine: Engine) -> None:
     """From core's own log: no plan of a phase is sent while another one of it is in flight, on whichever worker."""
     flying: dict[str, int] = {}

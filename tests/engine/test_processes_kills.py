@@ -15,6 +15,7 @@ from tests.engine.fake_model import reference
 from tests.engine.harness import Engine, engine_for
 from tests.engine.load import Load
 
+from e2e.lib.process import runs
 from e2e.lib.waiting import PATIENCE_S, wait_until
 from semipd_engine.contract import Ack, ControlError, EngineOptions, EngineState, Phase, SetPartition, Split
 from semipd_engine.cpu_plan import cpu_plan
@@ -71,7 +72,7 @@ def test_a_killed_core_comes_back_to_the_same_weights(engine: Engine) -> None:
     engine.restart("core")
     engine.wait_state()
     assert engine.processes["resident"].poll() is None and engine.processes["resident"].pid == resident
-    wait_until(lambda: not any(_runs(pid) for pid in workers), describe="the end of the old core's workers")
+    wait_until(lambda: not any(runs(pid) for pid in workers), describe="the end of the old core's workers")
     again = engine.client().add([1] * 30, max_tokens=40)
     assert again.wait().tokens == reference(again.prompt, 40)
 
@@ -82,7 +83,7 @@ def test_a_killed_resident_loses_no_accepted_request(engine: Engine) -> None:
     wait_until(lambda: all(s.tokens for s in streams), describe="running streams")
     workers = {engine.worker(phase).pid for phase in Phase}
     engine.kill("resident")
-    wait_until(lambda: not any(_runs(pid) for pid in workers), describe="the workers' death")
+    wait_until(lambda: not any(runs(pid) for pid in workers), describe="the workers' death")
     wait_until(lambda: engine.snapshot().state is EngineState.DEGRADED, describe="state degraded")
     late = client.add([77] * 20, max_tokens=20)
     engine.restart("resident")
@@ -168,14 +169,6 @@ def test_too_little_kv_memory_is_refused_with_the_numbers(tmp_path: Path) -> Non
         assert engine.processes["resident"].wait(60) == 75  # the launcher tries again: memory may come
     finally:
         engine.stop()
-
-
-def _runs(pid: int) -> bool:
-    """False for a zombie as well: the resident's orphans are reaped by whoever inherits them."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def test_a_fork_that_fails_costs_a_pause_and_not_the_weights(engine: Engine, tmp_path: Path) -> None:

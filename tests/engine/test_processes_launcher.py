@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from e2e.lib.models import random_model
+from e2e.lib.process import runs
 from e2e.lib.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.engine
@@ -160,7 +161,7 @@ def test_a_killed_launcher_leaves_nothing_behind() -> None:
     assert len(family) == 5
     served.process.kill()
     served.process.wait()
-    wait_until(lambda: not any(_runs(process) for process in family), describe="the family's end")
+    wait_until(lambda: not any(runs(process.pid) for process in family), describe="the family's end")
 
 
 def test_a_broken_model_is_answered_with_its_reason(tmp_path: Path) -> None:
@@ -188,13 +189,6 @@ def test_a_broken_model_is_answered_with_its_reason(tmp_path: Path) -> None:
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE_S) == 0
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_half_a_tokenizer_ends_the_engine_with_its_name(tmp_path: Path) -> None:

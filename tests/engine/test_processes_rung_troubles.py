@@ -17,7 +17,6 @@ from tests.engine.load import Load
 from tests.engine.rung_driver import (
     SLOW,
     Key,
-    alive,
     ask,
     assert_one_worker_at_a_time,
     in_force,
@@ -26,6 +25,7 @@ from tests.engine.rung_driver import (
     wait_ready,
 )
 
+from e2e.lib.process import runs
 from e2e.lib.waiting import wait_until
 from semipd_engine.contract import (
     EngineOptions,
@@ -110,7 +110,7 @@ def test_a_killed_worker_of_any_rung_costs_no_token(engine: Engine, key: Key) ->
             worker = wait_ready(engine, 4)[key]
             time.sleep(rng.uniform(0.02, 0.1))
             os.kill(worker.pid, signal.SIGKILL)
-            wait_until(lambda pid=worker.pid: not alive(pid), describe="its death")
+            wait_until(lambda pid=worker.pid: not runs(pid), describe="its death")
     finally:
         load.stop()
     assert load.wrong == [] and len(load.finished) > 8
@@ -130,7 +130,7 @@ def test_a_new_daemon_replaces_every_worker(engine: Engine) -> None:
         workers = wait_ready(engine, 4)
         assert not {w.pid for w in workers.values()} & {w.pid for w in before.values()}
         for worker in before.values():
-            wait_until(lambda pid=worker.pid: not alive(pid), describe="the old workers' end")
+            wait_until(lambda pid=worker.pid: not runs(pid), describe="the old workers' end")
     finally:
         load.stop()
     assert load.wrong == []
@@ -183,7 +183,7 @@ def test_a_refused_split_leaves_a_stopped_engine_clean(tmp_path: Path) -> None:
         )
     finally:
         engine.stop()
-    assert not any(alive(pid) for pid in hanging)
+    assert not any(runs(pid) for pid in hanging)
 
 
 @pytest.mark.parametrize("engine", [2.0], indirect=True)
@@ -197,10 +197,10 @@ def test_a_worker_that_must_be_ended_is_shown_until_somebody_has(engine: Engine)
         return next((w for w in engine.snapshot().workers if w.ending), None)
 
     shown: WorkerReport = wait_until(ending, describe="a worker that is to be ended")
-    assert shown.phase is Phase.DECODE and alive(shown.pid)
+    assert shown.phase is Phase.DECODE and runs(shown.pid)
     assert client.add([5] * 20, 30).wait(60).error is None
-    assert alive(shown.pid), "it has ten minutes"
+    assert runs(shown.pid), "it has ten minutes"
     os.kill(shown.pid, signal.SIGTERM)  # what MPS does to a client ends it, too
-    wait_until(lambda: ending() is None and not alive(shown.pid), describe="its end")
+    wait_until(lambda: ending() is None and not runs(shown.pid), describe="its end")
     refused = engine.snapshot().refused
     assert refused is not None and refused.reason == "PrepareTimeout" and in_force(engine.snapshot()) == (60, 40)

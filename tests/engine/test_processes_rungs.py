@@ -16,7 +16,6 @@ from tests.engine.harness import Engine, engine_for
 from tests.engine.load import Load
 from tests.engine.rung_driver import (
     SLOW,
-    alive,
     ask,
     assert_one_worker_at_a_time,
     in_force,
@@ -25,6 +24,7 @@ from tests.engine.rung_driver import (
     wait_ready,
 )
 
+from e2e.lib.process import runs
 from e2e.lib.waiting import wait_until
 from semipd_engine.contract import (
     EngineState,
@@ -92,7 +92,7 @@ def test_a_warm_rung_is_in_force_with_the_answer(engine: Engine) -> None:
     assert routed(engine.snapshot()) == {Phase.PREFILL: 100, Phase.DECODE: 100}
     workers = wait_ready(engine, 2)
     assert {key: w.pid for key, w in workers.items()} == {key: before[key].pid for key in workers}
-    wait_until(lambda: not alive(before[Phase.PREFILL, 60].pid), describe="the end of the old rung's worker")
+    wait_until(lambda: not runs(before[Phase.PREFILL, 60].pid), describe="the end of the old rung's worker")
     assert engine.snapshot().restarts == {"prefill": 0, "decode": 0, "resident": 0}
 
 
@@ -115,7 +115,7 @@ def test_a_cold_rung_is_prepared_while_the_old_one_serves(engine: Engine) -> Non
         assert routed(engine.snapshot()) == {Phase.PREFILL: 30, Phase.DECODE: 40}
         kept = [(Phase.PREFILL, 100), (Phase.DECODE, 40), (Phase.DECODE, 100)]
         assert [workers[key].pid for key in kept] == [before[key].pid for key in kept]
-        wait_until(lambda: not alive(before[Phase.PREFILL, 60].pid), describe="the old worker's end")
+        wait_until(lambda: not runs(before[Phase.PREFILL, 60].pid), describe="the old worker's end")
     finally:
         load.stop()
     assert load.wrong == []

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.unit.agent_plant import worker
+from tests.unit.mps_stand_in import script_faults
 
 from e2e.lib.waiting import wait_until_async
 from semipd_agent.children import Children
@@ -122,9 +123,7 @@ class MpsBench:
 
     def faults(self, *lines: str) -> None:
         """What the stand-ins do wrong from now on."""
-        fresh = self.script.with_suffix(".new")
-        fresh.write_text("".join(f"{line}\n" for line in lines))
-        fresh.replace(self.script)
+        script_faults(self.script, *lines)
 
     async def reap(self) -> None:
         """As the agent does on SIGCHLD."""

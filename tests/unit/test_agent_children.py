@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tests.unit.mps_bench import OwnReaper
 
+from e2e.lib.process import runs
 from semipd_agent.children import Children, ChildTimeout
 
 pytestmark = pytest.mark.unit
@@ -50,7 +51,7 @@ async def test_one_that_hangs_is_killed_with_all_that_it_started(children: Child
         await children.run(["sh", "-c", f"sleep 1000 & echo $! > {file}; wait"], ENV, seconds=2)
     sleeper = int(file.read_text())
     async with asyncio.timeout(30):
-        while alive(sleeper):  # noqa: ASYNC110  processes set no event
+        while runs(sleeper):  # noqa: ASYNC110  processes set no event
             await asyncio.sleep(0.02)
 
 
@@ -73,7 +74,7 @@ async def test_a_cancelled_run_leaves_nothing(children: Children, tmp_path: Path
             await asyncio.sleep(0.02)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        while alive(int(file.read_text())):  # noqa: ASYNC110
+        while runs(int(file.read_text())):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
@@ -86,10 +87,3 @@ async def test_a_long_lived_child_and_its_output(children: Children, tmp_path: P
     child.signal_group(signal.SIGTERM)
     assert await child.wait(30) and child.status == -signal.SIGTERM
     child.signal_group(signal.SIGKILL)  # its number may be a stranger's by now: nothing is sent
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from e2e.lib.process import stop
+from e2e.lib.process import runs, stop
 from e2e.lib.waiting import PATIENCE_S, wait_until
 from semipd_agent.contract import token_digest
 
@@ -211,11 +211,7 @@ def test_the_engine_does_not_outlive_a_killed_agent(start: Callable[..., Running
     launcher = agent.launcher()
     agent.process.kill()
     agent.process.wait()
-    agent.wait(lambda: not Path(f"/proc/{launcher}/cmdline").exists() or _zombie(launcher))
-
-
-def _zombie(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    agent.wait(lambda: not runs(launcher))
 
 
 def test_a_launcher_that_cannot_start_is_a_crash_loop_with_its_own_words(start: Callable[..., RunningAgent]) -> None:

@@ -17,6 +17,7 @@ import pytest
 from tests.unit.mps_bench import H100, QUICK, MpsBench, mps_bench, rung, snapshot
 from tests.unit.mps_stand_in import SMS
 
+from e2e.lib.process import runs
 from semipd_agent.contract import PartitionReason
 from semipd_agent.partitioner.mps import daemon
 from semipd_agent.partitioner.mps.daemon import claim
@@ -35,10 +36,6 @@ async def idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 @pytest.fixture
 async def bench(idle: MpsBench) -> MpsBench:
     return await idle.in_force()
-
-
-def alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() != b""
 
 
 def is_private_pipe(folder: Path) -> bool:
@@ -69,10 +66,10 @@ async def test_start_measures_each_rung_and_quit_leaves_nothing(bench: MpsBench)
         2 * (SMS * p // 200) for p in LADDER
     }
     daemon = mps._keeper.daemon
-    assert daemon is not None and alive(daemon.pid) and alive(daemon.server)
+    assert daemon is not None and runs(daemon.pid) and runs(daemon.server)
     pids = (daemon.pid, daemon.server)
     await mps.close()
-    assert not any(map(alive, pids)) and not mps.ready
+    assert not any(map(runs, pids)) and not mps.ready
 
 
 async def test_a_limit_that_shows_with_a_context_only_is_measured_with_one(idle: MpsBench) -> None:
@@ -126,7 +123,7 @@ async def test_a_server_fault_ends_server_and_daemon_before_the_next_begins(benc
     problem = bench.mps.health()
     assert problem is not None and problem.reason is PartitionReason.MPS_SERVER_FAULT and "FAULT" in problem.message
     await bench.until(lambda: bench.mps.incarnation == 2)
-    assert not alive(old.pid) and not alive(old.server) and not old.folder.exists()
+    assert not runs(old.pid) and not runs(old.server) and not old.folder.exists()
     after = bench.mps.plan(Split(prefill=60, decode=100))
     assert before.prefill.environment != after.prefill.environment and before.prefill.sm_count == after.prefill.sm_count
     assert before.whole is not None and after.whole is not None
@@ -146,9 +143,9 @@ async def test_a_dead_daemon_leaves_its_server_to_the_workers_until_they_have_mo
     assert problem is not None and problem.reason is PartitionReason.MPS_DAEMON_DIED
     await bench.until(lambda: bench.mps.incarnation == 2)
     await asyncio.sleep(1)
-    assert alive(old.server), "its clients still need it"
+    assert runs(old.server), "its clients still need it"
     bench.mps.follow(snapshot(rung(Phase.PREFILL, 60, 78, pid=21), rung(Phase.DECODE, 80, 104, pid=22)))
-    await bench.until(lambda: not alive(old.server))
+    await bench.until(lambda: not runs(old.server))
     await bench.until(lambda: not old.folder.exists())
     assert bench.mps.ready
 
@@ -216,7 +213,7 @@ async def test_a_server_that_ends_is_replaced(bench: MpsBench) -> None:
     problem = bench.mps.health()
     assert problem is not None and problem.reason is PartitionReason.MPS_SERVER_FAULT and "gone" in problem.message
     await bench.until(lambda: bench.mps.incarnation == 2)
-    assert not alive(old.pid)
+    assert not runs(old.pid)
 
 
 async def test_what_a_killed_agent_left_behind_is_removed(idle: MpsBench) -> None:

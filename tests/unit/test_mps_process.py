@@ -16,7 +16,10 @@ from typing import Any
 
 import pytest
 from tests.unit.mps_bench import STAND_IN, stand_ins
+from tests.unit.mps_stand_in import script_faults
 from tests.unit.test_agent_process import RunningAgent
+
+from e2e.lib.process import runs
 
 pytestmark = pytest.mark.unit
 PATIENCE = 90.0
@@ -57,9 +60,7 @@ class GpuAgent(RunningAgent):
         self.machine_file.write_text(json.dumps(fields))
 
     def faults(self, *lines: str) -> None:
-        fresh = self.script.with_suffix(".new")
-        fresh.write_text("".join(f"{line}\n" for line in lines))
-        fresh.replace(self.script)
+        script_faults(self.script, *lines)
 
     def partition(self) -> dict[str, Any]:
         return dict(self.status()["partition"])
@@ -93,10 +94,6 @@ def words(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
     except OSError:
         return []
-
-
-def gone(pid: int) -> bool:
-    return words(pid) == []
 
 
 @pytest.fixture
@@ -140,7 +137,7 @@ def test_start_warm_rung_cold_rung_and_quit(agent: GpuAgent, base: Path) -> None
     family = [agent.daemon(), agent.server(), *cold.values()]
     agent.process.send_signal(signal.SIGTERM)
     assert agent.process.wait(30) == 0
-    agent.wait(lambda: all(map(gone, family)))
+    agent.wait(lambda: not any(map(runs, family)))
     assert list(base.iterdir()) == []
 
 
@@ -152,7 +149,7 @@ def test_a_server_fault_moves_every_worker_to_a_new_daemon(agent: GpuAgent) -> N
     agent.wait_applied(60, 80)
     after = agent.workers()
     assert set(after) == set(before) and not set(after.values()) & set(before.values())
-    assert gone(daemon) and gone(server)
+    agent.wait(lambda: not runs(daemon) and not runs(server))
     assert agent.status()["decisions"] == [], "the split was not moved"
     assert "semipd_mps_losses_total 1.0" in agent.http.get("/metrics").text
     # The report names the fault until the successor serves, which may be sooner than anybody asks; the log keeps it.
@@ -168,7 +165,7 @@ def test_a_dead_daemon_and_then_a_dead_worker(agent: GpuAgent) -> None:
     agent.wait_applied(60, 80)
     after = agent.workers()
     assert not set(after.values()) & set(before.values())
-    agent.wait(lambda: gone(server), PATIENCE)
+    agent.wait(lambda: not runs(server), PATIENCE)
 
     epoch = agent.partition()["splitEpoch"]
     os.kill(after[("decode", 104)], signal.SIGKILL)  # the server passes the probe: nobody else is restarted

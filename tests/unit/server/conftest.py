@@ -17,6 +17,7 @@ from tests.unit.server.api_standin import StandInCore, counted
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from e2e.lib.waiting import wait_until
+from semipd_engine.core.grammar import Grammars
 
 TEMPLATE = """\
 {%- if tools %}<tools>{{ tools | tojson }}</tools>{% endif -%}
@@ -59,6 +60,14 @@ def write_model(directory: Path) -> Path:
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("models") / "letters")
+
+
+@pytest.fixture
+def grammars(model_dir: Path) -> Grammars:
+    """Of the model, for its 400 ids."""
+    found = Grammars(model_dir, lambda: None)
+    found.warm_up(400)
+    return found
 
 
 def start_api_process(model_dir: Path, run_dir: Path, flags: list[str]) -> Api:

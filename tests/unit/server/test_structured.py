@@ -39,13 +39,6 @@ def tokenizer(model_dir: Path) -> Tokenizer:
     return Tokenizer(model_dir)
 
 
-@pytest.fixture
-def grammars(model_dir: Path) -> Grammars:
-    found = Grammars(model_dir, lambda: None)
-    found.warm_up(400)
-    return found
-
-
 def mask_of(constraint: GrammarConstraint, output: list[int]) -> bytes:
     """Asked until it is known."""
     masks: list[bytes] = []

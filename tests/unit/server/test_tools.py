@@ -87,13 +87,6 @@ def tokenizer(model_dir: Path) -> Tokenizer:
     return Tokenizer(model_dir)
 
 
-@pytest.fixture(scope="module")
-def grammars(model_dir: Path) -> Grammars:
-    found = Grammars(model_dir, lambda: None)
-    found.warm_up(400)
-    return found
-
-
 # ---- calls that the model makes ----------------------------------------------------------------------------------
 
 
