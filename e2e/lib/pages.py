@@ -6,7 +6,8 @@ A fenced block of language `bash` is run. A comment before it may say more:
     <!-- until: TEXT -->          repeated once a second until TEXT is in its output
 
 A block of another language right behind is what it prints, errors included: these lines and no others. `…` stands for
-anything in a line, and alone on a line for any number of lines. Prose, and blocks without a language, are not touched.
+anything in a line, and alone on a line for any number of lines. Prose is not touched. A block of any other language, or
+of none, is refused: it would be a command that nobody runs.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from uuid import uuid4
 from e2e.lib.process import runs
 
 _BLOCK = re.compile(
-    r"(?:^<!-- (?P<note>[^\n]*) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```\n", re.MULTILINE | re.DOTALL
+    r"(?:^<!-- (?P<note>[^\n]*) -->\n)?^```(?P<language>[^\n]*)\n(?P<text>.*?)^```\n", re.MULTILINE | re.DOTALL
 )
 
+COMMANDS, SHOWN = "bash", ("text", "json")
+"""Languages of blocks: what is run, and what is looked at."""
 
 _WORD = r"""(?:[^\s'")]|'[^']*'|"[^"]*")+"""
 _FLAG = re.compile(rf"(?<=\s)(?P<dashes>--?)(?P<name>[A-Za-z][\w-]*)(?P<value>(?:=|[ \t]+(?!-)){_WORD}|[ \t]+-(?=\s)|)")
@@ -123,16 +126,26 @@ def blocks(page: str, section: str = "") -> list[Block]:
     last = -1
     for match in _BLOCK.finditer(page, start, end):
         line = page.count("\n", 0, match.start("text")) + 1
-        if match["language"] == "bash":
+        if match["language"] not in (COMMANDS, *SHOWN):
+            raise PageError(f"line {line}: a block of {match['language']!r}; known are {COMMANDS}, {', '.join(SHOWN)}")
+        if match["language"] == COMMANDS:
             kind, _, text = (match["note"] or "").partition("until: ")
             if match["note"] and not (text and kind in ("", "serves ")):
                 raise PageError(f"line {line}: the comment {match['note']!r} is not known")
             found.append(Block(line, match["text"], until=text, serves=kind == "serves "))
             last = match.end()
-        elif found and page[last : match.start()].strip() == "":
+        elif last >= 0 and page[last : match.start()].strip() == "":
             found[-1] = Block(**(vars(found[-1]) | {"shows": match["text"]}))
             last = -1
     return found
+
+
+def pictures(page: str) -> list[str]:
+    """The blocks that are neither commands nor what commands print."""
+    outputs = [block.shows for block in blocks(page)]
+    return [
+        match["text"] for match in _BLOCK.finditer(page) if match["language"] in SHOWN and match["text"] not in outputs
+    ]
 
 
 def difference(shown: str, printed: str) -> str | None:

@@ -26,7 +26,7 @@ SHOWN_ELSEWHERE = ("-S", "--fail-with-body", "--header")
 NOT_HERE = {
     # Where the release goes and of which images: a wrong one blocks the name. tests/unit/test_chart.py shows it.
     "helm install": ("--namespace", "--set", "--wait"),  # and without --wait the next block may look too early, or not
-    "sed": ("--timeout",),  # of `kubectl wait`: patience, for slow machines; what comes is the same
+    "kubectl wait": ("--timeout",),  # patience, for slow machines; what comes is the same
 }
 """By the first words of a block: flags that are renamed only."""
 ONCE = ("make images", "helm install", "kubectl delete")

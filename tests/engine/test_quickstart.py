@@ -1,4 +1,4 @@
-"""The commands of docs/quickstart.md for a machine without Kubernetes, as they stand; and README shows no others."""
+"""The commands of docs/quickstart.md for a machine without Kubernetes, as they stand."""
 
 from __future__ import annotations
 
@@ -101,10 +101,3 @@ def test_a_torch_without_cuda_stays_and_brings_no_cuda(tmp_path: Path, torch_ind
     assert names.count("torch") == 1 and ("torch", f"{version('torch').partition('+')[0]}+cpu") in coming
     assert len(names) > 80 and "transformers" in names
     assert [name for name in names if name.startswith(("nvidia-", "cuda-", "triton"))] == ["nvidia-ml-py"], "NVML alone"
-
-
-def test_the_readme_shows_commands_of_the_quick_start_only() -> None:
-    known = {line for block in pages.blocks(PAGE) for line in block.commands.splitlines()}
-    for block in pages.blocks((ROOT / "README.md").read_text()):
-        for line in block.commands.splitlines():
-            assert line in known, f"README.md line {block.line}: {line!r} is run by no test"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from e2e.lib.pages import Block, Change, PageError, Shell, blocks, difference
+from e2e.lib.pages import Block, Change, PageError, Shell, blocks, difference, pictures
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,8 +31,8 @@ echo one
 on…
 ```
 
-```
-no language
+```text
+a picture
 ```
 
 ## Two
@@ -59,6 +59,10 @@ def test_blocks_with_their_notes_and_outputs() -> None:
     assert [block.commands for block in blocks(PAGE)] == ["echo one\n", "false\ntrue\n"]
     with pytest.raises(PageError, match="not known"):
         blocks(PAGE.replace("until: two", "after a while"))
+    assert pictures(PAGE) == ["a picture\n"]
+    for other in ("", "sh", "console"):
+        with pytest.raises(PageError, match="line 20: a block of"):
+            blocks(PAGE.replace("```bash\nfalse", f"```{other}\nfalse"))
 
 
 def test_an_output_is_compared_line_by_line() -> None:
@@ -67,6 +71,17 @@ def test_an_output_is_compared_line_by_line() -> None:
     assert difference("d\na", "d\nb\na\n") == "it did not print 'a' there"
     assert difference("d a\n", "d\na\n") == "it did not print 'd a' there", "a line is a line"
     assert difference("a", "a\r 10 % received\n") == "it printed more than the page shows"
+
+
+@pytest.mark.parametrize(("reason", "tokens"), [("length", 4), ("length", 9), ("stop", 4)])
+def test_the_shown_completion_has_the_length_that_was_asked_for(reason: str, tokens: int) -> None:
+    page = blocks((ROOT / "docs" / "quickstart.md").read_text(), "On a cluster")
+    [shown] = [block.shows for block in page if block.commands.startswith("curl")]
+    choice = {"index": 0, "text": " Paris.\n\n", "logprobs": None, "finish_reason": reason, "stop_reason": None}
+    usage = {"prompt_tokens": 5, "completion_tokens": tokens, "total_tokens": 5 + tokens}
+    answer = {"id": "cmpl-1", "object": "text_completion", "choices": [choice], "usage": usage}
+    said = difference(shown, json.dumps(answer, separators=(",", ":")))
+    assert (said is None) == ((reason, tokens) == ("length", 4))
 
 
 def test_any_command_of_a_block_may_fail_it(tmp_path: Path) -> None:
