@@ -52,6 +52,11 @@ class Kube:
             raise KubeError(f"`{' '.join(command)}` failed:\n{answer.stdout}{answer.stderr}".rstrip())
         return answer
 
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """A command that goes on beside; what it prints is in its `stdout`."""
+        full, env = [*self.prefix, *command], os.environ | self._env
+        return subprocess.Popen(full, env=env, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout_s: float = 120) -> str:
         """What kubectl printed."""
         return self.exec("kubectl", *arguments, stdin=stdin, timeout_s=timeout_s).stdout

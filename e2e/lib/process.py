@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from e2e.lib.waiting import NotInTime, wait_until
+from e2e.lib.waiting import PATIENCE_S, Description, NotInTime, wait_until
 
 PORTS = range(20_000, 30_000)
 """Neither the kernel's (/proc/sys/net/ipv4/ip_local_port_range, from 32768 on) nor Kubernetes' node ports."""
@@ -75,6 +76,40 @@ def running(
         yield process
     finally:
         stop(process)
+
+
+class Heartbeat(AbstractContextManager["Heartbeat"]):
+    """A clock that is as slow as the machine: counts the lines of a child that sleeps, works and prints one, again and
+    again. A limit in beats holds on a busy machine as on an idle one: what delays the child delays the limit."""
+
+    def __init__(self, child: subprocess.Popen[str]) -> None:
+        self._child, self._beats = child, 0
+        self._reader = threading.Thread(target=self._read, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        stop(self._child)
+        self._reader.join(20)
+
+    @property
+    def beats(self) -> int:
+        """So far. Raises `NotRunning` once the child has ended: nothing is late by a clock that stands still."""
+        if self._child.poll() is not None:
+            raise NotRunning(f"the heartbeat ended with {self._child.returncode} after {self._beats} beats")
+        return self._beats
+
+    def until(self, what: Callable[[], object], timeout_s: float = PATIENCE_S, describe: Description = "") -> int:
+        """Beats from now until `what` is true, looked at once at least. Raises `NotInTime`."""
+        began = self.beats
+        wait_until(what, timeout_s, describe)
+        return self.beats - began
+
+    def _read(self) -> None:
+        for _ in self._child.stdout or ():
+            self._beats += 1
 
 
 def stop(process: subprocess.Popen[Any], patience_s: float = 20) -> None:

@@ -12,7 +12,6 @@ import itertools
 import json
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -27,13 +26,20 @@ from e2e.lib.completions import Ask, SteadyLoad
 from e2e.lib.fixtures import create_space
 from e2e.lib.helm import CHART, DEV_IMAGES, RELEASE, SYSTEM, Operator
 from e2e.lib.kube import ROOT, Object
+from e2e.lib.process import Heartbeat
 from e2e.lib.release import NoRelease, Release, previous
 from e2e.lib.service import Service, manual, shares, spec
 from e2e.lib.waiting import wait_until
 
 pytestmark = pytest.mark.node
 
-SILENT_S = 15.0
+SILENT_BEATS = 15
+"""So long may a status be silent, in turns of a plain loop that sleeps for a second and writes a ConfigMap: 15 s, and
+more by as much as that loop is late on this machine."""
+HEART = (
+    'while sleep 1 && kubectl --namespace "$0" annotate configmap heart --overwrite at="$RANDOM" >/dev/null; do'
+    " echo; done"
+)
 ASKS = [
     Ask(prompt_ids(40, seed=seed, vocabulary=range(1_000, 3_000)), 40, stream=seed % 2 == 0) for seed in range(1, 5)
 ]
@@ -132,13 +138,21 @@ def says_later_words(service: Service) -> None:
     print(service.row(), found["message"], sep="\n")
 
 
-class Pulse(AbstractContextManager["Pulse"]):
-    """Moves a service's split to and fro and notes how long the status takes to show each move."""
+@pytest.fixture
+def heart(cluster: Cluster, bare_space: str) -> Iterator[Heartbeat]:
+    """What this machine and this API server have time for; it knows no operator."""
+    cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "heart", "namespace": bare_space}})
+    with Heartbeat(cluster.start("bash", "-c", HEART, bare_space)) as beating:
+        yield beating
 
-    def __init__(self, service: Service) -> None:
-        self._service, self._stop = service, threading.Event()
+
+class Pulse(AbstractContextManager["Pulse"]):
+    """Moves a service's split to and fro and notes how many beats the status takes to show each move."""
+
+    def __init__(self, service: Service, heart: Heartbeat) -> None:
+        self._service, self._heart, self._stop = service, heart, threading.Event()
         self._thread = threading.Thread(target=self._beat, name="pulse")
-        self.took: list[float] = []
+        self.took: list[int] = []
         self.failed = ""
 
     def __enter__(self) -> Pulse:
@@ -154,22 +168,25 @@ class Pulse(AbstractContextManager["Pulse"]):
             for split in itertools.cycle([(80, 40), (50, 50)]):
                 if self._stop.is_set():
                     return
-                self.took.append(show(self._service, *split, within_s=90))
+                self.took.append(self._move(*split))
                 self._stop.wait(0.5)
         except Exception as error:
             self.failed = f"{type(error).__name__}: {error}"
 
+    def _move(self, prefill: int, decode: int) -> int:
+        self._service.patch({"partition": manual(prefill, decode)})
+        return self._heart.until(lambda: applied(self._service, prefill, decode))
 
-def show(service: Service, prefill: int, decode: int, within_s: float) -> float:
-    """Seconds from a patch of the split to a status that shows it as applied."""
-    began = time.monotonic()
+
+def applied(service: Service, prefill: int, decode: int) -> bool:
+    """Does the status show this split as the one in force?"""
+    return bool((service.status().get("partition") or {}).get("applied") == shares(prefill, decode))
+
+
+def show(service: Service, prefill: int, decode: int) -> None:
+    """Patches the split and waits for a status that shows it as applied."""
     service.patch({"partition": manual(prefill, decode)})
-
-    def applied() -> bool:
-        return bool((service.status().get("partition") or {}).get("applied") == shares(prefill, decode))
-
-    wait_until(applied, within_s, lambda: service.status().get("partition"))
-    return time.monotonic() - began
+    wait_until(lambda: applied(service, prefill, decode), describe=lambda: service.status().get("partition"))
 
 
 def templates(service: Service) -> Object:
@@ -208,6 +225,7 @@ def test_up_down_away_and_back(
     cluster: Cluster,
     operator: Operator,
     bare_space: str,
+    heart: Heartbeat,
     release: Release,
     model_paths: dict[str, Path],
     tmp_path: Path,
@@ -222,7 +240,7 @@ def test_up_down_away_and_back(
     kept = Service(cluster, bare_space, "kept").apply(tiny).wait_ready()
     lives, rolled = kept.lives(), templates(kept)
     with SteadyLoad(cluster, kept.url(), ASKS, clients=2) as load:
-        with Pulse(kept) as pulse:
+        with Pulse(kept, heart) as pulse:
             wait_until(lambda: len(pulse.took) >= 2, describe=lambda: pulse.failed)
             after.upgrade()
             crd = ROOT / "crds" / release.crd.name
@@ -234,29 +252,34 @@ def test_up_down_away_and_back(
             ignored = f"partition.{LATER_FIELD} is ignored: this version of the operator does not know it"
             wait_until(lambda: ignored in fresh.condition("SpecAccepted")["message"], describe=fresh.status)
             says_later_words(fresh)
-            show(fresh, 50, 50, within_s=30)
-            beats = len(pulse.took)
-            wait_until(lambda: len(pulse.took) > beats + 2, describe=lambda: pulse.failed)
+            show(fresh, 50, 50)
+            moves = len(pulse.took)
+            wait_until(lambda: len(pulse.took) > moves + 2, describe=lambda: pulse.failed)
             newer, newer_rolled = fresh.lives(), templates(fresh)
 
             cluster.exec("helm", "rollback", RELEASE, "--namespace", SYSTEM, "--wait", "--timeout", "90s")
             assert installed_crd(cluster) == written_crd(release.crd)
             says_later_words(fresh)
-            show(fresh, 70, 60, within_s=60)
+            show(fresh, 70, 60)
             fresh.wait_ready()
             assert LATER_FIELD not in fresh.get()["spec"]["partition"], "the older CRD knows no such field"
-            beats = len(pulse.took)
-            wait_until(lambda: len(pulse.took) > beats + 2, describe=lambda: pulse.failed)
+            moves = len(pulse.took)
+            wait_until(lambda: len(pulse.took) > moves + 2, describe=lambda: pulse.failed)
         assert not pulse.failed
-        assert max(pulse.took) <= SILENT_S, pulse.took
+        assert max(pulse.took) <= SILENT_BEATS, pulse.took
 
         operator.uninstall()
         assert kept.get() and fresh.get(), "the services outlive the operator"
         asked = len(load.sent)
         wait_until(lambda: len(load.sent) >= asked + 8, describe=lambda: "no traffic while no operator is there")
-        after.install()
+        after.install()  # it is Ready when this returns
+        kept.patch({"partition": manual(60, 60)})
+        patched = kept.get()["metadata"]["generation"]
+        spoke = heart.until(lambda: kept.status().get("observedGeneration") == patched, describe=kept.status)
+        row = kept.row()
+        assert spoke <= SILENT_BEATS, row
         # A new release has a new key, which reaches the pods with the kubelet's next sync.
-        back = show(kept, 60, 60, within_s=180)
+        back = heart.until(lambda: applied(kept, 60, 60), 180, kept.status)
         kept.wait_ready()
         fresh.wait_ready()
     assert load.failures() == []
@@ -266,5 +289,6 @@ def test_up_down_away_and_back(
         assert len(cluster.templates_written(bare_space, one.name)) == 1, "not even for a moment"
     print(
         f"{release.version} and back: {len(load.sent)} requests, none lost; {len(pulse.took)} moves of the split, "
-        f"shown after {max(pulse.took):.1f} s at most; {back:.0f} s after an operator was back"
+        f"shown after {max(pulse.took)} beats at most; an operator that was back spoke after {spoke} ({row}), "
+        f"and its agents answered {back} later"
     )

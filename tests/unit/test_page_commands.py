@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from e2e.lib.pages import Block, Shell, blocks, pictures
 
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "quickstart.md").read_text()
 README = (ROOT / "README.md").read_text()
+VERSION = yaml.safe_load((ROOT / "charts" / "semipd-operator" / "Chart.yaml").read_text())["version"]
 REGISTRY, ADDRESS = "registry.example/team", "10.96.0.7"
 URL = "http://127.0.0.1:8000"
 QUESTION = """{"model": "smollm2-135m-instruct", "temperature": 0, "messages":
@@ -40,10 +42,10 @@ hack/cluster/cluster up
 hack/cluster/tools path
 make images REGISTRY={REGISTRY}
 helm package charts/semipd-operator --destination out
-helm push out/semipd-operator-0.2.0-dev.tgz oci://{REGISTRY}/charts
+helm push out/semipd-operator-{VERSION}.tgz oci://{REGISTRY}/charts
 hack/cluster/cluster load localhost/semipd/engine:dev
 hack/cluster/cluster exec -- bash
-helm install semipd oci://{REGISTRY}/charts/semipd-operator --version 0.2.0-dev \
+helm install semipd oci://{REGISTRY}/charts/semipd-operator --version {VERSION} \
   --namespace semipd-system --create-namespace --wait \
   --set image.repository={REGISTRY}/operator --set image.tag=dev \
   --set engine.image.repository={REGISTRY}/engine --set engine.image.tag=dev
@@ -124,7 +126,7 @@ CHANGES = [
     *(("=condition=Ready", "=condition=SpecAccepted"), ("=180s", "=18s"), ("semipd/engine:dev", "semipd/operator:dev")),
     *(("/metrics ", "/metric "), ('"max_tokens": 4', '"max_tokens": 9'), (', "temperature": 0}', "}")),
     *((".spec.clusterIP}", ".spec.clusterIPs[0]}"), ("}'):8000/v1", "}'):8001/v1"), ("tag=dev", "tag=latest")),
-    *((" --version 0.2.0-dev", ""), ("--namespace semipd-system", "--namespace semipd"), ("|$PWD|", "|.|")),
+    *((f" --version {VERSION}", ""), ("--namespace semipd-system", "--namespace semipd"), ("|$PWD|", "|.|")),
     *(("make venv\nmake model", "make model\nmake venv"), ("delete spd smollm2", "delete spd --all"), (" --wait", "")),
     *(
         ("--type merge", "--type json"),

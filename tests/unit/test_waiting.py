@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.lib.process import PORTS, free_port
+from e2e.lib.process import PORTS, Heartbeat, NotRunning, free_port
 from e2e.lib.waiting import PATIENCE_S, NotInTime, wait_until, wait_until_async
 
 pytestmark = pytest.mark.unit
@@ -54,6 +54,38 @@ async def test_other_tasks_run_meanwhile() -> None:
     assert await wait_until_async(come.is_set, every_s=0)
     with pytest.raises(NotInTime, match="nobody"):
         await wait_until_async(lambda: False, 0, "nobody")
+
+
+def test_a_limit_in_beats_is_of_what_a_child_has_done() -> None:
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdin is not None
+
+    def beat(times: int) -> None:
+        assert child.stdin is not None
+        child.stdin.write("\n" * times)
+        child.stdin.flush()
+
+    with Heartbeat(child) as heart:
+        assert heart.until(lambda: True) == 0, "however long it takes"
+        before = heart.beats
+        beat(3)
+        wait_until(lambda: heart.beats == before + 3)
+        late = iter([False, False, True])
+        seen = heart.beats
+
+        def fourth() -> bool:
+            """A beat passes with each look."""
+            nonlocal seen
+            beat(1)
+            seen += 1
+            wait_until(lambda: heart.beats == seen)
+            return next(late)
+
+        assert heart.until(fourth) == 3
+        child.stdin.close()
+        child.wait()
+        with pytest.raises(NotRunning, match="after 6 beats"):
+            heart.until(lambda: True)
 
 
 def limits(source: str) -> list[float]:
