@@ -59,7 +59,7 @@ def tensors(changes: dict[str, tuple[int, ...] | None], dtype: str = "F32") -> C
     return lambda folder: write_tensors(folder, shapes, dtype)
 
 
-BROKEN = {
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "tokenizer truncated": (truncate("tokenizer.json"), "tokenizer.json"),
     "tokenizer missing": (remove("tokenizer.json"), "tokenizer.json"),
     "config missing": (remove("config.json"), "config.json"),
