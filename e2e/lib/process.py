@@ -1,4 +1,5 @@
-"""What tests, benchmarks and the demo need for a process of theirs: a port, its begin and end, an answer, its log."""
+"""What tests, benchmarks and the demo need for a process of theirs: a port, its begin and end, an answer, its log; and
+a child as a clock."""
 
 from __future__ import annotations
 
