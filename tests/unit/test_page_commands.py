@@ -96,7 +96,8 @@ def stand_ins(folder: Path) -> dict[str, str]:
         file.write_text(STAND_IN)
         file.chmod(0o755)
     path = f"{programs}:/usr/bin:/bin"
-    return {"PATH": path, "NOTES": str(notes), "STAND_INS": str(programs), "REGISTRY": REGISTRY}
+    nowhere = {"KUBECONFIG": str(folder / "none"), "HOME": str(folder)}  # should a real program be called after all
+    return {"PATH": path, "NOTES": str(notes), "STAND_INS": str(programs), "REGISTRY": REGISTRY, **nowhere}
 
 
 def calls(shell: Shell, block: Block, folder: Path) -> list[list[str]]:
