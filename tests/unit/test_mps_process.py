@@ -22,7 +22,6 @@ from tests.unit.test_agent_process import RunningAgent
 from e2e.lib.process import runs
 
 pytestmark = pytest.mark.unit
-PATIENCE = 90.0
 
 
 class GpuAgent(RunningAgent):
@@ -72,7 +71,7 @@ class GpuAgent(RunningAgent):
             partition = self.partition()
             return partition["state"] == "Applied" and partition["applied"] == split
 
-        self.wait(there, PATIENCE)
+        self.wait(there)
 
     def workers(self) -> dict[tuple[str, int], int]:
         """PIDs of the live workers by phase and SMs."""
@@ -145,7 +144,7 @@ def test_a_server_fault_moves_every_worker_to_a_new_daemon(agent: GpuAgent) -> N
     before, epoch = agent.workers(), agent.partition()["splitEpoch"]
     daemon, server = agent.daemon(), agent.server()
     agent.faults(f"get_server_status {server}: answer FAULT")
-    agent.wait(lambda: agent.partition()["splitEpoch"] > epoch, PATIENCE)
+    agent.wait(lambda: agent.partition()["splitEpoch"] > epoch)
     agent.wait_applied(60, 80)
     after = agent.workers()
     assert set(after) == set(before) and not set(after.values()) & set(before.values())
@@ -160,17 +159,17 @@ def test_a_dead_daemon_and_then_a_dead_worker(agent: GpuAgent) -> None:
     daemon, server = agent.daemon(), agent.server()
     before, epoch = agent.workers(), agent.partition()["splitEpoch"]
     os.kill(daemon, signal.SIGKILL)
-    agent.wait(lambda: agent.partition()["splitEpoch"] > epoch, PATIENCE)
+    agent.wait(lambda: agent.partition()["splitEpoch"] > epoch)
     assert "MPSDaemonDied" in (agent.folder / "log").read_text()
     agent.wait_applied(60, 80)
     after = agent.workers()
     assert not set(after.values()) & set(before.values())
-    agent.wait(lambda: not runs(server), PATIENCE)
+    agent.wait(lambda: not runs(server))
 
     epoch = agent.partition()["splitEpoch"]
     os.kill(after[("decode", 104)], signal.SIGKILL)  # the server passes the probe: nobody else is restarted
-    agent.wait(lambda: agent.status()["engine"]["restarts"]["decode"] == 1, PATIENCE)
-    agent.wait(lambda: "serves on after the death of a decode worker" in (agent.folder / "log").read_text(), PATIENCE)
+    agent.wait(lambda: agent.status()["engine"]["restarts"]["decode"] == 1)
+    agent.wait(lambda: "serves on after the death of a decode worker" in (agent.folder / "log").read_text())
     agent.wait_applied(60, 80)
     reborn = agent.workers()
     assert {key for key in reborn if reborn[key] != after[key]} == {("decode", 104)}
@@ -178,9 +177,9 @@ def test_a_dead_daemon_and_then_a_dead_worker(agent: GpuAgent) -> None:
 
     agent.faults("probe: refuse")
     os.kill(reborn[("prefill", 78)], signal.SIGKILL)  # now it does not: all are
-    agent.wait(lambda: "MPSServerFault: after the death of a prefill" in (agent.folder / "log").read_text(), PATIENCE)
+    agent.wait(lambda: "MPSServerFault: after the death of a prefill" in (agent.folder / "log").read_text())
     agent.faults()
-    agent.wait(lambda: agent.partition()["splitEpoch"] > epoch, PATIENCE)
+    agent.wait(lambda: agent.partition()["splitEpoch"] > epoch)
     agent.wait_applied(60, 80)
     assert not set(agent.workers().values()) & set(reborn.values())
 
@@ -193,12 +192,12 @@ def test_a_refusal_starts_nothing_until_partitioning_is_disabled(
 ) -> None:
     agent = GpuAgent(tmp_path, base, **machine)
     try:
-        agent.wait(lambda: agent.partition()["reason"] == reason, PATIENCE)
+        agent.wait(lambda: agent.partition()["reason"] == reason)
         engine = agent.status()["engine"]
         assert (engine["state"], engine["reason"]) == ("Failed", reason)
         assert children(agent.process.pid) == [] and list(base.iterdir()) == []
         agent.put(2, 60, mode="Disabled")
-        agent.wait(lambda: agent.partition()["state"] == "Applied", PATIENCE)
+        agent.wait(lambda: agent.partition()["state"] == "Applied")
         assert {sms for _, sms in agent.workers()} == {132}
     finally:
         agent.stop()
@@ -206,6 +205,6 @@ def test_a_refusal_starts_nothing_until_partitioning_is_disabled(
 
 def test_a_hardware_error_takes_the_pod_out_of_service(agent: GpuAgent) -> None:
     agent.machine(xids=[79])
-    agent.wait(lambda: agent.partition()["reason"] == "GPUUnhealthy", PATIENCE)
+    agent.wait(lambda: agent.partition()["reason"] == "GPUUnhealthy")
     assert agent.http.get("/ready").status_code == 503
     assert 'semipd_gpu_xid_errors_total{xid="79"} 1.0' in agent.http.get("/metrics").text
