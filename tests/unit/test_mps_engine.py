@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from tests.engine.harness import ApiClient
 from tests.engine.load import Load
-from tests.unit.test_mps_process import PATIENCE, GpuAgent, gone
+from tests.unit.test_mps_process import GpuAgent, gone
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +62,7 @@ class Loaded(GpuAgent):
     def more(self, count: int = 20) -> None:
         """Wait until this many more streams have ended well."""
         goal = len(self.load.finished) + count
-        self.wait(lambda: len(self.load.finished) >= goal or bool(self.load.wrong), PATIENCE)
+        self.wait(lambda: len(self.load.finished) >= goal or bool(self.load.wrong))
         assert self.load.wrong == []
 
 
@@ -97,7 +97,7 @@ def test_a_workers_death_in_mid_step_costs_nobody_else_anything(agent: Loaded) -
     before, epoch = agent.workers(), agent.partition()["splitEpoch"]
     agent.more()
     os.kill(before[("decode", 104)], signal.SIGKILL)
-    agent.wait(lambda: "serves on after the death of a decode worker" in (agent.folder / "log").read_text(), PATIENCE)
+    agent.wait(lambda: "serves on after the death of a decode worker" in (agent.folder / "log").read_text())
     agent.wait_applied(60, 80)
     agent.more()
     after = agent.workers()
@@ -111,7 +111,7 @@ def test_a_server_fault_takes_every_worker_and_no_request(agent: Loaded) -> None
     agent.faults(f"get_server_status {server}: answer FAULT")
     for pid in before.values():
         os.kill(pid, signal.SIGKILL)  # a fatal error of the GPU reaches all clients of the server
-    agent.wait(lambda: agent.partition()["splitEpoch"] > epoch, PATIENCE)
+    agent.wait(lambda: agent.partition()["splitEpoch"] > epoch)
     agent.wait_applied(60, 80)
     assert gone(server) and not set(agent.workers().values()) & set(before.values())
     agent.more()
@@ -121,9 +121,9 @@ def test_a_dead_daemon_is_replaced_beneath_the_running_streams(agent: Loaded) ->
     agent.more()
     before, server, epoch = agent.workers(), agent.server(), agent.partition()["splitEpoch"]
     os.kill(agent.daemon(), signal.SIGKILL)
-    agent.wait(lambda: agent.partition()["splitEpoch"] > epoch, PATIENCE)
+    agent.wait(lambda: agent.partition()["splitEpoch"] > epoch)
     agent.wait_applied(60, 80)
-    agent.wait(lambda: not set(agent.workers().values()) & set(before.values()), PATIENCE)
-    agent.wait(lambda: gone(server), PATIENCE)
+    agent.wait(lambda: not set(agent.workers().values()) & set(before.values()))
+    agent.wait(lambda: gone(server))
     assert agent.status()["engine"]["restarts"].get("decode", 0) == 0, "nobody died: they were replaced"
     agent.more()
