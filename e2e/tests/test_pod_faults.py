@@ -120,7 +120,7 @@ def test_api_hangs(service: Service) -> None:
         out = time.monotonic() - stopped
         wait_until(lambda: service.row()["REASON"] == "APINotResponding", describe=service.status)
         named = time.monotonic() - stopped
-        message = "Message: tiny-*: the process api does not answer within 5 s; *. Remedy: It is restarted by itself; *"
+        message = "Message: tiny-*: the process api does not answer within 5 s; *. Remedy: It is restarted by itself, *"
         found = [line for line in service.described() if fnmatchcase(line, message)]
         assert found, service.described()
         print(service.row(), found[0], sep="\n")

@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 from tests.engine.harness import ApiClient
 from tests.engine.load import Load
-from tests.unit.test_mps_process import GpuAgent, gone
+from tests.unit.test_mps_process import GpuAgent
+
+from e2e.lib.process import runs
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,7 +115,7 @@ def test_a_server_fault_takes_every_worker_and_no_request(agent: Loaded) -> None
         os.kill(pid, signal.SIGKILL)  # a fatal error of the GPU reaches all clients of the server
     agent.wait(lambda: agent.partition()["splitEpoch"] > epoch)
     agent.wait_applied(60, 80)
-    assert gone(server) and not set(agent.workers().values()) & set(before.values())
+    assert not runs(server) and not set(agent.workers().values()) & set(before.values())
     agent.more()
 
 
@@ -124,6 +126,6 @@ def test_a_dead_daemon_is_replaced_beneath_the_running_streams(agent: Loaded) ->
     agent.wait(lambda: agent.partition()["splitEpoch"] > epoch)
     agent.wait_applied(60, 80)
     agent.wait(lambda: not set(agent.workers().values()) & set(before.values()))
-    agent.wait(lambda: gone(server))
+    agent.wait(lambda: not runs(server))
     assert agent.status()["engine"]["restarts"].get("decode", 0) == 0, "nobody died: they were replaced"
     agent.more()
