@@ -133,6 +133,7 @@ def engine_status(
         device=model.device if model else "",
         dtype=model.dtype if model else "",
         kernels=model.kernels if model else "",
+        kernels_shortfall=model.kernels_shortfall if model else "",
         weight_bytes=model.weight_bytes if model else 0,
         restarts={"launcher": launcher.restarts, **restarts},
     )

@@ -229,7 +229,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "Triton and a C compiler are there",
         "Triton builds its launchers at first use",
         "semipd_engine.kernels:choose",
-        "the twins serve, and the log says why",
+        "the twins serve, and `SlowKernels` says why",
         "test_without_a_gpu_or_a_compiler_they_are_refused_by_name",
         "there is none here",
     ),

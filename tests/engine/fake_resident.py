@@ -70,6 +70,7 @@ class TouchyRunner(FakeRunner):
 class FakeModel:
     architecture = "fake"
     kernels = "fake"
+    kernels_shortfall = ""
     dtype = "int32"
     device = "cpu"
     vocab_size = VOCABULARY

@@ -110,6 +110,14 @@ def test_the_engine_speaks_for_itself(changes: dict[str, object], state: EngineP
     assert engine.message == changes.get("message", "")
 
 
+def test_what_computes_and_why_nothing_faster_does_is_told() -> None:
+    bench = Bench(config())
+    slow = MODEL.model_copy(update={"kernels": "reference", "kernels_shortfall": "of another version: build again"})
+    bench.controller.observe(bench.snapshot(model=slow))
+    engine = bench.report().engine
+    assert (engine.kernels, engine.kernels_shortfall) == ("reference", "of another version: build again")
+
+
 def test_a_silent_engine_is_what_its_supervisor_says() -> None:
     bench = Bench(config())
     assert bench.report(ready=False).engine.state is EnginePhase.STARTING

@@ -62,6 +62,21 @@ def test_a_refusal_for_a_moment_is_not_told_of_a_service_that_is_not_ready_for_a
     assert [event.reason for event in events(passing, lasting)] == ["SpecRejected"]
 
 
+def test_slow_kernels_are_told_with_their_remedy_once() -> None:
+    why = "plain torch computes, several times slower: build the package again"
+    engine = report().engine.model_copy(update={"kernels_shortfall": why})
+    none, good = summarise(TABLE["no pods yet"][0]), summarise(observed())
+    slow = summarise(observed(agents={"p1": heard(report(engine=engine))}))
+    loaded = slow.condition("ModelReady")
+    assert loaded and (loaded.status, loaded.reason) == ("True", "SlowKernels")
+    assert loaded.message == f"1 of 1 pods have it loaded; p1: {why}"
+    ready = slow.condition("Ready")
+    assert ready and ready.status == "True"
+    for before in (none, good):
+        assert [(event.type, event.reason) for event in events(before, slow)] == [("Warning", "SlowKernels")]
+    assert events(slow, slow) == events(slow, good) == []
+
+
 def test_slo_events() -> None:
     good, bad = with_ttft(400), summarise(observed(AUTO, agents={"p1": heard(report(slo=slo(600, False)))}))
     assert [event.reason for event in events(good, bad)] == ["SLOViolated"]

@@ -92,6 +92,15 @@ async def test_a_defect_in_what_is_read_of_the_agent_ends_nothing(watch: Watch) 
     assert watch.child.signals == [signal.SIGTERM], "it was still watched: an engine that is refused ends the run"
 
 
+async def test_slow_kernels_are_said_aloud_and_once(watch: Watch) -> None:
+    watch.status.parent.mkdir()
+    why = "plain torch computes: build the package again"
+    engine = report().engine.model_copy(update={"kernels_shortfall": why})
+    watch.answer = lambda: report(engine=engine)
+    await watch.turns(5)
+    assert [line.startswith("Warning SlowKernels: ") and line.endswith(why) for line in watch.said].count(True) == 1
+
+
 async def test_a_configuration_that_could_not_be_written_is_written_later(watch: Watch) -> None:
     watch.status.parent.mkdir()
     (watch.folder / "fresh.json").mkdir()

@@ -104,7 +104,9 @@ class EngineStatus(Wire):
     device: str = ""
     dtype: str = ""
     kernels: str = ""
-    """What computes: `reference` (plain torch), or the level of the compiled kernels, as `avx512_bf16`."""
+    """What computes: `reference` (plain torch), `triton`, or the level of the compiled kernels, as `avx512_bf16`."""
+    kernels_shortfall: str = ""
+    """Why something slower computes than the machine could run, and what helps; empty where nothing is amiss."""
     weight_bytes: int = 0
     load_progress_percent: int | None = None
     restarts: dict[str, int] = Field(default={})

@@ -121,7 +121,9 @@ class ModelInfo(Frozen):
     sm_count: int | None = None
     """Streaming multiprocessors of the whole GPU, as a process outside MPS sees them; None on the CPU."""
     kernels: str = ""
-    """What computes: `reference` (plain torch), or the level of the compiled kernels, as `avx512_bf16`."""
+    """What computes: `reference` (plain torch), `triton`, or the level of the compiled kernels, as `avx512_bf16`."""
+    kernels_shortfall: str = ""
+    """Why something slower computes than the machine could run, and what helps; empty where nothing is amiss."""
 
 
 class Refusal(Frozen):

@@ -215,6 +215,7 @@ class Report:
             weight_bytes=hello.weight_bytes,
             max_model_len=hello.max_model_len,
             kernels=hello.kernels,
+            kernels_shortfall=hello.kernels_shortfall,
             kv_block_size=hello.block_size,
             kv_bytes=hello.kv_bytes,
             sm_count=hello.sm_count,

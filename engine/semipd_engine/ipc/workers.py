@@ -59,7 +59,9 @@ class ResidentHello(msgspec.Struct, frozen=True, tag="hello"):
     max_model_len: int
     vocab_size: int
     kernels: str = ""
-    """Which of `kernels` run: `reference`, or a CPU's level."""
+    """Which of `kernels` run: `reference`, `triton`, or a CPU's level."""
+    kernels_shortfall: str = ""
+    """Why no faster ones do, and what helps."""
     kv_descriptor: bool = True
     """False where the KV pool is device memory, which no descriptor stands for."""
     sm_count: int | None = None

@@ -62,13 +62,19 @@ def choose(device: str = "cpu", environment: Mapping[str, str] = os.environ) -> 
         try:
             return _triton(device, environment)
         except KernelsError as error:
-            return ReferenceKernels(f"kernels: reference (torch): {error}")
+            return _twins(error)
     try:
         return cpu.best() if wanted == "auto" else cpu.CpuKernels(cpu.load(wanted))
     except cpu.CannotLoad as error:
         if wanted != "auto":
             raise KernelsError(f"{VARIABLE}={wanted}: {error}; set auto or reference") from error
-        return ReferenceKernels(f"kernels: reference (torch): {error}")
+        return _twins(error, amiss=bool(cpu.runnable()))
+
+
+def _twins(error: Exception, amiss: bool = True) -> Kernels:
+    """`amiss`: this machine could run better ones."""
+    shortfall = f"plain torch computes, several times slower: {error}; {VARIABLE}=reference says that it may"
+    return ReferenceKernels(f"kernels: reference (torch): {error}", shortfall if amiss else "")
 
 
 def _triton(device: str, environment: Mapping[str, str]) -> Kernels:
@@ -76,7 +82,10 @@ def _triton(device: str, environment: Mapping[str, str]) -> Kernels:
     if device != "cuda":
         raise KernelsError(f"{VARIABLE}=triton: they need --device cuda, not {device}; set auto or reference")
     if not (environment.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
-        raise KernelsError("Triton builds its launchers with a C compiler, and there is none here")
+        raise KernelsError(
+            "Triton builds its launchers with a C compiler, and there is none here: install gcc or clang, and Python's "
+            "headers"
+        )
     try:
         from semipd_engine.kernels.gpu import TritonKernels
     except ImportError as error:

@@ -103,6 +103,10 @@ class Kernels(Protocol):
     def why(self) -> str:
         """One line for the log: what runs, and why nothing better does."""
 
+    @property
+    def shortfall(self) -> str:
+        """Why slower ones run than this machine could, and what helps; empty where nothing is amiss."""
+
     def rates(self, dtype: torch.dtype, head_dim: int, latent: tuple[int, int] | None = None) -> Rates:
         """How fast one core is with them: in this dtype, with attention over such heads, and with latent attention over
         vectors of a width and a rank."""

@@ -29,6 +29,8 @@ class LoadedModel(ServableModel, Protocol):
     dtype: str
     kernels: str
     """The name of those that run."""
+    kernels_shortfall: str
+    """Why no faster ones do, and what helps; empty where nothing is amiss."""
     vocab_size: int
     weight_bytes: int
     max_model_len: int

@@ -110,6 +110,7 @@ class Resident:
             architecture=model.architecture,
             dtype=model.dtype,
             kernels=model.kernels,
+            kernels_shortfall=model.kernels_shortfall,
             device=model.device,
             max_model_len=model.max_model_len,
             vocab_size=model.vocab_size,

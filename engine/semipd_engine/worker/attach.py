@@ -47,7 +47,7 @@ class TorchModel:
         self.kv_layout = config.kv_layout(block_size, self._torch_dtype.itemsize)
         self.exported = self.device == Device.CUDA
         """Workers attach over exec; else they are forked."""
-        self.kernels = kernels.name
+        self.kernels, self.kernels_shortfall = kernels.name, kernels.shortfall
 
     @property
     def kv(self) -> KVPool:

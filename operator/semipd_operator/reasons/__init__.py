@@ -147,6 +147,7 @@ class EventReason(StrEnum):
     AGENT_UNREACHABLE = ("AgentUnreachable", "Warning", "A ready pod's agent stopped answering.")
     MPS_UNAVAILABLE = ("MPSUnavailable", "Warning", "A pod cannot use NVIDIA MPS; the message begins with the reason.")
     MODEL_LOADED = ("ModelLoaded", "Normal", "ModelReady became True.")
+    SLOW_KERNELS = ("SlowKernels", "Warning", "A pod computes with slower kernels than its machine could run.")
     MODEL_FAILED = ("ModelFailed", "Warning", "A download or load failed.")
     NOT_AVAILABLE = ("NotAvailable", "Warning", "No pod can serve, for a reason that needs someone.")
     ROLLOUT_STARTED = ("RolloutStarted", "Normal", "The pod template changed.")

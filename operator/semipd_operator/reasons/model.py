@@ -13,6 +13,12 @@ class ModelReason(Reason):
         "True",
         "The weights are loaded.",
     )
+    SLOW_KERNELS = (
+        "SlowKernels",
+        "True",
+        "The weights are loaded, but a pod computes with slower kernels than its machine could run.",
+        "The message says why, and what helps: mostly an image whose kernels were compiled.",
+    )
     PENDING = (
         "Pending",
         "Unknown",

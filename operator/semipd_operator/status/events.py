@@ -82,6 +82,8 @@ def _edges(kind: ConditionType, before: Condition | None, after: Condition | Non
             return [Event(EventReason.SPEC_REJECTED, said)]
         case ConditionType.MODEL_READY if wrong:
             return [Event(EventReason.MODEL_FAILED, said)]
+        case ConditionType.MODEL_READY if after.reason == ModelReason.SLOW_KERNELS:
+            return [Event(EventReason.SLOW_KERNELS, after.message)]
         case ConditionType.MODEL_READY if flipped and after.status == "True":
             return [Event(EventReason.MODEL_LOADED, after.message)]
         case ConditionType.AVAILABLE if wrong:

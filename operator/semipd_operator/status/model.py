@@ -59,9 +59,12 @@ def model_ready(seen: Observed) -> Verdict:
             return Verdict.of(kind, replace(problem, detail=""), f"{pod.name}: {problem.message}")
     states = [pod_state(seen, pod) for pod in seen.live_pods]
     if "Loaded" in states:
-        return Verdict(
-            kind, "True", ModelReason.LOADED, f"{states.count('Loaded')} of {len(states)} pods have it loaded"
-        )
+        said = f"{states.count('Loaded')} of {len(states)} pods have it loaded"
+        reports = ((pod, seen.report(pod)) for pod in seen.live_pods if pod_state(seen, pod) == "Loaded")
+        slow = ((pod.name, report.engine.kernels_shortfall) for pod, report in reports if report)
+        if found := next((f"{name}: {why}" for name, why in slow if why), ""):
+            return Verdict(kind, "True", ModelReason.SLOW_KERNELS, f"{said}; {found}")
+        return Verdict(kind, "True", ModelReason.LOADED, said)
     if "Loading" in states:
         unheard = ((pod.name, said) for pod in seen.live_pods if (said := seen.unheard(pod)))
         more = next((f"; of {name} nothing is known: {said}" for name, said in unheard), "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from tests.unit.kernels.cases import Paged, close, normal, pack
 from torch import Tensor
 
 from semipd_engine.kernels import KernelsError, PackedWeight, ReferenceKernels, choose, cpu
+from semipd_engine.kernels.cpu.library import FOLDER
 
 pytestmark = pytest.mark.unit
 DTYPES = (torch.float32, torch.bfloat16)
@@ -35,8 +38,8 @@ def linear(level: str, x: Tensor, weight: PackedWeight, bias: Tensor | None = No
 
 def test_the_best_level_is_chosen_and_says_so() -> None:
     best = choose(environment={})
-    assert best.name == LEVELS[-1] if LEVELS else "reference"
-    assert best.name in best.why
+    assert best.name == (LEVELS[-1] if LEVELS else "reference")
+    assert best.name in best.why and not best.shortfall
     for level in cpu.LEVELS:
         if level in LEVELS:
             assert choose(environment={"SEMIPD_KERNELS": level}).name == level
@@ -47,13 +50,42 @@ def test_the_best_level_is_chosen_and_says_so() -> None:
 
 def test_without_libraries_the_twins_serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("semipd_engine.kernels.cpu.library.FOLDER", tmp_path)
+    with loaded_afresh():
+        twins = choose(environment={})
+    assert twins.name == "reference"
+    assert "compiler" in twins.why or "AVX2" in twins.why
+    assert ("make venv" in twins.shortfall) == bool(LEVELS), "a machine that could do no better lacks nothing"
+    assert not choose(environment={"SEMIPD_KERNELS": "reference"}).shortfall, "asked for"
+
+
+@contextmanager
+def loaded_afresh() -> Iterator[None]:
     cpu.load.cache_clear()
     try:
-        twins = choose(environment={})
-        assert twins.name == "reference"
-        assert "compiler" in twins.why or "AVX2" in twins.why
+        yield
     finally:
         cpu.load.cache_clear()
+
+
+@pytest.mark.skipif(not LEVELS, reason="no level runs here")
+def test_libraries_of_another_version_are_told_once_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("semipd_engine.kernels.cpu.library.INTERFACE", -1)
+    with loaded_afresh():
+        twins = choose(environment={})
+    assert twins.name == "reference"
+    assert twins.shortfall.count("another version") == twins.shortfall.count("make venv") == 1
+    assert "plain torch computes" in twins.shortfall
+
+
+@pytest.mark.skipif(len(LEVELS) < 2, reason="one level runs here at most")
+def test_a_slower_level_says_why_the_faster_one_does_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    slower, name = LEVELS[-2], f"libsemipd_{LEVELS[-2]}.so"
+    (tmp_path / name).symlink_to(FOLDER / name)
+    monkeypatch.setattr("semipd_engine.kernels.cpu.library.FOLDER", tmp_path)
+    with loaded_afresh():
+        best = choose(environment={})
+    assert best.name == slower
+    assert f"{slower} computes" in best.shortfall and f"no libsemipd_{LEVELS[-1]}.so" in best.shortfall
 
 
 @pytest.mark.parametrize("level", LEVELS)

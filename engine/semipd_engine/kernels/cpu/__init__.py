@@ -39,8 +39,10 @@ TILE_K = 32
 class CpuKernels(BlockKernels):
     """`signatures.RecordingKernels`; each method is described there."""
 
-    def __init__(self, library: Library) -> None:
-        super().__init__(f"kernels: {library.level} (C++); this CPU runs {', '.join(runnable())}")
+    def __init__(self, library: Library, passed_over: str = "") -> None:
+        """`passed_over`: why no faster level runs that this CPU could; empty if none is faster, or it was asked for."""
+        shortfall = f"{library.level} computes, and this CPU could do more: {passed_over}" if passed_over else ""
+        super().__init__(f"kernels: {library.level} (C++); this CPU runs {', '.join(runnable())}", shortfall)
         self._level = library.level
         self._calls = library.calls
         self._tape: list[bytes] | None = None
@@ -285,13 +287,13 @@ def takes_attention(dtype: torch.dtype, head_dim: int) -> bool:
 
 def best() -> CpuKernels:
     """The fastest level that loads. Raises `CannotLoad`, with the reason of each that does not."""
-    reasons = []
+    reasons: dict[str, None] = {}  # once each, in order
     for level in runnable():
         try:
-            return CpuKernels(load(level))
+            return CpuKernels(load(level), "; ".join(reasons))
         except CannotLoad as error:
-            reasons.append(str(error))
-    raise CannotLoad("; ".join(dict.fromkeys(reasons)) or "this CPU has no AVX2")
+            reasons[str(error)] = None
+    raise CannotLoad("; ".join(reasons) or "this CPU has no AVX2")
 
 
 def _caches(keys: Tensor, values: Tensor, width: int) -> tuple[int, int]:

@@ -69,6 +69,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "embedding": [c_void_p, c_int64, c_void_p, c_int64, c_int32, *_MATRIX],
 }
 """Arguments of ``semipd_<name>``, after the dtype (0: float32, 1: bfloat16)."""
+REBUILD = "build the package again, with g++ or clang++ (`make venv` in a clone, else `pip install --force-reinstall`)"
 
 
 class CannotLoad(Exception):
@@ -106,14 +107,16 @@ def load(level: str) -> Library:
         raise CannotLoad(f"this CPU has no {' '.join(missing)}")
     path = FOLDER / f"libsemipd_{level}.so"
     if not path.exists():
-        raise CannotLoad(f"this build has no {path.name} (built without a C++ compiler)")
+        what = path.name if any(FOLDER.glob("*.so")) else "compiled kernels, as without a C++ compiler"
+        raise CannotLoad(f"this build has no {what}: {REBUILD}")
     try:
         calls = ctypes.CDLL(str(path))
         interface = calls.semipd_interface()
     except (OSError, AttributeError) as error:
         raise CannotLoad(f"{path.name}: {error}") from error
     if interface != INTERFACE:
-        raise CannotLoad(f"{path.name} has interface {interface}, {INTERFACE} is needed: build the package again")
+        seen = f"interface {interface}, not {INTERFACE}"
+        raise CannotLoad(f"the compiled kernels are of another version than the package ({seen}): {REBUILD}")
     for name, arguments in SIGNATURES.items():
         function = getattr(calls, f"semipd_{name}")
         function.argtypes, function.restype = [c_int32, *arguments], None

@@ -20,8 +20,8 @@ from semipd_engine.kernels.signatures import PANEL, PANELS, ROWS, PackedGroup, P
 class ReferenceKernels:
     """`signatures.Kernels`; each method is described there."""
 
-    def __init__(self, why: str = "kernels: reference (torch)") -> None:
-        self._why = why
+    def __init__(self, why: str = "kernels: reference (torch)", shortfall: str = "") -> None:
+        self._why, self._shortfall = why, shortfall
 
     @property
     def name(self) -> str:
@@ -30,6 +30,10 @@ class ReferenceKernels:
     @property
     def why(self) -> str:
         return self._why
+
+    @property
+    def shortfall(self) -> str:
+        return self._shortfall
 
     def rates(self, dtype: torch.dtype, head_dim: int, latent: tuple[int, int] | None = None) -> Rates:
         return RATES["reference"]
@@ -69,6 +73,8 @@ class ReferenceKernels:
         starts: Tensor | None = None,
         panels: tuple[int, int] | None = None,
     ) -> None:
+        if not len(out):
+            return
         factor, count = len(out) // max(1, len(x)), len(weights)
         first, last = (0, weights.layout.out_features) if panels is None else (panels[0] * PANEL, panels[1] * PANEL)
         bounds = [] if starts is None else starts.tolist()
