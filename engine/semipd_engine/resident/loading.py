@@ -80,9 +80,9 @@ def load(options: EngineOptions, progress: Callable[[int], None], exported: bool
     config = read_card(options.model)
     max_model_len = _max_model_len(config, options)
     dtype = _dtype(config, options.dtype, device)
-    kernels = _kernels(device)
     if device.type == "cuda":
-        devices.open_gpu()
+        devices.open_gpu()  # first: it has a word for a GPU that cannot be used
+    kernels = _kernels(device)
 
     def admit(nbytes: int) -> None:
         if device.type == "cpu":  # a GPU says itself what does not fit
@@ -108,7 +108,10 @@ def _kernels(device: torch.device) -> Kernels:
         kernels = choose(device.type)
     except KernelsError as error:
         raise ModelError("InvalidConfig", str(error)) from error
-    log.info(kernels.why)
+    if kernels.shortfall:
+        log.warning("kernels: %s", kernels.shortfall)
+    else:
+        log.info(kernels.why)
     return kernels
 
 

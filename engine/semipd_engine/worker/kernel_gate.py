@@ -7,7 +7,8 @@ does not compile, makes the worker unfit. Knows no plans and no weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -21,9 +22,22 @@ WORST = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest difference, of a number's own size plus one: each side rounds once or twice."""
 BLOCK_SIZE = 16
 BLOCKS = 96
-SEQUENCES = ((1, 1), (1, BLOCK_SIZE + 1), (1, 1100), (0, 5), (BLOCK_SIZE + 3, 3 * BLOCK_SIZE), (70, 70))
-"""(new rows, positions): a first token, one behind a block's edge, a context long enough to be split, nobody, a chunk
-behind a prefix, a whole prompt."""
+BATCHES = (
+    ((1, 1), (1, BLOCK_SIZE + 1), (1, 1100), (0, 5), (BLOCK_SIZE + 3, 3 * BLOCK_SIZE), (70, 70)),
+    ((BLOCK_SIZE + 3, 3 * BLOCK_SIZE), (70, 70)),
+    ((1, 1100),),
+    ((1, 1), (1, BLOCK_SIZE + 1), (0, 5), (1, 300)),
+)
+"""Of sequences of (new rows, positions): a first token, one behind a block's edge, a context long enough to be split,
+nobody, a chunk behind a prefix, a whole prompt. Prompts and decode rows have tiles of their own, and contexts that are
+split a kernel of their own: so both kinds come over long tables and over short ones."""
+
+
+class Paging(NamedTuple):
+    rows: int
+    tables: Tensor
+    lengths: Tensor
+    starts: Tensor
 
 
 class Check(NamedTuple):
@@ -40,6 +54,8 @@ def gate_kernels(kernels: Kernels, config: ModelConfig, dtype: torch.dtype, devi
     for check in _checks(config, dtype, device):
         try:
             got, want = check.run(kernels), check.run(twins)
+        except torch.OutOfMemoryError as error:  # no word on the kernels
+            raise UnfitError("WarmUpFailed", f"{type(error).__name__}: {error}") from error
         except Exception as error:
             raise _unfit(f"{check.kernel} failed: {type(error).__name__}: {error}") from error
         for mine, right in zip(got, want, strict=True):
@@ -59,7 +75,8 @@ def _checks(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> It
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device).to(dtype)
 
-    rows = sum(new for new, _ in SEQUENCES)
+    batches = [_paging(batch, generator) for batch in BATCHES]
+    rows = max(batch.rows for batch in batches)
     x, weight, inner = normal(rows, config.hidden_size), normal(config.hidden_size), normal(rows, 2 * 1000)
     sums = normal(rows, config.hidden_size)
 
@@ -75,19 +92,12 @@ def _checks(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> It
 
     yield Check("rms_norm", norm)
     yield Check("silu_mul", activation)
-    starts = torch.tensor([0, *torch.tensor(SEQUENCES)[:, 0].cumsum(0).tolist()], dtype=torch.int32, device=device)
-    lengths = torch.tensor([length for _, length in SEQUENCES], dtype=torch.int32, device=device)
-    tables = torch.randperm(BLOCKS, generator=generator, device=device).to(torch.int32)
-    tables = tables[
-        (torch.arange(BLOCKS, device=device) + torch.arange(len(SEQUENCES), device=device)[:, None]) % BLOCKS
-    ]
     slots = torch.arange(rows, dtype=torch.int32, device=device) * 3 + 1
     slots[1] = -1
     latent = config.latent
     turned = latent.rope_dim if latent is not None else config.head_dim
     angles = torch.randn(rows, turned // 2, generator=generator, device=device) * 3
     cos, sin = angles.cos(), angles.sin()
-    paging = (tables.contiguous(), lengths, starts)
     if latent is not None:
         heads, cache = config.num_heads, normal(BLOCKS, BLOCK_SIZE, latent.width)
         q, kv, norms = normal(rows, heads, latent.query_dim), normal(rows, latent.width), normal(latent.rank)
@@ -98,13 +108,18 @@ def _checks(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> It
             kernels.latent_rope_write(q.clone(), kv.clone(), cos, sin, slots, norms, 1e-6, held, out)
             return out, held
 
-        def attend_latent(kernels: Kernels) -> tuple[Tensor, ...]:
-            out = torch.zeros_like(absorbed[:, :, : latent.rank])
-            kernels.latent_attention(absorbed, cache, *paging, latent.width**-0.5, out)
-            return (out,)
+        def attend_latent(batch: Paging) -> Callable[[Kernels], tuple[Tensor, ...]]:
+            def run(kernels: Kernels) -> tuple[Tensor, ...]:
+                own = absorbed[: batch.rows]
+                out = torch.zeros_like(own[:, :, : latent.rank])
+                kernels.latent_attention(own, cache, *batch[1:], latent.width**-0.5, out)
+                return (out,)
+
+            return run
 
         yield Check("latent_rope_write", write_latent)
-        yield Check("latent_attention", attend_latent)
+        for batch in batches:
+            yield Check("latent_attention", attend_latent(batch))
         return
     head_dim = config.head_dim
     keys, values = (normal(BLOCKS, BLOCK_SIZE, config.kv_width) for _ in range(2))
@@ -116,15 +131,28 @@ def _checks(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> It
         kernels.qk_norm_rope_write_kv(mine, cos, sin, slots, *caches, head_dim, q_norm, k_norm, 1e-6)
         return mine[:, : config.q_width], *caches
 
-    def attend(window: int) -> Callable[[Kernels], tuple[Tensor, ...]]:
+    def attend(batch: Paging, window: int) -> Callable[[Kernels], tuple[Tensor, ...]]:
         def run(kernels: Kernels) -> tuple[Tensor, ...]:
-            q = qkv[:, : config.q_width].view(rows, -1, head_dim)
+            q = qkv[: batch.rows, : config.q_width].unflatten(1, (-1, head_dim))
             out = torch.zeros(q.shape, dtype=dtype, device=device)
-            kernels.paged_attention(q, keys, values, *paging, head_dim**-0.5, out, window=window)
+            kernels.paged_attention(q, keys, values, *batch[1:], head_dim**-0.5, out, window=window)
             return (out,)
 
         return run
 
     yield Check("qk_norm_rope_write_kv", write)
     for window in sorted({0, *config.windows}):
-        yield Check("paged_attention", attend(window))
+        for batch in batches:
+            yield Check("paged_attention", attend(batch, window))
+
+
+def _paging(batch: Sequence[tuple[int, int]], generator: torch.Generator) -> Paging:
+    """Tables as wide as the longest needs, over blocks in no order; sequences share blocks."""
+    device, rows = generator.device, list(accumulate(new for new, _ in batch))
+    width = -(-max(length for _, length in batch) // BLOCK_SIZE)
+    blocks = torch.randperm(BLOCKS, generator=generator, device=device).to(torch.int32)
+    places = torch.arange(width, device=device) + torch.arange(len(batch), device=device)[:, None]
+    lengths = torch.tensor([length for _, length in batch], dtype=torch.int32, device=device)
+    return Paging(
+        rows[-1], blocks[places % BLOCKS], lengths, torch.tensor([0, *rows], dtype=torch.int32, device=device)
+    )

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +22,11 @@ from tests.unit.kernels.cases import TOLERANCE, Paged, normal, pack_group
 from torch import Tensor
 
 from semipd_engine.cards.blocks import Latent
+from semipd_engine.cards.errors import ModelError
+from semipd_engine.contract import EngineOptions
 from semipd_engine.kernels import KernelsError, ReferenceKernels, choose
 from semipd_engine.kernels.gpu import TritonKernels, attention
+from semipd_engine.resident import loading
 from semipd_engine.worker import kernel_gate
 from semipd_engine.worker.kernel_gate import gate_kernels
 from semipd_engine.worker.servable import UnfitError
@@ -246,16 +251,17 @@ def test_the_latent_vectors_norm_rotation_and_write(
 
 
 @pytest.mark.parametrize("panels", [None, (1, 2)])
-def test_one_product_for_the_heads(panels: tuple[int, int] | None) -> None:
+@pytest.mark.parametrize("rows", [0, 5])
+def test_one_product_for_the_heads(rows: int, panels: tuple[int, int] | None) -> None:
     group = pack_group(TWINS, normal(3, 130, 16, seed=1))
-    x = normal(5, 3, 24, seed=2).flatten(0, 1)[:, :16]
+    x = normal(rows, 3, 24, seed=2).flatten(0, 1)[:, :16]
     results = []
     for kernels in (KERNELS, TWINS):
-        wide = torch.zeros(5, 3, 140)
+        wide = torch.zeros(rows, 3, 140)
         kernels.grouped_linear(x, group, wide.flatten(0, 1)[:, :130], panels=panels)
         results.append(wide)
     close(results[0], results[1], torch.float32)
-    assert bool(results[0].any())
+    assert bool(results[0].any()) == bool(rows)
 
 
 def test_without_a_gpu_or_a_compiler_they_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,6 +272,7 @@ def test_without_a_gpu_or_a_compiler_they_are_refused_by_name(monkeypatch: pytes
         choose("cuda", {"SEMIPD_KERNELS": "triton"})
     twins = choose("cuda", {})
     assert twins.name == "reference" and "a C compiler, and there is none here" in twins.why
+    assert "install gcc" in twins.shortfall, "said aloud"
 
 
 def test_a_gpu_gets_them_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,6 +284,24 @@ def test_a_gpu_gets_them_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose("cuda", {"CC": "gcc"}).name == "reference"
     with pytest.raises(KernelsError, match="Triton is not here"):
         choose("cuda", {"CC": "gcc", "SEMIPD_KERNELS": "triton"})
+
+
+def test_a_gpu_that_cannot_be_used_is_named_before_kernels_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`choose` asks the driver for the GPU's properties: a broken one would end the load without a reason."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("CUDA driver initialization failed")
+
+    card = SimpleNamespace(max_position_embeddings=64, dtype="bfloat16")
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # of this process
+    monkeypatch.setattr(loading, "read_card", lambda folder: card)
+    monkeypatch.setattr(loading.devices, "resolve", lambda asked: loading.devices.GPU)
+    for function in ("set_device", "get_device_properties"):
+        monkeypatch.setattr(torch.cuda, function, broken)
+    monkeypatch.setenv("CC", "gcc")
+    with pytest.raises(ModelError, match="CUDA driver initialization failed") as error:
+        loading.load(EngineOptions(model=Path("m"), run_dir=Path("r")), lambda percent: None)
+    assert error.value.reason == "CUDAUnavailable"
 
 
 def test_the_engine_imports_without_triton() -> None:
@@ -293,7 +318,8 @@ LATENT = Config(hidden_size=72, num_heads=3, head_dim=16, q_width=0, kv_width=0,
 @pytest.mark.parametrize("config", [DENSE, LATENT], ids=["dense", "latent"])
 def test_the_gate_lets_right_kernels_pass(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over fewer and shorter sequences: the interpreter is slow."""
-    monkeypatch.setattr(kernel_gate, "SEQUENCES", ((1, 1), (1, 600), (0, 5), (3, 20)))
+    batches = (((1, 1), (1, 600), (0, 5), (3, 20)), ((3, 20),), ((1, 600),), ((1, 1), (1, 17)))
+    monkeypatch.setattr(kernel_gate, "BATCHES", batches)
     gate_kernels(WIDE, config, torch.float32, torch.device("cpu"))
 
 
@@ -328,3 +354,46 @@ def test_the_gate_names_a_kernel_that_is_wrong_or_does_not_run(kernel: str) -> N
         with pytest.raises(UnfitError, match=f"{kernel} {says}.*SEMIPD_KERNELS=reference") as error:
             gate_kernels(Spoilt(), config, torch.float32, torch.device("cpu"))
         assert error.value.reason == "WrongKernels"
+
+
+class OnlySometimes(ReferenceKernels):
+    """Attention that is wrong for prompts or for decode rows, over contexts that may be split or not."""
+
+    name = "triton"
+
+    def __init__(self, decode: bool, long: bool) -> None:
+        super().__init__()
+        self._wrong = (decode, long)
+
+    def _spoil(self, q: Tensor, tables: Tensor, lengths: Tensor, out: Tensor) -> None:
+        long = tables.shape[1] * kernel_gate.BLOCK_SIZE >= 2 * attention.POSITIONS_OF_A_SPLIT
+        if (len(q) <= 2 * len(lengths), long) == self._wrong:
+            out[-1, -1, -1] += 0.1
+
+    def paged_attention(self, *arguments: Any, **more: Any) -> None:
+        super().paged_attention(*arguments, **more)
+        self._spoil(arguments[0], arguments[3], arguments[4], arguments[7])
+
+    def latent_attention(self, *arguments: Any, **more: Any) -> None:
+        super().latent_attention(*arguments, **more)
+        self._spoil(arguments[0], arguments[2], arguments[3], arguments[6])
+
+
+@pytest.mark.parametrize("config", [DENSE, LATENT], ids=["dense", "latent"])
+@pytest.mark.parametrize("decode", [False, True])
+@pytest.mark.parametrize("long", [False, True])
+def test_the_gate_asks_for_each_form_in_which_attention_is_compiled(config: Any, decode: bool, long: bool) -> None:
+    with pytest.raises(UnfitError, match="attention differs from its twin"):
+        gate_kernels(OnlySometimes(decode, long), config, torch.float32, torch.device("cpu"))
+
+
+def test_a_gate_without_memory_says_nothing_of_the_kernels() -> None:
+    class Poor(ReferenceKernels):
+        name = "triton"
+
+        def rms_norm(self, *arguments: Any, **more: Any) -> None:
+            raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    with pytest.raises(UnfitError, match="2 GiB") as error:
+        gate_kernels(Poor(), DENSE, torch.float32, torch.device("cpu"))
+    assert error.value.reason == "WarmUpFailed"
