@@ -54,12 +54,13 @@ def test_what_nobody_can_prove_here_points_at_the_smoke() -> None:
 def test_every_gate_before_a_worker_serves_is_in_the_ledger() -> None:
     """`UnfitError` is how a worker says that it cannot serve: a new reason is a new assumption."""
     reasons = set()
-    for path in (ROOT / "engine/semipd_engine/worker").glob("*.py"):
+    for path in (ROOT / "engine/semipd_engine").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "UnfitError":
                 first = node.args[0]
                 if isinstance(first, ast.Constant):
                     reasons.add(str(first.value))
+    assert {"WarmUpFailed", "WrongKernels", "WrongProducts"} <= reasons, "they are found"
     assert reasons - {"WarmUpFailed"} <= {one.outcome for one in ASSUMPTIONS}, "WarmUpFailed is the last of all nets"
     rungs = (ROOT / "docs/design/0005-rungs-and-cuda.md").read_text()
     assert all(f"`{reason}`" in rungs for reason in reasons)
