@@ -133,7 +133,7 @@ def _checks(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> It
 
     def attend(batch: Paging, window: int) -> Callable[[Kernels], tuple[Tensor, ...]]:
         def run(kernels: Kernels) -> tuple[Tensor, ...]:
-            q = qkv[: batch.rows, : config.q_width].unflatten(1, (-1, head_dim))
+            q = qkv[: batch.rows, : config.q_width].view(batch.rows, -1, head_dim)
             out = torch.zeros(q.shape, dtype=dtype, device=device)
             kernels.paged_attention(q, keys, values, *batch[1:], head_dim**-0.5, out, window=window)
             return (out,)

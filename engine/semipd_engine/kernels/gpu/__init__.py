@@ -45,8 +45,9 @@ class TritonKernels(ReferenceKernels):
         # Heads: row i takes matrix i % G. One product for all of them.
         first, last = (0, weights.layout.out_features) if panels is None else (panels[0] * PANEL, panels[1] * PANEL)
         by_head = (len(x) // len(weights), len(weights))
-        products = torch.bmm(x.unflatten(0, by_head).transpose(0, 1), weights.data[:, first:last].transpose(1, 2))
-        out.unflatten(0, by_head)[:, :, first:last] = products.transpose(0, 1)
+        heads = x.view(*by_head, x.shape[1]).transpose(0, 1)
+        products = torch.bmm(heads, weights.data[:, first:last].transpose(1, 2))
+        out.view(*by_head, out.shape[1])[:, :, first:last] = products.transpose(0, 1)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor, residual: Tensor | None = None) -> None:
         rows.rms_norm(x, weight, eps, out, residual)
