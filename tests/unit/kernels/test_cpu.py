@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -318,3 +321,13 @@ def test_float16_and_odd_heads_are_the_twins_business() -> None:
     close(case.attend(ours), case.expected(), torch.float32)
     with pytest.raises(TypeError, match="bfloat16"):
         ours.silu_mul(torch.zeros(1, 8), torch.zeros(1, 4, dtype=torch.bfloat16))
+
+
+@pytest.mark.skipif(not LEVELS, reason="no level runs here")
+def test_nothing_behind_an_operand_is_touched() -> None:
+    """Ragged shapes, in a process of its own: each operand ends where memory does."""
+    command = [sys.executable, "-m", "tests.unit.kernels.bounds"]
+    done = subprocess.run([*command, *LEVELS], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    ends = subprocess.run([*command, "beyond"], capture_output=True, timeout=300)
+    assert ends.returncode == -signal.SIGSEGV, "the trap is one"

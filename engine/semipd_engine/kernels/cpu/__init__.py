@@ -25,6 +25,7 @@ __all__ = [
     "LEVELS",
     "CannotLoad",
     "CpuKernels",
+    "Library",
     "OperandError",
     "best",
     "load",
