@@ -15,7 +15,8 @@ from typing import Any
 from e2e.lib.waiting import PATIENCE_S, Description, NotInTime, wait_until
 
 PORTS = range(20_000, 30_000)
-"""Neither the kernel's (/proc/sys/net/ipv4/ip_local_port_range, from 32768 on) nor Kubernetes' node ports."""
+"""Below Kubernetes' node ports, and on most machines below those that the kernel gives to clients."""
+EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 class NotRunning(Exception):
@@ -26,9 +27,12 @@ _held: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """Of this machine, on the loopback, and nobody else's until this process ends: below the ports that the kernel
-    gives to clients and to port 0, and no other caller is told the same one. Raises `OSError` where none is left."""
-    for port in random.sample(PORTS, len(PORTS)):
+    """Of this machine, on the loopback, and nobody else's until this process ends: no other caller is told the same
+    one, and none is told that the kernel gives to clients and to port 0, unless it gives all of `PORTS` away. Raises
+    `OSError` where none is left."""
+    low, high = map(int, EPHEMERAL.read_text().split())
+    ours = [port for port in PORTS if not low <= port <= high] or list(PORTS)
+    for port in random.sample(ours, len(ours)):
         claim = socket.socket(socket.AF_UNIX)
         try:
             claim.bind(f"\0semipd-port-{port}")  # an abstract name: it goes with the process, and leaves no file
@@ -38,7 +42,7 @@ def free_port() -> int:
             continue
         _held.append(claim)
         return port
-    raise OSError(f"no port of {PORTS.start} to {PORTS.stop - 1} is free")
+    raise OSError(f"no port of {ours[0]} to {ours[-1]} is free")
 
 
 def runs(pid: int) -> bool:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from e2e.lib.process import PORTS, Heartbeat, NotRunning, free_port
 from e2e.lib.waiting import PATIENCE_S, NotInTime, wait_until, wait_until_async
@@ -123,3 +124,19 @@ while True:
     theirs = [int(port) for port in others.stdout.split()]
     assert len(mine) == 4 and theirs and not mine & set(theirs) and len(theirs) == len(set(theirs))
     assert "no port of 29988 to 29999 is free" in others.stderr
+
+
+def test_a_port_is_none_that_the_kernel_gives_to_clients(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Clouds widen its range, some from 15,000 on."""
+    monkeypatch.setattr("e2e.lib.process.EPHEMERAL", tmp_path / "range")
+    (tmp_path / "range").write_text("20020\t60999\n")
+    assert {free_port() for _ in range(4)} < set(range(20_000, 20_020))
+    (tmp_path / "range").write_text("1024\t65535\n")
+    assert free_port() in PORTS, "there is none; then one that is free now"
+
+
+def test_what_hypothesis_draws_and_how_long_it_takes_fails_no_run() -> None:
+    drawn = settings.default
+    assert drawn.derandomize and drawn.deadline is None and HealthCheck.too_slow in drawn.suppress_health_check
+    chance = settings.get_profile("random")
+    assert not chance.derandomize and chance.deadline is None and HealthCheck.too_slow in chance.suppress_health_check
