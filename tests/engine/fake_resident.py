@@ -5,7 +5,8 @@ A prompt that begins with `RAISE` makes the runner raise, one that begins with `
 stale, and one that begins with a key of `POISON` ends the worker in one phase.
 
 A worker reads these from its own environment, so that they can come with its rung: SEMIPD_FAKE_SMS is the SM count that
-it sees; SEMIPD_FAKE_START is what happens before it is ready: seconds to wait, or ``die``, or ``unfit``.
+it sees; SEMIPD_FAKE_START is what happens before it is ready: seconds to wait, a file to wait for, or ``die``, or
+``unfit``.
 SEMIPD_FAKE_DEVICE_SMS is the SM count of the whole device, as the resident sees it. While the file that
 SEMIPD_FAKE_NO_FORK names exists, the machine has no process left to give.
 """
@@ -102,6 +103,9 @@ class FakeModel:
                 os._exit(3)
             case "unfit":
                 raise UnfitError("WarmUpFailed", "as the rung wished")
+            case file if file.startswith("/"):
+                while not Path(file).exists():
+                    time.sleep(0.02)
             case seconds:
                 time.sleep(float(seconds))
         memory = memoryview(mmap.mmap(self._kv_fd, self._kv_bytes)).cast("i")

@@ -21,6 +21,7 @@ from e2e.lib.process import stop
 from e2e.lib.waiting import PATIENCE_S, wait_until
 from semipd_engine.contract import (
     CONTROL_REPLY,
+    BlockCounts,
     EngineOptions,
     EngineSnapshot,
     EngineState,
@@ -179,6 +180,20 @@ class Engine:
 
         snapshot: EngineSnapshot = wait_until(reached, seconds, f"state {state}")
         return snapshot
+
+    def wait_idle(self) -> BlockCounts:
+        """Until nothing runs and every block has come back: a plan that was made ahead may hold some yet when the last
+        answer is out."""
+
+        def idle() -> BlockCounts | None:
+            snapshot = self.snapshot()
+            counts = snapshot.blocks
+            busy = snapshot.waiting + snapshot.prefilling + snapshot.decoding
+            return counts if not busy and counts.used == counts.quarantined == 0 else None
+
+        counts: BlockCounts = wait_until(idle, describe=lambda: f"an idle pool: {self.snapshot().blocks}")
+        assert counts.free + counts.cached == counts.total
+        return counts
 
     def client(self) -> ApiClient:
         self._clients.append(ApiClient(self.run_dir))

@@ -8,6 +8,8 @@ import threading
 from tests.engine.fake_model import reference
 from tests.engine.harness import Engine, Stream
 
+from e2e.lib.waiting import PATIENCE_S
+
 
 class Load:
     """Keeps eight streams in the engine until it is stopped, and compares each with the reference."""
@@ -26,7 +28,7 @@ class Load:
         while not self._stop.is_set():
             prompt = [rng.randrange(4000) for _ in range(rng.randrange(1, 200))]
             stream = self._client.add(prompt, max_tokens=rng.randrange(1, 120))
-            if not stream.done.wait(60):
+            if not stream.done.wait(PATIENCE_S):
                 self.wrong.append(f"{stream.key} never ended: {len(stream.tokens)} tokens")
                 return
             if stream.error or stream.tokens != reference(prompt, stream.sampling.max_tokens):
@@ -36,4 +38,4 @@ class Load:
     def stop(self) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(90)
+            thread.join()  # it has ended by then, or said in `wrong` that its stream did not

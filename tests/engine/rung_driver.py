@@ -46,7 +46,7 @@ def ready(snapshot: EngineSnapshot) -> dict[Key, WorkerReport]:
     return {(w.phase, w.percent): w for w in snapshot.workers if w.state is WorkerState.READY}
 
 
-def wait_ready(engine: Engine, count: int, seconds: float = 60) -> dict[Key, WorkerReport]:
+def wait_ready(engine: Engine, count: int) -> dict[Key, WorkerReport]:
     """That many ready workers, all of the epoch in force."""
 
     def settled() -> dict[Key, WorkerReport] | None:
@@ -55,7 +55,7 @@ def wait_ready(engine: Engine, count: int, seconds: float = 60) -> dict[Key, Wor
         followed = all(w.applied_epoch == snapshot.split_epoch for w in workers.values())
         return workers if len(workers) == len(snapshot.workers) == count and followed else None
 
-    found: dict[Key, WorkerReport] = wait_until(settled, seconds, f"{count} ready workers")
+    found: dict[Key, WorkerReport] = wait_until(settled, describe=f"{count} ready workers")
     return found
 
 

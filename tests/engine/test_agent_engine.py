@@ -41,7 +41,7 @@ class Pod:
         own = ["--config", str(file), "--host", "127.0.0.1", "--port", "0", "--port-file", str(port)]
         own += ["--api-hung-seconds", "15"]
         engine = ["--model", str(model), "--device", "cpu", "--dtype", "float32", "--port", str(api_port)]
-        engine += ["--max-model-len", "512", "--kv-cache-memory", str(64 << 20), "--drain-seconds", "2"]
+        engine += ["--max-model-len", "512", "--kv-cache-memory", str(64 << 20), "--drain-seconds", "5"]
         self._log_path = folder / "log"
         self._log = self._log_path.open("wb")
         command = [sys.executable, "-m", "semipd_agent", *own, "--", *engine]

@@ -13,7 +13,7 @@ from tests.engine.fake_resident import RAISE, STALE
 from tests.engine.harness import Engine, engine_for
 
 from e2e.lib.waiting import wait_until
-from semipd_engine.contract import BlockCounts, Drain, EngineState, Phase, SetPartition, Split
+from semipd_engine.contract import Drain, EngineState, Phase, SetPartition, Split
 from semipd_engine.cpu_plan import cpu_plan
 
 pytestmark = pytest.mark.engine
@@ -27,20 +27,6 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 @pytest.fixture
 def slow(tmp_path: Path) -> Iterator[Engine]:
     yield from engine_for(tmp_path, {"SEMIPD_FAKE_TOKEN_MS": "2", "SEMIPD_FAKE_STEP_MS": "5"})
-
-
-def assert_idle(engine: Engine) -> BlockCounts:
-    """Nothing is running and every block has come back."""
-
-    def idle() -> BlockCounts | None:
-        snapshot = engine.snapshot()
-        counts = snapshot.blocks
-        busy = snapshot.waiting + snapshot.prefilling + snapshot.decoding
-        return counts if not busy and counts.used == counts.quarantined == 0 else None
-
-    counts: BlockCounts = wait_until(idle, describe="an idle pool")
-    assert counts.free + counts.cached == counts.total
-    return counts
 
 
 def test_many_streams_at_once_are_exact(engine: Engine) -> None:
@@ -57,7 +43,7 @@ def test_many_streams_at_once_are_exact(engine: Engine) -> None:
         assert stream.tokens == reference(stream.prompt, stream.sampling.max_tokens)
     assert any(stream.cached_tokens for stream in streams)
     assert max(record["batch"] for record in engine.records("step") if record["phase"] == "decode") >= 8
-    assert_idle(engine)
+    engine.wait_idle()
 
 
 def test_kv_pressure_preempts_and_completes(tmp_path: Path) -> None:
@@ -67,7 +53,7 @@ def test_kv_pressure_preempts_and_completes(tmp_path: Path) -> None:
         for stream in streams:
             assert stream.wait().tokens == reference(stream.prompt, 150)
         assert sum(stream.preemptions for stream in streams) > 0
-        assert_idle(engine)
+        engine.wait_idle()
 
 
 def test_stop_ids_limits_and_refusals(engine: Engine) -> None:
@@ -112,7 +98,7 @@ def test_abort_in_every_state_frees_all_blocks(slow: Engine) -> None:
     for stream in (queued, chunked, decoding):
         assert stream.wait().finish_reason == "abort"
     client.abort(decoding)  # once more: nothing happens
-    assert_idle(slow)
+    slow.wait_idle()
 
 
 def test_a_lost_api_aborts_its_requests_only(slow: Engine) -> None:
@@ -122,7 +108,7 @@ def test_a_lost_api_aborts_its_requests_only(slow: Engine) -> None:
     wait_until(lambda: lost.tokens, describe="a running request")
     doomed.close()
     assert kept.wait().tokens == reference(kept.prompt, 60)
-    assert_idle(slow)
+    slow.wait_idle()
 
 
 def test_a_request_that_raises_fails_alone(engine: Engine) -> None:

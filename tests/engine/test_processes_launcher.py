@@ -127,10 +127,11 @@ def test_every_process_but_the_launcher_may_die(served: Served) -> None:
     wait_until(served.ready, describe="/ready after the resident's death")
     assert served.complete(tokens=24) == expected
 
+    family = served.children()
+    resident = family["resident"].pid
     running = served.stream(900)
-    wait_until(lambda: len(running.chunks) > 5, describe="a running stream")
-    resident = served.children()["resident"].pid
-    served.children()["core"].kill()
+    wait_until(lambda: len(running.chunks) > 5, describe="a running stream", every_s=0.005)
+    family["core"].kill()
     running.join(PATIENCE_S)
     assert running.failed and not running.is_alive(), "an error, and not a stream that waits"
     wait_until(served.ready, describe="/ready after core's death")

@@ -11,7 +11,8 @@ from tests.engine.fake_resident import POISON
 from tests.engine.harness import Engine, engine_for
 from tests.engine.load import Load
 
-from semipd_engine.core.fault_isolation import ISOLATE_AFTER, LONE_CRASHES
+from e2e.lib.waiting import wait_until
+from semipd_engine.core.fault_isolation import GIVE_UP_AFTER, ISOLATE_AFTER, LONE_CRASHES
 from semipd_engine.ipc.requests import WORKER_CRASHED
 
 pytestmark = pytest.mark.engine
@@ -45,8 +46,7 @@ def test_a_poisonous_request_is_refused_soon_and_the_others_keep_their_tokens(
     # With the others, and twice alone. Requests that were isolated meanwhile cost no worker.
     assert 3 * LONE_CRASHES <= len(crashes) <= 3 * (LONE_CRASHES + 1)
     assert len(engine.records("worker_lost")) == len(crashes), "and no worker died otherwise"
-    counts = engine.snapshot().blocks
-    assert counts.used == counts.quarantined == 0
+    engine.wait_idle()
 
 
 def test_a_request_whose_workers_are_killed_from_outside_is_not_refused_for_it(engine: Engine) -> None:
@@ -56,7 +56,10 @@ def test_a_request_whose_workers_are_killed_from_outside_is_not_refused_for_it(e
     for number in range(8):
         good = client.add([number] * 20, max_tokens=20).wait()
         assert good.tokens == reference(good.prompt, 20)
-    killed = [record for record in engine.records("worker_lost") if record["ending"] == "SIGKILL"]
-    assert len(killed) > ISOLATE_AFTER and not bad.done.is_set()
+
+    def killed() -> int:
+        return sum(record["ending"] == "SIGKILL" for record in engine.records("worker_lost"))
+
+    wait_until(lambda: killed() > ISOLATE_AFTER, describe=lambda: f"{killed()} killed")
     client.abort(bad)
-    assert bad.wait().finish_reason == "abort"
+    assert bad.wait().finish_reason == "abort" or killed() >= GIVE_UP_AFTER

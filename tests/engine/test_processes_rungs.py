@@ -5,6 +5,7 @@ The limit itself is a no-op here; everything around it is the code that serves o
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,24 +64,31 @@ def test_two_rungs_of_each_phase_are_warm_and_say_what_they_see(engine: Engine) 
 def test_a_phase_alone_runs_on_its_whole_worker(engine: Engine) -> None:
     """L0, from core's log: whoever is alone has 100 %, and both have their own rungs while both are busy."""
     pids = {w.pid: key for key, w in wait_ready(engine, 4).items()}
-    client = engine.client()
-    streams = [client.add([index], max_tokens=200) for index in range(4)]
-    wait_until(lambda: all(len(s.tokens) > 10 for s in streams), describe="running streams")
-    prompt = client.add(list(range(380)), max_tokens=2).wait()
-    for stream in [*streams, prompt]:
-        assert stream.wait().tokens == reference(stream.prompt, stream.sampling.max_tokens)
-    flying: set[str] = set()
-    seen: dict[tuple[str, bool], set[int]] = {}
-    records = engine.records()
-    for index, record in enumerate(records):
-        phase = record["phase"]
-        if record["event"] == "plan":
-            flying.add(phase)
-            # The two plans of one turn of the loop carry the same time: each knows of the other.
-            turn = {r["phase"] for r in records[index : index + 2] if r["event"] == "plan" and r["at"] == record["at"]}
-            seen.setdefault((phase, len(flying | turn) == 1), set()).add(pids[record["pid"]][1])
-        elif record["event"] == "step" and record["last"]:
-            flying.discard(phase)
+    client, numbers = engine.client(), itertools.count()
+
+    def seen_of() -> dict[tuple[str, bool], set[int]]:
+        """Rungs that plans went to, by phase and whether it was alone, once both have been busy together."""
+        streams = [client.add([index], max_tokens=300) for index in range(4)]
+        wait_until(lambda: all(len(s.tokens) > 10 for s in streams), describe="running streams")
+        prompt = client.add([next(numbers), *range(380)], max_tokens=2)  # none of it is in the cache
+        for stream in [*streams, prompt]:
+            assert stream.wait().tokens == reference(stream.prompt, stream.sampling.max_tokens)
+        flying: set[str] = set()
+        seen: dict[tuple[str, bool], set[int]] = {}
+        records = engine.records()
+        for index, record in enumerate(records):
+            phase = record["phase"]
+            if record["event"] == "plan":
+                flying.add(phase)
+                # The two plans of one turn of the loop carry the same time: each knows of the other.
+                here = records[index : index + 2]
+                turn = {r["phase"] for r in here if r["event"] == "plan" and r["at"] == record["at"]}
+                seen.setdefault((phase, len(flying | turn) == 1), set()).add(pids[record["pid"]][1])
+            elif record["event"] == "step" and record["last"]:
+                flying.discard(phase)
+        return seen if {(phase, False) for phase in Phase} <= set(seen) else {}
+
+    seen = wait_until(seen_of)  # once, but where this process was held up until the streams had ended
     assert seen[Phase.DECODE, True] == {100} and seen[Phase.DECODE, False] == {40}
     assert seen[Phase.PREFILL, False] == {60} and seen.get((Phase.PREFILL, True), {100}) == {100}
     assert_one_worker_at_a_time(engine)
@@ -96,21 +104,24 @@ def test_a_warm_rung_is_in_force_with_the_answer(engine: Engine) -> None:
     assert engine.snapshot().restarts == {"prefill": 0, "decode": 0, "resident": 0}
 
 
-def test_a_cold_rung_is_prepared_while_the_old_one_serves(engine: Engine) -> None:
+def test_a_cold_rung_is_prepared_while_the_old_one_serves(engine: Engine, tmp_path: Path) -> None:
     before = wait_ready(engine, 4)
-    load = Load(engine)
+    load, warm = Load(engine), tmp_path / "warm"
     try:
-        cold = rungs.plan_of(rungs.limit(30, start="3"), rungs.limit(40))
+        cold = rungs.plan_of(rungs.limit(30, start=str(warm)), rungs.limit(40))
         assert ask(engine, cold) == 1
-        finished, looks = len(load.finished), 0
-        while (snapshot := engine.snapshot()).split_epoch == 1:
-            assert snapshot.pending_epoch == 2 and in_force(snapshot) == (60, 40)
+        finished = len(load.finished)
+
+        def served_meanwhile() -> bool:
+            snapshot = engine.snapshot()
+            assert (snapshot.split_epoch, snapshot.pending_epoch, in_force(snapshot)) == (1, 2, (60, 40))
             assert routed(snapshot)[Phase.PREFILL] == 60
             assert snapshot.state is EngineState.READY
-            looks += 1
-            time.sleep(0.1)
-        assert looks > 3 and len(load.finished) > finished
-        assert snapshot.split_epoch == 2
+            return len(load.finished) > finished + 8
+
+        wait_until(served_meanwhile)
+        warm.touch()
+        wait_until(lambda: engine.snapshot().split_epoch == 2, describe="the cold rung in force")
         workers = wait_ready(engine, 4)
         assert routed(engine.snapshot()) == {Phase.PREFILL: 30, Phase.DECODE: 40}
         kept = [(Phase.PREFILL, 100), (Phase.DECODE, 40), (Phase.DECODE, 100)]

@@ -18,7 +18,6 @@ from tests.engine.fake_model import VOCABULARY, reference
 from tests.engine.harness import ApiClient, Engine, Stream, engine_for
 from tests.unit.server.conftest import write_model
 
-from e2e.lib.waiting import wait_until
 from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.contract import Phase
 from semipd_engine.server.structured import grammar_of
@@ -132,8 +131,7 @@ def test_a_client_that_leaves_amid_a_grammar_frees_its_blocks(engine: Engine) ->
         client.abort(stream)
         stream.wait()
     assert free(client, 1).wait().tokens == reference(free(client, 1).wait().prompt, 60)
-    counts = engine.snapshot().blocks
-    assert counts.used == 0
+    engine.wait_idle()
 
 
 def test_who_leaves_costs_nobody_a_step(engine: Engine) -> None:
@@ -161,7 +159,7 @@ def test_who_leaves_costs_nobody_a_step(engine: Engine) -> None:
     after = [record for record in engine.records("plan") if record["at"] > gone]
     assert sum(record["tokens"] for record in after if record["phase"] == "prefill") == 3
     assert {record["batch"] for record in after} <= {1, 2}
-    assert wait_until(lambda: engine.snapshot().blocks.used == 0)
+    engine.wait_idle()
 
 
 def test_a_grammar_that_cannot_be_used_ends_its_request_only(engine: Engine) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,10 +151,15 @@ def test_decode_reads_what_prefill_wrote(exact: Engine) -> None:
     tokens = prompt(200, 7)
     baseline = client.add(tokens, 24).wait(120).tokens
 
-    disturbed = client.add(tokens, 24)
-    wait_until(lambda: disturbed.tokens, every_s=0.005)
-    with proc.memfd(resident, "semipd-kv") as pool:
-        pool[:] = bytes(len(pool))
+    decode = exact.worker(Phase.DECODE).pid
+    os.kill(decode, signal.SIGSTOP)  # until the cache is gone
+    try:
+        disturbed = client.add(tokens, 24)
+        wait_until(lambda: disturbed.tokens)
+        with proc.memfd(resident, "semipd-kv") as pool:
+            pool[:] = bytes(len(pool))
+    finally:
+        os.kill(decode, signal.SIGCONT)
     assert disturbed.wait(120).tokens != baseline
 
     assert client.add(tokens, 24).wait(120).tokens == baseline
@@ -181,7 +187,7 @@ def test_a_split_moves_cpu_time(engine: Engine) -> None:
     """
     client = engine.client()
     running_streams(client, 4, max_tokens=3000)
-    backlog = [client.add(prompt(LONG, 100 + seed), 1) for seed in range(40)]
+    backlog = [client.add(prompt(LONG, 100 + seed), 1) for seed in range(80)]
     favoured = saturated_cpu_ratio(engine, Split(prefill=80, decode=20), epoch=100)
     starved = saturated_cpu_ratio(engine, Split(prefill=20, decode=80), epoch=101)
     assert not backlog[-1].done.is_set(), "prefill ran out of work"
