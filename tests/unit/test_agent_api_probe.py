@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.unit.agent_bench import Bench, config
 
+from e2e.lib.process import free_port
 from semipd_agent import api_probe
 from semipd_agent.__main__ import listen, parse_engine_flags
 from semipd_agent.api_probe import HUNG_SECONDS, NAMED_AFTER_SECONDS, ApiProbe
@@ -36,8 +37,7 @@ async def test_an_api_that_never_started(tmp_path: Path) -> None:
 
 
 async def test_a_dead_api_refuses_connections(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        (tmp_path / "api.port").write_text(f"{closed.getsockname()[1]}\n")
+    (tmp_path / "api.port").write_text(f"{free_port()}\n")
     probe = await probed(tmp_path, Bench(config()))
     assert not probe.answers and "cannot be reached" in probe.problem()
 

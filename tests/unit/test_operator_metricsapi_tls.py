@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from tests.unit.test_operator_metricsapi import METRIC, NAMES, PATH, Reviews, config_map
 
+from e2e.lib.process import free_port
+from e2e.lib.waiting import PATIENCE_S, wait_until_async
 from semipd_operator.kube import ApiRefused
 from semipd_operator.metricsapi import MetricsAPI
 from semipd_operator.metricsapi.certificates import Pair
@@ -154,19 +156,19 @@ def values(namespace: str) -> Mapping[str, float]:
 async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
     for period in ("_LOOK_SECONDS", "_MISSING_SECONDS"):
         monkeypatch.setattr(f"semipd_operator.metricsapi.server.{period}", 0.05)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     front_proxy = Authority.make()
     api = Api(front_proxy)
     door = Door(api, BACKEND, LeaseName("sys", "leader"), "10.0.0.7", port)  # type: ignore[arg-type]
     server = MetricsAPI(api, made(api), port, values, door, registration(api))  # type: ignore[arg-type]
     task = asyncio.create_task(server.run())
-    for _ in range(100):
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            break
-        await asyncio.sleep(0.05)
+
+    def listening() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return True
+        return False
+
+    await wait_until_async(listening)
     yield Running(api, port, tmp_path, front_proxy)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -237,8 +239,15 @@ async def test_a_new_front_proxy_is_taken_without_a_restart(running: Running) ->
     await asyncio.sleep(0.3)
     assert (await running.ask(PATH))[0] == 200, "what served before serves on"
     running.api.objects[key] = config_map(fresh.front_proxy.pem)
-    await asyncio.sleep(0.3)
-    assert (await fresh.ask(PATH))[0] == 200
+
+    async def served() -> bool:
+        with contextlib.suppress(aiohttp.ClientError, ssl.SSLError):
+            return (await fresh.ask(PATH))[0] == 200
+        return False
+
+    async with asyncio.timeout(PATIENCE_S):
+        while not await served():  # noqa: ASYNC110  nobody tells when the server has looked
+            await asyncio.sleep(0.05)
     with pytest.raises((aiohttp.ClientError, ssl.SSLError)):
         await running.ask(PATH)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import socket
+from dataclasses import dataclass
 
 import httpx
 import pytest
 
+from e2e.lib.process import free_port
 from semipd_operator import web
 from semipd_operator.health import Health as OperatorHealth
 from semipd_operator.health import WatchFreshness
@@ -67,14 +68,32 @@ async def test_what_is_not_due_yet_is_no_failure() -> None:
     assert queue.wait(A) == 1, "what was waited for is there"
 
 
-async def test_health_complains_of_what_never_ends() -> None:
+@dataclass
+class Clock:
+    """Of queue and health; the event loop keeps its own."""
+
+    now: float = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in ("health", "workqueue"):
+        monkeypatch.setattr(f"semipd_operator.{module}.time", clock)
+    return clock
+
+
+async def test_health_complains_of_what_never_ends(clock: Clock) -> None:
     queue, watches = WorkQueue(), WatchFreshness()
-    health = OperatorHealth(queue, watches, limit_seconds=0.05)
+    health = OperatorHealth(queue, watches, limit_seconds=60)
     health.came_round()
     assert health.complaint() == ""
     queue.add(A)
     await queue.get()
-    await asyncio.sleep(0.06)
+    clock.now += 61
     assert "resync" in health.complaint()
     health.came_round()
     assert "reconcile" in health.complaint()
@@ -82,15 +101,15 @@ async def test_health_complains_of_what_never_ends() -> None:
     assert health.complaint() == ""
 
 
-async def test_an_api_server_that_is_away_is_no_reason_for_a_restart() -> None:
+async def test_an_api_server_that_is_away_is_no_reason_for_a_restart(clock: Clock) -> None:
     """Every request fails after its time-out, the queue grows and its oldest key waits for long: all loops turn."""
     queue = WorkQueue(first_delay=0.01)
-    health = OperatorHealth(queue, WatchFreshness(), limit_seconds=0.2)
+    health = OperatorHealth(queue, WatchFreshness(), limit_seconds=60)
     for number in range(60):
         queue.add(Key("n", str(number)))
     for _ in range(40):
         key = await queue.get()
-        await asyncio.sleep(0.01)
+        clock.now += 10
         queue.retry(key)
         health.came_round()
         assert health.complaint() == "" and health.starting()
@@ -106,8 +125,7 @@ async def test_readiness_waits_for_the_list_and_for_every_watch(namespaces: tupl
             answer = await client.get(f"http://127.0.0.1:{port}{path}")
         return answer.status_code, answer.text
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     async with web.serve(lambda: health, port, 0):
         assert await asked("/readyz") == (503, "starting: no list of the services yet")
         health.listed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 from tests.unit.server.api_process import Api, StartApi
 from tokenizers import Tokenizer
 
-from e2e.lib.waiting import wait_until
+from e2e.lib.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.unit
 LONG = {"x-request-timeout-ms": "60000"}
@@ -182,8 +183,8 @@ def test_a_lost_core_is_told_to_everyone_before_there_is_a_new_one(start_api: St
 
 def test_a_long_outage_is_not_ready(start_api: StartApi) -> None:
     api = start_api()
-    api.core.crash()
     began = time.monotonic()
+    api.core.crash()
     wait_until(lambda: api.client.get("/ready").status_code == 503)
     assert time.monotonic() - began > 1.5
     refused = api.complete()
@@ -214,19 +215,24 @@ def test_api_key(start_api: StartApi, tmp_path: Path) -> None:
 
 def test_sigterm_drains(start_api: StartApi) -> None:
     """The probe fails at once, new requests pass for five seconds, a running stream ends whole, the exit is clean."""
-    api = start_api("--drain-seconds", "20")
-    api.core.seconds_per_token = 0.07
+    api = start_api("--drain-seconds", "60")
+    api.core.steps = held = asyncio.Semaphore(0)
     with ThreadPoolExecutor(1) as pool:
-        stream = pool.submit(api.complete, "The", max_tokens=100, stream=True)
+        stream = pool.submit(api.complete, "The", max_tokens=2, stream=True)
         wait_until(lambda: api.core.added)
+        api.core.step()
+        wait_until(lambda: 'vllm:time_to_first_token_seconds_count{model_name="letters"} 1.0' in api.metrics())
+        api.core.steps = None  # for others; the stream waits for its second token
         api.process.send_signal(signal.SIGTERM)
         wait_until(lambda: api.client.get("/ready").status_code == 503)
         assert api.complete(max_tokens=1).status_code == 200
         time.sleep(5)
         refused = api.complete(max_tokens=1)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        api.core.steps = held
+        api.core.step()
         assert stream.result().text.endswith("data: [DONE]\n\n")
-    assert api.process.wait(5) == 0
+    assert api.process.wait(PATIENCE_S) == 0
 
 
 def test_a_drain_ends_what_does_not_finish(start_api: StartApi) -> None:
@@ -237,7 +243,7 @@ def test_a_drain_ends_what_does_not_finish(start_api: StartApi) -> None:
         wait_until(lambda: api.core.added)
         api.process.send_signal(signal.SIGTERM)
         assert (answer.result().status_code, answer.result().json()["error"]["code"]) == (503, "draining")
-    assert api.process.wait(5) == 0
+    assert api.process.wait(PATIENCE_S) == 0
 
 
 def test_it_dies_with_its_parent(model_dir: Path, tmp_path: Path) -> None:
