@@ -41,11 +41,11 @@ class Operator:
             repository, _, tag = self._images[key].rpartition(":")
             options += ["--set", f"{name}.repository={repository}", "--set-string", f"{name}.tag={tag}"]
         command = ("helm", verb, RELEASE, str(self._chart), "--namespace", SYSTEM)
-        return self.kube.exec(*command, *options, "--wait", "--timeout", "90s").stdout
+        return self.kube.exec(*command, *options, "--wait", "--timeout", "180s").stdout
 
     def uninstall(self) -> None:
         command = ("helm", "uninstall", RELEASE, "--namespace", SYSTEM, "--ignore-not-found")
-        self.kube.exec(*command, "--wait", "--timeout", "90s")
+        self.kube.exec(*command, "--wait", "--timeout", "180s")
 
     def scale(self, replicas: int) -> None:
         self.kube.kubectl("--namespace", SYSTEM, "scale", OPERATOR, f"--replicas={replicas}")

@@ -42,5 +42,5 @@ def test_an_example_answers(cluster: Cluster, operator: Operator, space: str, mo
 
 
 def test_helm_test_passes(cluster: Cluster, operator: Operator) -> None:
-    said = cluster.exec("helm", "test", "semipd", "--namespace", SYSTEM, "--timeout", "60s").stdout
+    said = cluster.exec("helm", "test", "semipd", "--namespace", SYSTEM, "--timeout", "120s").stdout
     assert "Phase:          Succeeded" in said

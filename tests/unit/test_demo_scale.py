@@ -16,7 +16,7 @@ from e2e.demo.acts import scale
 from e2e.demo.outcome import Outcome
 from e2e.demo.service import Deployed
 from e2e.lib.kube import Kube
-from e2e.lib.waiting import NotInTime
+from e2e.lib.waiting import PATIENCE_S, NotInTime
 
 pytestmark = pytest.mark.unit
 
@@ -27,24 +27,30 @@ class Quiet(Kube):
 
 
 class Scripted(Deployed):
-    """ScalingReady is as given once autoscaling is asked for; two pods while a load runs, else one."""
+    """ScalingReady is as given once autoscaling is asked for; two pods while more comes than one pod can do, and at the
+    first two looks after it, in which a light load may find the door closed."""
 
-    def __init__(self, status: str, reason: str) -> None:
+    def __init__(self, status: str, reason: str, *, closed: bool = False) -> None:
         super().__init__(Quiet(), "demo", "smollm2")
         self.said = {"type": scale.KIND, "status": status, "reason": reason, "message": "in its words"}
         self.spec: dict[str, Any] = {}
-        self.reads, self.loaded = 0, False
+        self.reads, self.left, self.closed = 0, 0, closed
+        self.rates: list[float] = []
 
     def send(self, plan: Sequence[Request], start: float | None = None, stop: Event | None = None) -> list[Record]:
         if stop is not None:
-            self.loaded = True
-            stop.wait(20)
-            self.loaded = False
+            self.rates.append(len(plan) / plan[-1].at)
+            heavy = self.rates[-1] > 5
+            self.left = 1_000 if heavy else 2
+            stop.wait(PATIENCE_S)
+            if self.closed and not heavy:
+                return [Record(0, r.label, r.at, r.at, error="connection refused") for r in plan]
         return [Record(0, r.label, r.at, r.at, (r.at + 0.1, r.at + 0.2), finish_reason="length") for r in plan]
 
     def get(self) -> dict[str, Any]:
         self.reads += 1
-        pods = 2 if self.loaded else 1
+        self.left -= 1
+        pods = 2 if self.left > 0 else 1
         conditions = [self.said] if self.spec.get("autoscaling") else []
         return {"spec": {"replicas": pods}, "status": {"readyReplicas": pods, "conditions": conditions}}
 
@@ -52,7 +58,7 @@ class Scripted(Deployed):
         self.spec |= spec
 
     def lives(self) -> dict[str, int]:
-        return {"first": 0}
+        return {"first": 0} | ({"second": 0} if self.left > 0 else {})
 
 
 @pytest.fixture
@@ -69,7 +75,15 @@ def test_a_pod_comes_and_goes(outcome: Outcome) -> None:
     service = Scripted("True", "ScalingActive")
     scale.scale(outcome, service, Quiet(), local=True)
     assert len(outcome.checks) == 4 and not outcome.failed
+    heavy, light = service.rates  # a request alone takes 0.1 s
+    assert heavy == pytest.approx(11, rel=0.1) and light == pytest.approx(1.5, rel=0.2)
     assert service.spec["autoscaling"] is None and service.spec["slo"] is None
+
+
+def test_a_request_that_is_lost_while_a_pod_goes_fails_it(outcome: Outcome) -> None:
+    scale.scale(outcome, Scripted("True", "ScalingActive", closed=True), Quiet(), local=True)
+    [failed] = [check for check in outcome.checks if not check.ok]
+    assert failed.name.startswith("no request was lost") and failed.detail == "connection refused"
 
 
 @pytest.mark.parametrize("reason", ["NotGranted", "AutoscalerFailed", "MetricsAPIUnavailable"])
