@@ -101,6 +101,11 @@ def switch(stage: Stage, running: Engine, figures: Figures) -> None:
             began = time.monotonic()
             prepared = put(running, stage.rungs.plan(*split)) if split else 0.0
             time.sleep(window)
+            wait_until(
+                lambda began=began: traffic.gaps(began, time.monotonic()),
+                60 * engines.patience,
+                "two tokens of a stream",
+            )
             row = {"switch": "{}: {}/{}".format(what, *to), "seconds to effect": round(prepared, 3)}
             table.append(row | traffic.gaps(began, time.monotonic()))
     finally:
