@@ -68,7 +68,7 @@ FIRST_REQUESTS = 1 + 1 + 1 + 8 + 2
 
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that makes our client late by 50 ms would have its requests asked again, and servers here count them."""
+    """A machine that makes our client 50 ms late would have requests asked again, and the servers here count them."""
     monkeypatch.setattr(run, "assert_punctual", lambda records: None)
 
 
