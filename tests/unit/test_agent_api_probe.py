@@ -10,6 +10,7 @@ import pytest
 from tests.unit.agent_bench import Bench, config
 
 from e2e.lib.process import free_port
+from e2e.lib.waiting import PATIENCE_S
 from semipd_agent import api_probe
 from semipd_agent.__main__ import listen, parse_engine_flags
 from semipd_agent.api_probe import HUNG_SECONDS, NAMED_AFTER_SECONDS, ApiProbe
@@ -54,7 +55,7 @@ async def test_a_dead_api_refuses_connections(tmp_path: Path) -> None:
 async def test_an_api_that_hangs_or_fails_is_seen_and_seen_to_recover(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str, words: str
 ) -> None:
-    monkeypatch.setattr(api_probe, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(api_probe, "TIMEOUT_SECONDS", 0.2 if behaviour == "hang" else PATIENCE_S)
     answers = {"500": b"HTTP/1.1 500 no\r\n\r\n", "garbage": b"\x00 \xff\r\n", "200": b"HTTP/1.1 200 OK\r\n\r\n"}
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -69,6 +70,7 @@ async def test_an_api_that_hangs_or_fails_is_seen_and_seen_to_recover(
         probe = await probed(tmp_path, bench)
         assert not probe.answers and words in probe.problem()
         behaviour = "200"
+        monkeypatch.setattr(api_probe, "TIMEOUT_SECONDS", PATIENCE_S)
         await probe.ask()
         assert probe.answers and probe.problem() == ""
 

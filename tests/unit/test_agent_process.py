@@ -137,7 +137,7 @@ def test_from_loading_to_a_changed_split_read_back_from_the_workers(start: Calla
     assert loading["partition"]["reason"] == "EngineNotReady"
     assert agent.http.get("/ready").status_code == 503
     agent.wait(lambda: agent.applied() == 60)
-    assert agent.http.get("/ready").status_code == 200
+    agent.wait(lambda: agent.http.get("/ready").status_code == 200)
     assert agent.http.get("/health").json()["podUid"] == "uid-1"
     assert agent.status()["identity"]["pod"] == "pod-0"
     assert agent.put(2, 30) == 200
