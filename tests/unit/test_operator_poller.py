@@ -64,7 +64,7 @@ async def test_an_unreachable_pod_blocks_nobody_not_even_its_neighbour(
     running.watch(A, Watch((pod("dead"), pod("alive")), ("t",), None))
     running.watch(B, Watch((pod("b"),), ("t",), None))
     await wait_until_async(lambda: rounds.count(B) >= 5, describe="b goes on while a waits for its time-out")
-    await wait_until_async(lambda: slow.looked["alive"] >= slow.looked["dead"] + 5)
+    await wait_until_async(lambda: slow.looked.get("alive", 0) >= slow.looked.get("dead", 0) + 5)
     await wait_until_async(lambda: running.views(A)["dead"].error)
     views = running.views(A)
     assert views["dead"].report is None
