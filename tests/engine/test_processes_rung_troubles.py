@@ -184,7 +184,7 @@ def test_a_refused_split_leaves_a_stopped_engine_clean(tmp_path: Path) -> None:
     assert not any(runs(pid) for pid in hanging)
 
 
-@pytest.mark.parametrize("engine", [8.0], indirect=True)
+@pytest.mark.parametrize("engine", [5.0], indirect=True)
 def test_a_worker_that_must_be_ended_is_shown_until_somebody_has(engine: Engine) -> None:
     """Its rung gives the agent time to have MPS end it; meanwhile nothing is signalled, and the others serve."""
     client = engine.client()
