@@ -27,7 +27,7 @@ from semipd_engine.contract import EngineOptions
 from semipd_engine.process import die_with_parent
 from semipd_engine.server.admission import ENDPOINT_LAG_SECONDS
 from semipd_engine.server.app import create_app
-from semipd_engine.server.connections import answering, bounded, half_closable
+from semipd_engine.server.connections import answering, bounded
 from semipd_engine.server.errors import unavailable
 from semipd_engine.server.service import Service
 
@@ -78,7 +78,7 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def http_protocol() -> type[asyncio.Protocol]:
-    """uvicorn's protocol over httptools, where that is installed, else over h11."""
+    """uvicorn's protocol over httptools, where that is installed, else over h11; with what `connections` adds."""
     try:
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
     except ImportError:
@@ -93,7 +93,7 @@ async def serve(service: Service, options: EngineOptions, listener: socket.socke
     app = create_app(service, options)
     config = uvicorn.Config(
         app,
-        http=half_closable(http_protocol()),
+        http=http_protocol(),
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -1,9 +1,11 @@
-"""What uvicorn's protocols lack: answers on half-closed connections, a bound on what is read before a body, and a
-refusal that arrives.
+"""What uvicorn's protocols lack: answers that arrive, whatever the client does with its half of the connection, and a
+bound on what is read before a body.
 
 A client that has sent its request may shut down its sending side. One that has gone looks the same, until something is
 sent to it: then its side answers with a reset. So the first bytes of the answer, the same for all answers, are sent at
-once, and the socket is looked at until the answer is complete. Knows uvicorn's protocol classes, no requests.
+once, and the socket is looked at until the answer is complete. And a client may be refused before it has sent all: a
+connection closed with bytes unread is reset, and the answer lost with it, so it is closed for writing first. Knows
+uvicorn's protocol classes, no requests.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from semipd_engine.server.errors import bad_request
@@ -23,19 +26,23 @@ MAX_HEAD_BYTES = 1 << 16
 """Of a request's head, as h11 has it; and of all that is no body."""
 PIECE_BYTES = 4096
 LINGER_SECONDS = 5.0
-"""A connection closed with bytes unread is reset, and the answer lost with it: so long they are read, for nobody."""
-UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
+"""So long what a refused client still sends is read, for nobody."""
+UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.IGNORECASE)
 TOO_LONG = "The head of the request is too large."
 
 
-class EarlyStart:
-    """A transport whose next answer has begun already: `FIRST_BYTES` are cut off it."""
+class Outlet:
+    """The transport that uvicorn answers through. `unread` tells, when it is to be closed, whether more of what the
+    client has sent may come."""
 
-    def __init__(self, transport: Any) -> None:
+    def __init__(self, transport: Any, unread: Callable[[], bool]) -> None:
         self._transport = transport
+        self._unread = unread
         self._begun = False
+        self._lingers = False
 
     def begin(self) -> None:
+        """Send `FIRST_BYTES` now; they are cut off the answer."""
         self._begun = True
         self._transport.write(FIRST_BYTES)
 
@@ -45,54 +52,38 @@ class EarlyStart:
             data = data.removeprefix(FIRST_BYTES)
         self._transport.write(data)
 
+    def is_closing(self) -> bool:
+        return self._lingers or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self.is_closing():
+            return
+        if not self._unread():
+            self._transport.close()
+            return
+        self._lingers = True
+        self._transport.write_eof()
+        asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.close)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
 
 def answering(protocol: type[Any]) -> type[Any]:
-    """uvicorn's `protocol`, refusing what is no request as everything is refused here, so that the client hears it. An
-    answer that is being made to a whole request before it comes first, and is the last one."""
+    """uvicorn's `protocol`, whose answers reach clients that close their half of the connection early or are refused
+    before they have sent all. What is no request is refused as everything is refused here; an answer that is being made
+    to a whole request before it comes first, and is the last one."""
 
     class Answering(protocol):  # type: ignore[misc]
         _refused = False
-
-        def data_received(self, data: bytes) -> None:
-            if not self._refused:
-                super().data_received(data)
-
-        def send_400_response(self, message: str) -> None:
-            if self._refused:
-                return
-            self._refused = True
-            cycle = self.cycle
-            if cycle is not None and not cycle.response_complete:
-                if not cycle.more_body:
-                    cycle.keep_alive = False
-                    return
-                cycle.disconnected = True  # it waits for a body that never ends
-                cycle.message_event.set()
-                if cycle.response_started:
-                    self.transport.close()
-                    return
-            remedy = "send less" if message == TOO_LONG else "send HTTP/1.1 with a Content-Length or whole chunks"
-            error = bad_request(None, f"request: {message.rstrip('.')}; {remedy}", code="invalid_http")
-            head = [f"{name}: {value}" for name, value in error.headers().items()]
-            head += [f"content-length: {len(error.body())}", "connection: close", "", ""]
-            self.transport.write(b"HTTP/1.1 400 Bad Request\r\n" + "\r\n".join(head).encode("ascii") + error.body())
-            self.transport.write_eof()
-            asyncio.get_running_loop().call_later(LINGER_SECONDS, self.transport.close)
-
-    return Answering
-
-
-def half_closable(protocol: type[Any]) -> type[Any]:
-    """uvicorn's `protocol`, for clients that close their half of the connection early."""
-
-    class HalfClosable(protocol):  # type: ignore[misc]
         _socket: socket.socket | None = None
 
         def connection_made(self, transport: Any) -> None:
-            super().connection_made(EarlyStart(transport))
+            super().connection_made(Outlet(transport, self._unread))
+
+        def data_received(self, data: bytes) -> None:
+            if not (self._refused or self.transport.is_closing()):
+                super().data_received(data)
 
         def eof_received(self) -> bool:
             """True keeps the connection, for the answer that is being made."""
@@ -114,6 +105,33 @@ def half_closable(protocol: type[Any]) -> type[Any]:
                 self._socket = None
             super().connection_lost(error)
 
+        def send_400_response(self, message: str) -> None:
+            if self._refused:
+                return
+            self._refused = True
+            cycle = self.cycle
+            if cycle is not None and not cycle.response_complete:
+                if not cycle.more_body:
+                    cycle.keep_alive = False
+                    return
+                cycle.disconnected = True  # it waits for a body that never ends
+                cycle.message_event.set()
+                if cycle.response_started:
+                    self.transport.close()
+                    return
+            remedy = "send less" if message == TOO_LONG else "send HTTP/1.1 with a Content-Length or whole chunks"
+            error = bad_request(None, f"request: {message.rstrip('.')}; {remedy}", code="invalid_http")
+            head = [f"{name}: {value}" for name, value in error.headers().items()]
+            head += [f"content-length: {len(error.body())}", "connection: close", "", ""]
+            self.transport.write(b"HTTP/1.1 400 Bad Request\r\n" + "\r\n".join(head).encode("ascii") + error.body())
+            self.transport.close()
+
+        def _unread(self) -> bool:
+            unread: bool = self._refused or (self.cycle is not None and self.cycle.more_body)
+            if unread:
+                self.flow.resume_reading()
+            return unread
+
         def _look(self) -> None:
             if self._socket is None:
                 return
@@ -122,7 +140,7 @@ def half_closable(protocol: type[Any]) -> type[Any]:
             else:
                 asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
 
-    return HalfClosable
+    return Answering
 
 
 def bounded(protocol: type[Any]) -> type[Any]:
@@ -133,27 +151,25 @@ def bounded(protocol: type[Any]) -> type[Any]:
     class Bounded(protocol):  # type: ignore[misc]
         _outside = 0
         """Bytes since the last one of a body or a complete head."""
-        _between = True
-        """What comes begins a request."""
+        _in_head = True
+        """What comes next is of a head, or begins one."""
+        _held = b""
+        """Of a head, read but not yet handed on."""
 
         def data_received(self, data: bytes) -> None:
-            if self._between and (end := data.find(b"\r\n\r\n")) >= 0:
-                data = UPGRADE.sub(b"", data[:end]) + data[end:]
+            if self._in_head:
+                data = self._without_offers(data)
             for at in range(0, len(data), PIECE_BYTES):
                 if self.transport.is_closing():
                     return
                 piece = data[at : at + PIECE_BYTES]
                 self._outside += len(piece)
                 super().data_received(piece)
-                if self._outside > MAX_HEAD_BYTES and not self.transport.is_closing():
-                    self.send_400_response(TOO_LONG)
-
-        def on_message_begin(self) -> None:
-            self._between = False
-            super().on_message_begin()
+                self._check_length()
+            self._check_length()
 
         def on_headers_complete(self) -> None:
-            self._outside = 0
+            self._outside, self._in_head = 0, False
             super().on_headers_complete()
 
         def on_body(self, body: bytes) -> None:
@@ -161,7 +177,25 @@ def bounded(protocol: type[Any]) -> type[Any]:
             super().on_body(body)
 
         def on_message_complete(self) -> None:
-            self._outside, self._between = 0, True
+            self._outside, self._in_head = 0, True
+            self.cycle.more_body = False  # also if its answer did not wait for it
             super().on_message_complete()
+
+        def _check_length(self) -> None:
+            if self._outside + len(self._held) > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response(TOO_LONG)
+
+        def _without_offers(self, data: bytes) -> bytes:
+            """What may be handed on of a head: of all but its last line, which is held until it is whole."""
+            data, self._held = self._held + data, b""
+            end = data.find(b"\r\n\r\n") + 2
+            if end >= 2:
+                return UPGRADE.sub(b"", data[:end]) + data[end:]
+            data = UPGRADE.sub(b"", data)
+            last = data.rfind(b"\r\n")
+            if last < 0:
+                last = len(data) - data.endswith(b"\r")
+            self._held = data[last:]
+            return data[:last]
 
     return Bounded

@@ -17,9 +17,9 @@ from tests.unit.server.api_process import Api, StartApi
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from e2e.lib.waiting import wait_until
+from e2e.lib.waiting import PATIENCE_S, wait_until, wait_until_async
 from semipd_engine.server.__main__ import http_protocol
-from semipd_engine.server.connections import answering, half_closable
+from semipd_engine.server.connections import answering
 
 pytestmark = pytest.mark.unit
 
@@ -36,7 +36,7 @@ def half_closed(api: Api, path: str, body: Any = None) -> socket.socket:
 
 
 def read_all(sock: socket.socket) -> bytes:
-    sock.settimeout(20)
+    sock.settimeout(PATIENCE_S)
     return b"".join(iter(lambda: sock.recv(1 << 16), b""))
 
 
@@ -69,15 +69,17 @@ async def echo_length(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": f"{length:7d}".encode()})
 
 
+def made(protocol: Any) -> Any:
+    config = uvicorn.Config(echo_length, log_config=None, lifespan="off")
+    config.load()
+    return protocol(config, ServerState(), {})
+
+
 @contextlib.asynccontextmanager
 async def connected(protocol: Any) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A connection to a server of that protocol, as the api process has it."""
-    config, state = uvicorn.Config(echo_length, log_config=None, lifespan="off"), ServerState()
-    config.load()
-    server = await asyncio.get_running_loop().create_server(
-        lambda: half_closable(protocol)(config, state, {}), "127.0.0.1"
-    )
-    async with server, asyncio.timeout(20):
+    server = await asyncio.get_running_loop().create_server(lambda: made(protocol), "127.0.0.1")
+    async with server, asyncio.timeout(PATIENCE_S):
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         yield reader, writer
         writer.close()
@@ -104,6 +106,53 @@ async def test_what_comes_before_or_after_a_body_has_an_end(protocol: Any, begun
             writer.write(more * (1 << 14))
             await writer.drain()
         assert refusal(await reader.read())["code"] == "invalid_http"
+
+
+class Sink(asyncio.Transport):
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None: ...
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+async def test_a_body_is_read_beside_an_offer_however_the_network_cuts_its_head() -> None:
+    """Before it and after it are other lines; one begins like it."""
+    lines = [b"POST / HTTP/1.1", b"Upgrade: h2c", b"host: x", b"upgrader: x", b"UPGRADE: websocket", b"upgrade:"]
+    lines += [b"connection: Upgrade, HTTP2-Settings", b"content-length: 3", b"", b"abc"]
+    sent = b"\r\n".join(lines)
+    whole = [[sent[:cut], sent[cut:]] for cut in range(len(sent))]
+    for pieces in (*whole, [sent[at : at + 1] for at in range(len(sent))]):
+        sink, protocol = Sink(), made(http_protocol())
+        protocol.connection_made(sink)
+        for piece in pieces:
+            protocol.data_received(piece)
+        await wait_until_async(lambda sink=sink: sink.written.endswith(b"      3"))  # type: ignore[misc]
+        assert sink.written.startswith(b"HTTP/1.1 200"), pieces
+        assert (b"upgrader", b"x") in protocol.headers, pieces
+
+
+def test_a_refusal_reaches_a_client_that_is_still_sending(api: Api) -> None:
+    """Its connection ends with it, and the rest of its body is read by nobody."""
+    host, length = httpx.URL(api.url), 4 << 20
+    head = f"POST /nowhere HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
+    with socket.create_connection((host.host, host.port or 80)) as client:
+        client.sendall(head.encode())
+        client.sendall(bytes(length))
+        answer = read_all(client)
+    assert answer.startswith(b"HTTP/1.1 404 ") and json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
 
 
 def refusal(answer: bytes) -> Any:
