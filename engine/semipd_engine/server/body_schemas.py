@@ -43,7 +43,6 @@ _CALL: Json = {
         },
     },
 }
-_FLAG: Json = {"type": ["boolean", "null"]}
 _PART: Json = {
     "type": "object",
     "required": ["type", "text"],

@@ -70,7 +70,7 @@ def render(service: Service, body: ChatRequest | TokenizeRequest) -> str:
     return service.templates.render(
         messages,
         body.shown_tools,
-        add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
+        add_generation_prompt=body.add_generation_prompt is not False and not body.continue_final_message,
         continue_final_message=body.continue_final_message,
         variables=body.template_variables,
     )

@@ -202,7 +202,7 @@ class TemplateFields(BaseModel):
     """What the chat template sees beside the messages."""
 
     tools: Tools | None = None
-    add_generation_prompt: On = True
+    add_generation_prompt: bool | None = None
     continue_final_message: Off = False
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
@@ -225,11 +225,7 @@ class TemplateFields(BaseModel):
 
     @model_validator(mode="after")
     def _check_template_fields(self) -> TemplateFields:
-        if (
-            self.continue_final_message
-            and self.add_generation_prompt
-            and "add_generation_prompt" in self.model_fields_set
-        ):
+        if self.continue_final_message and self.add_generation_prompt:
             raise ValueError("continue_final_message: excludes add_generation_prompt: true; set that to false")
         return self
 

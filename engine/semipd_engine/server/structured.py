@@ -90,6 +90,8 @@ def _response_format(value: Any) -> tuple[str, Any] | None:
             raise bad_request("response_format.json_schema", "needs the type 'json_schema'")
         return ("json_object", True) if value.get("schema") is None else ("json", value["schema"])
     if kind == "json_schema":
+        if value.get("schema") is not None:
+            raise bad_request("response_format.schema", "belongs into json_schema, or to the type 'json_object'")
         described = value.get("json_schema")
         if not isinstance(described, dict):
             raise bad_request("response_format.json_schema", "is missing; send {'name': ..., 'schema': {...}}")

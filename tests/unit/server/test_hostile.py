@@ -11,6 +11,8 @@ import httpx
 import pytest
 from tests.unit.server.api_process import Api
 
+from e2e.lib.waiting import PATIENCE_S
+
 pytestmark = pytest.mark.unit
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -58,6 +60,8 @@ BODIES: list[tuple[str, str, str | None]] = [
     (COMPLETIONS, '{"prompt": "x", "response_format": {"type": "json_object", "json_schema": {}}}',
      "response_format.json_schema"),
     (COMPLETIONS, '{"prompt": "x", "response_format": {"type": "json_object", "shape": 1}}', "response_format.shape"),
+    (COMPLETIONS, '{"prompt": "x", "response_format": {"type": "json_schema", "json_schema": {"name": "a"}, "schema": '
+     '{"type": "array"}}}', "response_format.schema"),
     (COMPLETIONS, '{"prompt": "x", "structured_outputs": {"structural_tag": "a"}}',
      "structured_outputs.structural_tag"),
     (COMPLETIONS, '{"prompt": null}', "prompt"),
@@ -85,6 +89,8 @@ BODIES: list[tuple[str, str, str | None]] = [
     (CHAT, '{"messages": [' + USER + '], "max_tokens": 1, "tool_choice": "auto"}', None),
     (CHAT, '{"messages": [{"role": "assistant", "content": null, "refusal": "No."}], "max_tokens": 1}', None),
     (CHAT, '{"messages": [' + USER + '], "chat_template_kwargs": {"messages": [], "x": NaN}, "max_tokens": 1}', None),
+    (CHAT, '{"messages": [' + USER + ', {"role": "assistant", "content": "It is"}], "continue_final_message": true, '
+     '"add_generation_prompt": null, "max_tokens": 1}', None),
     (CHAT, '{"messages": "x"}', "messages"),
     (CHAT, '{"messages": [1]}', "messages"),
     (CHAT, '{"messages": {}}', "messages"),
@@ -211,7 +217,7 @@ LENGTH = b"content-length: %d\r\n" % len(BODY)
 def test_odd_requests(api: Api, sent: bytes, status: int) -> None:
     """Sent as bytes by a client that says no more; one answer, and the connection ends."""
     address = httpx.URL(api.url)
-    with socket.create_connection((address.host, address.port or 80), timeout=20) as client:
+    with socket.create_connection((address.host, address.port or 80), timeout=PATIENCE_S) as client:
         client.sendall(sent)
         client.shutdown(socket.SHUT_WR)
         answer = b"".join(iter(lambda: client.recv(1 << 16), b"")).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
