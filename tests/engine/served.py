@@ -59,10 +59,14 @@ def serve(run_dir: Path, model: Path, *flags: str) -> Iterator[Served]:
     try:
         port = run_dir / "api.port"
         wait_until(lambda: port.exists() or process.poll() is not None)
-        client = httpx.Client(base_url=f"http://127.0.0.1:{int(port.read_text())}", timeout=60)
+        client = httpx.Client(base_url=f"http://127.0.0.1:{int(port.read_text())}", timeout=PATIENCE_S)
         wait_until(lambda: client.get("/ready").status_code == 200)
         yield Served(process, str(client.base_url), model, client)
         client.close()
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(PATIENCE_S)
+        try:
+            process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from e2e.lib.waiting import PATIENCE_S
 from semipd_engine.ipc import frames
 from semipd_engine.ipc.requests import AbortRequest, AddRequest, ApiToCore, CoreState, Outputs, Rejected, RequestOutput
 from semipd_engine.ipc.tokens import TokenLogprobs, pack_logprobs
@@ -79,7 +80,7 @@ class StandInCore:
         self._loop.close()
 
     def _call(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
 
     # ---- on the loop -------------------------------------------------------------------------------------------
 

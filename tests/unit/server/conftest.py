@@ -16,7 +16,7 @@ from tests.unit.server.api_process import Api, StartApi
 from tests.unit.server.api_standin import StandInCore, counted
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from e2e.lib.waiting import wait_until
+from e2e.lib.waiting import PATIENCE_S, wait_until
 from semipd_engine.core.grammar import Grammars
 
 TEMPLATE = """\
@@ -78,7 +78,7 @@ def start_api_process(model_dir: Path, run_dir: Path, flags: list[str]) -> Api:
     port = run_dir / "api.port"
     wait_until(lambda: port.exists() or process.poll() is not None)
     url = f"http://127.0.0.1:{int(port.read_text())}"
-    client = httpx.Client(base_url=url, timeout=20)
+    client = httpx.Client(base_url=url, timeout=PATIENCE_S)
     wait_until(lambda: client.get("/ready").status_code == 200)
     return Api(process, url, core, client, run_dir)
 

@@ -19,6 +19,7 @@ from tests.unit.server.api_process import Api, StartApi
 from tokenizers import Tokenizer
 
 from e2e.lib.waiting import PATIENCE_S, wait_until
+from semipd_engine.server.admission import ENDPOINT_LAG_SECONDS, OUTAGE_GRACE_SECONDS
 
 pytestmark = pytest.mark.unit
 LONG = {"x-request-timeout-ms": "60000"}
@@ -86,24 +87,34 @@ def test_core_hears_how_large_a_refused_request_is(start_api: StartApi, tokenize
 def test_a_request_whose_time_is_over_is_ended_everywhere(start_api: StartApi, stream: bool) -> None:
     api = start_api("--request-timeout", "0.4")
     api.core.seconds_per_token = 0.1
+    later: list[int] = []
+
+    def served_again() -> bool:
+        """Then core has read all that was sent before."""
+        later.append(api.complete(max_tokens=1).status_code)
+        return later[-1] == 200
+
     for headers, seconds in (({}, "0.4"), ({"x-request-timeout-ms": "150"}, "0.15"), (LONG, "0.4")):
         api.core.added.clear()
         api.core.aborted.clear()
         body = {"prompt": "The", "max_tokens": 200, "stream": stream, "n": 2}
         answer = api.client.post("/v1/completions", json=body, headers=headers)
-        if stream:
+        begun = answer.status_code == 200
+        if begun:
             *_, last, end = answer.text.split("\n\n")
-            assert answer.status_code == 200 and end == "" and '"token' not in last
+            assert stream and end == "" and '"token' not in last
             error = json.loads(last.removeprefix("data: "))["error"]
         else:
-            assert answer.status_code == 504
             error = answer.json()["error"]
+            assert answer.status_code == 504
         assert error["code"] == "deadline_exceeded" and f"within {seconds} s" in error["message"]
-        wait_until(lambda: sorted(api.core.aborted) == sorted(add.key for add in api.core.added))
-        assert len(api.core.added) == 2
-    assert api.client.post("/v1/completions", json={"prompt": "The", "max_tokens": 1}).status_code == 200
+        wait_until(served_again, describe=lambda: later)
+        keys = [add.key for add in api.core.added if add.sampling.max_tokens == 200]
+        # On a machine that stood still it was over before core heard of it.
+        assert set(keys) <= set(api.core.aborted) and len(keys) in ((2,) if begun else (0, 2))
     metrics = api.metrics()
-    assert 'semipd_expired_requests_total{model_name="letters"} 3.0' in metrics
+    expired = 3 + len(later) - later.count(200)
+    assert f'semipd_expired_requests_total{{model_name="letters"}} {expired}.0' in metrics
     assert "semipd_rejected_requests_total{" not in metrics, "they were run"
     for bad in ("0", "-5", "1.5", "soon", "", "9999999999"):
         refused = api.client.post("/v1/completions", json=body, headers={"x-request-timeout-ms": bad})
@@ -137,25 +148,18 @@ def test_a_wished_time_per_token_reaches_core_and_is_counted_when_missed(api: Ap
 
 
 def test_requests_reach_core_in_their_order(start_api: StartApi) -> None:
-    """Bodies of like size do: a long prompt, tokenised in a thread, is overtaken by a short one that came later."""
+    """Bodies of like size do, however long the first one takes to be tokenised."""
     api = start_api()
     api.core.set_state(max_model_len=10_000_000)
-    api.core.answer = lambda add: [5]
-
-    def overtaken() -> list[int]:
-        """Seeds as they reached core; none where this process was held up until the long prompts were through."""
-        api.core.added.clear()
-        with ThreadPoolExecutor(2) as pool:
-            long = [pool.submit(api.complete, "dog " * 300_000, max_tokens=1, seed=1)]
-            wait_until(lambda: api.client.get("/load").json()["server_load"] == 1 or api.core.added)
-            long.append(pool.submit(api.complete, "dog " * 20_000, max_tokens=1, seed=2))
-            wait_until(lambda: api.client.get("/load").json()["server_load"] == 2 or api.core.added)
-            assert api.complete("The", max_tokens=1, seed=3).status_code == 200
-            assert [future.result().status_code for future in long] == [200, 200]
-        seeds = [add.sampling.seed or 0 for add in api.core.added]
-        return seeds if seeds[0] == 3 else []
-
-    assert wait_until(overtaken) == [3, 1, 2]
+    wait_until(lambda: api.client.get("/v1/models").json()["data"][0]["max_model_len"] == 10_000_000)
+    api.core.hold = True  # none ends before all were counted
+    with ThreadPoolExecutor(3) as pool:
+        for seed, words in enumerate((300_000, 20_000, 20_000)):
+            pool.submit(api.complete, "dog " * words, max_tokens=1, seed=seed)
+            wait_until(lambda many=seed + 1: api.client.get("/load").json()["server_load"] == many)
+        wait_until(lambda: len(api.core.added) == 3)
+        api.core.crash()
+    assert [add.sampling.seed for add in api.core.added] == [0, 1, 2]
 
 
 def test_a_lost_core_is_told_to_everyone_before_there_is_a_new_one(start_api: StartApi) -> None:
@@ -166,6 +170,7 @@ def test_a_lost_core_is_told_to_everyone_before_there_is_a_new_one(start_api: St
         streamed = [pool.submit(api.complete, "The", max_tokens=200, stream=True) for _ in range(4)]
         first_tokens = 'vllm:time_to_first_token_seconds_count{model_name="letters"} 8.0'
         wait_until(lambda: first_tokens in api.metrics(), describe=api.metrics)
+        crashed = time.monotonic()
         api.core.crash()
         ready = api.client.get("/ready").status_code
         answers, streams = [f.result() for f in plain], [f.result() for f in streamed]
@@ -176,15 +181,16 @@ def test_a_lost_core_is_told_to_everyone_before_there_is_a_new_one(start_api: St
         *lines, last, rest = stream.text.split("\n\n")
         assert lines and rest == ""
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_restarted"
-    # A short outage: the probe stays up, and a request sent meanwhile waits for the new core.
-    assert ready == 200
+    # A short outage: the probe stays up, and a request sent meanwhile waits for the new core. On a machine that stood
+    # still it was a long one.
     with ThreadPoolExecutor(1) as pool:
         patient = pool.submit(api.complete, "The", max_tokens=2)
         time.sleep(0.3)
         api.core.seconds_per_token = 0
         api.core.start()
-        assert patient.result().status_code == 200
-    assert api.complete().status_code == 200
+        seen = (ready, patient.result().status_code)
+    assert seen == (200, 200) or time.monotonic() - crashed > OUTAGE_GRACE_SECONDS, seen
+    wait_until(lambda: api.complete().status_code == 200)
 
 
 def test_a_long_outage_is_not_ready(start_api: StartApi) -> None:
@@ -192,7 +198,7 @@ def test_a_long_outage_is_not_ready(start_api: StartApi) -> None:
     began = time.monotonic()
     api.core.crash()
     wait_until(lambda: api.client.get("/ready").status_code == 503)
-    assert time.monotonic() - began > 1.5
+    assert time.monotonic() - began > OUTAGE_GRACE_SECONDS
     refused = api.complete()
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
     assert refused.headers["retry-after"]
@@ -221,22 +227,27 @@ def test_api_key(start_api: StartApi, tmp_path: Path) -> None:
 
 def test_sigterm_drains(start_api: StartApi) -> None:
     """The probe fails at once, new requests pass for five seconds, a running stream ends whole, the exit is clean."""
-    api = start_api("--drain-seconds", "60")
-    api.core.steps = held = asyncio.Semaphore(0)
-    with ThreadPoolExecutor(1) as pool:
-        stream = pool.submit(api.complete, "The", max_tokens=2, stream=True)
+    api = start_api("--drain-seconds", "600")
+    api.core.steps = asyncio.Semaphore(0)
+    with ThreadPoolExecutor(2) as pool:
+        stream = pool.submit(api.complete, "The", max_tokens=100, stream=True)
         wait_until(lambda: api.core.added)
-        api.core.step()
-        wait_until(lambda: 'vllm:time_to_first_token_seconds_count{model_name="letters"} 1.0' in api.metrics())
-        api.core.steps = None  # for others; the stream waits for its second token
+        asked = time.monotonic()
         api.process.send_signal(signal.SIGTERM)
         wait_until(lambda: api.client.get("/ready").status_code == 503)
-        assert api.complete(max_tokens=1).status_code == 200
-        time.sleep(5)
-        refused = api.complete(max_tokens=1)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
-        api.core.steps = held
-        api.core.step()
+        late = pool.submit(api.complete, max_tokens=1)
+        wait_until(lambda: late.done() or len(api.core.added) == 2)
+        for _ in range(3):  # the stream takes turns with it
+            api.core.step()
+        wait_until(late.done)
+        passed = time.monotonic() - asked
+        assert late.result().status_code == 200 or passed > ENDPOINT_LAG_SECONDS
+        # While requests are taken, this one is found too long.
+        refused = wait_until(lambda: answer if (answer := api.complete("dog " * 2_000)).status_code == 503 else None)
+        assert refused.json()["error"]["code"] == "draining" and time.monotonic() - asked > ENDPOINT_LAG_SECONDS
+        assert not stream.done()
+        for _ in range(100):
+            api.core.step()
         assert stream.result().text.endswith("data: [DONE]\n\n")
     assert api.process.wait(PATIENCE_S) == 0
 
