@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from e2e.lib.waiting import PATIENCE_S, wait_until_async
 from semipd_engine.ipc import frames
 from semipd_engine.ipc.requests import CoreState, Outputs
 from semipd_engine.server import core_client
@@ -50,19 +51,19 @@ async def test_a_silent_core_is_lost_and_taken_back_when_it_speaks(
     told = Told()
     async with await asyncio.start_unix_server(serve, tmp_path / CORE_SOCKET):
         running = asyncio.create_task(CoreClient(tmp_path, told).run())
-        await asyncio.sleep(1.0)
-        assert "lost" not in told.said and told.said.count("state") > 5, "it speaks more often than it may be silent"
+        await wait_until_async(lambda: len(told.said) > 20)
+        assert "lost" not in told.said, "it speaks more often than it may be silent"
         time.sleep(0.7)  # noqa: ASYNC251  as if stopped: our time is over, and the bytes come due with it
         await asyncio.sleep(0.1)
         assert "lost" not in told.said
         speaks.clear()
-        await asyncio.wait_for(closed.wait(), 5)
+        await asyncio.wait_for(closed.wait(), PATIENCE_S)
         assert told.said.count("lost") == 1
         await asyncio.sleep(0.6)
         assert told.said.count("lost") == 1, "a connection that never spoke is not lost again"
         before = len(told.said)
         speaks.set()
-        await asyncio.sleep(0.5)
+        await wait_until_async(lambda: len(told.said) > before + 5)
         assert set(told.said[before:]) == {"state"}
         running.cancel()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from tests.unit.server.api_process import Api, StartApi
 from tests.unit.server.test_completions import events
 from tests.unit.server.test_metrics import value
 
+from e2e.lib.waiting import wait_until
 from semipd_engine.core.kv_cache_manager import extend_digests
 from semipd_engine.server import fields
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest
@@ -130,12 +133,17 @@ def test_request_ids_are_taken_and_echoed(api: Api) -> None:
 
 def test_equal_request_ids_do_not_meet(api: Api) -> None:
     """The client's id is a name, not a key."""
-    api.core.seconds_per_token = 0.02
-    with_stream = [
-        api.client.build_request("POST", "/v1/completions", json={"prompt": p, "request_id": "same"}) for p in "ab"
-    ]
-    answers = [api.client.send(request).json() for request in with_stream]
+    alone = [api.complete(prompt, seed=1).json()["choices"] for prompt in "ab"]
+    api.core.added.clear()
+    api.core.steps = asyncio.Semaphore(0)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(api.complete, prompt, seed=1, request_id="same") for prompt in "ab"]
+        wait_until(lambda: len(api.core.added) == 2)
+        for _ in range(16):
+            api.core.step()
+        answers = [each.result().json() for each in asked]
     assert len({add.key for add in api.core.added}) == 2 and {answer["id"] for answer in answers} == {"cmpl-same"}
+    assert [answer["choices"] for answer in answers] == alone
 
 
 def test_a_salt_reaches_core_and_parts_the_prefixes(api: Api) -> None:
