@@ -27,7 +27,8 @@ MAX_HEAD_BYTES = 1 << 16
 PIECE_BYTES = 4096
 LINGER_SECONDS = 5.0
 """So long what a refused client still sends is read, for nobody."""
-UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.IGNORECASE)
+UPGRADE = re.compile(rb"\nupgrade:[^\n]*(?=\n)", re.IGNORECASE)
+EMPTY_LINE = re.compile(rb"\n\r?\n")
 TOO_LONG = "The head of the request is too large."
 
 
@@ -81,8 +82,13 @@ def answering(protocol: type[Any]) -> type[Any]:
         def connection_made(self, transport: Any) -> None:
             super().connection_made(Outlet(transport, self._unread))
 
+        @property
+        def deaf(self) -> bool:
+            """What comes is read for nobody."""
+            return self._refused or bool(self.transport.is_closing())
+
         def data_received(self, data: bytes) -> None:
-            if not (self._refused or self.transport.is_closing()):
+            if not self.deaf:
                 super().data_received(data)
 
         def eof_received(self) -> bool:
@@ -144,7 +150,7 @@ def answering(protocol: type[Any]) -> type[Any]:
 
 
 def bounded(protocol: type[Any]) -> type[Any]:
-    """uvicorn's `protocol` over httptools, which takes heads and trailers of any length. It is fed in pieces, so
+    """An `answering` protocol over httptools, which takes heads and trailers of any length. It is fed in pieces, so
     that how the network cuts them decides nothing; a head may be longer by one. It also drops the body of a request
     that offers another protocol, as Java's client does (h2c): such an offer, which nobody takes up, is taken out."""
 
@@ -157,10 +163,10 @@ def bounded(protocol: type[Any]) -> type[Any]:
         """Of a head, read but not yet handed on."""
 
         def data_received(self, data: bytes) -> None:
-            if self._in_head:
+            if self._in_head and not self.deaf:
                 data = self._without_offers(data)
             for at in range(0, len(data), PIECE_BYTES):
-                if self.transport.is_closing():
+                if self.deaf:
                     return
                 piece = data[at : at + PIECE_BYTES]
                 self._outside += len(piece)
@@ -182,20 +188,18 @@ def bounded(protocol: type[Any]) -> type[Any]:
             super().on_message_complete()
 
         def _check_length(self) -> None:
-            if self._outside + len(self._held) > MAX_HEAD_BYTES and not self.transport.is_closing():
+            if self._outside + len(self._held) > MAX_HEAD_BYTES and not self.deaf:
                 self.send_400_response(TOO_LONG)
 
         def _without_offers(self, data: bytes) -> bytes:
             """What may be handed on of a head: of all but its last line, which is held until it is whole."""
             data, self._held = self._held + data, b""
-            end = data.find(b"\r\n\r\n") + 2
-            if end >= 2:
-                return UPGRADE.sub(b"", data[:end]) + data[end:]
+            if ends := EMPTY_LINE.search(data):
+                return UPGRADE.sub(b"", data[: ends.end()]) + data[ends.end() :]
             data = UPGRADE.sub(b"", data)
-            last = data.rfind(b"\r\n")
-            if last < 0:
-                last = len(data) - data.endswith(b"\r")
-            self._held = data[last:]
-            return data[:last]
+            last = data.rfind(b"\n")
+            if last >= 0:  # a first line is handed on as it comes: it may be none
+                data, self._held = data[:last], data[last:]
+            return data
 
     return Bounded

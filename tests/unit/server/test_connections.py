@@ -7,6 +7,7 @@ import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,9 @@ class Sink(asyncio.Transport):
     def write(self, data: Any) -> None:
         self.written += data
 
+    def has(self, end: bytes) -> bool:
+        return self.written.endswith(end)
+
     def is_closing(self) -> bool:
         return False
 
@@ -139,7 +143,7 @@ async def test_a_body_is_read_beside_an_offer_however_the_network_cuts_its_head(
         protocol.connection_made(sink)
         for piece in pieces:
             protocol.data_received(piece)
-        await wait_until_async(lambda sink=sink: sink.written.endswith(b"      3"))  # type: ignore[misc]
+        await wait_until_async(partial(sink.has, b"      3"), every_s=0)
         assert sink.written.startswith(b"HTTP/1.1 200"), pieces
         assert (b"upgrader", b"x") in protocol.headers, pieces
 
