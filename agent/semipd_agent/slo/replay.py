@@ -116,7 +116,7 @@ def latencies(
                 else:
                     rate = slow_decode / step
                 by_decode = ends / rate
-                by_prefill = left / slow_prefill
+                by_prefill = left / slow_prefill if left else 0.0  # all of it was cached
                 if by_prefill <= by_decode:
                     t += by_prefill
                     progress += by_prefill * rate
