@@ -16,7 +16,7 @@ from semipd_agent.slo.hindsight import LEAST_SECONDS, Watch
 from semipd_agent.slo.load import Load, Seen, advance
 from semipd_agent.slo.predictive import Decision, Hold, ModelPredictive, State, decide
 from semipd_agent.slo.replay import Job, Live, Machine, replay
-from semipd_agent.slo.step_model import ASSUMED, ShareLaw, StepModel
+from semipd_agent.slo.step_model import ASSUMED, Kind, ShareLaw, StepModel
 from semipd_cli.simulator.engine import Size, VirtualEngine
 from semipd_cli.simulator.oracle import ORACLES
 from semipd_cli.simulator.policies import Auto
@@ -287,6 +287,13 @@ def test_prompts_that_wait_share_a_step_without_isolation() -> None:
     assert last.ttft < 0.3, "one after the other in steps of their own they would take half a second"
 
 
+def test_a_prompt_that_is_cached_whole_takes_no_time_without_isolation() -> None:
+    """Beside a row: there is nothing to compute, and nothing to divide by."""
+    machine = replace(ALONE, chunk=0.1, chunk_tokens=100, prefill_speed=1.0, decode_speed=1.0)
+    cached, after, row = replay(machine, [Job(0.5, 0.0, 1, 1), Job(0.5, 0.1, 1, 1)], [Live(0.0, 1, 201, 0)])
+    assert cached.ttft == 0 and 0 < after.ttft < 0.5 and row.tpot > 0
+
+
 # ---- decisions ------------------------------------------------------------------------------------------------------
 
 
@@ -326,6 +333,32 @@ def test_what_mixed_steps_take_is_learned_and_says_nothing_of_the_phases() -> No
         model, before = model.learn(before, after, 1.0), after
     assert model.costs(Phase.DECODE) == costs
     assert model.mixed_factor == pytest.approx(1.6, rel=0.02)
+
+
+def mixed_steps(n: int, seconds: float) -> dict[Kind, StepTimes]:
+    whole = steps(Phase.DECODE, 264, n, seconds)
+    return {
+        (Phase.DECODE, 100, 100, 8, 0, 256): whole.model_copy(
+            update={"batch": 8, "prompts": 256, "prompt_tokens": 256 * n}
+        )
+    }
+
+
+def test_a_mixed_step_that_was_stopped_does_not_forbid_mixing_for_ever() -> None:
+    """One of 30 s among some that are as the profile says. Once there are none any more, what is known fades."""
+    plain = {(Phase.DECODE, 100, 100, 8, 0, 0): steps(Phase.DECODE, 8, 1000, 1000 * (0.02 + 8 * 0.001))}
+    model = StepModel(ASSUMED).learn({}, plain, 1.0)
+    best = ASSUMED.mixed * model.mixed_seconds(256, 0, 8, 0)
+    model = model.learn({}, mixed_steps(20, 20 * best), 1.0)
+    model = model.learn(mixed_steps(20, 20 * best), mixed_steps(21, 20 * best + 30.0), 1.0)
+    odd = model.mixed_factor
+    assert ASSUMED.mixed < odd < 1.3
+    for hour in range(1, 4):
+        more = steps(Phase.DECODE, 8, 1000 + hour, (1000 + hour) * (0.02 + 8 * 0.001))
+        before, plain = plain, {(Phase.DECODE, 100, 100, 8, 0, 0): more}
+        model = model.learn(before, plain, 3600.0)
+    assert model.mixed_factor == pytest.approx(ASSUMED.mixed, rel=0.01) and model.mixed_factor < odd
+    assert model.learn(plain, plain, 36_000.0).mixed == model.mixed, "a pod that rests forgets nothing"
 
 
 @pytest.mark.parametrize("mixing", [1.0, 3.0])

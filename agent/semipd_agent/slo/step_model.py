@@ -245,21 +245,28 @@ class StepModel:
                 fits[phase] = fits[phase].seen(fresh, seconds)
         learned = replace(self, prefill=fits[Phase.PREFILL], decode=fits[Phase.DECODE])
         mixed = [(before.get(kind), now) for kind, now in after.items() if now.prompts]
-        return replace(learned, mixed=learned._mixed(mixed, seconds)) if mixed else learned
+        if not mixed and not self.mixed[0]:
+            return learned
+        others = learned.prefill is not self.prefill or learned.decode is not self.decode
+        return replace(learned, mixed=learned._mixed(mixed, seconds, others))
 
-    def _mixed(self, sums: Sequence[tuple[StepTimes | None, StepTimes]], seconds: float) -> tuple[float, float]:
-        """Only steps that nothing ran beside: with the other phase some do while the mode changes."""
+    def _mixed(
+        self, sums: Sequence[tuple[StepTimes | None, StepTimes]], seconds: float, others: bool
+    ) -> tuple[float, float]:
+        """Only steps that nothing ran beside: with the other phase some do while the mode changes. Where there are
+        others only, little is forgotten: what mixed steps once took keeps Auto from them for hours, not for ever."""
         fresh: list[tuple[int, float]] = []
         for before, now in sums:
             d = _difference(before, now)
-            if d.steps > 0 and d.shared_seconds <= 0.05 * d.alone_seconds:
+            if d.steps > 0 and d.alone_seconds > 0 and d.shared_seconds <= 0.05 * d.alone_seconds:
                 tokens, context = d.prompt_tokens / d.steps, d.prompt_context_tokens / d.steps
                 rows, read = d.tokens / d.steps - tokens, d.context_tokens / d.steps - context
                 said = self.mixed_seconds(tokens, context, rows, read)
-                fresh.append((d.steps, d.alone_seconds / said))
-        if not fresh:
+                # Within its bounds: a step that was stopped for half a minute says nothing of a thousand others.
+                fresh.append((d.steps, min(max(d.alone_seconds / said, MIXED[0] * d.steps), MIXED[1] * d.steps)))
+        if not fresh and not others:
             return self.mixed
-        keep = 0.5 ** (seconds / FORGET_SECONDS)
+        keep = 0.5 ** (seconds / FORGET_SECONDS * (1.0 if fresh else FORGET_RESTING))
         return keep * self.mixed[0] + sum(n for n, _ in fresh), keep * self.mixed[1] + sum(took for _, took in fresh)
 
     def _row(self, before: StepTimes | None, now: StepTimes) -> Row | None:
