@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from semipd_agent import report
@@ -104,8 +105,8 @@ class Agent:
     def health(self) -> Health:
         return Health(pod_uid=self._identity.pod_uid, observed_at=self._clock.wall())
 
-    def recording(self) -> bytes:
-        return self.controller.recorder.text()
+    def recording(self) -> Iterator[bytes]:
+        return self.controller.recorder.pieces()
 
     def token_digests(self) -> tuple[str, ...]:
         return self._tokens

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.exceptions import HTTPException
 
@@ -28,7 +28,7 @@ class Service(Protocol):
 
     def ready(self) -> bool: ...
     def health(self) -> Health: ...
-    def recording(self) -> bytes: ...
+    def recording(self) -> Iterator[bytes]: ...
     def token_digests(self) -> tuple[str, ...]: ...
 
 
@@ -53,7 +53,7 @@ def create_app(service: Service, registry: CollectorRegistry) -> FastAPI:
 
     @app.get("/v1/recording")
     async def recording() -> Response:
-        return Response(service.recording(), media_type="application/x-ndjson")
+        return StreamingResponse(service.recording(), media_type="application/x-ndjson")
 
     @app.put("/v1/config")
     async def configure(config: AgentConfig) -> Response:

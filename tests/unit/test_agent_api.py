@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -65,8 +67,8 @@ class Service:
     def health(self) -> Health:
         return Health(pod_uid="uid-of-pod")
 
-    def recording(self) -> bytes:
-        return self.controller.recorder.text()
+    def recording(self) -> Iterator[bytes]:
+        return self.controller.recorder.pieces()
 
     def token_digests(self) -> tuple[str, ...]:
         return self.digests
@@ -120,6 +122,7 @@ def test_the_empty_token_is_never_accepted() -> None:
     ("method", "path", "open_"),
     [
         ("GET", "/v1/status", False),
+        ("GET", "/v1/recording", False),
         ("PUT", "/v1/config", False),
         ("POST", "/v1/anything", False),
         ("GET", "/v1", False),
@@ -164,6 +167,17 @@ async def test_a_put_changes_the_split(client: httpx.AsyncClient, service: Servi
     assert [(d["from"]["prefillPercent"], d["to"]["prefillPercent"], d["outcome"]) for d in decisions] == [
         (60, 30, "Applied")
     ]
+
+
+async def test_the_recording_is_lines_of_what_the_policy_saw(client: httpx.AsyncClient, service: Service) -> None:
+    assert (await client.get("/v1/recording", headers=BEARER)).content == b"", "nothing decides yet"
+    wanted = {"generation": 6, "slo": {"ttftMilliseconds": 100}, "partition": {"mode": "Auto"}}
+    await client.put("/v1/config", headers=BEARER, json=wanted)
+    for _ in range(3):
+        service.tick()
+    answer = await client.get("/v1/recording", headers=BEARER)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/x-ndjson")
+    assert ["begin" in json.loads(line) for line in answer.content.splitlines()] == [True, False, False, False]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from tests.unit.agent_plant import Pod, Speed, poisson
 
+from semipd_agent import control
 from semipd_agent.contract import SLO, AgentConfig, Bounds, Mode, PartitionConfig
-from semipd_agent.slo import recording
+from semipd_agent.slo import predictive, recording
 from semipd_agent.slo.recording import RecordingError, replayed
 from semipd_cli.simulator.command import simulate
 
@@ -31,12 +32,16 @@ def flown(seconds: int, *, mixed: bool = False) -> Pod:
     return pod
 
 
+def recorded(pod: Pod) -> bytes:
+    return b"".join(pod.controller.recorder.pieces())
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 def test_a_recording_replayed_gives_the_same_decisions(mixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its begin is lost by then: a segment holds all that the policy knew when it began."""
     monkeypatch.setattr(recording, "SEGMENT_TICKS", 15)
     pod = flown(90, mixed=mixed)
-    ticks = list(replayed(pod.controller.recorder.text().splitlines()))
+    ticks = list(replayed(recorded(pod).splitlines()))
     assert 30 <= len(ticks) <= 45, "three segments of fifteen ticks are kept"
     assert all(tick.same for tick in ticks)
     assert sum(tick.recorded is not None for tick in ticks) > 25
@@ -46,7 +51,7 @@ def test_a_recording_replayed_gives_the_same_decisions(mixed: bool, monkeypatch:
 
 def test_a_move_is_in_it_and_the_command_tells_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pod, file = flown(60), tmp_path / "recording.ndjson"
-    file.write_bytes(pod.controller.recorder.text())
+    file.write_bytes(recorded(pod))
     assert simulate(["--replay", str(file)]) == 0
     said = capsys.readouterr().out
     assert "100/100 -> " in said and "expected within both targets" in said and "; 0 differ" in said
@@ -64,9 +69,58 @@ def test_what_no_tick_tells_begins_a_segment() -> None:
     pod.tick(6.0)
     pod.controller.configure(config(3, tpot=20))
     pod.tick(7.0)
-    lines = [json.loads(line) for line in pod.controller.recorder.text().splitlines()]
+    lines = [json.loads(line) for line in recorded(pod).splitlines()]
     assert ["begin" in line for line in lines] == [True, *[False] * 5, True, False, True, False]
     assert all(tick.same for tick in replayed(map(json.dumps, lines)))
+
+
+def test_it_is_read_in_pieces_as_it_was_when_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader who takes his time holds little of it, and sees no half of a later line."""
+    pod = flown(10)
+    then, pieces = recorded(pod), pod.controller.recorder.pieces()
+    monkeypatch.setattr(recording, "PIECE_BYTES", 1000)
+    read = [next(pieces)]
+    pod.tick(11.0)
+    read += pieces
+    assert len(read) > 10 and max(map(len, read)) <= 1000
+    assert b"".join(read) == then != recorded(pod)
+
+
+def test_a_policy_that_failed_fails_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same words: it is no other decision."""
+
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError("of nothing")
+
+    pod = flown(3)
+    monkeypatch.setattr(predictive, "decide", fails)
+    pod.tick(4.0)
+    *_, last = replayed(recorded(pod).splitlines())
+    assert last.recorded is not None and last.recorded.feasible_reason == "PolicyFailed"
+    assert last.same and "ZeroDivisionError: of nothing" in last.recorded.message
+    assert [fault.part for fault in pod.controller.faults.report()] == ["policy"]
+
+
+@pytest.mark.parametrize("broken", ["advance", "_plain"])
+def test_what_could_not_be_taken_or_written_begins_a_segment(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tick stands behind a begin that it does not follow."""
+
+    def fails(*_: object) -> None:
+        raise ValueError("broken")
+
+    pod = Pod(config(), poisson(3.25, 30, 2000, 60, 1), FAST)
+    for second in range(1, 4):
+        pod.tick(float(second))
+    with monkeypatch.context() as patch:
+        patch.setattr(recording if broken == "_plain" else control, broken, fails)
+        pod.tick(4.0)
+        pod.controller.configure(config(2, tpot=20))
+        pod.tick(5.0)
+    for second in range(6, 30):
+        pod.tick(float(second))
+    ticks = list(replayed(recorded(pod).splitlines()))
+    assert [tick.observation.at for tick in ticks] == [1.0, 2.0, 3.0, *map(float, range(6, 30))]
+    assert all(tick.same for tick in ticks)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +144,6 @@ def test_what_is_no_recording_is_said_in_one_line(
 
 
 def test_a_tick_without_a_begin_is_refused() -> None:
-    lines = flown(3).controller.recorder.text().splitlines()
+    lines = recorded(flown(3)).splitlines()
     with pytest.raises(RecordingError, match="before the begin"):
         list(replayed(lines[1:]))

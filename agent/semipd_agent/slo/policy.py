@@ -47,6 +47,20 @@ class SplitPolicy(Protocol):
         """
 
 
+def ask(
+    policy: SplitPolicy, evidence: Evidence, split: Split, bounds: Bounds, grid: Grid, now: float
+) -> tuple[Verdict, Exception | None]:
+    """One tick. A policy that raises, or answers nonsense, moves nothing: the split holds, and the verdict says why."""
+    try:
+        verdict = policy.observe(evidence, split, bounds, now)
+        if verdict.move is not None and clamp(verdict.move.to, bounds, grid) != verdict.move.to:
+            raise ValueError(f"{verdict.move.to} is not within the bounds and rungs")
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return Verdict(feasible_reason="PolicyFailed", message=f"the policy failed ({said}); the split holds"), error
+    return verdict, None
+
+
 def clamp(split: Split, bounds: Bounds, grid: Grid = Grid()) -> Split:  # noqa: B008  it is frozen
     """The nearest split of the grid within the bounds. No isolation is within them where no limit at all is."""
     if split.mixed_tokens and unlimited(bounds):
@@ -55,6 +69,10 @@ def clamp(split: Split, bounds: Bounds, grid: Grid = Grid()) -> Split:  # noqa: 
         prefill=grid.bounded(split.prefill, bounds.min_prefill_percent, bounds.max_prefill_percent),
         decode=grid.bounded(split.decode, bounds.min_decode_percent, bounds.max_decode_percent),
     )
+
+
+def isolated(split: Split) -> Split:
+    return Split(prefill=split.prefill, decode=split.decode)
 
 
 def unlimited(bounds: Bounds) -> bool:

@@ -22,7 +22,7 @@ from semipd_agent.contract import SLO, Bounds
 from semipd_agent.slo.feasibility import Judge
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.load import Load, advance
-from semipd_agent.slo.policy import SplitPolicy, Verdict
+from semipd_agent.slo.policy import SplitPolicy, Verdict, ask
 from semipd_agent.slo.predictive import ModelPredictive, State
 from semipd_agent.slo.step_model import Kind, kinds
 from semipd_agent.slo.window import Evidence
@@ -33,6 +33,8 @@ SEGMENT_TICKS, SEGMENT_BYTES = 300, 500_000
 """A segment ends with the first of the two; bytes are compressed ones."""
 SEGMENTS = 3
 """Kept, the one that is being written included: ten to fifteen minutes, at most 1.5 MB."""
+PIECE_BYTES = 1 << 18
+"""Unpacked at once for a reader: a recording may be tens of megabytes, and the agent has few."""
 _LOAD, _STATE, _JUDGE, _KINDS = TypeAdapter(Load), TypeAdapter(State), TypeAdapter(Judge), TypeAdapter(set[Kind])
 _VERDICT: TypeAdapter[Verdict | None] = TypeAdapter(Verdict | None)
 
@@ -59,8 +61,6 @@ class Recorder:
         same = policy is self._policy and load is self._load and bounds == self._bounds
         if same and not self._segments[-1].full:
             return
-        self._policy, self._load, self._bounds, self._steps = policy, load, bounds, {}
-        self._segments.append(_Segment())
         known = {
             "slo": policy.slo,
             "bounds": bounds,
@@ -71,15 +71,23 @@ class Recorder:
             "state": policy.state,
             "judge": policy.judge,
         }
-        self._segments[-1].write(json.dumps({"version": VERSION, "begin": _plain(known)}))
+        self._policy = None  # until it is written: ticks without a begin are of no use
+        segment = _Segment()
+        segment.write(json.dumps({"version": VERSION, "begin": _plain(known)}))
+        self._segments.append(segment)
+        self._policy, self._load, self._bounds, self._steps = policy, load, bounds, {}
 
     def tick(
         self, before: Load, after: Load, o: Observation, split: Split, now: float, verdict: Verdict | None
     ) -> None:
-        """`before`, `after`: the load without and with `o`. `verdict`: None where the policy was not asked."""
+        """`before`, `after`: the load without and with `o`. `verdict`: None where the policy was not asked.
+
+        What is not written whole is followed by a new segment: a load that no tick led to is not the one of before."""
         if self._policy is None:
             return
-        self._load = after
+        self._load = None
+        if after is before:  # the observation was of no use, and would be to nobody else
+            return
         newest, cursor = (before.newest, before.cursor) if o.core_id == before.core_id else (-1, -1)
         steps, told = kinds(o.steps), self._steps if o.core_id == before.core_id else {}
         fresh = o.model_copy(
@@ -93,10 +101,12 @@ class Recorder:
         self._steps = steps
         line = json.dumps({"now": now, "split": _plain(split), "gone": _plain(gone), "verdict": _plain(verdict)})
         self._segments[-1].write(f'{{"o":{fresh.model_dump_json()},"tick":{line}}}')
+        self._load = after
 
-    def text(self) -> bytes:
-        """Lines of JSON, oldest first; empty: nothing was recorded."""
-        return b"".join(segment.text() for segment in self._segments)
+    def pieces(self) -> Iterator[bytes]:
+        """Lines of JSON as of now, oldest first, in pieces of at most `PIECE_BYTES`; none: nothing was recorded."""
+        packed = [segment.packed() for segment in self._segments]
+        return (piece for one in packed for piece in _unpacked(one))
 
 
 class _Segment:
@@ -113,8 +123,16 @@ class _Segment:
     def full(self) -> bool:
         return self._lines > SEGMENT_TICKS or len(self._packed) > SEGMENT_BYTES
 
-    def text(self) -> bytes:
-        return zlib.decompress(bytes(self._packed) + self._pack.copy().flush())
+    def packed(self) -> bytes:
+        return bytes(self._packed) + self._pack.copy().flush()
+
+
+def _unpacked(packed: bytes) -> Iterator[bytes]:
+    unpack = zlib.decompressobj()
+    while not unpack.eof:
+        if piece := unpack.decompress(packed, PIECE_BYTES):
+            yield piece
+        packed = unpack.unconsumed_tail
 
 
 @dataclass(frozen=True)
@@ -155,18 +173,17 @@ def replayed(lines: Iterable[str | bytes]) -> Iterator[Replayed]:
         if policy is None:
             raise RecordingError(f"line {number}: a tick before the begin of a segment")
         told = steps if o.core_id == load.core_id else {}
-        fresh = kinds(
-            o.steps
-        )  # those that were seen last come last, as in core: the order of a sum is in its last bits
+        # Those that were seen last come last, as in core: the order of a sum is in its last bits.
+        fresh = kinds(o.steps)
         steps = {kind: times for kind, times in told.items() if kind not in gone and kind not in fresh} | fresh
         o = o.model_copy(update={"steps": tuple(steps.values())})
-        load = advance(load, o)
+        try:
+            load = advance(load, o)
+        except Exception as error:
+            raise RecordingError(f"line {number}: nothing follows from it ({type(error).__name__})") from error
         again = None
         if verdict is not None:
-            try:
-                again = policy.observe(Evidence(observation=o, load=load), split, bounds, tick["now"])
-            except Exception as error:  # as in the pod, where a policy that raises moves nothing
-                again = Verdict(feasible_reason="PolicyFailed", message=str(error))
+            again, _ = ask(policy, Evidence(observation=o, load=load), split, bounds, policy.grid, tick["now"])
         yield Replayed(o, split, verdict, again)
 
 
