@@ -11,8 +11,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from semipd_agent.contract import REPORT_VERSION, AgentConfig, AgentFile, Mode, PartitionConfig
-from semipd_agent.slo.policy import clamp
+from semipd_agent.contract import REPORT_VERSION, AgentConfig, AgentFile, Mode, PartitionConfig, Policy
+from semipd_agent.partitioner import Partitioner
+from semipd_agent.slo.policy import clamp, unlimited
 from semipd_engine.contract import Split
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,8 @@ def checked(config: AgentConfig) -> AgentConfig:
 
 def successor(old: AgentConfig, new: AgentConfig) -> AgentConfig:
     """`new`, if it may follow `old`: a generation has one content. Generation 0 is nobody's (a file written by hand),
-    so it may change at will.
+    so it may change at will. An operator of 0.1.0 knows no `mixed_batches` and so says nothing of it: an upgrade and a
+    roll-back of the operator raise no generation, and what one of both said of this one holds.
 
     Raises:
         ConfigRefused: `new` is older, of the same generation with other content, or of a version not spoken here.
@@ -92,6 +94,8 @@ def successor(old: AgentConfig, new: AgentConfig) -> AgentConfig:
     checked(new)
     if new.generation < old.generation:
         raise ConfigRefused("StaleGeneration", f"generation {new.generation} is older than {old.generation} in force")
+    if new.generation == old.generation > 0 and new.partition.mixed_batches != old.partition.mixed_batches:
+        old, new = _with_mixed_batches(old), _with_mixed_batches(new)
     if new.generation == old.generation > 0 and new.model_copy(update={"version": old.version}) != old:
         changed = ", ".join(name for name in ("slo", "partition") if getattr(new, name) != getattr(old, name))
         raise ConfigRefused(
@@ -101,11 +105,30 @@ def successor(old: AgentConfig, new: AgentConfig) -> AgentConfig:
     return new
 
 
+def _with_mixed_batches(config: AgentConfig) -> AgentConfig:
+    return config.model_copy(update={"partition": config.partition.model_copy(update={"mixed_batches": True})})
+
+
 def start_of(partition: PartitionConfig) -> Split:
     """The configured split; in Auto, within the bounds."""
     of = partition.split
     split = Split(prefill=of.prefill_percent, decode=of.decode_percent, mixed_tokens=of.mixed_tokens)
     return clamp(split, partition.bounds) if partition.mode is Mode.AUTO else split
+
+
+def mixing_refused(partition: PartitionConfig, backend: Partitioner) -> str:
+    """Why `mixed_batches` has no effect, by name; empty: it has, or nobody asked for it."""
+    if not partition.mixed_batches or partition.mode is not Mode.AUTO:
+        return ""
+    if not backend.mixes:
+        why = f"backend {backend.name} does not offer it"
+    elif partition.policy == Policy.ALGORITHM1:
+        why = "only policy ModelPredictive chooses so"
+    elif not unlimited(partition.bounds):
+        why = "a share is bounded below 100"
+    else:
+        return ""
+    return f"partition.mixedBatches has no effect: {why}"
 
 
 def restarts_auto(old: PartitionConfig, new: PartitionConfig) -> bool:

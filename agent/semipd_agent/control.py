@@ -36,7 +36,7 @@ from semipd_agent.slo.attainment import Attainment, attainment
 from semipd_agent.slo.future import Setting, candidates, mixed_choices
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.load import Load, advance
-from semipd_agent.slo.policy import Move, SplitPolicy, Verdict, clamp
+from semipd_agent.slo.policy import Move, SplitPolicy, Verdict, ask, clamp, isolated
 from semipd_agent.slo.predictive import ModelPredictive
 from semipd_agent.slo.recording import Recorder
 from semipd_agent.slo.step_model import ASSUMED, ShareLaw
@@ -79,7 +79,7 @@ class SplitController:
         self._load = self._new_load()
         self.window = RequestWindow(_kept(config.slo))
         self._policy = self._make_policy()
-        self.requested = start_of(config.partition)
+        self.requested = self._start()
         self._incarnation = self.partitioner.incarnation
         """Of the partitioner, when the epoch in force was made."""
         self.intent = self._intend(self.requested, 1)
@@ -97,6 +97,8 @@ class SplitController:
             self.window.seconds = _kept(config.slo)
         restart = restarts_auto(old.partition, config.partition)
         self._take_split(old.partition, config, restart)
+        if config.slo != old.slo:
+            self.log.targets_changed()
         others = ("policy", "mixed_batches")
         if (
             restart
@@ -108,12 +110,10 @@ class SplitController:
     def _take_split(self, old: PartitionConfig, config: AgentConfig, restart: bool) -> None:
         """Move to the configured split, or into the bounds where Auto goes on."""
         if config.partition.mode is Mode.AUTO and not restart:
-            here = (
-                self.requested if self._mixes else Split(prefill=self.requested.prefill, decode=self.requested.decode)
-            )
+            here = self.requested if self._mixes else isolated(self.requested)
             want, reason = clamp(here, config.partition.bounds), DecisionReason.BOUND_REACHED
         else:
-            want, reason = start_of(config.partition), DecisionReason.MANUAL_CHANGE
+            want, reason = self._start(), DecisionReason.MANUAL_CHANGE
         message = f"generation {config.generation}"
         if config.partition.mode is not old.mode:
             message += f": mode {old.mode} to {config.partition.mode}"
@@ -171,10 +171,15 @@ class SplitController:
             return None
         if self.partitioner.enforcement is Enforcement.NONE:  # one process for both phases: a move would change nothing
             return None
-        grid, home = Grid(self.partitioner.rungs), start_of(self.config.partition)
+        grid, home = Grid(self.partitioner.rungs), self._start()
         if self.config.partition.policy == Policy.ALGORITHM1:
             return Algorithm1(self.config.slo, home, grid=grid, since=self._split_since)
         return ModelPredictive(self.config.slo, grid, home=home, since=self._split_since, mixes=self._mixes)
+
+    def _start(self) -> Split:
+        """The configured split, or the one to start from, as far as the backend has such a thing."""
+        start = start_of(self.config.partition)
+        return start if self.partitioner.mixes else isolated(start)
 
     @property
     def _mixes(self) -> bool:
@@ -223,11 +228,16 @@ class SplitController:
             self._utilization = self._utilization.advanced(
                 observation, self._load, self.config.slo, self._in_reach(self.config.slo, observation)
             )
-        self._hold_against(observation, self.config.slo, now)
+        with self.faults.contained("realised attainment"):
+            self._hold_against(observation, self.config.slo, now)
         evidence = Evidence.of(observation, self.window.requests(now, POLICY_SECONDS), self._load)
         verdict = None
         if self._policy is not None and self.readback.settled:
-            self.verdict = verdict = self._ask_policy(self._policy, evidence, now)
+            bounds, grid = self.config.partition.bounds, Grid(self.partitioner.rungs)
+            self.verdict, failed = ask(self._policy, evidence, self.requested, bounds, grid, now)
+            verdict = self.verdict
+            if failed is not None:
+                self.faults.note("policy", failed)
         with self.faults.contained("recorder"):
             self.recorder.tick(before, self._load, observation, self.requested, now, verdict)
         if verdict is not None and verdict.move is not None:
@@ -244,18 +254,6 @@ class SplitController:
         found = attainment(came, o.model_copy(update={"queue": queue, "running": running}), slo)
         if found.joint is not None and found.requests >= LEAST_REQUESTS:
             self.log.realise(100 * found.joint, found.requests, now - since)
-
-    def _ask_policy(self, policy: SplitPolicy, evidence: Evidence, now: float) -> Verdict:
-        """A policy that raises, or answers nonsense, moves nothing: the split holds, and the report names it."""
-        bounds, grid = self.config.partition.bounds, Grid(self.partitioner.rungs)
-        try:
-            verdict = policy.observe(evidence, self.requested, bounds, now)
-            if verdict.move is not None and clamp(verdict.move.to, bounds, grid) != verdict.move.to:
-                raise ValueError(f"{verdict.move.to} is not within the bounds and rungs")
-        except Exception as e:
-            message = self.faults.note("policy", e)
-            return Verdict(feasible_reason="PolicyFailed", message=f"the policy failed ({message}); the split holds")
-        return verdict
 
     def _in_reach(self, slo: SLO, observation: Observation) -> list[Split]:
         """Splits that may be in force some time: the present one, and those that a policy may choose."""

@@ -12,7 +12,9 @@ log = logging.getLogger(__name__)
 
 CAPACITY = 20
 REALISED_SECONDS = 60.0
-"""After so long in force a decision's prediction is held against what came."""
+"""After so long in force a decision's prediction is held against what came ..."""
+MOST_SECONDS = 120.0
+"""... and after so long no more: fewer than `LEAST_REQUESTS` came of those that are kept for it."""
 LEAST_REQUESTS = 10
 
 
@@ -20,6 +22,8 @@ LEAST_REQUESTS = 10
 class _Entry:
     epoch: int
     decision: Decision
+    foretold: bool
+    """It predicted something that nothing was held against yet."""
     applied_at: float | None = None
     """CLOCK_MONOTONIC seconds."""
 
@@ -36,7 +40,7 @@ class DecisionLog:
         for entry in self._entries:
             if entry.decision.outcome is DecisionOutcome.PENDING:
                 _settle(entry, DecisionOutcome.SUPERSEDED)
-        self._entries.append(_Entry(epoch, decision))
+        self._entries.append(_Entry(epoch, decision, foretold=decision.predicted is not None))
         self.counts[DecisionReason(decision.reason)] += 1
         log.info("split %s -> %s: %s %s", decision.from_split, decision.to, decision.reason, decision.message)
 
@@ -57,11 +61,14 @@ class DecisionLog:
     def due(self, now: float) -> float | None:
         """Since when the last decision is in force, where it predicted something that can be held against it now."""
         entry = self._entries[-1] if self._entries else None
-        if entry is None or entry.applied_at is None or now - entry.applied_at < REALISED_SECONDS:
+        if entry is None or not entry.foretold or entry.applied_at is None:
             return None
-        decision = entry.decision
-        foretold = decision.predicted is not None and decision.realised_attainment_percent is None
-        return entry.applied_at if foretold else None
+        return entry.applied_at if REALISED_SECONDS <= now - entry.applied_at <= MOST_SECONDS else None
+
+    def targets_changed(self) -> None:
+        """What was predicted was of other targets: it is held against nothing."""
+        for entry in self._entries:
+            entry.foretold = False
 
     def realise(self, percent: float, requests: int, seconds: float) -> None:
         """What the last decision really gave: the requests that came since it is in force."""
@@ -69,7 +76,7 @@ class DecisionLog:
         percent = round(percent, 1)
         said = f"{entry.decision.message}; {percent} % of {requests} were in its first {seconds:.0f} s"
         update = {"realised_attainment_percent": percent, "message": said}
-        entry.decision = entry.decision.model_copy(update=update)
+        entry.decision, entry.foretold = entry.decision.model_copy(update=update), False
 
     def newest_first(self) -> tuple[Decision, ...]:
         return tuple(e.decision for e in reversed(self._entries))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from semipd_agent import __version__
+from semipd_agent.config import mixing_refused
 from semipd_agent.contract import (
     SLO,
     EnginePhase,
@@ -82,7 +83,9 @@ def build(
             split_epoch=controller.intent.epoch,
             state=readback.state,
             reason=readback.reason,
-            message=readback.message or controller.verdict.message,
+            message=readback.message
+            or controller.verdict.message
+            or mixing_refused(config.partition, controller.partitioner),
             changes=controller.changes,
             last_change_time=controller.last_change_time,
         ),

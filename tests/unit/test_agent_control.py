@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from tests.unit.agent_bench import Bench, config, split
 from tests.unit.agent_plant import Pod, Speed, poisson, simulate
 
+from semipd_agent import contract
 from semipd_agent.config import ConfigRefused
 from semipd_agent.contract import (
     SLO,
     AgentConfig,
     Bounds,
+    Decision,
     DecisionOutcome,
     DecisionReason,
     Enforcement,
     Mode,
     PartitionConfig,
+    Policy,
+    Prediction,
 )
+from semipd_agent.decisions import DecisionLog
 from semipd_agent.partitioner import Grant
 from semipd_agent.partitioner.cpu_paced import CpuPaced
 from semipd_agent.partitioner.unlimited import Unlimited
 from semipd_agent.slo.policy import Verdict
+from semipd_agent.slo.predictive import ModelPredictive
 from semipd_agent.slo.step_model import ShareLaw
 from semipd_agent.slo.window import Evidence
 from semipd_engine.contract import Observation, Promised, QueuedRequest, RunningRequest
@@ -243,6 +251,106 @@ def test_what_came_of_a_prediction_stands_beside_it() -> None:
     assert f"; {first.realised_attainment_percent} % of " in first.message and "in its first 60 s" in first.message
 
 
+def foretold(bench: Bench) -> DecisionLog:
+    """A move that was applied at second 100."""
+    log, promise = DecisionLog(), Prediction(attainment_percent=90.0, ttft_milliseconds=1.0, tpot_milliseconds=1.0)
+    reason = DecisionReason.BETTER_SPLIT_PREDICTED
+    move = Decision(
+        time=bench.clock.wall(), from_split=split(100, 100), to=split(100, 40), reason=reason, predicted=promise
+    )
+    log.record(1, move)
+    log.settle(1, DecisionOutcome.APPLIED, 100.0)
+    return log
+
+
+def test_what_came_late_is_held_against_no_prediction() -> None:
+    """Too few within two minutes: of those that come an hour later nobody said anything."""
+    log = foretold(Bench(config()))
+    assert [log.due(now) for now in (159.0, 160.0, 220.0, 220.5, 3700.0)] == [None, 100.0, 100.0, None, None]
+    log.realise(80.0, 12, 60.0)
+    assert log.due(161.0) is None, "once"
+
+
+def test_what_was_predicted_under_other_targets_is_held_against_nothing() -> None:
+    bench = Bench(config(mode=Mode.AUTO, slo=SLO(ttft_milliseconds=500)))
+    bench.controller.log = log = foretold(bench)
+    bench.controller.configure(config(2, mode=Mode.AUTO, slo=SLO(ttft_milliseconds=500)))
+    assert log.due(160.0) == 100.0
+    bench.controller.configure(config(3, mode=Mode.AUTO, slo=SLO(ttft_milliseconds=900)))
+    assert log.due(160.0) is None
+
+
+class Isolated(CpuPaced):
+    """As a GPU is."""
+
+    name = "isolated"
+    mixes = False
+
+
+def backend_of(kind: type[CpuPaced]) -> Callable[[Mode], CpuPaced]:
+    return lambda mode: kind(Grant(cpus=(0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("backend", "changes", "why"),
+    [
+        (CpuPaced, {}, ""),
+        (Isolated, {}, "backend isolated does not offer it"),
+        (CpuPaced, {"policy": Policy.ALGORITHM1}, "only policy ModelPredictive chooses so"),
+        (CpuPaced, {"bounds": Bounds(max_decode_percent=80)}, "a share is bounded below 100"),
+        (Isolated, {"mode": Mode.MANUAL}, ""),
+        (Isolated, {"mixed_batches": False}, ""),
+    ],
+)
+def test_mixed_batches_that_nobody_can_choose_are_named(
+    backend: type[CpuPaced], changes: dict[str, object], why: str
+) -> None:
+    partition = PartitionConfig(mode=Mode.AUTO, mixed_batches=True).model_copy(update=changes)
+    asked = AgentConfig(generation=1, slo=SLO(ttft_milliseconds=500), partition=partition)
+    bench = Bench(asked, backend_of(backend))
+    bench.tick()
+    bench.tick()
+    report = bench.report().partition
+    assert report.state == "Applied"
+    assert report.message == (f"partition.mixedBatches has no effect: {why}" if why else "")
+
+
+@pytest.mark.parametrize("mode", [Mode.AUTO, Mode.MANUAL])
+def test_a_backend_that_cannot_mix_starts_with_the_shares(mode: Mode) -> None:
+    """What is asked for is what is reported, planned and sent."""
+    start = contract.Split(prefill_percent=60, decode_percent=80, mixed_tokens=256)
+    asked = AgentConfig(slo=SLO(ttft_milliseconds=500), partition=PartitionConfig(mode=mode, split=start))
+    for kind, said in ((Isolated, "60/80"), (CpuPaced, "mixed/256")):
+        bench = Bench(asked, backend_of(kind))
+        bench.tick()
+        assert str(bench.controller.requested) == str(bench.sent[0].plan.split) == said
+
+
+@pytest.mark.parametrize("known", [(False, True), (True, False), (True, True)])
+def test_an_operator_that_does_not_know_mixed_batches_says_nothing_of_them(known: tuple[bool, bool]) -> None:
+    """Upgrade and roll-back of the operator: the same generation, from one who knows the field and one who does not."""
+    first, second = (
+        AgentConfig(
+            generation=3,
+            slo=SLO(ttft_milliseconds=500),
+            partition=PartitionConfig(mode=Mode.AUTO, mixed_batches=mixed),
+        )
+        for mixed in known
+    )
+    bench = Bench(first)
+    bench.controller.configure(second)
+    assert bench.controller.config.partition.mixed_batches
+    policy = bench.controller._policy
+    assert isinstance(policy, ModelPredictive) and policy.mixes
+    other = second.model_copy(update={"slo": SLO(ttft_milliseconds=900)})
+    with pytest.raises(ConfigRefused, match="with another slo"):
+        bench.controller.configure(other)
+    bench.controller.configure(
+        second.model_copy(update={"generation": 4, "partition": PartitionConfig(mode=Mode.AUTO)})
+    )
+    assert not bench.controller.config.partition.mixed_batches, "the next one says what it says"
+
+
 def test_auto_has_no_isolation_where_that_is_allowed_and_best_and_gives_it_up_when_it_is_forbidden() -> None:
     """Long prompts: mixed steps serve more of them in time than any split of the plant does."""
     slo = SLO(ttft_milliseconds=750, tpot_milliseconds=30)
@@ -264,12 +372,9 @@ def test_auto_has_no_isolation_where_that_is_allowed_and_best_and_gives_it_up_wh
 
 
 def test_a_backend_that_cannot_mix_is_never_asked_to() -> None:
-    class Isolated(CpuPaced):
-        mixes = False
-
     partition = PartitionConfig(mode=Mode.AUTO, mixed_batches=True)
     asked = AgentConfig(generation=1, slo=SLO(ttft_milliseconds=500), partition=partition)
-    bench = Bench(asked, lambda mode: Isolated(Grant(cpus=(0, 1))))
+    bench = Bench(asked, backend_of(Isolated))
     observation = Observation(core_id="c", at=1.0, prefill_chunk_tokens=512)
     assert not any(s.mixed_tokens for s in bench.controller._in_reach(SLO(ttft_milliseconds=500), observation))
     mixing = Bench(asked)

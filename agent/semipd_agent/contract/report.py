@@ -188,8 +188,8 @@ class Decision(Wire):
     message: str = ""
     predicted: Prediction | None = None
     realised_attainment_percent: float | None = None
-    """Of the requests that came in the first minute after it was in force; `predicted` says what was expected. Absent
-    until then, or where another decision came first."""
+    """Of the requests that came in the first minute after it was in force, or two where ten came no sooner; `predicted`
+    says what was expected. Absent until then, and where fewer came, or other targets or another decision first."""
 
 
 class Identity(Wire):

@@ -89,7 +89,7 @@ class PodPartition(StatusModel):
         default=None, description="What stands behind the split in this pod: spatial-cap, paced or none."
     )
     state: str = Field(description="Applied, Adjusting, Failed or Unknown.")
-    message: str = Field(default="", description="Why the state is not Applied.")
+    message: str = Field(default="", description="Why the state is not Applied, or what has no effect.")
 
 
 class DecisionStatus(StatusModel):
