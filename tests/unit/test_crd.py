@@ -16,6 +16,41 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = custom_resource_definition()["spec"]["versions"][0]
 SCHEMA = VERSION["schema"]["openAPIV3Schema"]["properties"]
+DEFAULTS_OF_0_1_0 = {
+    "autoscaling.behavior",
+    "autoscaling.minReplicas",
+    "autoscaling.targetUtilizationPercent",
+    "engine",
+    "engine.device",
+    "engine.dtype",
+    "engine.maxNumSeqs",
+    "engine.resources",
+    "engine.resources.limits",
+    "engine.resources.requests",
+    "model.tokenSecretRef.key",
+    "monitoring",
+    "monitoring.podMonitor",
+    "partition",
+    "partition.maxDecodePercent",
+    "partition.maxPrefillPercent",
+    "partition.minDecodePercent",
+    "partition.minPrefillPercent",
+    "partition.policy",
+    "paused",
+    "podTemplate",
+    "podTemplate.metadata",
+    "podTemplate.metadata.annotations",
+    "podTemplate.metadata.labels",
+    "podTemplate.spec",
+    "replicas",
+    "service",
+    "service.apiKeySecretRef.key",
+    "service.port",
+    "service.type",
+    "slo.percentile",
+    "slo.windowSeconds",
+    "upgradePolicy",
+}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -46,6 +81,13 @@ def test_every_leaf_of_spec_names_its_default() -> None:
 
     silent = [path for path, field in fields(SCHEMA["spec"]) if leaf(field) and "Default: " not in field["description"]]
     assert silent == []
+
+
+def test_no_younger_field_has_a_default_in_the_schema() -> None:
+    """An API server writes a default into every service, and an operator of 0.1.0 (during an upgrade, or after one that
+    was taken back) names each field that it does not know: of what nobody wrote there is nothing to name."""
+    defaulted = {path for path, field in fields(SCHEMA["spec"]) if "default" in field}
+    assert defaulted <= DEFAULTS_OF_0_1_0
 
 
 def test_every_number_of_spec_names_its_unit() -> None:

@@ -36,7 +36,7 @@ def agent_config(service: SemiPDService) -> AgentConfig:
                 min_decode_percent=partition.min_decode_percent,
                 max_decode_percent=partition.max_decode_percent,
             ),
-            mixed_batches=partition.mixed_batches,
+            mixed_batches=bool(partition.mixed_batches),
         ),
     )
 

@@ -109,9 +109,11 @@ class PartitionSpec(ApiModel):
     max_decode_percent: Annotated[int, _percent("partition.maxDecodePercent")] = Field(
         default=_bound("max_decode_percent"), description="Most share of decode in Auto, in percent."
     )
-    mixed_batches: bool = Field(
-        default=False,
+    # Without a default of the schema: an API server would write it into every service, and an operator of 0.1.0, which
+    # does not know the field, would name it in each SpecAccepted.
+    mixed_batches: bool | None = Field(
+        default=None,
         description="ModelPredictive may also choose to have no isolation: prompts are computed in the steps that "
         "decode, on the whole device (chunked prefill), where more requests are expected to meet both targets so. On a "
-        "CPU, and where no share is bounded below 100.",
+        "CPU, and where no share is bounded below 100. Default: false.",
     )
