@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,18 @@ def test_a_move_is_in_it_and_the_command_tells_it(tmp_path: Path, capsys: pytest
     file.write_text("\n".join([json.dumps(first), *lines[1:]]))
     assert simulate(["--replay", str(file)]) == 1, "with another target it would have decided otherwise"
     assert " instead of " in capsys.readouterr().out
+
+
+def test_any_reader_of_json_can_read_it() -> None:
+    """Of a policy that never moved, too: RFC 8259 knows no infinity."""
+
+    def refuses(word: str) -> object:
+        raise AssertionError(word)
+
+    lines = recorded(flown(3)).splitlines()
+    begin, *ticks = (json.loads(line, parse_constant=refuses) for line in lines)
+    assert float(begin["begin"]["state"]["evaluated_at"]) == -math.inf and len(ticks) == 3
+    assert all(tick.same for tick in replayed(lines))
 
 
 def test_what_no_tick_tells_begins_a_segment() -> None:

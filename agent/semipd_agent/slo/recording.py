@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -196,7 +197,9 @@ def _policy(known: dict[str, Any]) -> ModelPredictive:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON can hold it: dictionaries whose keys are no strings become pairs."""
+    """As JSON can hold it: dictionaries whose keys are no strings become pairs, "never" (-inf) a word."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if isinstance(value, BaseModel):
         return _plain(dict(value))
     if dataclasses.is_dataclass(value):
