@@ -75,6 +75,8 @@ class Recorder:
         self._policy = None  # until it is written: ticks without a begin are of no use
         segment = _Segment()
         segment.write(json.dumps({"version": VERSION, "begin": _plain(known)}))
+        if self._segments and not self._segments[-1].ticks:
+            self._segments.pop()  # what fails in each tick pushes nothing out that was recorded before
         self._segments.append(segment)
         self._policy, self._load, self._bounds, self._steps = policy, load, bounds, {}
 
@@ -114,15 +116,15 @@ class _Segment:
     def __init__(self) -> None:
         self._pack = zlib.compressobj()
         self._packed = bytearray()
-        self._lines = 0
+        self.ticks = -1  # the first line is the begin
 
     def write(self, line: str) -> None:
         self._packed += self._pack.compress(line.encode() + b"\n")
-        self._lines += 1
+        self.ticks += 1
 
     @property
     def full(self) -> bool:
-        return self._lines > SEGMENT_TICKS or len(self._packed) > SEGMENT_BYTES
+        return self.ticks >= SEGMENT_TICKS or len(self._packed) > SEGMENT_BYTES
 
     def packed(self) -> bytes:
         return bytes(self._packed) + self._pack.copy().flush()
