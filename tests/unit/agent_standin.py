@@ -134,10 +134,9 @@ class Rungs:
 
 
 class Engine:
-    def __init__(self, loading: float, drain: float) -> None:
+    def __init__(self, loading_until: Path | None, drain: float) -> None:
         self.rungs: Rungs | None = None
-        self.started = time.monotonic()
-        self.loading = loading
+        self.loading_until = loading_until
         self.drain = drain
         self.epoch = 0
         self.split: Split | None = None
@@ -167,14 +166,14 @@ class Engine:
         now = time.monotonic()
         if self.rungs and (done := self.rungs.tick()):
             self.epoch, self.split = done.split_epoch, done.plan.split
-        progress = (now - self.started) / self.loading if self.loading else 1.0
-        state = EngineState.DRAINING if self.draining else EngineState.READY if progress >= 1 else EngineState.LOADING
+        loaded = self.loading_until is None or self.loading_until.exists()
+        state = EngineState.DRAINING if self.draining else EngineState.READY if loaded else EngineState.LOADING
         silence = now - self.silent_since if self.silent_since is not None else 0.1
         return EngineSnapshot(
             monotonic_time=now,
             state=state,
-            load_progress_percent=min(99, int(100 * progress)) if progress < 1 else None,
-            model=MODEL if progress >= 1 else None,
+            load_progress_percent=None if loaded else 50,
+            model=MODEL if loaded else None,
             split_epoch=self.epoch,
             split=self.split,
             restarts=self.rungs.restarts if self.rungs else {},
@@ -194,7 +193,7 @@ class Engine:
                 )
                 for index, phase in enumerate(Phase)
             )
-            if progress >= 1
+            if loaded
             else (),
         )
 
@@ -207,11 +206,11 @@ async def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--await-partition", action="store_true")
     parser.add_argument("--drain-seconds", type=float, default=0.5)
-    parser.add_argument("--loading-seconds", type=float, default=0.0)
+    parser.add_argument("--loading-until", type=Path, help="it loads until this file is there")
     options = parser.parse_args()
     if options.model and not options.model.exists():
         sys.exit(f"semipd-engine: --model {options.model}: no such directory")
-    engine = Engine(options.loading_seconds, options.drain_seconds)
+    engine = Engine(options.loading_until, options.drain_seconds)
 
     connections: list[asyncio.StreamWriter] = []
 
