@@ -290,7 +290,7 @@ def test_prompts_that_wait_share_a_step_without_isolation() -> None:
 def test_a_prompt_that_is_cached_whole_takes_no_time_without_isolation() -> None:
     """Beside a row: there is nothing to compute, and nothing to divide by."""
     machine = replace(ALONE, chunk=0.1, chunk_tokens=100, prefill_speed=1.0, decode_speed=1.0)
-    cached, after, row = replay(machine, [Job(0.5, 0.0, 1, 1), Job(0.5, 0.1, 1, 1)], [Live(0.0, 1, 201, 0)])
+    cached, after, row = replay(machine, [Job(0.5, 0.0, 1, 1), Job(1.0, 0.1, 1, 1)], [Live(0.0, 1, 201, 0)])
     assert cached.ttft == 0 and 0 < after.ttft < 0.5 and row.tpot > 0
 
 
