@@ -135,7 +135,8 @@ def test_limits_are_enforced(cluster: Cluster, namespace: str) -> None:
     counts = dict(line.split() for line in lines)
     assert int(counts["nr_throttled"]) > 0
     terminated = cluster.get("pod", "greedy", namespace)["status"]["containerStatuses"][0]["state"]["terminated"]
-    assert terminated["reason"] == "OOMKilled"
+    # Killed by the kernel; the runtime's word for it may come too late for the kubelet where the machine is busy.
+    assert terminated["reason"] == "OOMKilled" or terminated["exitCode"] == 128 + signal.SIGKILL
 
 
 def test_the_engine_image_imports_torch(cluster: Cluster, namespace: str) -> None:
