@@ -244,8 +244,7 @@ class Kube:
             response = await self._client.request(
                 method, path, serialize=False, _request_timeout=_REQUEST_SECONDS, **options
             )
-            if date := response.headers.get("Date"):
-                self.clock_ahead = parsedate_to_datetime(date) - datetime.now(UTC)
+            self._compare_clocks(response.headers.get("Date", ""))
             answer: Object = await response.json()
             _check(answer, holds)
             return answer
@@ -255,6 +254,14 @@ class Kube:
             raise ApiRefused(int(error.status or 0), _words(error)) from error
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:  # ValueError: no JSON
             raise ApiAway(f"the API server does not answer: {type(error).__name__}: {error}") from error
+
+    def _compare_clocks(self, date: str) -> None:
+        """A courtesy: whatever stands between us and the server may write a date as it likes, or none."""
+        try:
+            told = parsedate_to_datetime(date)
+        except ValueError:
+            return
+        self.clock_ahead = (told if told.tzinfo else told.replace(tzinfo=UTC)) - datetime.now(UTC)
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from kubernetes.aio import client as kube_client
@@ -13,6 +14,7 @@ from semipd_operator import kube
 from semipd_operator.kube import ApiAway, ApiRefused, Kube
 
 pytestmark = pytest.mark.unit
+FOUND = b'{"metadata": {"name": "p", "resourceVersion": "1"}}'
 
 
 @asynccontextmanager
@@ -37,9 +39,9 @@ async def answering(answer: bytes | None) -> AsyncIterator[Kube]:
             server.close()
 
 
-def http(status: str, body: bytes) -> bytes:
-    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+def http(status: str, body: bytes, date: str = "") -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return f"{head}{f'Date: {date}' + chr(13) + chr(10) if date else ''}\r\n".encode() + body
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,21 @@ async def test_json_of_something_else_is_no_answer_either(body: bytes, ask: str)
     async with answering(http("200 OK", body)) as one:
         with pytest.raises(ApiAway, match="no API server's"):
             await ASKS[ask](one)
+
+
+@pytest.mark.parametrize("date", ["", "soon", "Sat, 28 Nov 2026 25:61:00 GMT"])
+async def test_a_date_that_is_none_costs_no_answer(date: str) -> None:
+    async with answering(http("200 OK", FOUND, date)) as one:
+        assert await one.get("v1", "Pod", "n", "p")
+        assert one.clock_ahead == timedelta()
+
+
+@pytest.mark.parametrize("zone", ["GMT", "-0000", "+0000"])
+async def test_the_servers_clock_is_compared_with_ours(zone: str) -> None:
+    ahead = datetime.now(UTC) + timedelta(days=1)
+    async with answering(http("200 OK", FOUND, f"{ahead:%a, %d %b %Y %H:%M:%S} {zone}")) as one:
+        assert await one.get("v1", "Pod", "n", "p")
+        assert timedelta(hours=23) < one.clock_ahead <= timedelta(days=1)
 
 
 async def test_a_review_has_no_name() -> None:
