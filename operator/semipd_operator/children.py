@@ -102,8 +102,10 @@ class Children:
 
     async def put(self, key: Key, service: SemiPDService, rendered: Rendered, reach: Reach, judged: str) -> None:
         """Every write is one to the version that was read, and the first is to `judged`, the version of the ConfigMap
-        by which the service is ours (empty: there was none). So of two operators that both take it for theirs one
-        learns of the other before it has undone anything. Raises `Blocked`, `Overtaken` and `ApiRefused`."""
+        by which the service is ours. So of two operators that both take it for theirs one learns of the other before
+        it has undone anything. Only what is not there (`judged` empty) is applied to no version, as server-side apply
+        has none for it: of two that create at the same time the later one's stands, and the watch tells the first.
+        Raises `Blocked`, `Overtaken` and `ApiRefused`."""
         try:
             await self._put(key, service, rendered, reach, judged)
         except Overtaken:

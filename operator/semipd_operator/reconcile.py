@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import IntEnum
 
@@ -20,8 +20,9 @@ from semipd_operator.api.v1alpha1.resource import (
     parse_status,
     read,
 )
-from semipd_operator.children import Blocked, Children, Overtaken, Reach, controller
+from semipd_operator.children import Children, Reach, controller
 from semipd_operator.claims import Claims
+from semipd_operator.converge import Outcome, converge
 from semipd_operator.informer import Informer
 from semipd_operator.inquiry import Inquiry
 from semipd_operator.kube import ApiRefused, Kube
@@ -30,16 +31,11 @@ from semipd_operator.reasons import EventReason, SpecReason
 from semipd_operator.render import (
     HPA,
     SCALED_OBJECT,
-    InvalidTemplate,
     Kind,
     Object,
-    Unrenderable,
-    asked_for,
     names,
-    render,
 )
 from semipd_operator.render.configmap import agent_config
-from semipd_operator.render.rolling import ROLLING_FIELDS
 from semipd_operator.render.service import url
 from semipd_operator.settings import Settings
 from semipd_operator.status import AutoscalerView, Observed, PodView, Problem
@@ -69,21 +65,6 @@ class Next(IntEnum):
     """Something is on its way that no watch tells of."""
     RETRY = 2
     """Something failed."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of an attempt to put a specification in force."""
-
-    template_hash: str
-    """Empty: it could not be found out."""
-    problem: Problem | None = None
-    again: bool = False
-    overtaken: bool = False
-    """Someone else wrote first: what is there has to be judged again, and until then there is nothing to say."""
-    reach: Reach = field(default_factory=Reach)
-    lacking: tuple[Kind, ...] = ()
-    """Optional kinds that were asked for and done without."""
 
 
 class Reconciler:
@@ -124,9 +105,13 @@ class Reconciler:
                 return Next.RETRY
             judged = config_map["metadata"]["resourceVersion"] if config_map else ""
             revision = resolved_revision(reading.service, parse_status(obj))
-            outcome = await self._converge(key, reading, revision, judged)
+            outcome = await converge(
+                self._children, self._settings, key, reading, model_revision=revision, judged=judged
+            )
             if not outcome.overtaken:
                 break
+        if outcome.problem is None and not reading.service.spec.paused:
+            self._claims.hold(key)
         outcome = self._patient(key, outcome)
         if outcome.overtaken and outcome.problem and outcome.problem.for_now:
             return Next.RETRY
@@ -134,46 +119,6 @@ class Reconciler:
             outcome = replace(outcome, template_hash=parse_status(obj).template_hash)
         settled = await self.update_status(key, obj, reading, outcome)
         return Next.RETRY if outcome.again else Next.NEWS if settled else Next.LATER
-
-    async def _converge(self, key: Key, reading: Reading, model_revision: str, judged: str) -> Outcome:
-        """Whatever the API server refuses becomes a problem: the status is shown all the same."""
-        service = reading.service
-        try:
-            live = self._children.own_deployment(service)
-            reach = await self._children.reach(key, asked_for(service, self._settings))
-        except ApiRefused as refused:
-            return Outcome("", problem=_refused(refused), again=True)
-        if service.spec.paused:
-            return Outcome(_live_template_hash(live), reach=reach)
-        hold = reading.unread_below(*ROLLING_FIELDS)
-        try:
-            rendered = render(
-                service,
-                self._settings,
-                live_deployment=live,
-                within_reach=reach.live,
-                hold=hold,
-                model_revision=model_revision,
-            )
-        except Unrenderable as error:
-            return Outcome(_live_template_hash(live), Problem(SpecReason.INVALID_SPEC, str(error)), reach=reach)
-        except InvalidTemplate as error:
-            return Outcome(_live_template_hash(live), Problem(SpecReason.INVALID_POD_TEMPLATE, str(error)), reach=reach)
-        outcome = Outcome(rendered.template_hash, reach=reach, lacking=rendered.lacking)
-        try:
-            await self._children.put(key, service, rendered, reach, judged)
-        except Blocked as blocked:
-            # Where the Deployment was not taken, what runs is what is to run for now: no rollout is under way.
-            stays = _live_template_hash(self._children.own_deployment(service)) or outcome.template_hash
-            return replace(outcome, template_hash=stays, problem=blocked.problem, again=blocked.again)
-        except Overtaken as overtaken:
-            log.info("%s: %s", key, overtaken)
-            problem = Problem(SpecReason.APPLY_FAILED, str(overtaken), for_now=True)
-            return replace(outcome, problem=problem, again=True, overtaken=True)
-        except ApiRefused as refused:
-            return replace(outcome, problem=_refused(refused), again=True)
-        self._claims.hold(key)
-        return outcome
 
     def _patient(self, key: Key, outcome: Outcome) -> Outcome:
         """A server in trouble for longer than `PATIENCE_SECONDS` is a problem, and before that none of Ready's."""
@@ -286,10 +231,6 @@ def _bare(obj: Object) -> SemiPDService:
     return SemiPDService.parse({"metadata": obj["metadata"], "spec": {"model": {"uri": "file:///unknown"}}})
 
 
-def _refused(refused: ApiRefused) -> Problem:
-    return Problem(SpecReason.APPLY_FAILED, str(refused), for_now=refused.for_now)
-
-
 def _unread(reading: Reading, outcome: Outcome) -> Problem | None:
     """What the specification says in words of another version. The rest of it is in force."""
     if not reading.errors:
@@ -307,10 +248,3 @@ def _stands_still(view: PodView) -> bool:
     """Whether the kubelet, a scheduler or a node may have something to say of it; loading, the agent speaks for it."""
     waits = view.preparing_since is not None or view.unseen_since is not None or (bool(view.node) and not view.ready)
     return view.stays and waits
-
-
-def _live_template_hash(live: Object | None) -> str:
-    if live is None:
-        return ""
-    labels = live["spec"]["template"]["metadata"].get("labels") or {}
-    return str(labels.get(names.TEMPLATE_HASH_LABEL, ""))

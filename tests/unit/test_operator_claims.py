@@ -237,6 +237,7 @@ async def test_who_is_overtaken_again_and_again_says_so_after_a_while_and_not_be
     assert await one.reconcile() is Next.RETRY
     accepted = one.kube.condition("SpecAccepted")
     assert accepted["reason"] == "ApplyFailed" and "the object has been modified" in accepted["message"]
+    assert "--show-managed-fields" in accepted["message"], "who else writes it"
     one.kube.apply = apply  # type: ignore[method-assign]
     assert await one.reconcile() is Next.NEWS and one.kube.condition("SpecAccepted")["status"] == "True"
 
