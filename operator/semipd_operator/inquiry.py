@@ -40,6 +40,8 @@ _KEPT_SECONDS, _MOST_REMEMBERED = 900.0, 10_000
 PATIENCE_SECONDS = 5.0
 """For all questions of one look, so that a slow server holds up no status."""
 _NOT_OURS_TO_KNOW = (403, 404)
+_STANDS = ("preparing_since", "unseen_since", "held_since")
+"""Fields of `PodView`, of which one at a time is set."""
 
 
 class Kube(Protocol):
@@ -78,8 +80,9 @@ class Inquiry:
         """By the pod's uid."""
         self._nodes: dict[str, _Known[NodeView]] = {}
         """By name."""
-        self._stands: dict[str, tuple[bool | None, datetime]] = {}
-        """By the pod's uid: whether it stands still with a node, without one, or not at all (None), and since when."""
+        self._stands: dict[str, tuple[str, datetime]] = {}
+        """By the pod's uid: the field of its view that says since when it stands still (empty: it does not), and since
+        when that is so."""
         self._metrics = MetricsServer()
 
     async def look(self, pods: Sequence[Object], now: datetime) -> tuple[PodView, ...]:
@@ -117,18 +120,17 @@ class Inquiry:
         """Since when it stands still, by our clock, and never too long ago: since we saw it begin, and what began
         before we looked not before its creation. That is the API server's time, whose clock we can compare with ours,
         unlike those of a scheduler and a node."""
-        since = view.preparing_since or view.unseen_since
-        still = (view.preparing_since is not None) if since else None
-        before, began = self._stands.pop(view.uid, (None, None))
-        if since is None or (began and before is not still):
+        still = next((one for one in _STANDS if getattr(view, one) is not None), "")
+        since: datetime | None = getattr(view, still) if still else None
+        before, began = self._stands.pop(view.uid, ("", None))
+        if since is None or (began and before != still):
             began = now
         elif began is None:  # it stood so before we came
             created = pod["metadata"].get("creationTimestamp")
             began = min(now, max(since, datetime.fromisoformat(created) if created else since) - self._ahead())
         self._stands[view.uid] = still, began
-        if since is None:
-            return view
-        return replace(view, preparing_since=began) if still else replace(view, unseen_since=began)
+        moved: dict[str, Any] = {still: began} if still else {}
+        return replace(view, **moved)
 
     def _explained(self, pod: Object, view: PodView, stuck: bool) -> PodView:
         if stuck and (known := self._complaints.get(view.uid)):

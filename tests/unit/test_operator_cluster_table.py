@@ -282,20 +282,23 @@ def test_an_api_that_does_not_answer_is_named() -> None:
 def test_a_sidecar_that_is_never_ready_is_named_once_the_engine_is(where: str) -> None:
     """One that is an init container, too (restartPolicy Always)."""
     engine = {"name": "engine", "ready": False, "state": {"running": {}}}
-    sidecar = {"name": "proxy", "ready": False, "state": {"running": {}}}
+    sidecar = {"name": "proxy", "ready": False, "state": {"running": {"startedAt": ago(31).isoformat()}}}
     unready = {"type": "Ready", "status": "False", "reason": "ContainersNotReady"}
     status: dict[str, Any] = {"conditions": [unready], "containerStatuses": [engine]}
     status[where] = [*status.get(where, []), sidecar]
     meta = {"name": "p1", "uid": "p1", "labels": {"pod-template-hash": "7d9c", "semipd.io/template-hash": "h"}}
-    obj = {"metadata": meta, "status": status}
-    assert pod_view(obj).problem is None, "the engine loads"
+    inits = [{"name": "proxy", "restartPolicy": "Always"}] if where == "initContainerStatuses" else []
+    obj = {"metadata": meta, "spec": {"initContainers": inits}, "status": status}
+    assert pod_view(obj).held is None, "the engine loads"
     engine["ready"] = True
     shown = summarise(observed(pods=(pod_view(obj),)))
     ready = shown.condition("Ready")
     assert shown.reason == "ProbeFailing(proxy)" and conditions(shown)["Available"] == "False ProbeFailing"
     assert ready and ready.message.startswith("p1: container proxy runs and is not ready, and the engine is: its ")
+    sidecar["state"] = {"running": {"startedAt": ago(29).isoformat()}}
+    assert summarise(observed(pods=(pod_view(obj),))).reason == "PodsNotReady", "it starts"
     sidecar["ready"] = True
-    assert pod_view(obj).problem is None
+    assert pod_view(obj).held is None
 
 
 def test_a_service_whose_keys_were_emptied_admits_nobody_and_says_so() -> None:

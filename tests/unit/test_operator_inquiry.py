@@ -292,3 +292,22 @@ async def test_no_clock_shows_a_cause_before_its_time(minutes: int) -> None:
     running["status"] = raw("q", 3600)["status"]
     [view] = await one.look([running], ago(-1))
     assert view.preparing_since == ago(-1), "what we saw begin began then"
+
+
+@pytest.mark.parametrize("minutes", [-7, 7])
+async def test_what_a_pod_waits_for_is_timed_by_our_clock_too(minutes: int) -> None:
+    """Its node's, which stamps the start of containers, is as wrong as it likes."""
+    one = Inquiry(Asked())
+    pod = unready("p", 20)
+    pod["metadata"]["creationTimestamp"] = ago(20).isoformat()
+    started = {"running": {"startedAt": ago(20 + 60 * minutes).isoformat()}}
+    pod["status"]["initContainerStatuses"] = [{"name": "wait-for-db", "state": started}]
+    [view] = await one.look([pod], ago(0))
+    assert view.held and view.held_since and ago(20) <= view.held_since <= ago(0)
+    ready = {"name": "engine", "ready": True, "state": started}
+    proxy = {"name": "proxy", "ready": True, "state": started}
+    pod["status"] = {**pod["status"], "initContainerStatuses": [], "containerStatuses": [ready, proxy]}
+    await one.look([pod], ago(-60))
+    proxy["ready"] = False
+    [view] = await one.look([pod], ago(-90))
+    assert view.held and view.held_since == ago(-90), "it was ready until then"

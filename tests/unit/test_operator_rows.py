@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.unit.operator_observed import ago, conditions, heard, observed, pod, report
 
+from semipd_agent.contract import EnginePhase, EngineStatus
 from semipd_operator.reasons import REASONS, ConditionType, remedy
 from semipd_operator.status import AgentView, summarise
 from semipd_operator.status.pods import pod_view
@@ -214,6 +215,14 @@ ROWS: dict[str, Row] = {
         "init container wait-for-db has not ended",
         {"initContainerStatuses": [running("wait-for-db", 31)], "containerStatuses": [{"name": "engine"}]},
     ),
+    "a sidecar that does not start": Row(
+        "ProbeFailing(mesh)",
+        "container mesh runs, and its startup probe has not succeeded: the containers after it wait",
+        {
+            "initContainerStatuses": [{**running("mesh", 31), "started": False}],
+            "containerStatuses": [{"name": "engine"}],
+        },
+    ),
     "claim lost": Row("ClaimLost(models)", LOST, unplaced(LOST)),
     "claim being deleted": Row(
         "ClaimMissing(models)",
@@ -255,6 +264,7 @@ ROWS: dict[str, Row] = {
         "HubOnFire", "all of it", fetched("HubOnFire", "all of it", 77), REMEDIES["DownloadFailed"]
     ),
 }
+SPEC = {"nodeName": "n1", "initContainers": [{"name": "mesh", "restartPolicy": "Always"}]}
 OF_THE_MODEL = {"AuthRequired", "NotFound", "Unreachable", "CacheNotWritable", "HubOnFire"}
 
 
@@ -262,7 +272,7 @@ OF_THE_MODEL = {"AuthRequired", "NotFound", "Unreachable", "CacheNotWritable", "
 def test_the_column_and_the_line(case: str) -> None:
     row = ROWS[case]
     meta = {"name": "p2", "uid": "p2", "namespace": "d", "labels": {"semipd.io/template-hash": "h"}}
-    view = pod_view({"metadata": meta, "spec": {"nodeName": "n1"}, "status": row.status})
+    view = pod_view({"metadata": meta, "spec": SPEC, "status": row.status})
     reason = row.column.partition("(")[0]
     what = row.remedy or remedy("Available", reason)
     assert what
@@ -306,6 +316,27 @@ def test_a_container_that_ended_after_a_long_run_is_in_no_crash_loop(lived: floa
     meta = {"name": "p2", "uid": "p2", "labels": {"semipd.io/template-hash": "h"}}
     view = pod_view({"metadata": meta, "status": {"containerStatuses": [engine]}})
     assert conditions(summarise(observed(pods=(view,), agents={})))["Ready"] == f"False {shown}"
+
+
+@pytest.mark.parametrize(("changed", "shown"), [(500, "APINotResponding"), (700, "trouble")])
+@pytest.mark.parametrize(
+    ("last", "trouble"),
+    [({"exitCode": 1}, "CrashLoop"), ({"exitCode": 137, "reason": "OOMKilled"}, "OutOfMemory")],
+    ids=["crashed", "killed for memory"],
+)
+def test_what_ended_a_container_before_it_served_is_not_why_it_is_not_ready(
+    last: dict[str, Any], trouble: str, changed: float, shown: str
+) -> None:
+    """It runs for ten minutes: ready in between, or not since its start."""
+    engine = {**running("engine", 600), "restartCount": 3, "lastState": {"terminated": last}}
+    unready = {"type": "Ready", "status": "False", "lastTransitionTime": ago(changed).isoformat()}
+    meta = {"name": "p2", "uid": "p2", "labels": {"semipd.io/template-hash": "h"}}
+    view = pod_view({"metadata": meta, "status": {"conditions": [unready], "containerStatuses": [engine]}})
+    hangs = EngineStatus(
+        state=EnginePhase.DEGRADED, ready=False, reason="APINotResponding", message="the process api hangs"
+    )
+    status = summarise(observed(pods=(view,), agents={"p2": heard(report(engine=hangs))}))
+    assert conditions(status)["Available"] == f"False {trouble if shown == 'trouble' else shown}"
 
 
 def test_a_service_that_was_paused_from_the_start_is_told_how_to_go_on() -> None:

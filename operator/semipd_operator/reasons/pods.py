@@ -152,7 +152,8 @@ class PodTrouble(Reason):
     PROBE_FAILING = (
         "ProbeFailing",
         "False",
-        "A container that spec.podTemplate, or a webhook, adds to the pod runs and is not ready; the engine is.",
+        "A container that spec.podTemplate, or a webhook, adds to the pod is not ready 30 s after its start; the "
+        "engine is, or waits for it.",
         "kubectl logs POD -c CONTAINER and the events of kubectl describe pod say why: mend its probe or what it waits "
         "for, or remove it from spec.podTemplate.",
     )

@@ -55,8 +55,9 @@ class PodView:
     started_at: datetime | None = None
     """Since when it does."""
     held: Problem | None = None
-    """An init container, not ours, that the pod waits for."""
+    """A container, not ours, that the pod waits for: to end, or to be ready as the engine is."""
     held_since: datetime | None = None
+    """Since when it runs, or was seen to be waited for."""
     model_revision: str = ""
     """The commit that the init container `model` brought."""
     preparing_since: datetime | None = None

@@ -66,14 +66,27 @@ def pod_view(pod: Pod) -> PodView:
 
 
 def _held(pod: Pod, status: dict[str, Any]) -> tuple[Problem | None, datetime | None]:
-    """An init container of someone else's that does not end, and since when it runs."""
+    """A container of someone else's that the pod waits for, and since when it runs: an init container that does not
+    end, a sidecar that does not start, or a container beside the engine that is not ready though the engine is."""
     inits = (pod.get("spec") or {}).get("initContainers") or []
     sidecars = {one.get("name") for one in inits if one.get("restartPolicy") == "Always"}
     for one in status.get("initContainerStatuses") or []:
         name = one.get("name", "")
-        if name != MODEL_CONTAINER and name not in sidecars and "running" in _state(one):
+        if name == MODEL_CONTAINER or "running" not in _state(one):
+            continue
+        if name in sidecars and one.get("started") is False:
+            said = f"container {name} runs, and its startup probe has not succeeded: the containers after it wait"
+            return Problem(PodTrouble.PROBE_FAILING, said, name), _started_at(one)
+        if name not in sidecars:
             problem = Problem(PodTrouble.INIT_CONTAINER_RUNNING, f"init container {name} has not ended", name)
             return problem, _started_at(one)
+    if not _container(status.get("containerStatuses"), ENGINE_CONTAINER).get("ready"):
+        return None, None
+    for one in _containers(status):
+        if "running" in _state(one) and not one.get("ready"):
+            name = one.get("name", "")
+            said = f"container {name} runs and is not ready, and the engine is: its readiness or startup probe fails"
+            return Problem(PodTrouble.PROBE_FAILING, said, name), _started_at(one)
     return None, None
 
 
@@ -106,17 +119,10 @@ def _pod_problem(pod: Pod, status: dict[str, Any]) -> Problem | None:
         name = container.get("name", "")
         if reason := _WAITING.get(waiting.get("reason", "")):
             return Problem(reason, f"container {name}: {waiting.get('message') or waiting['reason']}", name)
-        crashes = waiting.get("reason") == "CrashLoopBackOff" or _killed(container) or _fails_again(container)
+        ended = (_killed(container) or _fails_again(container)) and not _served(status, container)
+        crashes = waiting.get("reason") == "CrashLoopBackOff" or ended
         if crashes and (name != MODEL_CONTAINER or _ended(container).get("reason") in _NEVER_RAN):
             return _crash(pod, name, container)
-    if _container(status.get("containerStatuses"), ENGINE_CONTAINER).get("ready"):  # so nothing else keeps it back
-        for container in _containers(status):
-            if "running" in _state(container) and not container.get("ready"):
-                name = container.get("name", "")
-                said = (
-                    f"container {name} runs and is not ready, and the engine is: its readiness or startup probe fails"
-                )
-                return Problem(PodTrouble.PROBE_FAILING, said, name)
     ready = _condition(status, "Ready")
     if ready.get("status") == "False" and ready.get("reason") == PodTrouble.READINESS_GATES_NOT_READY:
         return Problem(PodTrouble.READINESS_GATES_NOT_READY, ready.get("message", ""))
@@ -148,6 +154,13 @@ def _fails_again(container: dict[str, Any]) -> bool:
     began, ended = _time(last.get("startedAt")), _time(last.get("finishedAt"))
     lived = (ended - began).total_seconds() if began and ended else 0.0
     return often and bool(last.get("exitCode")) and lived < _HEALTHY_SECONDS
+
+
+def _served(status: dict[str, Any], container: dict[str, Any]) -> bool:
+    """Whether it was ready since its last start: what ended it before is not why it is not ready now. A pod's condition
+    Ready changes in a container's run only if all of them were ready in it."""
+    began, changed = _started_at(container), _time(_condition(status, "Ready").get("lastTransitionTime"))
+    return began is not None and changed is not None and changed > began
 
 
 def _ended(container: dict[str, Any]) -> dict[str, Any]:
