@@ -204,3 +204,42 @@ def test_what_was_seen_at_one_position_bounds_what_was_never_seen() -> None:
     stall.observe(100, 100, seconds=0.2)
     assert stall.tokens(1.0, 100) == pytest.approx(251, abs=1), "faster by and by"
     assert stall.tokens(0.1, 100) == 0
+
+
+def test_a_step_that_hung_before_prompts_came_does_not_keep_them_at_a_block_a_step_for_ever() -> None:
+    """A process that was stopped, a machine that slept: no step with prompts in it can be faster than one without."""
+    bench = Bench(Device(), SchedulerLimits(4096, 8, 1024, max_stall_seconds=0.5))
+    bench.stream()
+    bench.run(bench.next(), noise=1000.0)
+    bench.add(list(range(2000, 5000)), 1)
+    sizes = []
+    while prompt_tokens(plan := bench.next()):
+        sizes.append(prompt_tokens(plan))
+        assert bench.run(plan) < 0.5
+    assert sizes[0] == BLOCK and max(sizes) > 4 * BLOCK, "nothing but prompts' steps were there to learn from"
+
+
+def test_prompts_that_cost_nothing_measurable_get_more_in_each_step() -> None:
+    """A device that waits for its weights does some tokens more in the same time: that is measured, not unknown."""
+    bench = Bench(Device(token=0.0), SchedulerLimits(4096, 8, 1024, max_stall_seconds=0.5))
+    bench.stream()
+    bench.add(list(range(2000, 5000)), 1)
+    sizes = []
+    while prompt_tokens(plan := bench.next()):
+        sizes.append(prompt_tokens(plan))
+        bench.run(plan)
+    assert sizes[:2] == [BLOCK, 8 * BLOCK], "eightfold at most: what is too dear shows in a step"
+    assert max(sizes) > 12 * BLOCK and len(sizes) < 20, "by blocks it would take 188 steps"
+
+
+def test_a_step_as_fast_as_one_without_prompts_bounds_the_next_by_all_of_its_time() -> None:
+    stall = StallBound()
+    stall.observe(0, 0, seconds=30.0)
+    stall.observe(BLOCK, 8, seconds=0.16)
+    assert stall.tokens(1.0, 100) == 80, "a hundredth of a second each, at most"
+    stall.observe(0, 0, seconds=0.08)
+    stall.observe(BLOCK, 8, seconds=0.16)
+    stall.observe(0, 0, seconds=30.0)
+    assert stall.tokens(1.0, 100) == 0
+    stall.observe(BLOCK, 8, seconds=0.16)
+    assert stall.tokens(1.0, 100) > 60, "what was known of the tokens tells the rest"

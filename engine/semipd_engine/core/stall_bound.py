@@ -25,7 +25,7 @@ class StallBound:
         self._largest = 0
         """Most prompt tokens of a step so far."""
         self._rest: float | None = None
-        """Seconds of the last step without prompts; None: there was none."""
+        """Seconds of the last step without prompts, as far as no step with some was as fast; None: there was none."""
         self._probing = False
         """The next step has the fewest tokens that there are, to learn that."""
         self._rates: dict[int, tuple[float, int]] = {}
@@ -37,7 +37,9 @@ class StallBound:
         if tokens == 0:
             self._rest = seconds
             return
-        if self._rest is None and self._probing:  # beyond what tokens take at most
+        if self._probing if self._rest is None else seconds <= self._rest:
+            # Nothing was measured without prompts, or what was is refuted (the process hung, or had less of the device):
+            # prompts make no step faster. What is beyond their least is the rest; where none is known all is theirs.
             least = min((rate for rate, _ in self._rates.values()), default=seconds)
             self._rest = max(0.0, seconds - tokens * least)
         self._largest = max(self._largest, tokens)
