@@ -34,13 +34,15 @@ from semipd_engine.contract import (
     EngineState,
     GetSnapshot,
 )
-from semipd_engine.process import REFUSED, die_with_parent
+from semipd_engine.process import REFUSED, TRY_LATER, die_with_parent
 
 POLL_SECONDS = 0.05
 FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 30.0
 HEALTHY_SECONDS = 10.0
-"""A child that lived this long is restarted at once; one that did not, after a growing pause."""
+"""A child that lived this long is restarted at once; one that did not, after a growing pause. So is one that says that
+it could do nothing (`TRY_LATER`), however long it took to find that out."""
+FIRST_LATER_SECONDS = 1.0
 CORE_STOP_SECONDS = 10.0
 API_MARGIN_SECONDS = 15.0
 """Beyond --drain-seconds: the 5 s of further admission, the last flush, and a busy machine."""
@@ -75,7 +77,9 @@ class Child:
                 self._start(now)
         elif (code := self.process.poll()) is not None:
             self.process, self.last_exit = None, code
-            if now - self.started_at > HEALTHY_SECONDS:
+            if code == TRY_LATER:
+                self.backoff = max(self.backoff, FIRST_LATER_SECONDS)
+            elif now - self.started_at > HEALTHY_SECONDS:
                 self.backoff = 0.0
             self.start_at = now + self.backoff
             log.error("%s ended with %d; it is started again in %.1f s", self.name, code, self.backoff)
@@ -119,10 +123,14 @@ def default_commands(options: EngineOptions) -> dict[str, Sequence[str]]:
 
 
 class Launcher:
-    def __init__(self, options: EngineOptions, commands: dict[str, Sequence[str]]) -> None:
-        """`options.run_dir` is set, and the commands carry it."""
+    def __init__(self, options: EngineOptions, commands: dict[str, Sequence[str]], by_hand: bool = False) -> None:
+        """`options.run_dir` is set, and the commands carry it. `by_hand`: a person waits, and no agent shows what is
+        wrong: a model that cannot be loaded ends the engine, unless it was served before."""
         assert options.run_dir is not None
         self._options = options
+        self._by_hand = by_hand
+        self.announced = False
+        """The engine answered once, and people were told where."""
         self._run_dir = options.run_dir
         self._children = {
             name: Child(name, command, WORKER_ENVIRONMENT if name == "resident" else {})
@@ -137,11 +145,11 @@ class Launcher:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         signal.signal(END_API, lambda *_: self.end_api())
-        announced = False
         while not self._signals:
             problem = self.turn(time.monotonic())
-            announced = announced or self._announce()
             if problem:
+                if self._by_hand and not self.announced:
+                    self._on_signal(signal.SIGINT, None)  # nobody was served: no drain
                 self.stop()
                 log.error("%s", problem)  # the last line: the agent shows it
                 return REFUSED
@@ -157,7 +165,17 @@ class Launcher:
             self._children["api"].signal(signal.SIGKILL)
         for child in self._children.values():
             child.tick(now)
-        return self._refusal()
+        self.announced = self.announced or self._announce()
+        return self._failure() or self._refusal()
+
+    def _failure(self) -> str | None:
+        """Why the resident has no model for the person who waits for it."""
+        if not self._by_hand or self.announced:
+            return None
+        snapshot = read_snapshot(self._run_dir)
+        if snapshot is None or snapshot.state is not EngineState.FAILED:
+            return None
+        return f"the model cannot be served: {snapshot.reason}: {snapshot.message}"
 
     def _refusal(self) -> str | None:
         """What the api finds wrong with the model's files, once the resident has not: it would be started for ever.
@@ -237,7 +255,7 @@ def serve(options: EngineOptions) -> int:
     (run_dir / "api.port").unlink(missing_ok=True)
     placed = options.model_copy(update={"run_dir": run_dir})
     try:
-        return Launcher(placed, default_commands(placed)).run()
+        return Launcher(placed, default_commands(placed), by_hand=own_dir).run()
     finally:
         if own_dir:
             shutil.rmtree(run_dir, ignore_errors=True)

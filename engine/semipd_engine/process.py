@@ -11,6 +11,8 @@ from pathlib import Path
 
 REFUSED = 2
 """Exit status of the api, and then of the launcher, where another start cannot help."""
+TRY_LATER = 75
+"""Exit status of the resident where another start may help by and by (EX_TEMPFAIL)."""
 PR_SET_PDEATHSIG = 1
 OOM_SCORE_RAISE = 300
 """Of a worker over the resident: nearly a third of all memory in the kernel's reckoning."""

@@ -66,6 +66,14 @@ def test_weights_that_cannot_fit_are_refused_with_their_size_before_one_is_read(
     assert refused.value.reason == "OutOfMemory" and seen == []
 
 
+def test_a_pool_that_holds_no_sequence_is_refused_before_a_weight_is_read(tmp_path: Path) -> None:
+    model = save(LlamaConfig(**SIZES), tmp_path)
+    seen: list[int] = []
+    with pytest.raises(ModelError, match="raise it to that") as refused:
+        loading.load(EngineOptions(model=model, device=Device.CPU, kv_cache_memory=64), seen.append)
+    assert (refused.value.reason, refused.value.may_pass, seen) == ("OutOfMemory", False, [])
+
+
 def test_tied_embeddings_are_stored_once(tmp_path: Path) -> None:
     tied = load(save(LlamaConfig(**SIZES, tie_word_embeddings=True), tmp_path / "tied"))
     untied = load(save(LlamaConfig(**SIZES), tmp_path / "untied"))

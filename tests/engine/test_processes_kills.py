@@ -165,7 +165,6 @@ def test_too_little_kv_memory_is_refused_with_the_numbers(tmp_path: Path) -> Non
     try:
         snapshot = engine.wait_state(EngineState.FAILED)
         assert snapshot.reason == "OutOfMemory" and "--kv-cache-memory" in snapshot.message
-        assert engine.processes["resident"].wait(60) == 75  # the launcher tries again: memory may come
     finally:
         engine.stop()
 

@@ -203,3 +203,13 @@ def test_half_a_tokenizer_ends_the_engine_with_its_name(tmp_path: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
     assert str(tokenizer) in ended.stderr.splitlines()[-1]
+
+
+def test_a_pool_too_small_for_a_sequence_ends_an_engine_that_a_person_started_with_the_remedy() -> None:
+    command = [sys.executable, "-m", "semipd_engine.cli", "serve", "--model", str(random_model()), "--port", "0"]
+    command += ["--device", "cpu", "--kv-cache-memory", "4096"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    last = ended.stderr.splitlines()[-1]
+    assert "OutOfMemory" in last and "--kv-cache-memory (engine.kvCacheMemory) is 4096: raise it to that" in last
+    assert "started again" not in ended.stderr

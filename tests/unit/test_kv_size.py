@@ -14,6 +14,7 @@ from semipd_engine.memory.kv_size import (
     MIB,
     MemoryGrant,
     available_memory,
+    check_pool,
     check_weights,
     claimable_memory,
     num_kv_blocks,
@@ -42,6 +43,20 @@ def test_too_little_for_one_sequence_is_an_error_with_numbers(asked: int) -> Non
     with pytest.raises(ModelError, match="--max-model-len") as error:
         num_kv_blocks(LAYOUT, 64, 8, asked, MemoryGrant(4 * LAYOUT.block_bytes))
     assert error.value.reason == "OutOfMemory"
+    assert error.value.may_pass == (not asked), "what was asked for stays too little"
+
+
+@pytest.mark.parametrize(("blocks", "shorter"), [(3, ", or lower --max-model-len (engine.maxModelLen) to 48"), (0, "")])
+def test_a_pool_that_was_asked_for_and_holds_no_sequence_is_told_which_would(blocks: int, shorter: str) -> None:
+    size = blocks * LAYOUT.block_bytes + 5
+    with pytest.raises(ModelError) as refused:
+        check_pool(LAYOUT, 60, size)
+    assert str(refused.value) == (
+        f"a sequence of 60 tokens needs 32768 bytes of KV cache but --kv-cache-memory (engine.kvCacheMemory) is {size}: "
+        f"raise it to that{shorter}"
+    )
+    assert check_pool(LAYOUT, 60, 32768) == 4
+    assert not shorter or check_pool(LAYOUT, 48, size) == 3
 
 
 def test_a_gpu_keeps_room_for_its_workers() -> None:

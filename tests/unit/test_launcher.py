@@ -11,7 +11,7 @@ import pytest
 
 from semipd_engine import launcher
 from semipd_engine.contract import EngineOptions, EngineSnapshot, EngineState
-from semipd_engine.launcher import Launcher
+from semipd_engine.launcher import Child, Launcher
 
 pytestmark = pytest.mark.unit
 
@@ -19,14 +19,14 @@ pytestmark = pytest.mark.unit
 class Engine:
     """The launcher of an api that is a shell script; `state` is what core says."""
 
-    def __init__(self, folder: Path, api: str) -> None:
+    def __init__(self, folder: Path, api: str, by_hand: bool = False) -> None:
         self.state = EngineState.READY
         self._starts = folder / "starts"
         self._now = 0.0
         commands = {name: ["sleep", "60"] for name in ("resident", "core")}
         script = f"cd {folder}; echo >>starts; {api}"
         options = EngineOptions(model=folder / "no-model", run_dir=folder, port=8000, drain_seconds=0)
-        self.launcher = Launcher(options, commands | {"api": ["sh", "-c", script]})
+        self.launcher = Launcher(options, commands | {"api": ["sh", "-c", script]}, by_hand)
 
     @property
     def starts(self) -> int:
@@ -45,12 +45,16 @@ class Engine:
 
 
 @pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Engine]]:
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Engine]]:
     started = []
 
-    def begin(api: str) -> Engine:
-        engine = Engine(tmp_path, api)
-        monkeypatch.setattr(launcher, "read_snapshot", lambda _: EngineSnapshot(monotonic_time=0, state=engine.state))
+    def begin(api: str, by_hand: bool = False) -> Engine:
+        engine = Engine(tmp_path, api, by_hand)
+
+        def snapshot(_: Path) -> EngineSnapshot:
+            return EngineSnapshot(monotonic_time=0, state=engine.state, reason="OutOfMemory", message="too little")
+
+        monkeypatch.setattr(launcher, "read_snapshot", snapshot)
         started.append(engine)
         return engine
 
@@ -88,3 +92,45 @@ def test_a_refusal_that_has_passed_while_the_weights_were_loaded_counts_no_more(
     engine.state = EngineState.READY
     turns = iter(range(5))
     assert engine.until(lambda: next(turns, None) is None) is None
+
+
+def test_a_model_that_cannot_be_loaded_ends_an_engine_that_a_person_started(start: Callable[..., Engine]) -> None:
+    engine = start("exec sleep 60", by_hand=True)
+    engine.state = EngineState.LOADING
+    turns = iter(range(5))
+    assert engine.until(lambda: next(turns, None) is None) is None
+    engine.state = EngineState.FAILED
+    assert engine.until(lambda: False) == "the model cannot be served: OutOfMemory: too little"
+
+
+def test_under_an_agent_the_engine_stays_and_says_why(start: Callable[..., Engine]) -> None:
+    engine = start("exec sleep 60")
+    engine.state = EngineState.FAILED
+    turns = iter(range(5))
+    assert engine.until(lambda: next(turns, None) is None) is None
+
+
+def test_a_model_that_was_served_is_waited_for_whoever_started_the_engine(
+    start: Callable[..., Engine], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its memory was taken by another program while the resident was down."""
+    engine = start("echo 8000 >api.port; exec sleep 60", by_hand=True)
+    assert engine.until(lambda: engine.launcher.announced) is None
+    assert capsys.readouterr().out.count("is ready at http://127.0.0.1:8000") == 1
+    engine.state = EngineState.FAILED
+    turns = iter(range(5))
+    assert engine.until(lambda: next(turns, None) is None) is None
+
+
+def test_whoever_can_do_nothing_is_started_less_and_less_often_however_long_it_took_to_find_out() -> None:
+    """Weights that took a minute to read, before the pool did not fit."""
+    child, now, pauses = Child("resident", ["sh", "-c", "exit 75"]), 0.0, []
+    for _ in range(8):
+        child.tick(now)
+        assert child.process is not None
+        child.process.wait()
+        now += 60.0
+        child.tick(now)
+        pauses.append(child.start_at - now)
+        now = child.start_at
+    assert pauses == [1, 2, 4, 8, 16, 30, 30, 30]

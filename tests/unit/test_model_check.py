@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from tests.unit.model_folder import CONFIG, LAYER, SHAPES, write_model, write_tensors
 
+from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.registry import read_card
 from semipd_engine.cli import main
 from semipd_engine.contract import EngineOptions
 from semipd_engine.hub.check import refusal
+from semipd_engine.process import TRY_LATER
 from semipd_engine.resident.loaded_model import LoadedModel
-from semipd_engine.resident.resident import EXIT_RETRY, Resident
+from semipd_engine.resident.resident import Resident
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,7 +164,28 @@ def test_what_can_never_load_is_tried_again_only_when_its_folder_has_changed(tmp
             write_model(folder)
 
     resident._poll = poll  # type: ignore[method-assign]
-    assert (resident.serve(load), polls) == (EXIT_RETRY, 50)
+    assert (resident.serve(load), polls) == (0, 50)
+    resident.close()
+
+
+@pytest.mark.parametrize("may_pass", [True, False])
+def test_memory_that_may_come_is_waited_for_and_a_pool_that_is_too_small_is_not(may_pass: bool, tmp_path: Path) -> None:
+    folder, polls = write_model(tmp_path / "m"), 0
+    resident = Resident(EngineOptions(model=folder), tmp_path)
+
+    def load(options: EngineOptions, progress: object) -> LoadedModel:
+        raise ModelError("OutOfMemory", "too little", may_pass)
+
+    def poll(timeout: float) -> None:
+        nonlocal polls
+        polls += 1
+        if polls == 50:
+            remove("config.json")(folder)
+
+    resident._poll = poll  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("semipd_engine.resident.resident.RETRY_AFTER_SECONDS", -1.0)
+        assert (resident.serve(load), polls) == ((TRY_LATER, 0) if may_pass else (0, 50))
     resident.close()
 
 

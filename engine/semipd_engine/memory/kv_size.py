@@ -48,17 +48,33 @@ def num_kv_blocks(
 
     Raises `ModelError` (OutOfMemory) when one sequence of `max_model_len` tokens would not fit.
     """
+    if kv_cache_memory:
+        return check_pool(layout, max_model_len, kv_cache_memory)
     needed = -(-max_model_len // layout.block_size)
-    budget = kv_cache_memory or grant.automatic
-    blocks = budget // layout.block_bytes
+    blocks = grant.automatic // layout.block_bytes
     if blocks < needed:
-        source = "--kv-cache-memory" if kv_cache_memory else f"{grant.share:.0%} of the memory left"
         raise ModelError(
             "OutOfMemory",
             f"a sequence of {max_model_len} tokens needs {needed * layout.block_bytes / MIB:.0f} MiB of KV cache but "
-            f"{source} is {budget / MIB:.0f} MiB ({grant}): lower --max-model-len, or give more memory",
+            f"{grant.share:.0%} of the memory left is {grant.automatic / MIB:.0f} MiB ({grant}): lower "
+            "--max-model-len (engine.maxModelLen), or give more memory (engine.resources)",
+            may_pass=True,
         )
-    return blocks if kv_cache_memory else min(blocks, max(needed, max_num_seqs * needed))
+    return min(blocks, max(needed, max_num_seqs * needed))
+
+
+def check_pool(layout: KVLayout, max_model_len: int, kv_cache_memory: int) -> int:
+    """Blocks of a pool of so many bytes, as asked for. Raises `ModelError` (OutOfMemory) where one sequence would not
+    fit: no waiting helps then, and no weight need be read."""
+    needed, blocks = -(-max_model_len // layout.block_size), kv_cache_memory // layout.block_bytes
+    if blocks >= needed:
+        return blocks
+    shorter = f", or lower --max-model-len (engine.maxModelLen) to {blocks * layout.block_size}" if blocks else ""
+    raise ModelError(
+        "OutOfMemory",
+        f"a sequence of {max_model_len} tokens needs {needed * layout.block_bytes} bytes of KV cache but "
+        f"--kv-cache-memory (engine.kvCacheMemory) is {kv_cache_memory}: raise it to that{shorter}",
+    )
 
 
 def check_weights(nbytes: int, kv_cache_memory: int, free: int) -> None:
@@ -75,6 +91,7 @@ def check_weights(nbytes: int, kv_cache_memory: int, free: int) -> None:
         "OutOfMemory",
         f"the weights need {nbytes / MIB:.0f} MiB{pool}, but {free / MIB:.0f} MiB of memory can be had: "
         f"raise the memory limit (engine.resources) by at least {-(-(nbytes + kv_cache_memory - free) // MIB)} MiB",
+        may_pass=True,
     )
 
 

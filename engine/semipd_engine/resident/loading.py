@@ -23,6 +23,7 @@ from semipd_engine.memory.kv_size import (
     GPU_SHARE,
     MemoryGrant,
     available_memory,
+    check_pool,
     check_weights,
     claimable_memory,
 )
@@ -80,6 +81,8 @@ def load(options: EngineOptions, progress: Callable[[int], None], exported: bool
     config = read_card(options.model)
     max_model_len = _max_model_len(config, options)
     dtype = _dtype(config, options.dtype, device)
+    if options.kv_cache_memory:
+        check_pool(config.kv_layout(options.block_size, dtype.itemsize), max_model_len, options.kv_cache_memory)
     if device.type == "cuda":
         devices.open_gpu()  # first: it has a word for a GPU that cannot be used
     kernels = _kernels(device)
@@ -156,4 +159,5 @@ def _out_of_memory(what: str, device: torch.device) -> Iterator[None]:
             "OutOfMemory",
             f"{what} did not fit: {free:.0f} MiB of the GPU's {total:.0f} MiB are free; lower --kv-cache-memory "
             "(engine.kvCacheMemory), or give the model a larger GPU",
+            may_pass=True,
         ) from error

@@ -36,16 +36,13 @@ from semipd_engine.ipc.workers import (
 )
 from semipd_engine.memory.kv_size import num_kv_blocks
 from semipd_engine.pacing.page import PacingPage
-from semipd_engine.process import listen
+from semipd_engine.process import TRY_LATER, listen
 from semipd_engine.resident.loaded_model import Load, LoadedModel
 from semipd_engine.resident.spawn import start_worker
 
-EXIT_RETRY = 75
-"""Exit code after a failure that another start may not have: the launcher tries again."""
-RETRYABLE = frozenset({"OutOfMemory"})
 RETRY_AFTER_SECONDS = 5.0
-"""How long a failure that passes by itself is shown before the process ends. Any other waits for the model's folder to
-change: what can never load is not tried for ever."""
+"""How long a failure that may pass by itself is shown before the process ends. Any other waits for the model's folder
+to change: what can never load is not tried for ever."""
 LEAVE_GPU_SECONDS = 3.0
 """A worker that is killed with work in flight may take MPS, and so its peers, with it."""
 
@@ -60,15 +57,18 @@ class Resident:
         self._workers: dict[int, int] = {}  # pidfd -> pid
         self._percent = 0
         self._failure: ResidentFailed | None = None
+        self._may_pass = False
         self._hello: ResidentHello | None = None
 
     def serve(self, load: Load) -> int:
-        """Load, then answer core for ever. Returns an exit code when a retry may help."""
+        """Load, then answer core for ever. Returns an exit code when another start may help: `TRY_LATER`, or 0 where the
+        model's folder has changed."""
         folder = _listing(self._options.model)
         try:
             self._prepare(load(self._options, self._on_progress))
         except ModelError as error:
             self._failure = ResidentFailed(reason=error.reason, message=str(error))
+            self._may_pass = error.may_pass
         except Exception as error:
             log.exception("loading failed")
             self._failure = ResidentFailed(reason="LoadFailed", message=f"{type(error).__name__}: {error}")
@@ -76,15 +76,12 @@ class Resident:
             log.error("%s: %s", self._failure.reason, self._failure.message)
         self._introduce()
         give_up_at = time.monotonic() + RETRY_AFTER_SECONDS
-        while self._failure is None or not self._may_pass(folder, give_up_at):
+        while True:
+            if self._failure is not None and self._may_pass and time.monotonic() > give_up_at:
+                return TRY_LATER
+            if self._failure is not None and not self._may_pass and _listing(self._options.model) != folder:
+                return 0
             self._poll(timeout=1.0)
-        return EXIT_RETRY
-
-    def _may_pass(self, folder: list[tuple[str, int, int]], give_up_at: float) -> bool:
-        assert self._failure is not None
-        if self._failure.reason in RETRYABLE:
-            return time.monotonic() > give_up_at
-        return _listing(self._options.model) != folder
 
     def close(self) -> None:
         self._drop_core()
