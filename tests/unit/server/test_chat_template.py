@@ -127,3 +127,47 @@ def test_a_bad_message_is_named(message: dict[str, Any], param: str) -> None:
     with pytest.raises(ApiError) as refused:
         chat.normalise([message])
     assert (refused.value.status, refused.value.param) == (400, param)
+
+
+ENDLESS = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}"
+    "{% endfor %}",
+    "a macro that calls itself twice": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+    "{{ f(60) }}",
+    "a loop that recurses": "{% for x in [1] recursive %}{{ loop(range(99999)) if loop.depth < 4 }}{% endfor %}",
+    "loops that pass all by": "{% for a in range(99999) %}{% for b in range(99999) if false %}{% endfor %}{% endfor %}",
+    "a power": "{{ 10 ** (10 ** 10) }}",
+    "products of products": "{% set ns = namespace(n=3) %}{% for i in range(60) %}{% set ns.n = ns.n * ns.n %}"
+    "{% endfor %}",
+    "a text": "{{ 'ab' * 10 ** 10 }}",
+    "a list": "{% for i in 10 ** 10 * [messages] %}{% endfor %}",
+    "words": "{{ lipsum(n=1000000000) }}",
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_template_without_an_end_is_a_refusal_and_hangs_nobody(name: str) -> None:
+    """Not the start, where it is probed, and no request."""
+    templates = ChatTemplates({"default": ENDLESS[name]}, {})
+    with pytest.raises(ChatTemplateError, match=r"more than|'lipsum' is undefined"):
+        templates.render([USER])
+
+
+def test_what_is_bounded_is_one_rendering_and_a_long_conversation_is_far_from_it() -> None:
+    templates = ChatTemplates({"default": TOOLS}, {})
+    long = [USER, {"role": "assistant", "content": "yes"}] * 10_000
+    assert [len(templates.render(long)) for _ in range(3)] == [len(templates.render(long))] * 3
+
+
+def test_loops_know_their_ends_as_ever() -> None:
+    """Their length, neighbours and else; filters and recursion."""
+    source = (
+        "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}{{ loop.previtem is defined }}"
+        "{{ loop.nextitem is defined }} {% else %}none{% endfor %}{% for m in nothing %}{% else %}none{% endfor %}"
+        "{% for k, v in {'a': 1}.items() if v %}{{ k }}{{ loop.length }}{% endfor %}"
+        "{% for x in [[1, [2]], [3]] recursive %}{{ loop(x) if x is not number else x }}{{ loop.depth }}{% endfor %}"
+        "{{ '-' * 3 }}{{ 2 ** 3 * 1.5 }}{{ -2 ** 2 }}{{ 'x' * -1 }}{{ true * 'y' }}"
+    )
+    ours = ChatTemplates({"default": source}, {}).render([USER, USER])
+    theirs, _ = render_jinja_template([[USER, USER]], chat_template=source, add_generation_prompt=True)
+    assert ours == theirs[0] and "1/2" in ours
