@@ -243,3 +243,17 @@ def test_a_step_as_fast_as_one_without_prompts_bounds_the_next_by_all_of_its_tim
     assert stall.tokens(1.0, 100) == 0
     stall.observe(BLOCK, 8, seconds=0.16)
     assert stall.tokens(1.0, 100) > 60, "what was known of the tokens tells the rest"
+
+
+def test_prompts_behind_others_of_the_same_step_are_not_held_back() -> None:
+    """For the controller: neither memory nor slots are what they wait for."""
+    bench = Bench(Device(), SchedulerLimits(4096, 8, 256), num_blocks=200)
+    bench.add(list(range(1000)), 100)
+    bench.add(list(range(2000, 2300)), 100)
+    plan = bench.next()
+    assert bench.scheduler.table.waiting and bench.scheduler.held_back == ""
+    bench.run(plan)
+    bench.add(list(range(5000, 7000)), 2)  # more blocks than the others leave
+    while prompt_tokens(plan := bench.next()):
+        bench.run(plan)
+    assert len(plan.rows) == 2 and bench.scheduler.held_back == "kv"

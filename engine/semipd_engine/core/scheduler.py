@@ -44,8 +44,9 @@ class Scheduler:
 
     @property
     def held_back(self) -> str:
-        """Why the queue's head is not admitted although prefill has nothing to do: ``slots``, ``kv``, or empty."""
-        if Phase.PREFILL in self.in_flight or not self.table.waiting:
+        """Why the queue's head is not admitted although no prompt is in a step: ``slots``, ``kv``, or empty."""
+        mixed = self.in_flight.get(Phase.DECODE) if self.aggregated else None
+        if Phase.PREFILL in self.in_flight or not self.table.waiting or (mixed is not None and chunks_of(mixed)[0]):
             return ""
         return "slots" if self.table.num_running >= self.limits.max_num_seqs else "kv"
 

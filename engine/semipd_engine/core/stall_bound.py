@@ -38,8 +38,8 @@ class StallBound:
             self._rest = seconds
             return
         if self._probing if self._rest is None else seconds <= self._rest:
-            # Nothing was measured without prompts, or what was is refuted (the process hung, or had less of the device):
-            # prompts make no step faster. What is beyond their least is the rest; where none is known all is theirs.
+            # Nothing was measured without prompts, or what was is refuted (it hung, or had less of the device): prompts
+            # make no step faster. What is beyond their least is the rest; where none is known all is theirs.
             least = min((rate for rate, _ in self._rates.values()), default=seconds)
             self._rest = max(0.0, seconds - tokens * least)
         self._largest = max(self._largest, tokens)
