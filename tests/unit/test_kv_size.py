@@ -52,8 +52,8 @@ def test_a_pool_that_was_asked_for_and_holds_no_sequence_is_told_which_would(blo
     with pytest.raises(ModelError) as refused:
         check_pool(LAYOUT, 60, size)
     assert str(refused.value) == (
-        f"a sequence of 60 tokens needs 32768 bytes of KV cache but --kv-cache-memory (engine.kvCacheMemory) is {size}: "
-        f"raise it to that{shorter}"
+        "a sequence of 60 tokens needs 32768 bytes of KV cache but --kv-cache-memory (engine.kvCacheMemory) is "
+        f"{size}: raise it to that{shorter}"
     )
     assert check_pool(LAYOUT, 60, 32768) == 4
     assert not shorter or check_pool(LAYOUT, 48, size) == 3

@@ -61,8 +61,8 @@ class Resident:
         self._hello: ResidentHello | None = None
 
     def serve(self, load: Load) -> int:
-        """Load, then answer core for ever. Returns an exit code when another start may help: `TRY_LATER`, or 0 where the
-        model's folder has changed."""
+        """Load, then answer core for ever. Returns an exit code when another start may help: `TRY_LATER`, or 0 where
+        the model's folder has changed."""
         folder = _listing(self._options.model)
         try:
             self._prepare(load(self._options, self._on_progress))
