@@ -38,7 +38,7 @@ def main() -> int:
     for case in absent:
         print(f"{case.workload.file} is missing: {case.workload.name} is left out", file=sys.stderr)
     cases = [c for c in cases if c not in absent]
-    kept = Kept(options.runs, plan.code_hash())
+    kept = Kept(options.runs, plan.code())
     ended = play(cases, kept, time.monotonic() + 60 * options.minutes)
     if not ended:
         print("not all is played: the same command goes on", file=sys.stderr)
@@ -53,7 +53,7 @@ def main() -> int:
 class Kept:
     """Outcomes on disk, by key. One line is one run; a line that was cut off is played again."""
 
-    def __init__(self, path: Path, code: str) -> None:
+    def __init__(self, path: Path, code: plan.Code) -> None:
         self._path, self.code = path, code
         self.outcomes: dict[str, Outcome] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ class Kept:
             except ValueError:
                 continue
             key, made_by = entry.pop("key"), entry.pop("code")
-            if made_by == code:
+            if made_by in (code.engine, code.policies):
                 self.outcomes[key] = Outcome.of_json(entry)
 
     def play(self, unit: plan.Unit) -> Outcome:
@@ -75,7 +75,8 @@ class Kept:
             case = unit.case
             outcome = run(case.workload, unit.policy, case.seconds, unit.seed, case.size, warm_up=case.warm_up)
             with self._path.open("a") as file:
-                file.write(json.dumps({"key": key, "code": self.code, **outcome.as_json()}) + "\n")
+                made_by = self.code.of(unit.policy)
+                file.write(json.dumps({"key": key, "code": made_by, **outcome.as_json()}) + "\n")
             self.outcomes[key] = outcome
         return self.outcomes[key]
 

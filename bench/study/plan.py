@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import semipd_agent.contract
 import semipd_agent.slo
@@ -19,6 +20,7 @@ import semipd_cli.simulator
 import semipd_engine.contract
 import semipd_engine.core
 from semipd_cli.simulator.engine import Size
+from semipd_cli.simulator.policies import POLICIES
 from semipd_cli.simulator.study import Outcome
 from semipd_cli.simulator.workloads import CHAT, DOC, GEN, Lengths, Workload, mixed, of_trace, steady, turns
 
@@ -31,7 +33,7 @@ STRETCHES = 1 + len(TRAINING) + len(SEEDS)
 SIFTED, FINALISTS = 2, 2
 HINDSIGHT = ("40/100", "100/100", "100/60", "100/30", "100/20", "100/10")
 BUDGETS = ("mixed/256", "mixed/1024")
-RULES = ("auto", "100/100", "algorithm1", "algorithm1-printed", "decode-first")
+RULES = ("auto", "auto+mixed", "100/100", "algorithm1", "algorithm1-printed", "decode-first")
 WARM_UP = 60.0
 """Seconds of a constant load that do not count: a policy starts at 100/100 and knows nothing. Changes of the mix are
 judged from the first second on."""
@@ -49,6 +51,19 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Code:
+    """Digests of the code that a run depends on."""
+
+    engine: str
+    """What is simulated of the engine, what its parts tell each other, and the simulator."""
+    policies: str
+    """All that, and the agent's policies: a constant split knows none of them."""
+
+    def of(self, policy: str) -> str:
+        return self.policies if policy in POLICIES and policy != "100/100" else self.engine
+
+
+@dataclass(frozen=True)
 class Unit:
     """One run."""
 
@@ -56,11 +71,13 @@ class Unit:
     policy: str
     seed: int
 
-    def key(self, code: str) -> str:
+    def key(self, code: Code) -> str:
         case, w = self.case, self.case.workload
         parts = (w.name, w.oracle, w.ttft_milliseconds, w.tpot_milliseconds, case.seconds, case.warm_up, case.size)
         asked = _asked(case, self.seed)
-        return hashlib.sha256(repr((code, parts, asked, self.policy, self.seed)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((code.of(self.policy), parts, asked, self.policy, self.seed)).encode()).hexdigest()[
+            :16
+        ]
 
 
 @cache
@@ -171,11 +188,15 @@ def best(done: Sequence[Outcome], policies: Sequence[str], count: int, seeds: Se
     return sorted((p for p in policies if mean(p) >= 0), key=mean, reverse=True)[:count]
 
 
-def code_hash() -> str:
-    """Of the production code that is simulated, of what its parts tell each other, and of the simulator."""
+def code() -> Code:
+    """Of this program."""
+    engine = (semipd_cli.simulator, semipd_engine.core, semipd_agent.contract, semipd_engine.contract)
+    return Code(_digest(*engine), _digest(*engine, semipd_agent.slo))
+
+
+def _digest(*packages: ModuleType) -> str:
     digest = hashlib.sha256()
-    told = (semipd_agent.contract, semipd_engine.contract)
-    for package in (semipd_agent.slo, semipd_cli.simulator, semipd_engine.core, *told):
+    for package in packages:
         for file in sorted(Path(next(iter(package.__path__))).glob("*.py")):
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]

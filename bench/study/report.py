@@ -14,7 +14,7 @@ from bench.cpu.identity import commit
 from bench.study import plan
 from semipd_cli.simulator.study import Outcome, paired
 
-AUTO = "auto"
+AUTO, CHOICE = "auto", "auto+mixed"
 CONSTANT, MIXED = "best constant", "best mixed"
 
 
@@ -37,7 +37,7 @@ class Row:
         return sum(self.attainment) / len(self.attainment)
 
 
-def rows(cases: Sequence[plan.Case], outcomes: Mapping[str, Outcome], code: str) -> list[Row]:
+def rows(cases: Sequence[plan.Case], outcomes: Mapping[str, Outcome], code: plan.Code) -> list[Row]:
     """Of the workloads that were played to the end."""
     found = []
     for case in cases:
@@ -71,25 +71,30 @@ def rows(cases: Sequence[plan.Case], outcomes: Mapping[str, Outcome], code: str)
     return found
 
 
-ORDER = (AUTO, CONSTANT, "100/100", "algorithm1", "algorithm1-printed", "decode-first", MIXED)
+ORDER = (AUTO, CHOICE, CONSTANT, "100/100", "algorithm1", "algorithm1-printed", "decode-first", MIXED)
 
 
 def table(found: Sequence[Row]) -> Table:
     """A line for each workload: what Auto attains, what each other rule does, and by how much Auto is ahead."""
-    shown = Table("workload", "auto", "moves an hour (most)")
-    for rule in ORDER[1:]:
+    shown, others = Table("workload", "auto", "moves an hour (most)"), _others(found)
+    for rule in others:
         shown.add_column(rule)
     for name in dict.fromkeys(row.workload for row in found):
         mine = {row.rule: row for row in found if row.workload == name}
         auto = mine[AUTO]
         moves = auto.moves_an_hour
         line = [name, f"{100 * auto.mean:.1f}", f"{sum(moves) / len(moves):.0f} ({max(moves):.0f})"]
-        for rule in ORDER[1:]:
+        for rule in others:
             row = mine[rule]
             which = f"{row.policy.removeprefix('mixed/')}: " if rule in (CONSTANT, MIXED) else ""
             line.append(f"{which}{100 * row.mean:.1f} ({100 * row.ahead[0]:+.1f} ± {100 * row.ahead[1]:.1f})")
         shown.add_row(*line)
     return shown
+
+
+def _others(found: Sequence[Row]) -> list[str]:
+    """Rules beside Auto: an earlier study had fewer."""
+    return [rule for rule in ORDER[1:] if any(row.rule == rule for row in found)]
 
 
 def markdown(found: Sequence[Row]) -> str:
@@ -101,11 +106,11 @@ def markdown(found: Sequence[Row]) -> str:
     return "".join(f"| {line} |\n" for line in lines)
 
 
-def write(found: Sequence[Row], runs: Sequence[Outcome], folder: Path, code: str) -> None:
+def write(found: Sequence[Row], runs: Sequence[Outcome], folder: Path, code: plan.Code) -> None:
     """``study.json``, the table of its figures and, where matplotlib is, ``study.svg``. `runs`: Auto's."""
     folder.mkdir(parents=True, exist_ok=True)
     told: dict[str, Any] = {
-        "code": code,
+        "code": code.policies,
         "commit": commit(),
         "training_seeds": list(plan.TRAINING),
         "held_out_seeds": list(plan.SEEDS),
@@ -159,7 +164,7 @@ def draw(found: Sequence[Row], runs: Sequence[Outcome], path: Path) -> None:
     names = list(dict.fromkeys(row.workload for row in found))
     moving = [n for n in names if n.count("-") == 2]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 0.55 * len(names) + 2))
-    for k, rule in enumerate(ORDER[1:]):
+    for k, rule in enumerate(_others(found)):
         mine = {row.workload: row.ahead for row in found if row.rule == rule}
         at = [i + 0.12 * (k - 2.5) for i in range(len(names))]
         left.errorbar(

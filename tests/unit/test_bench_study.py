@@ -37,11 +37,29 @@ def test_a_run_is_known_by_all_that_it_depends_on(monkeypatch: pytest.MonkeyPatc
         plan.Unit(replace(CASE, workload=replace(CASE.workload, arrivals=steady(3.0, Lengths(200, 21)))), "auto", 1),
         plan.Unit(replace(CASE, workload=replace(CASE.workload, stationary=True)), "auto", 1),
     ]
-    assert unit.key("code") == plan.Unit(CASE, "auto", 1).key("code")
-    assert len({unit.key("code"), unit.key("changed"), *(other.key("code") for other in others)}) == 2 + len(others)
-    warmed = others[-1].key("code")
+    code, changed = plan.Code("engine", "policies"), plan.Code("changed", "changed")
+    assert unit.key(code) == plan.Unit(CASE, "auto", 1).key(code)
+    assert len({unit.key(code), unit.key(changed), *(other.key(code) for other in others)}) == 2 + len(others)
+    warmed = others[-1].key(code)
     monkeypatch.setattr(plan, "WARM_UP", 61.0)
-    assert others[-1].key("code") != warmed
+    assert others[-1].key(code) != warmed
+
+
+@pytest.mark.parametrize(
+    ("policy", "depends"),
+    [
+        ("auto", True),
+        ("auto+mixed", True),
+        ("algorithm1", True),
+        ("100/100", False),
+        ("100/20", False),
+        ("mixed/256", False),
+    ],
+)
+def test_a_constant_split_is_not_played_again_for_another_policy(policy: str, depends: bool) -> None:
+    unit, code = plan.Unit(CASE, policy, 1), plan.Code("engine", "policies")
+    assert (unit.key(code) != unit.key(replace(code, policies="others"))) == depends
+    assert unit.key(code) != unit.key(plan.Code("other", "other"))
 
 
 def test_no_judged_stretch_of_a_trace_is_seen_in_training(tmp_path: Path) -> None:
