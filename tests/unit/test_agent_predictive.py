@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from tests.unit.agent_plant import Run, Speed, poisson, simulate
 
 from semipd_agent.contract import SLO, AgentConfig, Bounds, DecisionReason, Mode, PartitionConfig, Split
 from semipd_agent.slo import predictive
-from semipd_agent.slo.future import Constants, Future, Played, Setting, candidates, mixed_choices
+from semipd_agent.slo.future import Constants, Future, Played, Setting, candidates, mixed_choices, score
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.hindsight import LEAST_SECONDS, Watch
 from semipd_agent.slo.load import Load, Seen, advance
@@ -447,6 +448,20 @@ def test_a_future_that_repeats_itself_is_no_surer_for_it() -> None:
     played = Played((1.0, 0.0, 1.0, 0.0), (), (), 0, (0.5,)), Played((0.0, 0.0, 1.0, 1.0), (), (), 0, (0.5,))
     future = Future(Observation(core_id="c", at=0.0), Load(), SETTING, (), 0, (), (0, 1, 2, 3))
     assert replace(future, turns=4).error(*played) == pytest.approx(2 * future.error(*played))
+
+
+@pytest.mark.parametrize("targets", [(1.0, 0.05), (math.inf, 0.05), (1.0, math.inf)])
+def test_scores_are_those_of_the_formula_to_the_last_bit(targets: tuple[float, float]) -> None:
+    rng, c = random.Random(3), Constants()
+    ttft, tpot = ([rng.lognormvariate(0, 2) * scale for _ in range(400)] for scale in (1.0, 0.05))
+    tpot[7], ttft[8] = 0.0, 1.0
+    got = score(ttft, tpot, *targets, c)
+    for a, b, one in zip(ttft, tpot, got.scores, strict=True):
+        ratio = max(a / targets[0], b / targets[1])
+        soft = 1.0 / (1.0 + ratio**c.softness) if ratio < 4 else 0.0
+        lost = c.tail / math.log(c.hopeless) * math.log(min(ratio, c.hopeless)) if ratio > 1 else 0.0
+        assert one == soft - lost
+    assert got.met == sum(a <= targets[0] and b <= targets[1] for a, b in zip(ttft, tpot, strict=True))
 
 
 def test_a_turn_that_was_cut_counts_for_its_part() -> None:

@@ -72,6 +72,20 @@ def test_a_step_with_prompts_and_rows_is_a_kind_of_its_own() -> None:
     assert (plain.batch, plain.prompts, plain.prompt_tokens, plain.alone_seconds) == (2, 0, 0, 0.5)
 
 
+def test_sums_that_no_step_was_added_to_are_told_as_before() -> None:
+    observer = Observer("c")
+    for k, tokens in enumerate((10, 100)):
+        observer.step_began(Phase.PREFILL, StepSize(1, tokens, 0), Split(), float(k))
+        observer.step_ended(Phase.PREFILL, k + 0.5)
+    before = {s.batch: s for s in seen(observer, 2.0).steps}
+    observer.step_began(Phase.PREFILL, StepSize(1, 100, 0), Split(), 2.0)
+    assert {s.batch: s for s in seen(observer, 2.2).steps} == before, "a step that runs is none yet"
+    observer.step_ended(Phase.PREFILL, 2.5)
+    after = {s.batch: s for s in seen(observer, 3.0).steps}
+    assert after[8] == before[8]
+    assert (before[64].steps, after[64].steps, after[64].tokens) == (1, 2, 200), "what was told before stays as it was"
+
+
 def test_kinds_are_bounded_and_the_oldest_goes() -> None:
     observer = Observer("c")
     for n in range(KINDS_KEPT + 50):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
@@ -133,14 +134,15 @@ def mixed_choices(o: Observation, s: Setting) -> list[Split]:
 
 @dataclass(frozen=True)
 class Played:
-    scores: tuple[float, ...]
-    ttft: tuple[float, ...]
-    tpot: tuple[float, ...]
+    scores: Sequence[float]
+    ttft: Sequence[float]
+    tpot: Sequence[float]
+    """0 for a single token."""
     met: int
     means: tuple[float, ...] = ()
     """Mean score under each of the loads that were played."""
 
-    @property
+    @cached_property
     def mean(self) -> float:
         return sum(self.scores) / len(self.scores)
 
@@ -157,7 +159,8 @@ class Played:
 
     def told(self, split: Split, s: Setting) -> Prediction:
         p = s.slo.percentile
-        return Prediction(split, self.met / len(self.scores), _percentile(self.ttft, p), _percentile(self.tpot, p))
+        tpot = [seconds for seconds in self.tpot if seconds]
+        return Prediction(split, self.met / len(self.scores), _percentile(self.ttft, p), _percentile(tpot, p))
 
 
 @dataclass(frozen=True)
@@ -240,24 +243,29 @@ class Future:
         for times in loads:
             jobs = self._under(times)[: self.waiting + most]
             ttft, tpot = latencies(machine, jobs, self.live, now)
-            played.append(score(zip(ttft, tpot, strict=False), *targets, self.setting.constants))
-        scores = tuple(sum(each) / len(each) for each in zip(*(one.scores for one in played), strict=True))
+            played.append(score(ttft, tpot[: len(ttft)], *targets, self.setting.constants))
+        scores, count = played[0].scores, len(played)
+        if count > 1:
+            for other in played[1:]:
+                scores = list(map(operator.add, scores, other.scores))
+            scores = [total / count for total in scores]
         return replace(played[0], scores=scores, means=tuple(one.mean for one in played))
 
 
-def score(outcomes: Iterable[tuple[float, float]], ttft: float, tpot: float, c: Constants) -> Played:
-    """At most 1, which a request well within its targets has, and at least ``-c.tail``."""
-    scores, first, per_token, met = [], [], [], 0
-    per_fold = c.tail / math.log(c.hopeless)
-    for a, b in outcomes:
-        ratio = max(a / ttft, b / tpot)
-        one = 1.0 / (1.0 + ratio**c.softness) if ratio < 4 else 0.0
-        scores.append(one if ratio <= 1 else one - per_fold * math.log(min(ratio, c.hopeless)))
-        met += ratio <= 1
-        first.append(a)
-        if b:
-            per_token.append(b)
-    return Played(tuple(scores), tuple(first), tuple(per_token), met)
+def score(first: Sequence[float], per_token: Sequence[float], ttft: float, tpot: float, c: Constants) -> Played:
+    """Of requests with these TTFT and TPOT, seconds. At most 1, which a request well within its targets has, and at
+    least ``-c.tail``."""
+    softness, hopeless, log = c.softness, c.hopeless, math.log
+    per_fold = c.tail / log(hopeless)
+    ratios = [x if (x := a / ttft) >= (y := b / tpot) else y for a, b in zip(first, per_token, strict=True)]
+    scores = [
+        1.0 / (1.0 + ratio**softness)
+        if ratio <= 1
+        else (1.0 / (1.0 + ratio**softness) if ratio < 4 else 0.0)
+        - per_fold * log(ratio if ratio < hopeless else hopeless)
+        for ratio in ratios
+    ]
+    return Played(scores, first, per_token, sum(ratio <= 1 for ratio in ratios))
 
 
 def seconds_of(milliseconds: int | None) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from semipd_agent.slo.future import Setting, score, seconds_of
 from semipd_agent.slo.load import Load
-from semipd_agent.slo.replay import Job, Live, Outcome, replay
+from semipd_agent.slo.replay import Job, Live, latencies
 from semipd_engine.contract import Observation, Split
 
 LEAST_SECONDS, MOST_SECONDS = 30.0, 120.0
@@ -49,9 +49,9 @@ class Watch:
             job = load.job(one, one.at, o.prefill_chunk_tokens)
             jobs.append(job if one.output else job._replace(output=max(1, one.left)))  # who went away decoded no more
         machine = load.machine(self.split, o)
-        played = replay(machine, jobs, self.live, self.since)[len(self.jobs) :]
+        ttft, tpot = (column[len(self.jobs) :] for column in latencies(machine, jobs, self.live, self.since))
         targets = seconds_of(slo.ttft_milliseconds), seconds_of(slo.tpot_milliseconds)
-        real = score([Outcome(came[k].ttft or 0.0, came[k].tpot or 0.0) for k in over], *targets, c)
-        should = score([played[k] for k in over], *targets, c)
+        real = score([came[k].ttft or 0.0 for k in over], [came[k].tpot or 0.0 for k in over], *targets, c)
+        should = score([ttft[k] for k in over], [tpot[k] for k in over], *targets, c)
         blocks = [int((came[k].at - self.since) / BLOCK_SECONDS) for k in over]
         return real.mean - should.mean, real.error(should, blocks)

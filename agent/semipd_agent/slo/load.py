@@ -15,7 +15,6 @@ import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
 
 from semipd_agent.slo.replay import Job, Live, Machine
 from semipd_agent.slo.step_model import ASSUMED, Kind, StepModel, StepProfile, kinds
@@ -126,13 +125,12 @@ class Load:
         if size not in self._by_size:
             before = self._before(size)
             found: list[int] = []
-            for one in self.seen.values():
-                if one.at < self.regime_since or abs(one.prompt.bit_length() - size) > 1:
-                    continue
-                if one.output > 0:
-                    found.append(one.output)
-                elif (done := self.so_far(one)) > 1:
-                    found.append(_draw(before, one.id, done))
+            for near in (size - 1, size, size + 1):
+                for one in self._alike.get(near, ()):
+                    if one.output > 0:
+                        found.append(one.output)
+                    elif (done := self.so_far(one)) > 1:
+                        found.append(_draw(before, one.id, done))
             if not found:
                 found = before
             elif before and len(found) < ENOUGH_ALIKE:
@@ -144,16 +142,36 @@ class Load:
     def _before(self, size: int) -> list[int]:
         """Ascending: outputs of those that finished last with prompts of this power of two; of two or all of them where
         these are few."""
-        found: list[int] = []
-        for reach in (0, 1, 64):
-            found = sorted(o for p, o in self.lengths if abs(p.bit_length() - size) <= reach)
+        for reach in (0, 1):
+            found = [o for near in range(size - reach, size + reach + 1) for o in self._ended.get(near, ())]
             if len(found) >= LEAST_ALIKE:
-                break
-        return found
+                return sorted(found)
+        return self._all_ended
 
     @cached_property
     def _by_size(self) -> dict[int, list[int]]:
         return {}
+
+    @cached_property
+    def _alike(self) -> dict[int, list[Seen]]:
+        """Requests of the present regime by their prompt's power of two."""
+        found: dict[int, list[Seen]] = {}
+        for one in self.seen.values():
+            if one.at >= self.regime_since:
+                found.setdefault(one.prompt.bit_length(), []).append(one)
+        return found
+
+    @cached_property
+    def _ended(self) -> dict[int, list[int]]:
+        """Outputs of those that finished last, by their prompt's power of two."""
+        found: dict[int, list[int]] = {}
+        for prompt, output in self.lengths:
+            found.setdefault(prompt.bit_length(), []).append(output)
+        return found
+
+    @cached_property
+    def _all_ended(self) -> list[int]:
+        return sorted(output for _, output in self.lengths)
 
     def work(self, tokens: float, chunk: int) -> float:
         """Seconds of prefill at the whole device for a prompt with so many uncached tokens."""
@@ -214,11 +232,13 @@ def advance(load: Load, o: Observation) -> Load:
         load = replace(load, core_id=o.core_id, newest=-1, cursor=-1, steps={}, since=o.at, at=o.at, seen={}, counts={})
     seen, counts = dict(load.seen), dict(load.counts)
     newest, cursor = load.newest, load.cursor
+    latest, in_order = next(reversed(seen.values())).at if seen else -math.inf, True
     for arrival in o.arrivals:
         if arrival.id > newest:
             seen[arrival.id] = Seen(arrival.id, arrival.at, arrival.prompt_tokens, load.uncached)
             _count(counts, arrival.at)
             newest = arrival.id
+            latest, in_order = arrival.at, in_order and arrival.at >= latest
     lengths, uncached = list(load.lengths), load.uncached
     for done in o.finished:
         if done.cursor <= cursor:
@@ -228,6 +248,7 @@ def advance(load: Load, o: Observation) -> Load:
             key, at = -2 - done.cursor, done.received_at or done.finished_at
             seen[key] = Seen(key, at, done.prompt_tokens, uncached)
             _count(counts, at)
+            latest, in_order = at, in_order and at >= latest
             continue
         part = 1.0 - done.cached_tokens / max(1, done.prompt_tokens)
         complete = done.output_tokens > 0 and done.finish_reason in ("stop", "length")
@@ -239,10 +260,14 @@ def advance(load: Load, o: Observation) -> Load:
         if complete:
             lengths.append((done.prompt_tokens, done.output_tokens))
     # A request that was refused, or tokenised for long, is heard of later than younger ones.
-    seen = dict(sorted(seen.items(), key=lambda item: item[1].at))
-    drop = list(islice(seen, max(0, len(seen) - MOST_KEPT)))
-    drop += [id for id, one in seen.items() if one.at < o.at - KEPT_SECONDS]
-    for id in set(drop):
+    if not in_order:
+        seen = dict(sorted(seen.items(), key=lambda item: item[1].at))
+    drop, excess = list[int](), len(seen) - MOST_KEPT
+    for number, (id, one) in enumerate(seen.items()):
+        if number >= excess and one.at >= o.at - KEPT_SECONDS:
+            break
+        drop.append(id)
+    for id in drop:
         del seen[id]
     oldest = int((o.at - KEPT_SECONDS) // BUCKET_SECONDS)
     now_steps = kinds(o.steps)

@@ -92,23 +92,23 @@ def latencies(
         context += one.context
     heapify(batch)
     following, current, left = 0, -1, 0.0
-    at, work, size, output = jobs[0] if count else (0.0, 0.0, 0, 0)
+    coming, never = iter(jobs), (math.inf, 0.0, 0, 0)
+    at, work, size, output = next(coming, never)
     came, whole, taken, length = at, work, size, output  # of the current one, as the four above of the following one
     while True:
         rows = len(batch)
-        if current < 0 and following < count and at <= t and (not rows or (rows < max_rows and context + size <= room)):
+        if current < 0 and at <= t and (not rows or (rows < max_rows and context + size <= room)):
             current, left = following, work
             came, whole, taken, length = at, work, size, output
             following += 1
-            if following < count:
-                at, work, size, output = jobs[following]
+            at, work, size, output = next(coming, never)
         if rows:
             step = fixed + per_row * rows + per_position * context
             ends = batch[0][0] - progress
             if current >= 0:
                 if chunk:
                     # Those that wait share a step with it. Few steps with full chunks, or one that holds all of it.
-                    asked = whole + work if following < count and at <= t else whole
+                    asked = whole + work if at <= t else whole
                     full = chunk * max(0.05, 1 - rows / chunk_tokens)
                     part = asked / math.ceil(asked / full - 0.02) if asked > full else asked
                     rate = 1 / (mixed * (max(fixed, part) + step - fixed))
@@ -127,7 +127,7 @@ def latencies(
                     left -= by_decode * slow_prefill
             else:
                 by_decode = ends * step
-                if following < count and t < at < t + by_decode:
+                if t < at < t + by_decode:
                     progress += (at - t) / step
                     t = at
                     continue

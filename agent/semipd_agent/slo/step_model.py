@@ -271,6 +271,8 @@ class StepModel:
 
     def _row(self, before: StepTimes | None, now: StepTimes) -> Row | None:
         """The equation of the steps between two sums of one kind."""
+        if before is not None and before.steps == now.steps:
+            return None
         d = _difference(before, now)
         steps, tokens, context, alone, shared = d.steps, d.tokens, d.context_tokens, d.alone_seconds, d.shared_seconds
         phase = now.phase

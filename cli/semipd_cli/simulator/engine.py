@@ -58,7 +58,7 @@ class Done:
 
 
 class _Flight:
-    __slots__ = ("index", "left", "plan", "recalled")
+    __slots__ = ("_sampled", "_until", "index", "left", "plan", "recalled")
 
     def __init__(self, plan: StepPlan) -> None:
         self.plan = plan
@@ -66,15 +66,22 @@ class _Flight:
         """Work of the present step, seconds at the whole device."""
         self.index = 0
         self.recalled = False
+        self._sampled: list[TokenResult] = []
+        self._until = 0
+        """The first step that samples less than `_sampled` does: before it nothing changes."""
 
-    def samples(self) -> list[int]:
-        """Requests of which the present step samples a token."""
+    def samples(self) -> list[TokenResult]:
+        """Tokens that the present step samples. Steps of a plan come one after the other."""
         index = self.index
-        return [
-            row.request
-            for row in self.plan.rows
-            if row.sampling is not None and row.output_index + index < row.sampling.max_tokens
-        ]
+        if index >= self._until:
+            going = [
+                (row.request, row.sampling.max_tokens - row.output_index)
+                for row in self.plan.rows
+                if row.sampling is not None and row.output_index + index < row.sampling.max_tokens
+            ]
+            self._sampled = [TokenResult(request, 0) for request, _ in going]
+            self._until = min((ends for _, ends in going), default=self.plan.max_steps)
+        return self._sampled
 
 
 class VirtualEngine:
@@ -186,7 +193,7 @@ class VirtualEngine:
         flight = self._flights[phase]
         plan = flight.plan
         self._observer.step_ended(phase, self.now)
-        tokens = [TokenResult(request, 0) for request in flight.samples()]
+        tokens = flight.samples()
         seq = plan.seq + flight.index
         flight.index += 1
         last = flight.index >= plan.max_steps or flight.recalled or not flight.samples()

@@ -82,6 +82,10 @@ class KVCacheManager:
             blocks.table += self.pool.allocate(missing)
         return True
 
+    def has_unpublished(self, blocks: SequenceBlocks, num_computed: int) -> bool:
+        """Would `publish` have anything to do?"""
+        return self.prefix_caching and num_computed // self.block_size > blocks.num_published
+
     def publish(
         self,
         blocks: SequenceBlocks,
@@ -91,9 +95,9 @@ class KVCacheManager:
         salt: bytes = b"",
     ) -> None:
         """Publish the blocks filled by the first `num_computed` of `tokens`; their steps are reported complete."""
-        full = num_computed // self.block_size
-        if not self.prefix_caching or full <= blocks.num_published:
+        if not self.has_unpublished(blocks, num_computed):
             return
+        full = num_computed // self.block_size
         extend_digests(digests, tokens[: full * self.block_size], self.block_size, salt)
         for index in range(blocks.num_published, full):
             self.pool.publish(blocks.table[index], digests[index])

@@ -29,6 +29,10 @@ KINDS_KEPT = 256
 """Kinds of steps of which sums are kept; the one that was seen longest ago goes first."""
 
 
+Kind = tuple[Phase, int, int, int, int, int]
+"""Of a step: phase, split, and as powers of two its batch, context and tokens of prompts."""
+
+
 @dataclass(frozen=True)
 class StepSize:
     """What one step works on."""
@@ -59,6 +63,8 @@ class _Sums:
     prompt_context: int = 0
     alone: float = 0.0
     shared: float = 0.0
+    told: StepTimes | None = None
+    """As it was told last; None: a step came since."""
 
 
 @dataclass
@@ -82,7 +88,7 @@ class Observer:
         self._busy = dict.fromkeys(Phase, 0.0)
         self._shared = 0.0
         self._at: float | None = None
-        self._sums: dict[tuple[Phase, int, int, int, int, int], _Sums] = {}
+        self._sums: dict[Kind, _Sums] = {}
         self._held: dict[str, float] = {"slots": 0.0, "kv": 0.0}
         self._holding = ""
 
@@ -169,6 +175,7 @@ class Observer:
         kind = (phase, split.prefill, split.decode, _rounded(batch), _rounded(context), _rounded(prompts))
         sums = self._sums.pop(kind, None) or _Sums()
         self._sums[kind] = sums  # the newest kind is last
+        sums.told = None
         sums.steps += 1
         sums.tokens += size.tokens
         sums.context += size.context
@@ -227,23 +234,7 @@ class Observer:
             next_cursor=self.next_cursor,
             queue=tuple(_queued(request) for request in waiting),
             running=tuple(_running(request) for request in running),
-            steps=tuple(
-                StepTimes.model_construct(
-                    phase=phase,
-                    split=Split.model_construct(prefill=x, decode=y),
-                    batch=batch,
-                    context=context,
-                    steps=sums.steps,
-                    tokens=sums.tokens,
-                    context_tokens=sums.context,
-                    alone_seconds=sums.alone,
-                    shared_seconds=sums.shared,
-                    prompts=prompts,
-                    prompt_tokens=sums.prompt_tokens,
-                    prompt_context_tokens=sums.prompt_context,
-                )
-                for (phase, x, y, batch, context, prompts), sums in self._sums.items()
-            ),
+            steps=tuple(sums.told or _told(kind, sums) for kind, sums in self._sums.items()),
             busy_seconds=dict(self._busy),
             shared_seconds=self._shared,
             held_back_by_slots_seconds=self._held["slots"],
@@ -254,6 +245,26 @@ class Observer:
             kv_used_tokens=kv_used_tokens,
             prefill_chunk_tokens=limits.prefill_chunk_tokens,
         )
+
+
+def _told(kind: Kind, sums: _Sums) -> StepTimes:
+    """Kept until the next step of its kind: most kinds have none from one second to the next."""
+    phase, x, y, batch, context, prompts = kind
+    sums.told = StepTimes.model_construct(
+        phase=phase,
+        split=Split.model_construct(prefill=x, decode=y),
+        batch=batch,
+        context=context,
+        steps=sums.steps,
+        tokens=sums.tokens,
+        context_tokens=sums.context,
+        alone_seconds=sums.alone,
+        shared_seconds=sums.shared,
+        prompts=prompts,
+        prompt_tokens=sums.prompt_tokens,
+        prompt_context_tokens=sums.prompt_context,
+    )
+    return sums.told
 
 
 def _rounded(value: int) -> int:

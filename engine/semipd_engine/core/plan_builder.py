@@ -51,7 +51,7 @@ class PlanBuilder:
         self._table = table
         self._in_flight = in_flight
         self._waiting = WaitingQueue(table, limits.max_num_seqs)
-        self._withheld: set[int] = set()
+        self.withheld: set[int] = set()
         """Requests with a step in flight whose blocks an older row waits for."""
         self._suspect_ran: dict[Phase, bool] = dict.fromkeys(Phase, False)
         """The queue's last plan was a suspect's: the others have the next turn, so that it cannot starve them."""
@@ -62,8 +62,8 @@ class PlanBuilder:
         """Rows of the queue's next plan, of requests in these states: a suspect alone, or all the others. With
         `PREFILLING` that includes prompts that are admitted for it."""
         if RequestState.DECODING in states:
-            self._withheld.clear()
-        busy = self._busy() | self._withheld
+            self.withheld.clear()
+        busy = self._busy() | self.withheld
         running = [r for r in self._table.in_state(*states) if r.id not in busy]
         suspects = by_suspicion(r for r in running if is_suspect(r))
         others = [r for r in running if not is_suspect(r)]
@@ -92,10 +92,6 @@ class PlanBuilder:
             if not self._table.kv.grow(request.blocks, computed + min(steps, remaining[request.id])):
                 steps = len(request.blocks.table) * self._table.kv.block_size - computed
         return steps
-
-    def is_withheld(self, request_id: int) -> bool:
-        """Does an older row wait for what this request holds?"""
-        return request_id in self._withheld
 
     # ---- who ----------------------------------------------------------------------------------------------------
 
@@ -179,7 +175,7 @@ class PlanBuilder:
         while not kv.grow(request.blocks, needed):
             victim = self._table.in_state(RequestState.PREFILLING, RequestState.DECODING)[-1]
             if victim.id in self._busy():
-                self._withheld.add(victim.id)
+                self.withheld.add(victim.id)
                 return False
             self.preemptions += 1
             victim.preemptions += 1

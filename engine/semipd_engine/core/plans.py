@@ -27,14 +27,18 @@ def size_of(plan: StepPlan, step: int = 0) -> StepSize:
     """Of the plan's step (0: the first): rows that have not ended, their tokens, and the positions that they read."""
     rows = tokens = context = prompt_tokens = prompt_context = 0
     for row in plan.rows:
-        count = len(row.tokens) if step == 0 else 1
-        if step > 0 and (row.sampling is None or row.output_index + step >= row.sampling.max_tokens):
-            continue
-        start = row.start if step == 0 else row.start + len(row.tokens) + step - 1
+        count, start = len(row.tokens), row.start
+        if step > 0:
+            if row.sampling is None or row.output_index + step >= row.sampling.max_tokens:
+                continue
+            count, start = 1, start + count + step - 1
         read = count * (start + (count + 1) // 2)
-        rows, tokens, context = rows + 1, tokens + count, context + read
+        rows += 1
+        tokens += count
+        context += read
         if count > 1 or row.output_index == 0:
-            prompt_tokens, prompt_context = prompt_tokens + count, prompt_context + read
+            prompt_tokens += count
+            prompt_context += read
     return StepSize(rows, tokens, context, prompt_tokens, prompt_context)
 
 

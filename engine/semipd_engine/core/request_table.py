@@ -14,7 +14,7 @@ from semipd_engine.core.kv_cache_manager import KVCacheManager, SequenceBlocks
 from semipd_engine.core.request import Request, RequestState
 from semipd_engine.ipc.requests import ENGINE_ERROR, RequestOutput
 from semipd_engine.ipc.steps import TokenResult
-from semipd_engine.ipc.tokens import pack_logprobs
+from semipd_engine.ipc.tokens import NO_LOGPROBS, pack_logprobs
 
 TURN = operator.attrgetter("turn")
 
@@ -112,6 +112,16 @@ class RequestTable:
         error: str | None = None,
         code: str = ENGINE_ERROR,
     ) -> None:
+        if token is not None and not first and token.logprobs is None:  # nearly all of them
+            plain = RequestOutput(
+                request.key,
+                [token.token],
+                finish_reason=request.finish_reason,
+                cached_tokens=request.cached_tokens,
+                preemptions=request.preemptions,
+            )
+            self._outputs.append((request, plain))
+            return
         output = RequestOutput(
             key=request.key,
             token_ids=[token.token] if token else [],
@@ -123,7 +133,7 @@ class RequestTable:
             scheduled_at=request.scheduled_at if first else None,
             cached_tokens=request.cached_tokens,
             preemptions=request.preemptions,
-            prompt_logprobs=pack_logprobs(request.prompt_logprobs if first else []),
+            prompt_logprobs=pack_logprobs(request.prompt_logprobs) if first else NO_LOGPROBS,
         )
         self._outputs.append((request, output))
 

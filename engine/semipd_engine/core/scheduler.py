@@ -158,11 +158,12 @@ class Scheduler:
             del self.in_flight[phase]
         tokens = {token.request: token for token in result.tokens}
         scores = {each.request: each.logprobs for each in result.scores}
+        by_id, withheld = self.table.by_id, self._builder.withheld
         for part in plan.rows:
-            request, token = self.table.by_id.get(part.request), tokens.get(part.request)
+            request, token = by_id.get(part.request), tokens.get(part.request)
             if request is None or request.state is RequestState.WAITING:
                 continue  # gone, or computed again in new accounts
-            self._recall |= self._builder.is_withheld(request.id)  # an older row can have its blocks now
+            self._recall |= request.id in withheld  # an older row can have its blocks now
             if part.targets and part.start == len(request.prompt_logprobs):
                 request.prompt_logprobs += scores.get(request.id, [])
             if token is not None:
@@ -176,22 +177,25 @@ class Scheduler:
 
     def _computed(self, request: Request, num_tokens: int) -> None:
         request.num_computed_tokens = num_tokens
-        acquit(request)
-        with self.table.accounting():
-            self.kv.publish(request.blocks, request.digests, request.token_ids, num_tokens, request.cache_salt)
+        if request.failures:
+            acquit(request)
+        kv = self.table.kv
+        if kv.has_unpublished(request.blocks, num_tokens):
+            with self.table.accounting():
+                kv.publish(request.blocks, request.digests, request.token_ids, num_tokens, request.cache_salt)
 
     def _sampled(self, request: Request, result: TokenResult, phase: Phase, step: int, now: float) -> None:
         request.token_ids.append(result.token)
-        first = request.first_token_at is None
+        sampling, first = request.sampling, request.first_token_at is None
         if first:
             request.first_token_at = now
-        else:
+        elif self.limits.max_stall_seconds:
             self._note_silence(Phase.DECODE, request.last_token_at, now)
         request.last_token_at = now
-        if result.token in request.sampling.stop_token_ids:
+        if result.token in sampling.stop_token_ids:
             reason: str | None = "stop"
         else:
-            reason = "length" if request.num_output_tokens >= request.sampling.max_tokens else None
+            reason = "length" if request.num_output_tokens >= sampling.max_tokens else None
         if reason is not None:
             request.planned(phase, step)  # a row that has ended is not touched by the plan's later steps
             self.table.finish(request, reason)
