@@ -30,6 +30,7 @@ from semipd_engine.server.app import create_app
 from semipd_engine.server.connections import answering, bounded
 from semipd_engine.server.errors import unavailable
 from semipd_engine.server.service import Service
+from semipd_engine.server.slow_clients import patient
 
 PORT_FILE = "api.port"
 """File in the run directory with the bound port, written once the socket listens."""
@@ -84,8 +85,8 @@ def http_protocol() -> type[asyncio.Protocol]:
     except ImportError:
         from uvicorn.protocols.http.h11_impl import H11Protocol
 
-        return answering(H11Protocol)
-    return bounded(answering(HttpToolsProtocol))
+        return patient(answering(H11Protocol))
+    return patient(bounded(answering(HttpToolsProtocol)))
 
 
 async def serve(service: Service, options: EngineOptions, listener: socket.socket) -> None:

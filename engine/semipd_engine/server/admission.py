@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from semipd_engine.contract import EngineState
 from semipd_engine.ipc.requests import CoreState
-from semipd_engine.server.errors import ApiError, bad_request, unavailable
+from semipd_engine.server.errors import bad_request, queue_full, unavailable
 from semipd_engine.server.protocol import MAX_CHOICES
 
 OUTAGE_GRACE_SECONDS = 2.0
@@ -76,14 +76,15 @@ class Admission:
             raise unavailable(f"not ready: {self._state.message or self._state.state}; try again", code)
         queued = max(0, waiting - self._state.prefilling)
         if queued >= self._max_queued or (queued and queued + sequences > most):
-            raise ApiError(
-                429,
+            raise queue_full(
                 f"{queued} requests are waiting, and {sequences} more are beyond the limit of {self._max_queued}"
-                " (--max-queued-requests); try again",
-                kind="rate_limit_error",
-                code="queue_full",
-                retry_after=1,
+                " (--max-queued-requests); try again"
             )
+
+    def check_texts(self, waiting: int) -> None:
+        """Let in a text that is only tokenised, beside so many that wait for that. Raises `ApiError` (429)."""
+        if waiting >= self._max_queued:
+            raise queue_full(f"{waiting} texts are waiting, the limit (--max-queued-requests); try again")
 
     def _believed(self, question: Callable[[CoreState], bool]) -> bool:
         self._notice_silence()

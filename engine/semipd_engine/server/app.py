@@ -18,12 +18,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from semipd_engine.cards.chat_template import ChatTemplateError
 from semipd_engine.cards.tokenizer import TokenizerError
 from semipd_engine.contract import EngineOptions, api_keys
-from semipd_engine.server import body_schemas, handlers
+from semipd_engine.server import body_schemas, handlers, text
 from semipd_engine.server.errors import ApiError, bad_request, engine_failure
 from semipd_engine.server.headers import RequestIds
-from semipd_engine.server.http_io import error_response, json_response, read_body
+from semipd_engine.server.held_bodies import HeldBodies
+from semipd_engine.server.http_io import error_response, json_response
 from semipd_engine.server.openapi import describe, refusals, takes
-from semipd_engine.server.params import check_token_ids
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from semipd_engine.server.service import Service, software_version
 
@@ -51,6 +51,7 @@ def create_app(service: Service, options: EngineOptions) -> ASGIApp:
         return body_schemas.bound(schemas, service.card.name, service.card.vocab_size, service.max_model_len)
 
     describe(app, bound, CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
+    app.add_middleware(HeldBodies)
     if options.api_key_file is not None:
         app.add_middleware(ApiKey, file=options.api_key_file, rejected=lambda: _reject(service, "auth"))
     if origins := [origin.strip() for origin in options.allowed_origins.split(",") if origin.strip()]:
@@ -114,20 +115,7 @@ def _add_api(app: FastAPI, service: Service) -> None:
 
     @app.post("/tokenize", **takes(TokenizeRequest))
     async def tokenize(request: Request) -> Response:
-        body, size = await read_body(request, TokenizeRequest)
-        service.check_model(body.model)
-        handlers.judge_fields(service, request, body)
-        special = body.prompt is not None if body.add_special_tokens is None else body.add_special_tokens
-
-        def encode() -> list[int]:
-            text = handlers.render(service, body) if body.prompt is None else body.prompt
-            return service.tokenizer.encode(text, special)
-
-        ids = await service.tokenise(size, encode, request.receive)
-        answer = {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids}
-        if body.return_token_strs:
-            answer["token_strs"] = [service.tokenizer.piece(token_id) for token_id in ids]
-        return json_response(answer)
+        return await text.tokenize(service, request)
 
     @app.api_route("/tokenizer_info", methods=READ, responses=refusals(401))
     async def tokenizer_info() -> Response:
@@ -137,12 +125,7 @@ def _add_api(app: FastAPI, service: Service) -> None:
 
     @app.post("/detokenize", **takes(DetokenizeRequest))
     async def detokenize(request: Request) -> Response:
-        body, size = await read_body(request, DetokenizeRequest)
-        service.check_model(body.model)
-        handlers.judge_fields(service, request, body)
-        check_token_ids("tokens", body.tokens, service.card.vocab_size)
-        text = await service.tokenise(size, lambda: service.tokenizer.decode_long(body.tokens), request.receive)
-        return json_response({"prompt": text})
+        return await text.detokenize(service, request)
 
     for path in NOT_SERVED:
         app.add_api_route(path, _not_served, methods=["GET", "POST"], include_in_schema=False)

@@ -14,9 +14,10 @@ import asyncio
 import re
 import socket
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
-from semipd_engine.server.errors import bad_request
+from semipd_engine.server.errors import ApiError, bad_request
 
 FIRST_BYTES = b"HTTP/1.1 "
 LOOK_SECONDS = 0.1
@@ -112,24 +113,29 @@ def answering(protocol: type[Any]) -> type[Any]:
             super().connection_lost(error)
 
         def send_400_response(self, message: str) -> None:
+            remedy = "send less" if message == TOO_LONG else "send HTTP/1.1 with a Content-Length or whole chunks"
+            self.refuse(bad_request(None, f"request: {message.rstrip('.')}; {remedy}", code="invalid_http"))
+
+        def refuse(self, error: ApiError) -> None:
+            """Answer what is no whole request with `error`, unless it has its answer, and end the connection."""
             if self._refused:
                 return
             self._refused = True
             cycle = self.cycle
-            if cycle is not None and not cycle.response_complete:
-                if not cycle.more_body:
-                    cycle.keep_alive = False
-                    return
+            if cycle is not None and not cycle.more_body and not cycle.response_complete:
+                cycle.keep_alive = False
+                return
+            if cycle is not None and cycle.more_body:
+                answered = cycle.response_started
                 cycle.disconnected = True  # it waits for a body that never ends
                 cycle.message_event.set()
-                if cycle.response_started:
+                if answered:
                     self.transport.close()
                     return
-            remedy = "send less" if message == TOO_LONG else "send HTTP/1.1 with a Content-Length or whole chunks"
-            error = bad_request(None, f"request: {message.rstrip('.')}; {remedy}", code="invalid_http")
-            head = [f"{name}: {value}" for name, value in error.headers().items()]
+            head = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"]
+            head += [f"{name}: {value}" for name, value in error.headers().items()]
             head += [f"content-length: {len(error.body())}", "connection: close", "", ""]
-            self.transport.write(b"HTTP/1.1 400 Bad Request\r\n" + "\r\n".join(head).encode("ascii") + error.body())
+            self.transport.write("\r\n".join(head).encode("ascii") + error.body())
             self.transport.close()
 
         def _unread(self) -> bool:

@@ -56,6 +56,11 @@ def unavailable(message: str, code: str, retry_after: int = 1) -> ApiError:
     return ApiError(503, message, kind="service_unavailable", code=code, retry_after=retry_after)
 
 
+def queue_full(message: str) -> ApiError:
+    """429 with Retry-After: there are too many now."""
+    return ApiError(429, message, kind="rate_limit_error", code="queue_full", retry_after=1)
+
+
 def expired(seconds: float) -> ApiError:
     """504: the request had so many seconds, and has not finished."""
     message = f"the request has not finished within {seconds:g} s (x-request-timeout-ms, --request-timeout)"

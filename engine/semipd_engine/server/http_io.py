@@ -22,11 +22,16 @@ T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
 
 
+def most_values(max_tokens: int) -> int:
+    """Of one body: so many as two of the longest prompts have, where these are long."""
+    return max(MAX_ELEMENTS, 2 * max_tokens)
+
+
 async def read_body(request: Request, model: type[Model], max_tokens: int = 0) -> tuple[Model, int]:
     """The request's body as `model`, and its size in bytes. Raises `ApiError` (400 with the fields at fault, 413,
     415).
 
-    A body may have `MAX_ELEMENTS` values, or twice as many as the `max_tokens` of the model's longest prompt.
+    A body may have `most_values` of the `max_tokens` of the model's longest prompt.
     """
     encoding = request.headers.get("content-encoding", "").strip().lower()
     if encoding not in ("", "identity"):
@@ -41,7 +46,7 @@ async def read_body(request: Request, model: type[Model], max_tokens: int = 0) -
         body += part
         if len(body) > MAX_BODY_BYTES:
             raise ApiError(413, f"body: larger than {MAX_BODY_BYTES >> 20} MiB; send less", code="body_too_large")
-    most = max(MAX_ELEMENTS, 2 * max_tokens)
+    most = most_values(max_tokens)
     if sum(map(body.count, (b",", b"[", b"{"))) > most:  # an upper bound: text has commas, too
         found = await asyncio.get_running_loop().run_in_executor(None, elements, bytes(body), most)
         if found > most:

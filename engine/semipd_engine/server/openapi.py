@@ -17,6 +17,7 @@ _ERRORS = {
     400: "A field is missing, of the wrong type, out of range or not supported; the message names it",
     401: "The API key is missing or wrong",
     404: "The model is not served here",
+    408: "The request did not come in time",
     413: "The body is too large",
     415: "The body is compressed",
     429: "The queue is full; send it again after Retry-After",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
@@ -76,6 +77,8 @@ class Service:
         self._threads = [ThreadPoolExecutor(1, name) for name in ("tokenise", "tokenise-large", "grammar")]
         self._encoded = (0, 0)
         """Characters and tokens of all texts so far."""
+        self._texts = 0
+        """Of `text_place`."""
         self._admitting = asyncio.Event()
         """Set while core is connected and takes requests."""
 
@@ -132,6 +135,16 @@ class Service:
             rate = characters / encoded if encoded else CHARACTERS_PER_TOKEN
             tokens = round((prompt if isinstance(prompt, int) else len(prompt)) / rate)
         return max(1, min(tokens, self.max_model_len or tokens))
+
+    @contextmanager
+    def text_place(self) -> Iterator[None]:
+        """A place for what is tokenised for its own sake. Raises `ApiError` (429)."""
+        self.admission.check_texts(self._texts)
+        self._texts += 1
+        try:
+            yield
+        finally:
+            self._texts -= 1
 
     async def tokenise(self, size: int, work: Callable[[], T], receive: Receive) -> T:
         """Run `work` (rendering, encoding) for a body of `size` bytes without stopping the streams. Bodies of like size

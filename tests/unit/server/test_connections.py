@@ -114,7 +114,7 @@ class Sink(asyncio.Transport):
 
     def __init__(self) -> None:
         super().__init__()
-        self.written = b""
+        self.written, self.closed = b"", False
 
     def write(self, data: Any) -> None:
         self.written += data
@@ -123,9 +123,12 @@ class Sink(asyncio.Transport):
         return self.written.endswith(end)
 
     def is_closing(self) -> bool:
-        return False
+        return self.closed
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.closed = True
+
+    def write_eof(self) -> None: ...
 
     def pause_reading(self) -> None: ...
 

@@ -1,0 +1,94 @@
+"""How long a client may take to send its request. uvicorn waits for ever: for a first request, a head's rest, a body.
+
+What has not come in time is answered with 408, where an answer has not begun, and the connection ends. While a request
+is answered nothing is waited for, nor while reading is paused; between two requests uvicorn's own keep-alive counts.
+Knows uvicorn's protocol classes as `connections.answering` makes them, no requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from typing import Any
+
+from semipd_engine.server.errors import ApiError
+
+HEAD_SECONDS = 30.0
+"""From a connection's beginning, or a later request's first byte, to the end of the request's head."""
+SILENCE_SECONDS = 60.0
+"""Between two pieces of a body."""
+BODY_SECONDS = 600.0
+"""From a head's end to its body's, however its pieces come."""
+
+
+class Awaited(Enum):
+    HEAD = "head"
+    BODY = "body"
+    NOTHING = "nothing"
+
+
+def patient(protocol: type[Any]) -> type[Any]:
+    """An `answering` protocol that waits for a client's words as long as the constants of this module say."""
+
+    class Patient(protocol):  # type: ignore[misc]
+        _awaited = Awaited.NOTHING
+        _since = _heard = 0.0
+        """When it began to be awaited, and when a part of it came last; the loop's time."""
+        _spoke = False
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._await(Awaited.HEAD)
+
+        def data_received(self, data: bytes) -> None:
+            before = self.cycle
+            super().data_received(data)
+            self._heard, self._spoke = self.loop.time(), True
+            awaited = self._what_is_missing()
+            if awaited is not self._awaited or (awaited is Awaited.BODY and self.cycle is not before):
+                self._await(awaited)
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self._await(Awaited.NOTHING)
+            super().connection_lost(error)
+
+        def _what_is_missing(self) -> Awaited:
+            cycle = self.cycle
+            if self.deaf:
+                return Awaited.NOTHING
+            if cycle is None:
+                return Awaited.HEAD
+            if cycle.more_body:
+                return Awaited.BODY
+            return Awaited.HEAD if cycle.response_complete else Awaited.NOTHING
+
+        def _await(self, awaited: Awaited) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            self._awaited = awaited
+            self._since = self._heard = self.loop.time()
+            if awaited is not Awaited.NOTHING:
+                self._timer = self.loop.call_at(self._deadline(), self._judge)
+
+        def _deadline(self) -> float:
+            if self._awaited is Awaited.HEAD:
+                return self._since + HEAD_SECONDS
+            return min(self._since + BODY_SECONDS, self._heard + SILENCE_SECONDS)
+
+        def _judge(self) -> None:
+            """The time was over when the timer was set; meanwhile more may have come, or the whole."""
+            self._timer = None
+            awaited = self._what_is_missing()
+            if awaited is not self._awaited or self.flow.read_paused:  # paused: it is we who do not read
+                self._await(awaited)
+            elif (deadline := self._deadline()) > self.loop.time():
+                self._timer = self.loop.call_at(deadline, self._judge)
+            elif not self._spoke:
+                self.transport.close()  # there is nothing to answer
+            else:
+                message = f"request: its {awaited.value} did not come in time; send it again, faster"
+                self.refuse(ApiError(408, message, code="request_timeout"))
+
+    return Patient
