@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import httpx
 import jsonschema
 import pytest
 from tests.engine.fake_model import VOCABULARY, reference
 from tests.engine.harness import Engine, engine_for
+from tests.engine.served import Served, serve
 from tests.unit.server.conftest import write_model
 from tests.unit.server.schema_corpus import corpus
 
+from e2e.lib.models import smollm2
+from e2e.lib.waiting import wait_until
 from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.server.structured import grammar_of
 
@@ -21,6 +27,8 @@ pytestmark = pytest.mark.long
 ENDS = (0, 2)
 AT_ONCE = 20
 MOST = 2000
+FREE = "The quick brown fox"
+FREELY = {"max_tokens": 40, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +38,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     yield from engine_for(folder, max_model_len=MOST + 100, kv_cache_memory=1 << 20)
 
 
-def test_the_corpus_through_the_processes(engine: Engine) -> None:
+def test_the_corpus_through_the_processes(engine: Engine, record_property: Any) -> None:
     client, tokenizer, ended = engine.client(), Tokenizer(engine.options.model), 0
     for begin in range(0, len(corpus()), AT_ONCE):
         streams = []
@@ -46,5 +54,44 @@ def test_the_corpus_through_the_processes(engine: Engine) -> None:
                 ended += 1
                 text = tokenizer.decode(asked.tokens[:-1])
                 jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+    record_property("ended", ended)
     assert ended >= 0.95 * len(corpus())
     assert engine.snapshot().blocks.used == 0
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    yield from serve(tmp_path_factory.mktemp("run"), smollm2(), "--max-model-len", "2048", "--max-num-seqs", "32")
+
+
+WORDS = "Answer in JSON: what do you know about the city of Paris, its people, prices and streets?"
+
+
+def test_the_corpus_by_a_model_that_has_learned_to_write(served: Served, record_property: Any) -> None:
+    """Through HTTP: greedily for one half, sampled for the other, and free answers beside them."""
+    alone = served.complete(FREE, **FREELY)["choices"][0]["token_ids"]
+
+    def ask(number: int) -> tuple[int, str, str]:
+        if number % 10 == 0:
+            assert served.complete(FREE, **FREELY)["choices"][0]["token_ids"] == alone
+        described = {"type": "json_schema", "json_schema": {"name": "answer", "schema": corpus()[number]}}
+        messages = [{"role": "user", "content": WORDS}]
+        body = {"messages": messages, "response_format": described, "max_tokens": 1200, "seed": number}
+        body |= {"temperature": number % 2 * 0.8}
+        response = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=500)
+        if response.status_code != 200:
+            return response.status_code, "", response.text
+        choice = response.json()["choices"][0]
+        return 200, choice["finish_reason"], choice["message"]["content"]
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        answers = list(pool.map(ask, range(len(corpus()))))
+    accepted = [number for number, (status, *_) in enumerate(answers) if status == 200]
+    ended = [number for number in accepted if answers[number][1] == "stop"]
+    record_property("accepted", len(accepted))
+    record_property("ended", len(ended))
+    for number in ended:
+        jsonschema.Draft202012Validator(corpus()[number]).validate(json.loads(answers[number][2]))
+    assert len(accepted) >= 0.9 * len(corpus()), [text for status, _, text in answers if status != 200]
+    assert len(ended) >= 0.95 * len(accepted), [answers[number] for number in accepted if number not in ended][:5]
+    wait_until(served.idle)
