@@ -15,6 +15,7 @@ from semipd_agent.contract import (
     Mode,
     PartitionConfig,
     Split,
+    StatusReport,
 )
 from semipd_agent.control import SplitController
 from semipd_agent.partitioner import Grant, Partitioner, select
@@ -69,7 +70,7 @@ class Bench:
             self.sent.append(message)
             self.epoch = message.split_epoch
 
-    def report(self, launcher: LauncherState | None = None, ready: bool = True) -> report.StatusReport:
+    def report(self, launcher: LauncherState | None = None, ready: bool = True) -> StatusReport:
         return report.build(
             self.controller,
             launcher or LauncherState(),

@@ -22,7 +22,8 @@ def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor
 
 
 def pack(kernels: Kernels, weight: Tensor, pieces: int = 1) -> PackedWeight:
-    layout = kernels.layout(*weight.shape, weight.dtype)
+    rows, columns = weight.shape
+    layout = kernels.layout(rows, columns, weight.dtype)
     packed = PackedWeight(torch.zeros(layout.shape, dtype=weight.dtype), layout)
     first = 0
     for piece in weight.tensor_split(pieces):
@@ -32,7 +33,8 @@ def pack(kernels: Kernels, weight: Tensor, pieces: int = 1) -> PackedWeight:
 
 
 def pack_group(kernels: Kernels, weights: Tensor) -> PackedGroup:
-    layout = kernels.layout(*weights.shape[1:], weights.dtype)
+    _, rows, columns = weights.shape
+    layout = kernels.layout(rows, columns, weights.dtype)
     group = PackedGroup(torch.zeros(len(weights), *layout.shape, dtype=weights.dtype), layout)
     for index, weight in enumerate(weights):
         kernels.pack_rows(group[index], 0, weight)

@@ -247,9 +247,11 @@ def test_rotation_and_cache(
     weights = [normal(head_dim, seed=n, dtype=dtype) if normed else None for n in (3, 4)]
     results = []
     for implementation in (kernels(level), TWINS):
-        mine, caches = qkv.clone(), [torch.full((4, 16, width), 7.0, dtype=dtype) for _ in range(2)]
-        implementation.qk_norm_rope_write_kv(mine, angles.cos(), angles.sin(), slots, *caches, head_dim, *weights)
-        results.append((mine[:, : q_heads * head_dim], *caches))
+        mine, (keys, values) = qkv.clone(), (torch.full((4, 16, width), 7.0, dtype=dtype) for _ in range(2))
+        implementation.qk_norm_rope_write_kv(
+            mine, angles.cos(), angles.sin(), slots, keys, values, head_dim, weights[0], weights[1]
+        )
+        results.append((mine[:, : q_heads * head_dim], keys, values))
     for ours, twins in zip(*results, strict=True):
         close(ours, twins, dtype)
     assert torch.equal(results[0][2], results[1][2])

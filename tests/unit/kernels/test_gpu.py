@@ -180,9 +180,11 @@ def test_norm_rotation_and_the_write(
     results = []
     for kernels in (KERNELS, TWINS):
         mine = qkv.clone()
-        caches = [torch.full((3, 8, kv_heads * head_dim), 5.0, dtype=dtype) for _ in range(2)]
-        kernels.qk_norm_rope_write_kv(mine, angles.cos(), angles.sin(), mapping, *caches, head_dim, *weights, 1e-6)
-        results.append((mine[:, : queries * head_dim], *caches))
+        keys, values = (torch.full((3, 8, kv_heads * head_dim), 5.0, dtype=dtype) for _ in range(2))
+        kernels.qk_norm_rope_write_kv(
+            mine, angles.cos(), angles.sin(), mapping, keys, values, head_dim, weights[0], weights[1], 1e-6
+        )
+        results.append((mine[:, : queries * head_dim], keys, values))
     for got, want in zip(*results, strict=True):
         close(got, want, dtype)
     assert torch.equal(results[0][2], results[1][2]), "values are copied"

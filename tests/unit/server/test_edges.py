@@ -73,9 +73,12 @@ async def test_nobody_waits_for_work_that_takes_long(service: Service, monkeypat
 def test_of_a_huge_text_little_is_tokenised(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenised = list[int]()
     encode = service.tokenizer._encode
-    monkeypatch.setattr(
-        service.tokenizer, "_encode", lambda text, special: tokenised.append(len(text)) or encode(text, special)
-    )
+
+    def counted(text: str, special: bool) -> list[int]:
+        tokenised.append(len(text))
+        return encode(text, special)
+
+    monkeypatch.setattr(service.tokenizer, "_encode", counted)
     with pytest.raises(TextTooLong):
         service.tokenizer.encode("lorem ipsum " * 2_000_000, True, 256)
     assert sum(tokenised) <= 32 * CHARACTERS_AT_ONCE * 256

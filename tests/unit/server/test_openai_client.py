@@ -48,7 +48,9 @@ def test_chat_stream(client: openai.OpenAI, api: Api, tokenizer: Tokenizer) -> N
         n=2,
         stream_options={"include_usage": True},
     )
-    texts, roles, reasons, usage = ["", ""], [None, None], [None, None], None
+    texts, usage = ["", ""], None
+    roles: list[str | None] = [None, None]
+    reasons: list[str | None] = [None, None]
     for chunk in stream:
         assert chunk.object == "chat.completion.chunk"
         usage = chunk.usage or usage

@@ -41,11 +41,7 @@ def tokenizer(model_dir: Path) -> Tokenizer:
 
 def mask_of(constraint: GrammarConstraint, output: list[int]) -> bytes:
     """Asked until it is known."""
-    masks: list[bytes] = []
-    wait_until(
-        lambda: masks or masks.extend([mask] if (mask := constraint.mask(output)) is not None else []), every_s=0.0002
-    )
-    return masks[0]
+    return wait_until(lambda: constraint.mask(output), every_s=0.0002)
 
 
 def answer(grammars: Grammars, tokenizer: Tokenizer, grammar: str, seed: int, most: int = 300) -> str | None:
