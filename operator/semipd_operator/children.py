@@ -101,10 +101,9 @@ class Children:
         return live if live and controller(live) == meta.uid else None
 
     async def put(self, key: Key, service: SemiPDService, rendered: Rendered, reach: Reach, judged: str) -> None:
-        """Every write is one to the version that was read, and the first is to `judged`, the version of the ConfigMap
-        by which the service is ours. So of two operators that both take it for theirs one learns of the other before
-        it has undone anything. Only what is not there (`judged` empty) is applied to no version, as server-side apply
-        has none for it: of two that create at the same time the later one's stands, and the watch tells the first.
+        """Every write is one to the version that was read, or to nothing where nothing was, and the first is to
+        `judged`, the version of the ConfigMap by which the service is ours (empty: there was none). So of two operators
+        that both take it for theirs one learns of the other before it has undone anything.
         Raises `Blocked`, `Overtaken` and `ApiRefused`."""
         try:
             await self._put(key, service, rendered, reach, judged)
@@ -157,7 +156,7 @@ class Children:
         if live and self._applied.get((key, obj["kind"])) == (wanted, meaning(obj["kind"], live)):
             return
         try:
-            result = await self._kube.apply(obj, version=_version(live) if live else "")
+            result = await self._kube.apply_to(obj, live)
         except ApiRefused as refused:
             denied = admission(str(refused))  # a policy answers as it likes, with 409 or 422, too
             if refused.status == 409 and not denied:

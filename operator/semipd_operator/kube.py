@@ -54,6 +54,8 @@ _KINDS = (("resources",),)
 _REQUEST_SECONDS = 30.0
 _DISCOVERY_SECONDS = {True: 60.0, False: 10.0}
 _PAGE = 500
+_NO_OBJECTS = "1"
+"""The version of a store before its first object."""
 
 
 class ApiRefused(Exception):
@@ -97,11 +99,10 @@ class Kube:
                 return None
             raise
 
-    async def warnings(self, namespace: str, uid: str) -> list[Object]:
-        """The events of type Warning about one object: what its controllers and the kubelet complain of."""
-        fields = f"involvedObject.uid={uid},type=Warning"
+    async def events(self, namespace: str, uid: str) -> list[Object]:
+        """The events about one object: what its controllers and the kubelet say of it."""
         path = _path("v1", "Event", namespace)
-        page = await self._request("get", path, _LIST, field_selector=fields, limit=_PAGE)
+        page = await self._request("get", path, _LIST, field_selector=f"involvedObject.uid={uid}", limit=_PAGE)
         items: list[Object] = page["items"]
         return items
 
@@ -129,16 +130,21 @@ class Kube:
             if not token:
                 return items, int(page["metadata"]["resourceVersion"])
 
-    async def apply(self, obj: Object, *, version: str = "", force: bool = True) -> Object:
-        """Server-side apply of everything that the object names; fields that others added are left alone.
+    async def apply(self, obj: Object) -> Object:
+        """Server-side apply of everything that the object names; fields that others added are left alone."""
+        return await self._apply(_path_of(obj), obj)
 
-        With `version` only to that version of it: another one is a conflict (409), and nothing is changed. Without
-        `force` so is a field that someone else set to another value.
+    async def apply_to(self, obj: Object, live: Object | None) -> Object:
+        """The same, and only to what was read: to that version of that object, or, None, where there is none.
+
+        Anything else is a conflict (409), and nothing is changed or made. Not by POST: what that made would be kept in
+        place by its own entry in `managedFields` when a later apply leaves it out.
         """
-        meta = obj["metadata"]
-        path = _path(obj["apiVersion"], obj["kind"], meta.get("namespace", ""), meta["name"])
-        body = {**obj, "metadata": {**meta, "resourceVersion": version}} if version else obj
-        return await self._apply(path, body, force=force)
+        read = {} if live is None else live["metadata"]
+        # A version alone makes anew what is gone; only a uid does not. A version that is no object's asks for none.
+        precondition = {"resourceVersion": read.get("resourceVersion", _NO_OBJECTS)}
+        precondition |= {"uid": read["uid"]} if read else {}
+        return await self._apply(_path_of(obj), {**obj, "metadata": {**obj["metadata"], **precondition}})
 
     async def apply_status(self, service: SemiPDService, status: Object) -> Object:
         """The uid is a precondition: a service of the same name that came later is not touched (409)."""
@@ -227,7 +233,7 @@ class Kube:
         }
         await self._request("post", _path("v1", "Event", meta.namespace), body=body)
 
-    async def _apply(self, path: str, body: Object, *, force: bool = True) -> Object:
+    async def _apply(self, path: str, body: Object) -> Object:
         return await self._request(
             "patch",
             path,
@@ -235,7 +241,7 @@ class Kube:
             body=body,
             content_type="application/apply-patch+yaml",
             field_manager=MANAGER,
-            force_conflicts=force,
+            force_conflicts=True,
         )
 
     async def _request(self, method: str, path: str, holds: tuple[tuple[str, ...], ...] = (), **options: Any) -> Object:
@@ -274,6 +280,11 @@ async def connect() -> AsyncIterator[Kube]:
         await kube_config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     async with ApiClient(configuration) as api:
         yield Kube(api)
+
+
+def _path_of(obj: Object) -> str:
+    meta = obj["metadata"]
+    return _path(obj["apiVersion"], obj["kind"], meta.get("namespace", ""), meta["name"])
 
 
 def _path(api_version: str, kind: str, namespace: str, name: str = "") -> str:

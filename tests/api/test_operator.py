@@ -5,10 +5,13 @@ Pods are made by hand, as there is no controller manager; a stand-in speaks the 
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import Any
 
 import pytest
+from kubernetes.aio import client as kube_client
+from kubernetes.aio import config as kube_config
 from tests.api.harness import (
     Operator,
     condition,
@@ -17,6 +20,7 @@ from tests.api.harness import (
 )
 
 from e2e.lib.waiting import wait_until
+from semipd_operator.kube import ApiRefused, Kube
 
 pytestmark = pytest.mark.api
 
@@ -110,3 +114,44 @@ def test_the_operators_rights_end_where_they_should(operator: Operator, crd: Any
         ("delete", "deployments.apps"),
     )
     assert [question for question in refused if may(*question)] == []
+
+
+_PODS = {"selector": {"matchLabels": {"a": "b"}}}
+_TEMPLATE = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}
+CHILDREN: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("v1", "ConfigMap", {"data": {"a": "b"}}),
+    ("v1", "Service", {"spec": {"ports": [{"port": 80}]}}),
+    ("apps/v1", "Deployment", {"spec": {**_PODS, "replicas": 0, "template": _TEMPLATE}}),
+    ("policy/v1", "PodDisruptionBudget", {"spec": {**_PODS, "maxUnavailable": 1}}),
+    ("monitoring.coreos.com/v1", "PodMonitor", {"spec": {}}),
+)
+
+
+async def test_only_what_was_read_is_written_and_only_what_is_not_there_is_made(
+    operator: Operator, crd: Any, namespace: str
+) -> None:
+    """Two operators are one field manager, so nothing else keeps them from each other's objects."""
+    configuration = kube_client.Configuration()
+    await kube_config.load_kube_config(str(crd.operator_kubeconfig), client_configuration=configuration)
+    async with kube_client.ApiClient(configuration) as api:
+        kube = Kube(api)
+        for api_version, kind, content in CHILDREN:
+            meta = {"name": "ours", "namespace": namespace}
+            obj = {"apiVersion": api_version, "kind": kind, "metadata": meta, **content}
+            other = copy.deepcopy(obj)
+            other["metadata"]["annotations"] = {"by": "another"}
+            made = await kube.apply_to(obj, None)
+            entries = [(entry["manager"], entry["operation"]) for entry in made["metadata"]["managedFields"]]
+            assert entries == [("semipd-operator", "Apply")], "what a later apply leaves out goes"
+            with pytest.raises(ApiRefused) as came_before:
+                await kube.apply_to(other, None)
+            changed = await kube.apply_to(other, made)
+            with pytest.raises(ApiRefused) as came_since:
+                await kube.apply_to(obj, made)
+            left = await kube.apply_to(obj, changed)
+            assert "annotations" not in left["metadata"]
+            crd.kubectl("delete", kind, "ours", "-n", namespace)
+            with pytest.raises(ApiRefused) as gone:
+                await kube.apply_to(obj, left)
+            assert {one.value.status for one in (came_before, came_since, gone)} == {409}, kind
+            assert crd.get(kind, "ours", namespace) is None

@@ -79,14 +79,14 @@ class StandIn:
         self._ask("get", kind)
         return copy.deepcopy(self.objects.get((kind, namespace, name)))
 
-    async def warnings(self, namespace: str, uid: str) -> list[Object]:
+    async def events(self, namespace: str, uid: str) -> list[Object]:
         self._ask("list", "Event")
         return []
 
-    async def apply(self, obj: Object, *, version: str = "") -> Object:
+    async def apply_to(self, obj: Object, live: Object | None) -> Object:
         self._ask("apply", obj["kind"])
         old = self.objects.get((obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"]))
-        if version and (old is None or old["metadata"]["resourceVersion"] != version):
+        if _read(old) != _read(live):
             raise ApiRefused(409, "the object has been modified; please apply your changes to the latest version")
         if old and _says(old, obj):
             return copy.deepcopy(old)
@@ -120,6 +120,10 @@ class StandIn:
 
     async def tell(self, service: SemiPDService, event: Event, instance: str) -> None:
         self.told.append(event)
+
+
+def _read(obj: Object | None) -> tuple[str, str] | None:
+    return obj and (obj["metadata"]["uid"], obj["metadata"]["resourceVersion"])
 
 
 def _says(stored: Any, applied: Any) -> bool:

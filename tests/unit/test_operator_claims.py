@@ -175,6 +175,18 @@ def holder(kube: StandIn) -> str:
     return str(found["metadata"]["annotations"][CLAIM_ANNOTATION])
 
 
+def holders(kube: StandIn) -> list[str]:
+    """The names that the ConfigMap bears, one after the other. One with a Lease that lives is overwritten by nobody."""
+    names: list[str] = []
+
+    def watched(obj: dict[str, Any], gone: bool) -> None:
+        if obj["kind"] == "ConfigMap":
+            names.append(obj["metadata"]["annotations"][CLAIM_ANNOTATION])
+
+    kube.watches.append(watched)
+    return names
+
+
 @pytest.mark.parametrize("late", [False, True], ids=["told at once", "told late"])
 @pytest.mark.parametrize("owned", [False, True], ids=["created by both", "taken over under way"])
 async def test_of_two_that_write_at_the_same_time_one_serves_and_the_other_knows(owned: bool, late: bool) -> None:
@@ -182,6 +194,7 @@ async def test_of_two_that_write_at_the_same_time_one_serves_and_the_other_knows
     no Lease, as the operator of a developer; the second is an installed one."""
     for far, further in itertools.product(range(12), range(0, 12, 2)):
         kube = StandIn(new_service())
+        names = holders(kube)
         first = Rival(kube, "key-1234", OLD, late=late)
         if owned:
             await first.reconcile()
@@ -206,6 +219,7 @@ async def test_of_two_that_write_at_the_same_time_one_serves_and_the_other_knows
                 one.hear()
                 ends.append(await one.reconcile())
         where = f"after {far} and {further} requests"
+        assert "key-1234" not in names[names.index("sys/spd") :] if "sys/spd" in names else not owned, where
         assert kube.asked["apply", "ConfigMap"] == before, f"peace {where}"
         serves = [len(one.statuses) for one in (first, second)]
         assert serves == [int(holder(kube) == name) for name in ("key-1234", "sys/spd")], where
@@ -222,14 +236,14 @@ async def test_who_is_overtaken_again_and_again_says_so_after_a_while_and_not_be
     await one.reconcile()
     shown = one.kube.service()["status"]
     one.change(slo={"ttftMilliseconds": 500})
-    apply = one.kube.apply
+    apply = one.kube.apply_to
 
-    async def overtaken(obj: Any, **more: Any) -> Any:
+    async def overtaken(obj: Any, live: Any) -> Any:
         if obj["kind"] == "ConfigMap":
             one.kube.put({**one.kube.objects["ConfigMap", KEY.namespace, f"{KEY.name}-agent"], "data": {"a": "b"}})
-        return await apply(obj, **more)
+        return await apply(obj, live)
 
-    one.kube.apply = overtaken  # type: ignore[method-assign]
+    one.kube.apply_to = overtaken  # type: ignore[method-assign]
     for one.now in (0, 29):
         assert await one.reconcile() is Next.RETRY
         assert one.kube.service()["status"] == shown
@@ -238,7 +252,7 @@ async def test_who_is_overtaken_again_and_again_says_so_after_a_while_and_not_be
     accepted = one.kube.condition("SpecAccepted")
     assert accepted["reason"] == "ApplyFailed" and "the object has been modified" in accepted["message"]
     assert "--show-managed-fields" in accepted["message"], "who else writes it"
-    one.kube.apply = apply  # type: ignore[method-assign]
+    one.kube.apply_to = apply  # type: ignore[method-assign]
     assert await one.reconcile() is Next.NEWS and one.kube.condition("SpecAccepted")["status"] == "True"
 
 

@@ -65,13 +65,15 @@ def test_a_patch_that_cannot_be_typed_is_no_trouble_of_the_server(status: int, w
     assert ApiRefused(status, words).for_now is for_now
 
 
+POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "n", "name": "p"}}
 ASKS: dict[str, Callable[[Kube], Awaitable[object]]] = {
     "get": lambda one: one.get("v1", "Pod", "n", "p"),
     "list": lambda one: one.list("v1", "Pod"),
-    "apply": lambda one: one.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "n", "name": "p"}}),
+    "apply": lambda one: one.apply(POD),
+    "apply_to": lambda one: one.apply_to(POD, None),
     "delete": lambda one: one.delete("v1", "Pod", "n", "p", "uid"),
     "create": lambda one: one.create("authorization.k8s.io/v1", "SubjectAccessReview", "", {}),
-    "warnings": lambda one: one.warnings("n", "uid"),
+    "events": lambda one: one.events("n", "uid"),
     "knows": lambda one: one.knows("apps/v1", "Deployment"),
 }
 

@@ -112,14 +112,14 @@ async def test_a_decision_is_told_once_whatever_else_goes_on() -> None:
     decision = Decision(
         time=datetime.now(UTC), from_split=Split(), to=Split(prefill_percent=60), reason=DecisionReason.MANUAL_CHANGE
     )
-    apply = one.kube.apply
+    apply = one.kube.apply_to
 
-    async def slow_apply(obj: Any, **more: Any) -> Any:
+    async def slow_apply(obj: Any, live: Any) -> Any:
         one.views = {"p": AgentView(report=report(decisions=(decision,)), received_at=datetime.now(UTC))}
         await one.statuses.publish(KEY)
-        return await apply(obj, **more)
+        return await apply(obj, live)
 
-    one.kube.apply = slow_apply  # type: ignore[method-assign]
+    one.kube.apply_to = slow_apply  # type: ignore[method-assign]
     one.change(slo={"ttftMilliseconds": 500})
     await one.reconcile()
     assert one.kube.asked["apply", "ConfigMap"] == 2, "the round came while the reconcile was at work"

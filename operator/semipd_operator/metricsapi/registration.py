@@ -60,14 +60,14 @@ class Registration:
         wanted = self.wanted()
         if live is None:
             if wanted:
-                await self._write(self._object(ca, await self._owners(), ""), force=False)
+                await self._write(self._object(ca, await self._owners()), None)
                 log.info("external metrics: registered %s", API_SERVICE)
         elif wanted is False:
             await self._delete(live)
         else:
-            wish = self._object(ca, await self._owners(), live["metadata"]["resourceVersion"])
+            wish = self._object(ca, await self._owners())
             if not _covers(live, wish):
-                await self._write(wish, force=True)
+                await self._write(wish, live)
 
     async def withdraw(self) -> None:
         """Deletes the registration if it is ours. Raises `ApiRefused`."""
@@ -79,10 +79,10 @@ class Registration:
         backend = live["spec"].get("service") or {}
         return (backend.get("namespace"), backend.get("name")) == (self._backend.namespace, self._backend.service)
 
-    async def _write(self, wish: Object, *, force: bool) -> None:
-        """Never over somebody else's: without force every field of theirs is a conflict, with it the version is."""
+    async def _write(self, wish: Object, live: Object | None) -> None:
+        """Never over somebody else's, who may be another operator like this one, with the same field manager."""
         try:
-            await self._kube.apply(wish, force=force)
+            await self._kube.apply_to(wish, live)
         except ApiRefused as refused:
             if refused.status == 409:
                 raise BelongsToAnother(f"APIService {API_SERVICE} was changed by another: {refused}") from refused
@@ -111,13 +111,12 @@ class Registration:
             {"apiVersion": _RBAC, "kind": "ClusterRole", "name": self._backend.service, "uid": role["metadata"]["uid"]}
         ]
 
-    def _object(self, ca: bytes | None, owners: list[Object], version: str) -> Object:
+    def _object(self, ca: bytes | None, owners: list[Object]) -> Object:
         group, api_version = EXTERNAL_METRICS_API.split("/")
         backend = self._backend
         metadata: Object = {"name": API_SERVICE, "labels": _LABELS}
         metadata |= {"annotations": self._annotations} if self._annotations else {}
         metadata |= {"ownerReferences": owners} if owners else {}
-        metadata |= {"resourceVersion": version} if version else {}
         return {
             "apiVersion": REGISTRATION_API,
             "kind": "APIService",
