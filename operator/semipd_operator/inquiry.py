@@ -1,5 +1,5 @@
-"""What no watch tells and few services need: why the kubelet cannot make a pod, how the pod's node is, and who serves
-the external metrics.
+"""What no watch tells and few services need: why the kubelet cannot make a pod, or which probe of it fails, how the
+pod's node is, and who serves the external metrics.
 
 Asked for only where there is a question, and not again for a while. All of it is a courtesy: what RBAC refuses stays
 unknown, and a server in trouble (any other refusal, no answer, a slow one) leaves what was last known; nothing of the
@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -23,6 +23,7 @@ from semipd_operator.reasons import PodTrouble
 from semipd_operator.status.nodes import NodeView, complaint, node_view, wants_gpu
 from semipd_operator.status.observed import PodView, Problem
 from semipd_operator.status.pods import pod_view
+from semipd_operator.status.probes import FailedProbes, asks_for_probes, explained, failed_probes
 from semipd_operator.status.scaling import EXTERNAL_METRICS_API
 
 Object = dict[str, Any]
@@ -46,7 +47,7 @@ _STANDS = ("preparing_since", "unseen_since", "held_since")
 
 class Kube(Protocol):
     async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None: ...
-    async def warnings(self, namespace: str, uid: str) -> list[Object]: ...
+    async def events(self, namespace: str, uid: str) -> list[Object]: ...
     async def serves(self, api_version: str) -> bool: ...
 
 
@@ -57,6 +58,14 @@ class MetricsServer:
     served: bool = True
     owner: str = ""
     """Who is registered, if it is not this operator; empty: nobody, or it is not ours to ask."""
+
+
+@dataclass(frozen=True)
+class _Events:
+    """What those of a pod say."""
+
+    complaint: Problem | None = None
+    probes: dict[str, FailedProbes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ class Inquiry:
     ) -> None:
         """`ahead`: how far the API server's clock is ahead of ours."""
         self._kube, self._clock, self._ahead = kube, clock, ahead
-        self._complaints: dict[str, _Known[Problem]] = {}
+        self._events: dict[str, _Known[_Events]] = {}
         """By the pod's uid."""
         self._nodes: dict[str, _Known[NodeView]] = {}
         """By name."""
@@ -85,12 +94,14 @@ class Inquiry:
         when that is so."""
         self._metrics = MetricsServer()
 
-    async def look(self, pods: Sequence[Object], now: datetime) -> tuple[PodView, ...]:
-        """The pods with what had to be asked for."""
+    async def look(self, pods: Sequence[Object], now: datetime, serving: Collection[str] = ()) -> tuple[PodView, ...]:
+        """The pods with what had to be asked for. `serving`: uids of those whose agent says that the engine serves."""
         views = [self._by_our_clock(pod, pod_view(pod), now) for pod in pods]
-        stuck = [view for view in views if _ours(view) and (_waits(view.preparing_since, now) or _pulls_in_vain(view))]
+        probed = {view.uid for view in views if asks_for_probes(view, serves=view.uid in serving)}
+        made = {view.uid for view in views if _waits(view.preparing_since, now) or _pulls_in_vain(view)}
+        stuck = [view for view in views if _ours(view) and view.uid in probed | made]
         # Whoever was asked about longest ago comes first, so the first ones hide nobody.
-        stuck.sort(key=lambda view: self._complaints.get(view.uid, _Known()).asked)
+        stuck.sort(key=lambda view: self._events.get(view.uid, _Known()).asked)
         nodes: dict[str, float] = {}
         for pod, view in zip(pods, views, strict=True):
             if not view.node or not _ours(view):
@@ -107,13 +118,13 @@ class Inquiry:
                     *(self._ask_node(name, period) for name, period in nodes.items()),
                 )
         self._forget()
-        asked = {view.uid for view in stuck}
-        explained = (self._explained(pod, view, view.uid in asked) for pod, view in zip(pods, views, strict=True))
+        told = (self._told(view, view.uid in made, view.uid in probed) for view in views)
+        known = (self._with_node(pod, view) for pod, view in zip(pods, told, strict=True))
         return tuple(
             replace(
                 view, node_owes=_ours(view) and view.node in nodes and not self._nodes.get(view.node, _Known()).answered
             )
-            for view in explained
+            for view in known
         )
 
     def _by_our_clock(self, pod: Object, view: PodView, now: datetime) -> PodView:
@@ -132,9 +143,14 @@ class Inquiry:
         moved: dict[str, Any] = {still: began} if still else {}
         return replace(view, **moved)
 
-    def _explained(self, pod: Object, view: PodView, stuck: bool) -> PodView:
-        if stuck and (known := self._complaints.get(view.uid)):
-            view = _with_complaint(view, known.value)
+    def _told(self, view: PodView, made: bool, probed: bool) -> PodView:
+        said = self._events.get(view.uid, _Known[_Events]()).value if _ours(view) else None
+        if said is None:
+            return view
+        view = _with_complaint(view, said.complaint) if made else view
+        return explained(view, said.probes) if probed else view
+
+    def _with_node(self, pod: Object, view: PodView) -> PodView:
         node = self._nodes.get(view.node)
         if node is None or node.value is None:
             return view
@@ -157,11 +173,12 @@ class Inquiry:
         return self._metrics
 
     async def _ask_events(self, namespace: str, uid: str) -> None:
-        async def ask() -> Problem | None:
-            return complaint(await self._kube.warnings(namespace, uid))
+        async def ask() -> _Events | None:
+            found = await self._kube.events(namespace, uid)
+            return _Events(complaint(found), failed_probes(found))
 
-        if self._clock() - self._complaints.get(uid, _Known()).asked >= _ASKED_AGAIN_SECONDS:
-            await self._ask(self._complaints, uid, ask)
+        if self._clock() - self._events.get(uid, _Known()).asked >= _ASKED_AGAIN_SECONDS:
+            await self._ask(self._events, uid, ask)
 
     async def _ask_node(self, name: str, period: float) -> None:
         async def ask() -> NodeView | None:
@@ -193,7 +210,7 @@ class Inquiry:
         oldest = self._clock() - _KEPT_SECONDS
         while len(self._stands) > _MOST_REMEMBERED:  # pods that went; who is looked at is moved to the end
             del self._stands[next(iter(self._stands))]
-        for about in (self._complaints, self._nodes):  # in place: another look may wait for an answer to put there
+        for about in (self._events, self._nodes):  # in place: another look may wait for an answer to put there
             for name in [name for name, known in about.items() if known.asked <= oldest]:
                 del about[name]
 

@@ -160,7 +160,8 @@ class Reconciler:
         not answered, they say nothing."""
         service, now = reading.service, datetime.now(UTC)
         meta, selector = service.metadata, names.selector_string(service)
-        seen = await self._inquiry.look(self._informer.pods(key), now)
+        serving = [uid for uid, agent in self._poller.views(key).items() if agent.serves_since]
+        seen = await self._inquiry.look(self._informer.pods(key), now, serving)
         views = tuple(view for view in seen if not view.stranger)
         self._statuses.observe(
             key,

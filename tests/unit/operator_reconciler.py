@@ -36,6 +36,7 @@ class Fixture:
         poller: Any = AgentPoller.__new__(AgentPoller)
         poller.watch = self.watches.__setitem__
         poller.forget = lambda key: self.watches.pop(key, None)
+        poller.views = lambda key: self.views
         self.views: dict[str, AgentView] = {}
         self.statuses = StatusWriter(requests, told, lambda key: self.views, timedelta(seconds=15), "test")
         self.now = 0.0

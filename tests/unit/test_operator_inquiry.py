@@ -45,7 +45,7 @@ class Asked:
         await self._ask(name)
         return self.node if kind == "Node" else None
 
-    async def warnings(self, namespace: str, uid: str) -> list[dict[str, Any]]:
+    async def events(self, namespace: str, uid: str) -> list[dict[str, Any]]:
         await self._ask(uid)
         return [{"reason": "FailedMount", "message": f"no volume for {uid}", "lastTimestamp": "2026-01-02T03:04:05Z"}]
 
@@ -105,10 +105,10 @@ async def test_a_missing_pull_secret_is_told_with_the_registrys_refusal_and_not_
     kube = Asked()
     words = "Unable to retrieve some image pull secrets (regcred); attempting to pull the image may not succeed."
 
-    async def warnings(namespace: str, uid: str) -> list[dict[str, Any]]:
+    async def events(namespace: str, uid: str) -> list[dict[str, Any]]:
         return [{"reason": "FailedToRetrieveImagePullSecret", "message": words}]
 
-    monkeypatch.setattr(kube, "warnings", warnings)
+    monkeypatch.setattr(kube, "events", events)
     pod = raw("p", 12)
     [view] = await Inquiry(kube).look([pod], ago(0))
     assert view.complaint is None and view.problem is None

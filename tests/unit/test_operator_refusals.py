@@ -151,7 +151,7 @@ async def test_a_courtesy_that_fails_costs_no_status(failure: Exception) -> None
         raise failure
 
     get = kube.get
-    kube.warnings = kube.serves = fails
+    kube.events = kube.serves = fails
     kube.get = lambda *what: fails() if what[1] in ("Node", "APIService") else get(*what)
     long_ago = "2026-01-02T03:04:05Z"
     scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": long_ago}

@@ -152,8 +152,9 @@ class PodTrouble(Reason):
     PROBE_FAILING = (
         "ProbeFailing",
         "False",
-        "A container that spec.podTemplate, or a webhook, adds to the pod is not ready 30 s after its start; the "
-        "engine is, or waits for it.",
+        "A probe fails, and its container stands beside the reason: one that spec.podTemplate, or a webhook, adds and "
+        "that the engine waits for or is ready without, for 30 s; or the engine, which serves, and whose probe "
+        "spec.podTemplate changes; or one that the kubelet ends again and again for its probe.",
         "kubectl logs POD -c CONTAINER and the events of kubectl describe pod say why: mend its probe or what it waits "
         "for, or remove it from spec.podTemplate.",
     )

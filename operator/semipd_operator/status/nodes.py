@@ -9,6 +9,7 @@ from typing import Any
 from semipd_operator.api.v1alpha1.engine import GPU
 from semipd_operator.reasons import PodTrouble, Reason
 from semipd_operator.status.observed import Problem
+from semipd_operator.status.probes import last_seen
 
 Object = dict[str, Any]
 
@@ -34,10 +35,10 @@ _MISSING_OBJECT = re.compile(r'\b(secret|configmap|persistentvolumeclaim) "(?:[^
 _MISSING_KEY = re.compile(r"references non-existent (?:secret|config) key: (\S+)")
 
 
-def complaint(warnings: list[Object]) -> Problem | None:
+def complaint(events: list[Object]) -> Problem | None:
     """The latest word of those that make volumes, network and sandbox of one pod."""
-    found = [event for event in warnings if event.get("reason") in _OF_STARTING and event.get("message")]
-    found.sort(key=_last_seen)
+    found = [event for event in events if event.get("reason") in _OF_STARTING and event.get("message")]
+    found.sort(key=last_seen)
     telling = [event for event in found if not event["message"].startswith(_SUMMARY)] or found
     if not telling:
         return None
@@ -50,11 +51,6 @@ def complaint(warnings: list[Object]) -> Problem | None:
         return Problem(PodTrouble.VOLUME_NOT_MOUNTED, words, f"key {key[1]}")
     what = next((what for part, what in _BY_WORDS.items() if part in words), "")
     return Problem(_OF_STARTING[telling[-1]["reason"]], words, remedy=what)
-
-
-def _last_seen(event: Object) -> str:
-    series = event.get("series") or {}
-    return str(series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or "")
 
 
 @dataclass(frozen=True)

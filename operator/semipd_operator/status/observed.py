@@ -58,6 +58,12 @@ class PodView:
     """A container, not ours, that the pod waits for: to end, or to be ready as the engine is."""
     held_since: datetime | None = None
     """Since when it runs, or was seen to be waited for."""
+    unproved: str = ""
+    """The kind of probe, startup or readiness, that has not succeeded yet of the engine, which runs."""
+    probe_words: str = ""
+    """What the kubelet says of it; asked for only where the engine serves."""
+    restarted: tuple[tuple[str, datetime | None], ...] = ()
+    """The containers that ended and were not ready since, and when the run began that ended, by the node's clock."""
     model_revision: str = ""
     """The commit that the init container `model` brought."""
     preparing_since: datetime | None = None
@@ -96,6 +102,8 @@ class AgentView:
     error: str = ""
     """Why the last poll failed; empty if it did not."""
     adjusting_since: datetime | None = None
+    serves_since: datetime | None = None
+    """Since when it says that the engine is ready; None: it does not."""
     behind_since: datetime | None = None
     """Since when it has not had the configuration that it should have; None: it has."""
 
@@ -103,13 +111,14 @@ class AgentView:
         return self.report is not None and self.received_at is not None and now - self.received_at <= STALE_AFTER
 
     def heard(self, report: StatusReport, now: datetime, wanted: AgentConfig | None = None) -> AgentView:
-        """The view after a report; remembers since when the split is moving, or is not yet the one of `wanted`."""
+        """The view after a report; remembers since when the engine serves, and the split is not (yet) as asked for."""
         moving = report.partition.state is PartitionState.ADJUSTING
         behind = wanted is not None and not _follows(report, wanted)
         return AgentView(
             report=report,
             received_at=now,
             adjusting_since=(self.adjusting_since or now) if moving else None,
+            serves_since=(self.serves_since or now) if report.engine.ready else None,
             behind_since=(self.behind_since or now) if behind else None,
         )
 

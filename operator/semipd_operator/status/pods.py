@@ -55,6 +55,8 @@ def pod_view(pod: Pod) -> PodView:
         started_at=_started_at(engine),
         held=held[0],
         held_since=held[1],
+        unproved=_unproved(engine),
+        restarted=_restarted(pod, status),
         model_revision=_model_revision(model),
         preparing_since=_preparing_since(status),
         unseen_since=_unseen_since(pod, status),
@@ -68,8 +70,7 @@ def pod_view(pod: Pod) -> PodView:
 def _held(pod: Pod, status: dict[str, Any]) -> tuple[Problem | None, datetime | None]:
     """A container of someone else's that the pod waits for, and since when it runs: an init container that does not
     end, a sidecar that does not start, or a container beside the engine that is not ready though the engine is."""
-    inits = (pod.get("spec") or {}).get("initContainers") or []
-    sidecars = {one.get("name") for one in inits if one.get("restartPolicy") == "Always"}
+    sidecars = _sidecars(pod)
     for one in status.get("initContainerStatuses") or []:
         name = one.get("name", "")
         if name == MODEL_CONTAINER or "running" not in _state(one):
@@ -88,6 +89,25 @@ def _held(pod: Pod, status: dict[str, Any]) -> tuple[Problem | None, datetime | 
             said = f"container {name} runs and is not ready, and the engine is: its readiness or startup probe fails"
             return Problem(PodTrouble.PROBE_FAILING, said, name), _started_at(one)
     return None, None
+
+
+def _unproved(engine: dict[str, Any]) -> str:
+    if "running" not in _state(engine) or engine.get("ready"):
+        return ""
+    return "startup" if engine.get("started") is False else "readiness"
+
+
+def _restarted(pod: Pod, status: dict[str, Any]) -> tuple[tuple[str, datetime | None], ...]:
+    """Those that are probed: containers beside each other, and init containers that stay."""
+    probed = [*(status.get("containerStatuses") or [])]
+    probed += [one for one in status.get("initContainerStatuses") or [] if one.get("name") in _sidecars(pod)]
+    ended = [one for one in probed if _ended(one) and not one.get("ready") and not _served(status, one)]
+    return tuple((one.get("name", ""), _time(_ended(one).get("startedAt"))) for one in ended)
+
+
+def _sidecars(pod: Pod) -> set[str]:
+    inits = (pod.get("spec") or {}).get("initContainers") or []
+    return {one.get("name", "") for one in inits if one.get("restartPolicy") == "Always"}
 
 
 def _started_at(container: dict[str, Any]) -> datetime | None:

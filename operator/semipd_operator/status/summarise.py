@@ -25,6 +25,7 @@ from semipd_operator.status.model import ON_THE_WAY, failure, model_ready, model
 from semipd_operator.status.observed import Observed, PodView, Problem
 from semipd_operator.status.partition import partition_applied, partition_status
 from semipd_operator.status.pods import SILENCE_SECONDS
+from semipd_operator.status.probes import of_the_engine
 from semipd_operator.status.scaling import contested, scaling_ready
 from semipd_operator.status.slo import slo_attained, slo_feasible, slo_status
 from semipd_operator.status.verdict import Verdict
@@ -135,6 +136,8 @@ def _trouble(seen: Observed, pod: PodView) -> Problem | None:
         return pod.complaint
     if pod.held and _for_long(seen, pod.held_since):
         return pod.held
+    if pod.unproved and report and _for_long(seen, seen.agent(pod).serves_since):
+        return of_the_engine(pod)
     if said := seen.unheard(pod):
         return Problem(SplitReason.AGENT_UNREACHABLE, f"its engine is not ready, and nothing is known of it: {said}")
     if _for_long(seen, pod.preparing_since):
