@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,21 @@ def tensors(changes: dict[str, tuple[int, ...] | None], dtype: str = "F32") -> C
     return lambda folder: write_tensors(folder, shapes, dtype)
 
 
+def stands(name: str, what: str, folder: Path) -> None:
+    """In the place of a file: what git leaves without git-lfs, a hub's cache without its blobs, or nothing."""
+    path = folder / name
+    path.unlink(missing_ok=True)
+    match what:
+        case "pointer":
+            path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 988097824\n")
+        case "link":
+            path.symlink_to("/nowhere/blobs/abc")
+        case "directory":
+            path.mkdir()
+        case "empty":
+            path.touch()
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "tokenizer truncated": (truncate("tokenizer.json"), "tokenizer.json"),
     "tokenizer missing": (remove("tokenizer.json"), "tokenizer.json"),
@@ -98,6 +114,22 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "generation_config.json: eos_token_id is [3, 4]; expected ids below vocab_size (4)",
     ),
     "no end": (config(eos_token_id=-1), "eos_token_id is -1"),
+    **{
+        f"{what}: {name}": (partial(stands, name, what), f"{name} {says}")
+        for what, says in {
+            "pointer": "is a Git LFS pointer and not the file that it stands for: git lfs pull",
+            "link": "is a link to /nowhere/blobs/abc, which is not there: copy or mount what the links lead to",
+            "directory": "is no file; copy or fetch the model again",
+            "empty": "is empty; copy or fetch it again",
+        }.items()
+        for name in (
+            *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+            *("model.safetensors", "model.safetensors.index.json"),
+        )
+    },
+    "no JSON": (lambda f: (f / "config.json").write_text("{'a': 1}"), "config.json is not JSON: Expecting property"),
+    "quantised": (config(quantization_config={"quant_method": "awq", "bits": 4}), "'awq'; this engine reads no quanti"),
+    "a feature that is not to be": (config(sliding_window=64), "sliding_window is 64; this engine runs models without"),
     "tokenizer of another kind": (lambda f: (f / "tokenizer.json").write_text('{"model": {}}'), "tokenizer.json"),
 }
 

@@ -87,7 +87,13 @@ class ModelConfig:
         """
         if config.get("hidden_act") != "swish":  # another word for it
             config.refuse_unless("hidden_act", "silu")
-        config.refuse_unless("quantization_config", None)
+        if (quantised := config.nested("quantization_config")) is not None:
+            method = quantised.get("quant_method")
+            raise ModelError(
+                "UnsupportedFeature",
+                f"config.json: quantization_config: quant_method is {method!r}; this engine reads no quantised weights "
+                "but DeepSeek's FP8: take the original model",
+            )
         for name, neutral in FOREIGN.items():
             config.refuse_unless(name, neutral)
         hidden_size, num_heads = config.positive("hidden_size"), config.positive("num_attention_heads")

@@ -93,13 +93,45 @@ class Fields:
     def refuse_unless(self, name: str, supported: object) -> None:
         value = self._values.get(name)
         if value is not None and value != supported:
-            raise ModelError(
-                "UnsupportedFeature", f"{self._source}: {name} is {value!r}; this engine runs {supported!r}"
-            )
+            runs = "models without it" if supported is None else repr(supported)
+            raise ModelError("UnsupportedFeature", f"{self._source}: {name} is {value!r}; this engine runs {runs}")
 
     def error(self, name: str, expected: str) -> ModelError:
         """For a field whose value is not what was expected."""
         return ModelError("InvalidConfig", f"{self._source}: {name} is {self._values.get(name)!r}; expected {expected}")
+
+
+def there(path: Path) -> bool:
+    """Whether the folder has an entry of the name; a link that leads nowhere is one."""
+    return path.exists() or path.is_symlink()
+
+
+def no_file(path: Path) -> str:
+    """Why what stands at `path` is not the file that it should be, and the remedy; empty where the content is at
+    fault, or nothing stands there. Programs that read it say of the commonest of these only that they were surprised.
+    """
+    if path.is_symlink() and not path.exists():
+        return f"{path} is a link to {path.readlink()}, which is not there: copy or mount what the links lead to, too"
+    if not path.exists():
+        return ""
+    if not path.is_file():
+        return f"{path} is no file; copy or fetch the model again"
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(_LFS_POINTER))
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    if begin == _LFS_POINTER:
+        return f"{path} is a Git LFS pointer and not the file that it stands for: git lfs pull in the model's folder"
+    return "" if begin else f"{path} is empty; copy or fetch it again"
+
+
+_LFS_POINTER = b"version https://git-lfs."
+
+
+def not_json(path: Path, error: Exception) -> str:
+    """For a JSON file that failed with one of `BROKEN`."""
+    return no_file(path) or f"{path} is not JSON: {error}; copy or fetch it again"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -107,9 +139,10 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError("NotFound", f"{path} does not exist; a Hugging Face model directory has {path.name}") from None
+        missing = f"{path} does not exist; a Hugging Face model directory has {path.name}"
+        raise ModelError("NotFound", no_file(path) or missing) from None
     except BROKEN as error:
-        raise ModelError("InvalidConfig", f"{path}: {error}") from error
+        raise ModelError("InvalidConfig", not_json(path, error)) from error
     if not isinstance(value, dict):
         raise ModelError("InvalidConfig", f"{path}: expected a JSON object")
     return value

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from semipd_engine.cards.errors import ModelError
-from semipd_engine.cards.fields import BROKEN, Fields
+from semipd_engine.cards.fields import BROKEN, Fields, no_file, not_json
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 TURN_ENDS = (
@@ -110,11 +110,12 @@ def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if required:
-            raise ModelCardError(f"{path} is missing; --model wants a Hugging Face model directory") from None
+        missing = f"{path} is missing; --model wants a Hugging Face model directory" if required else ""
+        if problem := no_file(path) or missing:
+            raise ModelCardError(problem) from None
         return {}
     except BROKEN as error:
-        raise ModelCardError(f"{path}: not JSON: {error}") from None
+        raise ModelCardError(not_json(path, error)) from None
     if not isinstance(value, dict):
         raise ModelCardError(f"{path}: must hold a JSON object")
     return value

@@ -15,7 +15,7 @@ from typing import Any
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.deepseek import deepseek_v2, deepseek_v3, random_deepseek_v2, random_deepseek_v3
 from semipd_engine.cards.errors import ModelError
-from semipd_engine.cards.fields import Fields, read_json
+from semipd_engine.cards.fields import Fields, read_json, there
 from semipd_engine.cards.llama import llama
 from semipd_engine.cards.mistral import mistral
 from semipd_engine.cards.qwen import qwen2, qwen3, qwen3_moe, random_qwen3_moe
@@ -53,7 +53,7 @@ def read_card(path: Path | str) -> ModelConfig:
     directory = Path(path)
     config = Fields(read_json(directory / "config.json"), "config.json")
     generation = directory / "generation_config.json"
-    values = read_json(generation) if generation.exists() else {}
+    values = read_json(generation) if there(generation) else {}
     return parse_card(config, Fields(values, generation.name))
 
 

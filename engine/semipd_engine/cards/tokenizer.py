@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
 
+from semipd_engine.cards.fields import no_file, there
 from semipd_engine.cards.model_card import SPECIAL_TOKENS
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -40,14 +41,15 @@ class Tokenizer:
             self._tokenizer = RustTokenizer.from_str(source)
             decoder = json.dumps(json.loads(source).get("decoder") or {})
         except Exception as error:  # the library raises bare Exception
-            raise TokenizerError(f"{path}: {error}; the API needs a fast tokenizer file") from error
+            raise TokenizerError(no_file(path) or f"{path}: {error}; the API needs a fast tokenizer file") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         config = directory / "tokenizer_config.json"
         try:
-            self._tokenizer.add_tokens(_added_tokens(json.loads(config.read_text()) if config.exists() else {}))
+            self._tokenizer.add_tokens(_added_tokens(json.loads(config.read_text()) if there(config) else {}))
         except Exception as error:
-            raise TokenizerError(f"{config}: {error!r}; its tokens cannot be added to the tokenizer") from error
+            cause = no_file(config) or f"{config}: {error!r}; its tokens cannot be added to the tokenizer"
+            raise TokenizerError(cause) from error
         self._byte_level = '"ByteLevel"' in decoder
         self._byte_fallback = '"ByteFallback"' in decoder
         added = self._tokenizer.get_added_tokens_decoder()

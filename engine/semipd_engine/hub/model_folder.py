@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from semipd_engine.cards.checkpoint import INDEX, SINGLE, Stored
-from semipd_engine.cards.fields import BROKEN
+from semipd_engine.cards.fields import BROKEN, no_file, not_json, there
 
 MAX_HEADER_BYTES = 100_000_000
 _ITEMSIZE = (
@@ -58,7 +58,7 @@ def tensors(directory: Path) -> Iterator[tuple[str, Stored]]:
 
 def _shards(directory: Path) -> list[Path]:
     index = directory / INDEX
-    if index.exists():
+    if there(index):
         weight_map = _object(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise IncompleteModel(f"{index}: has no weight_map; fetch the file again")
@@ -67,7 +67,7 @@ def _shards(directory: Path) -> list[Path]:
         if outside := sorted(name for name in set(weight_map.values()) if Path(name).name != name):
             raise IncompleteModel(f"{index}: {outside[0]!r} is no file of this folder; fetch the file again")
         return sorted(directory / name for name in set(weight_map.values()))
-    if not (directory / SINGLE).exists():
+    if not there(directory / SINGLE):
         raise IncompleteModel(
             f"{directory} holds neither {SINGLE} nor {INDEX}; point the URI at a model folder in that format"
         )
@@ -82,7 +82,8 @@ def _check_shard(path: Path) -> int:
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         expected = begin + max(ends, default=0)
     except FileNotFoundError:
-        raise IncompleteModel(f"{path} is missing, but the index names it; copy or fetch the model again") from None
+        missing = f"{path} is missing, but the index names it; copy or fetch the model again"
+        raise IncompleteModel(no_file(path) or missing) from None
     except (*BROKEN, TypeError, KeyError, IndexError, AttributeError):
         raise _damaged(path) from None
     if size != expected:
@@ -102,16 +103,18 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
 
 
 def _damaged(path: Path) -> IncompleteModel:
-    return IncompleteModel(f"{path} is not a safetensors file, or its beginning is damaged")
+    damaged = f"{path} is not a safetensors file, or its beginning is damaged; copy or fetch it again"
+    return IncompleteModel(no_file(path) or damaged)
 
 
 def _object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise IncompleteModel(f"{path} is missing; point the URI at a Hugging Face model folder") from None
+        missing = f"{path} is missing; point the URI at a Hugging Face model folder"
+        raise IncompleteModel(no_file(path) or missing) from None
     except BROKEN as error:
-        raise IncompleteModel(f"{path}: {error}") from None
+        raise IncompleteModel(not_json(path, error)) from None
     if not isinstance(value, dict):
         raise IncompleteModel(f"{path}: must hold a JSON object")
     return value

@@ -19,7 +19,7 @@ from torch import Tensor
 from semipd_engine.cards.checkpoint import INDEX, SCALE, SINGLE, Inventory, Stored
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.errors import ModelError
-from semipd_engine.cards.fields import read_json
+from semipd_engine.cards.fields import no_file, read_json, there
 from semipd_engine.cards.weights import EMBEDDING, LM_HEAD
 
 
@@ -45,7 +45,7 @@ class Checkpoint:
         try:
             tensor: Tensor = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise ModelError("InvalidCheckpoint", f"{path}: {error}") from error
+            raise ModelError("InvalidCheckpoint", no_file(path) or f"{path}: {error}") from error
         if tensor.dtype != torch.float8_e4m3fn:
             return tensor
         assert self._block is not None
@@ -67,7 +67,7 @@ class Checkpoint:
                 if inventory.add(name, Stored(path, tuple(entry.get_shape()), entry.get_dtype())):
                     self._files[name] = (path, file)
         except (SafetensorError, OSError) as error:
-            raise ModelError("InvalidCheckpoint", f"{path}: {error}") from error
+            raise ModelError("InvalidCheckpoint", no_file(path) or f"{path}: {error}") from error
 
 
 def dequantised(tensor: Tensor, scale: Tensor, block: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -92,14 +92,14 @@ def settle_ties(config: ModelConfig, directory: Path) -> ModelConfig:
                 for name in {EMBEDDING, LM_HEAD} & set(file.keys()):
                     found[name] = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise ModelError("InvalidCheckpoint", f"{path}: {error}") from error
+            raise ModelError("InvalidCheckpoint", no_file(path) or f"{path}: {error}") from error
     if len(found) < 2 or torch.equal(found[EMBEDDING], found[LM_HEAD]):
         return config
     return replace(config, tie_word_embeddings=False)
 
 
 def _files(directory: Path) -> list[Path]:
-    if (directory / INDEX).exists():
+    if there(directory / INDEX):
         index = read_json(directory / INDEX).get("weight_map")
         if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
             raise ModelError("InvalidCheckpoint", f"{directory / INDEX}: weight_map must name a file for each tensor")
@@ -110,5 +110,6 @@ def _files(directory: Path) -> list[Path]:
         files = [directory / SINGLE]
     for path in files:
         if not path.exists():
-            raise ModelError("NotFound", f"{path} does not exist; weights are read from safetensors files only")
+            missing = f"{path} does not exist; weights are read from safetensors files only"
+            raise ModelError("NotFound", no_file(path) or missing)
     return files
