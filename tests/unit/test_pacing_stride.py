@@ -237,12 +237,13 @@ def test_alone_means_everything() -> None:
 
 
 @pytest.mark.parametrize(
-    ("split", "cpus", "both"), [((50, 50), CPUS, 0.02), ((80, 20), CPUS, 0.004), ((50, 50), (0,), 0.004)]
+    ("split", "cpus", "both"), [((50, 50), CPUS, 0.02), ((80, 20), CPUS, 4 / 375), ((50, 50), (0,), 0.004)]
 )
 def test_a_quantum_is_short_only_where_somebody_may_wait_for_its_end(
     split: tuple[int, int], cpus: tuple[int, ...], both: float
 ) -> None:
-    """Own cores; turns for the second core; turns for the only one."""
+    """Own cores; turns for the second core, where half a turn is 4 ms x 2 CPUs / 0.2, gained by 1 / 0.2 a ms while the
+    other one gains 1 / 0.8; turns for the only one."""
     pair = Pair(Split(prefill=split[0], decode=split[1]), cpus)
     decode = pair.pacers[Phase.DECODE]
     decode.wake()
@@ -251,7 +252,51 @@ def test_a_quantum_is_short_only_where_somebody_may_wait_for_its_end(
         assert seconds == 0.02
     pair.pacers[Phase.PREFILL].wake()
     with decode.quantum() as seconds:  # it wins the tie
-        assert seconds == both
+        assert seconds == pytest.approx(both)
+
+
+def test_a_turn_is_one_quantum_where_it_is_short_enough_and_out_of_turn_it_is_looked_for_often() -> None:
+    pair = Pair(Split(prefill=80, decode=20))
+    for phase in Phase:
+        pair.pacers[phase].wake()
+    quanta = 0
+    while pair.pacers[Phase.DECODE]._turn(pair.page.seats[Phase.PREFILL][0]) is Customer.DECODE:
+        with pair.pacers[Phase.DECODE].quantum() as seconds, pair.pacers[Phase.PREFILL].quantum() as beside:
+            assert beside == 0.004
+            pair.pass_time(round(seconds * 1e9))
+        quanta += 1
+    assert quanta <= 2
+
+
+def test_a_prompt_lets_the_quantum_end_that_decode_began_on_all_cpus() -> None:
+    """Two threads on one CPU would hold up a step of all streams; a prompt can wait for 25 ms."""
+    pair = Pair(Split())
+    decode, prefill = (pair.machines[phase] for phase in (Phase.DECODE, Phase.PREFILL))
+    pair.pacers[Phase.DECODE].wake()
+    pair.pass_time(GRACE_NS)
+    with pair.pacers[Phase.DECODE].quantum():
+        assert decode.cpus == CPUS
+        pair.pacers[Phase.PREFILL].wake()
+        assert not pair.quantum(Phase.PREFILL, 1000)
+        assert 0 < prefill.waited < 0.025
+    assert decode.rings == 1
+    assert pair.quantum(Phase.PREFILL, 1000)
+    with pair.pacers[Phase.DECODE].quantum():
+        assert decode.cpus == (1,)
+        assert pair.quantum(Phase.PREFILL, 1000)
+    assert decode.rings == 1
+
+
+def test_a_quantum_that_does_not_end_holds_no_prompt_up() -> None:
+    pair = Pair(Split())
+    pair.pacers[Phase.DECODE].wake()
+    pair.pass_time(GRACE_NS)
+    pair.machines[Phase.PREFILL].wait = lambda heard, seconds: pair.pass_time(round(seconds * 1e9))
+    with pair.pacers[Phase.DECODE].quantum():  # stopped, or killed, in the midst of it
+        pair.pacers[Phase.PREFILL].wake()
+        before = pair.clock[0]
+        assert pair.quantum(Phase.PREFILL, 0)
+        assert pair.clock[0] - before == 25_000_000
 
 
 def test_a_sleeper_starts_level() -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from semipd_engine.contract import PacingMode, PartitionPlan, Phase
 from semipd_engine.pacing.cpus import Processor, pin_all_threads, spread_all_threads
 from semipd_engine.pacing.page import PacingPage, PlanInForce, Seat
-from semipd_engine.pacing.stride import Customer, charged, clamped, levelled, whose_turn
+from semipd_engine.pacing.stride import SCALE, Customer, charged, clamped, levelled, turn_left, whose_turn
 from semipd_engine.pacing.turn_lock import TurnLock
 
 GRACE_NS = 5_000_000
@@ -31,10 +31,13 @@ PATIENCE_NS = 10_000_000
 disturbs the peer, whose thread has the CPU."""
 IDLE_QUANTUM_SECONDS = 0.002
 TURN_SECONDS = 0.004
-"""Work in a quantum while both phases are busy and take turns. It should end within 5 ms: the peer may be waiting."""
+"""Least work in a quantum while both phases are busy and take turns. It should end within 5 ms: the peer may wait for
+its turn, or this phase for its own."""
 ALONE_SECONDS = 0.02
-"""While nobody waits for its end, because the peer rests or has cores of its own: within 25 ms the phase sees that this
-has changed. An end costs something: Python, and a product that begins again."""
+"""While nobody waits for its end, because the peer rests, has cores of its own, or will not have the turn sooner:
+within 25 ms the phase sees that this has changed. An end costs something: Python, and a product that begins again."""
+WIDE_NS = 25_000_000
+"""Longest that prefill lets a quantum end which decode began alone, on all CPUs."""
 
 _BINDING = (PacingMode.CORES, PacingMode.QUANTA, PacingMode.TURNS)
 
@@ -155,6 +158,8 @@ class PhasePacer:
         now = self._beat()
         self._adopt()
         contended = self._peer_is_busy(now)
+        if contended and self._peer is not None and self._phase is Phase.PREFILL:
+            self._let_end(self._peer)
         if contended and self._peer is not None and self._mode is PacingMode.TURNS and not self._waits:
             self._holds_lock = self._turn(self._peer) is self._customer and self._processor.try_lock()
         try:
@@ -166,10 +171,16 @@ class PhasePacer:
         if self._waits and self._peer is not None:
             self._take_turn(self._peer)
         begin, turns = self._processor.monotonic_ns(), self._mode in (PacingMode.QUANTA, PacingMode.TURNS)
+        seconds = self._seconds(self._peer, turns and contended)
+        self._seat.wide = int(not contended and self._mode in _BINDING)
         try:
-            yield math.inf if self._peer is None else TURN_SECONDS if turns and contended else ALONE_SECONDS
+            yield seconds
         finally:
             self._tell_cpu_time()
+            if self._seat.wide:
+                self._seat.wide = 0
+                if self._peer_is_busy(self._processor.monotonic_ns()):
+                    self._processor.ring()
             if turns:
                 self._charge(self._processor.monotonic_ns() - begin)
             if self._holds_lock:
@@ -246,6 +257,38 @@ class PhasePacer:
                 limit.cpus + tuple(cpu for cpu in granted if cpu not in limit.cpus), plan.threads, spread=True
             )
         return Regime(limit.cpus, limit.threads)
+
+    def _seconds(self, peer: Seat | None, in_turns: bool) -> float:
+        """Of work in the quantum that begins. Within its turn a phase ends none for somebody who would not run."""
+        if peer is None:
+            return math.inf
+        if not in_turns:
+            return ALONE_SECONDS
+        return min(max(TURN_SECONDS, self._turn_left(peer)), ALONE_SECONDS) if self._holds_lock else TURN_SECONDS
+
+    def _turn_left(self, peer: Seat) -> float:
+        """Seconds until the turn that this phase has ends; a peer with cores of its own runs beside it."""
+        assert self._in_force is not None and self._regime is not None
+        plan, rival = self._in_force.plan, Phase.DECODE if self._phase is Phase.PREFILL else Phase.PREFILL
+        own, other = plan.limit(self._phase).weight, plan.limit(rival).weight
+        beside = len(plan.limit(rival).cpus) if plan.mode is PacingMode.TURNS and self._waits else 0
+        furthest = min(peer.vtime, self._page.idle_vtime) if plan.idle_weight else peer.vtime
+        return (
+            turn_left(
+                *(self._seat.vtime, furthest, SCALE * len(self._regime.cpus) / own, SCALE * beside / other),
+                *(min(own, other, plan.idle_weight or own), max(1, len(plan.granted_cpus))),
+            )
+            / 1e9
+        )
+
+    def _let_end(self, peer: Seat) -> None:
+        """Decode's quantum that began on all CPUs: two on one would hold up a step of all streams by as long."""
+        until = self._processor.monotonic_ns() + WIDE_NS
+        while True:
+            heard, now = self._processor.heard(), self._beat()
+            if not peer.wide or now >= until or not self._peer_is_busy(now):
+                return
+            self._processor.wait(heard, min(PATIENCE_NS, until - now) / 1e9)
 
     def _take_turn(self, peer: Seat) -> None:
         """Wait until this phase is furthest behind, then hold the lock. A peer that rests or is stopped is not waited

@@ -81,6 +81,8 @@ class Seat:
     cpu_ns = _Word(6)
     """CPU time of the whole process."""
     steps = _Word(7)
+    wide = _Word(8)
+    """1 while a quantum runs on the peer's CPUs, too, because the peer rested when it began."""
 
     def __init__(self, words: memoryview, first: int) -> None:
         self.words = words
@@ -88,7 +90,9 @@ class Seat:
 
     def clear(self) -> None:
         """For a worker that is gone. Its virtual time stays: the next one starts level with it."""
-        self.pid = self.heartbeat_ns = self.idle_since_ns = self.cpu_ns = self.steps = self.applied_epoch = 0
+        self.pid = self.heartbeat_ns = self.idle_since_ns = self.cpu_ns = self.steps = self.applied_epoch = (
+            self.wide
+        ) = 0
 
 
 class PacingPage:

@@ -8,6 +8,7 @@ when its turn comes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import IntEnum
 
@@ -44,10 +45,21 @@ def clamped(vtime: int, others: int, lightest: int, cpus: int) -> int:
     return max(vtime, others - CREDIT_NS * cpus * SCALE // lightest)
 
 
+def turn_left(own: int, furthest: int, pace: float, rival_pace: float, lightest: int, cpus: int) -> float:
+    """Nanoseconds until whoever has the turn is half a turn ahead of the one that is furthest behind. Paces: by how
+    much virtual time grows in a nanosecond, the rival's too, which may run beside."""
+    gain = pace - rival_pace
+    return (furthest + _lead(lightest, cpus) - own) / gain if gain > 0 else math.inf
+
+
 def whose_turn(vtimes: Mapping[Customer, int], holder: Customer, lightest: int, cpus: int) -> Customer:
     """The customer that is furthest behind; but the one that had the last turn keeps it until it is half a turn ahead.
 
     So it began half a turn behind. `lightest` is the smallest weight, `cpus` how many CPUs are granted."""
     furthest = min(vtimes, key=lambda customer: (vtimes[customer], customer))
-    lead = TURN_NS // 2 * cpus * SCALE // lightest
-    return holder if holder in vtimes and vtimes[holder] < vtimes[furthest] + lead else furthest
+    return holder if holder in vtimes and vtimes[holder] < vtimes[furthest] + _lead(lightest, cpus) else furthest
+
+
+def _lead(lightest: int, cpus: int) -> int:
+    """Half a turn, in virtual time."""
+    return TURN_NS // 2 * cpus * SCALE // lightest
