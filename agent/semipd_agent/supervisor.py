@@ -178,7 +178,7 @@ class Supervisor:
                 stderr=subprocess.PIPE,
                 start_new_session=True,
                 env=self._environment,
-                preexec_fn=self._before_exec,  # two system calls, and this thread is the only one that forks
+                preexec_fn=self._before_exec,  # a few system calls, and this thread is the only one that forks
             )
         except OSError as e:
             self.last_exit = 127
@@ -201,6 +201,7 @@ class Supervisor:
 
     def _before_exec(self) -> None:
         die_with_parent()
+        signal.signal(END_API, signal.SIG_IGN)  # it would kill a launcher that does not listen yet
         if self._cpus:
             with suppress(OSError):  # the node took them away meanwhile: the engine takes what is left
                 os.sched_setaffinity(0, self._cpus)

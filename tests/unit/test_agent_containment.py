@@ -210,6 +210,24 @@ async def test_a_life_that_is_cancelled_while_it_ends_by_itself_stays_cancelled(
     assert life.cancelled() == cancelled
 
 
+async def test_the_word_to_end_an_api_does_not_kill_a_launcher_that_is_still_starting(tmp_path: Path) -> None:
+    """It listens once its program is loaded: on a busy machine that takes as long as an api may be silent."""
+    reaper = OwnReaper()
+    starting = f"echo begins >&2; until [ -e '{tmp_path}/ready' ]; do sleep 0.02; done; exit 7"
+    supervisor = Supervisor(["sh", "-c", starting], reaper, FakeClock())
+    life = asyncio.create_task(supervisor._run_once())
+    async with asyncio.timeout(60):
+        while not supervisor._tail:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert supervisor.end_api()
+    (tmp_path / "ready").touch()
+    async with asyncio.timeout(60):
+        while not life.done():
+            reaper.reap()
+            await asyncio.sleep(0.02)
+    assert supervisor.last_exit == 7
+
+
 async def test_a_crash_loop_is_over_once_a_launcher_has_lived(monkeypatch: pytest.MonkeyPatch) -> None:
     reaper, clock = OwnReaper(), FakeClock()
     supervisor = Supervisor(["sleep", "1000"], reaper, clock)
