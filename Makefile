@@ -9,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export SEMIPD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semipd
 
-.PHONY: help venv model deps tools images demo demo-down test test-long lint fmt e2e gpu-wheels gpu-smoke bench-auto bench-scale bench-split bench-kernels bench-token bench-cpu bench-study crd docs clean
+.PHONY: help venv model deps tools images demo demo-down test test-long lint fmt e2e gpu-wheels gpu-smoke bench-auto bench-scale bench-split bench-kernels bench-token bench-cpu bench-goodput bench-study crd docs clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -78,6 +78,9 @@ bench-study: venv ## the controller against constants and other rules, simulated
 
 bench-cpu: venv ## the engine beside other CPU servers, which it installs: out/bench/cpu; ARGS="--quick": ten minutes
 	@$(PY) -m bench.cpu $(ARGS)
+
+bench-goodput: venv ## the greatest rate that meets the targets, ours and the best peer's, bisected: out/bench/goodput; hours
+	@$(PY) -m bench.cpu.goodput_run $(ARGS)
 
 crd: venv ## regenerate the CRD, its chart copy and its reference from the types
 	@$(PY) -m hack.generate

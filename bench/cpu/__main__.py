@@ -4,6 +4,7 @@
     make bench-cpu ARGS="--group default --rounds 3"    the same three times: twenty minutes on two cores
     make bench-cpu                                      every group but `long`: hours
     make bench-cpu ARGS="--group long --rounds 1 --model llama-0.5b"
+    make bench-cpu ARGS="--group budgets --model smollm2-135m --publish docs/benchmarks/budgets"
     make bench-cpu ARGS="--group speeds --only decode-128,eight --publish docs/benchmarks"
 
 Samples go to OUT/samples.jsonl; a block (one part in one round) that is there under the same key is not measured again
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from bench.cpu import report
 from bench.cpu.identity import Identity, machine, versions
+from bench.cpu.machine import foremost
 from bench.cpu.parts import WORKLOADS, parts
 from bench.cpu.run import carry_out, expected_seconds
 from bench.cpu.schedule import GROUPS, SETS, read, remaining, turns
@@ -68,6 +70,8 @@ def parser() -> Parser:
     found.add_argument("--publish", type=folder, help="also write cpu.json, cpu.md and cpu.svg here")
     found.add_argument("--fresh", action="store_true", help="forget the samples")
     found.add_argument("--lock", type=output, help="a file to lock for each round, where others measure here, too")
+    before = "while measuring, weigh more than all else that the machine does (root only)"
+    found.add_argument("--foremost", action="store_true", help=before)
     found.add_argument("--report", action="store_true", help="measure nothing")
     return found
 
@@ -78,11 +82,22 @@ def groups_named(names: Sequence[str]) -> list[str]:
     return [name for name in GROUPS if name in wanted]
 
 
+def may_be_foremost() -> bool:
+    try:
+        with foremost():
+            return True
+    except PermissionError:
+        return False
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """0: all is measured; 1: something is not, or was lost; 2: the arguments are bad; 130: interrupted."""
     asked = parser().parse_args(words)
     for signum in (signal.SIGINT, signal.SIGTERM):  # the servers are to be ended on either, in the background, too
         signal.signal(signum, signal.default_int_handler)
+    if asked.foremost and not may_be_foremost():
+        print("bench-cpu: --foremost: this user may not; ask as root, or leave it out", file=sys.stderr)
+        return 2
     names = groups_named(asked.group or (["default"] if asked.quick else ["all"]))
     models = asked.model or list(WORKLOADS)
     rounds = asked.rounds or (1 if asked.quick else 3)
@@ -100,7 +115,7 @@ def main(words: Sequence[str] | None = None) -> int:
         minutes = expected_seconds(todo, known) / 60
         print(f"bench-cpu: {len(todo)} turns of {len(planned)}, about {minutes:.0f} min on two cores", flush=True)
         try:
-            carry_out(todo, asked.out, asked.lock, identity, lambda text: print(text, flush=True))
+            carry_out(todo, asked.out, asked.lock, identity, lambda text: print(text, flush=True), asked.foremost)
         except KeyboardInterrupt:
             print("bench-cpu: interrupted; the same command goes on from here", file=sys.stderr)
             return 130

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from bench.cpu.parts import BUDGET_GAP, BUDGET_THROUGHPUT
 from bench.cpu.schedule import EVEN, LIKELIHOOD, LIMITS, MACHINE, REAL_MODEL, Sample, Turn
-from bench.cpu.servers import Contender
+from bench.cpu.servers import BUDGETS, Contender
 
 OURS = Contender("ours", EVEN).name
 PEER = "vllm"
@@ -154,7 +155,7 @@ def verdicts(comparison: Comparison) -> list[Verdict]:
             found.append(Verdict(claim, text, _holds(ratio.median >= least, ratio) if ratio else None))
         for part in ("interference", "back-to-back"):
             found += [_bargain(comparison, model, part, *bargain) for bargain in BARGAINS]
-        found += [*_memory(comparison, model), *_likelihood(comparison, model)]
+        found += [*_memory(comparison, model), *_likelihood(comparison, model), _budgets(comparison, model)]
     return found
 
 
@@ -229,6 +230,57 @@ def _bargain(comparison: Comparison, model: str, part: str, most_gap: float, mos
 def broken_prompts(sample: Sample) -> int:
     """Those that failed, or were answered when nobody was left to be disturbed."""
     return int(sample.figures.get("failed_prompts", 0) + sample.figures.get("late_prompts", 0))
+
+
+LEAST_THROUGHPUT, MOST_GAP = 0.9, 1.1
+"""Of the one-process mode at a budget, to the peer's at the same."""
+
+
+@dataclass(frozen=True)
+class AtBudget:
+    """What the one-process mode and the peer made of one budget; ratios as ever, above 1 for us."""
+
+    budget: int
+    throughput: Spread
+    gap: Spread
+    lost: int
+    """Samples and prompts of ours."""
+
+    @property
+    def holds(self) -> bool | None:
+        within = self.throughput.median >= LEAST_THROUGHPUT and self.gap.median >= 1 / MOST_GAP and not self.lost
+        both = (self.throughput, self.gap)
+        return None if any(_holds(within, spread) is None for spread in both) else within
+
+
+def at_budgets(comparison: Comparison, model: str) -> list[AtBudget]:
+    """Those that were measured, on both sides."""
+    found = []
+    for budget in BUDGETS:
+        ours, peer = f"unified-{budget}", f"{PEER}-{budget}"
+        throughput = comparison.ratio(model, BUDGET_THROUGHPUT, "tokens_per_s", ours, peer)
+        gap = comparison.ratio(model, BUDGET_GAP, "longest_gap_ms", ours, peer)
+        lost = sum(comparison.losses(model, part, ours) for part in (BUDGET_THROUGHPUT, BUDGET_GAP))
+        lost += sum(map(broken_prompts, comparison.of(model, BUDGET_GAP, ours)))
+        if throughput and gap:
+            found.append(AtBudget(budget, throughput, gap, lost))
+    return found
+
+
+def _budgets(comparison: Comparison, model: str) -> Verdict:
+    """Of all budgets, or open."""
+    limits = f"throughput at least {LEAST_THROUGHPUT} × and longest gap at most {MOST_GAP} × {PEER}'s"
+    claim = f"{model}: one process at each budget from {BUDGETS[0]} to {BUDGETS[-1]}, {limits}"
+    found = at_budgets(comparison, model)
+    if not found:
+        return Verdict(claim, "not measured", None)
+    texts = [f"{each.budget}: {each.throughput.median:.2f} and {1 / each.gap.median:.2f} ×" for each in found]
+    texts += [f"{each.budget}: {each.lost} samples or prompts lost" for each in found if each.lost]
+    missing = sorted({*BUDGETS} - {each.budget for each in found})
+    texts += [f"not measured: {', '.join(map(str, missing))}"] if missing else []
+    held = [each.holds for each in found]
+    whole = None if missing or None in held else True
+    return Verdict(claim, "; ".join(texts), False if False in held else whole)
 
 
 MOST_BESIDE_MB, LEAST_WEIGHTS_MB = 400.0, 200.0

@@ -49,6 +49,8 @@ class Part:
     """How long it takes, about; exactly, where the plan ends by the clock."""
 
 
+BUDGET_GAP, BUDGET_THROUGHPUT = "budget-gap", "budget-throughput"
+"""Asked at equal budgets: interference, and a crowd that never pauses."""
 VICTIM, PROMPT = "victim", "prompt"
 
 
@@ -85,6 +87,29 @@ def decode_rate(workload: Workload, records: Sequence[Record]) -> Figures:
     if tokens < 16 * len(records):
         raise UnusableError(f"only {tokens} tokens while all {len(records)} streams ran")
     return {"tokens_per_s": tokens / (end - begin)}
+
+
+def crowd(clients: int, each: int) -> Callable[[Workload, int], list[Request]]:
+    """As many clients at once, each with so many requests one after the other: mixed lengths, and never a pause."""
+
+    def plan(workload: Workload, seed: int) -> list[Request]:
+        mixed = mixed_plan([0.0] * (clients * each), prompt_tokens=(64, 1024), max_tokens=(32, 128), seed=seed)
+        return [replace(one, after=n - clients if n >= clients else None) for n, one in enumerate(mixed)]
+
+    return plan
+
+
+def throughput(workload: Workload, records: Sequence[Record]) -> Figures:
+    """Tokens of prompts and answers together, per second from the first request to the last token."""
+    _complete(records)
+    if not all(record.prompt_tokens for record in records):
+        raise UnusableError("the server does not say how long the prompts were")
+    tokens = sum(record.prompt_tokens + len(record.token_times) for record in records)
+    seconds = max(record.token_times[-1] for record in records) - min(record.sent for record in records)
+    return {
+        "tokens_per_s": tokens / seconds,
+        "worst_gap_ms": 1000 * max(record.longest_gap or 0.0 for record in records),
+    }
 
 
 def lone_prompts(count: int, tokens: int) -> Callable[[Workload, int], list[Request]]:
@@ -258,6 +283,8 @@ def parts(*, back_to_back: float = 60.0, open_seconds: float = 90.0, long_second
         Part("prefill-512", lone_prompts(5, 512), prompt_time, 4.0),
         Part("interference", spread_prompts(2, 13.0), interference, 13.0),
         Part("back-to-back", chained_prompts((1024,), back_to_back), interference, back_to_back),
+        Part(BUDGET_GAP, spread_prompts(2, 13.0), interference, 13.0),
+        Part(BUDGET_THROUGHPUT, crowd(8, 4), throughput, 20.0),
         *(Part(name, open_loop(name, open_seconds), goodput, open_seconds) for name in ("poisson", "gamma", "trace")),
         Part("long-mix", long_mix, interference, long_seconds),
     )

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.cpu.compare import OURS, PEER, SPEEDS, Comparison, Spread, Verdict, best_chunk, verdicts
+from bench.cpu.compare import OURS, PEER, SPEEDS, Comparison, Spread, Verdict, at_budgets, best_chunk, verdicts
 from bench.cpu.machine import BUSY
+from bench.cpu.parts import BUDGET_GAP, BUDGET_THROUGHPUT
 from bench.cpu.schedule import Sample
 
 INTERFERENCE = {
@@ -49,6 +50,7 @@ def markdown(samples: Sequence[Sample], about: Mapping[str, object]) -> str:
         for part in comparison.parts(model):
             if part in COLUMNS:
                 lines += _table(comparison, model, part)
+        lines += _budgets(comparison, model)
     lines += _lost(comparison)
     lines += ["## Verdicts", "", "| claim | measured | |", "|---|---|---|"]
     lines += [f"| {v.claim} | {v.found} | {MARKS[v.holds]} |" for v in verdicts(comparison)]
@@ -61,6 +63,7 @@ def _preface(comparison: Comparison, about: Mapping[str, object]) -> list[str]:
         return ["Nothing has been measured."]
     times = sorted(sample.at for sample in samples)
     commits = ", ".join(sorted({sample.commit or "unknown" for sample in samples}))
+    first = sum(sample.foremost for sample in samples)
     busy = sum(sample.disturbed for sample in samples)
     others = [sample.others for sample in samples if sample.others is not None]
     versions = about.get("versions")
@@ -72,6 +75,7 @@ def _preface(comparison: Comparison, about: Mapping[str, object]) -> list[str]:
         *([str(about["note"])] if "note" in about else []),
         f"Tasks of others that ran meanwhile: {f'{statistics.median(others):.1f}' if others else 'unknown'} (median of "
         f"the turns). In {busy} turns there were more than {BUSY}, or nobody counted: what rests on one is marked †.",
+        *([f"{first} turns ran before all others, who had next to nothing of the machine."] if first else []),
         "Medians of the rounds, lowest and highest in brackets. A ratio is of two turns of one round in one run; above "
         "1 is for us.",
     ]
@@ -106,6 +110,27 @@ def _speeds(comparison: Comparison, model: str) -> list[str]:
         return []
     head = " | ".join(f"{peer} | ours to {peer}" for peer in peers)
     return [f"| | ours | {head} |", "|---|---|" + "---|---|" * len(peers), *rows, ""]
+
+
+def _budgets(comparison: Comparison, model: str) -> list[str]:
+    """The one-process mode beside the peer, a row for each budget that both were asked at."""
+    rows = []
+    for each in at_budgets(comparison, model):
+        cells = [str(each.budget)]
+        for part, figure, ratio in (
+            (BUDGET_THROUGHPUT, "tokens_per_s", each.throughput),
+            (BUDGET_GAP, "longest_gap_ms", each.gap),
+        ):
+            both = (comparison.figure(model, part, f"{name}-{each.budget}", figure) for name in ("unified", PEER))
+            cells += [*(_shown(spread) for spread in both if spread), _shown(ratio)]
+        rows.append(f"| {' | '.join(cells)} |")
+    if not rows:
+        return []
+    columns = [
+        f"{what}{who}" for what in ("tokens/s, ", "longest gap, ms, ") for who in ("ours", PEER, f"ours to {PEER}")
+    ]
+    head = f"| budget | {' | '.join(columns)} |"
+    return ["### one process, at equal budgets", "", head, "|---|" + "---|" * 6, *rows, ""]
 
 
 def _table(comparison: Comparison, model: str, part: str) -> list[str]:
@@ -167,7 +192,8 @@ def write(samples: Sequence[Sample], folder: Path, about: Mapping[str, object]) 
     every = [asdict(sample) for sample in (*comparison.samples, *comparison.lost)]
     content = {**about, "samples": every, "verdicts": [asdict(verdict) for verdict in found]}
     (folder / "cpu.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    if comparison.models:
+    drawn = {"interference", *(part for part, *_ in SPEEDS)}
+    if any(drawn & {*comparison.parts(model)} for model in comparison.models):
         plot(comparison, folder / "cpu.svg")
     return found
 

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby
@@ -26,7 +26,7 @@ import httpx
 from tqdm import tqdm
 
 from bench.cpu.identity import Identity, commit
-from bench.cpu.machine import Watch, watching
+from bench.cpu.machine import Watch, foremost, watching
 from bench.cpu.parts import WORKLOADS, Figures, Part, UnusableError, salted
 from bench.cpu.schedule import LIKELIHOOD, LIMITS, MEMORY, Sample, Turn, append
 from bench.cpu.servers import SERVERS, Running, ServerFailedError, contender_named, running
@@ -58,13 +58,13 @@ def seed_of(*what: object) -> int:
 
 
 @contextmanager
-def alone(lock: Path | None) -> Iterator[None]:
-    """Nobody else who asks for this lock measures meanwhile."""
-    if lock is None:
-        yield
-        return
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def alone(lock: Path | None, first: bool = False) -> Iterator[None]:
+    """Nobody else who asks for this lock measures meanwhile; `first`: and others compute when we do not."""
+    with ExitStack() as stack:
+        if lock is not None:
+            fcntl.flock(stack.enter_context(lock.open("w")), fcntl.LOCK_EX)
+        if first:
+            stack.enter_context(foremost())
         yield
 
 
@@ -131,9 +131,15 @@ class Servers:
 
 
 def carry_out(
-    todo: Sequence[Turn], out: Path, lock: Path | None, identity: Identity, say: Callable[[str], None]
+    todo: Sequence[Turn],
+    out: Path,
+    lock: Path | None,
+    identity: Identity,
+    say: Callable[[str], None],
+    first: bool = False,
 ) -> None:
-    """All turns, in order; a group's servers are started when its first turn comes. `lock` is held for each round."""
+    """All turns, in order; a group's servers are started when its first turn comes. `lock` is held for each round;
+    `first`: in which the rest of the machine gets next to nothing."""
     models, parts = identity.models, identity.parts
     run, tree = datetime.now(UTC).isoformat(timespec="seconds"), commit()
     began, total = time.monotonic(), expected_seconds(todo, parts)
@@ -145,7 +151,7 @@ def carry_out(
     ):
 
         def done(sample: Sample) -> None:
-            stamped = replace(sample, key=identity.key(sample.turn), run=run, commit=tree)
+            stamped = replace(sample, key=identity.key(sample.turn), run=run, commit=tree, foremost=first)
             append(stamped, out / "samples.jsonl")
             left.remove(sample.turn)
             behind = total - (ahead := expected_seconds(left, parts))
@@ -158,7 +164,7 @@ def carry_out(
         for (group, model), mine in groupby(todo, key=lambda turn: (turn.group, turn.model)):
             logs = out / "logs" / f"{model}-{group}"
             with Servers(models[model], model, Path(name) / f"{model}-{group}", logs) as servers:
-                _group(list(mine), models[model], parts, servers, lock, watch, done)
+                _group(list(mine), models[model], parts, servers, lambda: alone(lock, first), watch, done)
 
 
 def _shown(figures: Figures) -> str:
@@ -170,7 +176,7 @@ def _group(
     model: Path,
     parts: Mapping[str, Part],
     servers: Servers,
-    lock: Path | None,
+    undisturbed: Callable[[], AbstractContextManager[None]],
     watch: Watch,
     done: Callable[[Sample], None],
 ) -> None:
@@ -180,7 +186,7 @@ def _group(
         except ServerFailedError as problem:
             print(f"bench-cpu: {str(problem).splitlines()[0]}", file=sys.stderr, flush=True)
     for _, turns_of_round in groupby(turns, key=lambda turn: turn.round):
-        with alone(lock):
+        with undisturbed():
             for turn in turns_of_round:
                 done(_take(turn, model, parts, servers, watch))
 

@@ -14,8 +14,8 @@ from itertools import groupby
 from pathlib import Path
 
 from bench.cpu.machine import BUSY
-from bench.cpu.parts import Figures
-from bench.cpu.servers import Contender
+from bench.cpu.parts import BUDGET_GAP, BUDGET_THROUGHPUT, Figures
+from bench.cpu.servers import BUDGETS, Contender
 from bench.traffic import ClientLateError
 from semipd_engine.contract import Split
 
@@ -56,12 +56,17 @@ GROUPS = {
             ("ours", "unified", "auto", "vllm", "vllm-128"),
             BARGAIN_SPLITS,
         ),
+        *(Group(f"budget-{n}", (BUDGET_GAP, BUDGET_THROUGHPUT), (f"unified-{n}", f"vllm-{n}")) for n in BUDGETS),
         Group("peers", (*SPEED_PARTS, "interference"), ("ours", "llama-2048", "llama-128", "transformers")),
         Group("long", ("long-mix",), ("ours", "vllm", "vllm-128")),
     )
 }
 """In the order of importance."""
-SETS = {"default": ("speeds", "interference"), "all": tuple(name for name in GROUPS if name != "long")}
+SETS = {
+    "default": ("speeds", "interference"),
+    "budgets": tuple(f"budget-{n}" for n in BUDGETS),
+    "all": tuple(name for name in GROUPS if name != "long"),
+}
 """Names for several groups. `long` takes ten minutes a turn and is asked for by its name only."""
 
 
@@ -101,8 +106,15 @@ class Sample:
     """Tasks that were running meanwhile and neither ours nor the server's; the mean. None: nobody counted, which is not
     quiet."""
 
+    foremost: bool = False
+    """It was measured before all others, who had next to nothing of the machine meanwhile."""
+
     @property
     def disturbed(self) -> bool:
+        return not self.foremost and self._busy
+
+    @property
+    def _busy(self) -> bool:
         return self.others is None or self.others > BUSY
 
     @property

@@ -33,6 +33,8 @@ from semipd_engine.cpu_plan import cpu_plan
 KV_BYTES, MAX_MODEL_LEN = 1 << 30, 8192
 """Of every server: as much room for keys and values, and the same longest request."""
 READY_SECONDS = 600.0
+BUDGETS = (64, 128, 256, 512, 1024, 2048)
+"""Tokens of a step, where prompts and streams share steps."""
 NO_TARGET = Target()
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,6 +85,11 @@ def _ours(*flags: str) -> Callable[[Place], list[str]]:
         return [*program, *size, "--port", str(place.port), "--run-dir", str(place.folder / "run"), *flags]
 
     return command
+
+
+def _one_process(budget: int) -> tuple[str, ...]:
+    """As chunked prefill is elsewhere: a budget, and no bound on how long a step may take."""
+    return "--unified", "--prefill-chunk-tokens", str(budget), "--max-stall-ms", "0"
 
 
 def _auto(place: Place) -> list[str]:
@@ -150,11 +157,12 @@ SERVERS = {
     for server in (
         Server("ours", _ours()),
         Server("unified", _ours("--unified")),
+        *(Server(f"unified-{n}", _ours(*_one_process(n))) for n in BUDGETS),
         Server("auto", _auto, files=_auto_files, start_seconds=20),
         Server("vllm", _vllm(), VLLM, _vllm_variables, start_seconds=90),
         *(
             Server(f"vllm-{n}", _vllm("--max-num-batched-tokens", str(n)), VLLM, _vllm_variables, start_seconds=90)
-            for n in (64, 128, 256)
+            for n in BUDGETS
         ),
         *(_llama(batch) for batch in (128, 2048)),
         Server("transformers", _transformers, TRANSFORMERS, start_seconds=25),

@@ -15,6 +15,7 @@ from bench.cpu import report
 from bench.cpu.compare import Comparison, Verdict, best_chunk, verdicts
 from bench.cpu.probes import compared
 from bench.cpu.schedule import LIMITS, MACHINE, Sample, Turn
+from bench.cpu.servers import BUDGETS
 from bench.traffic import ClientLateError
 
 pytestmark = pytest.mark.unit
@@ -145,6 +146,44 @@ def test_the_best_chunk_is_chosen_where_chunks_met() -> None:
     fair = [interfered("vllm-64", 400, 2000), interfered("vllm-128", 500, 2000)]
     alone = [interfered("vllm-64", 1500, 2000, number=1, group="h"), interfered("vllm-64", 1500, 2000, 2, "h")]
     assert best_chunk(Comparison(fair + alone), MODEL, "interference") == "vllm-64"
+
+
+def at_budget(budget: int, speed: float, gap: float, late: float = 0.0) -> list[Sample]:
+    """The peer makes 1,000 tokens a second and a longest gap of 100 ms of each."""
+    group = f"budget-{budget}"
+    return [
+        sample("budget-throughput", f"unified-{budget}", group=group, tokens_per_s=speed),
+        sample("budget-throughput", f"vllm-{budget}", group=group, tokens_per_s=1000),
+        interfered_at(f"unified-{budget}", gap, group, late),
+        interfered_at(f"vllm-{budget}", 100, group),
+    ]
+
+
+def interfered_at(contender: str, gap: float, group: str, late: float = 0.0) -> Sample:
+    return sample("budget-gap", contender, group=group, longest_gap_ms=gap, late_prompts=late)
+
+
+def test_one_process_is_judged_at_every_budget() -> None:
+    every = [one for budget in BUDGETS for one in at_budget(budget, 910, 109)]
+    words = "one process at each budget"
+    assert verdict(every, words).holds is True
+    assert verdict(every[4:], words).holds is None and "not measured: 64" in verdict(every[4:], words).found
+    for worse in (at_budget(512, 890, 100), at_budget(512, 1000, 111), at_budget(512, 1000, 100, late=1)):
+        found = [one for one in every if not one.turn.contender.endswith("-512")] + worse
+        assert verdict(found, words).holds is False
+        assert "512: " in verdict(found, words).found
+
+
+def test_budgets_are_no_chunks_of_a_bargain() -> None:
+    struck = [interfered("ours 50/50", 50, 100), interfered("vllm-128", 200, 100)]
+    budgets = [one for budget in BUDGETS for one in at_budget(budget, 910, 109)]
+    words = "interference, a split with gap ≤ 4.0"
+    assert verdict(struck + budgets, words) == verdict(struck, words)
+
+
+def test_a_table_of_budgets() -> None:
+    page = report.markdown([one for budget in (128, 512) for one in at_budget(budget, 950, 100)], {})
+    assert "| 128 | 950 | 1,000 | 0.95 | 100 | 100 | 1.00 |" in page
 
 
 def test_what_was_not_measured_is_open() -> None:
