@@ -13,12 +13,13 @@ import random
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from bench.cpu.parts import Figures
 from bench.cpu.schedule import EVEN, LONG_ANSWERS, LONG_PROMPTS, Sample, Turn
 from bench.cpu.servers import Contender
 from bench.traffic import Record, Request, Target, mixed_plan, quantile, read_trace, trace_plan
-from bench.traffic.plan import TRACES
+from bench.traffic.plan import TRACES, TraceRow
 
 GROUP, UNLOADED = "goodput", "unloaded"
 TRACE_FILES = {"azure-conv": "azure2023_conv.csv.gz", "azure-code": "azure2023_code.csv.gz"}
@@ -59,8 +60,7 @@ class Ask:
 def plan(arrivals: str, rate: float, seed: int, count: int) -> list[Request]:
     """So many requests; of another rate the same ones, closer together."""
     if arrivals in TRACE_FILES:
-        rows = read_trace(TRACES / TRACE_FILES[arrivals])
-        found = trace_plan(rows, rate=1.0, seconds=count, length_scale=LENGTHS, max_prompt=2048, seed=seed)
+        found = trace_plan(_rows(arrivals), rate=1.0, seconds=count, length_scale=LENGTHS, max_prompt=2048, seed=seed)
     else:
         source, at, times = random.Random(seed), 0.0, list[float]()
         for _ in range(count):
@@ -68,6 +68,11 @@ def plan(arrivals: str, rate: float, seed: int, count: int) -> list[Request]:
             at += source.expovariate(1.0)
         found = mixed_plan(times, prompt_tokens=(64, 1024), max_tokens=(32, 128), seed=seed)
     return [replace(request, at=request.at / rate) for request in found]
+
+
+@cache
+def _rows(arrivals: str) -> list[TraceRow]:
+    return read_trace(TRACES / TRACE_FILES[arrivals])
 
 
 def judged(records: Sequence[Record], target: Target) -> Figures:
