@@ -74,6 +74,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "llama-biases": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
     "llama-head-dim": LlamaConfig(**SIZES, head_dim=48, tie_word_embeddings=True),
     "llama-linear": LlamaConfig(**SIZES, rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}),
+    "llama-dynamic": LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "rope_theta": 500.0, "factor": 4.0}),
     "llama-llama3": LlamaConfig(**SIZES, rope_parameters=LLAMA3),
     "qwen2-tied": Qwen2Config(**SIZES, tie_word_embeddings=True),
     "qwen2-yarn": Qwen2Config(**SIZES, rope_parameters=YARN),

@@ -67,6 +67,7 @@ def test_null_counts_as_absent(field: str) -> None:
         ({"eos_token_id": True}, "eos_token_id"),
         ({"rope_scaling": {"factor": 4.0}}, "factor and no rope_type"),
         ({"rope_scaling": {"type": "linear"}}, "factor"),
+        ({"rope_scaling": {"type": "dynamic"}}, "factor"),
         ({"rope_scaling": {"type": "linear", "factor": "4"}}, "factor"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "full_attention"),
         ({"rope_parameters": {"rope_theta": 1e4}, "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
@@ -84,6 +85,7 @@ def test_what_cannot_be_meant_is_refused_by_name(changes: dict[str, Any], named:
 def test_a_type_may_be_absent_where_nothing_needs_it() -> None:
     assert card(rope_parameters={"rope_theta": 5e5}).rope.theta == 5e5
     assert card(rope_scaling={"type": "default", "factor": 4.0}).rope == card().rope  # named: as transformers has it
+    assert card(rope_scaling={"type": "dynamic", "factor": 4.0}).rope == card().rope  # within the model's limit
 
 
 def test_windows_are_of_the_layers_that_the_configuration_names() -> None:

@@ -8,7 +8,7 @@ from math import log
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.fields import Fields
 
-KINDS = ("default", "linear", "llama3", "yarn")
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,11 @@ class RopeConfig:
             raise ModelError(
                 "UnsupportedRopeScaling", f"config.json: rope_type is {kind!r}; this engine knows {', '.join(KINDS)}"
             )
-        if kind is None or kind == "default":
+        if kind == "dynamic":
+            # Its factor counts beyond max_position_embeddings, where no request is let: a key's rotation would depend
+            # on how long its prompt is, and no two prompts could share one.
+            scaling.above_zero("factor")
+        if kind in (None, "default", "dynamic"):
             return cls("default", theta)
         longest = config.positive("max_position_embeddings", 2048)
         original = scaling.positive("original_max_position_embeddings", longest)
