@@ -150,12 +150,12 @@ async def test_what_they_held_is_back_within_a_second(service: Service, record_p
 async def test_nobody_else_is_delayed(service: Service, record_property: Any) -> None:
     """Beyond what the machine itself does to a stream that is alone, seen before and after."""
     alone = Witness(service.port)
-    await alone.watched(10)
+    await alone.watched(5)
     witness = Witness(service.port)
     watching = asyncio.create_task(witness.watch())
     back, left = await rounds(service, seed=2, holding=1)
     watching.cancel()
-    await alone.watched(10)
+    await alone.watched(5)
     record_property("left", json.dumps(left))
     record_property("longest_seconds_until_all_was_back", round(max(back), 3))
     for name, seen in (("alone", alone), ("beside", witness)):

@@ -26,6 +26,8 @@ pytestmark = pytest.mark.long
 
 ENDS = (0, 2)
 AT_ONCE = 20
+PARTS = 4
+"""Of SmolLM2's run: some minutes each."""
 MOST = 2000
 FREE = "The quick brown fox"
 FREELY = {"max_tokens": 40, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
@@ -61,13 +63,15 @@ def test_the_corpus_through_the_processes(engine: Engine, record_property: Any) 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from serve(tmp_path_factory.mktemp("run"), smollm2(), "--max-model-len", "2048", "--max-num-seqs", "32")
+    room = ["--max-model-len", "2048", "--max-num-seqs", "32"]
+    yield from serve(tmp_path_factory.mktemp("run"), smollm2(), *room, "--dtype", "bfloat16")
 
 
 WORDS = "Answer in JSON: what do you know about the city of Paris, its people, prices and streets?"
 
 
-def test_the_corpus_by_a_model_that_has_learned_to_write(served: Served, record_property: Any) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_the_corpus_by_a_model_that_has_learned_to_write(served: Served, record_property: Any, part: int) -> None:
     """Through HTTP: greedily for one half, sampled for the other, and free answers beside them."""
     alone = served.complete(FREE, **FREELY)["choices"][0]["token_ids"]
 
@@ -77,21 +81,23 @@ def test_the_corpus_by_a_model_that_has_learned_to_write(served: Served, record_
         described = {"type": "json_schema", "json_schema": {"name": "answer", "schema": corpus()[number]}}
         messages = [{"role": "user", "content": WORDS}]
         body = {"messages": messages, "response_format": described, "max_tokens": 1200, "seed": number}
-        body |= {"temperature": number % 2 * 0.8}
+        body |= {"temperature": number // PARTS % 2 * 0.8}
         response = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=500)
         if response.status_code != 200:
             return response.status_code, "", response.text
         choice = response.json()["choices"][0]
         return 200, choice["finish_reason"], choice["message"]["content"]
 
+    numbers = range(part, len(corpus()), PARTS)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        answers = list(pool.map(ask, range(len(corpus()))))
-    accepted = [number for number, (status, *_) in enumerate(answers) if status == 200]
+        answers = dict(zip(numbers, pool.map(ask, numbers), strict=True))
+    accepted = [number for number, (status, *_) in answers.items() if status == 200]
     ended = [number for number in accepted if answers[number][1] == "stop"]
+    record_property("asked", len(numbers))
     record_property("accepted", len(accepted))
     record_property("ended", len(ended))
     for number in ended:
         jsonschema.Draft202012Validator(corpus()[number]).validate(json.loads(answers[number][2]))
-    assert len(accepted) >= 0.9 * len(corpus()), [text for status, _, text in answers if status != 200]
+    assert len(accepted) >= 0.9 * len(numbers), [text for status, _, text in answers.values() if status != 200]
     assert len(ended) >= 0.95 * len(accepted), [answers[number] for number in accepted if number not in ended][:5]
     wait_until(served.idle)
