@@ -157,3 +157,15 @@ def begins_at(text: str, stop: str) -> int:
     while (start := text.find(stop[0], start)) >= 0 and not stop.startswith(text[start:]):
         start += 1
     return start if start >= 0 else len(text)
+
+
+def split_at(text: str, marker: str, final: bool) -> tuple[str, str, str, bool]:
+    """The text before `marker`, the blanks between, what is left, and whether the marker came. Where it did not, `text`
+    is given out up to what may still be a part of it or of the blanks; all of it where it is `final`."""
+    at = text.find(marker)
+    found = at >= 0
+    before = text[:at] if found else text if final else text[: begins_at(text, marker)]
+    if found or not final:
+        before = before.rstrip()
+    gap = text[len(before) : at] if found else ""
+    return before, gap, text[at + len(marker) if found else len(before) :], found

@@ -10,7 +10,7 @@ from msgspec import Raw
 
 from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.ipc.tokens import TokenLogprobs
-from semipd_engine.server.answer import CallDelta
+from semipd_engine.server.calls import CallDelta
 from semipd_engine.server.json_text import dump, written
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from semipd_engine.server.sequence import Delta, Sequence

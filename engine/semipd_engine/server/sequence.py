@@ -11,7 +11,8 @@ from functools import cached_property
 from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.ipc.requests import RequestOutput
 from semipd_engine.ipc.tokens import NO_LOGPROBS, Sampling, TokenLogprobs, unpack_logprobs
-from semipd_engine.server.answer import AnswerOptions, AnswerParser, CallDelta
+from semipd_engine.server.answer import AnswerOptions, AnswerParser
+from semipd_engine.server.calls import CallDelta
 from semipd_engine.server.detokenizer import Detokenizer, StopStrings
 from semipd_engine.server.tools import THINK
 

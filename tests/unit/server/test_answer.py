@@ -39,7 +39,7 @@ def join(options: AnswerOptions, pieces: list[str], thinking: bool = False) -> t
     parts.append(parser.flush())
     calls = merged([call for part in parts for call in part.calls])
     assert all(re.fullmatch("call_[0-9a-f]{24}", call.id) for call in calls)
-    joined = Parsed("".join(p.content for p in parts), "".join(p.reasoning for p in parts), calls)
+    joined = Parsed("".join(p.content for p in parts), calls, "".join(p.reasoning for p in parts))
     return joined, parser.finish_reason
 
 
