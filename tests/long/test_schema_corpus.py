@@ -67,21 +67,22 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     yield from serve(tmp_path_factory.mktemp("run"), smollm2(), *room, "--dtype", "bfloat16")
 
 
-WORDS = "Answer in JSON: what do you know about the city of Paris, its people, prices and streets?"
+WORDS = "Invent a short example of JSON that follows this schema:"
 
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_the_corpus_by_a_model_that_has_learned_to_write(served: Served, record_property: Any, part: int) -> None:
-    """Through HTTP: greedily for one half, sampled for the other, and free answers beside them."""
+    """Through HTTP, and free answers beside them. So small a model repeats itself in some numbers and texts without an
+    end, unless that is penalised: without, 47 of 50 end."""
     alone = served.complete(FREE, **FREELY)["choices"][0]["token_ids"]
 
     def ask(number: int) -> tuple[int, str, str]:
         if number % 10 == 0:
             assert served.complete(FREE, **FREELY)["choices"][0]["token_ids"] == alone
         described = {"type": "json_schema", "json_schema": {"name": "answer", "schema": corpus()[number]}}
-        messages = [{"role": "user", "content": WORDS}]
-        body = {"messages": messages, "response_format": described, "max_tokens": 1200, "seed": number}
-        body |= {"temperature": number // PARTS % 2 * 0.8}
+        messages = [{"role": "user", "content": f"{WORDS}\n{json.dumps(corpus()[number])}"}]
+        body = {"messages": messages, "response_format": described, "max_tokens": 1000, "seed": number}
+        body |= {"temperature": 0.7, "frequency_penalty": 0.5}
         response = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=500)
         if response.status_code != 200:
             return response.status_code, "", response.text
