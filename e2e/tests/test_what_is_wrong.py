@@ -63,6 +63,9 @@ LIMITS = {
 }
 
 
+NOWHERE = {"httpGet": {"path": "/nowhere"}}
+
+
 def table(model: str, half: str) -> dict[str, Wrong]:
     bare = {"resources": {"requests": {"cpu": "100m"}}}
     return {
@@ -109,6 +112,19 @@ def table(model: str, half: str) -> dict[str, Wrong]:
             spec(model, engine=bare),
             (LIMITS,),
         ),
+        "too-little": Wrong(
+            "OutOfMemory",
+            "too-little-*: the weights need * MiB and --kv-cache-memory (engine.kvCacheMemory) is 900 MiB, but * MiB "
+            "of memory can be had: raise the memory limit (engine.resources) by at least * MiB. Remedy: Raise the "
+            "memory limit, or lower engine.kvCacheMemory or engine.maxModelLen.",
+            spec(model, engine={"kvCacheMemory": "900Mi", "resources": {"limits": {"memory": "800Mi"}}}),
+        ),
+        "probe": Wrong(
+            "ProbeFailing(engine)",
+            "probe-*: the engine serves, and its readiness probe fails: *statuscode: 40?*. Remedy: Correct readinessProbe of "
+            "container engine in spec.podTemplate, *",
+            spec(model, podTemplate={"spec": {"containers": [{"name": "engine", "readinessProbe": NOWHERE}]}}),
+        ),
     }
 
 
@@ -137,7 +153,8 @@ def test_cause_and_remedy_are_in_the_row_and_in_the_description(
         services["image"].patch({"engine": {"image": None}})
         cluster.kubectl("--namespace", space, "delete", "limitrange", "small")
         services["image"].wait_ready()
-        assert set(services["half"].lives().values()) == {0}, "no restart helps: it is said once, and tried again"
+        for name in ("half", "too-little"):
+            assert set(services[name].lives().values()) == {0}, "no restart helps: it is said once, and tried again"
     finally:
         shutil.rmtree(half)
         cluster.exec("kubectl", "--namespace", space, "delete", "limitrange", "small", "--ignore-not-found")

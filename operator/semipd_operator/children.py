@@ -168,6 +168,7 @@ class Children:
             message = f"{obj['kind']} {obj['metadata']['name']}: {refused}"
             for_now = refused.for_now and denied is not Admission.ADMISSION_DENIED  # a webhook may be away for now
             remedy = "" if obj["kind"] == "Deployment" or denied is not Admission.ADMISSION_DENIED else _NOT_OF_PODS
+            remedy = _QUOTA if "exceeded quota" in str(refused) and not denied else remedy
             raise Blocked(Problem(reason, message, for_now=for_now, remedy=remedy), again=not invalid) from refused
         APPLIES.labels(obj["kind"]).inc()
         self._applied[key, obj["kind"]] = (wanted, meaning(obj["kind"], result))
@@ -175,6 +176,7 @@ class Children:
             self._informer.told(obj["kind"], result)
 
 
+_QUOTA = "Raise the quota that the API server names, or delete what it is used up by; it is tried again by itself."
 _NOT_OF_PODS = "Have the owner of that policy exempt the namespace, or this operator's objects in it."
 
 

@@ -22,7 +22,7 @@ from semipd_operator.workqueue import Key
 log = logging.getLogger(__name__)
 
 DEAD_AFTER = timedelta(seconds=60)
-"""Since the last renewal of a Lease, by clocks of two nodes: four times its length."""
+"""Since the last renewal of a Lease, by the API server's clock: four times its length."""
 _TELL_SECONDS = 3000.0
 """Events are kept for an hour."""
 _FIRST_YIELD_SECONDS, _LONGEST_YIELD_SECONDS = 60.0, 3600.0
@@ -44,8 +44,15 @@ class _Quarrel:
 
 
 class Claims:
-    def __init__(self, leases: Leases, own: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._leases, self._own, self._clock = leases, own, clock
+    def __init__(
+        self,
+        leases: Leases,
+        own: str,
+        clock: Callable[[], float] = time.monotonic,
+        ahead: Callable[[], timedelta] = timedelta,
+    ) -> None:
+        """`ahead`: how far the API server's clock is ahead of ours."""
+        self._leases, self._own, self._clock, self._ahead = leases, own, clock, ahead
         self._held: set[Key] = set()
         """Services whose ConfigMap bears our name, or bore none when we were about to write ours."""
         self._quarrels: dict[Key, _Quarrel] = {}
@@ -101,5 +108,7 @@ class Claims:
         spec = (live or {}).get("spec") or {}
         if not spec.get("renewTime"):  # an empty holder is no proof: one replica may just hand over to the next
             return False
-        renewed = datetime.fromisoformat(spec["renewTime"].replace("Z", "+00:00"))
-        return datetime.now(UTC) - renewed < DEAD_AFTER
+        # The API server stamps each write, and so each renewal; renewTime is by the clock of the other one's node.
+        stamps = [entry["time"] for entry in (live or {})["metadata"].get("managedFields") or [] if entry.get("time")]
+        renewed = max(map(datetime.fromisoformat, stamps or [spec["renewTime"]]))
+        return datetime.now(UTC) + self._ahead() - renewed < DEAD_AFTER

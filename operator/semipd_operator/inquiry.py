@@ -41,8 +41,8 @@ _KEPT_SECONDS, _MOST_REMEMBERED = 900.0, 10_000
 PATIENCE_SECONDS = 5.0
 """For all questions of one look, so that a slow server holds up no status."""
 _NOT_OURS_TO_KNOW = (403, 404)
-_STANDS = ("preparing_since", "unseen_since", "held_since")
-"""Fields of `PodView`, of which one at a time is set."""
+_TIMES = ("ready_since", "ended_at", "started_at", "held_since", "preparing_since", "unseen_since")
+"""Fields of `PodView` that schedulers and nodes stamp, by clocks of their own."""
 
 
 class Kube(Protocol):
@@ -89,9 +89,8 @@ class Inquiry:
         """By the pod's uid."""
         self._nodes: dict[str, _Known[NodeView]] = {}
         """By name."""
-        self._stands: dict[str, tuple[str, datetime]] = {}
-        """By the pod's uid: the field of its view that says since when it stands still (empty: it does not), and since
-        when that is so."""
+        self._times: dict[str, dict[str, tuple[datetime, datetime]]] = {}
+        """By the pod's uid and the field of its view: what others say, and by our clock since when they do."""
         self._metrics = MetricsServer()
 
     async def look(self, pods: Sequence[Object], now: datetime, serving: Collection[str] = ()) -> tuple[PodView, ...]:
@@ -128,20 +127,25 @@ class Inquiry:
         )
 
     def _by_our_clock(self, pod: Object, view: PodView, now: datetime) -> PodView:
-        """Since when it stands still, by our clock, and never too long ago: since we saw it begin, and what began
-        before we looked not before its creation. That is the API server's time, whose clock we can compare with ours,
-        unlike those of a scheduler and a node."""
-        still = next((one for one in _STANDS if getattr(view, one) is not None), "")
-        since: datetime | None = getattr(view, still) if still else None
-        before, began = self._stands.pop(view.uid, ("", None))
-        if since is None or (began and before != still):
-            began = now
-        elif began is None:  # it stood so before we came
-            created = pod["metadata"].get("creationTimestamp")
-            began = min(now, max(since, datetime.fromisoformat(created) if created else since) - self._ahead())
-        self._stands[view.uid] = still, began
-        moved: dict[str, Any] = {still: began} if still else {}
-        return replace(view, **moved)
+        """Its times, by our clock, and never too long ago: since we saw it so, and what was so before we looked not
+        before its creation. That is the API server's time, whose clock we can compare with ours, unlike those of a
+        scheduler and a node."""
+        before = self._times.pop(view.uid, None)  # and to the end, behind those that went
+        created = pod["metadata"].get("creationTimestamp")
+        times: dict[str, tuple[datetime, datetime]] = {}
+        for name in _TIMES:
+            said: datetime | None = getattr(view, name)
+            if said is None:
+                continue
+            if before is None:
+                first = max(said, datetime.fromisoformat(created) if created else said)
+                times[name] = said, min(now, first - self._ahead())
+            else:
+                known = before.get(name)
+                times[name] = known if known and known[0] == said else (said, now)
+        self._times[view.uid] = times
+        ours: dict[str, Any] = {name: since for name, (_, since) in times.items()}
+        return replace(view, **ours)
 
     def _told(self, view: PodView, made: bool, probed: bool) -> PodView:
         said = self._events.get(view.uid, _Known[_Events]()).value if _ours(view) else None
@@ -208,8 +212,8 @@ class Inquiry:
 
     def _forget(self) -> None:
         oldest = self._clock() - _KEPT_SECONDS
-        while len(self._stands) > _MOST_REMEMBERED:  # pods that went; who is looked at is moved to the end
-            del self._stands[next(iter(self._stands))]
+        while len(self._times) > _MOST_REMEMBERED:
+            del self._times[next(iter(self._times))]
         for about in (self._events, self._nodes):  # in place: another look may wait for an answer to put there
             for name in [name for name, known in about.items() if known.asked <= oldest]:
                 del about[name]

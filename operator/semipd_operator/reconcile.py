@@ -79,7 +79,8 @@ class Reconciler:
     ) -> None:
         self._kube, self._settings = kube, settings
         self._informer, self._poller, self._statuses = informer, poller, statuses
-        self._claims, self._inquiry = Claims(kube, settings.name, clock), Inquiry(kube, clock, lambda: kube.clock_ahead)
+        self._claims = Claims(kube, settings.name, clock, lambda: kube.clock_ahead)
+        self._inquiry = Inquiry(kube, clock, lambda: kube.clock_ahead)
         self._children = Children(kube, informer)
         self._clock = clock
         self._refused_since: dict[Key, float] = {}

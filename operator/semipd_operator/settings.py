@@ -82,7 +82,7 @@ class Settings:
     poll_seconds: float = 2.0
     poll_timeout_seconds: float = 1.5
     resync_seconds: float = 60.0
-    workers: int = 4
+    workers: int = 16
     slo_write_seconds: float = 15.0
     health_port: int = 8080
     metrics_port: int = 9090

@@ -56,12 +56,16 @@ def bearing(name: str, version: int = 1) -> dict[str, Any]:
 class Leases:
     renewed: dict[str, datetime] = field(default_factory=dict)
     refused: int = 0
+    stamped: dict[str, datetime] = field(default_factory=dict)
+    """When the API server says that it took the last write."""
 
     async def get(self, api_version: str, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         if self.refused:
             raise ApiRefused(self.refused, "forbidden")
         at = self.renewed.get(f"{namespace}/{name}")
-        return at and {"spec": {"holderIdentity": "x", "renewTime": at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")}}
+        spec = at and {"holderIdentity": "x", "renewTime": at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+        stamps = [{"time": one.isoformat()} for key, one in self.stamped.items() if key == f"{namespace}/{name}"]
+        return spec and {"metadata": {"managedFields": [{"manager": "helm"}, *stamps]}, "spec": spec}
 
 
 async def test_what_bears_no_name_or_ours_is_ours() -> None:
@@ -80,6 +84,17 @@ async def test_what_a_living_operator_looks_after_is_left_alone_until_it_is_gone
     assert await claims.other(SERVICE, bearing("a/spd")) == ""
     del leases.renewed["a/spd"]
     assert await Claims(leases, "b/spd").other(SERVICE, bearing("a/spd")) == "", "uninstalled"
+
+
+@pytest.mark.parametrize("minutes", [-7, 7])
+async def test_no_clock_but_the_api_servers_says_that_an_operator_is_gone(minutes: int) -> None:
+    """Neither that of the other one's node, nor our own."""
+    skew, now = timedelta(minutes=minutes), datetime.now(UTC)
+    leases = Leases({"a/spd": now - skew}, stamped={"a/spd": now + skew})
+    claims = Claims(leases, "b/spd", ahead=lambda: skew)
+    assert await claims.other(SERVICE, bearing("a/spd")) == "a/spd"
+    leases.stamped["a/spd"] -= DEAD_AFTER + timedelta(seconds=5)
+    assert await claims.other(SERVICE, bearing("a/spd")) == ""
 
 
 @pytest.mark.parametrize("name", ["key-1234", "a/spd"])
@@ -123,6 +138,7 @@ class Turns:
     def __init__(self, kube: StandIn) -> None:
         self._kube, self._left = kube, ALL
         self._held, self._free = asyncio.Event(), asyncio.Event()
+        self.clock_ahead = kube.clock_ahead
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         method = getattr(self._kube, name)

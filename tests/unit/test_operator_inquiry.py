@@ -295,6 +295,27 @@ async def test_no_clock_shows_a_cause_before_its_time(minutes: int) -> None:
 
 
 @pytest.mark.parametrize("minutes", [-7, 7])
+async def test_starts_and_ends_are_timed_by_our_clock_too(minutes: int) -> None:
+    """Of what is silent, and of what explains why there are too few pods."""
+    skew = timedelta(minutes=minutes)
+    for seen_alive in (False, True):
+        one = Inquiry(Asked())
+        pod = unready("p", 20)
+        pod["metadata"]["creationTimestamp"] = ago(40).isoformat()
+        [view] = await one.look([pod], ago(60)) if seen_alive else [None]
+        [engine] = pod["status"]["containerStatuses"]
+        engine["state"] = {"running": {"startedAt": (ago(20) + skew).isoformat()}}
+        [view] = await one.look([pod], ago(20))
+        assert view.started_at and (view.started_at == ago(20) if seen_alive else ago(40) <= view.started_at <= ago(20))
+        [again] = await one.look([pod], ago(10))
+        assert again.started_at == view.started_at, "it runs on"
+        ended = {"type": "Ready", "status": "False", "lastTransitionTime": (ago(5) + skew).isoformat()}
+        pod["status"] = {"phase": "Failed", "reason": "Evicted", "conditions": [ended]}
+        [view] = await one.look([pod], ago(0))
+        assert view.ended_at == view.ready_since == ago(0)
+
+
+@pytest.mark.parametrize("minutes", [-7, 7])
 async def test_what_a_pod_waits_for_is_timed_by_our_clock_too(minutes: int) -> None:
     """Its node's, which stamps the start of containers, is as wrong as it likes."""
     one = Inquiry(Asked())

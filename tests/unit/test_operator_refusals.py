@@ -169,3 +169,17 @@ async def test_what_may_be_read_but_not_deleted_is_said() -> None:
     one.kube.refuse["delete", "PodDisruptionBudget"] = 403
     assert await one.reconcile()
     assert "cannot delete" in one.kube.condition("SpecAccepted")["message"]
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "Service", "ConfigMap"])
+async def test_a_quota_of_objects_is_told_with_its_remedy_wherever_somebody_looks(kind: str) -> None:
+    """There is no Deployment that anybody could describe."""
+    one = Fixture()
+    one.kube.refuse["apply", kind] = 403
+    one.kube.words = f"{kind} is forbidden: exceeded quota: team, requested: count=1, used: count=0, limited: count=0"
+    for one.now in (0, 31):
+        assert await one.reconcile() is Next.RETRY
+    said = {name: one.kube.condition(name)["message"] for name in ("SpecAccepted", "Available", "Ready")}
+    assert all("Remedy: Raise the quota that the API server names" in words for words in said.values()), said
+    assert said["SpecAccepted"] == said["Ready"] and "exceeded quota: team" in said["Ready"]
+    assert said["Available"].startswith("no pod exists: see SpecAccepted, ApplyFailed. Remedy: ")

@@ -1,5 +1,6 @@
 """Thin shell over the kernel's namespace calls, which Python 3.11 lacks: unshare, enter, mount, run inside."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -86,7 +87,8 @@ def run_inside(pid: int, argv: Sequence[str], env: Mapping[str, str]) -> NoRetur
             os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
     def forward(number: int, _frame: FrameType | None) -> None:
-        os.kill(child, number)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(child, number)
 
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH):
         signal.signal(number, forward)

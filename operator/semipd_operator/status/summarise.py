@@ -19,6 +19,7 @@ from semipd_operator.reasons import (
     ScalingReason,
     SpecReason,
     SplitReason,
+    remedy,
 )
 from semipd_operator.status import words
 from semipd_operator.status.model import ON_THE_WAY, failure, model_ready, model_status
@@ -93,6 +94,10 @@ def available(seen: Observed) -> Verdict:
     if seen.service.spec.paused:
         rests = Problem(PodsReason.NO_PODS, "no pod exists, and none is made", remedy=SpecReason.PAUSED.remedy)
         return Verdict.of(kind, rests)
+    if seen.problem and not seen.problem.for_now:  # there may well be no Deployment to look at
+        what = seen.problem.remedy or remedy(ConditionType.SPEC_ACCEPTED, seen.problem.reason)
+        first = Problem(PodsReason.NO_PODS, f"no pod exists: see SpecAccepted, {seen.problem.reason}", remedy=what)
+        return Verdict.of(kind, first)
     return Verdict(kind, "False", PodsReason.NO_PODS, "no pod exists yet")
 
 
