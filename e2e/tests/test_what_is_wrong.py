@@ -121,8 +121,8 @@ def table(model: str, half: str) -> dict[str, Wrong]:
         ),
         "probe": Wrong(
             "ProbeFailing(engine)",
-            "probe-*: the engine serves, and its readiness probe fails: *statuscode: 40?*. Remedy: Correct readinessProbe of "
-            "container engine in spec.podTemplate, *",
+            "probe-*: the engine serves, and its readiness probe fails: *statuscode: 40?*. Remedy: Correct "
+            "readinessProbe of container engine in spec.podTemplate, *",
             spec(model, podTemplate={"spec": {"containers": [{"name": "engine", "readinessProbe": NOWHERE}]}}),
         ),
     }
