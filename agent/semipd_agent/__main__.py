@@ -19,7 +19,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import uvicorn
+try:
+    import uvicorn
+except ModuleNotFoundError as missing:
+    raise SystemExit(
+        f"semipd-agent: {missing.name} is not in this image: take the engine's (spec.engine.image)"
+    ) from None
 from prometheus_client import CollectorRegistry
 
 from semipd_agent.agent import Agent, load

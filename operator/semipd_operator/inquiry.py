@@ -20,7 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from semipd_operator.kube import ApiAway, ApiRefused
 from semipd_operator.metricsapi.registration import API_SERVICE, REGISTRATION_API, backend_of
 from semipd_operator.reasons import PodTrouble
-from semipd_operator.status.nodes import NodeView, complaint, node_view, wants_gpu
+from semipd_operator.status.nodes import NodeView, claim_words, complaint, node_view, wants_gpu
 from semipd_operator.status.observed import PodView, Problem
 from semipd_operator.status.pods import pod_view
 from semipd_operator.status.probes import FailedProbes, asks_for_probes, explained, failed_probes
@@ -48,6 +48,7 @@ _TIMES = ("ready_since", "ended_at", "started_at", "held_since", "preparing_sinc
 class Kube(Protocol):
     async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None: ...
     async def events(self, namespace: str, uid: str) -> list[Object]: ...
+    async def claim_events(self, namespace: str, claim: str) -> list[Object]: ...
     async def serves(self, api_version: str) -> bool: ...
 
 
@@ -87,6 +88,8 @@ class Inquiry:
         self._kube, self._clock, self._ahead = kube, clock, ahead
         self._events: dict[str, _Known[_Events]] = {}
         """By the pod's uid."""
+        self._claims: dict[str, _Known[str]] = {}
+        """By ``NAMESPACE/NAME``: what is said of a claim without a volume."""
         self._nodes: dict[str, _Known[NodeView]] = {}
         """By name."""
         self._times: dict[str, dict[str, tuple[datetime, datetime]]] = {}
@@ -109,16 +112,23 @@ class Inquiry:
                 nodes[view.node] = _HEALTH_SECONDS
             elif wants_gpu(pod):
                 nodes.setdefault(view.node, _LABELS_SECONDS)
-        namespaces = {pod["metadata"]["uid"]: pod["metadata"]["namespace"] for pod in pods}
+        by_uid = {pod["metadata"]["uid"]: pod for pod in pods}
+        claims = {
+            f"{by_uid[view.uid]['metadata']['namespace']}/{claim}"
+            for view in views
+            if _ours(view)
+            for claim in unbound_claims(view)
+        }
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await asyncio.gather(
-                    *(self._ask_events(namespaces[view.uid], view.uid) for view in stuck[:_AT_ONCE]),
+                    *(self._ask_events(by_uid[view.uid]) for view in stuck[:_AT_ONCE]),
+                    *(self._ask_claim(claim) for claim in sorted(claims)[:_AT_ONCE]),
                     *(self._ask_node(name, period) for name, period in nodes.items()),
                 )
         self._forget()
         told = (self._told(view, view.uid in made, view.uid in probed) for view in views)
-        known = (self._with_node(pod, view) for pod, view in zip(pods, told, strict=True))
+        known = (self._with_node(pod, self._with_claims(pod, view)) for pod, view in zip(pods, told, strict=True))
         return tuple(
             replace(
                 view, node_owes=_ours(view) and view.node in nodes and not self._nodes.get(view.node, _Known()).answered
@@ -154,6 +164,19 @@ class Inquiry:
         view = _with_complaint(view, said.complaint) if made else view
         return explained(view, said.probes) if probed else view
 
+    def _with_claims(self, pod: Object, view: PodView) -> PodView:
+        said = [
+            f"claim {claim}: {known.value}"
+            for claim in (unbound_claims(view) if _ours(view) else ())
+            if (known := self._claims.get(f"{pod['metadata']['namespace']}/{claim}")) and known.value
+        ]
+        changes = {
+            name: replace(problem, message="; ".join([*said, problem.message]))
+            for name in _UNBOUND
+            if said and (problem := getattr(view, name)) and problem.reason == PodTrouble.CLAIM_UNBOUND
+        }
+        return replace(view, **changes)
+
     def _with_node(self, pod: Object, view: PodView) -> PodView:
         node = self._nodes.get(view.node)
         if node is None or node.value is None:
@@ -176,10 +199,19 @@ class Inquiry:
             self._metrics = replace(self._metrics, owner="" if own and backend == own else backend)
         return self._metrics
 
-    async def _ask_events(self, namespace: str, uid: str) -> None:
+    async def _ask_claim(self, name: str) -> None:
+        async def ask() -> str | None:
+            return claim_words(await self._kube.claim_events(*name.split("/")))
+
+        if self._clock() - self._claims.get(name, _Known()).asked >= _ASKED_AGAIN_SECONDS:
+            await self._ask(self._claims, name, ask)
+
+    async def _ask_events(self, pod: Object) -> None:
+        namespace, uid = pod["metadata"]["namespace"], pod["metadata"]["uid"]
+
         async def ask() -> _Events | None:
             found = await self._kube.events(namespace, uid)
-            return _Events(complaint(found), failed_probes(found))
+            return _Events(complaint(found, pod), failed_probes(found))
 
         if self._clock() - self._events.get(uid, _Known()).asked >= _ASKED_AGAIN_SECONDS:
             await self._ask(self._events, uid, ask)
@@ -214,7 +246,11 @@ class Inquiry:
         oldest = self._clock() - _KEPT_SECONDS
         while len(self._times) > _MOST_REMEMBERED:
             del self._times[next(iter(self._times))]
-        for about in (self._events, self._nodes):  # in place: another look may wait for an answer to put there
+        for about in (
+            self._events,
+            self._claims,
+            self._nodes,
+        ):  # in place: another look may wait for an answer to put there
             for name in [name for name, known in about.items() if known.asked <= oldest]:
                 del about[name]
 
@@ -222,6 +258,17 @@ class Inquiry:
 def _ours(view: PodView) -> bool:
     """Of another pod nothing is shown."""
     return view.stays and not view.stranger
+
+
+_UNBOUND = ("problem", "unseen")
+"""Fields of `PodView` that may name claims without a volume."""
+
+
+def unbound_claims(view: PodView) -> tuple[str, ...]:
+    """Whose own events say why they have no volume."""
+    waits = [getattr(view, name) for name in _UNBOUND if name == "problem" or view.unseen_since]
+    found = next((one for one in waits if one and one.reason == PodTrouble.CLAIM_UNBOUND), None)
+    return tuple(claim for claim in found.detail.split(",") if claim) if found else ()
 
 
 def _pulls_in_vain(view: PodView) -> bool:

@@ -73,8 +73,10 @@ class ApiRefused(Exception):
 
     @property
     def mistyped(self) -> bool:
-        """The object that was sent does not fit the schema: the patch, not the live object, cannot be typed."""
-        return "failed to create typed patch object" in str(self)
+        """The object that was sent does not fit the schema: the patch, not the live object, cannot be typed or read."""
+        return any(
+            words in str(self) for words in ("failed to create typed patch object", "failed to convert new object")
+        )
 
 
 class ApiAway(Exception):
@@ -101,8 +103,15 @@ class Kube:
 
     async def events(self, namespace: str, uid: str) -> list[Object]:
         """The events about one object: what its controllers and the kubelet say of it."""
+        return await self._events(namespace, f"involvedObject.uid={uid}")
+
+    async def claim_events(self, namespace: str, claim: str) -> list[Object]:
+        """The events about a PersistentVolumeClaim, whose uid nobody need know."""
+        return await self._events(namespace, f"involvedObject.kind=PersistentVolumeClaim,involvedObject.name={claim}")
+
+    async def _events(self, namespace: str, about: str) -> list[Object]:
         path = _path("v1", "Event", namespace)
-        page = await self._request("get", path, _LIST, field_selector=f"involvedObject.uid={uid}", limit=_PAGE)
+        page = await self._request("get", path, _LIST, field_selector=about, limit=_PAGE)
         items: list[Object] = page["items"]
         return items
 

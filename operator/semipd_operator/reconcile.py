@@ -24,7 +24,7 @@ from semipd_operator.children import Children, Reach, controller
 from semipd_operator.claims import Claims
 from semipd_operator.converge import Outcome, converge
 from semipd_operator.informer import Informer
-from semipd_operator.inquiry import Inquiry
+from semipd_operator.inquiry import Inquiry, unbound_claims
 from semipd_operator.kube import ApiRefused, Kube
 from semipd_operator.poller import AgentPoller, Watch
 from semipd_operator.reasons import EventReason, SpecReason
@@ -36,6 +36,7 @@ from semipd_operator.render import (
     names,
 )
 from semipd_operator.render.configmap import agent_config
+from semipd_operator.render.pod import overruled
 from semipd_operator.render.service import url
 from semipd_operator.settings import Settings
 from semipd_operator.status import AutoscalerView, Observed, PodView, Problem
@@ -180,7 +181,7 @@ class Reconciler:
                 unexposed=unexposed(self._informer.get("Service", *key)),
                 strangers=tuple(f"{view.name} (of {view.stranger})" for view in seen if view.stranger),
                 foreign_scaler=self._informer.foreign_scaler(key),
-                lacking=tuple(_lack(kind, outcome.reach) for kind in outcome.lacking),
+                lacking=(*(_lack(kind, outcome.reach) for kind in outcome.lacking), *overruled(service)),
                 autoscaler=await self._autoscaler(service, outcome.reach),
             ),
         )
@@ -249,4 +250,4 @@ def _lack(kind: Kind, reach: Reach) -> str:
 def _stands_still(view: PodView) -> bool:
     """Whether the kubelet, a scheduler or a node may have something to say of it; loading, the agent speaks for it."""
     waits = view.preparing_since is not None or view.unseen_since is not None or (bool(view.node) and not view.ready)
-    return view.stays and waits
+    return view.stays and (waits or bool(unbound_claims(view)))

@@ -83,6 +83,10 @@ class StandIn:
         self._ask("list", "Event")
         return []
 
+    async def claim_events(self, namespace: str, claim: str) -> list[Object]:
+        self._ask("list", "Event")
+        return []
+
     async def apply_to(self, obj: Object, live: Object | None) -> Object:
         self._ask("apply", obj["kind"])
         old = self.objects.get((obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"]))

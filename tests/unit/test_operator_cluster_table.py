@@ -138,6 +138,13 @@ def test_a_pod_whose_volumes_do_not_come_is_told_after_half_a_minute_without_a_w
     assert reason(29) == "False PodsNotReady" and reason(31) == "False VolumeNotMounted"
 
 
+def test_a_pod_whose_volumes_do_not_come_without_a_word_names_its_claims() -> None:
+    """The kubelet has no word for a storage driver that the node lacks."""
+    status = summarise(observed(pods=(replace(being_made(31), claims="models"),), agents={}))
+    assert "its volumes (claim models), network or runtime are not there" in messages(status)["Ready"]
+    assert "kubectl describe pvc" in messages(status)["Ready"]
+
+
 def test_a_pod_whose_image_comes_slowly_has_its_volumes() -> None:
     """The kubelet says ContainerCreating all the while; five gigabytes take minutes."""
     status = summarise(observed(pods=(being_made(600, sandbox=True),), agents={}))
@@ -161,11 +168,16 @@ NETWORK = 'Failed to create pod sandbox: failed to setup network for sandbox: pl
 DENIED = "MountVolume.SetUp failed: mount failed: exit status 32 Output: mount.nfs: access denied by server"
 
 
+KEYED = {
+    "spec": {"volumes": [{"name": "config", "configMap": {}}, {"name": "api-keys", "secret": {"secretName": "keys"}}]}
+}
+
+
 @pytest.mark.parametrize(
     ("event", "shown"),
     [
         (warning("FailedMount", SECRET), "VolumeNotMounted(secret/keys)"),
-        (warning("FailedMount", KEY_OF_IT), "VolumeNotMounted(key token)"),
+        (warning("FailedMount", KEY_OF_IT), "VolumeNotMounted(secret/keys key token)"),
         (warning("FailedAttachVolume", ATTACHED), "ClaimInUse"),
         (warning("FailedCreatePodSandBox", SANDBOX), "ContainerNotStarted"),
         (warning("FailedCreatePodSandBox", NETWORK), "ContainerNotStarted"),
@@ -178,7 +190,7 @@ def test_the_kubelets_words_are_shown(event: dict[str, Any], shown: str) -> None
         warning("FailedMount", "Unable to attach or mount volumes: timed out", "2026-01-02T03:06:00Z"),
         warning("FailedMount", "an older word", "2026-01-02T03:00:00Z"),
     ]
-    pod = replace(being_made(12), complaint=complaint([*others, event]))
+    pod = replace(being_made(12), complaint=complaint([*others, event], KEYED))
     status = summarise(observed(pods=(pod,), agents={}))
     ready = status.condition("Ready")
     assert status.reason == shown and ready and ready.message.startswith(f"p2: {event['message']}. Remedy: ")
@@ -188,7 +200,7 @@ def test_the_kubelets_words_are_shown(event: dict[str, Any], shown: str) -> None
         DENIED: "Mend what mount says",
     }
     assert own.get(event["message"], "") in ready.message
-    assert complaint([warning("BackOff", "Back-off")]) is None
+    assert complaint([warning("BackOff", "Back-off")], {}) is None
 
 
 CLAIMED = {"volumes": [{"name": "models", "persistentVolumeClaim": {"claimName": "models"}}]}

@@ -49,6 +49,14 @@ class Asked:
         await self._ask(uid)
         return [{"reason": "FailedMount", "message": f"no volume for {uid}", "lastTimestamp": "2026-01-02T03:04:05Z"}]
 
+    async def claim_events(self, namespace: str, claim: str) -> list[dict[str, Any]]:
+        await self._ask(f"{namespace}/{claim}")
+        said = [("ProvisioningFailed", "older"), ("FailedBinding", f"no storage class is set for {claim}")]
+        return [
+            {"reason": why, "message": what, "lastTimestamp": f"2026-01-02T03:04:0{n}Z"}
+            for n, (why, what) in enumerate(said)
+        ]
+
     async def serves(self, api_version: str) -> bool:
         await self._ask(api_version)
         return False
@@ -332,3 +340,25 @@ async def test_what_a_pod_waits_for_is_timed_by_our_clock_too(minutes: int) -> N
     proxy["ready"] = False
     [view] = await one.look([pod], ago(-90))
     assert view.held and view.held_since == ago(-90), "it was ready until then"
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["the scheduler says so", "it says nothing"])
+async def test_a_claim_without_a_volume_says_itself_why(silent: bool) -> None:
+    kube, clock = Asked(), Clock()
+    one = Inquiry(kube, clock)
+    pod = raw("p", 40, nodeName="", volumes=[{"name": "m", "persistentVolumeClaim": {"claimName": "models"}}])
+    pod["metadata"]["creationTimestamp"] = ago(40).isoformat()
+    words = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."
+    unplaced = {"type": "PodScheduled", "status": "False", "message": words}
+    pod["status"] = {"nominatedNodeName": "n1"} if silent else {"conditions": [unplaced]}
+    for _ in range(3):
+        [view] = await one.look([pod], ago(0))
+        clock.now += 2
+    assert kube.count == {"d/models": 1}
+    found = view.unseen if silent else view.problem
+    assert found and (found.reason, found.detail) == ("ClaimUnbound", "models")
+    assert found.message.startswith("claim models: no storage class is set for models; ")
+    kube.failure = FORBIDDEN
+    clock.now += 5
+    [view] = await one.look([pod], ago(0))
+    assert view.problem is None if silent else view.problem and view.problem.message == words

@@ -183,3 +183,42 @@ async def test_a_quota_of_objects_is_told_with_its_remedy_wherever_somebody_look
     assert all("Remedy: Raise the quota that the API server names" in words for words in said.values()), said
     assert said["SpecAccepted"] == said["Ready"] and "exceeded quota: team" in said["Ready"]
     assert said["Available"].startswith("no pod exists: see SpecAccepted, ApplyFailed. Remedy: ")
+
+
+QUANTITIES: dict[str, dict[str, Any]] = {
+    "podTemplate.spec.volumes[x].emptyDir.sizeLimit": {"volumes": [{"name": "x", "emptyDir": {"sizeLimit": "lots"}}]},
+    "podTemplate.spec.containers[engine].resources.limits.memory": {
+        "containers": [{"name": "engine", "resources": {"limits": {"memory": "lots"}}}]
+    },
+    "podTemplate.spec.overhead.cpu": {"overhead": {"cpu": "lots"}},
+}
+
+
+@pytest.mark.parametrize("field", QUANTITIES)
+async def test_a_quantity_that_is_none_is_named_with_its_field(field: str) -> None:
+    one = Fixture(new_service(podTemplate={"spec": QUANTITIES[field]}))
+    await one.reconcile()
+    accepted = one.kube.condition("SpecAccepted")
+    assert accepted["reason"] == "InvalidPodTemplate" and ("Deployment", *KEY) not in one.kube.objects
+    assert accepted["message"].startswith(
+        f"{field} is 'lots', which is no quantity: write it like 16Gi, 500m or 2. Rem"
+    )
+
+
+async def test_a_template_that_cannot_be_converted_is_the_templates_fault() -> None:
+    one = Fixture()
+    one.kube.refuse["apply", "Deployment"] = 500
+    one.kube.words = "failed to convert new object (n/x; apps/v1, Kind=Deployment) to proper version: quantities must"
+    await one.reconcile()
+    assert one.kube.condition("SpecAccepted")["reason"] == "InvalidPodTemplate"
+
+
+async def test_a_label_that_the_operator_needs_is_told_to_stay() -> None:
+    labels = {"semipd.io/service": "other", "team": "a", "app.kubernetes.io/name": "semipd"}
+    one = Fixture(new_service(podTemplate={"metadata": {"labels": labels}}))
+    await one.reconcile()
+    accepted = one.kube.condition("SpecAccepted")
+    told = "podTemplate.metadata.labels[semipd.io/service] stays demo: the operator finds the pods by it"
+    assert (accepted["status"], accepted["message"]) == ("True", told)
+    made = one.kube.objects["Deployment", *KEY]["spec"]["template"]["metadata"]["labels"]
+    assert (made["semipd.io/service"], made["team"]) == ("demo", "a")

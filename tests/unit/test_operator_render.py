@@ -84,7 +84,10 @@ def test_more_than_one_gpu_is_refused_in_a_pod_template_too(kind: str, part: str
     assert objects({"podTemplate": {"spec": {kind: [network]}}})
     for nonsense in ("x", {"name": "x", "resources": "x"}, {"name": "x", "resources": {part: ["x"]}}):
         assert objects({"podTemplate": {"spec": {kind: [nonsense]}}}), "the API server says what is wrong"
-    assert objects(with_gpus("1e99999999999999999999")), "so it does of a number that is none"
+    with pytest.raises(
+        InvalidTemplate, match=rf"{kind}\[engine\].resources.{part}.nvidia.com/gpu is '1e9+', which is no q"
+    ):
+        objects(with_gpus("1e99999999999999999999"))
 
 
 def test_the_pod_template_is_merged_by_name() -> None:

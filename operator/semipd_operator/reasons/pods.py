@@ -112,7 +112,8 @@ class PodTrouble(Reason):
         "VolumeNotMounted",
         "False",
         "The kubelet does not get the pod's volumes and network ready: its own words, or none after 30 s.",
-        "Create what the message names (a Secret, a claim's volume); without words: kubectl describe node.",
+        "Create what the message names (a Secret, a claim's volume); without words: kubectl describe pvc, "
+        "volumeattachment (a storage driver that the node lacks says nothing) and node.",
     )
     NODE_NOT_READY = (
         "NodeNotReady",
@@ -180,7 +181,8 @@ class PodTrouble(Reason):
         "PodFailed",
         "False",
         "The pod ended, or the node's kubelet refused it; the message has its words. Another pod follows by itself.",
-        "Mend what the message names if the next one ends the same way.",
+        "Mend what the message names if the next one ends the same way; spec.replicas 0 stops them meanwhile, of which "
+        "Kubernetes may make several a second.",
     )
     EVICTED = (
         "Evicted",

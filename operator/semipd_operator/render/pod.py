@@ -110,6 +110,7 @@ def pod_template(service: SemiPDService, settings: Settings) -> Object:
     # The selector's label is not the user's to change: a Deployment that cannot find its pods is refused.
     merged["metadata"]["labels"] |= names.labels(service)
     _check_gpus(merged)
+    _check_quantities(merged["spec"], "podTemplate.spec")
     return merged
 
 
@@ -127,6 +128,40 @@ def _check_gpus(template: Object) -> None:
                 number = parse_quantity(amounts.get(GPU) or 0)
                 if number is not None and number > 1:
                     raise InvalidTemplate(f"{where} asks for more than one {GPU}: {ONE_GPU}")
+
+
+_AMOUNTS = ("limits", "requests", "overhead")
+_QUANTITIES = ("sizeLimit", "divisor")
+
+
+def _check_quantities(part: Any, where: str) -> None:
+    """The API server names neither field nor object of such a value."""
+    if isinstance(part, Mapping):
+        amounts = [(f"{where}.{name}.{key}", one) for name in _AMOUNTS for key, one in _items(part.get(name))]
+        amounts += [(f"{where}.{name}", part[name]) for name in _QUANTITIES if part.get(name) is not None]
+        for at, value in amounts:
+            if parse_quantity(value) is None:
+                raise InvalidTemplate(f"{at} is {value!r}, which is no quantity: write it like 16Gi, 500m or 2")
+        for name, one in part.items():
+            _check_quantities(one, f"{where}.{name}")
+    elif isinstance(part, list):
+        for number, one in enumerate(part):
+            _check_quantities(one, f"{where}[{_below(one, 'name') or number}]")
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    return list(value.items()) if isinstance(value, Mapping) else []
+
+
+def overruled(service: SemiPDService) -> tuple[str, ...]:
+    """What spec.podTemplate asks for and cannot have."""
+    wanted = service.spec.pod_template.model_dump(by_alias=True, exclude_defaults=True)
+    own, asked = names.labels(service), _items(_below(wanted, "metadata", "labels"))
+    return tuple(
+        f"podTemplate.metadata.labels[{key}] stays {own[key]}: the operator finds the pods by it"
+        for key, value in asked
+        if own.get(key, value) != value
+    )
 
 
 def _pod_security(settings: Settings) -> Object:

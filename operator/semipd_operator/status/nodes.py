@@ -32,11 +32,12 @@ _BY_WORDS = {
 }
 """What to do, where the words tell it better than the event's reason."""
 _MISSING_OBJECT = re.compile(r'\b(secret|configmap|persistentvolumeclaim) "(?:[^"/]*/)?([^"]+)" not found')
+_VOLUME = re.compile(r'for volume "([^"]+)"')
 _MISSING_KEY = re.compile(r"references non-existent (?:secret|config) key: (\S+)")
 
 
-def complaint(events: list[Object]) -> Problem | None:
-    """The latest word of those that make volumes, network and sandbox of one pod."""
+def complaint(events: list[Object], pod: Object) -> Problem | None:
+    """The latest word of those that make volumes, network and sandbox of the pod."""
     found = [event for event in events if event.get("reason") in _OF_STARTING and event.get("message")]
     found.sort(key=last_seen)
     telling = [event for event in found if not event["message"].startswith(_SUMMARY)] or found
@@ -48,9 +49,28 @@ def complaint(events: list[Object]) -> Problem | None:
     if missing := _MISSING_OBJECT.search(words):
         return Problem(PodTrouble.VOLUME_NOT_MOUNTED, words, f"{missing[1]}/{missing[2]}")
     if key := _MISSING_KEY.search(words):
-        return Problem(PodTrouble.VOLUME_NOT_MOUNTED, words, f"key {key[1]}")
+        source = _source(pod, words)
+        return Problem(PodTrouble.VOLUME_NOT_MOUNTED, words, " ".join(filter(None, (source, f"key {key[1]}"))))
     what = next((what for part, what in _BY_WORDS.items() if part in words), "")
     return Problem(_OF_STARTING[telling[-1]["reason"]], words, remedy=what)
+
+
+def _source(pod: Object, words: str) -> str:
+    """What the volume is made of that the words are about; empty if they name none."""
+    name = _VOLUME.search(words)
+    for volume in (pod.get("spec") or {}).get("volumes") or []:
+        if name and volume.get("name") == name[1]:
+            secret, config_map = volume.get("secret") or {}, volume.get("configMap") or {}
+            return (
+                f"secret/{secret['secretName']}" if secret else f"configmap/{config_map.get('name')}" * bool(config_map)
+            )
+    return ""
+
+
+def claim_words(events: list[Object]) -> str:
+    """Why a claim has no volume: the latest of what its provisioner, or the controller of volumes, says of it."""
+    said = sorted((event for event in events if event.get("message")), key=last_seen)
+    return str(said[-1]["message"]) if said else ""
 
 
 @dataclass(frozen=True)

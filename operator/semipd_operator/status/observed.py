@@ -66,6 +66,8 @@ class PodView:
     """The containers that ended and were not ready since, and when the run began that ended, by the node's clock."""
     model_revision: str = ""
     """The commit that the init container `model` brought."""
+    claims: str = ""
+    """Of its volumes, with commas."""
     preparing_since: datetime | None = None
     """Since when the kubelet has been making its volumes and network; None: it is not."""
     complaint: Problem | None = None

@@ -58,6 +58,7 @@ def pod_view(pod: Pod) -> PodView:
         unproved=_unproved(engine),
         restarted=_restarted(pod, status),
         model_revision=_model_revision(model),
+        claims=_claims(pod),
         preparing_since=_preparing_since(status),
         unseen_since=_unseen_since(pod, status),
         unseen=_unheard(pod, status),

@@ -146,9 +146,10 @@ def _trouble(seen: Observed, pod: PodView) -> Problem | None:
     if said := seen.unheard(pod):
         return Problem(SplitReason.AGENT_UNREACHABLE, f"its engine is not ready, and nothing is known of it: {said}")
     if _for_long(seen, pod.preparing_since):
+        claims = f" (claim {pod.claims})" if pod.claims else ""
         return Problem(
             PodTrouble.VOLUME_NOT_MOUNTED,
-            f"node {pod.node} has made no container of it yet: its volumes, network or runtime are not there",
+            f"node {pod.node} has made no container of it yet: its volumes{claims}, network or runtime are not there",
         )
     return pod.unseen if _for_long(seen, pod.unseen_since) else None
 
