@@ -169,6 +169,12 @@ def engine_status(
         )
     if last is None:
         return known.model_copy(update={"reason": "Starting", "message": launcher.message})
+    if last.state is EngineState.FAILED:  # it stays so until the next attempt says otherwise
+        return known.model_copy(
+            update={"state": EnginePhase.FAILED, "reason": last.reason or "LoadFailed", "message": last.message}
+        )
+    if model is None:  # it never had the weights
+        return known.model_copy(update={"reason": "Starting", "message": launcher.message})
     message = launcher.message or "the engine's core does not answer"
     return known.model_copy(update={"state": EnginePhase.DEGRADED, "reason": "NotResponding", "message": message})
 

@@ -16,7 +16,7 @@ from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.informer import KINDS, Informer, meaning
 from semipd_operator.kube import ApiRefused, Kube
 from semipd_operator.metrics import APPLIES
-from semipd_operator.reasons import Admission, SpecReason
+from semipd_operator.reasons import Admission, ConditionType, PodTrouble, SpecReason, remedy
 from semipd_operator.render import CONFIG_MAP, OPTIONAL_KINDS, Kind, Object, Rendered
 from semipd_operator.render.names import managed
 from semipd_operator.status import Problem
@@ -164,19 +164,24 @@ class Children:
             # The object's own fault, or not.
             invalid = not denied and (refused.status in (400, 422) or refused.mistyped)
             template = invalid and obj["kind"] == "Deployment"
-            reason = denied or (SpecReason.INVALID_POD_TEMPLATE if template else SpecReason.APPLY_FAILED)
+            quota = "exceeded quota" in str(refused) and not denied
+            reason = (
+                denied
+                or (PodTrouble.QUOTA_EXCEEDED if quota else None)
+                or (SpecReason.INVALID_POD_TEMPLATE if template else SpecReason.APPLY_FAILED)
+            )
             message = f"{obj['kind']} {obj['metadata']['name']}: {refused}"
             for_now = refused.for_now and denied is not Admission.ADMISSION_DENIED  # a webhook may be away for now
-            remedy = "" if obj["kind"] == "Deployment" or denied is not Admission.ADMISSION_DENIED else _NOT_OF_PODS
-            remedy = _QUOTA if "exceeded quota" in str(refused) and not denied else remedy
-            raise Blocked(Problem(reason, message, for_now=for_now, remedy=remedy), again=not invalid) from refused
+            what = "" if obj["kind"] == "Deployment" or denied is not Admission.ADMISSION_DENIED else _NOT_OF_PODS
+            what = _QUOTA if quota else what
+            raise Blocked(Problem(reason, message, for_now=for_now, remedy=what), again=not invalid) from refused
         APPLIES.labels(obj["kind"]).inc()
         self._applied[key, obj["kind"]] = (wanted, meaning(obj["kind"], result))
         if obj["kind"] in KINDS:
             self._informer.told(obj["kind"], result)
 
 
-_QUOTA = "Raise the quota that the API server names, or delete what it is used up by; it is tried again by itself."
+_QUOTA = remedy(ConditionType.SPEC_ACCEPTED, PodTrouble.QUOTA_EXCEEDED)
 _NOT_OF_PODS = "Have the owner of that policy exempt the namespace, or this operator's objects in it."
 
 

@@ -131,6 +131,14 @@ def test_a_silent_engine_is_what_its_supervisor_says() -> None:
         refused = bench.report(LauncherState(refused=True, message=words), ready=False).engine
         assert (refused.state, refused.reason, refused.message) == (EnginePhase.FAILED, "LoadFailed", words)
     assert bench.report(LauncherState(refused=True, message=words), ready=True).engine.state is not EnginePhase.FAILED
+    bench.controller.observe(bench.snapshot(state="failed", reason="NotFound", message="/data/m is not there"))
+    bench.clock.now += 10
+    gone = bench.report(ready=False).engine
+    assert (gone.state, gone.reason, gone.message) == (EnginePhase.FAILED, "NotFound", "/data/m is not there")
+    bench.controller.observe(bench.snapshot(state="draining", model=None))
+    bench.clock.now += 10
+    empty = bench.report(ready=False).engine
+    assert (empty.state, empty.reason) == (EnginePhase.STARTING, "Starting"), "it never had the weights"
     bench.controller.observe(bench.snapshot(model=MODEL))
     bench.clock.now += 10
     lost = bench.report().engine

@@ -279,7 +279,11 @@ def test_a_container_killed_for_memory_is_told_with_its_limit_also_while_it_load
 
 def test_an_api_that_does_not_answer_is_named() -> None:
     engine = EngineStatus(
-        state=EnginePhase.DEGRADED, ready=False, reason="APINotResponding", message="the process api hangs"
+        state=EnginePhase.DEGRADED,
+        ready=False,
+        architecture="llama",
+        reason="APINotResponding",
+        message="the process api hangs",
     )
     status = summarise(observed(pods=(NOT_READY,), agents={"p1": heard(report(engine=engine))}))
     shown = conditions(status)
@@ -288,6 +292,23 @@ def test_an_api_that_does_not_answer_is_named() -> None:
     assert ready and ready.message.startswith(
         "p1: the process api hangs. Remedy: It is restarted by itself, after half "
     )
+
+
+@pytest.mark.parametrize("state", [EnginePhase.DRAINING, EnginePhase.DEGRADED])
+def test_an_engine_that_never_loaded_anything_has_nothing_loaded(state: EnginePhase) -> None:
+    """One that drains, or is away, after it refused its folder."""
+    engine = EngineStatus(state=state, ready=False)
+    status = summarise(observed(pods=(NOT_READY,), agents={"p1": heard(report(engine=engine))}))
+    assert conditions(status)["ModelReady"] == "False Loading" and status.model and status.model.state == "Loading"
+
+
+def test_a_replica_set_that_may_not_be_created_is_explained_too() -> None:
+    words = 'replicasets.apps "demo-5c8f" is forbidden: exceeded quota: team, requested: count/replicasets.apps=1'
+    progress = {"type": "Progressing", "status": "False", "reason": "ReplicaSetCreateError", "message": words}
+    problem = refusal({"status": {"conditions": [progress]}})
+    assert problem and (problem.reason, problem.message) == ("QuotaExceeded", words)
+    late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "late"}
+    assert refusal({"status": {"conditions": [late]}}) is None
 
 
 @pytest.mark.parametrize("where", ["containerStatuses", "initContainerStatuses"])

@@ -182,7 +182,7 @@ async def test_a_quota_of_objects_is_told_with_its_remedy_wherever_somebody_look
     said = {name: one.kube.condition(name)["message"] for name in ("SpecAccepted", "Available", "Ready")}
     assert all("Remedy: Raise the quota that the API server names" in words for words in said.values()), said
     assert said["SpecAccepted"] == said["Ready"] and "exceeded quota: team" in said["Ready"]
-    assert said["Available"].startswith("no pod exists: see SpecAccepted, ApplyFailed. Remedy: ")
+    assert said["Available"].startswith("no pod exists: see SpecAccepted, QuotaExceeded. Remedy: ")
 
 
 QUANTITIES: dict[str, dict[str, Any]] = {

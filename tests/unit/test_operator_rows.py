@@ -333,7 +333,11 @@ def test_what_ended_a_container_before_it_served_is_not_why_it_is_not_ready(
     meta = {"name": "p2", "uid": "p2", "labels": {"semipd.io/template-hash": "h"}}
     view = pod_view({"metadata": meta, "status": {"conditions": [unready], "containerStatuses": [engine]}})
     hangs = EngineStatus(
-        state=EnginePhase.DEGRADED, ready=False, reason="APINotResponding", message="the process api hangs"
+        state=EnginePhase.DEGRADED,
+        ready=False,
+        architecture="llama",
+        reason="APINotResponding",
+        message="the process api hangs",
     )
     status = summarise(observed(pods=(view,), agents={"p2": heard(report(engine=hangs))}))
     assert conditions(status)["Available"] == f"False {trouble if shown == 'trouble' else shown}"

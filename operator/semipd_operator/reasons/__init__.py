@@ -66,7 +66,16 @@ MEANING: dict[ConditionType, str] = {
 _ZERO = ReadyReason.SCALED_TO_ZERO
 _FEASIBLE = (SLOReason.FEASIBLE, SLOReason.NOT_FEASIBLE, SLOReason.NOT_ASSESSED)
 REASONS: dict[ConditionType, tuple[Reason | Entry, ...]] = {
-    ConditionType.SPEC_ACCEPTED: (*SpecReason, *Admission),
+    ConditionType.SPEC_ACCEPTED: (
+        *SpecReason,
+        Entry(
+            PodTrouble.QUOTA_EXCEEDED,
+            "False",
+            "A ResourceQuota of the namespace allows no further object of the service's.",
+            "Raise the quota that the API server names, or delete what it is used up by; it is tried again by itself.",
+        ),
+        *Admission,
+    ),
     ConditionType.MODEL_READY: (*ModelReason, Entry(_ZERO, "Unknown", "spec.replicas is 0."), *ModelTrouble, *NoStart),
     ConditionType.AVAILABLE: (
         *PodsReason,

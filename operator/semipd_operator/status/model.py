@@ -27,7 +27,8 @@ def pod_state(seen: Observed, pod: PodView) -> State:
     if failure(seen, pod):
         return "Failed"
     report = seen.report(pod)
-    if pod.ready or (report and report.engine.state in _HAS_WEIGHTS):
+    # What a resident loaded has a name; an engine that drains or is away may never have got so far.
+    if pod.ready or (report and report.engine.architecture and report.engine.state in _HAS_WEIGHTS):
         return "Loaded"
     if pod.started:
         return "Loading"

@@ -30,14 +30,21 @@ _REFUSALS: tuple[tuple[str, Reason], ...] = (
 
 
 def refusal(deployment: Object | None) -> Problem | None:
-    """Why the API server does not let the Deployment's pods be created: what the pods cannot say, as there are none."""
+    """Why the API server does not let the Deployment's pods, or their ReplicaSet, be created: what the pods cannot say,
+    as there are none."""
     conditions = ((deployment or {}).get("status") or {}).get("conditions") or []
-    failure = next((one for one in conditions if one["type"] == "ReplicaFailure" and one["status"] == "True"), None)
+    failure = next((one for one in conditions if _refused(one)), None)
     if failure is None:
         return None
     said = failure.get("message", "")
     reason = next((reason for part, reason in (*_ADMISSION, *_REFUSALS) if part in said), PodTrouble.POD_REFUSED)
     return Problem(reason, said)
+
+
+def _refused(condition: Object) -> bool:
+    if condition["type"] == "Progressing":
+        return condition["status"] == "False" and condition.get("reason") == "ReplicaSetCreateError"
+    return bool(condition["type"] == "ReplicaFailure" and condition["status"] == "True")
 
 
 def stalled(deployment: Object | None) -> str:
