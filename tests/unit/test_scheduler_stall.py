@@ -257,3 +257,19 @@ def test_prompts_behind_others_of_the_same_step_are_not_held_back() -> None:
     while prompt_tokens(plan := bench.next()):
         bench.run(plan)
     assert len(plan.rows) == 2 and bench.scheduler.held_back == "kv"
+
+
+@pytest.mark.parametrize("steps", [0.0, 2.0])
+def test_one_clients_wish_leaves_prompts_half_of_each_step(steps: float) -> None:
+    """A millisecond is wished for where a step without prompts takes 20; where the SLO bounds wishes (0) it stands."""
+    bench = Bench(Device(0.02, 0.0, 1e-4, 0.0), SchedulerLimits(4096, 8, 512))
+    stream = bench.stream(gap_wish=0.001, max_tokens=1000)
+    stream.gap_steps = steps
+    bench.add([2] * 3000, 1)
+    for _ in range(20):
+        plan = bench.next()
+        seconds = bench.run(plan)
+    assert (prompt_tokens(plan) == BLOCK) == (not steps)
+    assert seconds <= 0.04 and bench.scheduler.wishes_overruled == bool(steps), "counted once"
+    if steps:
+        assert prompt_tokens(plan) >= 100

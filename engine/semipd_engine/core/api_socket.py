@@ -126,6 +126,7 @@ class ApiSocket:
             message.received_at,
             self._wishes.patience(message.priority, message.ttft_target),
             self._wishes.gap(message.tpot_target, self._aggregated()),
+            self._wishes.steps_alone,
         )
         if message.cache_salt:
             salt = message.cache_salt.encode(errors="surrogatepass")

@@ -57,6 +57,8 @@ class PlanBuilder:
         """The queue's last plan was a suspect's: the others have the next turn, so that it cannot starve them."""
         self.stall = StallBound()
         self.preemptions = 0
+        self.overruled = 0
+        """Requests whose wish for the time per token was bounded by what a step without prompts takes."""
 
     def parts(self, queue: Phase, states: Collection[RequestState], now: float) -> list[Part]:
         """Rows of the queue's next plan, of requests in these states: a suspect alone, or all the others. With
@@ -135,7 +137,7 @@ class PlanBuilder:
         patience for, beside others' chunks of `taken` tokens that take `spent` seconds, and a block in any case."""
         streams = self._table.in_state(RequestState.DECODING) if queue is Phase.DECODE else []
         others = [stream for stream in streams if stream is not request]
-        bounds = [self._limits.max_stall_seconds, *(stream.gap_wish or 0.0 for stream in others)]
+        bounds = [self._limits.max_stall_seconds, *(self._gap(stream) for stream in others)]
         if not others or not any(bounds):
             return most
         seconds = min(bound for bound in bounds if bound)
@@ -145,6 +147,15 @@ class PlanBuilder:
         fits = self.stall.tokens(seconds, start, spent)  # at the chunk's beginning: too many, if anything
         middle = start + min(most, fits, request.num_uncomputed_tokens) // 2
         return min(most, max(self.stall.tokens(seconds, middle, spent), least))
+
+    def _gap(self, stream: Request) -> float:
+        """Seconds that it wishes between two tokens, as far as that leaves prompts a part of each step; 0: no wish."""
+        wish, least = stream.gap_wish, stream.gap_steps * self.stall.rest
+        if wish is None or wish >= least:
+            return wish or 0.0
+        self.overruled += not stream.gap_overruled
+        stream.gap_overruled = True
+        return least
 
     def _decode_part(self, request: Request) -> Part | None:
         return self._part(request, 1) if request.state is RequestState.DECODING else None

@@ -125,7 +125,8 @@ class Report:
             stalls_prefill=scheduler.stalls[Phase.PREFILL] if scheduler is not None else 0,
             stalls_decode=scheduler.stalls[Phase.DECODE] if scheduler is not None else 0,
             wishes_ignored_ttft=self.wishes.ignored["ttft"],
-            wishes_ignored_tpot=self.wishes.ignored["tpot"],
+            wishes_ignored_tpot=self.wishes.ignored["tpot"]
+            + (scheduler.wishes_overruled if scheduler is not None else 0),
         )
 
     def snapshot(self, since: int, now: float) -> EngineSnapshot:

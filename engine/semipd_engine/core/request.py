@@ -50,7 +50,11 @@ class Request:
     patience: float = 0.0
     """Seconds that it may wait, beside others: `Wishes.patience`."""
     gap_wish: float | None = None
-    """Seconds between two tokens that it is to have at most where others share its steps (`Wishes.gap`)."""
+    """Seconds between two tokens that it is to have at most where others share its steps (`Wishes.gap`) ..."""
+    gap_steps: float = 0.0
+    """... but not less than so many steps without prompts take (`Wishes.steps_alone`)."""
+    gap_overruled: bool = False
+    """That stood in the wish's place."""
     state: RequestState = RequestState.WAITING
     token_ids: list[int] = field(default_factory=list)
     """Prompt and output."""

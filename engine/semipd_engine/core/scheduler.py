@@ -39,6 +39,11 @@ class Scheduler:
         return self._builder.preemptions
 
     @property
+    def wishes_overruled(self) -> int:
+        """Wishes for the time per token that stood back for others' prompts."""
+        return self._builder.overruled
+
+    @property
     def kv(self) -> KVCacheManager:
         return self.table.kv
 

@@ -31,6 +31,11 @@ class StallBound:
         self._rates: dict[int, tuple[float, int]] = {}
         """Kind of position -> seconds for a prompt token, and the position that they hold for."""
 
+    @property
+    def rest(self) -> float:
+        """Seconds of a step without prompts; 0: not known yet."""
+        return self._rest or 0.0
+
     def observe(self, tokens: int, position: int, seconds: float) -> None:
         """A step with so many tokens of prompts, the furthest around `position`, has taken so long. 0 tokens: only rows
         that decode."""

@@ -17,6 +17,11 @@ PRIORITY_SECONDS = 10.0
 MOST_PRIORITY = 6
 
 
+STEPS_ALONE = 2.0
+"""Where the service promises no time per token, a wish for less than so many steps without prompts is taken for these:
+one client's word must not hold everybody's prompts at a block a step."""
+
+
 class Wishes:
     def __init__(self) -> None:
         self.ttft: float | None = None
@@ -24,6 +29,11 @@ class Wishes:
         """Seconds: what the service promises; None: nothing."""
         self.ignored: Counter[str] = Counter({"ttft": 0, "tpot": 0})
         """Wishes by kind in the place of which something else stood."""
+
+    @property
+    def steps_alone(self) -> float:
+        """Steps without prompts that a request's wish for its next token may not go below; 0: the promise bounds it."""
+        return STEPS_ALONE if self.tpot is None else 0.0
 
     def promise(self, ttft: float | None, tpot: float | None) -> None:
         """From now on wishes are bounded by these, seconds. Turns that are settled stay."""
@@ -52,6 +62,6 @@ class Wishes:
             return None
         if self.tpot is None:
             self.ignored["tpot"] += not aggregated
-            return tpot
+            return tpot  # `PlanBuilder` bounds it by what a step without prompts takes
         self.ignored["tpot"] += tpot < self.tpot
         return max(tpot, self.tpot)
