@@ -106,7 +106,7 @@ class Agent:
         return Health(pod_uid=self._identity.pod_uid, observed_at=self._clock.wall())
 
     def recording(self) -> Iterator[bytes]:
-        return self.controller.recorder.pieces()
+        return self.controller.pilot.recorder.pieces()
 
     def token_digests(self) -> tuple[str, ...]:
         return self._tokens
@@ -204,7 +204,7 @@ class Agent:
 
     async def _ask(self) -> EngineSnapshot | None:
         try:
-            return await self._client.snapshot(self.controller.window.cursor, self.controller.promised)
+            return await self._client.snapshot(self.controller.pilot.window.cursor, self.controller.promised)
         except EngineUnreachable as e:
             log.debug("no snapshot: %s", e)
             return None

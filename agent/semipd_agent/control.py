@@ -26,30 +26,22 @@ from semipd_agent.contract import (
     PartitionState,
     Policy,
 )
-from semipd_agent.decisions import LEAST_REQUESTS, DecisionLog
+from semipd_agent.decisions import DecisionLog
 from semipd_agent.partitioner import Grant, Partitioner, PartitionerUnavailable, Problem
 from semipd_agent.partitioner.unlimited import Unlimited
+from semipd_agent.pilot import Leeway, Pilot
 from semipd_agent.readback import Intent, Readback, read_back
 from semipd_agent.restarts import RestartCounts
-from semipd_agent.slo.algorithm1 import Algorithm1
-from semipd_agent.slo.attainment import Attainment, attainment
-from semipd_agent.slo.future import Setting, candidates, mixed_choices
+from semipd_agent.slo.attainment import Attainment
 from semipd_agent.slo.grid import Grid
-from semipd_agent.slo.load import Load, advance
-from semipd_agent.slo.policy import Move, SplitPolicy, Verdict, ask, clamp, isolated
-from semipd_agent.slo.predictive import ModelPredictive
-from semipd_agent.slo.recording import Recorder
-from semipd_agent.slo.step_model import ASSUMED, ShareLaw
-from semipd_agent.slo.utilization import Utilization
-from semipd_agent.slo.window import Evidence, RequestWindow
+from semipd_agent.slo.policy import Move, clamp, isolated
+from semipd_agent.slo.step_model import ShareLaw
 from semipd_agent.tasks import Faults
-from semipd_engine.contract import EngineSnapshot, Observation, Promised, SetPartition, Split
+from semipd_engine.contract import EngineSnapshot, Promised, SetPartition, Split
 
 EPOCHS_KEPT = 64
 ANEW_SECONDS = 60.0
 """Between two attempts at a split that the engine could not prepare."""
-POLICY_SECONDS = 120.0
-"""Finished requests that a policy may look back on."""
 
 
 class SplitController:
@@ -59,13 +51,11 @@ class SplitController:
         self._clock = clock
         self.log = DecisionLog()
         self.faults = Faults(clock)
-        self.recorder = Recorder()
         self.restarts = RestartCounts()
         self.changes = 0
         self.last_change_time: datetime | None = None
         self.snapshot: EngineSnapshot | None = None
-        self.verdict = Verdict()
-        self._utilization = Utilization()
+        self.pilot = Pilot(self.faults, self.log, config.slo)
         self._core_epoch = 0
         """Epoch in force at the core when it last answered."""
         self._splits: dict[int, Split] = {}
@@ -76,9 +66,8 @@ class SplitController:
         self.partitioner: Partitioner = Unlimited(Grant())
         self.config = checked(config)
         self._use(config.partition.mode)
-        self._load = self._new_load()
-        self.window = RequestWindow(_kept(config.slo))
-        self._policy = self._make_policy()
+        self._relearn()
+        self._repilot()
         self.requested = self._start()
         self._incarnation = self.partitioner.incarnation
         """Of the partitioner, when the epoch in force was made."""
@@ -93,8 +82,7 @@ class SplitController:
         if config.partition.mode is not old.partition.mode:
             self._use(config.partition.mode)
             self._incarnation = self.partitioner.incarnation
-        if _kept(config.slo) != self.window.seconds:
-            self.window.seconds = _kept(config.slo)
+        self.pilot.promises(config.slo)
         restart = restarts_auto(old.partition, config.partition)
         self._take_split(old.partition, config, restart)
         if config.slo != old.slo:
@@ -105,7 +93,7 @@ class SplitController:
             or config.slo != old.slo
             or any(getattr(config.partition, n) != getattr(old.partition, n) for n in others)
         ):
-            self._policy, self.verdict = self._make_policy(), Verdict()
+            self._repilot()
 
     def _take_split(self, old: PartitionConfig, config: AgentConfig, restart: bool) -> None:
         """Move to the configured split, or into the bounds where Auto goes on."""
@@ -130,7 +118,7 @@ class SplitController:
             other = partitioner.enforcement is not self.partitioner.enforcement
             self.partitioner = partitioner
             if other:
-                self._load = self._new_load()  # a share slows steps by another law
+                self._relearn()
         except PartitionerUnavailable as e:
             self.unavailable = Problem(e.reason, str(e))
 
@@ -140,7 +128,7 @@ class SplitController:
             return
         self._use(self.config.partition.mode)
         if self.unavailable is None:
-            self._policy, self.verdict = self._make_policy(), Verdict()
+            self._repilot()
             self._renew(self.intent.epoch + 1)
 
     @property
@@ -166,15 +154,18 @@ class SplitController:
         problem = self.partitioner.health()
         return problem is not None and problem.reason is PartitionReason.GPU_UNHEALTHY
 
-    def _make_policy(self) -> SplitPolicy | None:
-        if self.config.partition.mode is not Mode.AUTO or self.config.slo is None or self.unavailable:
-            return None
-        if self.partitioner.enforcement is Enforcement.NONE:  # one process for both phases: a move would change nothing
-            return None
-        grid, home = Grid(self.partitioner.rungs), self._start()
-        if self.config.partition.policy == Policy.ALGORITHM1:
-            return Algorithm1(self.config.slo, home, grid=grid, since=self._split_since)
-        return ModelPredictive(self.config.slo, grid, home=home, since=self._split_since, mixes=self._mixes)
+    def _repilot(self) -> None:
+        """The configured policy begins anew, where there is anything to decide: in one process for both phases a move
+        would change nothing."""
+        idle = self.config.partition.mode is not Mode.AUTO or bool(self.unavailable)
+        policy = None if idle or self.partitioner.enforcement is Enforcement.NONE else self.config.partition.policy
+        home, grid = self._start(), Grid(self.partitioner.rungs)
+        self.pilot.follow(policy, self.config.slo, grid, home, since=self._split_since, mixes=self._mixes)
+
+    def _relearn(self) -> None:
+        """A share slows steps by another law than before."""
+        spatial = self.partitioner.enforcement is Enforcement.SPATIAL_CAP
+        self.pilot.runs_on(ShareLaw.SPATIAL if spatial else ShareLaw.PACED)
 
     def _start(self) -> Split:
         """The configured split, or the one to start from, as far as the backend has such a thing."""
@@ -190,22 +181,16 @@ class SplitController:
     @property
     def policy_in_force(self) -> Policy | None:
         """None: nothing moves the split (not in Auto, no SLO, or nothing is enforced)."""
-        if self._policy is None:
-            return None
-        return Policy.ALGORITHM1 if isinstance(self._policy, Algorithm1) else Policy.MODEL_PREDICTIVE
+        return self.pilot.policy_in_force
 
     # ---- the loop ---------------------------------------------------------------------------------------------------
 
     def observe(self, snapshot: EngineSnapshot | None) -> None:
         """One tick: take the engine's answer (None: it did not answer) and decide."""
-        self.snapshot, before = snapshot or self.snapshot, self._load
+        self.snapshot = snapshot or self.snapshot
         if snapshot is not None:
             if snapshot.observation is not None:
-                with self.faults.contained("recorder"):
-                    self.recorder.begin(self._policy, before, self.config.partition.bounds)
-                with self.faults.contained("observation"):
-                    self.window.add(snapshot.observation)
-                    self._load = advance(self._load, snapshot.observation)
+                self.pilot.take(snapshot.observation, self.config.partition.bounds)
             self.partitioner.follow(snapshot)
             self._follow_core(snapshot)
             self.restarts.follow(snapshot.restarts)
@@ -218,66 +203,22 @@ class SplitController:
             self.log.settle(self.intent.epoch, DecisionOutcome.FAILED)
         if snapshot is not None and self.readback.reason is PartitionReason.PREPARATION_FAILED:
             self._answer_refusal()
-        if self.config.slo is None:
-            self._utilization = Utilization()
-        observation = snapshot.observation if snapshot is not None else None
-        if observation is None or self.config.slo is None:
+        slo = self.config.slo
+        if slo is None:
+            self.pilot.rest()
+        if snapshot is None or snapshot.observation is None or slo is None:
             return
-        now = self._clock.monotonic()
-        with self.faults.contained("utilization"):
-            self._utilization = self._utilization.advanced(
-                observation, self._load, self.config.slo, self._in_reach(self.config.slo, observation)
-            )
-        with self.faults.contained("realised attainment"):
-            self._hold_against(observation, self.config.slo, now)
-        evidence = Evidence.of(observation, self.window.requests(now, POLICY_SECONDS), self._load)
-        verdict = None
-        if self._policy is not None and self.readback.settled:
-            bounds, grid = self.config.partition.bounds, Grid(self.partitioner.rungs)
-            self.verdict, failed = ask(self._policy, evidence, self.requested, bounds, grid, now)
-            verdict = self.verdict
-            if failed is not None:
-                self.faults.note("policy", failed)
-        with self.faults.contained("recorder"):
-            self.recorder.tick(before, self._load, observation, self.requested, now, verdict)
+        verdict = self.pilot.decided(snapshot.observation, self._leeway(slo), self._clock.monotonic())
         if verdict is not None and verdict.move is not None:
             self._move(verdict.move)
 
-    def _hold_against(self, o: Observation, slo: SLO, now: float) -> None:
-        """What came of the last decision, beside what it predicted."""
-        since = self.log.due(now)
-        if since is None:
-            return
-        came = tuple(r for r in self.window.requests(now, POLICY_SECONDS) if r.received_at >= since)
-        queue = tuple(one for one in o.queue if one.received_at >= since)
-        running = tuple(one for one in o.running if one.received_at >= since)
-        found = attainment(came, o.model_copy(update={"queue": queue, "running": running}), slo)
-        if found.joint is not None and found.requests >= LEAST_REQUESTS:
-            self.log.realise(100 * found.joint, found.requests, now - since)
-
-    def _in_reach(self, slo: SLO, observation: Observation) -> list[Split]:
-        """Splits that may be in force some time: the present one, and those that a policy may choose."""
-        if self._policy is None:
-            return [self.requested]
+    def _leeway(self, slo: SLO) -> Leeway:
         bounds, grid = self.config.partition.bounds, Grid(self.partitioner.rungs)
-        setting = Setting(slo, self.requested, bounds, grid, mixes=self._mixes)
-        choices = (self.requested, *candidates(setting), *mixed_choices(observation, setting))
-        return list(dict.fromkeys(choices))
-
-    @property
-    def utilization_ratio(self) -> float | None:
-        """How full the pod is; None: unknown (no SLO, or not watched for long enough). Held while the engine is silent
-        for a moment."""
-        return self._utilization.ratio
+        return Leeway(slo, self.requested, bounds, grid, self._mixes, self.readback.settled)
 
     def attained(self, slo: SLO, now: float) -> Attainment:
         """Of the SLO's window, and of what is there now."""
-        observation = self.snapshot.observation if self.snapshot else None
-        return attainment(self.window.requests(now, slo.window_seconds), observation, slo)
-
-    def _new_load(self) -> Load:
-        law = ShareLaw.SPATIAL if self.partitioner.enforcement is Enforcement.SPATIAL_CAP else ShareLaw.PACED
-        return Load.of(replace(ASSUMED, law=law))
+        return self.pilot.attained(slo, self.snapshot.observation if self.snapshot else None, now)
 
     def pending(self) -> SetPartition | None:
         """What must be sent to the core now; None: it has the epoch, in force or in work. Sending twice is harmless."""
@@ -299,7 +240,7 @@ class SplitController:
     def _answer_refusal(self) -> None:
         """Auto goes back to the split in force; a configured split is tried anew after a while."""
         stays = self.readback.applied
-        if self._policy is not None and stays is not None and stays != self.intent.split:
+        if self.pilot.policy is not None and stays is not None and stays != self.intent.split:
             self._move(Move(stays, DecisionReason.ROLLBACK, message=self.readback.message))
         elif self._clock.monotonic() - self.intent.since >= ANEW_SECONDS:
             self._renew(self.intent.epoch + 1)
@@ -358,10 +299,6 @@ class SplitController:
 def wire(split: Split) -> contract.Split:
     """The engine's split in the agent's contract."""
     return contract.Split(prefill_percent=split.prefill, decode_percent=split.decode, mixed_tokens=split.mixed_tokens)
-
-
-def _kept(slo: SLO | None) -> float:
-    return max(POLICY_SECONDS, float(slo.window_seconds) if slo else 0.0)
 
 
 def _milliseconds(seconds: float | None) -> float | None:

@@ -84,7 +84,7 @@ def build(
             state=readback.state,
             reason=readback.reason,
             message=readback.message
-            or controller.verdict.message
+            or controller.pilot.verdict.message
             or mixing_refused(config.partition, controller.partitioner),
             changes=controller.changes,
             last_change_time=controller.last_change_time,
@@ -105,10 +105,10 @@ def build(
         slo=slo_report(
             config.slo,
             controller.attained(config.slo, now),
-            controller.verdict,
+            controller.pilot.verdict,
             auto=controller.policy_in_force is not None,
             fresh=fresh,
-            utilization=controller.utilization_ratio,
+            utilization=controller.pilot.utilization_ratio,
         )
         if config.slo
         else None,

@@ -155,7 +155,7 @@ class Pod:
             split_epoch=self._epoch,
             split=engine.split,
             workers=tuple(worker(phase, self._epoch) for phase in Phase),
-            observation=engine.observe(self.controller.window.cursor),
+            observation=engine.observe(self.controller.pilot.window.cursor),
         )
         self.controller.observe(snapshot)
         if (message := self.controller.pending()) is not None:
@@ -173,5 +173,5 @@ def simulate(
     for second in range(1, seconds + 1):
         pod.tick(float(second))
         splits.append(pod.controller.requested)
-        fullness.append(pod.controller.utilization_ratio)
+        fullness.append(pod.controller.pilot.utilization_ratio)
     return Run(splits, pod.controller, pod.engine, fullness)

@@ -68,7 +68,7 @@ class Service:
         return Health(pod_uid="uid-of-pod")
 
     def recording(self) -> Iterator[bytes]:
-        return self.controller.recorder.pieces()
+        return self.controller.pilot.recorder.pieces()
 
     def token_digests(self) -> tuple[str, ...]:
         return self.digests

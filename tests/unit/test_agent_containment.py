@@ -61,7 +61,7 @@ def test_a_broken_policy_holds_the_split_and_is_named(answer: Callable[[], Verdi
     bench = Bench(config(mode=Mode.AUTO, slo=SLOS))
     bench.tick()
     bench.tick()
-    bench.controller._policy = policy = Broken(answer)
+    bench.controller.pilot.policy = policy = Broken(answer)
     for _ in range(60):
         bench.tick()
     report = bench.report()

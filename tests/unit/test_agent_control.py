@@ -71,9 +71,9 @@ def test_the_core_is_told_what_the_service_promises() -> None:
 def test_a_mode_that_enforces_otherwise_is_predicted_by_its_own_law() -> None:
     grant = Grant(cpus=(0, 1))
     bench = Bench(config(mode=Mode.DISABLED), lambda mode: Unlimited(grant) if mode is Mode.DISABLED else Capped(grant))
-    assert bench.controller._load.model.profile.law is ShareLaw.PACED
+    assert bench.controller.pilot._load.model.profile.law is ShareLaw.PACED
     bench.controller.configure(config(2, mode=Mode.AUTO, slo=SLO(ttft_milliseconds=500)))
-    assert bench.controller._load.model.profile.law is ShareLaw.SPATIAL
+    assert bench.controller.pilot._load.model.profile.law is ShareLaw.SPATIAL
 
 
 def test_a_manual_change_is_a_decision_with_an_outcome() -> None:
@@ -222,7 +222,7 @@ def test_the_policy_learns_whether_prompts_wait_for_room_or_for_prefill() -> Non
     bench.tick()
     spy = Spy()
     spy.seen = []
-    bench.controller._policy = spy
+    bench.controller.pilot.policy = spy
     for waiting, prefilling in ((0, 0), (3, 1), (3, 0)):
         queue = tuple(QueuedRequest(id=i, received_at=bench.clock.now, uncached_tokens=9) for i in range(waiting))
         running = tuple(
@@ -273,7 +273,7 @@ def test_what_came_late_is_held_against_no_prediction() -> None:
 
 def test_what_was_predicted_under_other_targets_is_held_against_nothing() -> None:
     bench = Bench(config(mode=Mode.AUTO, slo=SLO(ttft_milliseconds=500)))
-    bench.controller.log = log = foretold(bench)
+    bench.controller.log = bench.controller.pilot.log = log = foretold(bench)
     bench.controller.configure(config(2, mode=Mode.AUTO, slo=SLO(ttft_milliseconds=500)))
     assert log.due(160.0) == 100.0
     bench.controller.configure(config(3, mode=Mode.AUTO, slo=SLO(ttft_milliseconds=900)))
@@ -340,7 +340,7 @@ def test_an_operator_that_does_not_know_mixed_batches_says_nothing_of_them(known
     bench = Bench(first)
     bench.controller.configure(second)
     assert bench.controller.config.partition.mixed_batches
-    policy = bench.controller._policy
+    policy = bench.controller.pilot.policy
     assert isinstance(policy, ModelPredictive) and policy.mixes
     other = second.model_copy(update={"slo": SLO(ttft_milliseconds=900)})
     with pytest.raises(ConfigRefused, match="with another slo"):
@@ -376,6 +376,6 @@ def test_a_backend_that_cannot_mix_is_never_asked_to() -> None:
     asked = AgentConfig(generation=1, slo=SLO(ttft_milliseconds=500), partition=partition)
     bench = Bench(asked, backend_of(Isolated))
     observation = Observation(core_id="c", at=1.0, prefill_chunk_tokens=512)
-    assert not any(s.mixed_tokens for s in bench.controller._in_reach(SLO(ttft_milliseconds=500), observation))
     mixing = Bench(asked)
-    assert any(s.mixed_tokens for s in mixing.controller._in_reach(SLO(ttft_milliseconds=500), observation))
+    assert not any(s.mixed_tokens for s in bench.controller._leeway(SLO(ttft_milliseconds=500)).in_reach(observation))
+    assert any(s.mixed_tokens for s in mixing.controller._leeway(SLO(ttft_milliseconds=500)).in_reach(observation))

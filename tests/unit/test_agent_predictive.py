@@ -511,7 +511,7 @@ def test_a_pod_that_is_bound_by_places_in_the_batch_is_recognised() -> None:
     """Four places and long answers: TTFT fails, and no split makes room. Prefill is not starved of decode for it."""
     targets = SLO(ttft_milliseconds=1000, tpot_milliseconds=100)
     run = simulate(poisson(2.0, 120, 300, 400, 1), auto(targets), 120, FAST, Size(max_num_seqs=4))
-    verdict = run.controller.verdict
+    verdict = run.controller.pilot.verdict
     assert (verdict.feasible, verdict.feasible_reason) == (False, "KVBound")
     assert run.share(119) <= 0.5
 
@@ -519,7 +519,7 @@ def test_a_pod_that_is_bound_by_places_in_the_batch_is_recognised() -> None:
 def test_a_target_below_the_service_time_is_named() -> None:
     targets = SLO(ttft_milliseconds=20, tpot_milliseconds=100)
     run = simulate(poisson(1.0, 90, 2000, 60, 1), auto(targets), 90, FAST)
-    assert (run.controller.verdict.feasible, run.controller.verdict.feasible_reason) == (
+    assert (run.controller.pilot.verdict.feasible, run.controller.pilot.verdict.feasible_reason) == (
         False,
         "TargetBelowServiceTime",
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.unit.agent_plant import Pod, Speed, poisson
 
-from semipd_agent import control
+from semipd_agent import pilot
 from semipd_agent.contract import SLO, AgentConfig, Bounds, Mode, PartitionConfig
 from semipd_agent.slo import predictive, recording
 from semipd_agent.slo.recording import RecordingError, replayed
@@ -34,7 +34,7 @@ def flown(seconds: int, *, mixed: bool = False) -> Pod:
 
 
 def recorded(pod: Pod) -> bytes:
-    return b"".join(pod.controller.recorder.pieces())
+    return b"".join(pod.controller.pilot.recorder.pieces())
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -46,7 +46,7 @@ def test_a_recording_replayed_gives_the_same_decisions(mixed: bool, monkeypatch:
     assert 30 <= len(ticks) <= 45, "three segments of fifteen ticks are kept"
     assert all(tick.same for tick in ticks)
     assert sum(tick.recorded is not None for tick in ticks) > 25
-    assert ticks[-1].recorded == pod.controller.verdict
+    assert ticks[-1].recorded == pod.controller.pilot.verdict
     assert pod.controller.faults.report() == ()
 
 
@@ -90,7 +90,7 @@ def test_what_no_tick_tells_begins_a_segment() -> None:
 def test_it_is_read_in_pieces_as_it_was_when_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader who takes his time holds little of it, and sees no half of a later line."""
     pod = flown(10)
-    then, pieces = recorded(pod), pod.controller.recorder.pieces()
+    then, pieces = recorded(pod), pod.controller.pilot.recorder.pieces()
     monkeypatch.setattr(recording, "PIECE_BYTES", 1000)
     read = [next(pieces)]
     pod.tick(11.0)
@@ -125,7 +125,7 @@ def test_what_could_not_be_taken_or_written_begins_a_segment(broken: str, monkey
     for second in range(1, 4):
         pod.tick(float(second))
     with monkeypatch.context() as patch:
-        patch.setattr(recording if broken == "_plain" else control, broken, fails)
+        patch.setattr(recording if broken == "_plain" else pilot, broken, fails)
         pod.tick(4.0)
         pod.controller.configure(config(2, tpot=20))
         for second in range(5, 10):

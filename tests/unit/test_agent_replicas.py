@@ -73,7 +73,7 @@ def simulate(load: float, seconds: int, seed: int) -> list[int]:
             pod.tick(float(now))
         if now % SYNC:
             continue
-        ratios = [pod.controller.utilization_ratio for pod in ready]
+        ratios = [pod.controller.pilot.utilization_ratio for pod in ready]
         wanted = hpa.sync(now, len(pods), [ratio for ratio in ratios if ratio is not None])
         pods += [Replica(float(now), float(now + BOOT)) for _ in range(wanted - len(pods))]
         leaving += [pods.pop() for _ in range(len(pods) - wanted)]

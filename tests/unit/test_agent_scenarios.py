@@ -104,8 +104,8 @@ def test_an_idle_pod_moves_nothing() -> None:
 def test_overload_is_reported_and_not_answered_with_a_dance() -> None:
     """Twice what the device can do: both SLOs fail, no split helps, and in the end the batch is full."""
     run = simulate(poisson(14, 60, 1155, 211, 1), auto(SLO(ttft_milliseconds=433, tpot_milliseconds=12)), 60, FAST)
-    assert run.controller.verdict.feasible is False
-    assert run.controller.verdict.feasible_reason in {"Overloaded", "TTFTBound", "TPOTBound", "KVBound"}
+    assert run.controller.pilot.verdict.feasible is False
+    assert run.controller.pilot.verdict.feasible_reason in {"Overloaded", "TTFTBound", "TPOTBound", "KVBound"}
     assert run.moves() <= 3
 
 

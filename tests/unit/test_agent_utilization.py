@@ -135,9 +135,9 @@ def test_it_is_held_through_a_missed_poll_and_unknown_without_targets() -> None:
     bench = Bench(bench_config(mode=Mode.AUTO, slo=PROMPTS))
     for _ in range(15):
         bench.tick()
-    assert bench.controller.utilization_ratio == 0.0
+    assert bench.controller.pilot.utilization_ratio == 0.0
     bench.tick(answers=False)
-    assert bench.controller.utilization_ratio == 0.0
+    assert bench.controller.pilot.utilization_ratio == 0.0
     bench.controller.configure(bench_config(2, mode=Mode.AUTO))
     bench.tick()
-    assert bench.controller.utilization_ratio is None
+    assert bench.controller.pilot.utilization_ratio is None
