@@ -1,14 +1,14 @@
 """Renders a model's Jinja chat template in a sandbox, with the helpers that templates on the Hub rely on.
 
 The template comes with the model and is not trusted; the messages come from clients and are plain JSON data. So the
-work of one rendering is bounded, by counts and not by a clock: the same messages are always served, or never. Knows no
-tokenizer and no HTTP.
+work of one rendering is bounded (`template_bounds`): the same messages are always served, or never. Knows no tokenizer
+and no HTTP.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -16,20 +16,11 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context, LoopContext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from semipd_engine.cards.template_bounds import ALLOWANCE, Allowance, BoundedEnvironment
 
 _PROBE = "two words"
 """A user's message that shows how a template reads content."""
-MOST_TURNS = 1_000_000
-"""Turns of loops, and calls, of one rendering: a long conversation takes some ten for each message."""
-MOST_ITEMS = 1 << 24
-"""Characters, or items, of what is repeated: no conversation is so long."""
-MOST_BITS = 1 << 12
-"""Of a product or power: nobody counts so far."""
-_TURNS = "\x00turns\x00"
-"""The rendering's count in its context. No name of a template is such."""
-_COUNTED = "semipd_counted"
 _CONTINUE = "\x00continue\x00"
 """Marks the end of the last message; the last occurrence counts, so a client that sends it gains nothing."""
 
@@ -59,67 +50,9 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-class _Turns:
-    """What one rendering has left."""
-
-    def __init__(self) -> None:
-        self._left = MOST_TURNS
-
-    def take(self) -> None:
-        self._left -= 1
-        if self._left < 0:
-            raise jinja2.TemplateError(f"it takes more than {MOST_TURNS} turns of its loops")
-
-
-@jinja2.pass_context  # which also keeps it out of what is computed once, when a template is compiled
-def _counted(context: Context, items: Iterable[Any]) -> Iterator[Any]:
-    turns: _Turns = context[_TURNS]
-    for item in items:
-        turns.take()
-        yield item
-
-
-def _too_large(operator: str, left: Any, right: Any) -> bool:
-    """Would this product, or power, be? Whatever is neither number nor sequence has its own say."""
-    if isinstance(left, int) and isinstance(right, int):
-        bits = left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
-        return bits > MOST_BITS
-    count, items = (left, right) if isinstance(left, int) else (right, left)
-    return isinstance(count, int) and isinstance(items, str | list | tuple) and len(items) * count > MOST_ITEMS
-
-
-class _Bounded(ImmutableSandboxedEnvironment):
-    """Counts the turns of each loop and each call, and judges products and powers before they are computed."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
-        self.filters[_COUNTED] = _counted
-        del self.globals["lipsum"]  # as many words as it is asked for
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        template = super()._parse(source, name, filename)
-        for loop in template.find_all(nodes.For):
-            loop.iter = nodes.Filter(loop.iter, _COUNTED, [], [], None, None, lineno=loop.lineno)
-        template.set_environment(self)
-        return template
-
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        __context[_TURNS].take()
-        if isinstance(__obj, LoopContext) and args:  # a recursive loop's next level
-            args = (_counted(__context, args[0]), *args[1:])
-        return super().call(__context, __obj, *args, **kwargs)
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if _too_large(operator, left, right):
-            raise jinja2.TemplateError(f"{operator} gives more than {MOST_ITEMS} items, or {MOST_BITS} bits")
-        return super().call_binop(context, operator, left, right)
-
-
-def _environment(now: Callable[[], datetime]) -> ImmutableSandboxedEnvironment:
-    environment = _Bounded()
-    environment.filters["tojson"] = _tojson
+def _environment(now: Callable[[], datetime]) -> BoundedEnvironment:
+    tags = [_GenerationTag, loopcontrols]
+    environment = BoundedEnvironment({"tojson": _tojson}, trim_blocks=True, lstrip_blocks=True, extensions=tags)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda format: now().strftime(format)
     return environment
@@ -189,7 +122,7 @@ class ChatTemplates:
         return None
 
     def _render(self, name: str, context: dict[str, Any]) -> str:
-        return self._templates[name].render(context | {_TURNS: _Turns()})
+        return self._templates[name].render(context | {ALLOWANCE: Allowance()})
 
     def _shows(self, name: str, content: str | list[dict[str, str]]) -> bool:
         """Is a user's message with this content in the prompt? A template that refuses it does not show it."""

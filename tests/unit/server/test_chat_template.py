@@ -142,6 +142,40 @@ ENDLESS = {
     "a text": "{{ 'ab' * 10 ** 10 }}",
     "a list": "{% for i in 10 ** 10 * [messages] %}{% endfor %}",
     "words": "{{ lipsum(n=1000000000) }}",
+    "a width": "{{ 'a' | center(10 ** 9) }}",
+    "a method's width": "{{ 'a'.rjust(10 ** 9) }}",
+    "a width by map": "{{ ['a'] | map('center', 10 ** 9) | list }}",
+    "zeros": "{{ 'a'.zfill(10 ** 9) }}",
+    "an indent": "{{ messages | tojson(indent=10 ** 9) }}",
+    "lines moved in": "{{ ('\\n' * 100000) | indent(1000, blank=true) }}",
+    "tabs": "{{ ('\\t' * 100000).expandtabs(1000) }}",
+    "a replacement": "{{ ('a' * 10000) | replace('a', 'b' * 10000) }}",
+    "a method's replacement": "{{ ('a' * 10000).replace('a', 'b' * 10000) }}",
+    "a separator": "{{ (['a'] * 10000) | join('b' * 10000) }}",
+    "a method's separator": "{{ ('b' * 10000).join(['a'] * 10000) }}",
+    "one text many times": "{{ (['b' * 10000] * 10000) | join }}",
+    "a format": "{{ '%999999999d' % 1 }}",
+    "a format by its argument": "{{ '%*d' % (999999999, 1) }}",
+    "a filter's format": "{{ '%999999999d' | format(1) }}",
+    "a method's format": "{{ '{:>999999999}'.format(1) }}",
+    "a width in a width": "{{ '{:>{}}'.format(1, 999999999) }}",
+    "one argument many times": "{{ ('{0}' * 10000).format('a' * 10000) }}",
+    "twice itself": "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "twice itself, joined": "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}"
+    "{% endfor %}",
+    "a list of itself, shown": "{% set ns = namespace(x=[]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}"
+    "{% endfor %}{{ ns.x }}",
+    "a list of itself, as JSON": "{% set ns = namespace(x=[]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}"
+    "{% endfor %}{{ ns.x | tojson }}",
+    "a list of itself, as text": "{% set ns = namespace(x=[]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}"
+    "{% endfor %}{{ (ns.x | string) ~ '' }}",
+    "namespaces of themselves": "{% set ns = namespace(x=1) %}{% for i in range(60) %}"
+    "{% set ns.x = namespace(a=ns.x, b=ns.x) %}{% endfor %}{{ ns.x }}",
+    "many copies": "{% set ns = namespace(x=[]) %}{% set y = 'a' * 10000000 %}{% for i in range(99999) %}"
+    "{% set ns.x = ns.x + [y[1:]] %}{% endfor %}",
+    "many letters": "{% set y = 'a' * 10000000 %}{% for i in range(99999) %}{{ y }}{% endfor %}",
+    "many results": "{% set y = 'a' * 10000000 %}{% for i in range(99999) %}{% set z = y | upper %}{% endfor %}",
+    "lists of lists": "{{ ([messages * 1000000] * 1000) | sum(start=[]) }}",
 }
 
 
@@ -159,6 +193,16 @@ def test_what_is_bounded_is_one_rendering_and_a_long_conversation_is_far_from_it
     assert [len(templates.render(long)) for _ in range(3)] == [len(templates.render(long))] * 3
 
 
+OPERATIONS = (
+    "{{ 'a' ~ 1 ~ nothing ~ none }}{{ [1, 'é'] | tojson }}{{ messages[1:] | length }}{{ 'abc'[::-1] }}{{ nothing }}"
+    "{{ '%s-%03d' % ('x', 7) }}{{ '{}:{:>5}'.format('a', 'b') }}{{ 'a,b' | replace(',', ';') }}{{ 'x' | center(9) }}"
+    "{{ 'a b'.split() | join('/') }}{{ messages | map(attribute='role') | join(', ') }}{{ [[1], [2]] | sum(start=[]) }}"
+    "{{ 'p\\nq' | indent(2) }}{{ [3, 1] | sort }}{{ {'b': 1, 'a': [2]} | tojson(indent=1) }}{{ '-'.join('xyz') }}"
+    "{% set text %}{{ 1 + 2 }}{{ [1] + [2] }}{% endset %}{{ text | upper }}{{ [1, 2, 3] | batch(2) | list }}"
+    "{{ namespace(a=1) }}{{ messages[0] }}{{ 'tab\\t'.expandtabs(4) }}{{ (1, 2) | string | trim }}{{ 7 % 4 }}"
+)
+
+
 def test_loops_know_their_ends_as_ever() -> None:
     """Their length, neighbours and else; filters and recursion."""
     source = (
@@ -168,6 +212,6 @@ def test_loops_know_their_ends_as_ever() -> None:
         "{% for x in [[1, [2]], [3]] recursive %}{{ loop(x) if x is not number else x }}{{ loop.depth }}{% endfor %}"
         "{{ '-' * 3 }}{{ 2 ** 3 * 1.5 }}{{ -2 ** 2 }}{{ 'x' * -1 }}{{ true * 'y' }}"
     )
-    ours = ChatTemplates({"default": source}, {}).render([USER, USER])
-    theirs, _ = render_jinja_template([[USER, USER]], chat_template=source, add_generation_prompt=True)
+    ours = ChatTemplates({"default": source + OPERATIONS}, {}).render([USER, USER])
+    theirs, _ = render_jinja_template([[USER, USER]], chat_template=source + OPERATIONS, add_generation_prompt=True)
     assert ours == theirs[0] and "1/2" in ours
