@@ -155,7 +155,7 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(HTTPException)
     async def routing(request: Request, error: HTTPException) -> Response:
         asked, headers = f"{request.method} {request.url.path}", error.headers or {}
-        use = f"use {headers['Allow']}" if "Allow" in headers else "see /docs for what there is"
+        use = f"use {headers['Allow']}" if "Allow" in headers else _where_it_is(request.url.path)
         response = error_response(ApiError(error.status_code, f"{asked}: {error.detail}; {use}", code="unknown_url"))
         response.headers.update(headers)
         return response
@@ -192,6 +192,13 @@ class ApiKey:
         if scheme.lower() == b"bearer" and any(hmac.compare_digest(given.strip(), key) for key in keys):
             return None
         return "Authorization: the API key is missing or wrong; send 'Authorization: Bearer KEY'"
+
+
+def _where_it_is(path: str) -> str:
+    """What a client's base URL often has too little, or too much of."""
+    right = "/v1" + path.removeprefix("/v1").removeprefix("/v1")
+    served = ("/v1/completions", "/v1/chat/completions", "/v1/models")
+    return f"use {right}, with a base URL that ends in /v1 once" if right in served else "see /docs for what there is"
 
 
 def _model(service: Service) -> dict[str, object]:

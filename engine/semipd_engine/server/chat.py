@@ -11,6 +11,8 @@ from semipd_engine.server.tools import THINK, THOUGHT
 Message = dict[str, Any]
 ROLES = {"developer": "system"}
 """OpenAI's newer name, which templates do not know."""
+TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""Kinds of parts that are text, and where they have it; the second and third are those of OpenAI's newer API."""
 REFUSED = {"function_call": "send tool_calls", "audio": "send its transcript as content"}
 """Fields of a message that no template shows."""
 
@@ -52,8 +54,8 @@ def _normalise(message: Message, where: str) -> Message:
 def _text(part: Any, where: str) -> str:
     if isinstance(part, str):
         return part
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        text: str = part["text"]
+    if isinstance(part, dict) and (key := TEXT_PARTS.get(str(part.get("type")))) and isinstance(part.get(key), str):
+        text: str = part[key]
         return text
     raise bad_request(where, "only parts {'type': 'text', 'text': ...} are supported; this model reads text")
 
@@ -63,9 +65,11 @@ def _tool_calls(calls: Any, where: str) -> list[Any]:
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise bad_request(where, "must be a list of objects")
     parsed = []
-    for call in calls:
+    for number, call in enumerate(calls):
         function = call.get("function")
-        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise bad_request(f"{where}.{number}.function.name", "is missing; send the name of what was called")
+        if isinstance(function.get("arguments"), str):
             try:
                 arguments = json.loads(function["arguments"] or "{}")
             except (ValueError, RecursionError):

@@ -6,6 +6,7 @@ others `fields` decides.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
@@ -75,6 +76,8 @@ def _are_ids(value: list[Any]) -> bool:
 def _check_logit_bias(value: Any) -> dict[int, float]:
     if not isinstance(value, dict):
         raise ValueError("must be an object from token id to bias")
+    if not all(isinstance(token, int) or re.fullmatch("0|-?[1-9][0-9]{0,9}", token) for token in value):
+        raise ValueError("must map token ids, in plain digits, to numbers")
     try:
         bias = {int(token): float(amount) for token, amount in value.items()}
     except (TypeError, ValueError, OverflowError):
@@ -82,6 +85,12 @@ def _check_logit_bias(value: Any) -> dict[int, float]:
     if not all(0 <= token <= INT32_MAX and -100 <= amount <= 100 for token, amount in bias.items()):
         raise ValueError("must map token ids (0 or more) to numbers in [-100, 100]")
     return bias
+
+
+def _check_schema(value: Any) -> Any:
+    if not isinstance(value, dict | str | bool | None):
+        raise ValueError("must be a JSON schema, or the text of one")
+    return value
 
 
 Message = Annotated[dict[str, Any], WithJsonSchema(body_schemas.MESSAGE)]
@@ -104,6 +113,14 @@ class StreamOptions(BaseModel):
 
     include_usage: Off = False
     continuous_usage_stats: Off = False
+
+
+def _count_of_logprobs(value: Any) -> Any:
+    """False asks for none, as it does in a chat; 0 asks for the chosen tokens'."""
+    return None if value is False else value
+
+
+LogprobCount = Annotated[Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None, BeforeValidator(_count_of_logprobs)]
 
 
 class GenerationRequest(BaseModel):
@@ -135,7 +152,7 @@ class GenerationRequest(BaseModel):
     return_tokens_as_token_ids: Off = False
     response_format: Annotated[dict[str, Any], WithJsonSchema(body_schemas.RESPONSE_FORMAT)] | None = None
     structured_outputs: Annotated[dict[str, Any], WithJsonSchema(body_schemas.STRUCTURED_OUTPUTS)] | None = None
-    guided_json: dict[str, Any] | str | bool | None = None
+    guided_json: Annotated[Any, PlainValidator(_check_schema)] = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
@@ -143,7 +160,7 @@ class GenerationRequest(BaseModel):
     guided_whitespace_pattern: str | None = None
     request_id: Annotated[str, Field(pattern=REQUEST_ID)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
-    prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    prompt_logprobs: LogprobCount = None
     priority: int | None = Field(default=None, ge=-INT64_MAX, le=INT64_MAX)
 
     @property
@@ -189,7 +206,7 @@ class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
     prompt: Annotated[list[Prompt], PlainValidator(_parse_prompts), WithJsonSchema(body_schemas.PROMPT)]
-    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    logprobs: LogprobCount = None
     add_special_tokens: On = True
     echo: bool | None = None
 

@@ -88,7 +88,8 @@ TOOL_CHOICE_SCHEMA = {
 
 
 def check_tools(value: Any) -> list[Tool]:
-    """As they were sent: a template shows them so. Raises ValueError that names the one at fault."""
+    """As they were sent, but each with its type: a template shows them so. Raises ValueError that names the one at
+    fault."""
     if not isinstance(value, list):
         raise ValueError("must be a list of {'type': 'function', 'function': {...}}")
     if len(value) > MAX_TOOLS:
@@ -96,12 +97,12 @@ def check_tools(value: Any) -> list[Tool]:
     names = [_checked_name(tool, number) for number, tool in enumerate(value)]
     if len(set(names)) < len(names):
         raise ValueError("two functions have the same name; names must differ")
-    return value
+    return [tool if "type" in tool else {"type": "function"} | tool for tool in value]
 
 
 def _checked_name(tool: Any, number: int) -> str:
     function = tool.get("function") if isinstance(tool, dict) else None
-    if not isinstance(function, dict) or tool.get("type") != "function":
+    if not isinstance(function, dict) or tool.get("type", "function") != "function":
         raise ValueError(f"{number} must be {{'type': 'function', 'function': {{...}}}}; other tools are not served")
     name = function.get("name")
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
@@ -119,9 +120,10 @@ def check_tool_choice(value: Any) -> str | Tool:
     """Raises ValueError for what is no choice."""
     if value in ("none", "auto", "required"):
         return str(value)
-    function = value.get("function") if isinstance(value, dict) and value.get("type") == "function" else None
-    if isinstance(function, dict) and isinstance(function.get("name"), str):
-        return dict(value)
+    given: Tool = {"type": "function"} | (value if isinstance(value, dict) else {})
+    function = given.get("function")
+    if given["type"] == "function" and isinstance(function, dict) and isinstance(function.get("name"), str):
+        return given
     raise ValueError("must be 'none', 'auto', 'required' or {'type': 'function', 'function': {'name': ...}}")
 
 

@@ -40,6 +40,10 @@ BODIES: list[tuple[str, str, str | None]] = [
     (COMPLETIONS, '{"prompt": "x", "logit_bias": {"' + "9" * 5000 + '": 1}}', "logit_bias"),
     (COMPLETIONS, '{"prompt": "x", "logit_bias": {"five": 1}}', "logit_bias"),
     (COMPLETIONS, '{"prompt": "x", "logit_bias": [1]}', "logit_bias"),
+    (COMPLETIONS, '{"prompt": "x", "logit_bias": {"1_0": 1}}', "logit_bias"),
+    (COMPLETIONS, '{"prompt": "x", "logit_bias": {" 5": 1, "5": 2}}', "logit_bias"),
+    (COMPLETIONS, '{"prompt": "x", "logit_bias": {"\u0665": 1}}', "logit_bias"),
+    (COMPLETIONS, '{"prompt": "x", "guided_json": []}', "guided_json"),
     (COMPLETIONS, '{"prompt": "x", "seed": 1' + "0" * 40 + "}", "seed"),
     (COMPLETIONS, '{"prompt": "x", "seed": 1' + "0" * 5000 + "}", "body"),
     (COMPLETIONS, '{"prompt": "x", "max_tokens": 1e30}', "max_tokens"),
@@ -101,6 +105,16 @@ BODIES: list[tuple[str, str, str | None]] = [
      "messages.0.content.0"),
     (CHAT, '{"messages": [{"role": "assistant", "content": "x", "tool_calls": "y"}]}', "messages.0.tool_calls"),
     (CHAT, '{"messages": [{"role": "assistant", "function_call": {"name": "f"}}]}', "messages.0.function_call"),
+    (CHAT, '{"messages": [{"role": "assistant", "tool_calls": [{}]}]}', "messages.0.tool_calls.0.function.name"),
+    (CHAT, '{"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}]}',
+     "messages.0.tool_calls.0.function.name"),
+    (CHAT, '{"messages": [{"role": "user", "content": [{"type": "input_text", "text": "a"}]}, {"role": "assistant", '
+     '"content": [{"type": "output_text", "text": "b"}, {"type": "refusal", "refusal": "no"}]}], "max_tokens": 1}',
+     None),
+    (CHAT, '{"messages": [{"role": "user", "content": [{"type": "refusal", "text": "x"}]}]}', "messages.0.content.0"),
+    (CHAT, '{"messages": [' + USER + '], "tools": [{"function": {"name": "f"}}], "tool_choice": {"function": {"name": '
+     '"f"}}, "max_tokens": 1}', None),
+    (CHAT, '{"messages": [' + USER + '], "tools": [{"type": null, "function": {"name": "f"}}]}', "tools"),
     (CHAT, '{"messages": [' + USER + '], "tools": {"a": 1}}', "tools"),
     (CHAT, '{"messages": [' + USER + '], "tools": [{"type": "function", "function": {"name": "f", "parameters": '
      '{"type": "object", "minProperties": NaN}}}], "tool_choice": "required"}', "tools.0.function.parameters"),
@@ -179,6 +193,17 @@ def test_odd_paths_and_methods(api: Api, method: str, path: str, status: int) ->
         assert answer.headers["allow"]
     if status != 200 and method != "HEAD":
         assert answer.json()["error"]["message"] and answer.json()["error"]["code"]
+
+
+def test_false_asks_for_no_logprobs(api: Api) -> None:
+    assert api.complete(logprobs=False, prompt_logprobs=False).json()["choices"][0]["logprobs"] is None
+    assert api.complete(logprobs=0).json()["choices"][0]["logprobs"]["tokens"]
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/v1/v1/chat/completions"])
+def test_a_base_url_with_too_little_or_too_much_is_told_so(api: Api, path: str) -> None:
+    assert "use /v1/chat/completions," in api.client.post(path, json={}).json()["error"]["message"]
+    assert "see /docs" in api.client.get("/v1/engines").json()["error"]["message"]
 
 
 POST = b"POST /v1/completions HTTP/1.1\r\n"
