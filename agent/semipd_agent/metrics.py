@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 from semipd_agent.contract import DecisionReason, MetricWindow, StatusReport
 
 PARTITION_PERCENT = "semipd_partition_percent"
+MIXED_TOKENS = "semipd_partition_mixed_tokens"
 PARTITION_APPLIED = "semipd_partition_applied"
 PARTITION_CHANGES = "semipd_partition_changes_total"
 DECISIONS = "semipd_decisions_total"
@@ -29,6 +30,7 @@ GPU_XIDS = "semipd_gpu_xid_errors_total"
 
 NAMES = (
     PARTITION_PERCENT,
+    MIXED_TOKENS,
     PARTITION_APPLIED,
     PARTITION_CHANGES,
     DECISIONS,
@@ -74,12 +76,19 @@ class ReportCollector(Collector):
         percent = GaugeMetricFamily(
             PARTITION_PERCENT, "Share of the device, percent; applied is read back.", labels=["phase", "value"]
         )
+        mixed = GaugeMetricFamily(
+            MIXED_TOKENS,
+            "Most tokens of a step that computes prompts with decode's; 0 while each phase has steps of its own.",
+            labels=["value"],
+        )
         splits = {"requested": partition.requested, "quantized": partition.quantized, "applied": partition.applied}
         for value, split in splits.items():
             if split is not None:
                 percent.add_metric(["prefill", value], split.prefill_percent)
                 percent.add_metric(["decode", value], split.decode_percent)
+                mixed.add_metric([value], split.mixed_tokens)
         yield percent
+        yield mixed
         applied = partition.state == "Applied"
         yield GaugeMetricFamily(PARTITION_APPLIED, "1 while the workers prove the split.", value=float(applied))
         yield CounterMetricFamily(PARTITION_CHANGES, "Changes of the split.", value=partition.changes)

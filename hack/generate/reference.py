@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 from semipd_agent.contract import DecisionReason
 from semipd_operator.api.rules import VALIDATIONS
 from semipd_operator.api.schema import Schema
 from semipd_operator.crd import COLUMNS, custom_resource_definition
-from semipd_operator.reasons import MEANING, REASONS, EventReason
+from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
+from semipd_operator.reasons import MEANING, REASONS, ConditionType, EventReason, PodTrouble
+from semipd_operator.status import Problem
+from semipd_operator.status.verdict import Verdict
 
 _DECISIONS: dict[DecisionReason, str] = {
     DecisionReason.TTFT_ABOVE_TARGET: "The time to the first token was above its target: prefill got more.",
@@ -31,6 +35,8 @@ def conditions() -> str:
         "`kubectl get spd` shows Ready and its reason; `kubectl describe spd NAME` shows all conditions with their",
         "messages, the last decisions and the events. Reasons are API: alerts may match on them.",
         "A pod of a newer engine may also report a reason of its own for a model that does not load.",
+        "",
+        *_as_it_looks(),
     ]
     for kind, entries in REASONS.items():
         lines += ["", f"## {kind}", "", MEANING[kind], ""]
@@ -43,6 +49,36 @@ def conditions() -> str:
     lines += ["", "## Reasons of decisions (`status.partition.decisions`)", "", "| reason | meaning |", "|---|---|"]
     lines += [f"| `{reason}` | {_DECISIONS[reason]} |" for reason in DecisionReason]
     return "\n".join(lines) + "\n"
+
+
+def _as_it_looks() -> list[str]:
+    """One cause in the row and in the description, by the code that writes them."""
+    words = "demo-5c8f7-x2x5k: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    problem = Problem(PodTrouble.UNSCHEDULABLE, words, "nvidia.com/gpu")
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    condition = Verdict.of(ConditionType.READY, problem).condition(SemiPDServiceStatus(), at, 1)
+    return [
+        "## How it looks",
+        "",
+        "Every condition that is False has its cause, in the words of whoever refuses or fails, and then a remedy: that of",
+        "the tables below, or a closer one where the words tell it. The row shows Ready's reason, with the object at fault",
+        "in brackets; the description has this message under the condition of the cause and under Ready:",
+        "",
+        "```text",
+        "$ kubectl get spd demo",
+        "NAME   READY   REASON",
+        f"demo   False   {condition.reason}({problem.detail})",
+        "$ kubectl describe spd demo",
+        f"Message: {condition.message}",
+        f"Reason:  {condition.reason}",
+        f"Status:  {condition.status}",
+        f"Type:    {condition.type}",
+        "```",
+        "",
+        "A message that names a pod and a container is continued by `kubectl logs POD -c CONTAINER` (`--previous` after a",
+        "crash); one that quotes a scheduler, a quota or a webhook is theirs to change. What passes by itself within half a",
+        "minute (an API server in trouble, a split on its way) takes Ready back from nobody.",
+    ]
 
 
 def reference() -> str:

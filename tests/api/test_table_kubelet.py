@@ -120,6 +120,24 @@ def test_a_load_balancer_that_nobody_provides_is_told(control_plane: Any, namesp
     clear(control_plane, namespace)
 
 
+SILENT = Row(
+    "AgentUnreachable",
+    "table-*: its engine is not ready, and nothing is known of it: the agent cannot be reached (*). Remedy: Allow the "
+    "operator to reach port 9400 of the pods (NetworkPolicy).",
+)
+
+
+def test_an_agent_that_nobody_can_reach(control_plane: Any, namespace: str) -> None:
+    """Half a minute after its start: until then it may be on its way."""
+    make(control_plane, namespace, SILENT)
+    [pod] = wait_until(lambda: pods(control_plane, namespace))
+    engine = {"name": "engine", "image": "e", "imageID": "", "restartCount": 0, "ready": False}
+    engine["state"] = {"running": {"startedAt": pod["metadata"]["creationTimestamp"]}}
+    there = {"phase": "Running", "podIP": "127.0.0.39", "podIPs": [{"ip": "127.0.0.39"}]}
+    patch_pod(control_plane, namespace, pod["metadata"]["name"], {**there, "containerStatuses": [engine]})
+    shows(control_plane, namespace, SILENT)
+
+
 SPREAD = {
     "podAntiAffinity": {
         "requiredDuringSchedulingIgnoredDuringExecution": [

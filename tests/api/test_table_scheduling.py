@@ -20,7 +20,8 @@ TABLE: dict[str, Row] = {
     ),
     "claim without a volume": Row(
         "ClaimUnbound(models)",
-        "table-*: *unbound immediate PersistentVolumeClaims*. Remedy: kubectl describe pvc: *",
+        "table-*: claim models: *no storage class is set*; *unbound immediate PersistentVolumeClaims*. Remedy: kubectl "
+        "describe pvc: *",
         PVC,
         [claim()],
     ),
@@ -78,6 +79,12 @@ UNSEEN = Row(
     template(schedulerName="nobody"),
 )
 
+DEVICES = Row(
+    "Unschedulable(resourceClaim)",
+    "table-*: *resource*claim*gone*. Remedy: kubectl describe resourceclaim: create it, or correct resourceClaims in "
+    "spec.podTemplate.",
+    template(resourceClaims=[{"name": "gpu", "resourceClaimName": "gone"}]),
+)
 WAITS = Row(
     "ClaimUnbound(models)",
     "table-*: the scheduler has chosen node *, and waits for a volume of claim models: no provisioner makes it. *",
@@ -110,7 +117,14 @@ def unseen(control_plane: Any) -> str:
     return str(name)
 
 
-@pytest.mark.usefixtures("unseen", "waits")
+@pytest.fixture(scope="module")
+def devices(control_plane: Any) -> str:
+    answer = control_plane.request("POST", "/api/v1/namespaces", {"metadata": {"generateName": "devices-"}})
+    make(control_plane, name := answer["metadata"]["name"], DEVICES)
+    return str(name)
+
+
+@pytest.mark.usefixtures("unseen", "waits", "devices")
 @pytest.mark.parametrize("case", TABLE)
 def test_cause_and_remedy_are_in_the_row_and_in_the_description(control_plane: Any, namespace: str, case: str) -> None:
     make(control_plane, namespace, TABLE[case])
@@ -119,6 +133,11 @@ def test_cause_and_remedy_are_in_the_row_and_in_the_description(control_plane: A
 
 def test_a_scheduler_that_does_not_run(control_plane: Any, unseen: str) -> None:
     shows(control_plane, unseen, UNSEEN)
+
+
+def test_a_resource_claim_that_is_not_there(control_plane: Any, devices: str) -> None:
+    """Of devices (DRA): the scheduler says nothing while it waits for it."""
+    shows(control_plane, devices, DEVICES)
 
 
 def test_a_claim_that_waits_for_its_provisioner(control_plane: Any, waits: str) -> None:
