@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from semipd_agent.contract import DecisionReason
 from semipd_operator.api.rules import VALIDATIONS
 from semipd_operator.api.schema import Schema
-from semipd_operator.crd import COLUMNS, custom_resource_definition
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
+from semipd_operator.crd import COLUMNS, custom_resource_definition
 from semipd_operator.reasons import MEANING, REASONS, ConditionType, EventReason, PodTrouble
 from semipd_operator.status import Problem
 from semipd_operator.status.verdict import Verdict
@@ -60,9 +60,9 @@ def _as_it_looks() -> list[str]:
     return [
         "## How it looks",
         "",
-        "Every condition that is False has its cause, in the words of whoever refuses or fails, and then a remedy: that of",
-        "the tables below, or a closer one where the words tell it. The row shows Ready's reason, with the object at fault",
-        "in brackets; the description has this message under the condition of the cause and under Ready:",
+        "Every condition that is False has its cause, in the words of whoever refuses or fails, and a remedy: that",
+        "of the tables below, or a closer one where the words tell it. The row has Ready's reason, with the object at",
+        "fault in brackets; the description has this message under the condition of the cause and under Ready:",
         "",
         "```text",
         "$ kubectl get spd demo",
@@ -75,9 +75,9 @@ def _as_it_looks() -> list[str]:
         f"Type:    {condition.type}",
         "```",
         "",
-        "A message that names a pod and a container is continued by `kubectl logs POD -c CONTAINER` (`--previous` after a",
-        "crash); one that quotes a scheduler, a quota or a webhook is theirs to change. What passes by itself within half a",
-        "minute (an API server in trouble, a split on its way) takes Ready back from nobody.",
+        "A message that names a pod and a container goes on in `kubectl logs POD -c CONTAINER` (`--previous` after",
+        "a crash); one that quotes a scheduler, a quota or a webhook is theirs to change. What passes by itself within",
+        "half a minute (an API server in trouble, a split on its way) takes Ready back from nobody.",
     ]
 
 

@@ -51,8 +51,9 @@ from semipd_operator.workqueue import Key
 log = logging.getLogger(__name__)
 
 
-PATIENCE_SECONDS = 30.0
-"""For an API server that refuses what it may take in a moment."""
+PATIENCE_SECONDS, FIRST_PATIENCE_SECONDS = 30.0, 2.0
+"""For an API server that refuses what it may take in a moment; the second, where there is no Deployment yet and so no
+Ready to take back: after a second try."""
 TRIES = 3
 """Of one look, where someone else writes our objects at the same time; then it waits, longer each time."""
 
@@ -123,13 +124,14 @@ class Reconciler:
         return Next.RETRY if outcome.again else Next.NEWS if settled else Next.LATER
 
     def _patient(self, key: Key, outcome: Outcome) -> Outcome:
-        """A server in trouble for longer than `PATIENCE_SECONDS` is a problem, and before that none of Ready's."""
+        """A server in trouble for longer than our patience is a problem, and before that none of Ready's."""
         problem = outcome.problem
         if problem is None or not problem.for_now:
             self._refused_since.pop(key, None)
             return outcome
         since = self._refused_since.setdefault(key, self._clock())
-        return replace(outcome, problem=replace(problem, for_now=self._clock() - since < PATIENCE_SECONDS))
+        patience = PATIENCE_SECONDS if self._informer.get("Deployment", *key) else FIRST_PATIENCE_SECONDS
+        return replace(outcome, problem=replace(problem, for_now=self._clock() - since < patience))
 
     def use(self, settings: Settings) -> None:
         """From the next reconcile on."""

@@ -171,6 +171,19 @@ async def test_what_may_be_read_but_not_deleted_is_said() -> None:
     assert "cannot delete" in one.kube.condition("SpecAccepted")["message"]
 
 
+async def test_trouble_before_there_was_anything_is_told_after_the_second_try() -> None:
+    """A webhook whose Service is missing comes as an internal error."""
+    one = Fixture()
+    one.kube.refuse["apply", "ConfigMap"] = 500
+    one.kube.words = 'Internal error occurred: failed calling webhook "x.team.io": service "x" not found'
+    for one.now in (0, 1):
+        await one.reconcile()
+        assert one.kube.condition("Ready")["reason"] == "NoPods"
+    one.now = 3
+    await one.reconcile()
+    assert one.kube.condition("Ready")["reason"] == "AdmissionWebhookFailed"
+
+
 @pytest.mark.parametrize("kind", ["Deployment", "Service", "ConfigMap"])
 async def test_a_quota_of_objects_is_told_with_its_remedy_wherever_somebody_looks(kind: str) -> None:
     """There is no Deployment that anybody could describe."""
