@@ -87,7 +87,8 @@ DEVICES = Row(
 )
 WAITS = Row(
     "ClaimUnbound(models)",
-    "table-*: the scheduler has chosen node *, and waits for a volume of claim models: no provisioner makes it. *",
+    "table-*: claim models: Waiting for a volume to be created *disk.csi.test*; the scheduler has chosen node *, and "
+    "waits for a volume of claim models: no provisioner makes it. *",
     PVC,
     [claim(storageClassName="waits")],
     lambda _: [

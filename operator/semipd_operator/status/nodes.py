@@ -70,7 +70,7 @@ def _source(pod: Object, words: str) -> str:
 def claim_words(events: list[Object]) -> str:
     """Why a claim has no volume: the latest of what its provisioner, or the controller of volumes, says of it."""
     said = sorted((event for event in events if event.get("message")), key=last_seen)
-    return str(said[-1]["message"]) if said else ""
+    return str(said[-1]["message"]).rstrip(".") if said else ""
 
 
 @dataclass(frozen=True)
