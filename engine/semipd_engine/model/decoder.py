@@ -80,8 +80,8 @@ class Decoder:
         return step
 
     def logits(self, step: Step, rows: Tensor) -> Tensor:
-        """Of the rows with these indices, int64 [R], of the step just done: float32 [R, vocab_size], valid until the
-        next one."""
+        """Of the rows with these indices, int32 or int64 [R], of the step just done: float32 [R, vocab_size], valid
+        until the next one."""
         head = Step(replace(step.batch, token_ids=rows), self._head_workspace)
         for name in (HIDDEN, BLOCK):
             torch.index_select(step.rows(name, self._width), 0, rows, out=head.rows(name, self._width))

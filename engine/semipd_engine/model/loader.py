@@ -8,7 +8,7 @@ bfloat16).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -45,7 +45,7 @@ def load_weights(
     specs = weight_specs(config)
     expected = {source.name: source.shape for source in checkpoint_tensors(specs)}
     checkpoint = Checkpoint(Path(model_dir), expected, config)
-    arena = WeightArena.create([_entry(spec, dtype, kernels) for spec in specs], device, inherited)
+    arena = WeightArena.create(arena_entries(specs, dtype, kernels), device, inherited)
     admit(arena.nbytes)
     total, done, percent = sum(torch.Size(shape).numel() for shape in expected.values()), 0, 0
     held, tensor = "", torch.empty(0)
@@ -85,7 +85,7 @@ def dummy_weights(
     """Weights of the right shapes and random values, made on the device: no file is read. Every matrix keeps the size
     of its input; norms are 1, biases 0. The same on every start of one device."""
     specs = weight_specs(config)
-    arena = WeightArena.create([_entry(spec, dtype, kernels) for spec in specs], device, inherited)
+    arena = WeightArena.create(arena_entries(specs, dtype, kernels), device, inherited)
     generator = torch.Generator(device).manual_seed(0)
     for spec in specs:
         if spec.matrix:
@@ -100,6 +100,11 @@ def dummy_weights(
             arena[spec.name].fill_(1.0)
     arena.region.seal()
     return arena
+
+
+def arena_entries(specs: Sequence[WeightSpec], dtype: torch.dtype, kernels: Kernels) -> list[ArenaEntry]:
+    """What an arena has room for, in the formats that `kernels` read."""
+    return [_entry(spec, dtype, kernels) for spec in specs]
 
 
 def _entry(spec: WeightSpec, dtype: torch.dtype, kernels: Kernels) -> ArenaEntry:

@@ -63,13 +63,19 @@ class SamplingRow:
             self.counts.penalise(logits, sampling)
 
 
+NOT_FINITE = -1
+"""In place of a token: the model gave no number for its row."""
+
+
 def sample(
     logits: Tensor, rows: Sequence[SamplingRow], kernels: Kernels, masks: Sequence[Tensor | None] | None = None
 ) -> list[int]:
     """One token id for each row of ``logits`` (float32 [R, vocab]). Accepts nothing: call `SamplingRow.accept`.
 
-    `masks`: for each row None or a bool tensor [vocab] of the allowed tokens (structured output).
+    `masks`: for each row None or a bool tensor [vocab] of the allowed tokens (structured output). A row of logits that
+    holds NaN, or infinity as its largest, gets `NOT_FINITE`. All is fetched at once: a GPU is waited for once.
     """
+    finite = logits.amax(dim=-1).isfinite()  # of the raw ones: no bias and no mask is in them; NaN, if one is there
     changed = [i for i, row in enumerate(rows) if row.adjusts or (masks is not None and masks[i] is not None)]
     if changed:
         logits = logits.clone()  # the raw ones are for the log-probabilities
@@ -83,15 +89,19 @@ def sample(
         return torch.tensor(values, dtype=dtype).to(logits.device, non_blocking=True)
 
     sampling = [row.sampling for row in rows]
-    chosen: list[int] = kernels.sample(
-        logits,
-        column([one.temperature for one in sampling], torch.float32),
-        column([one.top_k for one in sampling], torch.int32),
-        column([one.top_p for one in sampling], torch.float32),
-        column([one.min_p for one in sampling], torch.float32),
-        column([row.uniform for row in rows], torch.float64),
-    ).tolist()
-    return chosen
+    if not any(one.temperature for one in sampling):
+        chosen = logits.argmax(dim=-1)  # the first of equals, as the kernel; and nothing to send to a GPU
+    else:
+        chosen = kernels.sample(
+            logits,
+            column([one.temperature for one in sampling], torch.float32),
+            column([one.top_k for one in sampling], torch.int32),
+            column([one.top_p for one in sampling], torch.float32),
+            column([one.min_p for one in sampling], torch.float32),
+            column([row.uniform for row in rows], torch.float64),
+        )
+    tokens: list[int] = chosen.masked_fill_(~finite, NOT_FINITE).tolist()
+    return tokens
 
 
 def uniform(seed: int, index: int) -> float:

@@ -6,7 +6,8 @@ read or write memory of other requests. Knows nothing of phases: a row has any n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,27 +60,63 @@ class Limits:
             raise PlanError(f"block ids must lie in [0, {self.num_blocks})", request)
 
 
+FEWEST = 16
+"""Rows for which a buffer has room at first."""
+ALIGNED = 64
+"""Numbers between the beginnings of two buffers: no two share a line of a cache."""
+
+
 class InputBuffers:
     """Where the inputs of a worker's steps lie: at the same addresses as long as they do not grow, so that a recorded
-    step, or a captured graph, finds the next one's."""
+    step, or a captured graph, finds the next one's.
+
+    On a GPU they are one piece of memory, and a step's inputs get there in one copy from pinned memory: it is queued,
+    and nobody waits for it. A step ends when all that was queued for it is done, so the host may write again then.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._held: dict[str, Tensor] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._numbers, self._host = host_memory(0, pinned=False)
+        self._there = self._host
+        self._begins: dict[str, int] = {}
 
-    def put(self, name: str, values: npt.NDArray[np.int32] | npt.NDArray[np.int64]) -> Tensor:
-        """A tensor of these values. To a GPU from pinned memory, so that the copy is queued and nobody waits for it."""
-        held = self._held.get(name)
-        if held is None or held.shape[1:] != values.shape[1:] or held.shape[0] < values.shape[0]:
-            given = torch.from_numpy(values)
-            held = torch.zeros(max(16, 2 * len(values)), *values.shape[1:], dtype=given.dtype, device=self._device)
-            self._held[name] = held
-        view = held[: len(values)]
-        if self._device.type == "cpu":
-            view.numpy()[...] = values
-        else:
-            view.copy_(torch.from_numpy(values).pin_memory(), non_blocking=True)
-        return view
+    def put(self, inputs: Mapping[str, Ints]) -> dict[str, Tensor]:
+        """Tensors of these values, int32, until the next call."""
+        if not all(self._fits(name, values) for name, values in inputs.items()):
+            self._grow(inputs)
+        found, end = dict[str, Tensor](), 0
+        for name, values in inputs.items():
+            begin, shape = self._begins[name], values.shape
+            end = max(end, begin + values.size)
+            self._numbers[begin : begin + values.size].reshape(shape)[...] = values
+            found[name] = self._there[begin : begin + values.size].view(shape)
+        if self._there is not self._host:
+            self._there[:end].copy_(self._host[:end], non_blocking=True)
+        return found
+
+    def _fits(self, name: str, values: Ints) -> bool:
+        held = self._shapes.get(name)
+        return held is not None and held[1:] == values.shape[1:] and held[0] >= values.shape[0]
+
+    def _grow(self, inputs: Mapping[str, Ints]) -> None:
+        for name, values in inputs.items():
+            if not self._fits(name, values):
+                self._shapes[name] = (max(FEWEST, 2 * len(values)), *values.shape[1:])
+        end = 0
+        for name, shape in self._shapes.items():
+            self._begins[name] = end
+            end += -(-math.prod(shape) // ALIGNED) * ALIGNED
+        self._numbers, self._host = host_memory(end, pinned=self._device.type == "cuda")
+        self._there = self._host
+        if self._device.type != "cpu":
+            self._there = torch.zeros(end, dtype=torch.int32, device=self._device)
+
+
+def host_memory(count: int, pinned: bool) -> tuple[Ints, Tensor]:
+    """Zeros, int32 [count], to write and to copy from: one memory. A GPU copies what is `pinned` by itself."""
+    tensor = torch.zeros(count, dtype=torch.int32, pin_memory=pinned)
+    return tensor.numpy(), tensor
 
 
 class InputBatch:
@@ -119,8 +156,8 @@ class InputBatch:
         return int(self._tables.max())
 
     def next(self) -> tuple[Batch, Tensor]:
-        """The batch of the step that comes next, and the indices int64 [R] of its rows to sample from."""
-        counts, size, put = self._counts, self._block_size, self._buffers.put
+        """The batch of the step that comes next, and the indices int32 [R] of its rows to sample from."""
+        counts, size = self._counts, self._block_size
         ends = np.cumsum(counts, dtype=np.int32)
         firsts = ends - counts
         if len(counts) == ends[-1]:
@@ -128,16 +165,19 @@ class InputBatch:
         else:
             positions = np.repeat(self._starts - firsts, counts) + np.arange(ends[-1], dtype=np.int32)
             blocks = self._tables[np.repeat(np.arange(len(counts)), counts), positions // size]
-        batch = Batch(
-            token_ids=put("token_ids", self._tokens),
-            positions=put("positions", positions),
-            slot_mapping=put("slot_mapping", blocks * size + positions % size),
-            block_tables=put("block_tables", self._tables),
-            seq_lens=put("seq_lens", self._starts + counts),
-            query_start_loc=put("query_start_loc", np.concatenate((np.zeros(1, np.int32), ends))),
-            visible=int(positions.sum(dtype=np.int64)) + len(positions),
+        put = self._buffers.put(
+            {
+                "token_ids": self._tokens,
+                "positions": positions,
+                "slot_mapping": blocks * size + positions % size,
+                "seq_lens": self._starts + counts,
+                "query_start_loc": np.concatenate((np.zeros(1, np.int32), ends)),
+                "sampled": ends[self._samples] - 1,
+                "block_tables": self._tables,
+            }
         )
-        return batch, put("sampled", (ends[self._samples] - 1).astype(np.int64))
+        sampled = put.pop("sampled")
+        return Batch(**put, visible=int(positions.sum(dtype=np.int64)) + len(positions)), sampled
 
     def advance(self, tokens: Sequence[int], running: Sequence[int]) -> None:
         """Each row that samples took its token of `tokens`; only those of them with the indices `running` go on."""

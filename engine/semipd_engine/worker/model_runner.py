@@ -22,7 +22,7 @@ from semipd_engine.memory.pages_ahead import PagesAhead
 from semipd_engine.model.decoder import Decoder
 from semipd_engine.model.stage import Step
 from semipd_engine.pacing.quantum import Pacer, in_quanta
-from semipd_engine.sampling.sampler import SamplingRow, sample, token_logprobs
+from semipd_engine.sampling.sampler import NOT_FINITE, SamplingRow, sample, token_logprobs
 from semipd_engine.worker.input_batch import InputBatch, InputBuffers, Limits, allowed_tokens
 
 SCORED_AT_ONCE = 64
@@ -65,6 +65,13 @@ class ModelRunner:
     def execute(self, plan: StepPlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
         """Yield one result after each step. Ends after `max_steps`, when all rows have finished, or after the step in
         which ``recalled(plan.seq)`` became true. Raises `PlanError` before the first step."""
+        try:
+            yield from self._steps(plan, recalled)
+        except Exception:
+            self._finish()  # a step that failed writes no more: its blocks are given to others
+            raise
+
+    def _steps(self, plan: StepPlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
         begin = time.perf_counter()
         inputs = InputBatch(plan, self._limits, self._buffers)
         self._pages.used(inputs.last_block)
@@ -139,9 +146,8 @@ class ModelRunner:
         def some(begin: int, end: int) -> list[int]:
             part = logits[begin:end]
             tokens = sample(part, rows[begin:end], self._kernels, None if masks is None else masks[begin:end])
-            largest = part.amax(dim=-1).tolist()  # NaN, if one is among them
-            for request, number in zip(requests[begin:end], largest, strict=True):
-                if not math.isfinite(number):  # of the raw logits: no bias and no mask is in them
+            for request, token in zip(requests[begin:end], tokens, strict=True):
+                if token == NOT_FINITE:
                     raise NotFiniteError(request)
             return tokens
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from semipd_engine.kernels.gpu import attention, latent, rows
 from semipd_engine.kernels.rates import UNPACED, Rates
 from semipd_engine.kernels.reference import ReferenceKernels
-from semipd_engine.kernels.signatures import PANEL, PackedGroup
+from semipd_engine.kernels.signatures import PANEL, PackedGroup, PackedWeight
 
 
 class TritonKernels(ReferenceKernels):
@@ -30,6 +30,16 @@ class TritonKernels(ReferenceKernels):
     def rates(self, dtype: torch.dtype, head_dim: int, latent: tuple[int, int] | None = None) -> Rates:
         return UNPACED
 
+    def linear(
+        self, x: Tensor, weight: PackedWeight, bias: Tensor | None, out: Tensor, panels: tuple[int, int] | None = None
+    ) -> None:
+        if out.dtype != weight.data.dtype or panels not in (None, (0, weight.panels)):
+            super().linear(x, weight, bias, out, panels)
+        elif bias is None:  # straight into its place: a copy would be a kernel more
+            torch.mm(x, weight.data.T, out=out)
+        else:
+            torch.addmm(bias, x, weight.data.T, out=out)
+
     def grouped_linear(
         self,
         x: Tensor,
@@ -46,8 +56,8 @@ class TritonKernels(ReferenceKernels):
         first, last = (0, weights.layout.out_features) if panels is None else (panels[0] * PANEL, panels[1] * PANEL)
         by_head = (len(x) // len(weights), len(weights))
         heads = x.view(*by_head, x.shape[1]).transpose(0, 1)
-        products = torch.bmm(heads, weights.data[:, first:last].transpose(1, 2))
-        out.view(*by_head, out.shape[1])[:, :, first:last] = products.transpose(0, 1)
+        there = out.view(*by_head, out.shape[1])[:, :, first:last].transpose(0, 1)
+        torch.bmm(heads, weights.data[:, first:last].transpose(1, 2), out=there)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor, residual: Tensor | None = None) -> None:
         rows.rms_norm(x, weight, eps, out, residual)
