@@ -9,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export SEMIPD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semipd
 
-.PHONY: help venv model deps tools images demo demo-down test test-long lint fmt e2e gpu-wheels gpu-smoke bench-auto bench-scale bench-split bench-kernels bench-token bench-cpu bench-goodput bench-study crd docs clean
+.PHONY: help venv model deps tools images demo demo-down test test-long lint fmt e2e gpu-wheels gpu-smoke gpu-mutations gpu-predictions bench-auto bench-scale bench-split bench-kernels bench-token bench-cpu bench-estimate bench-goodput bench-study crd docs clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -58,6 +58,12 @@ gpu-wheels: venv ## the packages that a CUDA image lacks, as wheels in out/gpu-w
 gpu-smoke: ## what only a GPU can show, in nine minutes: out/gpu; needs Python and torch (docs/gpu/README.md)
 	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m tests.gpu.smoke $(if $(WHEELS),--wheels $(WHEELS)) $(if $(PROBE),--probe $(PROBE)) $(ARGS)
 
+gpu-mutations: venv ## forty seeded defects, and which of them the tests without a GPU find: docs/gpu/mutations.md
+	@$(PY) -m bench.gpu.mutations $(ARGS)
+
+gpu-predictions: venv ## what a step should take on a GPU, from the engine as it is: docs/gpu/predictions.json
+	@$(PY) -m bench.gpu.predictions
+
 bench-auto: venv tools images ## Auto under recorded traffic on the local cluster, 25 minutes: out/auto_split.json, .png
 	@PYTHONPATH=.:hack/cluster $(PY) -m bench.auto_split $(ARGS)
 
@@ -72,6 +78,9 @@ bench-split: venv ## what a split does to prefill's service time (JSON and plot 
 
 bench-token: venv ## where a token's time goes, and the machine's limits
 	@$(PY) -m bench.token_time $(ARGS)
+
+bench-estimate: venv ## the estimator of docs/gpu/predictions.json, predicted beside measured on this CPU
+	@$(PY) -m bench.gpu.cpu_check $(ARGS)
 
 bench-study: venv ## the controller against constants and other rules, simulated: out/study; some 20 minutes, goes on where it was
 	@PYTHONPATH=. $(PY) -m bench.study $(ARGS)

@@ -45,9 +45,12 @@ class Limits:
     queued: bool = True
     """The host goes on while the device computes."""
 
+    def device(self, cost: Cost) -> float:
+        """Seconds of the stages, one after the other."""
+        return sum(seconds(work, self.rates) for work in cost.stages) + cost.more / self.rates.read
+
     def seconds(self, cost: Cost) -> float:
-        device = sum(seconds(work, self.rates) for work in cost.stages) + cost.more / self.rates.read
-        host = cost.launches * self.launch
+        device, host = self.device(cost), cost.launches * self.launch
         return (max(device, host) if self.queued else device + host) + self.step
 
 
@@ -94,6 +97,6 @@ chart); ours reads through a block table and is not tuned."""
 SM_BYTES = 60e9
 """Bytes per second that one SM can ask for: half of the SMs are enough for an A100's memory, by others' curves."""
 LAUNCH_SECONDS = 15e-6
-"""Of Python, torch or Triton for a kernel: 5 to 10 us of torch's dispatch, more for Triton's launcher, and the stage."""
+"""Of Python and torch or Triton for a kernel: 5 to 10 us of dispatch, more for Triton's launcher, and the stage."""
 STEP_SECONDS = 0.3e-3
 """Of a step beside: the plan's way to the worker and back, inputs, and the copy of the tokens."""

@@ -9,25 +9,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.estimate import ACHIEVED, CARDS, LAUNCH_SECONDS, SM_BYTES, STEP_SECONDS, Cost
+import torch
+
+from bench.gpu.curves import beside
+from bench.gpu.estimate import ACHIEVED, CARDS, LAUNCH_SECONDS, SM_BYTES, STEP_SECONDS, Cost, Limits
 from bench.gpu.models import CASES, CHUNK, CONFIGS, CONTEXT, card
 from bench.gpu.step_trace import FakeWorker, Trace
+from semipd_engine.cards.weights import weight_specs
 from semipd_engine.kernels.gpu import TritonKernels
+from semipd_engine.model.loader import arena_entries
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "gpu" / "predictions.json"
 SMS = 132
-FEW_LAYERS = 3
-"""That are traced of a model with experts, whose layers cost the same; the others are counted."""
+TRACED = 3
+"""Layers that are traced; the others are like the last of them."""
+LONGEST = max(shape.context for shapes in CASES.values() for shape in shapes)
 
 
-def cost(trace: Trace) -> Cost:
+def cost(trace: Trace, more: int) -> Cost:
+    """Of a model with so many more layers like the traced one's last."""
     outside = sum(one.nbytes for one in trace.launches if one.stage < 0)
-    return Cost([work for _, work in trace.stages], sum(trace.kernels().values()), outside)
+    again = [trace.stages[i][1] for i in trace.spans()[-1]] * more
+    kernels = sum(trace.kernels().values()) + more * trace.layers()[-1]
+    return Cost([*(work for _, work in trace.stages), *again], kernels, outside)
 
 
 def predictions() -> dict[str, Any]:
@@ -47,9 +57,27 @@ def predictions() -> dict[str, Any]:
                 for name, one in CARDS.items()
             },
         },
-        "models": {name: _model(name) for name in CONFIGS},
+        "models": {},
     }
+    for name in CONFIGS:
+        content["models"][name], costs = model(name)
+        if name == "8B":
+            content["time on a share of the SMs, as a multiple of that on all"] = beside(costs)
     return {"sha256": digest(content), **content}
+
+
+def model(name: str) -> tuple[dict[str, Any], dict[str, list[Cost]]]:
+    """What is registered of a model, and the costs of its cases' steps."""
+    whole, kernels = card(name), TritonKernels(SMS)
+    worker = FakeWorker(card(name, num_hidden_layers=TRACED), kernels, LONGEST)
+    costs, described = {}, {}
+    for case, shapes in CASES.items():
+        traces = [worker.step(shape) for shape in shapes]
+        costs[case] = [cost(trace, whole.num_layers - TRACED) for trace in traces]
+        described[case] = _case(costs[case], max(trace.peak for trace in traces))
+    entries = arena_entries(weight_specs(whole), torch.bfloat16, kernels)
+    numbers = sum(math.prod(entry.shape) * getattr(torch, entry.dtype).itemsize for entry in entries)
+    return {"weight bytes": numbers, "cases": described}, costs
 
 
 def digest(content: dict[str, Any]) -> str:
@@ -58,26 +86,16 @@ def digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()
 
 
-def _model(name: str) -> dict[str, Any]:
-    worker = FakeWorker(
-        card(name), TritonKernels(SMS), max(shape.context for shapes in CASES.values() for shape in shapes)
-    )
-    cases = {case: _case([worker.step(shape) for shape in shapes]) for case, shapes in CASES.items()}
-    return {"weight bytes": worker.weight_bytes, "cases": cases}
-
-
-def _case(traces: Sequence[Trace]) -> dict[str, Any]:
-    costs = [cost(trace) for trace in traces]
-
-    def milliseconds(limits: Any) -> float:
+def _case(costs: Sequence[Cost], peak: int) -> dict[str, Any]:
+    def milliseconds(limits: Limits) -> float:
         return float(f"{sum(limits.seconds(one) for one in costs) * 1e3:.4g}")
 
     return {
-        "steps": len(traces),
+        "steps": len(costs),
         "kernels": sum(one.launches for one in costs),
         "bytes": sum(one.nbytes for one in costs),
         "flops": sum(one.flops for one in costs),
-        "peak bytes of a step": max(trace.peak for trace in traces),
+        "peak bytes of a step": peak,
         "ms": {
             name: {
                 "floor": milliseconds(one.floor),

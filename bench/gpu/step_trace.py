@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -83,14 +84,14 @@ class Trace:
         wanted = [i for i, (kind, _) in enumerate(self.stages) if kind == name]
         return Counter(one.name for one in self.launches if not name or one.stage in wanted)
 
+    def spans(self) -> list[range]:
+        """The stages of each layer: two norms begin its two blocks."""
+        begins = [i for i, (kind, _) in enumerate(self.stages) if kind == "Norm"][::2]  # the last is the model's own
+        return [range(*ends) for ends in pairwise(begins)]
+
     def layers(self) -> list[int]:
-        """Kernels of each layer: one begins with a norm that is followed by attention's first product."""
-        begins = [i for i, (kind, _) in enumerate(self.stages) if kind == "Norm"][::2]
-        ends = [*begins[1:], len(self.stages)]
-        counts = [
-            sum(begin <= one.stage < end for one in self.launches) for begin, end in zip(begins, ends, strict=True)
-        ]
-        return counts[:-1]  # the last norm is the model's
+        """Kernels of each layer."""
+        return [sum(one.stage in span for one in self.launches) for span in self.spans()]
 
 
 class FakeWorker:

@@ -1,0 +1,180 @@
+"""Is the estimator right where it can be asked? ``make bench-estimate``: predicted beside measured, on this CPU.
+
+The machine's limits are measured in the same run, on matrices and heads that are not the model's: how fast our products
+read at one row and at eight and compute at many, how fast attention scores, what a call costs that does nothing, how
+long a token takes to be chosen. Then steps of the 0.5 B model are predicted by `bench.gpu.estimate`, and measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from bench.gpu.estimate import Cost, Limits
+from bench.token_time import CONTEXT, DTYPE, GREEDY, STEPS, Alone, Bench
+from e2e.lib.models import random_model
+from semipd_engine.kernels import Kernels, PackedWeight, Rates, choose
+from semipd_engine.memory.shared import map_anonymous
+from semipd_engine.model.cuts import StageLoop
+from semipd_engine.model.stage import Stage, Step, Work
+from semipd_engine.sampling.sampler import SamplingRow, sample
+
+OUT = Path("out/bench")
+SHAPE, MATRICES = (3072, 1536), 48
+"""More than caches hold: 450 MB, which lie in huge pages as weights do."""
+HEADS, KV_HEADS, HEAD_DIM, BLOCK = 8, 4, 64, 16
+REPEATS = 5
+
+
+def fastest(call: Callable[[], object], repeats: int = REPEATS) -> float:
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def products(kernels: Kernels, rows: int) -> float:
+    """Seconds of `rows` rows through all matrices."""
+    weights = []
+    for _ in range(MATRICES):
+        layout = kernels.layout(*SHAPE, DTYPE)
+        room = map_anonymous(math.prod(layout.shape) * DTYPE.itemsize)
+        weight = PackedWeight(room.view(DTYPE).view(layout.shape), layout)
+        kernels.pack_rows(weight, 0, torch.randn(SHAPE).to(DTYPE))
+        weights.append(weight)
+    x, out = torch.randn(rows, SHAPE[1]).to(DTYPE), torch.empty(rows, SHAPE[0], dtype=DTYPE)
+
+    def run() -> None:
+        for weight in weights:
+            kernels.linear(x, weight, None, out)
+
+    run()
+    return fastest(run)
+
+
+def attention(kernels: Kernels, rows: int) -> float:
+    """Multiply-adds per second of a prompt of so many rows."""
+    blocks = -(-rows // BLOCK)
+    q = torch.randn(rows, HEADS, HEAD_DIM).to(DTYPE)
+    keys, values = (torch.randn(blocks, BLOCK, KV_HEADS * HEAD_DIM).to(DTYPE) for _ in range(2))
+    tables = torch.arange(blocks, dtype=torch.int32)[None]
+    lengths, starts = torch.tensor([rows], dtype=torch.int32), torch.tensor([0, rows], dtype=torch.int32)
+    out = torch.empty_like(q)
+
+    def run() -> None:
+        kernels.paged_attention(q, keys, values, tables, lengths, starts, HEAD_DIM**-0.5, out)
+
+    run()
+    return rows * (rows + 1) * HEADS * HEAD_DIM / fastest(run)
+
+
+def smallest(kernels: Kernels) -> float:
+    """Seconds of a call that has next to nothing to do."""
+    x, weight, calls = torch.randn(1, 64).to(DTYPE), torch.ones(64, dtype=DTYPE), 200
+    out = torch.empty_like(x)
+
+    def run() -> None:
+        for _ in range(calls):
+            kernels.rms_norm(x, weight, 1e-6, out)
+
+    return fastest(run) / calls
+
+
+def sampling(kernels: Kernels, rows: int, vocab: int) -> float:
+    """Seconds to choose one token for each of so many rows: what a step does beside its stages."""
+    logits, chosen = torch.randn(rows, vocab), [SamplingRow(GREEDY, 0) for _ in range(rows)]
+    return fastest(lambda: sample(logits, chosen, kernels))
+
+
+class Noting:
+    """A stage that notes what it costs."""
+
+    recordable = False
+
+    def __init__(self, stage: Stage, noted: list[Work]) -> None:
+        self._stage, self._noted = stage, noted
+
+    def units(self, step: Step) -> int:
+        return self._stage.units(step)
+
+    def work(self, step: Step) -> Work:
+        return self._stage.work(step)
+
+    def run(self, step: Step, begin: int, end: int) -> None:
+        if begin == 0:
+            self._noted.append(self._stage.work(step))
+        self._stage.run(step, begin, end)
+
+
+CASES: dict[str, tuple[Callable[[Bench], float], int]] = {
+    "decode, 1 row": (lambda bench: bench.decode(1), STEPS),
+    "decode, 8 rows": (lambda bench: bench.decode(8), STEPS),
+    f"prompt of {CONTEXT}": (lambda bench: bench.prompt(), 1),
+}
+"""How each is run, and steps of a run."""
+
+
+def measured(bench: Bench) -> dict[str, float]:
+    for work, _ in CASES.values():
+        work(bench)
+    return {name: statistics.median(work(bench) for _ in range(REPEATS)) for name, (work, _) in CASES.items()}
+
+
+def costs(bench: Bench) -> dict[str, Cost]:
+    noted: list[Work] = []
+    decoder, kernels = bench.runner.decoder, bench.kernels
+    for name in ("body", "head"):
+        loop: StageLoop = getattr(decoder, name)
+        stages = [Noting(stage, noted) for stage in loop.stages]
+        setattr(decoder, name, StageLoop(stages, kernels, Alone(), kernels.rates(DTYPE, bench.config.head_dim)))
+    found = {}
+    for name, (work, steps) in CASES.items():
+        noted.clear()
+        work(bench)
+        each = len(noted) // steps
+        found[name] = Cost(noted[:each], each)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    threads = parser.parse_args().threads
+    small, kernels = Bench(random_model("llama", "small"), threads), choose("cpu")
+    numbers = MATRICES * SHAPE[0] * SHAPE[1]
+    score, many = attention(kernels, CONTEXT), CONTEXT * numbers / products(kernels, CONTEXT)
+    read = {rows: 2 * numbers / products(kernels, rows) for rows in (1, 8)}
+    beside = smallest(kernels)
+    seconds = measured(small)
+    rows = []
+    for name, cost in costs(small).items():
+        at_once = 8 if "8" in name else 1
+        rates = Rates(read[at_once], many, many, score, score)
+        limits = Limits(rates, beside, sampling(kernels, at_once, small.config.vocab_size), queued=False)
+        predicted = limits.seconds(cost)
+        error = predicted / seconds[name] - 1
+        rows.append({"case": name, "predicted ms": predicted * 1e3, "measured ms": seconds[name] * 1e3, "error": error})
+        print(f"{name}: predicted {predicted * 1e3:.1f} ms, measured {seconds[name] * 1e3:.1f} ms, {error:+.0%}")
+    print(
+        f"{kernels.name}, {threads} threads: {read[1] / 1e9:.1f} GB/s at one row, {read[8] / 1e9:.1f} at eight, ",
+        end="",
+    )
+    print(f"{many / 1e9:.0f} G multiply-adds/s, attention {score / 1e9:.0f}, {beside * 1e6:.1f} us a stage")
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "estimate.json").write_text(
+        json.dumps({"kernels": kernels.name, "threads": threads, "rows": rows}, indent=1)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Forty seeded defects of the GPU path, each with the tests that must find it without a GPU. Data.
+
+A defect is one expression changed as a slip of the hand would change it: a mask, a stride, a block table, a slot of -1,
+an offset of shared memory, a route, a variable of MPS, a seed. `bench.gpu.mutations` carries them out on a copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ENGINE, AGENT = "engine/semipd_engine", "agent/semipd_agent/partitioner/mps"
+
+
+@dataclass(frozen=True)
+class Defect:
+    kind: str
+    file: str
+    right: str
+    """Occurs once in the file."""
+    wrong: str
+    tests: str
+    """pytest's arguments."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.file}: {self.name}"
+
+    @property
+    def name(self) -> str:
+        return f"`{self.right.strip()}` → `{self.wrong.strip() or 'nothing'}`".replace("\n", " ")
+
+
+def _of(file: str, tests: str, *changes: tuple[str, str, str]) -> list[Defect]:
+    return [Defect(kind, file, right, wrong, tests) for kind, right, wrong in changes]
+
+
+_KERNELS = "tests/unit/kernels/test_gpu.py"
+_BUFFERS = "tests/unit/test_input_buffers.py"
+_PLANS = "tests/engine/test_model_plans.py"
+_STEP = "tests/unit/test_gpu_step.py"
+DEFECTS: tuple[Defect, ...] = (
+    *_of(
+        f"{ENGINE}/kernels/gpu/attention.py",
+        f"{_KERNELS} -k chunks_and_decode_rows",
+        ("mask", "seen[None, :] <= position[:, None]", "seen[None, :] < position[:, None]"),
+        ("mask", "seen[None, :] > position[:, None] -", "seen[None, :] >= position[:, None] -"),
+        (
+            "mask",
+            "visible_end = length - end + tl.minimum(begin_row + ROWS, end)",
+            "visible_end = length - end + begin_row",
+        ),
+        ("stride", "tl.load(tables + s * table_stride", "tl.load(tables + s * block_size"),
+        (
+            "stride",
+            "row.to(tl.int64)[:, None] * q_stride + head[:, None] * HEAD_DIM",
+            "row.to(tl.int64)[:, None] * q_stride + member[:, None] * HEAD_DIM",
+        ),
+        ("block table", "seen // block_size, mask=there", "seen // POSITIONS, mask=there"),
+        ("block table", "entry * block_size + seen % block_size) * width", "entry * block_size + seen) * width"),
+        ("rows", "// ROWS + middle <= block", "// ROWS + middle < block"),
+        ("rows", "mine = (row < end) & (row >= first_row)", "mine = (row >= first_row)"),
+        ("softmax", "total = total * fade + tl.sum(weights, axis=1)", "total = total + tl.sum(weights, axis=1)"),
+    ),
+    *_of(
+        f"{ENGINE}/kernels/gpu/attention.py",
+        f"{_KERNELS} -k 'split or padding'",
+        ("split", "tile_begin += split * share", "tile_begin += share"),
+        ("split", "tl.sum(total * weights, axis=0)", "tl.sum(total, axis=0)"),
+        ("padding", "if row >= tl.load(starts + sequences):", "if row > tl.load(starts + sequences):"),
+    ),
+    *_of(
+        f"{ENGINE}/kernels/gpu/rows.py",
+        f"{_KERNELS} -k 'norm or activation'",
+        ("slot -1", "if is_key & (slot < 0):", "if is_key & (slot < -1):"),
+        ("rotation", "tl.where(places < HALF, -second, second)", "tl.where(places < HALF, second, -second)"),
+        ("rotation", "angle = row * angle_stride + places % HALF", "angle = row * angle_stride + places"),
+        ("stride", "base + kv_heads * HEAD_DIM + places", "base + heads * HEAD_DIM + places"),
+        ("stride", "x + row * x_stride + width + columns", "x + row * x_stride + BLOCK + columns"),
+        ("stride", "place = residual + row * residual_stride + columns", "place = residual + row * x_stride + columns"),
+    ),
+    *_of(
+        f"{ENGINE}/kernels/gpu/latent.py",
+        f"{_KERNELS} -k latent",
+        ("mask", "seen[None, :] <= position[:, None]", "seen[None, :] < position[:, None]"),
+        ("slot -1", "written = paired & ((head < heads) | (slot >= 0))", "written = paired"),
+        ("stride", "entry[None, :] + RANK + turned[:, None]", "entry[None, :] + turned[:, None]"),
+    ),
+    *_of(
+        f"{ENGINE}/worker/input_batch.py",
+        f"{_PLANS} -k 'share_a_step or last_tokens or no_token'",
+        ("block table", "blocks * size + positions % size", "blocks * size + positions // size"),
+        ("rows", '"seq_lens": self._starts + counts', '"seq_lens": self._starts + 1'),
+        ("rows", "ends[self._samples] - 1", "firsts[self._samples]"),
+        ("rows", "self._starts = self._starts[keep] + self._counts[keep]", "self._starts = self._starts[keep] + 1"),
+    ),
+    *_of(
+        f"{ENGINE}/worker/input_batch.py",
+        _BUFFERS,
+        ("offset", "end += -(-math.prod(shape) // ALIGNED) * ALIGNED", "end += ALIGNED"),
+        ("offset", "self._there[:end].copy_(self._host[:end]", "self._there[: end // 2].copy_(self._host[: end // 2]"),
+    ),
+    *_of(
+        f"{ENGINE}/worker/model_runner.py",
+        _STEP,
+        ("waits", "if token == NOT_FINITE:", "if float(part.max()) != float(part.max()):"),
+    ),
+    *_of(
+        f"{ENGINE}/sampling/sampler.py",
+        "tests/unit/test_sampler.py",
+        ("seed", 'f"{seed}:{index}"', 'f"{index}"'),
+        ("seed", 'f"{seed}:{index}".encode()', 'f"{seed}".encode()'),
+        ("seed", ">> 11) * 2.0**-53", ">> 12) * 2.0**-53"),
+    ),
+    *_of(
+        f"{ENGINE}/memory/driver.py",
+        "tests/unit/cuda",
+        ("offset", "-(-nbytes // GRANULE) * GRANULE", "nbytes"),
+        (
+            "signature",
+            '"cuMemAlloc_v2": (POINTER(ctypes.c_uint64), ctypes.c_size_t)',
+            '"cuMemAlloc_v2": (POINTER(ctypes.c_uint64), ctypes.c_int)',
+        ),
+    ),
+    *_of(
+        f"{ENGINE}/memory/layout.py",
+        "tests/engine/test_model_arena.py -k 'latent_width or another_mapping'",
+        ("offset", "self.components[:index])", "self.components[:0])"),
+    ),
+    *_of(
+        f"{ENGINE}/core/partitions.py",
+        "tests/unit/test_rungs.py",
+        ("route", "if alone and whole is not None else kept", "if whole is not None else kept"),
+        ("route", "if seen == device != expected:", "if seen == device == expected:"),
+    ),
+    *_of(
+        f"{ENGINE}/resident/cuda_environment.py",
+        "tests/unit/test_cuda_environment.py",
+        ("MPS environment", 'if not name.startswith("CUDA_MPS_")', 'if name != "CUDA_MPS_PIPE_DIRECTORY"'),
+        ("MPS environment", "without_mps(resident) | dict(rung)", "dict(rung) | without_mps(resident)"),
+    ),
+    *_of(
+        f"{AGENT}/programs.py",
+        "tests/unit/test_mps_preflight.py tests/unit/test_mps_lifecycle.py tests/unit/test_mps_engine.py",
+        ("MPS environment", "| {PERCENTAGE: str(percent)}", "| {PERCENTAGE: str(100)}"),
+    ),
+)
