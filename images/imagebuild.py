@@ -51,7 +51,7 @@ class Image:
     arguments: tuple[str, ...] = ()
 
 
-IMAGES = (Image("operator"), Image("engine", ("TORCH_INDEX",)))
+IMAGES = (Image("operator"), Image("engine", ("TORCH_INDEX", "GPU_CARDS")))
 
 
 def tree_files(tree: Path, inputs: Iterable[str]) -> list[Path]:

@@ -226,7 +226,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
     ),
     Assumption(
         "torch",
-        "Triton and a C compiler are there",
+        "Triton is there, and its launcher from the image, or a C compiler",
         "Triton builds its launchers at first use",
         "semipd_engine.kernels:choose",
         "the twins serve, and `SlowKernels` says why",

@@ -81,15 +81,17 @@ def _triton(device: str, environment: Mapping[str, str]) -> Kernels:
     """Those of a GPU. A worker holds them against their twins before it serves (`worker.kernel_gate`)."""
     if device != "cuda":
         raise KernelsError(f"{VARIABLE}=triton: they need --device cuda, not {device}; set auto or reference")
-    if not (environment.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
-        raise KernelsError(
-            "Triton builds its launchers with a C compiler, and there is none here: install gcc or clang, and Python's "
-            "headers"
-        )
     try:
-        from semipd_engine.kernels.gpu import TritonKernels
+        from semipd_engine.kernels.gpu import TritonKernels, cache
     except ImportError as error:
         raise KernelsError(f"Triton is not here: {error}") from error
+    compiler = environment.get("CC") or any(map(shutil.which, ("gcc", "clang")))
+    if not (compiler or cache.has_launcher(environment)):
+        raise KernelsError(
+            "Triton builds its launcher with a C compiler, and there is none here, nor did a launcher come with the "
+            f"image ({cache.VARIABLE}): install gcc or clang, and Python's headers"
+        )
+    cache.use()
     import torch
 
     sms = torch.cuda.get_device_properties(0).multi_processor_count

@@ -33,6 +33,9 @@ nobody, a chunk behind a prefix, a whole prompt. Prompts and decode rows have ti
 split a kernel of their own: so both kinds come over long tables and over short ones."""
 
 
+VOCABULARY = 20011
+
+
 class Paging(NamedTuple):
     rows: int
     tables: Tensor
@@ -92,6 +95,7 @@ def _checks(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> It
 
     yield Check("rms_norm", norm)
     yield Check("silu_mul", activation)
+    yield Check("sample", lambda kernels: (_drawn(kernels, generator.device),))
     slots = torch.arange(rows, dtype=torch.int32, device=device) * 3 + 1
     slots[1] = -1
     latent = config.latent
@@ -144,6 +148,20 @@ def _checks(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> It
     for window in sorted({0, *config.windows}):
         for batch in batches:
             yield Check("paged_attention", attend(batch, window))
+
+
+def _drawn(kernels: Kernels, device: torch.device) -> Tensor:
+    """Draws among equals in the middle of each one's share, so that rounding decides nothing: 1 where a token is drawn.
+    Greedy, from all, by top-k, by top-p, by min-p."""
+    equals = torch.arange(64, device=device) * 307 + 5
+    logits = torch.full((5, VOCABULARY), -40.0, device=device)
+    logits[:, equals] = 3.0
+    logits[4, 5] = 6.0
+    settings = ((0.0, 0, 1.0, 0.0), (1.0, 0, 1.0, 0.0), (0.7, 32, 1.0, 0.0), (1.0, 0, 0.505, 0.0), (1.0, 0, 1.0, 0.5))
+    temperature, top_k, top_p, min_p = torch.tensor(settings, device=device).t().contiguous()
+    uniform = torch.full((5,), 0.8125 + 1 / 128, dtype=torch.float64, device=device)
+    tokens = kernels.sample(logits, temperature, top_k.int(), top_p, min_p, uniform)
+    return torch.zeros_like(logits).scatter_(1, tokens[:, None], 1.0)
 
 
 def _paging(batch: Sequence[tuple[int, int]], generator: torch.Generator) -> Paging:

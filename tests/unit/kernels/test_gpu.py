@@ -89,6 +89,16 @@ def test_attention_of_chunks_and_decode_rows(
     assert not half[:first].any(), "rows that were not asked for stay"
 
 
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("heads", [(7, 1), (32, 2), (2, 2)])
+def test_attention_over_heads_of_each_size(head_dim: int, heads: tuple[int, int]) -> None:
+    """Lengths around a block's edge, nobody among them; one decode row, a prompt's last chunk, a whole prompt."""
+    case = Paged.make([16, 33, 9, 15], [1, 18, 0, 15], *heads, head_dim, 16, 4, torch.float32)
+    close(case.attend(KERNELS), case.expected(), torch.float32)
+    decode = Paged.make([17, 0, 531, 16], [1, 0, 1, 1], *heads, head_dim, 16, 5, torch.float32)
+    close(decode.attend(WIDE), decode.expected(), torch.float32)
+
+
 @settings(max_examples=6)
 @given(
     st.lists(st.integers(1, 700), min_size=1, max_size=2),
@@ -158,7 +168,7 @@ def test_activation(count: int, width: int, dtype: torch.dtype) -> None:
 @given(
     st.lists(st.integers(-1, 23), min_size=1, max_size=5, unique=True),
     st.sampled_from([(4, 4), (4, 2), (3, 1)]),
-    st.sampled_from([16, 64, 80, 96]),
+    st.sampled_from([64, 80, 96, 128, 256]),
     st.sampled_from([1.0, 0.5]),
     st.booleans(),
     st.sampled_from(DTYPES),
@@ -171,7 +181,8 @@ def test_norm_rotation_and_the_write(
     norms: bool,
     dtype: torch.dtype,
 ) -> None:
-    """All that is written is the twin's, and what is not stays."""
+    """All that is written is the twin's, and what is not stays; rows of padding, which have no slot, at the end."""
+    slots = [*slots, -1, -1]
     count, (queries, kv_heads) = len(slots), heads
     qkv = normal(count, (queries + 2 * kv_heads) * head_dim, seed=1, dtype=dtype)
     angles = normal(count, int(head_dim * rotated) // 2, seed=2) * 3
@@ -356,6 +367,17 @@ def test_the_gate_names_a_kernel_that_is_wrong_or_does_not_run(kernel: str) -> N
         with pytest.raises(UnfitError, match=f"{kernel} {says}.*SEMIPD_KERNELS=reference") as error:
             gate_kernels(Spoilt(), config, torch.float32, torch.device("cpu"))
         assert error.value.reason == "WrongKernels"
+
+
+def test_the_gate_asks_for_tokens_too() -> None:
+    class Late(ReferenceKernels):
+        name = "triton"
+
+        def sample(self, *arguments: Tensor) -> Tensor:
+            return super().sample(*arguments[:-1], arguments[-1] * 0.9)
+
+    with pytest.raises(UnfitError, match="sample differs from its twin"):
+        gate_kernels(Late(), DENSE, torch.float32, torch.device("cpu"))
 
 
 class OnlySometimes(ReferenceKernels):

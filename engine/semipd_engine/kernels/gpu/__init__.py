@@ -1,4 +1,4 @@
-"""Kernels of a GPU in Triton; matrix products, experts, embedding and sampling are torch's (cuBLAS), as in the twin.
+"""Kernels of a GPU in Triton; matrix products, experts and embedding are torch's (cuBLAS), as in the twin.
 
 **Not executed on a GPU yet**: held against their twins and float64 under Triton's interpreter. `auto` takes them where
 Triton and a C compiler are; a worker whose kernels differ from their twins on its card does not serve.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from semipd_engine.kernels.gpu import attention, latent, rows
+from semipd_engine.kernels.gpu import attention, latent, rows, sampling
 from semipd_engine.kernels.rates import UNPACED, Rates
 from semipd_engine.kernels.reference import ReferenceKernels
 from semipd_engine.kernels.signatures import PANEL, PackedGroup, PackedWeight
@@ -127,3 +127,8 @@ class TritonKernels(ReferenceKernels):
     ) -> None:
         where = rows or (0, len(q))
         latent.latent_attention(q, cache, block_tables, seq_lens, query_start_loc, scale, out, where, self._num_sms)
+
+    def sample(
+        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor
+    ) -> Tensor:
+        return sampling.sample(logits, temperature, top_k, top_p, min_p, uniform)

@@ -20,11 +20,16 @@ from torch import Tensor
 TILE = 16
 """Fewest rows of a product on tensor cores."""
 CHUNK_TILE = 64
+WIDE_CHUNK_TILE = 32
+"""Of heads of 256: 64 rows of them are more than an L4 or L40S has for a program."""
 POSITIONS = 64
 """Of one turn of the loop."""
 MOST_SPLITS = 16
 POSITIONS_OF_A_SPLIT = 256
 """Fewest that are worth a program of their own."""
+VARYING = ("sequences", "first_row", "end_row", "table_stride", "heads", "splits", "window")
+"""What changes from step to step, or from model to model: Triton would compile each kernel anew where one of them is
+1, or a multiple of 16, in the middle of a stream."""
 
 
 @triton.jit
@@ -40,7 +45,7 @@ def _sequence_of(starts, sequences, block, ROWS: tl.constexpr):
     return low - 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _attend(
     q,
     keys,
@@ -60,15 +65,17 @@ def _attend(
     table_stride,
     block_size,
     width,
-    HEADS: tl.constexpr,
+    heads,
+    splits,
+    window,
     GROUP: tl.constexpr,
     GROUP_TILE: tl.constexpr,
     ROWS: tl.constexpr,
     POSITIONS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     DIM_TILE: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SPLITS: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
     block, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     s = _sequence_of(starts, sequences, block, ROWS)
@@ -89,12 +96,13 @@ def _attend(
 
     visible_end = length - end + tl.minimum(begin_row + ROWS, end)
     visible_begin = 0
-    if WINDOW > 0:
-        visible_begin = tl.maximum(0, length - end + begin_row + 1 - WINDOW)
+    if WINDOWED:
+        visible_begin = tl.maximum(0, length - end + begin_row + 1 - window)
     tile_begin, tile_end = visible_begin // POSITIONS, tl.cdiv(visible_end, POSITIONS)
-    share = tl.cdiv(tile_end - tile_begin, SPLITS)
-    tile_begin += split * share
-    tile_end = tl.minimum(tile_begin + share, tile_end)
+    if SPLIT:
+        share = tl.cdiv(tile_end - tile_begin, splits)
+        tile_begin += split * share
+        tile_end = tl.minimum(tile_begin + share, tile_end)
 
     top = tl.full([ROWS * GROUP_TILE], float("-inf"), tl.float32)
     total = tl.zeros([ROWS * GROUP_TILE], tl.float32)
@@ -107,8 +115,8 @@ def _attend(
         key = tl.load(keys + entry[None, :] + dims[:, None], mask=there[None, :] & real[:, None], other=0.0)
         scores = tl.dot(query, key, input_precision="ieee") * scale
         visible = (seen[None, :] <= position[:, None]) & there[None, :]
-        if WINDOW > 0:
-            visible = visible & (seen[None, :] > position[:, None] - WINDOW)
+        if WINDOWED:
+            visible = visible & (seen[None, :] > position[:, None] - window)
         scores = tl.where(visible, scores, float("-inf"))
         higher = tl.maximum(top, tl.max(scores, axis=1))
         finite = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen yet
@@ -119,17 +127,17 @@ def _attend(
         result = result * fade[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
         top = higher
 
-    if SPLITS == 1:
-        place = row.to(tl.int64)[:, None] * out_stride + head[:, None] * HEAD_DIM + dims[None, :]
-        tl.store(out + place, (result / total[:, None]).to(query.dtype), mask=mine[:, None] & real[None, :])
-    else:
-        part = (row.to(tl.int64) * HEADS + head) * SPLITS + split
+    if SPLIT:
+        part = (row.to(tl.int64) * heads + head) * splits + split
         tl.store(sums + part[:, None] * HEAD_DIM + dims[None, :], result, mask=mine[:, None] & real[None, :])
         tl.store(tops + part * 2, top, mask=mine)
         tl.store(tops + part * 2 + 1, total, mask=mine)
+    else:
+        place = row.to(tl.int64)[:, None] * out_stride + head[:, None] * HEAD_DIM + dims[None, :]
+        tl.store(out + place, (result / total[:, None]).to(query.dtype), mask=mine[:, None] & real[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _join(
     sums,
     tops,
@@ -139,18 +147,18 @@ def _join(
     first_row,
     out_stride,
     out_head_stride,
-    HEADS: tl.constexpr,
+    heads,
+    splits,
     HEAD_DIM: tl.constexpr,
     DIM_TILE: tl.constexpr,
-    SPLITS: tl.constexpr,
     SPLIT_TILE: tl.constexpr,
 ):
     row, head = first_row + tl.program_id(0), tl.program_id(1)
     if row >= tl.load(starts + sequences):
         return  # padding
     split, dims = tl.arange(0, SPLIT_TILE), tl.arange(0, DIM_TILE)
-    part = (row.to(tl.int64) * HEADS + head) * SPLITS + split
-    there = split < SPLITS
+    part = (row.to(tl.int64) * heads + head) * splits + split
+    there = split < splits
     top = tl.load(tops + part * 2, mask=there, other=float("-inf"))
     total = tl.load(tops + part * 2 + 1, mask=there, other=0.0)
     weights = tl.exp(top - tl.max(top, axis=0))
@@ -182,7 +190,8 @@ def paged_attention(
         return
     group = heads // kv_heads
     group_tile, dim_tile = triton.next_power_of_2(group), max(TILE, triton.next_power_of_2(head_dim))
-    tile_rows = max(1, (TILE if count <= 2 * sequences else CHUNK_TILE) // group_tile)
+    chunk_tile = CHUNK_TILE if dim_tile <= 128 else WIDE_CHUNK_TILE
+    tile_rows = max(1, (TILE if count <= 2 * sequences else chunk_tile) // group_tile)
     group_tile = max(group_tile, TILE // tile_rows)
     blocks = count // tile_rows + sequences
     splits = splits_for(blocks * kv_heads, block_tables.shape[1] * block_size, num_sms)
@@ -193,26 +202,24 @@ def paged_attention(
     _attend[(blocks, kv_heads, splits)](
         *(q, key_cache, value_cache, block_tables, seq_lens, query_start_loc, out, sums, tops, scale, sequences),
         *(rows[0], rows[1], q.stride(0), out.stride(0), block_tables.stride(0), block_size, width),
-        HEADS=heads,
+        *(heads, splits, window),
         GROUP=group,
         GROUP_TILE=group_tile,
         ROWS=tile_rows,
         POSITIONS=POSITIONS,
         HEAD_DIM=head_dim,
         DIM_TILE=dim_tile,
-        WINDOW=window,
-        SPLITS=splits,
-        num_warps=8 if dim_tile >= 128 else 4,  # a thread holds the addresses of its part of a tile: fewer spill less
+        WINDOWED=window > 0,
+        SPLIT=splits > 1,
+        num_warps=8 if tile_rows * group_tile * dim_tile >= 4096 else 4,  # docs/gpu/kernels.md: none of them spills
         num_stages=2,
     )
     if splits > 1:
         _join[(rows[1] - rows[0], heads)](
-            *(sums, tops, query_start_loc, out, sequences, rows[0], out.stride(0), head_dim),
-            HEADS=heads,
+            *(sums, tops, query_start_loc, out, sequences, rows[0], out.stride(0), head_dim, heads, splits),
             HEAD_DIM=head_dim,
             DIM_TILE=dim_tile,
-            SPLITS=splits,
-            SPLIT_TILE=triton.next_power_of_2(splits),
+            SPLIT_TILE=MOST_SPLITS,
         )
 
 

@@ -14,14 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from semipd_engine.kernels.gpu.attention import TILE, _join, _sequence_of, splits_for
+from semipd_engine.kernels.gpu.attention import MOST_SPLITS, TILE, VARYING, _join, _sequence_of, splits_for
 
 POSITIONS = 32
 """Of one turn of the loop: a tile of 32 vectors of 512 numbers is half of what an SM has for a program."""
-CHUNK_TILE = 32
+ROWS = 1
+"""With all heads of a head block. Two of them spill registers, and are more than an L4 or L40S has room for."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _attend_latent(
     q,
     cache,
@@ -41,7 +42,8 @@ def _attend_latent(
     out_head_stride,
     table_stride,
     block_size,
-    HEADS: tl.constexpr,
+    heads,
+    splits,
     HEAD_TILE: tl.constexpr,
     ROWS: tl.constexpr,
     POSITIONS: tl.constexpr,
@@ -49,7 +51,7 @@ def _attend_latent(
     ROTARY: tl.constexpr,
     RANK_TILE: tl.constexpr,
     ROTARY_TILE: tl.constexpr,
-    SPLITS: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
     block, head_block, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     s = _sequence_of(starts, sequences, block, ROWS)
@@ -60,7 +62,7 @@ def _attend_latent(
     length = tl.load(lengths + s)
     at = tl.arange(0, ROWS * HEAD_TILE)
     row, head = begin_row + at // HEAD_TILE, head_block * HEAD_TILE + at % HEAD_TILE
-    mine = (row < end) & (row >= first_row) & (row < end_row) & (head < HEADS)
+    mine = (row < end) & (row >= first_row) & (row < end_row) & (head < heads)
     position = length - end + row
     dims, turned = tl.arange(0, RANK_TILE), tl.arange(0, ROTARY_TILE)
     real, real_turned = dims < RANK, turned < ROTARY
@@ -69,10 +71,11 @@ def _attend_latent(
     rotated = tl.load(q + place + RANK + turned[None, :], mask=mine[:, None] & real_turned[None, :], other=0.0)
 
     visible_end = length - end + tl.minimum(begin_row + ROWS, end)
-    tile_end = tl.cdiv(visible_end, POSITIONS)
-    share = tl.cdiv(tile_end, SPLITS)
-    tile_begin = split * share
-    tile_end = tl.minimum(tile_begin + share, tile_end)
+    tile_begin, tile_end = 0, tl.cdiv(visible_end, POSITIONS)
+    if SPLIT:
+        share = tl.cdiv(tile_end, splits)
+        tile_begin = split * share
+        tile_end = tl.minimum(tile_begin + share, tile_end)
 
     top = tl.full([ROWS * HEAD_TILE], float("-inf"), tl.float32)
     total = tl.zeros([ROWS * HEAD_TILE], tl.float32)
@@ -98,14 +101,14 @@ def _attend_latent(
         result = result * fade[:, None] + tl.dot(weights.to(vector.dtype), vector, input_precision="ieee")
         top = higher
 
-    if SPLITS == 1:
-        place = row.to(tl.int64)[:, None] * out_stride + head[:, None] * out_head_stride + dims[None, :]
-        tl.store(out + place, (result / total[:, None]).to(query.dtype), mask=mine[:, None] & real[None, :])
-    else:
-        part = (row.to(tl.int64) * HEADS + head) * SPLITS + split
+    if SPLIT:
+        part = (row.to(tl.int64) * heads + head) * splits + split
         tl.store(sums + part[:, None] * RANK + dims[None, :], result, mask=mine[:, None] & real[None, :])
         tl.store(tops + part * 2, top, mask=mine)
         tl.store(tops + part * 2 + 1, total, mask=mine)
+    else:
+        place = row.to(tl.int64)[:, None] * out_stride + head[:, None] * out_head_stride + dims[None, :]
+        tl.store(out + place, (result / total[:, None]).to(query.dtype), mask=mine[:, None] & real[None, :])
 
 
 def latent_attention(
@@ -125,8 +128,7 @@ def latent_attention(
     if not count or not sequences or rows[0] >= rows[1]:
         return
     head_tile = TILE
-    tile_rows = max(1, (TILE if count <= 2 * sequences else CHUNK_TILE) // head_tile)
-    blocks, head_blocks = count // tile_rows + sequences, triton.cdiv(heads, head_tile)
+    blocks, head_blocks = count // ROWS + sequences, triton.cdiv(heads, head_tile)
     splits = splits_for(blocks * head_blocks, block_tables.shape[1] * block_size, num_sms)
     sums = tops = out
     if splits > 1:
@@ -135,30 +137,28 @@ def latent_attention(
     _attend_latent[(blocks, head_blocks, splits)](
         *(q, cache, block_tables, seq_lens, query_start_loc, out, sums, tops, scale, sequences, rows[0], rows[1]),
         *(q.stride(0), q.stride(1), out.stride(0), out.stride(1), block_tables.stride(0), block_size),
-        HEADS=heads,
+        *(heads, splits),
         HEAD_TILE=head_tile,
-        ROWS=tile_rows,
+        ROWS=ROWS,
         POSITIONS=POSITIONS,
         RANK=rank,
         ROTARY=width - rank,
         RANK_TILE=max(TILE, triton.next_power_of_2(rank)),
         ROTARY_TILE=max(TILE, triton.next_power_of_2(width - rank)),
-        SPLITS=splits,
+        SPLIT=splits > 1,
         num_warps=8,
         num_stages=1,
     )
     if splits > 1:
         _join[(rows[1] - rows[0], heads)](
-            *(sums, tops, query_start_loc, out, sequences, rows[0], out.stride(0), out.stride(1)),
-            HEADS=heads,
+            *(sums, tops, query_start_loc, out, sequences, rows[0], out.stride(0), out.stride(1), heads, splits),
             HEAD_DIM=rank,
             DIM_TILE=triton.next_power_of_2(rank),
-            SPLITS=splits,
-            SPLIT_TILE=triton.next_power_of_2(splits),
+            SPLIT_TILE=MOST_SPLITS,
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads"])
 def _rotate_and_write_latent(
     q,
     kv,
@@ -195,9 +195,9 @@ def _rotate_and_write_latent(
         source = kv + row * kv_stride + RANK + pairs
         target = cache + slot * (RANK + 2 * HALF) + RANK + pairs
     written = paired & ((head < heads) | (slot >= 0))
-    first = tl.load(source, mask=written, other=0.0)
-    second = tl.load(source + HALF, mask=written, other=0.0).to(tl.float32)
-    dtype, first = first.dtype, first.to(tl.float32)
+    loaded = tl.load(source, mask=written, other=0.0)
+    dtype = loaded.dtype
+    first, second = loaded.to(tl.float32), tl.load(source + HALF, mask=written, other=0.0).to(tl.float32)
     tl.store(target, (first * c - second * s).to(dtype), mask=written)
     tl.store(target + HALF, (second * c + first * s).to(dtype), mask=written)
     if (head == heads) & (slot >= 0):

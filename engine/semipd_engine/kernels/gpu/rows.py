@@ -90,7 +90,7 @@ def _normed(values, weight, places, inside, scale, NORMS: tl.constexpr):
     return values.to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "kv_heads"])
 def _rotate_and_write(
     qkv,
     cos,
