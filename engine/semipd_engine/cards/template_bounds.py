@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
+from string import Formatter
 from typing import Any
 
 import jinja2
@@ -29,8 +30,8 @@ ALLOWANCE = "\x00allowance\x00"
 """The rendering's `Allowance` in its context. No name of a template is such."""
 
 _COUNTED, _JOINED, _CUT = "semipd_counted", "semipd_joined", "semipd_cut"
-_WIDTH = re.compile(r"\d{5}|\*|\{[^{}]*\{")
-"""In a format: one that is very wide, or that an argument gives."""
+_WIDE = re.compile(r"%(?:\([^)]*\))?[-#0 +.\d]*(?:\*|\d{5})")
+"""A place of a format with a large width, or with one that an argument gives."""
 
 
 class Allowance:
@@ -82,12 +83,23 @@ def size(value: Any) -> int:
     return of(value)
 
 
-def _of_format(text: Any, values: Any) -> int:
-    """What `text` gives with these values in each of its places."""
-    form = str(text)
-    if _WIDTH.search(form):
-        raise jinja2.TemplateError("a format with more than 9999 characters in one place gives more than is needed")
-    return len(form) + (form.count("%") + form.count("{")) * (size(values) + 10_000 * bool(re.search(r"\d\d", form)))
+def _of_format(form: str, values: Any) -> int:
+    """What `form` gives with these values in each of its places, by the operator %."""
+    if _WIDE.search(form):
+        raise _too_wide()
+    return len(form) + form.count("%") * (size(values) + 10_000 * bool(re.search(r"%\S*\d", form)))
+
+
+def _of_braces(form: str, values: Any) -> int:
+    """The same by a string's method."""
+    places = [spec or "" for _, field, spec, _ in Formatter().parse(form) if field is not None]
+    if any("{" in spec or re.search(r"\d{5}", spec) for spec in places):
+        raise _too_wide()
+    return len(form) + len(places) * size(values) + 10_000 * sum(map(bool, places))
+
+
+def _too_wide() -> jinja2.TemplateError:
+    return jinja2.TemplateError("a place of a format gives more than 9999 characters, or as many as an argument says")
 
 
 def _of_call(name: str, text: Any, given: list[Any]) -> int:
@@ -110,8 +122,8 @@ def _of_call(name: str, text: Any, given: list[Any]) -> int:
             return size(items) + len(items) * size(other) if isinstance(items, list | tuple | str | dict) else 0
         case "tojson" | "string" | "pprint" | "xmlattr" | "urlencode" | "escape" | "e" | "forceescape" | "urlize":
             return size(text) * (1 + width)
-        case "format" | "format_map":
-            return _of_format(text, given)
+        case "format":
+            return _of_format(str(text), given)
         case "sum":
             return sum(len(each) for each in text if isinstance(each, str | list | tuple))
         case "translate" | "maketrans":
@@ -197,7 +209,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(__obj, LoopContext) and args:  # a recursive loop's next level
             args = (_counted(__context, args[0]), *args[1:])
         of, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
-        if isinstance(of, str | bytes | int):
+        if isinstance(of, str | bytes | int) and name not in ("format", "format_map"):  # `wrap_str_format` judges those
             judge(name, _of_call(name, of, [*args, *kwargs.values()]))
         return allowance.made(super().call(__context, __obj, *args, **kwargs))
 
@@ -207,7 +219,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             return None
 
         def judged(*args: Any, **kwargs: Any) -> str:
-            judge("format", _of_format(value.__self__, [*args, *kwargs.values()]))
+            judge("format", _of_braces(value.__self__, [*args, *kwargs.values()]))
             return wrapped(*args, **kwargs)
 
         return judged

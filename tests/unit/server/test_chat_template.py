@@ -158,6 +158,7 @@ ENDLESS = {
     "a format by its argument": "{{ '%*d' % (999999999, 1) }}",
     "a filter's format": "{{ '%999999999d' | format(1) }}",
     "a method's format": "{{ '{:>999999999}'.format(1) }}",
+    "a named place": "{{ '%(a)99999999d' | format(a=1) }}",
     "a width in a width": "{{ '{:>{}}'.format(1, 999999999) }}",
     "one argument many times": "{{ ('{0}' * 10000).format('a' * 10000) }}",
     "twice itself": "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
@@ -196,6 +197,7 @@ def test_what_is_bounded_is_one_rendering_and_a_long_conversation_is_far_from_it
 OPERATIONS = (
     "{{ 'a' ~ 1 ~ nothing ~ none }}{{ [1, 'é'] | tojson }}{{ messages[1:] | length }}{{ 'abc'[::-1] }}{{ nothing }}"
     "{{ '%s-%03d' % ('x', 7) }}{{ '{}:{:>5}'.format('a', 'b') }}{{ 'a,b' | replace(',', ';') }}{{ 'x' | center(9) }}"
+    "{{ 'on 20241231: %s, %d%%' % ('x', 7) }}{{ '{{a: {}}} in 123456' .format(1) }}{{ '%(a)5s' | format(a=1) }}"
     "{{ 'a b'.split() | join('/') }}{{ messages | map(attribute='role') | join(', ') }}{{ [[1], [2]] | sum(start=[]) }}"
     "{{ 'p\\nq' | indent(2) }}{{ [3, 1] | sort }}{{ {'b': 1, 'a': [2]} | tojson(indent=1) }}{{ '-'.join('xyz') }}"
     "{% set text %}{{ 1 + 2 }}{{ [1] + [2] }}{% endset %}{{ text | upper }}{{ [1, 2, 3] | batch(2) | list }}"
