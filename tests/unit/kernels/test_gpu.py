@@ -373,8 +373,10 @@ def test_the_gate_asks_for_tokens_too() -> None:
     class Late(ReferenceKernels):
         name = "triton"
 
-        def sample(self, *arguments: Tensor) -> Tensor:
-            return super().sample(*arguments[:-1], arguments[-1] * 0.9)
+        def sample(
+            self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor
+        ) -> Tensor:
+            return super().sample(logits, temperature, top_k, top_p, min_p, uniform * 0.9)
 
     with pytest.raises(UnfitError, match="sample differs from its twin"):
         gate_kernels(Late(), DENSE, torch.float32, torch.device("cpu"))
