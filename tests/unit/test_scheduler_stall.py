@@ -219,6 +219,25 @@ def test_a_step_that_hung_before_prompts_came_does_not_keep_them_at_a_block_a_st
     assert sizes[0] == BLOCK and max(sizes) > 4 * BLOCK, "nothing but prompts' steps were there to learn from"
 
 
+def test_a_step_with_prompts_that_hung_is_forgotten_by_the_next_few() -> None:
+    """Three seconds for a block of tokens (a stopped process, a swapped page): a prompt would be held at a block a step
+    for eighty steps here, since a step of few tokens is believed by a few per cent."""
+    bound, device = StallBound(), Device()
+    bound.observe(0, 0, device.rest)
+    bound.observe(16, 100, device.rest + 16 * device.token)
+    steady = bound.tokens(1.0, 100)
+    bound.observe(16, 100, 3.0)
+    assert bound.tokens(1.0, 100) < 16  # believed at once
+    steps = 0
+    while bound.tokens(1.0, 100) < 0.5 * steady:
+        tokens = max(16, bound.tokens(1.0, 100))
+        seconds = device.rest + tokens * device.token
+        assert seconds <= 1.0
+        bound.observe(tokens, 100, seconds)
+        steps += 1
+    assert steps <= 12
+
+
 def test_prompts_that_cost_nothing_measurable_get_more_in_each_step() -> None:
     """A device that waits for its weights does some tokens more in the same time: that is measured, not unknown."""
     bench = Bench(Device(token=0.0), SchedulerLimits(4096, 8, 1024, max_stall_seconds=0.5))

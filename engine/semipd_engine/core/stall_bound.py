@@ -15,7 +15,9 @@ FIRST_POSITIONS = 512
 FASTER = 0.25
 FASTER_TOKENS = 128
 """Of a step that was faster than foreseen so much is believed, with so many tokens half of it: a few say little."""
-
+REFUTED = 4
+"""A step that was so many times as fast, all of it taken for its prompts', refutes what one that hung has taught: the
+rate falls to that at once, and not by some per cent a step."""
 GROWTH = 8
 """A step has at most so many times the tokens of one that was measured: the error of a small one would grow along."""
 
@@ -52,7 +54,8 @@ class StallBound:
         rate, kind = max(0.0, seconds - (self._rest or 0.0)) / tokens, position.bit_length()
         before, _ = self._rates.get(kind, (rate, position))
         faster = FASTER * tokens / (tokens + FASTER_TOKENS)
-        self._rates[kind] = (max(rate, before + faster * (rate - before)), position)  # slower is believed at once
+        doubted = min(before + faster * (rate - before), REFUTED * seconds / tokens)
+        self._rates[kind] = (max(rate, doubted), position)  # slower is believed at once
 
     def seconds(self, tokens: int, position: int) -> float:
         """What so many tokens of a prompt, around `position`, are foreseen to take in a step."""
