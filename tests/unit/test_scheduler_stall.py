@@ -131,7 +131,8 @@ def check_schedule(seed: int) -> tuple[int, int]:
 
 
 def test_the_bound_holds_both_ways_in_random_schedules() -> None:
-    """`make test-long` tries 10^5 of them."""
+    """`make test-long` tries 10^5; one of them has shown that few tokens say little of what more would take."""
+    check_schedule(59_703)
     waited, cut = map(sum, zip(*map(check_schedule, range(1000)), strict=True))
     assert waited > 3000 and cut > 1000
 
@@ -191,18 +192,18 @@ def test_what_was_seen_at_one_position_bounds_what_was_never_seen() -> None:
     stall = StallBound()
     assert stall.tokens(1.0, 100) == 0, "nothing is known yet"
     stall.observe(0, 0, seconds=0.1)
-    stall.observe(100, 100, seconds=0.2)  # a millisecond each
-    assert stall.tokens(1.0, 100) == pytest.approx(700, abs=1)
-    assert stall.tokens(1.0, 100, spent=0.2) == pytest.approx(500, abs=1)
-    assert stall.tokens(1.0, 768) == pytest.approx(700 / 1.5, abs=1)
-    assert stall.tokens(1.0, 5120) == pytest.approx(70, abs=1)
+    stall.observe(100, 100, seconds=0.2)  # a millisecond each, and 3 % of the step that may be theirs
+    assert stall.tokens(1.0, 100) == pytest.approx(700 / 1.06, abs=1)
+    assert stall.tokens(1.0, 100, spent=0.2) == pytest.approx(500 / 1.06, abs=1)
+    assert stall.tokens(1.0, 768) == pytest.approx(700 / 1.06 / 1.5, abs=1)
+    assert stall.tokens(1.0, 5120) == pytest.approx(70 / 1.06, abs=1)
     stall.observe(100, 1024, seconds=0.25)
-    assert stall.tokens(1.0, 1024) == pytest.approx(466, abs=1)
-    assert stall.seconds(100, 2048) == pytest.approx(0.3)
+    assert stall.tokens(1.0, 1024) == pytest.approx(700 / 1.575, abs=1)
+    assert stall.seconds(100, 2048) == pytest.approx(0.315)
     stall.observe(100, 100, seconds=0.4)  # slower is believed at once
-    assert stall.tokens(1.0, 100) == pytest.approx(233, abs=1)
+    assert stall.tokens(1.0, 100) == pytest.approx(700 / 3.12, abs=1)
     stall.observe(100, 100, seconds=0.2)
-    assert stall.tokens(1.0, 100) == pytest.approx(251, abs=1), "faster by and by"
+    assert stall.tokens(1.0, 100) == pytest.approx(700 / 2.894, abs=1), "faster by and by"
     assert stall.tokens(0.1, 100) == 0
 
 
@@ -255,7 +256,7 @@ def test_a_step_as_fast_as_one_without_prompts_bounds_the_next_by_all_of_its_tim
     stall = StallBound()
     stall.observe(0, 0, seconds=30.0)
     stall.observe(BLOCK, 8, seconds=0.16)
-    assert stall.tokens(1.0, 100) == 80, "a hundredth of a second each, at most"
+    assert stall.tokens(1.0, 100) == 77, "a hundredth of a second each, at most, and a doubt"
     stall.observe(0, 0, seconds=0.08)
     stall.observe(BLOCK, 8, seconds=0.16)
     stall.observe(0, 0, seconds=30.0)

@@ -15,6 +15,8 @@ FIRST_POSITIONS = 512
 FASTER = 0.25
 FASTER_TOKENS = 128
 """Of a step that was faster than foreseen so much is believed, with so many tokens half of it: a few say little."""
+DOUBT = 0.03
+"""Of a step's time: by so much it may be off. Where few tokens took little of it, that is much of theirs."""
 REFUTED = 4
 """A step that was so many times as fast, all of it taken for its prompts', refutes what one that hung has taught: the
 rate falls to that at once, and not by some per cent a step."""
@@ -51,7 +53,7 @@ class StallBound:
             self._rest = max(0.0, seconds - tokens * least)
         self._largest = max(self._largest, tokens)
         position = max(position, FIRST_POSITIONS)
-        rate, kind = max(0.0, seconds - (self._rest or 0.0)) / tokens, position.bit_length()
+        rate, kind = max(0.0, (1 + DOUBT) * seconds - (self._rest or 0.0)) / tokens, position.bit_length()
         before, _ = self._rates.get(kind, (rate, position))
         faster = FASTER * tokens / (tokens + FASTER_TOKENS)
         doubted = min(before + faster * (rate - before), REFUTED * seconds / tokens)
