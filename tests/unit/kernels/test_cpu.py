@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from tests.unit.kernels.cases import Paged, close, normal, pack
 from torch import Tensor
 
 from semipd_engine.kernels import KernelsError, PackedWeight, ReferenceKernels, choose, cpu
+from semipd_engine.kernels.cpu import build
 from semipd_engine.kernels.cpu.library import FOLDER
 
 pytestmark = pytest.mark.unit
@@ -71,13 +74,26 @@ def loaded_afresh() -> Iterator[None]:
 
 
 @pytest.mark.skipif(not LEVELS, reason="no level runs here")
-def test_libraries_of_another_version_are_told_once_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("semipd_engine.kernels.cpu.library.INTERFACE", -1)
+def test_libraries_of_other_sources_are_told_once_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A kernel was changed, and nobody compiled it: the library would compute what the sources no longer say."""
+    sources = tmp_path / "src"
+    shutil.copytree(build.SOURCES, sources)
+    monkeypatch.setattr(build, "SOURCES", sources)
+    with loaded_afresh():
+        assert choose(environment={}).name == LEVELS[-1], "they are of these sources, wherever they lie"
+    with (sources / "rows.h").open("a") as file:
+        file.write("// changed\n")
     with loaded_afresh():
         twins = choose(environment={})
     assert twins.name == "reference"
     assert twins.shortfall.count("another version") == twins.shortfall.count("make venv") == 1
-    assert "plain torch computes" in twins.shortfall
+    assert f"not {build.digest()}" in twins.shortfall and "plain torch computes" in twins.shortfall
+
+
+def test_a_library_of_the_time_without_a_digest_is_of_other_sources(tmp_path: Path) -> None:
+    assert cpu.library._sources(ctypes.CDLL(None)) == ""
 
 
 @pytest.mark.skipif(len(LEVELS) < 2, reason="one level runs here at most")

@@ -44,6 +44,14 @@ ZIG = "ziglang==0.15.2"
 """The compiler from PyPI, where the system has none."""
 
 
+def digest() -> str:
+    """Of the sources, and of how they are compiled. A library carries that of its own as ``semipd_sources()``."""
+    found = hashlib.sha256(repr((FLAGS, EXACT, LEVELS)).encode())
+    for path in sorted(SOURCES.iterdir()):
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
 def supported() -> bool:
     """There are kernels for this kind of machine."""
     return sys.platform == "linux" and platform.machine() == "x86_64"
@@ -82,9 +90,8 @@ def build(command: Sequence[str], folder: Path = FOLDER) -> list[Path]:
 
 def _compile(command: Sequence[str], level: str, folder: Path) -> None:
     out = folder / f"libsemipd_{level}.so"
-    subprocess.run(
-        [*command, *FLAGS, *EXACT, *_level_flags(command, level), "-o", out, SOURCES / "kernels.cpp"], check=True
-    )
+    flags = (*FLAGS, *EXACT, *_level_flags(command, level), f'-DSEMIPD_SOURCES="{digest()}"')
+    subprocess.run([*command, *flags, "-o", out, SOURCES / "kernels.cpp"], check=True)
 
 
 def _level_flags(command: Sequence[str], level: str) -> list[str]:
@@ -98,10 +105,7 @@ def _key(command: Sequence[str]) -> str:
     version = subprocess.run(
         [*command, "--version"], capture_output=True, check=False
     ).stdout  # zig: 1 if cross-building
-    digest = hashlib.sha256(repr((FLAGS, EXACT, LEVELS, list(command[1:]))).encode() + version)
-    for path in sorted(SOURCES.iterdir()):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(repr((digest(), list(command[1:]))).encode() + version).hexdigest()[:16]
 
 
 def _cache() -> Path:

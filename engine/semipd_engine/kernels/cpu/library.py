@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-INTERFACE = 4
-"""`semipd_interface()` of the libraries that this module can call."""
+from semipd_engine.kernels.cpu import build
+
 FOLDER = Path(__file__).parent / "lib"
 LEVELS = ("avx2", "avx512", "avx512_bf16", "amx")
 """From the slowest to the fastest; each can also do what those before it can."""
@@ -110,12 +110,12 @@ def load(level: str) -> Library:
         what = path.name if any(FOLDER.glob("*.so")) else "compiled kernels, as without a C++ compiler"
         raise CannotLoad(f"this build has no {what}: {REBUILD}")
     try:
-        calls = ctypes.CDLL(str(path))
-        interface = calls.semipd_interface()
-    except (OSError, AttributeError) as error:
+        calls, wanted = ctypes.CDLL(str(path)), build.digest()
+    except OSError as error:
         raise CannotLoad(f"{path.name}: {error}") from error
-    if interface != INTERFACE:
-        seen = f"interface {interface}, not {INTERFACE}"
+    made_of = _sources(calls)
+    if made_of != wanted:
+        seen = f"of sources {made_of or 'without a digest'}, not {wanted}"
         raise CannotLoad(f"the compiled kernels are of another version than the package ({seen}): {REBUILD}")
     for name, arguments in SIGNATURES.items():
         function = getattr(calls, f"semipd_{name}")
@@ -125,6 +125,15 @@ def load(level: str) -> Library:
     if calls.semipd_start(*_thread_pool()):
         raise CannotLoad(f"the system does not permit {level}")
     return Library(level, calls)
+
+
+def _sources(calls: ctypes.CDLL) -> str:
+    """`build.digest` of what the library was made of; empty for one of a time before libraries carried it."""
+    try:
+        calls.semipd_sources.argtypes, calls.semipd_sources.restype = [], ctypes.c_char_p
+        return str(calls.semipd_sources().decode())
+    except AttributeError:
+        return ""
 
 
 def _thread_pool() -> tuple[int | None, int | None]:

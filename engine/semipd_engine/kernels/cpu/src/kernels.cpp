@@ -12,8 +12,8 @@
 using namespace semipd;
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-// Raised with every change of this interface: a library of another number is not used.
-EXPORT int32_t semipd_interface() { return 4; }
+// What this library was made of, by `build.digest`: one of other sources than those beside it is not used.
+EXPORT const char* semipd_sources() { return SEMIPD_SOURCES; }
 
 // 0, or a number that says why this level cannot run in this process.
 EXPORT int32_t semipd_start(ParallelFor run, ThreadCount count) {
