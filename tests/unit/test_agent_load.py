@@ -146,7 +146,7 @@ def turned(first: int, second: int, seconds: int = 240) -> Run:
 def test_lengths_follow_a_change_of_the_answers_alone(first: int, second: int) -> None:
     """Half a minute after the turn a request is expected to be as long as those of now are, longer or shorter: nothing
     else of the load has changed."""
-    load = turned(first, second).controller._load
+    load = turned(first, second).controller.pilot._load
     expected = sum(load.drawn(n, 300) for n in range(400)) / 400
     assert expected == pytest.approx(second, rel=0.35)
 

@@ -96,15 +96,19 @@ class Api(Reviews):
         else:
             live["metadata"] |= changes["metadata"]
 
-    async def apply(self, obj: dict[str, Any], *, force: bool = True) -> None:
+    async def apply(self, obj: dict[str, Any]) -> None:
         kind, name = obj["kind"], obj["metadata"]["name"]
         live = self.objects.get((kind, name))
-        if live is not None and not force:
-            raise ApiRefused(409, "conflict")
         self.applied.append(kind)
         version = str(int(live["metadata"]["resourceVersion"]) + 1) if live else "1"
         metadata = {"uid": f"{name}-uid", **obj["metadata"], "resourceVersion": version}
         self.objects[kind, name] = {**copy.deepcopy(obj), "metadata": metadata}
+
+    async def apply_to(self, obj: dict[str, Any], live: dict[str, Any] | None) -> None:
+        found = self.objects.get((obj["kind"], obj["metadata"]["name"]))
+        if found != live:
+            raise ApiRefused(409, "conflict")
+        await self.apply(obj)
 
     async def delete(self, api_version: str, kind: str, namespace: str, name: str, uid: str, version: str) -> None:
         meta = self.objects[kind, name]["metadata"]
