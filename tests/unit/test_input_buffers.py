@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +46,34 @@ def test_a_table_of_another_width_has_room_of_its_own() -> None:
     given = inputs(4, width=9)
     found = buffers.put(given)
     assert all(np.array_equal(found[name].numpy(), values) for name, values in given.items())
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("short", ["host", "device"])
+def test_a_step_for_which_memory_was_short_spoils_no_later_one(
+    device: str, short: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where the other side has its memory already would the two differ from then on."""
+    buffers, zeros = InputBuffers(torch.device(device)), torch.zeros
+    buffers.put(inputs(3))
+
+    def poor(*shape: int, device: torch.device | None = None, **options: Any) -> torch.Tensor:
+        if (short == "device") is (device is not None):
+            raise torch.OutOfMemoryError("no room")
+        return zeros(*shape, device=device, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "zeros", poor)
+        if (device, short) != ("cpu", "device"):
+            with pytest.raises(torch.OutOfMemoryError):
+                buffers.put(inputs(40))
+    for rows in (2, 40):
+        given = inputs(rows)
+        found = buffers.put(given)
+        assert {tensor.device.type for tensor in found.values()} == {device}
+        assert all(found[name].shape == values.shape for name, values in given.items())
+        if device == "cpu":
+            assert all(np.array_equal(found[name].numpy(), values) for name, values in given.items())
 
 
 class Elsewhere(InputBuffers):

@@ -100,17 +100,20 @@ class InputBuffers:
         return held is not None and held[1:] == values.shape[1:] and held[0] >= values.shape[0]
 
     def _grow(self, inputs: Mapping[str, Ints]) -> None:
+        """Whole or not at all: where memory is short, the next step finds what there was."""
+        shapes, begins, end = dict(self._shapes), dict[str, int](), 0
         for name, values in inputs.items():
             if not self._fits(name, values):
-                self._shapes[name] = (max(FEWEST, 2 * len(values)), *values.shape[1:])
-        end = 0
-        for name, shape in self._shapes.items():
-            self._begins[name] = end
+                shapes[name] = (max(FEWEST, 2 * len(values)), *values.shape[1:])
+        for name, shape in shapes.items():
+            begins[name] = end
             end += -(-math.prod(shape) // ALIGNED) * ALIGNED
-        self._numbers, self._host = host_memory(end, pinned=self._device.type == "cuda")
-        self._there = self._host
+        numbers, host = host_memory(end, pinned=self._device.type == "cuda")
+        there = host
         if self._device.type != "cpu":
-            self._there = torch.zeros(end, dtype=torch.int32, device=self._device)
+            there = torch.zeros(end, dtype=torch.int32, device=self._device)
+        self._shapes, self._begins = shapes, begins
+        self._numbers, self._host, self._there = numbers, host, there
 
 
 def host_memory(count: int, pinned: bool) -> tuple[Ints, Tensor]:
