@@ -84,7 +84,8 @@ class TorchModel:
         pacer = Unpaced() if self.device == Device.CUDA else pacer
         if self.device == Device.CUDA:
             devices.set_precision(self._torch_dtype)
-            gate_kernels(self._kernels, self._config, self._torch_dtype, self._torch_device)
+            block_size = self.kv_layout.block_size
+            gate_kernels(self._kernels, self._config, self._torch_dtype, self._torch_device, block_size)
         if self.exported:
             warm_up(self._config, self._arena, self._kernels, self.kv_layout)
         if self.device == Device.CUDA:

@@ -21,7 +21,9 @@ from semipd_engine.worker.servable import UnfitError
 WORST = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest difference, of a number's own size plus one: each side rounds once or twice."""
 BLOCK_SIZE = 16
-BLOCKS = 96
+"""Of the pools of most; the batches' lengths are chosen for it."""
+POSITIONS = 96 * BLOCK_SIZE
+"""Of the pool in which the kernels are held against their twins."""
 BATCHES = (
     ((1, 1), (1, BLOCK_SIZE + 1), (1, 1100), (0, 5), (BLOCK_SIZE + 3, 3 * BLOCK_SIZE), (70, 70)),
     ((BLOCK_SIZE + 3, 3 * BLOCK_SIZE), (70, 70)),
@@ -49,36 +51,46 @@ class Check(NamedTuple):
     """Its results on fresh copies of the same inputs."""
 
 
-def gate_kernels(kernels: Kernels, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
-    """Raises `UnfitError` (WrongKernels) with the first kernel that differs. Twins need no proof."""
+def gate_kernels(
+    kernels: Kernels, config: ModelConfig, dtype: torch.dtype, device: torch.device, block_size: int
+) -> None:
+    """Raises `UnfitError` (WrongKernels) with the first kernel that differs. Twins need no proof.
+
+    `block_size`: of the worker's pool; kernels are compiled for it.
+    """
     if kernels.name == ReferenceKernels().name:
         return
     twins = ReferenceKernels()
-    for check in _checks(config, dtype, device):
-        try:
-            got, want = check.run(kernels), check.run(twins)
+    for check in _checks(config, dtype, device, block_size):
+        try:  # what is queued fails when its numbers are looked at
+            worst = [_difference(*pair) for pair in zip(check.run(kernels), check.run(twins), strict=True)]
         except torch.OutOfMemoryError as error:  # no word on the kernels
             raise UnfitError("WarmUpFailed", f"{type(error).__name__}: {error}") from error
         except Exception as error:
             raise _unfit(f"{check.kernel} failed: {type(error).__name__}: {error}") from error
-        for mine, right in zip(got, want, strict=True):
-            differs = (mine.double() - right.double()).abs() / (1 + right.double().abs())
-            worst = float(differs.max()) if differs.numel() else 0.0
-            if not worst <= WORST[dtype]:  # NaN is wrong, too
-                raise _unfit(f"{check.kernel} differs from its twin by {worst:.2g} of a number's size")
+        for one in worst:
+            if not one <= WORST[dtype]:  # NaN is wrong, too
+                raise _unfit(f"{check.kernel} differs from its twin by {one:.2g} of a number's size")
+
+
+def _difference(mine: Tensor, right: Tensor) -> float:
+    """The largest, of a number's own size plus one."""
+    differs = (mine.double() - right.double()).abs() / (1 + right.double().abs())
+    return float(differs.max()) if differs.numel() else 0.0
 
 
 def _unfit(what: str) -> UnfitError:
     return UnfitError("WrongKernels", f"{what} on this GPU; SEMIPD_KERNELS=reference serves without these kernels")
 
 
-def _checks(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Iterator[Check]:
+def _checks(config: ModelConfig, dtype: torch.dtype, device: torch.device, block_size: int) -> Iterator[Check]:
+    blocks = -(-POSITIONS // block_size)
     generator = torch.Generator(device).manual_seed(1)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device).to(dtype)
 
-    batches = [_paging(batch, generator) for batch in BATCHES]
+    batches = [_paging(batch, blocks, block_size, generator) for batch in BATCHES]
     rows = max(batch.rows for batch in batches)
     x, weight, inner = normal(rows, config.hidden_size), normal(config.hidden_size), normal(rows, 2 * 1000)
     sums = normal(rows, config.hidden_size)
@@ -103,7 +115,7 @@ def _checks(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> It
     angles = torch.randn(rows, turned // 2, generator=generator, device=device) * 3
     cos, sin = angles.cos(), angles.sin()
     if latent is not None:
-        heads, cache = config.num_heads, normal(BLOCKS, BLOCK_SIZE, latent.width)
+        heads, cache = config.num_heads, normal(blocks, block_size, latent.width)
         q, kv, norms = normal(rows, heads, latent.query_dim), normal(rows, latent.width), normal(latent.rank)
         absorbed = normal(rows, heads, latent.width)
 
@@ -126,7 +138,7 @@ def _checks(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> It
             yield Check("latent_attention", attend_latent(batch))
         return
     head_dim = config.head_dim
-    keys, values = (normal(BLOCKS, BLOCK_SIZE, config.kv_width) for _ in range(2))
+    keys, values = (normal(blocks, block_size, config.kv_width) for _ in range(2))
     qkv = normal(rows, config.q_width + 2 * config.kv_width)
     q_norm, k_norm = (normal(head_dim) if config.qk_norm else None for _ in range(2))
 
@@ -161,16 +173,15 @@ def _drawn(kernels: Kernels, device: torch.device) -> Tensor:
     temperature, top_k, top_p, min_p = torch.tensor(settings, device=device).t().contiguous()
     uniform = torch.full((5,), 0.8125 + 1 / 128, dtype=torch.float64, device=device)
     tokens = kernels.sample(logits, temperature, top_k.int(), top_p, min_p, uniform)
-    return torch.zeros_like(logits).scatter_(1, tokens[:, None], 1.0)
+    # Compared, never an index: one that no token has would end the device, and say nothing of the kernel.
+    return (tokens[:, None] == torch.arange(VOCABULARY, device=device)).float()
 
 
-def _paging(batch: Sequence[tuple[int, int]], generator: torch.Generator) -> Paging:
+def _paging(batch: Sequence[tuple[int, int]], count: int, block_size: int, generator: torch.Generator) -> Paging:
     """Tables as wide as the longest needs, over blocks in no order; sequences share blocks."""
     device, rows = generator.device, list(accumulate(new for new, _ in batch))
-    width = -(-max(length for _, length in batch) // BLOCK_SIZE)
-    blocks = torch.randperm(BLOCKS, generator=generator, device=device).to(torch.int32)
+    width = -(-max(length for _, length in batch) // block_size)
+    blocks = torch.randperm(count, generator=generator, device=device).to(torch.int32)
     places = torch.arange(width, device=device) + torch.arange(len(batch), device=device)[:, None]
     lengths = torch.tensor([length for _, length in batch], dtype=torch.int32, device=device)
-    return Paging(
-        rows[-1], blocks[places % BLOCKS], lengths, torch.tensor([0, *rows], dtype=torch.int32, device=device)
-    )
+    return Paging(rows[-1], blocks[places % count], lengths, torch.tensor([0, *rows], dtype=torch.int32, device=device))

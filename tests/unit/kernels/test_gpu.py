@@ -333,7 +333,7 @@ def test_the_gate_lets_right_kernels_pass(config: Any, monkeypatch: pytest.Monke
     """Over fewer and shorter sequences: the interpreter is slow."""
     batches = (((1, 1), (1, 600), (0, 5), (3, 20)), ((3, 20),), ((1, 600),), ((1, 1), (1, 17)))
     monkeypatch.setattr(kernel_gate, "BATCHES", batches)
-    gate_kernels(WIDE, config, torch.float32, torch.device("cpu"))
+    gate_kernels(WIDE, config, torch.float32, torch.device("cpu"), kernel_gate.BLOCK_SIZE)
 
 
 WRONG: dict[str, Callable[[Tensor], object]] = {
@@ -365,7 +365,7 @@ def test_the_gate_names_a_kernel_that_is_wrong_or_does_not_run(kernel: str) -> N
     for method, says in ((spoilt, "differs from its twin"), (broken, "failed: RuntimeError: no such instruction")):
         setattr(Spoilt, kernel, method)
         with pytest.raises(UnfitError, match=f"{kernel} {says}.*SEMIPD_KERNELS=reference") as error:
-            gate_kernels(Spoilt(), config, torch.float32, torch.device("cpu"))
+            gate_kernels(Spoilt(), config, torch.float32, torch.device("cpu"), kernel_gate.BLOCK_SIZE)
         assert error.value.reason == "WrongKernels"
 
 
@@ -379,7 +379,57 @@ def test_the_gate_asks_for_tokens_too() -> None:
             return super().sample(logits, temperature, top_k, top_p, min_p, uniform * 0.9)
 
     with pytest.raises(UnfitError, match="sample differs from its twin"):
-        gate_kernels(Late(), DENSE, torch.float32, torch.device("cpu"))
+        gate_kernels(Late(), DENSE, torch.float32, torch.device("cpu"), kernel_gate.BLOCK_SIZE)
+
+
+@pytest.mark.parametrize("block_size", [1, 8, 64, 2000])
+@pytest.mark.parametrize("config", [DENSE, LATENT], ids=["dense", "latent"])
+def test_the_gate_asks_over_blocks_of_the_workers_size(config: Any, block_size: int) -> None:
+    """A kernel is compiled anew for a size that is no multiple of 16: proof of another one is none."""
+
+    seen = set[int]()
+
+    class Blocks(ReferenceKernels):
+        name = "triton"
+
+        def paged_attention(self, *arguments: Any, **more: Any) -> None:
+            seen.add(arguments[1].shape[1])
+            super().paged_attention(*arguments, **more)
+
+        def latent_attention(self, *arguments: Any, **more: Any) -> None:
+            seen.add(arguments[1].shape[1])
+            super().latent_attention(*arguments, **more)
+
+    gate_kernels(Blocks(), config, torch.float32, torch.device("cpu"), block_size)
+    assert seen == {block_size}
+
+
+def test_the_gate_takes_a_token_that_does_not_exist_for_a_wrong_one() -> None:
+    """As an index it would be an assertion of the device, after which nothing runs there."""
+
+    class Beyond(ReferenceKernels):
+        name = "triton"
+
+        def sample(self, *arguments: Tensor) -> Tensor:
+            return super().sample(*arguments) + kernel_gate.VOCABULARY
+
+    with pytest.raises(UnfitError, match="sample differs from its twin"):
+        gate_kernels(Beyond(), DENSE, torch.float32, torch.device("cpu"), kernel_gate.BLOCK_SIZE)
+
+
+def test_an_error_that_waits_for_the_numbers_is_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch returns at once: what a kernel does wrong there is told by whoever looks at its results."""
+
+    class Queued(ReferenceKernels):
+        name = "triton"
+
+    def late(tensor: Tensor) -> Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(Tensor, "double", late)
+    with pytest.raises(UnfitError, match=r"rms_norm failed: RuntimeError: CUDA error.*SEMIPD_KERNELS") as error:
+        gate_kernels(Queued(), DENSE, torch.float32, torch.device("cpu"), kernel_gate.BLOCK_SIZE)
+    assert error.value.reason == "WrongKernels"
 
 
 class OnlySometimes(ReferenceKernels):
@@ -410,7 +460,7 @@ class OnlySometimes(ReferenceKernels):
 @pytest.mark.parametrize("long", [False, True])
 def test_the_gate_asks_for_each_form_in_which_attention_is_compiled(config: Any, decode: bool, long: bool) -> None:
     with pytest.raises(UnfitError, match="attention differs from its twin"):
-        gate_kernels(OnlySometimes(decode, long), config, torch.float32, torch.device("cpu"))
+        gate_kernels(OnlySometimes(decode, long), config, torch.float32, torch.device("cpu"), kernel_gate.BLOCK_SIZE)
 
 
 def test_a_gate_without_memory_says_nothing_of_the_kernels() -> None:
@@ -421,5 +471,5 @@ def test_a_gate_without_memory_says_nothing_of_the_kernels() -> None:
             raise torch.OutOfMemoryError("tried to allocate 2 GiB")
 
     with pytest.raises(UnfitError, match="2 GiB") as error:
-        gate_kernels(Poor(), DENSE, torch.float32, torch.device("cpu"))
+        gate_kernels(Poor(), DENSE, torch.float32, torch.device("cpu"), kernel_gate.BLOCK_SIZE)
     assert error.value.reason == "WarmUpFailed"
