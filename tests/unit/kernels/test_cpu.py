@@ -81,6 +81,10 @@ def test_libraries_of_other_sources_are_told_once_with_the_remedy(
     sources = tmp_path / "src"
     shutil.copytree(build.SOURCES, sources)
     monkeypatch.setattr(build, "SOURCES", sources)
+    (sources / ".rows.h.swp").write_bytes(b"an editor's")
+    (sources / ".#rows.h").symlink_to("another editor's")
+    (sources / "rows.h.orig").touch()
+    (sources / "__pycache__").mkdir()
     with loaded_afresh():
         assert choose(environment={}).name == LEVELS[-1], "they are of these sources, wherever they lie"
     with (sources / "rows.h").open("a") as file:
@@ -92,7 +96,7 @@ def test_libraries_of_other_sources_are_told_once_with_the_remedy(
     assert f"not {build.digest()}" in twins.shortfall and "plain torch computes" in twins.shortfall
 
 
-def test_a_library_of_the_time_without_a_digest_is_of_other_sources(tmp_path: Path) -> None:
+def test_a_library_of_the_time_without_a_digest_is_of_other_sources() -> None:
     assert cpu.library._sources(ctypes.CDLL(None)) == ""
 
 

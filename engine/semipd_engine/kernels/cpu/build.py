@@ -21,6 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SOURCES, FOLDER = HERE / "src", HERE / "lib"
+SUFFIXES = (".cpp", ".h")
 LEVELS: dict[str, tuple[str, ...]] = {
     "avx2": ("x86-64-v3",),
     "avx512": ("x86-64-v4",),
@@ -45,9 +46,12 @@ ZIG = "ziglang==0.15.2"
 
 
 def digest() -> str:
-    """Of the sources, and of how they are compiled. A library carries that of its own as ``semipd_sources()``."""
+    """Of the sources, and of how they are compiled. A library carries that of its own as ``semipd_sources()``.
+
+    What an editor or a merge leaves beside the sources is none of them.
+    """
     found = hashlib.sha256(repr((FLAGS, EXACT, LEVELS)).encode())
-    for path in sorted(SOURCES.iterdir()):
+    for path in sorted(path for path in SOURCES.glob("[!.]*") if path.suffix in SUFFIXES):
         found.update(path.name.encode() + path.read_bytes())
     return found.hexdigest()[:16]
 
