@@ -1,7 +1,8 @@
 """Kernels of a GPU in Triton; matrix products, experts and embedding are torch's (cuBLAS), as in the twin.
 
 **Not executed on a GPU yet**: held against their twins and float64 under Triton's interpreter. `auto` takes them where
-Triton and a C compiler are; a worker whose kernels differ from their twins on its card does not serve.
+Triton is, and its launcher (from the image) or a C compiler; a worker whose kernels differ from their twins on its card
+does not serve.
 """
 
 from __future__ import annotations
