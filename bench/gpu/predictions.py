@@ -1,8 +1,8 @@
 """Predictions registered before the first run on a GPU: ``python -m bench.gpu.predictions [--print]``.
 
 For each model and case: what the traced step reads, computes and holds, the least that a card can take for it, and what
-we expect, as it is today and in a captured graph. `docs/gpu/predictions.json` carries the hash of its content, and a
-test computes both again: who changes the engine's step changes the file, and git says when.
+we expect, as it is today and in a captured graph. `docs/gpu/predictions.json` carries the hash of its content, and
+tests compute it and two of the models again: who changes the engine's step changes the file, and git says when.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from semipd_engine.model.loader import arena_entries
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "gpu" / "predictions.json"
 SMS = 132
+SHARES = "time on a share of the SMs, as a multiple of that on all"
 TRACED = 3
 """Layers that are traced; the others are like the last of them."""
 LONGEST = max(shape.context for shapes in CASES.values() for shape in shapes)
@@ -62,7 +63,7 @@ def predictions() -> dict[str, Any]:
     for name in CONFIGS:
         content["models"][name], costs = model(name)
         if name == "8B":
-            content["time on a share of the SMs, as a multiple of that on all"] = beside(costs)
+            content[SHARES] = beside(costs)
     return {"sha256": digest(content), **content}
 
 
