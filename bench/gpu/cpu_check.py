@@ -34,7 +34,8 @@ HEADS, KV_HEADS, HEAD_DIM, BLOCK = 8, 4, 64, 16
 REPEATS = 5
 
 
-def fastest(call: Callable[[], object], repeats: int = REPEATS) -> float:
+def typical(call: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Seconds of a call: the median."""
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -59,7 +60,7 @@ def products(kernels: Kernels, rows: int) -> float:
             kernels.linear(x, weight, None, out)
 
     run()
-    return fastest(run)
+    return typical(run)
 
 
 def attention(kernels: Kernels, rows: int) -> float:
@@ -75,7 +76,7 @@ def attention(kernels: Kernels, rows: int) -> float:
         kernels.paged_attention(q, keys, values, tables, lengths, starts, HEAD_DIM**-0.5, out)
 
     run()
-    return rows * (rows + 1) * HEADS * HEAD_DIM / fastest(run)
+    return rows * (rows + 1) * HEADS * HEAD_DIM / typical(run)
 
 
 def smallest(kernels: Kernels) -> float:
@@ -87,13 +88,13 @@ def smallest(kernels: Kernels) -> float:
         for _ in range(calls):
             kernels.rms_norm(x, weight, 1e-6, out)
 
-    return fastest(run) / calls
+    return typical(run) / calls
 
 
 def sampling(kernels: Kernels, rows: int, vocab: int) -> float:
     """Seconds to choose one token for each of so many rows: what a step does beside its stages."""
     logits, chosen = torch.randn(rows, vocab), [SamplingRow(GREEDY, 0) for _ in range(rows)]
-    return fastest(lambda: sample(logits, chosen, kernels))
+    return typical(lambda: sample(logits, chosen, kernels))
 
 
 class Noting:
