@@ -274,10 +274,13 @@ def _budgets(comparison: Comparison, model: str) -> Verdict:
     found = at_budgets(comparison, model)
     if not found:
         return Verdict(claim, "not measured", None)
-    texts = [f"{each.budget}: {each.throughput.median:.2f} and {1 / each.gap.median:.2f} ×" for each in found]
+    texts = ["ours over theirs"]
+    texts += [f"{each.budget}: {each.throughput.median:.2f} and {1 / each.gap.median:.2f} ×" for each in found]
     texts += [f"{each.budget}: {each.lost} samples or prompts lost" for each in found if each.lost]
     missing = sorted({*BUDGETS} - {each.budget for each in found})
     texts += [f"not measured: {', '.join(map(str, missing))}"] if missing else []
+    busy = [str(each.budget) for each in found if each.throughput.disturbed or each.gap.disturbed]
+    texts += [f"beside other work: {', '.join(busy)}"] if busy else []
     held = [each.holds for each in found]
     whole = None if missing or None in held else True
     return Verdict(claim, "; ".join(texts), False if False in held else whole)

@@ -42,7 +42,7 @@ from bench.cpu.goodput import (
     progress,
 )
 from bench.cpu.identity import Identity, commit, machine, versions
-from bench.cpu.machine import Watch, watching
+from bench.cpu.machine import BUSY, Watch, watching
 from bench.cpu.parts import WORKLOADS, Figures, parts, salted
 from bench.cpu.report import MARKS
 from bench.cpu.run import LOST, SETTLE_SECONDS, SILENCE_SECONDS, Servers, alone, ask, seed_of
@@ -234,7 +234,10 @@ def _preface(samples: Sequence[Sample]) -> list[str]:
         lines += [
             f"{len(samples)} trials of commit {commits} (a + is a changed tree), {minutes:.0f} minutes; {machine()}."
         ]
-        lines += [f"{first} of them ran before all others, who had next to nothing of the machine.", ""]
+        if first:
+            lines += [f"In {first} of them ours and the servers' processes weighed 86 times as much as others'."]
+        busy = sum(sample.disturbed for sample in samples)
+        lines += [f"Beside {busy} of them more than {BUSY} tasks of others ran, or nobody counted.", ""]
     lines += [
         f"The greatest rate at which {GOOD_PERCENT:g} % of the requests meet both targets; of each side the setting"
     ]

@@ -75,9 +75,9 @@ def _preface(comparison: Comparison, about: Mapping[str, object]) -> list[str]:
         *([str(about["note"])] if "note" in about else []),
         f"Tasks of others that ran meanwhile: {f'{statistics.median(others):.1f}' if others else 'unknown'} (median of "
         f"the turns). In {busy} turns there were more than {BUSY}, or nobody counted: what rests on one is marked †.",
-        *([f"{first} turns ran before all others, who had next to nothing of the machine."] if first else []),
+        *([f"In {first} turns ours and the servers' processes weighed 86 times as much as others'."] if first else []),
         "Medians of the rounds, lowest and highest in brackets. A ratio is of two turns of one round in one run; above "
-        "1 is for us.",
+        "1 is for us: of times it is theirs over ours.",
     ]
 
 
@@ -127,10 +127,11 @@ def _budgets(comparison: Comparison, model: str) -> list[str]:
     if not rows:
         return []
     columns = [
-        f"{what}{who}" for what in ("tokens/s, ", "longest gap, ms, ") for who in ("ours", PEER, f"ours to {PEER}")
+        *("tokens/s, ours", f"tokens/s, {PEER}", f"ours over {PEER}"),
+        *("longest gap, ms, ours", f"longest gap, ms, {PEER}", f"{PEER} over ours"),
     ]
     head = f"| budget | {' | '.join(columns)} |"
-    return ["### one process, at equal budgets", "", head, "|---|" + "---|" * 6, *rows, ""]
+    return ["### one process, at equal budgets", "", head, "|---|" + "---|" * len(columns), *rows, ""]
 
 
 def _table(comparison: Comparison, model: str, part: str) -> list[str]:

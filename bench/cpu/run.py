@@ -139,7 +139,7 @@ def carry_out(
     first: bool = False,
 ) -> None:
     """All turns, in order; a group's servers are started when its first turn comes. `lock` is held for each round;
-    `first`: in which the rest of the machine gets next to nothing."""
+    `first`: in which others' processes weigh little."""
     models, parts = identity.models, identity.parts
     run, tree = datetime.now(UTC).isoformat(timespec="seconds"), commit()
     began, total = time.monotonic(), expected_seconds(todo, parts)

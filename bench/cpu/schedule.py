@@ -107,14 +107,11 @@ class Sample:
     quiet."""
 
     foremost: bool = False
-    """It was measured before all others, who had next to nothing of the machine meanwhile."""
+    """Its processes weighed 86 times as much as anybody else's: others had little of the CPUs."""
 
     @property
     def disturbed(self) -> bool:
-        return not self.foremost and self._busy
-
-    @property
-    def _busy(self) -> bool:
+        """Foremost or not: who weighs most is disturbed least, and still."""
         return self.others is None or self.others > BUSY
 
     @property

@@ -141,6 +141,15 @@ def test_tasks_that_nobody_counted_are_not_none() -> None:
     assert Sample(Turn(MODEL, "g", 0, "eight", "vllm")).disturbed
 
 
+def test_who_weighs_most_is_disturbed_all_the_same() -> None:
+    """Others keep their share of the caches and of the memory, and some of the CPUs."""
+    found = [replace(one, foremost=True, others=29.5) for one in at_budget(512, 1000, 125)]
+    page = report.markdown(found, {})
+    assert all(one.disturbed for one in found) and "In 4 turns there were more than" in page
+    assert "| 512 | 1,000† | 1,000† | 1.00† | 125† | 100† | 0.80† |" in page
+    assert "beside other work: 512" in verdict(found, "one process at each budget").found
+
+
 def test_the_best_chunk_is_chosen_where_chunks_met() -> None:
     """Asked alone in a slow round, the best one looks worse than another in a fast round."""
     fair = [interfered("vllm-64", 400, 2000), interfered("vllm-128", 500, 2000)]
@@ -182,8 +191,12 @@ def test_budgets_are_no_chunks_of_a_bargain() -> None:
 
 
 def test_a_table_of_budgets() -> None:
-    page = report.markdown([one for budget in (128, 512) for one in at_budget(budget, 950, 100)], {})
-    assert "| 128 | 950 | 1,000 | 0.95 | 100 | 100 | 1.00 |" in page
+    """Its head and the verdict say which is over which: of a gap, in the table, theirs over ours."""
+    found = [one for budget in (128, 512) for one in at_budget(budget, 950, 125)]
+    page = report.markdown(found, {})
+    assert "tokens/s, vllm | ours over vllm |" in page and "longest gap, ms, vllm | vllm over ours |" in page
+    assert "| 128 | 950 | 1,000 | 0.95 | 125 | 100 | 0.80 |" in page
+    assert "ours over theirs; 128: 0.95 and 1.25 ×" in verdict(found, "one process at each budget").found
 
 
 def test_what_was_not_measured_is_open() -> None:
