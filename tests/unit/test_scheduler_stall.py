@@ -239,6 +239,34 @@ def test_a_step_with_prompts_that_hung_is_forgotten_by_the_next_few() -> None:
     assert steps <= 12
 
 
+@pytest.mark.parametrize("token", [0.001, 0.0005])
+def test_it_is_forgotten_where_most_of_a_step_is_none_of_its_prompts(token: float) -> None:
+    """Of a tenth of a second 16 ms are theirs: all of it taken for theirs refutes little, by 3 % a step it takes hundreds."""
+    bound, bounded = StallBound(), 0.2
+    bound.observe(0, 0, 0.1)
+    for _ in range(200):
+        steady = max(16, bound.tokens(bounded, 100))
+        bound.observe(steady, 100, 0.1 + steady * token)
+    bound.observe(16, 100, 10.0)
+    steps = 0
+    while (tokens := max(16, bound.tokens(bounded, 100))) < 0.5 * steady:
+        bound.observe(tokens, 100, 0.1 + tokens * token)
+        steps += 1
+    assert steady > 3 * 16 and steps <= 30
+
+
+def test_one_step_that_was_fast_by_chance_says_little() -> None:
+    bound = StallBound()
+    bound.observe(0, 0, 0.1)
+    bound.observe(16, 100, 0.116)
+    before = bound.tokens(0.2, 100)
+    bound.observe(16, 100, 0.101)
+    assert bound.tokens(0.2, 100) < 1.1 * before
+    bound.observe(16, 100, 0.116)
+    bound.observe(16, 100, 0.101)
+    assert bound.tokens(0.2, 100) < 1.2 * before, "not two in a row"
+
+
 def test_prompts_that_cost_nothing_measurable_get_more_in_each_step() -> None:
     """A device that waits for its weights does some tokens more in the same time: that is measured, not unknown."""
     bench = Bench(Device(token=0.0), SchedulerLimits(4096, 8, 1024, max_stall_seconds=0.5))

@@ -20,6 +20,9 @@ DOUBT = 0.03
 REFUTED = 4
 """A step that was so many times as fast, all of it taken for its prompts', refutes what one that hung has taught: the
 rate falls to that at once, and not by some per cent a step."""
+TOO_DEAR = 2
+"""Where that is little, for most of a step is none of its prompts': two steps in a row by which a token was foreseen so
+many times too dear are half believed, whatever their tokens. One alone may be chance."""
 GROWTH = 8
 """A step has at most so many times the tokens of one that was measured: the error of a small one would grow along."""
 
@@ -34,6 +37,8 @@ class StallBound:
         """The next step has the fewest tokens that there are, to learn that."""
         self._rates: dict[int, tuple[float, int]] = {}
         """Kind of position -> seconds for a prompt token, and the position that they hold for."""
+        self._too_dear: set[int] = set()
+        """Kinds of which the last step has found it so."""
 
     @property
     def rest(self) -> float:
@@ -56,6 +61,12 @@ class StallBound:
         rate, kind = max(0.0, (1 + DOUBT) * seconds - (self._rest or 0.0)) / tokens, position.bit_length()
         before, _ = self._rates.get(kind, (rate, position))
         faster = FASTER * tokens / (tokens + FASTER_TOKENS)
+        if before <= TOO_DEAR * rate:
+            self._too_dear.discard(kind)
+        elif kind in self._too_dear:
+            faster = 0.5
+        else:
+            self._too_dear.add(kind)
         doubted = min(before + faster * (rate - before), REFUTED * seconds / tokens)
         self._rates[kind] = (max(rate, doubted), position)  # slower is believed at once
 
