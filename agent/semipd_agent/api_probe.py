@@ -31,8 +31,9 @@ class ApiProbe:
         self._error = "has not opened its port"
         self._failing_since: float | None = clock.monotonic()
         self._hung_seconds = hung_seconds
-        self._silent_since: float | None = None
-        """Since when it neither answers nor is away: a process that starts, or has ended, refuses connections."""
+        self._silent = 0
+        """Questions in a row to which it neither answered nor was away: a process that starts, or has ended, refuses
+        connections. They are counted, for time passes too where the whole pod is frozen, or its machine moved."""
 
     @property
     def answers(self) -> bool:
@@ -44,15 +45,14 @@ class ApiProbe:
         if since is None or self._clock.monotonic() - since < NAMED_AFTER_SECONDS:
             return ""
         killed = f"it is killed after {self._hung_seconds:g} s of that"
-        then = "it is restarted when it ends" if self._silent_since is None else killed
+        then = "it is restarted when it ends" if not self._silent else killed
         return f"the process api {self._error}; {then}: see the pod's log"
 
     def hangs(self) -> bool:
         """Whether it is time to end the process. True once in `hung_seconds`."""
-        now = self._clock.monotonic()
-        if self._silent_since is None or now - self._silent_since < self._hung_seconds:
+        if not self._silent or self._silent * (TIMEOUT_SECONDS + PERIOD_SECONDS) < self._hung_seconds:
             return False
-        self._silent_since = None
+        self._silent = 0
         return True
 
     async def run(self) -> None:
@@ -61,7 +61,7 @@ class ApiProbe:
             await asyncio.sleep(PERIOD_SECONDS)
 
     async def ask(self) -> None:
-        asked, silent = self._clock.monotonic(), False
+        silent = False
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 status = await self._health()
@@ -76,10 +76,7 @@ class ApiProbe:
             self._failing_since = None
         elif self._failing_since is None:
             self._failing_since = self._clock.monotonic()
-        if not silent:
-            self._silent_since = None
-        elif self._silent_since is None:
-            self._silent_since = asked
+        self._silent = self._silent + 1 if silent else 0
         self._error = error
 
     async def _health(self) -> int:

@@ -241,7 +241,7 @@ def test_a_step_with_prompts_that_hung_is_forgotten_by_the_next_few() -> None:
 
 @pytest.mark.parametrize("token", [0.001, 0.0005])
 def test_it_is_forgotten_where_most_of_a_step_is_none_of_its_prompts(token: float) -> None:
-    """Of a tenth of a second 16 ms are theirs: all of it taken for theirs refutes little, by 3 % a step it takes hundreds."""
+    """Of a tenth of a second 16 ms are theirs: all of it taken for theirs refutes little, and some per cent less."""
     bound, bounded = StallBound(), 0.2
     bound.observe(0, 0, 0.1)
     for _ in range(200):

@@ -168,9 +168,7 @@ class Observer:
         seconds = lasted if seconds is None else min(seconds, lasted)
         size, split = flight.size, flight.split
         batch, context, prompts = size.tokens, size.context, 0
-        if (
-            phase is Phase.DECODE
-        ):  # in aggregated operation prompts may take part: such a step is on neither phase's line
+        if phase is Phase.DECODE:  # prompts may take part: such a step is on neither phase's line
             batch, context, prompts = batch - size.prompt_tokens, context - size.prompt_context, size.prompt_tokens
         kind = (phase, split.prefill, split.decode, _rounded(batch), _rounded(context), _rounded(prompts))
         sums = self._sums.pop(kind, None) or _Sums()

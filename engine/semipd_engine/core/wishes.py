@@ -42,7 +42,7 @@ class Wishes:
     def patience(self, priority: int = 0, ttft: float | None = None) -> float:
         """Seconds that a request may wait beside others: who came earlier, and may wait no longer, goes first.
 
-        Between -61 and 89, so that nobody is overtaken by what arrives 150 s after it: that is the ageing. Equal words
+        Between -61 and 90, so that nobody is overtaken by what arrives 150 s after it: that is the ageing. Equal words
         mean first come, first served. Without a word 0, which stands for the promise, or for `USUAL_TARGET`.
         """
         usual = USUAL_TARGET if self.ttft is None else self.ttft
