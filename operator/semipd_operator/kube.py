@@ -54,6 +54,8 @@ _KINDS = (("resources",),)
 _REQUEST_SECONDS = 30.0
 _DISCOVERY_SECONDS = {True: 60.0, False: 10.0}
 _PAGE = 500
+_FARTHEST_CLOCK = timedelta(days=7)
+"""Farther apart are no two clocks of one cluster, whose tokens would be over: somebody wrote a date of his own."""
 _NO_OBJECTS = "1"
 """The version of a store before its first object."""
 
@@ -274,9 +276,11 @@ class Kube:
         """A courtesy: whatever stands between us and the server may write a date as it likes, or none."""
         try:
             told = parsedate_to_datetime(date)
-        except ValueError:
+        except (ValueError, OverflowError):
             return
-        self.clock_ahead = (told if told.tzinfo else told.replace(tzinfo=UTC)) - datetime.now(UTC)
+        ahead = (told if told.tzinfo else told.replace(tzinfo=UTC)) - datetime.now(UTC)
+        if abs(ahead) < _FARTHEST_CLOCK:
+            self.clock_ahead = ahead
 
 
 @asynccontextmanager

@@ -96,7 +96,18 @@ async def test_json_of_something_else_is_no_answer_either(body: bytes, ask: str)
             await ASKS[ask](one)
 
 
-@pytest.mark.parametrize("date", ["", "soon", "Sat, 28 Nov 2026 25:61:00 GMT"])
+NO_DATES = (
+    "",
+    "soon",
+    "Sat, 28 Nov 2026 25:61:00 GMT",
+    f"Sat, 28 Nov 2026 10:00:00 +{'9' * 20}",
+    f"Sat, 28 Nov {'9' * 20} 10:00:00 GMT",
+    "Fri, 31 Dec 9999 23:59:59 GMT",
+    "Thu, 01 Jan 1970 00:00:00 GMT",
+)
+
+
+@pytest.mark.parametrize("date", NO_DATES)
 async def test_a_date_that_is_none_costs_no_answer(date: str) -> None:
     async with answering(http("200 OK", FOUND, date)) as one:
         assert await one.get("v1", "Pod", "n", "p")
