@@ -204,6 +204,11 @@ QUANTITIES: dict[str, dict[str, Any]] = {
         "containers": [{"name": "engine", "resources": {"limits": {"memory": "lots"}}}]
     },
     "podTemplate.spec.overhead.cpu": {"overhead": {"cpu": "lots"}},
+    "podTemplate.spec.containers[engine].env[A].valueFrom.resourceFieldRef.divisor": {
+        "containers": [
+            {"name": "engine", "env": [{"name": "A", "valueFrom": {"resourceFieldRef": {"divisor": "lots"}}}]}
+        ]
+    },
 }
 
 
@@ -216,6 +221,14 @@ async def test_a_quantity_that_is_none_is_named_with_its_field(field: str) -> No
     assert accepted["message"].startswith(
         f"{field} is 'lots', which is no quantity: write it like 16Gi, 500m or 2. Rem"
     )
+
+
+async def test_a_word_that_means_a_quantity_elsewhere_is_whose_it_is() -> None:
+    attributes = {"csi": {"driver": "d", "volumeAttributes": {"sizeLimit": "10GB", "limits": "none"}}}
+    wanted = {"nodeSelector": {"divisor": "blue"}, "volumes": [{"name": "x", **attributes}]}
+    one = Fixture(new_service(podTemplate={"spec": wanted}))
+    await one.reconcile()
+    assert one.kube.condition("SpecAccepted")["status"] == "True"
 
 
 async def test_a_template_that_cannot_be_converted_is_the_templates_fault() -> None:

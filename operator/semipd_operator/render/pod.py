@@ -131,14 +131,16 @@ def _check_gpus(template: Object) -> None:
 
 
 _AMOUNTS = ("limits", "requests", "overhead")
-_QUANTITIES = ("sizeLimit", "divisor")
+_QUANTITIES = {"emptyDir": "sizeLimit", "resourceFieldRef": "divisor"}
+"""By what holds it: elsewhere (a node's labels, a driver's attributes) such a word is anybody's."""
 
 
 def _check_quantities(part: Any, where: str) -> None:
     """The API server names neither field nor object of such a value."""
     if isinstance(part, Mapping):
         amounts = [(f"{where}.{name}.{key}", one) for name in _AMOUNTS for key, one in _items(part.get(name))]
-        amounts += [(f"{where}.{name}", part[name]) for name in _QUANTITIES if part.get(name) is not None]
+        held = [(f"{name}.{key}", _below(part, name, key)) for name, key in _QUANTITIES.items()]
+        amounts += [(f"{where}.{at}", value) for at, value in held if value is not None]
         for at, value in amounts:
             if parse_quantity(value) is None:
                 raise InvalidTemplate(f"{at} is {value!r}, which is no quantity: write it like 16Gi, 500m or 2")
