@@ -187,7 +187,8 @@ class Inquiry:
     async def metrics_server(self, own: str) -> MetricsServer:
         """`own`: ``NAMESPACE/SERVICE`` of this operator's; empty: it serves none."""
         async with self._courtesy():
-            self._metrics = replace(self._metrics, served=await self._kube.serves(EXTERNAL_METRICS_API))
+            served = await self._kube.serves(EXTERNAL_METRICS_API)
+            self._metrics = replace(self._metrics, served=served)  # as it is by now: others look at the same time
         async with self._courtesy():
             try:
                 live = await self._kube.get(REGISTRATION_API, "APIService", "", API_SERVICE)
@@ -246,11 +247,8 @@ class Inquiry:
         oldest = self._clock() - _KEPT_SECONDS
         while len(self._times) > _MOST_REMEMBERED:
             del self._times[next(iter(self._times))]
-        for about in (
-            self._events,
-            self._claims,
-            self._nodes,
-        ):  # in place: another look may wait for an answer to put there
+        # In place: another look may wait for an answer to put there.
+        for about in (self._events, self._claims, self._nodes):
             for name in [name for name, known in about.items() if known.asked <= oldest]:
                 del about[name]
 

@@ -208,6 +208,30 @@ async def test_a_server_in_trouble_leaves_what_was_last_known(
     assert (await one.look(pods, ago(0)))[1].gpu_sharing == "", "asked again sooner than after an answer"
 
 
+async def test_an_answer_that_comes_while_another_look_waits_is_kept() -> None:
+    """Sixteen services may be looked at at the same time, and who serves the metrics is the same for all."""
+    free, waits = asyncio.Event(), iter((True, False))
+
+    class Slow(Asked):
+        async def serves(self, api_version: str) -> bool:
+            if next(waits):
+                await free.wait()
+            return True
+
+        async def get(self, api_version: str, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
+            await super().get(api_version, kind, namespace, name)
+            return {"spec": {"service": {"namespace": "keda", "name": "metrics"}}}
+
+    kube = Slow()
+    one = Inquiry(kube)
+    first = asyncio.create_task(one.metrics_server(""))
+    await asyncio.sleep(0)
+    assert (await one.metrics_server("")).owner == "keda/metrics"
+    kube.failure = AWAY
+    free.set()
+    assert (await first).owner == "keda/metrics"
+
+
 async def test_what_rbac_refuses_is_not_known() -> None:
     kube, clock = Asked(), Clock()
     one = Inquiry(kube, clock)
