@@ -110,10 +110,11 @@ class Api(Reviews):
             raise ApiRefused(409, "conflict")
         await self.apply(obj)
 
-    async def delete(self, api_version: str, kind: str, namespace: str, name: str, uid: str, version: str) -> None:
+    async def delete(self, api_version: str, kind: str, namespace: str, name: str, uid: str, version: str) -> bool:
         meta = self.objects[kind, name]["metadata"]
         assert (meta["uid"], meta["resourceVersion"]) == (uid, version)
         del self.objects[kind, name]
+        return True
 
     @property
     def bundle(self) -> str:

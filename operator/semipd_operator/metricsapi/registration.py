@@ -91,8 +91,10 @@ class Registration:
     async def _delete(self, live: Object) -> None:
         meta = live["metadata"]
         version = str(meta["resourceVersion"])
-        await self._kube.delete(REGISTRATION_API, "APIService", "", API_SERVICE, meta["uid"], version)
-        log.info("external metrics: withdrew %s", API_SERVICE)
+        if await self._kube.delete(REGISTRATION_API, "APIService", "", API_SERVICE, meta["uid"], version):
+            log.info("external metrics: withdrew %s", API_SERVICE)
+        else:  # the next look judges it again
+            log.info("external metrics: %s was changed meanwhile, and is not withdrawn", API_SERVICE)
 
     async def _disown(self, live: Object) -> None:
         references = live["metadata"].get("ownerReferences") or []
