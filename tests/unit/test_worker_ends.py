@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -96,6 +97,34 @@ def test_a_worker_that_died_just_before_its_resident_is_buried_with_it(monkeypat
     assert bench.lost == [first, second] and bench.workers.gone
     bench.attach()
     assert [holder.generation for holder in bench.spawn()] == [2, 2]
+
+
+@pytest.mark.parametrize(("status", "level", "deaths"), [(0, logging.INFO, 0), (-signal.SIGSEGV, logging.WARNING, 1)])
+def test_a_worker_that_goes_when_it_is_told_to_is_no_death(
+    status: int, level: int, deaths: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    bench = Bench(monkeypatch, terminate_seconds=0)
+    holder, _ = bench.spawn()
+    bench.workers.shut_down(timeout=0)
+    bench.die(holder)
+    bench.loop.run_once(1)
+    bench.workers.ended(holder.pid, status)
+    [record] = [one for one in caplog.records if f"worker {holder.pid} " in one.getMessage()]
+    assert (record.levelno, bench.workers.deaths.total()) == (level, deaths)
+    assert bench.lost == [holder]
+
+
+def test_a_worker_that_ends_untold_is_a_death_whatever_it_says(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(monkeypatch, terminate_seconds=0)
+    holder, _ = bench.spawn()
+    bench.die(holder)
+    bench.loop.run_once(1)
+    bench.workers.ended(holder.pid, 0)
+    assert f"worker {holder.pid} died (generation 1): exit status 0" in caplog.text
+    assert bench.workers.deaths.total() == 1
 
 
 def test_a_client_of_mps_is_shown_before_it_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:

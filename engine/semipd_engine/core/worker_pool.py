@@ -70,6 +70,7 @@ class WorkerPool:
     _generations: Counter[Phase] = field(default_factory=Counter)
     _ask: Callable[[SpawnWorker], None] | None = None
     _device_sms: int | None = None
+    _shutting_down: bool = False
 
     def of(self, phase: Phase) -> list[Holder]:
         return [holder for holder in self._holders.values() if holder.phase is phase]
@@ -199,7 +200,7 @@ class WorkerPool:
     def shut_down(self, timeout: float) -> None:
         """Let each worker finish the plan in hand and exit; kill those that do not."""
         deadline = time.monotonic() + timeout
-        self._ask = None
+        self._ask, self._shutting_down = None, True
         for holder in self.everyone():
             if holder.connection is not None:
                 holder.connection.send(Shutdown())
@@ -275,8 +276,10 @@ class WorkerPool:
         holder.pidfd = -1
         early = holder.died_early or holder.state is WorkerState.STARTING
         holder.died_early, holder.state = False, WorkerState.DEAD
-        if holder in self._retiring:
+        retired = holder in self._retiring
+        if retired:
             self._retiring.remove(holder)
+        if retired or (self._shutting_down and ending.status == 0):
             log.info("%s worker %d has ended (generation %d)", holder.title, holder.pid, holder.generation)
         else:
             self._replace(holder, early, ending)
