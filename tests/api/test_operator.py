@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -118,26 +120,42 @@ def test_the_operators_rights_end_where_they_should(operator: Operator, crd: Any
 
 _PODS = {"selector": {"matchLabels": {"a": "b"}}}
 _TEMPLATE = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}
-CHILDREN: tuple[tuple[str, str, dict[str, Any]], ...] = (
+_SCALED = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "ours"}
+_SERVED = {"group": "ours.example.com", "version": "v1", "groupPriorityMinimum": 100, "versionPriority": 100}
+WRITTEN: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("v1", "ConfigMap", {"data": {"a": "b"}}),
     ("v1", "Service", {"spec": {"ports": [{"port": 80}]}}),
     ("apps/v1", "Deployment", {"spec": {**_PODS, "replicas": 0, "template": _TEMPLATE}}),
     ("policy/v1", "PodDisruptionBudget", {"spec": {**_PODS, "maxUnavailable": 1}}),
+    ("autoscaling/v2", "HorizontalPodAutoscaler", {"spec": {"maxReplicas": 2, "scaleTargetRef": _SCALED}}),
     ("monitoring.coreos.com/v1", "PodMonitor", {"spec": {}}),
+    ("apiregistration.k8s.io/v1", "APIService", {"spec": _SERVED}),
 )
+"""The kinds that are written to what was read. A ScaledObject is a custom resource as a PodMonitor is."""
+
+
+def written(namespace: str) -> Iterator[dict[str, Any]]:
+    for api_version, kind, content in WRITTEN:
+        meta = {"name": "v1.ours.example.com"} if kind == "APIService" else {"name": "ours", "namespace": namespace}
+        yield {"apiVersion": api_version, "kind": kind, "metadata": meta, **content}
+
+
+@asynccontextmanager
+async def as_admin(crd: Any) -> AsyncIterator[Kube]:
+    """The operator itself may write but one APIService."""
+    configuration = kube_client.Configuration()
+    await kube_config.load_kube_config(str(crd.kubeconfig), client_configuration=configuration)
+    async with kube_client.ApiClient(configuration) as api:
+        yield Kube(api)
 
 
 async def test_only_what_was_read_is_written_and_only_what_is_not_there_is_made(
     operator: Operator, crd: Any, namespace: str
 ) -> None:
     """Two operators are one field manager, so nothing else keeps them from each other's objects."""
-    configuration = kube_client.Configuration()
-    await kube_config.load_kube_config(str(crd.operator_kubeconfig), client_configuration=configuration)
-    async with kube_client.ApiClient(configuration) as api:
-        kube = Kube(api)
-        for api_version, kind, content in CHILDREN:
-            meta = {"name": "ours", "namespace": namespace}
-            obj = {"apiVersion": api_version, "kind": kind, "metadata": meta, **content}
+    async with as_admin(crd) as kube:
+        for obj in written(namespace):
+            kind, name = obj["kind"], obj["metadata"]["name"]
             other = copy.deepcopy(obj)
             other["metadata"]["annotations"] = {"by": "another"}
             made = await kube.apply_to(obj, None)
@@ -150,8 +168,36 @@ async def test_only_what_was_read_is_written_and_only_what_is_not_there_is_made(
                 await kube.apply_to(obj, made)
             left = await kube.apply_to(obj, changed)
             assert "annotations" not in left["metadata"]
-            crd.kubectl("delete", kind, "ours", "-n", namespace)
+            crd.kubectl("delete", kind, name, "-n", namespace)
             with pytest.raises(ApiRefused) as gone:
                 await kube.apply_to(obj, left)
             assert {one.value.status for one in (came_before, came_since, gone)} == {409}, kind
-            assert crd.get(kind, "ours", namespace) is None
+            assert crd.get(kind, name, namespace) is None
+
+
+async def test_what_is_being_deleted_is_there_until_it_is_gone_and_then_made_anew(
+    operator: Operator, crd: Any, namespace: str
+) -> None:
+    async with as_admin(crd) as kube:
+        for obj in written(namespace):
+            kind, name = obj["kind"], obj["metadata"]["name"]
+            held = copy.deepcopy(obj)
+            held["metadata"]["finalizers"] = ["test/hold"]
+            first = await kube.apply_to(held, None)
+            crd.kubectl("delete", kind, name, "-n", namespace, "--wait=false")
+            going = crd.get(kind, name, namespace)
+            assert going["metadata"]["deletionTimestamp"]
+            with pytest.raises(ApiRefused) as there:
+                await kube.apply_to(obj, None)
+            held["metadata"]["annotations"] = {"by": "us"}
+            changed = await kube.apply_to(held, going)
+            assert changed["metadata"]["uid"] == first["metadata"]["uid"] and changed["metadata"]["deletionTimestamp"]
+            let_go = '{"metadata":{"finalizers":null}}'
+            crd.kubectl("patch", kind, name, "-n", namespace, "--type=merge", "-p", let_go)
+            wait_until(lambda kind=kind, name=name: crd.get(kind, name, namespace) is None)  # type: ignore[misc]
+            with pytest.raises(ApiRefused) as gone:
+                await kube.apply_to(obj, changed)
+            assert (there.value.status, gone.value.status) == (409, 409), kind
+            again = await kube.apply_to(obj, None)
+            assert again["metadata"]["uid"] != first["metadata"]["uid"]
+            crd.kubectl("delete", kind, name, "-n", namespace)
