@@ -257,7 +257,7 @@ def test_up_down_away_and_back(
             wait_until(lambda: len(pulse.took) > moves + 2, describe=lambda: pulse.failed)
             newer, newer_rolled = fresh.lives(), templates(fresh)
 
-            cluster.exec("helm", "rollback", RELEASE, "--namespace", SYSTEM, "--wait", "--timeout", "90s")
+            cluster.exec("helm", "rollback", RELEASE, "--namespace", SYSTEM, "--wait", "--timeout", "180s")
             assert installed_crd(cluster) == written_crd(release.crd)
             says_later_words(fresh)
             show(fresh, 70, 60)

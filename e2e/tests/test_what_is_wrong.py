@@ -114,10 +114,10 @@ def table(model: str, half: str) -> dict[str, Wrong]:
         ),
         "too-little": Wrong(
             "OutOfMemory",
-            "too-little-*: the weights need * MiB and --kv-cache-memory (engine.kvCacheMemory) is 900 MiB, but * MiB "
+            "too-little-*: the weights need * MiB and --kv-cache-memory (engine.kvCacheMemory) is 4096 MiB, but * MiB "
             "of memory can be had: raise the memory limit (engine.resources) by at least * MiB. Remedy: Raise the "
             "memory limit, or lower engine.kvCacheMemory or engine.maxModelLen.",
-            spec(model, engine={"kvCacheMemory": "900Mi", "resources": {"limits": {"memory": "800Mi"}}}),
+            spec(model, engine={"kvCacheMemory": "4Gi"}),  # of 3Gi, in which the engine's processes have room
         ),
         "probe": Wrong(
             "ProbeFailing(engine)",
@@ -131,8 +131,9 @@ def table(model: str, half: str) -> dict[str, Wrong]:
 def told(service: Service, wrong: Wrong) -> str | None:
     """The line of the description, once it and the row say what is wrong; other words may come before them."""
     row = service.row()
-    found = [line for line in service.described() if fnmatchcase(line, f"Message: {wrong.message}")]
-    return found[0] if found and (row["READY"], row["REASON"]) == ("False", wrong.reason) else None
+    if (row["READY"], row["REASON"]) != ("False", wrong.reason):
+        return None
+    return next((line for line in service.described() if fnmatchcase(line, f"Message: {wrong.message}")), None)
 
 
 def test_cause_and_remedy_are_in_the_row_and_in_the_description(
