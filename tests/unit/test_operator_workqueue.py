@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from e2e.lib.process import free_port
+from e2e.lib.waiting import PATIENCE_S
 from semipd_operator import web
 from semipd_operator.health import Health as OperatorHealth
 from semipd_operator.health import WatchFreshness
@@ -41,7 +42,7 @@ async def test_retries_back_off_and_news_cuts_the_wait() -> None:
         assert await queue.get() == A
         delays.append(queue.retry(A))
     assert delays == [0.02, 0.04, 0.05, 0.05]
-    assert await asyncio.wait_for(queue.get(), 1) == A, "it comes back by itself"
+    assert await asyncio.wait_for(queue.get(), PATIENCE_S) == A, "it comes back by itself"
     queue.retry(A)
     queue.add(A)
     assert await asyncio.wait_for(queue.get(), 0.01) == A, "an event does not wait for the delay"
