@@ -168,6 +168,18 @@ def test_a_prompt_has_a_block_in_each_step_however_slow_the_device_and_what_is_l
     assert bench.scheduler.stalls == {Phase.PREFILL: 0, Phase.DECODE: 4}
 
 
+def test_a_prompt_that_is_out_of_the_steps_is_not_counted_as_one_that_stalls() -> None:
+    """A resident that is started again: half a minute in the queue is no silence of an admitted prompt."""
+    bench = Bench(Device(), SchedulerLimits(4096, 8, 64, max_stall_seconds=0.5))
+    bench.add(list(range(400)), 4)
+    bench.run(bench.next())
+    bench.scheduler.replace_kv(KVCacheManager(BlockPool(2000), BLOCK))
+    bench.now += 30
+    while prompt_tokens(plan := bench.next()):
+        bench.run(plan)
+    assert bench.scheduler.stalls == {Phase.PREFILL: 0, Phase.DECODE: 0}
+
+
 def test_no_bound_cuts_nothing() -> None:
     bench = Bench(Device(token=1.0), SchedulerLimits(4096, 8, 256))
     bench.stream()

@@ -82,7 +82,7 @@ class Request:
     first_token_at: float | None = None
     last_token_at: float | None = None
     last_chunk_at: float | None = None
-    """When a chunk of its prompt was computed last, or it was admitted."""
+    """When a chunk of its prompt was computed last, or it was admitted, be it once more."""
     finish_reason: str | None = None
     failures: int = 0
     """Plans with this request that ended in a worker's death or an exception since it last got further."""

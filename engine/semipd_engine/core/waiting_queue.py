@@ -67,8 +67,9 @@ class WaitingQueue:
             return False
         self._looked_at += LOOK + blocks.num_published // SHARED_FOR_ONE
         self._table.admit(request, blocks)
+        request.last_chunk_at = now
         if request.scheduled_at is None:
-            request.scheduled_at = request.last_chunk_at = now
+            request.scheduled_at = now
             request.cached_tokens = blocks.num_cached_tokens
         return True
 
