@@ -299,6 +299,51 @@ def test_a_quantum_that_does_not_end_holds_no_prompt_up() -> None:
         assert pair.clock[0] - before == 25_000_000
 
 
+def longest_waits(pair: Pair, rng: random.Random, milliseconds: int) -> dict[Phase, int]:
+    """Both come and go, with plans of work of some quanta, each about as long as it may be. Nanoseconds from wanting a
+    quantum to having it; whoever waits looks again each 0.2 ms."""
+    longest, since, left = dict.fromkeys(Phase, 0), dict.fromkeys(Phase, 0), dict.fromkeys(Phase, 0)
+    due = {phase: pair.clock[0] + number for number, phase in enumerate(Phase)}
+    running: dict[Phase, AbstractContextManager[float]] = {}
+    end = pair.clock[0] + milliseconds * 1_000_000
+    for phase in Phase:
+        pair.machines[phase].on_sleep = lambda seconds: pair.pass_time(round(seconds * 1e9))
+    while pair.clock[0] < end:
+        phase = min(due, key=due.__getitem__)
+        now = pair.clock[0] = max(pair.clock[0], due[phase])
+        if phase in running:
+            running.pop(phase).__exit__(None, None, None)
+            since[phase], left[phase] = now, left[phase] - 1
+            if not left[phase]:
+                pair.pacers[phase].rest()
+                due[phase] = now + rng.randrange(30_000_000)
+                continue
+        elif not left[phase]:
+            pair.pacers[phase].wake()
+            since[phase], left[phase] = now, rng.randrange(1, 40)
+        quantum = pair.pacers[phase].quantum()
+        try:
+            seconds = quantum.__enter__()
+        except WouldWait:
+            due[phase] = pair.clock[0] + 200_000
+        else:
+            running[phase] = quantum
+            due[phase] = pair.clock[0] + round(seconds * 1e9 * rng.uniform(0.3, 1.3))
+        longest[phase] = max(longest[phase], pair.clock[0] - since[phase])
+    return longest
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "cpus"), [(80, 20, 1), (80, 20, 2), (20, 80, 2), (50, 50, 1), (50, 50, 2), (100, 100, 3), (40, 20, 2)]
+)
+def test_nobody_starves_however_both_come_and_go(x: int, y: int, cpus: int) -> None:
+    """A prompt waits for decode's quantum on all CPUs, both for their turns: neither for the other for ever. What
+    somebody may lag behind, at his part of the time, is the longest; and the quantum that runs, and a rest's grace."""
+    pair = Pair(Split(prefill=x, decode=y), tuple(range(cpus)))
+    longest = longest_waits(pair, random.Random(x), 2000)
+    assert max(longest.values()) <= CREDIT_NS * 100 / min(x, y) + 50_000_000
+
+
 def test_a_sleeper_starts_level() -> None:
     pair = Pair(Split(prefill=80, decode=20))
     pair.pacers[Phase.PREFILL].wake()
