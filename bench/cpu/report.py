@@ -74,7 +74,7 @@ def _preface(comparison: Comparison, about: Mapping[str, object]) -> list[str]:
         *([f"Machine: {about['machine']}. Versions: {shown}."] if about else []),
         *([str(about["note"])] if "note" in about else []),
         f"Tasks of others that ran meanwhile: {f'{statistics.median(others):.1f}' if others else 'unknown'} (median of "
-        f"the turns). In {busy} turns there were more than {BUSY}, or nobody counted: what rests on one is marked †.",
+        f"the turns). In {busy} of these there were over {BUSY}, or nobody counted: what rests on one is marked †.",
         *([f"In {first} turns ours and the servers' processes weighed 86 times as much as others'."] if first else []),
         "Medians of the rounds, lowest and highest in brackets. A ratio is of two turns of one round in one run; above "
         "1 is for us: of times it is theirs over ours.",

@@ -145,7 +145,7 @@ def test_who_weighs_most_is_disturbed_all_the_same() -> None:
     """Others keep their share of the caches and of the memory, and some of the CPUs."""
     found = [replace(one, foremost=True, others=29.5) for one in at_budget(512, 1000, 125)]
     page = report.markdown(found, {})
-    assert all(one.disturbed for one in found) and "In 4 turns there were more than" in page
+    assert all(one.disturbed for one in found) and "In 4 of these there were over 2.5" in page
     assert "| 512 | 1,000† | 1,000† | 1.00† | 125† | 100† | 0.80† |" in page
     assert "beside other work: 512" in verdict(found, "one process at each budget").found
 
