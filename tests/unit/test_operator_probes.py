@@ -94,6 +94,12 @@ async def test_a_probe_of_the_engine_that_fails_though_it_serves_is_named_with_i
     assert shown(bare, serves())[1].startswith(f"p1: the engine serves, and its {kind} probe fails. Remedy: ")
 
 
+async def test_a_probe_that_fails_for_a_moment_of_an_engine_that_has_long_served_is_not_told() -> None:
+    view = await look(Kube(event("Unhealthy", READINESS, 2)), engine())
+    assert shown(replace(view, ready_since=ago(29)), serves(3600)) == ("PodsNotReady", "none of 1 pods is ready yet")
+    assert shown(replace(view, ready_since=ago(31)), serves(3600))[0] == "ProbeFailing(engine)"
+
+
 async def test_while_the_engine_loads_its_probes_fail_and_nobody_asks_why() -> None:
     kube = Kube(event("Unhealthy", STARTUP, 1))
     view = await look(kube, engine(started=False), serving=False)

@@ -141,7 +141,9 @@ def _trouble(seen: Observed, pod: PodView) -> Problem | None:
         return pod.complaint
     if pod.held and _for_long(seen, pod.held_since):
         return pod.held
-    if pod.unproved and report and _for_long(seen, seen.agent(pod).serves_since):
+    # A pod that served, and misses two probes on a busy node, has nothing that needs someone.
+    both = (seen.agent(pod).serves_since, pod.ready_since)
+    if pod.unproved and report and all(_for_long(seen, since) for since in both):
         return of_the_engine(pod)
     if said := seen.unheard(pod):
         return Problem(SplitReason.AGENT_UNREACHABLE, f"its engine is not ready, and nothing is known of it: {said}")
