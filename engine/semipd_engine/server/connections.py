@@ -77,8 +77,11 @@ def answering(protocol: type[Any]) -> type[Any]:
     to a whole request before it comes first, and is the last one."""
 
     class Answering(protocol):  # type: ignore[misc]
+        cycle: Any
         _refused = False
         _socket: socket.socket | None = None
+        _serving: Any = None
+        """httptools' cycle whose answer is being made, or was last; `cycle` may wait for it in `pipeline`."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(Outlet(transport, self._unread))
@@ -88,17 +91,27 @@ def answering(protocol: type[Any]) -> type[Any]:
             """What comes is read for nobody."""
             return self._refused or bool(self.transport.is_closing())
 
+        @property
+        def waits(self) -> bool:
+            """The last request has its turn after the answers to those before it. h11 reads none so early."""
+            return bool(getattr(self, "pipeline", None))
+
+        def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+            self._serving = cycle
+            super()._start_asgi_task(cycle, app)
+
         def data_received(self, data: bytes) -> None:
             if not self.deaf:
                 super().data_received(data)
 
         def eof_received(self) -> bool:
-            """True keeps the connection, for the answer that is being made."""
+            """True keeps the connection, for the answers that are being made."""
+            self._forget_what_waits_unfinished()
             cycle = self.cycle
             if cycle is None or cycle.response_complete or cycle.more_body:
                 return False
             cycle.keep_alive = False
-            if not cycle.response_started:
+            if not (self._serving or cycle).response_started:
                 self.transport.begin()
             own = self.transport.get_extra_info("socket")
             if own is not None and own.family in (socket.AF_INET, socket.AF_INET6):
@@ -110,6 +123,9 @@ def answering(protocol: type[Any]) -> type[Any]:
             if self._socket is not None:
                 self._socket.close()
                 self._socket = None
+            if self.waits and self._serving is not None:  # uvicorn tells the last request only, which nobody serves yet
+                self._serving.disconnected = True
+                self._serving.message_event.set()
             super().connection_lost(error)
 
         def send_400_response(self, message: str) -> None:
@@ -121,6 +137,7 @@ def answering(protocol: type[Any]) -> type[Any]:
             if self._refused:
                 return
             self._refused = True
+            self._forget_what_waits_unfinished()
             cycle = self.cycle
             if cycle is not None and not cycle.more_body and not cycle.response_complete:
                 cycle.keep_alive = False
@@ -137,6 +154,12 @@ def answering(protocol: type[Any]) -> type[Any]:
             head += [f"content-length: {len(error.body())}", "connection: close", "", ""]
             self.transport.write("\r\n".join(head).encode("ascii") + error.body())
             self.transport.close()
+
+        def _forget_what_waits_unfinished(self) -> None:
+            """The rest of it will not come, or not be heard: what came whole before it is the last."""
+            if self.waits and self.cycle.more_body:
+                self.pipeline.popleft()
+                self.cycle = self.pipeline[0][0] if self.pipeline else self._serving
 
         def _unread(self) -> bool:
             unread: bool = self._refused or (self.cycle is not None and self.cycle.more_body)

@@ -49,13 +49,19 @@ def patient(protocol: type[Any]) -> type[Any]:
             if awaited is not self._awaited or (awaited is Awaited.BODY and self.cycle is not before):
                 self._await(awaited)
 
+        def on_response_complete(self) -> None:
+            """A part of the next request may have come before it had its turn."""
+            super().on_response_complete()
+            if self._awaited is Awaited.NOTHING and self._what_is_missing() is Awaited.BODY:
+                self._await(Awaited.BODY)
+
         def connection_lost(self, error: Exception | None) -> None:
             self._await(Awaited.NOTHING)
             super().connection_lost(error)
 
         def _what_is_missing(self) -> Awaited:
             cycle = self.cycle
-            if self.deaf:
+            if self.deaf or self.waits:
                 return Awaited.NOTHING
             if cycle is None:
                 return Awaited.HEAD

@@ -70,8 +70,8 @@ async def echo_length(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": f"{length:7d}".encode()})
 
 
-def made(protocol: Any) -> Any:
-    config = uvicorn.Config(echo_length, log_config=None, lifespan="off")
+def made(protocol: Any, app: Any = echo_length) -> Any:
+    config = uvicorn.Config(app, log_config=None, lifespan="off")
     config.load()
     return protocol(config, ServerState(), {})
 
@@ -193,11 +193,68 @@ async def test_what_is_no_http_is_told_so(protocol: Any, sent: bytes) -> None:
 
 
 @pytest.mark.parametrize("protocol", [answering(H11Protocol), http_protocol()])
-async def test_what_follows_a_whole_request_does_not_take_its_answer_away(protocol: Any) -> None:
+@pytest.mark.parametrize("behind", [b"no request\r\n\r\n", CHUNKED + b"zz\r\nabc"])
+async def test_what_follows_a_whole_request_does_not_take_its_answer_away(protocol: Any, behind: bytes) -> None:
     async with connected(protocol) as (reader, writer):
-        writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc" + b"no request\r\n\r\n")
+        writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc" + behind)
         answer = await reader.read()
         assert answer.startswith(b"HTTP/1.1 200") and answer.partition(b"\r\n\r\n")[2].startswith(b"      3")
+
+
+class Halves:
+    """An application that begins each answer at once, and ends it once it may; `left`: the paths whose client left."""
+
+    def __init__(self) -> None:
+        self.may, self.left = asyncio.Event(), list[str]()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+        await send({"type": "http.response.body", "body": b"ab", "more_body": True})
+        await self.may.wait()
+        while scope["path"] == "/watched":
+            if (await receive())["type"] == "http.disconnect":
+                self.left.append(scope["path"])
+                return
+        await send({"type": "http.response.body", "body": b"cd"})
+
+
+GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "behind", "answers"),
+    [
+        (http_protocol(), GET, 2),
+        (http_protocol(), GET + CHUNKED + b"3\r\nab", 2),
+        (http_protocol(), CHUNKED + b"3\r\nab", 1),
+        (answering(H11Protocol), CHUNKED + b"3\r\nab", 1),
+    ],
+)
+async def test_a_half_closed_connection_gets_the_answers_to_all_whole_requests(
+    protocol: Any, behind: bytes, answers: int
+) -> None:
+    """One after the other, and nothing between the halves of one of them."""
+    sink, app = Sink(), Halves()
+    connection = made(protocol, app)
+    connection.connection_made(sink)
+    connection.data_received(GET + behind)
+    await wait_until_async(partial(sink.has, b"ab"), every_s=0)
+    assert connection.eof_received()
+    app.may.set()
+    await wait_until_async(lambda: sink.closed, every_s=0)
+    assert sink.written.count(b"HTTP/1.1 200 OK\r\n") == sink.written.count(b"HTTP") == answers
+    assert sink.written.count(b"\r\n\r\nabcd") == answers
+
+
+async def test_who_leaves_with_a_request_waiting_leaves_the_one_that_is_answered() -> None:
+    sink, app = Sink(), Halves()
+    connection = made(http_protocol(), app)
+    connection.connection_made(sink)
+    connection.data_received(GET.replace(b"/ ", b"/watched ", 1) + GET)
+    await wait_until_async(partial(sink.has, b"ab"), every_s=0)
+    app.may.set()
+    connection.connection_lost(None)
+    await wait_until_async(lambda: app.left == ["/watched"], every_s=0)
 
 
 @pytest.mark.parametrize("protocol", [answering(H11Protocol), http_protocol()])

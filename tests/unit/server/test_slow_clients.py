@@ -144,6 +144,17 @@ async def test_a_request_in_time_is_answered_and_the_next_one_has_its_own_time(p
     assert client.ended("head")
 
 
+async def test_a_part_of_a_request_that_came_before_its_turn_has_its_time_from_there(protocol: Any) -> None:
+    client = Connection(protocol)
+    client.send(HEAD + BODY + HEAD + BODY[:5])
+    assert not client.timers.set, "the first one is answered"
+    await client.answered()
+    client.timers.pass_by(SILENCE_SECONDS - 1)
+    client.sink.written = b""
+    client.timers.pass_by(1)
+    assert client.ended("body")
+
+
 async def test_an_early_answer_stays_the_only_one(protocol: Any) -> None:
     """The rest of a body that nobody waited for does not come."""
     client = Connection(protocol)
