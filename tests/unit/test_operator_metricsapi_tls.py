@@ -112,7 +112,8 @@ class Api(Reviews):
 
     async def delete(self, api_version: str, kind: str, namespace: str, name: str, uid: str, version: str) -> bool:
         meta = self.objects[kind, name]["metadata"]
-        assert (meta["uid"], meta["resourceVersion"]) == (uid, version)
+        if (meta["uid"], meta["resourceVersion"]) != (uid, version):
+            return False
         del self.objects[kind, name]
         return True
 
@@ -277,6 +278,26 @@ async def test_the_registration_follows_the_wish() -> None:
     assert ("APIService", API_SERVICE) in api.objects, "a leader that does not know yet takes nothing back"
     await registration(api, False).settle(b"another ca")
     assert ("APIService", API_SERVICE) not in api.objects
+
+
+async def test_one_that_changes_as_it_is_withdrawn_stays_and_is_not_said_to_be_gone(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    api = Api(Authority.make())
+    await registration(api).settle(b"ca")
+    read = copy.deepcopy(api.objects["APIService", API_SERVICE])
+
+    async def earlier(*_: str) -> dict[str, Any]:
+        return read
+
+    with monkeypatch.context() as late:
+        late.setattr(api, "get", earlier)
+        api.objects["APIService", API_SERVICE]["metadata"]["resourceVersion"] = "9"
+        await registration(api, False).settle(b"ca")
+    assert ("APIService", API_SERVICE) in api.objects and "withdrew" not in caplog.text
+    await registration(api, False).settle(b"ca")
+    assert ("APIService", API_SERVICE) not in api.objects and "withdrew" in caplog.text
 
 
 async def test_anothers_registration_is_left_alone() -> None:
