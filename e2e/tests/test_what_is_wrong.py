@@ -149,7 +149,8 @@ def test_cause_and_remedy_are_in_the_row_and_in_the_description(
     try:
         for name, wrong in wrongs.items():
             service = services[name]
-            print(service.row(), wait_until(partial(told, service, wrong), describe=service.described), sep="\n")
+            found = wait_until(partial(told, service, wrong), describe=service.described)
+            print(service.row(), found, sep="\n")
         # Put right, it serves.
         services["image"].patch({"engine": {"image": None}})
         cluster.kubectl("--namespace", space, "delete", "limitrange", "small")
