@@ -1,4 +1,5 @@
-"""How long a client may take to send its request. uvicorn waits for ever: for a first request, a head's rest, a body.
+"""How long a client may take to send its request, and to take its answer. uvicorn waits for ever: for a first request,
+a head's rest, a body, and for who reads nothing, whose answer holds its request's body meanwhile.
 
 What has not come in time is answered with 408, where an answer has not begun, and the connection ends. While a request
 is answered nothing is waited for, nor while reading is paused; between two requests uvicorn's own keep-alive counts.
@@ -19,6 +20,8 @@ SILENCE_SECONDS = 60.0
 """Between two pieces of a body."""
 BODY_SECONDS = 600.0
 """From a head's end to its body's, however its pieces come."""
+ANSWER_SECONDS = 600.0
+"""From when so much of an answer waits to be taken that no more of it is written, until most of that is gone."""
 
 
 class Awaited(Enum):
@@ -36,6 +39,7 @@ def patient(protocol: type[Any]) -> type[Any]:
         """When it began to be awaited, and when a part of it came last; the loop's time."""
         _spoke = False
         _timer: asyncio.TimerHandle | None = None
+        _untaken: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -55,9 +59,23 @@ def patient(protocol: type[Any]) -> type[Any]:
             if self._awaited is Awaited.NOTHING and self._what_is_missing() is Awaited.BODY:
                 self._await(Awaited.BODY)
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._untaken = self.loop.call_at(self.loop.time() + ANSWER_SECONDS, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._taken()
+
         def connection_lost(self, error: Exception | None) -> None:
             self._await(Awaited.NOTHING)
+            self._taken()
             super().connection_lost(error)
+
+        def _taken(self) -> None:
+            if self._untaken is not None:
+                self._untaken.cancel()
+                self._untaken = None
 
         def _what_is_missing(self) -> Awaited:
             cycle = self.cycle

@@ -26,11 +26,13 @@ async def tokenize(service: Service, request: Request) -> Response:
     def answer() -> bytes:
         text = render(service, body) if body.prompt is None else body.prompt
         try:
-            ids = service.tokenizer.encode(text, special, most)
+            ids: list[int] | None = service.tokenizer.encode(text, special, most)
         except TextTooLong:
-            raise _too_many(most) from None
-        if len(ids) > most:
-            raise _too_many(most)
+            ids = None
+        if ids is None or len(ids) > most:
+            field = "messages" if body.prompt is None else "prompt"
+            message = f"{field}: more than {most} tokens; send less at once"
+            raise ApiError(413, message, param=field, code="body_too_large")
         found = {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids}
         if body.return_token_strs:
             found["token_strs"] = [service.tokenizer.piece(token_id) for token_id in ids]
@@ -51,9 +53,3 @@ async def detokenize(service: Service, request: Request) -> Response:
 
     with service.text_place():
         return json_response(await service.tokenise(size, answer, request.receive))
-
-
-def _too_many(most: int) -> ApiError:
-    return ApiError(
-        413, f"prompt: has more than {most} tokens; send it in parts", param="prompt", code="body_too_large"
-    )

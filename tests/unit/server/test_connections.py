@@ -128,6 +128,9 @@ class Sink(asyncio.Transport):
     def close(self) -> None:
         self.closed = True
 
+    def abort(self) -> None:
+        self.closed = True
+
     def write_eof(self) -> None: ...
 
     def pause_reading(self) -> None: ...

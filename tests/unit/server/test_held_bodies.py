@@ -75,9 +75,11 @@ async def test_whose_request_is_cancelled_gives_back_what_it_held() -> None:
 
 
 @pytest.mark.parametrize("text", ["Ω" * 100_000, "Ω " * 1_000_000])
-def test_a_text_of_more_tokens_than_detokenize_takes_is_refused(api: Api, text: str) -> None:
-    refused = api.client.post("/tokenize", json={"prompt": text})
-    assert (refused.status_code, refused.json()["error"]["param"]) == (413, "prompt")
+@pytest.mark.parametrize("field", ["prompt", "messages"])
+def test_a_text_of_more_tokens_than_detokenize_takes_is_refused(api: Api, text: str, field: str) -> None:
+    asked = {"prompt": text, "messages": [{"role": "user", "content": text}]}
+    refused = api.client.post("/tokenize", json={field: asked[field]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (413, field)
     assert str(MAX_ELEMENTS) in refused.json()["error"]["message"]
 
 

@@ -1,4 +1,4 @@
-"""Clients that send slowly, or nothing: by a clock of the test's own."""
+"""Clients that send slowly, or nothing, or do not read: by a clock of the test's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from e2e.lib.waiting import wait_until_async
 from semipd_engine.server.__main__ import http_protocol
 from semipd_engine.server.connections import answering
-from semipd_engine.server.slow_clients import BODY_SECONDS, HEAD_SECONDS, SILENCE_SECONDS, patient
+from semipd_engine.server.slow_clients import ANSWER_SECONDS, BODY_SECONDS, HEAD_SECONDS, SILENCE_SECONDS, patient
 
 pytestmark = [pytest.mark.unit, pytest.mark.parametrize("protocol", [patient(answering(H11Protocol)), http_protocol()])]
 
@@ -162,3 +162,19 @@ async def test_an_early_answer_stays_the_only_one(protocol: Any) -> None:
     client._made.cycle.response_started = client._made.cycle.response_complete = True
     client.timers.pass_by(SILENCE_SECONDS)
     assert client.sink.written == b"" and client._made.deaf
+
+
+async def test_who_takes_nothing_of_its_answer_is_let_go(protocol: Any) -> None:
+    client = Connection(protocol)
+    client.send(HEAD + BODY)
+    for _ in range(2):
+        client._made.pause_writing()
+        client.timers.pass_by(ANSWER_SECONDS - 1)
+        client._made.resume_writing()
+    client.timers.pass_by(ANSWER_SECONDS)
+    assert not client.sink.closed and not client.timers.set
+    client._made.pause_writing()
+    client.timers.pass_by(ANSWER_SECONDS)
+    assert client.sink.closed
+    client._made.connection_lost(None)
+    assert not client.timers.set
