@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from bench.gpu.estimate import Cost, Limits
+from bench.gpu.step_trace import Witness
 from bench.token_time import CONTEXT, DTYPE, GREEDY, STEPS, Alone, Bench
 from e2e.lib.models import random_model
 from semipd_engine.kernels import Kernels, PackedWeight, Rates, choose
@@ -97,26 +98,6 @@ def sampling(kernels: Kernels, rows: int, vocab: int) -> float:
     return typical(lambda: sample(logits, chosen, kernels))
 
 
-class Noting:
-    """A stage that notes what it costs."""
-
-    recordable = False
-
-    def __init__(self, stage: Stage, noted: list[Work]) -> None:
-        self._stage, self._noted = stage, noted
-
-    def units(self, step: Step) -> int:
-        return self._stage.units(step)
-
-    def work(self, step: Step) -> Work:
-        return self._stage.work(step)
-
-    def run(self, step: Step, begin: int, end: int) -> None:
-        if begin == 0:
-            self._noted.append(self._stage.work(step))
-        self._stage.run(step, begin, end)
-
-
 CASES: dict[str, tuple[Callable[[Bench], float], int]] = {
     "decode, 1 row": (lambda bench: bench.decode(1), STEPS),
     "decode, 8 rows": (lambda bench: bench.decode(8), STEPS),
@@ -133,10 +114,16 @@ def measured(bench: Bench) -> dict[str, float]:
 
 def costs(bench: Bench) -> dict[str, Cost]:
     noted: list[Work] = []
+
+    def note(stage: Stage, step: Step, begin: int, end: int) -> None:
+        if begin == 0:
+            noted.append(stage.work(step))
+        stage.run(step, begin, end)
+
     decoder, kernels = bench.runner.decoder, bench.kernels
     for name in ("body", "head"):
         loop: StageLoop = getattr(decoder, name)
-        stages = [Noting(stage, noted) for stage in loop.stages]
+        stages = [Witness(stage, note) for stage in loop.stages]
         setattr(decoder, name, StageLoop(stages, kernels, Alone(), kernels.rates(DTYPE, bench.config.head_dim)))
     found = {}
     for name, (work, steps) in CASES.items():

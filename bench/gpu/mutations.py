@@ -2,7 +2,7 @@
 
 Each of `bench.gpu.defects` is made in a copy of the source tree, and its tests run there: found if they fail. First all
 of those tests must pass without a defect. ``ARGS="--only TEXT"`` takes some; results are kept in out/gpu/mutations.json
-as they come, and a second run goes on where the first was.
+as they come, and a second run goes on where the first was: a defect that survived is tried again.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def main() -> int:
     ends = time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory(prefix="semipd-mutations-") as name:
         folder = copied(Path(name))
-        missing = [one for one in chosen if one.key not in found]
+        missing = [one for one in chosen if not found.get(one.key)]
         for tests in dict.fromkeys(one.tests for one in missing):
             if not passes(folder, tests):
                 print(f"without a defect, this does not pass: pytest {tests}", file=sys.stderr)

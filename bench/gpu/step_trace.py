@@ -114,11 +114,19 @@ class FakeWorker:
         self._record = Trace()
         decoder = self._runner.decoder
         for loop in (decoder.body, decoder.head):
-            loop.stages = [_Witness(stage, self) for stage in loop.stages]
+            loop.stages = [Witness(stage, self._run_stage) for stage in loop.stages]
 
     @property
     def record(self) -> Trace:
         return self._record
+
+    def _run_stage(self, stage: Stage, step: Step, begin: int, end: int) -> None:
+        """Its launches are noted as its own, and what it costs."""
+        record = self._record
+        before, at = len(record.launches), len(record.stages)
+        record.stages.append((type(stage).__name__, stage.work(step)))
+        stage.run(step, begin, end)
+        record.launches[before:] = [Launch(at, one.name, one.flops, one.nbytes) for one in record.launches[before:]]
 
     def step(self, shape: Shape, sampling: Sampling = GREEDY, last: bool = True) -> Trace:
         """The trace of a step of this shape; `last`: each sequence samples a token. All share their blocks."""
@@ -168,13 +176,14 @@ class FakeWorker:
             yield
 
 
-class _Witness:
-    """A stage that tells when it runs, and what it costs."""
+class Witness:
+    """Stands in a stage's place, and is told of each run."""
 
     recordable = False
 
-    def __init__(self, stage: Stage, worker: FakeWorker) -> None:
-        self._stage, self._worker = stage, worker
+    def __init__(self, stage: Stage, told: Callable[[Stage, Step, int, int], None]) -> None:
+        """`told(stage, step, begin, end)` has to run it."""
+        self._stage, self._told = stage, told
 
     def units(self, step: Step) -> int:
         return self._stage.units(step)
@@ -183,12 +192,7 @@ class _Witness:
         return self._stage.work(step)
 
     def run(self, step: Step, begin: int, end: int) -> None:
-        record = self._worker.record
-        before = len(record.launches)
-        record.stages.append((type(self._stage).__name__, self._stage.work(step)))
-        at = len(record.stages) - 1
-        self._stage.run(step, begin, end)
-        record.launches[before:] = [Launch(at, one.name, one.flops, one.nbytes) for one in record.launches[before:]]
+        self._told(self._stage, step, begin, end)
 
 
 class _Reads(TorchFunctionMode):

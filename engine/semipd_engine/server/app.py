@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from semipd_engine.cards.chat_template import ChatTemplateError
 from semipd_engine.cards.tokenizer import TokenizerError
 from semipd_engine.contract import EngineOptions, api_keys
-from semipd_engine.server import body_schemas, handlers, text
+from semipd_engine.server import body_schemas, handlers, tokenization
 from semipd_engine.server.errors import ApiError, bad_request, engine_failure
 from semipd_engine.server.headers import RequestIds
 from semipd_engine.server.held_bodies import HeldBodies
@@ -115,7 +115,7 @@ def _add_api(app: FastAPI, service: Service) -> None:
 
     @app.post("/tokenize", **takes(TokenizeRequest))
     async def tokenize(request: Request) -> Response:
-        return await text.tokenize(service, request)
+        return await tokenization.tokenize(service, request)
 
     @app.api_route("/tokenizer_info", methods=READ, responses=refusals(401))
     async def tokenizer_info() -> Response:
@@ -125,7 +125,7 @@ def _add_api(app: FastAPI, service: Service) -> None:
 
     @app.post("/detokenize", **takes(DetokenizeRequest))
     async def detokenize(request: Request) -> Response:
-        return await text.detokenize(service, request)
+        return await tokenization.detokenize(service, request)
 
     for path in NOT_SERVED:
         app.add_api_route(path, _not_served, methods=["GET", "POST"], include_in_schema=False)
