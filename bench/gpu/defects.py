@@ -58,7 +58,6 @@ DEFECTS: tuple[Defect, ...] = (
         ("block table", "seen // block_size, mask=there", "seen // POSITIONS, mask=there"),
         ("block table", "entry * block_size + seen % block_size) * width", "entry * block_size + seen) * width"),
         ("rows", "// ROWS + middle <= block", "// ROWS + middle < block"),
-        ("rows", "mine = (row < end) & (row >= first_row)", "mine = (row >= first_row)"),
         ("softmax", "total = total * fade + tl.sum(weights, axis=1)", "total = total + tl.sum(weights, axis=1)"),
     ),
     *_of(
@@ -66,6 +65,7 @@ DEFECTS: tuple[Defect, ...] = (
         f"{_KERNELS} -k 'split or padding'",
         ("split", "tile_begin += split * share", "tile_begin += share"),
         ("split", "tl.sum(total * weights, axis=0)", "tl.sum(total, axis=0)"),
+        ("rows", "mine = (row < end) & (row >= first_row)", "mine = (row >= first_row)"),
         ("padding", "if row >= tl.load(starts + sequences):", "if row > tl.load(starts + sequences):"),
     ),
     *_of(

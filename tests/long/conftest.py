@@ -16,12 +16,14 @@ import pytest
 from bench.cpu.identity import commit, machine
 
 EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence" / "long.json"
+COMMIT = commit()
+"""As the run began: what it writes itself changes the tree."""
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when != "call" or not report.nodeid.startswith("tests/long/"):
         return
-    run: dict[str, Any] = {"date": datetime.date.today().isoformat(), "commit": commit()}
+    run: dict[str, Any] = {"date": datetime.date.today().isoformat(), "commit": COMMIT}
     run |= {"machine": machine(), "load": round(os.getloadavg()[0], 1)}
     run |= {"outcome": report.outcome, "seconds": round(report.duration, 1)}
     found = {name: _value(value) for name, value in report.user_properties}
