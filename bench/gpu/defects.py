@@ -91,11 +91,11 @@ DEFECTS: tuple[Defect, ...] = (
         ("block table", "blocks * size + positions % size", "blocks * size + positions // size"),
         ("rows", '"seq_lens": self._starts + counts', '"seq_lens": self._starts + 1'),
         ("rows", "ends[self._samples] - 1", "firsts[self._samples]"),
-        ("rows", "self._starts = self._starts[keep] + self._counts[keep]", "self._starts = self._starts[keep] + 1"),
     ),
     *_of(
         f"{ENGINE}/worker/input_batch.py",
         _BUFFERS,
+        ("rows", "self._starts = self._starts[keep] + self._counts[keep]", "self._starts = self._starts[keep] + 1"),
         ("offset", "end += -(-math.prod(shape) // ALIGNED) * ALIGNED", "end += ALIGNED"),
         ("offset", "self._there[:end].copy_(self._host[:end]", "self._there[: end // 2].copy_(self._host[: end // 2]"),
     ),

@@ -1,4 +1,4 @@
-"""Where a step's inputs lie: each in a place of its own, at the same address, on a device by one copy."""
+"""A step's inputs: which they are, and where they lie: each in its own place, at the same address, by one copy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from semipd_engine.worker.input_batch import InputBuffers, Ints
+from semipd_engine.ipc.steps import Row, StepPlan
+from semipd_engine.ipc.tokens import Sampling
+from semipd_engine.worker.input_batch import InputBatch, InputBuffers, Ints, Limits
 
 pytestmark = pytest.mark.unit
 
@@ -74,6 +76,29 @@ def test_a_step_for_which_memory_was_short_spoils_no_later_one(
         assert all(found[name].shape == values.shape for name, values in given.items())
         if device == "cpu":
             assert all(np.array_equal(found[name].numpy(), values) for name, values in given.items())
+
+
+def test_a_row_goes_on_behind_all_of_its_tokens() -> None:
+    """A chunk of three, one that samples nothing, and a decode row; then those that sample, then the last alone."""
+    sampling = Sampling(max_tokens=9)
+    rows = [
+        Row(0, [11, 12, 13], 2, [1, 2], outputs="last", sampling=sampling),
+        Row(1, [21, 22], 4, [3, 4]),
+        Row(2, [31], 6, [5, 6, 7], outputs="last", sampling=sampling),
+    ]
+    batch = InputBatch(StepPlan(0, 3, rows), Limits(99, 8, 4, 12), InputBuffers(torch.device("cpu")))
+
+    def step() -> tuple[list[int], ...]:
+        given, sampled = batch.next()
+        parts = (given.token_ids, given.positions, given.slot_mapping, given.seq_lens, given.query_start_loc, sampled)
+        return tuple([int(number) for number in part] for part in parts)
+
+    slots = [6, 7, 8, 16, 17, 26]
+    assert step() == ([11, 12, 13, 21, 22, 31], [2, 3, 4, 4, 5, 6], slots, [5, 6, 7], [0, 3, 5, 6], [2, 5])
+    batch.advance([14, 32], [0, 1])
+    assert step() == ([14, 32], [5, 7], [9, 27], [6, 8], [0, 1, 2], [0, 1])
+    batch.advance([15, 33], [1])
+    assert step() == ([33], [8], [28], [9], [0, 1], [0])
 
 
 class Elsewhere(InputBuffers):
