@@ -34,7 +34,7 @@ def route(
     torch.mul(taken, rule.scale, out=weights)
     places = chosen.flatten()
     order.copy_(places.argsort(stable=True))
-    starts[0] = 0
+    starts[:1].zero_()  # a number of the host would be a copy to the device
     starts[1:] = places.bincount(minlength=rule.experts).cumsum(0)
 
 
