@@ -9,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export SEMIPD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semipd
 
-.PHONY: help venv model deps tools images demo demo-down test test-long lint fmt e2e gpu-wheels gpu-smoke gpu-mutations gpu-predictions bench-auto bench-scale bench-split bench-kernels bench-token bench-cpu bench-estimate bench-goodput bench-study crd docs clean
+.PHONY: help venv model deps tools images demo demo-down test test-long lint fmt e2e gpu-wheels gpu-check gpu-mutations gpu-predictions bench-auto bench-scale bench-split bench-kernels bench-token bench-cpu bench-estimate bench-goodput bench-study crd docs clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -55,8 +55,8 @@ fmt: venv ## format the code
 gpu-wheels: venv ## the packages that a CUDA image lacks, as wheels in out/gpu-wheels (PYTHON_THERE=3.12)
 	@$(PY) -m tests.gpu.wheels --python $(or $(PYTHON_THERE),3.12)
 
-gpu-smoke: ## what only a GPU can show, in nine minutes: out/gpu; needs Python and torch (docs/gpu/README.md)
-	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m tests.gpu.smoke $(if $(WHEELS),--wheels $(WHEELS)) $(if $(PROBE),--probe $(PROBE)) $(ARGS)
+gpu-check: ## what only a GPU can show, in nine minutes: out/gpu; needs Python and torch (docs/gpu/README.md)
+	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m tests.gpu.check $(if $(WHEELS),--wheels $(WHEELS)) $(if $(PROBE),--probe $(PROBE)) $(ARGS)
 
 gpu-mutations: venv ## forty seeded defects, and which of them the tests without a GPU find: docs/gpu/mutations.md
 	@$(PY) -m bench.gpu.mutations $(ARGS)

@@ -197,7 +197,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "MPS guide, by inference",
         "",
         "weights: a new worker's checksum (64 samples); KV entries: none",
-        "smoke part `kills`, and a fault by hand",
+        "gpu-check part `kills`, and a fault by hand",
     ),
     # ---- torch and kernels ----------------------------------------------------------------------------------------
     Assumption(
@@ -256,7 +256,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "torch's sources",
         "semipd_engine.worker.attach:TorchModel.is_fatal",
         "a worker that goes on after it: none but its next step's error",
-        "smoke part `kills`",
+        "gpu-check part `kills`",
     ),
     # ---- the machine ----------------------------------------------------------------------------------------------
     Assumption(
@@ -273,7 +273,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "a few hundred MB each, by reports",
         "semipd_engine.memory.kv_size:num_kv_blocks",
         "a worker that finds no room does not get ready (OutOfMemory in its words); the old split serves",
-        "smoke part `switches`",
+        "gpu-check part `switches`",
     ),
     Assumption(
         "machine",
@@ -281,7 +281,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "CUDA's stream order",
         "",
         "none: the hand-over of KV leans on it",
-        "smoke parts `exact-*`, which compare tokens",
+        "gpu-check parts `exact-*`, which compare tokens",
     ),
 )
 DETECTED, OWED = "Noticed while serving, and provoked by a test here", "Owed: only a GPU can answer"

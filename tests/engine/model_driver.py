@@ -161,7 +161,7 @@ def greedy(max_tokens: int) -> Sampling:
 
 @lru_cache(maxsize=8)
 def tokenizer(model: Path) -> Any:
-    from transformers import AutoTokenizer  # seconds that the smoke run need not wait
+    from transformers import AutoTokenizer  # seconds that `gpu-check` need not wait
 
     return AutoTokenizer.from_pretrained(model)
 

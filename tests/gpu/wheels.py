@@ -1,9 +1,10 @@
-"""``make gpu-wheels``: the packages that the smoke run needs and a CUDA image lacks, as wheels in one folder.
+"""``make gpu-wheels``: the check in one file, and as wheels beside it the packages that it needs and an image lacks.
 
 ``python -m tests.gpu.wheels [--python 3.12] [--out out/gpu-wheels]``. A CUDA image has Python, torch, triton, numpy and
 what they need; a machine with a GPU often reaches no package registry. So the rest is fetched here, in the versions
-that constraints.txt pins, for the Python there. ``make gpu-smoke WHEELS=out/gpu-wheels`` takes the folder as it is, and
-so does ``pip install --no-index --find-links``. Needs the project's own environment: its metadata says who needs whom.
+that constraints.txt pins, for the Python there, and the check itself (`archive`): ``python3 gpu-check.pyz`` is all that
+is called there. ``make gpu-check WHEELS=out/gpu-wheels`` takes the folder for a clone, ``pip install --no-index
+--find-links`` for anything. Needs the project's own environment: its metadata says who needs whom.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from tests.gpu.archive import write_archive
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = ("torch", "triton", "numpy")
@@ -102,8 +104,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "gpu-wheels", help="folder to fill")
     options = parser.parse_args()
     wheels = fetch(options.python, options.out)
-    size = sum(wheel.stat().st_size for wheel in wheels)
-    print(f"{len(wheels)} wheels for Python {options.python}, {size / 2**20:.0f} MiB, in {options.out}")
+    archive = write_archive(options.out)
+    size = sum(wheel.stat().st_size for wheel in (*wheels, archive))
+    print(
+        f"{archive.name} and {len(wheels)} wheels for Python {options.python}, {size / 2**20:.0f} MiB, in {options.out}"
+    )
     return 0
 
 

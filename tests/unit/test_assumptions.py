@@ -41,8 +41,8 @@ def test_a_proof_is_a_test_that_sees_the_outcome(one: Assumption) -> None:
     assert one.detector, "what is proved has somebody who notices"
 
 
-def test_what_nobody_can_prove_here_points_at_the_smoke() -> None:
-    from tests.gpu.smoke.catalogue import PARTS
+def test_what_nobody_can_prove_here_points_at_the_check() -> None:
+    from tests.gpu.check.catalogue import PARTS
 
     owed = [one for one in ASSUMPTIONS if not proved(one)]
     names = [part.name for part in PARTS]

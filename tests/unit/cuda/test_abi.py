@@ -14,6 +14,7 @@ from typing import Any
 
 import pynvml
 import pytest
+from tests.gpu.check import green
 from tests.unit.cuda.headers import PACKAGES, compile_cpp
 
 from semipd_agent.gpu import telemetry
@@ -22,7 +23,7 @@ from semipd_engine.memory import driver
 
 pytestmark = pytest.mark.unit
 
-SIGNATURES = {**driver.SIGNATURES, **probe.SIGNATURES}
+SIGNATURES = {**driver.SIGNATURES, **probe.SIGNATURES, **green.SIGNATURES}
 CONSTANTS = {
     "CU_IPC_HANDLE_SIZE": driver.HANDLE_BYTES,
     "CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS": driver.LAZY_ENABLE_PEER_ACCESS,
@@ -31,6 +32,10 @@ CONSTANTS = {
     "CUDA_SUCCESS": 0,
     "int(offsetof(CUipcMemHandle, reserved))": driver.IpcHandle.reserved.offset,
     "int(alignof(CUipcMemHandle))": ctypes.alignment(driver.IpcHandle),
+    "CU_DEV_RESOURCE_TYPE_SM": green.SM,
+    "CU_GREEN_CTX_DEFAULT_STREAM": green.DEFAULT_STREAM,
+    "CU_STREAM_NON_BLOCKING": green.NON_BLOCKING,
+    "int(offsetof(CUdevResource, sm.smCount))": green.Resource.sm_count.offset,
 }
 ALSO = {"CUDA_ERROR_OUT_OF_MEMORY": prober.OUT_OF_MEMORY}
 PRINTER = r"""
@@ -102,7 +107,11 @@ def kinds(mine: Any) -> set[str]:
 
 
 def test_every_call_that_is_made_has_a_signature() -> None:
-    for module, table in ((driver, driver.SIGNATURES), (probe, probe.SIGNATURES)):
+    for module, table in (
+        (driver, driver.SIGNATURES),
+        (probe, probe.SIGNATURES),
+        (green, green.SIGNATURES),
+    ):
         text = Path(str(module.__file__)).read_text()
         words = {node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)}
         words |= {node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}

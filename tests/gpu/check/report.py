@@ -1,4 +1,4 @@
-"""What the smoke run found: a JSON file for each part, written while it runs, and one page made of all of them.
+"""What the check found: a JSON file for each part, written while it runs, and one page made of all of them.
 
 Standard library only: the run itself must not depend on what it is about to find out.
 """
@@ -21,6 +21,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
     SKIPPED = "skipped"
     TIMED_OUT = "timed out"
+    NO_GPU = "no GPU"
 
 
 class Skip(Exception):
@@ -78,23 +79,38 @@ class Keeping:
                 continue
 
 
-def markdown(records: list[Record], device: str, seconds: float) -> str:
+def markdown(
+    records: list[Record],
+    device: str,
+    seconds: float,
+    commit: str,
+    targets: list[dict[str, Any]],
+    steps: list[dict[str, Any]],
+) -> str:
+    """One page: the parts, what was promised and predicted beside what was measured (`verdicts`), and each part."""
     title = "# What a GPU showed" if device == "cuda" else "# Dry run on the CPU: no figure here is a GPU's"
     lines = [
         title,
         "",
-        f"{seconds:.0f} seconds in all.",
+        f"{seconds:.0f} seconds in all, commit {commit}.",
         "",
-        "| part | claim | outcome | seconds |",
-        "|---|---|---|---|",
+        "| part | claim | outcome | seconds | why |",
+        "|---|---|---|---|---|",
     ]
-    lines += [f"| {r.name} | {r.claim} | {r.outcome} | {r.seconds:.1f} |" for r in records]
-    for record in records:
+    lines += [f"| {r.name} | {r.claim} | {r.outcome} | {r.seconds:.1f} | {_line(r.problem)} |" for r in records]
+    if device == "cuda":
+        lines += ["", "## What was promised", *_table("", targets), "## What was predicted", *_table("", steps)]
+    for record in (one for one in records if one.figures or "\n" in one.problem):
         lines += ["", f"## {record.name}", ""]
         lines += [record.problem, ""] if record.problem else []
         for key, value in record.figures.items():
             lines += _table(key, value) if _is_table(value) else [f"- {key}: {value}"]
     return "\n".join(lines) + "\n"
+
+
+def _line(text: str) -> str:
+    """The first of a text's, for a table."""
+    return text.partition("\n")[0].replace("|", "/")
 
 
 def _is_table(value: object) -> bool:
@@ -103,5 +119,6 @@ def _is_table(value: object) -> bool:
 
 def _table(title: str, rows: list[dict[str, Any]]) -> list[str]:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = ["", f"{title}:", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    heading = [f"{title}:", ""] if title else []
+    lines = ["", *heading, "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return [*lines, *("| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in rows), ""]

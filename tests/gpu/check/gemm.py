@@ -1,4 +1,4 @@
-"""``python -m tests.gpu.smoke.gemm DEVICE``: what one client under this environment reaches. Prints one line of JSON.
+"""``python -m tests.gpu.check.gemm DEVICE``: what one client under this environment reaches. Prints one line of JSON.
 
 Square bfloat16 products on a GPU (float32 and small on a CPU), after a warm-up, and then the gate that every worker
 passes, at an 8 B model's shapes: ``{"sm_count", "tflops", "seconds", "wrong"}`` (empty: all products are right).
@@ -11,7 +11,7 @@ import sys
 import time
 
 import torch
-from tests.gpu.smoke.stand_in import sms_seen
+from tests.gpu.check.stand_in import sms_seen
 
 from semipd_engine.worker.gemm_gate import gate_products
 from semipd_engine.worker.servable import UnfitError

@@ -1,4 +1,4 @@
-"""What the smoke run may ask of the device: rungs under MPS, or both phases unlimited and why."""
+"""What the check may ask of the device: rungs under MPS, or both phases unlimited and why."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Rungs:
     def start(cls, probe: Path | None = None, known: Mapping[str, Any] | None = None) -> Rungs:
         """Start MPS in a process of its own. `known`: total and counts of an earlier start, which are not measured
         again. The daemon's process gets no MPS variables: those of our own keep us out of MPS, and it is MPS."""
-        command = [sys.executable, "-m", "tests.gpu.smoke.daemon", *([str(probe)] if probe else [])]
+        command = [sys.executable, "-m", "tests.gpu.check.daemon", *([str(probe)] if probe else [])]
         pipe = subprocess.PIPE
         daemon = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=surroundings({}))
         rungs = cls(_daemon=daemon)

@@ -1,4 +1,4 @@
-"""``python -m tests.gpu.smoke.daemon [PROBE]``: an MPS daemon as the agent starts it, in a process of its own.
+"""``python -m tests.gpu.check.daemon [PROBE]``: an MPS daemon as the agent starts it, in a process of its own.
 
 The first line of input is ``{"total", "counts"}`` of an earlier run, or ``{}``: then they are measured. Prints one
 line of JSON: ``{"total", "counts", "variables", "seconds", "with_context"}`` (variables by rung), or ``{"refused"}``

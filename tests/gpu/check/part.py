@@ -1,4 +1,4 @@
-"""``python -m tests.gpu.smoke.part NAME --device DEVICE --record FILE``: one part of the smoke run, in this process.
+"""``python -m tests.gpu.check.part NAME --device DEVICE --record FILE``: one part of the check, in this process.
 
 SIGTERM ends it as an error would: engine and daemon are stopped, and the record keeps what was seen.
 """
@@ -17,16 +17,21 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from tests.gpu.smoke.catalogue import named
-from tests.gpu.smoke.report import Keeping, Outcome, Record, Skip
+from tests.gpu.check.catalogue import named
+from tests.gpu.check.presence import lacking, no_gpu
+from tests.gpu.check.report import Keeping, Outcome, Record, Skip
 
 from semipd_engine.resident.cuda_environment import without_mps
 
 if TYPE_CHECKING:
-    from tests.gpu.smoke.stage import Figures, Stage
+    from tests.gpu.check.stage import Figures, Stage
 
 
 class OutOfTime(BaseException):
+    pass
+
+
+class NoGpu(Exception):
     pass
 
 
@@ -39,17 +44,29 @@ def play(part: str, stage: Stage, figures: Figures) -> None:
     family, _, model = part.partition("-")
     match family:
         case "machine" | "mps" | "memory" | "rungs":
-            from tests.gpu.smoke import device_parts
+            from tests.gpu.check import device_parts
 
             parts = {"machine": device_parts.machine, "mps": device_parts.mps}
             parts |= {"memory": device_parts.memory, "rungs": device_parts.rates}
             parts[family](stage, figures)
-        case "switches" | "large":
-            from tests.gpu.smoke.serving_parts import large, switches
+        case "kernels":
+            from tests.gpu.check.kernel_parts import kernels
 
-            (large if family == "large" else switches)(stage, figures)
+            kernels(stage, figures)
+        case "green":
+            from tests.gpu.check.green_parts import green
+
+            green(stage, figures)
+        case "large":
+            from tests.gpu.check.large_parts import large
+
+            large(stage, model, figures)
+        case "switches" | "shares":
+            from tests.gpu.check.serving_parts import shares, switches
+
+            (shares if family == "shares" else switches)(stage, figures)
         case "exact" | "kills":
-            from tests.gpu.smoke.token_parts import exact, kills
+            from tests.gpu.check.token_parts import exact, kills
 
             kills(stage, figures) if family == "kills" else exact(stage, stage.model(model), figures)
         case _:
@@ -57,7 +74,7 @@ def play(part: str, stage: Stage, figures: Figures) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.gpu.smoke.part")
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu.check.part")
     parser.add_argument("name")
     parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
     parser.add_argument("--record", type=Path, required=True)
@@ -75,17 +92,23 @@ def main() -> int:
     began = time.monotonic()
     with Keeping(record, options.record):
         try:
-            from tests.gpu.smoke import engine
-            from tests.gpu.smoke.stage import Stage
+            if options.device == "cuda" and (why := no_gpu()):
+                raise NoGpu(why)
+            if why := lacking():
+                raise ImportError(why)
+            from tests.gpu.check import engine
+            from tests.gpu.check.stage import Stage
 
             engine.patience = options.patience
-            with tempfile.TemporaryDirectory(prefix="smoke-") as folder:
+            with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
                 stage = Stage(options.device, Path(folder), options.record.parent, options.mps_probe, options.smollm2)
                 try:
                     play(part.name, stage, record.figures)
                 finally:
                     stage.close()
             record.outcome = Outcome.OK
+        except NoGpu as why_not:
+            record.outcome, record.problem = Outcome.NO_GPU, str(why_not)
         except Skip as reason:
             record.outcome, record.problem = Outcome.SKIPPED, str(reason)
         except OutOfTime:

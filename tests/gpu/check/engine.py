@@ -1,4 +1,4 @@
-"""An engine in rungs for the smoke run: core, resident and workers as real processes, driven over core's sockets."""
+"""An engine in rungs for the check: core, resident and workers as real processes, driven over core's sockets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 READY_SECONDS = 100.0
 patience = 1.0
 """Factor of every wait."""
-DRY_RESIDENT, STAND_IN_RESIDENT = "tests.engine.exec_resident", "tests.gpu.smoke.stand_in"
+DRY_RESIDENT, STAND_IN_RESIDENT = "tests.engine.exec_resident", "tests.gpu.check.stand_in"
 """On the CPU workers are started by exec too, so that a dry run goes the way of a GPU; with stand-ins for MPS as its
 clients."""
 

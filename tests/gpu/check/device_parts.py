@@ -1,4 +1,4 @@
-"""Parts of the smoke run that ask the device alone: what is here, MPS, memory of another process, a rung's rate."""
+"""Parts of the check that ask the device alone: what is here, MPS, memory of another process, a rung's rate."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from tests.gpu.smoke import engine as engines
-from tests.gpu.smoke.report import Skip
-from tests.gpu.smoke.stage import MIB, Figures, Stage
+from tests.gpu.check import engine as engines
+from tests.gpu.check.report import Skip
+from tests.gpu.check.stage import MIB, Figures, Stage
 
 from semipd_agent.doctor.checks import examine
 from semipd_agent.doctor.machine import this_machine
@@ -60,7 +60,7 @@ def rates(stage: Stage, figures: Figures) -> None:
     table: list[dict[str, Any]] = []
     figures["matrix products of one client"] = table
     for percent in percents:
-        command = [sys.executable, "-m", "tests.gpu.smoke.gemm", stage.device.type]
+        command = [sys.executable, "-m", "tests.gpu.check.gemm", stage.device.type]
         environment = os.environ | stage.rungs.environment(percent)
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60 * engines.patience)
         if done.returncode != 0:

@@ -1,6 +1,6 @@
 """The way under MPS where there is no GPU: a resident whose workers are clients of the stand-in daemon, on the CPU.
 
-``python -m tests.gpu.smoke.stand_in FLAGS`` is the resident. It starts its workers as on a GPU, by exec, and through
+``python -m tests.gpu.check.stand_in FLAGS`` is the resident. It starts its workers as on a GPU, by exec, and through
 this file (``... -m semipd_engine.worker``), which gives them the number of SMs that their daemon grants. Nothing is
 limited. All the rest is what serves on a GPU.
 """
@@ -31,7 +31,7 @@ def _resident(flags: list[str]) -> int:
     TorchModel.sm_count = lambda self: SMS  # type: ignore[method-assign]  # the resident is outside of MPS
     with tempfile.TemporaryDirectory() as folder:
         python = Path(folder) / "python"
-        python.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.gpu.smoke.stand_in "$@"\n')
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.gpu.check.stand_in "$@"\n')
         python.chmod(0o755)
         sys.executable = str(python)  # workers are started with it
         return resident.run(EngineOptions.parse(flags, "stand_in", ""), exec_resident.load)

@@ -1,4 +1,4 @@
-"""Parts of the smoke run that compare tokens with transformers': undisturbed, and while workers are ended."""
+"""Parts of the check that compare tokens with transformers': undisturbed, and while workers are ended."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tests.engine.harness import Engine, Stream
 from tests.engine.model_driver import random_prompt
-from tests.gpu.smoke import engine as engines
-from tests.gpu.smoke.engine import put, settled
-from tests.gpu.smoke.stage import Figures, Stage
+from tests.gpu.check import engine as engines
+from tests.gpu.check.engine import put, settled
+from tests.gpu.check.stage import Figures, Stage
 
 from e2e.lib.reference import Reference
 from e2e.lib.waiting import wait_until

@@ -1,11 +1,12 @@
-"""``make gpu-smoke``: shows on one GPU, in one call and without a network, what no test elsewhere can show.
+"""``make gpu-check``: shows on one GPU, in one call and without a network, what no test elsewhere can show.
 
-    python -m tests.gpu.smoke [--device cuda|cpu] [--out DIR] [--wheels DIR] [--probe FILE] [--resume] ...
+    python -m tests.gpu.check [--device cuda|cpu] [--out DIR] [--wheels DIR] [--probe FILE] [--resume] ...
 
 Nine minutes at most. Each part is a process of its own with a time limit, and writes ``OUT/parts/NAME.json`` while it
 runs; a part that fails or hangs keeps no other from running, and one that does not fit any more is skipped.
-``--resume`` runs those that are not ok yet. At the end ``OUT/report.md`` and ``report.json`` are made; exit status 1 if
-a part failed. ``--device cpu`` is the dry run: every line but the device's runs, and no figure counts.
+``--resume`` runs those that are not ok yet. At the end ``OUT/report.md`` and ``report.json`` are made: what was
+measured beside what was promised and predicted, misses included. Exit status 1 if a part failed, 3 if there is no GPU.
+``--device cpu`` is the dry run: every line but the device's runs, and no figure counts.
 
 This file needs the standard library alone. What an image with Python and torch lacks comes from a folder of wheels
 (``make gpu-wheels``, ``--wheels``). Where MPS cannot run it says why, and goes on with a worker for each rung and no
@@ -27,13 +28,14 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.gpu.smoke.catalogue import PARTS, PROBE, PROBE_SLACK, RESERVED, Part
-from tests.gpu.smoke.report import Outcome, Record, markdown
+from tests.gpu.check.catalogue import LEAVE_SECONDS, PARTS, PROBE, PROBE_SLACK, Part, allowance
+from tests.gpu.check.presence import no_gpu
+from tests.gpu.check.report import Outcome, Record, markdown
+from tests.gpu.check.verdicts import PREDICTIONS, steps, targets
 
 ROOT = Path(__file__).resolve().parents[3]
 BUDGET_SECONDS = 540.0
-LEAVE_SECONDS = 15.0
-"""For a part that is out of time to end its engine and its daemon, before it is killed."""
+NO_GPU_STATUS = 3
 
 
 @dataclass
@@ -61,15 +63,17 @@ class Run:
             self.records.append(before)
             return
         record = Record(part.name, part.claim)
-        patience = self.options.patience
-        left = self.left - LEAVE_SECONDS - (0 if part.kills else RESERVED * patience)
-        if left < part.least * patience:
+        limit = allowance(part, self.left, self.options.patience)
+        if part.name in PROBE and self.options.device == "cuda" and (why := no_gpu()):
+            record.outcome, record.problem = Outcome.NO_GPU, why  # the others ask by themselves
+        elif not limit:
             record.problem = f"{self.left:.0f} s are left, too few for it"
         else:
-            self._run(part, path, min(part.limit * patience, left))
+            self._run(part, path, limit)
             record = Record.read(path) or Record(part.name, part.claim, Outcome.FAILED, problem="it wrote nothing")
         record.write(path)
-        self.say(f"{part.name}: {record.outcome} after {record.seconds:.1f} s {record.problem}")
+        told = record.problem if record.outcome is Outcome.NO_GPU else f"{record.outcome} {record.problem}".strip()
+        self.say(f"{part.name}, {record.seconds:.1f} s: {told}")
         self.records.append(record)
 
     def _run(self, part: Part, path: Path, limit: float) -> None:
@@ -110,7 +114,7 @@ class Run:
             budget = str(max(1, int(limit - PROBE_SLACK)))
             command = [sys.executable, str(options.probe), "--out", str(self._rows(part)), "--budget", budget]
             return [*command, "--only", PROBE[part.name]]
-        command = [sys.executable, "-m", "tests.gpu.smoke.part", part.name, "--device", options.device]
+        command = [sys.executable, "-m", "tests.gpu.check.part", part.name, "--device", options.device]
         command += ["--record", str(path), "--patience", str(options.patience)]
         command += ["--smollm2", str(options.smollm2)] if options.smollm2 else []
         return command + (["--mps-probe", str(options.mps_probe)] if options.mps_probe else [])
@@ -118,14 +122,38 @@ class Run:
     def finish(self) -> int:
         """Write the report. Exit status."""
         seconds = time.monotonic() - self.began
-        page = markdown(self.records, self.options.device, seconds)
+        predictions = json.loads(PREDICTIONS.read_text())
+        promised, predicted = targets(self.records, predictions), steps(self.records, predictions)
+        page = markdown(self.records, self.options.device, seconds, commit(), promised, predicted)
         out = Path(self.options.out)
         (out / "report.md").write_text(page)
         parts = [json.loads((self.folder / f"{record.name}.json").read_text()) for record in self.records]
-        content = {"device": self.options.device, "seconds": round(seconds, 1), "parts": parts}
+        content = {"device": self.options.device, "commit": commit(), "seconds": round(seconds, 1), "parts": parts}
+        content |= {"predictions": predictions["sha256"], "promised": promised, "predicted": predicted}
         (out / "report.json").write_text(json.dumps(content, indent=2))
         print(page)
-        return 1 if any(r.outcome in (Outcome.FAILED, Outcome.TIMED_OUT) for r in self.records) else 0
+        return status_of(self.records)
+
+
+def status_of(records: list[Record]) -> int:
+    """0: what ran is well. A machine without a GPU has a status of its own: nobody shall take it for a success."""
+    outcomes = {record.outcome for record in records}
+    if outcomes & {Outcome.FAILED, Outcome.TIMED_OUT}:
+        return 1
+    return NO_GPU_STATUS if Outcome.NO_GPU in outcomes else 0
+
+
+def commit() -> str:
+    """Of the archive, or of the clone."""
+    try:
+        return (ROOT / "COMMIT").read_text().strip()
+    except OSError:
+        pass
+    try:
+        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def _probed(part: Part, found: Path, status: int) -> Record:
@@ -156,7 +184,7 @@ def surroundings(wheels: Path | None, unpacked: Path) -> dict[str, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.gpu.smoke", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu.check", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: dry run")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "gpu", help="folder of the report; %(default)s")
     parser.add_argument("--wheels", type=Path, help="folder that `make gpu-wheels` filled")
@@ -168,13 +196,15 @@ def main() -> int:
     parser.add_argument("--mps-probe", type=Path, help="with --device cpu: the probe's stand-in; then MPS is one, too")
     parser.add_argument("--patience", type=float, default=1.0, help="factor of all limits, for a machine that is busy")
     options = parser.parse_args()
-    options.out = options.out.resolve()
+    for name in ("out", "probe", "smollm2", "mps_probe"):  # the parts run elsewhere
+        if (path := getattr(options, name)) is not None:
+            setattr(options, name, path.resolve())
     options.budget *= options.patience
     only = [name for name in options.only.split(",") if name]
     if unknown := set(only) - {part.name for part in PARTS}:
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(part.name for part in PARTS)}")
     (options.out / "parts").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="smoke-wheels-") as unpacked:
+    with tempfile.TemporaryDirectory(prefix="gpu-check-wheels-") as unpacked:
         run = Run(options, surroundings(options.wheels, Path(unpacked)))
         for part in PARTS:
             wanted = part.name in only if only else part.dry or options.device == "cuda"

@@ -1,4 +1,4 @@
-"""Where a part of the smoke run plays: its device, rungs, models and engines, as large as the device allows.
+"""Where a part of the check plays: its device, rungs, models and engines, as large as the device allows.
 
 Knows no part.
 """
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.engine.harness import Engine
-from tests.gpu.smoke.engine import engine
-from tests.gpu.smoke.report import Outcome, Record
-from tests.gpu.smoke.rungs import Rungs
+from tests.gpu.check.engine import engine
+from tests.gpu.check.report import Outcome, Record
+from tests.gpu.check.rungs import Rungs
 
 from semipd_engine.contract import DType
 

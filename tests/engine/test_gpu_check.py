@@ -1,4 +1,4 @@
-"""``make gpu-smoke`` on what a CUDA image holds, to its end, so that no minute on a GPU is lost to a slip.
+"""``make gpu-check`` on what a CUDA image holds, to its end, so that no minute on a GPU is lost to a slip.
 
 The image is a virtual environment of torch, triton and numpy with their dependencies, and nothing else; the rest is in
 the wheels. MPS and NVML are stand-ins. An image's own MPS variables and a foreign `tests` package are in the way, as
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.gpu.archive import NAME, write_archive
+from tests.gpu.check.catalogue import PARTS
 from tests.gpu.wheels import IMAGE, Closure, fetch, missing
 from tests.unit.mps_bench import STAND_IN, stand_ins
 from tests.unit.mps_stand_in import SMS
@@ -42,6 +44,15 @@ def wheels() -> Path:
             fetch(VERSION, Path(fresh) / "wheels")
             (Path(fresh) / "wheels").rename(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def wheelhouse(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make gpu-wheels` makes, of this tree."""
+    folder = tmp_path_factory.mktemp("wheelhouse")
+    for wheel in wheels.glob("*.whl"):
+        (folder / wheel.name).symlink_to(wheel)
+    return write_archive(folder).parent
 
 
 @pytest.fixture(scope="module")
@@ -91,19 +102,27 @@ def parts(out: Path) -> dict[str, dict[str, Any]]:
     return {part["name"]: part for part in json.loads((out / "report.json").read_text())["parts"]}
 
 
-def smoke(python: Path | str, *flags: str, out: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [str(python), "-m", "tests.gpu.smoke", "--device", "cpu", "--out", str(out), *flags]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1700)
+def check(
+    python: Path | str, *flags: str, out: Path, env: dict[str, str], archive: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """From the tree, or from an archive in a folder that is not the tree's."""
+    what = ["-m", "tests.gpu.check"] if archive is None else [str(archive)]
+    command = [str(python), *what, "--out", str(out), *flags]
+    where = ROOT if archive is None else out.parent
+    return subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, timeout=1700)
 
 
-def test_an_image_and_the_wheels_are_enough(image: Path, wheels: Path, machine: dict[str, str], tmp_path: Path) -> None:
+def test_an_image_and_the_wheelhouse_are_enough(
+    image: Path, wheelhouse: Path, machine: dict[str, str], tmp_path: Path
+) -> None:
+    """No repository, and nothing but what an image holds: the dry run to its end."""
     out = tmp_path / "out"
-    flags = ("--wheels", str(wheels), "--mps-probe", str(tmp_path / "probe"), "--patience", "20")
-    done = smoke(image, *flags, out=out, env=machine)
+    flags = ("--device", "cpu", "--mps-probe", str(tmp_path / "probe"), "--patience", "20")
+    done = check(image, *flags, out=out, env=machine, archive=wheelhouse / NAME)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-4000:]
     found = parts(out)
     assert {name: part["outcome"] for name, part in found.items()} == dict.fromkeys(
-        ("machine", "mps", "rungs", "switches", "large", "kills"), "ok"
+        ("machine", "mps", "kernels", "rungs", "switches", "large-8B", "shares", "kills"), "ok"
     )
     assert found["mps"]["figures"]["rungs"]["counts"]["60"] == 78 and found["mps"]["figures"]["rungs"]["total"] == SMS
     assert {w["SMs"] for w in found["kills"]["figures"]["workers"]} == {SMS}
@@ -115,12 +134,51 @@ def test_an_image_and_the_wheels_are_enough(image: Path, wheels: Path, machine: 
     ]
     switches = found["switches"]["figures"]["switches under load"]
     assert [row["gaps"] > 0 for row in switches] == [True] * 3
-    assert len(found["large"]["figures"]["prompts and streams"]) == 4
+    moves = found["switches"]["figures"]["moves, one after the other"]
+    assert [(row["move"], row["moves"]) for row in moves] == [("cold", 1), ("warm", 1)]
+    assert [row["prefill %"] for row in found["shares"]["figures"]["a token's gap beside prompts"]] == [60, 100]
+    steps = found["large-8B"]["figures"]["steps"]
+    assert [(row["step"], row["ms"] > 0) for row in steps] == [
+        ("decode 1", True),
+        ("decode 4", True),
+        ("prefill 64", True),
+    ]
+    assert len(found["kernels"]["figures"]["decode attention"]) == 1
     ends = found["kills"]["figures"]["after each end"]
     assert [row["end"] for row in ends] == ["kill -9", "terminate_client"]
     assert {row["tokens equal"] for row in ends} == {8 * 48} and {row["MPS server"] for row in ends} == {"ACTIVE"}
     assert "| terminate_client |" in (out / "report.md").read_text()
     assert list(Path(machine["TMPDIR"]).glob("mps-*/*/p/control")) == []
+
+
+def test_without_a_gpu_each_part_says_so_in_one_line_and_nothing_fails(
+    wheelhouse: Path, image: Path, tmp_path: Path
+) -> None:
+    """As a stranger begins: no repository, no torch needed for the word, and no stand-ins."""
+    probe, out = tmp_path / "probe.py", tmp_path / "out"
+    probe.write_text("raise SystemExit('it is not asked')")
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    flags = ("--probe", str(probe), "--smollm2", str(tmp_path))
+    done = check(image, *flags, out=out, env=env, archive=wheelhouse / NAME)
+    assert done.returncode == 3 and done.stderr == "", done.stderr
+    found = parts(out)
+    assert list(found) == [part.name for part in PARTS]
+    assert {(part["outcome"], part["problem"][:8], "\n" in part["problem"]) for part in found.values()} == {
+        ("no GPU", "no GPU: ", False)
+    }
+    report = json.loads((out / "report.json").read_text())
+    assert {row["verdict"] for row in report["promised"]} == {"not measured"}
+    assert list(tmp_path.glob("gpu-check-*")) == [], "nothing is left behind"
+
+
+def test_what_is_not_here_is_named(image: Path, wheelhouse: Path, tmp_path: Path) -> None:
+    """An image whose wheels were forgotten."""
+    (tmp_path / NAME).write_bytes((wheelhouse / NAME).read_bytes())
+    out, env = tmp_path / "out", {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = check(image, "--device", "cpu", "--only", "machine", out=out, env=env, archive=tmp_path / NAME)
+    assert done.returncode == 1
+    problem = parts(out)["machine"]["problem"]
+    assert "not here: msgspec" in problem and "torch," not in problem and "--wheels" in problem
 
 
 ROWS = '[{"section": "env"}, {"section": "mps", "error": "no programs found"}]'
@@ -143,7 +201,7 @@ def test_a_part_that_hangs_is_ended_with_its_children_and_keeps_what_it_saw(tmp_
     hang.write_text("")
     env = os.environ | {"HANG": str(hang)}
     flags = ("--only", "probe", "--probe", str(probe))
-    done = smoke(sys.executable, *flags, "--patience", "0.05", "--budget", "6000", out=out, env=env)
+    done = check(sys.executable, "--device", "cpu", *flags, "--patience", "0.05", "--budget", "6000", out=out, env=env)
     assert done.returncode == 1
     part = parts(out)["probe"]
     assert part["outcome"] == "timed out" and part["figures"]["rows"] == 2
@@ -151,22 +209,32 @@ def test_a_part_that_hangs_is_ended_with_its_children_and_keeps_what_it_saw(tmp_
     child = Path(f"/proc/{hang.read_text()}/cmdline")
     assert not child.exists() or not child.read_bytes(), "its group ended with it"
     hang.unlink()
-    assert smoke(sys.executable, *flags, "--resume", out=out, env=env).returncode == 0
+    assert check(sys.executable, "--device", "cpu", *flags, "--resume", out=out, env=env).returncode == 0
     probe.unlink()
-    done = smoke(sys.executable, *flags, "--resume", out=out, env=env)
+    done = check(sys.executable, "--device", "cpu", *flags, "--resume", out=out, env=env)
     assert done.returncode == 0 and "probe: ok already" in done.stdout
 
 
 def test_what_does_not_fit_is_skipped_and_the_kills_have_their_time(tmp_path: Path) -> None:
-    done = smoke(sys.executable, "--only", "switches,large", "--budget", "100", out=tmp_path, env=dict(os.environ))
+    done = check(
+        sys.executable,
+        "--device",
+        "cpu",
+        "--only",
+        "switches,large-8B",
+        "--budget",
+        "100",
+        out=tmp_path,
+        env=dict(os.environ),
+    )
     assert done.returncode == 0
     assert {part["outcome"] for part in parts(tmp_path).values()} == {"skipped"}
-    assert "too few" in parts(tmp_path)["large"]["problem"]
+    assert "too few" in parts(tmp_path)["large-8B"]["problem"]
 
 
 def test_without_mps_it_says_why_and_goes_on(tmp_path: Path) -> None:
     flags = ("--only", "mps,rungs", "--patience", "20")
-    done = smoke(sys.executable, *flags, out=tmp_path, env=dict(os.environ))
+    done = check(sys.executable, "--device", "cpu", *flags, out=tmp_path, env=dict(os.environ))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = parts(tmp_path)
     assert (found["mps"]["outcome"], found["mps"]["problem"]) == ("skipped", "a dry run on the CPU")

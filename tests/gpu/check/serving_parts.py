@@ -1,41 +1,21 @@
-"""Parts of the smoke run that weigh and time an engine: its workers' memory, a switch under load, an 8 B model."""
+"""Parts of the check that weigh and time an engine under load: its workers' memory, its switches, prefill's share."""
 
 from __future__ import annotations
 
-import json
 import time
-from typing import Any
 
 from tests.engine import proc
 from tests.engine.harness import Engine
-from tests.engine.model_driver import random_prompt
-from tests.gpu.smoke import engine as engines
-from tests.gpu.smoke.engine import Traffic, put
-from tests.gpu.smoke.stage import MIB, Figures, Stage
+from tests.gpu.check import engine as engines
+from tests.gpu.check.engine import Traffic, put
+from tests.gpu.check.stage import MIB, Figures, Stage
 
 from e2e.lib.waiting import wait_until
 from semipd_engine.contract import DType, WorkerState
 
-LARGE = {
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": False,
-    "hidden_act": "silu",
-    "torch_dtype": "bfloat16",
-    "eos_token_id": 2,
-}
-"""config.json of an 8 B model."""
-DRY = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "head_dim": 32}
-DRY |= {"num_attention_heads": 8, "num_key_value_heads": 2}
+MOVES, MOVES_SECONDS = 20, 60.0
+"""To and fro, half of them between workers that are there."""
+SHARES = (20, 40, 60, 100)
 
 
 def switches(stage: Stage, figures: Figures) -> None:
@@ -95,55 +75,77 @@ def switch(stage: Stage, running: Engine, figures: Figures) -> None:
     figures["switches under load"] = table
     traffic = Traffic(running, streams=2 if stage.dry else 8, tokens=2000, prompt_tokens=512, every=1.0)
     try:
-        wait_until(lambda: sum(bool(s.tokens) for s in traffic.decoding) >= 2, 60 * engines.patience, "running streams")
+        _flowing(traffic)
         for what, to in (("no switch", first), ("cold", cold), ("warm", (100, 100))):
             split = to if to != first else None
             began = time.monotonic()
             prepared = put(running, stage.rungs.plan(*split)) if split else 0.0
             time.sleep(window)
-            wait_until(
-                lambda began=began: traffic.gaps(began, time.monotonic()),
-                60 * engines.patience,
-                "two tokens of a stream",
-            )
             row = {"switch": "{}: {}/{}".format(what, *to), "seconds to effect": round(prepared, 3)}
-            table.append(row | traffic.gaps(began, time.monotonic()))
+            table.append(row | _gaps(traffic, began))
+        figures["moves, one after the other"] = moves(stage, running, traffic)
     finally:
         wrong = traffic.stop()
     assert not wrong, wrong
     assert running.snapshot().restarts == {"prefill": 0, "decode": 0, "resident": 0}
 
 
-def large(stage: Stage, figures: Figures) -> None:
-    """A config.json is all there is of the model; the resident makes its weights on the device."""
-    model = stage.folder / "large"
-    model.mkdir()
-    (model / "config.json").write_text(json.dumps(LARGE | (DRY if stage.dry else {})))
-    before = memory_taken(stage, None)
-    began = time.monotonic()
-    kv_bytes = (64 if stage.dry else 4096) * MIB
-    options: dict[str, Any] = {"load_format": "dummy", "kv_cache_memory": kv_bytes, "prefill_chunk_tokens": 2048}
-    with stage.engine(model, DType.AUTO, **options) as running:
-        info = running.snapshot().model
-        assert info is not None
-        figures["seconds to the weights"] = round(time.monotonic() - began, 2)
-        figures["weights, MiB"] = info.weight_bytes // MIB
-        figures["seconds to the workers"] = round(put(running, stage.rungs.plan(*stage.split)), 2)
-        figures["memory taken by all, MiB"] = round((memory_taken(stage, running) - before) / MIB)
-        client = running.client()
-        table: list[Figures] = []
-        figures["prompts and streams"] = table
-        for prompt_tokens, streams, tokens in ((128, 1, 16), (3800, 1, 2), (128, 1, 64), (128, 16, 64)):
+def moves(stage: Stage, running: Engine, traffic: Traffic) -> list[Figures]:
+    """To and fro between 100/100, whose workers are always there, and a split whose workers are started for it: no move
+    may cost a stream more than one step. As many as `MOVES_SECONDS` hold."""
+    first, _ = stage.moves
+    seen: dict[str, list[tuple[float, dict[str, float]]]] = {"cold": [], "warm": []}
+    begin = time.monotonic()
+    for _ in range(1 if stage.dry else MOVES // 2):
+        if seen["cold"] and time.monotonic() - begin > MOVES_SECONDS * engines.patience:
+            break
+        for kind, split in (("cold", first), ("warm", (100, 100))):
             began = time.monotonic()
-            added = [client.add(random_prompt(prompt_tokens, 4000, seed=i + streams), tokens) for i in range(streams)]
-            done = [stream.wait(60 * engines.patience) for stream in added]
-            assert not any(stream.error for stream in done), [stream.error for stream in done]
-            last, first = max(s.times[-1] for s in done), max(s.times[0] for s in done)
-            table.append(
-                {
-                    "streams": streams,
-                    "prompt tokens": prompt_tokens,
-                    "ms to the first token": round((first - began) * 1000, 1),
-                    "ms of a decode step": round((last - first) * 1000 / (tokens - 1), 2),
-                }
-            )
+            took = put(running, stage.rungs.plan(*split))
+            time.sleep(0.05 if stage.dry else 0.3)
+            seen[kind].append((took, _gaps(traffic, began)))
+    return [
+        {
+            "move": kind,
+            "moves": len(found),
+            "seconds to effect, median": round(sorted(took for took, _ in found)[len(found) // 2], 4),
+            "slowest": round(max(took for took, _ in found), 4),
+            "a step ms, median": sorted(gaps["median ms"] for _, gaps in found)[len(found) // 2],
+            "worst gap ms": max(gaps["longest ms"] for _, gaps in found),
+        }
+        for kind, found in seen.items()
+    ]
+
+
+def shares(stage: Stage, figures: Figures) -> None:
+    """Streams decode on the whole device while prompts of 512 tokens arrive: the gaps between their tokens by
+    prefill's share. Where nothing limits a worker the rows are alike."""
+    from semipd_engine.hub.make_model import make_model
+
+    model = stage.folder / "small"
+    make_model("tiny" if stage.dry else "small", "llama", model, progress=False)
+    table: list[Figures] = []
+    figures["a token's gap beside prompts"] = table
+    with stage.engine(model, DType.AUTO) as running:
+        for share in SHARES[-2:] if stage.dry else SHARES:
+            put(running, stage.rungs.plan(share, 100))
+            traffic = Traffic(running, streams=2 if stage.dry else 8, tokens=2000, prompt_tokens=512, every=0.2)
+            try:
+                _flowing(traffic)
+                began = time.monotonic()
+                time.sleep(0.5 if stage.dry else 5.0)
+                table.append({"prefill %": share} | _gaps(traffic, began))
+            finally:
+                wrong = traffic.stop()
+            assert not wrong, wrong
+
+
+def _flowing(traffic: Traffic) -> None:
+    patience = 60 * engines.patience
+    wait_until(lambda: sum(bool(s.tokens) for s in traffic.decoding) >= 2, patience, "running streams")
+
+
+def _gaps(traffic: Traffic, began: float) -> dict[str, float]:
+    """Of the streams since `began`, once there is one."""
+    patience = 60 * engines.patience
+    return wait_until(lambda: traffic.gaps(began, time.monotonic()), patience, "two tokens of a stream")

@@ -1,0 +1,109 @@
+"""The part that takes the steps that were predicted (`bench.gpu.models`), on models of that size made on the device.
+
+What a client sees is timed: a prompt's time to its first token, and the time between two tokens of streams that decode
+together. The predictions hold for a worker that has the whole device, so the split is 100/100.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+from tests.engine.harness import Stream
+from tests.engine.model_driver import random_prompt
+from tests.gpu.check import engine as engines
+from tests.gpu.check.engine import put
+from tests.gpu.check.report import Skip
+from tests.gpu.check.serving_parts import memory_taken
+from tests.gpu.check.stage import MIB, Figures, Stage
+from tests.gpu.check.verdicts import PREDICTIONS
+
+from bench.gpu.models import CASES, CHUNK, CONFIGS, Shape, card
+from semipd_engine.contract import DType
+from semipd_engine.memory.kv_size import GPU_RESERVED
+
+DRY_SIZES = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "head_dim": 32}
+DRY_SIZES |= {"num_attention_heads": 8, "num_key_value_heads": 2}
+DRY_CASES = {"decode 1": (Shape(1, 1, 48),), "decode 4": (Shape(4, 1, 48),), "prefill 64": (Shape(1, 64, 64),)}
+TOKENS = 65
+"""Of a stream whose steps are timed: half of them come before the context that was predicted, half behind it."""
+BLOCK_SIZE, BYTES = 16, 2
+
+
+def large(stage: Stage, name: str, figures: Figures) -> None:
+    """A config.json is all there is of the model; the resident makes its weights. Skips what the GPU cannot hold."""
+    cases = DRY_CASES if stage.dry else CASES
+    model = stage.folder / name
+    model.mkdir()
+    sizes = DRY_SIZES if stage.dry else {}
+    (model / "config.json").write_text(json.dumps({**CONFIGS[name], **sizes}))
+    position = card(name, **sizes).kv_layout(BLOCK_SIZE, BYTES).pool_bytes(1) / BLOCK_SIZE
+    longest = max(shape.context for shapes in cases.values() for shape in shapes) + TOKENS
+    before = memory_taken(stage, None)
+    room = _room(stage, name, before)
+    wanted = {case: max(shape.sequences * (shape.context + TOKENS) for shape in cases[case]) for case in cases}
+    fitting = [case for case in cases if (wanted[case] + longest) * position <= room]
+    if not fitting:
+        raise Skip(f"its weights leave {room / MIB:.0f} MiB of this GPU, too few for a sequence")
+    pool = int((max(wanted[case] for case in fitting) + longest) * position)
+    began = time.monotonic()
+    with stage.engine(
+        model,
+        DType.AUTO,
+        load_format="dummy",
+        kv_cache_memory=pool,
+        max_model_len=longest,
+        prefill_chunk_tokens=CHUNK,
+    ) as running:
+        info = running.snapshot().model
+        assert info is not None
+        figures["seconds to the weights"] = round(time.monotonic() - began, 2)
+        figures["weights, MiB"], figures["KV pool, MiB"] = info.weight_bytes // MIB, info.kv_bytes // MIB
+        figures["seconds to the workers"] = round(put(running, stage.rungs.plan(100, 100)), 2)
+        figures["memory taken by all, MiB"] = round((memory_taken(stage, running) - before) / MIB)
+        client = running.client()
+        table: list[Figures] = []
+        figures["steps"] = table
+
+        def streams(count: int, prompt: int, tokens: int) -> tuple[float, list[Stream]]:
+            began = time.monotonic()
+            added = [client.add(random_prompt(prompt, 4000, seed=i + prompt + 1), tokens) for i in range(count)]
+            done = [stream.wait(60 * engines.patience) for stream in added]
+            assert not any(stream.error for stream in done), [stream.error for stream in done]
+            return began, done
+
+        def alone(prompt: int) -> tuple[float, list[Stream]]:
+            return streams(1, prompt, 1)
+
+        streams(1, min(shape.context for shapes in cases.values() for shape in shapes), 8)  # what is slow once
+        for case in cases:
+            shape = cases[case][-1]
+            if case not in fitting:
+                table.append({"step": case, "ms": "", "why not": "its keys and values do not fit"})
+            elif shape.new == 1:
+                _, done = streams(shape.sequences, shape.context - TOKENS // 2, TOKENS)
+                table.append({"step": case, "ms": round(_step_ms(done), 3), "why not": ""})
+            else:
+                seconds = [done[0].times[0] - begun for begun, done in (alone(shape.context) for _ in range(3))]
+                table.append({"step": case, "ms": round(sorted(seconds)[1] * 1000, 3), "why not": ""})
+
+
+def _room(stage: Stage, name: str, taken: int) -> float:
+    """Bytes that the weights, and what is kept for workers, leave of the GPU."""
+    if stage.dry:
+        return float(1 << 30)
+    import torch
+
+    weights = json.loads(PREDICTIONS.read_text())["models"][name]["weight bytes"]
+    total = torch.cuda.get_device_properties(stage.device).total_memory
+    return float(total - taken - weights - GPU_RESERVED)
+
+
+def _step_ms(streams: list[Stream]) -> float:
+    """Of the steps in which all of them decode: from the last one's first token to the first one's last."""
+    begin, end = max(s.times[0] for s in streams), min(s.times[-1] for s in streams)
+    spans = [[t for t in s.times if begin <= t <= end] for s in streams]
+    each = [(span[-1] - span[0]) / (len(span) - 1) for span in spans if len(span) > 1]
+    if not each:
+        raise RuntimeError("the streams never decoded together: the prompts of the last came after the first had ended")
+    return sorted(each)[len(each) // 2] * 1000
