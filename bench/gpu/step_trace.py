@@ -40,6 +40,7 @@ from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.model.loader import arena_entries
 from semipd_engine.model.stage import Stage, Step, Work
 from semipd_engine.pacing.quantum import Unpaced
+from semipd_engine.worker.decode_graphs import Capture
 from semipd_engine.worker.model_runner import ModelRunner
 
 GPU = torch.device("cuda", 0)
@@ -98,7 +99,12 @@ class FakeWorker:
     """A worker's runner over weights and a KV pool that take no memory."""
 
     def __init__(
-        self, config: ModelConfig, kernels: Kernels, positions: int, dtype: torch.dtype = torch.bfloat16
+        self,
+        config: ModelConfig,
+        kernels: Kernels,
+        positions: int,
+        dtype: torch.dtype = torch.bfloat16,
+        capture: Capture | None = None,
     ) -> None:
         """`positions`: of the longest sequence."""
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -109,9 +115,10 @@ class FakeWorker:
             kv = KVPool.create(config.kv_layout(BLOCK, dtype.itemsize), self._blocks, dtype, GPU)
             for region in (arena.region, kv.region):
                 _counted(region.data)
-            self._runner = ModelRunner(config, arena, kv, kernels, Unpaced(), positions + 1)
         self.weight_bytes = arena.nbytes
         self._record = Trace()
+        with self._witnesses():  # a capture is a step, too
+            self._runner = ModelRunner(config, arena, kv, kernels, Unpaced(), positions + 1, capture)
         decoder = self._runner.decoder
         for loop in (decoder.body, decoder.head):
             loop.stages = [Witness(stage, self._run_stage) for stage in loop.stages]
@@ -146,16 +153,20 @@ class FakeWorker:
     def plan(self, plan: StepPlan) -> Trace:
         self._record = trace = Trace(live=self._record.live)
         trace.peak = trace.live
+        with self._witnesses():
+            for _ in self._runner.execute(plan, lambda seq: False):
+                pass
+        return trace
 
+    @contextmanager
+    def _witnesses(self) -> Iterator[None]:
         def tolist(tensor: FakeTensor) -> Any:
-            trace.waits.append("tolist")
+            self._record.waits.append("tolist")
             return _numbers(tensor, "tolist")
 
         there = patch.object(FakeTensor, "tolist", tolist)
         with self._surroundings(), there, _Launches(self), _Operators(self), _Reads(self):
-            for _ in self._runner.execute(plan, lambda seq: False):
-                pass
-        return trace
+            yield
 
     @contextmanager
     def _surroundings(self) -> Iterator[None]:

@@ -226,6 +226,14 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
     ),
     Assumption(
         "torch",
+        "A captured decode step gives the bits of its kernels one by one (`SEMIPD_GPU_GRAPHS`)",
+        "torch.cuda.graph; never executed on a GPU",
+        "semipd_engine.worker.warm_up:warm_up",
+        "WrongGraphs",
+        "test_a_program_that_gives_other_numbers_is_unfit",
+    ),
+    Assumption(
+        "torch",
         "Triton is there, and its launcher from the image, or a C compiler",
         "Triton builds its launchers at first use",
         "semipd_engine.kernels:choose",

@@ -73,16 +73,20 @@ class Decoder:
         self._vocab_size = config.vocab_size
         self._workspace, self._head_workspace = Workspace(kv.dtype, device), Workspace(kv.dtype, device)
 
-    def forward(self, batch: Batch) -> Step:
+    def workspaces(self) -> tuple[Workspace, Workspace]:
+        """Fresh ones for `forward` and `logits`, for steps whose buffers must stay where they are."""
+        return self._workspace.fresh(), self._head_workspace.fresh()
+
+    def forward(self, batch: Batch, workspace: Workspace | None = None) -> Step:
         """Write all keys and values; the step's buffers hold the residual stream and what the last layer adds to it."""
-        step = Step(batch, self._workspace)
+        step = Step(batch, workspace or self._workspace)
         self.body.run(step)
         return step
 
-    def logits(self, step: Step, rows: Tensor) -> Tensor:
+    def logits(self, step: Step, rows: Tensor, workspace: Workspace | None = None) -> Tensor:
         """Of the rows with these indices, int32 or int64 [R], of the step just done: float32 [R, vocab_size], valid
         until the next one."""
-        head = Step(replace(step.batch, token_ids=rows), self._head_workspace)
+        head = Step(replace(step.batch, token_ids=rows), workspace or self._head_workspace)
         for name in (HIDDEN, BLOCK):
             torch.index_select(step.rows(name, self._width), 0, rows, out=head.rows(name, self._width))
         self.head.run(head)

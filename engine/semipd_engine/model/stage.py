@@ -48,6 +48,10 @@ class Workspace:
         self.version = 0
         """Changes with every address."""
 
+    def fresh(self) -> Workspace:
+        """Another of this kind, without buffers."""
+        return Workspace(self._dtype, self._device)
+
     @property
     def itemsize(self) -> int:
         """Bytes of an element of the model's dtype."""

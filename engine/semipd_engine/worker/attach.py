@@ -6,6 +6,9 @@ attaches to what the resident exports (`TorchModel.attach`). Nothing is copied e
 
 from __future__ import annotations
 
+import logging
+import os
+
 import torch
 
 from semipd_engine.cards.config import ModelConfig
@@ -17,12 +20,16 @@ from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.memory.region import Region
 from semipd_engine.model import device as devices
 from semipd_engine.pacing.quantum import Pacer, Unpaced
+from semipd_engine.worker import decode_graphs
+from semipd_engine.worker.decode_graphs import Capture
 from semipd_engine.worker.gemm_gate import gate_products
 from semipd_engine.worker.kernel_gate import gate_kernels
 from semipd_engine.worker.model_runner import ModelRunner
 from semipd_engine.worker.servable import Runner, UnfitError
 from semipd_engine.worker.start_messages import ModelExport
 from semipd_engine.worker.warm_up import warm_up
+
+log = logging.getLogger(__name__)
 
 FATAL_WORDS = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS")
 """In errors of libraries on the device, which torch raises as plain RuntimeError."""
@@ -86,11 +93,21 @@ class TorchModel:
             devices.set_precision(self._torch_dtype)
             block_size = self.kv_layout.block_size
             gate_kernels(self._kernels, self._config, self._torch_dtype, self._torch_device, block_size)
+        capture = self._capture()
         if self.exported:
-            warm_up(self._config, self._arena, self._kernels, self.kv_layout)
+            warm_up(self._config, self._arena, self._kernels, self.kv_layout, capture)
         if self.device == Device.CUDA:
             gate_products(self._arena.tensors())
-        return ModelRunner(self._config, self._arena, self.kv, self._kernels, pacer, self.max_model_len)
+        return ModelRunner(self._config, self._arena, self.kv, self._kernels, pacer, self.max_model_len, capture)
+
+    def _capture(self) -> Capture | None:
+        """Of decode steps, where they are asked for and can be."""
+        if self.device != Device.CUDA or os.environ.get(decode_graphs.VARIABLE, "") != "1":
+            return None
+        if why := decode_graphs.cannot_capture(self._config, self._kernels):
+            log.warning("%s=1, but decode steps run kernel by kernel: %s", decode_graphs.VARIABLE, why)
+            return None
+        return decode_graphs.CudaCapture()
 
     def sm_count(self) -> int | None:
         if self.device != Device.CUDA:

@@ -158,8 +158,26 @@ class InputBatch:
         """The largest id in a table."""
         return int(self._tables.max())
 
+    @property
+    def rows(self) -> int:
+        """Of the step that comes next."""
+        return len(self._tokens)
+
+    @property
+    def decodes(self) -> bool:
+        """Is each row of the step that comes next one token that samples?"""
+        return bool((self._counts == 1).all() and self._samples.all())
+
     def next(self) -> tuple[Batch, Tensor]:
         """The batch of the step that comes next, and the indices int32 [R] of its rows to sample from."""
+        inputs = self.arrays()
+        visible = int(inputs["positions"].sum(dtype=np.int64)) + len(inputs["positions"])
+        put = self._buffers.put(inputs)
+        sampled = put.pop("sampled")
+        return Batch(**put, visible=visible), sampled
+
+    def arrays(self) -> dict[str, Ints]:
+        """Its inputs by name, `sampled` beside the tensors of a `Batch`."""
         counts, size = self._counts, self._block_size
         ends = np.cumsum(counts, dtype=np.int32)
         firsts = ends - counts
@@ -168,19 +186,15 @@ class InputBatch:
         else:
             positions = np.repeat(self._starts - firsts, counts) + np.arange(ends[-1], dtype=np.int32)
             blocks = self._tables[np.repeat(np.arange(len(counts)), counts), positions // size]
-        put = self._buffers.put(
-            {
-                "token_ids": self._tokens,
-                "positions": positions,
-                "slot_mapping": blocks * size + positions % size,
-                "seq_lens": self._starts + counts,
-                "query_start_loc": np.concatenate((np.zeros(1, np.int32), ends)),
-                "sampled": ends[self._samples] - 1,
-                "block_tables": self._tables,
-            }
-        )
-        sampled = put.pop("sampled")
-        return Batch(**put, visible=int(positions.sum(dtype=np.int64)) + len(positions)), sampled
+        return {
+            "token_ids": self._tokens,
+            "positions": positions,
+            "slot_mapping": blocks * size + positions % size,
+            "seq_lens": self._starts + counts,
+            "query_start_loc": np.concatenate((np.zeros(1, np.int32), ends)),
+            "sampled": ends[self._samples] - 1,
+            "block_tables": self._tables,
+        }
 
     def advance(self, tokens: Sequence[int], running: Sequence[int]) -> None:
         """Each row that samples took its token of `tokens`; only those of them with the indices `running` go on."""

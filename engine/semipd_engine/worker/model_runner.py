@@ -23,6 +23,7 @@ from semipd_engine.model.decoder import Decoder
 from semipd_engine.model.stage import Step
 from semipd_engine.pacing.quantum import Pacer, in_quanta
 from semipd_engine.sampling.sampler import NOT_FINITE, SamplingRow, sample, token_logprobs
+from semipd_engine.worker.decode_graphs import Capture, DecodeGraphs
 from semipd_engine.worker.input_batch import InputBatch, InputBuffers, Limits, allowed_tokens
 
 SCORED_AT_ONCE = 64
@@ -49,8 +50,10 @@ class ModelRunner:
         kernels: Kernels,
         pacer: Pacer,
         max_model_len: int,
+        capture: Capture | None = None,
     ) -> None:
-        """`weights` are named as in `weight_specs`, in the formats of `kernels`, of `kv.dtype`. Copies nothing."""
+        """`weights` are named as in `weight_specs`, in the formats of `kernels`, of `kv.dtype`. Copies nothing.
+        `capture`: decode steps become programs, now."""
         self._device = weights.region.data.device
         self._kernels = kernels
         self._buffers = InputBuffers(self._device)
@@ -58,6 +61,9 @@ class ModelRunner:
         self.decoder = Decoder(config, weights, kv, kernels, pacer)
         self._pages = PagesAhead(kv)
         self._limits = Limits(config.vocab_size, kv.num_blocks, kv.block_size, max_model_len)
+        self.graphs: DecodeGraphs | None = None
+        if capture is not None:
+            self.graphs = DecodeGraphs(self.decoder, self._device, self._limits.most_blocks, capture)
 
     def prepare(self) -> bool:
         return self._pages.take_some()
@@ -84,14 +90,19 @@ class ModelRunner:
         masks = self._masks(plan)
         for step in range(plan.max_steps):
             with torch.inference_mode():
-                batch, chosen = inputs.next()
-                done = self.decoder.forward(batch)
-                scores = self._scores(done, plan) if step == 0 else []
-                if sampling:
-                    results = self._sample(self.decoder.logits(done, chosen), requests, sampling, masks)
+                scores: list[TargetScores] = []
+                if (graphs := self._program(inputs, plan)) is not None:
+                    results = self._sample(graphs.logits(inputs.arrays()), requests, sampling, masks)
                 else:
+                    batch, chosen = inputs.next()
+                    done = self.decoder.forward(batch)
+                    if step == 0:
+                        scores = self._scores(done, plan)
                     results = []
-                    self._finish()
+                    if sampling:
+                        results = self._sample(self.decoder.logits(done, chosen), requests, sampling, masks)
+                    else:
+                        self._finish()
             tokens = [result.token for result in results]
             running = [i for i, row in enumerate(sampling) if not row.finished_by(tokens[i])]
             last = step + 1 == plan.max_steps or not running or recalled(plan.seq)
@@ -101,6 +112,18 @@ class ModelRunner:
             begin = time.perf_counter()
             inputs.advance(tokens, running)
             requests, sampling = [requests[i] for i in running], [sampling[i] for i in running]
+
+    def _program(self, inputs: InputBatch, plan: StepPlan) -> DecodeGraphs | None:
+        """Those that hold the next step, if there are any."""
+        graphs = self.graphs
+        if (
+            graphs is None
+            or not inputs.decodes
+            or not graphs.fits(inputs.rows)
+            or any(row.targets for row in plan.rows)
+        ):
+            return None
+        return graphs
 
     def _finish(self) -> None:
         """Wait until all that was queued is in memory. Where tokens are fetched, they have waited for it already."""

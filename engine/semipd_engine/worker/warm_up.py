@@ -18,6 +18,8 @@ from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.memory.layout import KVLayout
 from semipd_engine.memory.region import Region
 from semipd_engine.pacing.quantum import Unpaced
+from semipd_engine.worker.decode_graphs import VARIABLE, Capture, DecodeGraphs
+from semipd_engine.worker.input_batch import InputBatch, InputBuffers, Limits
 from semipd_engine.worker.model_runner import ModelRunner
 from semipd_engine.worker.servable import UnfitError
 
@@ -27,8 +29,11 @@ STEPS = 2
 GREEDY = Sampling(temperature=0, max_tokens=STEPS + 1, logprobs=0)
 
 
-def warm_up(config: ModelConfig, arena: WeightArena, kernels: Kernels, layout: KVLayout) -> None:
-    """A prompt in two chunks, another in one, and decode steps of both. Raises `UnfitError` (WarmUpFailed)."""
+def warm_up(
+    config: ModelConfig, arena: WeightArena, kernels: Kernels, layout: KVLayout, capture: Capture | None = None
+) -> None:
+    """A prompt in two chunks, another in one, and decode steps of both. With `capture` those again, as programs and
+    kernel by kernel. Raises `UnfitError` (WarmUpFailed, WrongGraphs)."""
     norm = arena["norm"]
     blocks = -(-(max(LENGTHS) + STEPS + 1) // layout.block_size)
     num_blocks = blocks * len(LENGTHS)
@@ -59,6 +64,30 @@ def warm_up(config: ModelConfig, arena: WeightArena, kernels: Kernels, layout: K
         raise UnfitError("WarmUpFailed", f"{type(error).__name__}: {error}") from error
     if not all(_sane(result) for result in results):
         raise UnfitError("WarmUpFailed", "the model gives no finite numbers on this worker")
+    if capture is not None:
+        limits = Limits(config.vocab_size, num_blocks, layout.block_size, longest)
+        _gate_graphs(runner, limits, rows, norm.device, capture)
+
+
+def _gate_graphs(runner: ModelRunner, limits: Limits, rows: list[Row], device: torch.device, capture: Capture) -> None:
+    """Programs of one, two and four rows, the last with one row of padding, give the bits of their kernels."""
+    try:
+        graphs = DecodeGraphs(runner.decoder, device, limits.most_blocks, capture, (1, 2, 4))
+        buffers = InputBuffers(device)
+        for some in (rows[:1], rows, [*rows, rows[0]]):
+            with torch.inference_mode():
+                if graphs.differs(InputBatch(StepPlan(4, 1, some), limits, buffers).arrays()):
+                    raise _wrong_graphs(
+                        f"a captured decode step of {len(some)} rows gives other numbers than its kernels"
+                    )
+    except UnfitError:
+        raise
+    except Exception as error:
+        raise _wrong_graphs(f"a decode step cannot be captured: {type(error).__name__}: {error}") from error
+
+
+def _wrong_graphs(what: str) -> UnfitError:
+    return UnfitError("WrongGraphs", f"{what}; without {VARIABLE} the worker serves")
 
 
 def _sane(result: TokenResult) -> bool:

@@ -42,6 +42,8 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 def play(part: str, stage: Stage, figures: Figures) -> None:
     """Raises what the part raises. Imports what the part needs and no more: torch alone takes seconds."""
     family, _, model = part.partition("-")
+    if family == "graphs":
+        os.environ["SEMIPD_GPU_GRAPHS"] = "1"  # for the workers
     match family:
         case "machine" | "mps" | "memory" | "rungs":
             from tests.gpu.check import device_parts
@@ -57,7 +59,7 @@ def play(part: str, stage: Stage, figures: Figures) -> None:
             from tests.gpu.check.green_parts import green
 
             green(stage, figures)
-        case "large":
+        case "large" | "graphs" if model != "exact":
             from tests.gpu.check.large_parts import large
 
             large(stage, model, figures)
@@ -65,9 +67,10 @@ def play(part: str, stage: Stage, figures: Figures) -> None:
             from tests.gpu.check.serving_parts import shares, switches
 
             (shares if family == "shares" else switches)(stage, figures)
-        case "exact" | "kills":
+        case "exact" | "graphs" | "kills":
             from tests.gpu.check.token_parts import exact, kills
 
+            model = "qwen2" if family == "graphs" else model
             kills(stage, figures) if family == "kills" else exact(stage, stage.model(model), figures)
         case _:
             raise ValueError(f"no part {part}")

@@ -1,0 +1,107 @@
+"""A decode step as a program, traced on a GPU that is not there: nothing in it waits or crosses, and all sizes share
+their memory. What the programs compute is tested where there are numbers (`tests/engine/test_decode_graphs.py`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from bench.gpu.models import CONTEXT, Shape, card
+from bench.gpu.step_trace import FakeWorker, Trace
+from semipd_engine.kernels import ReferenceKernels
+from semipd_engine.kernels.gpu import TritonKernels
+from semipd_engine.worker.decode_graphs import SIZES, Queue, cannot_capture, padded
+
+pytestmark = pytest.mark.unit
+
+LAYERS = 2
+DENSE = {"8B": {}, "1B": {}, "DeepSeek-V2-Lite": {"first_k_dense_replace": LAYERS}}
+
+
+@dataclass
+class Watched:
+    """A capture whose programs are the step's own function; notes what of a trace falls into a replay."""
+
+    worker: list[FakeWorker] = field(default_factory=list)
+    made: int = 0
+    waits: list[str] = field(default_factory=list)
+    uploads: list[int] = field(default_factory=list)
+    kernels: int = 0
+
+    def __call__(self, queue: Queue) -> Queue:
+        self.made += 1
+        queue()
+
+        def replay() -> None:
+            record: Trace = self.worker[0].record
+            waits, uploads, launches = len(record.waits), len(record.uploads), len(record.launches)
+            queue()
+            self.waits += record.waits[waits:]
+            self.uploads += record.uploads[uploads:]
+            self.kernels += len(record.launches) - launches
+
+        return replay
+
+
+def watched(model: str, **changes: object) -> tuple[FakeWorker, Watched]:
+    seen = Watched()
+    worker = FakeWorker(card(model, num_hidden_layers=LAYERS, **changes), TritonKernels(132), 4096, capture=seen)
+    seen.worker.append(worker)
+    return worker, seen
+
+
+@pytest.mark.parametrize("batch", [1, 5, 64])
+@pytest.mark.parametrize("model", DENSE)
+def test_a_program_waits_for_nothing_and_holds_all_but_the_choice_of_tokens(model: str, batch: int) -> None:
+    worker, seen = watched(model, **DENSE[model])
+    trace = worker.step(Shape(batch, 1, CONTEXT))
+    assert (seen.made, seen.waits, seen.uploads) == (len(SIZES), [], [])
+    assert trace.waits == ["tolist"] and len(trace.uploads) == 1, "inputs in, tokens out: outside"
+    outside = len(trace.launches) - seen.kernels
+    assert seen.kernels > 8 * LAYERS and outside <= 8, [one.name for one in trace.launches if one.stage < 0]
+
+
+def test_all_sizes_share_the_memory_of_the_largest() -> None:
+    plain = FakeWorker(card("8B", num_hidden_layers=LAYERS), TritonKernels(132), 4096)
+    worker, _ = watched("8B")
+    shape = Shape(64, 1, CONTEXT)
+    more = worker.step(shape).live - plain.step(shape).live
+    assert 0 <= more < 64 * 128256 * 4 + (8 << 20), "one set of buffers, with its logits, whatever number of sizes"
+
+
+def test_a_larger_batch_and_a_prompt_take_the_ordinary_way() -> None:
+    worker, seen = watched("8B")
+    assert len(worker.step(Shape(65, 1, 256)).layers()) == len(worker.step(Shape(1, 64, 64)).layers()) == LAYERS
+    assert seen.kernels == 0
+
+
+def test_what_cannot_be_captured_is_said() -> None:
+    assert cannot_capture(card("8B"), TritonKernels(132)) == ""
+    assert "plain torch" in cannot_capture(card("8B"), ReferenceKernels())
+    assert "experts" in cannot_capture(card("DeepSeek-V2-Lite"), TritonKernels(132))
+
+
+def test_what_is_said_to_be_in_the_way_is() -> None:
+    """Experts: the day on which their choice stays on the device, this fails, and `cannot_capture` has a line less."""
+    worker, seen = watched("DeepSeek-V2-Lite")
+    worker.step(Shape(4, 1, 256))
+    assert seen.waits
+
+
+def test_padding_is_a_sequence_of_its_own_that_writes_nowhere() -> None:
+    one = np.array([7], np.int32)
+    inputs = {"token_ids": one, "positions": one + 1, "slot_mapping": one + 2, "seq_lens": one + 3, "sampled": one - 7}
+    inputs |= {"query_start_loc": np.array([0, 1], np.int32), "block_tables": np.array([[4, 9]], np.int32)}
+    found = {name: values.tolist() for name, values in padded(inputs, 3).items()}
+    assert found == {
+        "token_ids": [7, 0, 0],
+        "positions": [8, 0, 0],
+        "slot_mapping": [9, -1, -1],
+        "seq_lens": [10, 1, 1],
+        "query_start_loc": [0, 1, 2, 3],
+        "sampled": [0, 1, 2],
+        "block_tables": [[4, 9], [0, 0], [0, 0]],
+    }
+    assert {values.dtype for values in padded(inputs, 3).values()} == {np.dtype(np.int32)}
