@@ -117,7 +117,7 @@ class FakeWorker:
                 _counted(region.data)
         self.weight_bytes = arena.nbytes
         self._record = Trace()
-        with self._witnesses():  # a capture is a step, too
+        with self._surroundings() if capture is None else self._witnesses():  # a capture is a step, too
             self._runner = ModelRunner(config, arena, kv, kernels, Unpaced(), positions + 1, capture)
         decoder = self._runner.decoder
         for loop in (decoder.body, decoder.head):
