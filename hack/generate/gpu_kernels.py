@@ -1,22 +1,27 @@
 """docs/gpu/kernels.md: what the Triton kernels become on a card: registers, spills, shared memory, products.
 
 Compiles with Triton's own ptxas what the engine would launch (`kernels.gpu.ahead`), so it needs no GPU and takes some
-minutes: ``python -m hack.generate.gpu_kernels``. Triton must not be under its interpreter.
+minutes: ``python -m hack.generate.gpu_kernels``. Triton must not be under its interpreter. With ``--triton VERSION`` it
+is another one's page: that Triton comes from PyPI into the project's cache, beside the environment and not into it.
 """
 
 # mypy: disable-error-code="import-untyped, no-untyped-call"
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/gpu/kernels.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs/gpu/kernels.md"
+CACHE = Path(os.environ.get("SEMIPD_CACHE") or Path.home() / ".cache" / "semipd")
 MODELS = ("Llama 3.1 8B", "DeepSeek-V2-Lite", "heads of 256")
 """Of `ahead.MODELS`: together they have each kernel."""
 QUIET = ("DIM_TILE", "RANK_TILE", "ROTARY_TILE", "HALF_TILE", "GROUP_TILE", "HEAD_TILE")
@@ -79,7 +84,37 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
+def page_of(version: str) -> Path:
+    """Of a Triton that is not the environment's."""
+    return PAGE.with_name(f"kernels-triton-{version}.md")
+
+
+def _with(version: str) -> int:
+    """This program again, in a process that finds that Triton first."""
+    folder = CACHE / "tritons" / version
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as fresh:
+            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", f"{fresh}/triton"]
+            subprocess.run([*command, f"triton=={version}"], check=True)
+            (Path(fresh) / "triton").rename(folder)
+    found = {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "TRITON_CACHE_DIR": str(CACHE / "triton")}
+    command = [sys.executable, "-m", "hack.generate.gpu_kernels", "--page", str(page_of(version))]
+    return subprocess.call(command, env=os.environ | found)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="gpu_kernels", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--triton", metavar="VERSION", help="another Triton's page, beside ours")
+    parser.add_argument("--page", type=Path, default=PAGE, help="file to write: %(default)s")
+    arguments = parser.parse_args()
+    if arguments.triton:
+        return _with(arguments.triton)
     os.environ.pop("TRITON_INTERPRET", None)
-    PAGE.write_text(page())
-    print(PAGE.name)
+    arguments.page.write_text(page())
+    print(arguments.page.name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
