@@ -19,14 +19,16 @@ from tests.gpu.check.stage import MIB, Figures, Stage
 from tests.gpu.check.verdicts import PREDICTIONS
 
 from bench.gpu.models import CASES, CHUNK, CONFIGS, Shape, card
+from e2e.lib.waiting import wait_until
 from semipd_engine.contract import DType
 from semipd_engine.memory.kv_size import GPU_RESERVED
 
 DRY_SIZES = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "head_dim": 32}
 DRY_SIZES |= {"num_attention_heads": 8, "num_key_value_heads": 2}
 DRY_CASES = {"decode 1": (Shape(1, 1, 48),), "decode 4": (Shape(4, 1, 48),), "prefill 64": (Shape(1, 64, 64),)}
-TOKENS = 65
-"""Of a stream whose steps are timed: half of them come before the context that was predicted, half behind it."""
+STEPS, OUTPUT = 48, 512
+"""Steps that are timed once all streams decode, and tokens of each stream: the first ones decode while the prompts of
+the last are computed."""
 BLOCK_SIZE, BYTES = 16, 2
 
 
@@ -38,10 +40,10 @@ def large(stage: Stage, name: str, figures: Figures) -> None:
     sizes = DRY_SIZES if stage.dry else {}
     (model / "config.json").write_text(json.dumps({**CONFIGS[name], **sizes}))
     position = card(name, **sizes).kv_layout(BLOCK_SIZE, BYTES).pool_bytes(1) / BLOCK_SIZE
-    longest = max(shape.context for shapes in cases.values() for shape in shapes) + TOKENS
+    longest = max(shape.context for shapes in cases.values() for shape in shapes) + OUTPUT
     before = memory_taken(stage, None)
     room = _room(stage, name, before)
-    wanted = {case: max(shape.sequences * (shape.context + TOKENS) for shape in cases[case]) for case in cases}
+    wanted = {case: max(shape.sequences * (shape.context + OUTPUT) for shape in cases[case]) for case in cases}
     fitting = [case for case in cases if (wanted[case] + longest) * position <= room]
     if not fitting:
         raise Skip(f"its weights leave {room / MIB:.0f} MiB of this GPU, too few for a sequence")
@@ -65,27 +67,40 @@ def large(stage: Stage, name: str, figures: Figures) -> None:
         table: list[Figures] = []
         figures["steps"] = table
 
-        def streams(count: int, prompt: int, tokens: int) -> tuple[float, list[Stream]]:
+        def first_token(prompt: int) -> float:
             began = time.monotonic()
-            added = [client.add(random_prompt(prompt, 4000, seed=i + prompt + 1), tokens) for i in range(count)]
-            done = [stream.wait(60 * engines.patience) for stream in added]
-            assert not any(stream.error for stream in done), [stream.error for stream in done]
-            return began, done
+            done = client.add(random_prompt(prompt, 4000, seed=prompt), 1).wait(60 * engines.patience)
+            assert not done.error, done.error
+            return done.times[0] - began
 
-        def alone(prompt: int) -> tuple[float, list[Stream]]:
-            return streams(1, prompt, 1)
+        def together(count: int, prompt: int) -> float:
+            """Milliseconds of a step in which so many streams decode."""
+            streams = [client.add(random_prompt(prompt, 4000, seed=i + 1), OUTPUT) for i in range(count)]
+            wait_until(lambda: all(s.times or s.error for s in streams), 60 * engines.patience, "first tokens")
+            begin = time.monotonic()
+            wait_until(
+                lambda: all(s.done.is_set() or sum(t >= begin for t in s.times) > STEPS for s in streams),
+                60 * engines.patience,
+                f"{STEPS} steps of all",
+            )
+            assert not any(stream.error for stream in streams), [stream.error for stream in streams]
+            ms = _step_ms(streams, begin)
+            for stream in streams:
+                client.abort(stream)
+            time.sleep(0.5)  # they leave at the next step
+            return ms
 
-        streams(1, min(shape.context for shapes in cases.values() for shape in shapes), 8)  # what is slow once
+        together(1, min(shape.context for shapes in cases.values() for shape in shapes))  # what is slow once
         for case in cases:
             shape = cases[case][-1]
             if case not in fitting:
                 table.append({"step": case, "ms": "", "why not": "its keys and values do not fit"})
             elif shape.new == 1:
-                _, done = streams(shape.sequences, shape.context - TOKENS // 2, TOKENS)
-                table.append({"step": case, "ms": round(_step_ms(done), 3), "why not": ""})
+                ms = together(shape.sequences, shape.context - STEPS // 2)
+                table.append({"step": case, "ms": round(ms, 3), "why not": ""})
             else:
-                seconds = [done[0].times[0] - begun for begun, done in (alone(shape.context) for _ in range(3))]
-                table.append({"step": case, "ms": round(sorted(seconds)[1] * 1000, 3), "why not": ""})
+                seconds = sorted(first_token(shape.context) for _ in range(3))
+                table.append({"step": case, "ms": round(seconds[1] * 1000, 3), "why not": ""})
 
 
 def _room(stage: Stage, name: str, taken: int) -> float:
@@ -99,11 +114,11 @@ def _room(stage: Stage, name: str, taken: int) -> float:
     return float(total - taken - weights - GPU_RESERVED)
 
 
-def _step_ms(streams: list[Stream]) -> float:
-    """Of the steps in which all of them decode: from the last one's first token to the first one's last."""
-    begin, end = max(s.times[0] for s in streams), min(s.times[-1] for s in streams)
-    spans = [[t for t in s.times if begin <= t <= end] for s in streams]
-    each = [(span[-1] - span[0]) / (len(span) - 1) for span in spans if len(span) > 1]
+def _step_ms(streams: list[Stream], begin: float) -> float:
+    """Of the steps since `begin` in which all of them decode: until the first one ends."""
+    end = min(stream.times[-1] for stream in streams)
+    spans = [[t for t in stream.times if begin <= t <= end] for stream in streams]
+    each = sorted((span[-1] - span[0]) / (len(span) - 1) for span in spans if len(span) > 1)
     if not each:
-        raise RuntimeError("the streams never decoded together: the prompts of the last came after the first had ended")
-    return sorted(each)[len(each) // 2] * 1000
+        raise RuntimeError("the streams never decoded together: the first had ended before the last began")
+    return each[len(each) // 2] * 1000
