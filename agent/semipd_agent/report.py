@@ -238,6 +238,7 @@ def slo_report(
     attained, reason = _attained(ttft, tpot, slo.percentile, fresh)
     feasible = verdict.feasible if auto else None
     unknown = verdict.feasible_reason or "InsufficientTraffic" if auto else "PolicyInactive"
+    why = unknown if feasible is None else verdict.feasible_reason or "Feasible"
     return SLOReport(
         percentile=slo.percentile,
         window_seconds=slo.window_seconds,
@@ -247,8 +248,8 @@ def slo_report(
         reason=reason,
         attainment_percent=round(100 * seen.joint, 2) if seen.joint is not None else None,
         feasible=feasible,
-        feasible_reason=unknown if feasible is None else verdict.feasible_reason or "Feasible",
-        feasible_message=MESSAGES.get(verdict.feasible_reason, "") if feasible is False else "",
+        feasible_reason=why,
+        feasible_message=MESSAGES.get(why, ""),
         utilization_ratio=round(utilization, 3) if fresh and utilization is not None else None,
     )
 

@@ -100,6 +100,7 @@ def _units(cases: list[plan.Case], kept: Kept) -> Iterator[plan.Unit]:
         first = list(plan.first_units(case))
         yield from first
         yield from plan.final_units(case, [kept.play(unit) for unit in first])
+        yield from plan.hour_units(case)
 
 
 if __name__ == "__main__":

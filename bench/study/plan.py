@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +34,8 @@ SIFTED, FINALISTS = 2, 2
 HINDSIGHT = ("40/100", "100/100", "100/60", "100/30", "100/20", "100/10")
 BUDGETS = ("mixed/256", "mixed/1024")
 RULES = ("auto", "auto+mixed", "100/100", "algorithm1", "algorithm1-printed", "decode-first")
+HOUR, HOURS = 3600.0, SEEDS[:2]
+"""Seconds and seeds of Auto's long runs under each constant load: of 200 s a single move is 18 an hour."""
 WARM_UP = 60.0
 """Seconds of a constant load that do not count: a policy starts at 100/100 and knows nothing. Changes of the mix are
 judged from the first second on."""
@@ -176,6 +178,13 @@ def final_units(case: Case, done: Sequence[Outcome], seeds: Sequence[int] = SEED
     for policy in (*best(done, HINDSIGHT, FINALISTS, seeds[:SIFTED]), *best(done, BUDGETS, 1, seeds[:SIFTED])):
         for seed in seeds[SIFTED:]:
             yield Unit(case, policy, seed)
+
+
+def hour_units(case: Case) -> Iterator[Unit]:
+    """Auto's long runs, of a constant load."""
+    if case.workload.stationary:
+        for seed in HOURS:
+            yield Unit(replace(case, seconds=HOUR), "auto", seed)
 
 
 def best(done: Sequence[Outcome], policies: Sequence[str], count: int, seeds: Sequence[int]) -> list[str]:

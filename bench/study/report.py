@@ -28,6 +28,7 @@ class Row:
     """What it was: of the best constant, which."""
     attainment: tuple[float, ...]
     moves_an_hour: tuple[float, ...]
+    """Of Auto under a constant load: in its hours."""
     requests: int
     ahead: tuple[float, float]
     """Auto less this one, paired by seed: mean and half width of the 95 % band."""
@@ -51,7 +52,8 @@ def rows(cases: Sequence[plan.Case], outcomes: Mapping[str, Outcome], code: plan
         for rule, among in ((CONSTANT, plan.HINDSIGHT), (MIXED, plan.BUDGETS)):
             for policy in plan.best(list(kept.values()), among, 1, plan.SEEDS):
                 chosen[rule] = policy
-        if len(chosen) < len(ORDER):
+        hours = [outcomes.get(unit.key(code)) for unit in plan.hour_units(case)]
+        if len(chosen) < len(ORDER) or None in hours:
             continue
         auto = [kept[AUTO, seed].attainment for seed in plan.SEEDS]
         for rule, policy in chosen.items():
@@ -63,7 +65,7 @@ def rows(cases: Sequence[plan.Case], outcomes: Mapping[str, Outcome], code: plan
                     rule,
                     policy,
                     attainment,
-                    tuple(o.moves_an_hour for o in mine),
+                    tuple(o.moves_an_hour for o in (hours if hours and rule == AUTO else mine) if o is not None),
                     sum(o.requests for o in mine),
                     paired(auto, attainment),
                 )

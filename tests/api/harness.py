@@ -56,6 +56,8 @@ class Agent:
         """How full the pod says that it is, with an SLO."""
         self.split: Split | None = None
         """What Auto chose; None: what the configuration says."""
+        self.told: StatusReport | None = None
+        """What a real controller says of its load: its SLO's figures and its decisions."""
         agent = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -112,10 +114,14 @@ class Agent:
                 else PartitionReason.WORKER_NOT_RESPONDING,
             ),
             engine=EngineStatus(state=EnginePhase.READY, ready=True, device="cpu", dtype="float32"),
-            slo=SLOReport(percentile=90, window_seconds=60, utilization_ratio=self.utilization_ratio)
-            if self.config.slo
-            else None,
+            slo=self._slo() if self.config.slo else None,
+            decisions=self.told.decisions if self.told else (),
         )
+
+    def _slo(self) -> SLOReport:
+        if self.told and self.told.slo:
+            return self.told.slo
+        return SLOReport(percentile=90, window_seconds=60, utilization_ratio=self.utilization_ratio)
 
     def digest(self) -> str:
         return token_digest(self.token)

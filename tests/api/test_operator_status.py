@@ -6,6 +6,7 @@ Pods are made by hand, as there is no controller manager; a stand-in speaks the 
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 
@@ -22,8 +23,12 @@ from tests.api.harness import (
     serving,
 )
 
+from tests.unit.agent_plant import Pod, Speed, poisson
+
 from e2e.lib.waiting import wait_until
-from semipd_agent.contract import Split, service_token
+from semipd_agent import report
+from semipd_agent.contract import SLO, AgentConfig, Identity, Mode, PartitionConfig, Split, StatusReport, service_token
+from semipd_agent.report import LauncherState
 
 pytestmark = pytest.mark.api
 
@@ -147,3 +152,52 @@ def test_status_is_owned_by_apply_and_a_strangers_edit_is_mended(
             '{"status":{"url":"x"}}',
         )
         wait_until(lambda: crd.get("spd", "own", namespace)["status"]["url"].startswith("http://own."))
+
+
+def steered(rate: float) -> StatusReport:
+    """What an agent reports after 110 s of prompts of 2,000 tokens at this rate: the real controller, in virtual time."""
+    slo = SLO(ttft_milliseconds=750, tpot_milliseconds=30)
+    config = AgentConfig(generation=1, slo=slo, partition=PartitionConfig(mode=Mode.AUTO))
+    pod = Pod(config, poisson(rate, 110, 2000, 60, 1), Speed(prompt_token=5e-5, step=0.006, row=0.0003))
+    for second in range(1, 111):
+        pod.tick(float(second))
+    clock = pod.clock
+    return report.build(
+        pod.controller, LauncherState(), Identity(), ready=True, now=clock.monotonic(), wall=clock.wall()
+    )
+
+
+def test_describe_alone_tells_what_moved_and_why_and_whether_another_pod_helps(
+    operator: Operator, crd: Any, namespace: str, agent_port: int
+) -> None:
+    spec = {"slo": {"ttftMilliseconds": 750, "tpotMilliseconds": 30}, "partition": {"mode": "Auto"}}
+    with serving(crd, namespace, "told", "127.0.0.5", agent_port, **spec) as agent:
+
+        def described() -> str:
+            lines = crd.kubectl("describe", "spd", "told", "-n", namespace).stdout.splitlines()
+            return "\n".join(" ".join(line.split()) for line in lines)
+
+        def says(*wanted: str) -> Any:
+            return wait_until(lambda: all(re.search(one, described()) for one in wanted), describe=described)
+
+        agent.told = steered(3.0)
+        assert agent.told.decisions and agent.told.slo and agent.told.slo.feasible
+        says(
+            r"\nFrom:\nDecode Percent: 100\nPrefill Percent: 100\n",  # what moved
+            r"\nReason: BetterSplitPredicted\n",  # why
+            # was the prediction right?
+            r"\nMessage: \d+\.\d % of the requests expected within both targets instead of \d+\.\d %; "
+            r"\d+\.\d % of \d+ were in its first 60 s\n",
+            r"\nOutcome: Applied\n",
+            r"\nReason: Feasible\nStatus: True\nType: SLOFeasible\n",  # can the target be met?
+            r"\nRecommended Replicas: 1\n",  # would another pod help?
+            r"\nUtilization Percent: \d+\n",
+            r"PartitionChanged .* told-1: 100/100 -> \d+/\d+: BetterSplitPredicted \(.*expected within both targets",
+        )
+        agent.told = steered(9.0)
+        says(
+            r"\nMessage: TTFTBound: no split in reach keeps the TTFT target under this load: another pod helps\. "
+            r"Remedy: Add replicas, relax the targets or widen the bounds\.\n",
+            r"\nRecommended Replicas: [23]\n",
+            r"\nUtilization Percent: [12]\d\d\n",
+        )

@@ -17,7 +17,17 @@ import pytest
 from e2e.lib.models import random_model
 from e2e.lib.process import free_port, stop
 from e2e.lib.waiting import PATIENCE_S, wait_until
-from semipd_agent.contract import AgentConfig, AgentFile, PartitionConfig, Split, StatusReport, token_digest
+from semipd_agent.contract import (
+    SLO,
+    AgentConfig,
+    AgentFile,
+    Mode,
+    PartitionConfig,
+    Split,
+    StatusReport,
+    token_digest,
+)
+from semipd_agent.slo.recording import replayed
 
 pytestmark = pytest.mark.engine
 
@@ -131,6 +141,23 @@ def test_the_split_survives_the_death_of_worker_and_core(pod: Pod) -> None:
     assert pod.status().engine.restarts["core"] == 1
     pod.wait(lambda: pod.agent.get("/ready").status_code == 200)
     assert pod.complete()["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_recording_of_real_traffic_decided_again_comes_to_the_same(pod: Pod) -> None:
+    pod.wait(lambda: pod.agent.get("/ready").status_code == 200)
+    slo = SLO(ttft_milliseconds=2000, tpot_milliseconds=200)
+    pod.put(AgentConfig(generation=9, slo=slo, partition=PartitionConfig(mode=Mode.AUTO)))
+
+    def judged() -> bool:
+        pod.complete()
+        told = pod.status().slo
+        return told is not None and told.feasible is not None
+
+    pod.wait(judged)
+    ticks = list(replayed(pod.agent.get("/v1/recording").raise_for_status().content.splitlines()))
+    decided = [tick for tick in ticks if tick.recorded is not None]
+    assert decided and all(tick.same for tick in ticks)
+    assert any(tick.recorded.feasible is not None for tick in decided if tick.recorded), "it had requests to judge by"
 
 
 def test_sigterm_drains_and_leaves_nothing(pod: Pod) -> None:

@@ -258,5 +258,5 @@ def slo(ttft: float | None, attained: bool | None, **changes: Any) -> SLOReport:
     return SLOReport(percentile=90, window_seconds=60, ttft=window, attained=attained, **changes)
 
 
-def with_ttft(value: float) -> SemiPDServiceStatus:
-    return summarise(observed(AUTO, agents={"p1": heard(report(slo=slo(value, True)))}))
+def with_ttft(value: float, ratio: float | None = None) -> SemiPDServiceStatus:
+    return summarise(observed(AUTO, agents={"p1": heard(report(slo=slo(value, True, utilization_ratio=ratio)))}))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.unit.agent_bench import Bench, config
-from tests.unit.agent_plant import FakeClock
+from tests.unit.agent_plant import FakeClock, Pod, Speed, poisson
 from tests.unit.mps_bench import OwnReaper
 
 from semipd_agent import agent as agent_module
@@ -30,6 +30,7 @@ from semipd_engine.contract import Device, EngineSnapshot, Split
 
 pytestmark = pytest.mark.unit
 SLOS = SLO(ttft_milliseconds=500, tpot_milliseconds=50)
+FAST = Speed(prompt_token=5e-5, step=0.006, row=0.0003)
 
 
 class Broken:
@@ -76,6 +77,25 @@ def test_a_broken_policy_holds_the_split_and_is_named(answer: Callable[[], Verdi
     assert bench.report().partition.message == ""
     bench.clock.now += 301
     assert bench.report().faults == ()
+
+
+def test_a_policy_that_raises_for_a_minute_touches_no_stream() -> None:
+    """Every request goes as it would without a policy: the same tokens at the same times, none lost."""
+
+    def served(policy: Broken | None) -> Pod:
+        pod = Pod(config(mode=Mode.AUTO if policy else Mode.MANUAL, slo=SLOS), poisson(4.0, 60, 400, 60, 1), FAST)
+        pod.tick(1.0)
+        pod.controller.pilot.policy = policy
+        for second in range(2, 91):
+            pod.tick(float(second))
+        return pod
+
+    policy = Broken(raises)
+    broken, alone = served(policy), served(None)
+    assert policy.asked > 60
+    assert broken.engine.drained and all(d.ttft is not None for d in broken.engine.done)
+    assert len(broken.engine.done) > 200 and broken.engine.done == alone.engine.done
+    assert [f.part for f in broken.controller.faults.report()] == ["policy"]
 
 
 async def test_a_defect_in_the_loop_ends_neither_agent_nor_engine(

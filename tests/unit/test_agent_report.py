@@ -74,9 +74,10 @@ def test_feasibility_is_the_policys_word() -> None:
         slo, Attainment(), Verdict(feasible=False, feasible_reason="KVBound"), auto=True, fresh=True
     )
     assert (bad.feasible, bad.feasible_reason) == (False, "KVBound")
-    assert "replicas help" in bad.feasible_message
+    assert "another pod helps" in bad.feasible_message
     unknown = report.slo_report(slo, Attainment(), Verdict(), auto=True, fresh=True)
     assert (unknown.feasible, unknown.feasible_reason) == (None, "InsufficientTraffic")
+    assert unknown.feasible_message == "too few requests to judge by"
 
 
 MODEL = ModelInfo(

@@ -95,6 +95,23 @@ def test_hindsight_is_the_best_of_those_that_were_played_on_all_seeds() -> None:
     assert plan.best(done, ("40/100", "100/30", "100/60"), 2, (1, 2)) == ["100/60", "100/30"]
 
 
+def test_under_a_constant_load_moves_are_counted_in_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One move in 200 s says nothing of an hour."""
+    monkeypatch.setattr(plan, "HINDSIGHT", ("100/100",))
+    monkeypatch.setattr(plan, "BUDGETS", ("mixed/256",))
+    case = replace(CASE, workload=replace(CASE.workload, stationary=True))
+    code, policies = plan.Code("engine", "policies"), (*plan.RULES, "mixed/256")
+    short = [plan.Unit(case, policy, seed) for policy in policies for seed in plan.SEEDS]
+    played = {unit.key(code): outcome(unit.policy, unit.seed, 0.9) for unit in short}
+    assert report.rows([case], played, code) == [], "without its hours it is not complete"
+    assert list(plan.hour_units(CASE)) == []
+    hours = list(plan.hour_units(case))
+    assert {unit.case.seconds for unit in hours} == {3600.0}
+    played |= {unit.key(code): replace(outcome("auto", unit.seed, 0.9), moves_an_hour=2.0) for unit in hours}
+    found = {row.rule: row for row in report.rows([case], played, code)}
+    assert found["auto"].moves_an_hour == (2.0, 2.0) and found["algorithm1"].moves_an_hour == (6.0,) * 5
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "cases", lambda traces: [CASE])

@@ -123,8 +123,9 @@ def test_applied_is_absent_while_a_worker_is_silent() -> None:
     assert partition and partition.applied is None and partition.requested is not None
 
 
-def decision(second: int) -> Decision:
+def decision(second: int, message: str = "") -> Decision:
     return Decision(
+        message=message,
         time=NOW + timedelta(seconds=second, microseconds=123456),
         from_split=Split(),
         to=Split(prefill_percent=60),
@@ -153,6 +154,9 @@ def test_decisions_are_the_newest_of_all_pods_and_outlive_them() -> None:
     told = [event for event in events(shown, second) if event.reason == "PartitionChanged"]
     assert len(told) == 4
     assert told[0].message == "p2: 100/100 -> 60/100: TTFTAboveTarget (TTFT 640 ms, target 500 ms)"
+    foretold = summarise(observed(agents={"p1": heard(report(decisions=(decision(20, "97 % expected"),)))}))
+    [event] = [event for event in events(shown, foretold) if event.reason == "PartitionChanged"]
+    assert event.message == "p1: 100/100 -> 60/100: TTFTAboveTarget (TTFT 640 ms, target 500 ms): 97 % expected"
 
 
 def test_a_status_survives_the_api_server() -> None:

@@ -7,9 +7,8 @@ from datetime import timedelta
 import pytest
 from tests.unit.operator_observed import AUTO, NOW, TABLE, conditions, heard, observed, pod, report, slo, with_ttft
 
-from semipd_agent.contract import (
-    SLOReport,
-)
+from semipd_agent.contract import SLOReport
+from semipd_agent.slo.feasibility import MESSAGES
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
 from semipd_operator.status import summarise
 from semipd_operator.status.slo import two_digits
@@ -58,6 +57,63 @@ def test_slo(reports: list[SLOReport], attained: str, feasible: str, summary: st
     assert status.slo and status.slo.ttft and status.slo.ttft.summary == summary
 
 
+@pytest.mark.parametrize(
+    ("feasible", "reason", "says"),
+    [
+        (
+            False,
+            "TTFTBound",
+            "TTFTBound: no split in reach keeps the TTFT target under this load: another pod helps. Remedy: Add replicas, "
+            "relax the targets or widen the bounds.",
+        ),
+        (
+            False,
+            "TargetBelowServiceTime",
+            "TargetBelowServiceTime: a single request on the idle device takes longer than the target: neither another "
+            "split nor another pod helps. Remedy: Raise the target, or use a faster device or a smaller model.",
+        ),
+        (False, "OfANewerAgent", "OfANewerAgent. Remedy: Add replicas, relax the targets or widen the bounds."),
+        (
+            None,
+            "PolicyFailed",
+            "PolicyFailed: the policy failed and the split holds; the pod's message says how",
+        ),
+    ],
+)
+def test_who_describes_it_reads_whether_another_pod_helps(feasible: bool | None, reason: str, says: str) -> None:
+    one = slo(900, False, feasible=feasible, feasible_reason=reason, feasible_message=MESSAGES.get(reason, ""))
+    found = summarise(observed(AUTO, agents={"p1": heard(report(slo=one))})).condition("SLOFeasible")
+    assert found and found.message == says
+
+
+@pytest.mark.parametrize(
+    ("ratios", "target", "percent", "pods"),
+    [
+        ((0.9, 1.5), None, 120, 3),
+        ((0.4, 0.3), None, 35, 1),
+        ((0.8, 0.8), 80, 80, 2),
+        ((0.9, 0.8), 80, 85, 3),
+        ((1.5, None), 80, 150, 2),  # a silent one moves nothing
+        ((2.0, None), 80, 200, 3),
+        ((0.0, 0.0), None, 0, 1),
+        ((None, None), None, None, None),
+        ((float("inf"), None), None, None, None),
+    ],
+)
+def test_how_full_it_is_and_how_many_pods_the_load_asks_for(
+    ratios: tuple[float | None, ...], target: int | None, percent: int | None, pods: int | None
+) -> None:
+    scaling = {"autoscaling": {"maxReplicas": 9, "targetUtilizationPercent": target}} if target else {}
+    names = [f"p{i}" for i in range(len(ratios))]
+    reports = {
+        name: heard(report(slo=slo(413, True, utilization_ratio=ratio)))
+        for name, ratio in zip(names, ratios, strict=True)
+    }
+    seen = observed({**AUTO, **scaling}, pods=tuple(map(pod, names)), agents=reports)
+    found = summarise(seen).slo
+    assert found and (found.utilization_percent, found.recommended_replicas) == (percent, pods)
+
+
 @pytest.mark.parametrize("number", [float("inf"), float("nan")])
 def test_a_number_that_json_cannot_say_is_none(number: float) -> None:
     """One agent's answer silences the status of no service."""
@@ -80,6 +136,8 @@ def test_two_significant_digits() -> None:
         (with_ttft(410), with_ttft(414), 99, False),  # the same two digits
         (with_ttft(410), with_ttft(420), 14, False),
         (with_ttft(410), with_ttft(420), 16, True),
+        (with_ttft(410), with_ttft(410, 0.7), 14, False),
+        (with_ttft(410), with_ttft(410, 0.7), 16, True),
         (with_ttft(410), summarise(TABLE["a long move"][0]), 0, True),
         (with_ttft(410), summarise(observed(AUTO, pods=())), 0, True),
     ],

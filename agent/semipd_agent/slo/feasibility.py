@@ -19,12 +19,17 @@ INFEASIBLE_AFTER, FEASIBLE_AFTER = 10.0, 30.0
 
 MESSAGES = {
     "TargetBelowServiceTime": "a single request on the idle device takes longer than the target: neither another split "
-    "nor a replica helps; raise the target, or use a faster device or a smaller model",
-    "KVBound": "requests wait for room in the KV cache or the batch, whatever the split: more replicas help",
-    "TTFTBound": "no split in reach keeps TTFT: more replicas help",
-    "TPOTBound": "no split in reach keeps TPOT: more replicas help",
-    "Overloaded": "no split in reach keeps either target: more replicas help",
+    "nor another pod helps",
+    "KVBound": "requests wait for room in the KV cache or the batch, whatever the split: another pod helps",
+    "TTFTBound": "no split in reach keeps the TTFT target under this load: another pod helps",
+    "TPOTBound": "no split in reach keeps the TPOT target under this load: another pod helps",
+    "Overloaded": "no split in reach keeps either target under this load: another pod helps",
+    "InsufficientTraffic": "too few requests to judge by",
+    "PolicyInactive": "nothing moves the split, so nothing judges it: partition.mode is not Auto",
+    "PolicyFailed": "the policy failed and the split holds; the pod's message says how",
+    "NoObservation": "the engine does not tell what it observes",
 }
+"""What the report says beside the reason: whether another pod helps, or why nobody knows."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def tell(decision: DecisionStatus) -> str:
     if decision.observed_milliseconds is not None and decision.target_milliseconds is not None:
         metric = (decision.metric or "").upper()
         text += f" ({metric} {decision.observed_milliseconds:g} ms, target {decision.target_milliseconds:g} ms)"
-    return text
+    return f"{text}: {decision.message}" if decision.message else text
 
 
 def _rolling(status: SemiPDServiceStatus) -> bool:

@@ -95,11 +95,21 @@ def _cause(problem: Problem) -> Reason:
 
 def fullness(seen: Observed) -> float | None:
     """Sum over the ready pods of how full each is, 1 being the edge of the SLO; None while no pod tells."""
-    reports = [seen.report(pod) for pod in seen.ready_pods]
-    told = [one.slo.utilization_ratio for one in reports if one and one.slo and one.slo.utilization_ratio is not None]
+    told = told_fullness(seen)
     if not told:
         return None
+    target, pods = target_fullness(seen), len(seen.ready_pods)
+    silent = pods - len(told)
+    return min(max(sum(told), target * pods), sum(told) + target * silent)
+
+
+def told_fullness(seen: Observed) -> list[float]:
+    """How full each ready pod is, of those that tell."""
+    reports = [seen.report(pod) for pod in seen.ready_pods]
+    return [one.slo.utilization_ratio for one in reports if one and one.slo and one.slo.utilization_ratio is not None]
+
+
+def target_fullness(seen: Observed) -> float:
+    """How full a pod is to be: what the autoscaler is told, or the edge of the SLO."""
     scaling = seen.service.spec.autoscaling
-    target = scaling.target_utilization_percent / 100 if scaling else 1.0
-    silent = len(reports) - len(told)
-    return min(max(sum(told), target * len(reports)), sum(told) + target * silent)
+    return scaling.target_utilization_percent / 100 if scaling else 1.0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from math import floor, isfinite, log10
+from math import ceil, floor, isfinite, log10
 
 from semipd_agent.contract import MetricWindow, SLOReport
 from semipd_operator.api.v1alpha1.status import MetricStatus, SLOStatus
 from semipd_operator.reasons import ConditionType, SLOReason
 from semipd_operator.status.observed import Observed
+from semipd_operator.status.scaling import fullness, target_fullness, told_fullness
 from semipd_operator.status.verdict import Verdict
 
 
@@ -25,7 +26,20 @@ def slo_status(seen: Observed) -> SLOStatus | None:
         window_seconds=slo.window_seconds,
         ttft=_metric(slo.ttft_milliseconds, [report.ttft for report in reports]),
         tpot=_metric(slo.tpot_milliseconds, [report.tpot for report in reports]),
+        utilization_percent=_utilization(seen),
+        recommended_replicas=_recommended(seen),
     )
+
+
+def _utilization(seen: Observed) -> int | None:
+    told = [ratio for ratio in told_fullness(seen) if isfinite(ratio)]
+    return round(two_digits(100 * sum(told) / len(told))) if told else None
+
+
+def _recommended(seen: Observed) -> int | None:
+    """As the autoscaler's rule has it, without its tolerance and its bounds."""
+    full = fullness(seen)
+    return None if full is None or not isfinite(full) else max(1, ceil(round(full / target_fullness(seen), 3)))
 
 
 def _metric(target: int | None, windows: list[MetricWindow | None]) -> MetricStatus | None:
@@ -88,8 +102,19 @@ def slo_feasible(seen: Observed) -> Verdict | None:
         return None
     kind = ConditionType.SLO_FEASIBLE
     reports = slo_reports(seen)
-    if not_feasible := next((report for report in reports if report.feasible is False), None):
-        return Verdict(kind, "False", SLOReason.NOT_FEASIBLE, not_feasible.feasible_reason)
+    if no := next((report for report in reports if report.feasible is False), None):
+        what = _HELPS.get(no.feasible_reason, "")
+        return Verdict(kind, "False", SLOReason.NOT_FEASIBLE, _why(no), remedy=what)
     if any(report.feasible for report in reports):
         return Verdict(kind, "True", SLOReason.FEASIBLE)
-    return Verdict(kind, "Unknown", SLOReason.NOT_ASSESSED)
+    said = next((_why(report) for report in reports if report.feasible_reason), "")
+    return Verdict(kind, "Unknown", SLOReason.NOT_ASSESSED, said)
+
+
+_HELPS = {"TargetBelowServiceTime": "Raise the target, or use a faster device or a smaller model."}
+"""Instead of the condition's remedy, which names replicas."""
+
+
+def _why(report: SLOReport) -> str:
+    """The pod's word and its sentence, which says whether another pod helps; an older agent has no sentence."""
+    return ": ".join(filter(None, (report.feasible_reason, report.feasible_message)))

@@ -104,7 +104,7 @@ class DecisionStatus(StatusModel):
     observed_milliseconds: float | None = Field(default=None, description="What was observed, milliseconds.")
     target_milliseconds: float | None = Field(default=None, description="What was wanted, milliseconds.")
     outcome: str = Field(description="Pending, Applied, Failed or Superseded.")
-    message: str = Field(default="", description="More about the outcome.")
+    message: str = Field(default="", description="What was expected of it, and what came of it; or why it failed.")
 
 
 class PartitionStatus(StatusModel):
@@ -150,6 +150,15 @@ class SLOStatus(StatusModel):
     window_seconds: int = Field(description="Length of the window, seconds.")
     ttft: MetricStatus | None = Field(default=None, description="Time to the first token.")
     tpot: MetricStatus | None = Field(default=None, description="Time per output token after the first.")
+    utilization_percent: int | None = Field(
+        default=None,
+        description="How full the ready pods are, their mean: at 100 a pod has all the load that some split serves "
+        "within the targets.",
+    )
+    recommended_replicas: int | None = Field(
+        default=None,
+        description="Pods that the present load asks for, at spec.autoscaling.targetUtilizationPercent, else at 100.",
+    )
 
 
 class SemiPDServiceStatus(StatusModel):
