@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,10 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("out/study/runs.jsonl"), help="where runs are kept")
     parser.add_argument("--traces", type=Path, default=TRACES, help="folder with the Azure and Mooncake traces")
     parser.add_argument("--out", type=Path, default=Path("out/study"), help="folder of study.json and the plots")
+    most = len(plan.SEEDS)
+    parser.add_argument(
+        "--seeds", type=int, default=most, choices=range(2, most + 1), help="so many of the held-out ones"
+    )
     parser.add_argument("--workload", action="append", default=None, help="only this one; repeatable")
     options = parser.parse_args()
     cases = [c for c in plan.cases(options.traces) if not options.workload or c.workload.name in options.workload]
@@ -39,13 +43,15 @@ def main() -> int:
         print(f"{case.workload.file} is missing: {case.workload.name} is left out", file=sys.stderr)
     cases = [c for c in cases if c not in absent]
     kept = Kept(options.runs, plan.code())
-    ended = play(cases, kept, time.monotonic() + 60 * options.minutes)
+    seeds = plan.SEEDS[: options.seeds]
+    ended = play(cases, seeds, kept, time.monotonic() + 60 * options.minutes)
     if not ended:
         print("not all is played: the same command goes on", file=sys.stderr)
-    found = report.rows(cases, kept.outcomes, kept.code)
+    found = report.rows(cases, kept.outcomes, kept.code, seeds)
     if found:
-        shown = [plan.Unit(case, report.AUTO, seed).key(kept.code) for case in cases for seed in plan.SEEDS]
-        report.write(found, [kept.outcomes[key] for key in shown if key in kept.outcomes], options.out, kept.code)
+        shown = [plan.Unit(case, report.AUTO, seed).key(kept.code) for case in cases for seed in seeds]
+        autos = [kept.outcomes[key] for key in shown if key in kept.outcomes]
+        report.write(found, autos, options.out, kept.code, seeds)
         Console(width=None if sys.stdout.isatty() else 200).print(report.table(found))
     return 0
 
@@ -81,12 +87,12 @@ class Kept:
         return self.outcomes[key]
 
 
-def play(cases: list[plan.Case], kept: Kept, until: float) -> bool:
+def play(cases: list[plan.Case], seeds: Sequence[int], kept: Kept, until: float) -> bool:
     """True: all is played."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} runs"))
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("study", total=None)
-        for unit in _units(cases, kept):
+        for unit in _units(cases, seeds, kept):
             if time.monotonic() > until:
                 return False
             progress.update(task, description=f"{unit.case.workload.name} {unit.policy} {unit.seed}")
@@ -95,11 +101,11 @@ def play(cases: list[plan.Case], kept: Kept, until: float) -> bool:
     return True
 
 
-def _units(cases: list[plan.Case], kept: Kept) -> Iterator[plan.Unit]:
+def _units(cases: list[plan.Case], seeds: Sequence[int], kept: Kept) -> Iterator[plan.Unit]:
     for case in cases:
-        first = list(plan.first_units(case))
+        first = list(plan.first_units(case, seeds))
         yield from first
-        yield from plan.final_units(case, [kept.play(unit) for unit in first])
+        yield from plan.final_units(case, [kept.play(unit) for unit in first], seeds)
         yield from plan.hour_units(case)
 
 

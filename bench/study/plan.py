@@ -34,7 +34,7 @@ SIFTED, FINALISTS = 2, 2
 HINDSIGHT = ("40/100", "100/100", "100/60", "100/30", "100/20", "100/10")
 BUDGETS = ("mixed/256", "mixed/1024")
 RULES = ("auto", "auto+mixed", "100/100", "algorithm1", "algorithm1-printed", "decode-first")
-HOUR, HOURS = 3600.0, SEEDS[:2]
+HOUR, HOURS = 3600.0, SEEDS[:1]
 """Seconds and seeds of Auto's long runs under each constant load: of 200 s a single move is 18 an hour."""
 WARM_UP = 60.0
 """Seconds of a constant load that do not count: a policy starts at 100/100 and knows nothing. Changes of the mix are

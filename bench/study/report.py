@@ -38,26 +38,28 @@ class Row:
         return sum(self.attainment) / len(self.attainment)
 
 
-def rows(cases: Sequence[plan.Case], outcomes: Mapping[str, Outcome], code: plan.Code) -> list[Row]:
-    """Of the workloads that were played to the end."""
+def rows(
+    cases: Sequence[plan.Case], outcomes: Mapping[str, Outcome], code: plan.Code, seeds: Sequence[int] = plan.SEEDS
+) -> list[Row]:
+    """Of the workloads that were played to the end, on all of these seeds."""
     found = []
     for case in cases:
         kept = {
             (policy, seed): outcomes[key]
             for policy in (*plan.RULES, *plan.HINDSIGHT, *plan.BUDGETS)
-            for seed in plan.SEEDS
+            for seed in seeds
             if (key := plan.Unit(case, policy, seed).key(code)) in outcomes
         }
-        chosen = {rule: rule for rule in plan.RULES if plan.best(list(kept.values()), [rule], 1, plan.SEEDS)}
+        chosen = {rule: rule for rule in plan.RULES if plan.best(list(kept.values()), [rule], 1, seeds)}
         for rule, among in ((CONSTANT, plan.HINDSIGHT), (MIXED, plan.BUDGETS)):
-            for policy in plan.best(list(kept.values()), among, 1, plan.SEEDS):
+            for policy in plan.best(list(kept.values()), among, 1, seeds):
                 chosen[rule] = policy
         hours = [outcomes.get(unit.key(code)) for unit in plan.hour_units(case)]
         if len(chosen) < len(ORDER) or None in hours:
             continue
-        auto = [kept[AUTO, seed].attainment for seed in plan.SEEDS]
+        auto = [kept[AUTO, seed].attainment for seed in seeds]
         for rule, policy in chosen.items():
-            mine = [kept[policy, seed] for seed in plan.SEEDS]
+            mine = [kept[policy, seed] for seed in seeds]
             attainment = tuple(o.attainment for o in mine)
             found.append(
                 Row(
@@ -108,14 +110,20 @@ def markdown(found: Sequence[Row]) -> str:
     return "".join(f"| {line} |\n" for line in lines)
 
 
-def write(found: Sequence[Row], runs: Sequence[Outcome], folder: Path, code: plan.Code) -> None:
+def write(
+    found: Sequence[Row],
+    runs: Sequence[Outcome],
+    folder: Path,
+    code: plan.Code,
+    seeds: Sequence[int] = plan.SEEDS,
+) -> None:
     """``study.json``, the table of its figures and, where matplotlib is, ``study.svg``. `runs`: Auto's."""
     folder.mkdir(parents=True, exist_ok=True)
     told: dict[str, Any] = {
         "code": code.policies,
         "commit": commit(),
         "training_seeds": list(plan.TRAINING),
-        "held_out_seeds": list(plan.SEEDS),
+        "held_out_seeds": list(seeds),
         "band": "95 % of the mean difference, paired by seed (Student)",
         "rows": [
             {

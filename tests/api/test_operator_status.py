@@ -22,7 +22,6 @@ from tests.api.harness import (
     service,
     serving,
 )
-
 from tests.unit.agent_plant import Pod, Speed, poisson
 
 from e2e.lib.waiting import wait_until
@@ -155,7 +154,7 @@ def test_status_is_owned_by_apply_and_a_strangers_edit_is_mended(
 
 
 def steered(rate: float) -> StatusReport:
-    """What an agent reports after 110 s of prompts of 2,000 tokens at this rate: the real controller, in virtual time."""
+    """What an agent reports after 110 s of prompts of 2,000 tokens: the real controller, in virtual time."""
     slo = SLO(ttft_milliseconds=750, tpot_milliseconds=30)
     config = AgentConfig(generation=1, slo=slo, partition=PartitionConfig(mode=Mode.AUTO))
     pod = Pod(config, poisson(rate, 110, 2000, 60, 1), Speed(prompt_token=5e-5, step=0.006, row=0.0003))

@@ -17,6 +17,7 @@ from semipd_agent.slo.hindsight import LEAST_SECONDS, Watch
 from semipd_agent.slo.load import Load, Seen, advance
 from semipd_agent.slo.predictive import Decision, Hold, ModelPredictive, State, decide
 from semipd_agent.slo.replay import Job
+from semipd_agent.slo.share_law import Curve, SharesSeen
 from semipd_agent.slo.step_model import ASSUMED, StepModel
 from semipd_cli.simulator.engine import Size, VirtualEngine
 from semipd_cli.simulator.oracle import ORACLES
@@ -87,12 +88,13 @@ def test_candidates_keep_to_bounds_and_rungs_and_hold_the_unlimited_split(bounds
         assert len(set(shares)) == len(found), "no choice twice"
 
 
-def pressed(state: State, *, at: float) -> tuple[object, State]:
+def pressed(state: State, *, at: float, laws: int = 0) -> tuple[object, State]:
     """A young regime of nine seconds in which decode has far more than it needs: a plain emergency."""
     arrivals = tuple(Arrival(id=n, at=at - 9.0 + 0.3 * n, prompt_tokens=1500) for n in range(30))
     waiting = tuple(engine.QueuedRequest(id=n, received_at=at - 0.5, uncached_tokens=1500) for n in range(25, 30))
     o = Observation(core_id="c", at=at, arrivals=arrivals, queue=waiting, prefill_chunk_tokens=512, max_num_seqs=64)
     model = StepModel(replace(ASSUMED, prefill=(0.0, 1e-4, 0.0), decode=(0.01, 0.0, 0.0), measured=True))
+    model = replace(model, decode_shares=SharesSeen(curve=Curve(0.0, 1.0) if laws else None))
     load = replace(advance(Load(model=model), o), lengths=((1500, 100),) * 30, regime_since=90.0)
     setting = Setting(
         SLO(ttft_milliseconds=2000, tpot_milliseconds=200), engine.Split(prefill=20, decode=100), Bounds()
@@ -114,6 +116,17 @@ def test_an_emergency_asks_for_better_evidence_with_each_move() -> None:
     assert isinstance(pressed(ready, at=100.0)[0], Decision)
     after, _ = pressed(replace(ready, moves=10), at=100.0)
     assert isinstance(after, Hold) and after.reason == "TooLittleGain"
+
+
+def test_what_is_learned_of_the_device_gives_a_free_hand() -> None:
+    """Ten moves were made by one who believed; of who has seen what a share does they say nothing. Once for each
+    phase: what was known before, or is known again, frees nothing."""
+    ready = State(regime=90.0, intent="gain prefill", confirmed=1, moves=10)
+    decided, after = pressed(ready, at=100.0, laws=1)
+    assert isinstance(decided, Decision) and (after.moves, after.laws_known) == (1, 1)
+    for seen in (1, 2):
+        held, _ = pressed(replace(ready, laws_known=seen), at=100.0, laws=1)
+        assert isinstance(held, Hold) and held.reason == "TooLittleGain"
 
 
 def test_a_queue_that_is_there_is_no_matter_of_chance() -> None:
@@ -141,18 +154,29 @@ def test_a_future_that_repeats_itself_is_no_surer_for_it() -> None:
     assert replace(future, turns=4).error(*played) == pytest.approx(2 * future.error(*played))
 
 
+@pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("targets", [(1.0, 0.05), (math.inf, 0.05), (1.0, math.inf)])
-def test_scores_are_those_of_the_formula_to_the_last_bit(targets: tuple[float, float]) -> None:
+def test_scores_are_those_of_the_formula_to_the_last_bit(targets: tuple[float, float], known: bool) -> None:
     rng, c = random.Random(3), Constants()
     ttft, tpot = ([rng.lognormvariate(0, 2) * scale for _ in range(400)] for scale in (1.0, 0.05))
     tpot[7], ttft[8] = 0.0, 1.0
-    got = score(ttft, tpot, *targets, c)
+    got = score(ttft, tpot, *targets, c, known=known)
+    slopes = (c.softness, c.pace_softness if known else c.softness)
     for a, b, one in zip(ttft, tpot, got.scores, strict=True):
-        ratio = max(a / targets[0], b / targets[1])
-        soft = 1.0 / (1.0 + ratio**c.softness) if ratio < 4 else 0.0
-        lost = c.tail / math.log(c.hopeless) * math.log(min(ratio, c.hopeless)) if ratio > 1 else 0.0
-        assert one == soft - lost
+        ratios = a / targets[0], b / targets[1]
+        soft = [1.0 / (1.0 + ratio**slope) if ratio < 4 else 0.0 for ratio, slope in zip(ratios, slopes, strict=True)]
+        lost = c.tail / math.log(c.hopeless) * math.log(min(max(*ratios, 1.0), c.hopeless))
+        assert one == min(soft) - lost
     assert got.met == sum(a <= targets[0] and b <= targets[1] for a, b in zip(ttft, tpot, strict=True))
+
+
+def test_a_pace_that_is_known_is_no_reason_to_give_up_waits() -> None:
+    """At 92 % of the TPOT target, or further away with longer waits: a guess keeps its distance, and
+    who knows what a share does takes the shorter wait."""
+    close, far = ([0.75], [0.92]), ([0.85], [0.80])
+    guessed = [score(*latencies, 1.0, 1.0, Constants()).mean for latencies in (close, far)]
+    known = [score(*latencies, 1.0, 1.0, Constants(), known=True).mean for latencies in (close, far)]
+    assert guessed[0] < guessed[1] and known[0] > known[1]
 
 
 def test_a_turn_that_was_cut_counts_for_its_part() -> None:

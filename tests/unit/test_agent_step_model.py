@@ -46,6 +46,38 @@ def test_the_model_learns_scale_and_shape_from_sums() -> None:
     assert 5 < scale < 30, "nothing was seen of prefill: slower than assumed as decode is, by 7 and 30 times"
 
 
+def slowed(splits: tuple[engine.Split, ...], slope: float, contention: float = 1.25) -> StepModel:
+    """Decode steps, half of them alone, under each of these splits for 40 s on a device with this slope."""
+    model, before, second = StepModel(replace(ASSUMED, law=ShareLaw.SPATIAL)), dict[Kind, StepTimes](), 0
+    for k, split in enumerate(splits):
+        share = split.decode / max(100, split.prefill + split.decode)
+        slower = contention * (1 - slope + slope / share)
+        for count in range(1, 41):
+            second += 1
+            after = dict(before)
+            after[Phase.DECODE, 100, 100, 8, 0, 0] = steps(Phase.DECODE, 8, 10 * second, 0.3 * second)
+            after[Phase.DECODE, split.prefill, split.decode, 8, 1 + k, 0] = steps(
+                Phase.DECODE, 8, 10 * count, 0.3 * count * slower, shared=1.0
+            ).model_copy(update={"split": split})
+            model, before = model.learn(before, after, 1.0), after
+    return model
+
+
+@pytest.mark.parametrize("slope", [0.05, 0.22, 0.5])
+def test_what_a_small_share_costs_is_learned_from_two_others(slope: float) -> None:
+    """The profile says 0.15. Nothing was seen of 100/10."""
+    model = slowed((engine.Split(), engine.Split(prefill=100, decode=20)), slope)
+    true = 1.25 * (1 - slope + slope * 11)
+    assert 1 / model.speed(Phase.DECODE, engine.Split(prefill=100, decode=10)) == pytest.approx(true, rel=0.12)
+    assert model.laws_known == 1, "of prefill nothing was seen"
+
+
+def test_under_one_share_the_law_stays_the_profiles() -> None:
+    model = slowed((engine.Split(prefill=100, decode=20),), 0.4)
+    assert model.decode_shares.curve is None and model.laws_known == 0
+    assert model.decode_shares.under[17].shared < 200, "what is kept is bounded"
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_an_assumed_profile_takes_its_scale_from_the_first_steps(count: int) -> None:
     """A guess that is twenty times too fast is no better for being the only one."""

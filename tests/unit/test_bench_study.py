@@ -109,7 +109,7 @@ def test_under_a_constant_load_moves_are_counted_in_hours(monkeypatch: pytest.Mo
     assert {unit.case.seconds for unit in hours} == {3600.0}
     played |= {unit.key(code): replace(outcome("auto", unit.seed, 0.9), moves_an_hour=2.0) for unit in hours}
     found = {row.rule: row for row in report.rows([case], played, code)}
-    assert found["auto"].moves_an_hour == (2.0, 2.0) and found["algorithm1"].moves_an_hour == (6.0,) * 5
+    assert found["auto"].moves_an_hour == (2.0,) and found["algorithm1"].moves_an_hour == (6.0,) * 5
 
 
 @pytest.fixture
@@ -139,6 +139,10 @@ def test_what_was_broken_off_goes_on_and_is_reported(
     assert len(told["splits_of_auto"]) == len(plan.SEEDS)
     assert {row["rule"] for row in told["rows"]} == set(report.ORDER)
     assert all(len(row["attainment"]) == len(plan.SEEDS) for row in told["rows"])
+    assert call("--seeds", "3") == 0
+    told = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert told["held_out_seeds"] == [101, 102, 103]
+    assert all(len(row["attainment"]) == 3 for row in told["rows"])
     assert (tmp_path / "out" / "study.svg").stat().st_size > 10_000
     assert "| w | " in (tmp_path / "out" / "study.md").read_text()
 

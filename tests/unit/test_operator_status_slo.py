@@ -63,8 +63,8 @@ def test_slo(reports: list[SLOReport], attained: str, feasible: str, summary: st
         (
             False,
             "TTFTBound",
-            "TTFTBound: no split in reach keeps the TTFT target under this load: another pod helps. Remedy: Add replicas, "
-            "relax the targets or widen the bounds.",
+            "TTFTBound: no split in reach keeps the TTFT target under this load: another pod helps. Remedy: Add "
+            "replicas, relax the targets or widen the bounds.",
         ),
         (
             False,

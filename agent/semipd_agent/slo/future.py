@@ -41,7 +41,10 @@ class Constants:
     least_span: float = 15.0
     """A pod, or a regime, that is younger is moved in an emergency only."""
     softness: float = 12.0
-    """Slope of a request's score at its target, in logarithms of latency: an error of the model of about 12 %."""
+    """Slope of a request's score at its target, in logarithms of latency: an error of the model of about 15 %."""
+    pace_softness: float = 40.0
+    """The same of TPOT once it was seen what a share does: what a step takes is known within some percent then, and a
+    TPOT is a mean over many. Waits add up whatever is known."""
     tail: float = 0.3
     hopeless: float = 100.0
     """What a miss costs beyond its score: nothing at the target, this where it is so many times late or more, and in
@@ -239,11 +242,11 @@ class Future:
         """Under each of these loads; scores are their means, latencies those of the first one, the load as it came."""
         machine, slo = self.load.machine(split, self.o), self.setting.slo
         targets = (seconds_of(slo.ttft_milliseconds), seconds_of(slo.tpot_milliseconds))
-        played, now = list[Played](), self.o.at
+        played, now, known = list[Played](), self.o.at, self.load.model.laws_known > 0
         for times in loads:
             jobs = self._under(times)[: self.waiting + most]
             ttft, tpot = latencies(machine, jobs, self.live, now)
-            played.append(score(ttft, tpot[: len(ttft)], *targets, self.setting.constants))
+            played.append(score(ttft, tpot[: len(ttft)], *targets, self.setting.constants, known=known))
         scores, count = played[0].scores, len(played)
         if count > 1:
             for other in played[1:]:
@@ -252,20 +255,27 @@ class Future:
         return replace(played[0], scores=scores, means=tuple(one.mean for one in played))
 
 
-def score(first: Sequence[float], per_token: Sequence[float], ttft: float, tpot: float, c: Constants) -> Played:
+def score(
+    first: Sequence[float], per_token: Sequence[float], ttft: float, tpot: float, c: Constants, *, known: bool = False
+) -> Played:
     """Of requests with these TTFT and TPOT, seconds. At most 1, which a request well within its targets has, and at
-    least ``-c.tail``."""
-    softness, hopeless, log = c.softness, c.hopeless, math.log
+    least ``-c.tail``. `known`: it was seen what a share does."""
+    soft, soft_pace = c.softness, c.pace_softness if known else c.softness
+    hopeless, log = c.hopeless, math.log
     per_fold = c.tail / log(hopeless)
-    ratios = [x if (x := a / ttft) >= (y := b / tpot) else y for a, b in zip(first, per_token, strict=True)]
-    scores = [
-        1.0 / (1.0 + ratio**softness)
-        if ratio <= 1
-        else (1.0 / (1.0 + ratio**softness) if ratio < 4 else 0.0)
-        - per_fold * log(ratio if ratio < hopeless else hopeless)
-        for ratio in ratios
-    ]
-    return Played(scores, first, per_token, sum(ratio <= 1 for ratio in ratios))
+    scores, met = list[float](), 0
+    for a, b in zip(first, per_token, strict=True):
+        late, slow = a / ttft, b / tpot
+        in_time = 1.0 / (1.0 + late**soft) if late < 4 else 0.0
+        in_pace = 1.0 / (1.0 + slow**soft_pace) if slow < 4 else 0.0
+        one = in_time if in_time <= in_pace else in_pace
+        worst = late if late >= slow else slow
+        if worst <= 1:
+            met += 1
+        else:
+            one -= per_fold * log(worst if worst < hopeless else hopeless)
+        scores.append(one)
+    return Played(scores, first, per_token, met)
 
 
 def seconds_of(milliseconds: int | None) -> float:

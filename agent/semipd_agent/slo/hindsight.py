@@ -37,7 +37,7 @@ class Watch:
     def judged(self, o: Observation, load: Load, s: Setting) -> tuple[float, float] | None:
         """(realised less played mean score, its standard error) of the requests that came since and are over; None: too
         few of them."""
-        c, slo = s.constants, s.slo
+        c, slo, known = s.constants, s.slo, load.model.laws_known > 0
         if load.known_since > self.since:
             return None  # another core, or too many requests to remember them all: nobody knows what was there
         came = [one for one in load.seen.values() if one.at >= self.since and one.id >= 0]
@@ -51,7 +51,7 @@ class Watch:
         machine = load.machine(self.split, o)
         ttft, tpot = (column[len(self.jobs) :] for column in latencies(machine, jobs, self.live, self.since))
         targets = seconds_of(slo.ttft_milliseconds), seconds_of(slo.tpot_milliseconds)
-        real = score([came[k].ttft or 0.0 for k in over], [came[k].tpot or 0.0 for k in over], *targets, c)
-        should = score([ttft[k] for k in over], [tpot[k] for k in over], *targets, c)
+        real = score([came[k].ttft or 0.0 for k in over], [came[k].tpot or 0.0 for k in over], *targets, c, known=known)
+        should = score([ttft[k] for k in over], [tpot[k] for k in over], *targets, c, known=known)
         blocks = [int((came[k].at - self.since) / BLOCK_SECONDS) for k in over]
         return real.mean - should.mean, real.error(should, blocks)

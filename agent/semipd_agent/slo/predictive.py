@@ -7,7 +7,8 @@ and 1 because a model errs; so there is a slope where plain attainment is flat.
 Stability comes from comparing incumbent and challenger *on the same requests*: their difference, request by request,
 has a standard error that the noise of the traffic does not enter, and the challenger must lead by more than a minimum
 and by `z` of these errors, at two evaluations in a row. Each move within one regime raises z, so a constant load
-comes to rest whatever its noise; a change of the load, beyond chance, starts a new regime with a free hand.
+comes to rest whatever its noise; a change of the load, beyond chance, starts a new regime with a free hand, and so does
+what was learned for the first time of the device (what a share does): a move that this corrects was no noise.
 
 What a split gave is held against what the model says afterwards of the same requests (`hindsight`): where it stays
 behind, that is kept as a bias against it, and the split goes back (regret). And a load that no longer needs a split
@@ -72,6 +73,8 @@ class State:
     """What the split before it stayed behind the model under this load: no fault of the one that followed."""
     behind: float | None = None
     """What the split in force stayed behind the model when that was last judged under this load."""
+    laws_known: int = 0
+    """`StepModel.laws_known` at the last evaluation."""
 
 
 def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decision | Hold, State]:
@@ -87,6 +90,8 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
             behind=None,
             watch=None,
         )
+    if load.model.laws_known > state.laws_known:  # the moves so far were made without knowing what a share does
+        state = replace(state, laws_known=load.model.laws_known, moves=0)
     window = load.window(now)
     if not window or (not o.queue and not o.running and window[-1].at < now - 30):
         return Hold("Idle"), state

@@ -11,13 +11,13 @@ exponential forgetting: where sizes do not vary, only the common scale moves, wi
 
 A share acts on speed while both phases are busy; a phase that is alone has the whole device (L0). Two laws: `PACED`,
 for CPU time that is dealt out in proportion, and `SPATIAL`, for SMs that a phase may not leave, of which it cannot
-use all equally well (time = a + b / share: `docs/controller.md` names the source). What contention adds is one factor
-for each phase. What was seen counts as two classes of evidence by the part of the time that it ran alone: steps alone
-say what the costs are, and contention is what those beside the other phase take over that. Where that part does not
-differ among what was seen, the profile's contention stands. Seconds are always what is explained and never what
-explains: the law of the share and the form of the costs err, and errors of what explains pull both towards zero. Both
-classes keep the seconds alone and the seconds beside apart; the one contention that fits both is solved for when it is
-asked for, so nothing that was believed earlier is in it.
+use all equally well (time = a + b / share, whose slope `share_law` learns). What contention adds is one factor for each
+phase. What was seen counts as two classes of evidence by the part of the time that it ran alone: steps alone say what
+the costs are, and contention is what those beside the other phase take over that. Where that part does not differ among
+what was seen, the profile's contention stands. Seconds are always what is explained and never what explains: the law of
+the share and the form of the costs err, and errors of what explains pull both towards zero. Both classes keep the
+seconds alone and the seconds beside apart; the one contention that fits both is solved for when it is asked for, so
+nothing that was believed earlier is in it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from enum import StrEnum
 from functools import cached_property
 
 from semipd_agent.slo.equations import Equations, Row, Three, ridge
+from semipd_agent.slo.share_law import Curve, SharesSeen
 from semipd_engine.contract import Phase, Split, StepTimes
 
 Vector = tuple[float, float, float]
@@ -39,17 +40,6 @@ class ShareLaw(StrEnum):
 
 
 @dataclass(frozen=True)
-class Curve:
-    """time(share) / time(whole) = a + b / share."""
-
-    a: float
-    b: float
-
-    def speed(self, share: float) -> float:
-        return (self.a + self.b) / (self.a + self.b / max(share, 0.02))
-
-
-@dataclass(frozen=True)
 class StepProfile:
     """Step times of one model on one device, as measured or assumed."""
 
@@ -58,8 +48,8 @@ class StepProfile:
     decode: Vector
     """Seconds for each step, row, and position read."""
     law: ShareLaw = ShareLaw.PACED
-    prefill_curve: Curve = Curve(0.2, 0.8)
-    decode_curve: Curve = Curve(0.85, 0.15)
+    prefill_curve: Curve = Curve(0.2, 0.8)  # noqa: RUF009  it is frozen
+    decode_curve: Curve = Curve(0.85, 0.15)  # noqa: RUF009
     contention: float = 1.1
     """Time of a step beside the other phase over its time alone, the share apart."""
     mixed: float = 1.1
@@ -161,6 +151,8 @@ class StepModel:
     decode: PhaseFit = field(default_factory=PhaseFit)
     mixed: tuple[float, float] = (0.0, 0.0)
     """Weight of the mixed steps that were seen, and the sum of what they took over what this model says."""
+    prefill_shares: SharesSeen = field(default_factory=SharesSeen)
+    decode_shares: SharesSeen = field(default_factory=SharesSeen)
 
     # ---- prediction ------------------------------------------------------------------------------------------------
 
@@ -224,11 +216,21 @@ class StepModel:
         return self._by_share(phase, split) / self.contention(phase)
 
     def _by_share(self, phase: Phase, split: Split) -> float:
-        share = split.of(phase) / max(100, split.prefill + split.decode)
+        share = _share(phase, split)
         if self.profile.law is ShareLaw.PACED:
             return share
-        curve = self.profile.prefill_curve if phase is Phase.PREFILL else self.profile.decode_curve
-        return curve.speed(share)
+        seen, believed = self._shares(phase)
+        return (seen.curve or believed).speed(share)
+
+    def _shares(self, phase: Phase) -> tuple[SharesSeen, Curve]:
+        if phase is Phase.PREFILL:
+            return self.prefill_shares, self.profile.prefill_curve
+        return self.decode_shares, self.profile.decode_curve
+
+    @property
+    def laws_known(self) -> int:
+        """Of how many phases it was seen what a share does, and is not believed only."""
+        return (self.prefill_shares.curve is not None) + (self.decode_shares.curve is not None)
 
     # ---- learning --------------------------------------------------------------------------------------------------
 
@@ -244,6 +246,9 @@ class StepModel:
             if fresh := [row for row in rows if row is not None]:
                 fits[phase] = fits[phase].seen(fresh, seconds)
         learned = replace(self, prefill=fits[Phase.PREFILL], decode=fits[Phase.DECODE])
+        if self.profile.law is ShareLaw.SPATIAL:
+            shares = {phase: learned._with_shares(phase, before, after) for phase in Phase}
+            learned = replace(learned, prefill_shares=shares[Phase.PREFILL], decode_shares=shares[Phase.DECODE])
         mixed = [(before.get(kind), now) for kind, now in after.items() if now.prompts]
         if not mixed and not self.mixed[0]:
             return learned
@@ -269,6 +274,16 @@ class StepModel:
         keep = 0.5 ** (seconds / FORGET_SECONDS * (1.0 if fresh else FORGET_RESTING))
         return keep * self.mixed[0] + sum(n for n, _ in fresh), keep * self.mixed[1] + sum(took for _, took in fresh)
 
+    def _with_shares(
+        self, phase: Phase, before: Mapping[Kind, StepTimes], after: Mapping[Kind, StepTimes]
+    ) -> SharesSeen:
+        seen, believed = self._shares(phase)
+        for kind, now in after.items():
+            was = before.get(kind)
+            if now.phase is phase and not now.prompts and (was is None or was.steps != now.steps):
+                seen = seen.added(_share(phase, now.split), _difference(was, now))
+        return seen.fitted(self.costs(phase), believed) if seen.due else seen
+
     def _row(self, before: StepTimes | None, now: StepTimes) -> Row | None:
         """The equation of the steps between two sums of one kind."""
         if before is not None and before.steps == now.steps:
@@ -289,6 +304,11 @@ class StepModel:
         if phase is Phase.PREFILL:
             return self.prefill, self.profile.prefill
         return self.decode, self.profile.decode
+
+
+def _share(phase: Phase, split: Split) -> float:
+    """Of the device, while both phases are busy (0-1)."""
+    return split.of(phase) / max(100, split.prefill + split.decode)
 
 
 def _difference(before: StepTimes | None, now: StepTimes) -> StepTimes:
