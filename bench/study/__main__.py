@@ -102,11 +102,25 @@ def play(cases: list[plan.Case], seeds: Sequence[int], kept: Kept, until: float)
 
 
 def _units(cases: list[plan.Case], seeds: Sequence[int], kept: Kept) -> Iterator[plan.Unit]:
+    """Of all workloads Auto first, and what it is held against: so one that is broken off tells that of each."""
+
+    def of(*policies: str) -> Iterator[plan.Unit]:
+        for case in cases:
+            yield from (unit for unit in plan.first_units(case, seeds) if unit.policy in policies)
+
+    yield from of(report.AUTO)
+    among = (*plan.HINDSIGHT, *plan.BUDGETS)
+    yield from of(*among)
     for case in cases:
-        first = list(plan.first_units(case, seeds))
-        yield from first
-        yield from plan.final_units(case, [kept.play(unit) for unit in first], seeds)
+        yield from plan.final_units(
+            case, [kept.play(u) for u in plan.first_units(case, seeds) if u.policy in among], seeds
+        )
+    for rule in plan.RULES:
+        if rule != report.CHOICE:
+            yield from of(rule)
+    for case in cases:
         yield from plan.hour_units(case)
+    yield from of(report.CHOICE)
 
 
 if __name__ == "__main__":

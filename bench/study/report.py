@@ -16,6 +16,7 @@ from semipd_cli.simulator.study import Outcome, paired
 
 AUTO, CHOICE = "auto", "auto+mixed"
 CONSTANT, MIXED = "best constant", "best mixed"
+NOT_PLAYED = "not played"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Row:
     """What it was: of the best constant, which."""
     attainment: tuple[float, ...]
     moves_an_hour: tuple[float, ...]
-    """Of Auto under a constant load: in its hours."""
+    """Of Auto under a constant load: in its hours; empty until they are played."""
     requests: int
     ahead: tuple[float, float]
     """Auto less this one, paired by seed: mean and half width of the 95 % band."""
@@ -41,7 +42,7 @@ class Row:
 def rows(
     cases: Sequence[plan.Case], outcomes: Mapping[str, Outcome], code: plan.Code, seeds: Sequence[int] = plan.SEEDS
 ) -> list[Row]:
-    """Of the workloads that were played to the end, on all of these seeds."""
+    """What was played on all of these seeds, of the workloads of which Auto and the constants were."""
     found = []
     for case in cases:
         kept = {
@@ -55,7 +56,7 @@ def rows(
             for policy in plan.best(list(kept.values()), among, 1, seeds):
                 chosen[rule] = policy
         hours = [outcomes.get(unit.key(code)) for unit in plan.hour_units(case)]
-        if len(chosen) < len(ORDER) or None in hours:
+        if AUTO not in chosen or CONSTANT not in chosen:
             continue
         auto = [kept[AUTO, seed].attainment for seed in seeds]
         for rule, policy in chosen.items():
@@ -87,8 +88,12 @@ def table(found: Sequence[Row]) -> Table:
         mine = {row.rule: row for row in found if row.workload == name}
         auto = mine[AUTO]
         moves = auto.moves_an_hour
-        line = [name, f"{100 * auto.mean:.1f}", f"{sum(moves) / len(moves):.0f} ({max(moves):.0f})"]
+        told = f"{sum(moves) / len(moves):.0f} ({max(moves):.0f})" if moves else NOT_PLAYED
+        line = [name, f"{100 * auto.mean:.1f}", told]
         for rule in others:
+            if rule not in mine:
+                line.append(NOT_PLAYED)
+                continue
             row = mine[rule]
             which = f"{row.policy.removeprefix('mixed/')}: " if rule in (CONSTANT, MIXED) else ""
             line.append(f"{which}{100 * row.mean:.1f} ({100 * row.ahead[0]:+.1f} ± {100 * row.ahead[1]:.1f})")
@@ -177,8 +182,14 @@ def draw(found: Sequence[Row], runs: Sequence[Outcome], path: Path) -> None:
     for k, rule in enumerate(_others(found)):
         mine = {row.workload: row.ahead for row in found if row.rule == rule}
         at = [i + 0.12 * (k - 2.5) for i in range(len(names))]
+        there = [(n, y) for n, y in zip(names, at, strict=True) if n in mine]
         left.errorbar(
-            [100 * mine[n][0] for n in names], at, xerr=[100 * mine[n][1] for n in names], fmt="o", ms=4, label=rule
+            [100 * mine[n][0] for n, _ in there],
+            [y for _, y in there],
+            xerr=[100 * mine[n][1] for n, _ in there],
+            fmt="o",
+            ms=4,
+            label=rule,
         )
     left.axvline(0, color="black", linewidth=0.8)
     left.set_yticks(range(len(names)), names)

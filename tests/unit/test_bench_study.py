@@ -103,7 +103,9 @@ def test_under_a_constant_load_moves_are_counted_in_hours(monkeypatch: pytest.Mo
     code, policies = plan.Code("engine", "policies"), (*plan.RULES, "mixed/256")
     short = [plan.Unit(case, policy, seed) for policy in policies for seed in plan.SEEDS]
     played = {unit.key(code): outcome(unit.policy, unit.seed, 0.9) for unit in short}
-    assert report.rows([case], played, code) == [], "without its hours it is not complete"
+    found = {row.rule: row for row in report.rows([case], played, code)}
+    assert found["auto"].moves_an_hour == (), "they were not played yet"
+    assert "| 90.0 | not played |" in report.markdown(list(found.values()))
     assert list(plan.hour_units(CASE)) == []
     hours = list(plan.hour_units(case))
     assert {unit.case.seconds for unit in hours} == {3600.0}
@@ -145,6 +147,14 @@ def test_what_was_broken_off_goes_on_and_is_reported(
     assert all(len(row["attainment"]) == 3 for row in told["rows"])
     assert (tmp_path / "out" / "study.svg").stat().st_size > 10_000
     assert "| w | " in (tmp_path / "out" / "study.md").read_text()
+
+
+def test_what_is_broken_off_tells_auto_and_the_constants_of_each_workload() -> None:
+    code, seeds = plan.Code("engine", "policies"), plan.SEEDS[:2]
+    units = [plan.Unit(CASE, policy, seed) for policy in ("auto", *plan.HINDSIGHT) for seed in seeds]
+    played = {unit.key(code): outcome(unit.policy, unit.seed, 0.9) for unit in units}
+    assert [row.rule for row in report.rows([CASE], played, code, seeds)] == ["auto", "100/100", "best constant"]
+    assert report.rows([CASE], played, code) == [], "on two of five seeds nothing is complete"
 
 
 def test_a_wrong_workload_gets_one_line(
