@@ -297,6 +297,19 @@ def test_a_quantum_that_does_not_end_holds_no_prompt_up() -> None:
         before = pair.clock[0]
         assert pair.quantum(Phase.PREFILL, 0)
         assert pair.clock[0] - before == 25_000_000
+        for _ in range(30):  # until core sees the death, or the heartbeat is stale
+            assert pair.quantum(Phase.PREFILL, 0)
+        assert pair.clock[0] - before == 25_000_000
+    pair.pass_time(GRACE_NS + 1)
+    pair.pacers[Phase.DECODE].start(pid=103, generation=2)  # a new one, whose quanta are waited for as before
+    pair.pacers[Phase.PREFILL].rest()
+    pair.pass_time(GRACE_NS)
+    pair.pacers[Phase.DECODE].wake()
+    with pair.pacers[Phase.DECODE].quantum():
+        pair.pacers[Phase.PREFILL].wake()
+        before = pair.clock[0]
+        assert pair.quantum(Phase.PREFILL, 0)
+        assert pair.clock[0] - before == 25_000_000
 
 
 def longest_waits(pair: Pair, rng: random.Random, milliseconds: int) -> dict[Phase, int]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
+
+from semipd_engine.pacing.page import PacingPage
+from semipd_engine.pacing.turn_lock import TurnLock
 
 
 class Processor(Protocol):
@@ -61,3 +65,45 @@ def spread_all_threads(cpus: Sequence[int]) -> None:
     for number, tid in enumerate((main, *others)):
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(tid, {cpus[number % len(cpus)]})
+
+
+class OwnProcess:
+    """`Processor` of the real machine."""
+
+    def __init__(self, page: PacingPage, set_threads: Callable[[int], None]) -> None:
+        self._lock = TurnLock(page.fd)
+        self._bell = page.bell
+        self._set_threads = set_threads
+
+    def monotonic_ns(self) -> int:
+        return time.monotonic_ns()
+
+    def cpu_ns(self) -> int:
+        return time.process_time_ns()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def heard(self) -> int:
+        return self._bell.heard
+
+    def ring(self) -> None:
+        self._bell.ring()
+
+    def wait(self, heard: int, seconds: float) -> None:
+        self._bell.wait(heard, seconds)
+
+    def set_threads(self, count: int) -> None:
+        self._set_threads(count)
+
+    def pin(self, cpus: Sequence[int]) -> None:
+        pin_all_threads(cpus)
+
+    def spread(self, cpus: Sequence[int]) -> None:
+        spread_all_threads(cpus)
+
+    def try_lock(self) -> bool:
+        return self._lock.try_acquire()
+
+    def unlock(self) -> None:
+        self._lock.release()

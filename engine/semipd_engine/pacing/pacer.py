@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from semipd_engine.contract import PacingMode, PartitionPlan, Phase
-from semipd_engine.pacing.cpus import Processor, pin_all_threads, spread_all_threads
+from semipd_engine.pacing.cpus import Processor
 from semipd_engine.pacing.page import PacingPage, PlanInForce, Seat
 from semipd_engine.pacing.stride import SCALE, Customer, charged, clamped, levelled, turn_left, whose_turn
-from semipd_engine.pacing.turn_lock import TurnLock
 
 GRACE_NS = 5_000_000
 """A phase counts as busy this long after its last step: between two plans it has not really stopped."""
@@ -42,48 +40,6 @@ WIDE_NS = 25_000_000
 _BINDING = (PacingMode.CORES, PacingMode.QUANTA, PacingMode.TURNS)
 
 log = logging.getLogger(__name__)
-
-
-class OwnProcess:
-    """`Processor` of the real machine."""
-
-    def __init__(self, page: PacingPage, set_threads: Callable[[int], None]) -> None:
-        self._lock = TurnLock(page.fd)
-        self._bell = page.bell
-        self._set_threads = set_threads
-
-    def monotonic_ns(self) -> int:
-        return time.monotonic_ns()
-
-    def cpu_ns(self) -> int:
-        return time.process_time_ns()
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
-
-    def heard(self) -> int:
-        return self._bell.heard
-
-    def ring(self) -> None:
-        self._bell.ring()
-
-    def wait(self, heard: int, seconds: float) -> None:
-        self._bell.wait(heard, seconds)
-
-    def set_threads(self, count: int) -> None:
-        self._set_threads(count)
-
-    def pin(self, cpus: Sequence[int]) -> None:
-        pin_all_threads(cpus)
-
-    def spread(self, cpus: Sequence[int]) -> None:
-        spread_all_threads(cpus)
-
-    def try_lock(self) -> bool:
-        return self._lock.try_acquire()
-
-    def unlock(self) -> None:
-        self._lock.release()
 
 
 @dataclass(frozen=True)
@@ -112,6 +68,8 @@ class PhasePacer:
         self._sequence = -1
         self._regime: Regime | None = None
         self._holds_lock = False
+        self._given_up_ns = 0
+        """When decode began the quantum that did not end in time."""
 
     # ---- the worker's loop calls these ---------------------------------------------------------------------------
 
@@ -282,11 +240,15 @@ class PhasePacer:
         )
 
     def _let_end(self, peer: Seat) -> None:
-        """Decode's quantum that began on all CPUs: two on one would hold up a step of all streams by as long."""
+        """Decode's quantum that began on all CPUs: two on one would hold up a step of all streams by as long. One that
+        does not end in time, of a peer that died or was stopped, is waited for once."""
         until = self._processor.monotonic_ns() + WIDE_NS
         while True:
-            heard, now = self._processor.heard(), self._beat()
-            if not peer.wide or now >= until or not self._peer_is_busy(now):
+            heard, now, began = self._processor.heard(), self._beat(), peer.heartbeat_ns
+            if not peer.wide or began == self._given_up_ns or not self._peer_is_busy(now):
+                return
+            if now >= until:
+                self._given_up_ns = began
                 return
             self._processor.wait(heard, min(PATIENCE_NS, until - now) / 1e9)
 

@@ -29,7 +29,8 @@ from semipd_engine.ipc.steps import (
     WorkerReady,
     WorkerUnfit,
 )
-from semipd_engine.pacing.pacer import OwnProcess, PhasePacer
+from semipd_engine.pacing.cpus import OwnProcess
+from semipd_engine.pacing.pacer import PhasePacer
 from semipd_engine.pacing.page import PacingPage
 from semipd_engine.process import die_first
 from semipd_engine.worker.servable import Runner, ServableModel, StaleSlot, UnfitError
