@@ -255,17 +255,29 @@ def test_a_quantum_is_short_only_where_somebody_may_wait_for_its_end(
         assert seconds == pytest.approx(both)
 
 
-def test_a_turn_is_one_quantum_where_it_is_short_enough_and_out_of_turn_it_is_looked_for_often() -> None:
+def test_a_turn_is_one_quantum_where_it_is_short_enough_and_so_is_what_runs_beside_it() -> None:
     pair = Pair(Split(prefill=80, decode=20))
     for phase in Phase:
         pair.pacers[phase].wake()
     quanta = 0
-    while pair.pacers[Phase.DECODE]._turn(pair.page.seats[Phase.PREFILL][0]) is Customer.DECODE:
-        with pair.pacers[Phase.DECODE].quantum() as seconds, pair.pacers[Phase.PREFILL].quantum() as beside:
-            assert beside == 0.004
-            pair.pass_time(round(seconds * 1e9))
+    while pair.pacers[Phase.DECODE]._turn() is Customer.DECODE:
+        with pair.pacers[Phase.DECODE].quantum() as seconds:
+            pair.pass_time(1_000_000)  # prefill, which stood still meanwhile, sees how long decode has had it
+            with pair.pacers[Phase.PREFILL].quantum() as beside:
+                assert beside == pytest.approx(max(0.004, seconds - 0.001 * (1 / 0.2) / (1 / 0.2 - 1 / 0.8)))
+                pair.pass_time(round(seconds * 1e9) - 1_000_000)
         quanta += 1
     assert quanta <= 2
+
+
+def test_in_a_turn_on_several_cpus_a_quantum_holds_the_work_of_all_its_threads() -> None:
+    pair = Pair(Split(prefill=34, decode=66))
+    for phase in Phase:
+        pair.pacers[phase].wake()
+    with pair.pacers[Phase.DECODE].quantum() as seconds:  # it wins the tie
+        left = 4 * 2 / 0.34 / (2 / 0.66)  # ms of half a turn, at which both CPUs are paid for
+        assert pair.machines[Phase.DECODE].threads == 2
+        assert seconds == pytest.approx(2 * left / 1000)
 
 
 def test_a_prompt_lets_the_quantum_end_that_decode_began_on_all_cpus() -> None:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from semipd_engine.contract import PacingMode, PartitionPlan, Phase
 from semipd_engine.pacing.cpus import Processor
 from semipd_engine.pacing.page import PacingPage, PlanInForce, Seat
-from semipd_engine.pacing.stride import SCALE, Customer, charged, clamped, levelled, turn_left, whose_turn
+from semipd_engine.pacing.stride import Customer, levelled
+from semipd_engine.pacing.turns import CUSTOMERS, Turns
 
 GRACE_NS = 5_000_000
 """A phase counts as busy this long after its last step: between two plans it has not really stopped."""
@@ -37,7 +38,8 @@ within 25 ms the phase sees that this has changed. An end costs something: Pytho
 WIDE_NS = 25_000_000
 """Longest that prefill lets a quantum end which decode began alone, on all CPUs."""
 
-_BINDING = (PacingMode.CORES, PacingMode.QUANTA, PacingMode.TURNS)
+_TURNS = (PacingMode.QUANTA, PacingMode.TURNS)
+_BINDING = (PacingMode.CORES, *_TURNS)
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +60,10 @@ class PhasePacer:
     def __init__(self, page: PacingPage, phase: Phase, peer: Phase | None, processor: Processor, seat: int = 0) -> None:
         self._page = page
         self._phase = phase
-        self._customer, self._rival = Customer.PREFILL, Customer.DECODE
-        if phase is Phase.DECODE:
-            self._customer, self._rival = self._rival, self._customer
+        self._customer = CUSTOMERS[phase]
         self._seat = page.seats[phase][seat]
         self._peer: Seat | None = page.seats[peer][0] if peer is not None else None
+        self._turns = None if self._peer is None else Turns(page, phase, self._seat, self._peer)
         self._processor = processor
         self._in_force: PlanInForce | None = None
         self._sequence = -1
@@ -118,8 +119,8 @@ class PhasePacer:
         contended = self._peer_is_busy(now)
         if contended and self._peer is not None and self._phase is Phase.PREFILL:
             self._let_end(self._peer)
-        if contended and self._peer is not None and self._mode is PacingMode.TURNS and not self._waits:
-            self._holds_lock = self._turn(self._peer) is self._customer and self._processor.try_lock()
+        if contended and self._mode is PacingMode.TURNS and not self._waits:
+            self._holds_lock = self._turn() is self._customer and self._processor.try_lock()
         try:
             self._choose_regime(contended)
         except OSError as error:  # taken away since the plan was adopted: work goes on where it may
@@ -128,8 +129,7 @@ class PhasePacer:
             self._seat.applied_epoch = 0
         if self._waits and self._peer is not None:
             self._take_turn(self._peer)
-        begin, turns = self._processor.monotonic_ns(), self._mode in (PacingMode.QUANTA, PacingMode.TURNS)
-        seconds = self._seconds(self._peer, turns and contended)
+        seconds = self._begin(contended)
         self._seat.wide = int(not contended and self._mode in _BINDING)
         try:
             yield seconds
@@ -139,12 +139,12 @@ class PhasePacer:
                 self._seat.wide = 0
                 if self._peer_is_busy(self._processor.monotonic_ns()):
                     self._processor.ring()
-            if turns:
-                self._charge(self._processor.monotonic_ns() - begin)
+            if self._turns is not None and self._in_force is not None:
+                self._turns.end(self._in_force.plan, self._processor.monotonic_ns())
             if self._holds_lock:
                 self._holds_lock = False
                 self._processor.unlock()
-                if self._peer is not None and self._turn(self._peer) is not self._customer:
+                if self._turn() is not self._customer:
                     self._processor.ring()
 
     # ---- inside --------------------------------------------------------------------------------------------------
@@ -216,28 +216,22 @@ class PhasePacer:
             )
         return Regime(limit.cpus, limit.threads)
 
-    def _seconds(self, peer: Seat | None, in_turns: bool) -> float:
-        """Of work in the quantum that begins. Within its turn a phase ends none for somebody who would not run."""
-        if peer is None:
+    def _begin(self, contended: bool) -> float:
+        """A quantum of so many seconds of one core's work. None ends for somebody who would not run: within its turn a
+        phase works on, and beside the other one's it looks for its own when that is over."""
+        if self._turns is None:
             return math.inf
-        if not in_turns:
+        if self._in_force is None or self._regime is None or self._mode not in _TURNS:
             return ALONE_SECONDS
-        return min(max(TURN_SECONDS, self._turn_left(peer)), ALONE_SECONDS) if self._holds_lock else TURN_SECONDS
-
-    def _turn_left(self, peer: Seat) -> float:
-        """Seconds until the turn that this phase has ends; a peer with cores of its own runs beside it."""
-        assert self._in_force is not None and self._regime is not None
-        plan, rival = self._in_force.plan, Phase.DECODE if self._phase is Phase.PREFILL else Phase.PREFILL
-        own, other = plan.limit(self._phase).weight, plan.limit(rival).weight
-        beside = len(plan.limit(rival).cpus) if plan.mode is PacingMode.TURNS and self._waits else 0
-        furthest = min(peer.vtime, self._page.idle_vtime) if plan.idle_weight else peer.vtime
-        return (
-            turn_left(
-                *(self._seat.vtime, furthest, SCALE * len(self._regime.cpus) / own, SCALE * beside / other),
-                *(min(own, other, plan.idle_weight or own), max(1, len(plan.granted_cpus))),
-            )
-            / 1e9
-        )
+        plan, regime, now = self._in_force.plan, self._regime, self._processor.monotonic_ns()
+        self._turns.begin(now, len(regime.cpus))
+        if not contended:
+            return ALONE_SECONDS
+        if self._holds_lock:
+            left = self._turns.left(plan, now, mine=True) * regime.threads
+        else:  # a phase that waits has no lock only beside one that is stopped within its quantum
+            left = 0.0 if self._waits else self._turns.left(plan, now, mine=False)
+        return min(max(TURN_SECONDS, left), ALONE_SECONDS)
 
     def _let_end(self, peer: Seat) -> None:
         """Decode's quantum that began on all CPUs: two on one would hold up a step of all streams by as long. One that
@@ -260,8 +254,8 @@ class PhasePacer:
             if not self._peer_is_busy(self._beat()):
                 self._holds_lock = self._processor.try_lock()
                 return
-            turn = self._turn(peer)
-            if turn is not self._rival and self._processor.try_lock():
+            turn = self._turn()
+            if turn in (self._customer, Customer.NOBODY) and self._processor.try_lock():
                 if turn is self._customer:
                     self._holds_lock = True
                     return
@@ -275,34 +269,18 @@ class PhasePacer:
         idle_since = peer.idle_since_ns
         return max(0, idle_since + GRACE_NS - self._processor.monotonic_ns()) if idle_since else PATIENCE_NS
 
-    def _turn(self, peer: Seat) -> Customer:
-        assert self._in_force is not None
-        plan = self._in_force.plan
-        weights = [plan.prefill.weight, plan.decode.weight] + ([plan.idle_weight] if plan.idle_weight else [])
-        lightest, cpus = min(weights), max(1, len(plan.granted_cpus))
-        own = self._seat.vtime = clamped(self._seat.vtime, peer.vtime, lightest, cpus)
-        vtimes = {self._customer: own, self._rival: peer.vtime}
-        if plan.idle_weight:
-            idle = self._page.idle_vtime = clamped(self._page.idle_vtime, min(own, peer.vtime), lightest, cpus)
-            vtimes[Customer.NOBODY] = idle
-        turn = self._page.holder = whose_turn(vtimes, self._page.holder, lightest, cpus)
-        return turn
+    def _turn(self) -> Customer:
+        if self._turns is None or self._in_force is None:
+            return self._customer
+        return self._turns.whose(self._in_force.plan, self._processor.monotonic_ns())
 
     def _sleep_for_nobody(self) -> None:
         """Use up a quantum of the idle share, with the lock held so that the peer sleeps as well."""
-        assert self._in_force is not None
-        plan = self._in_force.plan
+        assert self._in_force is not None and self._turns is not None
         self._processor.sleep(IDLE_QUANTUM_SECONDS)
-        idle_ns = int(IDLE_QUANTUM_SECONDS * 1e9) * max(1, len(plan.granted_cpus))
-        self._page.idle_vtime = charged(self._page.idle_vtime, idle_ns, plan.idle_weight)
+        self._turns.charge_nobody(self._in_force.plan, int(IDLE_QUANTUM_SECONDS * 1e9))
         self._processor.unlock()
         self._processor.ring()
-
-    def _charge(self, wall_ns: int) -> None:
-        """A phase pays for the CPUs that it held: what its threads leave idle nobody else can use."""
-        assert self._in_force is not None and self._regime is not None
-        weight = self._in_force.plan.limit(self._phase).weight
-        self._seat.vtime = charged(self._seat.vtime, wall_ns * max(1, len(self._regime.cpus)), weight)
 
     def _tell_cpu_time(self) -> None:
         self._seat.cpu_ns = self._processor.cpu_ns()

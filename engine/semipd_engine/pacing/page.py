@@ -22,7 +22,7 @@ from semipd_engine.pacing.stride import Customer
 PAGE_BYTES = 65536
 PLAN_OFFSET = 2048
 """Bytes; the words lie before, the plan's JSON text behind."""
-MAGIC = 0x5345_4D49_5044_0003
+MAGIC = 0x5345_4D49_5044_0004
 SEATS = 6
 """Most workers of a phase that can be alive at once: two in force, two being prepared, two draining."""
 
@@ -83,6 +83,10 @@ class Seat:
     steps = _Word(7)
     wide = _Word(8)
     """1 while a quantum runs on the peer's CPUs, too, because the peer rested when it began."""
+    since_ns = _Word(9)
+    """When the quantum began that is not in `vtime` yet; 0: there is none."""
+    held = _Word(10)
+    """CPUs that it holds."""
 
     def __init__(self, words: memoryview, first: int) -> None:
         self.words = words
@@ -90,9 +94,8 @@ class Seat:
 
     def clear(self) -> None:
         """For a worker that is gone. Its virtual time stays: the next one starts level with it."""
-        self.pid = self.heartbeat_ns = self.idle_since_ns = self.cpu_ns = self.steps = self.applied_epoch = (
-            self.wide
-        ) = 0
+        self.pid = self.heartbeat_ns = self.idle_since_ns = self.cpu_ns = self.steps = 0
+        self.applied_epoch = self.wide = self.since_ns = 0
 
 
 class PacingPage:
