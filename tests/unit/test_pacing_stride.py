@@ -12,7 +12,7 @@ import pytest
 
 from semipd_engine.contract import PacingMode, Phase, Split
 from semipd_engine.cpu_plan import cpu_plan
-from semipd_engine.pacing.pacer import GRACE_NS, STALE_NS, PhasePacer
+from semipd_engine.pacing.pacer import GRACE_NS, STALE_NS, TURN_SECONDS, PhasePacer
 from semipd_engine.pacing.page import PacingPage
 from semipd_engine.pacing.stride import CREDIT_NS, SCALE, TURN_NS, Customer, charged, clamped, whose_turn
 
@@ -264,7 +264,7 @@ def test_a_turn_is_one_quantum_where_it_is_short_enough_and_so_is_what_runs_besi
         with pair.pacers[Phase.DECODE].quantum() as seconds:
             pair.pass_time(1_000_000)  # prefill, which stood still meanwhile, sees how long decode has had it
             with pair.pacers[Phase.PREFILL].quantum() as beside:
-                assert beside == pytest.approx(max(0.004, seconds - 0.001 * (1 / 0.2) / (1 / 0.2 - 1 / 0.8)))
+                assert beside == pytest.approx(max(TURN_SECONDS, seconds - 0.001 * (1 / 0.2) / (1 / 0.2 - 1 / 0.8)))
                 pair.pass_time(round(seconds * 1e9) - 1_000_000)
         quanta += 1
     assert quanta <= 2

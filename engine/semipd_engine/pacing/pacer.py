@@ -29,9 +29,9 @@ PATIENCE_NS = 10_000_000
 """Longest wait for the bell: a peer that dies does not ring, neither does a new plan. Each wait that ends for nothing
 disturbs the peer, whose thread has the CPU."""
 IDLE_QUANTUM_SECONDS = 0.002
-TURN_SECONDS = 0.004
-"""Least work in a quantum while both phases are busy and take turns. It should end within 5 ms: the peer may wait for
-its turn, or this phase for its own."""
+TURN_SECONDS = 0.002
+"""Least work in a quantum while both phases are busy and take turns. Only the last ones before a turn ends are so short:
+while one of them runs on, whoever is next waits, and CPUs with it."""
 ALONE_SECONDS = 0.02
 """While nobody waits for its end, because the peer rests, has cores of its own, or will not have the turn sooner:
 within 25 ms the phase sees that this has changed. An end costs something: Python, and a product that begins again."""

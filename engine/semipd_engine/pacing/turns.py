@@ -14,7 +14,7 @@ CUSTOMERS = {Phase.PREFILL: Customer.PREFILL, Phase.DECODE: Customer.DECODE}
 
 
 class Turns:
-    """As the worker of one phase sees them: of the seats it writes its own. Times are nanoseconds of the seats' clock."""
+    """As the worker of one phase sees them: of the seats it writes its own. Times are nanoseconds."""
 
     def __init__(self, page: PacingPage, phase: Phase, own: Seat, peer: Seat) -> None:
         self._page = page
