@@ -30,8 +30,8 @@ PATIENCE_NS = 10_000_000
 disturbs the peer, whose thread has the CPU."""
 IDLE_QUANTUM_SECONDS = 0.002
 TURN_SECONDS = 0.002
-"""Least work in a quantum while both phases are busy and take turns. Only the last ones before a turn ends are so short:
-while one of them runs on, whoever is next waits, and CPUs with it."""
+"""Least work in a quantum while both phases are busy and take turns. Only the last ones before a turn ends are so
+short: whoever is next waits for them, and the CPUs with it."""
 ALONE_SECONDS = 0.02
 """While nobody waits for its end, because the peer rests, has cores of its own, or will not have the turn sooner:
 within 25 ms the phase sees that this has changed. An end costs something: Python, and a product that begins again."""
