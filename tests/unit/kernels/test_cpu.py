@@ -114,7 +114,7 @@ def test_a_slower_level_says_why_the_faster_one_does_not_run(monkeypatch: pytest
 @pytest.mark.parametrize("level", LEVELS)
 @settings(max_examples=10)
 @given(
-    st.sampled_from([1, 2, 5, 7, 16, 17, 32, 33, 63, 270]),
+    st.sampled_from([1, 2, 5, 7, 16, 17, 32, 33, 63, 270, 530, 1030]),
     st.sampled_from([1, 2, 31, 32, 70, 576, 1100]),
     st.sampled_from([1, 64, 65, 150, 320]),
     st.sampled_from(DTYPES),

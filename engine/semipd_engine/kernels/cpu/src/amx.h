@@ -140,42 +140,40 @@ inline int64_t block_of(int64_t K) {
     return blocks > 1 ? (tiles + blocks - 1) / blocks * TILE_K : K;
 }
 
-// `count` panels, `stride` elements from one to the next, for all rows. x, a block of K at a time, is read once for each
-// `together` of them.
+// `count` panels, `stride` elements from one to the next, for all rows, at most BLOCK_ROWS. x, a block of K at a time, is
+// read once for each `together` of them.
 inline void tall_panels(const Linear<bf16>& p, const Block* places, int64_t panel, int64_t count, int64_t together,
                         const bf16* w, int64_t stride, Ahead ahead, int64_t K, float* sums) {
     const int64_t block_k = p.rows < MANY_ROWS ? K : block_of(K);
-    for (int64_t begin = 0; begin < p.rows; begin += BLOCK_ROWS) {
-        const int64_t end = begin + BLOCK_ROWS < p.rows ? begin + BLOCK_ROWS : p.rows;
-        for (int64_t k = 0; k < K; k += block_k) {
-            const int64_t steps = (K - k < block_k ? K - k : block_k) / TILE_K;
-            for (int64_t first = 0; first < count; first += together)
-                for (int64_t row = begin; row < end; row += 2 * TILE_ROWS) {
-                    const Block& block = places[row / (2 * TILE_ROWS)];
-                    for (int64_t part = 2 * first; part < 2 * count && part < 2 * (first + together); part++) {
-                        const bf16* weights = w + part / 2 * stride + k * PANEL + part % 2 * 64;
-                        float* out = sums + (part / 2 * BLOCK_ROWS + row - begin) * PANEL + part % 2 * 32;
-                        if (end - row > TILE_ROWS)
-                            tall_block<true>(block, k / TILE_K, weights, steps, out, ahead);
-                        else
-                            tall_block<false>(block, k / TILE_K, weights, steps, out, ahead);
-                    }
+    for (int64_t k = 0; k < K; k += block_k) {
+        const int64_t steps = (K - k < block_k ? K - k : block_k) / TILE_K;
+        for (int64_t first = 0; first < count; first += together)
+            for (int64_t row = 0; row < p.rows; row += 2 * TILE_ROWS) {
+                const Block& block = places[row / (2 * TILE_ROWS)];
+                for (int64_t part = 2 * first; part < 2 * count && part < 2 * (first + together); part++) {
+                    const bf16* weights = w + part / 2 * stride + k * PANEL + part % 2 * 64;
+                    float* out = sums + (part / 2 * BLOCK_ROWS + row) * PANEL + part % 2 * 32;
+                    if (p.rows - row > TILE_ROWS)
+                        tall_block<true>(block, k / TILE_K, weights, steps, out, ahead);
+                    else
+                        tall_block<false>(block, k / TILE_K, weights, steps, out, ahead);
                 }
-        }
-        if (p.gated)
-            finish_gated(p, panel, begin, end - begin, sums, sums + BLOCK_ROWS * PANEL);
-        else
-            for (int64_t i = 0; i < count; i++) finish(p, panel + i, begin, end - begin, sums + i * BLOCK_ROWS * PANEL);
+            }
     }
+    if (p.gated)
+        finish_gated(p, panel, 0, p.rows, sums, sums + BLOCK_ROWS * PANEL);
+    else
+        for (int64_t i = 0; i < count; i++) finish(p, panel + i, 0, p.rows, sums + i * BLOCK_ROWS * PANEL);
 }
 
-inline void amx_linear(const Linear<bf16>& p, int64_t first_panel, int64_t last_panel) {
+// At most BLOCK_ROWS rows.
+inline void amx_rows(const Linear<bf16>& p, int64_t first_panel, int64_t last_panel) {
     const int64_t K = (p.K + TILE_K - 1) / TILE_K * TILE_K, up = to_up(p);
     const bool skinny = p.rows <= TILE_ROWS;
     const Block* places = skinny && K == p.K ? nullptr : place_blocks(p, K);
     const Block x = places ? *places : Block{p.x, p.ldx, 0, TILE_K};
     const int64_t together = !skinny && p.rows * K * 2 > NEAR_BYTES ? GROUP : 1, group = p.gated ? 1 : together;
-    const int64_t blocks = ((p.rows < BLOCK_ROWS ? p.rows : BLOCK_ROWS) + 2 * TILE_ROWS - 1) / (2 * TILE_ROWS);
+    const int64_t blocks = (p.rows + 2 * TILE_ROWS - 1) / (2 * TILE_ROWS);
     auto panels_of = [=](int64_t item) {
         const int64_t left = last_panel - first_panel - item * group;
         return left < group ? left : group;
@@ -204,6 +202,20 @@ inline void amx_linear(const Linear<bf16>& p, int64_t first_panel, int64_t last_
         }
         _tile_release();
     });
+}
+
+// More rows go by in parts of one size, each through all panels: what a part reads of x stays near meanwhile, and weights
+// are read for each part. All rows through each panel took 13 % longer for 1,024 tokens of the 0.5 B model on one core.
+inline void amx_linear(const Linear<bf16>& p, int64_t first_panel, int64_t last_panel) {
+    const int64_t parts = (p.rows + BLOCK_ROWS - 1) / BLOCK_ROWS, block = 2 * TILE_ROWS;
+    const int64_t most = ((p.rows + parts - 1) / parts + block - 1) / block * block;
+    for (int64_t first = 0; first < p.rows; first += most) {
+        Linear<bf16> part = p;
+        part.x += first * p.ldx;
+        part.rows = p.rows - first < most ? p.rows - first : most;
+        part.out = p.out_float ? (void*)((float*)p.out + first * p.ldo) : (void*)((bf16*)p.out + first * p.ldo);
+        amx_rows(part, first_panel, last_panel);
+    }
 }
 
 }  // namespace semipd

@@ -1,6 +1,7 @@
 // x @ weight.T over packed panels, for any number of rows. Threads take panels; each weight is read from memory once for
-// a call, and stays in the second-level cache for the blocks of rows that follow. A gated product takes two panels
-// together, of the gate and of the up, and writes silu(gate) * up: with the bits of the product and then `silu_mul`.
+// a call (with AMX for each 512 rows), and stays in the second-level cache for the blocks of rows that follow. A gated
+// product takes two panels together, of the gate and of the up, and writes silu(gate) * up: with the bits of the product
+// and then `silu_mul`.
 #pragma once
 #include "parallel.h"
 #include "tile.h"
