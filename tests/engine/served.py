@@ -47,6 +47,10 @@ class Served:
         children = psutil.Process(self.process.pid).children(recursive=True)
         return next(child for child in children if child.cmdline()[:1] == [title])
 
+    def processes(self) -> set[int]:
+        """All of the engine's, by their ids."""
+        return {child.pid for child in psutil.Process(self.process.pid).children(recursive=True)}
+
     def idle(self) -> bool:
         running = self.gauge("vllm:num_requests_running") + self.gauge("vllm:num_requests_waiting")
         return running + self.gauge("semipd_kv_blocks", state="used") == 0

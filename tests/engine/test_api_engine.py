@@ -15,6 +15,7 @@ import pydantic
 import pytest
 from tests.engine.model_driver import random_prompt
 from tests.engine.served import Served, serve
+from tests.unit.server.test_fuzz import Answers, send_mutated
 
 from e2e.lib import models
 from e2e.lib.reference import reference
@@ -98,6 +99,28 @@ def test_a_repeated_prompt_comes_from_the_cache(served: Served) -> None:
     assert warm["usage"]["prompt_tokens_details"]["cached_tokens"] >= 150
     assert cold["choices"][0]["text"] == warm["choices"][0]["text"]
     wait_until(lambda: served.gauge("vllm:prefix_cache_hits_total") >= 150)
+
+
+def stays_exact(served: Served, bodies: int) -> Answers:
+    """Send so many mutated bodies: none may fail, and the same processes answer as before them, bit for bit."""
+    prompts = [random_prompt(length, VOCABULARY, length) for length in (1, 17, 200)]
+    asked: list[tuple[Any, dict[str, Any]]] = [(prompt, {"temperature": 0}) for prompt in prompts]
+    asked += [("The king", {"seed": 7, "n": 3}), ("The king", {"seed": 8, "guided_regex": "[a-z]{9}"})]
+    fields = {"max_tokens": 24, "logprobs": 5, "return_token_ids": True}
+
+    def answers() -> list[Any]:
+        return [served.complete(prompt, **fields, **more)["choices"] for prompt, more in asked]
+
+    before, alive = answers(), served.processes()
+    found = send_mutated(served.client, bodies)
+    assert served.processes() == alive
+    assert answers() == before
+    wait_until(served.idle)
+    return found
+
+
+def test_after_mutated_bodies_the_engine_is_exact(served: Served) -> None:
+    assert len(stays_exact(served, 120).statuses) > 1
 
 
 def test_openai_client_chats(served: Served) -> None:

@@ -115,66 +115,62 @@ STRUCTURED_OUTPUTS: Json = {
 }
 
 
-def _if(given: Json, then: Json) -> Json:
-    return {"if": {"required": [*given], "properties": given}, "then": then}
-
-
-def _not(name: str, value: Json) -> Json:
-    return {"properties": {name: {"not": value}}}
+def _with(*names: str, **values: Json) -> Json:
+    """What is said of some fields, the named ones of which must be there."""
+    return {"required": [*names], "properties": values} if names else {"properties": values}
 
 
 _TRUE: Json = {"const": True}
-_FREE: Json = {"allOf": [_not("ignore_eos", _TRUE), _not("min_tokens", {"type": "integer", "minimum": 1})]}
-_FORMAT: Json = {"type": "object", "properties": {"type": {"not": {"const": "text"}}}}
-_TWO_GRAMMARS: Json = {"response_format": _FORMAT, "structured_outputs": {"type": "object"}}
-BOTH = [
-    _if({"stream_options": {"type": "object"}}, {"required": ["stream"], "properties": {"stream": _TRUE}}),
-    _if({"prompt_logprobs": {"type": "integer"}}, _not("stream", _TRUE)),
-    _if({"response_format": _FORMAT}, _FREE),
-    _if({"structured_outputs": {"type": "object"}}, _FREE),
-    {
-        "not": {
-            "required": [*_TWO_GRAMMARS],
-            "properties": _TWO_GRAMMARS,
-        }
-    },
-]
-"""What holds between the fields of either request."""
-_ONE_END: Json = {
-    "not": {
-        "required": ["continue_final_message", "add_generation_prompt"],
-        "properties": {"continue_final_message": _TRUE, "add_generation_prompt": _TRUE},
-    }
+_NULL: Json = {"type": "null"}
+_NOT_TRUE: Json = {"enum": [False, None]}
+_ANY_FORM = {"response_format": {"anyOf": [_NULL, {"properties": {"type": {"const": "text"}}}]}}
+_NO_GRAMMAR = {"structured_outputs": _NULL}
+_FREE = {"ignore_eos": _NOT_TRUE, "min_tokens": {"anyOf": [_NULL, {"const": 0}]}}
+"""What stands beside a grammar."""
+_STREAMS: Json = {
+    "anyOf": [_with("stream", stream=_TRUE, prompt_logprobs=_NULL), _with(stream=_NOT_TRUE, stream_options=_NULL)]
 }
-TOKENIZE = [
-    _ONE_END,
-    {
-        "anyOf": [
-            {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": {"type": "null"}}},
-            {"required": ["messages"], "properties": {"messages": {"type": "array"}, "prompt": {"type": "null"}}},
-        ]
-    },
-]
-COMPLETIONS = [_if({"max_tokens": {"const": 0}}, {"required": ["echo"], "properties": {"echo": _TRUE}})]
-CHAT = [
-    _not("max_tokens", {"const": 0}),
-    _not("max_completion_tokens", {"const": 0}),
-    _ONE_END,
-    {
-        "not": {
-            "required": ["top_logprobs"],
-            "properties": {"top_logprobs": {"type": "integer", "minimum": 1}, "logprobs": {"enum": [False, None]}},
-        }
-    },
-    _if(
-        {"tool_choice": {"anyOf": [{"const": "required"}, {"type": "object"}]}},
+_ENDS: list[Json] = [{"continue_final_message": {"const": False}}, {"add_generation_prompt": _NOT_TRUE}]
+"""One of them. A message that is continued beside a grammar is served, but not spelled out below."""
+_EITHER: Json = {
+    "anyOf": [
+        _with("prompt", prompt={"type": "string"}, messages=_NULL),
+        _with("messages", messages={"type": "array"}, prompt=_NULL),
+    ]
+}
+_NO_CALL = {"tool_choice": {"enum": ["none", "auto", None]}}
+CONDITIONS: dict[str, list[Json]] = {
+    "CompletionRequest": [
+        _STREAMS,
         {
-            "required": ["tools"],
-            "properties": {"tools": {"type": "array", "minItems": 1}, "structured_outputs": {"type": "null"}},
-        }
-        | _FREE,
-    ),
-]
+            "anyOf": [
+                _with(**_ANY_FORM, **_NO_GRAMMAR),
+                _with(**_FREE, **_NO_GRAMMAR),
+                _with(**_FREE, **_ANY_FORM),
+            ]
+        },
+        {"anyOf": [_with("echo", echo=_TRUE), _with(max_tokens={"not": {"const": 0}})]},
+    ],
+    "ChatRequest": [
+        _STREAMS,
+        {
+            "anyOf": [
+                *(_with(**end, **_ANY_FORM, **_NO_GRAMMAR, **_NO_CALL) for end in _ENDS),
+                _with(**_ENDS[0], **_FREE, **_NO_GRAMMAR, **_NO_CALL),
+                _with(**_ENDS[0], **_FREE, **_ANY_FORM, **_NO_CALL),
+                _with("tools", **_ENDS[0], **_FREE, **_NO_GRAMMAR, tools={"type": "array", "minItems": 1}),
+            ]
+        },
+        {
+            "anyOf": [
+                _with("logprobs", logprobs=_TRUE),
+                _with(top_logprobs={"anyOf": [_NULL, {"const": 0}]}),
+            ]
+        },
+    ],
+    "TokenizeRequest": [{"anyOf": [_with(**end) for end in _ENDS]}, _EITHER],
+}
+"""What holds between the fields of each request: so few alternatives that generators of requests can spell all out."""
 
 
 def bound(schema: Any, model: str, vocab_size: int, max_model_len: int) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -52,7 +53,7 @@ async def read_body(request: Request, model: type[Model], max_tokens: int = 0) -
         if found > most:
             raise ApiError(413, f"body: has more than {most} values; send less in one request", code="body_too_large")
     try:
-        return model.model_validate_json(bytes(body)), len(body)
+        return model.model_validate_json(bytes(body).removeprefix(codecs.BOM_UTF8)), len(body)
     except ValidationError as error:
         raise from_validation(error) from None
 

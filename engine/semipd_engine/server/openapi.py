@@ -9,9 +9,8 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from semipd_engine.server.body_schemas import BOTH, CHAT, COMPLETIONS, TOKENIZE
+from semipd_engine.server.body_schemas import CONDITIONS
 
-CONDITIONS = {"CompletionRequest": [*BOTH, *COMPLETIONS], "ChatRequest": [*BOTH, *CHAT], "TokenizeRequest": TOKENIZE}
 REFS = "#/components/schemas/{model}"
 _ERRORS = {
     400: "A field is missing, of the wrong type, out of range or not supported; the message names it",

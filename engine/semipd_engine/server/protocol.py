@@ -40,6 +40,7 @@ REQUEST_ID = r"^[!-~]{1,128}$"
 Prompt = str | list[int]
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX, json_schema_extra={"format": body_schemas.TOKEN_ID})]
 TokenCount = Annotated[int, Field(ge=0, le=INT32_MAX), WithJsonSchema(body_schemas.COUNT)]
+AnswerTokens = Annotated[int, Field(ge=1, le=INT32_MAX), WithJsonSchema(body_schemas.COUNT | {"minimum": 1})]
 
 
 def _parse_stop(value: Any) -> list[str]:
@@ -62,15 +63,20 @@ def _parse_prompts(value: Any) -> list[Prompt]:
     if isinstance(value, list) and value:
         if all(isinstance(item, str) for item in value):
             return value
-        if _are_ids(value):
-            return [value]
-        if all(isinstance(item, list) and item and _are_ids(item) for item in value):
-            return value
+        if (ids := _ids(value)) is not None:
+            return [ids]
+        lists = [_ids(item) if isinstance(item, list) and item else None for item in value]
+        if None not in lists:
+            return lists
     raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists, none empty")
 
 
-def _are_ids(value: list[Any]) -> bool:
-    return set(map(type, value)) == {int} and min(value) >= 0 and max(value) <= INT32_MAX
+def _ids(value: list[Any]) -> list[int] | None:
+    """Token ids; JSON has one kind of number, and some clients write 5 as 5.0."""
+    kinds = set(map(type, value))
+    if float in kinds and kinds <= {int, float} and all(float(number).is_integer() for number in value):
+        value, kinds = [int(number) for number in value], {int}
+    return value if kinds == {int} and min(value) >= 0 and max(value) <= INT32_MAX else None
 
 
 def _check_logit_bias(value: Any) -> dict[int, float]:
@@ -256,7 +262,8 @@ class ChatRequest(GenerationRequest, TemplateFields):
     include_reasoning: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    max_completion_tokens: Annotated[TokenCount, Field(ge=1)] | None = None
+    max_tokens: AnswerTokens | None = None
+    max_completion_tokens: AnswerTokens | None = None
     add_special_tokens: Off = False
 
     @property

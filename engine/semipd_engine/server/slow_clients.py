@@ -9,10 +9,12 @@ Knows uvicorn's protocol classes as `connections.answering` makes them, no reque
 from __future__ import annotations
 
 import asyncio
+import math
 from enum import Enum
 from typing import Any
 
 from semipd_engine.server.errors import ApiError
+from semipd_engine.server.held_bodies import SMALL_BYTES
 
 HEAD_SECONDS = 30.0
 """From a connection's beginning, or a later request's first byte, to the end of the request's head."""
@@ -20,6 +22,9 @@ SILENCE_SECONDS = 60.0
 """Between two pieces of a body."""
 BODY_SECONDS = 600.0
 """From a head's end to its body's, however its pieces come."""
+MIB_SECONDS = 30.0
+"""For each MiB of a body that `HeldBodies` counts, and for its rest: a few that drip hold the room of all others for no
+longer than this, whatever they have sent before."""
 ANSWER_SECONDS = 600.0
 """From when so much of an answer waits to be taken that no more of it is written, until most of that is gone."""
 
@@ -37,6 +42,10 @@ def patient(protocol: type[Any]) -> type[Any]:
         _awaited = Awaited.NOTHING
         _since = _heard = 0.0
         """When it began to be awaited, and when a part of it came last; the loop's time."""
+        _body = _reckoned = 0
+        """Bytes since the body is awaited, and how many of them had come ..."""
+        _reckoned_at = 0.0
+        """... when a MiB was complete last."""
         _spoke = False
         _timer: asyncio.TimerHandle | None = None
         _untaken: asyncio.TimerHandle | None = None
@@ -49,6 +58,9 @@ def patient(protocol: type[Any]) -> type[Any]:
             before = self.cycle
             super().data_received(data)
             self._heard, self._spoke = self.loop.time(), True
+            self._body += len(data)
+            if self._body - self._reckoned >= 1 << 20:
+                self._reckoned, self._reckoned_at = self._body, self._heard
             awaited = self._what_is_missing()
             if awaited is not self._awaited or (awaited is Awaited.BODY and self.cycle is not before):
                 self._await(awaited)
@@ -92,14 +104,20 @@ def patient(protocol: type[Any]) -> type[Any]:
                 self._timer.cancel()
                 self._timer = None
             self._awaited = awaited
-            self._since = self._heard = self.loop.time()
+            self._since = self._heard = self._reckoned_at = self.loop.time()
+            self._body = self._reckoned = 0
             if awaited is not Awaited.NOTHING:
-                self._timer = self.loop.call_at(self._deadline(), self._judge)
+                self._look_again(self._deadline())
+
+        def _look_again(self, deadline: float) -> None:
+            """Sooner than it is over now: a body that comes to count has less time."""
+            self._timer = self.loop.call_at(min(deadline, self.loop.time() + MIB_SECONDS), self._judge)
 
         def _deadline(self) -> float:
             if self._awaited is Awaited.HEAD:
                 return self._since + HEAD_SECONDS
-            return min(self._since + BODY_SECONDS, self._heard + SILENCE_SECONDS)
+            counted = self._reckoned_at + MIB_SECONDS if self._body > SMALL_BYTES else math.inf
+            return min(self._since + BODY_SECONDS, self._heard + SILENCE_SECONDS, counted)
 
         def _judge(self) -> None:
             """The time was over when the timer was set; meanwhile more may have come, or the whole."""
@@ -108,7 +126,7 @@ def patient(protocol: type[Any]) -> type[Any]:
             if awaited is not self._awaited or self.flow.read_paused:  # paused: it is we who do not read
                 self._await(awaited)
             elif (deadline := self._deadline()) > self.loop.time():
-                self._timer = self.loop.call_at(deadline, self._judge)
+                self._look_again(deadline)
             elif not self._spoke:
                 self.transport.close()  # there is nothing to answer
             else:

@@ -75,6 +75,10 @@ def test_prompt_forms_and_choices_keep_their_order(api: Api, tokenizer: Tokenize
     by_ids = api.complete([the, dog], n=2, seed=41, return_token_ids=True).json()
     assert [c["token_ids"] for c in by_ids["choices"]] == [c["token_ids"] for c in answer["choices"]]
     assert api.complete(the, return_token_ids=True).json()["choices"][0]["prompt_token_ids"] == the
+    fractions = [float(token) for token in the]  # JSON has one kind of number
+    for prompt in (fractions, [fractions, the], [fractions[0], *the[1:]]):
+        same = api.complete(prompt, return_token_ids=True).json()["choices"]
+        assert {tuple(choice["prompt_token_ids"]) for choice in same} == {tuple(the)}
 
 
 def test_streamed_choices_are_told_apart(api: Api) -> None:

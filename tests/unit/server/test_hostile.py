@@ -26,6 +26,10 @@ def nested(depth: int, inner: str = "1") -> str:
 BODIES: list[tuple[str, str, str | None]] = [
     # A path, the body's text, and the field at fault; nothing: it is served.
     (COMPLETIONS, '{"prompt": "a", "prompt": "b", "max_tokens": 1}', None),
+    (COMPLETIONS, '\ufeff{"prompt": "x", "max_tokens": 1}', None),
+    (COMPLETIONS, '{"prompt": [5, 6.5]}', "prompt"),
+    (COMPLETIONS, '{"prompt": [5, 1e999]}', "prompt"),
+    (COMPLETIONS, '{"prompt": [[5.0], [-6.0]]}', "prompt"),
     (COMPLETIONS, '{"prompt": "x", "max_tokens": 3.0, "stream": null, "echo": null, "ignore_eos": null, "stop": null}',
      None),
     (COMPLETIONS, '{"prompt": "x", "return_token_ids": null, "skip_special_tokens": null, "min_tokens": null}', None),

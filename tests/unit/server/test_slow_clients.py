@@ -15,7 +15,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from e2e.lib.waiting import wait_until_async
 from semipd_engine.server.__main__ import http_protocol
 from semipd_engine.server.connections import answering
-from semipd_engine.server.slow_clients import ANSWER_SECONDS, BODY_SECONDS, HEAD_SECONDS, SILENCE_SECONDS, patient
+from semipd_engine.server.held_bodies import MAX_HELD_BYTES, SMALL_BYTES
+from semipd_engine.server.http_io import MAX_BODY_BYTES
+from semipd_engine.server.slow_clients import (
+    ANSWER_SECONDS,
+    BODY_SECONDS,
+    HEAD_SECONDS,
+    MIB_SECONDS,
+    SILENCE_SECONDS,
+    patient,
+)
 
 pytestmark = [pytest.mark.unit, pytest.mark.parametrize("protocol", [patient(answering(H11Protocol)), http_protocol()])]
 
@@ -115,6 +124,54 @@ async def test_a_body_by_the_byte_is_refused(protocol: Any) -> None:
         client.send(BODY[at : at + 1])
         client.timers.pass_by(BODY_SECONDS / 12)
     assert client.ended("body")
+
+
+def large(size: int) -> bytes:
+    return HEAD.replace(b"content-length: 20", b"content-length: %d" % size)
+
+
+MIB = bytes(1 << 20)
+
+
+async def taken(client: Connection) -> None:
+    """What was sent is read, so that more may come."""
+    await wait_until_async(lambda: not client._made.flow.read_paused and not client._made.cycle.body, every_s=0)
+
+
+async def test_who_holds_the_room_of_others_and_drips_is_refused(protocol: Any) -> None:
+    """However much it has sent: so few of them could keep all others out."""
+    assert MAX_HELD_BYTES // MAX_BODY_BYTES == 4
+    client = Connection(protocol)
+    client.send(large(9 << 20))
+    for _ in range(8):
+        client.send(MIB)
+    await taken(client)
+    for _ in range(5):
+        assert client.sink.written == b""
+        client.send(b"x")
+        client.timers.pass_by(MIB_SECONDS / 5)
+    assert client.ended("body")
+
+
+async def test_a_large_body_at_a_modest_pace_is_taken(protocol: Any) -> None:
+    client = Connection(protocol)
+    client.send(large(8 << 20))
+    for _ in range(8):
+        client.timers.pass_by(MIB_SECONDS - 1)
+        client.send(MIB)
+        await taken(client)
+    await wait_until_async(partial(client.sink.has, b"8388608"), every_s=0)
+
+
+async def test_a_small_body_holds_no_room_and_has_its_time(protocol: Any) -> None:
+    client = Connection(protocol)
+    client.send(large(SMALL_BYTES))
+    client.send(bytes(SMALL_BYTES - 100))
+    await taken(client)
+    for _ in range(100):
+        client.timers.pass_by((BODY_SECONDS - 1) / 100)
+        client.send(b"x")
+    await wait_until_async(partial(client.sink.has, b"%d" % SMALL_BYTES), every_s=0)
 
 
 async def test_while_we_do_not_read_nobody_is_late(protocol: Any) -> None:
