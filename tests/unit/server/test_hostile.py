@@ -29,6 +29,7 @@ BODIES: list[tuple[str, str, str | None]] = [
     (COMPLETIONS, '\ufeff{"prompt": "x", "max_tokens": 1}', None),
     (COMPLETIONS, '{"prompt": [5, 6.5]}', "prompt"),
     (COMPLETIONS, '{"prompt": [5, 1e999]}', "prompt"),
+    (COMPLETIONS, '{"prompt": [5.0, 1' + "0" * 400 + "]}", "prompt"),
     (COMPLETIONS, '{"prompt": [[5.0], [-6.0]]}', "prompt"),
     (COMPLETIONS, '{"prompt": "x", "max_tokens": 3.0, "stream": null, "echo": null, "ignore_eos": null, "stop": null}',
      None),
