@@ -47,8 +47,8 @@ def test_valid_bodies_are_served(api: Api, path: str, record_property: Any) -> N
 
 
 def test_what_schemathesis_makes_is_served(api: Api, record_property: Any) -> None:
-    """Requests that it calls positive: at least nine of ten to each operation with a body get 200, and no operation
-    answers with a failure, or with a status that its document does not have."""
+    """Requests that it calls positive: at least nine of ten to each operation get 200, and no operation answers with a
+    failure, or with a status that its document does not have."""
     make(SCHEMATHESIS)
     api.core.set_state(max_model_len=1 << 15)  # its texts are long for a model of 400 tokens ...
     api.core.answer = lambda _: [3, 4, 0]  # ... and an answer may be all that fits
@@ -59,10 +59,9 @@ def test_what_schemathesis_makes_is_served(api: Api, record_property: Any) -> No
     found = json.loads(done.stdout)
     record_property("answers", json.dumps({name: each["answers"] for name, each in found.items()}))
     assert not any(each["undocumented"] for each in found.values()), found
-    for path in OPERATIONS:
-        each = found[f"POST {path}"]
-        asked = sum(each["answers"].values())
-        assert asked >= REQUESTS // 2 and each["answers"]["200"] >= 0.9 * asked, (path, each)
+    for name, each in found.items():
+        assert each["answers"]["200"] >= 0.9 * sum(each["answers"].values()), (name, each)
+    assert all(sum(found[f"POST {path}"]["answers"].values()) >= REQUESTS // 2 for path in OPERATIONS)
 
 
 def test_ten_thousand_bodies_and_the_engine_is_exact(served: Served, record_property: Any) -> None:

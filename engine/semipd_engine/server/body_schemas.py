@@ -9,8 +9,8 @@ from typing import Any
 
 Json = dict[str, Any]
 
-TOKEN_ID, TOKEN_COUNT = "token-id", "token-count"
-"""Formats of integers that are below the vocabulary's size, or the model's length."""
+TOKEN_ID, TOKEN_COUNT, MODEL = "token-id", "token-count", "model"
+"""Formats: integers below the vocabulary's size, or the model's length, and a name that is the model's."""
 
 _IDS: Json = {"type": "array", "minItems": 1, "items": {"type": "integer", "format": TOKEN_ID, "minimum": 0}}
 _TEXT: Json = {"type": "string", "minLength": 1}
@@ -184,6 +184,8 @@ def bound(schema: Any, model: str, vocab_size: int, max_model_len: int) -> Any:
         found["maximum"] = vocab_size - 1
     elif found.get("format") == TOKEN_COUNT and max_model_len:
         found["maximum"] = max_model_len - 1
+    elif found.get("format") == MODEL:
+        found["enum"] = [model]
     properties = found.get("properties", {})
     if isinstance(properties.get("model"), dict) and "title" in properties["model"]:
         properties["model"] = {"enum": [model, None]}

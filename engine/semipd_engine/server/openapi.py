@@ -84,6 +84,7 @@ def describe(app: FastAPI, bound: Callable[[Any], Any], *models: type[BaseModel]
                     del schema["properties"][name]  # vLLM's older names; docs/api.md has them
                 schemas[model.__name__] = schema
             document["components"]["schemas"] = bound(schemas)
+            document["paths"] = bound(document["paths"])
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -27,6 +27,12 @@ def test_operations_have_names_of_their_own(shared_api: Api) -> None:
     assert len(names) == len(set(names)) > 10
 
 
+def test_a_model_is_asked_for_by_its_name(shared_api: Api) -> None:
+    (parameter,) = shared_api.client.get("/openapi.json").json()["paths"]["/v1/models/{name}"]["get"]["parameters"]
+    (name,) = parameter["schema"]["enum"]
+    assert shared_api.client.get(f"/v1/models/{name}").json()["id"] == name
+
+
 def together(body: Any) -> Any:
     """What a schema cannot say: the names of tools differ, the one that must be called is theirs, the output has room
     beside the prompt, and a grammar is none of any text."""
