@@ -5,10 +5,11 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Callable
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Path, Request, Response
+from fastapi import FastAPI, Request, Response
+from fastapi import Path as PathParameter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -101,7 +102,7 @@ def _add_api(app: FastAPI, service: Service) -> None:
         return json_response({"object": "list", "data": [_model(service)]})
 
     @app.api_route("/v1/models/{name:path}", methods=READ, responses=refusals(401, 404))
-    async def model(name: Annotated[str, Path(json_schema_extra={"format": body_schemas.MODEL})]) -> Response:
+    async def model(name: Annotated[str, PathParameter(json_schema_extra={"format": body_schemas.MODEL})]) -> Response:
         service.check_model(name)
         return json_response(_model(service))
 
@@ -169,7 +170,7 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 class ApiKey:
     """Demands ``Authorization: Bearer KEY``. The file is read again for each request, so a new key needs no restart."""
 
-    def __init__(self, app: ASGIApp, file: FilePath, rejected: Callable[[], None]) -> None:
+    def __init__(self, app: ASGIApp, file: Path, rejected: Callable[[], None]) -> None:
         self._app = app
         self._file = file
         self._rejected = rejected

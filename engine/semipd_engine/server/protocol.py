@@ -74,12 +74,8 @@ def _parse_prompts(value: Any) -> list[Prompt]:
 def _ids(value: list[Any]) -> list[int] | None:
     """Token ids; JSON has one kind of number, and some clients write 5 as 5.0."""
     kinds = set(map(type, value))
-    if (
-        float in kinds
-        and kinds <= {int, float}
-        and all(number.is_integer() for number in value if type(number) is float)
-    ):
-        value, kinds = [int(number) for number in value], {int}
+    if kinds in ({float}, {int, float}) and all(each.is_integer() for each in value if type(each) is float):
+        value, kinds = list(map(int, value)), {int}
     return value if kinds == {int} and min(value) >= 0 and max(value) <= INT32_MAX else None
 
 

@@ -23,8 +23,8 @@ SILENCE_SECONDS = 60.0
 BODY_SECONDS = 600.0
 """From a head's end to its body's, however its pieces come."""
 MIB_SECONDS = 30.0
-"""For each MiB of a body that `HeldBodies` counts, and for its rest: a few that drip hold the room of all others for no
-longer than this, whatever they have sent before."""
+"""For each MiB of a body that `HeldBodies` counts, and for its rest: the more a few that drip have of the room for all,
+the sooner it is free again."""
 ANSWER_SECONDS = 600.0
 """From when so much of an answer waits to be taken that no more of it is written, until most of that is gone."""
 
