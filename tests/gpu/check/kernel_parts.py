@@ -107,8 +107,8 @@ def _decode(
     )
     out, right = torch.zeros_like(q), torch.zeros(q.shape, dtype=torch.float64, device=stage.device)
     chosen.paged_attention(q, keys, values, *paging, head_dim**-0.5, out)
-    wide = [tensor.double() for tensor in (q, keys, values)]
-    ReferenceKernels().paged_attention(*wide, *paging, head_dim**-0.5, right)
+    wide, wide_keys, wide_values = (tensor.double() for tensor in (q, keys, values))
+    ReferenceKernels().paged_attention(wide, wide_keys, wide_values, *paging, head_dim**-0.5, right)
     error = float((out.double() - right).abs().max())
     seconds = _seconds(stage, lambda: chosen.paged_attention(q, keys, values, *paging, head_dim**-0.5, out))
     return error, seconds, 2 * sequences * positions * kv_heads * head_dim * dtype.itemsize
