@@ -1,4 +1,4 @@
-"""Forty seeded defects of the GPU path, each with the tests that must find it without a GPU. Data.
+"""Fifty seeded defects of the GPU path, each with the tests that must find it without a GPU. Data.
 
 A defect is one expression changed as a slip of the hand would change it: a mask, a stride, a block table, a slot of -1,
 an offset of shared memory, a route, a variable of MPS, a seed. `bench.gpu.mutations` carries them out on a copy.
@@ -35,6 +35,7 @@ def _of(file: str, tests: str, *changes: tuple[str, str, str]) -> list[Defect]:
 
 
 _KERNELS = "tests/unit/kernels/test_gpu.py"
+_EXPERTS = "tests/unit/kernels/test_gpu_experts.py"
 _BUFFERS = "tests/unit/test_input_buffers.py"
 _PLANS = "tests/engine/test_model_plans.py"
 _STEP = "tests/unit/test_gpu_step.py"
@@ -84,6 +85,24 @@ DEFECTS: tuple[Defect, ...] = (
         ("mask", "seen[None, :] <= position[:, None]", "seen[None, :] < position[:, None]"),
         ("slot -1", "written = paired & ((head < heads) | (slot >= 0))", "written = paired"),
         ("stride", "entry[None, :] + RANK + turned[:, None]", "entry[None, :] + turned[:, None]"),
+    ),
+    *_of(
+        f"{ENGINE}/kernels/gpu/experts.py",
+        f"{_EXPERTS} -k 'order or twins_experts or equals'",
+        ("route", "put += tl.sum((chosen < expert)", "put += tl.sum((chosen <= expert)"),
+        ("offset", "order + put + rank - 1, place", "order + put + rank, place"),
+        ("route", "value += tl.max(", "value = tl.max("),
+        ("route", "tl.sum(tl.sum(tl.where(mine, score, 0.0)", "tl.sum(tl.sum(tl.where(mine, choice, 0.0)"),
+    ),
+    *_of(
+        f"{ENGINE}/kernels/gpu/experts.py",
+        f"{_EXPERTS} -k 'products or panels or summed or tiles_enough'",
+        ("mask", "mask=mine[:, None] & inside[None, :])", "mask=inside[None, :])"),
+        ("route", "tl.cumsum(tiles, axis=0) <= tile", "tl.cumsum(tiles, axis=0) < tile"),
+        ("rows", "(tile - before) * ROWS + tl.arange", "tile * ROWS + tl.arange"),
+        ("stride", "matrix + (features // 2).to(tl.int64) * inner", "matrix + (end_column + 0 * features) * inner"),
+        ("rows", "places // ROWS + min(places, experts)", "places // ROWS + 1"),
+        ("stride", "tl.load(weights + row * CHOSEN + k)", "tl.load(weights + k)"),
     ),
     *_of(
         f"{ENGINE}/worker/input_batch.py",

@@ -22,9 +22,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/gpu/kernels.md"
 CACHE = Path(os.environ.get("SEMIPD_CACHE") or Path.home() / ".cache" / "semipd")
-MODELS = ("Llama 3.1 8B", "DeepSeek-V2-Lite", "heads of 256")
+MODELS = ("Llama 3.1 8B", "DeepSeek-V2-Lite", "experts in groups", "heads of 256")
 """Of `ahead.MODELS`: together they have each kernel."""
-QUIET = ("DIM_TILE", "RANK_TILE", "ROTARY_TILE", "HALF_TILE", "GROUP_TILE", "HEAD_TILE")
+QUIET = (
+    "DIM_TILE",
+    "RANK_TILE",
+    "ROTARY_TILE",
+    "HALF_TILE",
+    "GROUP_TILE",
+    "HEAD_TILE",
+    "SIZE_TILE",
+    "CHOSEN_TILE",
+)
 """Constants that follow from others."""
 
 

@@ -294,6 +294,23 @@ class CannotRecord(Exception):
 
 
 @runtime_checkable
+class GatedGroupKernels(Kernels, Protocol):
+    """Kernels that join gate and up of experts in the product that makes both."""
+
+    def grouped_gated_linear(
+        self,
+        x: Tensor,
+        weights: PackedGroup,
+        out: Tensor,
+        order: Tensor,
+        starts: Tensor,
+        panels: tuple[int, int] | None = None,
+    ) -> None:
+        """``out = silu(gate) * up`` of the halves of matrices ``[2 * I, in]``: what `grouped_linear` and then
+        `silu_mul` write, gate and up rounded between them. `out` of the weights' dtype; `panels` are those of `out`."""
+
+
+@runtime_checkable
 class RecordingKernels(Kernels, Protocol):
     """Kernels whose calls can be kept and carried out later, many at once: no Python between them, no thread woken."""
 

@@ -104,7 +104,7 @@ class TorchModel:
         """Of decode steps, where they are asked for and can be."""
         if self.device != Device.CUDA or os.environ.get(decode_graphs.VARIABLE, "") != "1":
             return None
-        if why := decode_graphs.cannot_capture(self._config, self._kernels):
+        if why := decode_graphs.cannot_capture(self._kernels):
             log.warning("%s=1, but decode steps run kernel by kernel: %s", decode_graphs.VARIABLE, why)
             return None
         return decode_graphs.CudaCapture()

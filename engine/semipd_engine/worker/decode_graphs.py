@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semipd_engine.cards.config import ModelConfig
 from semipd_engine.kernels import Kernels, ReferenceKernels
 from semipd_engine.model.batch import Batch
 from semipd_engine.model.decoder import Decoder
@@ -100,12 +99,10 @@ class DecodeGraphs:
         return program.logits[:rows]
 
 
-def cannot_capture(config: ModelConfig, kernels: Kernels) -> str:
-    """Why a decode step of this model cannot be one program with these kernels; empty: it can."""
+def cannot_capture(kernels: Kernels) -> str:
+    """Why a decode step cannot be one program with these kernels; empty: it can, of any model."""
     if kernels.name == ReferenceKernels().name:
         return "the plain torch kernels ask the device for lengths in the middle of a step"
-    if any(config.experts(layer) is not None for layer in range(config.num_layers)):
-        return "the host reads in the middle of a step which experts are chosen"
     return ""
 
 

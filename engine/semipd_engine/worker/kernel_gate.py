@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from semipd_engine.cards.blocks import Routing
 from semipd_engine.cards.config import ModelConfig
-from semipd_engine.kernels import Kernels, ReferenceKernels
+from semipd_engine.kernels import GatedGroupKernels, Kernels, PackedGroup, ReferenceKernels
 from semipd_engine.worker.servable import UnfitError
 
 WORST = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -108,6 +109,9 @@ def _checks(config: ModelConfig, dtype: torch.dtype, device: torch.device, block
     yield Check("rms_norm", norm)
     yield Check("silu_mul", activation)
     yield Check("sample", lambda kernels: (_drawn(kernels, generator.device),))
+    if config.mixture is not None:
+        inner_size = config.mixture.intermediate_size
+        yield from _experts(config.mixture.routing, config.hidden_size, inner_size, normal, device)
     slots = torch.arange(rows, dtype=torch.int32, device=device) * 3 + 1
     slots[1] = -1
     latent = config.latent
@@ -160,6 +164,71 @@ def _checks(config: ModelConfig, dtype: torch.dtype, device: torch.device, block
     for window in sorted({0, *config.windows}):
         for batch in batches:
             yield Check("paged_attention", attend(batch, window))
+
+
+EXPERT_ROWS = 40
+EXPERT_COLUMNS = 128
+"""Of each expert: of all of a model's they would be its weights again. Sums are as long as the model's."""
+
+
+def _experts(
+    rule: Routing, hidden: int, inner: int, normal: Callable[..., Tensor], device: torch.device
+) -> Iterator[Check]:
+    """Their choice, their products, and the sum of what they say; among as many as the model has."""
+    twins, chosen, places = ReferenceKernels(), rule.chosen, EXPERT_ROWS * rule.chosen
+    # One order of the experts for all rows, which the correction keeps: no two are so close that rounding decides.
+    rank = torch.randperm(rule.experts, generator=torch.Generator().manual_seed(1)).to(device) / rule.experts - 0.5
+    logits = rank * (4 + torch.arange(EXPERT_ROWS, device=device)[:, None] / EXPERT_ROWS)
+    correction = rank / 2 if rule.sigmoid else None
+
+    def integers(count: int) -> Tensor:
+        return torch.zeros(count, dtype=torch.int32, device=device)
+
+    def route(kernels: Kernels) -> tuple[Tensor, ...]:
+        experts, weights = integers(places).view(-1, chosen), torch.zeros(EXPERT_ROWS, chosen, device=device)
+        order, starts = integers(places), integers(rule.experts + 1)
+        kernels.route(logits, correction, rule, experts, weights, order, starts)
+        return experts, weights, order, starts
+
+    yield Check("route", route)
+    # Each row is of other experts than the one before: all have some, or as many as there are places.
+    taken = torch.arange(places, device=device) % rule.experts
+    order = taken.argsort(stable=True).int()
+    starts = torch.searchsorted(taken[order], torch.arange(rule.experts + 1, device=device)).int()
+
+    def matrices(rows: int, columns: int) -> PackedGroup:
+        return PackedGroup(
+            normal(rule.experts, rows, columns) * columns**-0.5, twins.layout(rows, columns, torch.float32)
+        )
+
+    x, weights = normal(EXPERT_ROWS, hidden), torch.rand(EXPERT_ROWS, chosen, device=device)
+    both, down = matrices(2 * EXPERT_COLUMNS, hidden), matrices(EXPERT_COLUMNS, inner)
+    between, said = normal(places, inner), normal(places, EXPERT_COLUMNS)
+
+    def gated(kernels: Kernels) -> tuple[Tensor, ...]:
+        out = torch.empty_like(said)
+        if isinstance(kernels, GatedGroupKernels):
+            kernels.grouped_gated_linear(x, both, out, order, starts)
+        else:
+            apart = torch.cat((out, out), dim=1)
+            kernels.grouped_linear(x, both, apart, order, starts)
+            kernels.silu_mul(apart, out)
+        return (out,)
+
+    def multiplied(kernels: Kernels) -> tuple[Tensor, ...]:
+        out = torch.empty_like(said)
+        kernels.grouped_linear(between, down, out, order, starts)
+        return (out,)
+
+    def combined(kernels: Kernels) -> tuple[Tensor, ...]:
+        alone, beside = torch.empty_like(said[:EXPERT_ROWS]), torch.empty_like(said[:EXPERT_ROWS])
+        kernels.combine(said, weights, alone)
+        kernels.combine(said, weights, beside, said[:EXPERT_ROWS])
+        return alone, beside
+
+    yield Check("grouped_linear", multiplied)
+    yield Check("grouped_gated_linear", gated)
+    yield Check("combine", combined)
 
 
 def _drawn(kernels: Kernels, device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from semipd_engine.cards.blocks import Latent
+from semipd_engine.cards.blocks import Latent, Mixture, Routing
 from semipd_engine.kernels import ReferenceKernels
 from semipd_engine.kernels.gpu import TritonKernels, attention
 from semipd_engine.worker import kernel_gate
@@ -37,10 +37,14 @@ class Config:
     qk_norm: bool = False
     windows: tuple[int, ...] = ()
     latent: Latent | None = None
+    mixture: Mixture | None = None
 
 
+FEW = Mixture(Routing(6, 2, sigmoid=True, normalise=True, groups=3, groups_chosen=2), 24, (True,))
 DENSE = Config(hidden_size=72, num_heads=4, head_dim=16, q_width=64, kv_width=32, qk_norm=True, windows=(0, 17))
-LATENT = Config(hidden_size=72, num_heads=3, head_dim=16, q_width=0, kv_width=0, latent=Latent(32, 8, 16, 16))
+LATENT = Config(
+    hidden_size=72, num_heads=3, head_dim=16, q_width=0, kv_width=0, latent=Latent(32, 8, 16, 16), mixture=FEW
+)
 
 
 @pytest.mark.parametrize("config", [DENSE, LATENT], ids=["dense", "latent"])
@@ -58,8 +62,21 @@ WRONG: dict[str, Callable[[Tensor], object]] = {
     "paged_attention": lambda out: out[2, -1].mul_(1.1),
     "latent_rope_write": lambda out: out[0, :, -1].neg_(),
     "latent_attention": lambda out: out[-1, 0].fill_(torch.nan),
+    "route": lambda out: out[0].add_(1),
+    "grouped_linear": lambda out: out[-1].mul_(1.01),
+    "combine": lambda out: out[0].add_(0.01),
 }
-OUT = {"rms_norm": 3, "silu_mul": 1, "qk_norm_rope_write_kv": 0, "paged_attention": 7, "latent_rope_write": 8}
+DENSE_KERNELS = {"rms_norm", "silu_mul", "qk_norm_rope_write_kv", "paged_attention"}
+OUT = {
+    "route": 3,
+    "grouped_linear": 2,
+    "combine": 2,
+    "rms_norm": 3,
+    "silu_mul": 1,
+    "qk_norm_rope_write_kv": 0,
+    "paged_attention": 7,
+    "latent_rope_write": 8,
+}
 
 
 @pytest.mark.parametrize("kernel", WRONG)
@@ -76,7 +93,7 @@ def test_the_gate_names_a_kernel_that_is_wrong_or_does_not_run(kernel: str) -> N
     def broken(self: ReferenceKernels, *arguments: Any, **more: Any) -> None:
         raise RuntimeError("no such instruction")
 
-    config = LATENT if kernel.startswith("latent") else DENSE
+    config = DENSE if kernel in DENSE_KERNELS else LATENT
     for method, says in ((spoilt, "differs from its twin"), (broken, "failed: RuntimeError: no such instruction")):
         setattr(Spoilt, kernel, method)
         with pytest.raises(UnfitError, match=f"{kernel} {says}.*SEMIPD_KERNELS=reference") as error:

@@ -23,6 +23,7 @@ SHARED = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10}
 KERNELS = {
     *("attend", "join", "attend_latent", "rotate_and_write", "rotate_and_write_latent"),
     *("rms_norm", "silu_mul", "sample"),
+    *("choose", "arrange", "multiply_experts", "combine"),
 }
 AGAIN = ("Llama 3.1 8B", "DeepSeek-V2-Lite")
 """Each kernel is among theirs: compiled once more here, for the newest card. The page's other lines cost minutes."""
@@ -44,10 +45,13 @@ def halves(*shape):
     return torch.empty(shape, dtype=torch.bfloat16, device="meta")
 
 
-sizes = ahead.MODELS[sys.argv[1]]
+sizes, mixed = (ahead.MODELS[name] for name in sys.argv[1:])
 with ahead.compiling(90) as known:
     ahead.launch(sizes, torch.bfloat16)
+    ahead.launch(mixed, torch.bfloat16)
 with ahead.compiling(90) as later:
+    for rows in (1, 2, 16, 63, 2048):
+        ahead.launch_experts(mixed, torch.bfloat16, rows)
     for sms in (1, 16, 66, 131):
         ahead.launch(sizes, torch.bfloat16, sms)
         for count in (1, 2, 15, 16, 17, 256):
@@ -112,7 +116,8 @@ def test_no_kernel_spills_and_each_fits_its_card() -> None:
     for kernel, form, card, (registers, spilled, shared, products) in map(cells, ROWS):
         assert spilled == 0 and 0 < registers <= 255, (kernel, form, card)
         assert shared <= SHARED[card], f"{kernel}, {form}: too much shared memory for {card}"
-        assert (products > 0) is kernel.startswith("attend"), "attention is on tensor cores, prompts and decode alike"
+        multiplies = kernel.startswith(("attend", "multiply"))
+        assert (products > 0) is multiplies, "attention and experts are on tensor cores, prompts and decode alike"
     forms = {card: {(kernel, form) for kernel, form, where, _ in map(cells, ROWS) if where == card} for card in SHARED}
     assert forms["sm_80"] == forms["sm_89"] == forms["sm_90"]
     assert {kernel for kernel, _ in forms["sm_90"]} == KERNELS

@@ -1,4 +1,4 @@
-"""Kernels of a GPU in Triton; matrix products, experts and embedding are torch's (cuBLAS), as in the twin.
+"""Kernels of a GPU in Triton; dense matrix products and embedding are torch's (cuBLAS), as in the twin.
 
 **Not executed on a GPU yet**: held against their twins and float64 under Triton's interpreter. `auto` takes them where
 Triton is, and its launcher (from the image) or a C compiler; a worker whose kernels differ from their twins on its card
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from semipd_engine.kernels.gpu import attention, latent, rows, sampling
+from semipd_engine.kernels.gpu import experts as mixture
 from semipd_engine.kernels.rates import UNPACED, Rates
 from semipd_engine.kernels.reference import ReferenceKernels
-from semipd_engine.kernels.signatures import PANEL, PackedGroup, PackedWeight
+from semipd_engine.kernels.signatures import PANEL, PackedGroup, PackedWeight, RoutingRule
 
 
 class TritonKernels(ReferenceKernels):
@@ -50,15 +51,44 @@ class TritonKernels(ReferenceKernels):
         starts: Tensor | None = None,
         panels: tuple[int, int] | None = None,
     ) -> None:
-        if order is not None or len(x) != len(out):
+        columns = first, last = _columns(panels, weights.layout.out_features)
+        if order is not None and starts is not None:
+            mixture.multiply(x, weights.data, out, order, starts, columns, gated=False)
+            return
+        if len(x) != len(out):
             super().grouped_linear(x, weights, out, order, starts, panels)
             return
         # Heads: row i takes matrix i % G. One product for all of them.
-        first, last = (0, weights.layout.out_features) if panels is None else (panels[0] * PANEL, panels[1] * PANEL)
         by_head = (len(x) // len(weights), len(weights))
         heads = x.view(*by_head, x.shape[1]).transpose(0, 1)
         there = out.view(*by_head, out.shape[1])[:, :, first:last].transpose(0, 1)
         torch.bmm(heads, weights.data[:, first:last].transpose(1, 2), out=there)
+
+    def grouped_gated_linear(
+        self,
+        x: Tensor,
+        weights: PackedGroup,
+        out: Tensor,
+        order: Tensor,
+        starts: Tensor,
+        panels: tuple[int, int] | None = None,
+    ) -> None:
+        mixture.multiply(x, weights.data, out, order, starts, _columns(panels, out.shape[1]), gated=True)
+
+    def route(
+        self,
+        logits: Tensor,
+        correction: Tensor | None,
+        routing: RoutingRule,
+        experts: Tensor,
+        weights: Tensor,
+        order: Tensor,
+        starts: Tensor,
+    ) -> None:
+        mixture.route(logits, correction, routing, experts, weights, order, starts)
+
+    def combine(self, x: Tensor, weights: Tensor, out: Tensor, shared: Tensor | None = None) -> None:
+        mixture.combine(x, weights, out, shared)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor, residual: Tensor | None = None) -> None:
         rows.rms_norm(x, weight, eps, out, residual)
@@ -133,3 +163,7 @@ class TritonKernels(ReferenceKernels):
         self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor
     ) -> Tensor:
         return sampling.sample(logits, temperature, top_k, top_p, min_p, uniform)
+
+
+def _columns(panels: tuple[int, int] | None, width: int) -> tuple[int, int]:
+    return (0, width) if panels is None else (panels[0] * PANEL, min(panels[1] * PANEL, width))

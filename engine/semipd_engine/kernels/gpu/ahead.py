@@ -30,6 +30,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from semipd_engine.cards.blocks import Routing
+from semipd_engine.kernels import ROWS, PackedGroup, PackedLayout
 from semipd_engine.kernels.gpu import TritonKernels
 from semipd_engine.kernels.gpu.attention import POSITIONS_OF_A_SPLIT
 from semipd_engine.kernels.gpu.cache import LAUNCHER
@@ -55,13 +57,23 @@ class Sizes:
     """Of latent attention's vectors; 0: keys and values of each head."""
     rotary: int = 64
     """Of latent attention."""
+    routing: Routing | None = None
+    expert_inner: int = 0
 
 
 MODELS = {
     "Llama 3.1 8B": Sizes(4096, 14336, 32, 8),
     "Llama 3.2 1B": Sizes(2048, 8192, 32, 8, 64),
     "Qwen3 1.7B": Sizes(2048, 6144, 16, 8, 128, qk_norm=True),
-    "DeepSeek-V2-Lite": Sizes(2048, 10944, 16, rank=512),
+    "Qwen3 30B-A3B": Sizes(
+        *(2048, 6144, 32, 4, 128), qk_norm=True, routing=Routing(128, 8, normalise=True), expert_inner=768
+    ),
+    "DeepSeek-V2-Lite": Sizes(2048, 10944, 16, rank=512, routing=Routing(64, 6), expert_inner=1408),
+    "experts in groups": Sizes(
+        *(4096, 14336, 32, 8),
+        routing=Routing(256, 8, sigmoid=True, normalise=True, scale=2.5, groups=8, groups_chosen=4),
+        expert_inner=2048,
+    ),
     "heads of 80 with a window": Sizes(2560, 10240, 32, 32, 80, window=2047),
     "heads of 256": Sizes(2304, 9216, 8, 4, 256),
 }
@@ -140,6 +152,8 @@ def launch(sizes: Sizes, dtype: torch.dtype, num_sms: int = 132) -> None:
         qkv = tensor(rows, (sizes.heads + 2 * sizes.kv_heads) * sizes.head_dim)
         norms = (tensor(sizes.head_dim), tensor(sizes.head_dim)) if sizes.qk_norm else (None, None)
         kernels.qk_norm_rope_write_kv(qkv, angles, angles, slots, cache, cache, sizes.head_dim, *norms)
+    if sizes.routing is not None:
+        launch_experts(sizes, dtype, rows)
     one = tensor(rows, dtype=torch.float32)
     kernels.sample(tensor(rows, 128256, dtype=torch.float32), one, slots, one, one, one.double())
     for rows_of_each in (1, 64):
@@ -152,6 +166,31 @@ def launch(sizes: Sizes, dtype: torch.dtype, num_sms: int = 132) -> None:
             q, out = (tensor(rows_of_each, sizes.heads, sizes.head_dim) for _ in range(2))
             for window in {0, sizes.window}:
                 kernels.paged_attention(q, cache, cache, tables, lengths, starts, 1.0, out, window=window)
+
+
+def launch_experts(sizes: Sizes, dtype: torch.dtype, rows: int) -> None:
+    """Those of a model that has experts, for a step of so many rows."""
+    routing, kernels = sizes.routing, TritonKernels(1)
+    assert routing is not None
+    places = rows * routing.chosen
+
+    def tensor(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def matrices(wide: int, narrow: int) -> PackedGroup:
+        return PackedGroup(tensor(routing.experts, wide, narrow), PackedLayout(ROWS, (wide, narrow), wide, narrow))
+
+    logits, weights = (tensor(rows, width, dtype=torch.float32) for width in (routing.experts, routing.chosen))
+    experts = tensor(rows, routing.chosen, dtype=torch.int32)
+    order, starts = (tensor(count, dtype=torch.int32) for count in (places, routing.experts + 1))
+    correction = tensor(routing.experts, dtype=torch.float32) if routing.sigmoid else None
+    kernels.route(logits, correction, routing, experts, weights, order, starts)
+    x, inner = tensor(rows, sizes.hidden), tensor(places, sizes.expert_inner)
+    said, out = tensor(places, sizes.hidden), tensor(rows, sizes.hidden)
+    kernels.grouped_gated_linear(x, matrices(2 * sizes.expert_inner, sizes.hidden), inner, order, starts)
+    kernels.grouped_linear(inner, matrices(sizes.hidden, sizes.expert_inner), said, order, starts)
+    for shared in (None, x):
+        kernels.combine(said, weights, out, shared)
 
 
 def c_compiler() -> list[str] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from semipd_engine.kernels import PANEL, Kernels, PackedGroup, PackedWeight
+from semipd_engine.kernels import PANEL, GatedGroupKernels, Kernels, PackedGroup, PackedWeight
 from semipd_engine.model.stage import Step, Work
 
 
@@ -53,6 +53,12 @@ class GroupedLinear:
 
     def __init__(self, kernels: Kernels, weights: PackedGroup) -> None:
         self._kernels, self._weights = kernels, weights
+        self._gating = kernels if isinstance(kernels, GatedGroupKernels) else None
+
+    @property
+    def gates(self) -> bool:
+        """Can they join the gate and the up that they hold, as they make them?"""
+        return self._gating is not None
 
     @property
     def count(self) -> int:
@@ -80,6 +86,11 @@ class GroupedLinear:
     ) -> None:
         """Panels begin .. end - 1; `signatures.Kernels.grouped_linear` says which row takes which matrix."""
         self._kernels.grouped_linear(x, self._weights, out, order, starts, (begin, end))
+
+    def run_gated(self, x: Tensor, out: Tensor, begin: int, end: int, order: Tensor, starts: Tensor) -> None:
+        """Panels of ``out = silu(gate) * up``, of matrices that hold both; only where `gates`."""
+        assert self._gating is not None
+        self._gating.grouped_gated_linear(x, self._weights, out, order, starts, (begin, end))
 
 
 class Project:

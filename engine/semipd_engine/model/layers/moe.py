@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from semipd_engine.cards.blocks import Routing
-from semipd_engine.kernels import Kernels
+from semipd_engine.kernels import PANEL, Kernels
 from semipd_engine.model.layers.linear import GroupedLinear, Linear, Project
 from semipd_engine.model.layers.mlp import SiluMul
 from semipd_engine.model.layers.norm import BLOCK, NORMED
@@ -75,6 +75,26 @@ class ProjectExperts:
         self._linear.run(x, out, begin, end, *_places(step, self._routing))
 
 
+class ProjectGatedExperts:
+    """Stage: ``inner = silu(gate) * up`` for each place, with the product that makes both."""
+
+    recordable = True
+
+    def __init__(self, linear: GroupedLinear, routing: Routing) -> None:
+        self._linear, self._routing = linear, routing
+
+    def units(self, step: Step) -> int:
+        return -(-self._linear.out_features // 2 // PANEL)
+
+    def work(self, step: Step) -> Work:
+        return self._linear.work(step.batch.rows * self._routing.chosen)
+
+    def run(self, step: Step, begin: int, end: int) -> None:
+        width = self._linear.out_features // 2
+        x, inner = step.rows(NORMED, self._linear.in_features), step.rows(INNER, width * self._routing.chosen)
+        self._linear.run_gated(x, inner.view(-1, width), begin, end, *_places(step, self._routing))
+
+
 class Combine:
     """Stage: ``block = the chosen experts' words, weighed, and the shared expert's``."""
 
@@ -110,11 +130,17 @@ def mixture(
     shared: list[Stage],
 ) -> list[Stage]:
     """From `normed` to `block`. `shared`: stages of an expert for all rows, from `normed` to `shared_said`; or none."""
+    if gate_up.gates:
+        inner: list[Stage] = [ProjectGatedExperts(gate_up, routing)]
+    else:
+        inner = [
+            ProjectExperts(gate_up, routing, NORMED, GATE_UP, per_place=False),
+            SiluMul(kernels, down.in_features, GATE_UP, INNER, each=routing.chosen),
+        ]
     return [
         Project(router, NORMED, LOGITS, torch.float32),
         Route(kernels, routing, correction),
-        ProjectExperts(gate_up, routing, NORMED, GATE_UP, per_place=False),
-        SiluMul(kernels, down.in_features, GATE_UP, INNER, each=routing.chosen),
+        *inner,
         ProjectExperts(down, routing, INNER, SAID, per_place=True),
         *shared,
         Combine(kernels, routing, down.out_features, bool(shared)),
