@@ -191,6 +191,8 @@ def _judged(engine: EngineStatus, api_problem: str, memory_problem: str, key_pro
         )
     if key_problem and engine.state in (EnginePhase.READY, EnginePhase.DEGRADED):
         return engine.model_copy(update={"state": EnginePhase.DEGRADED, "reason": "NoAPIKey", "message": key_problem})
+    if key_problem and engine.state is EnginePhase.FAILED and key_problem in engine.message:
+        return engine.model_copy(update={"reason": "NoAPIKey", "message": key_problem})  # with it nothing starts
     return engine
 
 

@@ -108,7 +108,7 @@ def table(model: str, half: str) -> dict[str, Wrong]:
         ),
         "memory": Wrong(
             "OutOfMemory",
-            "memory-*: * killed at *memory limit of *. Remedy: Raise the memory limit, or lower *",
+            "memory-*: * killed at *memory limit of *. Remedy: Raise spec.engine.resources.limits.memory *",
             spec(model, engine=bare),
             (LIMITS,),
         ),

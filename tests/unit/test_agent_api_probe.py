@@ -175,6 +175,12 @@ def test_keys_that_were_emptied_are_named_while_the_engine_serves_and_until_one_
         named = _judged(good, "", "", no_api_key(file))
         assert (named.state, named.reason, named.ready) == (EnginePhase.DEGRADED, "NoAPIKey", True)
         assert named.message == f"--api-key-file {file} holds no key: write one on each line"
+    said = f"the engine's launcher exited with 2: semipd-engine serve: {no_api_key(file)}"
+    refused = EngineStatus(state=EnginePhase.FAILED, ready=False, reason="LoadFailed", message=said)
+    named = _judged(refused, "", "", no_api_key(file))
+    assert (named.state, named.reason, named.message) == (EnginePhase.FAILED, "NoAPIKey", no_api_key(file))
+    other = refused.model_copy(update={"message": "config.json is empty"})
+    assert _judged(other, "", "", no_api_key(file)) == other, "something else is wrong, too, and came first"
     file.unlink()
     assert _judged(good, "", "", no_api_key(file)).message.endswith("No such file or directory")
     file.write_bytes(b"\nkey\n")

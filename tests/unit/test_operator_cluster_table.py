@@ -270,11 +270,40 @@ def test_a_container_killed_for_memory_is_told_with_its_limit_also_while_it_load
     assert conditions(status)["ModelReady"] == conditions(status)["Available"] == "False OutOfMemory"
     ready = status.condition("Ready")
     assert ready and ready.message == (
-        "p1: container engine was killed at its memory limit of 600Mi. Remedy: Raise the memory limit, or lower "
-        "engine.kvCacheMemory or engine.maxModelLen."
+        "p1: container engine was killed at its memory limit of 600Mi. Remedy: Raise "
+        "spec.engine.resources.limits.memory (unset, the limit is of a LimitRange of the namespace), or lower "
+        "spec.engine.kvCacheMemory or maxModelLen."
     )
     engine["ready"] = True
     assert pod_view(obj).problem is None, "it was overcome"
+
+
+@pytest.mark.parametrize("now", [{"running": {}}, {"waiting": {"reason": "CrashLoopBackOff"}}], ids=["runs", "waits"])
+@pytest.mark.parametrize("probe", [{}, {"readinessProbe": {"exec": {"command": ["ok"]}}}], ids=["no probe", "probe"])
+@pytest.mark.parametrize("list_", ["containerStatuses", "initContainerStatuses"])
+def test_another_container_killed_for_memory_is_told_until_the_pod_serves_and_is_none_of_the_models(
+    list_: str, probe: dict[str, Any], now: dict[str, Any]
+) -> None:
+    """Without a probe it is ready as soon as it runs: the cause came and went with each of its lives."""
+    killed = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+    ready = "running" in now and not probe
+    one = {"name": "proxy", "ready": ready, "restartCount": 2, "state": now, "lastState": killed}
+    engine = {"name": "engine", "ready": False, "restartCount": 0, "state": {"running": {}}}
+    limited = {"name": "proxy", "resources": {"limits": {"memory": "64Mi"}}, **probe}
+    obj = {
+        "metadata": {"name": "p1", "uid": "p1", "labels": {"semipd.io/template-hash": "h"}},
+        "spec": {"containers": [{"name": "engine"}, limited]},
+        "status": {"containerStatuses": [engine], list_: [one, *([engine] if list_ == "containerStatuses" else [])]},
+    }
+    loading = EngineStatus(state=EnginePhase.LOADING, ready=False)
+    status = summarise(observed(pods=(pod_view(obj),), agents={"p1": heard(report(engine=loading))}))
+    assert conditions(status)["ModelReady"] == "False Loading"
+    assert conditions(status)["Ready"] == "False OutOfMemory" and status.reason == "OutOfMemory(proxy)"
+    ready_ = status.condition("Ready")
+    assert ready_ and ready_.message == (
+        "p1: container proxy was killed at its memory limit of 64Mi. Remedy: Raise resources.limits.memory of container "
+        "proxy in spec.podTemplate, or where a webhook adds it."
+    )
 
 
 def test_an_api_that_does_not_answer_is_named() -> None:
@@ -341,6 +370,17 @@ def test_a_service_whose_keys_were_emptied_admits_nobody_and_says_so() -> None:
     assert (status.reason, shown["Ready"], shown["Available"]) == ("NoAPIKey", "False NoAPIKey", "True PodsReady")
     ready = status.condition("Ready")
     assert ready and ready.message.startswith("p1: holds no key. Remedy: Write a key into that Secret, ")
+
+
+def test_a_service_that_never_had_a_key_names_the_secret_and_does_not_blame_the_model() -> None:
+    engine = EngineStatus(state=EnginePhase.FAILED, ready=False, reason="NoAPIKey", message="holds no key")
+    spec = {"service": {"apiKeySecretRef": {"name": "keys"}}}
+    status = summarise(observed(spec, pods=(NOT_READY,), agents={"p1": heard(report(engine=engine))}))
+    shown = conditions(status)
+    assert (status.reason, shown["Available"]) == ("NoAPIKey(secret/keys)", "False NoAPIKey")
+    assert shown["ModelReady"] == "Unknown Pending" and status.model and status.model.state == "Pending"
+    ready = status.condition("Ready")
+    assert ready and ready.message.startswith("p1: Secret keys, key api-keys: holds no key. Remedy: Write a key into ")
 
 
 def hpa(name: str, kind: str, target: str) -> dict[str, Any]:

@@ -348,6 +348,14 @@ def test_a_service_that_was_paused_from_the_start_is_told_how_to_go_on() -> None
     assert available and available.message == "no pod exists, and none is made. Remedy: Unset spec.paused."
 
 
+def test_a_pod_that_was_deleted_before_it_served_has_not_failed() -> None:
+    """A roll ends it; it is Failed for the moment until it is gone."""
+    meta = {"name": "p0", "uid": "p0", "labels": {"semipd.io/template-hash": "h"}}
+    deleted = pod_view({"metadata": {**meta, "deletionTimestamp": ago(1).isoformat()}, "status": ended("", "", 1)})
+    shown = conditions(summarise(observed(pods=(pod(ready=False), deleted), agents={})))
+    assert shown["Ready"] == "False Loading" and shown["Available"] == "False PodsNotReady"
+
+
 def test_a_pod_that_ended_counts_no_more_and_is_told_while_its_successor_is_on_its_way() -> None:
     """Its ReplicaSet leaves it where it is, whatever becomes of the template."""
 

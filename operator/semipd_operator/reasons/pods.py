@@ -174,7 +174,8 @@ class PodTrouble(Reason):
     NO_API_KEY = (
         "NoAPIKey",
         "False",
-        "The Secret of spec.service.apiKeySecretRef holds no key any more: every request is refused with 401.",
+        "The Secret of spec.service.apiKeySecretRef holds no key: the engine does not start, or, if it served before, "
+        "refuses every request with 401.",
         "Write a key into that Secret, one on each line; it is in force within two minutes, and no pod restarts.",
     )
     POD_FAILED = (

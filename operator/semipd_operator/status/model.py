@@ -9,7 +9,8 @@ from semipd_agent.contract import EnginePhase
 from semipd_operator.api.v1alpha1.model import ModelSpec
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.api.v1alpha1.status import ModelFailure, ModelStatus, SemiPDServiceStatus
-from semipd_operator.reasons import ConditionType, ModelReason, ModelTrouble, ReadyReason, known
+from semipd_operator.reasons import ConditionType, ModelReason, ModelTrouble, PodTrouble, ReadyReason, known
+from semipd_operator.render.names import ENGINE_CONTAINER
 from semipd_operator.render.pod import served_name
 from semipd_operator.status import words
 from semipd_operator.status.observed import Observed, PodView, Problem
@@ -30,7 +31,7 @@ def pod_state(seen: Observed, pod: PodView) -> State:
     # What a resident loaded has a name; an engine that drains or is away may never have got so far.
     if pod.ready or (report and report.engine.architecture and report.engine.state in _HAS_WEIGHTS):
         return "Loaded"
-    if pod.started:
+    if pod.started and not _lacks_keys(seen, pod):
         return "Loading"
     return "Downloading" if pod.downloading else "Pending"
 
@@ -41,11 +42,20 @@ def failure(seen: Observed, pod: PodView) -> Problem | None:
         found = pod.model_problem
         return found if known(found.reason) else replace(found, remedy=ModelTrouble.DOWNLOAD_FAILED.remedy)
     report = seen.report(pod)
-    if report and report.engine.state is EnginePhase.FAILED:
+    if report and report.engine.state is EnginePhase.FAILED and not _lacks_keys(seen, pod):
         return _failed(report.engine.reason or ModelTrouble.LOAD_FAILED, report.engine.message)
-    if pod.problem and pod.problem.reason == ModelTrouble.OUT_OF_MEMORY:
-        return pod.problem
+    killed = pod.problem if pod.problem and pod.problem.reason == ModelTrouble.OUT_OF_MEMORY else None
+    if killed and killed.detail == ENGINE_CONTAINER:  # of another container it is none of the model's
+        return killed
     return None
+
+
+def _lacks_keys(seen: Observed, pod: PodView) -> bool:
+    """Whether the engine does not start for that: nothing of the model's."""
+    report = seen.report(pod)
+    return bool(
+        report and report.engine.state is EnginePhase.FAILED and report.engine.reason == PodTrouble.NO_API_KEY
+    )
 
 
 def _failed(reason: str, message: str) -> Problem:
@@ -66,6 +76,8 @@ def model_ready(seen: Observed) -> Verdict:
         if found := next((f"{name}: {why}" for name, why in slow if why), ""):
             return Verdict(kind, "True", ModelReason.SLOW_KERNELS, f"{said}; {found}")
         return Verdict(kind, "True", ModelReason.LOADED, said)
+    if shut := next((pod for pod in seen.live_pods if _lacks_keys(seen, pod)), None):
+        return Verdict(kind, "Unknown", ModelReason.PENDING, f"{shut.name}: the engine has not begun: it has no API key")
     if "Loading" in states:
         unheard = ((pod.name, said) for pod in seen.live_pods if (said := seen.unheard(pod)))
         more = next((f"; of {name} nothing is known: {said}" for name, said in unheard), "")

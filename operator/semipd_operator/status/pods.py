@@ -140,7 +140,7 @@ def _pod_problem(pod: Pod, status: dict[str, Any]) -> Problem | None:
         name = container.get("name", "")
         if reason := _WAITING.get(waiting.get("reason", "")):
             return Problem(reason, f"container {name}: {waiting.get('message') or waiting['reason']}", name)
-        ended = (_killed(container) or _fails_again(container)) and not _served(status, container)
+        ended = (_killed(pod, container) or _fails_again(pod, container)) and not _served(status, container)
         crashes = waiting.get("reason") == "CrashLoopBackOff" or ended
         if crashes and (name != MODEL_CONTAINER or _ended(container).get("reason") in _NEVER_RAN):
             return _crash(pod, name, container)
@@ -162,16 +162,25 @@ def _ended_at(pod: Pod, status: dict[str, Any]) -> datetime | None:
     return max((time for time in said if time), default=datetime.min.replace(tzinfo=UTC))
 
 
-def _killed(container: dict[str, Any]) -> bool:
+def _killed(pod: Pod, container: dict[str, Any]) -> bool:
     """Killed for memory, and not ready since: it loads again, and will be killed again."""
-    return _ended(container).get("reason") == "OOMKilled" and not container.get("ready")
+    return _ended(container).get("reason") == "OOMKilled" and not _proved(pod, container)
 
 
-def _fails_again(container: dict[str, Any]) -> bool:
+def _proved(pod: Pod, container: dict[str, Any]) -> bool:
+    """Whether it is ready, and a probe has said so: without one a container is ready as soon as it runs."""
+    name = container.get("name", "")
+    probed = name == ENGINE_CONTAINER or any(
+        one.get("name") == name and one.get("readinessProbe") for one in _specified(pod)
+    )
+    return bool(container.get("ready")) and probed
+
+
+def _fails_again(pod: Pod, container: dict[str, Any]) -> bool:
     """Between two crashes: it runs, or has just ended, is not ready, and has failed often, the last time soon after
     its start."""
     last = _ended(container)
-    often = container.get("restartCount", 0) >= _OFTEN and not container.get("ready")
+    often = container.get("restartCount", 0) >= _OFTEN and not _proved(pod, container)
     began, ended = _time(last.get("startedAt")), _time(last.get("finishedAt"))
     lived = (ended - began).total_seconds() if began and ended else 0.0
     return often and bool(last.get("exitCode")) and lived < _HEALTHY_SECONDS
@@ -193,12 +202,9 @@ def _crash(pod: Pod, name: str, container: dict[str, Any]) -> Problem:
     last = _ended(container)
     code = last.get("exitCode")
     if last.get("reason") == "OOMKilled":
-        return Problem(
-            ModelTrouble.OUT_OF_MEMORY,
-            f"container {name} was killed at its memory limit{_limit(pod, name)}",
-            name,
-            code,
-        )
+        killed = f"container {name} was killed at its memory limit{_limit(pod, name)}"
+        what = _MORE_MEMORY if name == ENGINE_CONTAINER else _MORE_MEMORY_BESIDE.format(name)
+        return Problem(ModelTrouble.OUT_OF_MEMORY, killed, name, code, remedy=what)
     said = words.masked((last.get("message") or "")[-_MOST_READ:]).strip()
     if last.get("reason") in _NEVER_RAN:
         return Problem(PodTrouble.CONTAINER_NOT_STARTED, f"container {name}: {said}", name, code)
@@ -208,6 +214,11 @@ def _crash(pod: Pod, name: str, container: dict[str, Any]) -> Problem:
     return Problem(PodTrouble.CRASH_LOOP, message, name, code)
 
 
+_MORE_MEMORY = (
+    "Raise spec.engine.resources.limits.memory (unset, the limit is of a LimitRange of the namespace), or lower "
+    "spec.engine.kvCacheMemory or maxModelLen."
+)
+_MORE_MEMORY_BESIDE = "Raise resources.limits.memory of container {} in spec.podTemplate, or where a webhook adds it."
 _NEVER_RAN = ("StartError", "ContainerCannotRun")
 """The runtime could not start what the image names."""
 _OFTEN = 3
@@ -221,12 +232,16 @@ _LAST_LINES, _LAST_CHARACTERS = 3, 400
 
 
 def _limit(pod: Pod, name: str) -> str:
-    spec = pod.get("spec") or {}
-    for container in [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]:
+    for container in _specified(pod):
         limit = ((container.get("resources") or {}).get("limits") or {}).get("memory")
         if container.get("name") == name and limit:
             return f" of {limit}"
     return ""
+
+
+def _specified(pod: Pod) -> list[dict[str, Any]]:
+    spec = pod.get("spec") or {}
+    return [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]
 
 
 def _preparing_since(status: dict[str, Any]) -> datetime | None:

@@ -116,7 +116,8 @@ def _lately_ended(seen: Observed) -> Problem | None:
     old pod serves, only one of the new template is a cause."""
     rolls = bool(seen.ready_pods and seen.outdated_pods)
     told = [pod for pod in seen.pods if not rolls or pod.template_hash == seen.template_hash]
-    ended = [(pod.ended_at, pod.name, pod.problem) for pod in told if pod.ended_at and pod.problem]
+    # One that was deleted (a roll, a scale-down) ends as Failed for a moment, if its engine had not come up.
+    ended = [(pod.ended_at, pod.name, pod.problem) for pod in told if pod.ended_at and pod.problem and not pod.terminating]
     for when, name, problem in sorted(ended, key=lambda one: one[:2], reverse=True):
         if (seen.now - when).total_seconds() <= ENDED_SECONDS:
             many = f" ({len(ended)} pods have ended so far)" if len(ended) > 1 else ""
@@ -134,9 +135,10 @@ def _trouble(seen: Observed, pod: PodView) -> Problem | None:
     report = seen.report(pod)
     if report and report.partition.state is PartitionState.FAILED:
         return Problem(str(report.partition.reason), report.partition.message)
-    for reason in (PodTrouble.API_NOT_RESPONDING, PodTrouble.NO_API_KEY):
-        if report and report.engine.reason == reason:
-            return Problem(reason, report.engine.message)
+    if report and report.engine.reason == PodTrouble.API_NOT_RESPONDING:
+        return Problem(PodTrouble.API_NOT_RESPONDING, report.engine.message)
+    if shut := _without_keys(seen, pod):
+        return shut
     if pod.complaint:
         return pod.complaint
     if pod.held and _for_long(seen, pod.held_since):
@@ -159,9 +161,20 @@ def _trouble(seen: Observed, pod: PodView) -> Problem | None:
 def _closed(seen: Observed) -> Problem | None:
     """A pod that is ready and admits nobody: it answers whoever asks, with 401."""
     for pod in seen.ready_pods:
-        if (report := seen.report(pod)) and report.engine.reason == PodTrouble.NO_API_KEY:
-            return Problem(PodTrouble.NO_API_KEY, f"{pod.name}: {report.engine.message}")
+        if shut := _without_keys(seen, pod):
+            return replace(shut, message=f"{pod.name}: {shut.message}")
     return None
+
+
+def _without_keys(seen: Observed, pod: PodView) -> Problem | None:
+    """The engine knows the file; whoever reads it here knows the Secret."""
+    report, source = seen.report(pod), seen.service.spec.service.api_key_secret_ref
+    if report is None or report.engine.reason != PodTrouble.NO_API_KEY:
+        return None
+    if source is None:
+        return Problem(PodTrouble.NO_API_KEY, report.engine.message)
+    said = f"Secret {source.name}, key {source.key}: {report.engine.message}"
+    return Problem(PodTrouble.NO_API_KEY, said, f"secret/{source.name}")
 
 
 def _for_long(seen: Observed, since: datetime | None) -> bool:
