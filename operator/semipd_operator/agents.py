@@ -102,7 +102,7 @@ class AgentClient:
         except httpx.TimeoutException as error:
             raise AgentSilent(_SLOW) from error
         except httpx.HTTPError as error:
-            raise AgentSilent(f"the agent cannot be reached ({type(error).__name__})") from error
+            raise AgentSilent(f"the agent cannot be reached ({_why(error)})") from error
         if answer.status_code == 401:
             raise TokenRefused(_REFUSED[401])
         if answer.status_code == 409:
@@ -110,6 +110,16 @@ class AgentClient:
         if answer.status_code != 200:
             raise AgentError(_REFUSED.get(answer.status_code, f"the agent answers {path} with {answer.status_code}"))
         return content
+
+
+def _why(error: BaseException) -> str:
+    """A connection that is refused was not held up on its way: nothing listens there, yet."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ConnectionRefusedError):
+            return "connection refused"
+        cause = cause.__cause__ or cause.__context__
+    return type(error).__name__
 
 
 async def _read(answer: httpx.Response) -> bytes:

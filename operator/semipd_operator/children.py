@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from semipd_operator.api.v1alpha1.resource import SemiPDService
+from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND, SemiPDService
 from semipd_operator.informer import KINDS, Informer, meaning
 from semipd_operator.kube import ApiRefused, Kube
 from semipd_operator.metrics import APPLIES
@@ -124,8 +124,7 @@ class Children:
                     raise Overtaken(f"{kind.kind} {name} was made meanwhile")
             if live is not None and controller(live) != meta.uid:
                 what = f"{obj['kind']} {obj['metadata']['name']}"
-                message = f"{what} exists and does not belong to this SemiPDService"
-                raise Blocked(Problem(SpecReason.NAME_CONFLICT, message, what.replace(" ", "/")), again=True)
+                raise Blocked(_not_ours(service, live, what), again=True)
             if kind == CONFIG_MAP and live is not None and _shown(live) and _version(live) != judged:
                 raise Overtaken(f"ConfigMap {name} was written meanwhile")
             current.append(live)
@@ -134,9 +133,22 @@ class Children:
         for kind in rendered.unwanted:
             left = reach.live[kind]
             if left is not None and controller(left) == meta.uid:
-                uid, version = left["metadata"]["uid"], _version(left)
-                if not await self._kube.delete(kind.api_version, kind.kind, meta.namespace, meta.name, uid, version):
-                    raise Overtaken(f"{kind.kind} {meta.name} was changed meanwhile")
+                await self._delete(kind, left)
+
+    async def _delete(self, kind: Kind, left: Object) -> None:
+        meta = left["metadata"]
+        namespace, name = meta["namespace"], meta["name"]
+        try:
+            gone = await self._kube.delete(kind.api_version, kind.kind, namespace, name, meta["uid"], _version(left))
+        except ApiRefused as refused:
+            words = f"{kind.kind} {name}, which is not wanted any more, cannot be deleted: {refused}"
+            denied = admission(str(refused))
+            for_now = refused.for_now and denied is not Admission.ADMISSION_DENIED
+            what = _NOT_OF_PODS if denied is Admission.ADMISSION_DENIED else ""
+            problem = Problem(denied or SpecReason.APPLY_FAILED, words, for_now=for_now, remedy=what)
+            raise Blocked(problem, again=True) from refused
+        if not gone:
+            raise Overtaken(f"{kind.kind} {name} was changed meanwhile")
 
     async def _reread(self, service: SemiPDService, rendered: Rendered) -> None:
         """Of all kinds that are watched, as the watches may be behind on any of them. Raises `ApiRefused`."""
@@ -179,6 +191,24 @@ class Children:
         self._applied[key, obj["kind"]] = (wanted, meaning(obj["kind"], result))
         if obj["kind"] in KINDS:
             self._informer.told(obj["kind"], result)
+
+
+def _not_ours(service: SemiPDService, live: Object, what: str) -> Problem:
+    """Whose it is. One of our making that lost its owner (a restored backup, ``--cascade=orphan``) is told how to come
+    back: pods may serve by it, so that it should not have to go. Taking it is not ours: anyone can set a label."""
+    detail = what.replace(" ", "/")
+    if controller(live) or not managed(live):
+        message = f"{what} exists and does not belong to this SemiPDService"
+        return Problem(SpecReason.NAME_CONFLICT, message, detail)
+    meta = service.metadata
+    back = (
+        f'Give it back: kubectl patch {detail} --type=merge -p \'{{"metadata":{{"ownerReferences":[{{"apiVersion":'
+        f'"{API_VERSION}","kind":"{KIND}","name":"{meta.name}","uid":"{meta.uid}","controller":true}}]}}}}\' in its '
+        "namespace; or delete it (a Deployment's pods go with it)."
+    )
+    return Problem(
+        SpecReason.NAME_CONFLICT, f"{what} was of this operator's making and has no owner", detail, remedy=back
+    )
 
 
 _QUOTA = remedy(ConditionType.SPEC_ACCEPTED, PodTrouble.QUOTA_EXCEEDED)

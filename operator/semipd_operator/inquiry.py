@@ -67,6 +67,8 @@ class _Events:
 
     complaint: Problem | None = None
     probes: dict[str, FailedProbes] = field(default_factory=dict)
+    restarted: tuple[tuple[str, datetime | None], ...] = ()
+    """Of the pod's view when they were asked for: they say nothing of a run that ended since."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Inquiry:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await asyncio.gather(
-                    *(self._ask_events(by_uid[view.uid]) for view in stuck[:_AT_ONCE]),
+                    *(self._ask_events(by_uid[view.uid], view) for view in stuck[:_AT_ONCE]),
                     *(self._ask_claim(claim) for claim in sorted(claims)[:_AT_ONCE]),
                     *(self._ask_node(name, period) for name, period in nodes.items()),
                 )
@@ -207,14 +209,16 @@ class Inquiry:
         if self._clock() - self._claims.get(name, _Known()).asked >= _ASKED_AGAIN_SECONDS:
             await self._ask(self._claims, name, ask)
 
-    async def _ask_events(self, pod: Object) -> None:
+    async def _ask_events(self, pod: Object, view: PodView) -> None:
         namespace, uid = pod["metadata"]["namespace"], pod["metadata"]["uid"]
 
         async def ask() -> _Events | None:
             found = await self._kube.events(namespace, uid)
-            return _Events(complaint(found, pod), failed_probes(found))
+            return _Events(complaint(found, pod), failed_probes(found), view.restarted)
 
-        if self._clock() - self._events.get(uid, _Known()).asked >= _ASKED_AGAIN_SECONDS:
+        known = self._events.get(uid, _Known[_Events]())
+        ended = known.value is not None and known.value.restarted != view.restarted
+        if ended or self._clock() - known.asked >= _ASKED_AGAIN_SECONDS:
             await self._ask(self._events, uid, ask)
 
     async def _ask_node(self, name: str, period: float) -> None:

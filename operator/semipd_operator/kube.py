@@ -74,6 +74,11 @@ class ApiRefused(Exception):
         return self.status in (409, 429) or (self.status >= 500 and not self.mistyped)
 
     @property
+    def outdated(self) -> bool:
+        """What was asked was about another version, or another object, than is there. A webhook may say 409, too."""
+        return self.status == 409 and str(self).startswith("Operation cannot be fulfilled on")
+
+    @property
     def mistyped(self) -> bool:
         """The object that was sent does not fit the schema: the patch, not the live object, cannot be typed or read."""
         return any(
@@ -176,7 +181,7 @@ class Kube:
             preconditions = {"uid": uid} | ({"resourceVersion": version} if version else {})
             await self._request("delete", path, body={"preconditions": preconditions})
         except ApiRefused as refused:
-            if refused.status not in (404, 409):
+            if refused.status != 404 and not refused.outdated:
                 raise
             return refused.status == 404
         return True

@@ -123,7 +123,7 @@ def test_a_load_balancer_that_nobody_provides_is_told(control_plane: Any, namesp
 SILENT = Row(
     "AgentUnreachable",
     "table-*: its engine is not ready, and nothing is known of it: the agent cannot be reached (*). Remedy: Allow the "
-    "operator to reach port 9400 of the pods (NetworkPolicy).",
+    "operator to reach port 9400 of the pods (NetworkPolicy); *",
 )
 
 

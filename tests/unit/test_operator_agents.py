@@ -10,8 +10,9 @@ import httpx
 import pytest
 from tests.unit.operator_observed import report
 
+from e2e.lib.process import free_port
 from semipd_agent.contract import AgentConfig, Health
-from semipd_operator.agents import AgentClient, AgentError
+from semipd_operator.agents import AgentClient, AgentError, AgentSilent
 
 pytestmark = pytest.mark.unit
 GZIP = {"content-encoding": "gzip"}
@@ -106,3 +107,11 @@ async def test_an_agent_that_trickles_is_given_up() -> None:
     agent._http = httpx.AsyncClient(transport=httpx.MockTransport(trickle))
     with pytest.raises(AgentError, match="in time"):
         await agent.look("10.0.0.1", "u1", "t", None)
+
+
+async def test_a_connection_that_is_refused_is_told_from_one_that_never_arrives() -> None:
+    """No NetworkPolicy answers: nothing listens there, yet."""
+    agent = AgentClient(free_port(), timeout_seconds=5)
+    with pytest.raises(AgentSilent, match=r"^the agent cannot be reached \(connection refused\)$"):
+        await agent.look("127.0.0.1", "u1", ("t",), None)
+    await agent.close()

@@ -301,8 +301,8 @@ def test_another_container_killed_for_memory_is_told_until_the_pod_serves_and_is
     assert conditions(status)["Ready"] == "False OutOfMemory" and status.reason == "OutOfMemory(proxy)"
     ready_ = status.condition("Ready")
     assert ready_ and ready_.message == (
-        "p1: container proxy was killed at its memory limit of 64Mi. Remedy: Raise resources.limits.memory of container "
-        "proxy in spec.podTemplate, or where a webhook adds it."
+        "p1: container proxy was killed at its memory limit of 64Mi. Remedy: Raise resources.limits.memory of "
+        "container proxy in spec.podTemplate, or where a webhook adds it."
     )
 
 

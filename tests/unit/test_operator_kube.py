@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -94,6 +95,23 @@ async def test_json_of_something_else_is_no_answer_either(body: bytes, ask: str)
     async with answering(http("200 OK", body)) as one:
         with pytest.raises(ApiAway, match="no API server's"):
             await ASKS[ask](one)
+
+
+@pytest.mark.parametrize(
+    ("words", "changed"),
+    [
+        ('Operation cannot be fulfilled on pods "p": Precondition failed: UID in precondition: a, in meta: b', True),
+        ('admission webhook "keep.team.io" denied the request: Operation cannot be fulfilled on Sundays', False),
+    ],
+)
+async def test_a_conflict_that_a_webhook_makes_of_a_deletion_is_a_refusal(words: str, changed: bool) -> None:
+    body = json.dumps({"kind": "Status", "message": words}).encode()
+    async with answering(http("409 Conflict", body)) as one:
+        if changed:
+            assert await ASKS["delete"](one) is False
+        else:
+            with pytest.raises(ApiRefused, match="denied the request"):
+                await ASKS["delete"](one)
 
 
 NO_DATES = (

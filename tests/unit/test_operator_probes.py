@@ -133,6 +133,25 @@ async def test_a_container_that_the_kubelet_ends_for_its_probe_is_no_crash(state
     assert message.startswith(said) and message.endswith(OWN.format(kind="liveness"))
 
 
+async def test_each_end_of_a_container_is_explained_at_once_however_lately_it_was_asked_about() -> None:
+    """Else it is a crash loop for some seconds after each end."""
+    kube = Kube(event("Killing", KILLING, 40))
+    one = Inquiry(kube, clock := iter(range(1000)).__next__)  # a second passes with each look at it
+    meta = {"name": "p1", "uid": "p1", "namespace": "d", "labels": {"pod-template-hash": "7d9c"}}
+
+    async def reason(began: float) -> str:
+        pod = {"metadata": meta, "status": {"containerStatuses": [ended(137, began)]}}
+        [view] = await one.look([pod], NOW)
+        assert view.problem
+        return view.problem.reason
+
+    assert await reason(60) == "ProbeFailing"
+    kube.told.append(event("Killing", KILLING, 6))
+    assert await reason(30) == "ProbeFailing" and kube.asked == 2
+    assert await reason(30) == "ProbeFailing" and kube.asked == 2, "and not again for a while"
+    assert clock() < 10
+
+
 async def test_what_ended_an_earlier_run_is_not_why_the_last_one_ended() -> None:
     kube = Kube(event("Killing", KILLING, 600), event("Unhealthy", LIVENESS, 601))
     waits = {"state": {"waiting": {"reason": "CrashLoopBackOff"}}}

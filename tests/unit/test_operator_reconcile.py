@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -79,6 +80,26 @@ async def test_an_object_of_the_same_name_that_is_not_ours_is_named_and_left_alo
     assert accepted["message"] == ready["message"] == told + "Remedy: Rename the SemiPDService, or delete that object."
     assert one.kube.service()["status"]["reason"] == f"NameConflict({kind}/{name})"
     assert not any(verb in ("apply", "delete") and what != "status" for verb, what in one.kube.asked)
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "Service", "ConfigMap"])
+async def test_an_object_of_ours_that_lost_its_owner_is_told_how_to_come_back_and_does(kind: str) -> None:
+    """A restored backup, or `--cascade=orphan`: to delete it would end the pods that serve."""
+    one = Fixture()
+    await one.reconcile()
+    name = f"{KEY.name}-agent" if kind == "ConfigMap" else KEY.name
+    ours = one.kube.objects[kind, KEY.namespace, name]
+    one.kube.put({**ours, "metadata": {**ours["metadata"], "ownerReferences": []}})
+    assert await one.reconcile() is Next.RETRY
+    ready = one.kube.condition("Ready")
+    assert ready["reason"] == "NameConflict"
+    said, _, patch = ready["message"].partition(f" Remedy: Give it back: kubectl patch {kind}/{name} --type=merge -p '")
+    assert said == f"{kind} {name} was of this operator's making and has no owner."
+    references = json.loads(patch.partition("'")[0])["metadata"]["ownerReferences"]
+    live = one.kube.objects[kind, KEY.namespace, name]
+    one.kube.put({**live, "metadata": {**live["metadata"], "ownerReferences": references}})
+    await one.reconcile()
+    assert one.kube.condition("SpecAccepted")["status"] == "True"
 
 
 async def test_a_service_that_finalizers_hold_says_so_and_nothing_more_is_done_for_it() -> None:

@@ -168,7 +168,21 @@ async def test_what_may_be_read_but_not_deleted_is_said() -> None:
     one.change()
     one.kube.refuse["delete", "PodDisruptionBudget"] = 403
     assert await one.reconcile()
-    assert "cannot delete" in one.kube.condition("SpecAccepted")["message"]
+    told = one.kube.condition("SpecAccepted")
+    assert told["reason"] == "ApplyFailed" and "PodDisruptionBudget demo, which is not wanted any" in told["message"]
+    assert "cannot delete" in told["message"]
+
+
+async def test_a_policy_that_denies_a_deletion_is_no_other_writer() -> None:
+    """It answers with 409 if it likes."""
+    one = Fixture(new_service(replicas=2))
+    await one.reconcile()
+    one.change()
+    one.kube.refuse["delete", "PodDisruptionBudget"] = 409
+    one.kube.words = 'admission webhook "keep.team.io" denied the request: budgets stay'
+    assert await one.reconcile() is Next.RETRY
+    told = one.kube.condition("SpecAccepted")
+    assert told["reason"] == "AdmissionDenied" and "budgets stay. Remedy: Have the owner of that" in told["message"]
 
 
 async def test_trouble_before_there_was_anything_is_told_after_the_second_try() -> None:

@@ -7,7 +7,7 @@ made to happen on one machine.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -307,6 +307,26 @@ def test_an_agent_that_does_not_answer_is_told_of_a_pod_that_started_long_ago() 
     model = summarise(observed(**loading)).condition("ModelReady")
     words = "the engine loads the weights; of p2 nothing is known: the agent cannot be reached"
     assert model and model.message == words
+
+
+@pytest.mark.parametrize(("heard_ago", "shown"), [(29, "Loading"), (31, "AgentUnreachable")])
+def test_an_agent_that_misses_a_few_polls_on_a_busy_node_is_not_unreachable(heard_ago: float, shown: str) -> None:
+    loading = report(engine=EngineStatus(state=EnginePhase.LOADING, ready=False))
+    silent = replace(heard(loading, heard_ago), error="the agent cannot be reached (ReadTimeout)")
+    seen = {**started(300), "pods": started(300)["pods"][1:], "agents": {"p2": silent}}
+    assert conditions(summarise(observed(**seen)))["Ready"] == f"False {shown}"
+
+
+@pytest.mark.parametrize("containers", [[{"name": "engine", "command": ["sleep", "1"]}], [{"name": "proxy"}], "odd"])
+def test_a_template_that_replaces_the_engines_command_is_why_no_agent_answers(containers: Any) -> None:
+    spec = {"podTemplate": {"spec": {"containers": containers}}}
+    seen = {**started(31), "pods": started(31)["pods"][1:]}
+    ready = summarise(observed(spec, **seen)).condition("Ready")
+    assert ready and ready.reason == "AgentUnreachable"
+    replaced = (
+        "nothing is known of it: the agent cannot be reached; spec.podTemplate replaces its command. Remedy: Have "
+    )
+    assert (replaced in ready.message) == ("command" in str(containers))
 
 
 @pytest.mark.parametrize(("lived", "shown"), [(599, "CrashLoop"), (600, "Loading")])

@@ -84,6 +84,12 @@ def test_what_the_hpa_says_becomes_the_condition(live: dict[str, Any] | None, ex
     assert judged(live) == expected
 
 
+def test_a_second_autoscaler_of_the_service_is_told_to_go_and_not_to_target_the_service() -> None:
+    view = autoscaler_view("HorizontalPodAutoscaler", says(ScalingActive=("False", "AmbiguousSelector")))
+    scaling = summarise(Observed(service(), NOW, autoscaler=view)).condition("ScalingReady")
+    assert scaling and scaling.message.endswith("Remedy: Delete the other autoscaler, or unset spec.autoscaling.")
+
+
 def test_a_missing_api_is_told_from_a_missing_value() -> None:
     silent = says(ScalingActive=("False", "FailedGetExternalMetric"))
     assert judged(silent, metrics_served=False) == ("False", "MetricsAPIUnavailable")

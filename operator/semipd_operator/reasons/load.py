@@ -80,7 +80,8 @@ class ScalingReason(Reason):
         "MetricsMissing",
         "False",
         "The metric has no value, so the number of pods stays: no ready pod tells the operator how full it is.",
-        "See PartitionApplied: it names a pod whose agent does not answer. A new pod tells after ten seconds.",
+        "See Ready while no pod is ready, else PartitionApplied: it names a pod whose agent does not answer. A new pod "
+        "tells after ten seconds.",
     )
     METRICS_API_UNAVAILABLE = (
         "MetricsAPIUnavailable",

@@ -99,7 +99,8 @@ class ModelTrouble(Reason):
         "LoadFailed",
         "False",
         "The engine cannot load the weights.",
-        "Mend the file that the message names; kubectl logs POD -c engine has more.",
+        "Mend what the message names (a file of the model; a flag: args of spec.podTemplate); kubectl logs POD -c "
+        "engine has more.",
     )
     INVALID_CHECKPOINT = (
         "InvalidCheckpoint",
@@ -177,7 +178,8 @@ class ModelTrouble(Reason):
         "OutOfMemory",
         "False",
         "The weights and the KV cache do not fit.",
-        "Raise the memory limit, or lower engine.kvCacheMemory or engine.maxModelLen.",
+        "Do what the message asks for; else raise spec.engine.resources.limits.memory, or lower "
+        "spec.engine.kvCacheMemory or maxModelLen.",
     )
     CUDA_UNAVAILABLE = (
         "CUDAUnavailable",

@@ -37,7 +37,8 @@ class SplitReason(Reason):
         "AgentUnreachable",
         "False",
         "A ready pod's agent does not answer the operator.",
-        "Allow the operator to reach port 9400 of the pods (NetworkPolicy).",
+        "Allow the operator to reach port 9400 of the pods (NetworkPolicy); where the connection is refused, the agent "
+        "has not started (a busy node, another command or image): kubectl logs POD -c engine.",
     )
     REPORT_STALE = (
         "ReportStale",

@@ -53,9 +53,7 @@ def failure(seen: Observed, pod: PodView) -> Problem | None:
 def _lacks_keys(seen: Observed, pod: PodView) -> bool:
     """Whether the engine does not start for that: nothing of the model's."""
     report = seen.report(pod)
-    return bool(
-        report and report.engine.state is EnginePhase.FAILED and report.engine.reason == PodTrouble.NO_API_KEY
-    )
+    return bool(report and report.engine.state is EnginePhase.FAILED and report.engine.reason == PodTrouble.NO_API_KEY)
 
 
 def _failed(reason: str, message: str) -> Problem:
@@ -77,7 +75,9 @@ def model_ready(seen: Observed) -> Verdict:
             return Verdict(kind, "True", ModelReason.SLOW_KERNELS, f"{said}; {found}")
         return Verdict(kind, "True", ModelReason.LOADED, said)
     if shut := next((pod for pod in seen.live_pods if _lacks_keys(seen, pod)), None):
-        return Verdict(kind, "Unknown", ModelReason.PENDING, f"{shut.name}: the engine has not begun: it has no API key")
+        return Verdict(
+            kind, "Unknown", ModelReason.PENDING, f"{shut.name}: the engine has not begun: it has no API key"
+        )
     if "Loading" in states:
         unheard = ((pod.name, said) for pod in seen.live_pods if (said := seen.unheard(pod)))
         more = next((f"; of {name} nothing is known: {said}" for name, said in unheard), "")

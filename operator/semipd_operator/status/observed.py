@@ -206,10 +206,13 @@ class Observed:
         return self.agents.get(pod.uid, AgentView())
 
     def unheard(self, pod: PodView) -> str:
-        """Why nothing is known of a pod whose engine was started long ago; empty: something is, or it is young."""
-        if self.report(pod) is not None or pod.started_at is None or self.now - pod.started_at <= UNHEARD_AFTER:
+        """Why nothing is known of a pod whose engine was started long ago; empty: something is, or was a moment ago (a
+        busy node), or it is young."""
+        agent = self.agent(pod)
+        if self.report(pod) is not None or pod.started_at is None:
             return ""
-        return self.agent(pod).error
+        since = max(pod.started_at, agent.received_at or pod.started_at)
+        return agent.error if self.now - since > UNHEARD_AFTER else ""
 
     def report(self, pod: PodView) -> StatusReport | None:
         """The pod's report while it is fresh."""

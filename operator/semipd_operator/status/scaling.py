@@ -18,6 +18,9 @@ EXTERNAL_METRICS_API = "external.metrics.k8s.io/v1beta1"
 _ACTIVE = {"HorizontalPodAutoscaler": "ScalingActive", "ScaledObject": "Ready"}
 """The condition by which each kind says that it can scale."""
 _NO_METRIC = "FailedGetExternalMetric"
+_AMBIGUOUS = "AmbiguousSelector"
+"""Several autoscalers scale the same pods, which the other one may well do by the SemiPDService."""
+_REMEDIES = {_AMBIGUOUS: "Delete the other autoscaler, or unset spec.autoscaling."}
 _HEALTH = {"AbleToScale", "ScalingActive", "Ready"}
 """The others (ScalingLimited, Active, Fallback, Paused) tell of the load or of a wish, not of a defect."""
 
@@ -66,7 +69,8 @@ def scaling_ready(seen: Observed) -> Verdict | None:
         message = f"no server answers for {EXTERNAL_METRICS_API}"
         return Verdict(kind, "False", ScalingReason.METRICS_API_UNAVAILABLE, message)
     for problem in view.conditions.values():
-        return Verdict(kind, "False", _cause(problem), f"{view.kind}: {problem.reason}: {problem.message}")
+        message = f"{view.kind}: {problem.reason}: {problem.message}"
+        return Verdict(kind, "False", _cause(problem), message, remedy=_REMEDIES.get(problem.reason, ""))
     if view.at_max:
         most = seen.service.spec.autoscaling.max_replicas if seen.service.spec.autoscaling else 0
         message = f"the load asks for more than maxReplicas {most}: raise spec.autoscaling.maxReplicas"
@@ -88,7 +92,7 @@ def _cause(problem: Problem) -> Reason:
     match problem.reason:
         case _ if problem.reason == _NO_METRIC:
             return ScalingReason.METRICS_MISSING
-        case "AmbiguousSelector":
+        case _ if problem.reason == _AMBIGUOUS:
             return ScalingReason.CONFLICTING_AUTOSCALER
     return ScalingReason.AUTOSCALER_FAILED
 

@@ -21,6 +21,7 @@ from semipd_operator.reasons import (
     SplitReason,
     remedy,
 )
+from semipd_operator.render.names import ENGINE_CONTAINER
 from semipd_operator.status import words
 from semipd_operator.status.model import ON_THE_WAY, failure, model_ready, model_status
 from semipd_operator.status.observed import Observed, PodView, Problem
@@ -117,7 +118,9 @@ def _lately_ended(seen: Observed) -> Problem | None:
     rolls = bool(seen.ready_pods and seen.outdated_pods)
     told = [pod for pod in seen.pods if not rolls or pod.template_hash == seen.template_hash]
     # One that was deleted (a roll, a scale-down) ends as Failed for a moment, if its engine had not come up.
-    ended = [(pod.ended_at, pod.name, pod.problem) for pod in told if pod.ended_at and pod.problem and not pod.terminating]
+    ended = [
+        (pod.ended_at, pod.name, pod.problem) for pod in told if pod.ended_at and pod.problem and not pod.terminating
+    ]
     for when, name, problem in sorted(ended, key=lambda one: one[:2], reverse=True):
         if (seen.now - when).total_seconds() <= ENDED_SECONDS:
             many = f" ({len(ended)} pods have ended so far)" if len(ended) > 1 else ""
@@ -148,7 +151,7 @@ def _trouble(seen: Observed, pod: PodView) -> Problem | None:
     if pod.unproved and report and all(_for_long(seen, since) for since in both):
         return of_the_engine(pod)
     if said := seen.unheard(pod):
-        return Problem(SplitReason.AGENT_UNREACHABLE, f"its engine is not ready, and nothing is known of it: {said}")
+        return _silent(seen, said)
     if _for_long(seen, pod.preparing_since):
         claims = f" (claim {pod.claims})" if pod.claims else ""
         return Problem(
@@ -156,6 +159,19 @@ def _trouble(seen: Observed, pod: PodView) -> Problem | None:
             f"node {pod.node} has made no container of it yet: its volumes{claims}, network or runtime are not there",
         )
     return pod.unseen if _for_long(seen, pod.unseen_since) else None
+
+
+def _silent(seen: Observed, said: str) -> Problem:
+    """`said`: why it was not heard."""
+    message = f"its engine is not ready, and nothing is known of it: {said}"
+    containers = seen.service.spec.pod_template.spec.get("containers")
+    own = [one for one in containers if isinstance(one, dict)] if isinstance(containers, list) else []
+    if any(one.get("name") == ENGINE_CONTAINER and one.get("command") for one in own):
+        what = (
+            "Have spec.podTemplate leave command of container engine as it is, or end in `semipd-agent` and its args."
+        )
+        return Problem(SplitReason.AGENT_UNREACHABLE, f"{message}; spec.podTemplate replaces its command", remedy=what)
+    return Problem(SplitReason.AGENT_UNREACHABLE, message)
 
 
 def _closed(seen: Observed) -> Problem | None:
