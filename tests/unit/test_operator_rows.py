@@ -317,6 +317,18 @@ def test_an_agent_that_misses_a_few_polls_on_a_busy_node_is_not_unreachable(hear
     assert conditions(summarise(observed(**seen)))["Ready"] == f"False {shown}"
 
 
+@pytest.mark.parametrize("error", ["", "the agent does not answer in time"], ids=["stale", "silent"])
+@pytest.mark.parametrize(("heard_ago", "ready"), [(11, "True Ready"), (29, "True Ready"), (31, "False")])
+def test_a_pod_that_serves_stays_ready_while_its_agent_misses_a_few_polls(
+    heard_ago: float, ready: str, error: str
+) -> None:
+    """PartitionApplied says it at once."""
+    shown = conditions(summarise(observed(agents={"p1": replace(heard(report(), heard_ago), error=error)})))
+    reason = "AgentUnreachable" if error else "ReportStale"
+    assert shown["PartitionApplied"] == f"False {reason}"
+    assert shown["Ready"] == (ready if ready != "False" else f"False {reason}")
+
+
 @pytest.mark.parametrize("containers", [[{"name": "engine", "command": ["sleep", "1"]}], [{"name": "proxy"}], "odd"])
 def test_a_template_that_replaces_the_engines_command_is_why_no_agent_answers(containers: Any) -> None:
     spec = {"podTemplate": {"spec": {"containers": containers}}}

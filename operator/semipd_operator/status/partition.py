@@ -65,9 +65,11 @@ def _pod_verdict(seen: Observed, pod: PodView) -> Verdict:
         if agent.report is None and not agent.error:
             new = pod.ready_since is not None and seen.now - pod.ready_since <= FIRST_WORD
             return verdict("False", SplitReason.AGENT_UNREACHABLE, "its agent was not heard yet", passing=new)
+        # It serves, as the kubelet finds; that a busy node's agent misses some polls needs nobody.
+        lately = agent.received_at is not None and seen.now - agent.received_at <= GRACE
         if agent.error:
-            return verdict("False", SplitReason.AGENT_UNREACHABLE, agent.error)
-        return verdict("False", SplitReason.REPORT_STALE, "its last report is too old")
+            return verdict("False", SplitReason.AGENT_UNREACHABLE, agent.error, passing=lately)
+        return verdict("False", SplitReason.REPORT_STALE, "its last report is too old", passing=lately)
     partition = report.partition
     # A paused service pushes nothing, so its pods may well be of an older generation.
     if not service.spec.paused:
