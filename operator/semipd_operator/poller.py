@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from semipd_agent.contract import AgentConfig
@@ -57,7 +57,7 @@ class _Pod:
     pod: PodView
     wake: asyncio.Event
     task: asyncio.Task[None]
-    view: AgentView = field(default_factory=AgentView)
+    view: AgentView
     failures: int = 0
 
 
@@ -86,7 +86,8 @@ class AgentPoller:
         for uid, pod in askable.items():
             if (asked := self._pods.get(uid)) is None:
                 wake = asyncio.Event()
-                self._pods[uid] = _Pod(key, pod, wake, asyncio.create_task(self._ask(uid, wake), name=f"agent {uid}"))
+                task = asyncio.create_task(self._ask(uid, wake), name=f"agent {uid}")
+                self._pods[uid] = _Pod(key, pod, wake, task, AgentView(asked_since=datetime.now(UTC)))
             elif changed or asked.pod != pod:
                 asked.pod, asked.failures = pod, 0
                 asked.wake.set()

@@ -329,6 +329,17 @@ def test_a_pod_that_serves_stays_ready_while_its_agent_misses_a_few_polls(
     assert shown["Ready"] == (ready if ready != "False" else f"False {reason}")
 
 
+@pytest.mark.parametrize("error", ["", "the agent does not answer in time"], ids=["not yet", "silent"])
+@pytest.mark.parametrize(("asked_ago", "ready"), [(9, "True Ready"), (31, "False AgentUnreachable")])
+def test_an_operator_that_was_restarted_takes_no_readiness_back_before_it_has_asked(
+    asked_ago: float, ready: str, error: str
+) -> None:
+    """The pod has been ready for long, and this process has never heard of it."""
+    agents = {"p1": AgentView(asked_since=ago(asked_ago), error=error)}
+    shown = conditions(summarise(observed(pods=(pod(ready_since=ago(3600)),), agents=agents)))
+    assert (shown["PartitionApplied"], shown["Ready"]) == ("False AgentUnreachable", ready)
+
+
 @pytest.mark.parametrize("containers", [[{"name": "engine", "command": ["sleep", "1"]}], [{"name": "proxy"}], "odd"])
 def test_a_template_that_replaces_the_engines_command_is_why_no_agent_answers(containers: Any) -> None:
     spec = {"podTemplate": {"spec": {"containers": containers}}}

@@ -108,6 +108,8 @@ class AgentView:
     """Since when it says that the engine is ready; None: it does not."""
     behind_since: datetime | None = None
     """Since when it has not had the configuration that it should have; None: it has."""
+    asked_since: datetime | None = None
+    """Since when this process asks it, for one that was never heard: after a restart every agent is new."""
 
     def fresh(self, now: datetime) -> bool:
         return self.report is not None and self.received_at is not None and now - self.received_at <= STALE_AFTER

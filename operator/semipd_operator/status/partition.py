@@ -24,7 +24,7 @@ GRACE = timedelta(seconds=30)
 """A move of the SLO loop that is shorter than this does not count against PartitionApplied, and an order that reaches
 its pod sooner not against Ready."""
 FIRST_WORD = timedelta(seconds=10)
-"""A pod that became ready is given this time until its agent must have been heard."""
+"""A pod that became ready, or that this process has just met, has this time until its agent must have been heard."""
 
 _POD_MESSAGE = 256
 """Of each of up to 64 pods; conditions have the whole of what is wrong with one."""
@@ -63,10 +63,11 @@ def _pod_verdict(seen: Observed, pod: PodView) -> Verdict:
     report = seen.report(pod)
     if report is None:
         if agent.report is None and not agent.error:
-            new = pod.ready_since is not None and seen.now - pod.ready_since <= FIRST_WORD
+            new = any(since and seen.now - since <= FIRST_WORD for since in (pod.ready_since, agent.asked_since))
             return verdict("False", SplitReason.AGENT_UNREACHABLE, "its agent was not heard yet", passing=new)
         # It serves, as the kubelet finds; that a busy node's agent misses some polls needs nobody.
-        lately = agent.received_at is not None and seen.now - agent.received_at <= GRACE
+        since = agent.received_at or agent.asked_since
+        lately = since is not None and seen.now - since <= GRACE
         if agent.error:
             return verdict("False", SplitReason.AGENT_UNREACHABLE, agent.error, passing=lately)
         return verdict("False", SplitReason.REPORT_STALE, "its last report is too old", passing=lately)
