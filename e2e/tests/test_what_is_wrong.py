@@ -115,8 +115,8 @@ def table(model: str, half: str) -> dict[str, Wrong]:
         "too-little": Wrong(
             "OutOfMemory",
             "too-little-*: the weights need * MiB and --kv-cache-memory (engine.kvCacheMemory) is 4096 MiB, but * MiB "
-            "of memory can be had: raise the memory limit (engine.resources) by at least * MiB. Remedy: Raise the "
-            "memory limit, or lower engine.kvCacheMemory or engine.maxModelLen.",
+            "of memory can be had: raise the memory limit (engine.resources) by at least * MiB. Remedy: Do what "
+            "the message asks for; else raise spec.engine.resources.limits.memory, or lower *",
             spec(model, engine={"kvCacheMemory": "4Gi"}),  # of 3Gi, in which the engine's processes have room
         ),
         "probe": Wrong(
