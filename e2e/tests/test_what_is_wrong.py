@@ -103,7 +103,7 @@ def table(model: str, half: str) -> dict[str, Wrong]:
         ),
         "half": Wrong(
             "LoadFailed",
-            "half-*: *exited with 2*/tokenizer.json*. Remedy: Mend the file that the message names; *",
+            "half-*: *exited with 2*/tokenizer.json*. Remedy: Mend what the message names *; *",
             spec(half),
         ),
         "memory": Wrong(
