@@ -65,9 +65,9 @@ def _parse_prompts(value: Any) -> list[Prompt]:
             return value
         if (ids := _ids(value)) is not None:
             return [ids]
-        lists = [_ids(item) if isinstance(item, list) and item else None for item in value]
-        if None not in lists:
-            return lists
+        lists = [ids for item in value if isinstance(item, list) and item and (ids := _ids(item)) is not None]
+        if len(lists) == len(value):
+            return list[Prompt](lists)
     raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists, none empty")
 
 
