@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from typing import Any
 
-import schemathesis
+import schemathesis  # type: ignore[import-not-found]  # of that environment
 from hypothesis import HealthCheck, Phase, given, settings
 
 PATIENCE_SECONDS = 60
