@@ -1,4 +1,4 @@
-"""Fifty seeded defects of the GPU path, each with the tests that must find it without a GPU. Data.
+"""Fifty-five seeded defects of the GPU path, each with the tests that must find it without a GPU. Data.
 
 A defect is one expression changed as a slip of the hand would change it: a mask, a stride, a block table, a slot of -1,
 an offset of shared memory, a route, a variable of MPS, a seed. `bench.gpu.mutations` carries them out on a copy.
@@ -103,6 +103,15 @@ DEFECTS: tuple[Defect, ...] = (
         ("stride", "matrix + (features // 2).to(tl.int64) * inner", "matrix + (end_column + 0 * features) * inner"),
         ("rows", "places // ROWS + min(places, experts)", "places // ROWS + 1"),
         ("stride", "tl.load(weights + row * CHOSEN + k)", "tl.load(weights + k)"),
+    ),
+    *_of(
+        f"{ENGINE}/kernels/gpu/adjusting.py",
+        "tests/unit/kernels/test_gpu_adjusting.py",
+        ("mask", "(word >> (tokens % 32)) & 1", "(word >> (tokens // 32)) & 1"),
+        ("mask", "tl.load(mask_of + row), words, tokens", "row.to(tl.int32), words, tokens"),
+        ("stride", "edits + at.to(tl.int64) * 4", "edits + at.to(tl.int64) * 3"),
+        ("penalty", "tl.where(value > 0.0, tl.div_rn", "tl.where(value < 0.0, tl.div_rn"),
+        ("stop ids", "(kind & 2) != 0", "(kind & 1) != 0"),
     ),
     *_of(
         f"{ENGINE}/worker/input_batch.py",

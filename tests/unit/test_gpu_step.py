@@ -9,9 +9,11 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
+from msgspec.structs import replace
 
 from bench.gpu.models import CASES, CHUNK, CONTEXT, Shape, card
-from bench.gpu.step_trace import FakeWorker, Trace
+from bench.gpu.step_trace import BLOCK, FakeWorker, Trace
+from semipd_engine.ipc.steps import Row, StepPlan
 from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.kernels import ReferenceKernels
 from semipd_engine.kernels.gpu import TritonKernels
@@ -81,7 +83,35 @@ def test_rows_that_draw_wait_for_their_tokens_alone() -> None:
     drawing = Sampling(temperature=0.7, top_p=0.9, max_tokens=8)
     trace = MODELS["8B"]().step(DECODE[16], drawing)
     assert trace.waits == ["tolist"]
-    assert len(trace.uploads) == 1 + 5, "their settings cross besides"
+    assert len(trace.uploads) == 1 + 1, "their settings cross besides"
+
+
+def test_what_rows_ask_of_their_logits_crosses_with_their_settings() -> None:
+    """Bias, stop ids, penalties and masks: one copy more for all rows, two kernels, and no wait."""
+    asked = Sampling(temperature=0.7, min_p=0.1, logit_bias={5: 1.0}, stop_token_ids=(2,), min_tokens=4, max_tokens=8)
+    asked = replace(asked, repetition_penalty=1.1, presence_penalty=0.2, frequency_penalty=0.3)
+    table = list(range(CONTEXT // BLOCK + 1))
+
+    def step(count: int) -> Trace:
+        rows = [
+            Row(
+                *(i, [1], CONTEXT - 1, table),
+                outputs="last",
+                sampling=asked,
+                history=list(range(50)),
+                prompt_len=20,
+                mask=b"\x07" * 99 if i % 2 else None,
+            )
+            for i in range(count)
+        ]
+        return MODELS["8B"]().plan(StepPlan(1, 1, rows))
+
+    step(64)  # buffers grow once
+    few, many = step(16), step(64)
+    for trace in (few, many):
+        assert trace.waits == ["tolist"] and len(trace.uploads) == 1 + 1
+        assert trace.kernels()["triton._forbid"] == trace.kernels()["triton._edit"] == 1
+    assert few.kernels() == many.kernels(), "the host goes over no rows of logits"
 
 
 @pytest.mark.parametrize("model", MODELS)

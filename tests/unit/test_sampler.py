@@ -111,7 +111,7 @@ def test_greedy_bias_and_masked_tokens() -> None:
     assert draw(LOGITS, Sampling(temperature=0, logit_bias={0: -100.0, 99: 100.0})) == 1
     stop = Sampling(temperature=0, stop_token_ids=(0, 1), min_tokens=3)
     assert [draw(LOGITS, stop, index) for index in range(5)] == [2, 2, 2, 0, 0]
-    allowed = torch.tensor([False, False, True, True, False])
+    allowed = b"\x0c"  # of the tokens 2 and 3
     rows = [SamplingRow(Sampling(temperature=0), 0), SamplingRow(Sampling(temperature=0), 0)]
     assert sample(LOGITS.expand(2, -1), rows, KERNELS, [None, allowed]) == [0, 2]
 

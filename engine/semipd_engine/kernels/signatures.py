@@ -26,6 +26,10 @@ ROWS, PANELS = "rows", "panels64"
 """Formats: ``[out, in]`` as in a checkpoint; panels of 64 output features, see `kernels.cpu.CpuKernels.layout`."""
 
 
+SEEN, STOPPED = 1, 2
+"""Of a token that a row's logits are adjusted for: it occurred before; it must not be chosen yet."""
+
+
 @dataclass(frozen=True)
 class PackedLayout:
     """How a weight ``[out_features, in_features]`` lies in memory. Goes into the manifest of the weights."""
@@ -275,6 +279,19 @@ class Kernels(Protocol):
         """
 
     # ---- sampling ------------------------------------------------------------------------------------------------
+
+    def adjust(
+        self, logits: Tensor, edits: Tensor, starts: Tensor, repetition: Tensor, masks: Tensor, mask_of: Tensor
+    ) -> Tensor:
+        """``logits`` (float32 [R, vocab]) as their rows want them: a copy, contiguous.
+
+        Row r has the ``edits[starts[r]:starts[r + 1]]``, int32 [N, 4] and [R + 1]: a token, different ones in a row;
+        the bits of two float32, what is added to its logit first and what is taken off at the end; and `SEEN` and
+        `STOPPED`, added up. Between the two a stopped one becomes minus infinity, and a seen one is divided by the
+        row's ``repetition`` (float32 [R]) where it is positive, else multiplied. Each operation is rounded by itself.
+        ``mask_of`` int32 [R]: of ``masks``, int32 [M, ceil(vocab / 32)], the one whose bits (token t: bit t % 32 of
+        word t // 32) say what the row allows; -1: all. The rest becomes minus infinity.
+        """
 
     def sample(
         self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor

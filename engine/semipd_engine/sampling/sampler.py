@@ -1,21 +1,22 @@
 """Chooses tokens from logits. The same (seed, output index, logits) gives the same token in any batch and process.
 
 Order of the steps, as in vLLM: logprobs are taken from the raw logits; then logit bias, the stop ids' mask
-(`min_tokens`), penalties, an outside mask; then, in one kernel for all rows, temperature, min-p, top-k, top-p and one
-draw. Knows nothing of plans.
+(`min_tokens`), penalties, an outside mask, for all rows together; then, in one kernel for all rows, temperature, min-p,
+top-k, top-p and one draw. Knows nothing of plans.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from semipd_engine.ipc.tokens import Sampling, TokenLogprobs
 from semipd_engine.kernels import Kernels
-from semipd_engine.sampling.penalties import TokenCounts
+from semipd_engine.sampling.penalties import NO_EDITS, Ints, TokenCounts, edits
 
 
 class SamplingRow:
@@ -51,57 +52,91 @@ class SamplingRow:
         """Does the accepted `token` end the request (stop id, or max_tokens reached)?"""
         return token in self.sampling.stop_token_ids or self.output_index >= self.sampling.max_tokens
 
-    def adjust(self, logits: Tensor) -> None:
-        """Bias, stop-id mask and penalties on ``logits [vocab]``, in place."""
-        sampling = self.sampling
-        if sampling.logit_bias:
-            ids = [token for token in sampling.logit_bias if 0 <= token < logits.numel()]
-            logits[ids] += logits.new_tensor([sampling.logit_bias[token] for token in ids])
-        if self._stops_masked:
-            logits[[token for token in sampling.stop_token_ids if 0 <= token < logits.numel()]] = float("-inf")
-        if self.counts is not None:
-            self.counts.penalise(logits, sampling)
+    def edits(self, vocab: int) -> Ints:
+        """What bias, stop ids and penalties do to single tokens; `kernels.signatures.Kernels.adjust`."""
+        return edits(self.sampling, self.counts, self._stops_masked, vocab) if self.adjusts else NO_EDITS
 
 
 NOT_FINITE = -1
 """In place of a token: the model gave no number for its row."""
 
 
+def as_tensors(inputs: Mapping[str, Ints]) -> dict[str, Tensor]:
+    """As they lie, on the CPU."""
+    return {name: torch.from_numpy(values) for name, values in inputs.items()}
+
+
 def sample(
-    logits: Tensor, rows: Sequence[SamplingRow], kernels: Kernels, masks: Sequence[Tensor | None] | None = None
+    logits: Tensor,
+    rows: Sequence[SamplingRow],
+    kernels: Kernels,
+    masks: Sequence[bytes | None] | None = None,
+    put: Callable[[Mapping[str, Ints]], Mapping[str, Tensor]] = as_tensors,
 ) -> list[int]:
     """One token id for each row of ``logits`` (float32 [R, vocab]). Accepts nothing: call `SamplingRow.accept`.
 
-    `masks`: for each row None or a bool tensor [vocab] of the allowed tokens (structured output). A row of logits that
-    holds NaN, or infinity as its largest, gets `NOT_FINITE`. All is fetched at once: a GPU is waited for once.
+    `masks`: for each row None or the allowed tokens (structured output), a bit each, the lowest of a byte first; tokens
+    behind their end are forbidden. A row of logits that holds NaN, or infinity as its largest, gets `NOT_FINITE`.
+    `put` brings int32 arrays to the logits' device, all that a call needs at once. A GPU is waited for once, for the
+    tokens.
     """
     finite = logits.amax(dim=-1).isfinite()  # of the raw ones: no bias and no mask is in them; NaN, if one is there
-    changed = [i for i, row in enumerate(rows) if row.adjusts or (masks is not None and masks[i] is not None)]
-    if changed:
-        logits = logits.clone()  # the raw ones are for the log-probabilities
-    for i in changed:
-        rows[i].adjust(logits[i])
-        mask = masks[i] if masks is not None else None
-        if mask is not None:
-            logits[i].masked_fill_(~mask, float("-inf"))
-
-    def column(values: list[float], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype).to(logits.device, non_blocking=True)
-
-    sampling = [row.sampling for row in rows]
-    if not any(one.temperature for one in sampling):
-        chosen = logits.argmax(dim=-1)  # the first of equals, as the kernel; and nothing to send to a GPU
-    else:
-        chosen = kernels.sample(
+    draws = any(row.sampling.temperature for row in rows)
+    adjusts = any(row.adjusts for row in rows) or any(mask is not None for mask in masks or ())
+    there: Mapping[str, Tensor] = {}
+    if draws or adjusts:
+        there = put(_settings(rows) | (_adjustments(rows, masks, logits.shape[1]) if adjusts else {}))
+    if adjusts:
+        logits = kernels.adjust(  # a copy: the raw ones are for the log-probabilities
             logits,
-            column([one.temperature for one in sampling], torch.float32),
-            column([one.top_k for one in sampling], torch.int32),
-            column([one.top_p for one in sampling], torch.float32),
-            column([one.min_p for one in sampling], torch.float32),
-            column([row.uniform for row in rows], torch.float64),
+            there["edits"],
+            there["starts"],
+            there["repetition"].view(torch.float32),
+            there["masks"],
+            there["mask_of"],
         )
+    if draws:
+        temperature, top_p, min_p = (there[name].view(torch.float32) for name in ("temperature", "top_p", "min_p"))
+        point = there["uniform"].view(torch.float64).view(-1)
+        chosen = kernels.sample(logits, temperature, there["top_k"], top_p, min_p, point)
+    else:
+        chosen = logits.argmax(dim=-1)  # the first of equals, as the kernel
     tokens: list[int] = chosen.masked_fill_(~finite, NOT_FINITE).tolist()
     return tokens
+
+
+def _settings(rows: Sequence[SamplingRow]) -> dict[str, Ints]:
+    """How each row draws; the bits of what is no integer."""
+    sampling = [row.sampling for row in rows]
+    return {
+        "temperature": _bits([one.temperature for one in sampling]),
+        "top_k": np.array([one.top_k for one in sampling], np.int32),
+        "top_p": _bits([one.top_p for one in sampling]),
+        "min_p": _bits([one.min_p for one in sampling]),
+        "uniform": np.array([row.uniform for row in rows], np.float64).view(np.int32).reshape(-1, 2),
+    }
+
+
+def _bits(values: Sequence[float]) -> Ints:
+    return np.array(values, np.float32).view(np.int32)
+
+
+def _adjustments(rows: Sequence[SamplingRow], masks: Sequence[bytes | None] | None, vocab: int) -> dict[str, Ints]:
+    """The longest at the end: what lies behind the last number of a call is not sent."""
+    held = [mask for mask in masks or () if mask is not None]
+    words = np.zeros((len(held), -(-vocab // 32) * 4), np.uint8)
+    for bits, mask in zip(words, held, strict=True):
+        whole = np.frombuffer(mask, np.uint8)[: words.shape[1]]
+        bits[: len(whole)] = whole
+    masked = np.array([mask is not None for mask in masks or [None] * len(rows)])
+    changes = [row.edits(vocab) for row in rows]
+    return {
+        "repetition": _bits([row.sampling.repetition_penalty for row in rows]),
+        "mask_of": np.where(masked, np.cumsum(masked) - 1, -1).astype(np.int32),
+        "starts": np.cumsum([0, *map(len, changes)]).astype(np.int32),
+        "masks": words.view(np.int32),
+        "edits": np.concatenate(changes),
+    }
 
 
 def uniform(seed: int, index: int) -> float:

@@ -213,9 +213,3 @@ def _ints(values: Sequence[int], request: int) -> Ints:
         return np.asarray(values, np.int32)
     except OverflowError as error:
         raise PlanError(f"token and block ids must lie in [0, 2 ** 31): {error}", request) from error
-
-
-def allowed_tokens(mask: bytes, vocab_size: int) -> Tensor:
-    """A row's mask as a bool tensor [vocab]; tokens behind its end are forbidden."""
-    bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=vocab_size, bitorder="little")
-    return torch.from_numpy(bits.astype(np.bool_))

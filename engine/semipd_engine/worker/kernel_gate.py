@@ -108,6 +108,7 @@ def _checks(config: ModelConfig, dtype: torch.dtype, device: torch.device, block
 
     yield Check("rms_norm", norm)
     yield Check("silu_mul", activation)
+    yield Check("adjust", lambda kernels: (_adjusted(kernels, generator),))
     yield Check("sample", lambda kernels: (_drawn(kernels, generator.device),))
     if config.mixture is not None:
         inner_size = config.mixture.intermediate_size
@@ -229,6 +230,21 @@ def _experts(
     yield Check("grouped_linear", multiplied)
     yield Check("grouped_gated_linear", gated)
     yield Check("combine", combined)
+
+
+def _adjusted(kernels: Kernels, generator: torch.Generator) -> Tensor:
+    """What may be chosen, and how much of it: a row that asks for nothing, one with a mask, two that edit tokens."""
+    device, words = generator.device, -(-VOCABULARY // 32)
+    logits = torch.linspace(-9, 9, 4 * VOCABULARY, device=device).view(4, VOCABULARY)
+    token = torch.arange(1200, dtype=torch.int32, device=device) * 16 + 3
+    half = torch.full((1200,), 0.5, device=device).view(torch.int32)
+    edits = torch.stack([token, half, half, token // 16 % 4], dim=1)
+    starts = torch.tensor([0, 0, 0, 500, 1200], dtype=torch.int32, device=device)
+    mask_of = torch.tensor([-1, 1, -1, 0], dtype=torch.int32, device=device)
+    masks = torch.arange(2 * words, dtype=torch.int32, device=device).view(2, words) * 40503
+    penalties = torch.tensor([1.0, 1.0, 1.3, 0.8], device=device)
+    found = kernels.adjust(logits, edits, starts, penalties, masks, mask_of)
+    return torch.stack((found.isinf().float(), found.nan_to_num(neginf=0.0)))
 
 
 def _drawn(kernels: Kernels, device: torch.device) -> Tensor:

@@ -24,7 +24,7 @@ from semipd_engine.model.stage import Step
 from semipd_engine.pacing.quantum import Pacer, in_quanta
 from semipd_engine.sampling.sampler import NOT_FINITE, SamplingRow, sample, token_logprobs
 from semipd_engine.worker.decode_graphs import Capture, DecodeGraphs
-from semipd_engine.worker.input_batch import InputBatch, InputBuffers, Limits, allowed_tokens
+from semipd_engine.worker.input_batch import InputBatch, InputBuffers, Limits
 
 SCORED_AT_ONCE = 64
 """Positions of a prompt: their logits are as wide as the vocabulary."""
@@ -56,7 +56,7 @@ class ModelRunner:
         `capture`: decode steps become programs, now."""
         self._device = weights.region.data.device
         self._kernels = kernels
-        self._buffers = InputBuffers(self._device)
+        self._buffers, self._sampled = InputBuffers(self._device), InputBuffers(self._device)
         self._pacer = pacer
         self.decoder = Decoder(config, weights, kv, kernels, pacer)
         self._pages = PagesAhead(kv)
@@ -87,7 +87,7 @@ class ModelRunner:
             if row.sampling is not None
         ]
         requests = [row.request for row in plan.rows if row.sampling is not None]
-        masks = self._masks(plan)
+        masks = [row.mask for row in plan.rows if row.sampling is not None]  # of the only step of their plan
         for step in range(plan.max_steps):
             with torch.inference_mode():
                 scores: list[TargetScores] = []
@@ -112,6 +112,7 @@ class ModelRunner:
             begin = time.perf_counter()
             inputs.advance(tokens, running)
             requests, sampling = [requests[i] for i in running], [sampling[i] for i in running]
+            masks = [None] * len(running)
 
     def _program(self, inputs: InputBatch, plan: StepPlan) -> DecodeGraphs | None:
         """Those that hold the next step, if there are any."""
@@ -147,28 +148,18 @@ class ModelRunner:
             first += len(row.tokens)
         return found
 
-    def _masks(self, plan: StepPlan) -> list[Tensor | None] | None:
-        """Of the rows that sample; None if no row has a mask. They hold for the only step of their plan."""
-        if not any(row.mask for row in plan.rows):
-            return None
-        return [
-            None if row.mask is None else allowed_tokens(row.mask, self._limits.vocab_size).to(self._device)
-            for row in plan.rows
-            if row.sampling is not None
-        ]
-
     def _sample(
         self,
         logits: Tensor,
         requests: Sequence[int],
         rows: Sequence[SamplingRow],
-        masks: Sequence[Tensor | None] | None,
+        masks: Sequence[bytes | None],
     ) -> list[TokenResult]:
         """One token for each row of ``logits [R, vocab_size]``; the rows accept theirs."""
 
         def some(begin: int, end: int) -> list[int]:
             part = logits[begin:end]
-            tokens = sample(part, rows[begin:end], self._kernels, None if masks is None else masks[begin:end])
+            tokens = sample(part, rows[begin:end], self._kernels, masks[begin:end], self._sampled.put)
             for request, token in zip(requests[begin:end], tokens, strict=True):
                 if token == NOT_FINITE:
                     raise NotFiniteError(request)

@@ -114,6 +114,18 @@ def test_the_gate_asks_for_tokens_too() -> None:
         gate_kernels(Late(), DENSE, torch.float32, torch.device("cpu"), kernel_gate.BLOCK_SIZE)
 
 
+def test_the_gate_asks_for_what_rows_want_of_their_logits() -> None:
+    class Free(ReferenceKernels):
+        name = "triton"
+
+        def adjust(self, logits: Tensor, *more: Tensor) -> Tensor:
+            found = super().adjust(logits, *more)
+            return found.where(found > -30, -30)
+
+    with pytest.raises(UnfitError, match="adjust differs from its twin"):
+        gate_kernels(Free(), DENSE, torch.float32, torch.device("cpu"), kernel_gate.BLOCK_SIZE)
+
+
 @pytest.mark.parametrize("block_size", [1, 8, 64, 2000])
 @pytest.mark.parametrize("config", [DENSE, LATENT], ids=["dense", "latent"])
 def test_the_gate_asks_over_blocks_of_the_workers_size(config: Any, block_size: int) -> None:

@@ -23,7 +23,7 @@ SHARED = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10}
 KERNELS = {
     *("attend", "join", "attend_latent", "rotate_and_write", "rotate_and_write_latent"),
     *("rms_norm", "silu_mul", "sample"),
-    *("choose", "arrange", "multiply_experts", "combine"),
+    *("choose", "arrange", "multiply_experts", "combine", "forbid", "edit"),
 }
 AGAIN = ("Llama 3.1 8B", "DeepSeek-V2-Lite")
 """Each kernel is among theirs: compiled once more here, for the newest card. The page's other lines cost minutes."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from semipd_engine.kernels.gpu import attention, latent, rows, sampling
+from semipd_engine.kernels.gpu import adjusting, attention, latent, rows, sampling
 from semipd_engine.kernels.gpu import experts as mixture
 from semipd_engine.kernels.rates import UNPACED, Rates
 from semipd_engine.kernels.reference import ReferenceKernels
@@ -158,6 +158,11 @@ class TritonKernels(ReferenceKernels):
     ) -> None:
         where = rows or (0, len(q))
         latent.latent_attention(q, cache, block_tables, seq_lens, query_start_loc, scale, out, where, self._num_sms)
+
+    def adjust(
+        self, logits: Tensor, edits: Tensor, starts: Tensor, repetition: Tensor, masks: Tensor, mask_of: Tensor
+    ) -> Tensor:
+        return adjusting.adjust(logits, edits, starts, repetition, masks, mask_of)
 
     def sample(
         self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor

@@ -154,8 +154,10 @@ def launch(sizes: Sizes, dtype: torch.dtype, num_sms: int = 132) -> None:
         kernels.qk_norm_rope_write_kv(qkv, angles, angles, slots, cache, cache, sizes.head_dim, *norms)
     if sizes.routing is not None:
         launch_experts(sizes, dtype, rows)
-    one = tensor(rows, dtype=torch.float32)
-    kernels.sample(tensor(rows, 128256, dtype=torch.float32), one, slots, one, one, one.double())
+    one, logits = tensor(rows, dtype=torch.float32), tensor(rows, 128256, dtype=torch.float32)
+    edits, masks = tensor(7, 4, dtype=torch.int32), tensor(2, 128256 // 32, dtype=torch.int32)
+    kernels.adjust(logits, edits, tensor(rows + 1, dtype=torch.int32), one, masks, slots)
+    kernels.sample(logits, one, slots, one, one, one.double())
     for rows_of_each in (1, 64):
         for blocks in (1, 2 * POSITIONS_OF_A_SPLIT // BLOCK_SIZE):
             tables, lengths, starts = (tensor(*shape, dtype=torch.int32) for shape in ((1, blocks), (1,), (2,)))

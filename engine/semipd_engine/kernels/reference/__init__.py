@@ -13,7 +13,7 @@ from torch import Tensor
 from semipd_engine.kernels.rates import RATES, Rates
 from semipd_engine.kernels.reference import experts as mixture
 from semipd_engine.kernels.reference.attention import paged_attention
-from semipd_engine.kernels.reference.sampling import sample
+from semipd_engine.kernels.reference.sampling import adjust, sample
 from semipd_engine.kernels.signatures import PANEL, PANELS, ROWS, PackedGroup, PackedLayout, PackedWeight, RoutingRule
 
 
@@ -190,6 +190,11 @@ class ReferenceKernels:
         values = cache[..., : out.shape[-1]]
         where = rows or (0, len(q))
         paged_attention(q, cache, values, block_tables, seq_lens, query_start_loc, scale, out, where, 0)
+
+    def adjust(
+        self, logits: Tensor, edits: Tensor, starts: Tensor, repetition: Tensor, masks: Tensor, mask_of: Tensor
+    ) -> Tensor:
+        return adjust(logits, edits, starts, repetition, masks, mask_of)
 
     def sample(
         self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor

@@ -7,7 +7,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from semipd_engine.kernels.signatures import SEEN, STOPPED
+
 CANDIDATES = 1024
+
+
+def adjust(logits: Tensor, edits: Tensor, starts: Tensor, repetition: Tensor, masks: Tensor, mask_of: Tensor) -> Tensor:
+    """See `signatures.Kernels.adjust`."""
+    out = logits.clone()
+    if len(edits):
+        number = torch.arange(len(edits), dtype=torch.int32, device=logits.device)
+        row = torch.searchsorted(starts[1:], number, right=True)
+        token, kind = edits[:, 0].long(), edits[:, 3]
+        added, taken = (edits[:, column].contiguous().view(torch.float32) for column in (1, 2))
+        values = (logits[row, token] + added).masked_fill_(kind & STOPPED != 0, float("-inf"))
+        penalty = repetition[row]
+        penalised = torch.where(values > 0, values / penalty, values * penalty)
+        out[row, token] = torch.where(kind & SEEN != 0, penalised, values) - taken
+    if len(masks):
+        bits = (masks[:, :, None] >> torch.arange(32, dtype=torch.int32, device=masks.device)) & 1
+        allowed = bits.flatten(1)[:, : logits.shape[1]].bool()
+        out.masked_fill_(~allowed[mask_of.clamp(min=0).long()] & (mask_of >= 0)[:, None], float("-inf"))
+    return out
 
 
 def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor) -> Tensor:
