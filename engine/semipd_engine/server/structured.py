@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -123,9 +124,14 @@ def _grammar(field: str, kind: str, value: Any, modifiers: Mapping[str, Any]) ->
             return str(LLMatcher.grammar_from_lark("start: " + " | ".join(map(_quoted, value))))
         if not isinstance(value, str):
             raise bad_request(field, "must be a string")
-        return str(LLMatcher.grammar_from_regex(value) if kind == "regex" else grammar_from("grammar", value))
+        return str(LLMatcher.grammar_from_regex(_ascii_digits(value)) if kind == "regex" else grammar_from(kind, value))
     except (ValueError, RecursionError) as error:
         raise _refused(field, str(error)) from None
+
+
+def _ascii_digits(regex: str) -> str:
+    r"""`\d` is 0 to 9, as in a schema's `pattern` (ECMA-262); llguidance takes the digits of all scripts."""
+    return re.sub(r"\\(.)", lambda found: {"d": "[0-9]", "D": "[^0-9]"}.get(found[1], found[0]), regex, flags=re.DOTALL)
 
 
 def _quoted(text: str) -> str:

@@ -101,6 +101,13 @@ def test_a_part_of_the_corpus_is_accepted_ends_and_validates(grammars: Grammars,
     assert accepted >= 0.9 * len(part) == 36 and ended >= 0.95 * accepted
 
 
+def test_a_digit_of_a_regex_is_one_of_ten(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    asked, meant = (grammar_of({"guided_regex": regex}) for regex in (r"\d{9}\\d[\d]\D", r"[0-9]{9}\\d[[0-9]][^0-9]"))
+    assert asked == meant
+    text = answer(grammars, tokenizer, asked, 1)
+    assert text is not None and text[:9].isascii() and text[:9].isdigit() and text[9:11] == r"\d"
+
+
 def test_every_way_to_ask(grammars: Grammars, tokenizer: Tokenizer) -> None:
     ways: list[tuple[dict[str, Any], Callable[[str], bool]]] = [
         ({"structured_outputs": {"choice": ["yes", 'no "x"', "größe"]}}, lambda t: t in ("yes", 'no "x"', "größe")),
