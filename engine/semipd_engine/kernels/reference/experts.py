@@ -21,7 +21,7 @@ def route(
     scores = logits.sigmoid() if rule.sigmoid else logits.softmax(-1)
     choice = scores if correction is None else scores + correction
     if rule.groups > 1:
-        grouped = choice.view(choice.shape[0], rule.groups, -1)
+        grouped = choice.view(choice.shape[0], rule.groups, choice.shape[1] // rule.groups)
         values = grouped.topk(2, dim=-1).values.sum(-1) if rule.sigmoid else grouped.amax(-1)
         best = values.topk(rule.groups_chosen, dim=-1).indices
         closed = torch.ones_like(values, dtype=torch.bool).scatter_(1, best, False)
