@@ -43,7 +43,7 @@ def patient(protocol: type[Any]) -> type[Any]:
         _since = _heard = 0.0
         """When it began to be awaited, and when a part of it came last; the loop's time."""
         _body = _reckoned = 0
-        """Bytes since the body is awaited, and how many of them had come ..."""
+        """Bytes of it that came, and how many of them had come ..."""
         _reckoned_at = 0.0
         """... when a MiB was complete last."""
         _spoke = False
@@ -104,10 +104,14 @@ def patient(protocol: type[Any]) -> type[Any]:
                 self._timer.cancel()
                 self._timer = None
             self._awaited = awaited
-            self._since = self._heard = self._reckoned_at = self.loop.time()
-            self._body = self._reckoned = 0
+            self._body = len(self.cycle.body) if awaited is Awaited.BODY else 0  # what came with its head
+            self._reckoned = 0
             if awaited is not Awaited.NOTHING:
-                self._look_again(self._deadline())
+                self._begin()
+
+        def _begin(self) -> None:
+            self._since = self._heard = self._reckoned_at = self.loop.time()
+            self._look_again(self._deadline())
 
         def _look_again(self, deadline: float) -> None:
             """Sooner than it is over now: a body that comes to count has less time."""
@@ -123,8 +127,10 @@ def patient(protocol: type[Any]) -> type[Any]:
             """The time was over when the timer was set; meanwhile more may have come, or the whole."""
             self._timer = None
             awaited = self._what_is_missing()
-            if awaited is not self._awaited or self.flow.read_paused:  # paused: it is we who do not read
+            if awaited is not self._awaited:
                 self._await(awaited)
+            elif self.flow.read_paused:  # it is we who do not read; what came stays counted
+                self._begin()
             elif (deadline := self._deadline()) > self.loop.time():
                 self._look_again(deadline)
             elif not self._spoke:

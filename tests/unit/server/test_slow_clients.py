@@ -151,6 +151,31 @@ async def test_who_holds_the_room_of_others_and_drips_is_refused(protocol: Any) 
     assert client.ended("body")
 
 
+async def test_what_came_with_the_head_counts(protocol: Any) -> None:
+    client = Connection(protocol)
+    client.send(large(1 << 20) + bytes(SMALL_BYTES + 1))
+    await taken(client)
+    client.timers.pass_by(MIB_SECONDS - 1)
+    client.send(b"x")
+    client.timers.pass_by(1)
+    assert client.ended("body")
+
+
+async def test_while_we_do_not_read_what_came_stays_counted(protocol: Any) -> None:
+    client = Connection(protocol)
+    client.send(large(9 << 20))
+    client.send(MIB)
+    await taken(client)
+    client._made.flow.pause_reading()
+    client.timers.pass_by(MIB_SECONDS)
+    client._made.flow.resume_reading()
+    client.timers.pass_by(MIB_SECONDS - 1)
+    assert client.sink.written == b""
+    client.send(b"x")
+    client.timers.pass_by(1)
+    assert client.ended("body")
+
+
 async def test_a_large_body_at_a_modest_pace_is_taken(protocol: Any) -> None:
     client = Connection(protocol)
     client.send(large(8 << 20))
