@@ -9,7 +9,10 @@ from semipd_agent import report
 from semipd_agent.contract import (
     SLO,
     EnginePhase,
+    Mode,
 )
+from semipd_agent.partitioner import Grant
+from semipd_agent.partitioner.unlimited import Unlimited
 from semipd_agent.report import LauncherState
 from semipd_agent.slo.attainment import Attainment
 from semipd_agent.slo.policy import Verdict
@@ -78,6 +81,10 @@ def test_feasibility_is_the_policys_word() -> None:
     unknown = report.slo_report(slo, Attainment(), Verdict(), auto=True, fresh=True)
     assert (unknown.feasible, unknown.feasible_reason) == (None, "InsufficientTraffic")
     assert unknown.feasible_message == "too few requests to judge by"
+    bench = Bench(config(mode=Mode.AUTO, slo=slo), lambda _: Unlimited(Grant(cpus=(0, 1))))
+    idle = bench.report().slo
+    assert idle is not None and (idle.feasible, idle.feasible_reason) == (None, "PolicyInactive")
+    assert "not Auto, or no share is enforced" in idle.feasible_message
 
 
 MODEL = ModelInfo(

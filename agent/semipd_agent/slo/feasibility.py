@@ -25,7 +25,8 @@ MESSAGES = {
     "TPOTBound": "no split in reach keeps the TPOT target under this load: another pod helps",
     "Overloaded": "no split in reach keeps either target under this load: another pod helps",
     "InsufficientTraffic": "too few requests to judge by",
-    "PolicyInactive": "nothing moves the split, so nothing judges it: partition.mode is not Auto",
+    "PolicyInactive": "nothing moves the split, so nothing judges it: partition.mode is not Auto, or no share is "
+    "enforced here",
     "PolicyFailed": "the policy failed and the split holds; the pod's message says how",
     "NoObservation": "the engine does not tell what it observes",
 }
