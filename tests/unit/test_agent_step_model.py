@@ -78,6 +78,23 @@ def test_under_one_share_the_law_stays_the_profiles() -> None:
     assert model.decode_shares.under[17].shared < 200, "what is kept is bounded"
 
 
+def test_a_kind_that_core_forgot_and_began_anew_is_learned_from() -> None:
+    """Between two ticks: the difference is negative, and what was learned of a share was nonsense then."""
+    model, split = slowed((engine.Split(),), 0.4), engine.Split(prefill=100, decode=20)
+    kind = (Phase.DECODE, 100, 20, 8, 9, 0)
+
+    def sums(count: int, seconds: float, shared: float) -> dict[Kind, StepTimes]:
+        return {kind: steps(Phase.DECODE, 8, count, seconds, shared=shared).model_copy(update={"split": split})}
+
+    before = sums(100, 300.0, 0.4)
+    model = model.learn({}, before, 1.0)
+    for after in (sums(3, 9.0, 1.0), sums(6, 18.0, 1.0), sums(9, 27.0, 1.0)):
+        model, before = model.learn(before, after, 1.0), after
+    assert model.decode_shares.under[17].shared == pytest.approx(27.0)
+    assert model.decode_shares.under[17].steps == pytest.approx(9)
+    assert model.laws_known == 1
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_an_assumed_profile_takes_its_scale_from_the_first_steps(count: int) -> None:
     """A guess that is twenty times too fast is no better for being the only one."""

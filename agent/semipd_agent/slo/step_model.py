@@ -312,8 +312,17 @@ def _share(phase: Phase, split: Split) -> float:
 
 
 def _difference(before: StepTimes | None, now: StepTimes) -> StepTimes:
-    """What came between two sums of one kind."""
-    if before is None:
+    """What came between two sums of one kind. They only grow: smaller ones are of a kind that core forgot meanwhile and
+    began anew."""
+    if before is None or any(
+        after < was
+        for was, after in (
+            (before.steps, now.steps),
+            (before.tokens, now.tokens),
+            (before.alone_seconds, now.alone_seconds),
+            (before.shared_seconds, now.shared_seconds),
+        )
+    ):
         return now
     return StepTimes.model_construct(
         phase=now.phase,
