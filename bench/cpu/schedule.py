@@ -21,7 +21,7 @@ from semipd_engine.contract import Split
 
 EVEN, LONG_PROMPTS, LONG_ANSWERS = (Split(prefill=p, decode=100 - p) for p in (50, 70, 30))
 MOST_BY_TURNS = Split(prefill=38, decode=62)
-"""On two CPUs, of what prompts may have, the most that is not a core of their own."""
+"""On two CPUs nearly the most that prompts may have (39) without a core of their own."""
 BARGAIN_SPLITS = (EVEN, MOST_BY_TURNS, LONG_ANSWERS)
 SPLITS = (*BARGAIN_SPLITS, LONG_PROMPTS, *(Split(prefill=p, decode=100 - p) for p in (20, 40, 60, 80)))
 LIMITS, MACHINE = "limits", "machine"
