@@ -7,17 +7,20 @@ is as old as the capture. On a GPU it is a graph.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from tests.engine.model_driver import Driver, random_prompt
+from tests.engine.model_driver import BLOCK_SIZE, Driver, random_prompt
 
 from e2e.lib import models
 from semipd_engine.ipc.steps import Row, StepPlan, StepResult
 from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.kernels import Kernels, choose
+from semipd_engine.model.decoder import Decoder
 from semipd_engine.pacing.quantum import Unpaced
-from semipd_engine.worker.decode_graphs import SIZES, CudaCapture, Queue
+from semipd_engine.worker import warm_up as gate
+from semipd_engine.worker.decode_graphs import SIZES, CudaCapture, DecodeGraphs, Queue
 from semipd_engine.worker.model_runner import ModelRunner
 from semipd_engine.worker.servable import UnfitError
 from semipd_engine.worker.warm_up import warm_up
@@ -147,3 +150,19 @@ def test_programs_that_are_right_pass_the_gate(device: torch.device) -> None:
     driver, programs = engine("llama", device, captured=False)
     warm_up(driver.config, driver.arena, choose(device.type), driver.kv.layout, programs)
     assert (programs.made, programs.replays) == (3, 3)
+
+
+def test_the_gates_tables_are_as_wide_as_those_that_serve(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their width decides whether attention splits a context, by kernels of its own."""
+    widths: list[int] = []
+
+    def noted(decoder: Decoder, where: torch.device, most_blocks: int, *rest: Any) -> DecodeGraphs:
+        widths.append(most_blocks)
+        return DecodeGraphs(decoder, where, most_blocks, *rest)
+
+    monkeypatch.setattr(gate, "DecodeGraphs", noted)
+    driver, programs = engine("llama", device, captured=False)
+    warm_up(driver.config, driver.arena, choose(device.type), driver.kv.layout, programs)
+    assert widths == [-(-driver.config.max_position_embeddings // BLOCK_SIZE)]

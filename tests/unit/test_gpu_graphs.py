@@ -3,16 +3,23 @@ their memory. What the programs compute is tested where there are numbers (`test
 
 from __future__ import annotations
 
+import contextlib
+import gc
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
+from weakref import finalize
 
 import numpy as np
 import pytest
+import torch
 
 from bench.gpu.models import CONTEXT, Shape, card
 from bench.gpu.step_trace import FakeWorker, Trace
 from semipd_engine.kernels import ReferenceKernels
 from semipd_engine.kernels.gpu import TritonKernels
-from semipd_engine.worker.decode_graphs import SIZES, Queue, cannot_capture, padded
+from semipd_engine.worker.decode_graphs import SIZES, CudaCapture, Queue, cannot_capture, padded
+from semipd_engine.worker.servable import UnfitError
 
 pytestmark = pytest.mark.unit
 
@@ -105,3 +112,82 @@ def test_padding_is_a_sequence_of_its_own_that_writes_nowhere() -> None:
         "block_tables": [[4, 9], [0, 0], [0, 0]],
     }
     assert {values.dtype for values in padded(inputs, 3).values()} == {np.dtype(np.int32)}
+
+
+class Allocator:
+    """What torch's does about the pools of graphs: an id is as good as new until its first graph, and no good any more
+    once its last one is gone, for what the graphs' streams hold of its memory outlives them. Source: PyTorch,
+    CUDACachingAllocator.cpp, create_or_incref_pool."""
+
+    def __init__(self) -> None:
+        self.graphs_of: dict[int, int] = {}
+
+    def graph_pool_handle(self) -> int:
+        return 7
+
+    def CUDAGraph(self) -> Any:
+        return _Graph()
+
+    @contextlib.contextmanager
+    def graph(self, graph: _Graph, pool: int, capture_error_mode: str) -> Iterator[None]:
+        assert self.graphs_of.get(pool, 1) > 0, "use_count > 0"
+        self.graphs_of[pool] = self.graphs_of.get(pool, 0) + 1
+        finalize(graph, self._gone, pool)
+        yield
+
+    def _gone(self, pool: int) -> None:
+        self.graphs_of[pool] -= 1
+
+
+class _Graph:
+    def replay(self) -> None: ...
+
+
+class _Stream:
+    def wait_stream(self, other: object) -> None: ...
+
+
+def test_the_gates_graphs_are_gone_before_those_that_serve_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their pool lives on all the same."""
+    allocator = Allocator()
+    for name in ("graph_pool_handle", "CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, getattr(allocator, name))
+    monkeypatch.setattr(torch.cuda, "Stream", _Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", _Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    capture = CudaCapture()
+    gates = [capture(lambda: None) for _ in range(3)]
+    assert allocator.graphs_of == {7: 3}
+    del gates
+    gc.collect()
+    assert allocator.graphs_of == {7: 1}
+    capture(lambda: None)()
+
+
+def test_programs_go_with_whom_they_served() -> None:
+    """Without a round of the garbage collector, which may come in the middle of the next capture."""
+    worker, seen = watched("1B")
+    runner = worker._runner
+    graphs = runner.graphs
+    assert graphs is not None
+    gone: list[bool] = []
+    finalize(graphs, gone.append, True)
+    gc.collect()
+    gc.disable()
+    try:
+        runner.graphs = None
+        del graphs
+        assert gone == [True]
+    finally:
+        gc.enable()
+
+
+def test_what_cannot_be_captured_when_it_is_to_serve_has_its_name_too() -> None:
+    """Memory may be short only then: its programs are larger than the gate's."""
+
+    def capture(queue: Queue) -> Queue:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(UnfitError, match="out of memory; without SEMIPD_GPU_GRAPHS") as refused:
+        FakeWorker(card("1B", num_hidden_layers=LAYERS), TritonKernels(132), 256, capture=capture)
+    assert refused.value.reason == "WrongGraphs"

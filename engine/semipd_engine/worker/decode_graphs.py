@@ -23,6 +23,7 @@ from semipd_engine.kernels import Kernels, ReferenceKernels
 from semipd_engine.model.batch import Batch
 from semipd_engine.model.decoder import Decoder
 from semipd_engine.worker.input_batch import InputBuffers, Ints
+from semipd_engine.worker.servable import UnfitError
 
 VARIABLE = "SEMIPD_GPU_GRAPHS"
 """Of the environment: ``1`` for decode steps in CUDA graphs, once they have proved themselves at the worker's start."""
@@ -54,26 +55,31 @@ class DecodeGraphs:
         capture: Capture,
         sizes: Iterable[int] = SIZES,
     ) -> None:
-        """`most_blocks`: width of the block tables. Captures all; writes no key and no value."""
-        self._decoder, self._capture = decoder, capture
-        self._buffers, self._workspaces = InputBuffers(device), decoder.workspaces()
+        """`most_blocks`: width of the block tables. Captures all; writes no key and no value. Raises `UnfitError`
+        (WrongGraphs) where that cannot be, for want of memory, too."""
+        self._buffers, workspaces = InputBuffers(device), decoder.workspaces()
         nobody = _nobody(most_blocks)
-        with torch.inference_mode():
-            # The largest first: buffers and pool are then as large as they get, and nothing moves any more.
-            self._programs = {size: self._program(padded(nobody, size)) for size in sorted(sizes, reverse=True)}
+
+        def program(size: int) -> _Program:
+            # It knows the decoder, not this object: that would be a circle, and its graph's memory its collector's.
+            there = self._buffers.put(padded(nobody, size))
+            rows = there.pop("sampled")
+            batch = Batch(**there, visible=len(rows))
+            body, head = workspaces
+
+            def queue() -> Tensor:
+                return decoder.logits(decoder.forward(batch, body), rows, head)
+
+            logits = queue()
+            return _Program(capture(queue), queue, logits)
+
+        try:
+            with torch.inference_mode():
+                # The largest first: buffers and pool are then as large as they get, and nothing moves any more.
+                self._programs = {size: program(size) for size in sorted(sizes, reverse=True)}
+        except Exception as error:
+            raise wrong_graphs(f"a decode step cannot be captured: {type(error).__name__}: {error}") from error
         self._sizes = sorted(self._programs)
-
-    def _program(self, inputs: Mapping[str, Ints]) -> _Program:
-        there = self._buffers.put(inputs)
-        rows = there.pop("sampled")
-        batch = Batch(**there, visible=len(rows))
-        body, head = self._workspaces
-
-        def queue() -> Tensor:
-            return self._decoder.logits(self._decoder.forward(batch, body), rows, head)
-
-        logits = queue()
-        return _Program(self._capture(queue), queue, logits)
 
     def fits(self, rows: int) -> bool:
         return rows <= self._sizes[-1]
@@ -97,6 +103,10 @@ class DecodeGraphs:
         program = self._programs[size]
         how(program)()
         return program.logits[:rows]
+
+
+def wrong_graphs(what: str) -> UnfitError:
+    return UnfitError("WrongGraphs", f"{what}; without {VARIABLE} the worker serves")
 
 
 def cannot_capture(kernels: Kernels) -> str:
@@ -133,10 +143,15 @@ def padded(inputs: Mapping[str, Ints], size: int) -> dict[str, Ints]:
 
 class CudaCapture:
     """CUDA graphs that share one pool of memory: what is captured may not wait for the device, and what it allocates
-    stays the graphs' own. Source: torch.cuda.graph."""
+    stays the graphs' own. Source: torch.cuda.graph.
+
+    It holds the last of them: torch refuses a pool whose graphs are all gone, as those of the gate are when those that
+    serve are made.
+    """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._last: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, queue: Queue) -> Queue:
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -148,5 +163,6 @@ class CudaCapture:
         # Another thread of this process may use the device meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             queue()
+        self._last = graph
         replay: Queue = graph.replay
         return replay

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
+from msgspec.structs import replace
 
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.ipc.steps import Row, StepPlan, TokenResult
@@ -18,7 +19,7 @@ from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.memory.layout import KVLayout
 from semipd_engine.memory.region import Region
 from semipd_engine.pacing.quantum import Unpaced
-from semipd_engine.worker.decode_graphs import VARIABLE, Capture, DecodeGraphs
+from semipd_engine.worker.decode_graphs import Capture, DecodeGraphs, wrong_graphs
 from semipd_engine.worker.input_batch import InputBatch, InputBuffers, Limits
 from semipd_engine.worker.model_runner import ModelRunner
 from semipd_engine.worker.servable import UnfitError
@@ -65,29 +66,27 @@ def warm_up(
     if not all(_sane(result) for result in results):
         raise UnfitError("WarmUpFailed", "the model gives no finite numbers on this worker")
     if capture is not None:
-        limits = Limits(config.vocab_size, num_blocks, layout.block_size, longest)
-        _gate_graphs(runner, limits, rows, norm.device, capture)
+        # Tables as wide as those of the programs that serve, for which attention splits its positions.
+        wide = max(longest, config.max_position_embeddings)
+        _gate_graphs(runner, Limits(config.vocab_size, num_blocks, layout.block_size, wide), rows, norm.device, capture)
 
 
 def _gate_graphs(runner: ModelRunner, limits: Limits, rows: list[Row], device: torch.device, capture: Capture) -> None:
     """Programs of one, two and four rows, the last with one row of padding, give the bits of their kernels."""
+    graphs = DecodeGraphs(runner.decoder, device, limits.most_blocks, capture, (1, 2, 4))
+    buffers = InputBuffers(device)
+    behind = replace(rows[0], start=rows[0].start + 1)
     try:
-        graphs = DecodeGraphs(runner.decoder, device, limits.most_blocks, capture, (1, 2, 4))
-        buffers = InputBuffers(device)
-        for some in (rows[:1], rows, [*rows, rows[0]]):
+        for some in (rows[:1], rows, [*rows, behind]):
             with torch.inference_mode():
                 if graphs.differs(InputBatch(StepPlan(4, 1, some), limits, buffers).arrays()):
-                    raise _wrong_graphs(
+                    raise wrong_graphs(
                         f"a captured decode step of {len(some)} rows gives other numbers than its kernels"
                     )
     except UnfitError:
         raise
     except Exception as error:
-        raise _wrong_graphs(f"a decode step cannot be captured: {type(error).__name__}: {error}") from error
-
-
-def _wrong_graphs(what: str) -> UnfitError:
-    return UnfitError("WrongGraphs", f"{what}; without {VARIABLE} the worker serves")
+        raise wrong_graphs(f"a captured decode step does not run: {type(error).__name__}: {error}") from error
 
 
 def _sane(result: TokenResult) -> bool:
