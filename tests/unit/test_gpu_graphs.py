@@ -166,7 +166,7 @@ def test_the_gates_graphs_are_gone_before_those_that_serve_are_made(monkeypatch:
 
 def test_programs_go_with_whom_they_served() -> None:
     """Without a round of the garbage collector, which may come in the middle of the next capture."""
-    worker, seen = watched("1B")
+    worker, _ = watched("1B")
     runner = worker._runner
     graphs = runner.graphs
     assert graphs is not None
