@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.engine.harness import Stream
+from tests.gpu.check import large_parts
 from tests.gpu.check.__main__ import BUDGET_SECONDS, status_of
 from tests.gpu.check.catalogue import LEAVE_SECONDS, PARTS, RESERVED, Part, allowance
 from tests.gpu.check.presence import lacking, no_gpu
 from tests.gpu.check.report import Outcome, Record, markdown
 from tests.gpu.check.verdicts import PREDICTIONS, Verdict, steps, targets
+
+from semipd_engine.ipc.tokens import Sampling
 
 pytestmark = pytest.mark.unit
 
@@ -189,3 +193,10 @@ def test_what_a_part_saw_is_whole_or_not_there(tmp_path: Path) -> None:
     assert Record.read(path) == record("part", steps=[{"step": "decode 1", "ms": 1.5}])
     path.write_text(path.read_text()[:-5])
     assert Record.read(path) is None
+
+
+def test_streams_that_never_decoded_together_cost_the_other_cases_nothing() -> None:
+    """It is a row without a figure, not the end of the part."""
+    together = [Stream("a", [], Sampling(), times=[1.0, 2.0, 2.5, 3.0]), Stream("b", [], Sampling(), times=[2.0, 2.5])]
+    assert large_parts._step_ms(together, 2.0) == 500.0
+    assert large_parts._step_ms(together, 2.75) is None

@@ -26,9 +26,9 @@ from semipd_engine.memory.kv_size import GPU_RESERVED
 DRY_SIZES = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "head_dim": 32}
 DRY_SIZES |= {"num_attention_heads": 8, "num_key_value_heads": 2}
 DRY_CASES = {"decode 1": (Shape(1, 1, 48),), "decode 4": (Shape(4, 1, 48),), "prefill 64": (Shape(1, 64, 64),)}
-STEPS, OUTPUT = 48, 512
+STEPS, OUTPUT = 48, 1024
 """Steps that are timed once all streams decode, and tokens of each stream: the first ones decode while the prompts of
-the last are computed."""
+the last are computed, 64 of 2048 tokens: some six seconds of an H100."""
 BLOCK_SIZE, BYTES = 16, 2
 
 
@@ -73,8 +73,8 @@ def large(stage: Stage, name: str, figures: Figures) -> None:
             assert not done.error, done.error
             return done.times[0] - began
 
-        def together(count: int, prompt: int) -> float:
-            """Milliseconds of a step in which so many streams decode."""
+        def together(count: int, prompt: int) -> float | None:
+            """Milliseconds of a step in which so many streams decode; None: there was none."""
             streams = [client.add(random_prompt(prompt, 4000, seed=i + 1), OUTPUT) for i in range(count)]
             wait_until(lambda: all(s.times or s.error for s in streams), 60 * engines.patience, "first tokens")
             begin = time.monotonic()
@@ -97,7 +97,8 @@ def large(stage: Stage, name: str, figures: Figures) -> None:
                 table.append({"step": case, "ms": "", "why not": "its keys and values do not fit"})
             elif shape.new == 1:
                 ms = together(shape.sequences, shape.context - STEPS // 2)
-                table.append({"step": case, "ms": round(ms, 3), "why not": ""})
+                missed = "" if ms else "the first stream had ended before the last began"
+                table.append({"step": case, "ms": round(ms, 3) if ms else "", "why not": missed})
             else:
                 seconds = sorted(first_token(shape.context) for _ in range(3))
                 table.append({"step": case, "ms": round(seconds[1] * 1000, 3), "why not": ""})
@@ -114,11 +115,9 @@ def _room(stage: Stage, name: str, taken: int) -> float:
     return float(total - taken - weights - GPU_RESERVED)
 
 
-def _step_ms(streams: list[Stream], begin: float) -> float:
-    """Of the steps since `begin` in which all of them decode: until the first one ends."""
+def _step_ms(streams: list[Stream], begin: float) -> float | None:
+    """Of the steps since `begin` in which all of them decode: until the first one ends. None: there is none."""
     end = min(stream.times[-1] for stream in streams)
     spans = [[t for t in stream.times if begin <= t <= end] for stream in streams]
     each = sorted((span[-1] - span[0]) / (len(span) - 1) for span in spans if len(span) > 1)
-    if not each:
-        raise RuntimeError("the streams never decoded together: the first had ended before the last began")
-    return each[len(each) // 2] * 1000
+    return each[len(each) // 2] * 1000 if each else None

@@ -15,7 +15,8 @@ from semipd_engine.contract import DType, WorkerState
 
 MOVES, MOVES_SECONDS = 20, 60.0
 """To and fro, half of them between workers that are there."""
-SHARES = (20, 40, 60, 100)
+SHARES, DRY_SHARES = (20, 40, 60, 100), (100, 100)
+"""In a dry run two rounds with the same workers: each costs seconds to start."""
 
 
 def switches(stage: Stage, figures: Figures) -> None:
@@ -71,12 +72,14 @@ def switch(stage: Stage, running: Engine, figures: Figures) -> None:
     """Streams run and prompts arrive all the while; gaps are between two tokens of one stream."""
     window = 1.0 if stage.dry else 6.0
     first, cold = stage.moves
+    # In a dry run the moves below are enough to start a worker under load.
+    asked = [("no switch", first), *([] if stage.dry else [("cold", cold)]), ("warm", (100, 100))]
     table: list[Figures] = []
     figures["switches under load"] = table
-    traffic = Traffic(running, streams=2 if stage.dry else 8, tokens=2000, prompt_tokens=512, every=1.0)
+    traffic = _traffic(stage, running, every=1.0)
     try:
         _flowing(traffic)
-        for what, to in (("no switch", first), ("cold", cold), ("warm", (100, 100))):
+        for what, to in asked:
             split = to if to != first else None
             began = time.monotonic()
             prepared = put(running, stage.rungs.plan(*split)) if split else 0.0
@@ -127,9 +130,9 @@ def shares(stage: Stage, figures: Figures) -> None:
     table: list[Figures] = []
     figures["a token's gap beside prompts"] = table
     with stage.engine(model, DType.AUTO) as running:
-        for share in SHARES[-2:] if stage.dry else SHARES:
+        for share in DRY_SHARES if stage.dry else SHARES:
             put(running, stage.rungs.plan(share, 100))
-            traffic = Traffic(running, streams=2 if stage.dry else 8, tokens=2000, prompt_tokens=512, every=0.2)
+            traffic = _traffic(stage, running, every=0.2)
             try:
                 _flowing(traffic)
                 began = time.monotonic()
@@ -138,6 +141,12 @@ def shares(stage: Stage, figures: Figures) -> None:
             finally:
                 wrong = traffic.stop()
             assert not wrong, wrong
+
+
+def _traffic(stage: Stage, running: Engine, every: float) -> Traffic:
+    """In a dry run so little that a worker that starts beside it has most of a core."""
+    streams, prompt = (2, 64) if stage.dry else (8, 512)
+    return Traffic(running, streams, tokens=2000, prompt_tokens=prompt, every=every)
 
 
 def _flowing(traffic: Traffic) -> None:
