@@ -97,19 +97,21 @@ def cells(line: str) -> tuple[str, str, str, list[int]]:
 
 OTHERS = sorted(gpu_kernels.PAGE.parent.glob("kernels-triton-*.md"))
 """Pages of other Tritons: torch 2.11, the oldest that is supported, brings 3.6."""
+SCANS = {"arrange"}
+"""Their shared memory is the compiler's own, for a running sum; no tile lies in it."""
 
 
 @pytest.mark.parametrize("page", OTHERS, ids=lambda page: page.stem)
 def test_another_supported_triton_spills_nothing_either(page: Path) -> None:
-    """The same forms with the same tiles: a form that our page does not know is no longer launched."""
+    """The same forms with the same tiles: neither page lacks a kernel of the other."""
     lines = [line for line in page.read_text().splitlines() if "| sm_" in line]
     known = {cells(line)[:3]: cells(line)[3] for line in ROWS}
     assert f"By Triton {page.stem.removeprefix('kernels-triton-')} " in page.read_text()
-    assert {card for _, _, card, _ in map(cells, lines)} == set(SHARED)
+    assert {cells(line)[:3] for line in lines} == known.keys()
     for kernel, form, card, (registers, spilled, shared, products) in map(cells, lines):
         assert spilled == 0 and 0 < registers <= 255 and shared <= SHARED[card], (kernel, form, card)
-        assert (products > 0) is kernel.startswith("attend")
-        assert known[kernel, form, card][2] == shared, "another tile than ours"
+        assert products == known[kernel, form, card][3]
+        assert known[kernel, form, card][2] == shared or kernel in SCANS, "another tile than ours"
 
 
 def test_no_kernel_spills_and_each_fits_its_card() -> None:
