@@ -146,22 +146,23 @@ class CudaCapture:
     stays the graphs' own. Source: torch.cuda.graph.
 
     It holds the last of them: torch refuses a pool whose graphs are all gone, as those of the gate are when those that
-    serve are made.
+    serve are made. And all are made on one stream: cuBLAS has a workspace for each that it has seen, tens of MiB.
     """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._last: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, queue: Queue) -> Queue:
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside = self._stream
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             queue()
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         # Another thread of this process may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"):
             queue()
         self._last = graph
         replay: Queue = graph.replay
