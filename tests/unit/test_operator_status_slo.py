@@ -98,6 +98,9 @@ def test_who_describes_it_reads_whether_another_pod_helps(feasible: bool | None,
         ((0.0, 0.0), None, 0, 1),
         ((None, None), None, None, None),
         ((float("inf"), None), None, None, None),
+        ((1e308, 1e308), None, 1_000_000, None),  # their sum is no number
+        ((1e300, 0.0), None, 500_000, 10_000),
+        ((-1e308, -1.0), None, 0, 1),
     ],
 )
 def test_how_full_it_is_and_how_many_pods_the_load_asks_for(
