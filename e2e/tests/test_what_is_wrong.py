@@ -108,7 +108,7 @@ def table(model: str, half: str) -> dict[str, Wrong]:
         ),
         "memory": Wrong(
             "OutOfMemory",
-            "memory-*: * killed at *memory limit of *. Remedy: Raise spec.engine.resources.limits.memory *",
+            "memory-*: * killed at *memory limit of *. Remedy: *aise spec.engine.resources.limits.memory*",
             spec(model, engine=bare),
             (LIMITS,),
         ),
