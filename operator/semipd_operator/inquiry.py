@@ -217,7 +217,8 @@ class Inquiry:
             return _Events(complaint(found, pod), failed_probes(found), view.restarted)
 
         known = self._events.get(uid, _Known[_Events]())
-        ended = known.value is not None and known.value.restarted != view.restarted
+        # Not while the last question about it has no answer: an API server in trouble is not asked at each look.
+        ended = known.answered and known.value is not None and known.value.restarted != view.restarted
         if ended or self._clock() - known.asked >= _ASKED_AGAIN_SECONDS:
             await self._ask(self._events, uid, ask)
 

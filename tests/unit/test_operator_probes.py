@@ -11,6 +11,7 @@ from tests.unit.operator_observed import NOW, ago, conditions, heard, observed, 
 
 from semipd_agent.contract import EnginePhase, EngineStatus
 from semipd_operator.inquiry import Inquiry
+from semipd_operator.kube import ApiAway
 from semipd_operator.status import AgentView, Observed, PodView, summarise
 
 pytestmark = pytest.mark.unit
@@ -36,10 +37,12 @@ class Kube:
     """Has the events of every pod, and counts who asks for them."""
 
     def __init__(self, *events: dict[str, Any]) -> None:
-        self.told, self.asked = list(events), 0
+        self.told, self.asked, self.away = list(events), 0, False
 
     async def events(self, namespace: str, uid: str) -> list[dict[str, Any]]:
         self.asked += 1
+        if self.away:
+            raise ApiAway
         return self.told
 
     async def get(self, api_version: str, kind: str, namespace: str, name: str) -> None:
@@ -150,6 +153,17 @@ async def test_each_end_of_a_container_is_explained_at_once_however_lately_it_wa
     assert await reason(30) == "ProbeFailing" and kube.asked == 2
     assert await reason(30) == "ProbeFailing" and kube.asked == 2, "and not again for a while"
     assert clock() < 10
+
+
+async def test_an_api_server_that_does_not_answer_is_not_asked_at_each_look_for_a_container_that_ended() -> None:
+    kube = Kube(event("Killing", KILLING, 40))
+    one = Inquiry(kube, lambda: 0.0)
+    meta = {"name": "p1", "uid": "p1", "namespace": "d", "labels": {"pod-template-hash": "7d9c"}}
+    await one.look([{"metadata": meta, "status": {"containerStatuses": [ended(137, 60)]}}], NOW)
+    kube.away = True
+    for _ in range(3):
+        await one.look([{"metadata": meta, "status": {"containerStatuses": [ended(137, 30)]}}], NOW)
+    assert kube.asked == 2
 
 
 async def test_what_ended_an_earlier_run_is_not_why_the_last_one_ended() -> None:
