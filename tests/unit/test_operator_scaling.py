@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from math import ceil
@@ -22,6 +23,7 @@ from semipd_agent.contract import (
     StatusReport,
 )
 from semipd_operator.api.v1alpha1.resource import SemiPDService
+from semipd_operator.metricsapi.wire import value_list
 from semipd_operator.reasons import REASONS, ConditionType
 from semipd_operator.status import AgentView, AutoscalerView, Observed, PodView, summarise
 from semipd_operator.status.scaling import autoscaler_view, fullness, scaling_ready
@@ -197,6 +199,13 @@ def test_no_word_is_no_zero() -> None:
     assert fullness(seen(starting=2)) is None
     assert fullness(seen(0.5, age_seconds=60)) is None, "an old word is none"
     assert fullness(seen(0.0)) == 0
+
+
+def test_a_number_that_is_none_ends_no_answer_to_the_autoscaler() -> None:
+    """The others' of the namespace are in the same answer."""
+    for odd in (float("inf"), float("nan"), -1e308, 1e308):
+        full = fullness(seen(odd, odd))
+        assert json.dumps(value_list({"demo": full} if full is not None else {}, None, NOW), allow_nan=False)
 
 
 def test_a_load_of_constant_size_settles_from_any_number_of_pods() -> None:

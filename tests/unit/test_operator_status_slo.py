@@ -98,7 +98,8 @@ def test_who_describes_it_reads_whether_another_pod_helps(feasible: bool | None,
         ((0.0, 0.0), None, 0, 1),
         ((None, None), None, None, None),
         ((float("inf"), None), None, None, None),
-        ((1e308, 1e308), None, 1_000_000, None),  # their sum is no number
+        ((float("nan"), 0.5), None, 50, 2),
+        ((1e308, 1e308), None, 1_000_000, 20_000),  # their sum is no number
         ((1e300, 0.0), None, 500_000, 10_000),
         ((-1e308, -1.0), None, 0, 1),
     ],

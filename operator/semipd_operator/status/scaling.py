@@ -7,6 +7,7 @@ tells there is no value, and autoscalers then hold.
 
 from __future__ import annotations
 
+from math import isfinite
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +22,9 @@ _NO_METRIC = "FailedGetExternalMetric"
 _AMBIGUOUS = "AmbiguousSelector"
 """Several autoscalers scale the same pods, which the other one may well do by the SemiPDService."""
 _REMEDIES = {_AMBIGUOUS: "Delete the other autoscaler, or unset spec.autoscaling."}
+_FULLEST = 10_000.0
+"""Whatever an agent says: what no integer and no quantity holds would end the answer to the autoscaler, and with it the
+other services' of the namespace, and the status."""
 _HEALTH = {"AbleToScale", "ScalingActive", "Ready"}
 """The others (ScalingLimited, Active, Fallback, Paused) tell of the load or of a wish, not of a defect."""
 
@@ -110,7 +114,8 @@ def fullness(seen: Observed) -> float | None:
 def told_fullness(seen: Observed) -> list[float]:
     """How full each ready pod is, of those that tell."""
     reports = [seen.report(pod) for pod in seen.ready_pods]
-    return [one.slo.utilization_ratio for one in reports if one and one.slo and one.slo.utilization_ratio is not None]
+    said = [one.slo.utilization_ratio for one in reports if one and one.slo and one.slo.utilization_ratio is not None]
+    return [min(max(ratio, 0.0), _FULLEST) for ratio in said if isfinite(ratio)]
 
 
 def target_fullness(seen: Observed) -> float:

@@ -32,20 +32,14 @@ def slo_status(seen: Observed) -> SLOStatus | None:
 
 
 def _utilization(seen: Observed) -> int | None:
-    told = [min(ratio, _MOST) for ratio in told_fullness(seen) if isfinite(ratio)]
+    told = told_fullness(seen)
     return round(two_digits(100 * sum(told) / len(told))) if told else None
 
 
 def _recommended(seen: Observed) -> int | None:
     """As the autoscaler's rule has it, without its tolerance and its bounds."""
     full = fullness(seen)
-    if full is None or not isfinite(full):
-        return None
-    return max(1, ceil(round(min(full / target_fullness(seen), _MOST), 3)))
-
-
-_MOST = 10_000.0
-"""Whatever an agent says: what does not fit an integer of the API server's would keep the whole status from it."""
+    return None if full is None else max(1, ceil(round(full / target_fullness(seen), 3)))
 
 
 def _metric(target: int | None, windows: list[MetricWindow | None]) -> MetricStatus | None:
