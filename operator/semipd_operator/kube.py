@@ -5,6 +5,8 @@ Paths are built from a table of the kinds in use, so that no discovery is needed
 
 from __future__ import annotations
 
+import copy
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -56,6 +58,7 @@ _DISCOVERY_SECONDS = {True: 60.0, False: 10.0}
 _PAGE = 500
 _FARTHEST_CLOCK = timedelta(days=7)
 """Farther apart are no two clocks of one cluster, whose tokens would be over: somebody wrote a date of his own."""
+_UNDECLARED = re.compile(r"\.status\.([A-Za-z]+(?:\.[A-Za-z]+)*): field not declared in schema")
 _NO_OBJECTS = "1"
 """The version of a store before its first object."""
 
@@ -171,7 +174,14 @@ class Kube:
             "metadata": {"name": meta.name, "namespace": meta.namespace, "uid": meta.uid},
             "status": status,
         }
-        return await self._apply(_path(API_VERSION, KIND, meta.namespace, meta.name) + "/status", body)
+        path = _path(API_VERSION, KIND, meta.namespace, meta.name) + "/status"
+        try:
+            return await self._apply(path, body)
+        except ApiRefused as refused:
+            known = _declared(status, str(refused))
+            if not refused.mistyped or known == status:
+                raise
+            return await self._apply(path, {**body, "status": known})
 
     async def delete(self, api_version: str, kind: str, namespace: str, name: str, uid: str, version: str = "") -> bool:
         """Only the object with this uid, and this version if one is given; one that is gone or changed is no error.
@@ -319,6 +329,19 @@ def _check(answer: Any, holds: tuple[tuple[str, ...], ...]) -> None:
             place = place.get(name) if isinstance(place, dict) else None
         if place is None:
             raise ValueError(f"an answer without {'.'.join(path)} is no API server's")
+
+
+def _declared(status: Object, refusal: str) -> Object:
+    """Without the fields that the API server says the installed CRD, of an older release, does not know."""
+    known = copy.deepcopy(status)
+    for path in _UNDECLARED.findall(refusal):
+        *above, name = path.split(".")
+        part: Any = known
+        for one in above:
+            part = part.get(one) if isinstance(part, dict) else None
+        if isinstance(part, dict):
+            part.pop(name, None)
+    return known
 
 
 def _words(error: DynamicApiError) -> str:
