@@ -58,7 +58,7 @@ _DISCOVERY_SECONDS = {True: 60.0, False: 10.0}
 _PAGE = 500
 _FARTHEST_CLOCK = timedelta(days=7)
 """Farther apart are no two clocks of one cluster, whose tokens would be over: somebody wrote a date of his own."""
-_UNDECLARED = re.compile(r"\.status\.([A-Za-z]+(?:\.[A-Za-z]+)*): field not declared in schema")
+_UNDECLARED = re.compile(r"\.status((?:\.[A-Za-z]+|\[[^]]*\])+): field not declared in schema")
 _NO_OBJECTS = "1"
 """The version of a store before its first object."""
 
@@ -332,15 +332,18 @@ def _check(answer: Any, holds: tuple[tuple[str, ...], ...]) -> None:
 
 
 def _declared(status: Object, refusal: str) -> Object:
-    """Without the fields that the API server says the installed CRD, of an older release, does not know."""
+    """Without the fields that the installed CRD, of an older release, does not know, as the API server says. What one
+    element of a list may not have, none has."""
     known = copy.deepcopy(status)
     for path in _UNDECLARED.findall(refusal):
-        *above, name = path.split(".")
-        part: Any = known
+        *above, name = re.findall(r"\.([A-Za-z]+)", path)
+        parts: list[Any] = [known]
         for one in above:
-            part = part.get(one) if isinstance(part, dict) else None
-        if isinstance(part, dict):
-            part.pop(name, None)
+            found = [part.get(one) for part in parts if isinstance(part, dict)]
+            parts = [element for part in found for element in (part if isinstance(part, list) else [part])]
+        for part in parts:
+            if isinstance(part, dict):
+                part.pop(name, None)
     return known
 
 

@@ -12,9 +12,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import yaml
 from kubernetes.aio import client as kube_client
 from kubernetes.aio import config as kube_config
 from tests.api.harness import (
+    ROOT,
     Operator,
     condition,
     row,
@@ -22,6 +24,7 @@ from tests.api.harness import (
 )
 
 from e2e.lib.waiting import wait_until
+from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND, SemiPDService
 from semipd_operator.kube import ApiRefused, Kube
 
 pytestmark = pytest.mark.api
@@ -201,3 +204,48 @@ async def test_what_is_being_deleted_is_there_until_it_is_gone_and_then_made_ane
             again = await kube.apply_to(obj, None)
             assert again["metadata"]["uid"] != first["metadata"]["uid"]
             crd.kubectl("delete", kind, name, "-n", namespace)
+
+
+async def test_a_crd_that_was_kept_gets_the_status_without_what_it_does_not_know(crd: Any, namespace: str) -> None:
+    """Else nothing of a status would be written, Ready neither, until somebody applies the newer one."""
+    [newer] = yaml.safe_load_all((ROOT / "crds" / "semipdservices.semipd.io.yaml").read_text())
+    older = copy.deepcopy(newer)
+    known = older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]
+    pods = known["partition"]["properties"]["pods"]["items"]["properties"]
+    decisions = known["partition"]["properties"]["decisions"]["items"]["properties"]
+    del known["slo"]["properties"]["utilizationPercent"], pods["enforcement"], decisions["metric"]
+    meta = {"name": "kept", "namespace": namespace}
+    split = {"prefillPercent": 50, "decodePercent": 50}
+    moved = {
+        "time": "2026-01-01T00:00:00Z",
+        "pod": "a",
+        "from": split,
+        "to": split,
+        "reason": "x",
+        "outcome": "Applied",
+    }
+    decided = [moved, moved]
+    status = {
+        "reason": "Ready",
+        "slo": {"percentile": 90, "windowSeconds": 60, "utilizationPercent": 40},
+        "partition": {
+            "mode": "Static",
+            "decisions": [made | {"metric": "ttft"} for made in decided],
+            "pods": [{"name": name, "state": "Applied", "enforcement": "paced"} for name in ("a", "b")],
+        },
+    }
+    crd.apply(older)
+    try:
+        made = crd.apply(
+            {"apiVersion": API_VERSION, "kind": KIND, "metadata": meta, "spec": {"model": {"uri": "file:///m"}}}
+        )
+        assert made.returncode == 0
+        async with as_admin(crd) as kube:
+            one = SemiPDService.parse(crd.get(KIND, "kept", namespace))
+            await kube.apply_status(one, status)
+        left = crd.get(KIND, "kept", namespace)["status"]
+        assert left["reason"] == "Ready" and left["slo"] == {"percentile": 90, "windowSeconds": 60}
+        assert left["partition"]["pods"] == [{"name": name, "state": "Applied"} for name in ("a", "b")]
+        assert left["partition"]["decisions"] == decided
+    finally:
+        crd.define(newer)

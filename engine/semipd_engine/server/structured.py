@@ -124,7 +124,9 @@ def _grammar(field: str, kind: str, value: Any, modifiers: Mapping[str, Any]) ->
             return str(LLMatcher.grammar_from_lark("start: " + " | ".join(map(_quoted, value))))
         if not isinstance(value, str):
             raise bad_request(field, "must be a string")
-        return str(LLMatcher.grammar_from_regex(_ascii_digits(value)) if kind == "regex" else grammar_from(kind, value))
+        if kind == "regex":
+            return str(LLMatcher.grammar_from_regex(_ascii_digits(value)))
+        return str(grammar_from("grammar", value))
     except (ValueError, RecursionError) as error:
         raise _refused(field, str(error)) from None
 
