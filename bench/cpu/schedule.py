@@ -23,7 +23,7 @@ EVEN, LONG_PROMPTS, LONG_ANSWERS = (Split(prefill=p, decode=100 - p) for p in (5
 MOST_BY_TURNS = Split(prefill=38, decode=62)
 """On two CPUs nearly the most that prompts may have (39) without a core of their own."""
 BARGAIN_SPLITS = (EVEN, MOST_BY_TURNS, LONG_ANSWERS)
-SPLITS = (*BARGAIN_SPLITS, LONG_PROMPTS, *(Split(prefill=p, decode=100 - p) for p in (20, 40, 60, 80)))
+SPLITS = (*BARGAIN_SPLITS, LONG_PROMPTS, *(Split(prefill=p, decode=100 - p) for p in (20, 40, 60, 62, 80)))
 LIMITS, MACHINE = "limits", "machine"
 MEMORY, LIKELIHOOD = "memory", "likelihood"
 SPEED_PARTS = ("decode-128", "decode-2000", "eight", "prefill-512")
