@@ -1,4 +1,4 @@
-"""Fifty-five seeded defects of the GPU path, each with the tests that must find it without a GPU. Data.
+"""Sixty-seven seeded defects of the GPU path, each with the tests that must find it without a GPU. Data.
 
 A defect is one expression changed as a slip of the hand would change it: a mask, a stride, a block table, a slot of -1,
 an offset of shared memory, a route, a variable of MPS, a seed. `bench.gpu.mutations` carries them out on a copy.
@@ -39,6 +39,7 @@ _EXPERTS = "tests/unit/kernels/test_gpu_experts.py"
 _BUFFERS = "tests/unit/test_input_buffers.py"
 _PLANS = "tests/engine/test_model_plans.py"
 _STEP = "tests/unit/test_gpu_step.py"
+_GRAPHS = "tests/engine/test_decode_graphs.py"
 DEFECTS: tuple[Defect, ...] = (
     *_of(
         f"{ENGINE}/kernels/gpu/attention.py",
@@ -116,7 +117,7 @@ DEFECTS: tuple[Defect, ...] = (
     *_of(
         f"{ENGINE}/worker/input_batch.py",
         f"{_PLANS} -k 'share_a_step or last_tokens or no_token'",
-        ("block table", "blocks * size + positions % size", "blocks * size + positions // size"),
+        ("block table", "positions % self._block_size", "positions // self._block_size"),
         ("rows", '"seq_lens": self._starts + counts', '"seq_lens": self._starts + 1'),
         ("rows", "ends[self._samples] - 1", "firsts[self._samples]"),
     ),
@@ -125,12 +126,56 @@ DEFECTS: tuple[Defect, ...] = (
         _BUFFERS,
         ("rows", "self._starts = self._starts[keep] + self._counts[keep]", "self._starts = self._starts[keep] + 1"),
         ("offset", "end += -(-math.prod(shape) // ALIGNED) * ALIGNED", "end += ALIGNED"),
-        ("offset", "self._there[:end].copy_(self._host[:end]", "self._there[: end // 2].copy_(self._host[: end // 2]"),
+        (
+            "offset",
+            "self._there[first:end].copy_(self._host[first:end]",
+            "self._there[first : end - 1].copy_(self._host[first : end - 1]",
+        ),
+        ("waits", "if self._ahead else other", "if not self._ahead else other"),
+    ),
+    *_of(
+        f"{ENGINE}/worker/input_batch.py",
+        f"{_GRAPHS} -k 'before_they_are_known'",
+        ("offset", "positions = self._starts + 1", "positions = self._starts"),
+    ),
+    *_of(
+        f"{ENGINE}/worker/decode_graphs.py",
+        f"{_GRAPHS} -k 'padding or before or numbers'",
+        ("slot -1", 'longer("slot_mapping", -1)', 'longer("slot_mapping")'),
+        ("padding", "min=0, out=batch.token_ids", "min=-1, out=batch.token_ids"),
+        ("waits", "for _ in range(2)])", "for _ in range(1)])"),
+    ),
+    *_of(
+        f"{ENGINE}/worker/decode_graphs.py",
+        "tests/unit/test_gpu_graphs.py",
+        ("padding", 'longer("seq_lens", 1)', 'longer("seq_lens")'),
+        ("waits", "                event.synchronize()", "                pass"),
+    ),
+    *_of(
+        f"{ENGINE}/worker/captured_steps.py",
+        f"{_GRAPHS} -k 'before_they_are_known or has_begun'",
+        ("seed", "settings(rows, 1)", "settings(rows)"),
+        ("rows", "len(places) == len(step.logits) and ", ""),
+        ("rows", "[found[place] for place in places]", "found[: len(places)]"),
+    ),
+    *_of(
+        f"{ENGINE}/core/scheduler.py",
+        "tests/unit/test_scheduler_simulation.py -k no_token",
+        ("quarantine", "min(result.seq + 1, final)", "result.seq"),
     ),
     *_of(
         f"{ENGINE}/worker/model_runner.py",
         _STEP,
-        ("waits", "if token == NOT_FINITE:", "if float(part.max()) != float(part.max()):"),
+        (
+            "waits",
+            "_check(tokens, requests[begin:end])",
+            "_check([int(one) for one in part.argmax(1)], requests[begin:end])",
+        ),
+    ),
+    *_of(
+        f"{ENGINE}/worker/model_runner.py",
+        "tests/unit/test_gpu_graphs.py",
+        ("quarantine", "            if last and ahead:\n", "            if ahead and not last:\n"),
     ),
     *_of(
         f"{ENGINE}/sampling/sampler.py",

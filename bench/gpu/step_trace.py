@@ -73,7 +73,11 @@ class Trace:
     uploads: list[int] = field(default_factory=list)
     """Bytes of each copy to the device."""
     waits: list[str] = field(default_factory=list)
-    """What the host waited for: a copy to it, a scalar, a size that depends on numbers, or the queue's end."""
+    """What the host waited for: a copy to it, a scalar, a size that depends on numbers, an event, the queue's end."""
+    fetched: list[int] = field(default_factory=list)
+    """Bytes of each copy to the host that is queued, and that an event is behind."""
+    events: list[int] = field(default_factory=list)
+    """How many such copies had been queued when each was recorded."""
     masked: list[str] = field(default_factory=list)
     """Calls of torch's attention with a mask, which takes its slow kernel."""
     live: int = 0
@@ -179,10 +183,16 @@ class FakeWorker:
             return torch.empty(nbytes, dtype=torch.uint8, device=device), b""
 
         stream = SimpleNamespace(synchronize=lambda: self._record.waits.append("synchronize"))
+        event = SimpleNamespace(
+            record=lambda: self._record.events.append(len(self._record.fetched)),
+            synchronize=lambda: self._record.waits.append("event"),
+        )
         with ExitStack() as stack:
-            stack.enter_context(patch("semipd_engine.worker.input_batch.host_memory", host))
+            for user in ("input_batch", "decode_graphs"):
+                stack.enter_context(patch(f"semipd_engine.worker.{user}.host_memory", host))
             stack.enter_context(patch("semipd_engine.memory.cuda.allocate", allocated))
             stack.enter_context(patch("torch.cuda.current_stream", lambda device=None: stream))
+            stack.enter_context(patch("torch.cuda.Event", lambda: event))
             stack.enter_context(self._fake)
             yield
 
@@ -277,6 +287,8 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
             moved = outputs[0]
             if moved.device.type == "cuda":
                 record.uploads.append(moved.nbytes)
+            elif name == "aten.copy_" and (kwargs.get("non_blocking") or args[2:] == (True,)):
+                record.fetched.append(moved.nbytes)
             else:
                 record.waits.append(name)
             return out

@@ -12,7 +12,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator
 
-from semipd_engine.ipc.steps import StepPlan, StepResult, TargetScores, TokenResult
+from semipd_engine.ipc.steps import Row, StepPlan, StepResult, TargetScores, TokenResult
 from semipd_engine.ipc.tokens import TokenLogprobs
 from semipd_engine.memory.layout import KVComponent, KVLayout
 from semipd_engine.pacing.quantum import Pacer
@@ -64,23 +64,28 @@ class FakeRunner:
         pacer: Pacer,
         prefill_seconds: Callable[[int], float] = lambda tokens: 0.0,
         decode_seconds: Callable[[int], float] = lambda rows: 0.0,
+        ahead: bool = False,
     ) -> None:
+        """`ahead`: a step begins before the tokens of the one before it are known, so a row that ended at a stop id is
+        written once more."""
         self.ids = memory
         self.block_size = block_size
         self.pacer = pacer
         self.prefill_seconds = prefill_seconds
         self.decode_seconds = decode_seconds
+        self.ahead = ahead
 
     def prepare(self) -> bool:
         return False
 
     def execute(self, plan: StepPlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
-        rows = [(row, row.tokens, row.start) for row in plan.rows]
+        rows, stopped = [(row, row.tokens, row.start) for row in plan.rows], list[tuple[Row, list[int], int]]()
         for step in range(plan.max_steps):
             results, alive, begin = [], [], time.monotonic()
             scores: list[TargetScores] = []
             with self.pacer.quantum():
                 time.sleep(self.seconds([tokens for _, tokens, _ in rows]))
+                self.write_stopped(stopped)
                 for row, tokens, start in rows:
                     for offset, token in enumerate(tokens):
                         self.write(row.block_table, start + offset, token)
@@ -92,11 +97,13 @@ class FakeRunner:
                     end = start + len(tokens)
                     sampled = allowed(next_token(self.read(row.block_table, end)), row.mask)
                     results.append(TokenResult(row.request, sampled))
-                    ended = sampled in row.sampling.stop_token_ids
-                    if not ended and row.output_index + step + 1 < row.sampling.max_tokens:
-                        alive.append((row, [sampled], end))
+                    if row.output_index + step + 1 < row.sampling.max_tokens:
+                        ended = sampled in row.sampling.stop_token_ids
+                        (stopped if ended else alive).append((row, [sampled], end))
             rows = alive
             last = not rows or step == plan.max_steps - 1 or recalled(plan.seq)
+            if last and step < plan.max_steps - 1:
+                self.write_stopped(stopped)
             yield StepResult(plan.seq + step, results, last, seconds=time.monotonic() - begin, scores=scores)
             if last:
                 return
@@ -106,6 +113,11 @@ class FakeRunner:
         single = sum(len(tokens) == 1 for tokens in rows)
         chunks = sum(len(tokens) for tokens in rows if len(tokens) > 1)
         return (self.decode_seconds(single) if single else 0.0) + (self.prefill_seconds(chunks) if chunks else 0.0)
+
+    def write_stopped(self, rows: list[tuple[Row, list[int], int]]) -> None:
+        for row, tokens, start in rows if self.ahead else []:
+            self.write(row.block_table, start, *tokens)
+        rows.clear()
 
     def write(self, table: list[int], position: int, token: int) -> None:
         block, slot = divmod(position, self.block_size)

@@ -6,7 +6,7 @@ is as old as the capture. On a GPU it is a graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,7 +21,7 @@ from semipd_engine.model.decoder import Decoder
 from semipd_engine.pacing.quantum import Unpaced
 from semipd_engine.worker import warm_up as gate
 from semipd_engine.worker.decode_graphs import SIZES, CudaCapture, DecodeGraphs, Queue
-from semipd_engine.worker.model_runner import ModelRunner
+from semipd_engine.worker.model_runner import ModelRunner, NotFiniteError
 from semipd_engine.worker.servable import UnfitError
 from semipd_engine.worker.warm_up import warm_up
 
@@ -66,16 +66,25 @@ def engine(family: str, device: torch.device, *, captured: bool) -> tuple[Driver
     return driver, programs
 
 
-def decode(driver: Driver, lengths: list[int], steps: int) -> list[StepResult]:
+def decode(driver: Driver, lengths: list[int], steps: int, **sampling: Any) -> list[StepResult]:
     """Rows of these many tokens still to come, after prompts of several lengths."""
-    settings = [Sampling(temperature=0, max_tokens=length + 1, logprobs=2) for length in lengths]
+    return list(decoding(driver, lengths, steps, **({"logprobs": 2} | sampling)))
+
+
+def decoding(
+    driver: Driver, lengths: list[int], steps: int, recalled: Callable[[int], bool] = lambda seq: False, **sampling: Any
+) -> Iterator[StepResult]:
+    settings = [
+        Sampling(**({"temperature": 0, "max_tokens": length + 1, "seed": i} | sampling))
+        for i, length in enumerate(lengths)
+    ]
     requests = [driver.request(random_prompt(10 + 7 * i, 4096, i), one) for i, one in enumerate(settings)]
     driver.prefill(requests)
     rows = [
         Row(100 + i, r.tokens[:1], len(r.prompt), r.block_table, outputs="last", sampling=r.sampling, output_index=1)
         for i, r in enumerate(requests)
     ]
-    return list(driver.runner.execute(StepPlan(40, steps, rows), lambda seq: False))
+    return driver.runner.execute(StepPlan(40, steps, rows), recalled)
 
 
 def told(results: list[StepResult]) -> list[list[tuple[int, int]]]:
@@ -96,6 +105,68 @@ def test_tokens_are_those_of_the_kernels_one_by_one(family: str, device: torch.d
         for one, other in zip(mine.tokens, theirs.tokens, strict=True):
             assert one.logprobs is not None and other.logprobs is not None
             assert one.logprobs.logprob == pytest.approx(other.logprobs.logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize("drawn", [{}, {"temperature": 0.8, "top_p": 0.9}], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("family", ["llama", "deepseek_v2"])
+def test_tokens_are_the_same_where_steps_begin_before_they_are_known(
+    family: str, drawn: dict[str, Any], device: torch.device
+) -> None:
+    """Rows that end one after the other, by their length or at a token that they are told to stop at."""
+    lengths = [3, 9, 5, 9, 6, 2, 8]
+    eager, _ = engine(family, device, captured=False)
+    wanted = told(decode(eager, lengths, 9, logprobs=-1, **drawn))
+    for stops in ((), (wanted[3][1][1],), (wanted[1][0][1], wanted[6][-1][1])):
+        eager, _ = engine(family, device, captured=False)
+        plain = told(decode(eager, lengths, 9, logprobs=-1, stop_token_ids=stops, **drawn))
+        driver, programs = engine(family, device, captured=True)
+        assert told(decode(driver, lengths, 9, logprobs=-1, stop_token_ids=stops, **drawn)) == plain
+        assert len(plain) <= programs.replays <= len(plain) + 1, "each step once, and one behind the last at most"
+
+
+def test_the_next_step_has_begun_when_a_steps_tokens_are_told(device: torch.device) -> None:
+    driver, programs = engine("llama", device, captured=True)
+    replays = [programs.replays for _ in decoding(driver, [9, 4, 9], 6)]
+    # Whose length ends with a step is in no further one, so the next waits for that step.
+    assert replays == [2, 3, 4, 4, 6, 6]
+
+
+def test_a_recall_ends_a_plan_with_the_step_that_has_begun(device: torch.device) -> None:
+    wanted = told(decode(engine("llama", device, captured=False)[0], [9, 9], 8, logprobs=-1))
+    driver, programs = engine("llama", device, captured=True)
+    results = list[StepResult]()
+    for result in decoding(driver, [9, 9], 8, lambda seq: len(results) >= 3):
+        results.append(result)
+    assert told(results) == wanted[:4] and programs.replays == 4
+    assert [result.last for result in results] == [False] * 3 + [True]
+
+
+def test_a_row_that_stopped_is_written_once_more_within_its_own_blocks(device: torch.device) -> None:
+    """And before the plan's last step is told: core gives its blocks to others then."""
+    eager, _ = engine("llama", device, captured=False)
+    stop = told(decode(eager, [9], 9, logprobs=-1))[2][0][1]
+    eager, _ = engine("llama", device, captured=False)
+    count = len(decode(eager, [9], 9, logprobs=-1, stop_token_ids=(stop,)))
+    driver, programs = engine("llama", device, captured=True)
+    for result in decoding(driver, [9], 9, stop_token_ids=(stop,)):
+        if result.last:
+            assert programs.replays == count + 1 <= 4
+            differs = torch.zeros(len(driver.kv.layer(0)[0]), dtype=torch.bool, device=device)
+            for mine, theirs in zip(driver.kv.layer(0), eager.kv.layer(0), strict=True):
+                same = (mine == theirs) | (mine.isnan() & theirs.isnan())
+                differs |= ~same.flatten(1).all(dim=1)
+            assert int(differs.sum()) == 1 and int(differs.nonzero()) not in driver._free
+
+
+def test_a_step_without_numbers_is_named_before_its_tokens_are_used(device: torch.device) -> None:
+    driver, _ = engine("llama", device, captured=True)
+    steps = decoding(driver, [9, 9], 8)
+    next(steps)
+    driver.arena["norm"].fill_(float("nan"))
+    next(steps)  # had begun
+    with pytest.raises(NotFiniteError) as found:
+        next(steps)
+    assert found.value.request == 100
 
 
 def test_rows_of_padding_write_nothing(device: torch.device) -> None:
@@ -158,9 +229,9 @@ def test_the_gates_tables_are_as_wide_as_those_that_serve(
     """Their width decides whether attention splits a context, by kernels of its own."""
     widths: list[int] = []
 
-    def noted(decoder: Decoder, where: torch.device, most_blocks: int, *rest: Any) -> DecodeGraphs:
+    def noted(decoder: Decoder, kernels: Kernels, where: torch.device, most_blocks: int, *rest: Any) -> DecodeGraphs:
         widths.append(most_blocks)
-        return DecodeGraphs(decoder, where, most_blocks, *rest)
+        return DecodeGraphs(decoder, kernels, where, most_blocks, *rest)
 
     monkeypatch.setattr(gate, "DecodeGraphs", noted)
     driver, programs = engine("llama", device, captured=False)

@@ -2,7 +2,8 @@
 
 Requests come, share prefixes, are aborted and preempted; partitions are switched, workers and residents die, plans are
 stale and masks late. Each phase's worker executes its plan at moments of its own choosing, dies with its last writes
-done but unreported, and keeps writing for requests that were aborted meanwhile. Tokens are read back through the pool,
+done but unreported, keeps writing for requests that were aborted meanwhile, and once more for those that a token ended:
+it is a step ahead. Tokens are read back through the pool,
 so whatever goes wrong with a block shows as a wrong token; `Simulation.check` looks at the accounts after each step.
 """
 
@@ -96,13 +97,15 @@ class Simulation:
 
     def born(self, phase: Phase) -> Worker:
         """A worker that knows nothing but the memory."""
-        return Worker(FakeRunner(memoryview(self.memory), BLOCK, Unpaced()), phase)
+        return Worker(FakeRunner(memoryview(self.memory), BLOCK, Unpaced(), ahead=True), phase)
 
     def add(self) -> None:
         prompt = self.random.choice(self.prefixes)[: self.random.randrange(17)]
         prompt = prompt + [self.random.randrange(100) for _ in range(self.random.randrange(1, 12))]
         scored = 0 if self.random.random() < 0.2 else -1
-        sampling = Sampling(temperature=0, max_tokens=self.random.randrange(1, 24), prompt_logprobs=scored)
+        most = self.random.randrange(1, 24)
+        stops = self.random.sample(reference(prompt, most), 1) if self.random.random() < 0.4 else []
+        sampling = Sampling(temperature=0, max_tokens=most, stop_token_ids=tuple(stops), prompt_logprobs=scored)
         number, patience = len(self.requests), self.random.choice((0.0, 0.0, 5.0, -5.0))
         request = Request(number, str(number), prompt, sampling, received_at=0.0, patience=patience)
         if self.random.random() < 0.2:
@@ -265,6 +268,10 @@ class Simulation:
                 self.wrong += got != expected[: len(got)]
                 if output.finish_reason == "length":
                     self.wrong += len(got) != len(expected)
+                if output.finish_reason == "stop":
+                    self.seen["stop"] += 1
+                    stops = request.sampling.stop_token_ids
+                    self.wrong += [token in stops for token in got] != [False] * (len(got) - 1) + [True]
 
     def run(self, steps: int) -> None:
         """So many events, then until everybody is served. Raises AssertionError for what must not be."""

@@ -13,9 +13,12 @@ from weakref import finalize
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from bench.gpu.models import CONTEXT, Shape, card
-from bench.gpu.step_trace import FakeWorker, Trace
+from bench.gpu.step_trace import BLOCK, GREEDY, FakeWorker, Trace
+from semipd_engine.ipc.steps import Row, StepPlan
+from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.kernels import ReferenceKernels
 from semipd_engine.kernels.gpu import TritonKernels
 from semipd_engine.worker.decode_graphs import SIZES, CudaCapture, Queue, cannot_capture, padded
@@ -24,6 +27,7 @@ from semipd_engine.worker.servable import UnfitError
 pytestmark = pytest.mark.unit
 
 LAYERS = 2
+DRAWN = Sampling(temperature=0.7, top_p=0.9, max_tokens=99)
 DENSE = {"8B": {}, "1B": {}, "DeepSeek-V2-Lite": {"first_k_dense_replace": LAYERS}}
 
 
@@ -35,7 +39,10 @@ class Watched:
     made: int = 0
     waits: list[str] = field(default_factory=list)
     uploads: list[int] = field(default_factory=list)
+    fetched: list[int] = field(default_factory=list)
     kernels: int = 0
+    begun: list[int] = field(default_factory=list)
+    """How often the host had waited for the device when each replay was queued."""
 
     def __call__(self, queue: Queue) -> Queue:
         self.made += 1
@@ -44,7 +51,10 @@ class Watched:
         def replay() -> None:
             record: Trace = self.worker[0].record
             waits, uploads, launches = len(record.waits), len(record.uploads), len(record.launches)
+            fetched = len(record.fetched)
+            self.begun.append(waits)
             queue()
+            self.fetched += record.fetched[fetched:]
             self.waits += record.waits[waits:]
             self.uploads += record.uploads[uploads:]
             self.kernels += len(record.launches) - launches
@@ -59,15 +69,56 @@ def watched(model: str, **changes: object) -> tuple[FakeWorker, Watched]:
     return worker, seen
 
 
+def rows(count: int, sampling: Sampling = GREEDY) -> list[Row]:
+    table = list(range(CONTEXT // BLOCK + 1))
+    return [Row(i, [1], CONTEXT - 9, table, outputs="last", sampling=sampling, history=[1]) for i in range(count)]
+
+
 @pytest.mark.parametrize("batch", [1, 5, 64])
 @pytest.mark.parametrize("model", DENSE)
-def test_a_program_waits_for_nothing_and_holds_all_but_the_choice_of_tokens(model: str, batch: int) -> None:
+def test_a_program_waits_for_nothing_and_holds_all_of_a_step(model: str, batch: int) -> None:
     worker, seen = watched(model, **DENSE[model])
-    trace = worker.step(Shape(batch, 1, CONTEXT))
-    assert (seen.made, seen.waits, seen.uploads) == (len(SIZES), [], [])
-    assert trace.waits == ["tolist"] and len(trace.uploads) == 1, "inputs in, tokens out: outside"
-    outside = len(trace.launches) - seen.kernels
-    assert seen.kernels > 8 * LAYERS and outside <= 8, [one.name for one in trace.launches if one.stage < 0]
+    for sampling in (GREEDY, DRAWN):
+        trace = worker.step(Shape(batch, 1, CONTEXT), sampling)
+        assert (seen.made, seen.waits, seen.uploads, seen.fetched) == (len(SIZES), [], [], [])
+        assert len(trace.uploads) == 1, "inputs, and how rows draw: in one copy"
+        assert (trace.fetched, trace.events, trace.waits) == ([4 * batch], [1], ["event"]), "tokens: in one, too"
+        assert len(trace.launches) == seen.kernels > 8 * LAYERS, "nothing is queued beside"
+        seen.kernels = 0
+
+
+def test_a_step_is_queued_before_the_host_waits_for_the_tokens_of_the_one_before() -> None:
+    """And only what changes with it crosses: neither the tokens, which are there, nor the tables."""
+    worker, seen = watched("8B")
+    trace = worker.plan(StepPlan(1, 4, rows(5, DRAWN)))
+    assert seen.begun == [0, 0, 1, 2] and trace.waits == ["event"] * 4
+    assert trace.events == [1, 2, 3, 4] and trace.fetched == [4 * 5] * 4
+    first, *later = trace.uploads
+    assert later == [later[0]] * 3 and later[0] < 4096 < first
+
+
+def test_a_plan_is_over_when_the_step_that_has_begun_is() -> None:
+    """All rows have stopped, at the token that all traces tell: who computes once more is waited for."""
+    worker, seen = watched("8B")
+    trace = worker.plan(StepPlan(1, 8, rows(2, replace(GREEDY, stop_token_ids=(0,)))))
+    assert seen.begun == [0, 0] and trace.waits == ["event", "synchronize"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"logprobs": 0},
+        {"logit_bias": {5: 1.0}},
+        {"repetition_penalty": 1.1},
+        {"stop_token_ids": (77,), "min_tokens": 9},
+    ],
+    ids=str,
+)
+def test_who_wants_more_of_the_logits_has_them_before_the_next_step(asked: dict[str, Any]) -> None:
+    worker, seen = watched("8B")
+    trace = worker.plan(StepPlan(1, 3, [*rows(2), *rows(1, replace(GREEDY, **asked))]))
+    waits = len(trace.waits) // 3
+    assert waits >= 1 and seen.begun == [0, waits, 2 * waits]
 
 
 def test_all_sizes_share_the_memory_of_the_largest() -> None:
@@ -94,23 +145,31 @@ def test_experts_are_part_of_the_program() -> None:
     worker, seen = watched("DeepSeek-V2-Lite")
     trace = worker.step(Shape(4, 1, 256))
     assert seen.waits == [] and seen.kernels > 15 * LAYERS
-    assert trace.waits == ["tolist"] and len(trace.uploads) == 1
+    assert trace.waits == ["event"] and len(trace.uploads) == 1
 
 
 def test_padding_is_a_sequence_of_its_own_that_writes_nowhere() -> None:
     one = np.array([7], np.int32)
-    inputs = {"token_ids": one, "positions": one + 1, "slot_mapping": one + 2, "seq_lens": one + 3, "sampled": one - 7}
-    inputs |= {"query_start_loc": np.array([0, 1], np.int32), "block_tables": np.array([[4, 9]], np.int32)}
+    inputs = {"token_ids": one, "positions": one + 1, "slot_mapping": one + 2, "seq_lens": one + 3}
+    inputs |= {"block_tables": np.array([[4, 9]], np.int32), "top_k": one + 4}
     found = {name: values.tolist() for name, values in padded(inputs, 3).items()}
     assert found == {
         "token_ids": [7, 0, 0],
+        "query_start_loc": [0, 1, 2, 3],
+        "sampled": [0, 1, 2],
         "positions": [8, 0, 0],
         "slot_mapping": [9, -1, -1],
         "seq_lens": [10, 1, 1],
-        "query_start_loc": [0, 1, 2, 3],
-        "sampled": [0, 1, 2],
+        "temperature": [0, 0, 0],
+        "top_k": [11, 0, 0],
+        "top_p": [0, 0, 0],
+        "min_p": [0, 0, 0],
+        "uniform": [[0, 0]] * 3,
         "block_tables": [[4, 9], [0, 0], [0, 0]],
     }
+    following = [name for name in found if name not in ("token_ids", "query_start_loc", "sampled", "block_tables")]
+    del inputs["token_ids"], inputs["block_tables"]
+    assert list(padded(inputs, 3)) == following, "neighbours among all"
     assert {values.dtype for values in padded(inputs, 3).values()} == {np.dtype(np.int32)}
 
 

@@ -10,7 +10,8 @@ import torch
 
 from semipd_engine.ipc.steps import Row, StepPlan
 from semipd_engine.ipc.tokens import Sampling
-from semipd_engine.worker.input_batch import InputBatch, InputBuffers, Ints, Limits
+from semipd_engine.worker import input_batch
+from semipd_engine.worker.input_batch import InputBatch, InputBuffers, Ints, Limits, host_memory
 
 pytestmark = pytest.mark.unit
 
@@ -116,3 +117,40 @@ def test_all_of_a_step_gets_to_the_device(rows: int) -> None:
         given = inputs(number)
         found = buffers.put(given)
         assert all(np.array_equal(found[name].numpy(), values) for name, values in given.items())
+
+
+def test_what_is_not_named_stays_as_it_is() -> None:
+    buffers = Elsewhere(torch.device("cpu"), ahead=True)
+    given = inputs(9)
+    found = buffers.put(given)
+    later = {"positions": given["positions"] + 1}
+    assert np.array_equal(buffers.put(later)["positions"].numpy(), later["positions"])
+    for name in ("token_ids", "block_tables"):
+        assert np.array_equal(found[name].numpy(), given[name])
+    with pytest.raises(AssertionError, match="between"):
+        buffers.put({name: given[name] for name in ("token_ids", "block_tables")})
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_step_that_is_queued_ahead_is_not_written_over_the_one_before(
+    ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its copy may not have been carried out yet: what the host wrote for it is there until the next but one."""
+    host: list[Ints] = []
+
+    def noted(count: int, pinned: bool) -> tuple[Ints, torch.Tensor]:
+        made = host_memory(count, pinned)
+        host.append(made[0])
+        return made
+
+    monkeypatch.setattr(input_batch, "host_memory", noted)
+    buffers = InputBuffers(torch.device("meta"), ahead)
+    del host[:]
+    buffers.put(inputs(4))
+    assert len(host) == 1 + ahead
+    first = [numbers.copy() for numbers in host]
+    buffers.put({name: values + 100 for name, values in inputs(4).items()})
+    kept = [np.array_equal(now, before) for now, before in zip(host, first, strict=True)]
+    assert kept == ([True, False] if ahead else [False])
+    buffers.put({name: values + 200 for name, values in inputs(4).items()})
+    assert not np.array_equal(host[0], first[0])

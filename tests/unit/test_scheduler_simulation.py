@@ -16,7 +16,7 @@ pytestmark = pytest.mark.unit
 
 STEPS = 25_000
 """Of each run, 10^5 in all: thousands of requests, hundreds of preemptions and crashes. `make test-long`: 10^6."""
-EVENTS = {"share", "abort", "preempt", "switch", "crash", "resident", "stale", "late", "score"}
+EVENTS = {"share", "stop", "abort", "preempt", "switch", "crash", "resident", "stale", "late", "score"}
 
 
 @pytest.mark.parametrize(("seed", "aggregated"), [(0, False), (1, False), (2, True), (3, None)])

@@ -175,7 +175,7 @@ class Scheduler:
                 self._computed(request, len(request.token_ids))
                 self._recall |= phase is Phase.PREFILL  # the new row joins decode at its next step boundary
                 request.state = RequestState.DECODING
-                self._sampled(request, token, phase, result.seq, now)
+                self._sampled(request, token, phase, (result.seq, min(result.seq + 1, final)), now)
             elif result.seq == plan.seq and part.sampling is None:
                 request.last_chunk_at = now
                 self._computed(request, part.start + len(part.tokens))
@@ -189,7 +189,8 @@ class Scheduler:
             with self.table.accounting():
                 kv.publish(request.blocks, request.digests, request.token_ids, num_tokens, request.cache_salt)
 
-    def _sampled(self, request: Request, result: TokenResult, phase: Phase, step: int, now: float) -> None:
+    def _sampled(self, request: Request, result: TokenResult, phase: Phase, steps: tuple[int, int], now: float) -> None:
+        """`steps`: the one that gave the token, and the last that a worker may have begun before it knew it."""
         request.token_ids.append(result.token)
         sampling, first = request.sampling, request.first_token_at is None
         if first:
@@ -202,7 +203,8 @@ class Scheduler:
         else:
             reason = "length" if request.num_output_tokens >= sampling.max_tokens else None
         if reason is not None:
-            request.planned(phase, step)  # a row that has ended is not touched by the plan's later steps
+            # Its length is known beforehand, a stop id is not; the plan's later steps do not touch its blocks.
+            request.planned(phase, steps[reason == "stop"])
             self.table.finish(request, reason)
         self.table.emit(request, token=result, first=first)
 

@@ -54,7 +54,8 @@ class StepPlan(msgspec.Struct, frozen=True, tag="plan"):
 
     Step k > 0 feeds each row the token that step k - 1 sampled for it, at the next position: the tables already hold
     blocks for all steps. A row that does not sample ends with the first step, one that does at a stop id or at its
-    max_tokens. The plan ends when all rows have, or after the step in which core raised the recall number in shared
+    max_tokens; the one step after a stop id may have begun before it was seen, and writes the row's next position. The
+    plan ends when all rows have, or after the step in which core raised the recall number in shared
     memory to `seq` or above. A plan with a masked row has one step.
     """
 

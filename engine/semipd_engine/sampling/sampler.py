@@ -38,9 +38,17 @@ class SamplingRow:
         return bool(self.sampling.stop_token_ids) and self.output_index < self.sampling.min_tokens
 
     @property
-    def uniform(self) -> float:
-        """Where its next draw falls; a greedy row needs none."""
-        return uniform(self.sampling.seed, self.output_index) if self.sampling.temperature else 0.0
+    def plain(self) -> bool:
+        """Is a token all that is wanted of its logits, as they are?"""
+        return not self.adjusts and self.sampling.logprobs < 0
+
+    def uniform(self, later: int = 0) -> float:
+        """Where its draw falls, so many tokens after the next one; a greedy row needs none."""
+        return uniform(self.sampling.seed, self.output_index + later) if self.sampling.temperature else 0.0
+
+    def goes_on(self, later: int = 0) -> bool:
+        """Is there room for a token, so many after the next one?"""
+        return self.output_index + later < self.sampling.max_tokens
 
     def accept(self, token: int) -> None:
         """The token was chosen: the next draw is for the next output index."""
@@ -50,7 +58,7 @@ class SamplingRow:
 
     def finished_by(self, token: int) -> bool:
         """Does the accepted `token` end the request (stop id, or max_tokens reached)?"""
-        return token in self.sampling.stop_token_ids or self.output_index >= self.sampling.max_tokens
+        return token in self.sampling.stop_token_ids or not self.goes_on()
 
     def edits(self, vocab: int) -> Ints:
         """What bias, stop ids and penalties do to single tokens; `kernels.signatures.Kernels.adjust`."""
@@ -80,14 +88,14 @@ def sample(
     `put` brings int32 arrays to the logits' device, all that a call needs at once. A GPU is waited for once, for the
     tokens.
     """
-    finite = logits.amax(dim=-1).isfinite()  # of the raw ones: no bias and no mask is in them; NaN, if one is there
+    raw = logits  # no bias and no mask is in them
     draws = any(row.sampling.temperature for row in rows)
     adjusts = any(row.adjusts for row in rows) or any(mask is not None for mask in masks or ())
     there: Mapping[str, Tensor] = {}
     if draws or adjusts:
-        there = put(_settings(rows) | (_adjustments(rows, masks, logits.shape[1]) if adjusts else {}))
+        there = put(settings(rows) | (_adjustments(rows, masks, logits.shape[1]) if adjusts else {}))
     if adjusts:
-        logits = kernels.adjust(  # a copy: the raw ones are for the log-probabilities
+        logits = kernels.adjust(  # a copy
             logits,
             there["edits"],
             there["starts"],
@@ -95,25 +103,33 @@ def sample(
             there["masks"],
             there["mask_of"],
         )
-    if draws:
-        temperature, top_p, min_p = (there[name].view(torch.float32) for name in ("temperature", "top_p", "min_p"))
-        point = there["uniform"].view(torch.float64).view(-1)
-        chosen = kernels.sample(logits, temperature, there["top_k"], top_p, min_p, point)
-    else:
-        chosen = logits.argmax(dim=-1)  # the first of equals, as the kernel
-    tokens: list[int] = chosen.masked_fill_(~finite, NOT_FINITE).tolist()
+    # The first of equals, as the kernel.
+    chosen = draw(logits, there, kernels) if draws else logits.argmax(dim=-1)
+    tokens: list[int] = finite_only(chosen, raw).tolist()
     return tokens
 
 
-def _settings(rows: Sequence[SamplingRow]) -> dict[str, Ints]:
-    """How each row draws; the bits of what is no integer."""
+def draw(logits: Tensor, there: Mapping[str, Tensor], kernels: Kernels) -> Tensor:
+    """A token for each row as its `settings`, on the logits' device, say: int64 [R]."""
+    temperature, top_p, min_p = (there[name].view(torch.float32) for name in ("temperature", "top_p", "min_p"))
+    point = there["uniform"].view(torch.float64).view(-1)
+    return kernels.sample(logits, temperature, there["top_k"], top_p, min_p, point)
+
+
+def finite_only(chosen: Tensor, raw: Tensor) -> Tensor:
+    """The tokens, but `NOT_FINITE` of a row whose logits hold NaN, or infinity as their largest."""
+    return chosen.masked_fill_(~raw.amax(dim=-1).isfinite(), NOT_FINITE)
+
+
+def settings(rows: Sequence[SamplingRow], later: int = 0) -> dict[str, Ints]:
+    """How each row draws, so many tokens after the next one; the bits of what is no integer."""
     sampling = [row.sampling for row in rows]
     return {
         "temperature": _bits([one.temperature for one in sampling]),
         "top_k": np.array([one.top_k for one in sampling], np.int32),
         "top_p": _bits([one.top_p for one in sampling]),
         "min_p": _bits([one.min_p for one in sampling]),
-        "uniform": np.array([row.uniform for row in rows], np.float64).view(np.int32).reshape(-1, 2),
+        "uniform": np.array([row.uniform(later) for row in rows], np.float64).view(np.int32).reshape(-1, 2),
     }
 
 

@@ -1,9 +1,10 @@
 """Decode steps as captured programs: the host starts one thing, where it would queue a few hundred kernels by name.
 
 There is a program for each of a few batch sizes. It reads its inputs where they lay at its capture, has buffers of its
-own, and ends with the logits; drawing tokens stays outside. A step of fewer rows is padded to the next size: a padding
-row is a sequence of one token that writes nowhere (slot -1) and that nobody looks at, so it changes no other row.
-Larger batches, chunks of prompts and rows with targets take the ordinary way.
+own, and ends with a token for each row, put where the next step's program reads its tokens: so that one can be queued
+before the host knows them (`captured_steps`). Rows that want more of their logits take them from there. A step of fewer
+rows is padded to the next size: a padding row is a sequence of one token that writes nowhere (slot -1) and that nobody
+looks at, so it changes no other row. Larger batches, chunks of prompts and rows with targets take the ordinary way.
 
 Programs are made before a worker serves, the largest first, and share one pool of memory. They hold addresses of the
 weights and the KV pool, which stay for the worker's life, so no plan, and no move of the split, makes one again: under
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -22,7 +24,8 @@ from torch import Tensor
 from semipd_engine.kernels import Kernels, ReferenceKernels
 from semipd_engine.model.batch import Batch
 from semipd_engine.model.decoder import Decoder
-from semipd_engine.worker.input_batch import InputBuffers, Ints
+from semipd_engine.sampling.sampler import draw, finite_only, settings
+from semipd_engine.worker.input_batch import InputBuffers, Ints, host_memory
 from semipd_engine.worker.servable import UnfitError
 
 VARIABLE = "SEMIPD_GPU_GRAPHS"
@@ -44,12 +47,25 @@ class _Program:
     """The same work, kernel by kernel."""
     logits: Tensor
     """[size, vocab_size]: of the last of either."""
+    tokens: Tensor
+    """int32 [size]: as its rows draw, `NOT_FINITE` of those whose logits are no numbers."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """A step that is queued."""
+
+    logits: Tensor
+    """float32 [rows, vocab_size], valid until the next step is queued."""
+    tokens: Callable[[], list[int]]
+    """Waits for it. Valid until the next but one is queued."""
 
 
 class DecodeGraphs:
     def __init__(
         self,
         decoder: Decoder,
+        kernels: Kernels,
         device: torch.device,
         most_blocks: int,
         capture: Capture,
@@ -57,26 +73,31 @@ class DecodeGraphs:
     ) -> None:
         """`most_blocks`: width of the block tables. Captures all; writes no key and no value. Raises `UnfitError`
         (WrongGraphs) where that cannot be, for want of memory, too."""
-        self._buffers, workspaces = InputBuffers(device), decoder.workspaces()
-        nobody = _nobody(most_blocks)
+        self._buffers, workspaces = InputBuffers(device, ahead=True), decoder.workspaces()
+        nobody, sizes = _nobody(most_blocks), sorted(sizes, reverse=True)
+        self._deliveries = cycle([_Delivery(device, sizes[0]) for _ in range(2)])
 
         def program(size: int) -> _Program:
             # It knows the decoder, not this object: that would be a circle, and its graph's memory its collector's.
             there = self._buffers.put(padded(nobody, size))
-            rows = there.pop("sampled")
+            rows, drawn = there.pop("sampled"), {name: there.pop(name) for name in settings([])}
             batch = Batch(**there, visible=len(rows))
             body, head = workspaces
+            tokens = torch.zeros(size, dtype=torch.int32, device=device)
 
             def queue() -> Tensor:
-                return decoder.logits(decoder.forward(batch, body), rows, head)
+                logits = decoder.logits(decoder.forward(batch, body), rows, head)
+                tokens.copy_(finite_only(draw(logits, drawn, kernels), logits))
+                torch.clamp(tokens, min=0, out=batch.token_ids)  # where there is none nobody will look: the step failed
+                return logits
 
             logits = queue()
-            return _Program(capture(queue), queue, logits)
+            return _Program(capture(queue), queue, logits, tokens)
 
         try:
             with torch.inference_mode():
                 # The largest first: buffers and pool are then as large as they get, and nothing moves any more.
-                self._programs = {size: program(size) for size in sorted(sizes, reverse=True)}
+                self._programs = {size: program(size) for size in sizes}
         except Exception as error:
             raise wrong_graphs(f"a decode step cannot be captured: {type(error).__name__}: {error}") from error
         self._sizes = sorted(self._programs)
@@ -84,25 +105,54 @@ class DecodeGraphs:
     def fits(self, rows: int) -> bool:
         return rows <= self._sizes[-1]
 
-    def logits(self, inputs: Mapping[str, Ints]) -> Tensor:
-        """Of a step whose rows are all decode rows, as `InputBatch.arrays` gives it: float32 [rows, vocab_size], valid
-        until the next call."""
-        return self._run(inputs, lambda program: program.replay)
+    def start(self, inputs: Mapping[str, Ints]) -> Started:
+        """Queue a step whose rows are all decode rows, as `InputBatch.arrays` and `settings` give it; or, behind one of
+        the same rows, as `InputBatch.following` does: its tokens are then those of the step before."""
+        rows, program = self._put(inputs)
+        program.replay()
+        return Started(program.logits[:rows], next(self._deliveries).send(program.tokens[:rows]))
 
     def differs(self, inputs: Mapping[str, Ints]) -> bool:
         """Does the program of this step give other bits than its kernels one by one?"""
-        there = self._run(inputs, lambda program: program.queue)
-        one = there.clone()
-        there.fill_(float("nan"))  # a program that does nothing leaves no right numbers behind
-        return not torch.equal(one, self.logits(inputs))
+        rows, program = self._put(inputs)
+        program.queue()
+        logits, tokens = program.logits.clone(), program.tokens.clone()
+        program.logits.fill_(float("nan"))  # a program that does nothing leaves no right numbers behind
+        program.tokens.fill_(-2)
+        self.start(inputs)
+        return not (
+            torch.equal(logits[:rows], program.logits[:rows]) and torch.equal(tokens[:rows], program.tokens[:rows])
+        )
 
-    def _run(self, inputs: Mapping[str, Ints], how: Callable[[_Program], Queue]) -> Tensor:
-        rows = len(inputs["token_ids"])
+    def _put(self, inputs: Mapping[str, Ints]) -> tuple[int, _Program]:
+        rows = len(inputs["positions"])
         size = next(size for size in self._sizes if size >= rows)
         self._buffers.put(padded(inputs, size))
-        program = self._programs[size]
-        how(program)()
-        return program.logits[:rows]
+        return rows, self._programs[size]
+
+
+class _Delivery:
+    """A step's tokens on their way to the host: copied behind it, with an event behind the copy. That is what the host
+    waits for, so not for what is queued after it."""
+
+    def __init__(self, device: torch.device, most: int) -> None:
+        there = device.type == "cuda"
+        self._numbers, self._host = host_memory(most, pinned=there)
+        self._event = torch.cuda.Event() if there else None  # type: ignore[no-untyped-call]
+
+    def send(self, tokens: Tensor) -> Callable[[], list[int]]:
+        event, rows = self._event, len(tokens)
+        self._host[:rows].copy_(tokens, non_blocking=True)
+        if event is not None:
+            event.record()
+
+        def arrived() -> list[int]:
+            if event is not None:
+                event.synchronize()
+            numbers: list[int] = self._numbers[:rows].tolist()
+            return numbers
+
+        return arrived
 
 
 def wrong_graphs(what: str) -> UnfitError:
@@ -119,24 +169,37 @@ def cannot_capture(kernels: Kernels) -> str:
 def _nobody(most_blocks: int) -> dict[str, Ints]:
     """A step without a row."""
     empty = np.zeros(0, np.int32)
-    names = ("token_ids", "positions", "slot_mapping", "seq_lens", "sampled")
-    found = dict.fromkeys(names, empty) | {"query_start_loc": np.zeros(1, np.int32)}
+    found = dict.fromkeys(("token_ids", "positions", "slot_mapping", "seq_lens"), empty)
     return found | {"block_tables": np.zeros((0, most_blocks), np.int32)}
 
 
 def padded(inputs: Mapping[str, Ints], size: int) -> dict[str, Ints]:
     """The same step of decode rows with `size` of them. A row more reads the first position of block 0, whoever has it,
-    and writes nothing."""
-    rows = len(inputs["token_ids"])
+    and writes nothing. Rows that say nothing of how they draw are greedy.
+
+    In the middle lies what changes from one step to the next of the same rows, so that it is one copy."""
+    rows = len(inputs["positions"])
     more = np.zeros(size - rows, np.int32)
+
+    def longer(name: str, fill: int = 0) -> Ints:
+        return np.concatenate((inputs[name], more + np.int32(fill)))
+
+    changing = {
+        "positions": longer("positions"),
+        "slot_mapping": longer("slot_mapping", -1),
+        "seq_lens": longer("seq_lens", 1),
+    }
+    for name, values in settings([]).items():
+        given = inputs.get(name, np.zeros((rows, *values.shape[1:]), np.int32))
+        changing[name] = np.concatenate((given, np.zeros((size - rows, *values.shape[1:]), np.int32)))
+    if "token_ids" not in inputs:
+        return changing
     tables = inputs["block_tables"]
     return {
-        "token_ids": np.concatenate((inputs["token_ids"], more)),
-        "positions": np.concatenate((inputs["positions"], more)),
-        "slot_mapping": np.concatenate((inputs["slot_mapping"], more - 1)),
-        "seq_lens": np.concatenate((inputs["seq_lens"], more + 1)),
+        "token_ids": longer("token_ids"),
         "query_start_loc": np.arange(size + 1, dtype=np.int32),
         "sampled": np.arange(size, dtype=np.int32),
+        **changing,
         "block_tables": np.concatenate((tables, np.zeros((size - rows, tables.shape[1]), np.int32))),
     }
 

@@ -71,28 +71,35 @@ class InputBuffers:
     step, or a captured graph, finds the next one's.
 
     On a GPU they are one piece of memory, and a step's inputs get there in one copy from pinned memory: it is queued,
-    and nobody waits for it. A step ends when all that was queued for it is done, so the host may write again then.
+    and nobody waits for it. A step ends when all that was queued for it is done, so the host may write again then; with
+    `ahead` it may once more before, for the step that is queued behind it.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, ahead: bool = False) -> None:
+        self._device, self._ahead = device, ahead
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._numbers, self._host = host_memory(0, pinned=False)
+        self._numbers, self._host = self._other = host_memory(0, pinned=False)
         self._there = self._host
         self._begins: dict[str, int] = {}
+        self._places: dict[str, int] = {}
 
     def put(self, inputs: Mapping[str, Ints]) -> dict[str, Tensor]:
-        """Tensors of these values, int32, until the next call."""
+        """Tensors of these values, int32, until the next call. They are neighbours, or all: what lies before and behind
+        them stays as it is."""
         if not all(self._fits(name, values) for name, values in inputs.items()):
             self._grow(inputs)
-        found, end = dict[str, Tensor](), 0
+        found, first, end = dict[str, Tensor](), len(self._host), 0
+        places = [self._places[name] for name in inputs]
+        assert max(places) - min(places) < len(places), "what lies between is copied, too"
         for name, values in inputs.items():
             begin, shape = self._begins[name], values.shape
-            end = max(end, begin + values.size)
+            first, end = min(first, begin), max(end, begin + values.size)
             self._numbers[begin : begin + values.size].reshape(shape)[...] = values
             found[name] = self._there[begin : begin + values.size].view(shape)
         if self._there is not self._host:
-            self._there[:end].copy_(self._host[:end], non_blocking=True)
+            self._there[first:end].copy_(self._host[first:end], non_blocking=True)
+            # The copy may not have been carried out when the next step's inputs are written.
+            self._numbers, self._host, self._other = *self._other, (self._numbers, self._host)
         return found
 
     def _fits(self, name: str, values: Ints) -> bool:
@@ -108,12 +115,15 @@ class InputBuffers:
         for name, shape in shapes.items():
             begins[name] = end
             end += -(-math.prod(shape) // ALIGNED) * ALIGNED
-        numbers, host = host_memory(end, pinned=self._device.type == "cuda")
+        pinned = self._device.type == "cuda"
+        numbers, host = other = host_memory(end, pinned)
         there = host
         if self._device.type != "cpu":
             there = torch.zeros(end, dtype=torch.int32, device=self._device)
+            other = host_memory(end, pinned) if self._ahead else other
         self._shapes, self._begins = shapes, begins
-        self._numbers, self._host, self._there = numbers, host, there
+        self._places = {name: place for place, name in enumerate(shapes)}
+        self._numbers, self._host, self._other, self._there = numbers, host, other, there
 
 
 def host_memory(count: int, pinned: bool) -> tuple[Ints, Tensor]:
@@ -189,12 +199,23 @@ class InputBatch:
         return {
             "token_ids": self._tokens,
             "positions": positions,
-            "slot_mapping": blocks * size + positions % size,
+            "slot_mapping": self._slots(blocks, positions),
             "seq_lens": self._starts + counts,
             "query_start_loc": np.concatenate((np.zeros(1, np.int32), ends)),
             "sampled": ends[self._samples] - 1,
             "block_tables": self._tables,
         }
+
+    def following(self) -> dict[str, Ints]:
+        """What changes with the step after it, if all of its rows decode and go on: not the tables, and its tokens are
+        not known yet."""
+        positions = self._starts + 1
+        blocks = self._tables[np.arange(len(positions)), positions // self._block_size]
+        return {"positions": positions, "slot_mapping": self._slots(blocks, positions), "seq_lens": positions + 1}
+
+    def _slots(self, blocks: Ints, positions: Ints) -> Ints:
+        slots: Ints = blocks * self._block_size + positions % self._block_size
+        return slots
 
     def advance(self, tokens: Sequence[int], running: Sequence[int]) -> None:
         """Each row that samples took its token of `tokens`; only those of them with the indices `running` go on."""

@@ -23,6 +23,7 @@ from semipd_engine.model.decoder import Decoder
 from semipd_engine.model.stage import Step
 from semipd_engine.pacing.quantum import Pacer, in_quanta
 from semipd_engine.sampling.sampler import NOT_FINITE, SamplingRow, sample, token_logprobs
+from semipd_engine.worker.captured_steps import CapturedSteps
 from semipd_engine.worker.decode_graphs import Capture, DecodeGraphs
 from semipd_engine.worker.input_batch import InputBatch, InputBuffers, Limits
 
@@ -55,7 +56,7 @@ class ModelRunner:
         """`weights` are named as in `weight_specs`, in the formats of `kernels`, of `kv.dtype`. Copies nothing.
         `capture`: decode steps become programs, now."""
         self._device = weights.region.data.device
-        self._kernels = kernels
+        self.kernels = kernels
         self._buffers, self._sampled = InputBuffers(self._device), InputBuffers(self._device)
         self._pacer = pacer
         self.decoder = Decoder(config, weights, kv, kernels, pacer)
@@ -63,7 +64,7 @@ class ModelRunner:
         self._limits = Limits(config.vocab_size, kv.num_blocks, kv.block_size, max_model_len)
         self.graphs: DecodeGraphs | None = None
         if capture is not None:
-            self.graphs = DecodeGraphs(self.decoder, self._device, self._limits.most_blocks, capture)
+            self.graphs = DecodeGraphs(self.decoder, kernels, self._device, self._limits.most_blocks, capture)
 
     def prepare(self) -> bool:
         return self._pages.take_some()
@@ -88,11 +89,18 @@ class ModelRunner:
         ]
         requests = [row.request for row in plan.rows if row.sampling is not None]
         masks = [row.mask for row in plan.rows if row.sampling is not None]  # of the only step of their plan
+        captured: CapturedSteps | None = None
         for step in range(plan.max_steps):
             with torch.inference_mode():
                 scores: list[TargetScores] = []
                 if (graphs := self._program(inputs, plan)) is not None:
-                    results = self._sample(graphs.logits(inputs.arrays()), requests, sampling, masks)
+                    captured = captured or CapturedSteps(graphs)
+                    if any(mask is not None for mask in masks) or not all(row.plain for row in sampling):
+                        results = self._sample(captured.step(inputs, sampling).logits, requests, sampling, masks)
+                    else:
+                        more = step + 1 < plan.max_steps and not recalled(plan.seq)
+                        found = captured.tokens(inputs, sampling, more)
+                        results = _accepted(found, requests, sampling)
                 else:
                     batch, chosen = inputs.next()
                     done = self.decoder.forward(batch)
@@ -105,12 +113,17 @@ class ModelRunner:
                         self._finish()
             tokens = [result.token for result in results]
             running = [i for i, row in enumerate(sampling) if not row.finished_by(tokens[i])]
-            last = step + 1 == plan.max_steps or not running or recalled(plan.seq)
+            ahead = captured is not None and captured.ahead
+            last = step + 1 == plan.max_steps or not running or (recalled(plan.seq) and not ahead)
+            if last and ahead:
+                self._finish()  # of rows that have ended: nobody's, but it is to be over
             yield StepResult(plan.seq + step, results, last, seconds=time.perf_counter() - begin, scores=scores)
             if last:
                 return
             begin = time.perf_counter()
             inputs.advance(tokens, running)
+            if captured is not None:
+                captured.keep(running)
             requests, sampling = [requests[i] for i in running], [sampling[i] for i in running]
             masks = [None] * len(running)
 
@@ -159,10 +172,8 @@ class ModelRunner:
 
         def some(begin: int, end: int) -> list[int]:
             part = logits[begin:end]
-            tokens = sample(part, rows[begin:end], self._kernels, masks[begin:end], self._sampled.put)
-            for request, token in zip(requests[begin:end], tokens, strict=True):
-                if token == NOT_FINITE:
-                    raise NotFiniteError(request)
+            tokens = sample(part, rows[begin:end], self.kernels, masks[begin:end], self._sampled.put)
+            _check(tokens, requests[begin:end])
             return tokens
 
         tokens = in_quanta(self._pacer, len(rows), SAMPLE_SECONDS * logits.shape[1], some)
@@ -190,3 +201,17 @@ class ModelRunner:
             return token_logprobs(part, tokens[begin:end], counts[begin:end])
 
         return in_quanta(self._pacer, len(rows), SCORE_SECONDS * logits.shape[1], some)
+
+
+def _check(tokens: Sequence[int], requests: Sequence[int]) -> None:
+    for request, token in zip(requests, tokens, strict=True):
+        if token == NOT_FINITE:
+            raise NotFiniteError(request)
+
+
+def _accepted(tokens: Sequence[int], requests: Sequence[int], rows: Sequence[SamplingRow]) -> list[TokenResult]:
+    """Of rows that are `plain`."""
+    _check(tokens, requests)
+    for row, token in zip(rows, tokens, strict=True):
+        row.accept(token)
+    return [TokenResult(request, token) for request, token in zip(requests, tokens, strict=True)]

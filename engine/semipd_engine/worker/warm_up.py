@@ -19,6 +19,7 @@ from semipd_engine.memory.kv_pool import KVPool
 from semipd_engine.memory.layout import KVLayout
 from semipd_engine.memory.region import Region
 from semipd_engine.pacing.quantum import Unpaced
+from semipd_engine.sampling.sampler import SamplingRow, settings
 from semipd_engine.worker.decode_graphs import Capture, DecodeGraphs, wrong_graphs
 from semipd_engine.worker.input_batch import InputBatch, InputBuffers, Limits
 from semipd_engine.worker.model_runner import ModelRunner
@@ -72,14 +73,16 @@ def warm_up(
 
 
 def _gate_graphs(runner: ModelRunner, limits: Limits, rows: list[Row], device: torch.device, capture: Capture) -> None:
-    """Programs of one, two and four rows, the last with one row of padding, give the bits of their kernels."""
-    graphs = DecodeGraphs(runner.decoder, device, limits.most_blocks, capture, (1, 2, 4))
+    """Programs of one, two and four rows, the last with one row of padding, give the bits of their kernels: logits, and
+    tokens, greedy and drawn."""
+    graphs = DecodeGraphs(runner.decoder, runner.kernels, device, limits.most_blocks, capture, (1, 2, 4))
     buffers = InputBuffers(device)
     behind = replace(rows[0], start=rows[0].start + 1)
     try:
         for some in (rows[:1], rows, [*rows, behind]):
             with torch.inference_mode():
-                if graphs.differs(InputBatch(StepPlan(4, 1, some), limits, buffers).arrays()):
+                drawn = [SamplingRow(replace(GREEDY, temperature=i % 2 * 0.8, seed=i), 1) for i, _ in enumerate(some)]
+                if graphs.differs(InputBatch(StepPlan(4, 1, some), limits, buffers).arrays() | settings(drawn)):
                     raise wrong_graphs(
                         f"a captured decode step of {len(some)} rows gives other numbers than its kernels"
                     )
