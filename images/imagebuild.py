@@ -34,6 +34,7 @@ _MANY_IMAGES = 150
 
 BASE_SUITE = "bookworm"
 BASE_PACKAGES = ("ca-certificates", "python3", "python3-venv")
+BASE_HEADERS = "libpython3-dev"
 _BASE_OPTIONS = (
     "--variant=apt",
     f"--include={','.join(BASE_PACKAGES)}",
@@ -51,7 +52,14 @@ class Image:
     arguments: tuple[str, ...] = ()
 
 
-IMAGES = (Image("operator"), Image("engine", ("TORCH_INDEX", "GPU_CARDS")))
+IMAGES = (Image("operator"), Image("engine", ("TORCH_INDEX", "GPU_CARDS", "PYTHON_HEADERS")))
+
+
+def with_headers(env: Mapping[str, str]) -> dict[str, str]:
+    """For a build over our own base: the headers that compiling a GPU's kernels wants, where they are asked for or the
+    image goes elsewhere. It takes some minutes once; a local cluster without a GPU does not need them."""
+    wanted = env.get("GPU_CARDS") or env.get("REGISTRY")
+    return {"PYTHON_HEADERS": BASE_HEADERS, **env} if wanted else dict(env)
 
 
 def tree_files(tree: Path, inputs: Iterable[str]) -> list[Path]:

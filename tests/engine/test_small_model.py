@@ -112,7 +112,7 @@ def test_one_process_fails_that_check_but_each_stream_has_a_row_in_every_step(tm
     engine = start(tmp_path, small, unified=True)
     try:
         in_flight, tokens = decode_during_prefill(engine)
-        chunk = engine.options.prefill_chunk_tokens
+        chunk = engine.options.chunk_tokens("cpu")
     finally:
         engine.stop()
     assert in_flight < 0.01

@@ -126,6 +126,14 @@ def test_the_containerfile_copies_only_what_the_key_covers() -> None:
         assert all(f"ARG {name}=" in text for name in ("BASE_IMAGE", *image.arguments))
 
 
+def test_headers_come_with_the_kernels_that_want_them() -> None:
+    """Only where somebody has a GPU for the image: a cluster on this machine has none."""
+    assert "PYTHON_HEADERS" not in imagebuild.with_headers({"TORCH_INDEX": "x"})
+    assert imagebuild.with_headers({"GPU_CARDS": "90"})["PYTHON_HEADERS"] == "libpython3-dev"
+    assert imagebuild.with_headers({"REGISTRY": "r/p"})["PYTHON_HEADERS"] == "libpython3-dev"
+    assert imagebuild.with_headers({"GPU_CARDS": "90", "PYTHON_HEADERS": "mine"})["PYTHON_HEADERS"] == "mine"
+
+
 def test_pip_learns_of_indexes_but_not_of_this_machines_paths(tmp_path: Path) -> None:
     file = tmp_path / "pip.conf"
     file.write_text("[global]\nindex-url = https://a.example/simple\ncert = /x/ca.pem\nfind-links = /opt/wheels\n")

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from bench.gpu.models import CASES, CHUNK, CONTEXT, Shape, card
 from bench.gpu.step_trace import BLOCK, FakeWorker, Trace
+from semipd_engine.contract import EngineOptions
 from semipd_engine.ipc.steps import Row, StepPlan
 from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.kernels import ReferenceKernels
@@ -141,6 +143,14 @@ def test_a_step_leaves_nothing_behind(model: str) -> None:
     one = MODELS[model]()
     first, again = one.step(CHUNKS["behind a prefix"]), one.step(CHUNKS["behind a prefix"])
     assert again.live == first.live and again.peak <= first.peak
+
+
+def test_prompts_go_by_in_steps_that_fill_a_gpu() -> None:
+    """By default; whoever says how large has that on any device."""
+    options = EngineOptions(model=Path("m"))
+    assert 2048 <= options.chunk_tokens("cuda") <= CHUNK and options.chunk_tokens("cpu") == 256
+    given = EngineOptions(model=Path("m"), prefill_chunk_tokens=64)
+    assert given.chunk_tokens("cuda") == given.chunk_tokens("cpu") == 64
 
 
 def test_the_room_that_is_kept_for_workers_holds_their_steps() -> None:

@@ -44,6 +44,11 @@ class ReasoningParser(StrEnum):
     THINK = "think"
 
 
+CPU_CHUNK, GPU_CHUNK = 256, 2048
+"""Tokens of a prompt's step: as few as its products and weights' reading are even on a CPU; on a GPU so many that its
+products fill the device."""
+
+
 class EngineOptions(Frozen):
     """Launch options of ``semipd-engine serve``: one declaration for the flags, the agent and the operator.
 
@@ -68,7 +73,11 @@ class EngineOptions(Frozen):
     request_timeout: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="seconds for a request from receipt to its end; 0: no limit"
     )
-    prefill_chunk_tokens: int = Field(default=256, ge=1, description="most prompt tokens of one prefill step")
+    prefill_chunk_tokens: int = Field(
+        default=0,
+        ge=0,
+        description=f"most prompt tokens of one prefill step; 0: {GPU_CHUNK} on a GPU, {CPU_CHUNK} on a CPU",
+    )
     max_stall_ms: int = Field(
         default=1000, ge=0, description="longest that a stream waits for a step with prompts in it; 0: no bound"
     )
@@ -95,6 +104,10 @@ class EngineOptions(Frozen):
     drain_seconds: float = Field(default=30.0, ge=0, description="time for running streams to finish after SIGTERM")
     run_dir: Path | None = Field(default=None, description="directory of the sockets (mode 0700); default: a fresh one")
     step_log: Path | None = Field(default=None, description="JSON Lines file with one record for each step (debugging)")
+
+    def chunk_tokens(self, device: str) -> int:
+        """Most prompt tokens of a step on `device` (``cpu`` or ``cuda``)."""
+        return self.prefill_chunk_tokens or (GPU_CHUNK if device == Device.CUDA else CPU_CHUNK)
 
     def arguments(self) -> list[str]:
         """Command-line flags that parse back to these options; defaults are left out."""

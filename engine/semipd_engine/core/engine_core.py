@@ -220,7 +220,7 @@ class EngineCore:
             limits = SchedulerLimits(
                 max_model_len=hello.max_model_len,
                 max_num_seqs=self._options.max_num_seqs,
-                prefill_chunk_tokens=self._options.prefill_chunk_tokens,
+                prefill_chunk_tokens=self._options.chunk_tokens(hello.device),
                 max_stall_seconds=self._options.max_stall_ms / 1000,
             )
             status.scheduler = Scheduler(limits, kv)

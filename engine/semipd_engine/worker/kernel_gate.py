@@ -36,9 +36,6 @@ nobody, a chunk behind a prefix, a whole prompt. Prompts and decode rows have ti
 split a kernel of their own: so both kinds come over long tables and over short ones."""
 
 
-VOCABULARY = 20011
-
-
 class Paging(NamedTuple):
     rows: int
     tables: Tensor
@@ -93,7 +90,11 @@ def _checks(config: ModelConfig, dtype: torch.dtype, device: torch.device, block
 
     batches = [_paging(batch, blocks, block_size, generator) for batch in BATCHES]
     rows = max(batch.rows for batch in batches)
-    x, weight, inner = normal(rows, config.hidden_size), normal(config.hidden_size), normal(rows, 2 * 1000)
+    x, weight, inner = (
+        normal(rows, config.hidden_size),
+        normal(config.hidden_size),
+        normal(rows, 2 * config.intermediate_size),
+    )
     sums = normal(rows, config.hidden_size)
 
     def norm(kernels: Kernels) -> tuple[Tensor, ...]:
@@ -102,14 +103,14 @@ def _checks(config: ModelConfig, dtype: torch.dtype, device: torch.device, block
         return out, residual
 
     def activation(kernels: Kernels) -> tuple[Tensor, ...]:
-        out = torch.empty_like(inner[:, :1000])
+        out = torch.empty_like(inner[:, : config.intermediate_size])
         kernels.silu_mul(inner, out)
         return (out,)
 
     yield Check("rms_norm", norm)
     yield Check("silu_mul", activation)
-    yield Check("adjust", lambda kernels: (_adjusted(kernels, generator),))
-    yield Check("sample", lambda kernels: (_drawn(kernels, generator.device),))
+    yield Check("adjust", lambda kernels: (_adjusted(kernels, config.vocab_size, device),))
+    yield Check("sample", lambda kernels: (_drawn(kernels, config.vocab_size, device),))
     if config.mixture is not None:
         inner_size = config.mixture.intermediate_size
         yield from _experts(config.mixture.routing, config.hidden_size, inner_size, normal, device)
@@ -232,14 +233,14 @@ def _experts(
     yield Check("combine", combined)
 
 
-def _adjusted(kernels: Kernels, generator: torch.Generator) -> Tensor:
+def _adjusted(kernels: Kernels, vocab: int, device: torch.device) -> Tensor:
     """What may be chosen, and how much of it: a row that asks for nothing, one with a mask, two that edit tokens."""
-    device, words = generator.device, -(-VOCABULARY // 32)
-    logits = torch.linspace(-9, 9, 4 * VOCABULARY, device=device).view(4, VOCABULARY)
-    token = torch.arange(1200, dtype=torch.int32, device=device) * 16 + 3
-    half = torch.full((1200,), 0.5, device=device).view(torch.int32)
-    edits = torch.stack([token, half, half, token // 16 % 4], dim=1)
-    starts = torch.tensor([0, 0, 0, 500, 1200], dtype=torch.int32, device=device)
+    words, changes, half = -(-vocab // 32), min(1200, vocab // 2), torch.tensor(0.5).view(torch.int32).item()
+    logits = torch.linspace(-9, 9, 4 * vocab, device=device).view(4, vocab)
+    number = torch.arange(changes, dtype=torch.int32, device=device)
+    halves = torch.full((changes,), half, dtype=torch.int32, device=device)
+    edits = torch.stack([number * (vocab // changes) + 1, halves, halves, number % 4], dim=1)
+    starts = torch.tensor([0, 0, 0, changes * 5 // 12, changes], dtype=torch.int32, device=device)
     mask_of = torch.tensor([-1, 1, -1, 0], dtype=torch.int32, device=device)
     masks = torch.arange(2 * words, dtype=torch.int32, device=device).view(2, words) * 40503
     penalties = torch.tensor([1.0, 1.0, 1.3, 0.8], device=device)
@@ -247,19 +248,21 @@ def _adjusted(kernels: Kernels, generator: torch.Generator) -> Tensor:
     return torch.stack((found.isinf().float(), found.nan_to_num(neginf=0.0)))
 
 
-def _drawn(kernels: Kernels, device: torch.device) -> Tensor:
+def _drawn(kernels: Kernels, vocab: int, device: torch.device) -> Tensor:
     """Draws among equals in the middle of each one's share, so that rounding decides nothing: 1 where a token is drawn.
     Greedy, from all, by top-k, by top-p, by min-p."""
-    equals = torch.arange(64, device=device) * 307 + 5
-    logits = torch.full((5, VOCABULARY), -40.0, device=device)
+    first = 5
+    equals = torch.arange(64, device=device) * ((vocab - first) // 64) + first
+    logits = torch.full((5, vocab), -40.0, device=device)
     logits[:, equals] = 3.0
-    logits[4, 5] = 6.0
+    logits[4, first] = 6.0
     settings = ((0.0, 0, 1.0, 0.0), (1.0, 0, 1.0, 0.0), (0.7, 32, 1.0, 0.0), (1.0, 0, 0.505, 0.0), (1.0, 0, 1.0, 0.5))
-    temperature, top_k, top_p, min_p = torch.tensor(settings, device=device).t().contiguous()
+    # Each in memory of its own, as in a step: Triton compiles by how pointers are aligned.
+    temperature, top_k, top_p, min_p = (torch.tensor(each, device=device) for each in zip(*settings, strict=True))
     uniform = torch.full((5,), 0.8125 + 1 / 128, dtype=torch.float64, device=device)
     tokens = kernels.sample(logits, temperature, top_k.int(), top_p, min_p, uniform)
     # Compared, never an index: one that no token has would end the device, and say nothing of the kernel.
-    return (tokens[:, None] == torch.arange(VOCABULARY, device=device)).float()
+    return (tokens[:, None] == torch.arange(vocab, device=device)).float()
 
 
 def _paging(batch: Sequence[tuple[int, int]], count: int, block_size: int, generator: torch.Generator) -> Paging:

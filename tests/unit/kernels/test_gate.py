@@ -34,6 +34,8 @@ class Config:
     head_dim: int
     q_width: int
     kv_width: int
+    vocab_size: int = 20011
+    intermediate_size: int = 1000
     qk_norm: bool = False
     windows: tuple[int, ...] = ()
     latent: Latent | None = None
@@ -155,7 +157,7 @@ def test_the_gate_takes_a_token_that_does_not_exist_for_a_wrong_one() -> None:
         name = "triton"
 
         def sample(self, *arguments: Tensor) -> Tensor:
-            return super().sample(*arguments) + kernel_gate.VOCABULARY
+            return super().sample(*arguments) + DENSE.vocab_size
 
     with pytest.raises(UnfitError, match="sample differs from its twin"):
         gate_kernels(Beyond(), DENSE, torch.float32, torch.device("cpu"), kernel_gate.BLOCK_SIZE)

@@ -65,6 +65,23 @@ with ahead.compiling(90) as later:
 print(*sorted(later[key].kernel for key in later.keys() - known.keys()))
 """
 
+STARTED = """
+import sys
+import torch
+from tests.unit.kernels import start
+from semipd_engine.kernels.gpu import ahead
+
+for name, (sizes, model) in {"Llama 3.1 8B": ("Llama 3.1 8B", "8B"), "Llama 3.2 1B": ("Llama 3.2 1B", "1B"),
+                             "DeepSeek-V2-Lite": ("DeepSeek-V2-Lite", "DeepSeek-V2-Lite")}.items():
+    with ahead.compiling(90) as carried:
+        ahead.launch(ahead.MODELS[sizes], torch.bfloat16)
+    for what in (start.gate, start.serve):
+        for sms in (26, 132):
+            with ahead.compiling(90) as launched:
+                what(model, sms)
+            missing = {launched[key].kernel for key in launched.keys() - carried.keys()}
+            print(name, what.__name__, len(launched), *sorted(missing), sep="; ")
+"""
 FROM_THE_IMAGE = """
 import sys
 import torch
@@ -161,6 +178,18 @@ def test_compiled_again_they_are_what_the_page_says(compiled: tuple[list[str], l
 def test_no_step_and_no_rung_compiles_what_the_start_did_not(compiled: tuple[list[str], list[str]]) -> None:
     """Any batch, table width, range of rows and count of SMs: else a stream would stop for a compiler."""
     assert compiled[1] == []
+
+
+def test_an_engines_start_launches_only_what_came_with_the_image() -> None:
+    """The gate, the captured programs of all sizes, chunks, and steps of all kinds of rows, on a large rung and on a
+    small one, of three models whose kernels are made ahead: with those in the image no start compiles a kernel."""
+    done = python(STARTED)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("; ") for line in done.stdout.splitlines()]
+    assert len(lines) == 3 * 2 * 2
+    for model, what, launched, *missing in lines:
+        assert not missing, (model, what, missing)
+        assert int(launched) >= 6, (model, what)
 
 
 def test_what_came_with_the_image_is_not_compiled(compiled: tuple[list[str], list[str]], tmp_path: Path) -> None:

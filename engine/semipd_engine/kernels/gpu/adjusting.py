@@ -27,7 +27,7 @@ def _allowed(masks, which, words, tokens, there):
     return ((word >> (tokens % 32)) & 1) != 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["words"])
 def _forbid(logits, masks, mask_of, out, logit_stride, words, vocab, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     tokens = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -37,7 +37,7 @@ def _forbid(logits, masks, mask_of, out, logit_stride, words, vocab, BLOCK: tl.c
     tl.store(out + row * vocab + tokens, tl.where(allowed, values, float("-inf")), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["words"])
 def _edit(
     logits, edits, starts, repetition, masks, mask_of, out, logit_stride, words, vocab, BLOCK: tl.constexpr
 ):  # fmt: skip
