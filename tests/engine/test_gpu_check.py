@@ -122,7 +122,7 @@ def test_an_image_and_the_wheelhouse_are_enough(
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-4000:]
     found = parts(out)
     assert {name: part["outcome"] for name, part in found.items()} == dict.fromkeys(
-        ("machine", "mps", "kernels", "rungs", "switches", "large-8B", "shares", "kills"), "ok"
+        ("machine", "mps", "kernels", "rungs", "switches", "large-8B", "shares", "goodput", "kills"), "ok"
     )
     assert found["mps"]["figures"]["rungs"]["counts"]["60"] == 78 and found["mps"]["figures"]["rungs"]["total"] == SMS
     assert {w["SMs"] for w in found["kills"]["figures"]["workers"]} == {SMS}
@@ -146,6 +146,10 @@ def test_an_image_and_the_wheelhouse_are_enough(
         ("decode 4", True),
         ("prefill 64", True),
     ]
+    modes = found["goodput"]["figures"]["goodput by mode"]
+    names = ["one process, steps of 64", "both on the whole device", "Auto, as it begins", "Auto"]
+    assert [row["mode"] for row in modes] == names and len({row["requests"] for row in modes}) == 1
+    assert modes[0]["requests"] > 0 and all(row["met both"] <= row["requests"] for row in modes)
     assert len(found["kernels"]["figures"]["decode attention"]) == 1
     ends = found["kills"]["figures"]["after each end"]
     assert [row["end"] for row in ends] == ["kill -9", "terminate_client"]

@@ -12,6 +12,7 @@ from tests.engine.harness import Stream
 from tests.gpu.check import large_parts
 from tests.gpu.check.__main__ import BUDGET_SECONDS, status_of
 from tests.gpu.check.catalogue import LEAVE_SECONDS, PARTS, RESERVED, Part, allowance
+from tests.gpu.check.goodput import Alone, Lengths, Served, fitting, summary, trace
 from tests.gpu.check.presence import lacking, no_gpu
 from tests.gpu.check.report import Outcome, Record, markdown
 from tests.gpu.check.verdicts import PREDICTIONS, Verdict, steps, targets
@@ -42,7 +43,7 @@ def verdict(rows: list[dict[str, Any]], target: str) -> tuple[Any, Any]:
 
 
 def test_every_part_begins_where_the_parts_before_it_are_as_quick_as_they_must_be() -> None:
-    """Without the probe of others: nine minutes hold all parts, each at least as long as it must have."""
+    """Without the probe of others: ten minutes hold all parts, each at least as long as it must have."""
     ours = [part for part in PARTS if not part.name.startswith("probe")]
     ours = [part for part in ours if part.name != "exact-smollm2"]  # wants a folder
     assert sum(part.least for part in ours if not part.kills) + RESERVED + LEAVE_SECONDS <= BUDGET_SECONDS
@@ -144,6 +145,60 @@ def test_a_green_move_has_its_microseconds() -> None:
     for p99, said in ((40.0, "met"), (140.0, "missed")):
         rows = targets([record("green", moves=[{"p99 us": p99}])], PREDICTED)
         assert verdict(rows, "a move between green contexts") == (p99, said)
+
+
+@pytest.mark.parametrize(("auto", "said"), [(15.1, "met"), (14.0, "missed")])
+def test_auto_is_held_against_the_best_setting_of_one_process(auto: float, said: str) -> None:
+    modes = {"one process, steps of 512": 8.0, "one process, steps of 2048": 10.0, "Auto, as it begins": 9.0}
+    modes |= {"both on the whole device": 16.0, "Auto": auto}
+    rows = [{"mode": mode, "goodput, 1/s": rate} for mode, rate in modes.items()]
+    found = record("goodput", **{"goodput by mode": rows})
+    measured, verdict_ = verdict(targets([record("mps", rungs={}), found], PREDICTED), "goodput of Auto")
+    assert verdict_ == said and measured.startswith(f"{auto / 10:.2f} x")
+    assert verdict(targets([found], PREDICTED), "goodput of Auto")[1] == "not measured", "without MPS"
+    early = record("goodput", **{"goodput by mode": rows[:3]})
+    assert verdict(targets([record("mps", rungs={}), early], PREDICTED), "goodput of Auto")[1] == "not measured"
+
+
+def test_the_trace_is_the_same_in_each_mode_and_presses_any_card_alike() -> None:
+    slow, fast = Alone(0.2, 0.016), Alone(0.1, 0.008)
+    lengths = Lengths((2048, 8), (128, 128))
+    found = trace(slow, lengths, 4, 60.0)
+    assert found == trace(slow, lengths, 4, 60.0) and found == sorted(found, key=lambda one: one.at)
+    documents = [sum(60 * i <= one.at < 60 * i + 60 for one in found if one.prompt == 2048) for i in range(4)]
+    assert all(documents[i] * slow.prompt / 60 == pytest.approx(wanted, rel=0.3) for i, wanted in ((0, 0.6), (2, 0.6)))
+    assert max(documents[1], documents[3]) < min(documents[0], documents[2]) / 3
+    assert len(trace(fast, lengths, 4, 30.0)) == len(found), "half the time, twice as fast"
+
+
+def test_a_request_is_good_if_it_met_both_targets_and_ended() -> None:
+    alone = Alone(0.1, 0.01)
+
+    def served(first: float, gap: float, ended: bool = True) -> Served:
+        stream = Stream("a", [], Sampling(), times=[5 + first + i * gap for i in range(5)])
+        if ended:
+            stream.done.set()
+        return Served.of(stream, 5.0)
+
+    given = [served(0.4, 0.02), served(0.5, 0.02), served(0.4, 0.03), served(0.4, 0.02, ended=False)]
+    given.append(Served.of(Stream("b", [], Sampling()), 5.0))
+    assert [one.good(alone) for one in given] == [True, False, False, False, False]
+    assert summary("m", given, alone, 2.0) == {
+        "mode": "m",
+        "requests": 5,
+        "met both": 1,
+        "goodput, 1/s": 0.5,
+        "TTFT p90, ms": 500.0,
+        "TPOT p90, ms": 30.0,
+    }
+
+
+def test_turns_are_as_long_as_the_time_that_is_left_allows() -> None:
+    alone = Alone(0.1, 0.01)
+    assert fitting(alone, 4, 7, 1000.0, 8.0) == 8.0
+    short = fitting(alone, 4, 7, 100.0, 8.0)
+    assert 7 * (4 * short + 2 * alone.ttft + 1.0) == pytest.approx(100.0)
+    assert fitting(alone, 4, 7, 5.0, 8.0) == 0.0
 
 
 def test_the_page_begins_with_what_was_promised_and_keeps_the_misses() -> None:

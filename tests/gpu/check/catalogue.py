@@ -45,6 +45,12 @@ PARTS = (
     Part("graphs-exact", "decode steps as captured programs: " + SAME_TOKENS, 90, 25, dry=False),
     Part("graphs-8B", "decode steps as captured programs: " + PREDICTED, 110, 35, dry=False),
     Part("shares", "a token's time beside prompts, by prefill's share", 90, 35),
+    Part(
+        "goodput",
+        "one trace of prompts and answers in turns: Auto beside one process, no limits, fixed splits",
+        230,
+        50,
+    ),
     Part("exact-llama", SAME_TOKENS, 90, 25, dry=False),
     Part("exact-deepseek_v2", SAME_TOKENS, 90, 25, dry=False),
     Part("exact-qwen3_moe", SAME_TOKENS, 90, 25, dry=False),

@@ -42,11 +42,11 @@ def large(stage: Stage, name: str, figures: Figures) -> None:
     position = card(name, **sizes).kv_layout(BLOCK_SIZE, BYTES).pool_bytes(1) / BLOCK_SIZE
     longest = max(shape.context for shapes in cases.values() for shape in shapes) + OUTPUT
     before = memory_taken(stage, None)
-    room = _room(stage, name, before)
+    free = room(stage, name, before)
     wanted = {case: max(shape.sequences * (shape.context + OUTPUT) for shape in cases[case]) for case in cases}
-    fitting = [case for case in cases if (wanted[case] + longest) * position <= room]
+    fitting = [case for case in cases if (wanted[case] + longest) * position <= free]
     if not fitting:
-        raise Skip(f"its weights leave {room / MIB:.0f} MiB of this GPU, too few for a sequence")
+        raise Skip(f"its weights leave {free / MIB:.0f} MiB of this GPU, too few for a sequence")
     pool = int((max(wanted[case] for case in fitting) + longest) * position)
     began = time.monotonic()
     with stage.engine(
@@ -104,7 +104,7 @@ def large(stage: Stage, name: str, figures: Figures) -> None:
                 table.append({"step": case, "ms": round(seconds[1] * 1000, 3), "why not": ""})
 
 
-def _room(stage: Stage, name: str, taken: int) -> float:
+def room(stage: Stage, name: str, taken: int) -> float:
     """Bytes that the weights, and what is kept for workers, leave of the GPU."""
     if stage.dry:
         return float(1 << 30)

@@ -63,6 +63,10 @@ def play(part: str, stage: Stage, figures: Figures) -> None:
             from tests.gpu.check.large_parts import large
 
             large(stage, model, figures)
+        case "goodput":
+            from tests.gpu.check.goodput_parts import goodput
+
+            goodput(stage, figures)
         case "switches" | "shares":
             from tests.gpu.check.serving_parts import shares, switches
 
@@ -82,6 +86,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
     parser.add_argument("--record", type=Path, required=True)
     parser.add_argument("--patience", type=float, default=1.0)
+    parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--smollm2", type=Path)
     parser.add_argument("--mps-probe", type=Path)
     options = parser.parse_args()
@@ -104,7 +109,8 @@ def main() -> int:
 
             engine.patience = options.patience
             with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
-                stage = Stage(options.device, Path(folder), options.record.parent, options.mps_probe, options.smollm2)
+                more = (options.mps_probe, options.smollm2, options.seconds)
+                stage = Stage(options.device, Path(folder), options.record.parent, *more)
                 try:
                     play(part.name, stage, record.figures)
                 finally:

@@ -5,6 +5,7 @@ Knows no part.
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -22,13 +23,17 @@ if TYPE_CHECKING:
 
 Figures = dict[str, Any]
 MIB = 1 << 20
+END_SECONDS = 8.0
+"""For an engine and a daemon to end."""
 
 
 class Stage:
-    def __init__(self, device: str, folder: Path, records: Path, mps_probe: Path | None, smollm2: Path | None) -> None:
+    def __init__(
+        self, device: str, folder: Path, records: Path, mps_probe: Path | None, smollm2: Path | None, seconds: float
+    ) -> None:
         """`folder`: for models, sockets and logs; short. `records`: of the parts before this one. `mps_probe`: on the
-        CPU, the stand-in with which rungs are measured."""
-        self._device = device
+        CPU, the stand-in with which rungs are measured. `seconds`: that the part may take."""
+        self._device, self._end = device, time.monotonic() + seconds
         self.folder, self.mps_probe = folder, mps_probe
         self._records, self._smollm2 = records, smollm2
         self._rungs: Rungs | None = None
@@ -42,6 +47,11 @@ class Stage:
     @property
     def dry(self) -> bool:
         return self._device == "cpu"
+
+    @property
+    def left(self) -> float:
+        """Seconds for what a part measures, if it is to end by itself."""
+        return self._end - END_SECONDS - time.monotonic()
 
     def close(self) -> None:
         if self._rungs is not None:
