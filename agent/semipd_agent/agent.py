@@ -204,7 +204,8 @@ class Agent:
 
     async def _ask(self) -> EngineSnapshot | None:
         try:
-            return await self._client.snapshot(self.controller.pilot.window.cursor, self.controller.promised)
+            pilot = self.controller.pilot
+            return await self._client.snapshot(pilot.window.cursor, self.controller.promised, pilot.gate)
         except EngineUnreachable as e:
             log.debug("no snapshot: %s", e)
             return None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from semipd_agent.contract import REPORT_VERSION, AgentConfig, AgentFile, Mode, PartitionConfig, Policy
+from semipd_agent.contract import REPORT_VERSION, Admission, AgentConfig, AgentFile, Mode, PartitionConfig, Policy
 from semipd_agent.partitioner import Partitioner
 from semipd_agent.slo.policy import clamp, unlimited
 from semipd_engine.contract import Split
@@ -85,8 +85,8 @@ def checked(config: AgentConfig) -> AgentConfig:
 
 def successor(old: AgentConfig, new: AgentConfig) -> AgentConfig:
     """`new`, if it may follow `old`: a generation has one content. Generation 0 is nobody's (a file written by hand),
-    so it may change at will. An operator of 0.1.0 knows no `mixed_batches` and so says nothing of it: an upgrade and a
-    roll-back of the operator raise no generation, and what one of both said of this one holds.
+    so it may change at will. An operator of 0.1.0 knows neither `mixed_batches` nor `admission` and so says nothing of
+    them: an upgrade and a roll-back of the operator raise no generation, and what one of both said of this one holds.
 
     Raises:
         ConfigRefused: `new` is older, of the same generation with other content, or of a version not spoken here.
@@ -94,10 +94,11 @@ def successor(old: AgentConfig, new: AgentConfig) -> AgentConfig:
     checked(new)
     if new.generation < old.generation:
         raise ConfigRefused("StaleGeneration", f"generation {new.generation} is older than {old.generation} in force")
-    if new.generation == old.generation > 0 and new.partition.mixed_batches != old.partition.mixed_batches:
-        old, new = _with_mixed_batches(old), _with_mixed_batches(new)
+    if new.generation == old.generation > 0:
+        old, new = _as_said(old, new), _as_said(new, old)
     if new.generation == old.generation > 0 and new.model_copy(update={"version": old.version}) != old:
-        changed = ", ".join(name for name in ("slo", "partition") if getattr(new, name) != getattr(old, name))
+        parts = ("slo", "partition", "admission")
+        changed = ", ".join(name for name in parts if getattr(new, name) != getattr(old, name))
         raise ConfigRefused(
             "GenerationConflict",
             f"generation {new.generation} is in force with another {changed}: raise the generation",
@@ -105,8 +106,14 @@ def successor(old: AgentConfig, new: AgentConfig) -> AgentConfig:
     return new
 
 
-def _with_mixed_batches(config: AgentConfig) -> AgentConfig:
-    return config.model_copy(update={"partition": config.partition.model_copy(update={"mixed_batches": True})})
+def _as_said(config: AgentConfig, other: AgentConfig) -> AgentConfig:
+    """With what `other` says where this one may be silent because its author knows no such field."""
+    update = dict[str, object]()
+    if other.partition.mixed_batches and not config.partition.mixed_batches:
+        update["partition"] = config.partition.model_copy(update={"mixed_batches": True})
+    if config.admission is Admission.OFF and other.admission is not Admission.OFF:
+        update["admission"] = other.admission
+    return config.model_copy(update=update) if update else config
 
 
 def start_of(partition: PartitionConfig) -> Split:

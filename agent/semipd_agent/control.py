@@ -214,7 +214,7 @@ class SplitController:
 
     def _leeway(self, slo: SLO) -> Leeway:
         bounds, grid = self.config.partition.bounds, Grid(self.partitioner.rungs)
-        return Leeway(slo, self.requested, bounds, grid, self._mixes, self.readback.settled)
+        return Leeway(slo, self.requested, bounds, grid, self._mixes, self.readback.settled, self.config.admission)
 
     def attained(self, slo: SLO, now: float) -> Attainment:
         """Of the SLO's window, and of what is there now."""

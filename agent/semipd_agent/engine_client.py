@@ -17,6 +17,7 @@ from semipd_engine.contract import (
     ControlError,
     Drain,
     EngineSnapshot,
+    Gate,
     GetSnapshot,
     Promised,
     SetPartition,
@@ -38,8 +39,8 @@ class EngineClient:
         self._lock = asyncio.Lock()
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def snapshot(self, since: int, promised: Promised | None = None) -> EngineSnapshot:
-        reply = await self._call(GetSnapshot(since=since, promised=promised))
+    async def snapshot(self, since: int, promised: Promised | None = None, gate: Gate | None = None) -> EngineSnapshot:
+        reply = await self._call(GetSnapshot(since=since, promised=promised, gate=gate))
         if not isinstance(reply, EngineSnapshot):
             raise EngineUnreachable(f"asked for a snapshot, got {_words(reply)}")
         return reply

@@ -6,11 +6,13 @@ what may be chosen, and puts moves in force. Nothing that fails in here ends a s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from semipd_agent.contract import SLO, Bounds, Policy
+from semipd_agent.contract import SLO, Admission, Bounds, Policy
 from semipd_agent.decisions import LEAST_REQUESTS, DecisionLog
+from semipd_agent.slo.admission import Gatekeeper
 from semipd_agent.slo.algorithm1 import Algorithm1
 from semipd_agent.slo.attainment import Attainment, attainment
 from semipd_agent.slo.future import Setting, candidates, mixed_choices
@@ -23,7 +25,7 @@ from semipd_agent.slo.step_model import ASSUMED, ShareLaw
 from semipd_agent.slo.utilization import Utilization
 from semipd_agent.slo.window import Evidence, RequestWindow
 from semipd_agent.tasks import Faults
-from semipd_engine.contract import Observation, Split
+from semipd_engine.contract import Gate, Observation, Split
 
 POLICY_SECONDS = 120.0
 """Finished requests that a policy may look back on."""
@@ -42,6 +44,7 @@ class Leeway:
     """No isolation is a choice, too."""
     settled: bool
     """The split is in force: before that nothing is decided."""
+    admission: Admission = Admission.OFF
 
     def in_reach(self, o: Observation) -> Sequence[Split]:
         """Splits that a policy may choose, and the present one."""
@@ -59,6 +62,7 @@ class Pilot:
         self._faults, self.log = faults, log
         self._load, self._before = Load(), Load()
         self._utilization = Utilization()
+        self._gatekeeper = Gatekeeper()
 
     # ---- what holds -------------------------------------------------------------------------------------------------
 
@@ -107,15 +111,16 @@ class Pilot:
             self._utilization = self._utilization.advanced(o, self._load, slo, splits)
         with self._faults.contained("realised attainment"):
             self._hold_against(o, slo, now)
-        verdict = None
+        verdict, late = None, self.gate.ttft_seconds or math.inf
         if self.policy is not None and leeway.settled:
-            evidence = Evidence.of(o, self.window.requests(now, POLICY_SECONDS), self._load)
+            evidence = Evidence.of(o, self.window.requests(now, POLICY_SECONDS), self._load, late)
             verdict, failed = ask(self.policy, evidence, leeway.split, leeway.bounds, leeway.grid, now)
             self.verdict = verdict
             if failed is not None:
                 self._faults.note("policy", failed)
+        self._keep_gate(o, leeway)
         with self._faults.contained("recorder"):
-            self.recorder.tick(self._before, self._load, o, leeway.split, now, verdict)
+            self.recorder.tick(self._before, self._load, o, leeway.split, now, verdict, late)
         return verdict
 
     def _hold_against(self, o: Observation, slo: SLO, now: float) -> None:
@@ -130,9 +135,22 @@ class Pilot:
         if found.joint is not None and found.requests >= LEAST_REQUESTS:
             self.log.realise(100 * found.joint, found.requests, now - since)
 
+    def _keep_gate(self, o: Observation, leeway: Leeway) -> None:
+        """A keeper that fails leaves the gate open."""
+        before, self._gatekeeper = self._gatekeeper, Gatekeeper()
+        with self._faults.contained("admission"):
+            full = self.verdict.feasible is False if self.policy is not None else (self.utilization_ratio or 0.0) > 1
+            self._gatekeeper = before.advanced(o, self._load, leeway.slo, leeway.split, leeway.admission, full=full)
+
+    @property
+    def gate(self) -> Gate:
+        """Whom the engine is to refuse for the targets."""
+        return self._gatekeeper.gate
+
     def rest(self) -> None:
-        """Without targets nothing can be full."""
+        """Without targets nothing can be full, and nobody too late."""
         self._utilization = Utilization()
+        self._gatekeeper = Gatekeeper()
 
     @property
     def utilization_ratio(self) -> float | None:

@@ -249,6 +249,7 @@ def slo_report(
         attained=attained,
         reason=reason,
         attainment_percent=round(100 * seen.joint, 2) if seen.joint is not None else None,
+        refused_percent=round(100 * seen.refused / seen.requests, 2) if seen.refused else None,
         feasible=feasible,
         feasible_reason=why,
         feasible_message=MESSAGES.get(why, ""),

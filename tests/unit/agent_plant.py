@@ -157,6 +157,7 @@ class Pod:
             workers=tuple(worker(phase, self._epoch) for phase in Phase),
             observation=engine.observe(self.controller.pilot.window.cursor),
         )
+        engine.follow(self.controller.pilot.gate)  # the question carries what the last answer said
         self.controller.observe(snapshot)
         if (message := self.controller.pending()) is not None:
             self._epoch = message.split_epoch

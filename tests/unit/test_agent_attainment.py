@@ -94,8 +94,10 @@ def test_a_stalled_stream_and_a_wall_of_429_are_seen_at_once_and_idle_is_unknown
     slo = bench.report().slo
     assert slo is not None and slo.ttft is not None
     assert (slo.attained, slo.reason, slo.ttft.samples) == (False, "TTFTAboveTarget", 9)
+    assert slo.refused_percent == 100.0
     bench.clock.now += 120
     bench.controller.observe(bench.snapshot(observation=Observation(core_id="d", at=bench.clock.now, next_cursor=9)))
     slo = bench.report().slo
     assert slo is not None
     assert (slo.attained, slo.reason, slo.attainment_percent) == (None, "InsufficientTraffic", None)
+    assert slo.refused_percent is None

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.agent_plant import Pod, Speed, poisson
 
 from semipd_agent import pilot
-from semipd_agent.contract import SLO, AgentConfig, Bounds, Mode, PartitionConfig
+from semipd_agent.contract import SLO, Admission, AgentConfig, Bounds, Mode, PartitionConfig
 from semipd_agent.slo import predictive, recording
 from semipd_agent.slo.recording import RecordingError, replayed
 from semipd_cli.simulator.command import simulate
@@ -48,6 +48,21 @@ def test_a_recording_replayed_gives_the_same_decisions(mixed: bool, monkeypatch:
     assert sum(tick.recorded is not None for tick in ticks) > 25
     assert ticks[-1].recorded == pod.controller.pilot.verdict
     assert pod.controller.faults.report() == ()
+
+
+def test_what_the_gate_refused_by_is_in_it() -> None:
+    """The policy chooses for those that are let in, so a replay must know who is."""
+    settings = config().model_copy(update={"admission": Admission.ON})
+    pod = Pod(settings, poisson(9.0, 40, 2000, 60, 1), FAST)
+    for second in range(1, 41):
+        pod.tick(float(second))
+    assert any(done.ttft is None for done in pod.engine.done), "some were refused"
+    lines = recorded(pod).splitlines()
+    assert len(lines) > 30 and all(tick.same for tick in replayed(lines))
+    forgotten = [json.loads(line) for line in lines]
+    for entry in forgotten:
+        entry.get("tick", {}).pop("late", None)
+    assert not all(tick.same for tick in replayed(json.dumps(entry) for entry in forgotten))
 
 
 def test_a_move_is_in_it_and_the_command_tells_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,3 +70,13 @@ def test_a_prompt_that_is_cached_whole_takes_no_time_without_isolation() -> None
     machine = replace(ALONE, chunk=0.1, chunk_tokens=100, prefill_speed=1.0, decode_speed=1.0)
     cached, after, row = replay(machine, [Job(0.5, 0.0, 1, 1), Job(1.0, 0.1, 1, 1)], [Live(0.0, 1, 201, 0)])
     assert cached.ttft == 0 and 0 < after.ttft < 0.5 and row.tpot > 0
+
+
+def test_replay_lets_nobody_in_who_would_be_late_and_counts_it_as_a_miss_that_holds_up_nobody() -> None:
+    gated = replace(ALONE, late=2.0)
+    jobs = [Job(-1.0, 1.0, 1, 1), Job(-0.5, 1.0, 1, 1), Job(0.1, 1.0, 1, 1), Job(1.5, 1.0, 1, 1), Job(2.1, 1.0, 1, 1)]
+    ttft = [round(outcome.ttft, 9) for outcome in replay(gated, jobs, now=0.0)]
+    assert ttft == [2.0, 2.5, 4.0, 1.5, 1.9], "who waits already is served; the third is not let in, and costs no time"
+    long = [Job(0.1, 50.0, 1, 1), Job(10.0, 1.0, 1, 1)]
+    assert replay(gated, long)[0].ttft == pytest.approx(50.0), "the long prompt need not wait, so it is let in"
+    assert [o.ttft for o in replay(replace(ALONE, late=1e9), jobs)] == [o.ttft for o in replay(ALONE, jobs)]

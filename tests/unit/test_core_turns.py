@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +17,10 @@ import pytest
 
 from semipd_engine.contract import (
     CONTROL_SOCKET,
+    GATE_SECONDS,
     Enforcement,
     EngineOptions,
+    Gate,
     GetSnapshot,
     PartitionPlan,
     Phase,
@@ -34,6 +37,7 @@ from semipd_engine.core.plan_builder import SchedulerLimits
 from semipd_engine.core.request import Request, RequestState
 from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.wishes import Wishes
+from semipd_engine.ipc import requests
 from semipd_engine.ipc.frames import encode
 from semipd_engine.ipc.requests import AbortRequest, AddRequest
 from semipd_engine.ipc.steps import StepResult, TokenResult
@@ -172,16 +176,18 @@ def test_copies_of_long_prompts_are_hashed_a_few_in_a_turn(tmp_path: Path) -> No
     assert core.most < MOST_CALLS
 
 
-def test_what_the_service_promises_bounds_wishes_until_another_word(tmp_path: Path) -> None:
-    """The agent says it with each question; a question without a word leaves it."""
-    split = Split()
-    plan = PartitionPlan(
+def plan_of(split: Split) -> PartitionPlan:
+    return PartitionPlan(
         split=split,
         enforcement=Enforcement.NONE,
         prefill=PhaseLimit(percent=split.prefill),
         decode=PhaseLimit(percent=split.decode),
     )
-    core = EngineCore(EngineOptions(model=tmp_path / "none"), tmp_path, plan)
+
+
+def test_what_the_service_promises_bounds_wishes_until_another_word(tmp_path: Path) -> None:
+    """The agent says it with each question; a question without a word leaves it."""
+    core = EngineCore(EngineOptions(model=tmp_path / "none"), tmp_path, plan_of(Split()))
     client = socket.socket(socket.AF_UNIX)
     client.connect(str(tmp_path / CONTROL_SOCKET))
     client.setblocking(False)
@@ -199,3 +205,17 @@ def test_what_the_service_promises_bounds_wishes_until_another_word(tmp_path: Pa
     assert ask(None) == (2.0, None)
     assert ask(Promised(tpot_seconds=0.1)) == (None, 0.1)
     client.close()
+
+
+def test_the_gate_is_told_to_the_api_and_falls_open_when_nobody_renews_it(tmp_path: Path) -> None:
+    core = EngineCore(EngineOptions(model=tmp_path / "none"), tmp_path, plan_of(Split()))
+    assert core._report.core_state(time.monotonic()).gate == requests.Gate()
+    said = Gate(ttft_seconds=0.9, token_seconds=1e-4, square_seconds=1e-9, most_in_work=7)
+    core._on_control(GetSnapshot(gate=said))
+    now = time.monotonic()
+    assert core._report.core_state(now).gate == requests.Gate(0.9, 1e-4, 1e-9, 7)
+    core._on_control(GetSnapshot())
+    assert core._report.core_state(now).gate == requests.Gate(0.9, 1e-4, 1e-9, 7), "no word leaves it"
+    assert core._report.core_state(now + GATE_SECONDS + 1).gate == requests.Gate()
+    core._on_control(GetSnapshot(gate=Gate()))
+    assert core._report.core_state(now).gate == requests.Gate()

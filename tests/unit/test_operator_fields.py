@@ -88,6 +88,7 @@ EFFECTS: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Any], Any]] 
     "slo.tpotMilliseconds": ({"slo": {"tpotMilliseconds": 9}}, lambda spec: agent(spec).slo.tpot_milliseconds, 9),
     "slo.percentile": ({"slo": {**SLO, "percentile": 99}}, lambda spec: agent(spec).slo.percentile, 99),
     "slo.windowSeconds": ({"slo": {**SLO, "windowSeconds": 7}}, lambda spec: agent(spec).slo.window_seconds, 7),
+    "admission": ({"slo": SLO, "admission": "Auto"}, lambda spec: agent(spec).admission, "Auto"),
     "partition.mode": ({"partition": {"mode": "Disabled"}}, lambda spec: agent(spec).partition.mode, "Disabled"),
     "partition.policy": (
         {"partition": {"policy": "Algorithm1"}},

@@ -118,6 +118,27 @@ def test_how_full_it_is_and_how_many_pods_the_load_asks_for(
     assert found and (found.utilization_percent, found.recommended_replicas) == (percent, pods)
 
 
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ((None, None), None),
+        ((None, 12.34), 12.0),
+        ((0.567, 0.0), 0.57),
+        ((30.0, 100.0), 100.0),
+        ((float("nan"), 3.0), 3.0),
+        ((float("inf"), -5.0), None),
+        ((1e9, None), None),
+    ],
+)
+def test_the_pod_that_refuses_most_is_shown(told: tuple[float | None, float | None], shown: float | None) -> None:
+    reports = {
+        name: heard(report(slo=slo(413, True, refused_percent=part)))
+        for name, part in zip(("p0", "p1"), told, strict=True)
+    }
+    found = summarise(observed(AUTO, pods=(pod("p0"), pod("p1")), agents=reports)).slo
+    assert found and found.refused_percent == shown
+
+
 @pytest.mark.parametrize("number", [float("inf"), float("nan")])
 def test_a_number_that_json_cannot_say_is_none(number: float) -> None:
     """One agent's answer silences the status of no service."""

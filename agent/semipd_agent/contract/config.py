@@ -58,6 +58,17 @@ class Policy(StrEnum):
     MODEL_PREDICTIVE = "ModelPredictive"
 
 
+class Admission(StrEnum):
+    """Are requests refused (429) for the targets of the SLO?"""
+
+    OFF = "Off"
+    """None is: the engine's own bound on the queue holds, and no other."""
+    ON = "On"
+    """Who would have its first token too late; and, after lasting pressure on TPOT, who would slow the others down."""
+    AUTO = "Auto"
+    """The same, only while no split in reach serves all that is asked for."""
+
+
 class Split(Wire):
     """Shares in percent of the device; the sum may exceed 100."""
 
@@ -106,6 +117,9 @@ class AgentConfig(Wire):
     """metadata.generation of the custom resource."""
     slo: SLO | None = None
     partition: PartitionConfig = PartitionConfig()
+    admission: Annotated[Admission, _or_default(Admission.OFF)] = Field(
+        default=Admission.OFF, exclude_if=lambda mode: mode == Admission.OFF
+    )
 
 
 class AgentFile(Wire):

@@ -139,6 +139,8 @@ class SLOReport(Wire):
     feasible_reason: str = ""
     attainment_percent: float | None = None
     """Requests of the window that met both targets; those that suffer now, were refused or gave up are misses."""
+    refused_percent: float | None = None
+    """Of the window's requests, those that were answered 429; None: nobody, or an agent that does not tell."""
     feasible_message: str = ""
     utilization_ratio: float | None = None
     """How full the pod is: 0 idle, 1 the largest load that some split in reach serves within the targets. None:

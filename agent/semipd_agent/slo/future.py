@@ -101,6 +101,8 @@ class Setting:
     """No isolation is a choice, too."""
     warm: frozenset[Split] | None = None
     """Splits whose rungs have workers; None: a move costs nothing anywhere."""
+    late: float = math.inf
+    """Who would have its first token later than so many seconds is refused (`admission`)."""
     constants: Constants = Constants()
 
 
@@ -241,6 +243,8 @@ class Future:
     def play(self, split: Split, most: int, loads: Sequence[float] = (1.0,)) -> Played:
         """Under each of these loads; scores are their means, latencies those of the first one, the load as it came."""
         machine, slo = self.load.machine(split, self.o), self.setting.slo
+        if self.setting.late < math.inf:
+            machine = replace(machine, late=self.setting.late)
         targets = (seconds_of(slo.ttft_milliseconds), seconds_of(slo.tpot_milliseconds))
         played, now, known = list[Played](), self.o.at, self.load.model.laws_known > 0
         for times in loads:

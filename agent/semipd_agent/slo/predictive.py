@@ -248,7 +248,9 @@ class ModelPredictive:
         o, load = evidence.observation, evidence.load
         if o is None or load is None:
             return Verdict(feasible_reason="NoObservation", message="the engine does not tell what it observes")
-        setting = Setting(self.slo, split, bounds, self.grid, self.home, self.mixes, constants=self._constants)
+        setting = Setting(
+            self.slo, split, bounds, self.grid, self.home, self.mixes, late=evidence.late, constants=self._constants
+        )
         choice, self.state = decide(o, load, self.state, setting)
         best = choice.after if isinstance(choice, Decision) else choice.best
         if best is not None or choice.reason in ("Idle", "InsufficientTraffic"):

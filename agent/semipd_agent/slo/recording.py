@@ -81,9 +81,17 @@ class Recorder:
         self._policy, self._load, self._bounds, self._steps = policy, load, bounds, {}
 
     def tick(
-        self, before: Load, after: Load, o: Observation, split: Split, now: float, verdict: Verdict | None
+        self,
+        before: Load,
+        after: Load,
+        o: Observation,
+        split: Split,
+        now: float,
+        verdict: Verdict | None,
+        late: float = math.inf,
     ) -> None:
-        """`before`, `after`: the load without and with `o`. `verdict`: None where the policy was not asked.
+        """`before`, `after`: the load without and with `o`. `verdict`: None where the policy was not asked. `late`: as
+        `Evidence.late`.
 
         What is not written whole is followed by a new segment: a load that no tick led to is not the one of before."""
         if self._policy is None:
@@ -102,7 +110,8 @@ class Recorder:
         )
         gone = [kind for kind in told if kind not in steps]
         self._steps = steps
-        line = json.dumps({"now": now, "split": _plain(split), "gone": _plain(gone), "verdict": _plain(verdict)})
+        told_now = {"now": now, "split": split, "gone": gone, "verdict": verdict}
+        line = json.dumps(_plain(told_now | ({"late": late} if late < math.inf else {})))
         self._segments[-1].write(f'{{"o":{fresh.model_dump_json()},"tick":{line}}}')
         self._load = after
 
@@ -171,6 +180,7 @@ def replayed(lines: Iterable[str | bytes]) -> Iterator[Replayed]:
             tick, o = _revived(entry["tick"]), Observation.model_validate(entry["o"])
             split, verdict = Split.model_validate(tick["split"]), _VERDICT.validate_python(tick["verdict"])
             gone = _KINDS.validate_python(tick["gone"])
+            late = float(tick.get("late", math.inf))
         except (KeyError, TypeError, ValueError) as error:
             raise RecordingError(f"line {number} is none of a recording ({type(error).__name__})") from error
         if policy is None:
@@ -186,7 +196,9 @@ def replayed(lines: Iterable[str | bytes]) -> Iterator[Replayed]:
             raise RecordingError(f"line {number}: nothing follows from it ({type(error).__name__})") from error
         again = None
         if verdict is not None:
-            again, _ = ask(policy, Evidence(observation=o, load=load), split, bounds, policy.grid, tick["now"])
+            again, _ = ask(
+                policy, Evidence(observation=o, load=load, late=late), split, bounds, policy.grid, tick["now"]
+            )
         yield Replayed(o, split, verdict, again)
 
 

@@ -44,6 +44,10 @@ class Outcome(NamedTuple):
     """0 for a single token."""
 
 
+REFUSED = 2.0
+"""Who is not let in counts as one that is so many times as late as the gate allows: a miss, and nothing worse."""
+
+
 @dataclass(frozen=True)
 class Machine:
     """One split's speeds and what holds for all."""
@@ -61,6 +65,8 @@ class Machine:
     """Above 0: prompts are computed in decode's steps, which hold so many seconds of their work at most ..."""
     chunk_tokens: int = 1
     """... and so many tokens, rows included ..."""
+    late: float = math.inf
+    """Who comes and would have its first token later than so many seconds is not let in (`admission`)."""
     mixed: float = 1.0
     """... and take this times the longer of the two fixed parts, and what rows add."""
 
@@ -95,8 +101,14 @@ def latencies(
     coming, never = iter(jobs), (math.inf, 0.0, 0, 0)
     at, work, size, output = next(coming, never)
     came, whole, taken, length = at, work, size, output  # of the current one, as the four above of the following one
+    late = machine.late
     while True:
         rows = len(batch)
+        if current < 0 and at <= t and now < at < t - late / 4 and late < t - at + work / (slow_prefill if rows else 1):
+            ttft[following] = REFUSED * late
+            following += 1
+            at, work, size, output = next(coming, never)
+            continue
         if current < 0 and at <= t and (not rows or (rows < max_rows and context + size <= room)):
             current, left = following, work
             came, whole, taken, length = at, work, size, output

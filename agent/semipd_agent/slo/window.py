@@ -79,13 +79,17 @@ class Evidence:
     """Requests wait and no prompt is being worked on: the batch or the cache is full, and only decode makes room."""
     observation: Observation | None = None
     load: Load | None = None
+    late: float = math.inf
+    """Who would have its first token later than so many seconds is refused (`admission`)."""
 
     @classmethod
-    def of(cls, o: Observation, finished: tuple[FinishedRequest, ...], load: Load | None = None) -> Evidence:
+    def of(
+        cls, o: Observation, finished: tuple[FinishedRequest, ...], load: Load | None = None, late: float = math.inf
+    ) -> Evidence:
         waiting = [q.received_at for q in o.queue if q.first_token_at is None]
         waiting += [r.received_at for r in o.running if r.first_token_at is None]
         prefilling = any(r.uncomputed_tokens for r in o.running)
-        return cls(finished, o.arrivals, tuple(sorted(waiting)), bool(o.queue) and not prefilling, o, load)
+        return cls(finished, o.arrivals, tuple(sorted(waiting)), bool(o.queue) and not prefilling, o, load, late)
 
     @property
     def prefill_load(self) -> float | None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from semipd_agent.contract import SLO
+from semipd_agent.contract import SLO, Admission
 from semipd_agent.slo.recording import RecordingError
 from semipd_cli.simulator.engine import Size
 from semipd_cli.simulator.oracle import ORACLES
@@ -47,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help=f"repeatable: {', '.join(POLICIES)}, {BEST} (in hindsight, over the same seeds), "
         "mixed/512 for one process, or a split as 80/100",
+    )
+    parser.add_argument(
+        "--admission", choices=[mode.value for mode in Admission], default="Off", help="as spec.admission"
     )
     parser.add_argument("--seconds", type=float, default=600.0, help="length of one run")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each pair")
@@ -84,7 +87,8 @@ def simulate(arguments: Sequence[str]) -> int:
         return 2
     size = Size(max_num_seqs=options.max_num_seqs, kv_tokens=options.kv_tokens)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    outcomes = _run_all(workloads, policies, seeds, options.seconds, size, quiet=options.quiet)
+    admission = Admission(options.admission)
+    outcomes = _run_all(workloads, policies, seeds, options.seconds, size, admission, quiet=options.quiet)
     Console(width=None if sys.stdout.isatty() else 140).print(table(outcomes))  # a pipe tells no width
     if options.json is not None:
         options.json.write_text(json.dumps([o.as_json() for o in outcomes], indent=1) + "\n")
@@ -155,6 +159,7 @@ def _run_all(
     seeds: Sequence[int],
     seconds: float,
     size: Size,
+    admission: Admission,
     *,
     quiet: bool,
 ) -> list[Outcome]:
@@ -171,7 +176,7 @@ def _run_all(
                 if policy == BEST:
                     name = best_constant(workload, seconds, seeds, size, lambda: progress.advance(task))
                 for seed in seeds:
-                    one = run(workload, name, seconds, seed, size)
+                    one = run(workload, name, seconds, seed, size, admission=admission)
                     outcomes.append(replace(one, policy=f"best {name}") if policy == BEST else one)
                     progress.advance(task)
     return outcomes
@@ -180,6 +185,7 @@ def _run_all(
 def table(outcomes: Sequence[Outcome]) -> Table:
     """One row for each workload and policy; differences are paired with the best constant where there is one."""
     shown = Table("workload", "policy", "requests", "both targets", "against best constant", "moves an hour")
+    shown.add_column("refused", justify="right")
     shown.add_column("p90 TTFT, ms", justify="right")
     shown.add_column("p90 TPOT, ms", justify="right")
     pairs = list(dict.fromkeys((o.workload, o.policy) for o in outcomes))
@@ -198,6 +204,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
             f"{100 * sum(o.attainment for o in mine) / n:.1f} %",
             against,
             f"{sum(o.moves_an_hour for o in mine) / n:.1f} (most {max(o.moves_an_hour for o in mine):.0f})",
+            f"{100 * sum(o.refused for o in mine) / max(1, sum(o.requests for o in mine)):.1f} %",
             f"{1000 * sum(o.ttft[1] for o in mine) / n:.0f}",
             f"{1000 * sum(o.tpot[1] for o in mine) / n:.1f}",
         )

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from semipd_cli.simulator.oracle import Oracle
-from semipd_engine.contract import Observation, Phase, Split
+from semipd_engine.contract import Gate, Observation, Phase, Split
 from semipd_engine.core.block_pool import BlockPool
 from semipd_engine.core.kv_cache_manager import KVCacheManager
 from semipd_engine.core.observation import Limits, Observer
@@ -21,8 +21,10 @@ from semipd_engine.core.plan_builder import SchedulerLimits
 from semipd_engine.core.plans import size_of
 from semipd_engine.core.request import Request, RequestState
 from semipd_engine.core.scheduler import Scheduler
+from semipd_engine.ipc import requests
 from semipd_engine.ipc.steps import StepPlan, StepResult, TokenResult
 from semipd_engine.ipc.tokens import Sampling
+from semipd_engine.server.gate import Backlog, refusal
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,10 @@ class VirtualEngine:
         self._flights: dict[Phase, _Flight] = {}
         self._count = 0
         self._pending: list[tuple[float, int, Split]] = []
+        self._gate = requests.Gate()
+        self._backlog = Backlog()
+        self._tickets: dict[int, int] = {}
+        """By request, of those without a first token."""
 
     # ---- time ------------------------------------------------------------------------------------------------------
 
@@ -145,6 +151,10 @@ class VirtualEngine:
         if self._next is None:
             self._next = self._submitted.popleft()
 
+    def follow(self, gate: Gate) -> None:
+        """From now on requests are refused by this, as api does."""
+        self._gate = requests.Gate(gate.ttft_seconds, gate.token_seconds, gate.square_seconds, gate.most_in_work)
+
     @property
     def drained(self) -> bool:
         return self._next is None and not self._scheduler.table.by_id
@@ -174,7 +184,7 @@ class VirtualEngine:
         arrival = self._next
         assert arrival is not None
         self._next = next(self._arrivals, None) or (self._submitted.popleft() if self._submitted else None)
-        if len(self._scheduler.table.waiting) >= self._size.max_queued:
+        if len(self._scheduler.table.waiting) >= self._size.max_queued or self._refused(arrival):
             self._observer.rejected(arrival.at, arrival.prompt, self.now)
             self.done.append(Done(arrival.at, arrival.prompt, arrival.output, None, None))
             return
@@ -186,8 +196,13 @@ class VirtualEngine:
             received_at=arrival.at,
         )
         self._count += 1
+        self._tickets[request.id] = self._backlog.add(arrival.prompt, self.now)
         self._observer.arrived(request)
         self._scheduler.add(request)
+
+    def _refused(self, arrival: Arrival) -> bool:
+        in_work = len(self._scheduler.table.by_id)
+        return refusal(self._gate, self._backlog, (arrival.prompt,), self.now, in_work=in_work) is not None
 
     def _step_done(self, phase: Phase) -> None:
         flight = self._flights[phase]
@@ -215,6 +230,8 @@ class VirtualEngine:
         if scheduler.take_recall() is not None and (decode := self._flights.get(Phase.DECODE)) is not None:
             decode.recalled = True
         for request, output in scheduler.take_outputs():
+            if (ticket := self._tickets.pop(request.id, None)) is not None:  # the first that is heard of it
+                self._backlog.done(ticket, self.now)
             if output.finish_reason is not None or output.error is not None:
                 self._finish(request)
 

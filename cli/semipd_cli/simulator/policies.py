@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from semipd_agent.contract import SLO, Bounds
+from semipd_agent.contract import SLO, Admission, Bounds
+from semipd_agent.slo.admission import Gatekeeper
 from semipd_agent.slo.algorithm1 import Algorithm1
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.latency_models import TPOT_PRIOR, TTFT_PRIOR, LatencyModel
@@ -14,8 +16,9 @@ from semipd_agent.slo.load import Load, advance
 from semipd_agent.slo.policy import decode_share, prefill_share
 from semipd_agent.slo.predictive import ModelPredictive
 from semipd_agent.slo.step_model import ASSUMED, ShareLaw, StepProfile
+from semipd_agent.slo.utilization import Utilization
 from semipd_agent.slo.window import Evidence, RequestWindow, percentile
-from semipd_engine.contract import Observation, Phase, Split
+from semipd_engine.contract import Gate, Observation, Phase, Split
 
 RUNGS = (10, 20, 30, 40, 50, 60, 80, 100)
 
@@ -42,6 +45,9 @@ class Auto:
         self._window = RequestWindow(120.0)
         self._load = Load.of(profile_of(oracle))
         grid, home = Grid() if oracle.endswith("cpu") else Grid(RUNGS), Split()
+        self.feasible: bool | None = None
+        self.late = math.inf
+        """As `Evidence.late`: the gate's last word."""
         self.policy = (
             Algorithm1(slo, home, grid=grid) if algorithm1 else ModelPredictive(slo, grid, home=home, mixes=mixes)
         )
@@ -49,9 +55,30 @@ class Auto:
     def tick(self, o: Observation, split: Split) -> Split | None:
         self._window.add(o)
         self._load = advance(self._load, o)
-        evidence = Evidence.of(o, self._window.requests(o.at), self._load)
+        evidence = Evidence.of(o, self._window.requests(o.at), self._load, self.late)
         verdict = self.policy.observe(evidence, split, Bounds(), o.at)
+        self.feasible = verdict.feasible
         return verdict.move.to if verdict.move is not None else None
+
+
+class Keeper:
+    """The production gate, beside whatever moves the split."""
+
+    def __init__(self, slo: SLO, oracle: str, mode: Admission) -> None:
+        self._slo, self._mode = slo, mode
+        self._load = Load.of(profile_of(oracle))
+        self._keeper, self._utilization = Gatekeeper(), Utilization()
+
+    def tick(self, o: Observation, split: Split, controller: Controller) -> Gate:
+        self._load = advance(self._load, o)
+        if isinstance(controller, Auto):
+            full = controller.feasible is False
+            controller.late = self._keeper.gate.ttft_seconds or math.inf
+        else:
+            self._utilization = self._utilization.advanced(o, self._load, self._slo, [split])
+            full = (self._utilization.ratio or 0.0) > 1
+        self._keeper = self._keeper.advanced(o, self._load, self._slo, split, self._mode, full=full)
+        return self._keeper.gate
 
 
 class Printed:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from semipd_agent.contract import SLO
+from semipd_agent.contract import SLO, Admission
 from semipd_cli.simulator.engine import Done, Size, VirtualEngine
 from semipd_cli.simulator.oracle import ORACLES
-from semipd_cli.simulator.policies import POLICIES, Constant, Controller
+from semipd_cli.simulator.policies import POLICIES, Constant, Controller, Keeper
 from semipd_cli.simulator.workloads import Workload
-from semipd_engine.contract import Split
+from semipd_engine.contract import Gate, Split
 
 AFTER = 180.0
 """Seconds after the last arrival; a request that is not over by then has missed."""
@@ -50,7 +50,16 @@ class Outcome:
         return cls(**entry | pairs | {"splits": tuple(map(tuple, entry["splits"]))})
 
 
-def run(workload: Workload, policy: str, seconds: float, seed: int, size: Size, *, warm_up: float = 0.0) -> Outcome:
+def run(
+    workload: Workload,
+    policy: str,
+    seconds: float,
+    seed: int,
+    size: Size,
+    *,
+    warm_up: float = 0.0,
+    admission: Admission = Admission.OFF,
+) -> Outcome:
     """One policy: of `POLICIES`, ``x/y`` for a constant split, or ``mixed/512`` for one process whose steps hold at
     most so many tokens of prompts. Requests that arrive before `warm_up` do not count.
 
@@ -68,13 +77,14 @@ def run(workload: Workload, policy: str, seconds: float, seed: int, size: Size, 
         size = replace(size, prefill_chunk_tokens=split.mixed_tokens)
     arrivals = list(workload.arrivals(seconds, seed))
     engine = VirtualEngine(arrivals, ORACLES[workload.oracle], size, seed, split)
+    keeper, gate = Keeper(slo, workload.oracle, admission) if admission is not Admission.OFF else None, Gate()
     splits = [(0.0, *shares(split))]
     cursor, thought, began = 0, 0.0, time.process_time()
     second = 0.0
     while second < seconds + AFTER and not (second >= seconds and engine.drained):
         second += 1.0
         engine.run_until(second)
-        if isinstance(controller, Constant) or second > seconds:
+        if (isinstance(controller, Constant) and keeper is None) or second > seconds:
             continue
         started = time.process_time()
         o = engine.observe(cursor)
@@ -83,6 +93,9 @@ def run(workload: Workload, policy: str, seconds: float, seed: int, size: Size, 
             split = to
             engine.switch(split)
             splits.append((second, *shares(split)))
+        if keeper is not None:
+            engine.follow(gate)  # it goes out with the agent's next question
+            gate = keeper.tick(o, split, controller)
         thought += time.process_time() - started
     counted = sum(a.at >= warm_up for a in arrivals)
     done = [d for d in engine.done if d.at >= warm_up]

@@ -17,6 +17,9 @@ CONTRACT_VERSION = 1
 CONTROL_SOCKET = "control.sock"
 """File name of the core's control socket inside the run directory."""
 
+GATE_SECONDS = 10.0
+"""A `Gate` is older than this: it holds no more."""
+
 END_API = signal.SIGUSR1
 """To the launcher: its api hangs, so kill it and start another."""
 
@@ -37,6 +40,18 @@ class Promised(Frozen):
     tpot_seconds: float | None = Field(default=None, gt=0)
 
 
+class Gate(Frozen):
+    """Whom api refuses with 429 because the service's targets would be missed. Nothing set: nobody."""
+
+    ttft_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Who is expected to have its first token later than this is refused; 0: nobody is."""
+    token_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    square_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """A prompt of n tokens takes prefill n times the one and n times n times the other, as things are now."""
+    most_in_work: int = Field(default=0, ge=0)
+    """Nobody is let in beside so many sequences that are not over; 0: there is no such bound."""
+
+
 class GetSnapshot(Frozen):
     """Ask for the engine's state and for the requests that finished after cursor `since`."""
 
@@ -45,6 +60,8 @@ class GetSnapshot(Frozen):
     promised: Promised | None = None
     """From now on no request's own wish is taken for stricter than these. Said with each question, so that a core that
     was born anew knows it; None: no word, what was said stays."""
+    gate: Gate | None = None
+    """None: no word. What was said holds for `GATE_SECONDS`: figures that nobody renews refuse nobody."""
 
 
 class Drain(Frozen):

@@ -171,6 +171,8 @@ class EngineCore:
         if isinstance(request, GetSnapshot):
             if request.promised is not None:
                 self._wishes.promise(request.promised.ttft_seconds, request.promised.tpot_seconds)
+            if request.gate is not None:
+                self._status.gate, self._status.gate_at = request.gate, now
             return self._report.snapshot(request.since, now)
         if isinstance(request, Drain):
             self._status.drained = True

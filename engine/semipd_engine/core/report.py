@@ -4,13 +4,16 @@ but its own memory of how long the engine has been out.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from semipd_engine.contract import (
+    GATE_SECONDS,
     BlockCounts,
     EngineOptions,
     EngineSnapshot,
     EngineState,
+    Gate,
     ModelInfo,
     Observation,
     Phase,
@@ -25,6 +28,7 @@ from semipd_engine.core.resident_link import ResidentLink
 from semipd_engine.core.routing import Router
 from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.wishes import Wishes
+from semipd_engine.ipc import requests
 from semipd_engine.ipc.requests import CoreState
 from semipd_engine.ipc.workers import ResidentHello
 from semipd_engine.pacing.page import PacingPage
@@ -48,6 +52,9 @@ class EngineStatus:
     drained: bool = False
     """No request is admitted any more."""
     was_ready: bool = False
+    gate: Gate = Gate()  # noqa: RUF009  it is frozen
+    gate_at: float = -math.inf
+    """What the agent last said of it, and when."""
     last_model: ResidentHello | None = None
 
 
@@ -127,6 +134,7 @@ class Report:
             wishes_ignored_ttft=self.wishes.ignored["ttft"],
             wishes_ignored_tpot=self.wishes.ignored["tpot"]
             + (scheduler.wishes_overruled if scheduler is not None else 0),
+            gate=self._gate(now),
         )
 
     def snapshot(self, since: int, now: float) -> EngineSnapshot:
@@ -171,6 +179,12 @@ class Report:
             preemptions=scheduler.preemptions,
             kv_used_tokens=pool.counts().used * size,
         )
+
+    def _gate(self, now: float) -> requests.Gate:
+        said = self.status.gate
+        if now - self.status.gate_at > GATE_SECONDS:
+            return requests.Gate()
+        return requests.Gate(said.ttft_seconds, said.token_seconds, said.square_seconds, said.most_in_work)
 
     def heartbeat_age(self, holder: Holder, now: float) -> float:
         """Seconds; a worker that has not beaten yet is as old as itself."""

@@ -69,6 +69,15 @@ class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
     outputs: list[RequestOutput]
 
 
+class Gate(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Whom api refuses for the service's targets (`contract.Gate`). All zero: nobody."""
+
+    ttft_seconds: float = 0.0
+    token_seconds: float = 0.0
+    square_seconds: float = 0.0
+    most_in_work: int = 0
+
+
 class CoreState(msgspec.Struct, frozen=True, tag="state"):
     """Sent by core on connect, and on every change; and once a second with the gauges."""
 
@@ -113,6 +122,7 @@ class CoreState(msgspec.Struct, frozen=True, tag="state"):
     wishes_ignored_ttft: int = 0
     wishes_ignored_tpot: int = 0
     """Wishes of clients in the place of which something else stood."""
+    gate: Gate = Gate()
 
 
 ApiToCore = AddRequest | AbortRequest | Rejected

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from semipd_engine.contract import EngineState
-from semipd_engine.ipc.requests import CoreState
+from semipd_engine.ipc.requests import CoreState, Gate
 from semipd_engine.server.errors import bad_request, queue_full, unavailable
 from semipd_engine.server.protocol import MAX_CHOICES
 
@@ -41,6 +41,11 @@ class Admission:
         self._state = state
         if state.ready and state.admitting:
             self._lost_at = None
+
+    @property
+    def gate(self) -> Gate:
+        """Core's last word; while it is away nobody is refused by figures that nobody renews."""
+        return self._state.gate
 
     def core_lost(self) -> None:
         self._notice_silence()

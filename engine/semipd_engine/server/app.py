@@ -220,6 +220,8 @@ def _reject(service: Service, reason: str) -> None:
 def _reason(error: ApiError) -> str:
     if error.code == "context_length_exceeded":
         return "too_long"
+    if error.status == 429 and error.code in ("ttft_target", "tpot_target"):
+        return error.code
     return {404: "not_found", 413: "too_long", 429: "queue_full", 503: "unavailable"}.get(error.status, "invalid")
 
 

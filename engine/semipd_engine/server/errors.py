@@ -61,6 +61,12 @@ def queue_full(message: str) -> ApiError:
     return ApiError(429, message, kind="rate_limit_error", code="queue_full", retry_after=1)
 
 
+def beyond_targets(slo: str, message: str, retry_after: int) -> ApiError:
+    """429 with Retry-After: let in, it would miss the service's target of this kind (ttft, tpot), or make others."""
+    text = f"{message} (the service's SLO, spec.admission); try again in {retry_after} s"
+    return ApiError(429, text, kind="rate_limit_error", code=f"{slo}_target", retry_after=retry_after)
+
+
 def expired(seconds: float) -> ApiError:
     """504: the request had so many seconds, and has not finished."""
     message = f"the request has not finished within {seconds:g} s (x-request-timeout-ms, --request-timeout)"

@@ -18,6 +18,7 @@ from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.ipc.requests import AbortRequest, AddRequest, ApiToCore, Outputs, RequestOutput
 from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.server.errors import ApiError, engine_failure, expired, unavailable
+from semipd_engine.server.gate import Backlog
 from semipd_engine.server.metrics import EngineMetrics
 from semipd_engine.server.params import SEED_MASK
 from semipd_engine.server.sequence import Delta, Sequence, TextOptions
@@ -38,6 +39,10 @@ class Generations:
         """HTTP requests admitted and not yet closed."""
         self.waiting = 0
         """Sequences admitted that have no token yet; counted from before their prompt is tokenised."""
+        self.backlog = Backlog()
+        """Their prompts. Further choices of one prompt find it computed."""
+        self.in_work = 0
+        """Sequences admitted that are not over."""
 
     def outputs(self, message: Outputs) -> None:
         now = time.monotonic()
@@ -64,7 +69,10 @@ class Generation:
     Use as a context manager or call `close`: it aborts what is still running (a client that left, an error).
     """
 
-    def __init__(self, generations: Generations, request_id: str, expected: int, received_at: float) -> None:
+    def __init__(
+        self, generations: Generations, request_id: str, prompts: Iterable[int], choices: int, received_at: float
+    ) -> None:
+        """`prompts`: about how many tokens each has; each is answered `choices` times."""
         self.id = request_id
         """As the client knows it. It need not be unique."""
         self._key = uuid.uuid4().hex
@@ -73,7 +81,13 @@ class Generation:
         self._all = generations
         self._keys: dict[str, Sequence] = {}
         self._running: set[str] = set()
-        self._unanswered = expected
+        self._tickets = [
+            generations.backlog.add(0 if repeat else tokens, received_at)
+            for tokens in prompts
+            for repeat in range(choices)
+        ]
+        """Of each sequence's prompt, by the sequence's index."""
+        self._unanswered = self._unfinished = len(self._tickets)
         self._pending: list[Delta] = []
         self._error: ApiError | None = None
         self._wake = asyncio.Event()
@@ -81,7 +95,8 @@ class Generation:
         self._terms = Terms()
         self._expiry: asyncio.TimerHandle | None = None
         generations.open += 1
-        generations.waiting += expected
+        generations.waiting += len(self._tickets)
+        generations.in_work += len(self._tickets)
 
     def __enter__(self) -> Generation:
         return self
@@ -116,6 +131,8 @@ class Generation:
                 key = f"{self._key}-{index}"
                 seeded = sampling if repeat == 0 else reseed(sampling, repeat, options.score_each)
                 sequence = Sequence(index, prompt, seeded, options, self._all.tokenizer)
+                if repeat == 0:
+                    self._all.backlog.correct(self._tickets[index], len(prompt))
                 self.sequences.append(sequence)
                 self._keys[key] = sequence
                 self._all.by_key[key] = self
@@ -188,7 +205,8 @@ class Generation:
         self._end_running("abort")
         for key in self._keys:
             self._all.by_key.pop(key, None)
-        self._answered(self._unanswered)
+        self._answered(self._unanswered, self._tickets)
+        self._over(self._unfinished)
         self._all.open -= 1
         if self.sequences:
             longest = max(sequence.output_tokens for sequence in self.sequences)
@@ -204,7 +222,7 @@ class Generation:
         if before is not None:
             metrics.observe("vllm:inter_token_latency_seconds", (now - before) / tokens, tokens)
             return tokens
-        self._answered(1)
+        self._answered(1, [self._tickets[sequence.index]])
         first = now if sequence.first_token_at is None else sequence.first_token_at
         metrics.observe("vllm:time_to_first_token_seconds", first - self.received_at)
         if self._terms.ttft_target is not None and first - self.received_at > self._terms.ttft_target:
@@ -222,12 +240,21 @@ class Generation:
             self._finished(self._keys[key], reason)
         self._running.clear()
 
-    def _answered(self, sequences: int) -> None:
+    def _answered(self, sequences: int, tickets: Iterable[int]) -> None:
+        """So many have their first token, or will have none; `tickets`: of these and of others that were before."""
         self._unanswered -= sequences
         self._all.waiting -= sequences
+        now = time.monotonic()
+        for ticket in tickets:
+            self._all.backlog.done(ticket, now)
+
+    def _over(self, sequences: int) -> None:
+        self._unfinished -= sequences
+        self._all.in_work -= sequences
 
     def _finished(self, sequence: Sequence, reason: str) -> None:
         """Record the sequence's times. One that failed or left counts only as such: its times mean nothing."""
+        self._over(1)
         metrics = self._all.metrics
         metrics.count("vllm:request_success_total", 1, reason)
         if reason not in ("stop", "length"):

@@ -102,7 +102,8 @@ async def _answer(
     encode: Callable[[], list[list[int]]],
 ) -> Response:
     terms = read_terms(request.headers, body.priority, service.request_timeout)
-    generation = service.admit(shape.prefix, body.request_id or request_id(request.scope), prompts, body.choices)
+    name = body.request_id or request_id(request.scope)
+    generation = service.admit(shape.prefix, name, prompts, body.choices, terms.ttft_target)
     generation.accept(terms)
     try:
         grammar = await service.grammar(body, request.receive)

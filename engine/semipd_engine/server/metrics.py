@@ -166,8 +166,15 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "semipd_rejected_requests_total",
         "counter",
-        "Requests answered without being run, by reason: invalid, auth, not_found, too_long, queue_full, unavailable.",
+        "Requests answered without being run, by reason: invalid, auth, not_found, too_long, queue_full, ttft_target, "
+        "tpot_target, unavailable.",
         ("reason",),
+    ),
+    Metric(
+        "semipd_admission_gate",
+        "gauge",
+        "1 while those are refused who would miss this target of the SLO, or make others miss it (spec.admission).",
+        ("slo",),
     ),
 )
 
@@ -233,6 +240,8 @@ class EngineMetrics:
         self.set("semipd_partition_percent", state.prefill_percent, "prefill", "in_force")
         self.set("semipd_partition_percent", state.decode_percent, "decode", "in_force")
         self.set("semipd_max_stall_seconds", state.max_stall_seconds)
+        self.set("semipd_admission_gate", state.gate.ttft_seconds > 0, "ttft")
+        self.set("semipd_admission_gate", state.gate.most_in_work > 0, "tpot")
         for series, total in (
             (("vllm:prefix_cache_queries_total",), state.prefix_queries_tokens),
             (("vllm:prefix_cache_hits_total",), state.prefix_hits_tokens),

@@ -23,7 +23,8 @@ from semipd_engine.server.admission import OUTAGE_GRACE_SECONDS, Admission
 from semipd_engine.server.answer import MARKERS, AnswerOptions
 from semipd_engine.server.chat import thinks
 from semipd_engine.server.core_client import CoreClient
-from semipd_engine.server.errors import ApiError, bad_request, unavailable
+from semipd_engine.server.errors import ApiError, bad_request, beyond_targets, unavailable
+from semipd_engine.server.gate import refusal
 from semipd_engine.server.generation import Generation, Generations
 from semipd_engine.server.http_io import while_connected
 from semipd_engine.server.metrics import EngineMetrics
@@ -110,21 +111,40 @@ class Service:
             message = f"model: {name!r} is not served here; use {self.card.name!r} (see /v1/models)"
             raise ApiError(404, message, param="model", code="model_not_found")
 
-    def admit(self, prefix: str, request_id: str, prompts: Sequence[int], choices: int) -> Generation:
+    def admit(
+        self, prefix: str, request_id: str, prompts: Sequence[int], choices: int, wish: float | None = None
+    ) -> Generation:
         """Reserve a place, before any work is done for the request. Raises `ApiError` (400, 429, 503).
 
-        `prompts`: about how many tokens each has (`estimate`): core hears of those that are refused.
+        `prompts`: about how many tokens each has (`estimate`): core hears of those that are refused. `wish`: seconds
+        within which the client wants its first token.
         """
         received_at = time.monotonic()
         try:
             self.admission.check(self.generations.waiting, len(prompts) * choices)
+            self._check_targets(prompts, len(prompts) * choices, received_at, wish)
         except ApiError as error:
             if error.status == 429:
                 for tokens in prompts:
                     for _ in range(choices):
                         self.core.send(Rejected(received_at, tokens))
             raise
-        return Generation(self.generations, f"{prefix}-{request_id}", len(prompts) * choices, received_at)
+        return Generation(self.generations, f"{prefix}-{request_id}", prompts, choices, received_at)
+
+    def _check_targets(self, prompts: Sequence[int], sequences: int, now: float, wish: float | None) -> None:
+        """Raises `ApiError` (429)."""
+        all_of_them = self.generations
+        refused = refusal(
+            self.admission.gate,
+            all_of_them.backlog,
+            prompts,
+            now,
+            in_work=all_of_them.in_work,
+            sequences=sequences,
+            wish=wish,
+        )
+        if refused is not None:
+            raise beyond_targets(refused.slo, refused.message, refused.retry_after)
 
     def estimate(self, prompt: Prompt | int) -> int:
         """Tokens of a prompt, or of a text with so many characters; not tokenised, and at most what the model takes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from semipd_agent.contract import (
     CONFIG_FILE,
     SLO,
+    Admission,
     AgentConfig,
     AgentFile,
     Bounds,
@@ -38,6 +39,7 @@ def agent_config(service: SemiPDService) -> AgentConfig:
             ),
             mixed_batches=bool(partition.mixed_batches),
         ),
+        admission=spec.admission or Admission.OFF,
     )
 
 

@@ -26,9 +26,15 @@ def slo_status(seen: Observed) -> SLOStatus | None:
         window_seconds=slo.window_seconds,
         ttft=_metric(slo.ttft_milliseconds, [report.ttft for report in reports]),
         tpot=_metric(slo.tpot_milliseconds, [report.tpot for report in reports]),
+        refused_percent=_refused(reports),
         utilization_percent=_utilization(seen),
         recommended_replicas=_recommended(seen),
     )
+
+
+def _refused(reports: list[SLOReport]) -> float | None:
+    told = [part for report in reports if (part := report.refused_percent) is not None and 0 < part <= 100]
+    return two_digits(max(told)) if told else None
 
 
 def _utilization(seen: Observed) -> int | None:

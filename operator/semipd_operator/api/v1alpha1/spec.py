@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from semipd_agent.contract import API_PORT, Mode, Split
+from semipd_agent.contract import API_PORT, Admission, Mode, Split
 from semipd_operator.api.rules import ApiModel, Rule, at_least, between
 from semipd_operator.api.v1alpha1.autoscaling import AutoscalingSpec
 from semipd_operator.api.v1alpha1.engine import EngineSpec
@@ -110,6 +110,12 @@ class SemiPDServiceSpec(ApiModel):
             message="autoscaling needs an slo to follow: set spec.slo, or remove autoscaling and set replicas",
             field=".autoscaling",
         ),
+        Rule(
+            cel="!has(self.admission) || self.admission == 'Off' || has(self.slo)",
+            holds=lambda spec: spec.admission in (None, Admission.OFF) or spec.slo is not None,
+            message="admission needs an slo to follow: set spec.slo, or admission Off",
+            field=".admission",
+        ),
         _start_within(
             "prefillPercent",
             "minPrefillPercent",
@@ -129,6 +135,14 @@ class SemiPDServiceSpec(ApiModel):
     slo: SLOSpec | None = Field(default=None, description="Latency targets. Changes in place. Default: no targets.")
     partition: PartitionSpec = Field(
         default=PartitionSpec(), description="How prefill and decode share the device. Changes in place."
+    )
+    # Without a default of the schema, as partition.mixedBatches.
+    admission: Admission | None = Field(
+        default=None,
+        description="Refuse requests (429 with Retry-After) for the SLO's sake: On (who would have its first token "
+        "later than the TTFT target; and, after 10 s in which tokens take longer than the TPOT target, who would slow "
+        "the others down), Auto (the same, only while no split in reach serves all that is asked for) or Off (nobody). "
+        "Changes in place; quote On and Off, which YAML reads as true and false. Default: Off.",
     )
     replicas: Annotated[int, at_least("replicas", 0, "0 stops serving, 1 is one pod")] = Field(
         default=1,

@@ -150,6 +150,11 @@ class SLOStatus(StatusModel):
     window_seconds: int = Field(description="Length of the window, seconds.")
     ttft: MetricStatus | None = Field(default=None, description="Time to the first token.")
     tpot: MetricStatus | None = Field(default=None, description="Time per output token after the first.")
+    refused_percent: float | None = Field(
+        default=None,
+        description="Percent of the window's requests that were answered 429 (spec.admission, or a full queue), in the "
+        "pod with the most; absent where nobody was.",
+    )
     utilization_percent: int | None = Field(
         default=None,
         description="How full the ready pods are, their mean: at 100 a pod has all the load that some split serves "
