@@ -19,11 +19,12 @@ import kopf
 
 from semipd_operator import web
 from semipd_operator.agents import AgentClient
+from semipd_operator.answers import ApiAway, ApiRefused
 from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND
 from semipd_operator.health import Health, WatchFreshness
 from semipd_operator.informer import CHILDREN, KINDS, Informer
 from semipd_operator.keys import KeyRing
-from semipd_operator.kube import ApiAway, ApiRefused, Kube, connect
+from semipd_operator.kube import Kube, connect
 from semipd_operator.leader import Election, LeadershipLost
 from semipd_operator.metrics import QUEUE_LENGTH, RECONCILE_SECONDS, RECONCILES, SERVICES
 from semipd_operator.metricsapi import MetricsAPI

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from semipd_operator.answers import ApiRefused
 from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND, SemiPDService
 from semipd_operator.informer import KINDS, Informer, meaning
-from semipd_operator.kube import ApiRefused, Kube
+from semipd_operator.kube import Kube
 from semipd_operator.metrics import APPLIES
 from semipd_operator.reasons import Admission, ConditionType, PodTrouble, SpecReason, remedy
 from semipd_operator.render import CONFIG_MAP, OPTIONAL_KINDS, Kind, Object, Rendered

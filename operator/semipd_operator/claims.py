@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from semipd_operator.kube import ApiRefused, Object
+from semipd_operator.answers import ApiRefused, Object
 from semipd_operator.settings import CLAIM_ANNOTATION, LEASE_API, LeaseName
 from semipd_operator.workqueue import Key
 

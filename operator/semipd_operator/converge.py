@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 
+from semipd_operator.answers import ApiRefused
 from semipd_operator.api.v1alpha1.resource import Reading
 from semipd_operator.children import Blocked, Children, Overtaken, Reach
-from semipd_operator.kube import ApiRefused
 from semipd_operator.reasons import SpecReason
 from semipd_operator.render import InvalidTemplate, Kind, Object, Unrenderable, asked_for, names, render
 from semipd_operator.render.rolling import ROLLING_FIELDS

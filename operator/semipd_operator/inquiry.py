@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
-from semipd_operator.kube import ApiAway, ApiRefused
+from semipd_operator.answers import ApiAway, ApiRefused
 from semipd_operator.metricsapi.registration import API_SERVICE, REGISTRATION_API, backend_of
 from semipd_operator.reasons import PodTrouble
 from semipd_operator.status.nodes import NodeView, claim_words, complaint, node_view, wants_gpu

@@ -1,14 +1,12 @@
-"""The few requests that the operator makes of the API server: read, server-side apply, delete, tell an event.
+"""The few requests that the operator makes of the API server: read, server-side apply, create, delete.
 
-Paths are built from a table of the kinds in use, so that no discovery is needed. It knows no meaning of the objects.
+Paths are built from a table of the kinds in use, so that no discovery is needed. It knows no meaning of the objects;
+`answers` says what comes back.
 """
 
 from __future__ import annotations
 
-import copy
-import re
 import time
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -22,11 +20,9 @@ from kubernetes.aio.client import ApiClient
 from kubernetes.aio.dynamic import DynamicClient
 from kubernetes.aio.dynamic.exceptions import DynamicApiError, NotFoundError
 
+from semipd_operator.answers import ApiAway, ApiRefused, Object, Places, check, declared, words_of
 from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND, PLURAL, SemiPDService
 from semipd_operator.settings import MANAGER
-from semipd_operator.status.events import Event
-
-Object = dict[str, Any]
 
 _PLURALS = {
     KIND: PLURAL,
@@ -58,39 +54,8 @@ _DISCOVERY_SECONDS = {True: 60.0, False: 10.0}
 _PAGE = 500
 _FARTHEST_CLOCK = timedelta(days=7)
 """Farther apart are no two clocks of one cluster, whose tokens would be over: somebody wrote a date of his own."""
-_UNDECLARED = re.compile(r"\.status((?:\.[A-Za-z]+|\[[^]]*\])+): field not declared in schema")
 _NO_OBJECTS = "1"
 """The version of a store before its first object."""
-
-
-class ApiRefused(Exception):
-    """The API server refused a request; `status` is the HTTP status and the message its words."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-    @property
-    def for_now(self) -> bool:
-        """Of the server's state, not of the request: another change came first, too many requests, trouble of its own.
-        An unknown field and a value of another type come as 500, too: server-side apply cannot type the patch."""
-        return self.status in (409, 429) or (self.status >= 500 and not self.mistyped)
-
-    @property
-    def outdated(self) -> bool:
-        """What was asked was about another version, or another object, than is there. A webhook may say 409, too."""
-        return self.status == 409 and str(self).startswith("Operation cannot be fulfilled on")
-
-    @property
-    def mistyped(self) -> bool:
-        """The object that was sent does not fit the schema: the patch, not the live object, cannot be typed or read."""
-        return any(
-            words in str(self) for words in ("failed to create typed patch object", "failed to convert new object")
-        )
-
-
-class ApiAway(Exception):
-    """No answer of the API server: it cannot be reached, is too slow, or what answers in its place is no API server."""
 
 
 class Kube:
@@ -178,7 +143,7 @@ class Kube:
         try:
             return await self._apply(path, body)
         except ApiRefused as refused:
-            known = _declared(status, str(refused))
+            known = declared(status, str(refused))
             if not refused.mistyped or known == status:
                 raise
             return await self._apply(path, {**body, "status": known})
@@ -233,32 +198,6 @@ class Kube:
         holds = _REVIEW if kind == "SubjectAccessReview" else _OBJECT
         return await self._request("post", _path(api_version, kind, namespace), holds, body=body)
 
-    async def tell(self, service: SemiPDService, event: Event, instance: str) -> None:
-        meta = service.metadata
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        body = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"name": f"{meta.name}.{uuid.uuid4().hex[:16]}", "namespace": meta.namespace},
-            "involvedObject": {
-                "apiVersion": API_VERSION,
-                "kind": KIND,
-                "name": meta.name,
-                "namespace": meta.namespace,
-                "uid": meta.uid,
-            },
-            "type": event.type,
-            "reason": event.reason.value,
-            "message": event.message[:1024],
-            "source": {"component": MANAGER},
-            "reportingComponent": MANAGER,
-            "reportingInstance": instance,
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
-        await self._request("post", _path("v1", "Event", meta.namespace), body=body)
-
     async def _apply(self, path: str, body: Object) -> Object:
         return await self._request(
             "patch",
@@ -270,7 +209,7 @@ class Kube:
             force_conflicts=True,
         )
 
-    async def _request(self, method: str, path: str, holds: tuple[tuple[str, ...], ...] = (), **options: Any) -> Object:
+    async def _request(self, method: str, path: str, holds: Places = (), **options: Any) -> Object:
         """`holds`: places that any answer to this request has; what lacks one comes from something else."""
         try:
             response = await self._client.request(
@@ -278,12 +217,12 @@ class Kube:
             )
             self._compare_clocks(response.headers.get("Date", ""))
             answer: Object = await response.json()
-            _check(answer, holds)
+            check(answer, holds)
             return answer
         except NotFoundError as error:
-            raise ApiRefused(404, _words(error)) from error
+            raise ApiRefused(404, words_of(error)) from error
         except DynamicApiError as error:
-            raise ApiRefused(int(error.status or 0), _words(error)) from error
+            raise ApiRefused(int(error.status or 0), words_of(error)) from error
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:  # ValueError: no JSON
             raise ApiAway(f"the API server does not answer: {type(error).__name__}: {error}") from error
 
@@ -319,36 +258,3 @@ def _path(api_version: str, kind: str, namespace: str, name: str = "") -> str:
     root = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
     scope = f"/namespaces/{namespace}" if namespace else ""
     return f"{root}{scope}/{_PLURALS[kind]}" + (f"/{name}" if name else "")
-
-
-def _check(answer: Any, holds: tuple[tuple[str, ...], ...]) -> None:
-    """Raises `ValueError`: a proxy or a portal may well answer 200 with JSON of its own."""
-    for path in holds:
-        place = answer
-        for name in path:
-            place = place.get(name) if isinstance(place, dict) else None
-        if place is None:
-            raise ValueError(f"an answer without {'.'.join(path)} is no API server's")
-
-
-def _declared(status: Object, refusal: str) -> Object:
-    """Without the fields that the installed CRD, of an older release, does not know, as the API server says. What one
-    element of a list may not have, none has."""
-    known = copy.deepcopy(status)
-    for path in _UNDECLARED.findall(refusal):
-        *above, name = re.findall(r"\.([A-Za-z]+)", path)
-        parts: list[Any] = [known]
-        for one in above:
-            found = [part.get(one) for part in parts if isinstance(part, dict)]
-            parts = [element for part in found for element in (part if isinstance(part, list) else [part])]
-        for part in parts:
-            if isinstance(part, dict):
-                part.pop(name, None)
-    return known
-
-
-def _words(error: DynamicApiError) -> str:
-    try:
-        return str(error.summary())  # type: ignore[no-untyped-call]
-    except Exception:  # the body of an error is whatever stands between us and the server
-        return str(error)

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from semipd_operator.kube import ApiAway, ApiRefused, Object
+from semipd_operator.answers import ApiAway, ApiRefused, Object
 from semipd_operator.settings import LEASE_API, LeaseName
 
 log = logging.getLogger(__name__)

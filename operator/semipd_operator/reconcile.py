@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from enum import IntEnum
 
+from semipd_operator.answers import ApiRefused
 from semipd_operator.api.v1alpha1.resource import (
     KIND,
     InvalidSpec,
@@ -25,7 +26,7 @@ from semipd_operator.claims import Claims
 from semipd_operator.converge import Outcome, converge
 from semipd_operator.informer import Informer
 from semipd_operator.inquiry import Inquiry, unbound_claims
-from semipd_operator.kube import ApiRefused, Kube
+from semipd_operator.kube import Kube
 from semipd_operator.poller import AgentPoller, Watch
 from semipd_operator.reasons import EventReason, SpecReason
 from semipd_operator.render import (

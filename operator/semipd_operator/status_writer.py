@@ -10,14 +10,15 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from semipd_operator.answers import ApiAway, ApiRefused
 from semipd_operator.api.v1alpha1.resource import KIND, SemiPDService, dump_status, parse_status
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
 from semipd_operator.informer import Informer
-from semipd_operator.kube import ApiAway, ApiRefused, Kube
+from semipd_operator.kube import Kube
 from semipd_operator.metrics import STATUS_WRITES
 from semipd_operator.reasons import EventReason
 from semipd_operator.status import AgentView, Observed, summarise
-from semipd_operator.status.events import Event, events
+from semipd_operator.status.events import Event, event_object, events
 from semipd_operator.status.scaling import fullness
 from semipd_operator.status.summarise import write_due
 from semipd_operator.workqueue import Key
@@ -133,7 +134,8 @@ class StatusWriter:
             await self.tell(entry.seen.service, event)
 
     async def tell(self, service: SemiPDService, event: Event) -> None:
+        told = event_object(service, event, self._instance, datetime.now(UTC))
         try:
-            await self._kube.tell(service, event, self._instance)
+            await self._kube.create("v1", "Event", service.metadata.namespace, told)
         except (ApiRefused, ApiAway) as refused:  # an event is a courtesy; a terminating namespace takes none
             log.debug("event %s: %s", event.reason, refused)

@@ -25,8 +25,9 @@ from tests.api.harness import (
 )
 
 from e2e.lib.waiting import PATIENCE_S, wait_until
+from semipd_operator.answers import ApiRefused
 from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND, SemiPDService
-from semipd_operator.kube import ApiRefused, Kube
+from semipd_operator.kube import Kube
 
 pytestmark = pytest.mark.api
 

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from semipd_operator.answers import ApiRefused
 from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND, SemiPDService
 from semipd_operator.informer import KINDS, Informer
-from semipd_operator.kube import ApiRefused
-from semipd_operator.status.events import Event
 from semipd_operator.workqueue import Key
 
 Object = dict[str, Any]
@@ -40,7 +39,8 @@ class StandIn:
         """Of the refusals, other than RBAC's."""
         self.unknown = unknown
         self.asked: Counter[tuple[str, str]] = Counter()
-        self.told: list[Event] = []
+        self.told: list[str] = []
+        """Reasons of the events that were made."""
         self.informer = Informer()
         """Hears of every change before the one who made it has the answer, as a quick watch does."""
         self.watches: list[Callable[[Object, bool], None]] = []
@@ -122,8 +122,10 @@ class StandIn:
     async def serves(self, api_version: str) -> bool:
         return True
 
-    async def tell(self, service: SemiPDService, event: Event, instance: str) -> None:
-        self.told.append(event)
+    async def create(self, api_version: str, kind: str, namespace: str, body: Object) -> Object:
+        assert kind == "Event", f"nothing else is made without an apply: {kind}"
+        self.told.append(body["reason"])
+        return body
 
 
 def _read(obj: Object | None) -> tuple[str, str] | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.unit.operator_observed import AUTO, TABLE, heard, observed, report, slo, with_ttft
+from tests.unit.operator_observed import AUTO, NOW, TABLE, heard, observed, report, slo, with_ttft
 
+from semipd_operator.reasons import EventReason
 from semipd_operator.status import Problem, summarise
-from semipd_operator.status.events import events
+from semipd_operator.status.events import Event, event_object, events
 
 pytestmark = pytest.mark.unit
 
@@ -81,3 +82,15 @@ def test_slo_events() -> None:
     good, bad = with_ttft(400), summarise(observed(AUTO, agents={"p1": heard(report(slo=slo(600, False)))}))
     assert [event.reason for event in events(good, bad)] == ["SLOViolated"]
     assert [event.reason for event in events(bad, good)] == ["SLORecovered"]
+
+
+def test_an_event_names_the_service_the_operator_and_the_time() -> None:
+    service = observed().service
+    found = event_object(service, Event(EventReason.SLO_VIOLATED, "late " * 1000), "operator-1", NOW)
+    meta = service.metadata
+    assert found["metadata"] == {"generateName": f"{meta.name}.", "namespace": meta.namespace}
+    about = {"name": meta.name, "namespace": meta.namespace, "uid": meta.uid}
+    assert found["involvedObject"] == {"apiVersion": "semipd.io/v1alpha1", "kind": "SemiPDService", **about}
+    assert (found["type"], found["reason"], found["reportingInstance"]) == ("Warning", "SLOViolated", "operator-1")
+    assert found["firstTimestamp"] == found["lastTimestamp"] == f"{NOW:%Y-%m-%dT%H:%M:%SZ}"
+    assert len(found["message"]) == 1024, "a longer one is refused"

@@ -12,8 +12,8 @@ import pytest
 from tests.unit.operator_observed import ago
 
 from semipd_operator import inquiry
+from semipd_operator.answers import ApiAway, ApiRefused
 from semipd_operator.inquiry import Inquiry, MetricsServer
-from semipd_operator.kube import ApiAway, ApiRefused
 
 pytestmark = pytest.mark.unit
 

@@ -12,8 +12,9 @@ import pytest
 from kubernetes.aio import client as kube_client
 
 from semipd_operator import kube
+from semipd_operator.answers import ApiAway, ApiRefused, Object
 from semipd_operator.api.v1alpha1.resource import SemiPDService
-from semipd_operator.kube import ApiAway, ApiRefused, Kube, Object
+from semipd_operator.kube import Kube
 
 pytestmark = pytest.mark.unit
 META = {"name": "demo", "namespace": "d", "uid": "u", "generation": 1}

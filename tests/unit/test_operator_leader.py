@@ -11,7 +11,7 @@ import pytest
 
 from e2e.lib.waiting import wait_until_async
 from semipd_operator import leader
-from semipd_operator.kube import ApiAway, ApiRefused
+from semipd_operator.answers import ApiAway, ApiRefused
 from semipd_operator.leader import Election
 from semipd_operator.settings import LeaseName
 

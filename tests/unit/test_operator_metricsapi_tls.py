@@ -24,7 +24,7 @@ from tests.unit.test_operator_metricsapi import METRIC, NAMES, PATH, Reviews, co
 
 from e2e.lib.process import free_port
 from e2e.lib.waiting import PATIENCE_S, wait_until_async
-from semipd_operator.kube import ApiRefused
+from semipd_operator.answers import ApiRefused
 from semipd_operator.metricsapi import MetricsAPI
 from semipd_operator.metricsapi.certificates import Pair
 from semipd_operator.metricsapi.credentials import Credential, Mounted, NotInPlace, SelfMade

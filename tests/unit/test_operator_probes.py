@@ -10,8 +10,8 @@ import pytest
 from tests.unit.operator_observed import NOW, ago, conditions, heard, observed, report
 
 from semipd_agent.contract import EnginePhase, EngineStatus
+from semipd_operator.answers import ApiAway
 from semipd_operator.inquiry import Inquiry
-from semipd_operator.kube import ApiAway
 from semipd_operator.status import AgentView, Observed, PodView, summarise
 
 pytestmark = pytest.mark.unit

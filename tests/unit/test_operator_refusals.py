@@ -11,8 +11,8 @@ from tests.unit.operator_observed import report
 from tests.unit.operator_reconciler import Fixture, ready_pod
 from tests.unit.operator_rendered import KEDA, scaled
 
+from semipd_operator.answers import ApiAway, ApiRefused
 from semipd_operator.informer import KINDS
-from semipd_operator.kube import ApiAway, ApiRefused
 from semipd_operator.reconcile import Next
 from semipd_operator.status import AgentView
 
@@ -119,7 +119,7 @@ async def test_a_server_in_trouble_for_a_moment_takes_ready_back_from_no_service
         await one.reconcile()
         ready = one.kube.condition("Ready")
         assert (ready["status"], ready["reason"]) == (status, reason) and "cannot apply it" in ready["message"]
-        assert [event.reason for event in one.kube.told] == ["SpecRejected"] * (status == "False")
+        assert one.kube.told == ["SpecRejected"] * (status == "False")
 
 
 @pytest.mark.parametrize(

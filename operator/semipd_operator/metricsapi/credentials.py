@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from semipd_operator.kube import Kube, Object
+from semipd_operator.answers import Object
+from semipd_operator.kube import Kube
 from semipd_operator.metricsapi.certificates import Identity, Pair, renewed
 
 log = logging.getLogger(__name__)

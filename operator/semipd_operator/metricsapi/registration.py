@@ -17,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from semipd_operator.kube import ApiRefused, Kube, Object
+from semipd_operator.answers import ApiRefused, Object
+from semipd_operator.kube import Kube
 from semipd_operator.settings import LEASE_API, MANAGER, LeaseName
 from semipd_operator.status.scaling import EXTERNAL_METRICS_API
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from semipd_operator.kube import ApiAway, ApiRefused, Kube
+from semipd_operator.answers import ApiAway, ApiRefused
+from semipd_operator.kube import Kube
 from semipd_operator.metricsapi import wire
 from semipd_operator.metricsapi.authorization import Authorizer
 from semipd_operator.metricsapi.certificates import Pair

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
+from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND, SemiPDService
 from semipd_operator.api.v1alpha1.status import Condition, DecisionStatus, SemiPDServiceStatus
 from semipd_operator.reasons import (
     ConditionType,
@@ -16,6 +19,7 @@ from semipd_operator.reasons import (
     Reason,
     SplitReason,
 )
+from semipd_operator.settings import MANAGER
 
 _PASSING: dict[ConditionType, set[Reason]] = {
     ConditionType.AVAILABLE: {PodsReason.NO_PODS, PodsReason.PODS_NOT_READY, ReadyReason.SCALED_TO_ZERO},
@@ -23,6 +27,8 @@ _PASSING: dict[ConditionType, set[Reason]] = {
     ConditionType.PARTITION_APPLIED: {SplitReason.APPLYING, SplitReason.ADJUSTING, SplitReason.ENGINE_NOT_READY},
 }
 """False for these reasons is on the way, not wrong."""
+_LONGEST = 1024
+"""Of a message, as the API server has it."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,32 @@ def tell(decision: DecisionStatus) -> str:
         metric = (decision.metric or "").upper()
         text += f" ({metric} {decision.observed_milliseconds:g} ms, target {decision.target_milliseconds:g} ms)"
     return f"{text}: {decision.message}" if decision.message else text
+
+
+def event_object(service: SemiPDService, event: Event, instance: str, now: datetime) -> dict[str, Any]:
+    """As the API server takes it. `instance`: the operator's pod."""
+    meta, at = service.metadata, now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"generateName": f"{meta.name}.", "namespace": meta.namespace},
+        "involvedObject": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "name": meta.name,
+            "namespace": meta.namespace,
+            "uid": meta.uid,
+        },
+        "type": event.type,
+        "reason": event.reason.value,
+        "message": event.message[:_LONGEST],
+        "source": {"component": MANAGER},
+        "reportingComponent": MANAGER,
+        "reportingInstance": instance,
+        "firstTimestamp": at,
+        "lastTimestamp": at,
+        "count": 1,
+    }
 
 
 def _rolling(status: SemiPDServiceStatus) -> bool:
