@@ -13,13 +13,13 @@ from types import MappingProxyType
 from typing import Any
 
 from semipd_operator.answers import ApiRefused
-from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND, SemiPDService
+from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.informer import KINDS, Informer, meaning
 from semipd_operator.kube import Kube
 from semipd_operator.metrics import APPLIES
 from semipd_operator.reasons import Admission, ConditionType, PodTrouble, SpecReason, remedy
 from semipd_operator.render import CONFIG_MAP, OPTIONAL_KINDS, Kind, Object, Rendered
-from semipd_operator.render.names import managed
+from semipd_operator.render.names import managed, owner_reference
 from semipd_operator.status import Problem
 from semipd_operator.status.refusals import admission
 from semipd_operator.workqueue import Key
@@ -201,15 +201,31 @@ def _not_ours(service: SemiPDService, live: Object, what: str) -> Problem:
     if controller(live) or not managed(live):
         message = f"{what} exists and does not belong to this SemiPDService"
         return Problem(SpecReason.NAME_CONFLICT, message, detail)
-    meta = service.metadata
+    patch = json.dumps(_owning(service, live), separators=(",", ":"))
     back = (
-        f'Give it back: kubectl patch {detail} --type=merge -p \'{{"metadata":{{"ownerReferences":[{{"apiVersion":'
-        f'"{API_VERSION}","kind":"{KIND}","name":"{meta.name}","uid":"{meta.uid}","controller":true}}]}}}}\' in its '
-        "namespace; or delete it (a Deployment's pods go with it)."
+        f"Give it back: kubectl patch {detail} --type=json -p '{patch}' in its namespace; or delete it (a Deployment's "
+        "pods go with it)."
     )
     return Problem(
         SpecReason.NAME_CONFLICT, f"{what} was of this operator's making and has no owner", detail, remedy=back
     )
+
+
+def _owning(service: SemiPDService, live: Object) -> list[Object]:
+    """The JSON patch after which the service controls it, too: a merge would take the place of the owners that control
+    nothing, and each that is named makes a long message of what may be any number. The reference is ours to the last
+    field: we may delete nothing of this kind, so there are API servers that let us change no reference of it."""
+    owner = owner_reference(service)
+    path, owners = "/metadata/ownerReferences", [one["uid"] for one in live["metadata"].get("ownerReferences") or []]
+    if not owners:
+        return [{"op": "add", "path": path, "value": [owner]}]
+    if owner["uid"] not in owners:
+        return [{"op": "add", "path": f"{path}/-", "value": owner}]
+    ours = f"{path}/{owners.index(owner['uid'])}"
+    return [
+        {"op": "test", "path": f"{ours}/uid", "value": owner["uid"]},
+        {"op": "replace", "path": ours, "value": owner},
+    ]
 
 
 _QUOTA = remedy(ConditionType.SPEC_ACCEPTED, PodTrouble.QUOTA_EXCEEDED)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
+import shlex
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -72,6 +74,27 @@ def test_an_object_of_someone_else_is_left_alone(operator: Operator, crd: Any, n
     assert not crd.get("spd", "taken", namespace)["status"].get("observedGeneration")
     crd.kubectl("delete", "service", "taken", "-n", namespace)
     wait_until(lambda: crd.get("deployment", "taken", namespace), describe="it is tried again")
+
+
+def test_what_is_told_of_an_object_that_lost_its_owner_gives_it_back(
+    operator: Operator, crd: Any, namespace: str
+) -> None:
+    """Word for word, as somebody pastes it; another owner, who controls nothing, stays."""
+    crd.apply(service("orphan", namespace))
+    wait_until(lambda: crd.get("deployment", "orphan", namespace))
+    other = {"apiVersion": "v1", "kind": "ConfigMap", "name": "backup", "uid": "8a6c7c1e-0000-4000-8000-000000000000"}
+    lost = json.dumps({"metadata": {"ownerReferences": [other]}})
+    crd.kubectl("patch", "deployment", "orphan", "-n", namespace, "--type=merge", "-p", lost)
+    wait_until(lambda: row(crd, namespace, "orphan")[1:3] == ["False", "NameConflict(Deployment/orphan)"])
+    told = condition(crd.get("spd", "orphan", namespace), "Ready")["message"]
+    command = told.partition("Give it back: kubectl ")[2].partition(" in its namespace")[0]
+    crd.kubectl(*shlex.split(command), "-n", namespace)
+    owners = crd.get("deployment", "orphan", namespace)["metadata"]["ownerReferences"]
+    assert [(owner["kind"], owner.get("controller")) for owner in owners] == [
+        ("ConfigMap", None),
+        ("SemiPDService", True),
+    ]
+    wait_until(lambda: condition(crd.get("spd", "orphan", namespace), "SpecAccepted")["status"] == "True")
 
 
 def test_a_pod_template_that_the_server_refuses(operator: Operator, crd: Any, namespace: str) -> None:

@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import jsonpatch
 import pytest
 from tests.unit.kube_stand_in import KEY, new_service
 from tests.unit.operator_observed import report, slo
@@ -82,22 +83,31 @@ async def test_an_object_of_the_same_name_that_is_not_ours_is_named_and_left_alo
     assert not any(verb in ("apply", "delete") and what != "status" for verb, what in one.kube.asked)
 
 
+BACKUP = {"apiVersion": "v1", "kind": "ConfigMap", "name": "team's backup", "uid": "b"}
+OURS = {"apiVersion": "semipd.io/v1alpha1", "kind": "SemiPDService", "name": KEY.name, "uid": "uid-1"}
+
+
+@pytest.mark.parametrize("left", [[], [BACKUP], [BACKUP, OURS]], ids=["none", "another owner", "ours controls nothing"])
 @pytest.mark.parametrize("kind", ["Deployment", "Service", "ConfigMap"])
-async def test_an_object_of_ours_that_lost_its_owner_is_told_how_to_come_back_and_does(kind: str) -> None:
-    """A restored backup, or `--cascade=orphan`: to delete it would end the pods that serve."""
+async def test_an_object_of_ours_that_lost_its_owner_is_told_how_to_come_back_and_does(
+    kind: str, left: list[dict[str, Any]]
+) -> None:
+    """A restored backup, or `--cascade=orphan`: to delete it would end the pods that serve. Who else owns it stays."""
     one = Fixture()
     await one.reconcile()
     name = f"{KEY.name}-agent" if kind == "ConfigMap" else KEY.name
     ours = one.kube.objects[kind, KEY.namespace, name]
-    one.kube.put({**ours, "metadata": {**ours["metadata"], "ownerReferences": []}})
+    one.kube.put({**ours, "metadata": {**ours["metadata"], "ownerReferences": left}})
     assert await one.reconcile() is Next.RETRY
     ready = one.kube.condition("Ready")
     assert ready["reason"] == "NameConflict"
-    said, _, patch = ready["message"].partition(f" Remedy: Give it back: kubectl patch {kind}/{name} --type=merge -p '")
+    said, _, patch = ready["message"].partition(f" Remedy: Give it back: kubectl patch {kind}/{name} --type=json -p '")
     assert said == f"{kind} {name} was of this operator's making and has no owner."
-    references = json.loads(patch.partition("'")[0])["metadata"]["ownerReferences"]
     live = one.kube.objects[kind, KEY.namespace, name]
-    one.kube.put({**live, "metadata": {**live["metadata"], "ownerReferences": references}})
+    patched = jsonpatch.apply_patch(live, json.loads(patch.partition("'")[0]))
+    owners = patched["metadata"]["ownerReferences"]
+    assert owners == [*left[:1], {**OURS, "controller": True, "blockOwnerDeletion": True}]
+    one.kube.put(patched)
     await one.reconcile()
     assert one.kube.condition("SpecAccepted")["status"] == "True"
 
