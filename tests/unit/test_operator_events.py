@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.unit.operator_observed import AUTO, NOW, TABLE, heard, observed, report, slo, with_ttft
+from tests.unit.operator_observed import AUTO, NOW, TABLE, ago, heard, observed, pod, report, slo, with_ttft
 
 from semipd_operator.reasons import EventReason
 from semipd_operator.status import Problem, summarise
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.unit
         ("ready", "mps lost while serving", ["MPSUnavailable"]),
         ("ready", "a worker is silent", ["PartitionApplyFailed"]),
         ("ready", "agent never heard", ["AgentUnreachable"]),
+        ("ready", "a pod that became ready a moment ago", []),
         ("ready", "configuration not there yet", []),
         ("ready", "a new generation on its way, as an autoscaler makes them", []),
         ("ready", "name conflict", ["SpecRejected"]),
@@ -61,6 +62,30 @@ def test_a_refusal_for_a_moment_is_not_told_of_a_service_that_is_not_ready_for_a
     before = summarise(loading)
     assert events(before, passing) == events(passing, before) == []
     assert [event.reason for event in events(passing, lasting)] == ["SpecRejected"]
+
+
+@pytest.mark.parametrize("error", ["", "the agent cannot be reached"], ids=["ReportStale", "AgentUnreachable"])
+def test_an_agent_that_misses_a_few_polls_is_told_once_it_takes_ready_back_and_with_the_remedy(error: str) -> None:
+    good, passing, lasting = (
+        summarise(observed(agents={"p1": replace(heard(report(), seconds), error=error)})) for seconds in (1, 29, 31)
+    )
+    applied = passing.condition("PartitionApplied")
+    assert applied and applied.status == "False" and "Remedy" not in applied.message
+    assert events(good, passing) == events(passing, good) == []
+    [told] = events(passing, lasting)
+    assert told.reason == ("AgentUnreachable" if error else "PartitionApplyFailed") and "Remedy: " in told.message
+    assert events(lasting, lasting) == []
+
+
+def test_an_agent_that_a_rollouts_new_pod_has_not_had_time_to_start_is_not_told() -> None:
+    """Ready is False meanwhile, for the rollout."""
+    old, new = pod(template_hash="old"), pod("p2", ready_since=ago(3))
+    before, after = (
+        summarise(observed({"replicas": 2}, pods=pods, agents={"p1": heard(report())})) for pods in ((old,), (old, new))
+    )
+    ready, applied = after.condition("Ready"), after.condition("PartitionApplied")
+    assert ready and applied and (ready.reason, applied.reason) == ("RolloutInProgress", "AgentUnreachable")
+    assert events(before, after) == []
 
 
 def test_slow_kernels_are_told_with_their_remedy_once() -> None:

@@ -153,7 +153,7 @@ class EventReason(StrEnum):
         "Warning",
         "PartitionApplied became False for another reason than a move.",
     )
-    AGENT_UNREACHABLE = ("AgentUnreachable", "Warning", "A ready pod's agent stopped answering.")
+    AGENT_UNREACHABLE = ("AgentUnreachable", "Warning", "A ready pod's agent has not answered for 30 s.")
     MPS_UNAVAILABLE = ("MPSUnavailable", "Warning", "A pod cannot use NVIDIA MPS; the message begins with the reason.")
     MODEL_LOADED = ("ModelLoaded", "Normal", "ModelReady became True.")
     SLOW_KERNELS = ("SlowKernels", "Warning", "A pod computes with slower kernels than its machine could run.")

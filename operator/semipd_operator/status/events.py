@@ -27,6 +27,7 @@ _PASSING: dict[ConditionType, set[Reason]] = {
     ConditionType.PARTITION_APPLIED: {SplitReason.APPLYING, SplitReason.ADJUSTING, SplitReason.ENGINE_NOT_READY},
 }
 """False for these reasons is on the way, not wrong."""
+_MAY_PASS = (ConditionType.SPEC_ACCEPTED, ConditionType.PARTITION_APPLIED)
 _LONGEST = 1024
 """Of a message, as the API server has it."""
 
@@ -96,11 +97,12 @@ def _rolling(status: SemiPDServiceStatus) -> bool:
 
 
 def _told(status: SemiPDServiceStatus, kind: ConditionType) -> Condition | None:
-    """A specification that is refused for a moment, which Ready is not taken back for, is not told either."""
+    """What is wrong for a moment, and has no remedy yet, is not told before Ready is taken back for it: a specification
+    that is refused, an agent that is not heard."""
     found, ready = status.condition(kind), status.condition(ConditionType.READY)
-    refused = kind is ConditionType.SPEC_ACCEPTED and found is not None and found.status == "False"
+    wrong = kind in _MAY_PASS and found is not None and found.status == "False"
     blamed = ready is None or (found is not None and (ready.status, ready.reason) == ("False", found.reason))
-    return None if refused and not blamed else found
+    return None if wrong and not blamed else found
 
 
 def _edges(kind: ConditionType, before: Condition | None, after: Condition | None) -> list[Event]:
