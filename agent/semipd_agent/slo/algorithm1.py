@@ -68,7 +68,7 @@ class Algorithm1:
         slo: SLO,
         home: Split,
         constants: Constants | None = None,
-        grid: Grid = Grid(),  # noqa: B008  it is frozen
+        grid: Grid = Grid(),
         *,
         since: float = -math.inf,
     ) -> None:

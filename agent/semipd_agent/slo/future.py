@@ -94,7 +94,7 @@ class Setting:
     slo: SLO
     split: Split
     bounds: Bounds
-    grid: Grid = Grid()  # noqa: RUF009  it is frozen
+    grid: Grid = Grid()
     home: Split | None = None
     """The configured split; None: the one in force is as good as any."""
     mixes: bool = False

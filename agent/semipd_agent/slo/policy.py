@@ -61,7 +61,7 @@ def ask(
     return verdict, None
 
 
-def clamp(split: Split, bounds: Bounds, grid: Grid = Grid()) -> Split:  # noqa: B008  it is frozen
+def clamp(split: Split, bounds: Bounds, grid: Grid = Grid()) -> Split:
     """The nearest split of the grid within the bounds. No isolation is within them where no limit at all is."""
     if split.mixed_tokens and unlimited(bounds):
         return split

@@ -231,8 +231,8 @@ class ModelPredictive:
     def __init__(
         self,
         slo: SLO,
-        grid: Grid = Grid(),  # noqa: B008  it is frozen
-        constants: Constants = Constants(),  # noqa: B008
+        grid: Grid = Grid(),
+        constants: Constants = Constants(),
         *,
         home: Split | None = None,
         since: float = -math.inf,

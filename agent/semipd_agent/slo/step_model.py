@@ -48,8 +48,8 @@ class StepProfile:
     decode: Vector
     """Seconds for each step, row, and position read."""
     law: ShareLaw = ShareLaw.PACED
-    prefill_curve: Curve = Curve(0.2, 0.8)  # noqa: RUF009  it is frozen
-    decode_curve: Curve = Curve(0.85, 0.15)  # noqa: RUF009
+    prefill_curve: Curve = Curve(0.2, 0.8)
+    decode_curve: Curve = Curve(0.85, 0.15)
     contention: float = 1.1
     """Time of a step beside the other phase over its time alone, the share apart."""
     mixed: float = 1.1

@@ -56,7 +56,7 @@ class Mps:
         clock: Clock,
         telemetry: Telemetry | None = None,
         look: Callable[[], Host] | None = None,
-        timing: Timing = Timing(),  # noqa: B008  it is frozen
+        timing: Timing = Timing(),
     ) -> None:
         """`base`: holds the daemons' directories. `look`: the facts for the preflight; default: of this machine."""
         self._look = look or (lambda: preflight.look(programs, telemetry, base))
