@@ -179,6 +179,27 @@ def test_a_pace_that_is_known_is_no_reason_to_give_up_waits() -> None:
     assert guessed[0] < guessed[1] and known[0] > known[1]
 
 
+@pytest.mark.parametrize("phase", engine.Phase)
+def test_a_pace_is_known_once_decodes_own_law_is(phase: engine.Phase) -> None:
+    """What a share does to prefill says nothing of a TPOT, neither ahead nor afterwards."""
+    arrived = tuple(Arrival(id=n, at=70.0 + n, prompt_tokens=100) for n in range(30))
+    o = Observation(core_id="c", at=100.0, arrivals=arrived, prefill_chunk_tokens=512)
+    came = {n: Seen(n, 70.0 + n, 100, 1.0, output=50, ttft=0.1, tpot=0.018) for n in range(30)}
+    setting = Setting(SLO(ttft_milliseconds=1000, tpot_milliseconds=20), engine.Split(), Bounds())
+
+    def judged(model: StepModel) -> tuple[float, float]:
+        load = replace(advance(Load(model=model), o), seen=came, since=0.0)
+        after = Watch(70.0, engine.Split(), (), ()).judged(o, load, setting)
+        assert after is not None
+        return Future.of(o, load, setting).play(engine.Split(), 30).mean, after[0]
+
+    unknown = StepModel(replace(ASSUMED, prefill=(0.0, 1e-4, 0.0), decode=(0.016, 0.0, 0.0), measured=True))
+    seen = SharesSeen(curve=Curve(0.0, 1.0))  # which a law of turns never asks: the latencies stay as they are
+    known = replace(unknown, **{f"{phase}_shares": seen})
+    ahead, afterwards = zip(judged(unknown), judged(known), strict=True)
+    assert (ahead[0] != ahead[1]) == (afterwards[0] != afterwards[1]) == (phase is engine.Phase.DECODE)
+
+
 def test_a_turn_that_was_cut_counts_for_its_part() -> None:
     """450 requests of half a minute, played until there are 500."""
     load = replace(Load(), seen={n: Seen(n, 70.0 + n / 15, 100, 1.0, output=10, ttft=0.1) for n in range(450)})

@@ -19,7 +19,7 @@ from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.load import Load
 from semipd_agent.slo.policy import unlimited
 from semipd_agent.slo.replay import Job, Live, latencies
-from semipd_engine.contract import Observation, Split
+from semipd_engine.contract import Observation, Phase, Split
 
 LEAST_MIXED = 32
 """Tokens of a mixed step: fewer starve prompts."""
@@ -43,8 +43,8 @@ class Constants:
     softness: float = 12.0
     """Slope of a request's score at its target, in logarithms of latency: an error of the model of about 15 %."""
     pace_softness: float = 40.0
-    """The same of TPOT once it was seen what a share does: what a step takes is known within some percent then, and a
-    TPOT is a mean over many. Waits add up whatever is known."""
+    """The same of TPOT once it was seen what a share does to decode: what a step takes is known within some percent
+    then, and a TPOT is a mean over many. Waits add up whatever is known."""
     tail: float = 0.3
     hopeless: float = 100.0
     """What a miss costs beyond its score: nothing at the target, this where it is so many times late or more, and in
@@ -246,7 +246,7 @@ class Future:
         if self.setting.late < math.inf:
             machine = replace(machine, late=self.setting.late)
         targets = (seconds_of(slo.ttft_milliseconds), seconds_of(slo.tpot_milliseconds))
-        played, now, known = list[Played](), self.o.at, self.load.model.laws_known > 0
+        played, now, known = list[Played](), self.o.at, self.load.model.law_known(Phase.DECODE)
         for times in loads:
             jobs = self._under(times)[: self.waiting + most]
             ttft, tpot = latencies(machine, jobs, self.live, now)
@@ -263,7 +263,7 @@ def score(
     first: Sequence[float], per_token: Sequence[float], ttft: float, tpot: float, c: Constants, *, known: bool = False
 ) -> Played:
     """Of requests with these TTFT and TPOT, seconds. At most 1, which a request well within its targets has, and at
-    least ``-c.tail``. `known`: it was seen what a share does."""
+    least ``-c.tail``. `known`: it was seen what a share does to decode."""
     soft, soft_pace = c.softness, c.pace_softness if known else c.softness
     hopeless, log = c.hopeless, math.log
     per_fold = c.tail / log(hopeless)

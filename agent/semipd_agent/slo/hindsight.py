@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from semipd_agent.slo.future import Setting, score, seconds_of
 from semipd_agent.slo.load import Load
 from semipd_agent.slo.replay import Job, Live, latencies
-from semipd_engine.contract import Observation, Split
+from semipd_engine.contract import Observation, Phase, Split
 
 LEAST_SECONDS, MOST_SECONDS = 30.0, 120.0
 """A stretch is judged once it is this long and has enough requests, and given up where it never gets them."""
@@ -37,7 +37,7 @@ class Watch:
     def judged(self, o: Observation, load: Load, s: Setting) -> tuple[float, float] | None:
         """(realised less played mean score, its standard error) of the requests that came since and are over; None: too
         few of them."""
-        c, slo, known = s.constants, s.slo, load.model.laws_known > 0
+        c, slo, known = s.constants, s.slo, load.model.law_known(Phase.DECODE)
         if load.known_since > self.since:
             return None  # another core, or too many requests to remember them all: nobody knows what was there
         came = [one for one in load.seen.values() if one.at >= self.since and one.id >= 0]

@@ -230,7 +230,10 @@ class StepModel:
     @property
     def laws_known(self) -> int:
         """Of how many phases it was seen what a share does, and is not believed only."""
-        return (self.prefill_shares.curve is not None) + (self.decode_shares.curve is not None)
+        return sum(self.law_known(phase) for phase in Phase)
+
+    def law_known(self, phase: Phase) -> bool:
+        return self._shares(phase)[0].curve is not None
 
     # ---- learning --------------------------------------------------------------------------------------------------
 
