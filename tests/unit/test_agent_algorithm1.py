@@ -160,7 +160,7 @@ def test_a_move_stops_before_it_breaks_the_other_slo() -> None:
 def test_both_failing_is_reported_as_infeasible_and_clears() -> None:
     policy = Algorithm1(SLOS, HALF)
     _, verdict = drive(policy, HALF, 9.0, 0.9, seconds=5)
-    assert verdict.feasible is None
+    assert (verdict.feasible, verdict.feasible_reason) == (None, "Doubtful")
     _, verdict = drive(policy, HALF, 9.0, 0.9, seconds=10, start=1005)
     assert (verdict.feasible, verdict.feasible_reason) == (False, "Overloaded")
     _, verdict = drive(policy, HALF, 0.1, 0.01, seconds=20, start=1015)

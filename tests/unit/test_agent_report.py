@@ -15,6 +15,7 @@ from semipd_agent.partitioner import Grant
 from semipd_agent.partitioner.unlimited import Unlimited
 from semipd_agent.report import LauncherState
 from semipd_agent.slo.attainment import Attainment
+from semipd_agent.slo.feasibility import Judge
 from semipd_agent.slo.policy import Verdict
 from semipd_engine.contract import FinishedRequest, ModelInfo, Observation
 
@@ -81,6 +82,13 @@ def test_feasibility_is_the_policys_word() -> None:
     unknown = report.slo_report(slo, Attainment(), Verdict(), auto=True, fresh=True)
     assert (unknown.feasible, unknown.feasible_reason) == (None, "InsufficientTraffic")
     assert unknown.feasible_message == "too few requests to judge by"
+    trouble = Judge().told("TTFTBound", known=True, now=0.0)
+    early = report.slo_report(slo, Attainment(), Verdict(None, trouble.feasible, trouble.said), auto=True, fresh=True)
+    assert (early.feasible, early.feasible_reason) == (None, "Doubtful")
+    assert early.feasible_message.startswith("no split seems to keep") and "for 10 s" in early.feasible_message
+    assert trouble.told("", known=False, now=5.0).said == "", "it went before it was one"
+    late = trouble.told("TTFTBound", known=True, now=10.0)
+    assert (late.feasible, late.said) == (False, "TTFTBound")
     bench = Bench(config(mode=Mode.AUTO, slo=slo), lambda _: Unlimited(Grant(cpus=(0, 1))))
     idle = bench.report().slo
     assert idle is not None and (idle.feasible, idle.feasible_reason) == (None, "PolicyInactive")

@@ -128,7 +128,7 @@ class Algorithm1:
         elif move is not None and failing != self._favoured:
             # One more step in the same direction keeps the reference: it may come just after the load has turned.
             self._favoured, self._reference = failing, {phase: RunningMean() for phase in Phase}
-        return Verdict(move, self._judge.feasible, self._judge.reason)
+        return Verdict(move, self._judge.feasible, self._judge.said)
 
     def _enter(self, split: Split, now: float) -> None:
         if self._split is not None:

@@ -24,6 +24,8 @@ MESSAGES = {
     "TTFTBound": "no split in reach keeps the TTFT target under this load: another pod helps",
     "TPOTBound": "no split in reach keeps the TPOT target under this load: another pod helps",
     "Overloaded": "no split in reach keeps either target under this load: another pod helps",
+    "Doubtful": "no split seems to keep the targets under this load: judged once that has lasted for "
+    f"{INFEASIBLE_AFTER:g} s",
     "InsufficientTraffic": "too few requests to judge by",
     "PolicyInactive": "nothing moves the split, so nothing judges it: partition.mode is not Auto, or no share is "
     "enforced here",
@@ -43,6 +45,11 @@ class Judge:
     troubled: bool = False
     since: float = -math.inf
     known_at: float = -math.inf
+
+    @property
+    def said(self) -> str:
+        """The reason, a doubt's before the first verdict, too; empty: there is nothing to say."""
+        return self.reason or ("Doubtful" if self.troubled and self.feasible is None else "")
 
     def told(self, trouble: str, *, known: bool, now: float) -> Judge:
         """`trouble`: what speaks against feasibility, or empty. `known`: there is enough traffic to tell."""

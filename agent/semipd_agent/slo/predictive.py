@@ -256,7 +256,7 @@ class ModelPredictive:
         if best is not None or choice.reason in ("Idle", "InsufficientTraffic"):
             self.judge = self.judge.told(self._trouble(best, o, load), known=best is not None, now=now)
         move = self._move(choice) if isinstance(choice, Decision) else None
-        return Verdict(move, self.judge.feasible, self.judge.reason)
+        return Verdict(move, self.judge.feasible, self.judge.said)
 
     def _trouble(self, best: Prediction | None, o: Observation, load: Load) -> str:
         if best is None:
