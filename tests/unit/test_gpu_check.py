@@ -13,8 +13,9 @@ from tests.gpu.check import large_parts
 from tests.gpu.check.__main__ import BUDGET_SECONDS, status_of
 from tests.gpu.check.catalogue import LEAVE_SECONDS, PARTS, RESERVED, Part, allowance
 from tests.gpu.check.goodput import Alone, Lengths, Served, fitting, summary, trace
+from tests.gpu.check.green_parts import groups_of
 from tests.gpu.check.presence import lacking, no_gpu
-from tests.gpu.check.report import Outcome, Record, markdown
+from tests.gpu.check.report import Outcome, Record, Skip, markdown
 from tests.gpu.check.verdicts import PREDICTIONS, Verdict, steps, targets
 
 from semipd_engine.ipc.tokens import Sampling
@@ -139,6 +140,18 @@ def test_a_move_may_cost_a_stream_one_step(worst: float, said: str) -> None:
     assert verdict(targets([record("mps", rungs={}), switches], PREDICTED), "a move between warm MPS rungs")[1] == said
     alone = targets([record("mps", Outcome.SKIPPED), switches], PREDICTED)
     assert verdict(alone, "a move between warm MPS rungs")[1] == "not measured", "without MPS nothing moved"
+
+
+@pytest.mark.parametrize("total", [8, 16])
+def test_a_device_too_small_for_two_groups_of_sms_is_left_out_and_says_why(total: int) -> None:
+    """A slice of a card: there is no stream to move to."""
+    with pytest.raises(Skip, match=f"{total} SMs are no two groups"):
+        groups_of(total)
+
+
+@pytest.mark.parametrize(("total", "asked"), [(17, [16]), (58, [16, 32]), (132, [16, 32, 64, 96])])
+def test_each_group_of_sms_leaves_some_to_the_other(total: int, asked: list[int]) -> None:
+    assert groups_of(total) == asked
 
 
 def test_a_green_move_has_its_microseconds() -> None:

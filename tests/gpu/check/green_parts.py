@@ -24,6 +24,14 @@ ASKED = (16, 32, 64, 96)
 MOVES, SIDE = 1000, 4096
 
 
+def groups_of(total: int) -> list[int]:
+    """Of `ASKED`, what leaves SMs to a second group. Raises `Skip` on a device too small for two."""
+    found = [count for count in ASKED if count < total]
+    if not found:
+        raise Skip(f"{total} SMs are no two groups: the smallest asked for has {ASKED[0]}")
+    return found
+
+
 def green(stage: Stage, figures: Figures) -> None:
     import torch
 
@@ -34,7 +42,7 @@ def green(stage: Stage, figures: Figures) -> None:
     table: list[Figures] = []
     figures["lanes"] = table
     lanes: list[torch.cuda.Stream] = []
-    for asked in (count for count in ASKED if count < total):
+    for asked in groups_of(total):
         try:
             first, rest = split(asked)
         except GreenError as error:
