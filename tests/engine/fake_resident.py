@@ -97,7 +97,7 @@ class FakeModel:
     def attachment(self) -> None:
         return None
 
-    def runner(self, pacer: Pacer) -> FakeRunner:
+    def runner(self, pacer: Pacer, phase: Phase) -> FakeRunner:
         match os.environ.get("SEMIPD_FAKE_START", "0"):
             case "die":
                 os._exit(3)

@@ -17,11 +17,12 @@ from msgspec.structs import replace
 
 from bench.gpu.models import CONTEXT, Shape, card
 from bench.gpu.step_trace import BLOCK, GREEDY, FakeWorker, Trace
+from semipd_engine.contract import Phase
 from semipd_engine.ipc.steps import Row, StepPlan
 from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.kernels import ReferenceKernels
 from semipd_engine.kernels.gpu import TritonKernels
-from semipd_engine.worker.decode_graphs import SIZES, CudaCapture, Queue, cannot_capture, padded
+from semipd_engine.worker.decode_graphs import SIZES, CudaCapture, Queue, asked_for, cannot_capture, padded
 from semipd_engine.worker.servable import UnfitError
 
 pytestmark = pytest.mark.unit
@@ -133,6 +134,12 @@ def test_a_larger_batch_and_a_prompt_take_the_ordinary_way() -> None:
     worker, seen = watched("8B")
     assert len(worker.step(Shape(65, 1, 256)).layers()) == len(worker.step(Shape(1, 64, 64)).layers()) == LAYERS
     assert seen.kernels == 0
+
+
+def test_only_decodes_worker_makes_programs_and_only_where_they_are_asked_for() -> None:
+    asked = {"SEMIPD_GPU_GRAPHS": "1"}
+    assert [phase for phase in Phase if asked_for(phase, asked)] == [Phase.DECODE]
+    assert not any(asked_for(phase, {}) for phase in Phase)
 
 
 def test_what_cannot_be_captured_is_said() -> None:

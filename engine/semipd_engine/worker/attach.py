@@ -7,13 +7,12 @@ attaches to what the resident exports (`TorchModel.attach`). Nothing is copied e
 from __future__ import annotations
 
 import logging
-import os
 
 import torch
 
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.errors import ModelError
-from semipd_engine.contract import Device
+from semipd_engine.contract import Device, Phase
 from semipd_engine.kernels import Kernels, choose
 from semipd_engine.memory.arena import WeightArena
 from semipd_engine.memory.kv_pool import KVPool
@@ -86,23 +85,23 @@ class TorchModel:
             raise UnfitError("WeightsMismatch", f"checksum {seen:#x} of the weights, {export.checksum:#x} expected")
         return model
 
-    def runner(self, pacer: Pacer) -> Runner:
+    def runner(self, pacer: Pacer, phase: Phase) -> Runner:
         """On a GPU the limit is MPS's business, and work that is queued cannot be paced by pieces."""
         pacer = Unpaced() if self.device == Device.CUDA else pacer
         if self.device == Device.CUDA:
             devices.set_precision(self._torch_dtype)
             block_size = self.kv_layout.block_size
             gate_kernels(self._kernels, self._config, self._torch_dtype, self._torch_device, block_size)
-        capture = self._capture()
+        capture = self._capture(phase)
         if self.exported:
             warm_up(self._config, self._arena, self._kernels, self.kv_layout, capture)
         if self.device == Device.CUDA:
             gate_products(self._arena.tensors())
         return ModelRunner(self._config, self._arena, self.kv, self._kernels, pacer, self.max_model_len, capture)
 
-    def _capture(self) -> Capture | None:
+    def _capture(self, phase: Phase) -> Capture | None:
         """Of decode steps, where they are asked for and can be."""
-        if self.device != Device.CUDA or os.environ.get(decode_graphs.VARIABLE, "") != "1":
+        if self.device != Device.CUDA or not decode_graphs.asked_for(phase):
             return None
         if why := decode_graphs.cannot_capture(self._kernels):
             log.warning("%s=1, but decode steps run kernel by kernel: %s", decode_graphs.VARIABLE, why)

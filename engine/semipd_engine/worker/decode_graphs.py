@@ -13,6 +13,7 @@ MPS another rung is another worker, which has its own. **Not executed on a GPU y
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import cycle
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from semipd_engine.contract import Phase
 from semipd_engine.kernels import Kernels, ReferenceKernels
 from semipd_engine.model.batch import Batch
 from semipd_engine.model.decoder import Decoder
@@ -29,7 +31,7 @@ from semipd_engine.worker.input_batch import InputBuffers, Ints, host_memory
 from semipd_engine.worker.servable import UnfitError
 
 VARIABLE = "SEMIPD_GPU_GRAPHS"
-"""Of the environment: ``1`` for decode steps in CUDA graphs, once they have proved themselves at the worker's start."""
+"""Of the environment: ``1`` for decode steps in CUDA graphs, once they have proved themselves at decode's start."""
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 """Rows of a program: so close together that padding costs a step of few rows next to nothing."""
 
@@ -157,6 +159,11 @@ class _Delivery:
 
 def wrong_graphs(what: str) -> UnfitError:
     return UnfitError("WrongGraphs", f"{what}; without {VARIABLE} the worker serves")
+
+
+def asked_for(phase: Phase, environment: Mapping[str, str] = os.environ) -> bool:
+    """By the worker of this phase? Prefill's has no decode steps, and its programs' memory would be nobody's."""
+    return phase is Phase.DECODE and environment.get(VARIABLE, "") == "1"
 
 
 def cannot_capture(kernels: Kernels) -> str:

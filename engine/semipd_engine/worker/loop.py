@@ -72,7 +72,7 @@ def run_worker(
         model = attach()
         peer = identity.peer if model.device == Device.CPU else None  # only CPUs are shared by pacing
         pacer = PhasePacer(page, identity.phase, peer, OwnProcess(page, model.set_threads), identity.seat)
-        runner = model.runner(pacer)
+        runner = model.runner(pacer, identity.phase)
         pacer.start(identity.pid, identity.generation)
         channel.send(WorkerReady(identity.phase, identity.pid, identity.generation, model.sm_count()))
         unprepared = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from semipd_engine.contract import Phase
 from semipd_engine.ipc.steps import StepPlan, StepResult
 from semipd_engine.pacing.quantum import Pacer
 
@@ -40,8 +41,8 @@ class ServableModel(Protocol):
     device: str
     """cpu or cuda."""
 
-    def runner(self, pacer: Pacer) -> Runner:
-        """A runner over the KV pool, warmed up where that matters. Raises `UnfitError`."""
+    def runner(self, pacer: Pacer, phase: Phase) -> Runner:
+        """A runner over the KV pool for the plans of a phase, warmed up where that matters. Raises `UnfitError`."""
 
     def sm_count(self) -> int | None:
         """Streaming multiprocessors that this process may use; None on the CPU."""
