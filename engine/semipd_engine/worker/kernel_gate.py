@@ -198,12 +198,15 @@ def _experts(
     order = taken.argsort(stable=True).int()
     starts = torch.searchsorted(taken[order], torch.arange(rule.experts + 1, device=device)).int()
 
-    def matrices(rows: int, columns: int) -> PackedGroup:
-        return PackedGroup(
-            normal(rule.experts, rows, columns) * columns**-0.5, twins.layout(rows, columns, torch.float32)
-        )
-
     x, weights = normal(EXPERT_ROWS, hidden), torch.rand(EXPERT_ROWS, chosen, device=device)
+
+    def matrices(rows: int, columns: int) -> PackedGroup:
+        """Drawn one by one: in float32 all of them at once are gigabytes, which no worker has to spare."""
+        group = torch.empty(rule.experts, rows, columns, dtype=x.dtype, device=device)
+        for expert in group:
+            expert.copy_(normal(rows, columns) * columns**-0.5)
+        return PackedGroup(group, twins.layout(rows, columns, torch.float32))
+
     both, down = matrices(2 * EXPERT_COLUMNS, hidden), matrices(EXPERT_COLUMNS, inner)
     between, said = normal(places, inner), normal(places, EXPERT_COLUMNS)
 

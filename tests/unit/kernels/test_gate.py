@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from semipd_engine.cards.blocks import Latent, Mixture, Routing
 from semipd_engine.kernels import ReferenceKernels
@@ -148,6 +150,29 @@ def test_the_gate_asks_over_blocks_of_the_workers_size(config: Any, block_size: 
 
     gate_kernels(Blocks(), config, torch.float32, torch.device("cpu"), block_size)
     assert seen == {block_size}
+
+
+def test_the_gate_needs_no_more_memory_for_experts_than_they_are() -> None:
+    """Drawn in float32 all at once they would be as large as the layer's own, twice, in each worker that starts."""
+    experts, hidden = 64, 256
+    config: Any = replace(LATENT, hidden_size=hidden, mixture=Mixture(Routing(experts, 2), 24, (True,)))
+    largest = Counter[torch.dtype]()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+            found = function(*arguments, **(named or {}))
+            if isinstance(found, Tensor):
+                largest[found.dtype] = max(largest[found.dtype], found.numel())
+            return found
+
+    class Same(ReferenceKernels):
+        name = "triton"
+
+    with Watch():
+        gate_kernels(Same(), config, torch.bfloat16, torch.device("cpu"), kernel_gate.BLOCK_SIZE)
+    group = experts * 2 * kernel_gate.EXPERT_COLUMNS * hidden
+    assert largest[torch.bfloat16] == group
+    assert 0 < largest[torch.float32] < group // 8
 
 
 def test_the_gate_takes_a_token_that_does_not_exist_for_a_wrong_one() -> None:
