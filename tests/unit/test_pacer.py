@@ -1,0 +1,180 @@
+"""The pacer on a fake machine: how long a quantum is, on which CPUs, and what may go while it runs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+import pytest
+from tests.unit.pacing_bench import CPUS, Machine, Pair
+
+from semipd_engine.contract import PacingMode, Phase, Split
+from semipd_engine.cpu_plan import cpu_plan
+from semipd_engine.pacing.pacer import GRACE_NS, STALE_NS, PhasePacer
+from semipd_engine.pacing.page import PacingPage
+
+pytestmark = pytest.mark.unit
+
+
+def test_a_ring_wakes_a_waiter_and_is_never_missed() -> None:
+    page = PacingPage.create()
+    same_page = PacingPage(page.fd)  # as another process maps it
+    heard = page.bell.heard
+    same_page.bell.ring()
+    begin = time.monotonic()
+    page.bell.wait(heard, 60)  # rung between look and sleep
+    waiter = threading.Thread(target=page.bell.wait, args=(page.bell.heard, 60))
+    waiter.start()
+    while waiter.is_alive():
+        same_page.bell.ring()
+        waiter.join(0.01)
+    assert time.monotonic() - begin < 30  # nowhere near the time-outs
+    page.bell.wait(page.bell.heard, 0.001)  # nobody rings: the time is up
+
+
+def test_alone_means_everything() -> None:
+    pair = Pair(Split(prefill=50, decode=50), cpus=(0, 1, 2, 3))
+    prefill = pair.machines[Phase.PREFILL]
+    pair.pacers[Phase.PREFILL].wake()
+    pair.pass_time(GRACE_NS)
+    assert pair.quantum(Phase.PREFILL, 1000)
+    assert (prefill.cpus, prefill.threads) == ((0, 1, 2, 3), 4)
+    pair.pacers[Phase.DECODE].wake()
+    assert pair.quantum(Phase.PREFILL, 1000)
+    assert (prefill.cpus, prefill.threads) == ((0, 1), 2)
+    pair.pacers[Phase.DECODE].rest()
+    assert pair.quantum(Phase.PREFILL, 1000)
+    assert prefill.threads == 2  # between two plans decode has not really stopped
+    pair.pass_time(GRACE_NS)
+    assert pair.quantum(Phase.PREFILL, 1000)
+    assert (prefill.cpus, prefill.threads) == ((0, 1, 2, 3), 4)
+
+
+@pytest.mark.parametrize(
+    ("split", "cpus", "both"), [((50, 50), CPUS, 0.02), ((80, 20), CPUS, 4 / 375), ((50, 50), (0,), 0.004)]
+)
+def test_a_quantum_is_short_only_where_somebody_may_wait_for_its_end(
+    split: tuple[int, int], cpus: tuple[int, ...], both: float
+) -> None:
+    """Own cores; turns for the second core, where half a turn is 4 ms x 2 CPUs / 0.2, gained by 1 / 0.2 a ms while the
+    other one gains 1 / 0.8; turns for the only one."""
+    pair = Pair(Split(prefill=split[0], decode=split[1]), cpus)
+    decode = pair.pacers[Phase.DECODE]
+    decode.wake()
+    pair.pass_time(GRACE_NS)
+    with decode.quantum() as seconds:
+        assert seconds == 0.02
+    pair.pacers[Phase.PREFILL].wake()
+    with decode.quantum() as seconds:  # it wins the tie
+        assert seconds == pytest.approx(both)
+
+
+def test_a_prompt_lets_the_quantum_end_that_decode_began_on_all_cpus() -> None:
+    """Two threads on one CPU would hold up a step of all streams; a prompt can wait for 25 ms."""
+    pair = Pair(Split())
+    decode, prefill = (pair.machines[phase] for phase in (Phase.DECODE, Phase.PREFILL))
+    pair.pacers[Phase.DECODE].wake()
+    pair.pass_time(GRACE_NS)
+    with pair.pacers[Phase.DECODE].quantum():
+        assert decode.cpus == CPUS
+        pair.pacers[Phase.PREFILL].wake()
+        assert not pair.quantum(Phase.PREFILL, 1000)
+        assert 0 < prefill.waited < 0.025
+    assert decode.rings == 1
+    assert pair.quantum(Phase.PREFILL, 1000)
+    with pair.pacers[Phase.DECODE].quantum():
+        assert decode.cpus == (1,)
+        assert pair.quantum(Phase.PREFILL, 1000)
+    assert decode.rings == 1
+
+
+def test_a_quantum_that_does_not_end_holds_no_prompt_up() -> None:
+    pair = Pair(Split())
+    pair.pacers[Phase.DECODE].wake()
+    pair.pass_time(GRACE_NS)
+    pair.machines[Phase.PREFILL].wait = lambda heard, seconds: pair.pass_time(round(seconds * 1e9))
+    with pair.pacers[Phase.DECODE].quantum():  # stopped, or killed, in the midst of it
+        pair.pacers[Phase.PREFILL].wake()
+        before = pair.clock[0]
+        assert pair.quantum(Phase.PREFILL, 0)
+        assert pair.clock[0] - before == 25_000_000
+        for _ in range(30):  # until core sees the death, or the heartbeat is stale
+            assert pair.quantum(Phase.PREFILL, 0)
+        assert pair.clock[0] - before == 25_000_000
+    pair.pass_time(GRACE_NS + 1)
+    pair.pacers[Phase.DECODE].start(pid=103, generation=2)  # a new one, whose quanta are waited for as before
+    pair.pacers[Phase.PREFILL].rest()
+    pair.pass_time(GRACE_NS)
+    pair.pacers[Phase.DECODE].wake()
+    with pair.pacers[Phase.DECODE].quantum():
+        pair.pacers[Phase.PREFILL].wake()
+        before = pair.clock[0]
+        assert pair.quantum(Phase.PREFILL, 0)
+        assert pair.clock[0] - before == 25_000_000
+
+
+def test_a_plan_is_adopted_while_idle_and_only_if_it_can_be() -> None:
+    pair = Pair(Split())
+    seat = pair.page.seats[Phase.PREFILL][0]
+    assert seat.applied_epoch == 1
+    pair.page.write_plan(2, cpu_plan(Split(prefill=80, decode=20), CPUS))
+    assert seat.applied_epoch == 1
+    pair.pacers[Phase.PREFILL].refresh()
+    assert seat.applied_epoch == 2
+    pair.page.write_plan(3, cpu_plan(Split(), (98, 99)))  # decode's core does not exist
+    for pacer in pair.pacers.values():
+        pacer.refresh()
+    assert (seat.applied_epoch, pair.page.seats[Phase.DECODE][0].applied_epoch) == (3, 1)
+
+
+@pytest.mark.parametrize("split", [Split(), Split(prefill=80, decode=20), Split(prefill=20, decode=20)], ids=str)
+def test_cpus_that_were_taken_away_cost_no_step(split: Split) -> None:
+    """The node may shrink a container's CPUs at any time: the limit is not applied, and the work is done."""
+    pair = Pair(Split())
+    for phase in Phase:
+        pair.machines[phase].on_sleep = lambda seconds: pair.pass_time(int(seconds * 1e9))
+        pair.pacers[phase].wake()
+    pair.page.write_plan(2, cpu_plan(split, (99, 100)))
+    done = [phase for _ in range(20) for phase in Phase if pair.quantum(phase, 1_000_000)]
+    assert set(done) == set(Phase)
+    assert pair.page.seats[Phase.PREFILL][0].applied_epoch != 2
+    assert pair.machines[Phase.PREFILL].shared == [None], "no lock is left behind"
+
+
+def test_an_epoch_whose_cpus_go_later_is_not_applied_any_more() -> None:
+    pair = Pair(Split())
+    prefill, seat = pair.machines[Phase.PREFILL], pair.page.seats[Phase.PREFILL][0]
+    pair.pacers[Phase.PREFILL].wake()
+    pair.pass_time(GRACE_NS)
+    assert pair.quantum(Phase.PREFILL, 1000) and seat.applied_epoch == 1
+
+    def gone(cpus: Sequence[int]) -> None:
+        raise OSError("no such CPU")
+
+    prefill.pin = gone  # type: ignore[method-assign]
+    pair.pacers[Phase.DECODE].wake()
+    assert pair.quantum(Phase.PREFILL, 1000) and seat.applied_epoch == 0
+
+
+def test_one_process_for_both_phases_is_never_limited() -> None:
+    page = PacingPage.create()
+    page.write_plan(1, cpu_plan(Split(prefill=20, decode=20), CPUS))
+    machine = Machine([STALE_NS], [None])
+    pacer = PhasePacer(page, Phase.PREFILL, None, machine)
+    pacer.start(pid=1, generation=1)
+    pacer.wake()
+    with pacer.quantum():
+        assert (machine.cpus, machine.threads, machine.shared) == (CPUS, 2, [None])
+
+
+def test_the_page_survives_a_writer_that_died_half_way() -> None:
+    page = PacingPage.create()
+    assert page.read_plan() is None
+    page.write_plan(1, cpu_plan(Split(), CPUS))
+    page._words[1] += 1  # odd: the writer is inside
+    assert page.read_plan() is None
+    page.write_plan(2, cpu_plan(Split(prefill=30, decode=60), CPUS))
+    in_force = PacingPage(page.fd).read_plan()
+    assert in_force is not None and in_force.epoch == 2
+    assert in_force.plan.split == Split(prefill=30, decode=60) and in_force.plan.mode is PacingMode.QUANTA
