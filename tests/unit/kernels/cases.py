@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from semipd_engine.kernels import Kernels, PackedGroup, PackedWeight
+from semipd_engine.kernels import Kernels, PackedGroup, PackedWeight, ReferenceKernels, cpu
 
+DTYPES = (torch.float32, torch.bfloat16)
+LEVELS = [level for level in cpu.LEVELS if level in cpu.runnable()]
+TWINS = ReferenceKernels()
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.6e-2}
+
+
+@functools.cache
+def kernels(level: str) -> cpu.CpuKernels:
+    return cpu.CpuKernels(cpu.load(level))
 
 
 def close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:

@@ -7,15 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.kernels.cases import Paged, close, normal, pack_group
-from tests.unit.kernels.test_cpu import DTYPES, LEVELS, kernels
+from tests.unit.kernels.cases import DTYPES, LEVELS, TWINS, Paged, close, kernels, normal, pack_group
 from torch import Tensor
 
 from semipd_engine.cards.blocks import Routing
-from semipd_engine.kernels import Kernels, ReferenceKernels
+from semipd_engine.kernels import Kernels
 
 pytestmark = pytest.mark.unit
-TWINS = ReferenceKernels()
 ALL = [("reference", torch.float32), *((level, dtype) for level in LEVELS for dtype in DTYPES)]
 ROUTINGS = [
     Routing(8, 3, normalise=True),
