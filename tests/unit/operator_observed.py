@@ -260,3 +260,7 @@ def slo(ttft: float | None, attained: bool | None, **changes: Any) -> SLOReport:
 
 def with_ttft(value: float, ratio: float | None = None) -> SemiPDServiceStatus:
     return summarise(observed(AUTO, agents={"p1": heard(report(slo=slo(value, True, utilization_ratio=ratio)))}))
+
+
+def messages(status: SemiPDServiceStatus) -> dict[str, str]:
+    return {one.type: one.message for one in status.conditions if one.type in ("Available", "Ready")}

@@ -1,0 +1,121 @@
+"""Containers that end, are killed or are never ready: what is said of each, and for how long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.unit.operator_observed import ago, conditions, heard, observed, report
+from tests.unit.operator_pods import running
+
+from semipd_agent.contract import EnginePhase, EngineStatus
+from semipd_operator.status import summarise
+from semipd_operator.status.pods import pod_view
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(("lived", "shown"), [(599, "CrashLoop"), (600, "Loading")])
+def test_a_container_that_ended_after_a_long_run_is_in_no_crash_loop(lived: float, shown: str) -> None:
+    last = {"exitCode": 1, "startedAt": ago(lived + 9).isoformat(), "finishedAt": ago(9).isoformat()}
+    engine = {**running("engine", 8), "restartCount": 3, "lastState": {"terminated": last}}
+    meta = {"name": "p2", "uid": "p2", "labels": {"semipd.io/template-hash": "h"}}
+    view = pod_view({"metadata": meta, "status": {"containerStatuses": [engine]}})
+    assert conditions(summarise(observed(pods=(view,), agents={})))["Ready"] == f"False {shown}"
+
+
+@pytest.mark.parametrize(("changed", "shown"), [(500, "APINotResponding"), (700, "trouble")])
+@pytest.mark.parametrize(
+    ("last", "trouble"),
+    [({"exitCode": 1}, "CrashLoop"), ({"exitCode": 137, "reason": "OOMKilled"}, "OutOfMemory")],
+    ids=["crashed", "killed for memory"],
+)
+def test_what_ended_a_container_before_it_served_is_not_why_it_is_not_ready(
+    last: dict[str, Any], trouble: str, changed: float, shown: str
+) -> None:
+    """It runs for ten minutes: ready in between, or not since its start."""
+    engine = {**running("engine", 600), "restartCount": 3, "lastState": {"terminated": last}}
+    unready = {"type": "Ready", "status": "False", "lastTransitionTime": ago(changed).isoformat()}
+    meta = {"name": "p2", "uid": "p2", "labels": {"semipd.io/template-hash": "h"}}
+    view = pod_view({"metadata": meta, "status": {"conditions": [unready], "containerStatuses": [engine]}})
+    hangs = EngineStatus(
+        state=EnginePhase.DEGRADED,
+        ready=False,
+        architecture="llama",
+        reason="APINotResponding",
+        message="the process api hangs",
+    )
+    status = summarise(observed(pods=(view,), agents={"p2": heard(report(engine=hangs))}))
+    assert conditions(status)["Available"] == f"False {trouble if shown == 'trouble' else shown}"
+
+
+def test_a_container_killed_for_memory_is_told_with_its_limit_also_while_it_loads_again() -> None:
+    killed = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+    engine = {"name": "engine", "ready": False, "restartCount": 1, "state": {"running": {}}, "lastState": killed}
+    obj = {
+        "metadata": {"name": "p1", "uid": "p1", "labels": {"semipd.io/template-hash": "h"}},
+        "spec": {"containers": [{"name": "engine", "resources": {"limits": {"memory": "600Mi"}}}]},
+        "status": {"containerStatuses": [engine]},
+    }
+    loading = EngineStatus(state=EnginePhase.LOADING, ready=False)
+    status = summarise(observed(pods=(pod_view(obj),), agents={"p1": heard(report(engine=loading))}))
+    assert conditions(status)["ModelReady"] == conditions(status)["Available"] == "False OutOfMemory"
+    ready = status.condition("Ready")
+    assert ready and ready.message == (
+        "p1: container engine was killed at its memory limit of 600Mi. Remedy: Raise "
+        "spec.engine.resources.limits.memory (unset, the limit is of a LimitRange of the namespace), or lower "
+        "spec.engine.kvCacheMemory or maxModelLen."
+    )
+    engine["ready"] = True
+    assert pod_view(obj).problem is None, "it was overcome"
+
+
+@pytest.mark.parametrize("now", [{"running": {}}, {"waiting": {"reason": "CrashLoopBackOff"}}], ids=["runs", "waits"])
+@pytest.mark.parametrize("probe", [{}, {"readinessProbe": {"exec": {"command": ["ok"]}}}], ids=["no probe", "probe"])
+@pytest.mark.parametrize("list_", ["containerStatuses", "initContainerStatuses"])
+def test_another_container_killed_for_memory_is_told_until_the_pod_serves_and_is_none_of_the_models(
+    list_: str, probe: dict[str, Any], now: dict[str, Any]
+) -> None:
+    """Without a probe it is ready as soon as it runs: the cause came and went with each of its lives."""
+    killed = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+    ready = "running" in now and not probe
+    one = {"name": "proxy", "ready": ready, "restartCount": 2, "state": now, "lastState": killed}
+    engine = {"name": "engine", "ready": False, "restartCount": 0, "state": {"running": {}}}
+    limited = {"name": "proxy", "resources": {"limits": {"memory": "64Mi"}}, **probe}
+    obj = {
+        "metadata": {"name": "p1", "uid": "p1", "labels": {"semipd.io/template-hash": "h"}},
+        "spec": {"containers": [{"name": "engine"}, limited]},
+        "status": {"containerStatuses": [engine], list_: [one, *([engine] if list_ == "containerStatuses" else [])]},
+    }
+    loading = EngineStatus(state=EnginePhase.LOADING, ready=False)
+    status = summarise(observed(pods=(pod_view(obj),), agents={"p1": heard(report(engine=loading))}))
+    assert conditions(status)["ModelReady"] == "False Loading"
+    assert conditions(status)["Ready"] == "False OutOfMemory" and status.reason == "OutOfMemory(proxy)"
+    ready_ = status.condition("Ready")
+    assert ready_ and ready_.message == (
+        "p1: container proxy was killed at its memory limit of 64Mi. Remedy: Raise resources.limits.memory of "
+        "container proxy in spec.podTemplate, or where a webhook adds it."
+    )
+
+
+@pytest.mark.parametrize("where", ["containerStatuses", "initContainerStatuses"])
+def test_a_sidecar_that_is_never_ready_is_named_once_the_engine_is(where: str) -> None:
+    """One that is an init container, too (restartPolicy Always)."""
+    engine = {"name": "engine", "ready": False, "state": {"running": {}}}
+    sidecar = {"name": "proxy", "ready": False, "state": {"running": {"startedAt": ago(31).isoformat()}}}
+    unready = {"type": "Ready", "status": "False", "reason": "ContainersNotReady"}
+    status: dict[str, Any] = {"conditions": [unready], "containerStatuses": [engine]}
+    status[where] = [*status.get(where, []), sidecar]
+    meta = {"name": "p1", "uid": "p1", "labels": {"pod-template-hash": "7d9c", "semipd.io/template-hash": "h"}}
+    inits = [{"name": "proxy", "restartPolicy": "Always"}] if where == "initContainerStatuses" else []
+    obj = {"metadata": meta, "spec": {"initContainers": inits}, "status": status}
+    assert pod_view(obj).held is None, "the engine loads"
+    engine["ready"] = True
+    shown = summarise(observed(pods=(pod_view(obj),)))
+    ready = shown.condition("Ready")
+    assert shown.reason == "ProbeFailing(proxy)" and conditions(shown)["Available"] == "False ProbeFailing"
+    assert ready and ready.message.startswith("p1: container proxy runs and is not ready, and the engine is: its ")
+    sidecar["state"] = {"running": {"startedAt": ago(29).isoformat()}}
+    assert summarise(observed(pods=(pod_view(obj),))).reason == "PodsNotReady", "it starts"
+    sidecar["ready"] = True
+    assert pod_view(obj).held is None
