@@ -119,3 +119,49 @@ def test_a_sidecar_that_is_never_ready_is_named_once_the_engine_is(where: str) -
     assert summarise(observed(pods=(pod_view(obj),))).reason == "PodsNotReady", "it starts"
     sidecar["ready"] = True
     assert pod_view(obj).held is None
+
+
+def beside(container: dict[str, Any], engine: dict[str, Any] | None = None, **template: Any) -> Any:
+    """A pod whose engine loads, or what is given, after a container of somebody's. `template`: of that container."""
+    loading = {"name": "engine", "ready": False, "restartCount": 0, "state": {"running": {}}}
+    meta = {"name": "p1", "uid": "p1", "labels": {"semipd.io/template-hash": "h"}}
+    spec = {"containers": [{"name": "proxy", **template}, {"name": "engine"}]}
+    return pod_view({"metadata": meta, "spec": spec, "status": {"containerStatuses": [container, engine or loading]}})
+
+
+def crashes(lived: float, runs: float, **last: Any) -> dict[str, Any]:
+    """Three times so far, the last time after so many seconds; now it runs, which without a probe is ready."""
+    times = {"startedAt": ago(runs + 9 + lived).isoformat(), "finishedAt": ago(runs + 9).isoformat()}
+    ended = {"terminated": {"exitCode": 1, **times, **last}}
+    return {**running("proxy", runs), "ready": True, "restartCount": 3, "lastState": ended}
+
+
+PROBE = {"readinessProbe": {"exec": {"command": ["ok"]}}}
+
+
+@pytest.mark.parametrize("probe", [{}, PROBE], ids=["no probe", "probe"])
+@pytest.mark.parametrize(
+    ("last", "trouble"), [({}, "CrashLoop"), ({"reason": "OOMKilled", "exitCode": 137}, "OutOfMemory")]
+)
+@pytest.mark.parametrize(
+    ("lived", "runs", "outlived"),
+    [(5, 59, False), (5, 60, True), (100, 199, False), (100, 200, True), (500, 599, False), (500, 600, True)],
+)
+def test_a_sidecar_that_nobody_probes_has_overcome_what_ended_it_once_it_has_run_for_twice_as_long(
+    lived: float, runs: float, outlived: bool, last: dict[str, Any], trouble: str, probe: dict[str, Any]
+) -> None:
+    """The engine may load for half an hour beside it, and is what is waited for."""
+    one = crashes(lived, runs, **last)
+    if probe:
+        one["ready"] = False
+    loading = EngineStatus(state=EnginePhase.LOADING, ready=False)
+    status = summarise(observed(pods=(beside(one, **probe),), agents={"p1": heard(report(engine=loading))}))
+    assert conditions(status)["Ready"] == f"False {'Loading' if outlived and not probe else trouble}"
+
+
+def test_what_a_sidecar_will_have_overcome_hides_no_trouble_that_lasts() -> None:
+    last = {"terminated": {"exitCode": 1, "message": "no model"}}
+    engine = {"name": "engine", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": last}
+    view = beside(crashes(5, 9), {**engine, "restartCount": 3})
+    assert summarise(observed(pods=(view,), agents={})).reason == "CrashLoop(engine)"
+    assert summarise(observed(pods=(beside(crashes(5, 9)),), agents={})).reason == "CrashLoop(proxy)"

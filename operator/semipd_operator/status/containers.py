@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from semipd_operator.reasons import ModelTrouble, PodTrouble
@@ -38,6 +39,8 @@ _NEVER_RAN = ("StartError", "ContainerCannotRun")
 _OFTEN = 3
 _HEALTHY_SECONDS = 600.0
 """A kubelet forgets its back-off after such a run."""
+_OUTLIVED_SECONDS = 60.0
+"""A shorter run proves nothing."""
 _LONGEST_REVISION = 253
 _MOST_READ = 4096
 """As much as a kubelet keeps of a container's words."""
@@ -46,16 +49,20 @@ _LAST_LINES, _LAST_CHARACTERS = 3, 400
 
 
 def container_problem(pod: Pod, status: dict[str, Any]) -> Problem | None:
-    """Why a container cannot start or stay: the first that says so."""
-    for container in containers_of(status):
-        waiting = state_of(container).get("waiting") or {}
-        name = container.get("name", "")
-        if reason := _WAITING.get(waiting.get("reason", "")):
-            return Problem(reason, f"container {name}: {waiting.get('message') or waiting['reason']}", name)
-        ended = (_killed(pod, container) or _fails_again(pod, container)) and not has_served(status, container)
-        crashes = waiting.get("reason") == "CrashLoopBackOff" or ended
-        if crashes and (name != MODEL_CONTAINER or last_end(container).get("reason") in _NEVER_RAN):
-            return _crash(pod, name, container)
+    """Why a container cannot start or stay: the first that says so, and whose trouble lasts."""
+    found = [problem for container in containers_of(status) if (problem := _trouble(pod, status, container))]
+    return next((problem for problem in found if problem.until is None), next(iter(found), None))
+
+
+def _trouble(pod: Pod, status: dict[str, Any], container: dict[str, Any]) -> Problem | None:
+    waiting = state_of(container).get("waiting") or {}
+    name = container.get("name", "")
+    if reason := _WAITING.get(waiting.get("reason", "")):
+        return Problem(reason, f"container {name}: {waiting.get('message') or waiting['reason']}", name)
+    ended = (_killed(pod, container) or _fails_again(pod, container)) and not has_served(status, container)
+    crashes = waiting.get("reason") == "CrashLoopBackOff" or ended
+    if crashes and (name != MODEL_CONTAINER or last_end(container).get("reason") in _NEVER_RAN):
+        return replace(_crash(pod, name, container), until=_outlived_at(pod, container))
     return None
 
 
@@ -66,11 +73,24 @@ def _killed(pod: Pod, container: dict[str, Any]) -> bool:
 
 def _proved(pod: Pod, container: dict[str, Any]) -> bool:
     """Whether it is ready, and a probe has said so: without one a container is ready as soon as it runs."""
+    return bool(container.get("ready")) and _probed(pod, container)
+
+
+def _probed(pod: Pod, container: dict[str, Any]) -> bool:
     name = container.get("name", "")
-    probed = name == ENGINE_CONTAINER or any(
+    return name == ENGINE_CONTAINER or any(
         one.get("name") == name and one.get("readinessProbe") for one in _specified(pod)
     )
-    return bool(container.get("ready")) and probed
+
+
+def _outlived_at(pod: Pod, container: dict[str, Any]) -> datetime | None:
+    """When a container that nobody probes, and that runs, will have outlived what ended it: by twice its last run, but
+    a kubelet's own measure is the most."""
+    began = started_at(container)
+    if began is None or _probed(pod, container):
+        return None
+    least = max(_OUTLIVED_SECONDS, 2 * _lived(last_end(container)))
+    return began + timedelta(seconds=min(least, _HEALTHY_SECONDS))
 
 
 def _fails_again(pod: Pod, container: dict[str, Any]) -> bool:
@@ -78,9 +98,13 @@ def _fails_again(pod: Pod, container: dict[str, Any]) -> bool:
     after its start."""
     last = last_end(container)
     often = container.get("restartCount", 0) >= _OFTEN and not _proved(pod, container)
-    began, ended = time_of(last.get("startedAt")), time_of(last.get("finishedAt"))
-    lived = (ended - began).total_seconds() if began and ended else 0.0
-    return often and bool(last.get("exitCode")) and lived < _HEALTHY_SECONDS
+    return often and bool(last.get("exitCode")) and _lived(last) < _HEALTHY_SECONDS
+
+
+def _lived(end: dict[str, Any]) -> float:
+    """Seconds of a run, by how it ended; 0: nobody says."""
+    began, ended = time_of(end.get("startedAt")), time_of(end.get("finishedAt"))
+    return (ended - began).total_seconds() if began and ended else 0.0
 
 
 def has_served(status: dict[str, Any], container: dict[str, Any]) -> bool:

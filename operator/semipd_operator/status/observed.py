@@ -29,6 +29,11 @@ class Problem:
     """It may well be over in a moment: no reason to take Ready back."""
     remedy: str = ""
     """What to do about it, where that of the reason does not fit."""
+    until: datetime | None = None
+    """It is over then unless something happens; None: nobody can say."""
+
+    def over(self, now: datetime) -> bool:
+        return self.until is not None and now >= self.until
 
 
 @dataclass(frozen=True)

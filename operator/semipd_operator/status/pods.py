@@ -127,12 +127,12 @@ def _pod_problem(pod: Pod, status: dict[str, Any]) -> Problem | None:
     scheduled = condition_of(status, "PodScheduled")
     if scheduled.get("status") == "False":
         return unplaced(scheduled.get("message", ""), _claims(pod))
-    if found := container_problem(pod, status):
-        return found
+    found = container_problem(pod, status)
     ready = condition_of(status, "Ready")
     if ready.get("status") == "False" and ready.get("reason") == PodTrouble.READINESS_GATES_NOT_READY:
-        return Problem(PodTrouble.READINESS_GATES_NOT_READY, ready.get("message", ""))
-    return None
+        gates = Problem(PodTrouble.READINESS_GATES_NOT_READY, ready.get("message", ""))
+        return found if found and found.until is None else gates
+    return found
 
 
 _OVER = ("Failed", "Succeeded")

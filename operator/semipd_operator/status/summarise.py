@@ -131,7 +131,7 @@ def _lately_ended(seen: Observed) -> Problem | None:
 def _trouble(seen: Observed, pod: PodView) -> Problem | None:
     if pod.node_problem:
         return pod.node_problem
-    if pod.problem:
+    if pod.problem and not pod.problem.over(seen.now):
         return pod.problem
     if found := failure(seen, pod):
         return found
