@@ -83,10 +83,10 @@ class Seat:
     steps = _Word(7)
     wide = _Word(8)
     """1 while a quantum runs on the peer's CPUs, too, because the peer rested when it began."""
-    since_ns = _Word(9)
-    """When the quantum began that is not in `vtime` yet; 0: there is none."""
-    held = _Word(10)
-    """CPUs that it holds."""
+    quantum_since_ns = _Word(9)
+    """When the quantum began that runs, and is not in `vtime` yet; 0: none runs."""
+    quantum_cpus = _Word(10)
+    """That it holds."""
 
     def __init__(self, words: memoryview, first: int) -> None:
         self.words = words
@@ -95,7 +95,7 @@ class Seat:
     def clear(self) -> None:
         """For a worker that is gone. Its virtual time stays: the next one starts level with it."""
         self.pid = self.heartbeat_ns = self.idle_since_ns = self.cpu_ns = self.steps = 0
-        self.applied_epoch = self.wide = self.since_ns = 0
+        self.applied_epoch = self.wide = self.quantum_since_ns = 0
 
 
 class PacingPage:

@@ -24,12 +24,12 @@ class Turns:
 
     def begin(self, now: int, cpus: int) -> None:
         """A quantum, which holds so many CPUs."""
-        self._own.held, self._own.since_ns = max(1, cpus), now
+        self._own.quantum_cpus, self._own.quantum_since_ns = max(1, cpus), now
 
     def end(self, plan: PartitionPlan, now: int) -> None:
         """The phase pays for the CPUs that it held: what its threads left idle nobody else could use."""
-        vtime = self._vtime(plan, self._phase, now)
-        self._own.since_ns = 0
+        vtime = self._vtime_now(plan, self._phase, now)
+        self._own.quantum_since_ns = 0
         self._own.vtime = vtime
 
     def charge_nobody(self, plan: PartitionPlan, wall_ns: int) -> None:
@@ -39,7 +39,7 @@ class Turns:
     def whose(self, plan: PartitionPlan, now: int) -> Customer:
         """Asked between two quanta of this phase."""
         lightest, cpus = _lightest(plan), max(1, len(plan.granted_cpus))
-        peer = self._vtime(plan, self._rival, now)
+        peer = self._vtime_now(plan, self._rival, now)
         own = self._own.vtime = clamped(self._own.vtime, peer, lightest, cpus)
         vtimes = {CUSTOMERS[self._phase]: own, CUSTOMERS[self._rival]: peer}
         if plan.idle_weight:
@@ -56,17 +56,17 @@ class Turns:
         held = len(plan.limit(holder).cpus if waits else plan.granted_cpus)
         pace = SCALE * max(1, held) / plan.limit(holder).weight
         rival_pace = SCALE * (len(plan.limit(rival).cpus) if waits else 0) / plan.limit(rival).weight
-        furthest = self._vtime(plan, rival, now)
+        furthest = self._vtime_now(plan, rival, now)
         if plan.idle_weight:
             furthest = min(furthest, self._page.idle_vtime)
         lightest, cpus = _lightest(plan), max(1, len(plan.granted_cpus))
-        return turn_left(self._vtime(plan, holder, now), furthest, pace, rival_pace, lightest, cpus) / 1e9
+        return turn_left(self._vtime_now(plan, holder, now), furthest, pace, rival_pace, lightest, cpus) / 1e9
 
-    def _vtime(self, plan: PartitionPlan, phase: Phase, now: int) -> int:
-        """With the quantum that runs."""
+    def _vtime_now(self, plan: PartitionPlan, phase: Phase, now: int) -> int:
+        """What the seat has, and what its quantum that runs will have added by now."""
         seat = self._own if phase is self._phase else self._peer
-        since = seat.since_ns
-        return charged(seat.vtime, max(0, now - since) * seat.held if since else 0, plan.limit(phase).weight)
+        since = seat.quantum_since_ns
+        return charged(seat.vtime, max(0, now - since) * seat.quantum_cpus if since else 0, plan.limit(phase).weight)
 
 
 def _lightest(plan: PartitionPlan) -> int:
