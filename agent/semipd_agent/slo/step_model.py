@@ -12,12 +12,7 @@ exponential forgetting: where sizes do not vary, only the common scale moves, wi
 A share acts on speed while both phases are busy; a phase that is alone has the whole device (L0). Two laws: `PACED`,
 for CPU time that is dealt out in proportion, and `SPATIAL`, for SMs that a phase may not leave, of which it cannot
 use all equally well (time = a + b / share, whose slope `share_law` learns). What contention adds is one factor for each
-phase. What was seen counts as two classes of evidence by the part of the time that it ran alone: steps alone say what
-the costs are, and contention is what those beside the other phase take over that. Where that part does not differ among
-what was seen, the profile's contention stands. Seconds are always what is explained and never what explains: the law of
-the share and the form of the costs err, and errors of what explains pull both towards zero. Both classes keep the
-seconds alone and the seconds beside apart; the one contention that fits both is solved for when it is asked for, so
-nothing that was believed earlier is in it.
+phase, which `phase_fit` tells from the costs.
 """
 
 from __future__ import annotations
@@ -27,7 +22,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 
-from semipd_agent.slo.equations import Equations, Row, Three, ridge
+from semipd_agent.slo.equations import Row, Three, ridge
+from semipd_agent.slo.phase_fit import FORGET_RESTING, FORGET_SECONDS, PhaseFit
 from semipd_agent.slo.share_law import Curve, SharesSeen
 from semipd_engine.contract import Phase, Split, StepTimes
 
@@ -61,87 +57,11 @@ class StepProfile:
 ASSUMED = StepProfile(prefill=(2e-3, 5e-5, 8e-10), decode=(6e-3, 1e-4, 4e-8))
 """Of the order of an 8B model in bfloat16 on a large GPU; only its shape is used."""
 
-FORGET_SECONDS = 120.0
-"""Half-life of what was seen, while there is more of its class to see."""
-FORGET_RESTING = 0.1
-"""... and where there is little or nothing of its class, at this part of the rate at the least: steps alone settle the
-scale while all are shared, and contention is remembered while a phase runs alone, for hours but not for days."""
-CONTENTION = (0.7, 2.5)
 LEAST_STEPS = 5
 """Fewer steps of a phase leave a measured profile as it is."""
-LEAST_TRUST = 0.1
-"""Weight in the costs of a step that ran beside the other phase, over one that ran alone: its share's law errs, too."""
-CONTENTION_WEIGHT = 0.1
-"""The profile's contention counts as so many steps alone and many beside, or many and so few."""
-LEAST_KNOWN = 1.5
-"""Less evidence says nothing of contention: a single odd step would decide it."""
 MIXED_WEIGHT = 5.0
 """The profile's factor of mixed steps counts as so many of them."""
 MIXED = (0.5, 4.0)
-ROUNDS = 8
-"""At most, until contention fits both classes."""
-
-
-@dataclass(frozen=True)
-class PhaseFit:
-    """What was seen of one phase: every step counts as alone for the part of its time in which it was, and as shared
-    for the rest. A class is forgotten as more of it is seen, and else slowly."""
-
-    alone: Equations = field(default_factory=Equations)
-    shared: Equations = field(default_factory=Equations)
-    both: float = 0.0
-    """Weight that is in both classes: part alone times part shared, of each step."""
-    steps: int = 0
-    """Seen at all."""
-
-    @property
-    def known(self) -> float:
-        """How much is known of contention: as many steps with one of them alone and one shared would say. The variance
-        of the part alone, times the weight; where that part is the same everywhere, nothing follows from it."""
-        a, s = self.alone.weight, self.shared.weight
-        return max(0.0, a * s / (a + s) - self.both) if a and s else 0.0
-
-    def contention(self, profile: StepProfile) -> float:
-        """What makes the costs that steps alone say explain the shared ones, too."""
-        a, s, known = self.alone, self.shared, self.known
-        if known < LEAST_KNOWN:
-            return profile.contention
-        sizes = [sum(line) for line in s.a]  # they differ between the two: what is said of steps of *these* sizes
-        alone, beside = sum(s.alone), sum(s.shared)
-
-        def unexplained(speed: float) -> float:
-            said = ridge(a, 1 / speed, profile.measured)
-            return sum(t * size for t, size in zip(said, sizes, strict=True)) - alone - beside * speed
-
-        # Its inverse, a speed, is in these sums linearly but for the bounds of the costs: a secant finds it at once.
-        low, high = 1 / CONTENTION[1], 1 / CONTENTION[0]
-        before, now = 0.9 / profile.contention, 1 / profile.contention
-        wrong = unexplained(before)
-        for _ in range(ROUNDS):
-            last, wrong = wrong, unexplained(now)
-            slope = (wrong - last) / (now - before)
-            before, now = now, min(max(now - wrong / slope, low), high) if slope else now
-            if abs(now - before) < 1e-6:
-                break
-        return (known / now + CONTENTION_WEIGHT * profile.contention) / (known + CONTENTION_WEIGHT)
-
-    def costs(self) -> Equations:
-        """Of which the costs are learned."""
-        return self.alone + self.shared.times(LEAST_TRUST)
-
-    def seen(self, rows: Sequence[Row], seconds: float) -> PhaseFit:
-        """With what the last `seconds` brought. Without a step nothing is forgotten."""
-        part = sum(row.steps * row.part for row in rows) / sum(row.steps for row in rows)
-        keep_alone, keep_shared = (
-            0.5 ** (seconds / FORGET_SECONDS * max(of, FORGET_RESTING)) for of in (part, 1 - part)
-        )
-        alone, shared = self.alone.times(keep_alone), self.shared.times(keep_shared)
-        both = self.both * max(keep_alone, keep_shared)
-        for row in rows:
-            alone = alone.added(row, row.steps * row.part)
-            shared = shared.added(row, row.steps * (1 - row.part))
-            both += row.steps * row.part * (1 - row.part)
-        return PhaseFit(alone, shared, both, self.steps + sum(row.steps for row in rows))
 
 
 @dataclass(frozen=True)
@@ -181,11 +101,11 @@ class StepModel:
 
     @cached_property
     def _prefill_contention(self) -> float:
-        return self.prefill.contention(self.profile)
+        return self.prefill.contention(self.profile.contention, self.profile.measured)
 
     @cached_property
     def _decode_contention(self) -> float:
-        return self.decode.contention(self.profile)
+        return self.decode.contention(self.profile.contention, self.profile.measured)
 
     def _theta(self, phase: Phase) -> Three:
         """Corrections of the profile's three terms."""
