@@ -5,17 +5,17 @@ finished requests with prompts of about the same size, so that a mix that comes 
 runs gets a length drawn from those that were at least as long as it is already, by its id, so that the same request
 gets the same draw in every evaluation.
 
-A window of arrivals reaches back as far as the load was the same: `regime_since` moves up when recent demand is beyond
-chance another one than before.
+A window of arrivals reaches back as far as the load was the same: `regime_since` moves up when it `changed`.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from semipd_agent.slo.regime import changed
 from semipd_agent.slo.replay import Job, Live, Machine
 from semipd_agent.slo.step_model import ASSUMED, Kind, StepModel, StepProfile, kinds
 from semipd_engine.contract import Observation, Phase, Split, StepTimes
@@ -29,11 +29,6 @@ LEAST_ALIKE = 8
 """Fewer finished requests with prompts of one size say too little about its outputs."""
 ENOUGH_ALIKE = 24
 """A regime that has seen fewer borrows the rest from what came before it."""
-CHANGED = {5.0: 5.0, 10.0: 4.0, 20.0: 4.0, 40.0: 4.0, 80.0: 4.0}
-"""Seconds of the recent past that are held against what came before -> standard deviations that make a change. The
-shortest asks for more: sums of few requests have long tails."""
-LEAST_RECENT = 6
-"""Requests that a change must show in."""
 GOLDEN = 0.6180339887498949
 
 
@@ -294,54 +289,9 @@ def _count(counts: dict[int, int], at: float) -> None:
 
 
 def _with_regime(load: Load) -> Load:
-    since = _change(load)
-    return load if since is None else replace(load, regime_since=since)
-
-
-def _change(load: Load) -> float | None:
-    """When the load became another one, if recent demand says so beyond chance."""
     start = max(load.regime_since, load.known_since, load.at - KEPT_SECONDS)
-    best, found = 0.0, None
     there = [one for one in load.seen.values() if one.at >= start]  # in the order of `at`
-    came = [one.at for one in there]
-    tokens = [float(one.prompt * one.uncached) for one in there]
-    lengths = [(one.at, float(load.output(one))) for one in there if one.output > 0 or load.so_far(one)]
-    ended, outputs = [at for at, _ in lengths], [length for _, length in lengths]
-    for lag, needed in CHANGED.items():
-        since = load.at - lag
-        before = since - start
-        if before < lag:
-            break
-        old, over = bisect_left(came, since), bisect_left(ended, since)
-        new = len(came) - old
-        if max(new, old * lag / before) < LEAST_RECENT:
-            continue
-        z = max(
-            _rates_apart(tokens[:old], before, tokens[old:], lag),
-            _rates_apart([1.0] * old, before, [1.0] * new, lag),
-            _means_apart(outputs[:over], outputs[over:]),
-        )
-        if z > needed and z > best:
-            best, found = z, since
-    return found
-
-
-def _rates_apart(old: list[float], old_seconds: float, new: list[float], new_seconds: float) -> float:
-    """Standard deviations between two rates of a compound Poisson stream."""
-    squares = (sum(v * v for v in old) + sum(v * v for v in new)) / (old_seconds + new_seconds)
-    variance = squares / old_seconds + squares / new_seconds
-    return abs(sum(new) / new_seconds - sum(old) / old_seconds) / math.sqrt(variance) if variance else 0.0
-
-
-def _means_apart(old: list[float], new: list[float]) -> float:
-    """With at least ten of each, by the larger of Welch's variance and the common one: few lengths with a long tail
-    that happen to be short vary little, too. Those that still run count with a drawn length: else the requests that
-    came lately would seem shorter than they are."""
-    if len(old) < 10 or len(new) < 10:
-        return 0.0
-    m0, m1 = sum(old) / len(old), sum(new) / len(new)
-    s0, s1 = sum((v - m0) ** 2 for v in old), sum((v - m1) ** 2 for v in new)
-    apart = s0 / (len(old) - 1) / len(old) + s1 / (len(new) - 1) / len(new)
-    common = (s0 + s1) / (len(old) + len(new) - 2) * (1 / len(old) + 1 / len(new))
-    variance = max(apart, common)
-    return abs(m1 - m0) / math.sqrt(variance) if variance > 0 else 0.0
+    asked = [(one.at, float(one.prompt * one.uncached)) for one in there]
+    said = [(one.at, float(load.output(one))) for one in there if one.output > 0 or load.so_far(one)]
+    since = changed(asked, said, start, load.at)
+    return load if since is None else replace(load, regime_since=since)
