@@ -21,6 +21,7 @@ from semipd_engine.contract import EngineOptions, ReasoningParser, ToolParser
 from semipd_engine.ipc.requests import CoreState, Outputs, Rejected
 from semipd_engine.server.admission import OUTAGE_GRACE_SECONDS, Admission
 from semipd_engine.server.answer import MARKERS, AnswerOptions
+from semipd_engine.server.body_values import Prompt
 from semipd_engine.server.chat import thinks
 from semipd_engine.server.core_client import CoreClient
 from semipd_engine.server.errors import ApiError, bad_request, beyond_targets, unavailable
@@ -29,7 +30,7 @@ from semipd_engine.server.generation import Generation, Generations
 from semipd_engine.server.http_io import while_connected
 from semipd_engine.server.metrics import EngineMetrics
 from semipd_engine.server.params import check_prompt_length, check_scores, check_token_ids, resolve, too_long
-from semipd_engine.server.protocol import ChatRequest, GenerationRequest, Prompt
+from semipd_engine.server.protocol import ChatRequest, GenerationRequest
 from semipd_engine.server.sequence import TextOptions
 from semipd_engine.server.structured import grammar_of
 from semipd_engine.server.tools import HERMES, TOOL_FORMATS, calls_grammar, format_of, function_names, reasons
