@@ -11,20 +11,15 @@ import shutil
 from collections.abc import Mapping
 
 from semipd_engine.kernels import cpu
+from semipd_engine.kernels.packed import PANEL, PANELS, ROWS, PackedGroup, PackedLayout, PackedWeight
 from semipd_engine.kernels.rates import Rates
 from semipd_engine.kernels.reference import ReferenceKernels
 from semipd_engine.kernels.signatures import (
-    PANEL,
-    PANELS,
-    ROWS,
     SEEN,
     STOPPED,
     CannotRecord,
     GatedGroupKernels,
     Kernels,
-    PackedGroup,
-    PackedLayout,
-    PackedWeight,
     RecordingKernels,
 )
 

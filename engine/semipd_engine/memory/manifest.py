@@ -18,7 +18,7 @@ class ArenaEntry:
     """Of the tensor that holds it, contiguous."""
     dtype: str
     format: str = ""
-    """Of a matrix: how its ``[out_features, in_features]`` lie in that tensor (`kernels.signatures`); else empty."""
+    """Of a matrix: how its ``[out_features, in_features]`` lie in that tensor (`kernels.packed`); else empty."""
     out_features: int = 0
     in_features: int = 0
     count: int = 0

@@ -18,8 +18,9 @@ from semipd_engine.kernels.cpu.blocks import BlockKernels, takes_latent_attentio
 from semipd_engine.kernels.cpu.library import LEVELS, CannotLoad, Library, load, runnable
 from semipd_engine.kernels.cpu.operands import DTYPES, OperandError, angles, heads, matrix, number, paging, span, whole
 from semipd_engine.kernels.cpu.tape import BYTES, encode
+from semipd_engine.kernels.packed import PANEL, PANELS, PackedLayout, PackedWeight
 from semipd_engine.kernels.rates import RATES, Rates
-from semipd_engine.kernels.signatures import PANEL, PANELS, CannotRecord, PackedLayout, PackedWeight
+from semipd_engine.kernels.signatures import CannotRecord
 
 __all__ = [
     "LEVELS",

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from semipd_engine.kernels.cpu.operands import DTYPES, OperandError, angles, heads, matrix, number, paging, span, whole
+from semipd_engine.kernels.packed import PANELS, PackedGroup
 from semipd_engine.kernels.reference import ReferenceKernels
-from semipd_engine.kernels.signatures import PANELS, PackedGroup, RoutingRule
+from semipd_engine.kernels.signatures import RoutingRule
 
 LATENT_STEP, LATENT_WIDTH_MAX = 16, 640
 """Widths that `latent_attention` takes."""

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from semipd_engine.kernels.gpu import adjusting, attention, latent, rows, sampling
 from semipd_engine.kernels.gpu import experts as mixture
+from semipd_engine.kernels.packed import PANEL, PackedGroup, PackedWeight
 from semipd_engine.kernels.rates import UNPACED, Rates
 from semipd_engine.kernels.reference import ReferenceKernels
-from semipd_engine.kernels.signatures import PANEL, PackedGroup, PackedWeight, RoutingRule
+from semipd_engine.kernels.signatures import RoutingRule
 
 
 class TritonKernels(ReferenceKernels):

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from semipd_engine.kernels.packed import PANEL, PANELS, ROWS, PackedGroup, PackedLayout, PackedWeight
 from semipd_engine.kernels.rates import RATES, Rates
 from semipd_engine.kernels.reference import experts as mixture
 from semipd_engine.kernels.reference.attention import paged_attention
 from semipd_engine.kernels.reference.sampling import adjust, sample
-from semipd_engine.kernels.signatures import PANEL, PANELS, ROWS, PackedGroup, PackedLayout, PackedWeight, RoutingRule
+from semipd_engine.kernels.signatures import RoutingRule
 
 
 class ReferenceKernels:
