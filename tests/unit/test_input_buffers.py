@@ -110,6 +110,27 @@ class Elsewhere(InputBuffers):
         self._there = torch.full_like(self._host, -7)
 
 
+def test_tables_cross_once_for_all_steps_of_a_plan_until_a_row_has_finished() -> None:
+    """Of a long context they are megabytes; all that a step changes is a few numbers for each row."""
+    sampling = Sampling(max_tokens=9)
+    rows = [Row(n, [11 + n], 3, [2 * n, 2 * n + 1], outputs="last", sampling=sampling) for n in range(3)]
+    batch = InputBatch(StepPlan(0, 4, rows), Limits(99, 8, 4, 12), Elsewhere(torch.device("cpu")))
+
+    def step() -> tuple[list[int], list[list[int]]]:
+        given, _ = batch.next()
+        there = given.token_ids.tolist(), given.block_tables.tolist()
+        given.block_tables.fill_(-7)
+        return there
+
+    assert step() == ([11, 12, 13], [[0, 1, 0], [2, 3, 0], [4, 5, 0]])
+    batch.advance([21, 22, 23], [0, 1, 2])
+    assert step() == ([21, 22, 23], [[-7] * 3] * 3), "nothing of them was copied"
+    batch.advance([31, 32, 33], [0, 2])
+    assert step() == ([31, 33], [[0, 1, 0], [4, 5, 0]])
+    batch.advance([41, 43], [0, 1])
+    assert step() == ([41, 43], [[-7] * 3] * 2)
+
+
 @pytest.mark.parametrize("rows", [1, 16, 33])
 def test_all_of_a_step_gets_to_the_device(rows: int) -> None:
     buffers = Elsewhere(torch.device("cpu"))

@@ -162,6 +162,9 @@ class InputBatch:
         self._tables = np.zeros((len(tables), limits.most_blocks), np.int32)
         for row_table, table in zip(self._tables, tables, strict=True):
             row_table[: len(table)] = table
+        self._tables_there: Tensor | None = None
+        """Where they lie since an earlier step of the plan: by far the most of a step's inputs, and the same until a
+        row has finished. Nobody else puts anything there until the plan ends."""
 
     @property
     def last_block(self) -> int:
@@ -182,9 +185,12 @@ class InputBatch:
         """The batch of the step that comes next, and the indices int32 [R] of its rows to sample from."""
         inputs = self.arrays()
         visible = int(inputs["positions"].sum(dtype=np.int64)) + len(inputs["positions"])
+        if (tables := self._tables_there) is not None:
+            del inputs["block_tables"]
         put = self._buffers.put(inputs)
+        tables = self._tables_there = put.pop("block_tables") if tables is None else tables
         sampled = put.pop("sampled")
-        return Batch(**put, visible=visible), sampled
+        return Batch(**put, block_tables=tables, visible=visible), sampled
 
     def arrays(self) -> dict[str, Ints]:
         """Its inputs by name, `sampled` beside the tensors of a `Batch`."""
@@ -225,7 +231,7 @@ class InputBatch:
         self._starts = self._starts[keep] + self._counts[keep]
         self._counts, self._samples = np.ones(len(keep), np.int32), np.ones(len(keep), np.bool_)
         if len(keep) < len(self._tables):
-            self._tables = self._tables[keep]
+            self._tables, self._tables_there = self._tables[keep], None
 
 
 def _ints(values: Sequence[int], request: int) -> Ints:
