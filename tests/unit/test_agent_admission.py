@@ -193,7 +193,7 @@ def test_at_half_more_than_it_serves_the_gate_keeps_the_goodput(mode: Mode) -> N
     gated, open_ = (served(1.5 * capacity, admission, mode) for admission in (Admission.ON, Admission.OFF))
     assert gated.goodput >= 0.9 * peak and gated.afterwards >= 0.95
     assert open_.goodput < 0.5 * peak and not open_.refused
-    assert gated.refused > 0 == gated.refused_before, "where all are in time nobody is refused"
+    assert gated.refused > 50 and gated.refused_before <= 3, "where all are in time hardly anybody of 360 is refused"
 
 
 def test_auto_waits_until_no_split_helps() -> None:

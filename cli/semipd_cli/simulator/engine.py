@@ -196,7 +196,7 @@ class VirtualEngine:
             received_at=arrival.at,
         )
         self._count += 1
-        self._tickets[request.id] = self._backlog.add(arrival.prompt, self.now)
+        self._tickets[request.id] = self._backlog.add(arrival.prompt, self.now, self._gate)
         self._observer.arrived(request)
         self._scheduler.add(request)
 

@@ -17,13 +17,22 @@ ALWAYS = 0.25
 """Part of the TTFT target: who waits no longer than that for its turn is let in, be its own prompt ever so long. Else a
 prompt that takes longer than the target on an idle device could be sent again for ever."""
 MOST_RETRY_SECONDS = 60
+FORGOTTEN = 0.05
+"""Of what came of earlier expectations, with each first token."""
+PRIOR_SECONDS = 1.0
+"""The agent's figures are taken to have been right for so long."""
+LEAST, MOST = 0.5, 5.0
+"""What waits may be of what these figures say."""
 SLOW_RETRY_SECONDS = 5
 """Sequences end one by one, and who comes back sooner finds as many."""
 
 
 class Backlog:
     """Prompts that have no first token yet. Prefill serves one after the other, so of the first one a part is done: as
-    much as there was time for since its turn came."""
+    much as there was time for since its turn came.
+
+    What it said of each when it came is held against what came of it: a machine may be busy with what no figure of the
+    agent's tells."""
 
     def __init__(self) -> None:
         self._prompts: dict[int, int] = {}
@@ -33,9 +42,14 @@ class Backlog:
         self._turn_since = 0.0
         """When the first one's turn came."""
         self._tickets = 0
+        self._said: dict[int, tuple[float, float]] = {}
+        """Ticket -> when it came, and the seconds that the agent's figures gave it."""
+        self._expected = self._took = 0.0
 
-    def add(self, tokens: int, now: float) -> int:
-        """A prompt of so many tokens comes, be it an estimate; returns its ticket."""
+    def add(self, tokens: int, now: float, gate: Gate | None = None) -> int:
+        """A prompt of so many tokens comes, be it an estimate; returns its ticket. `gate`: what is said of it."""
+        if gate is not None and gate.token_seconds > 0:
+            self._said[self._tickets + 1] = (now, self._figured(gate, now) + seconds_of(gate, tokens))
         if not self._prompts:
             self._turn_since = now
         self._tickets += 1
@@ -47,18 +61,31 @@ class Backlog:
         if ticket in self._prompts:
             self._count(ticket, tokens)
 
-    def done(self, ticket: int, now: float) -> None:
-        """It has its first token, or will have none. Safe to call twice."""
+    def done(self, ticket: int, now: float, *, came: bool = True) -> None:
+        """It has its first token, or (`came` is false) will have none. Safe to call twice."""
         if ticket not in self._prompts:
             return
+        since, expected = self._said.pop(ticket, (now, 0.0))
+        if came and expected > 0:
+            self._expected += expected - FORGOTTEN * self._expected
+            self._took += min(now - since, MOST * expected) - FORGOTTEN * self._took
         first = ticket == next(iter(self._prompts))
         self._count(ticket, 0)
         del self._prompts[ticket]
         if first:
             self._turn_since = now
 
+    @property
+    def slower(self) -> float:
+        """What first tokens took of late, over what was said when their requests came."""
+        return min(max((self._took + PRIOR_SECONDS) / (self._expected + PRIOR_SECONDS), LEAST), MOST)
+
     def seconds(self, gate: Gate, now: float) -> float:
-        """Until prefill is through with all of them, if nothing else holds it up."""
+        """Until prefill is through with all of them."""
+        return self.slower * self._figured(gate, now)
+
+    def _figured(self, gate: Gate, now: float) -> float:
+        """By the agent's figures alone."""
         if not self._prompts:
             return 0.0
         first = seconds_of(gate, next(iter(self._prompts.values())))
@@ -107,7 +134,7 @@ def refusal(
     if gate.ttft_seconds > 0:
         target = max(gate.ttft_seconds, wish or 0.0)
         wait = backlog.seconds(gate, now)
-        expected = wait + sum(seconds_of(gate, tokens) for tokens in prompts)
+        expected = wait + backlog.slower * sum(seconds_of(gate, tokens) for tokens in prompts)
         if expected > target and wait > ALWAYS * target:
             late = min(expected - target, wait)
             return Refusal(

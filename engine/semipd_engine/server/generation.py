@@ -15,7 +15,7 @@ from types import TracebackType
 import msgspec
 
 from semipd_engine.cards.tokenizer import Tokenizer
-from semipd_engine.ipc.requests import AbortRequest, AddRequest, ApiToCore, Outputs, RequestOutput
+from semipd_engine.ipc.requests import AbortRequest, AddRequest, ApiToCore, Gate, Outputs, RequestOutput
 from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.server.errors import ApiError, engine_failure, expired, unavailable
 from semipd_engine.server.gate import Backlog
@@ -70,9 +70,15 @@ class Generation:
     """
 
     def __init__(
-        self, generations: Generations, request_id: str, prompts: Iterable[int], choices: int, received_at: float
+        self,
+        generations: Generations,
+        request_id: str,
+        prompts: Iterable[int],
+        choices: int,
+        received_at: float,
+        gate: Gate | None = None,
     ) -> None:
-        """`prompts`: about how many tokens each has; each is answered `choices` times."""
+        """`prompts`: about how many tokens each has; each is answered `choices` times. `gate`: what let it in."""
         self.id = request_id
         """As the client knows it. It need not be unique."""
         self._key = uuid.uuid4().hex
@@ -82,7 +88,7 @@ class Generation:
         self._keys: dict[str, Sequence] = {}
         self._running: set[str] = set()
         self._tickets = [
-            generations.backlog.add(0 if repeat else tokens, received_at)
+            generations.backlog.add(0 if repeat else tokens, received_at, None if repeat else gate)
             for tokens in prompts
             for repeat in range(choices)
         ]
@@ -205,7 +211,7 @@ class Generation:
         self._end_running("abort")
         for key in self._keys:
             self._all.by_key.pop(key, None)
-        self._answered(self._unanswered, self._tickets)
+        self._answered(self._unanswered, self._tickets, came=False)
         self._over(self._unfinished)
         self._all.open -= 1
         if self.sequences:
@@ -240,13 +246,13 @@ class Generation:
             self._finished(self._keys[key], reason)
         self._running.clear()
 
-    def _answered(self, sequences: int, tickets: Iterable[int]) -> None:
+    def _answered(self, sequences: int, tickets: Iterable[int], *, came: bool = True) -> None:
         """So many have their first token, or will have none; `tickets`: of these and of others that were before."""
         self._unanswered -= sequences
         self._all.waiting -= sequences
         now = time.monotonic()
         for ticket in tickets:
-            self._all.backlog.done(ticket, now)
+            self._all.backlog.done(ticket, now, came=came)
 
     def _over(self, sequences: int) -> None:
         self._unfinished -= sequences

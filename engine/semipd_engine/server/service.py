@@ -130,7 +130,9 @@ class Service:
                     for _ in range(choices):
                         self.core.send(Rejected(received_at, tokens))
             raise
-        return Generation(self.generations, f"{prefix}-{request_id}", prompts, choices, received_at)
+        return Generation(
+            self.generations, f"{prefix}-{request_id}", prompts, choices, received_at, self.admission.gate
+        )
 
     def _check_targets(self, prompts: Sequence[int], sequences: int, now: float, wish: float | None) -> None:
         """Raises `ApiError` (429)."""

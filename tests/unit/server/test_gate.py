@@ -77,6 +77,39 @@ def test_tickets_are_corrected_and_given_back_in_any_order_and_the_sums_with_the
     assert (backlog.seconds(gate, 1.0), len(backlog), backlog.tokens) == (0.0, 0, 0)
 
 
+def test_what_came_of_it_corrects_what_is_said_of_the_next() -> None:
+    """A machine that is twice as slow as the agent thinks: after some first tokens waits are told as they are."""
+    backlog, now = Backlog(), 0.0
+    for _ in range(200):
+        ticket = backlog.add(500, now, GATE)
+        now += 1.0
+        backlog.done(ticket, now)
+    assert backlog.slower == pytest.approx(2.0, rel=0.1)
+    backlog.add(300, now, GATE)
+    assert backlog.seconds(GATE, now) == pytest.approx(0.6, rel=0.1)
+    assert asked(backlog, 300, now=now) is not None and asked(waiting(300), 300) is None
+    slower = backlog.slower
+    backlog.done(backlog.add(100, now, GATE), now + 90.0, came=False)
+    assert backlog.slower == slower, "who leaves proves nothing"
+    for _ in range(200):
+        ticket = backlog.add(500, now, GATE)
+        now += 0.5
+        backlog.done(ticket, now)
+    backlog.done(backlog.add(100, now, Gate()), now + 90.0)
+    assert backlog.slower < 1.6, "and what was is forgotten"
+
+
+def test_one_stall_shuts_no_gate_for_good() -> None:
+    backlog = Backlog()
+    backlog.done(backlog.add(100, 0.0, GATE), 3600.0)
+    assert backlog.slower < 1.5, "one says little"
+    assert asked(backlog, 50_000, now=3600.0) is None, "nobody waits"
+    for k in range(200):
+        ticket = backlog.add(500, 3600.0 + k, GATE)
+        backlog.done(ticket, 3600.5 + k)
+    assert backlog.slower < 1.2
+
+
 def test_a_bound_on_requests_in_work_lets_one_in_always() -> None:
     gate = Gate(most_in_work=3)
     tried = {n: refusal(gate, Backlog(), (10,), 0.0, in_work=n) for n in (0, 2, 3)}

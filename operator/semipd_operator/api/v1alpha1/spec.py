@@ -9,10 +9,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from semipd_agent.contract import API_PORT, Admission, Mode, Split
-from semipd_operator.api.rules import ApiModel, Rule, at_least, between
+from semipd_operator.api.rules import RULE_ERROR, ApiModel, Rule, at_least, between
 from semipd_operator.api.v1alpha1.autoscaling import AutoscalingSpec
 from semipd_operator.api.v1alpha1.engine import EngineSpec
 from semipd_operator.api.v1alpha1.model import ModelSpec, Text
@@ -96,6 +97,14 @@ def _start_within(share: str, low: str, high: str, names: tuple[str, str, str]) 
     )
 
 
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        said = "On" if value else "Off"
+        message = f'YAML reads {said} as {str(value).lower()}: write "{said}"'
+        raise PydanticCustomError(RULE_ERROR, "{message}", {"message": message, "field": ""})
+    return value
+
+
 class SemiPDServiceSpec(ApiModel):
     RULES: ClassVar = (
         Rule(
@@ -137,7 +146,7 @@ class SemiPDServiceSpec(ApiModel):
         default=PartitionSpec(), description="How prefill and decode share the device. Changes in place."
     )
     # Without a default of the schema, as partition.mixedBatches.
-    admission: Admission | None = Field(
+    admission: Annotated[Admission | None, BeforeValidator(_no_boolean)] = Field(
         default=None,
         description="Refuse requests (429 with Retry-After) for the SLO's sake: On (who would have its first token "
         "later than the TTFT target; and, after 10 s in which tokens take longer than the TPOT target, who would slow "
