@@ -12,10 +12,12 @@ if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, by whoever is first
 
 if find_spec("hypothesis"):  # a GPU machine may lack it
-    from hypothesis import HealthCheck, settings
+    from hypothesis import HealthCheck, Phase, settings
 
     untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # both are clocks
     settings.register_profile("same", untimed, derandomize=True)
+    # Whoever wants to know that a test fails, and not by which example, does not wait for a smaller one.
+    settings.register_profile("first", untimed, derandomize=True, phases=[Phase.explicit, Phase.generate])
     # Said aloud: where the variable CI is set, hypothesis' own default draws the same as well.
     settings.register_profile("random", untimed, derandomize=False, print_blob=True)
     settings.load_profile("same")

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "out" / "gpu" / "mutations.json"
 PAGE = ROOT / "docs" / "gpu" / "mutations.md"
 ROOMS = ("engine", "agent", "operator", "cli")
+FIRST = ("--hypothesis-profile", "first")
 SECONDS = 400
 """For the tests of one defect: one that hangs is found as well."""
 
@@ -53,7 +54,7 @@ def copied(folder: Path) -> Path:
 def passes(folder: Path, tests: str) -> bool:
     paths = os.pathsep.join(str(folder / room) for room in ROOMS)
     environment = os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(tests)]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *FIRST, *shlex.split(tests)]
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:

@@ -13,7 +13,7 @@ REFUSED = 2
 """Exit status of the api, and then of the launcher, where another start cannot help."""
 TRY_LATER = 75
 """Exit status of the resident where another start may help by and by (EX_TEMPFAIL)."""
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 OOM_SCORE_RAISE = 300
 """Of a worker over the resident: nearly a third of all memory in the kernel's reckoning."""
 
@@ -25,6 +25,13 @@ def die_with_parent(parent_pid: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent_pid:
         os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """From now on this process is the parent of whoever below it loses theirs."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
 def die_first() -> None:

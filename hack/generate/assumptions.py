@@ -234,6 +234,15 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
     ),
     Assumption(
         "torch",
+        "What a worker imports touches no device and starts no thread, so that a process with it behind it may fork",
+        "torch.cuda's lazy initialisation",
+        "semipd_engine.worker.zygote:obstacle",
+        "workers are started by exec, seconds later",
+        "test_who_has_touched_the_device_or_has_threads_forks_no_worker",
+        "the imports have touched the device",
+    ),
+    Assumption(
+        "torch",
         "Triton is there, and its launcher from the image, or a C compiler",
         "Triton builds its launchers at first use",
         "semipd_engine.kernels:choose",

@@ -97,6 +97,27 @@ def test_attached_workers_are_exact_and_share_one_copy(engine: Engine, model: Pa
     wait_until(lambda: engine.snapshot().split_epoch == 2, PATIENCE, "the cold rung in force")
 
 
+def test_a_later_rung_is_forked_by_a_process_that_has_its_imports_behind_it(engine: Engine, model: Path) -> None:
+    """It is the resident's child all the same, serves exactly, and is replaced when it is killed. Its environment of
+    the kernel's is the zygote's, which has no rung; what it sees of its own is `test_zygote`'s and the dry run's."""
+    ask(engine, 1, 60, 40)
+    engine.wait_state(seconds=PATIENCE)
+    for epoch, percent in enumerate((80, 50, 30, 20), start=2):  # the zygote imports meanwhile
+        ask(engine, epoch, 60, percent)
+        wait_until(lambda epoch=epoch: engine.snapshot().split_epoch == epoch, PATIENCE, "the cold rung in force")
+        worker = next(w for w in engine.snapshot().workers if (w.phase, w.percent) == (Phase.DECODE, percent))
+        if forked := "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" not in environment(worker.pid):
+            break
+    assert forked
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines())
+    assert int(status["PPid"]) == engine.processes["resident"].pid
+    streams = [engine.client().add(random_prompt(40, 4096, seed), TOKENS) for seed in range(3)]
+    wait_until(lambda: all(stream.tokens for stream in streams), describe="running streams")
+    os.kill(worker.pid, signal.SIGKILL)
+    for stream in streams:
+        assert stream.wait(120).tokens == reference(model).greedy(stream.prompt, TOKENS)[0]
+
+
 def test_a_worker_that_sees_other_weights_never_serves(model: Path, tmp_path: Path) -> None:
     engine = Engine(options(model, tmp_path), EXEC_RESIDENT, SEMIPD_WRONG_CHECKSUM="1")
     try:

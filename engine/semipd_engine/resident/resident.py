@@ -39,6 +39,7 @@ from semipd_engine.pacing.page import PacingPage
 from semipd_engine.process import TRY_LATER, listen
 from semipd_engine.resident.loaded_model import Load, LoadedModel
 from semipd_engine.resident.spawn import start_worker
+from semipd_engine.resident.zygote import Zygote
 
 RETRY_AFTER_SECONDS = 5.0
 """How long a failure that may pass by itself is shown before the process ends. Any other waits for the model's folder
@@ -55,6 +56,7 @@ class Resident:
         self._listener = listen(run_dir / RESIDENT_SOCKET)
         self._core: BlockingChannel[CoreToResident] | None = None
         self._workers: dict[int, int] = {}  # pidfd -> pid
+        self._zygote = Zygote()
         self._percent = 0
         self._failure: ResidentFailed | None = None
         self._may_pass = False
@@ -85,6 +87,7 @@ class Resident:
 
     def close(self) -> None:
         self._drop_core()
+        self._zygote.close()
         self._listener.close()
 
     # ---- loading -------------------------------------------------------------------------------------------------
@@ -194,7 +197,7 @@ class Resident:
                 os.close(pidfd)
 
         try:
-            pid, channel = start_worker(order, self._model, self._page, close_inherited)
+            pid, channel = start_worker(order, self._model, self._page, close_inherited, self._zygote)
         except OSError as error:
             log.error("no %s worker could be started: %s", order.phase, error)
             core.send(SpawnFailed(order.phase, order.generation, str(error)))

@@ -1,7 +1,8 @@
 """Starts a worker for core: by fork, where it inherits all of the resident's memory, or by exec, where it attaches.
 
 A process that has used a GPU cannot be forked, and a worker's MPS settings must be in its environment from the start:
-so on CUDA it is exec. On the CPU fork takes milliseconds and shares what no descriptor could stand for.
+so on CUDA it is exec, or the fork of a process that has imported all and used nothing (`zygote`). On the CPU fork takes
+milliseconds and shares what no descriptor could stand for.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from semipd_engine.pacing.page import PacingPage
 from semipd_engine.process import die_with_parent
 from semipd_engine.resident.cuda_environment import worker_environment
 from semipd_engine.resident.loaded_model import Attachment, LoadedModel
+from semipd_engine.resident.zygote import Zygote
 from semipd_engine.worker.loop import WorkerIdentity, run_worker
 from semipd_engine.worker.start_messages import WorkerStart
 
@@ -26,14 +28,14 @@ log = logging.getLogger("resident")
 
 
 def start_worker(
-    order: SpawnWorker, model: LoadedModel, page: PacingPage, close_inherited: Callable[[], None]
+    order: SpawnWorker, model: LoadedModel, page: PacingPage, close_inherited: Callable[[], None], zygote: Zygote
 ) -> tuple[int, socket.socket]:
     """The worker's pid, and core's end of its channel. `close_inherited` runs in a forked child."""
     ours, workers = socket.socketpair()
     with workers:
         attachment = model.attachment()
         if attachment is not None:
-            return _exec(order, attachment, page, workers), ours
+            return _attached(order, attachment, page, workers, zygote), ours
 
         def close_all() -> None:
             ours.close()
@@ -67,21 +69,24 @@ def _fork(
     return pid
 
 
-def _exec(order: SpawnWorker, attachment: Attachment, page: PacingPage, sock: socket.socket) -> int:
-    """``python -m semipd_engine.worker``, which reads a `WorkerStart` from the socket that it is given."""
+def _attached(order: SpawnWorker, attachment: Attachment, page: PacingPage, sock: socket.socket, zygote: Zygote) -> int:
+    """A worker that reads a `WorkerStart` from the socket that it is given."""
     mine, child = socket.socketpair()
     with mine, child:
-        for inherited in (sock, child):
-            inherited.set_inheritable(True)
-        numbers = [str(number) for number in (os.getpid(), sock.fileno(), child.fileno())]
-        pid = os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-m", "semipd_engine.worker", *numbers],
-            worker_environment(os.environ, order.environment),
-        )
+        environment = worker_environment(os.environ, order.environment)
+        pid = zygote.fork(environment, sock, child) or _exec(environment, sock, child)
         child.close()
         start = WorkerStart(order.phase, order.generation, order.seat, order.percent, attachment.message)
         channel: BlockingChannel[WorkerStart] = BlockingChannel(mine, WorkerStart)
         with contextlib.suppress(ChannelClosed):  # it is dead already: its pidfd says so
             channel.send(start, (page.fd, *attachment.fds))
         return pid
+
+
+def _exec(environment: dict[str, str], channel: socket.socket, start: socket.socket) -> int:
+    """``python -m semipd_engine.worker``"""
+    for inherited in (channel, start):
+        inherited.set_inheritable(True)
+    numbers = [str(number) for number in (os.getpid(), channel.fileno(), start.fileno())]
+    command = [sys.executable, "-m", "semipd_engine.worker", *numbers]
+    return os.posix_spawn(sys.executable, command, environment)

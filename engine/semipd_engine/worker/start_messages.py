@@ -36,3 +36,16 @@ class WorkerStart(msgspec.Struct, frozen=True):
     seat: int
     percent: int | None
     model: ModelExport
+
+
+class ForkWorker(msgspec.Struct, frozen=True):
+    """To the zygote: fork a worker with this environment. Its channel, and the socket on which its `WorkerStart` comes,
+    travel beside it."""
+
+    environment: dict[str, str]
+
+
+class Forked(msgspec.Struct, frozen=True):
+    """The zygote's answer, and its first word when it has imported all."""
+
+    pid: int = 0

@@ -1,8 +1,8 @@
 """The way under MPS where there is no GPU: a resident whose workers are clients of the stand-in daemon, on the CPU.
 
 ``python -m tests.gpu.check.stand_in FLAGS`` is the resident. It starts its workers as on a GPU, by exec, and through
-this file (``... -m semipd_engine.worker``), which gives them the number of SMs that their daemon grants. Nothing is
-limited. All the rest is what serves on a GPU.
+this file (``... -m semipd_engine.worker``, and their zygote), which gives them the number of SMs that their daemon
+grants. Nothing is limited. All the rest is what serves on a GPU.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import os
 import runpy
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 from tests.unit.mps_stand_in import SMS, attach
 
 
+@cache
 def sms_seen() -> int | None:
     """SMs that this process would see under the daemon of its environment; None where no stand-ins are in use."""
     return attach(os.environ) if "STAND_IN_SCRIPT" in os.environ else None
@@ -40,8 +42,7 @@ def _resident(flags: list[str]) -> int:
 def _worker(module: str, arguments: list[str]) -> None:
     from semipd_engine.worker.attach import TorchModel
 
-    seen = sms_seen()
-    TorchModel.sm_count = lambda self: seen  # type: ignore[method-assign]
+    TorchModel.sm_count = lambda self: sms_seen()  # type: ignore[method-assign]  # asked in the worker, not before
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

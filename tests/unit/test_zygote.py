@@ -1,0 +1,50 @@
+"""Workers that are forked by a process that has its imports behind it: whose children they are, and what they see."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from semipd_engine.worker import zygote
+
+pytestmark = pytest.mark.unit
+
+
+def test_a_forked_worker_is_the_residents_child_in_its_rungs_environment() -> None:
+    """The driver reads the environment by `getenv`, so that is what is asked. Until the zygote is ready, and after its
+    death, a worker is to be started by exec; then there is another."""
+    command = [sys.executable, "-m", "tests.unit.zygote_bench"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "RUNG": "", "OF_THE_RESIDENT": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, *workers, killed, another = map(json.loads, done.stdout.splitlines())
+    assert first == {"first": None} and killed == {"after its death": None} and another == {"another": True}
+    assert len({worker.pop("fds") for worker in workers}) == 1, "no descriptor of an earlier worker is left"
+    assert workers == [{"parent": True, "RUNG": rung, "OF_THE_RESIDENT": "", "status": 7} for rung in ("60", "40")]
+
+
+def test_who_has_touched_the_device_or_has_threads_forks_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    try:
+        assert "threads, which a fork would not have" in zygote.obstacle()
+    finally:
+        over.set()
+        thread.join()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert zygote.obstacle() == "the imports have touched the device"
+
+
+def test_the_imports_of_a_worker_touch_no_device_and_start_no_thread() -> None:
+    script = "from importlib import import_module\nfrom semipd_engine.worker import zygote\n"
+    script += "[import_module(name) for name in zygote.NEEDED]\nprint(zygote.obstacle() or 'none')"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.stdout.strip(), done.returncode) == ("none", 0), done.stderr
