@@ -27,16 +27,11 @@ from semipd_engine.server.http_io import error_response, json_response
 from semipd_engine.server.openapi import describe, refusals, takes
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from semipd_engine.server.service import Service, software_version
+from semipd_engine.server.unsupported import refuse_by_name
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/ping"})
 """Probes and scrapes carry no API key."""
 
-NOT_SERVED = (
-    *("/v1/embeddings", "/v1/responses", "/v1/responses/{rest:path}", "/v1/messages", "/v1/moderations", "/v1/rerank"),
-    *("/v1/score", "/v1/audio/{rest:path}", "/v1/images/{rest:path}", "/v1/files", "/v1/batches", "/v1/assistants"),
-    *("/pooling", "/classify", "/score", "/rerank", "/v2/rerank", "/invocations"),
-)
-"""Of OpenAI's and vLLM's servers: known, so that a client learns more than that there is no such page."""
 READ = ["GET", "HEAD"]
 
 log = logging.getLogger(__name__)
@@ -128,8 +123,7 @@ def _add_api(app: FastAPI, service: Service) -> None:
     async def detokenize(request: Request) -> Response:
         return await tokenization.detokenize(service, request)
 
-    for path in NOT_SERVED:
-        app.add_api_route(path, _not_served, methods=["GET", "POST"], include_in_schema=False)
+    refuse_by_name(app)
 
 
 def _add_errors(app: FastAPI, service: Service) -> None:
@@ -223,8 +217,3 @@ def _reason(error: ApiError) -> str:
     if error.status == 429 and error.code in ("ttft_target", "tpot_target"):
         return error.code
     return {404: "not_found", 413: "too_long", 429: "queue_full", 503: "unavailable"}.get(error.status, "invalid")
-
-
-async def _not_served(request: Request) -> Response:
-    message = f"{request.url.path}: not served; this engine completes text, at /v1/completions and /v1/chat/completions"
-    raise ApiError(404, message, code="unsupported_endpoint")

@@ -32,7 +32,7 @@ AnswerTokens = Annotated[int, Field(ge=1, le=INT32_MAX), WithJsonSchema(body_sch
 
 
 def _parse_stop(value: Any) -> list[str]:
-    stops = [value] if isinstance(value, str) else value or []
+    stops = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
         raise ValueError("must be a string or a list of strings")
     if len(stops) > MAX_STOP_STRINGS:

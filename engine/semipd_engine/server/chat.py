@@ -29,6 +29,13 @@ def thinks(message: Message) -> bool:
     return content.lstrip().startswith(THINK) and THOUGHT not in content
 
 
+def begun(messages: list[Message]) -> str:
+    """What the assistant has said last, where nobody has answered it: `echo` shows it before the answer. Messages that
+    `normalise` has taken only."""
+    last = _normalise(messages[-1], "")
+    return str(last["content"]) if last["role"] == "assistant" else ""
+
+
 def _normalise(message: Message, where: str) -> Message:
     role = message.get("role")
     if not isinstance(role, str) or not role:

@@ -124,6 +124,11 @@ class StopStrings:
         self._held = ""
         self.matched: str | None = None
 
+    @property
+    def holds(self) -> bool:
+        """Is a text held back?"""
+        return bool(self._held)
+
     def push(self, text: str, *, check: bool = True) -> str:
         """Add text, return what may be shown. After a match `matched` is set and nothing more may be pushed.
 

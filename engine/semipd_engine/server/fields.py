@@ -56,7 +56,7 @@ REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "length_penalty": ("it is beam search's", (1, 1.0)),
     "early_stopping": ("it is beam search's", ()),
     "logits_processors": ("use logit_bias", ()),
-    "thinking_token_budget": ("use max_tokens", ()),
+    "thinking_token_budget": ("use max_tokens", (-1,)),
     "repetition_detection": ("use repetition_penalty or stop", ()),
     "watermarking": (_LEAVE_OUT, ()),
     "chat_template": ("templates come with the model; send a rendered prompt to /v1/completions", ()),

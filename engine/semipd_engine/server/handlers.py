@@ -149,7 +149,7 @@ async def _events(
     extra = shape.extra(generation.sequences)
 
     def chunk(choices: list[Json], **more: Json | None) -> bytes:
-        if body.include_usage and "usage" not in more:
+        if (body.include_usage or body.continuous_usage) and "usage" not in more:
             more["usage"] = usage(generation.sequences, body.choices) if body.continuous_usage else None
         return chunks.event(choices, more)
 

@@ -88,6 +88,7 @@ class GenerationRequest(BaseModel):
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     prompt_logprobs: LogprobCount = None
     priority: int | None = Field(default=None, ge=-INT64_MAX, le=INT64_MAX)
+    echo: bool | None = None
 
     @property
     def choices(self) -> int:
@@ -95,7 +96,7 @@ class GenerationRequest(BaseModel):
 
     @property
     def echoes(self) -> bool:
-        """Does the prompt come back before the answer?"""
+        """Does the whole prompt come back before the answer?"""
         return False
 
     @property
@@ -134,7 +135,6 @@ class CompletionRequest(GenerationRequest):
     prompt: Prompts
     logprobs: LogprobCount = None
     add_special_tokens: On = True
-    echo: bool | None = None
 
     @property
     def echoes(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from msgspec import Raw
@@ -11,6 +12,7 @@ from msgspec import Raw
 from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.ipc.tokens import TokenLogprobs
 from semipd_engine.server.calls import CallDelta
+from semipd_engine.server.chat import begun
 from semipd_engine.server.json_text import dump, written
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from semipd_engine.server.sequence import Delta, Sequence
@@ -158,9 +160,14 @@ class ChatShape:
         self._request = request
         self._names = TokenNames(tokenizer, request.return_tokens_as_token_ids)
 
+    @cached_property
+    def _echo(self) -> str:
+        """vLLM's, of a chat: the message that the answer goes on with."""
+        return begun(self._request.messages) if self._request.echo else ""
+
     def opening(self, index: int) -> Json | None:
         """The first chunk of a choice names the role."""
-        delta = {"role": "assistant", "content": ""}
+        delta = {"role": "assistant", "content": self._echo}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def extra(self, sequences: list[Sequence]) -> Json:
@@ -170,13 +177,13 @@ class ChatShape:
         return extra
 
     def choice(self, delta: Delta, sequence: Sequence) -> Json:
-        message: Json = {"role": "assistant", "content": delta.text} | self._reasoning(delta)
+        message: Json = {"role": "assistant", "content": self._echo + delta.text} | self._reasoning(delta)
         if delta.calls:
             message["tool_calls"] = [
                 {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
                 for call in merged(delta.calls)
             ]
-        if len(message) > 2 and not delta.text:
+        if len(message) > 2 and not message["content"]:
             message["content"] = None
         return {"index": delta.index, "message": message} | self._rest(delta)
 

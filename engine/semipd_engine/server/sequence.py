@@ -84,6 +84,10 @@ class Sequence:
         self._options = options
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer.text, tokenizer.byte_of)
+        self._shown = 0
+        """Characters of text that were given out, reasoning and calls included."""
+        self._held = Delta(index)
+        """Tokens whose text a stop string may cut off, with theirs."""
         self._stops = StopStrings(options.stop, options.include_stop)
         self._answer = (
             AnswerParser(options.answer, self._thinks(options.answer)) if options.answer is not None else None
@@ -149,12 +153,31 @@ class Sequence:
                 delta.finish_reason, delta.stop_reason = "stop", self._stops.matched
             elif stop_id is not None and stop_id not in self._options.eos_token_ids:
                 delta.stop_reason = stop_id
+        self._shown += len(delta.text)
         if self._answer is not None:
             self._read(self._answer, delta)
+        if delta.offsets or self._held.offsets:
+            self._place(delta)
         self.finish_reason = delta.finish_reason
         if self._answer is not None and delta.finish_reason == "stop":
             delta.finish_reason = self._answer.finish_reason
         return delta
+
+    def _place(self, delta: Delta) -> None:
+        """Tokens with log-probabilities are given out no sooner than it is known where their text begins: what a stop
+        string may take waits for it, and what it took has its place at the end."""
+        ids, logprobs, offsets = (
+            self._held.token_ids + delta.token_ids,
+            self._held.logprobs + delta.logprobs,
+            self._held.offsets + delta.offsets,
+        )
+        kept = len(ids)
+        if delta.finish_reason is not None:
+            offsets = [min(offset, self._shown) for offset in offsets]
+        elif self._stops.holds:
+            kept = sum(offset < self._shown for offset in offsets)
+        delta.token_ids, delta.logprobs, delta.offsets = ids[:kept], logprobs[:kept], offsets[:kept]
+        self._held = Delta(self.index, token_ids=ids[kept:], logprobs=logprobs[kept:], offsets=offsets[kept:])
 
     def _read(self, answer: AnswerParser, delta: Delta) -> None:
         """Tell reasoning and calls from content. After the last call that may be, it ends as at a stop string."""

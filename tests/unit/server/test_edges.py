@@ -190,6 +190,28 @@ def test_a_long_stop_string_holds_nothing_back(api: Api, tokenizer: Tokenizer) -
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_offsets_stay_in_the_text_that_a_stop_string_cut(api: Api, tokenizer: Tokenizer, stream: bool) -> None:
+    """What a stop string took is at the text's end; what it only might have taken is where it is."""
+    ids = tokenizer.encode("ab7, 8").ids
+    api.core.answer, api.core.seconds_per_token = lambda _: ids, 0.01 * stream
+    for stop, whole in (("7, 8", "ab"), ("7, 9", "ab7, 8"), (", ", "ab7")):
+        response = api.complete(max_tokens=len(ids), stop=stop, logprobs=1, stream=stream, return_token_ids=True)
+        answers = events(response.text) if stream else [response.json()]
+        parts = [choice for answer in answers for choice in answer["choices"]]
+        offsets = [*chain.from_iterable(part["logprobs"]["text_offset"] for part in parts)]
+        text, found = "".join(part["text"] for part in parts), [*chain.from_iterable(p["token_ids"] for p in parts)]
+        assert text == whole and found == ids[: len(found)] and len(found) == len(offsets)
+        pieces = [tokenizer.decode([each]) for each in found]
+        assert offsets == [min(sum(map(len, pieces[:i])), len(text)) for i in range(len(found))]
+
+
+@pytest.mark.parametrize("stop", [0, False, {}, 5, [None]])
+def test_what_is_no_stop_string_is_refused(api: Api, stop: Any) -> None:
+    refused = api.complete(stop=stop)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "stop")
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_echo_puts_the_prompt_first(api: Api, tokenizer: Tokenizer, stream: bool) -> None:
     ids = tokenizer.encode("The dog").ids
     for prompt in ("The dog", ids):

@@ -103,9 +103,9 @@ def test_unknown_fields_are_named_and_counted(api: Api, stream: bool) -> None:
 
 
 def test_fields_of_the_other_endpoint_are_refused(api: Api) -> None:
-    assert api.chat(echo=True).json()["error"]["param"] == "echo"
+    assert api.chat(prompt="x").json()["error"]["param"] == "prompt"
     assert api.complete(tools=[{"type": "function"}]).json()["error"]["param"] == "tools"
-    assert api.chat(echo=False).status_code == api.complete(tools=None).status_code == 200
+    assert api.chat(prompt=None).status_code == api.complete(tools=None).status_code == 200
 
 
 def test_strict_fields_refuses_the_unknown(start_api: StartApi) -> None:
@@ -166,6 +166,23 @@ def test_fingerprint_and_continuous_usage(api: Api) -> None:
     counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
     assert counts == sorted(counts) and counts[-1] == 3
     assert not {"usage"} <= set(events(api.chat(stream=True).text)[0])
+    alone = events(api.chat(max_tokens=3, stream=True, stream_options={"continuous_usage_stats": True}).text)
+    assert [chunk["usage"]["completion_tokens"] for chunk in alone][-1] == 3 and alone[-1]["choices"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chats_echo_is_the_message_that_goes_on(api: Api, stream: bool) -> None:
+    def told(*said: str, **fields: Any) -> str:
+        messages = [{"role": role, "content": role[0]} for role in said]
+        body = {"messages": messages, "max_tokens": 4, "seed": 1, "stream": stream} | fields
+        response = api.client.post("/v1/chat/completions", json=body)
+        choices = [chunk["choices"][0] for chunk in (events(response.text) if stream else [response.json()])]
+        return "".join(each.get("message", each.get("delta"))["content"] or "" for each in choices if each)
+
+    goes_on = {"continue_final_message": True, "add_generation_prompt": False}
+    answer = told("user", "assistant", **goes_on)
+    assert answer and told("user", "assistant", echo=True, **goes_on) == "a" + answer
+    assert told("user", echo=True) == told("user")
 
 
 def test_template_variables(api: Api) -> None:
@@ -193,6 +210,24 @@ def test_what_is_not_served_says_so(api: Api) -> None:
         error = refused.json()["error"]
         assert (refused.status_code, error["code"]) == (404, "unsupported_endpoint")
         assert path in error["message"] and "/v1/chat/completions" in error["message"]
+    for method, path, instead in (
+        ("GET", "/v1/files/file-1/content", "nothing is kept"),
+        ("POST", "/v1/batches/b/cancel", "beside each other"),
+        ("DELETE", "/v1/threads/t", "/v1/chat/completions"),
+        ("POST", "/v1/messages/count_tokens", "/tokenize"),
+        ("POST", "/v1/chat/completions/render", "/tokenize"),
+        ("POST", "/v1/completions/render", "/tokenize"),
+        ("GET", "/v1/chat/completions/chatcmpl-1", "nothing is kept"),
+        ("POST", "/v1/fine_tuning/jobs", "train elsewhere"),
+        ("GET", "/v1/vector_stores/v/files", "nothing is kept"),
+        ("HEAD", "/v1/embeddings", ""),
+    ):
+        refused = api.client.request(method, path)
+        assert refused.status_code == 404, path
+        if method != "HEAD":
+            error = refused.json()["error"]
+            assert error["code"] == "unsupported_endpoint" and instead in error["message"], path
+    assert api.client.get("/v1/chat/completions").headers["allow"] == "POST"
 
 
 def test_the_openapi_document_has_the_bodies(api: Api) -> None:
