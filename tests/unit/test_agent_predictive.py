@@ -18,13 +18,13 @@ from semipd_agent.slo.load import Load, Seen, advance
 from semipd_agent.slo.predictive import Decision, Hold, ModelPredictive, State, decide
 from semipd_agent.slo.replay import Job
 from semipd_agent.slo.share_law import Curve, SharesSeen
-from semipd_agent.slo.step_model import ASSUMED, StepModel
+from semipd_agent.slo.step_model import ASSUMED, ShareLaw, StepModel
 from semipd_cli.simulator.engine import Size, VirtualEngine
 from semipd_cli.simulator.oracle import ORACLES
 from semipd_cli.simulator.policies import Auto
 from semipd_cli.simulator.workloads import Lengths, stream
 from semipd_engine import contract as engine
-from semipd_engine.contract import Arrival, Observation
+from semipd_engine.contract import Arrival, Observation, RunningRequest
 
 pytestmark = pytest.mark.unit
 FAST = Speed(prompt_token=5e-5, step=0.006, row=0.0003)
@@ -100,6 +100,33 @@ def pressed(state: State, *, at: float, laws: int = 0) -> tuple[object, State]:
         SLO(ttft_milliseconds=2000, tpot_milliseconds=200), engine.Split(prefill=20, decode=100), Bounds()
     )
     return decide(o, load, state, setting)
+
+
+def test_nobody_is_starved_on_the_word_of_an_assumed_curve() -> None:
+    """It says that decode hardly suffers with 100/10; of what it does to a device nothing was seen yet."""
+    arrivals = tuple(Arrival(id=n, at=70.0 + 0.25 * n, prompt_tokens=3000) for n in range(120))
+    waiting = tuple(
+        engine.QueuedRequest(id=n, received_at=70 + 0.25 * n, uncached_tokens=3000) for n in range(110, 120)
+    )
+    rows = tuple(
+        RunningRequest(id=n, received_at=70.0, prompt_tokens=3000, output_tokens=20, first_token_at=99.0)
+        for n in range(90, 110)
+    )
+    o = Observation(core_id="c", at=100.0, arrivals=arrivals, queue=waiting, running=rows, prefill_chunk_tokens=512)
+    profile = replace(ASSUMED, prefill=(0.0, 8e-5, 0.0), decode=(0.005, 0.0, 0.0), measured=True)
+    chosen = {}
+    for law in ShareLaw:
+        for seen in (None, profile.decode_curve):
+            model = replace(StepModel(replace(profile, law=law)), decode_shares=SharesSeen(curve=seen))
+            load = replace(advance(Load(model=model), o), since=0.0, lengths=((3000, 60),) * 30)
+            slo = SLO(ttft_milliseconds=2000, tpot_milliseconds=500)
+            ready = State(intent="gain prefill", confirmed=1, laws_known=1)
+            setting = Setting(slo, engine.Split(), Bounds(), Grid((10, 20, 30, 40, 50, 60, 80, 100)))
+            decided, _ = decide(o, load, ready, setting)
+            assert isinstance(decided, Decision)
+            chosen[law, seen is not None] = str(decided.to)
+    assert chosen[ShareLaw.SPATIAL, False] == "100/20"
+    assert {chosen[ShareLaw.SPATIAL, True], chosen[ShareLaw.PACED, False]} == {"100/10"}
 
 
 def test_an_emergency_has_a_second_look() -> None:

@@ -37,7 +37,7 @@ class Constants:
     longest: int = 500
     """Requests that are played under every split, and under the few that look best (three times: `Future.loads`)."""
     finalists: int = 3
-    least_requests: int = 20
+    least_requests: int = 10
     least_span: float = 15.0
     """A pod, or a regime, that is younger is moved in an emergency only."""
     softness: float = 12.0
@@ -49,6 +49,8 @@ class Constants:
     hopeless: float = 100.0
     """What a miss costs beyond its score: nothing at the target, this where it is so many times late or more, and in
     between by the logarithm."""
+    least_assumed: float = 0.15
+    """While it was not seen yet what a share does, no phase is given less: an assumed curve errs most at its end."""
     min_gain: float = 0.01
     emergency_gain: float = 0.10
     emergency_z: float = 1.0

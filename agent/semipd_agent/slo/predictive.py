@@ -18,6 +18,7 @@ gives it back: where the configured one keeps the targets as well, that is the o
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from semipd_agent.contract import SLO, Bounds, DecisionReason
@@ -27,7 +28,8 @@ from semipd_agent.slo.future import Constants, Future, Prediction, Setting, cand
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.hindsight import LEAST_SECONDS, MOST_SECONDS, Watch
 from semipd_agent.slo.load import Load
-from semipd_agent.slo.policy import Metric, Move, Verdict, clamp, prefill_share
+from semipd_agent.slo.policy import Metric, Move, Verdict, clamp, decode_share, prefill_share
+from semipd_agent.slo.step_model import ShareLaw
 from semipd_agent.slo.window import Evidence
 from semipd_engine.contract import Observation, Split
 
@@ -105,7 +107,7 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
     here = s.split
     home = clamp(s.home, s.bounds, s.grid) if s.home is not None else here
     state = _held_against_reality(state, here, o, load, s)
-    splits = dict.fromkeys((here, home, *candidates(s), *mixed_choices(o, s)))
+    splits = dict.fromkeys((here, home, *_within_knowledge(candidates(s), load, c), *mixed_choices(o, s)))
     glances = {split: future.play(split, c.glance).mean for split in splits}
     best_few = sorted(glances, key=lambda split: -glances[split])[: c.finalists]
     loads = future.loads
@@ -163,6 +165,13 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
         behind=None,
         watch=None,
     )
+
+
+def _within_knowledge(splits: Iterable[Split], load: Load, c: Constants) -> list[Split]:
+    """Those of which the model can say something: all of them, once it was seen what a share does."""
+    if load.model.laws_known or load.model.profile.law is ShareLaw.PACED:
+        return list(splits)
+    return [split for split in splits if min(prefill_share(split), decode_share(split)) >= c.least_assumed]
 
 
 def _held_against_reality(state: State, here: Split, o: Observation, load: Load, s: Setting) -> State:
