@@ -57,7 +57,7 @@ IMAGES = (Image("operator"), Image("engine", ("TORCH_INDEX", "GPU_CARDS", "PYTHO
 
 def with_headers(env: Mapping[str, str]) -> dict[str, str]:
     """For a build over our own base: the headers that compiling a GPU's kernels wants, where they are asked for or the
-    image goes elsewhere. It takes some minutes once; a local cluster without a GPU does not need them."""
+    image goes elsewhere. It takes minutes for each version; a local cluster without a GPU does not need them."""
     wanted = env.get("GPU_CARDS") or env.get("REGISTRY")
     return {"PYTHON_HEADERS": BASE_HEADERS, **env} if wanted else dict(env)
 
