@@ -17,6 +17,12 @@ SEED_MASK = 2**63 - 1
 GREEDY_BELOW = 1e-5
 """A temperature below this is greedy: dividing logits by it would only overflow."""
 
+LEAST_TOP_P = 1e-9
+"""Smaller ones count as this, which keeps the likeliest token alone as well: it has more than that of any vocabulary.
+The engine computes in float32, where less might be nothing."""
+LEAST_REPETITION_PENALTY = 1e-6
+"""Smaller ones count as this: logits over it, and then over a temperature of `GREEDY_BELOW`, stay finite in float32."""
+
 COMPLETION_TOKENS = 16
 """The output of a completion that asks for no length."""
 
@@ -43,13 +49,15 @@ def resolve(request: GenerationRequest, prompt_tokens: int, card: ModelCard, max
         check_token_ids(field, ids, card.vocab_size)
     return Sampling(
         temperature=0.0 if greedy else temperature,
-        top_p=1.0 if greedy else _first(request.top_p, defaults.top_p, 1.0),
+        top_p=1.0 if greedy else max(LEAST_TOP_P, _first(request.top_p, defaults.top_p, 1.0)),
         top_k=0 if greedy else max(0, _first(request.top_k, defaults.top_k, 0)),
         min_p=0.0 if greedy else _first(request.min_p, defaults.min_p, 0.0),
         seed=random.getrandbits(63) if request.seed is None else request.seed & SEED_MASK,
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
-        repetition_penalty=_first(request.repetition_penalty, defaults.repetition_penalty, 1.0),
+        repetition_penalty=max(
+            LEAST_REPETITION_PENALTY, _first(request.repetition_penalty, defaults.repetition_penalty, 1.0)
+        ),
         logit_bias=logit_bias,
         logprobs=_logprobs(request),
         prompt_logprobs=_prompt_logprobs(request),
