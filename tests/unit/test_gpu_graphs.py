@@ -19,7 +19,7 @@ from bench.gpu.models import CONTEXT, Shape, card
 from bench.gpu.step_trace import BLOCK, GREEDY, FakeWorker, Trace
 from semipd_engine.contract import Phase
 from semipd_engine.ipc.steps import Row, StepPlan
-from semipd_engine.ipc.tokens import Sampling
+from semipd_engine.ipc.tokens import Sampling, pack_bias
 from semipd_engine.kernels import ReferenceKernels
 from semipd_engine.kernels.gpu import TritonKernels
 from semipd_engine.worker.decode_graphs import SIZES, CudaCapture, Queue, asked_for, cannot_capture, padded
@@ -109,7 +109,7 @@ def test_a_plan_is_over_when_the_step_that_has_begun_is() -> None:
     "asked",
     [
         {"logprobs": 0},
-        {"logit_bias": {5: 1.0}},
+        {"logit_bias": pack_bias({5: 1.0})},
         {"repetition_penalty": 1.1},
         {"stop_token_ids": (77,), "min_tokens": 9},
     ],

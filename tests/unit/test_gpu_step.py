@@ -16,7 +16,7 @@ from bench.gpu.models import CASES, CHUNK, CONTEXT, Shape, card
 from bench.gpu.step_trace import BLOCK, FakeWorker, Trace
 from semipd_engine.contract import EngineOptions
 from semipd_engine.ipc.steps import Row, StepPlan
-from semipd_engine.ipc.tokens import Sampling
+from semipd_engine.ipc.tokens import Sampling, pack_bias
 from semipd_engine.kernels import ReferenceKernels
 from semipd_engine.kernels.gpu import TritonKernels
 from semipd_engine.memory.kv_size import GPU_RESERVED
@@ -90,7 +90,9 @@ def test_rows_that_draw_wait_for_their_tokens_alone() -> None:
 
 def test_what_rows_ask_of_their_logits_crosses_with_their_settings() -> None:
     """Bias, stop ids, penalties and masks: one copy more for all rows, two kernels, and no wait."""
-    asked = Sampling(temperature=0.7, min_p=0.1, logit_bias={5: 1.0}, stop_token_ids=(2,), min_tokens=4, max_tokens=8)
+    asked = Sampling(
+        temperature=0.7, min_p=0.1, logit_bias=pack_bias({5: 1.0}), stop_token_ids=(2,), min_tokens=4, max_tokens=8
+    )
     asked = replace(asked, repetition_penalty=1.1, presence_penalty=0.2, frequency_penalty=0.3)
     table = list(range(CONTEXT // BLOCK + 1))
 

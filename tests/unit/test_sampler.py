@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import sys
+from types import FrameType
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from semipd_engine.ipc.tokens import Sampling
-from semipd_engine.kernels import ReferenceKernels
+from semipd_engine.ipc.tokens import Sampling, pack_bias
+from semipd_engine.kernels import SEEN, STOPPED, ReferenceKernels
 from semipd_engine.sampling.sampler import SamplingRow, sample, token_logprobs, uniform
 
 pytestmark = pytest.mark.unit
@@ -107,8 +111,8 @@ def test_a_draw_does_not_hang_on_the_last_bits_of_the_logits() -> None:
 
 def test_greedy_bias_and_masked_tokens() -> None:
     assert draw(LOGITS, Sampling(temperature=0)) == 0
-    assert draw(LOGITS, Sampling(temperature=0, logit_bias={3: 5.0})) == 3
-    assert draw(LOGITS, Sampling(temperature=0, logit_bias={0: -100.0, 99: 100.0})) == 1
+    assert draw(LOGITS, Sampling(temperature=0, logit_bias=pack_bias({3: 5.0}))) == 3
+    assert draw(LOGITS, Sampling(temperature=0, logit_bias=pack_bias({0: -100.0, 99: 100.0}))) == 1
     stop = Sampling(temperature=0, stop_token_ids=(0, 1), min_tokens=3)
     assert [draw(LOGITS, stop, index) for index in range(5)] == [2, 2, 2, 0, 0]
     allowed = b"\x0c"  # of the tokens 2 and 3
@@ -129,6 +133,41 @@ def test_penalties_count_what_they_should() -> None:
     assert draw(logits[2:], repetition, history=[0], prompt=1) == 1  # negative logits are multiplied
 
 
+def test_a_step_with_much_bias_takes_no_more_turns_than_one_with_little() -> None:
+    """Counted in the interpreter's instructions: what is said of a thousand tokens costs everybody's every step."""
+
+    def instructions(tokens: int) -> int:
+        ids = range(0, 2 * tokens, 2)
+        asked = Sampling(
+            logit_bias=pack_bias({token: token / 99 for token in ids}),
+            stop_token_ids=tuple(range(1, 2 * tokens, 2)),
+            min_tokens=9,
+            presence_penalty=1.0,
+        )
+        row, count = SamplingRow(asked, 0, [*ids], 1), 0
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal count
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            count += event == "opcode"
+            return trace if frame.f_globals["__name__"].startswith("semipd_engine") else None
+
+        row.edits(5000)
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            found = row.edits(5000)
+        finally:
+            sys.settrace(before)
+        assert len(found) == 2 * tokens and found[2:4].tolist() == [
+            [2, int(np.float32(2 / 99).view(np.int32)), int(np.float32(1).view(np.int32)), SEEN],
+            [3, 0, 0, STOPPED],
+        ]
+        return count
+
+    assert 0 < instructions(1024) == instructions(8)
+
+
 def test_accepted_tokens_enter_the_penalties() -> None:
     row = SamplingRow(Sampling(temperature=0, presence_penalty=3.0, max_tokens=9), 0, [4], 1)
     seen = []
@@ -142,7 +181,7 @@ def test_accepted_tokens_enter_the_penalties() -> None:
 
 def test_logprobs_are_of_the_raw_distribution() -> None:
     logits = LOGITS[None] + 4.0
-    (token,) = sample(logits, [SamplingRow(Sampling(temperature=0.1, logit_bias={4: 50.0}), 0)], KERNELS)
+    (token,) = sample(logits, [SamplingRow(Sampling(temperature=0.1, logit_bias=pack_bias({4: 50.0})), 0)], KERNELS)
     first, second = token_logprobs(logits.expand(2, -1), (token, 1), (2, 0))
     assert (token, first.rank, second.rank) == (4, 5, 2)
     assert first.logprob == pytest.approx(math.log(0.05), abs=1e-5)

@@ -6,6 +6,9 @@ and workers all import them. Token and block ids are plain ints; request ids ins
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Mapping
+
 import msgspec
 
 
@@ -22,7 +25,8 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: dict[int, float] = {}
+    logit_bias: bytes = b""
+    """Of `pack_bias`: every plan carries it, so nobody on the way takes it apart."""
     logprobs: int = -1
     """-1: none; k >= 0: the chosen token's logprob and the k most likely ones."""
     prompt_logprobs: int = -1
@@ -36,6 +40,12 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def needs_history(self) -> bool:
         return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
+
+def pack_bias(bias: Mapping[int, float]) -> bytes:
+    """What is added to the logits of these tokens: their ids, int32 in order, then as many float32."""
+    ids = sorted(bias)
+    return array("i", ids).tobytes() + array("f", [bias[token] for token in ids]).tobytes()
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):

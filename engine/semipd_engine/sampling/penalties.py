@@ -34,33 +34,31 @@ class TokenCounts:
         self.outputs[at] += 1
 
 
-def edits(sampling: Sampling, counts: TokenCounts | None, stops_masked: bool, vocab: int) -> Ints:
-    """``[n, 4]``, as `kernels.signatures.Kernels.adjust` takes those of one row."""
-    named = set(sampling.logit_bias)
-    if stops_masked:
-        named.update(sampling.stop_token_ids)
-    others = np.array(sorted(token for token in named if 0 <= token < vocab), np.int32)
-    if counts is None:
-        tokens, seen = others, 0
-    else:
-        tokens, seen = np.concatenate((counts.seen, others[~np.isin(others, counts.seen)])), len(counts.seen)
+class NamedTokens:
+    """Those of which a request says something itself: arrays, made once for all steps of a plan."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.biased, self.bias = np.frombuffer(sampling.logit_bias, np.int32).reshape(2, -1)
+        """In order, each once; and the bits of what is added to their logits."""
+        self.stops: Ints = np.unique(np.array(sampling.stop_token_ids, np.int32))
+
+
+def edits(sampling: Sampling, named: NamedTokens, counts: TokenCounts | None, stops_masked: bool, vocab: int) -> Ints:
+    """``[n, 4]``, as `kernels.signatures.Kernels.adjust` takes those of one row. No loop over tokens: each row of each
+    step has its turn."""
+    known = np.searchsorted(named.biased, vocab)
+    biased, bias = named.biased[:known], named.bias[:known]
+    stops = named.stops[: np.searchsorted(named.stops, vocab)] if stops_masked else named.stops[:0]
+    sets = [each for each in (biased, stops, None if counts is None else counts.seen) if each is not None and len(each)]
+    tokens = sets[0] if len(sets) == 1 else np.unique(np.concatenate([NO_EDITS[:, 0], *sets]))
     found = np.zeros((len(tokens), 4), np.int32)
     found[:, 0] = tokens
-    found[:seen, 3] = SEEN
+    found[np.searchsorted(tokens, biased), 1] = bias
+    found[np.searchsorted(tokens, stops), 3] = STOPPED
     if counts is not None:
         presence, frequency = np.float32(sampling.presence_penalty), np.float32(sampling.frequency_penalty)
         lessened = np.where(counts.outputs > 0, presence + frequency * counts.outputs, np.float32(0))
-        found[:seen, 2] = lessened.view(np.int32)
-    where = {int(token): at for token, at in zip(others, _places(tokens, others), strict=True)}
-    for token, bias in sampling.logit_bias.items():
-        if token in where:
-            found[where[token], 1] = np.float32(bias).view(np.int32)
-    if stops_masked:
-        found[[where[token] for token in set(sampling.stop_token_ids) if token in where], 3] |= STOPPED
+        seen = np.searchsorted(tokens, counts.seen)
+        found[seen, 2] = lessened.view(np.int32)
+        found[seen, 3] |= SEEN
     return found
-
-
-def _places(tokens: Ints, wanted: Ints) -> npt.NDArray[np.intp]:
-    """Where each of the `wanted` ones is among `tokens`."""
-    order = np.argsort(tokens, kind="stable")
-    return order[np.searchsorted(tokens, wanted, sorter=order)]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from semipd_engine.ipc.tokens import Sampling, TokenLogprobs
 from semipd_engine.kernels import Kernels
-from semipd_engine.sampling.penalties import NO_EDITS, Ints, TokenCounts, edits
+from semipd_engine.sampling.penalties import NO_EDITS, Ints, NamedTokens, TokenCounts, edits
 
 
 class SamplingRow:
@@ -27,6 +27,7 @@ class SamplingRow:
         self.sampling = sampling
         self.output_index = output_index
         self.counts = TokenCounts(history, prompt_len) if sampling.needs_history else None
+        self._named: NamedTokens | None = None
 
     @property
     def adjusts(self) -> bool:
@@ -62,7 +63,11 @@ class SamplingRow:
 
     def edits(self, vocab: int) -> Ints:
         """What bias, stop ids and penalties do to single tokens; `kernels.signatures.Kernels.adjust`."""
-        return edits(self.sampling, self.counts, self._stops_masked, vocab) if self.adjusts else NO_EDITS
+        if not self.adjusts:
+            return NO_EDITS
+        if self._named is None:
+            self._named = NamedTokens(self.sampling)
+        return edits(self.sampling, self._named, self.counts, self._stops_masked, vocab)
 
 
 NOT_FINITE = -1

@@ -28,6 +28,7 @@ LOGIT_BIAS: Json = {
     "type": "object",
     "propertyNames": {"pattern": "^[0-9]{1,2}$"},
     "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+    "maxProperties": 1024,
     "description": "from token id to bias",
 }
 _CALL: Json = {

@@ -22,6 +22,8 @@ from semipd_engine.server.tools import (
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 256
+MAX_BIASED = 1024
+"""Tokens with a bias; OpenAI takes 300. Each of them is a part of every step of its request."""
 MAX_STOP_CHARACTERS = 1 << 16
 INT32_MAX = 2**31 - 1
 
@@ -70,6 +72,8 @@ def _ids(value: list[Any]) -> list[int] | None:
 def _check_logit_bias(value: Any) -> dict[int, float]:
     if not isinstance(value, dict):
         raise ValueError("must be an object from token id to bias")
+    if len(value) > MAX_BIASED:
+        raise ValueError(f"has {len(value)} tokens; give at most {MAX_BIASED}")
     if not all(isinstance(token, int) or re.fullmatch("0|-?[1-9][0-9]{0,9}", token) for token in value):
         raise ValueError("must map token ids, in plain digits, to numbers")
     try:

@@ -9,7 +9,7 @@ import random
 from typing import TypeVar
 
 from semipd_engine.cards.model_card import ModelCard
-from semipd_engine.ipc.tokens import Sampling
+from semipd_engine.ipc.tokens import Sampling, pack_bias
 from semipd_engine.server.errors import ApiError, bad_request
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
 
@@ -58,7 +58,7 @@ def resolve(request: GenerationRequest, prompt_tokens: int, card: ModelCard, max
         repetition_penalty=max(
             LEAST_REPETITION_PENALTY, _first(request.repetition_penalty, defaults.repetition_penalty, 1.0)
         ),
-        logit_bias=logit_bias,
+        logit_bias=pack_bias(logit_bias),
         logprobs=_logprobs(request),
         prompt_logprobs=_prompt_logprobs(request),
         stop_token_ids=tuple(stop_ids),

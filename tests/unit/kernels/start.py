@@ -19,14 +19,14 @@ from bench.gpu import step_trace
 from bench.gpu.models import card
 from bench.gpu.step_trace import BLOCK, GREEDY, FakeWorker
 from semipd_engine.ipc.steps import Row, StepPlan
-from semipd_engine.ipc.tokens import Sampling
+from semipd_engine.ipc.tokens import Sampling, pack_bias
 from semipd_engine.kernels.gpu import TritonKernels
 from semipd_engine.worker import kernel_gate
 
 LAYERS = 2
 LONGEST = 8192
 DRAWS = Sampling(temperature=0.7, top_k=20, top_p=0.9, min_p=0.1, max_tokens=99)
-ASKS = replace(DRAWS, logit_bias={5: 1.0}, repetition_penalty=1.1, presence_penalty=0.2)
+ASKS = replace(DRAWS, logit_bias=pack_bias({5: 1.0}), repetition_penalty=1.1, presence_penalty=0.2)
 
 
 def gate(model: str, num_sms: int) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from semipd_engine.ipc.tokens import Sampling
+from semipd_engine.ipc.tokens import Sampling, pack_bias
 from semipd_engine.kernels import Kernels, ReferenceKernels
 from semipd_engine.kernels.gpu import TritonKernels, adjusting
 from semipd_engine.sampling.sampler import NOT_FINITE, SamplingRow, sample
@@ -51,9 +51,14 @@ def adjusted(kernels: Kernels, logits: Tensor, rows: Sequence[SamplingRow], mask
 def by_hand(logits: Tensor, row: SamplingRow, history: Sequence[int], prompt: int, mask: bytes | None) -> Tensor:
     """Of one row, a token after the other, in numpy's float32."""
     asked, values = row.sampling, logits.numpy().copy()
-    for token, bias in asked.logit_bias.items():
-        if 0 <= token < len(values):
-            values[token] += np.float32(bias)
+    half = len(asked.logit_bias) // 2
+    for token, bias in zip(
+        np.frombuffer(asked.logit_bias[:half], np.int32),
+        np.frombuffer(asked.logit_bias[half:], np.float32),
+        strict=True,
+    ):
+        if token < len(values):
+            values[token] += bias
     for token in asked.stop_token_ids:
         if row.output_index < asked.min_tokens and token < len(values):
             values[token] = -np.inf
@@ -76,6 +81,7 @@ def requests(draw: st.DrawFn, vocab: int) -> tuple[Sampling, int, list[int], int
     """Sampling, output index, history, tokens of the prompt, mask."""
     token = st.integers(0, vocab - 1)
     penalties = draw(st.booleans())
+    biases = st.dictionaries(st.integers(0, vocab + 3), st.sampled_from([-100.0, 0.1, 3.3]), max_size=9)
     history = draw(st.lists(token, max_size=30)) if penalties else []
     sampling = Sampling(
         temperature=draw(st.sampled_from([0.0, 0.9])),
@@ -83,7 +89,7 @@ def requests(draw: st.DrawFn, vocab: int) -> tuple[Sampling, int, list[int], int
         repetition_penalty=draw(st.sampled_from([1.0, 1.3, 0.7])) if penalties else 1.0,
         presence_penalty=draw(st.sampled_from([0.4, -0.3])) if penalties else 0.0,
         frequency_penalty=draw(st.sampled_from([0.0, 0.7])) if penalties else 0.0,
-        logit_bias=draw(st.dictionaries(st.integers(0, vocab + 3), st.sampled_from([-100.0, 0.1, 3.3]), max_size=9)),
+        logit_bias=pack_bias(draw(biases)),
         stop_token_ids=tuple(draw(st.lists(st.integers(0, vocab + 3), max_size=3))),
         min_tokens=draw(st.sampled_from([0, 2])),
     )
@@ -108,7 +114,7 @@ def test_to_the_bit_what_each_row_asks_for(data: st.DataObject, vocab: int, coun
 
 def test_a_row_that_asks_for_nothing_beside_one_that_does() -> None:
     logits = torch.randn(3, 70, generator=torch.Generator().manual_seed(1))
-    plain, biased = Sampling(temperature=0), Sampling(temperature=0, logit_bias={64: 50.0})
+    plain, biased = Sampling(temperature=0), Sampling(temperature=0, logit_bias=pack_bias({64: 50.0}))
     rows = [SamplingRow(one, 0) for one in (plain, biased, plain)]
     masks = [None, None, b"\x00" * 8 + b"\x20"]
     found = adjusted(KERNELS, logits, rows, masks)
@@ -118,7 +124,10 @@ def test_a_row_that_asks_for_nothing_beside_one_that_does() -> None:
 def test_what_is_no_number_stays_so_whatever_is_asked() -> None:
     logits = torch.zeros(2, 40)
     logits[0, 3] = torch.nan
-    rows = [SamplingRow(Sampling(temperature=0, logit_bias={3: -100.0}), 0), SamplingRow(Sampling(temperature=0), 0)]
+    rows = [
+        SamplingRow(Sampling(temperature=0, logit_bias=pack_bias({3: -100.0})), 0),
+        SamplingRow(Sampling(temperature=0), 0),
+    ]
     assert sample(logits, rows, KERNELS, [b"\xf0", b"\xf0"]) == [NOT_FINITE, 4]
 
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from e2e.lib.waiting import wait_until
 from semipd_engine.ipc.requests import AddRequest
-from semipd_engine.ipc.tokens import Sampling
+from semipd_engine.ipc.tokens import Sampling, pack_bias
 
 pytestmark = pytest.mark.unit
 
@@ -154,7 +154,7 @@ def test_sampling_reaches_core(api: Api) -> None:
     }
     api.complete(**fields)
     assert api.core.added[-1].sampling == Sampling(
-        **fields | {"logit_bias": {9: -3.0}, "stop_token_ids": (11, 0, 2)}  # type: ignore[arg-type]
+        **fields | {"logit_bias": pack_bias({9: -3.0}), "stop_token_ids": (11, 0, 2)}  # type: ignore[arg-type]
     )
 
 

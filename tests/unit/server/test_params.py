@@ -123,6 +123,7 @@ BAD = [
     ({"stop": ["s" * 70_000]}, "stop", "shorten"),
     ({"logit_bias": {"a": 1}}, "logit_bias", "token ids"),
     ({"logit_bias": {"1": 101}}, "logit_bias", "[-100, 100]"),
+    ({"logit_bias": dict.fromkeys(map(str, range(1025)), 1)}, "logit_bias", "at most 1024"),
     ({"logprobs": 21}, "logprobs", "20"),
     ({"stop_token_ids": [-1]}, "stop_token_ids", "greater than or equal to 0"),
     ({"prompt": []}, "prompt", "none empty"),
