@@ -126,3 +126,25 @@ def test_each_field_of_the_newest_vllm_is_decided(module: str) -> None:
     assert len(names) > 40
     unknown = [name for name in asked if name not in fields.HARMLESS and name not in fields.REFUSED]
     assert set(unknown) <= (fields.ONLY_COMPLETIONS if ours is ChatRequest else fields.ONLY_CHAT), unknown
+
+
+def test_langchain_binds_tools_of_a_model_whose_template_knows_none(served: Served) -> None:
+    """SmolLM2's prompt has them, so that an argument is what was asked about; earlier calls and their results, too."""
+    from langchain_core.messages import HumanMessage, ToolMessage
+    from langchain_openai import ChatOpenAI
+
+    fields: dict[str, Any] = {"model": served.model.name, "temperature": 0, "max_completion_tokens": 100}
+    model = ChatOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, **fields)
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    weather = {"name": "get_weather", "description": "The weather of a city", "parameters": parameters}
+    asked = "What is the weather in Paris?"
+    forced = model.bind_tools([weather], tool_choice="required", parallel_tool_calls=False).invoke(asked)
+    (call,) = forced.tool_calls
+    assert (call["name"], call["args"]["city"]) == ("get_weather", "Paris")
+    free, plain = model.bind_tools([weather]).invoke(asked), model.invoke(asked)
+    assert free.usage_metadata and plain.usage_metadata
+    assert free.usage_metadata["input_tokens"] > plain.usage_metadata["input_tokens"] + 50
+    history = [HumanMessage(asked), forced, ToolMessage("hail", tool_call_id=call["id"]), HumanMessage("So?")]
+    longer = model.bind_tools([weather]).invoke(history)
+    assert longer.usage_metadata
+    assert longer.usage_metadata["input_tokens"] > free.usage_metadata["input_tokens"] + 30

@@ -18,6 +18,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
 from semipd_engine.cards.template_bounds import ALLOWANCE, Allowance, BoundedEnvironment
+from semipd_engine.cards.template_reach import Reach, look
 
 _PROBE = "two words"
 """A user's message that shows how a template reads content."""
@@ -65,14 +66,16 @@ class ChatTemplates:
         self, sources: dict[str, str], special_tokens: dict[str, str], now: Callable[[], datetime] = datetime.now
     ) -> None:
         self._special_tokens = special_tokens
+        self._sources = sources
+        self._environment = _environment(now)
+        self._reach: dict[bool, Reach] = {}
         self._templates: dict[str, jinja2.Template] = {}
         self._wants_parts: dict[str, bool] = {}
         """Templates that read content as a list of parts only, as those of multimodal models do."""
         self._error = "the model has no chat template; use /v1/completions or add chat_template.jinja to the model"
-        environment = _environment(now)
         for name, source in sources.items():
             try:
-                self._templates[name] = environment.from_string(source)
+                self._templates[name] = self._environment.from_string(source)
                 self._wants_parts[name] = self._shows(name, [_part(_PROBE)]) and not self._shows(name, _PROBE)
             except jinja2.TemplateError as error:
                 self._error = f"the model's chat template {name!r} is broken: {error}; use /v1/completions"
@@ -88,17 +91,18 @@ class ChatTemplates:
     ) -> str:
         """The prompt's text. Raises `ChatTemplateError`.
 
-        With `continue_final_message` the text ends inside the last message, for the model to go on from there.
+        `variables` come before special tokens and `add_generation_prompt`. With `continue_final_message` the text ends
+        inside the last message, for the model to go on from there.
         """
-        name = "tool_use" if tools and "tool_use" in self._templates else "default"
+        name = self._name(bool(tools))
         if name not in self._templates:
             raise ChatTemplateError(self._error)
         if continue_final_message:
             messages = [*messages[:-1], messages[-1] | {"content": str(messages[-1].get("content") or "") + _CONTINUE}]
         if self._wants_parts[name]:
             messages = [_in_parts(message) for message in messages]
-        context = (variables or {}) | self._special_tokens
-        context |= {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        context = self._special_tokens | {"add_generation_prompt": add_generation_prompt} | (variables or {})
+        context |= {"messages": messages, "tools": tools}
         try:
             text = self._render(name, context)
         except jinja2.TemplateError as error:
@@ -113,6 +117,22 @@ class ChatTemplates:
             raise ChatTemplateError("the model's chat template does not show the last message: it cannot be continued")
         return text[:end]
 
+    def reach(self, with_tools: bool) -> Reach:
+        """What it shows of requests with tools, or without any."""
+        if with_tools not in self._reach:
+            name = self._name(with_tools)
+
+            def rendered(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
+                shown = [_in_parts(message) for message in messages] if self._wants_parts[name] else messages
+                context = self._special_tokens | {"messages": shown, "tools": tools, "add_generation_prompt": True}
+                return self._render(name, context)
+
+            known = name in self._templates
+            self._reach[with_tools] = (
+                look(rendered, self._environment, self._sources[name], with_tools) if known else Reach()
+            )
+        return self._reach[with_tools]
+
     def objection(self) -> str | None:
         """Why no chat can be served, in the words of `render`; None: one message of a user can."""
         try:
@@ -120,6 +140,9 @@ class ChatTemplates:
         except ChatTemplateError as error:
             return str(error)
         return None
+
+    def _name(self, with_tools: bool) -> str:
+        return "tool_use" if with_tools and "tool_use" in self._templates else "default"
 
     def _render(self, name: str, context: dict[str, Any]) -> str:
         return self._templates[name].render(context | {ALLOWANCE: Allowance()})

@@ -15,6 +15,8 @@ TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refu
 """Kinds of parts that are text, and where they have it; the second and third are those of OpenAI's newer API."""
 REFUSED = {"function_call": "send tool_calls", "audio": "send its transcript as content"}
 """Fields of a message that no template shows."""
+STRINGS = ("name", "tool_call_id", "refusal", "reasoning", "reasoning_content")
+"""Or null."""
 
 
 def normalise(messages: list[Message]) -> list[Message]:
@@ -47,14 +49,17 @@ def _normalise(message: Message, where: str) -> Message:
         raise bad_request(f"{where}.content", "must be a string or a list of text parts")
     if "content" not in message and role != "assistant":
         raise bad_request(f"{where}.content", "is missing; send a string")
+    for name in STRINGS:
+        if not isinstance(message.get(name), str | None):
+            raise bad_request(f"{where}.{name}", "must be a string")
     for name, remedy in REFUSED.items():
         if message.get(name) is not None:
             raise bad_request(f"{where}.{name}", f"not supported; {remedy}")
     if content is None and isinstance(message.get("refusal"), str):
         content = message["refusal"]
     normal = message | {"role": ROLES.get(role, role), "content": content or ""}
-    if message.get("tool_calls"):
-        normal["tool_calls"] = _tool_calls(message["tool_calls"], f"{where}.tool_calls")
+    if calls := _tool_calls(normal.pop("tool_calls", None), f"{where}.tool_calls"):
+        normal["tool_calls"] = calls
     return normal
 
 
@@ -69,6 +74,8 @@ def _text(part: Any, where: str) -> str:
 
 def _tool_calls(calls: Any, where: str) -> list[Any]:
     """The API sends arguments as JSON text; templates print an object."""
+    if calls is None:
+        return []
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise bad_request(where, "must be a list of objects")
     parsed = []
@@ -76,6 +83,11 @@ def _tool_calls(calls: Any, where: str) -> list[Any]:
         function = call.get("function")
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise bad_request(f"{where}.{number}.function.name", "is missing; send the name of what was called")
+        for name in ("id", "type"):
+            if not isinstance(call.get(name), str | None):
+                raise bad_request(f"{where}.{number}.{name}", "must be a string")
+        if not isinstance(function.get("arguments"), str | dict | None):
+            raise bad_request(f"{where}.{number}.function.arguments", "must be JSON text")
         if isinstance(function.get("arguments"), str):
             try:
                 arguments = json.loads(function["arguments"] or "{}")

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from fastapi import Request, Response
 
 from semipd_engine.ipc.tokens import NO_LOGPROBS
-from semipd_engine.server import chat, fields
+from semipd_engine.server import chat, chat_fields, fields
 from semipd_engine.server.errors import ApiError, bad_request, engine_failure
 from semipd_engine.server.generation import Generation
 from semipd_engine.server.headers import UNKNOWN_FIELDS_HEADER, add_header, request_id
@@ -35,6 +35,8 @@ from semipd_engine.server.responses import (
 from semipd_engine.server.sequence import Delta
 from semipd_engine.server.service import Service
 from semipd_engine.server.terms import read_terms
+from semipd_engine.server.told_tools import in_words
+from semipd_engine.server.tools import HERMES
 
 
 async def completions(service: Service, request: Request) -> Response:
@@ -66,10 +68,12 @@ async def chat_completions(service: Service, request: Request) -> Response:
 
 def render(service: Service, body: ChatRequest | TokenizeRequest) -> str:
     """The chat's text. Raises `ChatTemplateError`, `ApiError` (400)."""
-    messages = chat.normalise(body.messages or [])
+    tools = body.shown_tools
+    reach = service.templates.reach(bool(tools))
+    messages = in_words(chat.normalise(body.messages or []), tools, reach, service.tool_format or HERMES)
     return service.templates.render(
         messages,
-        body.shown_tools,
+        tools,
         add_generation_prompt=body.add_generation_prompt is not False and not body.continue_final_message,
         continue_final_message=body.continue_final_message,
         variables=body.template_variables,
@@ -79,13 +83,19 @@ def render(service: Service, body: ChatRequest | TokenizeRequest) -> str:
 def judge_fields(
     service: Service, request: Request, body: GenerationRequest | TokenizeRequest | DetokenizeRequest
 ) -> None:
-    """Name the fields that nobody knows; raises `ApiError` (400) for those that cannot be honoured."""
+    """Name the fields that nobody knows or reads; raises `ApiError` (400) for those that cannot be honoured."""
     given = dict(body.other_fields)
     if isinstance(body, GenerationRequest) and given.get("best_of") == body.choices:
         del given["best_of"]  # the best n of n: asks for nothing
     unknown = fields.judge(given, type(body))
+    if isinstance(body, ChatRequest | TokenizeRequest) and body.messages:
+        tools = body.shown_tools
+        unknown += chat_fields.unread(body, body.messages, service.templates.reach(bool(tools)))
+        if isinstance(body, ChatRequest) and tools and not body.must_call and service.tool_format is None:
+            unknown.append("tool_choice")  # the model may call: nobody here reads how it does
     if unknown and service.strict_fields:
-        message = "is not known here (see docs/api.md); leave it out, or start without --strict-fields"
+        message = "is not known here, or without effect with this model (see docs/api.md); leave it out, or start "
+        message += "without --strict-fields"
         raise bad_request(unknown[0], message)
     if unknown:
         service.metrics.count("semipd_requests_with_unknown_fields_total")

@@ -161,7 +161,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "semipd_requests_with_unknown_fields_total",
         "counter",
-        "Requests with fields that nobody here knows; the answer's header x-semipd-unknown-fields names them.",
+        "Requests with fields that nobody here knows or reads; the answer's header x-semipd-unknown-fields names them.",
     ),
     Metric(
         "semipd_rejected_requests_total",

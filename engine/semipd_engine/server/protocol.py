@@ -38,6 +38,14 @@ GRAMMAR_FIELDS = (
     *("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
     *("guided_json_object", "guided_whitespace_pattern"),
 )
+NO_VARIABLES = {
+    "messages": "send them as messages",
+    "tools": "send them as tools",
+    "continue_final_message": "send it as a field of the request",
+    "chat_template": "templates come with the model; send a rendered prompt to /v1/completions",
+    "tokenize": "ask /tokenize for a chat's tokens",
+}
+"""Names that `chat_template_kwargs` may not have: what the template must see is settled, or it is none of its own."""
 REQUEST_ID = r"^[!-~]{1,128}$"
 """Of printable ASCII, without blanks."""
 
@@ -152,14 +160,16 @@ class TemplateFields(BaseModel):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
     @property
+    def effort_variables(self) -> dict[str, Any]:
+        if self.reasoning_effort is None:
+            return {}
+        return {"reasoning_effort": self.reasoning_effort, "enable_thinking": self.reasoning_effort != "none"}
+
+    @property
     def template_variables(self) -> dict[str, Any]:
         """The client's own `chat_template_kwargs` win."""
-        variables: dict[str, Any] = {}
-        if self.documents is not None:
-            variables["documents"] = self.documents
-        if self.reasoning_effort is not None:
-            variables["reasoning_effort"] = self.reasoning_effort
-            variables["enable_thinking"] = self.reasoning_effort != "none"
+        variables = {} if self.documents is None else {"documents": self.documents}
+        variables |= self.effort_variables
         return variables | (self.chat_template_kwargs or {})
 
     @property
@@ -168,7 +178,11 @@ class TemplateFields(BaseModel):
 
     @model_validator(mode="after")
     def _check_template_fields(self) -> TemplateFields:
-        if self.continue_final_message and self.add_generation_prompt:
+        given = self.chat_template_kwargs or {}
+        for name in given:
+            if name in NO_VARIABLES:
+                raise ValueError(f"chat_template_kwargs: {name} is no variable of a client's; {NO_VARIABLES[name]}")
+        if self.continue_final_message and given.get("add_generation_prompt", self.add_generation_prompt):
             raise ValueError("continue_final_message: excludes add_generation_prompt: true; set that to false")
         return self
 

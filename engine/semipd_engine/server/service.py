@@ -63,12 +63,14 @@ class Service:
         self.started_at = int(time.time())
         self.request_timeout = options.request_timeout
         self.strict_fields = options.strict_fields
+        self.templates.reach(with_tools=False)
+        told = None if self.templates.reach(with_tools=True).tools else HERMES
         self.tool_format = (
-            format_of(self.card.chat_templates)
+            format_of(self.card.chat_templates) or told
             if options.tool_parser is ToolParser.AUTO
             else TOOL_FORMATS.get(options.tool_parser)
         )
-        """How the model writes calls, where that is known."""
+        """How the model writes calls, where that is known: by its template, or as it is told here (`told_tools`)."""
         self.reasons = options.reasoning_parser is ReasoningParser.THINK or (
             options.reasoning_parser is ReasoningParser.AUTO and reasons(self.card.chat_templates)
         )

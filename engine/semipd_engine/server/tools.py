@@ -107,6 +107,10 @@ def _checked_name(tool: Any, number: int) -> str:
     name = function.get("name")
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
         raise ValueError(f"{number}.function.name must be 1 to 64 letters, digits, '_', '-' or '.'")
+    if not isinstance(function.get("description"), str | None):
+        raise ValueError(f"{number}.function.description must be a string")
+    if not isinstance(function.get("strict"), bool | None):
+        raise ValueError(f"{number}.function.strict must be true or false")
     parameters = function.get("parameters")
     if not isinstance(parameters, dict | None):
         raise ValueError(f"{number}.function.parameters must be a JSON schema, an object")

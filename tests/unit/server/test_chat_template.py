@@ -99,7 +99,7 @@ def test_a_failing_template_says_so(template: str | None, words: str) -> None:
 
 def test_clients_cannot_replace_the_messages() -> None:
     templates = ChatTemplates({"default": "{{ messages | length }}{{ bos_token }}"}, {"bos_token": "<s>"})
-    assert templates.render([USER], variables={"messages": [1, 2, 3], "bos_token": "!"}) == "1<s>"
+    assert templates.render([USER], variables={"messages": [1, 2, 3], "bos_token": "!"}) == "1!"
 
 
 def test_messages_are_normalised() -> None:

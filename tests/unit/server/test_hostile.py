@@ -95,7 +95,7 @@ BODIES: list[tuple[str, str, str | None]] = [
     (COMPLETIONS, nested(100_000), "body"),
     (CHAT, '{"messages": [' + USER + '], "max_tokens": 1, "tool_choice": "auto"}', None),
     (CHAT, '{"messages": [{"role": "assistant", "content": null, "refusal": "No."}], "max_tokens": 1}', None),
-    (CHAT, '{"messages": [' + USER + '], "chat_template_kwargs": {"messages": [], "x": NaN}, "max_tokens": 1}', None),
+    (CHAT, '{"messages": [' + USER + '], "chat_template_kwargs": {"y": [], "x": NaN}, "max_tokens": 1}', None),
     (CHAT, '{"messages": [' + USER + ', {"role": "assistant", "content": "It is"}], "continue_final_message": true, '
      '"add_generation_prompt": null, "max_tokens": 1}', None),
     (CHAT, '{"messages": "x"}', "messages"),
@@ -206,7 +206,7 @@ def test_false_asks_for_no_logprobs(api: Api) -> None:
 @pytest.mark.parametrize("path", ["/chat/completions", "/v1/v1/chat/completions"])
 def test_a_base_url_with_too_little_or_too_much_is_told_so(api: Api, path: str) -> None:
     assert "use /v1/chat/completions," in api.client.post(path, json={}).json()["error"]["message"]
-    assert "see /docs" in api.client.get("/v1/engines").json()["error"]["message"]
+    assert "see /docs" in api.client.get("/v1/nothing").json()["error"]["message"]
 
 
 POST = b"POST /v1/completions HTTP/1.1\r\n"

@@ -304,13 +304,14 @@ def test_an_answer_with_a_grammar_is_all_content(tool_api: Api, tokens: RustToke
     assert message == {"role": "assistant", "content": '{"a": "<think>"}'}
 
 
-@pytest.mark.parametrize("template", ["{{ messages }}", "<tool_call> <think>"])
+@pytest.mark.parametrize("template", ["{{ tools }}{{ messages }}", "{{ messages }}", "<tool_call> <think>"])
 def test_the_flags_win_over_the_template(tmp_path: Path, template: str) -> None:
     model = write_model(tmp_path / "model")
     (model / "chat_template.jinja").write_text(template)
     known = "<think>" in template
+    told = "tools" not in template  # here, in words
     for tools, reasoning, form, reads in (
-        ("auto", "auto", HERMES if known else None, known),
+        ("auto", "auto", HERMES if known or told else None, known),
         ("none", "none", None, False),
         ("llama3_json", "think", LLAMA3_JSON, True),
     ):
