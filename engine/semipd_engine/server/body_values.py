@@ -6,9 +6,10 @@ Each type is a value that its field has after the check, with what OpenAPI says 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from itertools import chain, islice
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import BeforeValidator, FailFast, Field, PlainValidator, WithJsonSchema
 
 from semipd_engine.server import body_schemas
 from semipd_engine.server.tools import (
@@ -27,6 +28,16 @@ MAX_BIASED = 1024
 MAX_STOP_CHARACTERS = 1 << 16
 INT32_MAX = 2**31 - 1
 
+Item = TypeVar("Item")
+
+
+class _FirstOnly(FailFast):
+    __hash__ = object.__hash__
+    """Python 3.11 hashes what stands in a union."""
+
+
+Listed = Annotated[list[Item], _FirstOnly()]
+"""A list of the body. Its first bad item is all that is told: a finding for each of many would hold everybody up."""
 Prompt = str | list[int]
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX, json_schema_extra={"format": body_schemas.TOKEN_ID})]
 TokenCount = Annotated[int, Field(ge=0, le=INT32_MAX), WithJsonSchema(body_schemas.COUNT)]
@@ -55,9 +66,10 @@ def _parse_prompts(value: Any) -> list[Prompt]:
             return value
         if (ids := _ids(value)) is not None:
             return [ids]
-        lists = [ids for item in value if isinstance(item, list) and item and (ids := _ids(item)) is not None]
-        if len(lists) == len(value):
-            return list[Prompt](lists)
+        lists = set(map(type, value)) == {list} and all(value)
+        if lists and (ids := _ids(list(chain.from_iterable(value)))) is not None:
+            left = iter(ids)
+            return [list(islice(left, len(item))) for item in value]
     raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists, none empty")
 
 
@@ -97,7 +109,7 @@ Tools = Annotated[
     PlainValidator(check_tools),
     WithJsonSchema({"type": "array", "maxItems": MAX_TOOLS, "items": TOOL_SCHEMA}),
 ]
-Stop = Annotated[list[str], BeforeValidator(_parse_stop), WithJsonSchema(body_schemas.STOP)]
+Stop = Annotated[Listed[str], BeforeValidator(_parse_stop), WithJsonSchema(body_schemas.STOP)]
 Prompts = Annotated[list[Prompt], PlainValidator(_parse_prompts), WithJsonSchema(body_schemas.PROMPT)]
 Schema = Annotated[Any, PlainValidator(_check_schema)]
 ToolChoice = Annotated[str | dict[str, Any], PlainValidator(check_tool_choice), WithJsonSchema(TOOL_CHOICE_SCHEMA)]

@@ -13,7 +13,7 @@ from semipd_engine.server import chat, chat_fields, fields
 from semipd_engine.server.errors import ApiError, bad_request, engine_failure
 from semipd_engine.server.generation import Generation
 from semipd_engine.server.headers import UNKNOWN_FIELDS_HEADER, add_header, request_id
-from semipd_engine.server.http_io import EventStream, event, json_response, read_body, while_connected
+from semipd_engine.server.http_io import EventStream, event, json_response, while_connected
 from semipd_engine.server.json_text import dump
 from semipd_engine.server.protocol import (
     ChatRequest,
@@ -41,7 +41,7 @@ from semipd_engine.server.tools import HERMES
 
 async def completions(service: Service, request: Request) -> Response:
     """POST /v1/completions."""
-    body, size = await read_body(request, CompletionRequest, service.max_model_len)
+    body, size = await service.bodies.read(request, CompletionRequest, service.max_model_len)
     service.check_model(body.model)
     judge_fields(service, request, body)
     shape = CompletionShape(body, service.tokenizer)
@@ -55,7 +55,7 @@ async def completions(service: Service, request: Request) -> Response:
 
 async def chat_completions(service: Service, request: Request) -> Response:
     """POST /v1/chat/completions."""
-    body, size = await read_body(request, ChatRequest, service.max_model_len)
+    body, size = await service.bodies.read(request, ChatRequest, service.max_model_len)
     service.check_model(body.model)
     judge_fields(service, request, body)
     shape = ChatShape(body, service.tokenizer)

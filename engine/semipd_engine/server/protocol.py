@@ -15,6 +15,7 @@ from semipd_engine.server.body_values import (
     INT32_MAX,
     MAX_LOGPROBS,
     AnswerTokens,
+    Listed,
     LogitBias,
     LogprobCount,
     Message,
@@ -76,7 +77,7 @@ class GenerationRequest(BaseModel):
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
     logit_bias: LogitBias | None = None
     stop: Stop | None = None
-    stop_token_ids: list[TokenId] | None = Field(default=None, max_length=1024)
+    stop_token_ids: Listed[TokenId] | None = Field(default=None, max_length=1024)
     include_stop_str_in_output: Off = False
     ignore_eos: Off = False
     min_tokens: TokenCount | None = None
@@ -88,7 +89,7 @@ class GenerationRequest(BaseModel):
     structured_outputs: Annotated[dict[str, Any], WithJsonSchema(body_schemas.STRUCTURED_OUTPUTS)] | None = None
     guided_json: Schema = None
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: Listed[str] | None = None
     guided_grammar: str | None = None
     guided_json_object: bool | None = None
     guided_whitespace_pattern: str | None = None
@@ -156,7 +157,7 @@ class TemplateFields(BaseModel):
     add_generation_prompt: bool | None = None
     continue_final_message: Off = False
     chat_template_kwargs: dict[str, Any] | None = None
-    documents: list[dict[str, Any]] | None = None
+    documents: Listed[dict[str, Any]] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
     @property
@@ -190,7 +191,7 @@ class TemplateFields(BaseModel):
 class ChatRequest(GenerationRequest, TemplateFields):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Listed[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     include_reasoning: bool | None = None
@@ -232,7 +233,7 @@ class TokenizeRequest(TemplateFields):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
+    messages: Listed[Message] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
     add_special_tokens: bool | None = None
     return_token_strs: Off = False
 
@@ -253,7 +254,7 @@ class DetokenizeRequest(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: Listed[TokenId]
 
     @property
     def other_fields(self) -> dict[str, Any]:

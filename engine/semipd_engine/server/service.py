@@ -21,6 +21,7 @@ from semipd_engine.contract import EngineOptions, ReasoningParser, ToolParser
 from semipd_engine.ipc.requests import CoreState, Outputs, Rejected
 from semipd_engine.server.admission import OUTAGE_GRACE_SECONDS, Admission
 from semipd_engine.server.answer import MARKERS, AnswerOptions
+from semipd_engine.server.bodies import Bodies
 from semipd_engine.server.body_values import Prompt
 from semipd_engine.server.chat import thinks
 from semipd_engine.server.core_client import CoreClient
@@ -59,6 +60,7 @@ class Service:
         self.metrics = EngineMetrics(self.card.name, options.block_size)
         self.admission = Admission(options.max_queued_requests, time.monotonic)
         self.core = CoreClient(options.run_dir, self)
+        self.bodies = Bodies()
         self.generations = Generations(self.metrics, self.tokenizer, self.core.send)
         self.started_at = int(time.time())
         self.request_timeout = options.request_timeout

@@ -6,9 +6,10 @@ from __future__ import annotations
 from fastapi import Request, Response
 
 from semipd_engine.cards.tokenizer import TextTooLong
+from semipd_engine.server.bodies import most_values
 from semipd_engine.server.errors import ApiError
 from semipd_engine.server.handlers import judge_fields, render
-from semipd_engine.server.http_io import json_response, most_values, read_body
+from semipd_engine.server.http_io import json_response
 from semipd_engine.server.json_text import dump
 from semipd_engine.server.params import check_token_ids
 from semipd_engine.server.protocol import DetokenizeRequest, TokenizeRequest
@@ -17,7 +18,7 @@ from semipd_engine.server.service import Service
 
 async def tokenize(service: Service, request: Request) -> Response:
     """Ids of a text of any length that `detokenize` would take back."""
-    body, size = await read_body(request, TokenizeRequest, service.max_model_len)
+    body, size = await service.bodies.read(request, TokenizeRequest, service.max_model_len)
     service.check_model(body.model)
     judge_fields(service, request, body)
     special = body.prompt is not None if body.add_special_tokens is None else body.add_special_tokens
@@ -43,7 +44,7 @@ async def tokenize(service: Service, request: Request) -> Response:
 
 
 async def detokenize(service: Service, request: Request) -> Response:
-    body, size = await read_body(request, DetokenizeRequest, service.max_model_len)
+    body, size = await service.bodies.read(request, DetokenizeRequest, service.max_model_len)
     service.check_model(body.model)
     judge_fields(service, request, body)
     check_token_ids("tokens", body.tokens, service.card.vocab_size)

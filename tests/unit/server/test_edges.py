@@ -21,7 +21,6 @@ from tokenizers import Tokenizer
 from e2e.lib.waiting import wait_until
 from semipd_engine.cards.tokenizer import CHARACTERS_AT_ONCE, TextTooLong
 from semipd_engine.contract import EngineOptions
-from semipd_engine.server.http_io import elements
 from semipd_engine.server.protocol import CompletionRequest
 from semipd_engine.server.service import INLINE_BYTES, LARGE_BYTES, Service
 
@@ -80,12 +79,12 @@ def test_of_a_huge_text_little_is_tokenised(service: Service, monkeypatch: pytes
 
     monkeypatch.setattr(service.tokenizer, "_encode", counted)
     with pytest.raises(TextTooLong):
-        service.tokenizer.encode("lorem ipsum " * 2_000_000, True, 256)
+        service.tokenizer.encode("lorem ipsum " * 300_000, True, 256)
     assert sum(tokenised) <= 32 * CHARACTERS_AT_ONCE * 256
 
 
 def test_a_huge_text_is_refused(api: Api) -> None:
-    refused = api.client.post("/v1/completions", content=json.dumps({"prompt": "lorem ipsum " * 2_000_000}).encode())
+    refused = api.client.post("/v1/completions", content=json.dumps({"prompt": "lorem ipsum " * 300_000}).encode())
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
     chat = api.client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "dog " * 100_000}]})
     assert (chat.status_code, chat.json()["error"]["code"]) == (400, "context_length_exceeded")
@@ -108,24 +107,6 @@ def test_many_values_are_refused_before_they_are_parsed(api: Api) -> None:
     refused = api.client.post("/v1/completions", json={"prompt": [5] * 200_000})
     assert refused.status_code == 413
     assert api.complete("a,[{" * 50_000).json()["error"]["code"] == "context_length_exceeded", "no values: one text"
-
-
-@pytest.mark.parametrize(
-    ("body", "count"),
-    [
-        (b'{"a": [1, 2, 3], "b": {}}', 6),
-        (b'{"a,[{": "x,\\\\\\",[{", "b": "\\\\"}', 2),
-        (b'{"a": "never ends,,,', 1),
-        (b"", 0),
-    ],
-)
-def test_values_are_counted_outside_of_strings(body: bytes, count: int) -> None:
-    assert elements(body, 100) == count
-
-
-def test_more_strings_than_values_can_have_are_too_many() -> None:
-    """Such a text is no JSON, and each string is a turn of the loop."""
-    assert elements(b'"x"' * 203, 100) == 101
 
 
 def test_more_sequences_than_the_queue_holds_are_refused(api: Api) -> None:
