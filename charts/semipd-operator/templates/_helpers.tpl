@@ -2,22 +2,29 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
+{{- /* With room for a suffix in a label's 63 characters. */}}
+{{- define "semipd-operator.shortName" -}}
+{{- include "semipd-operator.name" . | trunc 56 | trimSuffix "-" }}
+{{- end }}
+
+{{- /* A Service bears it, so it has no dots; a release may. */}}
 {{- define "semipd-operator.fullname" -}}
 {{- if .Values.fullnameOverride }}
 {{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" }}
 {{- else }}
 {{- $name := include "semipd-operator.name" . }}
-{{- if contains $name .Release.Name }}
-{{- .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- $release := .Release.Name | replace "." "-" }}
+{{- if contains $name $release }}
+{{- $release | trunc 63 | trimSuffix "-" }}
 {{- else }}
-{{- printf "%s-%s" .Release.Name $name | trunc 63 | trimSuffix "-" }}
+{{- printf "%s-%s" $release $name | trunc 63 | trimSuffix "-" }}
 {{- end }}
 {{- end }}
 {{- end }}
 
 {{- define "semipd-operator.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "semipd-operator.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "semipd-operator.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: operator
 {{- end }}
 
@@ -25,8 +32,18 @@ app.kubernetes.io/component: operator
 {{ include "semipd-operator.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: semipd
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" | quote }}
+{{- end }}
+
+{{- define "semipd-operator.podLabels" -}}
+{{- $own := include "semipd-operator.selectorLabels" . | fromYaml }}
+{{- range $name, $_ := .Values.podLabels }}
+{{- if hasKey $own $name }}
+{{- fail (printf "podLabels: %s is the chart's own, by which the Deployment finds its pods; choose another label" $name) }}
+{{- end }}
+{{- end }}
+{{- toYaml (merge (dict) (.Values.podLabels | default dict) (include "semipd-operator.labels" . | fromYaml)) }}
 {{- end }}
 
 {{- define "semipd-operator.serviceAccountName" -}}
@@ -109,10 +126,10 @@ v1beta1.external.metrics.k8s.io
 {{- if not (include "semipd-operator.openshift" .) }}
 {{- $own = merge $own (dict "runAsUser" $user "runAsGroup" $user "fsGroup" $user) }}
 {{- end }}
-{{- toYaml (mergeOverwrite $own .Values.podSecurityContext) }}
+{{- toYaml (mergeOverwrite $own (.Values.podSecurityContext | default dict)) }}
 {{- end }}
 
 {{- define "semipd-operator.containerSecurity" -}}
 {{- $own := dict "allowPrivilegeEscalation" false "readOnlyRootFilesystem" true "capabilities" (dict "drop" (list "ALL")) }}
-{{- toYaml (mergeOverwrite $own .Values.securityContext) }}
+{{- toYaml (mergeOverwrite $own (.Values.securityContext | default dict)) }}
 {{- end }}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 from collections.abc import AsyncIterator
 from functools import partial
@@ -196,6 +197,51 @@ async def test_what_is_no_http_is_told_so(protocol: Any, sent: bytes) -> None:
 
 
 @pytest.mark.parametrize("protocol", [answering(H11Protocol), http_protocol()])
+async def test_what_is_refused_before_it_has_a_route_has_an_id_too(protocol: Any) -> None:
+    """The client's own, where its head was read."""
+    begun = b"POST / HTTP/1.1\r\nhost: a\r\nx-request-id: mine\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"
+    for sent, wanted in ((b"hello\r\n\r\n", rb"[0-9a-f]{32}"), (begun, b"mine")):
+        async with connected(protocol) as (reader, writer):
+            writer.write(sent)
+            answer = await reader.read()
+            assert refusal(answer)["code"] == "invalid_http"
+            assert re.findall(rb"\r\nx-request-id: ([^\r]*)\r\n", answer) != []
+            assert all(re.fullmatch(wanted, found) for found in re.findall(rb"\r\nx-request-id: ([^\r]*)\r\n", answer))
+
+
+async def in_pieces(scope: Any, receive: Any, send: Any) -> None:
+    """An application that does not say how long its answer is."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    for piece in (b"one ", b"", b"two ", b"three"):
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.parametrize("protocol", [answering(H11Protocol), http_protocol()])
+async def test_an_answer_in_pieces_has_no_chunks_for_http_1_0(protocol: Any) -> None:
+    server = await asyncio.get_running_loop().create_server(lambda: made(protocol, in_pieces), "127.0.0.1")
+    async with server, asyncio.timeout(PATIENCE_S):
+        for version, chunked in ((b"1.0", False), (b"1.1", True)):
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(b"GET / HTTP/" + version + b"\r\nhost: a\r\nconnection: close\r\n\r\n")
+            head, _, body = (await reader.read()).lower().partition(b"\r\n\r\n")
+            assert (b"transfer-encoding: chunked" in head) is chunked and b"connection: close" in head
+            assert (body == b"one two three") is not chunked and body.count(b"two ") == 1
+            writer.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_of_http_1_0_gets_its_answer(api: Api, stream: bool) -> None:
+    content = json.dumps({"prompt": "The", "max_tokens": 4, "stream": stream}).encode()
+    host = httpx.URL(api.url)
+    with socket.create_connection((host.host, host.port or 80)) as sock:
+        sock.sendall(b"POST /v1/completions HTTP/1.0\r\ncontent-length: %d\r\n\r\n" % len(content) + content)
+        head, _, body = read_all(sock).partition(b"\r\n\r\n")
+    assert b" 200 OK\r\n" in head and b"chunked" not in head and b"connection: close" in head
+    assert body.endswith(b"data: [DONE]\n\n") and body.startswith(b"data: {") if stream else json.loads(body)["choices"]
+
+
+@pytest.mark.parametrize("protocol", [answering(H11Protocol), http_protocol()])
 @pytest.mark.parametrize("behind", [b"no request\r\n\r\n", CHUNKED + b"zz\r\nabc"])
 async def test_what_follows_a_whole_request_does_not_take_its_answer_away(protocol: Any, behind: bytes) -> None:
     async with connected(protocol) as (reader, writer):
@@ -281,6 +327,8 @@ def test_head_and_other_methods(api: Api) -> None:
     assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
     error = refused.json()["error"]
     assert error["message"] == "GET /v1/completions: Method Not Allowed; use POST" and error["code"] == "unknown_url"
+    for path in ("/v1/embeddings", "/v1/files/x", "/nowhere", "/v1/completions"):
+        assert api.client.head(path).status_code == api.client.get(path).status_code, path
     assert set(api.client.post("/health").headers["allow"].split(", ")) == {"GET", "HEAD"}
     assert api.client.options("/v1/completions", headers={"origin": "https://page"}).status_code == 405
 
@@ -297,4 +345,9 @@ def test_pages_of_allowed_origins_may_ask(start_api: StartApi, tmp_path: Path) -
     refused = api.client.get("/v1/models", headers={"origin": "https://page"})
     assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "https://page")
     assert "access-control-allow-origin" not in api.client.get("/health", headers={"origin": "https://evil"}).headers
-    assert api.client.options("/v1/completions", headers={"origin": "https://evil"} | asks).status_code == 400
+    evil = api.client.options("/v1/completions", headers={"origin": "https://evil", "x-request-id": "mine"} | asks)
+    error = evil.json()["error"]
+    assert (evil.status_code, error["param"], error["code"]) == (400, "origin", "origin_not_allowed")
+    assert "https://evil" in error["message"] and "--allowed-origins" in error["message"]
+    assert evil.headers["x-request-id"] == "mine" and "access-control-allow-origin" not in evil.headers
+    assert evil.headers["vary"] == preflight.headers["vary"]
