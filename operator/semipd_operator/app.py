@@ -13,9 +13,7 @@ import signal
 import socket
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, cast
-
-import kopf
+from typing import Any
 
 from semipd_operator import web
 from semipd_operator.agents import AgentClient
@@ -36,7 +34,7 @@ from semipd_operator.render import HPA, OPTIONAL_KINDS
 from semipd_operator.render.names import MANAGED_SELECTOR, managed
 from semipd_operator.settings import MetricsAPISettings, Settings
 from semipd_operator.status_writer import StatusWriter
-from semipd_operator.watches import kopf_settings, registry
+from semipd_operator.watches import listen, registry
 from semipd_operator.workqueue import Key, WorkQueue
 
 log = logging.getLogger(__name__)
@@ -46,6 +44,10 @@ _CRD_WAIT_SECONDS = 2.0
 _RELIST_SECONDS = 2.0
 _OPTIONAL = {kind.kind for kind in OPTIONAL_KINDS}
 _KEY_SECONDS = 5.0
+
+
+class ServicesGone(Exception):
+    """The API server knows no services any more: their CRD was deleted, and all of them with it."""
 
 
 class Operator:
@@ -62,22 +64,16 @@ class Operator:
         self.statuses = StatusWriter(kube, self.informer, self.poller.views, slo_period, self.instance)
         self.reconciler = Reconciler(kube, settings, self.informer, self.poller, self.statuses)
         self._resyncs = 0
+        self._gone = asyncio.Event()
 
     async def run(self) -> None:
-        """Until cancelled, or until a part that must not end ends."""
+        """Until cancelled, or until a part that must not end ends. Raises `ServicesGone`."""
         settings = self.settings
         await self._wait_for_crd()
-        handlers = registry(self.on_event, self.watches.opened)
+        handlers = registry(self.on_event, self.watches.opened, self._gone.set)
         parts = [
-            kopf.operator(
-                registry=handlers,
-                settings=kopf_settings(),
-                # Else Kopf asks for the user's name, which an arbitrary uid does not have.
-                identity=cast(Any, self.instance),
-                standalone=True,
-                clusterwide=not settings.namespaces,
-                namespaces=settings.namespaces,
-            ),
+            listen(handlers, self.instance, settings.namespaces),
+            self._end_with_the_crd(),
             self._resync(),
             self._follow_keys(),
             *(self._work() for _ in range(settings.workers)),
@@ -90,6 +86,7 @@ class Operator:
             for task in done:
                 task.result()
         finally:
+            self.health.ended()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -178,6 +175,8 @@ class Operator:
         try:
             found, version = await self.kube.list(KINDS[kind][0], kind, namespace, selector)
         except ApiRefused as refused:
+            if refused.status == 404 and kind == KIND:
+                self._gone.set()
             if refused.status != 403 or kind not in _OPTIONAL:
                 raise
             for key in self.informer.refused(kind, str(refused), namespace):
@@ -206,6 +205,12 @@ class Operator:
                     self.queue.add(each)
             await asyncio.sleep(_KEY_SECONDS)
 
+    async def _end_with_the_crd(self) -> None:
+        """Kopf does not look for the resources again: what watches a CRD that comes back is another term."""
+        await self._gone.wait()
+        self.kube.forget_discovery()
+        raise ServicesGone(f"the cluster does not know {KIND} {API_VERSION} any more: its CRD was deleted")
+
     async def _wait_for_crd(self) -> None:
         """Kopf looks once for the resources that it watches, so they must be there by then."""
         told = False
@@ -230,7 +235,7 @@ async def run(settings: Settings) -> None:
     loop, this = asyncio.get_running_loop(), asyncio.current_task()
     assert this is not None
 
-    def listen() -> None:
+    def obey() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, this.cancel)
 
@@ -241,15 +246,21 @@ async def run(settings: Settings) -> None:
         judge: list[web.Judge] = [election or web.Unready()]
 
         async def term() -> None:
-            operator = Operator(kube, settings, replica, ring)
-            judge.append(operator.health)
             try:
-                await operator.run()  # Kopf listens to the signals meanwhile, and ends it
+                while True:
+                    operator = Operator(kube, settings, replica, ring)
+                    judge[1:] = [operator.health]
+                    try:
+                        return await operator.run()  # Kopf listens to the signals meanwhile, and ends it
+                    except ServicesGone as gone:
+                        log.warning("%s", gone)
+                    finally:
+                        obey()
+                    await asyncio.sleep(_CRD_WAIT_SECONDS)  # what the server says of its kinds may be that old
             finally:
-                listen()
-                judge.pop()
+                judge[1:] = []
 
-        listen()
+        obey()
         async with web.serve(lambda: judge[-1], settings.health_port, settings.metrics_port):
             try:
                 with contextlib.suppress(asyncio.CancelledError):

@@ -52,7 +52,7 @@ class Health:
     def __init__(self, queue: WorkQueue, watches: WatchFreshness, limit_seconds: float) -> None:
         self._queue, self._watches, self._limit = queue, watches, limit_seconds
         self._came_round = time.monotonic()
-        self._listed = False
+        self._listed = self._over = False
 
     def came_round(self) -> None:
         """The resync was tried, with or without success."""
@@ -62,8 +62,14 @@ class Health:
         """The resync came through."""
         self._listed = True
 
+    def ended(self) -> None:
+        """Nothing is listed or watched any more: another start follows."""
+        self._over = True
+
     def starting(self) -> str:
-        """What has not come through yet since the start; empty once ready, and then for good."""
+        """What has not come through yet since the start; empty once ready, and then until the end."""
+        if self._over:
+            return "starting anew"
         if not self._listed:
             return "starting: no list of the services yet"
         return "" if self._watches.open else "starting: no watch of the services yet"

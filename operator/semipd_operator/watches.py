@@ -2,14 +2,17 @@
 
 Only ``on.event`` handlers, which add neither finalizers nor annotations. It knows no meaning of the objects.
 Kopf does not say when a watch is open, and a quiet watch tells nothing: so Kopf is lent a session that is traced.
+A resource that is gone (404) ends its loop with tracebacks and leaves its other watches without one: what the API
+server says of the services is heard before Kopf hears it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import kopf
@@ -23,9 +26,33 @@ OnEvent = Callable[[str, dict[str, Any], bool], None]
 """(kind, object, gone)"""
 OnWatch = Callable[[str], None]
 """(namespace; empty for all): Kopf has listed the services, and the API server has accepted its watch of them."""
+OnGone = Callable[[], None]
+"""The API server knows no services any more: their CRD was deleted."""
 
 
-def registry(on_event: OnEvent, on_watch: OnWatch) -> kopf.OperatorRegistry:
+async def listen(handlers: kopf.OperatorRegistry, instance: str, namespaces: Collection[str]) -> None:
+    """Kopf's loop, until it is cancelled or a signal ends it. Raises what ended one of its parts: `kopf.operator` would
+    then first wait for every task of the process, ours included, while nothing is watched any more."""
+    tasks = await kopf.spawn_tasks(
+        registry=handlers,
+        settings=kopf_settings(),
+        # Else Kopf asks for the user's name, which an arbitrary uid does not have.
+        identity=cast(Any, instance),
+        standalone=True,
+        clusterwide=not namespaces,
+        namespaces=namespaces,
+    )
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+def registry(on_event: OnEvent, on_watch: OnWatch, on_gone: OnGone) -> kopf.OperatorRegistry:
     handlers = kopf.OperatorRegistry()
     sessions: list[tuple[kopf.ConnectionInfo, kopf.AiohttpSession]] = []
 
@@ -37,7 +64,7 @@ def registry(on_event: OnEvent, on_watch: OnWatch) -> kopf.OperatorRegistry:
             return None
         # Kopf gives up on credentials that it has seen refused: the same ones must come back as the same object.
         if not sessions or sessions[-1][0] != info:
-            sessions[:] = [(info, _traced(info, on_watch))]
+            sessions[:] = [(info, _traced(info, on_watch, on_gone))]
         return sessions[-1][1]
 
     def listen(kind: str) -> None:
@@ -61,12 +88,18 @@ def _by_address(info: kopf.ConnectionInfo, env: Mapping[str, str]) -> kopf.Conne
     return replace(info, server=f"https://{f'[{host}]' if ':' in host else host}:{port}")
 
 
-def _traced(info: kopf.ConnectionInfo, on_watch: OnWatch) -> kopf.AiohttpSession:
-    """The session that Kopf would make of `info`, and a word whenever a watch of the services is open."""
+def _traced(info: kopf.ConnectionInfo, on_watch: OnWatch, on_gone: OnGone) -> kopf.AiohttpSession:
+    """The session that Kopf would make of `info`, and a word whenever a watch of the services is open, or there is
+    nothing to watch."""
 
     async def on_request_end(_session: Any, _context: Any, params: aiohttp.TraceRequestEndParams) -> None:
         *_, before, namespace, plural = ("", "", *params.url.path.split("/"))
-        if plural == PLURAL and params.url.query.get("watch") == "true" and params.response.status == 200:
+        if plural != PLURAL:
+            return
+        if params.response.status == 404:
+            on_gone()
+            await asyncio.Event().wait()  # Kopf, which is about to be ended, never has the answer
+        if params.url.query.get("watch") == "true" and params.response.status == 200:
             on_watch(namespace if before == "namespaces" else "")
 
     trace = aiohttp.TraceConfig()
@@ -100,6 +133,8 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.posting.enabled = False  # events are told after the status is written, by ourselves
     settings.scanning.disabled = True  # would want to list namespaces and CRDs
     settings.peering.standalone = True
+    # Would kill the process ten minutes after a term, whatever it does by then; a pod's end has the kubelet's time.
+    settings.process.ultimate_exiting_timeout = None
     # Not used by on.event handlers; set so that nothing of ours could ever carry Kopf's names.
     settings.persistence.finalizer = f"{GROUP}/never"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=GROUP)

@@ -77,7 +77,7 @@ async def operator_loop(kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for key in informer.told(kind, obj, gone=gone):
             told.news.append((key, kind, gone))
 
-    handlers = registry(hear, told.open.append)
+    handlers = registry(hear, told.open.append, lambda: None)
     # A thread with a loop of its own: Kopf cancels every other task of its loop when it ends.
     stop = threading.Event()
     loop = threading.Thread(
@@ -178,6 +178,7 @@ async def test_a_watch_that_is_not_accepted_is_not_told(
 def test_settings() -> None:
     settings = kopf_settings()
     assert settings.watching.inactivity_timeout == 70, "a silent stream is broken off"
+    assert settings.process.ultimate_exiting_timeout is None, "a leader that stands by is not killed for it"
     assert settings.scanning.disabled and settings.peering.standalone and not settings.posting.enabled
 
 
