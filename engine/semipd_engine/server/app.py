@@ -12,7 +12,6 @@ from fastapi import FastAPI, Request, Response
 from fastapi import Path as PathParameter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -20,6 +19,7 @@ from semipd_engine.cards.chat_template import ChatTemplateError
 from semipd_engine.cards.tokenizer import TokenizerError
 from semipd_engine.contract import EngineOptions, api_keys
 from semipd_engine.server import body_schemas, handlers, tokenization
+from semipd_engine.server.cors import Cors
 from semipd_engine.server.errors import ApiError, bad_request, engine_failure
 from semipd_engine.server.headers import RequestIds
 from semipd_engine.server.held_bodies import HeldBodies
@@ -53,9 +53,7 @@ def create_app(service: Service, options: EngineOptions) -> ASGIApp:
     if origins := [origin.strip() for origin in options.allowed_origins.split(",") if origin.strip()]:
         # Around the key's check: a browser asks without a key whether it may send one.
         shown = ["x-request-id", "x-semipd-unknown-fields", "retry-after"]
-        app.add_middleware(
-            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=shown
-        )
+        app.add_middleware(Cors, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=shown)
     return RequestIds(app)
 
 

@@ -18,6 +18,7 @@ from http import HTTPStatus
 from typing import Any
 
 from semipd_engine.server.errors import ApiError, bad_request
+from semipd_engine.server.headers import REQUEST_ID_HEADER, id_of_request
 
 FIRST_BYTES = b"HTTP/1.1 "
 LOOK_SECONDS = 0.1
@@ -71,6 +72,23 @@ class Outlet:
         return getattr(self._transport, name)
 
 
+def without_chunks(cycle: Any) -> None:
+    """HTTP/1.0 has no chunks (RFC 9112, 6.1): an answer that does not say its length ends with its connection. h11 has
+    it so; httptools' `cycle` is told a length that is always what comes next."""
+    send, sized = cycle.send, True
+
+    async def plain(message: Any) -> None:
+        nonlocal sized
+        if message["type"] == "http.response.start":
+            sized = any(name.lower() == b"content-length" for name, _ in message["headers"])
+            cycle.chunked_encoding = None if sized else False
+        elif not sized:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    cycle.send = plain
+
+
 def answering(protocol: type[Any]) -> type[Any]:
     """uvicorn's `protocol`, whose answers reach clients that close their half of the connection early or are refused
     before they have sent all. What is no request is refused as everything is refused here; an answer that is being made
@@ -98,6 +116,8 @@ def answering(protocol: type[Any]) -> type[Any]:
 
         def _start_asgi_task(self, cycle: Any, app: Any) -> None:
             self._serving = cycle
+            if cycle.scope["http_version"] == "1.0":
+                without_chunks(cycle)
             super()._start_asgi_task(cycle, app)
 
         def data_received(self, data: bytes) -> None:
@@ -142,8 +162,9 @@ def answering(protocol: type[Any]) -> type[Any]:
             if cycle is not None and not cycle.more_body and not cycle.response_complete:
                 cycle.keep_alive = False
                 return
+            asked: list[tuple[bytes, bytes]] = []
             if cycle is not None and cycle.more_body:
-                answered = cycle.response_started
+                asked, answered = cycle.scope["headers"], cycle.response_started
                 cycle.disconnected = True  # it waits for a body that never ends
                 cycle.message_event.set()
                 if answered:
@@ -151,6 +172,7 @@ def answering(protocol: type[Any]) -> type[Any]:
                     return
             head = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"]
             head += [f"{name}: {value}" for name, value in error.headers().items()]
+            head.append(f"{REQUEST_ID_HEADER.decode()}: {id_of_request(asked)}")
             head += [f"content-length: {len(error.body())}", "connection: close", "", ""]
             self.transport.write("\r\n".join(head).encode("ascii") + error.body())
             self.transport.close()

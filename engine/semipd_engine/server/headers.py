@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
+from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,8 +29,7 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(REQUEST_ID_HEADER, b"").decode("latin-1")
-        scope[_ID] = given if re.match(REQUEST_ID, given) else uuid.uuid4().hex
+        scope[_ID] = id_of_request(scope["headers"])
         added: list[tuple[bytes, bytes]] = [(REQUEST_ID_HEADER, scope[_ID].encode())]
         scope[_ADDED] = added
 
@@ -42,6 +42,12 @@ class RequestIds:
             await send(message)
 
         await self._app(scope, receive, with_headers)
+
+
+def id_of_request(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The client's, or a new one in place of one that no header may carry on, or no log."""
+    given = dict(headers).get(REQUEST_ID_HEADER, b"").decode("latin-1")
+    return given if re.fullmatch(REQUEST_ID, given) else uuid.uuid4().hex
 
 
 def request_id(scope: Scope) -> str:
