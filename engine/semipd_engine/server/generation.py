@@ -9,8 +9,9 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from types import TracebackType
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -25,6 +26,8 @@ from semipd_engine.server.sequence import Delta, Sequence, TextOptions
 from semipd_engine.server.terms import Terms
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Generations:
@@ -100,6 +103,8 @@ class Generation:
         self._closed = False
         self._terms = Terms()
         self._expiry: asyncio.TimerHandle | None = None
+        self._work: asyncio.Task[Any] | None = None
+        """What is done for it before it starts."""
         generations.open += 1
         generations.waiting += len(self._tickets)
         generations.in_work += len(self._tickets)
@@ -122,6 +127,20 @@ class Generation:
             return  # it has finished, and only its client is slow
         self._all.metrics.count("semipd_expired_requests_total")
         self.fail(expired(seconds))
+
+    async def in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        """Its result. Raises `ApiError` once the request's time is over: the work is given up then."""
+        self._work = task = asyncio.ensure_future(work)
+        if self._error is not None:
+            task.cancel()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if self._error is not None:
+                raise self._error from None
+            raise
+        finally:
+            self._work = None
 
     def start(self, prompts: Iterable[tuple[list[int], Sampling]], n: int, options: TextOptions) -> None:
         """Send ``n`` sequences for each prompt to core, in the order of the choices. Raises `ApiError` if the request's
@@ -179,6 +198,8 @@ class Generation:
         """End the whole request; `deltas` raises `error` after what came before it."""
         if self._error is None:
             self._error = error
+        if self._work is not None:
+            self._work.cancel()
         self._end_running("error")
         self._wake.set()
 

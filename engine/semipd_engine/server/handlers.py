@@ -116,8 +116,9 @@ async def _answer(
     generation = service.admit(shape.prefix, name, prompts, body.choices, terms.ttft_target)
     generation.accept(terms)
     try:
-        grammar = await service.grammar(body, request.receive)
-        await service.start(generation, body, await service.tokenise(size, encode, request.receive), grammar)
+        grammar = await generation.in_time(service.grammar(body, request.receive))
+        encoded = await generation.in_time(service.tokenise(size, encode, request.receive))
+        await generation.in_time(service.start(generation, body, encoded, grammar))
         if body.stream:
             events = _events(service, generation, body, shape)
             return EventStream(events, finished=generation.close)

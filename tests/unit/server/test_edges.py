@@ -6,13 +6,15 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import Request
 from starlette.requests import ClientDisconnect
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 from tests.unit.server.api_process import Api
 from tests.unit.server.test_completions import events, say
 from tests.unit.server.test_connections import half_closed
@@ -20,7 +22,11 @@ from tokenizers import Tokenizer
 
 from e2e.lib.waiting import wait_until
 from semipd_engine.cards.tokenizer import CHARACTERS_AT_ONCE, TextTooLong
-from semipd_engine.contract import EngineOptions
+from semipd_engine.contract import EngineOptions, EngineState
+from semipd_engine.ipc.requests import CoreState
+from semipd_engine.server import handlers
+from semipd_engine.server.errors import ApiError
+from semipd_engine.server.headers import RequestIds
 from semipd_engine.server.protocol import CompletionRequest
 from semipd_engine.server.service import INLINE_BYTES, LARGE_BYTES, Service
 
@@ -67,6 +73,50 @@ async def test_nobody_waits_for_work_that_takes_long(service: Service, monkeypat
     assert await asyncio.gather(long, huge, grammar) == ["long", "huge", "grammar"]
     assert await service.tokenise(INLINE_BYTES + 1, lambda: "next", connected) == "next"
     assert len(begun) == 3
+
+
+async def test_a_request_whose_time_is_over_waits_for_no_work_of_another(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread stands still at work of others: whose turn does not come in its time has 504, and is never begun."""
+    go, begun = threading.Event(), list[str]()
+
+    def work(name: str) -> str:
+        begun.append(name)
+        assert go.wait(60)
+        return ""
+
+    async def connected() -> Message:
+        await asyncio.sleep(3600)
+        return {}
+
+    body = json.dumps({"prompt": "The " * INLINE_BYTES}).encode()
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        return messages.pop() if messages else await connected()
+
+    headers = [(b"x-request-timeout-ms", b"20")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
+    monkeypatch.setattr(service, "encode_prompts", lambda *_: work("its own"))
+    service.core_state(CoreState(ready=True, state=EngineState.READY, admitting=True, max_model_len=512))
+    others = asyncio.create_task(service.tokenise(INLINE_BYTES + 1, lambda: work("others"), connected))
+    await asyncio.to_thread(wait_until, lambda: begun == ["others"])
+    with pytest.raises(ApiError) as refused:
+        await RequestIds(partial(_handled, service))(scope, receive, _unsent)
+    assert (refused.value.status, refused.value.code) == (504, "deadline_exceeded")
+    assert service.generations.open == 0 and not service.generations.by_key
+    go.set()
+    await others
+    await service.tokenise(INLINE_BYTES + 1, lambda: "next", connected)
+    assert "its own" not in begun
+
+
+async def _handled(service: Service, scope: Scope, receive: Receive, send: Send) -> None:
+    await handlers.completions(service, Request(scope, receive))
+
+
+async def _unsent(_: Message) -> None: ...
 
 
 def test_of_a_huge_text_little_is_tokenised(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
