@@ -23,9 +23,9 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
-def helm(cluster: Cluster, *arguments: str) -> str:
+def helm(cluster: Cluster, *arguments: str, namespace: str = "semipd-system") -> str:
     answer = subprocess.run(
-        [helm_program(), "--kubeconfig", cluster.kubeconfig, "-n", "semipd-system", *arguments],
+        [helm_program(), "--kubeconfig", cluster.kubeconfig, "-n", namespace, *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -62,6 +62,17 @@ def test_install_upgrade_uninstall(bare: Cluster) -> None:
 
     bare.kubectl("delete", "spd", "kept", "-n", "default", "--timeout=60s")
     assert bare.get("spd", "kept", "default") is None
+
+
+@pytest.mark.parametrize(("release", "namespace"), [("true", "1234"), ("y.1", "1e5")])
+def test_names_that_yaml_takes_for_something_else(bare: Cluster, release: str, namespace: str) -> None:
+    chart = str(ROOT / "charts/semipd-operator")
+    quoted = ("--set-string", "priorityClassName=1000,serviceAccount.name=0x10,key.existingSecret=123")
+    watched = ("--set-json", f'watchNamespaces=["{namespace}"]', "--set", "crds.enabled=false")
+    helm(bare, "install", release, chart, "--create-namespace", *quoted, *watched, namespace=namespace)
+    pod = bare.get("deployment", f"{release.replace('.', '-')}-semipd-operator", namespace)["spec"]["template"]["spec"]
+    assert (pod["priorityClassName"], pod["serviceAccountName"]) == ("1000", "0x10")
+    helm(bare, "uninstall", release, namespace=namespace)
 
 
 def test_users_get_the_resource_with_their_roles(bare: Cluster) -> None:
