@@ -6,6 +6,7 @@ a thread of its own: it may take a second, and masks of grammars that are compil
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -13,9 +14,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from semipd_engine.cards.model_card import load_model_card
-from semipd_engine.cards.tokenizer import Tokenizer
+from semipd_engine.cards.guidance import new_matcher, read_vocabulary, words
 from semipd_engine.core.request import ConstraintError
+from semipd_engine.ipc.requests import GRAMMAR_LIMIT
 
 KEPT = 64
 """Compiled grammars that are kept for the requests to come."""
@@ -23,6 +24,12 @@ WAIT_SECONDS = 0.002
 """So long the loop waits for masks, in all, before it plans without them: most take a tenth of a millisecond."""
 WAIT_SHARE = 0.1
 """Part of the time that may be spent on that."""
+STACK_BYTES = 64 << 20
+"""Of the threads: eight times what a grammar may take where it is tried first (`server.grammar_trial`), so that none
+that comes here ends core. Only what is used is ever in memory."""
+
+LEFT = ("doesn't satisfy the grammar", "parser stopped")
+"""llguidance's words for a token that no mask had."""
 
 
 class Grammars:
@@ -31,8 +38,8 @@ class Grammars:
     def __init__(self, model: Path, masks_ready: Callable[[], None]) -> None:
         self._model = model
         self._masks_ready = masks_ready
-        self._compiling = ThreadPoolExecutor(1, "grammar")
-        self._masking = ThreadPoolExecutor(1, "mask")
+        self._compiling = _deep_thread("grammar")
+        self._masking = _deep_thread("mask")
         self._tokenizer: Any = None
         self._compiled: OrderedDict[str, Any] = OrderedDict()
         self._credit = WAIT_SECONDS
@@ -67,27 +74,21 @@ class Grammars:
 
     def matcher(self, grammar: str) -> Any:
         """A new llguidance matcher, at the beginning. Called in the compiling thread. Raises `ConstraintError`."""
-        import llguidance
-
         if isinstance(self._tokenizer, Exception) or self._tokenizer is None:
             raise ConstraintError(f"this model's tokenizer cannot be constrained: {self._tokenizer}")
         if grammar not in self._compiled:
-            self._compiled[grammar] = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
+            self._compiled[grammar] = new_matcher(self._tokenizer, grammar)
             if len(self._compiled) > KEPT:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)
         matcher = self._compiled[grammar]
         if matcher.is_error():  # kept, too: each of many sequences asks for it
-            raise ConstraintError(f"the grammar cannot be used: {matcher.get_error()}")
+            raise ConstraintError(f"the grammar cannot be used: {words(matcher.get_error())}", GRAMMAR_LIMIT)
         return matcher.deep_copy()
 
     def _read_tokenizer(self, vocab_size: int) -> None:
         try:
-            import llguidance
-
-            tokenizer = Tokenizer(self._model)
-            ends = load_model_card(self._model).with_ends(tokenizer.id_of).eos_token_ids
-            self._tokenizer = llguidance.LLTokenizer(tokenizer.to_json(), vocab_size, list(ends))
+            self._tokenizer = read_vocabulary(self._model, vocab_size)
         except Exception as error:  # the libraries raise bare exceptions; who asks for a grammar hears of it
             self._tokenizer = error
         self._compiled.clear()
@@ -132,7 +133,7 @@ class GrammarConstraint:
         except ConstraintError:
             raise
         except BaseException as error:  # a panic of the library is no Exception
-            raise ConstraintError(f"the grammar went wrong: {error!r}") from None
+            raise ConstraintError(f"the grammar went wrong: {words(repr(error))}") from None
 
     def _next_mask(self, output: list[int]) -> bytes:
         if self._matcher is None or self._consumed > len(output):
@@ -140,8 +141,27 @@ class GrammarConstraint:
         new = output[self._consumed :]
         self._consumed = len(output)
         if new and not self._matcher.consume_tokens(new):
-            raise ConstraintError(f"the answer left its grammar: {self._matcher.get_error()}")
+            raise self._stuck(len(output))
         mask: bytes = self._matcher.compute_bitmask()
         if self._matcher.is_error() or not any(mask):
-            raise ConstraintError(f"the grammar went wrong: {self._matcher.get_error() or 'no token may follow'}")
+            raise self._stuck(len(output))
         return mask
+
+    def _stuck(self, length: int) -> ConstraintError:
+        """The parser's limits, and an end that is none, are the grammar's; an answer that left it is the engine's."""
+        error = words(self._matcher.get_error())
+        if any(sign in error for sign in LEFT):
+            return ConstraintError(f"the answer left its grammar: {error}")
+        after = f"after {length} tokens nothing can follow in this grammar"
+        return ConstraintError(f"{after}: {error or 'it has no end there'}; simplify it", GRAMMAR_LIMIT)
+
+
+def _deep_thread(name: str) -> ThreadPoolExecutor:
+    """One thread, with a large stack."""
+    before = threading.stack_size(STACK_BYTES)
+    try:
+        executor = ThreadPoolExecutor(1, name)
+        executor.submit(int).result()  # it is made with its first work
+    finally:
+        threading.stack_size(before)
+    return executor

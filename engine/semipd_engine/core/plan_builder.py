@@ -168,7 +168,7 @@ class PlanBuilder:
             try:
                 mask = request.constraint.mask(request.output_token_ids)
             except ConstraintError as error:
-                self._table.fail(request, str(error))
+                self._table.fail(request, str(error), error.code)
             if mask is None:
                 return None
         if request.state is RequestState.DECODING and not self._grant_next_step(request):

@@ -14,11 +14,16 @@ from typing import Protocol
 from semipd_engine.contract import Phase
 from semipd_engine.core.block_pool import LastSteps
 from semipd_engine.core.kv_cache_manager import SequenceBlocks
+from semipd_engine.ipc.requests import ENGINE_ERROR
 from semipd_engine.ipc.tokens import Sampling, TokenLogprobs
 
 
 class ConstraintError(Exception):
-    """Nothing can follow: the request ends with this message."""
+    """Nothing can follow: the request ends with this message, and a code (`ipc.requests`)."""
+
+    def __init__(self, message: str, code: str = ENGINE_ERROR) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Constraint(Protocol):

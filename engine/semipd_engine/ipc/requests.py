@@ -43,6 +43,8 @@ class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
 
 ENGINE_ERROR = "engine_error"
 WORKER_CRASHED = "worker_crashed"
+GRAMMAR_LIMIT = "grammar_limit"
+"""A client's grammar lets nothing follow, or takes the parser to its limits."""
 
 
 class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):

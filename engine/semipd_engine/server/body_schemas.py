@@ -93,10 +93,12 @@ RESPONSE_FORMAT: Json = {
                     "type": "object",
                     "required": ["name"],
                     "properties": {
-                        "name": {"type": "string"},
+                        "name": {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"},
                         "schema": _SCHEMA,
                         "strict": {"type": ["boolean", "null"]},
+                        "description": {"type": ["string", "null"]},
                     },
+                    "additionalProperties": False,
                 },
             },
         },

@@ -6,7 +6,7 @@ import json
 
 from pydantic import ValidationError
 
-from semipd_engine.ipc.requests import ENGINE_ERROR
+from semipd_engine.ipc.requests import ENGINE_ERROR, GRAMMAR_LIMIT
 
 LONGEST_MESSAGE, LONGEST_PARAM = 2000, 200
 """Characters: what a client has sent is quoted, and it may have sent anything."""
@@ -76,6 +76,11 @@ def expired(seconds: float) -> ApiError:
 def engine_failure(message: str, code: str = ENGINE_ERROR) -> ApiError:
     """500: the engine failed on this request."""
     return ApiError(500, message, kind="server_error", code=code)
+
+
+def core_error(message: str, code: str) -> ApiError:
+    """What core says of one request: its own failure, or a grammar's that let nothing follow."""
+    return ApiError(400, message, code=code) if code == GRAMMAR_LIMIT else engine_failure(message, code)
 
 
 def from_validation(error: ValidationError) -> ApiError:

@@ -18,7 +18,7 @@ import msgspec
 from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.ipc.requests import AbortRequest, AddRequest, ApiToCore, Gate, Outputs, RequestOutput
 from semipd_engine.ipc.tokens import Sampling
-from semipd_engine.server.errors import ApiError, engine_failure, expired, unavailable
+from semipd_engine.server.errors import ApiError, core_error, engine_failure, expired, unavailable
 from semipd_engine.server.gate import Backlog
 from semipd_engine.server.metrics import EngineMetrics
 from semipd_engine.server.params import SEED_MASK
@@ -175,7 +175,7 @@ class Generation:
         if output.key not in self._running:
             return 0
         if output.error is not None:
-            self.fail(engine_failure(output.error, output.error_code))
+            self.fail(core_error(output.error, output.error_code))
             return 0
         if output.finish_reason == "abort":
             self.fail(unavailable("the engine aborted the request; send it again", "aborted"))

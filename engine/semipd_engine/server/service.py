@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
@@ -28,13 +28,13 @@ from semipd_engine.server.core_client import CoreClient
 from semipd_engine.server.errors import ApiError, bad_request, beyond_targets, unavailable
 from semipd_engine.server.gate import refusal
 from semipd_engine.server.generation import Generation, Generations
+from semipd_engine.server.grammar_judge import GrammarJudge
 from semipd_engine.server.http_io import while_connected
 from semipd_engine.server.metrics import EngineMetrics
 from semipd_engine.server.params import check_prompt_length, check_scores, check_token_ids, resolve, too_long
 from semipd_engine.server.protocol import ChatRequest, GenerationRequest
 from semipd_engine.server.sequence import TextOptions
-from semipd_engine.server.structured import grammar_of
-from semipd_engine.server.tools import HERMES, TOOL_FORMATS, calls_grammar, format_of, function_names, reasons
+from semipd_engine.server.tools import HERMES, TOOL_FORMATS, format_of, function_names, reasons
 
 INLINE_BYTES = 4096
 """Bodies up to this size are tokenised on the event loop (well under a millisecond); larger ones in a thread."""
@@ -80,7 +80,8 @@ class Service:
         self.fingerprint = _fingerprint(options.model)
         limits = [limit for limit in (options.max_model_len, self.card.max_model_len) if limit]
         self.max_model_len = min(limits, default=0)
-        self._threads = [ThreadPoolExecutor(1, name) for name in ("tokenise", "tokenise-large", "grammar")]
+        self._threads = [ThreadPoolExecutor(1, name) for name in ("tokenise", "tokenise-large")]
+        self.judge = GrammarJudge(options.model, self.card.vocab_size)
         self._encoded = (0, 0)
         """Characters and tokens of all texts so far."""
         self._texts = 0
@@ -212,10 +213,11 @@ class Service:
             given.pop("response_format", None)  # it is about answers that call nothing
             if given:
                 raise bad_request(next(iter(given)), "leave it out where tool_choice makes the answer a call")
-            chat = request
-            grammar = await self._in_thread(self._threads[2], lambda: self._calls_grammar(chat), receive)
+            form, parallel = self.tool_format or HERMES, request.parallel_tool_calls is not False
+            asked = self.judge.calls_grammar(request.tools or [], request.only_tool, form, parallel)
+            grammar = await while_connected(receive, asked)
         elif given:
-            grammar = await self._in_thread(self._threads[2], lambda: grammar_of(given), receive)
+            grammar = await while_connected(receive, self.judge.grammar_of(given))
         if grammar and (request.ignore_eos or request.min_tokens):
             field = "ignore_eos" if request.ignore_eos else "min_tokens"
             raise bad_request(field, "a grammar says where the answer ends; leave this out")
@@ -223,10 +225,6 @@ class Service:
             field = next(iter(given), "tool_choice")
             raise bad_request(field, "this model names no end-of-sequence token, so no grammar can end")
         return grammar
-
-    def _calls_grammar(self, request: ChatRequest) -> str:
-        form = self.tool_format or HERMES
-        return calls_grammar(request.tools or [], request.only_tool, form, request.parallel_tool_calls is not False)
 
     def _answer_options(self, request: GenerationRequest, grammar: str) -> AnswerOptions | None:
         """What the answer's text is read for; None: it is all content."""
@@ -281,7 +279,12 @@ class Service:
     async def run(self) -> None:
         """Keep the connection to core for ever."""
         self.metrics.set("semipd_core_connected", 0)
-        await self.core.run()
+        with suppress(ApiError):  # the next grammar tries again
+            await self.judge.start()
+        try:
+            await self.core.run()
+        finally:
+            await self.judge.end()
 
     def close(self) -> None:
         for thread in self._threads:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from semipd_engine.cards.guidance import words
 from semipd_engine.server.errors import ApiError, bad_request
+from semipd_engine.server.json_schema import held
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -22,24 +24,49 @@ KINDS = ("json", "regex", "choice", "grammar", "json_object")
 _HARMLESS = ("disable_fallback",)
 _MODIFIERS = ("disable_any_whitespace", "whitespace_pattern")
 GUIDED = {f"guided_{kind}": kind for kind in KINDS}
+Trial = Callable[[str], str]
+"""What is wrong with a grammar; empty: nothing."""
+SCHEMA_NAME = r"[a-zA-Z0-9_-]{1,64}"
+_GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 
 
-def grammar_of(given: Mapping[str, Any]) -> str:
+def parsed(grammar: str) -> str:
+    """A `Trial` that only reads it; `grammar_trial.Trial.error` is for clients' own."""
+    from llguidance import LLMatcher
+
+    error = LLMatcher.validate_grammar(grammar)
+    return "" if error.startswith("WARNING") else error
+
+
+def grammar_of(given: Mapping[str, Any], trial: Trial = parsed) -> str:
     """The grammar that these fields ask for; empty without one. Raises `ApiError` (400) with llguidance's own words."""
     asked: list[tuple[str, str, Any, Mapping[str, Any]]] = []
-    whitespace = (
-        {"whitespace_pattern": given["guided_whitespace_pattern"]} if given.get("guided_whitespace_pattern") else {}
-    )
+    blanks = given.get("guided_whitespace_pattern")
+    whitespace: Mapping[str, Any] = {"whitespace_pattern": blanks} if blanks else {}
     if (wanted := _response_format(given.get("response_format"))) is not None:
         asked.append(("response_format", *wanted, whitespace))
     options = given.get("structured_outputs") or {}
     if unknown := [name for name in options if name not in (*KINDS, *_MODIFIERS, *_HARMLESS) and options[name]]:
         remedy = f"use one of {', '.join(KINDS)}"
         raise bad_request(f"structured_outputs.{unknown[0]}", f"not supported; {remedy}")
+    modifiers: Mapping[str, Any] = {
+        name: value for name in _MODIFIERS if (value := options.get(name)) not in (None, False)
+    }
     asked += [
-        ("structured_outputs." + kind, kind, options[kind], options) for kind in KINDS if _given(options.get(kind))
+        ("structured_outputs." + kind, kind, options[kind], modifiers)
+        for kind in KINDS
+        if _given(kind, options.get(kind))
     ]
-    asked += [(name, kind, given[name], whitespace) for name, kind in GUIDED.items() if _given(given.get(name))]
+    asked += [(name, kind, given[name], whitespace) for name, kind in GUIDED.items() if _given(kind, given.get(name))]
+    for name, about in (
+        ("guided_whitespace_pattern", whitespace),
+        (f"structured_outputs.{next(iter(modifiers), '')}", modifiers),
+    ):
+        if about and not any(kind in ("json", "json_object") and its is about for _, kind, _, its in asked):
+            raise bad_request(name, "says how JSON is written, and none is asked for beside it; leave it out")
+    if len(modifiers) > 1:
+        name = f"structured_outputs.{_MODIFIERS[1]}"
+        raise bad_request(name, f"means nothing with {_MODIFIERS[0]}; leave one of them out")
     if not asked:
         return ""
     if len(asked) > 1:
@@ -48,7 +75,7 @@ def grammar_of(given: Mapping[str, Any]) -> str:
             asked[1][0], f"one answer cannot follow more than one grammar ({names}); leave all but one out"
         )
     field, kind, value, modifiers = asked[0]
-    return check(field, _grammar(field, kind, value, modifiers))
+    return check(field, _grammar(field, kind, value, modifiers), trial)
 
 
 def json_grammar(schema: Any, modifiers: Mapping[str, Any] | None = None) -> str:
@@ -62,50 +89,72 @@ def json_grammar(schema: Any, modifiers: Mapping[str, Any] | None = None) -> str
         defaults = {"whitespace_pattern": modifiers["whitespace_pattern"]}
     if isinstance(schema, bool):
         schema = {} if schema else {"enum": []}
-    return str(LLMatcher.grammar_from_json_schema(schema, defaults=defaults))
+    return str(LLMatcher.grammar_from_json_schema(json.dumps(held(schema)), defaults=defaults))
 
 
-def check(field: str, grammar: str) -> str:
+def check(field: str, grammar: str, trial: Trial = parsed) -> str:
     """The grammar, if it can be used. Raises `ApiError` (400) naming the field."""
-    from llguidance import LLMatcher
-
     if len(grammar) > MAX_GRAMMAR_CHARACTERS:
-        raise bad_request(field, f"is larger than {MAX_GRAMMAR_CHARACTERS} characters; simplify it")
+        raise larger(field)
     try:
-        error = LLMatcher.validate_grammar(grammar)
+        error = trial(grammar)
     except Exception as failure:  # a bare one, for text that is no Unicode, say
-        raise _refused(field, str(failure)) from None
-    if error and not error.startswith("WARNING"):
-        raise _refused(field, error)
+        raise refused(field, str(failure)) from None
+    if error:
+        raise refused(field, error)
     return grammar
 
 
+def larger(field: str) -> ApiError:
+    return bad_request(field, f"is larger than {MAX_GRAMMAR_CHARACTERS} characters; simplify it")
+
+
 def _response_format(value: Any) -> tuple[str, Any] | None:
-    kind = value.get("type") if isinstance(value, dict) else None
-    if value is None or kind == "text":
+    if value is None:
         return None
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind not in ("text", "json_object", "json_schema"):
+        raise bad_request("response_format", "its type must be 'text', 'json_object' or 'json_schema'")
     if unknown := [name for name in value if name not in ("type", "json_schema", "schema") and value[name]]:
         raise bad_request(f"response_format.{unknown[0]}", "is not known; leave it out")
-    if kind == "json_object":
-        if value.get("json_schema") is not None:
-            raise bad_request("response_format.json_schema", "needs the type 'json_schema'")
-        return ("json_object", True) if value.get("schema") is None else ("json", value["schema"])
+    described, schema = value.get("json_schema"), value.get("schema")
     if kind == "json_schema":
-        if value.get("schema") is not None:
+        if schema is not None:
             raise bad_request("response_format.schema", "belongs into json_schema, or to the type 'json_object'")
-        described = value.get("json_schema")
-        if not isinstance(described, dict):
-            raise bad_request("response_format.json_schema", "is missing; send {'name': ..., 'schema': {...}}")
-        schema = described.get("schema")
-        return "json", {"type": "object"} if schema is None else schema
-    raise bad_request("response_format", "its type must be 'text', 'json_object' or 'json_schema'")
+        return "json", _described(described)
+    if described is not None:
+        raise bad_request("response_format.json_schema", "needs the type 'json_schema'")
+    if kind == "text":
+        if schema is not None:
+            raise bad_request("response_format.schema", "needs the type 'json_object'")
+        return None
+    return ("json_object", True) if schema is None else ("json", schema)
+
+
+def _described(value: Any) -> Any:
+    """The schema in a `json_schema`, whose other fields say nothing of the answer. Its name may be missing."""
+    field = "response_format.json_schema"
+    if not isinstance(value, dict):
+        raise bad_request(field, "is missing; send {'name': ..., 'schema': {...}}")
+    known = ("name", "schema", "strict", "description")
+    if unknown := [name for name in value if name not in known and value[name]]:
+        raise bad_request(f"{field}.{unknown[0]}", f"is not known; use {', '.join(known)}")
+    name = value.get("name", "answer")
+    if not isinstance(name, str) or not re.fullmatch(SCHEMA_NAME, name):
+        raise bad_request(f"{field}.name", "must be 1 to 64 letters, digits, '_' or '-'")
+    if not isinstance(value.get("strict"), bool | None):
+        raise bad_request(f"{field}.strict", "must be true or false; the answer follows the schema in any case")
+    if not isinstance(value.get("description"), str | None):
+        raise bad_request(f"{field}.description", "must be a text")
+    schema = value.get("schema")
+    return {"type": "object"} if schema is None else schema
 
 
 def _grammar(field: str, kind: str, value: Any, modifiers: Mapping[str, Any]) -> str:
-    from llguidance import LLMatcher, grammar_from
+    from llguidance import LLMatcher
 
     if isinstance(value, str) and len(value) > MAX_GRAMMAR_CHARACTERS:  # before any work is done for it
-        raise bad_request(field, f"is larger than {MAX_GRAMMAR_CHARACTERS} characters; simplify it")
+        raise larger(field)
     try:
         if kind == "json_object":
             return json_grammar({"type": "object"}, modifiers)
@@ -126,9 +175,9 @@ def _grammar(field: str, kind: str, value: Any, modifiers: Mapping[str, Any]) ->
             raise bad_request(field, "must be a string")
         if kind == "regex":
             return str(LLMatcher.grammar_from_regex(_ascii_digits(value)))
-        return str(grammar_from("grammar", value))
+        return str(LLMatcher.grammar_from_lark(_lark(value)))
     except (ValueError, RecursionError) as error:
-        raise _refused(field, str(error)) from None
+        raise refused(field, str(error)) from None
 
 
 def _ascii_digits(regex: str) -> str:
@@ -140,9 +189,21 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _given(value: Any) -> bool:
-    return value is not None and value is not False
+def _lark(grammar: str) -> str:
+    """Raises ValueError for GBNF that cannot be read."""
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    if not _GBNF_RULE.search(grammar):
+        return grammar
+    try:
+        return gbnf_to_lark(grammar)
+    except Exception as error:  # a bare one
+        raise ValueError(f"it is read as GBNF, for its '::=', and cannot be: {error}") from None
 
 
-def _refused(field: str, words: str) -> ApiError:
-    return bad_request(field, f"cannot be used as a grammar: {words}")
+def _given(kind: str, value: Any) -> bool:
+    return value is not None and not (kind == "json_object" and value is False)
+
+
+def refused(field: str, error: str) -> ApiError:
+    return bad_request(field, f"cannot be used as a grammar: {words(error)}")

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from semipd_engine.server.structured import check
+from semipd_engine.server.errors import ApiError
+from semipd_engine.server.json_schema import held
+from semipd_engine.server.structured import MAX_GRAMMAR_CHARACTERS, Trial, check, parsed, refused
 
 THINK, THOUGHT = "<think>", "</think>"
 Tool = dict[str, Any]
@@ -135,26 +137,37 @@ def function_names(tools: Sequence[Tool]) -> list[str]:
     return [tool["function"]["name"] for tool in tools]
 
 
-def calls_grammar(tools: Sequence[Tool], only: str | None, form: ToolFormat, parallel: bool) -> str:
+def calls_grammar(
+    tools: Sequence[Tool], only: str | None, form: ToolFormat, parallel: bool, trial: Trial = parsed
+) -> str:
     """Of an answer that is calls of these functions, or one of `only`. Raises `ApiError` (400) for parameters that
     cannot be held, naming them."""
     from llguidance import LLMatcher
 
-    rules, bodies = list[str](), list[str]()
+    rules, bodies = dict[str, str](), list[str]()
     for number, tool in enumerate(tools):
-        function = tool["function"]
+        function, field = tool["function"], f"tools.{number}.function.parameters"
         if only is not None and function["name"] != only:
             continue
-        schema = function.get("parameters") or NO_PARAMETERS
-        rule = f"arguments_{number}: %json {json.dumps({'type': 'object'} | schema | {'x-guidance': _STYLE})}"
-        check(f"tools.{number}.function.parameters", LLMatcher.grammar_from_lark(f"start: arguments_{number}\n{rule}"))
-        rules.append(rule)
+        schema = {"type": "object"} | (function.get("parameters") or NO_PARAMETERS)
+        try:
+            rules[field] = f"arguments_{number}: %json {json.dumps(held(schema) | {'x-guidance': _STYLE})}"
+        except (ValueError, RecursionError) as error:
+            raise refused(field, str(error)) from None
         before, after = form.before_arguments(function["name"]), form.after_arguments
         bodies.append(f"{json.dumps(before)} arguments_{number} {json.dumps(after)}")
     more = f" ({json.dumps(form.separator)} call){{0,{MOST_CALLS - 1}}}" if parallel and only is None else ""
-    return check(
-        "tools", LLMatcher.grammar_from_lark("\n".join([f"start: call{more}", f"call: {' | '.join(bodies)}", *rules]))
-    )
+    lines = [f"start: call{more}", f"call: {' | '.join(bodies)}", *rules.values()]
+    grammar = LLMatcher.grammar_from_lark("\n".join(lines))
+    try:
+        return check("tools", grammar, trial)
+    except ApiError:
+        if len(grammar) > MAX_GRAMMAR_CHARACTERS:
+            raise
+        for field, rule in rules.items():  # which one is it?
+            alone = f"start: {rule.partition(':')[0]}\n{rule}"
+            check(field, LLMatcher.grammar_from_lark(alone), trial)
+        raise
 
 
 def format_of(templates: Mapping[str, str]) -> ToolFormat | None:

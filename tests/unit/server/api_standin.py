@@ -13,7 +13,16 @@ import msgspec
 
 from e2e.lib.waiting import PATIENCE_S
 from semipd_engine.ipc import frames
-from semipd_engine.ipc.requests import AbortRequest, AddRequest, ApiToCore, CoreState, Outputs, Rejected, RequestOutput
+from semipd_engine.ipc.requests import (
+    ENGINE_ERROR,
+    AbortRequest,
+    AddRequest,
+    ApiToCore,
+    CoreState,
+    Outputs,
+    Rejected,
+    RequestOutput,
+)
 from semipd_engine.ipc.tokens import TokenLogprobs, pack_logprobs
 
 Answer = Callable[[AddRequest], list[int]]
@@ -45,6 +54,7 @@ class StandInCore:
         self.hold = False
         """Accept requests and say nothing."""
         self.error: str | None = None
+        self.error_code = ENGINE_ERROR
         self.added: list[AddRequest] = []
         self.aborted: list[str] = []
         self.rejected: list[Rejected] = []
@@ -137,7 +147,7 @@ class StandInCore:
         if self.hold:
             return
         if self.error is not None:
-            writer.write(frames.encode(Outputs([RequestOutput(add.key, error=self.error)])))
+            writer.write(frames.encode(Outputs([RequestOutput(add.key, error=self.error, error_code=self.error_code)])))
             return
         tokens, finish = self._tokens(add)
         scheduled_at = time.monotonic()

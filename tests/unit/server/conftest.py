@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from e2e.lib.waiting import PATIENCE_S, wait_until
 from semipd_engine.core.grammar import Grammars
+from semipd_engine.ipc.requests import ENGINE_ERROR
 
 TEMPLATE = """\
 {%- if tools %}<tools>{{ tools | tojson }}</tools>{% endif -%}
@@ -124,7 +125,7 @@ def api(shared_api: Api) -> Api:
     core = shared_api.core
     core.answer = counted(3, 390)
     core.seconds_per_token, core.tokens_per_output, core.hold, core.error = 0.0, 1, False, None
-    core.steps = None
+    core.steps, core.error_code = None, ENGINE_ERROR
     for heard in (core.added, core.aborted, core.rejected):
         heard.clear()
     return shared_api

@@ -27,7 +27,6 @@ from semipd_engine.ipc.requests import CoreState
 from semipd_engine.server import handlers
 from semipd_engine.server.errors import ApiError
 from semipd_engine.server.headers import RequestIds
-from semipd_engine.server.protocol import CompletionRequest
 from semipd_engine.server.service import INLINE_BYTES, LARGE_BYTES, Service
 
 pytestmark = pytest.mark.unit
@@ -43,8 +42,8 @@ def service(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     service.close()
 
 
-async def test_nobody_waits_for_work_that_takes_long(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A huge text, a long one and a grammar stand still; each is alone with that, and short texts pass them all."""
+async def test_nobody_waits_for_work_that_takes_long(service: Service) -> None:
+    """A huge text and a long one stand still; each is alone with that, and short texts pass them all."""
     go, begun = threading.Event(), list[str]()
 
     def work(name: str) -> str:
@@ -56,12 +55,9 @@ async def test_nobody_waits_for_work_that_takes_long(service: Service, monkeypat
         await asyncio.sleep(3600)
         return {}
 
-    monkeypatch.setattr("semipd_engine.server.service.grammar_of", lambda given: work("grammar"))
-    asked = CompletionRequest.model_validate({"prompt": "x", "guided_regex": "a"})
     long = asyncio.create_task(service.tokenise(INLINE_BYTES + 1, lambda: work("long"), connected))
     huge = asyncio.create_task(service.tokenise(LARGE_BYTES + 1, lambda: work("huge"), connected))
-    grammar = asyncio.create_task(service.grammar(asked, connected))
-    await asyncio.to_thread(wait_until, lambda: len(begun) == 3)
+    await asyncio.to_thread(wait_until, lambda: len(begun) == 2)
     assert await service.tokenise(INLINE_BYTES, lambda: "short", connected) == "short"
 
     async def leave() -> Message:
@@ -70,9 +66,9 @@ async def test_nobody_waits_for_work_that_takes_long(service: Service, monkeypat
     with pytest.raises(ClientDisconnect):
         await service.tokenise(INLINE_BYTES + 1, lambda: begun.append("nobody waits for it"), leave)
     go.set()
-    assert await asyncio.gather(long, huge, grammar) == ["long", "huge", "grammar"]
+    assert await asyncio.gather(long, huge) == ["long", "huge"]
     assert await service.tokenise(INLINE_BYTES + 1, lambda: "next", connected) == "next"
-    assert len(begun) == 3
+    assert len(begun) == 2
 
 
 async def test_a_request_whose_time_is_over_waits_for_no_work_of_another(

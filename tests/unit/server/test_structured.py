@@ -116,6 +116,8 @@ def test_every_way_to_ask(grammars: Grammars, tokenizer: Tokenizer) -> None:
         ({"guided_regex": "ab?c"}, lambda t: t in ("ac", "abc")),
         ({"structured_outputs": {"grammar": 'start: "a" | "b" "c"'}}, lambda t: t in ("a", "bc")),
         ({"guided_grammar": 'root ::= "a" | "b" "c"'}, lambda t: t in ("a", "bc")),
+        ({"guided_grammar": '?start: "a" | b\n!b: "c"'}, lambda t: t in ("a", "c")),
+        ({"guided_grammar": '// of Lark\nstart: "root ::= a"'}, lambda t: t == "root ::= a"),
         ({"structured_outputs": {"json": json.dumps({"const": 5})}}, lambda t: json.loads(t) == 5),
         ({"guided_json": {"const": [1]}}, lambda t: json.loads(t) == [1]),
         (
@@ -146,6 +148,40 @@ def test_every_way_to_ask(grammars: Grammars, tokenizer: Tokenizer) -> None:
         ({"guided_grammar": "start: nothing"}, "guided_grammar", "nothing"),
         ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag", "use one of"),
         ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs.regex", "leave all but one out"),
+        ({"guided_json": False}, "guided_json", "Unsatisfiable"),
+        ({"structured_outputs": {"json": False}}, "structured_outputs.json", "Unsatisfiable"),
+        ({"structured_outputs": {"regex": False}}, "structured_outputs.regex", "string"),
+        ({"guided_grammar": "root ::= ("}, "guided_grammar", "GBNF"),
+        ({"structured_outputs": {"whitespace_pattern": " "}}, "structured_outputs.whitespace_pattern", "leave it out"),
+        (
+            {"structured_outputs": {"regex": "a", "disable_any_whitespace": True}},
+            "structured_outputs.disable_any_whitespace",
+            "leave it out",
+        ),
+        (
+            {"structured_outputs": {"json": {}, "disable_any_whitespace": True, "whitespace_pattern": " "}},
+            "structured_outputs.whitespace_pattern",
+            "leave one of them out",
+        ),
+        ({"guided_whitespace_pattern": " "}, "guided_whitespace_pattern", "leave it out"),
+        ({"guided_whitespace_pattern": " ", "guided_regex": "a"}, "guided_whitespace_pattern", "leave it out"),
+        *(
+            (
+                {"response_format": {"type": "json_schema", "json_schema": {"schema": {}} | more}},
+                f"response_format.json_schema.{next(iter(more))}",
+                words,
+            )
+            for more, words in (
+                ({"foo": 1}, "name, schema, strict"),
+                ({"strict": "yes"}, "true or false"),
+                ({"name": None}, "letters"),
+                ({"name": 5}, "letters"),
+                ({"name": "a b"}, "letters"),
+                ({"description": 5}, "text"),
+            )
+        ),
+        ({"response_format": {"type": "text", "json_schema": {}}}, "response_format.json_schema", "'json_schema'"),
+        ({"response_format": {"type": "text", "schema": {}}}, "response_format.schema", "'json_object'"),
         ({"guided_json": {"enum": ["x" * 300_000]}}, "guided_json", "simplify"),
     ],
 )

@@ -294,6 +294,7 @@ async def test_a_grammar_that_cannot_end_names_what_asked_for_it(model_dir: Path
         with pytest.raises(ApiError, match="no end-of-sequence") as refused:
             await service.grammar(ChatRequest.model_validate({"messages": ASKS} | given), connected)
         assert refused.value.param == name
+    await service.judge.end()
     service.close()
 
 

@@ -1,0 +1,239 @@
+"""``python -m semipd_engine.server.grammar_trial PARENT MODEL VOCABULARY``: tries clients' grammars, each in a process
+of its own that may die of it.
+
+It reads questions from its standard input and writes verdicts to its standard output. For each question it forks a
+child, its libraries and the vocabulary behind it, with limits on time, stack and memory; what ends the child is the
+verdict. It lets through less than core, which compiles the grammar again, can bear: a smaller stack, and the first
+tokens' masks are computed, too. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import resource
+import selectors
+import signal
+import struct
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from setproctitle import setproctitle
+
+from semipd_engine.cards.guidance import new_matcher, read_vocabulary, words
+from semipd_engine.process import die_first, die_with_parent
+from semipd_engine.server.errors import ApiError
+from semipd_engine.server.structured import grammar_of
+from semipd_engine.server.tools import TOOL_FORMATS, calls_grammar
+
+HEAD = struct.Struct("<QI")
+"""Of each message: the question's number, and how many bytes follow. A question of none takes that one back."""
+AT_ONCE = 4
+CPU_SECONDS = 2
+"""Of one grammar: the largest that were seen in earnest take a third of one."""
+WALL_SECONDS = 20.0
+STACK_BYTES = 8 << 20
+"""An eighth of `core.grammar.STACK_BYTES`."""
+MEMORY_BYTES = 128 << 20
+"""Beyond what the parent has: the largest that were seen in earnest take a tenth of it."""
+NICENESS = 5
+"""Tokens go before grammars."""
+WALKS, STEPS = 2, 8
+"""Of tokens drawn at random among those that may follow: loops and limits show in the first few."""
+
+TOO_DEEP = "it is nested too deeply, or its references make too long a chain; flatten it"
+TOO_COSTLY = f"it takes more than {CPU_SECONDS} s to compile; simplify it"
+TOO_LARGE = "it takes too much memory to compile; simplify it"
+BUSY = f"the grammar was not compiled within {WALL_SECONDS:g} s: the machine is busy; try again"
+
+
+class Trial:
+    """Whether a grammar is of use with this vocabulary."""
+
+    def __init__(self, model: Path, vocab_size: int) -> None:
+        try:
+            self._vocabulary: Any = read_vocabulary(model, vocab_size)
+        except Exception as error:  # the libraries raise bare exceptions; who asks for a grammar hears of it
+            self._vocabulary = error
+
+    def judge(self, question: bytes) -> dict[str, str]:
+        """`grammar`, or `param` and `message`, or why there is neither (`died`)."""
+        try:
+            return {"grammar": self._grammar(json.loads(question))}
+        except ApiError as refused:
+            return {"param": refused.param or "", "message": refused.message}
+        except MemoryError:
+            return {"died": TOO_LARGE}
+        except BaseException as error:  # a panic of the library is no Exception
+            return {"died": f"llguidance fails on it: {words(str(error))}"}
+
+    def _grammar(self, asked: dict[str, Any]) -> str:
+        if "fields" in asked:
+            return grammar_of(asked["fields"], self.error)
+        form = TOOL_FORMATS[asked["format"]]
+        return calls_grammar(asked["tools"], asked["only"], form, asked["parallel"], self.error)
+
+    def error(self, grammar: str) -> str:
+        """What is wrong with it; empty: nothing."""
+        if isinstance(self._vocabulary, Exception):
+            return f"this model's tokenizer cannot be constrained: {self._vocabulary}"
+        start = new_matcher(self._vocabulary, grammar)
+        if start.is_error():
+            return words(start.get_error())
+        for seed in range(WALKS):
+            matcher, draw = start.deep_copy(), random.Random(seed)
+            for length in range(STEPS):
+                mask = matcher.compute_bitmask()
+                allowed = [8 * at + bit for at, byte in enumerate(mask) if byte for bit in range(8) if byte >> bit & 1]
+                if matcher.is_error() or not allowed:
+                    return _stuck(matcher.get_error(), length)
+                token = draw.choice(allowed)
+                if token in self._vocabulary.eos_tokens:
+                    break
+                if not matcher.consume_token(token):
+                    return _stuck(matcher.get_error(), length + 1)
+        return ""
+
+
+def _stuck(error: str, length: int) -> str:
+    if "NoExtension" in error or not error:
+        return f"no text follows it: after {length} tokens nothing can come (a rule that only leads to itself?)"
+    return f"after {length} tokens the parser is at its limits: {words(error)}"
+
+
+@dataclass
+class _Child:
+    number: int
+    pid: int
+    deadline: float
+    answer: bytearray = field(default_factory=bytearray)
+
+
+class Trials:
+    """Questions in, verdicts out, `AT_ONCE` children at a time."""
+
+    def __init__(self, questions: int, verdicts: int, judge: Callable[[bytes], dict[str, str]]) -> None:
+        self._questions, self._verdicts, self._judge = questions, verdicts, judge
+        self._read = bytearray()
+        self._waiting: deque[tuple[int, bytes]] = deque()
+        self._children: dict[int, _Child] = {}
+        """By the end of the pipe that it answers through."""
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(questions, selectors.EVENT_READ)
+
+    def run(self) -> None:
+        """Until nobody asks any more."""
+        while True:
+            for key, _ in self._selector.select(1.0 if self._children else None):
+                if key.fd == self._questions:
+                    if not self._listen():
+                        return
+                elif key.fd in self._children:
+                    self._hear(key.fd)
+            now = time.monotonic()
+            for child in self._children.values():
+                if now > child.deadline:
+                    os.kill(child.pid, signal.SIGXCPU)
+            while self._waiting and len(self._children) < AT_ONCE:
+                self._begin(*self._waiting.popleft())
+
+    def _listen(self) -> bool:
+        data = os.read(self._questions, 1 << 20)
+        self._read += data
+        while len(self._read) >= HEAD.size:
+            number, size = HEAD.unpack_from(self._read)
+            if len(self._read) < HEAD.size + size:
+                break
+            if size:
+                self._waiting.append((number, bytes(self._read[HEAD.size : HEAD.size + size])))
+            else:
+                self._take_back(number)
+            del self._read[: HEAD.size + size]
+        return bool(data)
+
+    def _take_back(self, number: int) -> None:
+        self._waiting = deque(each for each in self._waiting if each[0] != number)
+        for child in self._children.values():
+            if child.number == number:
+                os.kill(child.pid, signal.SIGKILL)
+
+    def _begin(self, number: int, question: bytes) -> None:
+        reading, writing = os.pipe()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                die_with_parent(parent)
+                _limit()
+                answer = memoryview(json.dumps(self._judge(question)).encode())
+                while answer:
+                    answer = answer[os.write(writing, answer) :]
+                status = 0
+            finally:
+                os._exit(status)
+        os.close(writing)
+        self._children[reading] = _Child(number, pid, time.monotonic() + WALL_SECONDS)
+        self._selector.register(reading, selectors.EVENT_READ)
+
+    def _hear(self, reading: int) -> None:
+        child = self._children[reading]
+        if data := os.read(reading, 1 << 20):
+            child.answer += data
+            return
+        self._selector.unregister(reading)
+        os.close(reading)
+        del self._children[reading]
+        _, status, used = os.wait4(child.pid, 0)
+        spent = used.ru_utime + used.ru_stime
+        answer = bytes(child.answer) if status == 0 else json.dumps(_cause(status, spent)).encode()
+        message = memoryview(HEAD.pack(child.number, len(answer)) + answer)
+        while message:
+            message = message[os.write(self._verdicts, message) :]
+
+
+def _limit() -> None:
+    """What this process may take, from here on. What a library says before it aborts is not for the log: any client
+    could fill that."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
+    has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    for which, most in ((resource.RLIMIT_STACK, STACK_BYTES), (resource.RLIMIT_AS, has + MEMORY_BYTES)):
+        _, hard = resource.getrlimit(which)
+        resource.setrlimit(which, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def _cause(status: int, spent: float) -> dict[str, str]:
+    killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    if killed in (signal.SIGSEGV, signal.SIGBUS):
+        return {"died": TOO_DEEP}
+    if killed in (signal.SIGXCPU, signal.SIGKILL) and spent > 0.9 * CPU_SECONDS:
+        return {"died": TOO_COSTLY}
+    return {"busy": BUSY} if killed == signal.SIGXCPU else {"died": TOO_LARGE}
+
+
+def main() -> int:
+    parent, model, vocab_size = sys.argv[1:]
+    die_with_parent(int(parent))
+    setproctitle("semipd: grammars")
+    os.nice(NICENESS)
+    die_first()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    verdicts = os.dup(1)
+    os.dup2(2, 1)  # what a library prints is no verdict
+    trial = Trial(Path(model), int(vocab_size))
+    gc.freeze()  # the children share what is loaded now
+    Trials(0, verdicts, trial.judge).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

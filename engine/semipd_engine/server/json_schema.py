@@ -1,0 +1,220 @@
+"""A client's JSON schema as llguidance can hold it: what it does not know is said otherwise, at most more strictly.
+
+What follows the schema that comes out follows the one that went in. Where that cannot be had the keyword stays, and
+llguidance refuses it by its name; what it would hold wrongly is refused here. Pure.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+Schema = dict[str, Any]
+
+FORMATS = frozenset(
+    ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown")
+)
+"""Those that llguidance holds. Any other is an annotation, as JSON Schema has it ..."""
+STRICTER = {
+    "idn-email": "email",
+    "idn-hostname": "hostname",
+    "iri": "uri",
+    "iri-reference": "uri",
+    "uri-reference": "uri",
+    "uri-template": "uri",
+}
+"""... but for those that one of these is a case of."""
+PATTERNS = {
+    "json-pointer": r"^(/([^/~]|~[01])*)*$",
+    "relative-json-pointer": r"^(0|[1-9][0-9]*)(#|(/([^/~]|~[01])*)*)$",
+}
+"""Others, by RFC 6901 and its successor's draft."""
+ANY_ADDRESS = ("ipvanyaddress", "ipvanyinterface", "ipvanynetwork")
+"""Pydantic's."""
+MOST_ARRANGEMENTS = 400
+"""Of an enum's values in an array without repetitions, each of them written out."""
+_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_VALUES = ("enum", "const", "default", "example", "examples")
+_ANNOTATIONS = frozenset(
+    ("title", "description", "default", "examples", "$comment", "deprecated", "readOnly", "writeOnly")
+)
+_BOUNDS = {"minimum": math.inf, "exclusiveMinimum": math.inf, "maximum": -math.inf, "exclusiveMaximum": -math.inf}
+"""And where a number is rounded to, so that no more is allowed."""
+LEAST_INTEGER, LARGEST_INTEGER = -(2**63), 2**64 - 1
+
+
+def held(schema: Any) -> Any:
+    """Raises ValueError, RecursionError."""
+    return _Rewriting(schema).of(schema)
+
+
+class _Rewriting:
+    def __init__(self, root: Any) -> None:
+        self._root = root
+
+    def of(self, node: Any) -> Any:
+        if isinstance(node, list):
+            return [self.of(each) for each in node]
+        if not isinstance(node, dict):
+            return node
+        found: Schema = {}
+        for name, value in node.items():
+            if name in _MAPS and isinstance(value, dict):
+                found[name] = {key: self.of(each) for key, each in value.items()}
+            elif name in _VALUES:
+                if name in ("enum", "const"):
+                    _check_integers(name, value)
+                    found[name] = value
+            elif name in _BOUNDS and isinstance(value, int) and not LEAST_INTEGER <= value <= LARGEST_INTEGER:
+                found[name] = _rounded(value, _BOUNDS[name])
+            else:
+                found[name] = self.of(value)
+        for rewrite in (_check_options, _format, self._names, self._unique, _check_count):
+            found = rewrite(found)
+        return found
+
+    def _names(self, node: Schema) -> Schema:
+        """`propertyNames` that are listed are properties."""
+        names = self._target(node.get("propertyNames"))
+        names = {} if names is True else names
+        if not isinstance(names, dict) or "patternProperties" in node:
+            return node
+        rest = {name: value for name, value in node.items() if name != "propertyNames"}
+        constraints = {
+            name: value
+            for name, value in names.items()
+            if name not in _ANNOTATIONS and (name, value) != ("type", "string")
+        }
+        if not constraints:
+            return rest
+        others, listed = node.get("additionalProperties", True), _listed(constraints)
+        if listed is not None:
+            properties = node.get("properties") or {}
+            allowed = {name: properties.get(name, others) for name in listed if isinstance(name, str)}
+            return rest | {"properties": allowed, "additionalProperties": False}
+        if list(constraints) == ["pattern"] and not node.get("properties"):
+            return rest | {"patternProperties": {constraints["pattern"]: others}, "additionalProperties": False}
+        return node
+
+    def _unique(self, node: Schema) -> Schema:
+        """`uniqueItems` among a few values: all arrays of them."""
+        if "uniqueItems" not in node:
+            return node
+        rest = {name: value for name, value in node.items() if name != "uniqueItems"}
+        least, most = node.get("minItems", 0), node.get("maxItems", math.inf)
+        if node["uniqueItems"] is False or most in (0, 1):
+            return rest
+        others = set(rest) - _ANNOTATIONS - {"type", "items", "minItems", "maxItems", "$defs", "definitions"}
+        values = _listed(self._target(node.get("items")))
+        if others or node.get("type") != "array" or values is None or not isinstance(least, int):
+            return node
+        if not all(value is None or isinstance(value, str | bool | int) for value in values):
+            return node
+        kinds = {json.dumps(value): value for value in values}
+        lengths = range(least, min(len(kinds), most) + 1)
+        for count, choose in ((math.perm, itertools.permutations), (math.comb, itertools.combinations)):
+            if sum(count(len(kinds), length) for length in lengths) <= MOST_ARRANGEMENTS:
+                arrays = [list(each) for length in lengths for each in choose(kinds.values(), length)]
+                return {name: value for name, value in rest.items() if name in ("$defs", "definitions")} | {
+                    "enum": arrays
+                }
+        return node
+
+    def _target(self, node: Any) -> Any:
+        """What a schema refers to, if it does nothing else."""
+        for _ in range(8):
+            if (
+                not isinstance(node, dict)
+                or not isinstance(node.get("$ref"), str)
+                or set(node) - _ANNOTATIONS != {"$ref"}
+            ):
+                break
+            if not node["$ref"].startswith("#/"):
+                break
+            target = self._root
+            for part in node["$ref"][2:].split("/"):
+                target = target.get(part) if isinstance(target, dict) else None
+            node = target
+        return node
+
+
+def _check_options(node: Schema) -> Schema:
+    """llguidance's own options are not a client's way round the schema."""
+    options = node.get("x-guidance")
+    for name in ("lenient", "coerce_one_of"):
+        if isinstance(options, dict) and options.get(name):
+            raise ValueError(f"x-guidance.{name} lets through what breaks the schema; leave it out")
+    return node
+
+
+def _format(node: Schema) -> Schema:
+    kind = node.get("format")
+    if not isinstance(kind, str) or kind in FORMATS:
+        return node
+    rest = {name: value for name, value in node.items() if name != "format"}
+    if "pattern" in node:
+        return rest
+    if kind in ANY_ADDRESS and "anyOf" not in node:
+        return rest | {"anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}
+    if kind in PATTERNS:
+        return rest | {"pattern": PATTERNS[kind]}
+    return rest | {"format": STRICTER[kind]} if kind in STRICTER else rest
+
+
+def _check_count(node: Schema) -> Schema:
+    """llguidance counts a name that comes twice as two. Names in `properties` come once, and one more is another."""
+    least, required = node.get("minProperties"), node.get("required")
+    if not isinstance(least, int) or (node.get("additionalProperties") is False and not node.get("patternProperties")):
+        return node
+    named = len(set(required)) if isinstance(required, list) and all(isinstance(name, str) for name in required) else 0
+    if least > named + 1:
+        raise ValueError(
+            f"minProperties: {least}, of which {named} are required, could be met by one name that comes twice; "
+            f"name them in properties with additionalProperties: false, or ask for at most {named + 1}"
+        )
+    return node
+
+
+def _listed(node: Any) -> list[Any] | None:
+    """The values of a schema that lists them."""
+    if not isinstance(node, dict):
+        return None
+    given = {name: value for name, value in node.items() if name not in _ANNOTATIONS}
+    kind = given.pop("type", None)
+    if kind == "boolean" and not given:
+        return [True, False]
+    if list(given) == ["const"]:
+        return [given["const"]]
+    values = given.get("enum")
+    if list(given) != ["enum"] or not isinstance(values, list) or kind not in (None, "string", "integer"):
+        return None
+    fits = {None: object, "string": str, "integer": int}[kind]
+    return [value for value in values if isinstance(value, fits) and (kind is None or not isinstance(value, bool))]
+
+
+def _check_integers(name: str, values: Any) -> None:
+    for value in _inside(values):
+        if isinstance(value, int) and not LEAST_INTEGER <= value <= LARGEST_INTEGER:
+            raise ValueError(f"{name}: {value} is beyond 64 bits, and cannot be held exactly; send it as a string")
+
+
+def _inside(values: Any) -> Iterable[Any]:
+    open_values = [values]
+    while open_values:
+        each = open_values.pop()
+        if isinstance(each, dict | list):
+            open_values += each.values() if isinstance(each, dict) else each
+        else:
+            yield each
+
+
+def _rounded(value: int, towards: float) -> float:
+    try:
+        near = float(value)
+    except OverflowError:
+        near = math.copysign(1.7e308, value)
+    inside = near <= value if towards < 0 else near >= value
+    return near if inside else math.nextafter(near, towards)

@@ -1,0 +1,170 @@
+"""Clients' grammars that would end a process, or hold it for ever: they end a child of the judge, and are 400."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from llguidance import LLMatcher
+from tests.unit.server.api_process import Api
+from tests.unit.server.test_structured import mask_of
+
+from e2e.lib.waiting import wait_until
+from semipd_engine.core.grammar import Grammars
+from semipd_engine.core.request import ConstraintError
+from semipd_engine.ipc.requests import GRAMMAR_LIMIT
+from semipd_engine.server.errors import ApiError
+from semipd_engine.server.grammar_judge import GrammarJudge
+from semipd_engine.server.grammar_trial import TOO_COSTLY, TOO_DEEP
+from semipd_engine.server.structured import MAX_GRAMMAR_CHARACTERS
+from semipd_engine.server.tools import HERMES
+
+pytestmark = pytest.mark.unit
+
+NOTHING = "no text follows"
+
+
+def chain(length: int) -> dict[str, Any]:
+    """Each refers to the next."""
+    links = {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}, {"type": "null"}]} for i in range(length)}
+    return {"$ref": "#/$defs/d0", "$defs": links | {f"d{length}": {"type": "null"}}}
+
+
+COSTLY = {"allOf": [{"type": "string", "pattern": f"a{{{i}}}b|c.*d{i}"} for i in range(40)]}
+"""Never seen to end; time or memory does first."""
+RULES = "start: r0\n" + "\n".join(f'r{i}: "x" r{i + 1}' for i in range(5000)) + '\nr5000: "z"'
+
+SLOW = "root ::= r0\n" + "\n".join(f'r{i} ::= "x" r{i + 1}' for i in range(5000)) + '\nr5000 ::= "z"'
+
+
+def judged(model_dir: Path, work: Callable[[GrammarJudge], Any]) -> Any:
+    async def run() -> Any:
+        judge = GrammarJudge(model_dir, 400)
+        try:
+            return await work(judge)
+        finally:
+            await judge.end()
+
+    return asyncio.run(run())
+
+
+def refusal(model_dir: Path, given: dict[str, Any]) -> ApiError:
+    with pytest.raises(ApiError) as refused:
+        judged(model_dir, lambda judge: judge.grammar_of(given))
+    return refused.value
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"guided_json": chain(3000)}, TOO_DEEP),
+        ({"guided_grammar": RULES}, TOO_DEEP),
+        ({"guided_grammar": SLOW}, TOO_COSTLY),
+        ({"guided_json": COSTLY}, "simplify it"),
+        ({"guided_json": chain(1000)}, "at its limits"),
+        ({"guided_grammar": 'root ::= "a" root'}, "at its limits"),
+        ({"guided_json": {"$ref": "#"}}, NOTHING),
+        ({"guided_json": {"allOf": [{"$ref": "#"}]}}, NOTHING),
+        ({"guided_json": {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}}, NOTHING),
+        ({"guided_grammar": "start: start"}, NOTHING),
+        ({"guided_grammar": "start: a\na: a"}, NOTHING),
+        ({"guided_grammar": "root ::= root"}, NOTHING),
+        ({"guided_json": {"enum": ["x" * MAX_GRAMMAR_CHARACTERS]}}, "simplify it"),
+        ({"guided_json": {"enum": ["\ud800"]}}, "cannot be used"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_held_is_refused_whatever_it_does(model_dir: Path, given: dict[str, Any], says: str) -> None:
+    refused = refusal(model_dir, given)
+    assert (refused.status, refused.param) == (400, next(iter(given)))
+    assert says in refused.message and len(refused.message) < 700 and "<state>" not in refused.message
+
+
+def test_tools_are_tried_too_and_the_one_at_fault_is_named(model_dir: Path) -> None:
+    parts = ({"type": "null"}, {"$ref": "#/nowhere"})
+    tools = [
+        {"type": "function", "function": {"name": f"f{i}", "parameters": {"type": "object", "properties": {"a": part}}}}
+        for i, part in enumerate(parts)
+    ]
+    with pytest.raises(ApiError) as refused:
+        judged(model_dir, lambda judge: judge.calls_grammar(tools, None, HERMES, True))
+    assert refused.value.param == "tools.1.function.parameters"
+    assert "f0" in judged(model_dir, lambda judge: judge.calls_grammar(tools, "f0", HERMES, True))
+
+
+def test_others_are_answered_beside_one_that_never_ends_and_a_verdict_is_kept(model_dir: Path) -> None:
+    async def work(judge: GrammarJudge) -> None:
+        costly = asyncio.create_task(judge.grammar_of({"guided_json": COSTLY}))
+        for number in range(3):
+            assert await judge.grammar_of({"guided_json": {"const": number}})
+        assert not costly.done()
+        with pytest.raises(ApiError):
+            await costly
+        asked = judge._number
+        with pytest.raises(ApiError, match="cannot be used"):
+            await judge.grammar_of({"guided_json": COSTLY})
+        assert await judge.grammar_of({"guided_json": {"const": 1}}) and judge._number == asked
+
+    judged(model_dir, work)
+
+
+def test_nobody_works_for_who_has_left_and_a_lost_judge_is_replaced(model_dir: Path) -> None:
+    async def work(judge: GrammarJudge) -> None:
+        assert await judge.grammar_of({"guided_json": {}})
+        assert judge._process is not None
+        process = psutil.Process(judge._process.pid)
+        costly = asyncio.create_task(judge.grammar_of({"guided_json": COSTLY}))
+        await asyncio.to_thread(wait_until, process.children)
+        costly.cancel()
+        await asyncio.to_thread(wait_until, lambda: not process.children())
+        costly = asyncio.create_task(judge.grammar_of({"guided_json": COSTLY}))
+        await asyncio.to_thread(wait_until, process.children)
+        process.kill()
+        with pytest.raises(ApiError, match="try again") as lost:
+            await costly
+        assert lost.value.status == 503
+        assert await judge.grammar_of({"guided_json": {"const": 5}})
+
+    judged(model_dir, work)
+
+
+# ---- through the api ---------------------------------------------------------------------------------------------
+
+
+def test_the_api_outlives_them_and_the_time_limit_holds(api: Api) -> None:
+    assert api.chat(structured_outputs={"json": chain(3000)}).json()["error"]["param"] == "structured_outputs"
+    late = api.client.post(
+        "/v1/completions",
+        json={"prompt": "x", "guided_json": COSTLY | {"title": "not seen before"}},
+        headers={"x-request-timeout-ms": "300"},
+    )
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert api.chat(response_format={"type": "json_object"}).status_code == 200 and api.process.poll() is None
+
+
+def test_a_grammar_that_goes_no_further_is_the_clients(api: Api) -> None:
+    api.core.error, api.core.error_code = "after 3 tokens nothing can follow", GRAMMAR_LIMIT
+    refused = api.complete(guided_regex="a")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, GRAMMAR_LIMIT)
+
+
+# ---- core, which compiles them again -----------------------------------------------------------------------------
+
+
+def test_core_has_room_for_more_than_the_trial(grammars: Grammars) -> None:
+    """A thread's usual stack, of which the trial's child has as much, ends at some 1,100."""
+    constraint = grammars.constraint(LLMatcher.grammar_from_json_schema(json.dumps(chain(2500))))
+    assert mask_of(constraint, [])
+
+
+def test_the_parsers_limits_are_the_grammars_and_tell_nothing_else(grammars: Grammars) -> None:
+    constraint = grammars.constraint(LLMatcher.grammar_from_lark('start: "a" start'))
+    mask = mask_of(constraint, [])
+    (letter,) = [i for i in range(400) if mask[i // 8] >> i % 8 & 1]
+    with pytest.raises(ConstraintError, match=r"after 1 tokens nothing can follow.*Too many items") as stuck:
+        mask_of(constraint, [letter])
+    assert stuck.value.code == GRAMMAR_LIMIT and "\n" not in str(stuck.value)

@@ -1,0 +1,107 @@
+"""Schemas with what llguidance does not know: what comes of them, and that what ends follows the schema as it was."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+from tests.unit.server.test_structured import answer, json_of, tokenizer  # noqa: F401
+
+from semipd_engine.cards.tokenizer import Tokenizer
+from semipd_engine.core.grammar import Grammars
+from semipd_engine.server.errors import ApiError
+from semipd_engine.server.json_schema import FORMATS, MOST_ARRANGEMENTS, STRICTER, held
+from semipd_engine.server.structured import parsed
+
+pytestmark = pytest.mark.unit
+
+CLOSED = {"type": "object", "additionalProperties": False}
+OTHERS = {"type": "object", "additionalProperties": {"const": 2}}
+LETTERS = ["a", "b", "c"]
+COLOUR = {"$defs": {"Colour": {"enum": LETTERS, "title": "Colour", "type": "string"}}}
+
+
+def named(names: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": {"type": "boolean"}, "propertyNames": names} | more
+
+
+def unique(items: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "array", "items": items, "uniqueItems": True} | more
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "format": "password", "maxLength": 3},
+        {"type": "string", "format": "binary", "maxLength": 3},
+        {"type": "string", "format": "ipvanyaddress"},
+        {"type": "string", "format": "json-pointer", "maxLength": 6},
+        {"type": "string", "format": "relative-json-pointer", "maxLength": 6},
+        {"type": "string", "format": "idn-email", "maxLength": 12},
+        {"type": "integer", "format": "int32", "minimum": 0, "maximum": 5},
+        {"properties": {"format": {"const": "x"}}, "required": ["format"]} | CLOSED,
+        unique({"enum": LETTERS}, minItems=2),
+        unique({"enum": [1, 2, "x", None, True, 3]}, maxItems=2),
+        unique({"enum": list("abcdefgh")}),
+        unique({"type": "boolean"}, minItems=2),
+        unique({"$ref": "#/$defs/Colour"}, **COLOUR),
+        unique({"type": "integer", "minimum": 0, "maximum": 9}, maxItems=1),
+        named({"enum": LETTERS}, required=["a"]),
+        named({"$ref": "#/$defs/Colour"}, **COLOUR, properties={"a": {"const": True}, "z": {}}),
+        named({"const": "only"}, required=["only"]),
+        named({"pattern": "^k[0-9]$"}, maxProperties=3),
+        named({"type": "string"}, maxProperties=1),
+        {"type": "object", "additionalProperties": {"enum": [1]}, "minProperties": 1, "maxProperties": 1},
+        {"properties": {"a": {"const": 1}}, "required": ["a"], "minProperties": 2, "maxProperties": 3} | OTHERS,
+        {"type": "integer", "minimum": 7, "maximum": 10**40},
+    ],
+)  # fmt: skip
+def test_what_ends_follows_the_schema_that_was_sent(grammars: Grammars, tokenizer: Tokenizer, schema: Any) -> None:  # noqa: F811
+    grammar = json_of(schema)
+    ended = [text for seed in range(6) if (text := answer(grammars, tokenizer, grammar, seed, 400)) is not None]
+    assert ended
+    for text in ended:
+        checker = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+        checker.validate(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        (unique({"type": "string"}), "uniqueItems"),
+        (unique({"enum": list(range(12))}), "uniqueItems"),
+        (named({"maxLength": 3}), "propertyNames"),
+        (named({"pattern": "^a"}, properties={"b": {}}), "propertyNames"),
+        ({"type": "object", "minProperties": 2, "additionalProperties": {"enum": [1]}}, "comes twice"),
+        ({"minProperties": 3, "patternProperties": {"^x": {}}} | CLOSED, "comes twice"),
+        ({"anyOf": [{"type": "object", "minProperties": 2}, {"type": "null"}]}, "comes twice"),
+        ({"type": "object", "required": ["a", "a"], "properties": {"a": {}}, "minProperties": 3}, "1 are required"),
+        ({"enum": [10**30]}, "beyond 64 bits"),
+        ({"const": {"deep": [2**64]}}, "beyond 64 bits"),
+        ({"not": {}, "x-guidance": {"lenient": True}}, "x-guidance.lenient"),
+    ],
+)  # fmt: skip
+def test_what_would_be_held_wrongly_is_refused_by_name(schema: Any, words: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        json_of(schema)
+    assert refused.value.status == 400 and words in refused.value.message
+
+
+def test_the_formats_are_llguidances_own() -> None:
+    def error(kind: str) -> str:
+        return parsed(json.dumps({"grammars": [{"json_schema": {"type": "string", "format": kind}}]}))
+
+    assert not any(map(error, FORMATS)) and set(STRICTER.values()) <= FORMATS
+    assert all("Unknown format" in error(kind) for kind in STRICTER)
+
+
+def test_a_schema_that_needs_nothing_stays_as_it_is() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"enum": {"enum": [1, {"format": "x"}]}, "a": {"$ref": "#"}},
+        "required": ["a"],
+    }
+    assert held(schema) == schema
+    assert len(held(unique({"enum": list("abcde")}))["enum"]) <= MOST_ARRANGEMENTS
