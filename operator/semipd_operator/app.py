@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -51,8 +52,15 @@ class ServicesGone(Exception):
 
 
 class Operator:
-    def __init__(self, kube: Kube, settings: Settings, instance: str, ring: KeyRing | None = None) -> None:
-        """`ring`: where `settings` has its keys from; None: they never change."""
+    def __init__(
+        self,
+        kube: Kube,
+        settings: Settings,
+        instance: str,
+        ring: KeyRing | None = None,
+        leads: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`ring`: where `settings` has its keys from; None: they never change. `leads`: whether it may write."""
         self.kube, self.settings, self.instance, self.ring = kube, settings, instance, ring
         self.queue = WorkQueue()
         self.informer = Informer(settings.namespaces)
@@ -61,7 +69,7 @@ class Operator:
         self.agents = AgentClient(settings.agent_port, settings.poll_timeout_seconds)
         self.poller = AgentPoller(self.agents, settings.poll_seconds, self._round)
         slo_period = timedelta(seconds=settings.slo_write_seconds)
-        self.statuses = StatusWriter(kube, self.informer, self.poller.views, slo_period, self.instance)
+        self.statuses = StatusWriter(kube, self.informer, self.poller.views, slo_period, self.instance, leads)
         self.reconciler = Reconciler(kube, settings, self.informer, self.poller, self.statuses)
         self._resyncs = 0
         self._gone = asyncio.Event()
@@ -248,7 +256,7 @@ async def run(settings: Settings) -> None:
         async def term() -> None:
             try:
                 while True:
-                    operator = Operator(kube, settings, replica, ring)
+                    operator = Operator(kube, settings, replica, ring, election.holds if election else lambda: True)
                     judge[1:] = [operator.health]
                     try:
                         return await operator.run()  # Kopf listens to the signals meanwhile, and ends it

@@ -49,10 +49,14 @@ class Election:
         self.leading = False
         self._leases, self._lease, self._clock = leases, lease, clock
         self._record: Any = None
-        self._seen_at = 0.0
+        self._seen_at = self._renewed = 0.0
         self._complaint = ""
         self._idle = True
         """No work of a leader goes on: the Lease may be another's."""
+
+    def holds(self) -> bool:
+        """Whether the Lease is surely ours: a process that stood still learns only later that another leads by now."""
+        return self.leading and self._clock() - self._renewed < RENEW_SECONDS
 
     def starting(self) -> str:
         """Empty once this replica has seen the Lease: a follower stands by, and that is all it has to do."""
@@ -79,25 +83,26 @@ class Election:
 
     async def _acquire(self) -> None:
         told = False
+        self._renewed = self._clock()
         while not await self._hold():
             if not told and self._record is not None:
                 log.info("standing by: %s leads by Lease %s", self._record[0], self._lease)
                 told = True
             await asyncio.sleep(RETRY_SECONDS)
+            self._renewed = self._clock()
 
     async def _lead(self, term: Callable[[], Awaitable[None]]) -> bool:
         """Whether the term ended by itself."""
         task = asyncio.ensure_future(term())
-        renewed = self._clock()
         try:
-            while (left := renewed + RENEW_SECONDS - self._clock()) > 0:
+            while (left := self._renewed + RENEW_SECONDS - self._clock()) > 0:
                 done, _ = await asyncio.wait({task}, timeout=min(left, RETRY_SECONDS))
                 if done:
                     task.result()
                     return True
                 asked = self._clock()
-                if await self._hold(renewed + RENEW_SECONDS - asked):
-                    renewed = asked
+                if await self._hold(self._renewed + RENEW_SECONDS - asked):
+                    self._renewed = asked
                 elif self._record is not None and self._record[0] != self.identity:
                     break  # someone else has it already
             return False

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 MOVING_SECONDS = 0.5
 """Period of a pod with a split on the move: its end is shown at once."""
+PAUSE_SECONDS = 5.0
+"""This process turns its rounds more often, unless it stands still: stopped, starved, its machine suspended."""
 LONGEST_SILENCE_SECONDS = 15.0
 """A silent pod is asked at least this often."""
 SPEAKING_AT_ONCE = 64
@@ -62,8 +65,15 @@ class _Pod:
 
 
 class AgentPoller:
-    def __init__(self, client: AgentClient, period_seconds: float, on_round: Callable[[Key], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        client: AgentClient,
+        period_seconds: float,
+        on_round: Callable[[Key], Awaitable[None]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._client, self._period, self._on_round = client, period_seconds, on_round
+        self._clock, self._turned = clock, clock()
         self._services: dict[Key, _Service] = {}
         self._pods: dict[str, _Pod] = {}
         """By uid."""
@@ -72,6 +82,7 @@ class AgentPoller:
 
     def watch(self, key: Key, watch: Watch) -> None:
         """Starts or changes the watch of a service. A change is acted on at once, not with the next round."""
+        self._turn()
         service = self._services.get(key)
         if service is None:
             told = asyncio.Event()
@@ -100,9 +111,19 @@ class AgentPoller:
 
     def views(self, key: Key) -> Mapping[str, AgentView]:
         """By the pod's uid."""
+        self._turn()
         service = self._services.get(key)
         pods = service.watch.pods if service else ()
         return {pod.uid: self._pods[pod.uid].view for pod in pods if pod.uid in self._pods}
+
+    def _turn(self) -> None:
+        """Before anything is judged. A pause of ours is none of the agents' silence: what they said last grows older
+        from now on, and by then they have been asked."""
+        now = self._clock()
+        gap, self._turned = now - self._turned, now
+        if gap > max(PAUSE_SECONDS, 3 * self._spread(len(self._services))):
+            for one in self._pods.values():
+                one.view = one.view.slept(gap, datetime.now(UTC))
 
     async def close(self) -> None:
         tasks = [*(one.task for one in self._services.values()), *(one.task for one in self._pods.values())]
@@ -115,6 +136,7 @@ class AgentPoller:
         while True:
             await _wait(told, self._spread(len(self._services)))
             told.clear()
+            self._turn()
             try:
                 await self._on_round(key)
             except Exception:  # the next round tries again; one service's trouble ends no task
@@ -128,7 +150,7 @@ class AgentPoller:
             speaks = not one.failures and (one.view.report is not None or one.pod.ready)
             async with self._speaking if speaks else self._silent:
                 watch = self._services[one.key].watch
-                one.view, silent = await self._look(one.pod, watch, one.view)
+                silent = await self._look(one, watch)
             one.failures = one.failures + 1 if silent else 0
             self._services[one.key].told.set()
             await _wait(wake, self._pause(one))
@@ -143,19 +165,23 @@ class AgentPoller:
             return max(period, min(LONGEST_SILENCE_SECONDS, self._period * 2.0 ** (min(one.failures, 8) - 1)))
         return min(self._period, MOVING_SECONDS) if one.view.adjusting_since else period
 
-    async def _look(self, pod: PodView, watch: Watch, before: AgentView) -> tuple[AgentView, bool]:
-        """What is known of the pod now, and whether it did not answer at all."""
+    async def _look(self, one: _Pod, watch: Watch) -> bool:
+        """Sees to what is known of the pod; whether it did not answer at all."""
+        pod = one.pod
         try:
             report = await self._client.look(pod.ip, pod.uid, watch.tokens, watch.config)
             AGENT_POLLS.labels("answered").inc()
-            return before.heard(report, datetime.now(UTC), watch.config), False
+            one.view = one.view.heard(report, datetime.now(UTC), watch.config)
+            return False
         except AgentError as error:
             AGENT_POLLS.labels("failed").inc()
-            return before.failed(str(error)), isinstance(error, AgentSilent)
+            one.view = one.view.failed(str(error))
+            return isinstance(error, AgentSilent)
         except Exception:  # whatever it was, the pod is asked again, and less often
             AGENT_POLLS.labels("failed").inc()
             log.exception("agent of pod %s", pod.name)
-            return before.failed("the agent's answer cannot be dealt with; the operator's log says why"), True
+            one.view = one.view.failed("the agent's answer cannot be dealt with; the operator's log says why")
+            return True
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -16,9 +16,10 @@ from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
 from semipd_operator.informer import Informer
 from semipd_operator.kube import Kube
 from semipd_operator.metrics import STATUS_WRITES
-from semipd_operator.reasons import EventReason
+from semipd_operator.reasons import ConditionType, EventReason
 from semipd_operator.status import AgentView, Observed, summarise
 from semipd_operator.status.events import Event, event_object, events
+from semipd_operator.status.partition import FIRST_WORD
 from semipd_operator.status.scaling import fullness
 from semipd_operator.status.summarise import write_due
 from semipd_operator.workqueue import Key
@@ -49,9 +50,12 @@ class StatusWriter:
         views: Callable[[Key], Mapping[str, AgentView]],
         slo_period: timedelta,
         instance: str,
+        leads: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`leads`: whether this process may write. What one wrote that another has taken over from would stand beside
+        the other's, and be older."""
         self._kube, self._informer, self._views = kube, informer, views
-        self._slo_period, self._instance = slo_period, instance
+        self._slo_period, self._instance, self._leads = slo_period, instance, leads
         self._entries: dict[Key, _Entry] = {}
 
     def observe(self, key: Key, seen: Observed) -> None:
@@ -98,8 +102,12 @@ class StatusWriter:
             live = obj.get("status")
             if entry.live is None or live != entry.live:  # the first look, or someone else's edit: it is drift
                 entry.shown, entry.live = parse_status(obj), live
+            if not self._leads():
+                return
             now = datetime.now(UTC)
             seen = replace(entry.seen, now=now, agents=dict(self._views(key)), previous=entry.shown)
+            if entry.last_write is None and _unmet(seen):
+                return
             status = summarise(seen)
             if not write_due(entry.shown, status, now=now, last_write=entry.last_write, slo_period=self._slo_period):
                 return
@@ -117,6 +125,8 @@ class StatusWriter:
 
         The informer is told before and after, so that the watch's echo is no news.
         """
+        if not self._leads():
+            raise ApiAway("the Lease is not renewed, and a status is its holder's to write")
         meta, body = service.metadata, dump_status(status)
         self._informer.writes_status(meta.namespace, meta.name, body)
         written = await self._kube.apply_status(service, body)
@@ -139,3 +149,13 @@ class StatusWriter:
             await self._kube.create("v1", "Event", service.metadata.namespace, told)
         except (ApiRefused, ApiAway) as refused:  # an event is a courtesy; a terminating namespace takes none
             log.debug("event %s: %s", event.reason, refused)
+
+
+def _unmet(seen: Observed) -> bool:
+    """A process that has just begun to lead, and has not heard every agent yet: what the one before it said of this
+    generation says more, and taking it back for a moment would be told as an edge."""
+    ready = seen.previous.condition(ConditionType.READY)
+    if ready is None or ready.observed_generation != seen.service.metadata.generation:
+        return False
+    unheard = (view.asked_since for view in seen.agents.values() if view.report is None)
+    return any(since is not None and seen.now - since <= FIRST_WORD for since in unheard)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -27,6 +28,7 @@ class Fixture:
         informer: Informer | None = None,
         settings: Settings = SETTINGS,
         unknown: tuple[str, ...] = (),
+        leads: Callable[[], bool] = lambda: True,
     ) -> None:
         """`asked`: what it has of `kube`, if not all of it."""
         self.kube = kube or StandIn(*(objects or (new_service(),)), unknown=unknown)
@@ -38,7 +40,7 @@ class Fixture:
         poller.forget = lambda key: self.watches.pop(key, None)
         poller.views = lambda key: self.views
         self.views: dict[str, AgentView] = {}
-        self.statuses = StatusWriter(requests, told, lambda key: self.views, timedelta(seconds=15), "test")
+        self.statuses = StatusWriter(requests, told, lambda key: self.views, timedelta(seconds=15), "test", leads)
         self.now = 0.0
         self.reconciler = Reconciler(requests, settings, told, poller, self.statuses, lambda: self.now)
 

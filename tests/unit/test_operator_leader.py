@@ -233,3 +233,15 @@ class Silent:
 
     def __init__(self, server: Server) -> None:
         self.get, self.merge = server.get, server.merge
+
+
+async def test_a_leader_that_stood_still_holds_no_lease_before_it_has_renewed_it() -> None:
+    """Its work wakes up together with it, and may be quicker than the election."""
+    server, clock = Server(), Clock()
+    election = Election(server, LEASE, "a", clock)
+    assert not election.holds()
+    task = asyncio.create_task(election.run(forever))
+    await wait_until_async(election.holds)
+    clock.now += 10  # five seconds before anybody else may lead
+    assert election.leading and not election.holds()
+    await end(task)

@@ -175,3 +175,28 @@ async def test_since_when_a_pod_lacks_its_configuration_is_remembered() -> None:
     assert view.heard(report(config_generation=2), start + timedelta(seconds=10), wanted).behind_since is None
     other = report(Split(prefill_percent=50), config_generation=2)
     assert view.heard(other, start, wanted).behind_since == start, "it has it, and another split"
+
+
+async def test_a_pause_of_this_process_makes_no_report_older() -> None:
+    """The machine stood still between two rounds: it says nothing of the agents, also of one that is silent since."""
+    clock, dead = [0.0], Slow(set())
+    one: Any = dead
+    running = AgentPoller(one, 0.02, nothing, lambda: clock[0])
+    try:
+        running.watch(A, Watch((pod("p"),), ("t",), None))
+        await wait_until_async(lambda: running.views(A)["p"].report)
+        dead.dead.add("p")
+        await wait_until_async(lambda: running.views(A)["p"].error)
+        before = running._pods["p"].view
+        assert before.received_at and before.asked_since is None
+        long_ago = replace(before, received_at=before.received_at - timedelta(minutes=1))
+        running._pods["p"].view = long_ago
+        clock[0] += 4.9
+        assert not running.views(A)["p"].fresh(datetime.now(UTC)), "a slow round is no pause"
+        clock[0] += 60
+        assert running.views(A)["p"].fresh(datetime.now(UTC))
+        asked = dead.looked["p"]
+        await wait_until_async(lambda: dead.looked["p"] > asked)
+        assert running.views(A)["p"].received_at != long_ago.received_at, "a look that fails keeps what is known by now"
+    finally:
+        await running.close()

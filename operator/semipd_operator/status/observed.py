@@ -131,6 +131,13 @@ class AgentView:
             behind_since=(self.behind_since or now) if behind else None,
         )
 
+    def slept(self, seconds: float, now: datetime) -> AgentView:
+        """The view after a time in which nobody could have asked: it makes nothing older."""
+        gap = timedelta(seconds=seconds)
+        times = ("received_at", "adjusting_since", "serves_since", "behind_since", "asked_since")
+        moved = {name: min(at + gap, now) for name in times if (at := getattr(self, name)) is not None}
+        return replace(self, **moved)
+
     def failed(self, error: str) -> AgentView:
         return replace(self, error=error)
 
