@@ -262,7 +262,7 @@ def test_errors_have_openai_shape(
 
 
 def test_a_body_that_is_not_json(api: Api) -> None:
-    for content in (b"{", b"\xff\xfe", b"", b"[" * 100_000):
+    for content in (b"{", b"\xff\xfe", b"", b"[" * 30_000):
         response = api.client.post("/v1/completions", content=content)
         assert response.status_code == 400, content[:10]
         assert response.json()["error"]["message"].startswith("body: ")
