@@ -13,6 +13,7 @@ from fastapi import Path as PathParameter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from semipd_engine.cards.chat_template import ChatTemplateError
@@ -20,17 +21,18 @@ from semipd_engine.cards.tokenizer import TokenizerError
 from semipd_engine.contract import EngineOptions, api_keys
 from semipd_engine.server import body_schemas, handlers, tokenization
 from semipd_engine.server.cors import Cors
+from semipd_engine.server.docs_page import docs_page
 from semipd_engine.server.errors import ApiError, bad_request, engine_failure
 from semipd_engine.server.headers import RequestIds
 from semipd_engine.server.held_bodies import HeldBodies
 from semipd_engine.server.http_io import error_response, json_response
-from semipd_engine.server.openapi import describe, refusals, takes
+from semipd_engine.server.openapi import answers, describe, gives, takes
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from semipd_engine.server.service import Service, software_version
 from semipd_engine.server.unsupported import refuse_by_name
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/ping"})
-"""Probes and scrapes carry no API key."""
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/ping", "/openapi.json", "/docs"})
+"""Probes, scrapes and readers carry no API key."""
 
 READ = ["GET", "HEAD"]
 
@@ -38,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 def create_app(service: Service, options: EngineOptions) -> ASGIApp:
-    app = FastAPI(title="semipd", version=software_version(), redoc_url=None, redirect_slashes=False)
+    app = FastAPI(title="semipd", version=software_version(), docs_url=None, redoc_url=None, redirect_slashes=False)
     _add_operations(app, service)
     _add_api(app, service)
     _add_errors(app, service)
@@ -46,7 +48,9 @@ def create_app(service: Service, options: EngineOptions) -> ASGIApp:
     def bound(schemas: Any) -> Any:
         return body_schemas.bound(schemas, service.card.name, service.card.vocab_size, service.max_model_len)
 
-    describe(app, bound, CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
+    open_paths = OPEN_PATHS if options.api_key_file is not None else None
+    bodies = (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
+    describe(app, bound, *bodies, open_paths=open_paths)
     app.add_middleware(HeldBodies)
     if options.api_key_file is not None:
         app.add_middleware(ApiKey, file=options.api_key_file, rejected=lambda: _reject(service, "auth"))
@@ -58,67 +62,87 @@ def create_app(service: Service, options: EngineOptions) -> ASGIApp:
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
-    @app.api_route("/health", methods=READ)
+    @app.api_route("/health", methods=READ, **gives(None))
     async def health() -> Response:
         """This process lives."""
         return Response()
 
-    @app.api_route("/ready", methods=READ, responses={503: {"description": "Not ready; the reason is in the body"}})
+    readiness = gives("Readiness")
+    readiness["responses"][503] = answers("Not ready; the reason is in the body", "Readiness")
+
+    @app.api_route("/ready", methods=READ, **readiness)
     async def ready() -> Response:
         """Requests are admitted: core is connected, and every phase has a verified worker."""
         reason = service.admission.not_ready_reason()
         return json_response({"ready": reason is None, "reason": reason}, 200 if reason is None else 503)
 
-    @app.api_route("/metrics", methods=READ)
+    @app.api_route("/metrics", methods=READ, **gives("", media_type="text/plain"))
     async def metrics() -> Response:
+        """Figures for Prometheus."""
         service.metrics.set("semipd_admitting", service.admission.not_ready_reason() is None)
         return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
 
-    @app.api_route("/version", methods=READ, responses=refusals(401))
+    @app.api_route("/version", methods=READ, **gives("Version", 401))
     async def show_version() -> Response:
         return json_response({"version": software_version()})
 
-    @app.api_route("/ping", methods=["GET", "HEAD", "POST"])
+    @app.api_route("/ping", methods=["GET", "HEAD", "POST"], **gives(None))
     async def ping() -> Response:
         """This process lives; under the name that some platforms ask for."""
         return Response()
 
-    @app.api_route("/load", methods=READ, responses=refusals(401))
+    @app.api_route("/load", methods=READ, **gives("Load", 401))
     async def load() -> Response:
         """HTTP requests that are being answered."""
         return json_response({"server_load": service.generations.open})
 
+    page: list[str] = []
+
+    @app.api_route("/docs", methods=READ, include_in_schema=False)
+    async def docs() -> Response:
+        if not page:
+            page.append(docs_page(app.openapi()))
+        return HTMLResponse(
+            page[0], headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
+        )
+
 
 def _add_api(app: FastAPI, service: Service) -> None:
-    @app.api_route("/v1/models", methods=READ, responses=refusals(401))
+    @app.api_route("/v1/models", methods=READ, **gives("Models", 401))
     async def models() -> Response:
+        """The one model that is served."""
         return json_response({"object": "list", "data": [_model(service)]})
 
-    @app.api_route("/v1/models/{name:path}", methods=READ, responses=refusals(401, 404))
+    @app.api_route("/v1/models/{name:path}", methods=READ, **gives("Model", 401, 404))
     async def model(name: Annotated[str, PathParameter(json_schema_extra={"format": body_schemas.MODEL})]) -> Response:
+        """The model, by its name."""
         service.check_model(name)
         return json_response(_model(service))
 
-    @app.post("/v1/completions", **takes(CompletionRequest, streams=True))
+    @app.post("/v1/completions", **takes(CompletionRequest, "Completion", "CompletionChunk"))
     async def completions(request: Request) -> Response:
+        """Continue prompts."""
         return await handlers.completions(service, request)
 
-    @app.post("/v1/chat/completions", **takes(ChatRequest, streams=True))
+    @app.post("/v1/chat/completions", **takes(ChatRequest, "ChatCompletion", "ChatChunk"))
     async def chat_completions(request: Request) -> Response:
+        """Answer a chat, through the model's chat template."""
         return await handlers.chat_completions(service, request)
 
-    @app.post("/tokenize", **takes(TokenizeRequest))
+    @app.post("/tokenize", **takes(TokenizeRequest, "Tokens"))
     async def tokenize(request: Request) -> Response:
+        """Ids of a text, or of a chat's messages."""
         return await tokenization.tokenize(service, request)
 
-    @app.api_route("/tokenizer_info", methods=READ, responses=refusals(401))
+    @app.api_route("/tokenizer_info", methods=READ, **gives("TokenizerInfo", 401))
     async def tokenizer_info() -> Response:
         """What evaluation harnesses ask for, to tokenise here: the special tokens and the chat template."""
         special = dict.fromkeys(("bos_token", "eos_token", "pad_token")) | service.card.special_tokens
         return json_response(special | {"chat_template": service.card.chat_templates.get("default")})
 
-    @app.post("/detokenize", **takes(DetokenizeRequest))
+    @app.post("/detokenize", **takes(DetokenizeRequest, "Text"))
     async def detokenize(request: Request) -> Response:
+        """The text of ids."""
         return await tokenization.detokenize(service, request)
 
     refuse_by_name(app)

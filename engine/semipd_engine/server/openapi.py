@@ -1,17 +1,20 @@
-"""What `/openapi.json` and `/docs` say of the endpoints that read their bodies themselves. Knows no handlers."""
+"""What `/openapi.json` says of each endpoint: what goes in, and what can come out. Knows no handlers.
+
+Handlers read their bodies and write their answers themselves, so the document is told of both here.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from pydantic import BaseModel
 
+from semipd_engine.server.answer_schemas import ANSWERS, REFS, ref
 from semipd_engine.server.body_schemas import CONDITIONS
 
-REFS = "#/components/schemas/{model}"
 _ERRORS = {
     400: "A field is missing, of the wrong type, out of range or not supported; the message names it",
     401: "The API key is missing or wrong",
@@ -24,57 +27,68 @@ _ERRORS = {
     503: "Not ready; send it again after Retry-After",
     504: "It has not finished within its time",
 }
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
-}
+_FRAMEWORKS_OWN = ("HTTPValidationError", "ValidationError")
+"""Of errors that the framework would answer with; it never does."""
 
 
-def takes(model: type[BaseModel], streams: bool = False) -> dict[str, Any]:
-    """Arguments of a route whose body is `model`: what goes in, and what can come out."""
-    schema = {"$ref": REFS.format(model=model.__name__)}
-    answer: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
-    if streams:
-        answer["text/event-stream"] = {"schema": {"type": "string"}}
-    errors = refusals(*_ERRORS)
-    return {
-        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
-        "responses": {200: {"description": "The answer", "content": answer}} | errors,
-    }
+def takes(model: type[BaseModel], answer: str, chunk: str | None = None) -> dict[str, Any]:
+    """Arguments of a route whose body is `model` and that gives `answer`, or a stream of `chunk`."""
+    content = {"application/json": {"schema": ref(model.__name__)}}
+    found = gives(answer, *_ERRORS)
+    if chunk is not None:
+        event = f"server-sent events, each the JSON of a {chunk}, or of an Error at the end; then [DONE]"
+        data = {"type": "string", "contentMediaType": "application/json", "contentSchema": ref(chunk)}
+        item = {"type": "object", "required": ["data"], "properties": {"data": data}}
+        stream = {"schema": {"type": "string", "description": event}, "itemSchema": item}
+        found["responses"][200]["content"]["text/event-stream"] = stream
+    return found | {"openapi_extra": {"requestBody": {"required": True, "content": content}}}
 
 
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What a route may answer instead of 200."""
-    content = {"application/json": {"schema": {"$ref": REFS.format(model="Error")}}}
-    return {status: {"description": _ERRORS[status], "content": content} for status in statuses}
+def gives(answer: str | None, *statuses: int, media_type: str = "application/json") -> dict[str, Any]:
+    """Arguments of a route that answers 200 with that schema, with text of another type, or without a body (None), and
+    may answer with the other statuses."""
+    schema = ref(answer) if answer in ANSWERS else {"type": "string"}
+    whole: dict[str, Any] = {"description": "The answer"}
+    if answer is not None:
+        whole["content"] = {media_type: {"schema": schema}}
+    errors = {status: {"description": _ERRORS[status], "content": _json("Error")} for status in statuses}
+    return {"response_class": Response, "responses": {200: whole} | errors}
 
 
-def describe(app: FastAPI, bound: Callable[[Any], Any], *models: type[BaseModel]) -> None:
-    """Put the models that `takes` refers to into the document, once it is asked for, as `bound` to what is served."""
+def answers(description: str, name: str) -> dict[str, Any]:
+    """Of one more status."""
+    return {"description": description, "content": _json(name)}
+
+
+def _json(name: str) -> dict[str, Any]:
+    return {"application/json": {"schema": ref(name)}}
+
+
+def describe(
+    app: FastAPI, bound: Callable[[Any], Any], *models: type[BaseModel], open_paths: Collection[str] | None = None
+) -> None:
+    """Put the models and answers that routes refer to into the document, once it is asked for, as `bound` to what is
+    served. `open_paths`: those that want no key where the others do; None: nobody does."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             with warnings.catch_warnings(action="ignore"):  # a route for GET and HEAD has one name
                 document = plain()
-            for operations in document["paths"].values():
+            for path, operations in document["paths"].items():
                 operations.pop("head", None)  # GET without the body
                 for method, operation in operations.items():
                     operation["operationId"] = operation["operationId"].rpartition("_")[0] + "_" + method
-            schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            schemas["Error"] = _ERROR
+                    operation["responses"].pop("422", None)
+                    if open_paths is not None and path in open_paths:
+                        operation["security"] = []
+            components = document.setdefault("components", {})
+            if open_paths is not None:
+                components["securitySchemes"] = {"apiKey": {"type": "http", "scheme": "bearer"}}
+                document["security"] = [{"apiKey": []}]
+            schemas = components.setdefault("schemas", {})
+            for name in _FRAMEWORKS_OWN:
+                schemas.pop(name, None)
             for model in models:
                 schema = model.model_json_schema(ref_template=REFS)
                 schemas.update(schema.pop("$defs", {}))
@@ -83,7 +97,7 @@ def describe(app: FastAPI, bound: Callable[[Any], Any], *models: type[BaseModel]
                 for name in [name for name in schema["properties"] if name.startswith("guided_")]:
                     del schema["properties"][name]  # vLLM's older names; docs/api.md has them
                 schemas[model.__name__] = schema
-            document["components"]["schemas"] = bound(schemas)
+            components["schemas"] = bound(schemas) | ANSWERS
             document["paths"] = bound(document["paths"])
         return app.openapi_schema or {}
 

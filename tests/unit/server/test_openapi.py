@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import httpx
+import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
-from tests.unit.server.api_process import Api
+from tests.unit.server.api_process import Api, StartApi
 from tests.unit.server.schema_strategy import bodies
+from tests.unit.server.test_completions import events, say
+from tokenizers import Tokenizer
 
 from e2e.lib.waiting import wait_until
 
@@ -31,6 +37,112 @@ def test_a_model_is_asked_for_by_its_name(shared_api: Api) -> None:
     (parameter,) = shared_api.client.get("/openapi.json").json()["paths"]["/v1/models/{name}"]["get"]["parameters"]
     (name,) = parameter["schema"]["enum"]
     assert shared_api.client.get(f"/v1/models/{name}").json()["id"] == name
+
+
+def is_as_documented(document: Any, operation: Any, response: httpx.Response) -> None:
+    """Of a type that the document has, each field with a value that it allows, and none that it lacks."""
+    content = operation["responses"][str(response.status_code)].get("content")
+    if content is None:
+        assert not response.content
+        return
+    told = content[response.headers["content-type"].partition(";")[0]]
+    shown: list[Any] = []
+    if schema := told.get("itemSchema"):
+        schema = schema["properties"]["data"]["contentSchema"]
+        shown = [event for event in events(response.text) if "error" not in event]
+    elif (schema := told["schema"]) == {"type": "string"}:
+        shown = [response.text]
+    else:
+        shown = [response.json()]
+    validator = jsonschema.Draft202012Validator(schema | {"components": closed(document["components"])})
+    for each in shown:
+        validator.validate(each)
+    assert shown
+
+
+def closed(schema: Any) -> Any:
+    """Objects may have no fields but those that are named: what is answered beyond them is not documented."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: closed(each) for name, each in schema.items()}
+    return found | {"additionalProperties": False} if isinstance(found.get("required"), list) else found
+
+
+SMALL = [
+    "/health",
+    "/ready",
+    "/metrics",
+    "/version",
+    "/ping",
+    "/load",
+    "/v1/models",
+    "/v1/models/{name}",
+    "/tokenizer_info",
+]
+
+
+@pytest.mark.parametrize("path", SMALL)
+def test_small_answers_are_as_documented(shared_api: Api, path: str) -> None:
+    document = shared_api.client.get("/openapi.json").json()
+    (served,) = shared_api.client.get("/v1/models").json()["data"]
+    response = shared_api.client.get(path.replace("{name}", served["id"]))
+    is_as_documented(document, document["paths"][path]["get"], response)
+    assert response.status_code == 200
+    assert {path for path, told in document["paths"].items() if "get" in told} == set(SMALL)
+
+
+ASKED: list[dict[str, Any]] = [
+    {"prompt": ["The", "dog"], "n": 2, "logprobs": 3, "echo": True, "return_token_ids": True},
+    {"prompt": "The", "prompt_logprobs": 2},
+    {"messages": [{"role": "user", "content": "x"}], "logprobs": True, "top_logprobs": 2, "return_token_ids": True},
+    {"messages": [{"role": "user", "content": "x"}], "prompt_logprobs": 1, "n": 2},
+    {"messages": [{"role": "user", "content": "x"}], "max_tokens": 9999},
+    {"prompt": "x", "model": "another"},
+    {"messages": [{"role": "user", "content": "x"}], "tools": [{"function": {"name": "f"}}], "tool_choice": "required"},
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("body", ASKED)
+def test_answers_are_as_documented(api: Api, tokenizer: Tokenizer, body: dict[str, Any], stream: bool) -> None:
+    say(api, tokenizer, '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>')
+    document = api.client.get("/openapi.json").json()
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    asked = {"max_tokens": 100} | body
+    if stream:
+        asked |= {"stream": True, "stream_options": {"include_usage": True}}
+        asked.pop("prompt_logprobs", None)
+    response = api.client.post(path, json=asked)
+    is_as_documented(document, document["paths"][path]["post"], response)
+
+
+def test_the_document_has_no_foreign_answers_and_no_key_where_none_is_wanted(shared_api: Api) -> None:
+    text = shared_api.client.get("/openapi.json").text
+    assert "422" not in json.loads(text)["paths"]["/v1/models/{name}"]["get"]["responses"]
+    assert "ValidationError" not in text and "security" not in text
+
+
+def test_a_reader_needs_no_key_and_learns_where_one_is_wanted(start_api: StartApi, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("secret")
+    api = start_api("--api-key-file", str(keys))
+    document = api.client.get("/openapi.json").json()
+    (scheme,) = document["components"]["securitySchemes"].values()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer") and document["security"]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            wanted = api.client.request(method, path, json={}).status_code == 401
+            assert wanted is (operation.get("security") != []) is ("401" in operation["responses"]), path
+    page = api.client.get("/docs")
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    assert "Bearer KEY" in page.text and api.client.head("/docs").status_code == 200
+    for name in (*document["paths"], *document["components"]["schemas"]):
+        assert name in page.text, name
+    assert not re.findall(r"<script|<link|<img|src=|https?://|Undefined", page.text)
+    targets = set(re.findall(r'href="#([^"]+)"', page.text))
+    assert targets <= set(re.findall(r'id="([^"]+)"', page.text)) and len(targets) > 20
 
 
 def together(body: Any) -> Any:
@@ -68,6 +180,7 @@ def serves_what_it_documents(api: Api, path: str, examples: int) -> Counter[int]
         if response.status_code != 200:
             refused.append((response.json()["error"]["message"], content[:300]))
         assert str(response.status_code) in operation["responses"] and response.status_code < 500, refused[-1]
+        is_as_documented(document, operation, response)
 
     ask()
     assert answers[200] >= 0.9 * answers.total(), (answers, refused)
