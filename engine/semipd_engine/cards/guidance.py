@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 LONGEST_WORDS = 500
 """Characters of llguidance's words that a client sees: they may quote all of a grammar."""
 
+MOST_ITEMS = 10_000
+"""Of the parser, for one mask: a fifth of llguidance's own limit, at which a mask takes 0.2 s and everybody's next one
+waits for it. Masks of ordinary schemas take 3 ms at most."""
+
 
 def read_vocabulary(model: Path, vocab_size: int) -> LLTokenizer:
     """A second of work. `vocab_size`: of the model; the tokenizer may know fewer. Raises whatever the libraries do."""
@@ -32,7 +36,8 @@ def new_matcher(vocabulary: LLTokenizer, grammar: str) -> LLMatcher:
     from llguidance import LLMatcher
     from llguidance._lib import LLParserLimits
 
-    return LLMatcher(vocabulary, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+    limits = LLParserLimits(verbose_errors=False, step_max_items=MOST_ITEMS)
+    return LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
 
 
 def words(error: str) -> str:

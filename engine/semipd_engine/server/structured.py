@@ -170,7 +170,8 @@ def _grammar(field: str, kind: str, value: Any, modifiers: Mapping[str, Any]) ->
                 or not all(isinstance(choice, str) and choice for choice in value)
             ):
                 raise bad_request(field, "must be a list of strings, neither it nor they empty")
-            return str(LLMatcher.grammar_from_lark("start: " + " | ".join(map(_quoted, value))))
+            choices = " | ".join(map(_quoted, value))  # one terminal: as rules they may be 2,000 at most
+            return str(LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}"))
         if not isinstance(value, str):
             raise bad_request(field, "must be a string")
         if kind == "regex":

@@ -84,6 +84,10 @@ def test_what_cannot_be_held_is_refused_whatever_it_does(model_dir: Path, given:
     assert says in refused.message and len(refused.message) < 700 and "<state>" not in refused.message
 
 
+def test_many_choices_are_no_trouble(model_dir: Path) -> None:
+    assert judged(model_dir, lambda judge: judge.grammar_of({"guided_choice": [f"choice {i}" for i in range(10_000)]}))
+
+
 def test_tools_are_tried_too_and_the_one_at_fault_is_named(model_dir: Path) -> None:
     parts = ({"type": "null"}, {"$ref": "#/nowhere"})
     tools = [
