@@ -165,3 +165,40 @@ def test_what_a_sidecar_will_have_overcome_hides_no_trouble_that_lasts() -> None
     view = beside(crashes(5, 9), {**engine, "restartCount": 3})
     assert summarise(observed(pods=(view,), agents={})).reason == "CrashLoop(engine)"
     assert summarise(observed(pods=(beside(crashes(5, 9)),), agents={})).reason == "CrashLoop(proxy)"
+
+
+_ENDED = {"exitCode": 3, "message": "bye", "startedAt": ago(12).isoformat(), "finishedAt": ago(11).isoformat()}
+_BACK_OFF = {"waiting": {"reason": "CrashLoopBackOff"}}
+_LAST = {"lastState": {"terminated": _ENDED}}
+LIVES: dict[str, tuple[dict[str, Any], str]] = {
+    "it ended": ({"restartCount": 0, "state": {"terminated": _ENDED}}, "once, with"),
+    "it runs again": ({"restartCount": 1, **_LAST, **running("engine", 9)}, "once, with"),
+    "it ended again": ({"restartCount": 1, **_LAST, "state": {"terminated": _ENDED}}, "2 times, last with"),
+    "it waits": ({"restartCount": 1, **_LAST, "state": _BACK_OFF}, "2 times, last with"),
+    "it runs for the third time": ({"restartCount": 2, **_LAST, **running("engine", 3)}, "2 times, last with"),
+}
+"""As the kubelet shows them, one after the other."""
+
+
+@pytest.mark.parametrize("life", LIVES)
+@pytest.mark.parametrize(
+    ("name", "where"), [("engine", "containerStatuses"), ("prepare", "initContainerStatuses")], ids=["engine", "init"]
+)
+def test_a_container_that_fails_is_told_from_the_first_time_on_with_its_ends_counted(
+    life: str, name: str, where: str
+) -> None:
+    shown, times = LIVES[life]
+    container = {"ready": False, **shown, "name": name}
+    meta = {"name": "p2", "uid": "p2", "labels": {"semipd.io/template-hash": "h"}}
+    ready = summarise(observed(pods=(pod_view({"metadata": meta, "status": {where: [container]}}),), agents={}))
+    found = ready.condition("Ready")
+    assert found and found.reason == "CrashLoop"
+    assert found.message.startswith(f"p2: container {name} ended {times} exit status 3: bye. Remedy: ")
+
+
+def test_a_container_that_ended_well_or_is_ready_since_is_in_no_crash_loop() -> None:
+    meta = {"name": "p2", "uid": "p2", "labels": {"semipd.io/template-hash": "h"}}
+    proved = {**LIVES["it runs again"][0], "ready": True}
+    over = {"name": "prepare", "ready": True, "restartCount": 0, "state": {"terminated": {**_ENDED, "exitCode": 0}}}
+    status = {"containerStatuses": [proved], "initContainerStatuses": [over]}
+    assert pod_view({"metadata": meta, "status": status}).problem is None

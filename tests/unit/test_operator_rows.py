@@ -113,17 +113,17 @@ ROWS: dict[str, Row] = {
     ),
     "read-only root": Row(
         "CrashLoop(engine)",
-        "container engine ended 3 times, last with exit status 1: OSError: [Errno 30] Read-only file system: '/x'",
+        "container engine ended 4 times, last with exit status 1: OSError: [Errno 30] Read-only file system: '/x'",
         crashed("engine", 1, "OSError: [Errno 30] Read-only file system: '/x'"),
     ),
     "a sidecar": Row(
         "CrashLoop(proxy)",
-        "container proxy ended 3 times, last with exit status 2: no configuration",
+        "container proxy ended 4 times, last with exit status 2: no configuration",
         crashed("proxy", 2, "no configuration"),
     ),
     "an init container of the user's": Row(
         "CrashLoop(prepare)",
-        "container prepare ended 3 times, last with exit status 2: no route",
+        "container prepare ended 4 times, last with exit status 2: no route",
         crashed("prepare", 2, "no route", "initContainerStatuses"),
     ),
     "an engine image without the downloader": Row(

@@ -147,7 +147,8 @@ class PodTrouble(Reason):
     CRASH_LOOP = (
         "CrashLoop",
         "False",
-        "A container ends again and again; the message has its last exit status and last words."
+        "A container ended with an error, once or again and again, and has not been ready since; the message has its "
+        "last exit status and last words."
         " One that nobody probes is well once it has run for a minute, and for twice as long as before.",
         "kubectl logs POD -c CONTAINER --previous, with the names that the message has.",
     )

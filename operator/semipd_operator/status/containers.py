@@ -36,7 +36,6 @@ _MORE_MEMORY = (
 _MORE_MEMORY_BESIDE = "Raise resources.limits.memory of container {} in spec.podTemplate, or where a webhook adds it."
 _NEVER_RAN = ("StartError", "ContainerCannotRun")
 """The runtime could not start what the image names."""
-_OFTEN = 3
 _HEALTHY_SECONDS = 600.0
 """A kubelet forgets its back-off after such a run."""
 _OUTLIVED_SECONDS = 60.0
@@ -94,11 +93,10 @@ def _outlived_at(pod: Pod, container: dict[str, Any]) -> datetime | None:
 
 
 def _fails_again(pod: Pod, container: dict[str, Any]) -> bool:
-    """Between two crashes: it runs, or has just ended, has not proved itself, and has failed often, the last time soon
-    after its start."""
+    """Also between two crashes: it runs, or has just ended, has not proved itself, and failed the last time, soon after
+    its start. From the first time on: that it starts again tells less than what it said last."""
     last = last_end(container)
-    often = container.get("restartCount", 0) >= _OFTEN and not _proved(pod, container)
-    return often and bool(last.get("exitCode")) and _lived(last) < _HEALTHY_SECONDS
+    return bool(last.get("exitCode")) and _lived(last) < _HEALTHY_SECONDS and not _proved(pod, container)
 
 
 def _lived(end: dict[str, Any]) -> float:
@@ -124,9 +122,11 @@ def _crash(pod: Pod, name: str, container: dict[str, Any]) -> Problem:
     said = words.masked((last.get("message") or "")[-_MOST_READ:]).strip()
     if last.get("reason") in _NEVER_RAN:
         return Problem(PodTrouble.CONTAINER_NOT_STARTED, f"container {name}: {said}", name, code)
-    count = container.get("restartCount", 0)
+    # A kubelet counts the starts after the first: the last of them has ended, too, unless it runs.
+    count = container.get("restartCount", 0) + ("running" not in state_of(container))
+    times = "once," if count == 1 else f"{count} times, last"
     lines = "; ".join(said.splitlines()[-_LAST_LINES:])[-_LAST_CHARACTERS:]
-    message = f"container {name} ended {count} times, last with exit status {code}" + (f": {lines}" if lines else "")
+    message = f"container {name} ended {times} with exit status {code}" + (f": {lines}" if lines else "")
     return Problem(PodTrouble.CRASH_LOOP, message, name, code)
 
 
