@@ -84,6 +84,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
     @app.api_route("/version", methods=READ, **gives("Version", 401))
     async def show_version() -> Response:
+        """The engine's version."""
         return json_response({"version": software_version()})
 
     @app.api_route("/ping", methods=["GET", "HEAD", "POST"], **gives(None))

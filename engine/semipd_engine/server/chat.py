@@ -20,8 +20,15 @@ STRINGS = ("name", "tool_call_id", "refusal", "reasoning", "reasoning_content")
 
 
 def normalise(messages: list[Message]) -> list[Message]:
-    """Content as one string, tool-call arguments as objects. Raises `ApiError` (400) naming the message at fault."""
-    return [_normalise(message, f"messages.{index}") for index, message in enumerate(messages)]
+    """Content as one string, tool-call arguments as objects, results with the name of what was called, which some
+    templates want and OpenAI's API does not send. Raises `ApiError` (400) naming the message at fault."""
+    normal = [_normalise(message, f"messages.{index}") for index, message in enumerate(messages)]
+    called: dict[str | None, str] = {}
+    for message in normal:
+        called |= {call.get("id"): call["function"]["name"] for call in message.get("tool_calls", [])}
+        if message["role"] == "tool" and message.get("name") is None and message.get("tool_call_id") in called:
+            message["name"] = called[message["tool_call_id"]]
+    return normal
 
 
 def thinks(message: Message) -> bool:

@@ -35,7 +35,9 @@ text-align: left; vertical-align: top } code { font-size: 93% } h2 { margin-top:
 <p>Body: {{ kind(operation.requestBody.content["application/json"].schema) }}</p>{% endif %}
 <table><tr><th>status</th><th>type</th><th>body</th><th>when</th></tr>
 {% for status, answer in operation.responses.items() %}{% for type, told in (answer.content or {"": {}}).items() -%}
-<tr><td>{{ status }}</td><td>{{ type }}</td><td>{{ kind(told.schema) if told else "none" }}</td>
+<tr><td>{{ status }}</td><td>{{ type }}</td><td>
+{%- if told.itemSchema %}each event: {{ kind(told.itemSchema.properties.data.contentSchema) }}
+{%- else %}{{ kind(told.schema) if told else "none" }}{% endif %}</td>
 <td>{{ answer.description }}</td></tr>
 {% endfor %}{% endfor %}</table>
 {% endfor %}{% endfor %}

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from e2e.lib.waiting import wait_until
 from semipd_engine.cards.chat_template import ChatTemplates
+from semipd_engine.server import chat
 from semipd_engine.server.told_tools import in_words
 from semipd_engine.server.tools import HERMES, LLAMA3_JSON
 
@@ -164,6 +165,15 @@ def test_what_was_called_is_in_the_prompt(plain_api: Api) -> None:
         shown = prompt_of(plain_api, messages=answers, tools=tools)
         assert all(part in shown for part in ("I look.", '"city": "Rome"', "<tool_response>\nsun", "So?"))
         assert ("get_time" in shown) is (tools is not None)
+
+
+def test_a_result_has_the_name_of_what_was_called() -> None:
+    """Hermes' template wants it; OpenAI's clients send the call's id alone."""
+    other = {"role": "tool", "tool_call_id": "c9", "content": "x"}
+    named = {"role": "tool", "tool_call_id": "c0", "content": "x", "name": "mine"}
+    normal = chat.normalise([*CALLED, other, named])
+    assert [message.get("name") for message in normal[2:]] == ["get_weather", "get_weather", None, "mine"]
+    assert "name" not in CALLED[2]
 
 
 def test_calls_that_nobody_reads_are_named(api: Api) -> None:
