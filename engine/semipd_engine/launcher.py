@@ -151,7 +151,7 @@ class Launcher:
                 if self._by_hand and not self.announced:
                     self._on_signal(signal.SIGINT, None)  # nobody was served: no drain
                 self.stop()
-                log.error("%s", problem)  # the last line: the agent shows it
+                print(problem, file=sys.stderr, flush=True)  # the last line: the agent shows it
                 return REFUSED
             time.sleep(POLL_SECONDS)
         self.stop()
@@ -188,9 +188,9 @@ class Launcher:
         snapshot = read_snapshot(self._run_dir)
         if snapshot is None or snapshot.state in (EngineState.STARTING, EngineState.LOADING, EngineState.FAILED):
             return None  # a failure of the resident has a reason of its own, and may pass
-        from semipd_engine.hub.check import api_refusal  # a tokenizer's library is loaded in this one case only
+        from semipd_engine.hub.check import refusal  # a tokenizer's library is loaded in this one case only
 
-        return api_refusal(self._options.model) or "the api refuses to start, see above"
+        return refusal(self._options.model) or "the api refuses to start, see above"
 
     def _keep_port(self) -> None:
         """Once the api has taken a free port, the next api takes the same: clients keep their URL."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,10 @@ MOST = (1 << 31) - 1
 """What a size may be: positions and ids are int32."""
 BROKEN = (OSError, ValueError, RecursionError)
 """How a JSON file fails that is not there, not readable, not JSON, or nested without an end."""
+
+
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""How a path fails at whose end, or on whose way, nothing is."""
 
 
 class Fields:
@@ -103,13 +109,33 @@ class Fields:
 
 def there(path: Path) -> bool:
     """Whether the folder has an entry of the name; a link that leads nowhere is one."""
-    return path.exists() or path.is_symlink()
+    return os.path.lexists(path)
+
+
+def denied(path: Path) -> str:
+    """Why this process may not read `path`, at the first folder on the way that keeps it out, and the remedy; empty
+    where it may, or where there is nothing."""
+    path = Path(os.path.realpath(path))
+    for place in (*reversed(path.parents), path):
+        try:
+            status = place.stat()
+        except OSError:
+            return ""
+        folder = place.is_dir()
+        if not os.access(place, os.X_OK if folder else os.R_OK, effective_ids=True):
+            groups = sorted({os.getegid(), *os.getgroups()})
+            who = f"user {os.geteuid()}, groups {' '.join(map(str, groups))}"
+            whose = f"mode {status.st_mode & 0o7777:04o}, of user {status.st_uid} and group {status.st_gid}"
+            return f"{place} may not be {'entered' if folder else 'read'} by {who} ({whose}): chmod or chown it"
+    return ""
 
 
 def no_file(path: Path) -> str:
     """Why what stands at `path` is not the file that it should be, and the remedy; empty where the content is at
     fault, or nothing stands there. Programs that read it say of the commonest of these only that they were surprised.
     """
+    if why := denied(path):
+        return why
     if path.is_symlink() and not path.exists():
         return f"{path} is a link to {path.readlink()}, which is not there: copy or mount what the links lead to, too"
     if not path.exists():
@@ -131,17 +157,21 @@ _LFS_POINTER = b"version https://git-lfs."
 
 def not_json(path: Path, error: Exception) -> str:
     """For a JSON file that failed with one of `BROKEN`."""
+    if isinstance(error, OSError):
+        return no_file(path) or f"{path} cannot be read: {error.strerror}"
     return no_file(path) or f"{path} is not JSON: {error}; copy or fetch it again"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object. Raises `ModelError`: NotFound, InvalidConfig."""
+    """One JSON object. Raises `ModelError`: NotFound, NotReadable, InvalidConfig."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        missing = f"{path} does not exist; a Hugging Face model directory has {path.name}"
-        raise ModelError("NotFound", no_file(path) or missing) from None
     except BROKEN as error:
+        if isinstance(error, OSError) and error.errno in NOT_THERE:
+            missing = f"{path} does not exist; a Hugging Face model directory has {path.name}"
+            raise ModelError("NotFound", no_file(path) or missing) from None
+        if why := denied(path):
+            raise ModelError("NotReadable", why) from error
         raise ModelError("InvalidConfig", not_json(path, error)) from error
     if not isinstance(value, dict):
         raise ModelError("InvalidConfig", f"{path}: expected a JSON object")

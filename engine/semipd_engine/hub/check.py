@@ -4,6 +4,7 @@ shapes and formats stand in the files' headers. Torch-free, in a second."""
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from semipd_engine.cards.chat_template import ChatTemplates
 from semipd_engine.cards.checkpoint import Inventory
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.errors import ModelError
+from semipd_engine.cards.fields import denied
 from semipd_engine.cards.model_card import ModelCardError, load_model_card
 from semipd_engine.cards.registry import read_card
 from semipd_engine.cards.tokenizer import Tokenizer, TokenizerError
@@ -23,16 +25,23 @@ from semipd_engine.process import REFUSED
 
 def refusal(directory: Path) -> str | None:
     """Why no engine can ever serve this folder, with the file at fault; None: nothing speaks against it."""
+    return weights_refusal(directory) or api_refusal(directory)
+
+
+def weights_refusal(directory: Path) -> str | None:
+    """The same for what the resident reads. A pod's status has these words, too, whatever failed first in it."""
+    if why := denied(directory):
+        return why
     if not directory.is_dir():
-        return f"{directory} is no directory; point --model at a Hugging Face model folder"
+        return f"{directory} is no directory; point spec.model.uri, or --model, at a Hugging Face model folder"
     try:
         check_model_folder(directory)
         _check_tensors(directory, read_card(directory))
     except IncompleteModel as error:
         return str(error)
     except ModelError as error:
-        return f"{directory}: {error}"
-    return api_refusal(directory)
+        return str(error) if str(error).startswith(str(directory)) else f"{directory}: {error}"
+    return None
 
 
 def api_refusal(directory: Path) -> str | None:
@@ -81,4 +90,12 @@ def _check(arguments: argparse.Namespace) -> int:
         return REFUSED
     silent = chat_objection(arguments.model)
     print(f"{arguments.model}: can be served{f', but no chat: {silent}' if silent else ''}")
+    if os.geteuid() == 0 and (closed := _closed(arguments.model)):
+        print(f"{closed[0]}: root reads it, and the user of a pod may not; chmod a+rX it", file=sys.stderr)
     return 0
+
+
+def _closed(directory: Path) -> list[Path]:
+    """What of the folder is read by its owner alone: nothing keeps root out, so its own attempt says nothing."""
+    entries = [directory.resolve(), *(path for path in sorted(directory.iterdir()) if path.exists())]
+    return [path for path in entries if not path.stat().st_mode & (0o011 if path.is_dir() else 0o044)]

@@ -19,14 +19,14 @@ from torch import Tensor
 from semipd_engine.cards.checkpoint import INDEX, SCALE, SINGLE, Inventory, Stored
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.errors import ModelError
-from semipd_engine.cards.fields import no_file, read_json, there
+from semipd_engine.cards.fields import denied, no_file, read_json, there
 from semipd_engine.cards.weights import EMBEDDING, LM_HEAD
 
 
 class Checkpoint:
     def __init__(self, directory: Path, expected: Mapping[str, tuple[int, ...]], config: ModelConfig) -> None:
-        """Opens all files. Raises `ModelError`: NotFound, InvalidCheckpoint, MissingTensors, UnexpectedTensor,
-        ShapeMismatch, UnsupportedDtype."""
+        """Opens all files. Raises `ModelError`: NotFound, NotReadable, InvalidCheckpoint, MissingTensors,
+        UnexpectedTensor, ShapeMismatch, UnsupportedDtype."""
         self._files: dict[str, tuple[Path, Any]] = {}
         self._block = config.fp8_block
         self._open = ExitStack()
@@ -45,7 +45,7 @@ class Checkpoint:
         try:
             tensor: Tensor = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise ModelError("InvalidCheckpoint", no_file(path) or f"{path}: {error}") from error
+            raise _broken(path, error) from error
         if tensor.dtype != torch.float8_e4m3fn:
             return tensor
         assert self._block is not None
@@ -67,7 +67,7 @@ class Checkpoint:
                 if inventory.add(name, Stored(path, tuple(entry.get_shape()), entry.get_dtype())):
                     self._files[name] = (path, file)
         except (SafetensorError, OSError) as error:
-            raise ModelError("InvalidCheckpoint", no_file(path) or f"{path}: {error}") from error
+            raise _broken(path, error) from error
 
 
 def dequantised(tensor: Tensor, scale: Tensor, block: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -92,7 +92,7 @@ def settle_ties(config: ModelConfig, directory: Path) -> ModelConfig:
                 for name in {EMBEDDING, LM_HEAD} & set(file.keys()):
                     found[name] = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise ModelError("InvalidCheckpoint", no_file(path) or f"{path}: {error}") from error
+            raise _broken(path, error) from error
     if len(found) < 2 or torch.equal(found[EMBEDDING], found[LM_HEAD]):
         return config
     return replace(config, tie_word_embeddings=False)
@@ -109,7 +109,15 @@ def _files(directory: Path) -> list[Path]:
     else:
         files = [directory / SINGLE]
     for path in files:
+        if why := denied(path):
+            raise ModelError("NotReadable", why)
         if not path.exists():
             missing = f"{path} does not exist; weights are read from safetensors files only"
             raise ModelError("NotFound", no_file(path) or missing)
     return files
+
+
+def _broken(path: Path, error: Exception) -> ModelError:
+    if why := denied(path):
+        return ModelError("NotReadable", why)
+    return ModelError("InvalidCheckpoint", no_file(path) or f"{path}: {error}")

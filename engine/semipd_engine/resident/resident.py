@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from setproctitle import setproctitle
@@ -69,7 +70,7 @@ class Resident:
         try:
             self._prepare(load(self._options, self._on_progress))
         except ModelError as error:
-            self._failure = ResidentFailed(reason=error.reason, message=str(error))
+            self._failure = ResidentFailed(reason=error.reason, message=self._words(error))
             self._may_pass = error.may_pass
         except Exception as error:
             log.exception("loading failed")
@@ -84,6 +85,12 @@ class Resident:
             if self._failure is not None and not self._may_pass and _listing(self._options.model) != folder:
                 return 0
             self._poll(timeout=1.0)
+
+    def _words(self, error: ModelError) -> str:
+        """Those of ``semipd-engine check``, where it refuses the folder, too."""
+        from semipd_engine.hub.check import weights_refusal  # a tokenizer's library is loaded in this one case only
+
+        return (None if error.may_pass else weights_refusal(self._options.model)) or str(error)
 
     def close(self) -> None:
         self._drop_core()
@@ -232,12 +239,18 @@ class Resident:
 
 
 def _listing(folder: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of each file; empty for what is no folder."""
+    """Name, size and time of the folder and of each file in it, as far as they are seen. The time is ctime's: chmod and
+    chown move that alone, and a file that is put in place with an old time moves it, too."""
     try:
-        files = [(path.name, path.stat()) for path in folder.iterdir()]
+        paths = [folder, *folder.iterdir()]
     except OSError:
-        return []
-    return sorted((name, status.st_size, status.st_mtime_ns) for name, status in files)
+        paths = [folder]
+    found = []
+    for path in paths:
+        with suppress(OSError):
+            status = path.stat()
+            found.append((path.name, status.st_size, status.st_ctime_ns))
+    return sorted(found)
 
 
 def run(options: EngineOptions, load: Load) -> int:

@@ -108,6 +108,13 @@ class ModelTrouble(Reason):
         "A weight file is damaged, cut short or no safetensors file; the message names it.",
         "Copy or download that file again; a cache: delete the model's folder in it, and it is fetched anew.",
     )
+    NOT_READABLE = (
+        "NotReadable",
+        "False",
+        "The pod's user may not read a file or folder of the model; the message names it, with its mode and owner.",
+        "chmod -R a+rX the model's folder where it is written, or let the pod run as who may: runAsUser, runAsGroup or "
+        "supplementalGroups in spec.podTemplate.spec.securityContext. A chmod is noticed by itself.",
+    )
     INVALID_CONFIG = (
         "InvalidConfig",
         "False",
