@@ -14,6 +14,7 @@ from typing import Any
 
 from semipd_operator.api.v1alpha1.resource import KIND
 from semipd_operator.render.names import SERVICE_LABEL
+from semipd_operator.status.foreign import additions
 from semipd_operator.status.pods import pod_view
 from semipd_operator.status.refusals import unexposed
 from semipd_operator.workqueue import Key
@@ -49,6 +50,8 @@ class Informer:
         """By (kind, namespace)."""
         self._scalers: dict[Key, str] = {}
         """Autoscalers of Deployments, by the Deployment's name."""
+        self._additions: dict[Name, tuple[str, ...]] = {}
+        """What others have set in each Deployment: all that is kept of its `managedFields`."""
         self._complete = asyncio.Event()
 
     async def complete(self) -> None:
@@ -124,6 +127,10 @@ class Informer:
         """The name of an autoscaler that scales the service's Deployment; ours scale the service."""
         return self._scalers.get(key, "") if self.get("Deployment", *key) else ""
 
+    def additions(self, key: Key) -> tuple[str, ...]:
+        """What managers other than ours have set in the specification of the service's Deployment."""
+        return self._additions.get(("Deployment", *key), ())
+
     def refused(self, kind: str, words: str, namespace: str = "") -> set[Key]:
         """The API server does not let us list a kind; we do without, and forget what we knew while it did. The services
         it is news for."""
@@ -147,6 +154,8 @@ class Informer:
         self._drop(name)
         meta = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
         self._objects[name] = {**obj, "kind": name[0], "apiVersion": KINDS[name[0]][0], "metadata": meta}
+        if name[0] == "Deployment":
+            self._additions[name] = additions(obj)
         if name[0] == "Pod" and (key := _service("Pod", obj)):
             self._pods.setdefault(key, set()).add(name)
 
@@ -157,6 +166,7 @@ class Informer:
     def _drop(self, name: Name) -> None:
         """Under the service that it was kept for: its label may be another by now, or gone."""
         known = self._objects.pop(name, None)
+        self._additions.pop(name, None)
         if known and name[0] == "Pod" and (key := _service("Pod", known)):
             self._pods[key].discard(name)
             if not self._pods[key]:

@@ -183,6 +183,7 @@ class Reconciler:
                 stalled=stalled(self._informer.get("Deployment", *key)),
                 unexposed=unexposed(self._informer.get("Service", *key)),
                 strangers=tuple(f"{view.name} (of {view.stranger})" for view in seen if view.stranger),
+                additions=self._informer.additions(key),
                 foreign_scaler=self._informer.foreign_scaler(key),
                 lacking=(*(_lack(kind, outcome.reach) for kind in outcome.lacking), *overruled(service)),
                 autoscaler=await self._autoscaler(service, outcome.reach),

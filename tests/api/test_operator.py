@@ -59,6 +59,35 @@ def test_children_appear_and_drift_is_corrected(operator: Operator, crd: Any, na
     wait_until(lambda: crd.get("pdb", "demo", namespace) is None, describe="a single pod keeps no budget")
 
 
+def test_what_others_change_of_a_deployment_is_taken_back_and_what_they_add_is_named(
+    operator: Operator, crd: Any, namespace: str
+) -> None:
+    crd.apply(service("edited", namespace))
+    wait_until(lambda: condition(crd.get("spd", "edited", namespace), "SpecAccepted"))
+
+    def spec() -> dict[str, Any]:
+        found: dict[str, Any] = crd.get("deployment", "edited", namespace)["spec"]
+        return found
+
+    crd.kubectl("rollout", "pause", "deployment/edited", "-n", namespace)
+    wait_until(lambda: not spec().get("paused"), describe="it is resumed")
+    crd.kubectl("set", "image", "deployment/edited", "engine=other:1", "-n", namespace)
+    wait_until(lambda: spec()["template"]["spec"]["containers"][0]["image"] == "engine:test")
+    crd.kubectl("rollout", "restart", "deployment/edited", "-n", namespace)
+    node = '{"spec":{"template":{"spec":{"nodeSelector":{"disk":"fast"}}}}}'
+    crd.kubectl("patch", "deployment", "edited", "-n", namespace, "--type=merge", f"-p={node}")
+
+    def said() -> str:
+        return str(condition(crd.get("spd", "edited", namespace), "SpecAccepted").get("message", ""))
+
+    wait_until(lambda: "others changed Deployment edited: kubectl-patch set spec.template.spec.nodeSelector" in said())
+    assert spec()["template"]["spec"]["nodeSelector"] == {"disk": "fast"}, "Kubernetes leaves it to its manager"
+    assert "kubectl edit deployment edited" in said() and "restart" not in said() and "image" not in said()
+    undo = '[{"op":"remove","path":"/spec/template/spec/nodeSelector"}]'
+    crd.kubectl("patch", "deployment", "edited", "-n", namespace, "--type=json", f"-p={undo}")
+    wait_until(lambda: said() == "", describe=said)
+
+
 def test_an_object_of_someone_else_is_left_alone(operator: Operator, crd: Any, namespace: str) -> None:
     theirs = {
         "apiVersion": "v1",

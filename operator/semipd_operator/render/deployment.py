@@ -51,6 +51,9 @@ def deployment(service: SemiPDService, settings: Settings, live: Object | None, 
             # A device is rarely free for a surge.
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
             "progressDeadlineSeconds": 3600,
+            # Said, so that it is taken back: a Deployment that someone paused would follow no specification, without
+            # a word. spec.paused of the service is the way.
+            "paused": False,
             "template": labelled,
         },
     }

@@ -196,6 +196,8 @@ class Observed:
     """Why the API server does not let further pods be created."""
     strangers: tuple[str, ...] = ()
     """Pods of someone else that bear the service's labels, and so get its requests; with their owners."""
+    additions: tuple[str, ...] = ()
+    """What others have set in our Deployment and stays there: a manager and its fields each."""
     foreign_scaler: str = ""
     """An autoscaler of someone else that scales our Deployment."""
     autoscaler: AutoscalerView | None = None

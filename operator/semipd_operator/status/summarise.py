@@ -73,7 +73,16 @@ def spec_accepted(seen: Observed) -> Verdict:
     if seen.service.spec.paused:
         return Verdict(kind, "True", SpecReason.PAUSED, "spec.paused is set: objects are left as they are")
     ignored = [f"{field} is ignored: this version of the operator does not know it" for field in seen.ignored]
-    return Verdict(kind, "True", SpecReason.ACCEPTED, "; ".join([*seen.lacking, *ignored]))
+    return Verdict(kind, "True", SpecReason.ACCEPTED, "; ".join([*seen.lacking, *ignored, *_added(seen)]))
+
+
+def _added(seen: Observed) -> list[str]:
+    """What we do not own we do not take back: who set it is told, and who can undo it is whoever reads that."""
+    if not seen.additions:
+        return []
+    name = seen.service.metadata.name
+    undo = f"what is to stay belongs in spec.podTemplate, and the rest out of it: kubectl edit deployment {name}"
+    return [f"others changed Deployment {name}: {'; '.join(seen.additions)} ({undo})"]
 
 
 def available(seen: Observed) -> Verdict:
@@ -213,13 +222,16 @@ def ready_verdict(seen: Observed, parts: list[Verdict]) -> Verdict:
         # That a model is on its way tells less than why a pod is missing, or lately went.
         ahead = [one for one in failing if one.reason not in ON_THE_WAY] if cause else []
         first = (ahead or failing)[0]
-        return replace(first, type=kind, status="False", passing=False)
+        said = "; ".join([first.message, *(_added(seen) if cause else ())])
+        return replace(first, type=kind, status="False", message=said, passing=False)
     if closed := _closed(seen):
         return Verdict.of(kind, closed)
     outdated = seen.outdated_pods
     ready = len(seen.ready_pods)
     if (outdated or ready < wanted) and cause:
-        return Verdict.of(kind, cause, f"{ready} of {wanted} pods are ready: {cause.message}")
+        return Verdict.of(
+            kind, cause, f"{ready} of {wanted} pods are ready: {'; '.join([cause.message, *_added(seen)])}"
+        )
     if seen.stalled and (outdated or ready < wanted):
         return Verdict(
             kind, "False", ReadyReason.ROLLOUT_STALLED, f"{ready} of {wanted} pods are ready: {seen.stalled}"
@@ -236,7 +248,7 @@ def ready_verdict(seen: Observed, parts: list[Verdict]) -> Verdict:
         told = f"{', '.join(seen.strangers[:3])}{more} bear {seen.selector}, so the Service sends them requests, too"
         return Verdict(kind, "False", ReadyReason.FOREIGN_PODS, told)
     passing = [verdict.message for verdict in parts if verdict.passing]
-    passing += [seen.unexposed] if seen.unexposed else []
+    passing += [*([seen.unexposed] if seen.unexposed else []), *_added(seen)]
     return Verdict(kind, "True", ReadyReason.READY, "; ".join([f"{ready} of {wanted} pods are ready", *passing]))
 
 
