@@ -26,7 +26,7 @@ STOP: Json = {"anyOf": [_TEXT, {"type": "array", "maxItems": 256, "items": _TEXT
 COUNT: Json = {"type": "integer", "format": TOKEN_COUNT, "minimum": 0}
 LOGIT_BIAS: Json = {
     "type": "object",
-    "propertyNames": {"pattern": "^[0-9]{1,2}$"},
+    "propertyNames": {"pattern": "^(0|[1-9][0-9]?)$"},
     "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
     "maxProperties": 1024,
     "description": "from token id to bias",
@@ -83,7 +83,18 @@ _SCHEMA: Json = {
 }
 RESPONSE_FORMAT: Json = {
     "anyOf": [
-        {"type": "object", "required": ["type"], "properties": {"type": {"enum": ["text", "json_object"]}}},
+        {
+            "type": "object",
+            "required": ["type"],
+            "properties": {"type": {"enum": ["text", "json_object"]}},
+            "additionalProperties": False,
+        },
+        {
+            "type": "object",
+            "required": ["type", "schema"],
+            "properties": {"type": {"const": "json_object"}, "schema": _SCHEMA},
+            "additionalProperties": False,
+        },
         {
             "type": "object",
             "required": ["type", "json_schema"],
@@ -101,6 +112,7 @@ RESPONSE_FORMAT: Json = {
                     "additionalProperties": False,
                 },
             },
+            "additionalProperties": False,
         },
     ]
 }

@@ -107,7 +107,7 @@ Message = Annotated[dict[str, Any], WithJsonSchema(body_schemas.MESSAGE)]
 Tools = Annotated[
     list[Tool],
     PlainValidator(check_tools),
-    WithJsonSchema({"type": "array", "maxItems": MAX_TOOLS, "items": TOOL_SCHEMA}),
+    WithJsonSchema({"type": "array", "maxItems": MAX_TOOLS, "uniqueItems": True, "items": TOOL_SCHEMA}),
 ]
 Stop = Annotated[Listed[str], BeforeValidator(_parse_stop), WithJsonSchema(body_schemas.STOP)]
 Prompts = Annotated[list[Prompt], PlainValidator(_parse_prompts), WithJsonSchema(body_schemas.PROMPT)]
