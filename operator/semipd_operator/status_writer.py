@@ -20,12 +20,15 @@ from semipd_operator.reasons import ConditionType, EventReason
 from semipd_operator.status import AgentView, Observed, summarise
 from semipd_operator.status.events import Event, event_object, events
 from semipd_operator.status.partition import FIRST_WORD
+from semipd_operator.status.refusals import admission
 from semipd_operator.status.scaling import fullness
 from semipd_operator.status.summarise import write_due
 from semipd_operator.workqueue import Key
 
 log = logging.getLogger(__name__)
 
+_FIRST_BACK_OFF_SECONDS, _LONGEST_BACK_OFF_SECONDS = 2.0, 60.0
+"""After a write that was refused; doubled each time."""
 _EVENT_SECONDS = 60.0
 """One event of a reason per service in this time; PartitionChanged is limited by the dwell time of the splits."""
 
@@ -38,6 +41,9 @@ class _Entry:
     live: Any = None
     """What the API server made of `shown`: an older CRD may have dropped some of it."""
     last_write: datetime | None = None
+    failures: int = 0
+    not_before: float = 0.0
+    """When to write again, by the writer's clock, after so many refusals."""
     told: dict[EventReason, float] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -51,11 +57,15 @@ class StatusWriter:
         slo_period: timedelta,
         instance: str,
         leads: Callable[[], bool] = lambda: True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`leads`: whether this process may write. What one wrote that another has taken over from would stand beside
         the other's, and be older."""
         self._kube, self._informer, self._views = kube, informer, views
         self._slo_period, self._instance, self._leads = slo_period, instance, leads
+        self._clock = clock
+        self._denied: set[str] = set()
+        """The uids of services whose status is refused, and that have been told so."""
         self._entries: dict[Key, _Entry] = {}
 
     def observe(self, key: Key, seen: Observed) -> None:
@@ -102,7 +112,7 @@ class StatusWriter:
             live = obj.get("status")
             if entry.live is None or live != entry.live:  # the first look, or someone else's edit: it is drift
                 entry.shown, entry.live = parse_status(obj), live
-            if not self._leads():
+            if not self._leads() or self._clock() < entry.not_before:
                 return
             now = datetime.now(UTC)
             seen = replace(entry.seen, now=now, agents=dict(self._views(key)), previous=entry.shown)
@@ -114,9 +124,12 @@ class StatusWriter:
             try:
                 entry.live = await self.write(seen.service, status)
             except ApiRefused as refused:
-                if refused.status in (404, 409):  # gone, or another one of the same name: the watch will tell
+                if _overtaken(refused):  # gone, or another one of the same name: the watch will tell
                     return
+                delay = min(_LONGEST_BACK_OFF_SECONDS, _FIRST_BACK_OFF_SECONDS * 2.0 ** min(entry.failures, 16))
+                entry.failures, entry.not_before = entry.failures + 1, self._clock() + delay
                 raise
+            entry.failures = 0
             before, entry.shown, entry.last_write = entry.shown, status, now
             await self._tell(entry, events(before, status))
 
@@ -129,18 +142,32 @@ class StatusWriter:
             raise ApiAway("the Lease is not renewed, and a status is its holder's to write")
         meta, body = service.metadata, dump_status(status)
         self._informer.writes_status(meta.namespace, meta.name, body)
-        written = await self._kube.apply_status(service, body)
+        try:
+            written = await self._kube.apply_status(service, body)
+        except ApiRefused as refused:
+            await self._say_denied(service, refused)
+            raise
+        self._denied.discard(meta.uid)
         self._informer.told(KIND, written)
         STATUS_WRITES.inc()
         return written.get("status")
+
+    async def _say_denied(self, service: SemiPDService, refused: ApiRefused) -> None:
+        """Once, by the only way that is left: what stands in the status is old, and looks as if it were not."""
+        lasting = admission(str(refused)) is not None or not (_overtaken(refused) or refused.for_now)
+        if lasting and service.metadata.uid not in self._denied:
+            self._denied.add(service.metadata.uid)
+            what = "have the policy, webhook or role that the words name let the operator write semipdservices/status"
+            message = f"the status cannot be written, and what it shows is old: {refused}. Remedy: {what}."
+            await self.tell(service, Event(EventReason.STATUS_REFUSED, message))
 
     async def _tell(self, entry: _Entry, found: list[Event]) -> None:
         for event in found:
             last = entry.told.get(event.reason)
             limited = event.reason is not EventReason.PARTITION_CHANGED
-            if limited and last is not None and time.monotonic() - last < _EVENT_SECONDS:
+            if limited and last is not None and self._clock() - last < _EVENT_SECONDS:
                 continue
-            entry.told[event.reason] = time.monotonic()
+            entry.told[event.reason] = self._clock()
             await self.tell(entry.seen.service, event)
 
     async def tell(self, service: SemiPDService, event: Event) -> None:
@@ -149,6 +176,11 @@ class StatusWriter:
             await self._kube.create("v1", "Event", service.metadata.namespace, told)
         except (ApiRefused, ApiAway) as refused:  # an event is a courtesy; a terminating namespace takes none
             log.debug("event %s: %s", event.reason, refused)
+
+
+def _overtaken(refused: ApiRefused) -> bool:
+    """It is gone, or another one; a policy answers as it likes, with 409, too."""
+    return refused.status in (404, 409) and admission(str(refused)) is None
 
 
 def _unmet(seen: Observed) -> bool:

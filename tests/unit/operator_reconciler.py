@@ -40,8 +40,10 @@ class Fixture:
         poller.forget = lambda key: self.watches.pop(key, None)
         poller.views = lambda key: self.views
         self.views: dict[str, AgentView] = {}
-        self.statuses = StatusWriter(requests, told, lambda key: self.views, timedelta(seconds=15), "test", leads)
         self.now = 0.0
+        self.statuses = StatusWriter(
+            requests, told, lambda key: self.views, timedelta(seconds=15), "test", leads, lambda: self.now
+        )
         self.reconciler = Reconciler(requests, settings, told, poller, self.statuses, lambda: self.now)
 
     def change(self, **spec: Any) -> None:

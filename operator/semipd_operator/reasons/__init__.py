@@ -164,6 +164,13 @@ class EventReason(StrEnum):
     SLO_VIOLATED = ("SLOViolated", "Warning", "SLOAttained became False.")
     SLO_RECOVERED = ("SLORecovered", "Normal", "SLOAttained became True again.")
     SPEC_REJECTED = ("SpecRejected", "Warning", "SpecAccepted became False.")
+    STATUS_REFUSED = (
+        "StatusRefused",
+        "Warning",
+        "The API server refuses the service's status, so what it shows is old; told once, and the write is tried again "
+        "after a minute at most. Have the policy, webhook or role that the message names let the operator write "
+        "`semipdservices/status`.",
+    )
     OPERATOR_CONFLICT = (
         "OperatorConflict",
         "Warning",
