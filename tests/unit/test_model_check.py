@@ -17,7 +17,7 @@ from tests.unit.model_folder import CONFIG, LAYER, SHAPES, write_model, write_te
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.registry import read_card
 from semipd_engine.cli import main
-from semipd_engine.contract import EngineOptions
+from semipd_engine.contract import EngineOptions, api_keys
 from semipd_engine.hub.check import refusal
 from semipd_engine.process import TRY_LATER
 from semipd_engine.resident.loaded_model import LoadedModel
@@ -43,7 +43,7 @@ def template(value: Any) -> Callable[[Path], object]:
     return lambda folder: (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
 
 
-@pytest.mark.parametrize("content", ["", " \n\n", None])
+@pytest.mark.parametrize("content", ["", " \n\n", "\ufeff\n# later\n", None])
 def test_an_api_that_would_admit_nobody_is_refused_with_the_file_at_fault(content: str | None, tmp_path: Path) -> None:
     """An API key's Secret that is empty: all would look well, and every request would get 401."""
     write_model(folder := tmp_path / "m")
@@ -54,6 +54,15 @@ def test_an_api_that_would_admit_nobody_is_refused_with_the_file_at_fault(conten
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     why = "No such file or directory" if content is None else "holds no key: write one on each line"
     assert result.returncode == 2 and result.stderr.splitlines()[-1].endswith(why) and str(keys) in result.stderr
+
+
+def test_the_keys_of_a_file_are_its_lines_but_for_comments_and_what_editors_add(tmp_path: Path) -> None:
+    (file := tmp_path / "api-keys").write_bytes(
+        "\ufeffk-one\r\n\r\n# the next is Ann's\r\n  k-two \n#k-old\nk#3".encode()
+    )
+    assert api_keys(file) == [b"k-one", b"k-two", b"k#3"]
+    file.write_bytes(b"\xef\xbb\xbf# first\nk")
+    assert api_keys(file) == [b"k"]
 
 
 def tensors(changes: dict[str, tuple[int, ...] | None], dtype: str = "F32") -> Callable[[Path], object]:

@@ -113,6 +113,17 @@ def test_the_pod_template_is_merged_by_name() -> None:
     assert merged["tolerations"] == [{"operator": "Exists"}]
 
 
+def test_an_added_container_s_last_lines_reach_the_status_unless_the_template_says_otherwise() -> None:
+    over = {
+        "initContainers": [{"name": "prepare"}, {"name": "quiet", "terminationMessagePolicy": "File"}],
+        "containers": [{"name": "proxy"}, {"name": "engine", "terminationMessagePolicy": None}],
+    }
+    spec = pod({"model": HF, "podTemplate": {"spec": over}})["spec"]
+    found = {one["name"]: one.get("terminationMessagePolicy") for one in [*spec["initContainers"], *spec["containers"]]}
+    fallback = "FallbackToLogsOnError"
+    assert found == {"model": "File", "prepare": fallback, "quiet": "File", "engine": None, "proxy": fallback}
+
+
 def test_the_pod_fits_the_restricted_profile_and_gets_no_split() -> None:
     template = pod({"model": HF, "partition": {"prefillPercent": 33, "decodePercent": 44}})
     spec = template["spec"]

@@ -48,6 +48,18 @@ def test_a_new_operator_version_rolls_nothing() -> None:
     assert image({}, None) == "engine:2"
 
 
+def test_the_last_words_of_an_added_container_wait_for_the_next_roll() -> None:
+    """A Deployment of a version that did not ask for them."""
+    spec = {"podTemplate": {"spec": {"initContainers": [{"name": "prepare", "image": "i"}]}}}
+    old = json.loads(json.dumps(objects(spec)["Deployment"]).replace("FallbackToLogsOnError", "File"))
+    kept = json.loads(old["metadata"]["annotations"][names.TEMPLATE_ANNOTATION])
+    assert kept["spec"]["initContainers"][0]["terminationMessagePolicy"] == "File"
+    again = template(spec, old, generation=3)["spec"]
+    assert again == kept["spec"], "no pod rolls for it"
+    changed = template(spec | {"engine": {"maxNumSeqs": 7}}, old)["spec"]["initContainers"][0]
+    assert changed["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -90,7 +91,10 @@ class EngineOptions(Frozen):
     await_partition: bool = Field(default=False, description="start no worker before the first SetPartition")
     prepare_seconds: float = Field(default=90.0, gt=0, description="time for a worker under a new limit to get ready")
     unified: bool = Field(default=False, description="one process for both phases with chunked prefill, for comparison")
-    api_key_file: Path | None = Field(default=None, description="file with the API key that requests must carry")
+    api_key_file: Path | None = Field(
+        default=None,
+        description="file with the API keys of which requests must carry one: one on each line; # is a comment",
+    )
     allowed_origins: str = Field(default="", description="web origins that may ask (CORS), with commas; * for all")
     strict_fields: bool = Field(default=False, description="refuse requests with unknown fields, not only name these")
     tool_parser: ToolParser = Field(
@@ -141,8 +145,13 @@ class EngineOptions(Frozen):
 
 
 def api_keys(file: Path) -> list[bytes]:
-    """The keys of an ``--api-key-file``, one on each line. Raises OSError."""
-    return [line.strip() for line in file.read_bytes().splitlines() if line.strip()]
+    """The keys of an ``--api-key-file``, one on each line. Raises OSError.
+
+    A line that begins with ``#`` is a comment: as a key it would be one that people guess. What an editor puts before
+    the first line (a byte order mark) is no part of a key.
+    """
+    lines = (line.strip() for line in file.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines())
+    return [line for line in lines if line and not line.startswith(b"#")]
 
 
 def no_api_key(file: Path | None) -> str:

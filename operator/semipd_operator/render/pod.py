@@ -37,6 +37,8 @@ _CONTAINER_SECURITY: Object = {
     "capabilities": {"drop": ["ALL"]},
     "readOnlyRootFilesystem": True,
 }
+_LAST_WORDS: Object = {"terminationMessagePolicy": "FallbackToLogsOnError"}
+"""A container's last lines reach the status: nobody need read the log of one that is gone."""
 _SCRATCH: Object = {"name": "tmp", "mountPath": "/tmp"}
 
 
@@ -70,8 +72,7 @@ def pod_template(service: SemiPDService, settings: Settings) -> Object:
         ],
         "resources": engine_args.resources(spec.engine),
         "securityContext": _CONTAINER_SECURITY,
-        # Its last lines reach the status: nobody need read the log of a container that is gone.
-        "terminationMessagePolicy": "FallbackToLogsOnError",
+        **_LAST_WORDS,
         "volumeMounts": [
             {"name": "config", "mountPath": CONFIG_MOUNT, "readOnly": True},
             {"name": "run", "mountPath": RUN_MOUNT},
@@ -107,11 +108,26 @@ def pod_template(service: SemiPDService, settings: Settings) -> Object:
             each["imagePullPolicy"] = settings.image_pull_policy
     own: Object = {"metadata": {"labels": names.labels(service)}, "spec": pod}
     merged: Object = merge(own, service.spec.pod_template.model_dump(by_alias=True, exclude_defaults=True))
+    _let_speak(merged["spec"])
     # The selector's label is not the user's to change: a Deployment that cannot find its pods is refused.
     merged["metadata"]["labels"] |= names.labels(service)
     _check_gpus(merged)
     _check_quantities(merged["spec"], "podTemplate.spec")
     return merged
+
+
+def _let_speak(pod: Object) -> None:
+    """The containers that spec.podTemplate adds, unless it says otherwise."""
+    for kind in ("containers", "initContainers"):
+        if isinstance(found := pod.get(kind), list):
+            pod[kind] = [{**_LAST_WORDS, **one} if _is_added(one) else one for one in found]
+
+
+def _is_added(container: Any) -> bool:
+    return isinstance(container, Mapping) and container.get("name") not in (
+        names.ENGINE_CONTAINER,
+        names.MODEL_CONTAINER,
+    )
 
 
 def _check_gpus(template: Object) -> None:

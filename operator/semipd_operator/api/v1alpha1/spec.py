@@ -31,7 +31,10 @@ class ServiceType(StrEnum):
 
 class APIKeySecretRef(ApiModel):
     name: Text = Field(description="Name of the Secret, in the namespace of the service. Default: none, required.")
-    key: Text = Field(default="api-keys", description="Key in the Secret; its value holds one API key on each line.")
+    key: Text = Field(
+        default="api-keys",
+        description="Key in the Secret; its value holds one API key on each line, and # begins a comment line.",
+    )
 
 
 class ServiceSpec(ApiModel):
