@@ -45,6 +45,8 @@ _CRD_WAIT_SECONDS = 2.0
 _RELIST_SECONDS = 2.0
 _OPTIONAL = {kind.kind for kind in OPTIONAL_KINDS}
 _KEY_SECONDS = 5.0
+_AUTOSCALER_SECONDS = 15.0
+"""An autoscaler's own period: before, a foreign one has not scaled anything either."""
 
 
 class ServicesGone(Exception):
@@ -84,6 +86,7 @@ class Operator:
             self._end_with_the_crd(),
             self._resync(),
             self._follow_keys(),
+            self._follow_autoscalers(),
             *(self._work() for _ in range(settings.workers)),
         ]
         if settings.metrics_api is not None:
@@ -200,6 +203,14 @@ class Operator:
             self.watches.listed((obj["metadata"]["uid"], obj["metadata"]["resourceVersion"]) for obj in found)
             for obj in found:
                 self.queue.add(Key(obj["metadata"]["namespace"], obj["metadata"]["name"]))
+
+    async def _follow_autoscalers(self) -> None:
+        """The watch tells of ours alone, as everybody's status is written all the time."""
+        while True:
+            await asyncio.sleep(_AUTOSCALER_SECONDS)
+            for namespace in self.settings.namespaces or ("",):
+                with contextlib.suppress(ApiRefused, ApiAway):  # the resync says it
+                    await self._list(HPA.kind, namespace)
 
     async def _follow_keys(self) -> None:
         """A key that is replaced is in force without a restart, and the one before it for a while."""

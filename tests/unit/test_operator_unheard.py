@@ -78,3 +78,24 @@ def test_a_template_that_replaces_the_engines_command_is_why_no_agent_answers(co
         "nothing is known of it: the agent cannot be reached; spec.podTemplate replaces its command. Remedy: Have "
     )
     assert (replaced in ready.message) == ("command" in str(containers))
+
+
+@pytest.mark.parametrize("silent_for", [20, 40])
+@pytest.mark.parametrize(
+    ("changed", "started_ago", "model"), [(20, 600, "True Loaded"), (600, 20, "False Loading")], ids=["served", "anew"]
+)
+def test_an_engine_that_was_ready_since_its_start_and_is_silent_does_not_load(
+    changed: float, started_ago: float, model: str, silent_for: float
+) -> None:
+    """Its process stands still, or its node is out of reach: nobody need wait for weights."""
+    unready = {"type": "Ready", "status": "False", "lastTransitionTime": ago(changed).isoformat()}
+    status = {"conditions": [unready], "containerStatuses": [running("engine", started_ago)]}
+    meta = {"name": "p1", "uid": "p1", "labels": {"semipd.io/template-hash": "h"}}
+    agent = replace(heard(report(), silent_for), error="the agent does not answer in time")
+    seen = summarise(observed(pods=(pod_view({"metadata": meta, "status": status}),), agents={"p1": agent}))
+    assert conditions(seen)["ModelReady"] == model
+    late = silent_for > 30 and started_ago > 30
+    waits = "Loading" if model == "False Loading" else "PodsNotReady"
+    assert conditions(seen)["Ready"] == f"False {'AgentUnreachable' if late else waits}"
+    loaded = seen.condition("ModelReady")
+    assert loaded and late == ("of p1 nothing is known" in loaded.message)

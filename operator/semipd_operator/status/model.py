@@ -31,6 +31,8 @@ def pod_state(seen: Observed, pod: PodView) -> State:
     # What a resident loaded has a name; an engine that drains or is away may never have got so far.
     if pod.ready or (report and report.engine.architecture and report.engine.state in _HAS_WEIGHTS):
         return "Loaded"
+    if pod.served and report is None:  # silent now: what it had loaded it has not let go
+        return "Loaded"
     if pod.started and not _lacks_keys(seen, pod):
         return "Loading"
     return "Downloading" if pod.downloading else "Pending"
@@ -67,8 +69,10 @@ def model_ready(seen: Observed) -> Verdict:
         if problem := failure(seen, pod):
             return Verdict.of(kind, replace(problem, detail=""), f"{pod.name}: {problem.message}")
     states = [pod_state(seen, pod) for pod in seen.live_pods]
+    unheard = ((pod.name, said) for pod in seen.live_pods if not pod.ready and (said := seen.unheard(pod)))
+    more = next((f"; of {name} nothing is known: {said}" for name, said in unheard), "")
     if "Loaded" in states:
-        said = f"{states.count('Loaded')} of {len(states)} pods have it loaded"
+        said = f"{states.count('Loaded')} of {len(states)} pods have it loaded{more}"
         reports = ((pod, seen.report(pod)) for pod in seen.live_pods if pod_state(seen, pod) == "Loaded")
         slow = ((pod.name, report.engine.kernels_shortfall) for pod, report in reports if report)
         if found := next((f"{name}: {why}" for name, why in slow if why), ""):
@@ -79,8 +83,6 @@ def model_ready(seen: Observed) -> Verdict:
             kind, "Unknown", ModelReason.PENDING, f"{shut.name}: the engine has not begun: it has no API key"
         )
     if "Loading" in states:
-        unheard = ((pod.name, said) for pod in seen.live_pods if (said := seen.unheard(pod)))
-        more = next((f"; of {name} nothing is known: {said}" for name, said in unheard), "")
         return Verdict(kind, "False", ModelReason.LOADING, f"the engine loads the weights{more}")
     if "Downloading" in states:
         return Verdict(kind, "False", ModelReason.DOWNLOADING, "the init container `model` downloads the weights")

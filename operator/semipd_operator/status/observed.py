@@ -59,6 +59,8 @@ class PodView:
     """The container `engine` runs."""
     started_at: datetime | None = None
     """Since when it does."""
+    served: bool = False
+    """The engine was ready since its last start."""
     held: Problem | None = None
     """A container, not ours, that the pod waits for: to end, or to be ready as the engine is."""
     held_since: datetime | None = None

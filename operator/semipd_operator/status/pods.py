@@ -49,6 +49,7 @@ def pod_view(pod: Pod) -> PodView:
         downloading="running" in state_of(model),
         started="running" in state_of(engine),
         started_at=started_at(engine),
+        served=has_served(status, engine),
         held=held[0],
         held_since=held[1],
         unproved=_unproved(engine),
