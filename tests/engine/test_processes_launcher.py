@@ -106,9 +106,12 @@ def served() -> Iterator[Served]:
         served.process.wait(PATIENCE_S)
 
 
+FAMILY = {"api", "grammars", "core", "resident", "prefill", "decode"}
+
+
 def test_processes_are_named_and_answer(served: Served) -> None:
     assert served.ready()
-    assert set(served.children()) == {"api", "core", "resident", "prefill", "decode"}
+    wait_until(lambda: set(served.children()) == FAMILY, describe="all processes")
     assert served.complete() == served.complete()
 
 
@@ -158,8 +161,9 @@ def test_sigterm_drains(served: Served) -> None:
 
 def test_a_killed_launcher_leaves_nothing_behind() -> None:
     served = Served()
-    family = list(served.children().values())
-    assert len(family) == 5
+    family = list(
+        wait_until(lambda: (c := served.children()).keys() == FAMILY and c, describe="all processes").values()
+    )
     served.process.kill()
     served.process.wait()
     wait_until(lambda: not any(runs(process.pid) for process in family), describe="the family's end")

@@ -129,6 +129,7 @@ async def serve(service: Service, options: EngineOptions, listener: socket.socke
     await asyncio.wait({tasks[1]})
     for task in tasks:
         task.cancel()
+    await asyncio.wait(tasks)  # the process for grammars is gone before this one is
     service.close()
     for task in done:
         task.result()  # raises what ended the process early

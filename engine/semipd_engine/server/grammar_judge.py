@@ -120,14 +120,12 @@ class GrammarJudge:
                 verdict = await process.stdout.readexactly(size)
                 if (answer := self._asked.pop(number, None)) is not None and not answer.done():
                     answer.set_result(verdict)
-        except asyncio.IncompleteReadError:
-            pass
-        finally:
+        except asyncio.IncompleteReadError:  # cancelled, by `end`, it leaves the process to that
             self._process = None
-            lost, self._asked = self._asked, {}
-            for answer in lost.values():
-                if not answer.done():
-                    answer.set_exception(_lost())
+        lost, self._asked = self._asked, {}
+        for answer in lost.values():
+            if not answer.done():
+                answer.set_exception(_lost())
         log.error("the judge of grammars ended with %d; the next grammar starts another", await process.wait())
 
     def _keep(self, asked: bytes, answer: bytes) -> None:
