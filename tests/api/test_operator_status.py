@@ -200,3 +200,44 @@ def test_describe_alone_tells_what_moved_and_why_and_whether_another_pod_helps(
             r"\nRecommended Replicas: [23]\n",
             r"\nUtilization Percent: [12]\d\d\n",
         )
+
+
+def test_a_status_that_a_policy_denies_is_told_by_one_event(operator: Operator, crd: Any, namespace: str) -> None:
+    crd.apply(service("mute", namespace))
+    wait_until(lambda: condition(crd.get("spd", "mute", namespace), "Ready"))
+    rule = {"apiGroups": ["semipd.io"], "apiVersions": ["*"], "operations": ["*"], "resources": ["*/status"]}
+    here = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
+    policy: dict[str, Any] = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": "no-status"},
+        "spec": {
+            "matchConstraints": {"resourceRules": [rule]},
+            "validations": [{"expression": "false", "message": "no status here"}],
+        },
+    }
+    bound = {"policyName": "no-status", "validationActions": ["Deny"], "matchResources": here}
+    crd.apply(policy)
+    crd.apply({**policy, "kind": "ValidatingAdmissionPolicyBinding", "spec": bound})
+
+    def events() -> list[Any]:
+        listed = crd.request("GET", f"/api/v1/namespaces/{namespace}/events")["items"]
+        return [one for one in listed if one["reason"] == "StatusRefused"]
+
+    try:
+        scaled = 1
+
+        def told() -> list[Any]:
+            """A policy takes a moment until it is in force; each change is a status to write."""
+            nonlocal scaled
+            scaled += 1
+            crd.kubectl("scale", "spd/mute", "-n", namespace, f"--replicas={scaled % 9 + 1}")
+            return events()
+
+        found = wait_until(told)
+        assert "no status here" in found[0]["message"] and "Remedy: have the policy" in found[0]["message"]
+        crd.kubectl("scale", "spd/mute", "-n", namespace, "--replicas=0")
+    finally:
+        crd.kubectl("delete", "validatingadmissionpolicybinding,validatingadmissionpolicy", "no-status")
+    wait_until(lambda: row(crd, namespace, "mute")[2] == "ScaledToZero", describe="it is tried again")
+    assert len(events()) == 1
