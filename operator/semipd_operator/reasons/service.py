@@ -11,8 +11,10 @@ class SpecReason(Reason):
     ACCEPTED = (
         "Accepted",
         "True",
-        "All objects are applied; the message names what the cluster does not let the operator make.",
-        "For a PodMonitor: install the Prometheus operator, and set rbac.podMonitors in the chart.",
+        "All objects are applied; the message names what the cluster does not let the operator make, and what others "
+        "have set in the Deployment.",
+        "For a PodMonitor: install the Prometheus operator, and set rbac.podMonitors in the chart. What others have "
+        "set in the Deployment: put it into spec.podTemplate, or remove it (kubectl edit deployment).",
     )
     PAUSED = (
         "Paused",
