@@ -75,6 +75,18 @@ def test_names_that_yaml_takes_for_something_else(bare: Cluster, release: str, n
     helm(bare, "uninstall", release, namespace=namespace)
 
 
+def test_what_is_rendered_without_a_cluster_is_applied_in_one_go(bare: Cluster) -> None:
+    """The command of docs/operations.md, for whoever has no release of Helm's."""
+    chart = str(ROOT / "charts/semipd-operator")
+    bare.kubectl("create", "namespace", "raw")
+    given = ("--set", "key.existingSecret=semipd-key", "--kube-version", "1.36.0", "--skip-tests")
+    text = helm(bare, "template", "raw", chart, *given, namespace="raw")
+    assert "kind: Pod\n" not in text, "no hook of Helm's"
+    bare.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)
+    assert bare.get("deployment", "raw-semipd-operator", "raw")["spec"]["replicas"] == 2
+    bare.kubectl("delete", "namespace", "raw", "--wait=false")
+
+
 def test_users_get_the_resource_with_their_roles(bare: Cluster) -> None:
     roles = {
         name: bare.request("GET", f"/apis/rbac.authorization.k8s.io/v1/clusterroles/semipd-operator-{name}")

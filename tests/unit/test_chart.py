@@ -46,6 +46,12 @@ def test_lint(helm: Path) -> None:
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
+def test_it_renders_without_a_cluster_and_without_its_version(helm: Path) -> None:
+    """A helm that was built without the version of its own client calls that Kubernetes 1.20."""
+    answer = subprocess.run([helm, "template", "spd", CHART], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+
+
 def test_rights_are_the_least(helm: Path) -> None:
     roles = [
         obj

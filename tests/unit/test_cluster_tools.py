@@ -33,6 +33,10 @@ def test_servers_are_stamped_with_the_version_of_go_mod(go_mods: dict[str, str])
     assert f"-X k8s.io/component-base/version.gitVersion={version}" in flags["kubernetes"]
     assert f"-X k8s.io/client-go/pkg/version.gitMinor={version.split('.')[1]} " in flags["kubernetes"]
     assert f".version={tools.module_version(go_mods['helm'], 'helm.sh/helm/v3')}" in flags["helm"]
+    minor = tools.module_version(go_mods["helm"], "k8s.io/client-go").split(".")[1]
+    for room in ("chartutil", "lint/rules"):
+        assert f"-X helm.sh/helm/v3/pkg/{room}.k8sVersionMajor=1 " in flags["helm"]
+        assert f"-X helm.sh/helm/v3/pkg/{room}.k8sVersionMinor={minor}" in flags["helm"]
     newer = go_mods | {
         "kubernetes": go_mods["kubernetes"].replace(f"k8s.io/kubernetes {version}", "k8s.io/kubernetes v1.99.0")
     }

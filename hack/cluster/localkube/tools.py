@@ -71,9 +71,14 @@ def ldflags(go_mods: Mapping[str, str]) -> dict[str, str]:
     packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
     stamped = [f"-X {package}.{name}={value}" for package in packages for name, value in stamps.items()]
     helm = module_version(go_mods["helm"], _HELM)
+    # The Kubernetes of `helm template` and `helm lint` where nobody names one: 1.20 in a helm without it.
+    client = module_version(go_mods["helm"], "k8s.io/client-go").lstrip("v").split(".")
+    known = {"k8sVersionMajor": str(int(client[0]) + 1), "k8sVersionMinor": client[1]}
+    rooms = (f"{_HELM}/pkg/chartutil", f"{_HELM}/pkg/lint/rules")
+    offline = [f"-X {room}.{name}={value}" for room in rooms for name, value in known.items()]
     return {
         "kubernetes": " ".join(["-s -w", *stamped]),
-        "helm": f"-s -w -X {_HELM}/internal/version.version={helm}",
+        "helm": " ".join(["-s -w", f"-X {_HELM}/internal/version.version={helm}", *offline]),
         "coredns": "-s -w",
         "pause": "-s -w",
     }
