@@ -179,7 +179,7 @@ def test_describe_alone_tells_what_moved_and_why_and_whether_another_pod_helps(
         def says(*wanted: str) -> Any:
             return wait_until(lambda: all(re.search(one, described()) for one in wanted), describe=described)
 
-        agent.told = steered(3.0)
+        agent.told = steered(2.5)
         assert agent.told.decisions and agent.told.slo and agent.told.slo.feasible
         says(
             r"\nFrom:\nDecode Percent: 100\nPrefill Percent: 100\n",  # what moved
