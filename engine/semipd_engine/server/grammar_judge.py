@@ -13,6 +13,8 @@ import os
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,15 @@ KEPT_BYTES = 8 << 20
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
+class _Question:
+    number: int
+    text: bytes
+    answer: asyncio.Future[bytes]
+    waiting: int = 0
+    """How many wait for its answer."""
+
+
 class GrammarJudge:
     """One per api; lives on the event loop."""
 
@@ -35,7 +46,9 @@ class GrammarJudge:
         self._process: asyncio.subprocess.Process | None = None
         self._listening: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
-        self._asked: dict[int, asyncio.Future[bytes]] = {}
+        self._asked: dict[int, _Question] = {}
+        self._numbers: dict[bytes, int] = {}
+        """Of what is asked, by its text."""
         self._number = 0
         self._kept: OrderedDict[bytes, bytes] = OrderedDict()
         self._kept_bytes = 0
@@ -74,7 +87,8 @@ class GrammarJudge:
         process, listening = self._process, self._listening
         if process is not None and listening is not None:
             listening.cancel()
-            process.kill()
+            with suppress(ProcessLookupError):  # it has ended by itself
+                process.kill()
             await process.wait()
 
     async def _verdict(self, field: str, parts: Mapping[str, Any], question: dict[str, Any]) -> str:
@@ -82,8 +96,6 @@ class GrammarJudge:
         answer = self._kept.get(asked)
         if answer is None:
             answer = await self._ask(asked)
-            if not answer.startswith(b'{"busy"'):
-                self._keep(asked, answer)
         else:
             self._kept.move_to_end(asked)
         verdict = json.loads(answer)
@@ -95,21 +107,34 @@ class GrammarJudge:
             raise bad_request(field, f"cannot be used as a grammar: {verdict['died']}")
         raise ApiError(400, verdict["message"], param=verdict["param"] or None)
 
-    async def _ask(self, question: bytes) -> bytes:
-        """Whoever does not wait for the answer takes the question back."""
+    async def _ask(self, text: bytes) -> bytes:
+        """Who asks what is being asked waits for the same answer: a new schema comes with many requests at once. The
+        last one who does not wait for it takes the question back."""
         await self.start()
-        process, self._number = self._process, self._number + 1
-        if process is None or process.stdin is None:
-            raise _lost()
-        number = self._number
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._asked[number] = answer
+        question = self._asked[self._numbers[text]] if text in self._numbers else self._put(text)
+        question.waiting += 1
         try:
-            process.stdin.write(HEAD.pack(number, len(question)) + question)
-            return await answer
+            return await asyncio.shield(question.answer)
         finally:
-            if self._asked.pop(number, None) is not None and process is self._process:
-                process.stdin.write(HEAD.pack(number, 0))
+            question.waiting -= 1
+            if not question.waiting and not question.answer.done():
+                self._forget(question)
+                self._write(question.number, b"")
+
+    def _put(self, text: bytes) -> _Question:
+        self._number += 1
+        question = _Question(self._number, text, asyncio.get_running_loop().create_future())
+        self._asked[question.number], self._numbers[text] = question, question.number
+        self._write(question.number, text)
+        return question
+
+    def _forget(self, question: _Question) -> None:
+        del self._asked[question.number], self._numbers[question.text]
+
+    def _write(self, number: int, text: bytes) -> None:
+        process = self._process
+        if process is not None and process.stdin is not None and not process.stdin.is_closing():
+            process.stdin.write(HEAD.pack(number, len(text)) + text)  # else it has ended, and `_listen` tells who waits
 
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
         """Hand out what it says, until it ends: the next question starts another."""
@@ -118,17 +143,21 @@ class GrammarJudge:
             while True:
                 number, size = HEAD.unpack(await process.stdout.readexactly(HEAD.size))
                 verdict = await process.stdout.readexactly(size)
-                if (answer := self._asked.pop(number, None)) is not None and not answer.done():
-                    answer.set_result(verdict)
-        except asyncio.IncompleteReadError:  # cancelled, by `end`, it leaves the process to that
+                if (question := self._asked.get(number)) is not None:
+                    self._forget(question)
+                    question.answer.set_result(verdict)
+                    if not verdict.startswith(b'{"busy"'):
+                        self._keep(question.text, verdict)
+        except (asyncio.IncompleteReadError, OSError):  # cancelled, by `end`, it leaves the process to that
             self._process = None
-        lost, self._asked = self._asked, {}
-        for answer in lost.values():
-            if not answer.done():
-                answer.set_exception(_lost())
+        for question in list(self._asked.values()):
+            self._forget(question)
+            question.answer.set_exception(_lost())
         log.error("the judge of grammars ended with %d; the next grammar starts another", await process.wait())
 
     def _keep(self, asked: bytes, answer: bytes) -> None:
+        if asked in self._kept:
+            return
         self._kept[asked] = answer
         self._kept_bytes += len(asked) + len(answer)
         while self._kept_bytes > KEPT_BYTES:

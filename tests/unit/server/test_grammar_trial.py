@@ -116,6 +116,21 @@ def test_others_are_answered_beside_one_that_never_ends_and_a_verdict_is_kept(mo
     judged(model_dir, work)
 
 
+def test_what_many_ask_at_once_is_tried_once_and_kept_once(model_dir: Path) -> None:
+    async def work(judge: GrammarJudge) -> None:
+        same = {"guided_json": {"const": "the same"}}
+        asking = [asyncio.create_task(judge.grammar_of(same)) for _ in range(20)]
+        await asyncio.to_thread(wait_until, lambda: judge._asked)
+        asking.pop().cancel()  # the others still wait
+        assert len(set(await asyncio.gather(*asking))) == 1 and judge._number == 1
+        assert judge._kept_bytes == sum(len(asked) + len(answer) for asked, answer in judge._kept.items())
+        await asyncio.gather(*(judge.grammar_of({"guided_json": {"const": number}}) for number in range(2)))
+        assert judge._kept_bytes == sum(len(asked) + len(answer) for asked, answer in judge._kept.items())
+        assert not judge._asked and not judge._numbers
+
+    judged(model_dir, work)
+
+
 def test_nobody_works_for_who_has_left_and_a_lost_judge_is_replaced(model_dir: Path) -> None:
     async def work(judge: GrammarJudge) -> None:
         assert await judge.grammar_of({"guided_json": {}})
