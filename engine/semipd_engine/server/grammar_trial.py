@@ -52,6 +52,9 @@ TOO_DEEP = "it is nested too deeply, or its references make too long a chain; fl
 TOO_COSTLY = f"it takes more than {CPU_SECONDS} s to compile; simplify it"
 TOO_LARGE = "it takes too much memory to compile; simplify it"
 BUSY = f"the grammar was not compiled within {WALL_SECONDS:g} s: the machine is busy; try again"
+LOST = "the process that tried the grammar was lost: the machine is short of memory or processes; try again"
+NOT_BEGUN = 3
+"""Exit status of a child that could not be given its limits."""
 
 
 class Trial:
@@ -91,15 +94,22 @@ class Trial:
             matcher, draw = start.deep_copy(), random.Random(seed)
             for length in range(STEPS):
                 mask = matcher.compute_bitmask()
-                allowed = [8 * at + bit for at, byte in enumerate(mask) if byte for bit in range(8) if byte >> bit & 1]
-                if matcher.is_error() or not allowed:
+                places = [at for at, byte in enumerate(mask) if byte]
+                if matcher.is_error() or not places:
                     return _stuck(matcher.get_error(), length)
-                token = draw.choice(allowed)
+                token = _drawn(mask, places, draw)
                 if token in self._vocabulary.eos_tokens:
                     break
                 if not matcher.consume_token(token):
                     return _stuck(matcher.get_error(), length + 1)
         return ""
+
+
+def _drawn(mask: bytes, places: list[int], draw: random.Random) -> int:
+    """A token of the mask, whose bytes at `places` are not zero. The byte comes first: to list the tokens of a large
+    vocabulary takes longer than the mask."""
+    at = draw.choice(places)
+    return 8 * at + draw.choice([bit for bit in range(8) if mask[at] >> bit & 1])
 
 
 def _stuck(error: str, length: int) -> str:
@@ -169,10 +179,11 @@ class Trials:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            status = 1
+            status = NOT_BEGUN
             try:
                 die_with_parent(parent)
                 _limit()
+                status = 1
                 answer = memoryview(json.dumps(self._judge(question)).encode())
                 while answer:
                     answer = answer[os.write(writing, answer) :]
@@ -213,10 +224,13 @@ def _limit() -> None:
 
 def _cause(status: int, spent: float) -> dict[str, str]:
     killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    exited = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0
     if killed in (signal.SIGSEGV, signal.SIGBUS):
         return {"died": TOO_DEEP}
     if killed in (signal.SIGXCPU, signal.SIGKILL) and spent > 0.9 * CPU_SECONDS:
         return {"died": TOO_COSTLY}
+    if killed == signal.SIGKILL or exited == NOT_BEGUN:  # the kernel's or a person's doing, not the grammar's
+        return {"busy": LOST}
     return {"busy": BUSY} if killed == signal.SIGXCPU else {"died": TOO_LARGE}
 
 

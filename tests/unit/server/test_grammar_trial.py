@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from llguidance import LLMatcher
 from tests.unit.server.api_process import Api
 from tests.unit.server.test_structured import mask_of
@@ -20,7 +23,7 @@ from semipd_engine.core.request import ConstraintError
 from semipd_engine.ipc.requests import GRAMMAR_LIMIT
 from semipd_engine.server.errors import ApiError
 from semipd_engine.server.grammar_judge import GrammarJudge
-from semipd_engine.server.grammar_trial import TOO_COSTLY, TOO_DEEP
+from semipd_engine.server.grammar_trial import LOST, NOT_BEGUN, TOO_COSTLY, TOO_DEEP, TOO_LARGE, _cause, _drawn
 from semipd_engine.server.structured import MAX_GRAMMAR_CHARACTERS
 from semipd_engine.server.tools import HERMES
 
@@ -129,6 +132,33 @@ def test_what_many_ask_at_once_is_tried_once_and_kept_once(model_dir: Path) -> N
         assert not judge._asked and not judge._numbers
 
     judged(model_dir, work)
+
+
+def test_a_child_that_others_end_says_nothing_of_its_grammar(model_dir: Path) -> None:
+    async def work(judge: GrammarJudge) -> None:
+        costly = asyncio.create_task(judge.grammar_of({"guided_json": COSTLY}))
+        await asyncio.to_thread(wait_until, lambda: judge._process is not None)
+        assert judge._process is not None
+        process = psutil.Process(judge._process.pid)
+        (child,) = await asyncio.to_thread(wait_until, process.children)
+        child.kill()
+        with pytest.raises(ApiError, match="try again") as lost:
+            await costly
+        assert (lost.value.status, lost.value.code) == (503, "grammar_timeout") and not judge._kept
+        assert judge._process is not None and judge._process.pid == process.pid
+
+    judged(model_dir, work)
+
+
+def test_a_child_without_its_limits_says_nothing_of_its_grammar() -> None:
+    assert _cause(NOT_BEGUN << 8, 0.0) == {"busy": LOST}
+    assert _cause(1 << 8, 0.0) == {"died": TOO_LARGE}
+
+
+@given(mask=st.binary(min_size=1, max_size=40).filter(any), seed=st.integers())
+def test_what_is_drawn_may_follow(mask: bytes, seed: int) -> None:
+    token = _drawn(mask, [at for at, byte in enumerate(mask) if byte], random.Random(seed))
+    assert mask[token // 8] >> token % 8 & 1
 
 
 def test_nobody_works_for_who_has_left_and_a_lost_judge_is_replaced(model_dir: Path) -> None:
