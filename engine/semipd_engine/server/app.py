@@ -213,10 +213,12 @@ class ApiKey:
 
 
 def _where_it_is(path: str) -> str:
-    """What a client's base URL often has too little, or too much of."""
-    right = "/v1" + path.removeprefix("/v1").removeprefix("/v1")
+    """What a client's base URL often has too little, or too much of, and a path at its end."""
+    right = "/v1" + path.removeprefix("/v1").removeprefix("/v1").rstrip("/")
     served = ("/v1/completions", "/v1/chat/completions", "/v1/models")
-    return f"use {right}, with a base URL that ends in /v1 once" if right in served else "see /docs for what there is"
+    if right not in served:
+        return "see /docs for what there is"
+    return f"use {right}" if path.rstrip("/") == right else f"use {right}, with a base URL that ends in /v1 once"
 
 
 def _model(service: Service) -> dict[str, object]:

@@ -80,5 +80,6 @@ def refuse_by_name(app: FastAPI) -> None:
             message = f"{request.url.path}: not served; {instead}"
             raise ApiError(404, message, code="unsupported_endpoint")
 
-        for each in ([] if served else [path]) + [path + "/{rest:path}"]:
-            app.add_route(each, refused, methods=_ALL, include_in_schema=False)
+        # Below what is served there is a name: with the slash alone it is meant itself, and no such path.
+        for below in ("/{name}", "/{name}/{rest:path}") if served else ("", "/{rest:path}"):
+            app.add_route(path + below, refused, methods=_ALL, include_in_schema=False)

@@ -230,6 +230,16 @@ def test_what_is_not_served_says_so(api: Api) -> None:
     assert api.client.get("/v1/chat/completions").headers["allow"] == "POST"
 
 
+def test_a_path_with_a_slash_too_many_is_told_where_it_is(api: Api) -> None:
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        refused = api.client.post(path + "/", json={})
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"]) == (404, "unknown_url")
+        assert error["message"] == f"POST {path}/: Not Found; use {path}"
+    error = api.client.post("/v1/v1/chat/completions/", json={}).json()["error"]
+    assert error["message"].endswith("use /v1/chat/completions, with a base URL that ends in /v1 once")
+
+
 def test_the_openapi_document_has_the_bodies(api: Api) -> None:
     document = api.client.get("/openapi.json").json()
     schemas = document["components"]["schemas"]
