@@ -109,7 +109,8 @@ class _Rewriting:
             return rest
         others = set(rest) - _ANNOTATIONS - {"type", "items", "minItems", "maxItems", "$defs", "definitions"}
         values = _listed(self._target(node.get("items")))
-        if others or node.get("type") != "array" or values is None or not isinstance(least, int):
+        counted = isinstance(least, int) and (isinstance(most, int) or most == math.inf)
+        if others or node.get("type") != "array" or values is None or not counted:
             return node
         if not all(value is None or isinstance(value, str | bool | int) for value in values):
             return node
@@ -187,7 +188,7 @@ def _listed(node: Any) -> list[Any] | None:
     if kind == "boolean" and not given:
         return [True, False]
     if list(given) == ["const"]:
-        return [given["const"]]
+        given = {"enum": [given["const"]]}
     values = given.get("enum")
     if list(given) != ["enum"] or not isinstance(values, list) or kind not in (None, "string", "integer"):
         return None

@@ -72,6 +72,8 @@ def test_what_ends_follows_the_schema_that_was_sent(grammars: Grammars, tokenize
     [
         (unique({"type": "string"}), "uniqueItems"),
         (unique({"enum": list(range(12))}), "uniqueItems"),
+        (unique({"enum": LETTERS}, maxItems="2"), "uniqueItems"),
+        (unique({"const": 1, "type": "string"}, minItems=1), "Unsatisfiable"),
         (named({"maxLength": 3}), "propertyNames"),
         (named({"pattern": "^a"}, properties={"b": {}}), "propertyNames"),
         ({"type": "object", "minProperties": 2, "additionalProperties": {"enum": [1]}}, "comes twice"),
