@@ -51,30 +51,30 @@ def _with_tools(messages: list[Message], told: str, system: bool) -> list[Messag
 
 def _with_calls(messages: list[Message], form: ToolFormat) -> list[Message]:
     """What the assistant called ends its content; what came back of it is one message of the user's, in the order of
-    the calls."""
+    the calls, and begins what the user says next: some templates want turns that alternate."""
     told: list[Message] = []
     order: dict[Any, int] = {}
     results: list[Message] = []
 
-    def give_back() -> None:
-        if results:
-            given = sorted(results, key=lambda message: order.get(message.get("tool_call_id"), len(order)))
-            parts = [f"<tool_response>\n{message['content']}\n</tool_response>" for message in given]
-            told.append({"role": "user", "content": "\n".join(parts)})
-            results.clear()
+    def given_back() -> str:
+        given = sorted(results, key=lambda message: order.get(message.get("tool_call_id"), len(order)))
+        results.clear()
+        return "\n".join(f"<tool_response>\n{message['content']}\n</tool_response>" for message in given)
 
     for message in messages:
         if message["role"] in ("tool", "function"):
             results.append(message)
             continue
-        give_back()
+        if results and message["role"] == "user":
+            message = message | {"content": "\n\n".join(filter(None, (given_back(), message["content"])))}
+        elif results:
+            told.append({"role": "user", "content": given_back()})
         if calls := message.get("tool_calls"):
             order = {call.get("id"): number for number, call in enumerate(calls)}
             content = "\n".join(filter(None, [message["content"], form.separator.join(_written(calls, form))]))
             message = {name: value for name, value in message.items() if name != "tool_calls"} | {"content": content}
         told.append(message)
-    give_back()
-    return told
+    return [*told, {"role": "user", "content": given_back()}] if results else told
 
 
 def _written(calls: Sequence[dict[str, Any]], form: ToolFormat) -> list[str]:

@@ -131,6 +131,8 @@ def test_a_template_without_a_system_hears_of_tools_from_the_user() -> None:
     assert [message["role"] for message in told] == ["user", "assistant", "user"]
     text = templates.render(told, TOOLS)
     assert text.index("get_time") < text.index("How is it in") < text.index("I look.") < text.index("sun")
+    told = in_words([*CALLED, {"role": "user", "content": "So?"}], TOOLS, templates.reach(with_tools=True), HERMES)
+    assert templates.render(told, TOOLS).endswith("rain\n</tool_response>\n\nSo?;"), "turns alternate"
 
 
 def test_a_template_that_knows_tools_is_told_nothing() -> None:
