@@ -20,6 +20,8 @@ from semipd_engine.ipc.requests import GRAMMAR_LIMIT
 
 KEPT = 64
 """Compiled grammars that are kept for the requests to come."""
+KEPT_CHARACTERS = 1 << 20
+"""Of theirs: compiled, one may take 250 bytes for each, and clients can send others without an end."""
 WAIT_SECONDS = 0.002
 """So long the loop waits for masks, in all, before it plans without them: most take a tenth of a millisecond."""
 WAIT_SHARE = 0.1
@@ -78,13 +80,16 @@ class Grammars:
             raise ConstraintError(f"this model's tokenizer cannot be constrained: {self._tokenizer}")
         if grammar not in self._compiled:
             self._compiled[grammar] = new_matcher(self._tokenizer, grammar)
-            if len(self._compiled) > KEPT:
+            while len(self._compiled) > 1 and not self._may_keep():
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)
         matcher = self._compiled[grammar]
         if matcher.is_error():  # kept, too: each of many sequences asks for it
             raise ConstraintError(f"the grammar cannot be used: {words(matcher.get_error())}", GRAMMAR_LIMIT)
         return matcher.deep_copy()
+
+    def _may_keep(self) -> bool:
+        return len(self._compiled) <= KEPT and sum(map(len, self._compiled)) <= KEPT_CHARACTERS
 
     def _read_tokenizer(self, vocab_size: int) -> None:
         try:

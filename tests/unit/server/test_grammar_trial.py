@@ -210,6 +210,16 @@ def test_core_has_room_for_more_than_the_trial(grammars: Grammars) -> None:
     assert mask_of(constraint, [])
 
 
+def test_core_keeps_as_many_as_have_so_many_characters(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("semipd_engine.core.grammar.KEPT_CHARACTERS", 1000)
+    asked = [LLMatcher.grammar_from_lark(f'start: "{chr(97 + k) * 300}"') for k in range(9)]
+    for grammar in asked:
+        assert mask_of(grammars.constraint(grammar), [])
+    assert list(grammars._compiled) == asked[-3:]
+    large = LLMatcher.grammar_from_lark(f'start: "{"x" * 2000}"')
+    assert mask_of(grammars.constraint(large), []) and list(grammars._compiled) == [large]
+
+
 def test_the_parsers_limits_are_the_grammars_and_tell_nothing_else(grammars: Grammars) -> None:
     constraint = grammars.constraint(LLMatcher.grammar_from_lark('start: "a" start'))
     mask = mask_of(constraint, [])
