@@ -77,7 +77,7 @@ class ChatTemplates:
             try:
                 self._templates[name] = self._environment.from_string(source)
                 self._wants_parts[name] = self._shows(name, [_part(_PROBE)]) and not self._shows(name, _PROBE)
-            except jinja2.TemplateError as error:
+            except Exception as error:  # also Python's compiler and stack have their say, of one that nests deeply
                 self._error = f"the model's chat template {name!r} is broken: {error}; use /v1/completions"
 
     def render(

@@ -88,6 +88,8 @@ def test_a_template_for_tools_serves_requests_with_tools() -> None:
         ("{{ messages.append(1) }}", "refuses"),
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
         ("{% for", "broken"),
+        ("{% for a in [1] %}" * 30 + "{% endfor %}" * 30, "broken: too many statically nested blocks"),
+        ("{{" + "(" * 3000 + "1" + ")" * 3000 + "}}", "broken: maximum recursion depth"),
         (None, "no chat template"),
     ],
 )

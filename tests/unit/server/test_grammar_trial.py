@@ -141,6 +141,7 @@ def test_a_child_that_others_end_says_nothing_of_its_grammar(model_dir: Path) ->
         assert judge._process is not None
         process = psutil.Process(judge._process.pid)
         (child,) = await asyncio.to_thread(wait_until, process.children)
+        assert process.num_threads() == 1, "it forks"
         child.kill()
         with pytest.raises(ApiError, match="try again") as lost:
             await costly
