@@ -50,7 +50,7 @@ def create_app(service: Service, options: EngineOptions) -> ASGIApp:
 
     open_paths = OPEN_PATHS if options.api_key_file is not None else None
     bodies = (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
-    describe(app, bound, *bodies, open_paths=open_paths)
+    describe(app, bound, lambda: service.max_model_len, *bodies, open_paths=open_paths)
     app.add_middleware(HeldBodies)
     if options.api_key_file is not None:
         app.add_middleware(ApiKey, file=options.api_key_file, rejected=lambda: _reject(service, "auth"))
@@ -97,14 +97,15 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         """HTTP requests that are being answered."""
         return json_response({"server_load": service.generations.open})
 
-    page: list[str] = []
+    page: tuple[Any, str] = (None, "")
 
     @app.api_route("/docs", methods=READ, include_in_schema=False)
     async def docs() -> Response:
-        if not page:
-            page.append(docs_page(app.openapi()))
+        nonlocal page
+        if page[0] is not (document := app.openapi()):
+            page = document, docs_page(document)
         return HTMLResponse(
-            page[0], headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
+            page[1], headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
         )
 
 

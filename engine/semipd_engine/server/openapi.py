@@ -65,13 +65,21 @@ def _json(name: str) -> dict[str, Any]:
 
 
 def describe(
-    app: FastAPI, bound: Callable[[Any], Any], *models: type[BaseModel], open_paths: Collection[str] | None = None
+    app: FastAPI,
+    bound: Callable[[Any], Any],
+    length: Callable[[], int],
+    *models: type[BaseModel],
+    open_paths: Collection[str] | None = None,
 ) -> None:
     """Put the models and answers that routes refer to into the document, once it is asked for, as `bound` to what is
-    served. `open_paths`: those that want no key where the others do; None: nobody does."""
-    plain = app.openapi
+    served; again where the model's `length` is another, which is known once it is loaded. `open_paths`: those that want
+    no key where the others do; None: nobody does."""
+    plain, told = app.openapi, 0
 
     def openapi() -> dict[str, Any]:
+        nonlocal told
+        if told != length():
+            told, app.openapi_schema = length(), None
         if app.openapi_schema is None:
             with warnings.catch_warnings(action="ignore"):  # a route for GET and HEAD has one name
                 document = plain()

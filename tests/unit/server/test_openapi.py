@@ -39,6 +39,17 @@ def test_a_model_is_asked_for_by_its_name(shared_api: Api) -> None:
     assert shared_api.client.get(f"/v1/models/{name}").json()["id"] == name
 
 
+def test_the_document_has_the_length_that_the_model_has_now(start_api: StartApi) -> None:
+    """Whoever reads it while the model is loaded does not settle it."""
+    api = start_api()
+    for length in (100, 50):
+        api.core.set_state(max_model_len=length)
+        wait_until(lambda length=length: api.client.get("/v1/models").json()["data"][0]["max_model_len"] == length)
+        fields = api.client.get("/openapi.json").json()["components"]["schemas"]["CompletionRequest"]["properties"]
+        assert fields["max_tokens"]["anyOf"][0]["maximum"] == length - 1
+        assert f"≤ {length - 1}" in api.client.get("/docs").text
+
+
 def is_as_documented(document: Any, operation: Any, response: httpx.Response) -> None:
     """Of a type that the document has, each field with a value that it allows, and none that it lacks."""
     content = operation["responses"][str(response.status_code)].get("content")
