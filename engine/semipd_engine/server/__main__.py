@@ -138,7 +138,7 @@ async def serve(service: Service, options: EngineOptions, listener: socket.socke
 async def _drain(service: Service, options: EngineOptions, stop: asyncio.Event) -> None:
     """Return when a signal came and its grace is used up, or nothing is left to wait for."""
     await stop.wait()
-    log.info("draining: %d requests in flight", service.generations.open)
+    log.info("draining: %d requests in flight", len(service.generations.open))
     service.admission.start_drain()
     started = time.monotonic()
     while (passed := time.monotonic() - started) < options.drain_seconds:
@@ -146,7 +146,7 @@ async def _drain(service: Service, options: EngineOptions, stop: asyncio.Event) 
             return
         await asyncio.sleep(0.05)
     if service.generations.open:
-        log.warning("%d requests did not finish within --drain-seconds %g", service.generations.open, passed)
+        log.warning("%d requests did not finish within --drain-seconds %g", len(service.generations.open), passed)
     service.generations.fail_all(unavailable("the server shut down before the request finished", "draining"))
 
 

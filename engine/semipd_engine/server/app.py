@@ -95,7 +95,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     @app.api_route("/load", methods=READ, **gives("Load", 401))
     async def load() -> Response:
         """HTTP requests that are being answered."""
-        return json_response({"server_load": service.generations.open})
+        return json_response({"server_load": len(service.generations.open)})
 
     page: tuple[Any, str] = (None, "")
 

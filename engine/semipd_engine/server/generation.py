@@ -38,7 +38,7 @@ class Generations:
         self.send = send
         self.tokenizer = tokenizer
         self.by_key: dict[str, Generation] = {}
-        self.open = 0
+        self.open: set[Generation] = set()
         """HTTP requests admitted and not yet closed."""
         self.waiting = 0
         """Sequences admitted that have no token yet; counted from before their prompt is tokenised."""
@@ -59,10 +59,13 @@ class Generations:
 
     def lost(self) -> None:
         """Core is gone, or silent, and with it every sequence it had."""
-        self.fail_all(unavailable("the engine's scheduler was lost; send the request again", "engine_restarted"))
+        error = unavailable("the engine's scheduler was lost; send the request again", "engine_restarted")
+        for generation in set(self.by_key.values()):
+            generation.fail(error)
 
     def fail_all(self, error: ApiError) -> None:
-        for generation in set(self.by_key.values()):
+        """Those, too, that core does not have yet."""
+        for generation in self.open:
             generation.fail(error)
 
 
@@ -105,7 +108,7 @@ class Generation:
         self._expiry: asyncio.TimerHandle | None = None
         self._work: asyncio.Task[Any] | None = None
         """What is done for it before it starts."""
-        generations.open += 1
+        generations.open.add(self)
         generations.waiting += len(self._tickets)
         generations.in_work += len(self._tickets)
 
@@ -234,7 +237,7 @@ class Generation:
             self._all.by_key.pop(key, None)
         self._answered(self._unanswered, self._tickets, came=False)
         self._over(self._unfinished)
-        self._all.open -= 1
+        self._all.open.discard(self)
         if self.sequences:
             longest = max(sequence.output_tokens for sequence in self.sequences)
             self._all.metrics.observe("vllm:request_max_num_generation_tokens", longest)

@@ -263,6 +263,19 @@ def test_a_drain_ends_what_does_not_finish(start_api: StartApi) -> None:
     assert api.process.wait(PATIENCE_S) == 0
 
 
+def test_a_drain_ends_what_core_does_not_have_yet(start_api: StartApi) -> None:
+    """Its grammar is never tried, for the process that would is stopped; that ends with the api all the same."""
+    api = start_api("--drain-seconds", "1")
+    (judge,) = wait_until(psutil.Process(api.process.pid).children)
+    judge.suspend()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(api.complete, "The", guided_regex="a")
+        wait_until(lambda: api.client.get("/load").json() == {"server_load": 1})
+        api.process.send_signal(signal.SIGTERM)
+        assert (answer.result().status_code, answer.result().json()["error"]["code"]) == (503, "draining")
+    assert api.process.wait(PATIENCE_S) == 0 and not judge.is_running()
+
+
 def test_it_dies_with_its_parent(model_dir: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "semipd_engine.server", "--model", str(model_dir), "--run-dir", str(tmp_path)]
     code = f"import subprocess; p = subprocess.Popen({[*command, '--port', '0']!r}); print(p.pid, flush=True); p.wait()"
