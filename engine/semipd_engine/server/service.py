@@ -41,6 +41,9 @@ INLINE_BYTES = 4096
 LARGE_BYTES = 1 << 16
 """Larger ones have a thread of their own: nobody waits for a text that is much longer than his."""
 
+NO_GRAMMAR = {"response_format": {"type": "text"}}
+"""Many clients say so: nobody is asked about it."""
+
 CHARACTERS_PER_TOKEN = 4.0
 """Of a text, until this model's own figure is known."""
 
@@ -216,7 +219,7 @@ class Service:
             form, parallel = self.tool_format or HERMES, request.parallel_tool_calls is not False
             asked = self.judge.calls_grammar(request.tools or [], request.only_tool, form, parallel)
             grammar = await while_connected(receive, asked)
-        elif given:
+        elif given and given != NO_GRAMMAR:
             grammar = await while_connected(receive, self.judge.grammar_of(given))
         if grammar and (request.ignore_eos or request.min_tokens):
             field = "ignore_eos" if request.ignore_eos else "min_tokens"

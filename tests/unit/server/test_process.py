@@ -268,6 +268,7 @@ def test_a_drain_ends_what_core_does_not_have_yet(start_api: StartApi) -> None:
     api = start_api("--drain-seconds", "1")
     (judge,) = wait_until(psutil.Process(api.process.pid).children)
     judge.suspend()
+    assert api.chat(response_format={"type": "text"}).status_code == 200, "it asks for none"
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(api.complete, "The", guided_regex="a")
         wait_until(lambda: api.client.get("/load").json() == {"server_load": 1})
