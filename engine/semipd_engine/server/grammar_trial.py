@@ -39,6 +39,7 @@ AT_ONCE = 4
 CPU_SECONDS = 2
 """Of one grammar: the largest that were seen in earnest take a third of one."""
 WALL_SECONDS = 20.0
+"""From the question to its verdict, the wait for a child included."""
 STACK_BYTES = 8 << 20
 """An eighth of `core.grammar.STACK_BYTES`."""
 MEMORY_BYTES = 128 << 20
@@ -118,11 +119,17 @@ def _stuck(error: str, length: int) -> str:
     return f"after {length} tokens the parser is at its limits: {words(error)}"
 
 
+@dataclass(frozen=True)
+class _Question:
+    number: int
+    text: bytes
+    deadline: float
+
+
 @dataclass
 class _Child:
-    number: int
+    question: _Question
     pid: int
-    deadline: float
     answer: bytearray = field(default_factory=bytearray)
 
 
@@ -132,7 +139,7 @@ class Trials:
     def __init__(self, questions: int, verdicts: int, judge: Callable[[bytes], dict[str, str]]) -> None:
         self._questions, self._verdicts, self._judge = questions, verdicts, judge
         self._read = bytearray()
-        self._waiting: deque[tuple[int, bytes]] = deque()
+        self._waiting: deque[_Question] = deque()
         self._children: dict[int, _Child] = {}
         """By the end of the pipe that it answers through."""
         self._selector = selectors.DefaultSelector()
@@ -149,10 +156,12 @@ class Trials:
                     self._hear(key.fd)
             now = time.monotonic()
             for child in self._children.values():
-                if now > child.deadline:
+                if now > child.question.deadline:
                     os.kill(child.pid, signal.SIGXCPU)
+            while self._waiting and now > self._waiting[0].deadline:
+                self._say(self._waiting.popleft(), json.dumps({"busy": BUSY}).encode())
             while self._waiting and len(self._children) < AT_ONCE:
-                self._begin(*self._waiting.popleft())
+                self._begin(self._waiting.popleft())
 
     def _listen(self) -> bool:
         data = os.read(self._questions, 1 << 20)
@@ -162,19 +171,20 @@ class Trials:
             if len(self._read) < HEAD.size + size:
                 break
             if size:
-                self._waiting.append((number, bytes(self._read[HEAD.size : HEAD.size + size])))
+                text = bytes(self._read[HEAD.size : HEAD.size + size])
+                self._waiting.append(_Question(number, text, time.monotonic() + WALL_SECONDS))
             else:
                 self._take_back(number)
             del self._read[: HEAD.size + size]
         return bool(data)
 
     def _take_back(self, number: int) -> None:
-        self._waiting = deque(each for each in self._waiting if each[0] != number)
+        self._waiting = deque(each for each in self._waiting if each.number != number)
         for child in self._children.values():
-            if child.number == number:
+            if child.question.number == number:
                 os.kill(child.pid, signal.SIGKILL)
 
-    def _begin(self, number: int, question: bytes) -> None:
+    def _begin(self, question: _Question) -> None:
         reading, writing = os.pipe()
         parent = os.getpid()
         pid = os.fork()
@@ -184,14 +194,14 @@ class Trials:
                 die_with_parent(parent)
                 _limit()
                 status = 1
-                answer = memoryview(json.dumps(self._judge(question)).encode())
+                answer = memoryview(json.dumps(self._judge(question.text)).encode())
                 while answer:
                     answer = answer[os.write(writing, answer) :]
                 status = 0
             finally:
                 os._exit(status)
         os.close(writing)
-        self._children[reading] = _Child(number, pid, time.monotonic() + WALL_SECONDS)
+        self._children[reading] = _Child(question, pid)
         self._selector.register(reading, selectors.EVENT_READ)
 
     def _hear(self, reading: int) -> None:
@@ -204,8 +214,10 @@ class Trials:
         del self._children[reading]
         _, status, used = os.wait4(child.pid, 0)
         spent = used.ru_utime + used.ru_stime
-        answer = bytes(child.answer) if status == 0 else json.dumps(_cause(status, spent)).encode()
-        message = memoryview(HEAD.pack(child.number, len(answer)) + answer)
+        self._say(child.question, bytes(child.answer) if status == 0 else json.dumps(_cause(status, spent)).encode())
+
+    def _say(self, question: _Question, answer: bytes) -> None:
+        message = memoryview(HEAD.pack(question.number, len(answer)) + answer)
         while message:
             message = message[os.write(self._verdicts, message) :]
 

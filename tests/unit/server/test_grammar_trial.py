@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +22,21 @@ from e2e.lib.waiting import wait_until
 from semipd_engine.core.grammar import Grammars
 from semipd_engine.core.request import ConstraintError
 from semipd_engine.ipc.requests import GRAMMAR_LIMIT
+from semipd_engine.server import grammar_trial
 from semipd_engine.server.errors import ApiError
 from semipd_engine.server.grammar_judge import GrammarJudge
-from semipd_engine.server.grammar_trial import LOST, NOT_BEGUN, TOO_COSTLY, TOO_DEEP, TOO_LARGE, _cause, _drawn
+from semipd_engine.server.grammar_trial import (
+    BUSY,
+    HEAD,
+    LOST,
+    NOT_BEGUN,
+    TOO_COSTLY,
+    TOO_DEEP,
+    TOO_LARGE,
+    Trials,
+    _cause,
+    _drawn,
+)
 from semipd_engine.server.structured import MAX_GRAMMAR_CHARACTERS
 from semipd_engine.server.tools import HERMES
 
@@ -154,6 +167,20 @@ def test_a_child_that_others_end_says_nothing_of_its_grammar(model_dir: Path) ->
 def test_a_child_without_its_limits_says_nothing_of_its_grammar() -> None:
     assert _cause(NOT_BEGUN << 8, 0.0) == {"busy": LOST}
     assert _cause(1 << 8, 0.0) == {"died": TOO_LARGE}
+
+
+def test_who_waits_for_too_long_for_a_child_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here none ever begins."""
+    monkeypatch.setattr(grammar_trial, "AT_ONCE", 0)
+    monkeypatch.setattr(grammar_trial, "WALL_SECONDS", -1.0)
+    (questions, asks), (told, verdicts) = os.pipe(), os.pipe()
+    os.write(asks, HEAD.pack(7, 2) + b"{}")
+    os.close(asks)
+    Trials(questions, verdicts, lambda question: {}).run()
+    number, size = HEAD.unpack(os.read(told, HEAD.size))
+    assert (number, json.loads(os.read(told, size))) == (7, {"busy": BUSY})
+    for end in (questions, told, verdicts):
+        os.close(end)
 
 
 @given(mask=st.binary(min_size=1, max_size=40).filter(any), seed=st.integers())
