@@ -77,6 +77,15 @@ def test_an_agent_that_misses_a_few_polls_is_told_once_it_takes_ready_back_and_w
     assert events(lasting, lasting) == []
 
 
+def test_a_split_that_fails_is_told_of_a_service_that_is_not_ready_for_another_reason() -> None:
+    """Nobody else says it: Ready names the first of what is wrong."""
+    refused = TABLE["name conflict"][0]
+    failed = summarise(replace(refused, agents=TABLE["a worker is silent"][0].agents))
+    ready, applied = failed.condition("Ready"), failed.condition("PartitionApplied")
+    assert ready and applied and (ready.reason, applied.reason) == ("NameConflict", "WorkerNotResponding")
+    assert [event.reason for event in events(summarise(refused), failed)] == ["PartitionApplyFailed"]
+
+
 def test_an_agent_that_a_rollouts_new_pod_has_not_had_time_to_start_is_not_told() -> None:
     """Ready is False meanwhile, for the rollout."""
     old, new = pod(template_hash="old"), pod("p2", ready_since=ago(3))

@@ -27,7 +27,7 @@ _PASSING: dict[ConditionType, set[Reason]] = {
     ConditionType.PARTITION_APPLIED: {SplitReason.APPLYING, SplitReason.ADJUSTING, SplitReason.ENGINE_NOT_READY},
 }
 """False for these reasons is on the way, not wrong."""
-_MAY_PASS = (ConditionType.SPEC_ACCEPTED, ConditionType.PARTITION_APPLIED)
+_NOT_HEARD = (SplitReason.AGENT_UNREACHABLE, SplitReason.REPORT_STALE)
 _LONGEST = 1024
 """Of a message, as the API server has it."""
 
@@ -100,9 +100,13 @@ def _told(status: SemiPDServiceStatus, kind: ConditionType) -> Condition | None:
     """What is wrong for a moment, and has no remedy yet, is not told before Ready is taken back for it: a specification
     that is refused, an agent that is not heard."""
     found, ready = status.condition(kind), status.condition(ConditionType.READY)
-    wrong = kind in _MAY_PASS and found is not None and found.status == "False"
-    blamed = ready is None or (found is not None and (ready.status, ready.reason) == ("False", found.reason))
-    return None if wrong and not blamed else found
+    if found is None or ready is None or found.status != "False":
+        return found
+    may_pass = kind is ConditionType.SPEC_ACCEPTED or (
+        kind is ConditionType.PARTITION_APPLIED and found.reason in _NOT_HEARD
+    )
+    blamed = (ready.status, ready.reason) == ("False", found.reason)
+    return None if may_pass and not blamed else found
 
 
 def _edges(kind: ConditionType, before: Condition | None, after: Condition | None) -> list[Event]:
