@@ -25,8 +25,9 @@ log = logging.getLogger(__name__)
 
 MOVING_SECONDS = 0.5
 """Period of a pod with a split on the move: its end is shown at once."""
-PAUSE_SECONDS = 5.0
-"""This process turns its rounds more often, unless it stands still: stopped, starved, its machine suspended."""
+BEAT_SECONDS, PAUSE_SECONDS = 1.0, 5.0
+"""So often this process looks at the clock, and so long it takes only if it stands still: stopped, starved, its machine
+suspended."""
 LONGEST_SILENCE_SECONDS = 15.0
 """A silent pod is asked at least this often."""
 SPEAKING_AT_ONCE = 64
@@ -70,10 +71,12 @@ class AgentPoller:
         client: AgentClient,
         period_seconds: float,
         on_round: Callable[[Key], Awaitable[None]],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """`clock`: by which views grow old, so of the day. A monotonic one counts no time in which a machine slept."""
         self._client, self._period, self._on_round = client, period_seconds, on_round
         self._clock, self._turned = clock, clock()
+        self._beat: asyncio.Task[None] | None = None
         self._services: dict[Key, _Service] = {}
         self._pods: dict[str, _Pod] = {}
         """By uid."""
@@ -83,6 +86,7 @@ class AgentPoller:
     def watch(self, key: Key, watch: Watch) -> None:
         """Starts or changes the watch of a service. A change is acted on at once, not with the next round."""
         self._turn()
+        self._beat = self._beat or asyncio.create_task(self._watch_clock(), name="clock")
         service = self._services.get(key)
         if service is None:
             told = asyncio.Event()
@@ -121,12 +125,21 @@ class AgentPoller:
         from now on, and by then they have been asked."""
         now = self._clock()
         gap, self._turned = now - self._turned, now
-        if gap > max(PAUSE_SECONDS, 3 * self._spread(len(self._services))):
+        if gap > PAUSE_SECONDS:
             for one in self._pods.values():
                 one.view = one.view.slept(gap, datetime.now(UTC))
 
+    async def _watch_clock(self) -> None:
+        """Aside of the rounds: one that waits for a slow API server is no pause, for the agents are asked meanwhile."""
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            self._turn()
+
     async def close(self) -> None:
         tasks = [*(one.task for one in self._services.values()), *(one.task for one in self._pods.values())]
+        if self._beat is not None:
+            self._beat.cancel()
+            tasks.append(self._beat)
         for key in list(self._services):
             self.forget(key)
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -136,7 +149,6 @@ class AgentPoller:
         while True:
             await _wait(told, self._spread(len(self._services)))
             told.clear()
-            self._turn()
             try:
                 await self._on_round(key)
             except Exception:  # the next round tries again; one service's trouble ends no task

@@ -13,6 +13,7 @@ from tests.unit.operator_observed import report
 
 from e2e.lib.waiting import PATIENCE_S, wait_until_async
 from semipd_agent.contract import AgentConfig, Split, StatusReport
+from semipd_operator import poller as poller_module
 from semipd_operator.agents import AgentSilent
 from semipd_operator.poller import SILENT_AT_ONCE, AgentPoller, Watch
 from semipd_operator.status import AgentView, PodView
@@ -175,6 +176,27 @@ async def test_since_when_a_pod_lacks_its_configuration_is_remembered() -> None:
     assert view.heard(report(config_generation=2), start + timedelta(seconds=10), wanted).behind_since is None
     other = report(Split(prefill_percent=50), config_generation=2)
     assert view.heard(other, start, wanted).behind_since == start, "it has it, and another split"
+
+
+async def test_a_round_that_waits_for_the_api_server_is_no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agents are asked meanwhile, and the silence of one is its own."""
+    monkeypatch.setattr(poller_module, "BEAT_SECONDS", 0.01)
+    clock, dead = [0.0], Slow({"p"})
+    one: Any = dead
+
+    async def stuck(_: Key) -> None:
+        await asyncio.Event().wait()
+
+    running = AgentPoller(one, 0.02, stuck, lambda: clock[0])
+    try:
+        running.watch(A, Watch((pod("p"),), ("t",), None))
+        asked_since = running._pods["p"].view.asked_since
+        for _ in range(3):
+            clock[0] += 4.0
+            await wait_until_async(lambda: running._turned == clock[0])
+        assert running.views(A)["p"].asked_since == asked_since
+    finally:
+        await running.close()
 
 
 async def test_a_pause_of_this_process_makes_no_report_older() -> None:
