@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import threading
 import pytest
 import torch
 
+from semipd_engine.resident import zygote as nursery
 from semipd_engine.worker import zygote
 
 pytestmark = pytest.mark.unit
@@ -27,6 +29,21 @@ def test_a_forked_worker_is_the_residents_child_in_its_rungs_environment() -> No
     assert first == {"first": None} and killed == {"after its death": None} and another == {"another": True}
     assert len({worker.pop("fds") for worker in workers}) == 1, "no descriptor of an earlier worker is left"
     assert workers == [{"parent": True, "RUNG": rung, "OF_THE_RESIDENT": "", "status": 7} for rung in ("60", "40")]
+
+
+def test_a_zygote_that_cannot_be_started_leaves_workers_to_exec_and_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries: list[None] = []
+    monkeypatch.setattr(nursery, "adopt_orphans", lambda: tries.append(None))
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    mother, (channel, start) = nursery.Zygote(), socket.socketpair()
+    with channel, start:
+        before = os.listdir("/proc/self/fd")  # noqa: PTH208
+        assert [mother.fork({}, channel, start) for _ in range(5)] == [None] * 5
+        assert os.listdir("/proc/self/fd") == before  # noqa: PTH208
+    assert len(tries) == nursery.MOST_FAILURES
+    mother.close()
 
 
 def test_who_has_touched_the_device_or_has_threads_forks_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ forked within milliseconds. Where it fails workers are started by exec, as witho
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -36,7 +37,10 @@ class Zygote:
         its `WorkerStart` are given away. Raises OSError where it may have been forked or not."""
         if self._orders is None:
             if self._failures < MOST_FAILURES:
-                self._start()
+                try:
+                    self._start()
+                except OSError as error:
+                    self._failed(error)
             return None
         try:
             self._ready = self._ready or self._orders.recv(timeout=0) is not None
@@ -58,19 +62,24 @@ class Zygote:
     def _start(self) -> None:
         adopt_orphans()
         ours, theirs = socket.socketpair()
-        with theirs:
+        with contextlib.ExitStack() as unstarted, theirs:
+            unstarted.callback(ours.close)
             theirs.set_inheritable(True)
             command = [sys.executable, "-m", MODULE, str(os.getpid()), str(theirs.fileno())]
             # A library that starts threads when it is imported would make forking unsafe.
             environment = worker_environment(os.environ, {}) | {"OPENBLAS_NUM_THREADS": "1"}
             self._pid = os.posix_spawn(sys.executable, command, environment)
+            unstarted.pop_all()
         self._orders, self._ready = BlockingChannel(ours, Forked), False
 
     def _lose(self) -> None:
-        assert self._orders is not None
-        self._failures += 1
-        log.warning("the zygote failed (%d of %d): workers are started by exec", self._failures, MOST_FAILURES)
+        self._failed("it does not answer")
         self._end()
+
+    def _failed(self, why: object) -> None:
+        self._failures += 1
+        told = "the zygote failed (%d of %d): %s; workers are started by exec"
+        log.warning(told, self._failures, MOST_FAILURES, why)
 
     def _end(self) -> None:
         assert self._orders is not None
