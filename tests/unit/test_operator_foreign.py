@@ -31,6 +31,7 @@ RESTARTED = {"f:metadata": {"f:annotations": {"f:kubectl.kubernetes.io/restarted
         ([entry("kubectl", {}, subresource="scale")], ()),
         ([entry("kubectl-rollout", RESTARTED)], ()),
         ([entry("helm", OURS["fieldsV1"]["f:spec"]["f:template"])], ()),
+        ([entry("velero", {"f:spec": {"f:containers": {ENGINE: {".": {}}}}})], ()),
         (
             [entry("kubectl-edit", {"f:spec": {"f:nodeSelector": {".": {}, "f:disk": {}}}})],
             ("kubectl-edit set spec.template.spec.nodeSelector.disk",),
@@ -46,7 +47,7 @@ RESTARTED = {"f:metadata": {"f:annotations": {"f:kubectl.kubernetes.io/restarted
             ),
         ),
     ],
-    ids=["nobody", "a controller's status", "scaled", "restarted", "the same as we", "added", "two"],
+    ids=["nobody", "a controller's status", "scaled", "restarted", "the same as we", "what we fill", "added", "two"],
 )
 def test_fields_that_only_others_own_are_named_with_their_manager(
     entries: list[dict[str, Any]], told: tuple[str, ...]

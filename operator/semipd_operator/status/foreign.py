@@ -29,6 +29,8 @@ def additions(deployment: Object) -> tuple[str, ...]:
             continue
         whose = ours if entry.get("manager") == MANAGER else others[str(entry.get("manager") or "?")]
         whose.update(path for path in _leaves(spec) if _RESTARTED not in path)
+    # Whoever has written all of an object owns that a part of it is there, and may have no more of that part.
+    ours = {path[:steps] for path in ours for steps in range(1, len(path) + 1)}
     found = ((manager, sorted(map(_told, fields - ours))) for manager, fields in sorted(others.items()))
     return tuple(f"{manager} set {_listed(fields)}" for manager, fields in found if fields)
 
