@@ -209,7 +209,7 @@ class Operator:
         while True:
             await asyncio.sleep(_AUTOSCALER_SECONDS)
             for namespace in self.settings.namespaces or ("",):
-                with contextlib.suppress(ApiRefused, ApiAway):  # the resync says it
+                with contextlib.suppress(Exception):  # the resync meets it, too, and says it
                     await self._list(HPA.kind, namespace)
 
     async def _follow_keys(self) -> None:
