@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import socket
+from collections.abc import Collection
 from pathlib import Path
 
 REFUSED = 2
@@ -32,6 +33,14 @@ def adopt_orphans() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def bury_strangers(known: Collection[int]) -> None:
+    """Take the end of each child that is none of `known`: whoever adopts has to. A known one that has ended hides the
+    others until it is taken."""
+    with contextlib.suppress(ChildProcessError):  # there are no children
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid not in known:
+            os.waitpid(ended.si_pid, 0)
 
 
 def die_first() -> None:

@@ -46,6 +46,41 @@ def test_a_zygote_that_cannot_be_started_leaves_workers_to_exec_and_no_descripto
     mother.close()
 
 
+ADOPTIVE = """
+import os
+from semipd_engine.process import adopt_orphans, bury_strangers
+adopt_orphans()
+bury_strangers(())
+reading, writing = os.pipe()
+between = os.fork()
+if between == 0:
+    if (stranger := os.fork()):
+        os.write(writing, str(stranger).encode())
+    os._exit(3)
+os.waitpid(between, 0)
+stranger = int(os.read(reading, 32))
+os.waitid(os.P_PID, stranger, os.WEXITED | os.WNOWAIT)
+waiting, over = os.pipe()
+known = os.fork()
+if known == 0:
+    os.close(over)
+    os.read(waiting, 1)
+    os._exit(7)
+bury_strangers({known})
+print(os.path.exists(f"/proc/{stranger}"))
+os.close(over)
+os.waitid(os.P_PID, known, os.WEXITED | os.WNOWAIT)
+bury_strangers({known})
+print(os.waitstatus_to_exitcode(os.waitpid(known, 0)[1]))
+"""
+
+
+def test_who_adopts_buries_strangers_and_takes_nobody_elses_status() -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", ADOPTIVE], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.stdout.split(), done.stderr) == (["False", "7"], "")
+
+
 def test_who_has_touched_the_device_or_has_threads_forks_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     thread = threading.Thread(target=over.wait)

@@ -85,6 +85,7 @@ class Resident:
             if self._failure is not None and not self._may_pass and _listing(self._options.model) != folder:
                 return 0
             self._poll(timeout=1.0)
+            self._zygote.bury_strangers(self._workers.values())
 
     def _words(self, error: ModelError) -> str:
         """Those of ``semipd-engine check``, where it refuses the folder, too."""

@@ -12,9 +12,10 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Collection
 
 from semipd_engine.ipc.frames import BlockingChannel, ChannelClosed
-from semipd_engine.process import adopt_orphans
+from semipd_engine.process import adopt_orphans, bury_strangers
 from semipd_engine.resident.cuda_environment import worker_environment
 from semipd_engine.worker.start_messages import Forked, ForkWorker
 
@@ -29,7 +30,7 @@ class Zygote:
     def __init__(self) -> None:
         self._pid = 0
         self._orders: BlockingChannel[Forked] | None = None
-        self._ready = False
+        self._ready = self._adopts = False
         self._failures = 0
 
     def fork(self, environment: dict[str, str], channel: socket.socket, start: socket.socket) -> int | None:
@@ -61,6 +62,7 @@ class Zygote:
 
     def _start(self) -> None:
         adopt_orphans()
+        self._adopts = True
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as unstarted, theirs:
             unstarted.callback(ours.close)
@@ -87,6 +89,11 @@ class Zygote:
         os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
         self._orders, self._pid = None, 0
+
+    def bury_strangers(self, workers: Collection[int]) -> None:
+        """Whoever was adopted and has ended: a worker that a lost zygote forked all the same, or a worker's child."""
+        if self._adopts:
+            bury_strangers({self._pid, *workers})
 
     def close(self) -> None:
         if self._orders is not None:
