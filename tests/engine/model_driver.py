@@ -5,6 +5,7 @@ The other side of the comparison is `e2e.lib.reference`.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -74,6 +75,8 @@ class Driver:
         self.config = settle_ties(read_card(model), model)
         self.arena = load_weights(self.config, model, dtype, kernels, device=device)
         self.kv = KVPool.create(self.config.kv_layout(BLOCK_SIZE, dtype.itemsize), num_blocks, dtype, device)
+        for fd in (*self.kv.region.fds, *self.arena.region.fds):
+            os.close(fd)  # nobody else is to map it, and the memory is to go with the mapping
         for layer in range(self.config.num_layers):
             for view in self.kv.layer(layer):
                 view.fill_(float("nan"))  # what a stranger left behind must not be read

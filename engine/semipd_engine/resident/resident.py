@@ -47,6 +47,8 @@ RETRY_AFTER_SECONDS = 5.0
 to change: what can never load is not tried for ever."""
 LEAVE_GPU_SECONDS = 3.0
 """A worker that is killed with work in flight may take MPS, and so its peers, with it."""
+OF_FILES = frozenset({"NotFound", "NotReadable", "InvalidCheckpoint", "MissingTensors", "ShapeMismatch"})
+"""Reasons for which a look at the whole folder says more than the first read that failed."""
 
 log = logging.getLogger("resident")
 
@@ -88,10 +90,12 @@ class Resident:
             self._zygote.bury_strangers(self._workers.values())
 
     def _words(self, error: ModelError) -> str:
-        """Those of ``semipd-engine check``, where it refuses the folder, too."""
+        """Those of ``semipd-engine check``, where files are at fault and it refuses the folder, too."""
+        if error.may_pass or error.reason not in OF_FILES:
+            return str(error)
         from semipd_engine.hub.check import weights_refusal  # a tokenizer's library is loaded in this one case only
 
-        return (None if error.may_pass else weights_refusal(self._options.model)) or str(error)
+        return weights_refusal(self._options.model) or str(error)
 
     def close(self) -> None:
         self._drop_core()
