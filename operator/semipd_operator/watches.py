@@ -67,7 +67,7 @@ def registry(on_event: OnEvent, on_watch: OnWatch, on_gone: OnGone) -> kopf.Oper
             sessions[:] = [(info, _traced(info, on_watch, on_gone))]
         return sessions[-1][1]
 
-    def listen(kind: str) -> None:
+    def follow(kind: str) -> None:
         async def event(event: Any, **_: Any) -> None:
             on_event(kind, event["object"], event["type"] == "DELETED")
 
@@ -76,7 +76,7 @@ def registry(on_event: OnEvent, on_watch: OnWatch, on_gone: OnGone) -> kopf.Oper
         kopf.on.event(group, version, plural, registry=handlers, id=f"watch-{plural}")(event)
 
     for kind in KINDS:
-        listen(kind)
+        follow(kind)
     return handlers
 
 

@@ -24,21 +24,21 @@ KINDS = ("json", "regex", "choice", "grammar", "json_object")
 _HARMLESS = ("disable_fallback",)
 _MODIFIERS = ("disable_any_whitespace", "whitespace_pattern")
 GUIDED = {f"guided_{kind}": kind for kind in KINDS}
-Trial = Callable[[str], str]
+ErrorOf = Callable[[str], str]
 """What is wrong with a grammar; empty: nothing."""
 SCHEMA_NAME = r"[a-zA-Z0-9_-]{1,64}"
 _GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 
 
 def parsed(grammar: str) -> str:
-    """A `Trial` that only reads it; `grammar_trial.Trial.error` is for clients' own."""
+    """An `ErrorOf` that only reads it; `grammar_trial.Trial.error` is for clients' own."""
     from llguidance import LLMatcher
 
     error = LLMatcher.validate_grammar(grammar)
     return "" if error.startswith("WARNING") else error
 
 
-def grammar_of(given: Mapping[str, Any], trial: Trial = parsed) -> str:
+def grammar_of(given: Mapping[str, Any], error_of: ErrorOf = parsed) -> str:
     """The grammar that these fields ask for; empty without one. Raises `ApiError` (400) with llguidance's own words."""
     asked: list[tuple[str, str, Any, Mapping[str, Any]]] = []
     blanks = given.get("guided_whitespace_pattern")
@@ -75,7 +75,7 @@ def grammar_of(given: Mapping[str, Any], trial: Trial = parsed) -> str:
             asked[1][0], f"one answer cannot follow more than one grammar ({names}); leave all but one out"
         )
     field, kind, value, modifiers = asked[0]
-    return check(field, _grammar(field, kind, value, modifiers), trial)
+    return check(field, _grammar(field, kind, value, modifiers), error_of)
 
 
 def json_grammar(schema: Any, modifiers: Mapping[str, Any] | None = None) -> str:
@@ -92,12 +92,12 @@ def json_grammar(schema: Any, modifiers: Mapping[str, Any] | None = None) -> str
     return str(LLMatcher.grammar_from_json_schema(json.dumps(held(schema)), defaults=defaults))
 
 
-def check(field: str, grammar: str, trial: Trial = parsed) -> str:
+def check(field: str, grammar: str, error_of: ErrorOf = parsed) -> str:
     """The grammar, if it can be used. Raises `ApiError` (400) naming the field."""
     if len(grammar) > MAX_GRAMMAR_CHARACTERS:
         raise larger(field)
     try:
-        error = trial(grammar)
+        error = error_of(grammar)
     except Exception as failure:  # a bare one, for text that is no Unicode, say
         raise refused(field, str(failure)) from None
     if error:

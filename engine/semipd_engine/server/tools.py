@@ -13,7 +13,7 @@ from typing import Any
 
 from semipd_engine.server.errors import ApiError
 from semipd_engine.server.json_schema import held
-from semipd_engine.server.structured import MAX_GRAMMAR_CHARACTERS, Trial, check, parsed, refused
+from semipd_engine.server.structured import MAX_GRAMMAR_CHARACTERS, ErrorOf, check, parsed, refused
 
 THINK, THOUGHT = "<think>", "</think>"
 Tool = dict[str, Any]
@@ -138,7 +138,7 @@ def function_names(tools: Sequence[Tool]) -> list[str]:
 
 
 def calls_grammar(
-    tools: Sequence[Tool], only: str | None, form: ToolFormat, parallel: bool, trial: Trial = parsed
+    tools: Sequence[Tool], only: str | None, form: ToolFormat, parallel: bool, error_of: ErrorOf = parsed
 ) -> str:
     """Of an answer that is calls of these functions, or one of `only`. Raises `ApiError` (400) for parameters that
     cannot be held, naming them."""
@@ -160,13 +160,13 @@ def calls_grammar(
     lines = [f"start: call{more}", f"call: {' | '.join(bodies)}", *rules.values()]
     grammar = LLMatcher.grammar_from_lark("\n".join(lines))
     try:
-        return check("tools", grammar, trial)
+        return check("tools", grammar, error_of)
     except ApiError:
         if len(grammar) > MAX_GRAMMAR_CHARACTERS:
             raise
         for field, rule in rules.items():  # which one is it?
             alone = f"start: {rule.partition(':')[0]}\n{rule}"
-            check(field, LLMatcher.grammar_from_lark(alone), trial)
+            check(field, LLMatcher.grammar_from_lark(alone), error_of)
         raise
 
 

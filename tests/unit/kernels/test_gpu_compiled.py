@@ -68,14 +68,14 @@ print(*sorted(later[key].kernel for key in later.keys() - known.keys()))
 STARTED = """
 import sys
 import torch
-from tests.unit.kernels import start
+from tests.unit.kernels import launches
 from semipd_engine.kernels.gpu import ahead
 
 for name, (sizes, model) in {"Llama 3.1 8B": ("Llama 3.1 8B", "8B"), "Llama 3.2 1B": ("Llama 3.2 1B", "1B"),
                              "DeepSeek-V2-Lite": ("DeepSeek-V2-Lite", "DeepSeek-V2-Lite")}.items():
     with ahead.compiling(90) as carried:
         ahead.launch(ahead.MODELS[sizes], torch.bfloat16)
-    for what in (start.gate, start.serve):
+    for what in (launches.gate, launches.serve):
         for sms in (26, 132):
             with ahead.compiling(90) as launched:
                 what(model, sms)
