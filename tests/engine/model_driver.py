@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -76,7 +77,7 @@ class Driver:
         self.arena = load_weights(self.config, model, dtype, kernels, device=device)
         self.kv = KVPool.create(self.config.kv_layout(BLOCK_SIZE, dtype.itemsize), num_blocks, dtype, device)
         for fd in (*self.kv.region.fds, *self.arena.region.fds):
-            os.close(fd)  # nobody else is to map it, and the memory is to go with the mapping
+            weakref.finalize(self, os.close, fd)  # an open descriptor would keep the memory when the mappings are gone
         for layer in range(self.config.num_layers):
             for view in self.kv.layer(layer):
                 view.fill_(float("nan"))  # what a stranger left behind must not be read
