@@ -25,13 +25,18 @@ _TOOL = {
         "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": "it"}}},
     },
 }
-_CALL = {"id": "abcdefghi", "type": "function", "function": {"name": _OTHER, "arguments": {"x": "y"}}}
-"""Of another function than the one that is offered. Some templates want ids of nine characters."""
-_CALLED: Messages = [
-    _USER,
-    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
-    {"role": "tool", "tool_call_id": "abcdefghi", "name": "a_function", "content": "done"},
-]
+_SHORT_ID, _USUAL_ID = "abcdefghi", "call_0123456789abcdef01234567"
+"""As Mistral's templates want ids, and as OpenAI's clients and servers have them."""
+
+
+def _called(call_id: str) -> Messages:
+    """Another function than the one that is offered."""
+    call = {"id": call_id, "type": "function", "function": {"name": _OTHER, "arguments": {"x": "y"}}}
+    return [
+        _USER,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": call_id, "name": "a_function", "content": "done"},
+    ]
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Reach:
     """The functions that a request offers ..."""
     calls: bool = True
     """... and those that the assistant has called."""
+    short_ids: bool = False
+    """These only where their ids are nine letters and digits, as Mistral's are."""
     system: bool = True
     """A system's message before the user's."""
     names: bool = True
@@ -69,9 +76,11 @@ def look(render: Renders, environment: Environment, source: str, with_tools: boo
     offered = [_TOOL] if with_tools else None
     parsed = environment.parse(source)
     attributes = {each.attr for each in parsed.find_all(nodes.Getattr)}
+    calls = shows(_OTHER, _called(_SHORT_ID), offered)
     return Reach(
         tools=shows(_MARK, [_USER], [_TOOL]),
-        calls=shows(_OTHER, _CALLED, offered),
+        calls=calls,
+        short_ids=calls and not shows(_OTHER, _called(_USUAL_ID), offered),
         system=shows(_MARK, [{"role": "system", "content": _MARK}, _USER]),
         names=shows(_MARK, [_USER | {"name": _MARK}]),
         variables=frozenset(meta.find_undeclared_variables(parsed)),

@@ -100,6 +100,11 @@ class Tokenizer:
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
+    def special_id_of(self, token: str) -> int | None:
+        """None for a token that is text, too."""
+        found = self.id_of(token)
+        return found if found in self._special else None
+
     def to_json(self) -> str:
         """The tokenizer as a file has it, with what tokenizer_config.json adds."""
         source: str = self._tokenizer.to_str()

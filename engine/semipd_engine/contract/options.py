@@ -37,6 +37,7 @@ class ToolParser(StrEnum):
     NONE = "none"
     HERMES = "hermes"
     LLAMA3_JSON = "llama3_json"
+    MISTRAL = "mistral"
 
 
 class ReasoningParser(StrEnum):
@@ -99,7 +100,7 @@ class EngineOptions(Frozen):
     strict_fields: bool = Field(default=False, description="refuse requests with unknown fields, not only name these")
     tool_parser: ToolParser = Field(
         default=ToolParser.AUTO,
-        description="how the model writes tool calls: auto (by its chat template), none, hermes, llama3_json",
+        description="how the model writes tool calls: auto (by its chat template), none, hermes, llama3_json, mistral",
     )
     reasoning_parser: ReasoningParser = Field(
         default=ReasoningParser.AUTO,

@@ -10,9 +10,9 @@ from enum import Enum
 
 from semipd_engine.server.calls import CallOptions, CallReader, Said
 from semipd_engine.server.detokenizer import split_at
-from semipd_engine.server.tools import HERMES, THINK, THOUGHT
+from semipd_engine.server.tools import MARKS, THINK, THOUGHT
 
-MARKERS = (HERMES.begin, HERMES.end, THINK, THOUGHT)
+MARKERS = (*MARKS, THINK, THOUGHT)
 """Where a tokenizer has them as special tokens they are text all the same."""
 
 

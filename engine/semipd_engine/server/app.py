@@ -25,7 +25,7 @@ from semipd_engine.server.docs_page import docs_page
 from semipd_engine.server.errors import ApiError, bad_request, engine_failure
 from semipd_engine.server.headers import RequestIds
 from semipd_engine.server.held_bodies import HeldBodies
-from semipd_engine.server.http_io import error_response, json_response
+from semipd_engine.server.http_io import KEY, error_response, json_response
 from semipd_engine.server.openapi import answers, describe, gives, takes
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from semipd_engine.server.service import Service, software_version
@@ -199,6 +199,7 @@ class ApiKey:
             error = ApiError(401, problem, kind="authentication_error", code="invalid_api_key")
             await error_response(error)(scope, receive, send)
             return
+        scope[KEY] = _given_key(scope)
         await self._app(scope, receive, send)
 
     def _problem(self, scope: Scope) -> str | None:
@@ -206,11 +207,16 @@ class ApiKey:
             keys = api_keys(self._file)
         except OSError:
             return "the server cannot read its API key file (--api-key-file), so it admits nobody"
-        header: bytes = dict(scope["headers"]).get(b"authorization", b"")
-        scheme, _, given = header.partition(b" ")
-        if scheme.lower() == b"bearer" and any(hmac.compare_digest(given.strip(), key) for key in keys):
+        given = _given_key(scope)
+        if given is not None and any(hmac.compare_digest(given, key) for key in keys):
             return None
         return "Authorization: the API key is missing or wrong; send 'Authorization: Bearer KEY'"
+
+
+def _given_key(scope: Scope) -> bytes | None:
+    header: bytes = dict(scope.get("headers", ())).get(b"authorization", b"")
+    scheme, _, given = header.partition(b" ")
+    return given.strip() if scheme.lower() == b"bearer" else None
 
 
 def _where_it_is(path: str) -> str:

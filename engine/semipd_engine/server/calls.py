@@ -15,7 +15,7 @@ from typing import Any
 
 from semipd_engine.server.detokenizer import begins_at, split_at
 from semipd_engine.server.json_text import BLANKS, ObjectReader
-from semipd_engine.server.tools import HERMES, PYTHON_TAG, ToolFormat
+from semipd_engine.server.tools import ARGS, CALL_ID, HERMES, MISTRAL, PYTHON_TAG, ToolFormat
 
 _B = f"[{BLANKS}]*"
 _HEAD = re.compile(
@@ -24,6 +24,14 @@ _HEAD = re.compile(
 )
 """A call whose name comes first. A name with escapes is nobody's, nor is a longer one (`tools.NAME`)."""
 _BEGUN = re.compile(rf'\{{{_B}["}}]')
+_LED = re.compile(rf"{_B}[\[,]?{_B}")
+"""What may stand before a call in Mistral's list, the text after the marker or the last call."""
+_NAMED = re.compile(
+    rf"{_B}([\w.-]{{1,64}}){_B}(?:{re.escape(CALL_ID)}{_B}\w*{_B})?(?:{re.escape(ARGS)}{_B})?(?=\{{)", re.ASCII
+)
+"""Mistral's newer form of a call, up to its arguments ..."""
+_NAMING = re.compile(r"[\s\w.\[\]-]{0,200}", re.ASCII)
+"""... and what may become it."""
 
 
 @dataclass
@@ -55,6 +63,8 @@ class CallOptions:
     """Arguments are given out as they arrive; else a call is given out when it is whole."""
     most_calls: int = 0
     """0: any number."""
+    short_ids: bool = False
+    """Calls have ids of nine letters and digits (`Reach.short_ids`)."""
 
 
 class _State(Enum):
@@ -77,13 +87,17 @@ class CallReader:
         self._told = False
         """Content came after the last call."""
         self._gap = ""
-        """The blanks before a call's marker, which are content if it is none."""
+        """What came before a call's text, its marker and the blanks before that: content, if it is none."""
+        self._listed = False
+        """It is one of Mistral's list."""
         self._reader = ObjectReader()
         """Of the call that is being read ..."""
         self._looked = 0
         """... of whose text, while it is held, it has so much."""
         self._name = self._held = self._arguments = ""
-        """Of a call whose arguments are being read: the text that they are a part of, if it is not given out yet."""
+        """Of a call whose arguments are being read: the text that they are a part of, if it is not given out yet ..."""
+        self._around = 1
+        """... and how many objects that are still open when they are whole."""
         self.found = 0
 
     @property
@@ -117,8 +131,12 @@ class CallReader:
             before = before[: begins_at(before, self._format.begin)]
         self._say(before)
         if found:
-            self._state, self._reader, self._looked = _State.CALL, ObjectReader(), 0
+            self._gap += self._format.begin
+            self._begin_call()
         return found
+
+    def _begin_call(self) -> None:
+        self._state, self._reader, self._looked, self._listed = _State.CALL, ObjectReader(), 0, False
 
     def _bare(self, final: bool) -> bool:
         """A call without a marker: the answer begins with it, or it follows another."""
@@ -127,7 +145,7 @@ class CallReader:
             begun = begun.removeprefix(";").lstrip()
         begun = begun.removeprefix(PYTHON_TAG).lstrip()
         if begun.startswith("{"):
-            self._state, self._reader, self._looked = _State.CALL, ObjectReader(), 0
+            self._begin_call()
         elif final or not PYTHON_TAG.startswith(begun):
             self._state = _State.PLAIN
             if (self._options.forced or self.found) and not begun:
@@ -153,17 +171,26 @@ class CallReader:
     def _call(self, final: bool) -> bool:
         """A call of which nothing is given out yet."""
         text = self._text
-        at = text.index("{") if not self._format.begin else len(text) - len(text.lstrip())
-        head = _HEAD.match(text, at)
+        at, named = self._start(text)
+        head = _NAMED.match(text) if named else _HEAD.match(text, at)
         known = head is not None and head[1] in self._options.functions
         if head is not None and known and (self._options.forced or _BEGUN.match(text, head.end())):
-            self._reader = ObjectReader()
-            self._reader.read(text[at : head.end()])
+            self._reader, self._around = ObjectReader(), 0 if named else 1
+            if not named:
+                self._reader.read(text[at : head.end()])
             self._name, self._held, self._arguments = head[1], text[: head.end()], ""
             self._text, self._state = text[head.end() :], _State.ARGUMENTS
             if self._options.streamed:
                 self._tell(self._name, "")
             return True
+        if named:
+            begun = _NAMING.fullmatch(text) if head is None else known and not text[head.end() + 1 :].strip(BLANKS)
+            if begun and not final:
+                return False
+            if begun and self._options.forced:  # it was cut before its arguments
+                self._text, self._state = "", _State.CONTENT
+                return False
+            return self._give_up("")
         self._looked = end = self._reader.read(text, max(at, self._looked))
         if self._reader.done and (call := _parsed(text[at:end])) and call[0] in self._options.functions:
             self._tell(*call)
@@ -177,23 +204,35 @@ class CallReader:
             return False
         return self._give_up(text[:end])
 
+    def _start(self, text: str) -> tuple[int, bool]:
+        """Where a call's JSON begins, or what cannot be its beginning; and whether its name stands without JSON."""
+        if not self._format.begin:
+            return text.index("{"), False
+        if self._format.begin != MISTRAL.begin:
+            return len(text) - len(text.lstrip()), False
+        led = _LED.match(text)
+        at = led.end() if led else 0
+        self._listed = bool(text[:at].strip())
+        return at, not self._listed and not text.startswith("{", at) and at < len(text)
+
     def _tell(self, name: str, arguments: str) -> None:
         """A call is certain."""
-        self._out.calls.append(CallDelta(self.found, arguments, _new_id(), name))
+        self._out.calls.append(CallDelta(self.found, arguments, _new_id(self._options.short_ids), name))
         self.found += 1
         self._told = False
 
     def _give_up(self, text: str) -> bool:
         """It was no call: content, with its marker. What follows is read anew."""
-        self._say(self._gap + self._format.begin + text)
+        self._say(self._gap + text)
         self._state = _State.CONTENT if self._format.begin else _State.PLAIN
         return True
 
     def _argue(self, final: bool) -> bool:
         """Arguments: given out as they arrive, or together once they are whole."""
         streamed, before = self._options.streamed, self._text
-        piece, self._text = self._reader.take(before, until=1)
-        whole, wrong, forced = self._reader.depth == 1, self._reader.wrong, self._options.forced
+        piece, self._text = self._reader.take(before, until=self._around)
+        wrong, forced = self._reader.wrong, self._options.forced
+        whole = self._reader.depth == 1 if self._around else self._reader.done
         if streamed:
             self._out.calls += [CallDelta(self.found - 1, piece)] if piece else []
         else:
@@ -217,7 +256,16 @@ class CallReader:
             self._text = self._text[self._reader.read(self._text) :]
             if not (self._reader.done or self._reader.wrong):
                 return False
-        if self._format.end:
+        if self._listed:
+            self._text = self._text.lstrip(BLANKS + "}")
+            if self._text.startswith(",") and (not self._options.most_calls or self.found < self._options.most_calls):
+                self._gap = ""
+                self._begin_call()
+                return True
+            if not self._text and not final:
+                return False
+            self._text = self._text.removeprefix("]")
+        elif self._format.end:
             rest = self._text.lstrip(BLANKS + "}")
             if rest.startswith(self._format.end):
                 self._text = rest[len(self._format.end) :]
@@ -247,5 +295,6 @@ def _refused(constant: str) -> float:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _new_id() -> str:
-    return f"call_{uuid.uuid4().hex[:24]}"
+def _new_id(short: bool) -> str:
+    digits = uuid.uuid4().hex
+    return digits[:9] if short else f"call_{digits[:24]}"

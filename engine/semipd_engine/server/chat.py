@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from typing import Any
 
 from semipd_engine.server.errors import bad_request
@@ -29,6 +31,26 @@ def normalise(messages: list[Message]) -> list[Message]:
         if message["role"] == "tool" and message.get("name") is None and message.get("tool_call_id") in called:
             message["name"] = called[message["tool_call_id"]]
     return normal
+
+
+def with_short_ids(messages: list[Message]) -> list[Message]:
+    """For a template that takes none but ids of nine letters and digits: each other one stands for itself still, by its
+    hash, so that a result is that of its call, and a conversation has the same prompt each time. Messages as
+    `normalise` leaves them."""
+
+    def short(given: Any) -> Any:
+        if not isinstance(given, str) or re.fullmatch("[a-zA-Z0-9]{9}", given):
+            return given
+        return hashlib.sha256(given.encode(errors="surrogatepass")).hexdigest()[:9]
+
+    told = []
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            message = message | {"tool_calls": [call | {"id": short(call.get("id"))} for call in calls]}
+        if message.get("tool_call_id") is not None:
+            message = message | {"tool_call_id": short(message["tool_call_id"])}
+        told.append(message)
+    return told
 
 
 def thinks(message: Message) -> bool:

@@ -19,7 +19,6 @@ import signal
 import struct
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,12 +29,16 @@ from setproctitle import setproctitle
 from semipd_engine.cards.guidance import new_matcher, read_vocabulary, words
 from semipd_engine.process import die_first, die_with_parent
 from semipd_engine.server.errors import ApiError
+from semipd_engine.server.fair_queue import FairQueue
 from semipd_engine.server.structured import grammar_of
 from semipd_engine.server.tools import TOOL_FORMATS, calls_grammar
 
-HEAD = struct.Struct("<QI")
-"""Of each message: the question's number, and how many bytes follow. A question of none takes that one back."""
+QUESTION = struct.Struct("<QQI")
+"""Before each: its number, its client's, and how many bytes follow. One of none takes that one back."""
+VERDICT = struct.Struct("<QI")
+"""Before each: the question's number, and how many bytes follow."""
 AT_ONCE = 4
+"""Three of one client at most."""
 CPU_SECONDS = 2
 """Of one grammar: the largest that were seen in earnest take a third of one."""
 WALL_SECONDS = 20.0
@@ -82,7 +85,7 @@ class Trial:
         if "fields" in asked:
             return grammar_of(asked["fields"], self.error)
         form = TOOL_FORMATS[asked["format"]]
-        return calls_grammar(asked["tools"], asked["only"], form, asked["parallel"], self.error)
+        return calls_grammar(asked["tools"], asked["only"], form, asked["parallel"], self.error, asked["marks"])
 
     def error(self, grammar: str) -> str:
         """What is wrong with it; empty: nothing."""
@@ -122,6 +125,7 @@ def _stuck(error: str, length: int) -> str:
 @dataclass(frozen=True)
 class _Question:
     number: int
+    client: int
     text: bytes
     deadline: float
 
@@ -139,7 +143,7 @@ class Trials:
     def __init__(self, questions: int, verdicts: int, judge: Callable[[bytes], dict[str, str]]) -> None:
         self._questions, self._verdicts, self._judge = questions, verdicts, judge
         self._read = bytearray()
-        self._waiting: deque[_Question] = deque()
+        self._waiting: FairQueue[_Question] = FairQueue(AT_ONCE)
         self._children: dict[int, _Child] = {}
         """By the end of the pipe that it answers through."""
         self._selector = selectors.DefaultSelector()
@@ -158,28 +162,29 @@ class Trials:
             for child in self._children.values():
                 if now > child.question.deadline:
                     os.kill(child.pid, signal.SIGXCPU)
-            while self._waiting and now > self._waiting[0].deadline:
-                self._say(self._waiting.popleft(), json.dumps({"busy": BUSY}).encode())
-            while self._waiting and len(self._children) < AT_ONCE:
-                self._begin(self._waiting.popleft())
+            for question in self._waiting.remove(lambda each, now=now: now > each.deadline):  # type: ignore[misc]
+                self._say(question, json.dumps({"busy": BUSY}).encode())
+            while (next_one := self._waiting.take()) is not None:
+                self._begin(next_one)
 
     def _listen(self) -> bool:
         data = os.read(self._questions, 1 << 20)
         self._read += data
-        while len(self._read) >= HEAD.size:
-            number, size = HEAD.unpack_from(self._read)
-            if len(self._read) < HEAD.size + size:
+        while len(self._read) >= QUESTION.size:
+            number, client, size = QUESTION.unpack_from(self._read)
+            end = QUESTION.size + size
+            if len(self._read) < end:
                 break
             if size:
-                text = bytes(self._read[HEAD.size : HEAD.size + size])
-                self._waiting.append(_Question(number, text, time.monotonic() + WALL_SECONDS))
+                text = bytes(self._read[QUESTION.size : end])
+                self._waiting.put(client, _Question(number, client, text, time.monotonic() + WALL_SECONDS))
             else:
                 self._take_back(number)
-            del self._read[: HEAD.size + size]
+            del self._read[:end]
         return bool(data)
 
     def _take_back(self, number: int) -> None:
-        self._waiting = deque(each for each in self._waiting if each.number != number)
+        self._waiting.remove(lambda each: each.number == number)
         for child in self._children.values():
             if child.question.number == number:
                 os.kill(child.pid, signal.SIGKILL)
@@ -212,12 +217,13 @@ class Trials:
         self._selector.unregister(reading)
         os.close(reading)
         del self._children[reading]
+        self._waiting.done(child.question.client)
         _, status, used = os.wait4(child.pid, 0)
         spent = used.ru_utime + used.ru_stime
         self._say(child.question, bytes(child.answer) if status == 0 else json.dumps(_cause(status, spent)).encode())
 
     def _say(self, question: _Question, answer: bytes) -> None:
-        message = memoryview(HEAD.pack(question.number, len(answer)) + answer)
+        message = memoryview(VERDICT.pack(question.number, len(answer)) + answer)
         while message:
             message = message[os.write(self._verdicts, message) :]
 

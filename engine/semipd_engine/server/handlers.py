@@ -13,7 +13,7 @@ from semipd_engine.server import chat, chat_fields, fields
 from semipd_engine.server.errors import ApiError, bad_request, engine_failure
 from semipd_engine.server.generation import Generation
 from semipd_engine.server.headers import UNKNOWN_FIELDS_HEADER, add_header, request_id
-from semipd_engine.server.http_io import EventStream, event, json_response, while_connected
+from semipd_engine.server.http_io import EventStream, client_of, event, json_response, while_connected
 from semipd_engine.server.json_text import dump
 from semipd_engine.server.protocol import (
     ChatRequest,
@@ -71,6 +71,7 @@ def render(service: Service, body: ChatRequest | TokenizeRequest) -> str:
     tools = body.shown_tools
     reach = service.templates.reach(bool(tools))
     messages = in_words(chat.normalise(body.messages or []), tools, reach, service.tool_format or HERMES)
+    messages = chat.with_short_ids(messages) if reach.short_ids else messages
     return service.templates.render(
         messages,
         tools,
@@ -116,7 +117,7 @@ async def _answer(
     generation = service.admit(shape.prefix, name, prompts, body.choices, terms.ttft_target)
     generation.accept(terms)
     try:
-        grammar = await generation.in_time(service.grammar(body, request.receive))
+        grammar = await generation.in_time(service.grammar(body, request.receive, client_of(request.scope)))
         encoded = await generation.in_time(service.tokenise(size, encode, request.receive))
         await generation.in_time(service.start(generation, body, encoded, grammar))
         if body.stream:

@@ -16,6 +16,16 @@ from semipd_engine.server.json_text import dump
 T = TypeVar("T")
 
 
+KEY = "semipd.key"
+"""In a request's scope: the API key that came with it, where there are keys."""
+
+
+def client_of(scope: Scope) -> str:
+    """Who asks: an API key, where there are keys, and the address that it is used from."""
+    host, _ = scope.get("client") or ("", 0)
+    return f"{scope.get(KEY, '')} {host}"
+
+
 def json_response(value: Any, status: int = 200) -> Response:
     """`value` as JSON; bytes are JSON already."""
     content = value if isinstance(value, bytes) else dump(value)

@@ -34,7 +34,7 @@ from semipd_engine.server.metrics import EngineMetrics
 from semipd_engine.server.params import check_prompt_length, check_scores, check_token_ids, resolve, too_long
 from semipd_engine.server.protocol import ChatRequest, GenerationRequest
 from semipd_engine.server.sequence import TextOptions
-from semipd_engine.server.tools import HERMES, TOOL_FORMATS, format_of, function_names, reasons
+from semipd_engine.server.tools import HERMES, MARKS, format_named, format_of, function_names, reasons
 
 INLINE_BYTES = 4096
 """Bodies up to this size are tokenised on the event loop (well under a millisecond); larger ones in a thread."""
@@ -73,13 +73,14 @@ class Service:
         self.tool_format = (
             format_of(self.card.chat_templates) or told
             if options.tool_parser is ToolParser.AUTO
-            else TOOL_FORMATS.get(options.tool_parser)
+            else format_named(options.tool_parser, self.card.chat_templates)
         )
         """How the model writes calls, where that is known: by its template, or as it is told here (`told_tools`)."""
         self.reasons = options.reasoning_parser is ReasoningParser.THINK or (
             options.reasoning_parser is ReasoningParser.AUTO and reasons(self.card.chat_templates)
         )
         self._markers = frozenset(found for text in MARKERS if (found := self.tokenizer.id_of(text)) is not None)
+        self._marks = {text: found for text in MARKS if (found := self.tokenizer.special_id_of(text)) is not None}
         self.fingerprint = _fingerprint(options.model)
         limits = [limit for limit in (options.max_model_len, self.card.max_model_len) if limit]
         self.max_model_len = min(limits, default=0)
@@ -209,18 +210,20 @@ class Service:
             encoded.append(ids)
         return encoded
 
-    async def grammar(self, request: GenerationRequest, receive: Receive) -> str:
-        """What the answer must look like (`ipc.requests.AddRequest.grammar`). Raises `ApiError` (400)."""
+    async def grammar(self, request: GenerationRequest, receive: Receive, client: str) -> str:
+        """What the answer must look like (`ipc.requests.AddRequest.grammar`). `client`: who asks, whose grammars wait
+        for each other alone. Raises `ApiError` (400, 429, 503)."""
         given, grammar = request.grammar_fields, ""
         if isinstance(request, ChatRequest) and request.must_call:
             given.pop("response_format", None)  # it is about answers that call nothing
             if given:
                 raise bad_request(next(iter(given)), "leave it out where tool_choice makes the answer a call")
             form, parallel = self.tool_format or HERMES, request.parallel_tool_calls is not False
-            asked = self.judge.calls_grammar(request.tools or [], request.only_tool, form, parallel)
+            tools, only = request.tools or [], request.only_tool
+            asked = self.judge.calls_grammar(tools, only, form, parallel, self._marks, client)
             grammar = await while_connected(receive, asked)
         elif given and given != NO_GRAMMAR:
-            grammar = await while_connected(receive, self.judge.grammar_of(given))
+            grammar = await while_connected(receive, self.judge.grammar_of(given, client))
         if grammar and (request.ignore_eos or request.min_tokens):
             field = "ignore_eos" if request.ignore_eos else "min_tokens"
             raise bad_request(field, "a grammar says where the answer ends; leave this out")
@@ -249,6 +252,7 @@ class Service:
             streamed=bool(request.stream),
             most_calls=1 if only is not None or request.parallel_tool_calls is False else 0,
             named=only is not None,
+            short_ids=self.templates.reach(with_tools=True).short_ids,
             markers=self._markers,
         )
 

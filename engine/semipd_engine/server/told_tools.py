@@ -27,12 +27,15 @@ def _described(tools: Sequence[Tool], form: ToolFormat) -> str:
     function = tools[0]["function"]
     given = (function.get("parameters") or {}).get("properties")
     arguments = dict.fromkeys(given, "...") if isinstance(given, dict) else {}
-    (example,) = _written([{"function": {"name": function["name"], "arguments": arguments}}], form)
-    where = f" within {form.begin}{form.end}" if form.begin else ""
+    example = form.written(_written([{"function": {"name": function["name"], "arguments": arguments}}], form))
+    where = f" within {form.begin}{form.end}" if form.end else f" in a list behind {form.begin}" if form.listed else ""
+    call = f"a JSON object of its name and its {form.arguments}{where}"
+    if form.split:
+        call = f"{form.begin}, its name, {form.split} and a JSON object of its {form.arguments}"
     return (
         f"You can call functions. They are described within <tools></tools>:\n<tools>\n{listed}\n</tools>\n\n"
-        f"To call one, answer with a JSON object of its name and its {form.arguments}{where}, and with nothing else, "
-        f"as in:\n{example}\nIf none of them helps, answer in words."
+        f"To call one, answer with {call}, and with nothing else, as in:\n{example}\nIf none of them helps, answer in "
+        "words."
     )
 
 
@@ -71,7 +74,7 @@ def _with_calls(messages: list[Message], form: ToolFormat) -> list[Message]:
             told.append({"role": "user", "content": given_back()})
         if calls := message.get("tool_calls"):
             order = {call.get("id"): number for number, call in enumerate(calls)}
-            content = "\n".join(filter(None, [message["content"], form.separator.join(_written(calls, form))]))
+            content = "\n".join(filter(None, [message["content"], form.written(_written(calls, form))]))
             message = {name: value for name, value in message.items() if name != "tool_calls"} | {"content": content}
         told.append(message)
     return [*told, {"role": "user", "content": given_back()}] if results else told

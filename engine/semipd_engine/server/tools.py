@@ -1,6 +1,6 @@
 """Tools of a request: what they must look like, which of them an answer is forced to call, and the grammar for that.
 
-Pure. Knows no tokens and no answers: those `answer` reads.
+Pure. Knows no answers: those `answer` reads.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator":
 """As templates print calls."""
 
 
+CALL_ID, ARGS = "[CALL_ID]", "[ARGS]"
+"""Mistral's, between a call's name, its id and its arguments."""
+
+
 @dataclass(frozen=True)
 class ToolFormat:
     """How a family of models writes a call: JSON with the name and the arguments, between two markers or alone."""
@@ -38,19 +42,39 @@ class ToolFormat:
     """The key of the arguments."""
     separator: str
     """Between two calls."""
+    listed: bool = False
+    """All calls are one list behind one marker."""
+    split: str = ""
+    """Between the name and the arguments, where there is no JSON around them."""
 
     def before_arguments(self, function: str) -> str:
-        line = "\n" if self.begin else ""
-        return f'{self.begin}{line}{{"name": {json.dumps(function)}, "{self.arguments}": '
+        if self.split:
+            return self.begin + function + self.split
+        marker = f"{self.begin}\n" if self.begin and not self.listed else ""
+        return f'{marker}{{"name": {json.dumps(function)}, "{self.arguments}": '
 
     @property
     def after_arguments(self) -> str:
-        return "}\n" + self.end if self.end else "}"
+        return "" if self.split else "}\n" + self.end if self.end else "}"
+
+    @property
+    def around(self) -> tuple[str, str]:
+        """What stands before and behind all calls."""
+        return (f"{self.begin} [", "]") if self.listed else ("", "")
+
+    def written(self, calls: Sequence[str]) -> str:
+        before, after = self.around
+        return before + self.separator.join(calls) + after
 
 
 HERMES = ToolFormat("hermes", "<tool_call>", "</tool_call>", "arguments", "\n")
 LLAMA3_JSON = ToolFormat("llama3_json", "", "", "parameters", "; ")
-TOOL_FORMATS = {each.name: each for each in (HERMES, LLAMA3_JSON)}
+MISTRAL = ToolFormat("mistral", "[TOOL_CALLS]", "", "arguments", ", ", listed=True)
+MISTRAL_ARGS = ToolFormat("mistral_args", MISTRAL.begin, "", "arguments", "", split=ARGS)
+"""Since its eleventh tokenizer. What is read is the same: of either kind."""
+TOOL_FORMATS = {each.name: each for each in (HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_ARGS)}
+MARKS = (HERMES.begin, HERMES.end, MISTRAL.begin, CALL_ID, ARGS)
+"""Many tokenizers have them as special tokens."""
 PYTHON_TAG = "<|python_tag|>"
 """Llama 3 may write it before a call."""
 TOOL_SCHEMA = {
@@ -138,11 +162,20 @@ def function_names(tools: Sequence[Tool]) -> list[str]:
 
 
 def calls_grammar(
-    tools: Sequence[Tool], only: str | None, form: ToolFormat, parallel: bool, error_of: ErrorOf = parsed
+    tools: Sequence[Tool],
+    only: str | None,
+    form: ToolFormat,
+    parallel: bool,
+    error_of: ErrorOf = parsed,
+    marks: Mapping[str, int] | None = None,
 ) -> str:
-    """Of an answer that is calls of these functions, or one of `only`. Raises `ApiError` (400) for parameters that
-    cannot be held, naming them."""
+    """Of an answer that is calls of these functions, or one of `only`. `marks`: ids of the `MARKS` that are special
+    tokens, which no text stands for. Raises `ApiError` (400) for parameters that cannot be held, naming them."""
     from llguidance import LLMatcher
+
+    def literal(text: str) -> str:
+        parts = re.split(f"({'|'.join(map(re.escape, marks))})", text) if marks else [text]
+        return " ".join(f"<[{marks[part]}]>" if marks and part in marks else json.dumps(part) for part in parts if part)
 
     rules, bodies = dict[str, str](), list[str]()
     for number, tool in enumerate(tools):
@@ -155,9 +188,10 @@ def calls_grammar(
         except (ValueError, RecursionError) as error:
             raise refused(field, str(error)) from None
         before, after = form.before_arguments(function["name"]), form.after_arguments
-        bodies.append(f"{json.dumps(before)} arguments_{number} {json.dumps(after)}")
-    more = f" ({json.dumps(form.separator)} call){{0,{MOST_CALLS - 1}}}" if parallel and only is None else ""
-    lines = [f"start: call{more}", f"call: {' | '.join(bodies)}", *rules.values()]
+        bodies.append(f"{literal(before)} arguments_{number} {literal(after)}")
+    before, after = map(literal, form.around)
+    more = f"({literal(form.separator)} call){{0,{MOST_CALLS - 1}}}" if parallel and only is None else ""
+    lines = [f"start: {before} call {more} {after}", f"call: {' | '.join(bodies)}", *rules.values()]
     grammar = LLMatcher.grammar_from_lark("\n".join(lines))
     try:
         return check("tools", grammar, error_of)
@@ -173,12 +207,21 @@ def calls_grammar(
 def format_of(templates: Mapping[str, str]) -> ToolFormat | None:
     """How a model with these chat templates writes calls; None where they do not say, or say something else."""
     template = templates.get("tool_use") or templates.get("default", "")
-    if any(other in template for other in ("<function=", "<arg_key>", "[TOOL_CALLS]")):
+    if any(other in template for other in ("<function=", "<arg_key>")):
         return None
+    if MISTRAL.begin in template:
+        return MISTRAL_ARGS if ARGS in template else MISTRAL
     if HERMES.begin in template:
         return HERMES
     named = '"name": function name' in template and f'"{LLAMA3_JSON.arguments}"' in template
     return LLAMA3_JSON if named or PYTHON_TAG in template else None
+
+
+def format_named(name: str, templates: Mapping[str, str]) -> ToolFormat | None:
+    """The one that an operator names, written as the model's chat templates do; None for one that there is not."""
+    told = TOOL_FORMATS.get(name)
+    shown = format_of(templates)
+    return shown if told and shown and told.begin == shown.begin else told
 
 
 def reasons(templates: Mapping[str, str]) -> bool:

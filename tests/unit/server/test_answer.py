@@ -14,13 +14,25 @@ from hypothesis import strategies as st
 
 from semipd_engine.server.answer import AnswerOptions, AnswerParser, Parsed
 from semipd_engine.server.responses import merged
-from semipd_engine.server.tools import HERMES, LLAMA3_JSON, ToolFormat, check_tools, format_of, reasons
+from semipd_engine.server.tools import (
+    HERMES,
+    LLAMA3_JSON,
+    MISTRAL,
+    MISTRAL_ARGS,
+    ToolFormat,
+    check_tools,
+    format_named,
+    format_of,
+    reasons,
+)
 
 pytestmark = pytest.mark.unit
 
 HERE = frozenset({"get", "put"})
 H = AnswerOptions(functions=HERE, reasoning=True)
 L = AnswerOptions(functions=HERE, format=LLAMA3_JSON)
+M, N = (AnswerOptions(functions=HERE, format=form) for form in (MISTRAL, MISTRAL_ARGS))
+FORMS = st.sampled_from([HERMES, LLAMA3_JSON, MISTRAL])
 
 
 def read(options: AnswerOptions, text: str, cut: int = 0, thinking: bool = False) -> tuple[Parsed, str]:
@@ -91,6 +103,28 @@ CASES: list[tuple[AnswerOptions, str, str, str, list[tuple[str, str]]]] = [
     (L, "{not JSON", "", "{not JSON", []),
     (L, '{"answer": {"x": 1}} is JSON', "", '{"answer": {"x": 1}} is JSON', []),
     (L, 'Use {"name": "get", "parameters": {}}', "", 'Use {"name": "get", "parameters": {}}', []),
+    (M, f'[TOOL_CALLS] [{{"name": "get", "arguments": {A}}}]', "", "", [("get", A)]),
+    (M, f'I look. [TOOL_CALLS][{{"name": "get", "arguments": {A}, "id": "abcdefghi"}}, '
+     '{"name": "put", "arguments": {}}]', "", "I look.", [("get", A), ("put", "{}")]),
+    (M, '[TOOL_CALLS] [{"arguments": {"a": 1}, "name": "get"},\n{"name": "put"}]\n', "", "",
+     [("get", '{"a": 1}'), ("put", "{}")]),
+    (M, '[TOOL_CALLS] [{"name": "get", "arguments": {}}, {"name": "nobody", "arguments": {}}]', "",
+     ', {"name": "nobody", "arguments": {}}]', [("get", "{}")]),
+    (M, '[TOOL_CALLS] {"name": "get", "arguments": {"a": 1}} so', "", " so", [("get", '{"a": 1}')]),
+    (M, '[TOOL_CALLS] [{"name": "get", "arguments": {}}} ] so', "", " so", [("get", "{}")]),
+    (M, '[TOOL_CALLS] [{"name": "get", "arguments": {}', "", "", [("get", "{}")]),
+    (M, '[TOOL_CALLS] [{"name": "get", "arguments": {}}, and', "", ", and", [("get", "{}")]),
+    (M, f'[TOOL_CALLS]get{A}[TOOL_CALLS]put{{}}', "", "", [("get", A), ("put", "{}")]),
+    (N, f'I look.[TOOL_CALLS]get[ARGS]{A}', "", "I look.", [("get", A)]),
+    (N, f'[TOOL_CALLS]get[CALL_ID]abcdefghi[ARGS]{A}\n[TOOL_CALLS]put [ARGS]{{}}', "", "",
+     [("get", A), ("put", "{}")]),
+    (N, '[TOOL_CALLS] get[ARGS] {"a": "x\ny"} ', "", "", [("get", '{"a": "x\\ny"}')]),
+    (N, '[TOOL_CALLS][{"name": "get", "arguments": {}}]', "", "", [("get", "{}")]),
+]  # fmt: skip
+WORDS_ALONE = [
+    "[TOOL_CALLS]", "[TOOL_CALLS] ", "[TOOL_CALLS] [", "[TOOL_CALLS] []", "[TOOL_CALLS]get", "[TOOL_CALLS]get[ARGS]",
+    "[TOOL_CALLS]nobody[ARGS]{}", "[TOOL_CALLS]get[ARGS]{1}", "[TOOL_CALLS]get it {}", "[TOOL_CALLS][get{}]",
+    "a [TOOL_CALLS] b", "[TOOL_CAL", "[TOOL_CALLS]get, {}", "[TOOL_CALLS]" + "x" * 300,
 ]  # fmt: skip
 
 
@@ -102,6 +136,13 @@ def test_whole_and_at_any_cut(
     parsed, reason = read(options, text, cut)
     assert (parsed.reasoning, parsed.content, calls(parsed)) == (reasoning, content, wanted)
     assert reason == ("tool_calls" if wanted else "stop")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5])
+@pytest.mark.parametrize("text", WORDS_ALONE)
+def test_what_is_no_call_of_mistrals_is_content(text: str, cut: int) -> None:
+    parsed, reason = read(M, text, cut)
+    assert (parsed.content, parsed.calls, reason) == (text, [], "stop")
 
 
 MALFORMED = [
@@ -181,6 +222,31 @@ def test_one_call_at_most() -> None:
         assert (calls(parsed), parsed.content, reason) == ([("get", A)], "", "tool_calls")
 
 
+def test_one_call_of_a_list_at_most() -> None:
+    text = f'[TOOL_CALLS] [{{"name": "get", "arguments": {A}}}, {{"name": "put", "arguments": {{}}}}]'
+    for cut in (0, 1, 9):
+        parsed, reason = read(replace(M, most_calls=1), text, cut)
+        assert (calls(parsed), parsed.content, reason) == ([("get", A)], "", "tool_calls")
+
+
+@pytest.mark.parametrize("form", [MISTRAL, MISTRAL_ARGS])
+def test_a_call_of_mistrals_that_was_forced_and_cut_is_a_part_of_one(form: ToolFormat) -> None:
+    before = form.around[0] + form.before_arguments("get")
+    options = AnswerOptions(functions=HERE, format=form, forced=True)
+    for cut in (0, 1, 9):
+        parsed, _ = read(options, before + '{"city": "Par', cut)
+        assert (calls(parsed), parsed.content) == ([("get", '{"city": "Par')], "")
+        for length in range(len(before)):
+            assert read(options, before[:length], cut)[0] == Parsed(), "nothing of it is content"
+
+
+def test_ids_are_as_short_as_the_template_wants_them() -> None:
+    for streamed in (False, True):
+        parser = AnswerParser(replace(M, short_ids=True, streamed=streamed))
+        ids = {call.id for call in parser.push("[TOOL_CALLS]get{}[TOOL_CALLS]put{}").calls if call.id}
+        assert len(ids) == 2 and all(re.fullmatch("[0-9a-f]{9}", each) for each in ids)
+
+
 def test_an_answer_that_was_forced_and_cut_is_a_part_of_a_call() -> None:
     before = '<tool_call>\n{"name": "get", "arguments": '
     text = before + '{"city": "Par'
@@ -218,11 +284,13 @@ ODD = st.one_of(  # with something left out, doubled or put between
 )
 FRAGMENTS = st.sampled_from(
     ["<think>", "</think>", "<tool_call>", "</tool_call>", '{"name": "get", "arguments": ', '{"a": 1}', "}", "{",
-     '"', "\\", ";", " ", "\n", "x", "[", "]", '"name"', ":", ",", "<|python_tag|>", "</tool", '"parameters"']
+     '"', "\\", ";", " ", "\n", "x", "[", "]", '"name"', ":", ",", "<|python_tag|>", "</tool", '"parameters"',
+     "[TOOL_CALLS]", "get", "[ARGS]", "[CALL_ID]", "[TOOL"]
 )  # fmt: skip
 MARKED = st.builds(
-    "{}{}{}{}{}".format, st.sampled_from(["<tool_call>", "<tool_call>\n", "", "; "]), CALLS | ODD,
-    st.sampled_from(["", "\n", "}"]), st.sampled_from(["</tool_call>", "", "</tool_", ";"]),
+    "{}{}{}{}{}".format,
+    st.sampled_from(["<tool_call>", "<tool_call>\n", "", "; ", "[TOOL_CALLS] [", ", ", "[TOOL_CALLS]get"]), CALLS | ODD,
+    st.sampled_from(["", "\n", "}"]), st.sampled_from(["</tool_call>", "", "</tool_", ";", "]"]),
     st.sampled_from(["", " ", "\n", " and \n"]),
 )  # fmt: skip
 TEXTS = st.lists(FRAGMENTS | MARKED, max_size=8).map("".join)
@@ -243,15 +311,15 @@ def is_object(text: str) -> bool:
 @given(
     text=TEXTS | st.lists(MARKED, max_size=4).map("".join),
     at=st.lists(st.integers(0, 400), max_size=12),
-    llama=st.booleans(),
+    form=FORMS,
     reasoning=st.booleans(),
     thinking=st.booleans(),
 )
 @settings(max_examples=800)
 def test_a_stream_says_what_the_whole_answer_says_however_it_is_cut(
-    text: str, at: list[int], llama: bool, reasoning: bool, thinking: bool
+    text: str, at: list[int], form: ToolFormat, reasoning: bool, thinking: bool
 ) -> None:
-    options = AnswerOptions(functions=HERE, format=LLAMA3_JSON if llama else HERMES, reasoning=reasoning)
+    options = AnswerOptions(functions=HERE, format=form, reasoning=reasoning)
     live = replace(options, streamed=True)
 
     def said(options: AnswerOptions, pieces: list[str]) -> tuple[str, str, list[tuple[str, str]], str]:
@@ -271,10 +339,10 @@ def test_a_stream_says_what_the_whole_answer_says_however_it_is_cut(
         assert re.sub(r"\s|</?think>", "", whole[0] + whole[1]) == rest
 
 
-@given(text=TEXTS, cut=st.integers(0, 5), llama=st.booleans())
+@given(text=TEXTS, cut=st.integers(0, 5), form=FORMS)
 @settings(max_examples=300)
-def test_nothing_is_an_error_where_calls_are_forced(text: str, cut: int, llama: bool) -> None:
-    options = AnswerOptions(functions=HERE, format=LLAMA3_JSON if llama else HERMES, forced=True)
+def test_nothing_is_an_error_where_calls_are_forced(text: str, cut: int, form: ToolFormat) -> None:
+    options = AnswerOptions(functions=HERE, format=form, forced=True)
     parsed, _ = read(options, text, cut)
     assert all(call.name in HERE for call in parsed.calls)
 
@@ -286,13 +354,20 @@ def test_nothing_is_an_error_where_calls_are_forced(text: str, cut: int, llama: 
         ('Respond in the format {"name": function name, "parameters": dictionary}', LLAMA3_JSON),
         ("<tool_call>\n<function=f>", None),
         ("{{ messages }}", None),
-        ("[TOOL_CALLS]", None),
+        ("'[TOOL_CALLS] [' + calls", MISTRAL),
+        ("'[TOOL_CALLS]' + name + '[ARGS]' + arguments", MISTRAL_ARGS),
     ],
 )
 def test_the_template_says_how_calls_are_written(template: str, form: ToolFormat | None) -> None:
     assert format_of({"default": template}) is form
     assert format_of({"default": "", "tool_use": template}) is form
     assert not reasons({"default": template}) and reasons({"default": template + "<think>"})
+
+
+def test_the_operators_word_is_written_as_the_template_shows_it() -> None:
+    newer = {"default": "[TOOL_CALLS]name[ARGS]"}
+    assert (format_named("mistral", {}), format_named("mistral", newer)) == (MISTRAL, MISTRAL_ARGS)
+    assert format_named("hermes", newer) is HERMES and format_named("none", newer) is None
 
 
 @pytest.mark.parametrize(

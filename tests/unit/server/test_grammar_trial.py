@@ -7,6 +7,7 @@ import json
 import os
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llguidance import LLMatcher
-from tests.unit.server.api_process import Api
+from tests.unit.server.api_process import Api, StartApi
 from tests.unit.server.test_structured import mask_of
 
 from e2e.lib.waiting import wait_until
 from semipd_engine.core.grammar import Grammars
 from semipd_engine.core.request import ConstraintError
 from semipd_engine.ipc.requests import GRAMMAR_LIMIT
-from semipd_engine.server import grammar_trial
+from semipd_engine.server import grammar_judge, grammar_trial
 from semipd_engine.server.errors import ApiError
 from semipd_engine.server.grammar_judge import GrammarJudge
 from semipd_engine.server.grammar_trial import (
     BUSY,
-    HEAD,
     LOST,
     NOT_BEGUN,
+    QUESTION,
     TOO_COSTLY,
     TOO_DEEP,
     TOO_LARGE,
+    VERDICT,
     Trials,
     _cause,
     _drawn,
@@ -147,6 +149,68 @@ def test_what_many_ask_at_once_is_tried_once_and_kept_once(model_dir: Path) -> N
     judged(model_dir, work)
 
 
+def costly(number: int) -> dict[str, Any]:
+    return {"guided_json": COSTLY | {"title": f"{number}"}}
+
+
+def test_ones_costly_grammars_are_no_wait_for_another(model_dir: Path) -> None:
+    """Eight of one client's, four at a time: served as they come, a fifth of them would have to end first."""
+
+    async def work(judge: GrammarJudge) -> None:
+        assert await judge.grammar_of({"guided_json": {}})
+        many = [asyncio.create_task(judge.grammar_of(costly(number), "one")) for number in range(8)]
+        await asyncio.to_thread(wait_until, lambda: len(judge._asked) == 8)
+        assert judge._process is not None
+        process = psutil.Process(judge._process.pid)
+        await asyncio.to_thread(wait_until, lambda: len(process.children()) == 3)
+        assert await judge.grammar_of({"guided_json": {"const": "another's"}}, "another")
+        assert sum(task.done() for task in many) < 4
+        for task in many:
+            task.cancel()
+        await asyncio.gather(*many, return_exceptions=True)
+        assert not judge._asked and not judge._asking
+        assert await judge.grammar_of({"guided_json": {"const": "one's"}}, "one")
+
+    judged(model_dir, work)
+
+
+def test_a_client_asks_no_more_than_so_many_at_once(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_judge, "MOST_ASKED", 2)
+
+    async def work(judge: GrammarJudge) -> None:
+        many = [asyncio.create_task(judge.grammar_of(costly(number), "one")) for number in range(2)]
+        await asyncio.to_thread(wait_until, lambda: len(judge._asked) == 2)
+        with pytest.raises(ApiError, match="try again") as refused:
+            await judge.grammar_of({"guided_json": {"const": 1}}, "one")
+        assert (refused.value.status, refused.value.code, refused.value.retry_after) == (429, "queue_full", 1)
+        same = asyncio.create_task(judge.grammar_of(costly(0), "one"))
+        await asyncio.to_thread(wait_until, lambda: next(iter(judge._asked.values())).waiting == 2)
+        assert await judge.grammar_of({"guided_json": {"const": 1}}, "another")
+        for task in (*many, same):
+            task.cancel()
+        await asyncio.gather(*many, same, return_exceptions=True)
+        assert await judge.grammar_of({"guided_json": {"const": 2}}, "one")
+
+    judged(model_dir, work)
+
+
+def test_what_is_found_for_one_client_is_told_to_all(model_dir: Path) -> None:
+    """Each asks by itself, so that nobody's waits behind another's; the first verdict ends it for all of them."""
+
+    async def work(judge: GrammarJudge) -> None:
+        assert await judge.grammar_of({"guided_json": {}})
+        others = [asyncio.create_task(judge.grammar_of(costly(number), "busy")) for number in range(3)]
+        same = {"guided_json": {"const": "the same"}}
+        asking = [asyncio.create_task(judge.grammar_of(same, each)) for each in ("busy", "free")]
+        assert len(set(await asyncio.gather(*asking))) == 1
+        assert not any(task.done() for task in others) and len(judge._asked) == 3
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    judged(model_dir, work)
+
+
 def test_a_child_that_others_end_says_nothing_of_its_grammar(model_dir: Path) -> None:
     async def work(judge: GrammarJudge) -> None:
         costly = asyncio.create_task(judge.grammar_of({"guided_json": COSTLY}))
@@ -174,10 +238,10 @@ def test_who_waits_for_too_long_for_a_child_is_told_so(monkeypatch: pytest.Monke
     monkeypatch.setattr(grammar_trial, "AT_ONCE", 0)
     monkeypatch.setattr(grammar_trial, "WALL_SECONDS", -1.0)
     (questions, asks), (told, verdicts) = os.pipe(), os.pipe()
-    os.write(asks, HEAD.pack(7, 2) + b"{}")
+    os.write(asks, QUESTION.pack(7, 1, 2) + b"{}")
     os.close(asks)
     Trials(questions, verdicts, lambda question: {}).run()
-    number, size = HEAD.unpack(os.read(told, HEAD.size))
+    number, size = VERDICT.unpack(os.read(told, VERDICT.size))
     assert (number, json.loads(os.read(told, size))) == (7, {"busy": BUSY})
     for end in (questions, told, verdicts):
         os.close(end)
@@ -227,6 +291,26 @@ def test_a_grammar_that_goes_no_further_is_the_clients(api: Api) -> None:
     api.core.error, api.core.error_code = "after 3 tokens nothing can follow", GRAMMAR_LIMIT
     refused = api.complete(guided_regex="a")
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, GRAMMAR_LIMIT)
+
+
+def test_clients_are_told_apart_by_their_keys(start_api: StartApi, tmp_path: Path) -> None:
+    """All come from one address here."""
+    keys = tmp_path / "keys"
+    keys.write_text("one\nanother\n")
+    api = start_api("--api-key-file", str(keys))
+    with ThreadPoolExecutor(grammar_judge.MOST_ASKED) as pool:
+
+        def ask(key: str, schema: dict[str, Any]) -> int:
+            fields = {"prompt": "x", "max_tokens": 2, "guided_json": schema}
+            headers = {"authorization": f"Bearer {key}", "x-request-timeout-ms": "10000"}
+            return api.client.post("/v1/completions", json=fields, headers=headers).status_code
+
+        judge = psutil.Process(api.process.pid)
+        many = [pool.submit(ask, "one", COSTLY | {"title": f"{number}"}) for number in range(6)]
+        wait_until(lambda: sum(len(child.children()) for child in judge.children()) == 3)
+        assert ask("another", {"const": 1}) == 200
+        assert sum(asked.done() for asked in many) < 3
+        assert {asked.result() for asked in many} <= {400, 503, 504}
 
 
 # ---- core, which compiles them again -----------------------------------------------------------------------------

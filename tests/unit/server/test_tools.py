@@ -27,7 +27,15 @@ from semipd_engine.server.answer import AnswerOptions, AnswerParser
 from semipd_engine.server.errors import ApiError
 from semipd_engine.server.protocol import ChatRequest
 from semipd_engine.server.service import Service
-from semipd_engine.server.tools import HERMES, LLAMA3_JSON, NO_PARAMETERS, ToolFormat, calls_grammar
+from semipd_engine.server.tools import (
+    HERMES,
+    LLAMA3_JSON,
+    MISTRAL,
+    MISTRAL_ARGS,
+    NO_PARAMETERS,
+    ToolFormat,
+    calls_grammar,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -197,7 +205,7 @@ def test_forced_calls_reach_core_as_grammars(tool_api: Api, tokens: RustTokenize
     assert tool_api.client.post("/v1/chat/completions", json=both).status_code == 200
 
 
-@pytest.mark.parametrize("form", [HERMES, LLAMA3_JSON])
+@pytest.mark.parametrize("form", [HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_ARGS])
 @pytest.mark.parametrize(("only", "parallel"), [(None, True), (None, False), ("get_weather", True)])
 def test_what_is_forced_cannot_fail(
     grammars: Grammars, tokenizer: Tokenizer, form: ToolFormat, only: str | None, parallel: bool
@@ -292,7 +300,7 @@ async def test_a_grammar_that_cannot_end_names_what_asked_for_it(model_dir: Path
     ]
     for name, given in fields:
         with pytest.raises(ApiError, match="no end-of-sequence") as refused:
-            await service.grammar(ChatRequest.model_validate({"messages": ASKS} | given), connected)
+            await service.grammar(ChatRequest.model_validate({"messages": ASKS} | given), connected, "")
         assert refused.value.param == name
     await service.judge.end()
     service.close()
