@@ -38,8 +38,8 @@ from semipd_engine.core.request import Request, RequestState
 from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.wishes import Wishes
 from semipd_engine.ipc import requests
-from semipd_engine.ipc.frames import encode
-from semipd_engine.ipc.requests import AbortRequest, AddRequest
+from semipd_engine.ipc.frames import Decoder, encode
+from semipd_engine.ipc.requests import NOT_READY, AbortRequest, AddRequest, CoreToApi, Outputs
 from semipd_engine.ipc.steps import StepResult, TokenResult
 from semipd_engine.ipc.tokens import Sampling
 
@@ -219,3 +219,20 @@ def test_the_gate_is_told_to_the_api_and_falls_open_when_nobody_renews_it(tmp_pa
     assert core._report.core_state(now + GATE_SECONDS + 1).gate == requests.Gate()
     core._on_control(GetSnapshot(gate=Gate()))
     assert core._report.core_state(now).gate == requests.Gate()
+
+
+def test_before_the_model_is_loaded_a_request_is_to_come_again(tmp_path: Path) -> None:
+    """Whoever sent it had not heard of core's state: that is no failure of the engine."""
+    core = EngineCore(EngineOptions(model=tmp_path / "none"), tmp_path, plan_of(Split()))
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(str(tmp_path / CORE_SOCKET))
+    client.setblocking(False)
+    client.send(encode(AddRequest("a", [1], Sampling(), 0.0)))
+    decoder, heard = Decoder(CoreToApi), list[CoreToApi]()
+    while not any(isinstance(each, Outputs) for each in heard):
+        core._loop.run_once(0.01)
+        with contextlib.suppress(BlockingIOError):
+            heard += decoder.feed(client.recv(1 << 20))
+    (output,) = next(each.outputs for each in heard if isinstance(each, Outputs))
+    assert (output.key, output.error_code) == ("a", NOT_READY) and output.error
+    client.close()

@@ -41,7 +41,7 @@ from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.step_log import StepLog
 from semipd_engine.core.wishes import Wishes
 from semipd_engine.core.worker_pool import WorkerPool
-from semipd_engine.ipc.requests import CoreState, Rejected, RequestOutput
+from semipd_engine.ipc.requests import DRAINING, NOT_READY, CoreState, Rejected, RequestOutput
 from semipd_engine.ipc.steps import PlanAnswer
 from semipd_engine.ipc.workers import ResidentHello
 from semipd_engine.pacing.page import PacingPage, plan_text
@@ -148,8 +148,10 @@ class EngineCore:
 
     def _on_add(self, request: Request, grammar: str) -> None:
         if self._status.scheduler is None or self._status.drained:
-            reason = "is draining" if self._status.drained else "has not loaded its model yet"
-            self._api.deliver([(request, RequestOutput(key=request.key, error=f"the engine {reason}"))])
+            drained = self._status.drained
+            error = f"the engine {'is draining' if drained else 'has not loaded its model yet'}; try again"
+            code = DRAINING if drained else NOT_READY
+            self._api.deliver([(request, RequestOutput(key=request.key, error=error, error_code=code))])
             return
         self._observer.arrived(request)
         if grammar:

@@ -45,6 +45,8 @@ ENGINE_ERROR = "engine_error"
 WORKER_CRASHED = "worker_crashed"
 GRAMMAR_LIMIT = "grammar_limit"
 """A client's grammar lets nothing follow, or takes the parser to its limits."""
+NOT_READY, DRAINING = "not_ready", "draining"
+"""Core takes no requests; api had not heard of it when it sent this one."""
 
 
 class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from semipd_engine.contract import EngineState
 from semipd_engine.ipc.requests import CoreState, Gate
-from semipd_engine.server.errors import bad_request, queue_full, unavailable
+from semipd_engine.server.errors import Code, bad_request, queue_full, unavailable
 from semipd_engine.server.protocol import MAX_CHOICES
 
 OUTAGE_GRACE_SECONDS = 2.0
@@ -77,7 +77,7 @@ class Admission:
         if lag >= ENDPOINT_LAG_SECONDS:
             raise unavailable("the server is shutting down; send the request again, to another replica", "draining")
         if not self._believed(lambda state: state.admitting):
-            code = "draining" if self._state.state == EngineState.DRAINING else "not_ready"
+            code: Code = "draining" if self._state.state == EngineState.DRAINING else "not_ready"
             raise unavailable(f"not ready: {self._state.message or self._state.state}; try again", code)
         queued = max(0, waiting - self._state.prefilling)
         if queued >= self._max_queued or (queued and queued + sequences > most):

@@ -77,6 +77,8 @@ def _kind(schema: Json) -> Markup:
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return Markup('<a href="#{}">{}</a>').format(name, name)
+    if "allOf" in schema:  # the first of them, and more of the same
+        return _kind(schema["allOf"][0])
     for either in ("anyOf", "oneOf"):
         if either in schema:
             return Markup(" or ").join(dict.fromkeys(map(_kind, schema[either])))

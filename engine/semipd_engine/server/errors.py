@@ -3,13 +3,54 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Literal, cast
 
 from pydantic import ValidationError
 
-from semipd_engine.ipc.requests import ENGINE_ERROR, GRAMMAR_LIMIT
+from semipd_engine.ipc.requests import GRAMMAR_LIMIT
 
 LONGEST_MESSAGE, LONGEST_PARAM = 2000, 200
 """Characters: what a client has sent is quoted, and it may have sent anything."""
+
+Code = Literal[
+    "invalid_json",
+    "context_length_exceeded",
+    "origin_not_allowed",
+    "invalid_http",
+    "grammar_limit",
+    "invalid_api_key",
+    "model_not_found",
+    "unsupported_endpoint",
+    "unknown_url",
+    "request_timeout",
+    "body_too_large",
+    "unsupported_encoding",
+    "queue_full",
+    "ttft_target",
+    "tpot_target",
+    "engine_error",
+    "worker_crashed",
+    "not_ready",
+    "draining",
+    "grammar_timeout",
+    "engine_restarted",
+    "deadline_exceeded",
+]
+CODES: Mapping[int, tuple[Code | None, ...]] = {
+    400: (None, "invalid_json", "context_length_exceeded", "origin_not_allowed", "invalid_http", "grammar_limit"),
+    401: ("invalid_api_key",),
+    404: ("model_not_found", "unsupported_endpoint", "unknown_url"),
+    405: ("unknown_url",),
+    408: ("request_timeout",),
+    413: ("body_too_large",),
+    415: ("unsupported_encoding",),
+    429: ("queue_full", "ttft_target", "tpot_target"),
+    500: ("engine_error", "worker_crashed"),
+    503: ("not_ready", "draining", "grammar_timeout", "engine_restarted"),
+    504: ("deadline_exceeded",),
+}
+"""What a client may tell the errors of a status apart by: docs/api.md and `/openapi.json` say the same."""
 
 
 class ApiError(Exception):
@@ -22,7 +63,7 @@ class ApiError(Exception):
         *,
         kind: str = "invalid_request_error",
         param: str | None = None,
-        code: str | None = None,
+        code: Code | None = None,
         retry_after: int | None = None,
     ) -> None:
         message = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}..."
@@ -46,12 +87,12 @@ class ApiError(Exception):
         return headers
 
 
-def bad_request(param: str | None, message: str, code: str | None = None) -> ApiError:
+def bad_request(param: str | None, message: str, code: Code | None = None) -> ApiError:
     """400 for the request field `param`."""
     return ApiError(400, f"{param}: {message}" if param else message, param=param, code=code)
 
 
-def unavailable(message: str, code: str, retry_after: int = 1) -> ApiError:
+def unavailable(message: str, code: Code, retry_after: int = 1) -> ApiError:
     """503 with Retry-After: nothing is wrong with the request, send it again later."""
     return ApiError(503, message, kind="service_unavailable", code=code, retry_after=retry_after)
 
@@ -61,10 +102,11 @@ def queue_full(message: str) -> ApiError:
     return ApiError(429, message, kind="rate_limit_error", code="queue_full", retry_after=1)
 
 
-def beyond_targets(slo: str, message: str, retry_after: int) -> ApiError:
+def beyond_targets(slo: Literal["ttft", "tpot"], message: str, retry_after: int) -> ApiError:
     """429 with Retry-After: let in, it would miss the service's target of this kind (ttft, tpot), or make others."""
     text = f"{message} (the service's SLO, spec.admission); try again in {retry_after} s"
-    return ApiError(429, text, kind="rate_limit_error", code=f"{slo}_target", retry_after=retry_after)
+    code: Code = "ttft_target" if slo == "ttft" else "tpot_target"
+    return ApiError(429, text, kind="rate_limit_error", code=code, retry_after=retry_after)
 
 
 def expired(seconds: float) -> ApiError:
@@ -73,14 +115,17 @@ def expired(seconds: float) -> ApiError:
     return ApiError(504, message, kind="timeout_error", code="deadline_exceeded")
 
 
-def engine_failure(message: str, code: str = ENGINE_ERROR) -> ApiError:
+def engine_failure(message: str, code: Code = "engine_error") -> ApiError:
     """500: the engine failed on this request."""
     return ApiError(500, message, kind="server_error", code=code)
 
 
 def core_error(message: str, code: str) -> ApiError:
-    """What core says of one request: its own failure, or a grammar's that let nothing follow."""
-    return ApiError(400, message, code=code) if code == GRAMMAR_LIMIT else engine_failure(message, code)
+    """What core says of one request: its own failure, a grammar's that let nothing follow, or that it takes none."""
+    known = cast(Code, code)
+    if code in CODES[503]:
+        return unavailable(message, known)
+    return ApiError(400, message, code=known) if code == GRAMMAR_LIMIT else engine_failure(message, known)
 
 
 def from_validation(error: ValidationError) -> ApiError:

@@ -181,7 +181,7 @@ class Generation:
             self.fail(core_error(output.error, output.error_code))
             return 0
         if output.finish_reason == "abort":
-            self.fail(unavailable("the engine aborted the request; send it again", "aborted"))
+            self.fail(unavailable("the engine gave the request up; send it again", "engine_restarted"))
             return 0
         try:
             tokens = self._advance(sequence, output, now)

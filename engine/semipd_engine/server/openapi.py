@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from semipd_engine.server.answer_schemas import ANSWERS, REFS, ref
 from semipd_engine.server.body_schemas import CONDITIONS
+from semipd_engine.server.errors import CODES
 
 _ERRORS = {
     400: "A field is missing, of the wrong type, out of range or not supported; the message names it",
@@ -22,9 +23,9 @@ _ERRORS = {
     408: "The request did not come in time",
     413: "The body is too large",
     415: "The body is compressed",
-    429: "The queue is full; send it again after Retry-After",
+    429: "The queue is full, or the SLO would be missed; send it again after Retry-After",
     500: "The engine failed on this request",
-    503: "Not ready; send it again after Retry-After",
+    503: "Not ready, or the engine was lost with the request; send it again after Retry-After",
     504: "It has not finished within its time",
 }
 _FRAMEWORKS_OWN = ("HTTPValidationError", "ValidationError")
@@ -51,13 +52,19 @@ def gives(answer: str | None, *statuses: int, media_type: str = "application/jso
     whole: dict[str, Any] = {"description": "The answer"}
     if answer is not None:
         whole["content"] = {media_type: {"schema": schema}}
-    errors = {status: {"description": _ERRORS[status], "content": _json("Error")} for status in statuses}
+    errors = {status: {"description": _ERRORS[status], "content": _error(status)} for status in statuses}
     return {"response_class": Response, "responses": {200: whole} | errors}
 
 
 def answers(description: str, name: str) -> dict[str, Any]:
     """Of one more status."""
     return {"description": description, "content": _json(name)}
+
+
+def _error(status: int) -> dict[str, Any]:
+    """With the codes that it may have."""
+    code = {"properties": {"code": {"enum": list(CODES[status])}}}
+    return {"application/json": {"schema": {"allOf": [ref("Error"), {"properties": {"error": code}}]}}}
 
 
 def _json(name: str) -> dict[str, Any]:

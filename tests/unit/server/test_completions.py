@@ -12,7 +12,7 @@ from tests.unit.server.api_standin import logprobs_of
 from tokenizers import Tokenizer
 
 from e2e.lib.waiting import wait_until
-from semipd_engine.ipc.requests import AddRequest
+from semipd_engine.ipc.requests import DRAINING, NOT_READY, AddRequest
 from semipd_engine.ipc.tokens import Sampling, pack_bias
 
 pytestmark = pytest.mark.unit
@@ -281,3 +281,17 @@ def test_an_error_of_the_engine_reaches_the_client(api: Api) -> None:
     assert response.json()["error"]["message"] == "the KV cache cannot hold this request"
     streamed = api.complete(stream=True).text
     assert json.loads(streamed.removeprefix("data: "))["error"]["code"] == "engine_error"
+
+
+@pytest.mark.parametrize("code", [NOT_READY, DRAINING])
+def test_a_core_that_takes_none_any_more_asks_the_client_to_come_again(api: Api, code: str) -> None:
+    """Api had not heard of it."""
+    api.core.error, api.core.error_code = "the engine takes no requests; try again", code
+    response = api.complete()
+    assert (response.status_code, response.json()["error"]["code"], response.headers["retry-after"]) == (503, code, "1")
+
+
+def test_a_request_that_core_gives_up_may_come_again(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.core, "_tokens", lambda add: ([5], "abort"))
+    response = api.complete()
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_restarted")

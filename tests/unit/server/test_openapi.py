@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import jsonschema
@@ -18,6 +18,7 @@ from tests.unit.server.test_completions import events, say
 from tokenizers import Tokenizer
 
 from e2e.lib.waiting import wait_until
+from semipd_engine.server.errors import CODES, Code
 
 pytestmark = pytest.mark.unit
 
@@ -127,6 +128,21 @@ def test_answers_are_as_documented(api: Api, tokenizer: Tokenizer, body: dict[st
         asked.pop("prompt_logprobs", None)
     response = api.client.post(path, json=asked)
     is_as_documented(document, document["paths"][path]["post"], response)
+
+
+def test_the_codes_of_errors_are_those_of_the_docs(shared_api: Api) -> None:
+    documented: dict[int, set[str | None]] = {}
+    table = (Path(__file__).parents[3] / "docs" / "api.md").read_text().partition("## Errors")[2]
+    for statuses, codes in re.findall(r"^\| ([\d, ]+) \|([^|]*)\|", table, re.MULTILINE):
+        for status in statuses.split(", "):
+            documented.setdefault(int(status), set()).update(re.findall(r"`(\w+)`", codes) or [None])
+    assert documented == {status: set(codes) for status, codes in CODES.items()}
+    assert {code for codes in CODES.values() for code in codes} == {None, *get_args(Code)}
+    shown = shared_api.client.get("/openapi.json").json()["paths"]["/v1/chat/completions"]["post"]["responses"]
+    for status, codes in CODES.items():
+        if status != 405:  # of a method, none of this operation
+            _, own = shown[str(status)]["content"]["application/json"]["schema"]["allOf"]
+            assert own["properties"]["error"]["properties"]["code"]["enum"] == list(codes)
 
 
 def test_the_document_has_no_foreign_answers_and_no_key_where_none_is_wanted(shared_api: Api) -> None:
