@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -115,6 +115,7 @@ class Children:
     async def _put(self, key: Key, service: SemiPDService, rendered: Rendered, reach: Reach, judged: str) -> None:
         meta = service.metadata
         current: list[Object | None] = []
+        taken: list[Problem] = []
         # All names are checked before anything is applied: a half-made service helps nobody.
         for obj in rendered.objects:
             kind, name = Kind(obj["apiVersion"], obj["kind"]), obj["metadata"]["name"]
@@ -124,11 +125,12 @@ class Children:
                 if live is not None and _shown(live) and controller(live) == meta.uid:
                     raise Overtaken(f"{kind.kind} {name} was made meanwhile")
             if live is not None and controller(live) != meta.uid:
-                what = f"{obj['kind']} {obj['metadata']['name']}"
-                raise Blocked(_not_ours(service, live, what), again=True)
-            if kind == CONFIG_MAP and live is not None and _shown(live) and _version(live) != judged:
+                taken.append(_not_ours(service, live, f"{obj['kind']} {obj['metadata']['name']}"))
+            elif kind == CONFIG_MAP and live is not None and _shown(live) and _version(live) != judged:
                 raise Overtaken(f"ConfigMap {name} was written meanwhile")
             current.append(live)
+        if taken:
+            raise Blocked(_all_of(taken), again=True)
         for obj, live in zip(rendered.objects, current, strict=True):
             await self._apply(key, obj, live)
         for kind in rendered.unwanted:
@@ -208,6 +210,22 @@ def _not_ours(service: SemiPDService, live: Object, what: str) -> Problem:
     )
     return Problem(
         SpecReason.NAME_CONFLICT, f"{what} was of this operator's making and has no owner", detail, remedy=back
+    )
+
+
+def _all_of(taken: Sequence[Problem]) -> Problem:
+    """One problem of those of several objects, of which each is to be mended: one at a time would look endless."""
+    if len(taken) == 1:
+        return taken[0]
+    theirs = [problem.detail for problem in taken if not problem.remedy]
+    remedies = [problem.remedy for problem in taken if problem.remedy]
+    if theirs:
+        remedies.append(f"Rename the SemiPDService, or delete {', '.join(theirs)}.")
+    return Problem(
+        SpecReason.NAME_CONFLICT,
+        "; ".join(problem.message for problem in taken),
+        ",".join(problem.detail for problem in taken),
+        remedy=" ".join(remedies),
     )
 
 

@@ -18,7 +18,7 @@ from semipd_operator.kube import Kube
 from semipd_operator.metrics import STATUS_WRITES
 from semipd_operator.reasons import ConditionType, EventReason
 from semipd_operator.status import AgentView, Observed, summarise
-from semipd_operator.status.events import Event, event_object, events
+from semipd_operator.status.events import Event, disruptions, event_object, events
 from semipd_operator.status.partition import FIRST_WORD
 from semipd_operator.status.refusals import admission
 from semipd_operator.status.scaling import fullness
@@ -45,6 +45,8 @@ class _Entry:
     not_before: float = 0.0
     """When to write again, by the writer's clock, after so many refusals."""
     told: dict[EventReason, float] = field(default_factory=dict)
+    disrupted: frozenset[str] = frozenset()
+    """The uids of pods that the cluster takes away, and of which that was told."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -112,7 +114,10 @@ class StatusWriter:
             live = obj.get("status")
             if entry.live is None or live != entry.live:  # the first look, or someone else's edit: it is drift
                 entry.shown, entry.live = parse_status(obj), live
-            if not self._leads() or self._clock() < entry.not_before:
+            if not self._leads():
+                return
+            await self._tell_disruptions(entry)
+            if self._clock() < entry.not_before:
                 return
             now = datetime.now(UTC)
             seen = replace(entry.seen, now=now, agents=dict(self._views(key)), previous=entry.shown)
@@ -132,6 +137,13 @@ class StatusWriter:
             entry.failures = 0
             before, entry.shown, entry.last_write = entry.shown, status, now
             await self._tell(entry, events(before, status))
+
+    async def _tell_disruptions(self, entry: _Entry) -> None:
+        gone = [pod for pod in entry.seen.pods if pod.disrupted]
+        new = [pod for pod in gone if pod.uid not in entry.disrupted]
+        entry.disrupted = frozenset(pod.uid for pod in gone)
+        for event in disruptions(new):  # each pod goes once: no need of a limit
+            await self.tell(entry.seen.service, event)
 
     async def write(self, service: SemiPDService, status: SemiPDServiceStatus) -> Any:
         """The status as the API server took it. Raises `ApiRefused`, `ApiAway`.

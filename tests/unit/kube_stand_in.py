@@ -40,7 +40,9 @@ class StandIn:
         self.unknown = unknown
         self.asked: Counter[tuple[str, str]] = Counter()
         self.told: list[str] = []
-        """Reasons of the events that were made."""
+        """Reasons of the events that were made, ..."""
+        self.said: list[str] = []
+        """... and their messages."""
         self.informer = Informer()
         """Hears of every change before the one who made it has the answer, as a quick watch does."""
         self.watches: list[Callable[[Object, bool], None]] = []
@@ -125,6 +127,7 @@ class StandIn:
     async def create(self, api_version: str, kind: str, namespace: str, body: Object) -> Object:
         assert kind == "Event", f"nothing else is made without an apply: {kind}"
         self.told.append(body["reason"])
+        self.said.append(body["message"])
         return body
 
 

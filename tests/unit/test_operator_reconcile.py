@@ -244,3 +244,59 @@ async def test_a_strangers_edit_of_the_status_is_mended() -> None:
     one.kube.put({**one.kube.service(), "status": {"url": "x"}})
     await one.reconcile()
     assert one.kube.service()["status"]["url"].startswith("http://demo.")
+
+
+async def test_all_objects_that_are_someone_elses_are_named_at_once() -> None:
+    """One after the other would send the user back as often as there are kinds."""
+    one = Fixture()
+    await one.reconcile()
+    ours = one.kube.objects["Service", KEY.namespace, KEY.name]
+    for kind, name in (("ConfigMap", f"{KEY.name}-agent"), ("Deployment", KEY.name)):
+        meta = {"name": name, "namespace": KEY.namespace, "labels": {}, "ownerReferences": []}
+        one.kube.put({"kind": kind, "apiVersion": "v1", "metadata": meta})
+    one.kube.put({**ours, "metadata": {**ours["metadata"], "ownerReferences": []}})
+    assert await one.reconcile() is Next.RETRY
+    message = one.kube.condition("Ready")["message"]
+    told = one.kube.service()["status"]["reason"]
+    names = {"ConfigMap/demo-agent", "Deployment/demo", "Service/demo"}
+    assert told.startswith("NameConflict(") and set(told[len("NameConflict(") : -1].split(",")) == names
+    for theirs in ("ConfigMap demo-agent", "Deployment demo"):
+        assert f"{theirs} exists and does not belong to this SemiPDService" in message
+    assert "Service demo was of this operator's making and has no owner" in message
+    assert "Give it back: kubectl patch Service/demo" in message
+    assert "Rename the SemiPDService, or delete ConfigMap/demo-agent, Deployment/demo." in message
+
+
+async def test_a_pod_that_is_preempted_is_told_once_with_the_schedulers_words() -> None:
+    one = Fixture()
+    await one.reconcile()
+    one.kube.put(ready_pod())
+    await one.reconcile()
+    before = list(one.kube.told)
+    pod = ready_pod()
+    words = "default-scheduler: preempting to accommodate a higher priority pod"
+    target = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": words}
+    pod["status"]["conditions"].append(target)
+    one.kube.put(pod)
+    for _ in range(3):
+        await one.reconcile()
+    assert one.kube.told[len(before) :] == ["PodDisrupted"]
+    assert one.kube.said[-1] == f"pod p was preempted for a pod of higher priority (PreemptionByScheduler): {words}"
+
+
+async def test_each_pod_of_a_drain_is_told_and_a_pod_that_no_longer_is_to_go_is_none() -> None:
+    one = Fixture(new_service(replicas=2))
+    await one.reconcile()
+    before = list(one.kube.told)
+    for name in ("p", "q"):
+        pod = ready_pod(name)
+        reason = "EvictionByEvictionAPI" if name == "p" else "DeletionByTaintManager"
+        pod["status"]["conditions"].append({"type": "DisruptionTarget", "status": "True", "reason": reason})
+        one.kube.put(pod)
+        await one.reconcile()
+    assert [told for told in one.kube.told[len(before) :] if told == "PodDisrupted"] == ["PodDisrupted"] * 2
+    calm = ready_pod("r")
+    calm["status"]["conditions"].append({"type": "DisruptionTarget", "status": "False", "reason": "Undone"})
+    one.kube.put(calm)
+    await one.reconcile()
+    assert one.kube.told.count("PodDisrupted") == 2

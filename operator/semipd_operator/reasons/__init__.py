@@ -159,6 +159,13 @@ class EventReason(StrEnum):
     SLOW_KERNELS = ("SlowKernels", "Warning", "A pod computes with slower kernels than its machine could run.")
     MODEL_FAILED = ("ModelFailed", "Warning", "A download or load failed.")
     NOT_AVAILABLE = ("NotAvailable", "Warning", "No pod can serve, for a reason that needs someone.")
+    POD_DISRUPTED = (
+        "PodDisrupted",
+        "Warning",
+        "The cluster takes a pod away: preempted, evicted, drained, tainted; the message has its words. Another follows "
+        "where one fits; priorityClassName, tolerations (spec.podTemplate) and a disruption budget (from two replicas "
+        "on) decide how easily it happens.",
+    )
     ROLLOUT_STARTED = ("RolloutStarted", "Normal", "The pod template changed.")
     ROLLOUT_FINISHED = ("RolloutFinished", "Normal", "All pods run the current template.")
     SLO_VIOLATED = ("SLOViolated", "Warning", "SLOAttained became False.")

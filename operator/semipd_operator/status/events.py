@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -20,6 +21,7 @@ from semipd_operator.reasons import (
     SplitReason,
 )
 from semipd_operator.settings import MANAGER
+from semipd_operator.status.observed import PodView
 
 _PASSING: dict[ConditionType, set[Reason]] = {
     ConditionType.AVAILABLE: {PodsReason.NO_PODS, PodsReason.PODS_NOT_READY, ReadyReason.SCALED_TO_ZERO},
@@ -55,6 +57,12 @@ def events(before: SemiPDServiceStatus, after: SemiPDServiceStatus) -> list[Even
     found.sort(key=lambda event: event.reason is not EventReason.NOT_AVAILABLE)
     found = [event for n, event in enumerate(found) if all(event.message != later.message for later in found[n + 1 :])]
     return found + [Event(EventReason.PARTITION_CHANGED, tell(decision)) for decision in _new_decisions(before, after)]
+
+
+def disruptions(pods: Sequence[PodView]) -> list[Event]:
+    """Of pods that the cluster takes away: none of them is in a status."""
+    said = "; ".join(f"pod {pod.name} {pod.disrupted}" for pod in pods)
+    return [Event(EventReason.POD_DISRUPTED, said)] if said else []
 
 
 def tell(decision: DecisionStatus) -> str:

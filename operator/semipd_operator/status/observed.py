@@ -48,6 +48,8 @@ class PodView:
     ready_since: datetime | None = None
     """When the condition Ready last changed; without it, when the pod was created."""
     terminating: bool = False
+    disrupted: str = ""
+    """Why the cluster takes it away (preempted, evicted, drained, tainted), with whose words."""
     ended_at: datetime | None = None
     """It failed, or was evicted, and runs no more: its ReplicaSet has made another, and leaves it where it is."""
     template_hash: str = ""

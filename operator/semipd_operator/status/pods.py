@@ -43,6 +43,7 @@ def pod_view(pod: Pod) -> PodView:
         ready=condition_of(status, "Ready").get("status") == "True",
         ready_since=time_of(condition_of(status, "Ready").get("lastTransitionTime") or meta.get("creationTimestamp")),
         terminating=bool(meta.get("deletionTimestamp")),
+        disrupted=_disrupted(status),
         ended_at=_ended_at(pod, status),
         template_hash=(meta.get("labels") or {}).get(TEMPLATE_HASH_LABEL, ""),
         stranger=_stranger(meta),
@@ -137,6 +138,24 @@ def _pod_problem(pod: Pod, status: dict[str, Any]) -> Problem | None:
 
 
 _OVER = ("Failed", "Succeeded")
+
+
+def _disrupted(status: dict[str, Any]) -> str:
+    """Kubernetes: Pod disruption conditions. It is told before the pod goes, and only then."""
+    target = condition_of(status, "DisruptionTarget")
+    if target.get("status") != "True":
+        return ""
+    reason = target.get("reason", "")
+    return f"{_DISRUPTIONS.get(reason, 'was taken away')} ({reason}): {target.get('message', '')}"
+
+
+_DISRUPTIONS = {
+    "PreemptionByScheduler": "was preempted for a pod of higher priority",
+    "DeletionByTaintManager": "was evicted by a NoExecute taint of its node",
+    "EvictionByEvictionAPI": "was evicted, as a drain of its node does it",
+    "DeletionByPodGC": "was deleted with its node",
+    "TerminationByKubelet": "was ended by its node",
+}
 
 
 def _ended_at(pod: Pod, status: dict[str, Any]) -> datetime | None:
