@@ -5,6 +5,9 @@ What the judge lets through core compiles again, so both must ask for the same. 
 
 from __future__ import annotations
 
+import json
+import re
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +31,9 @@ def read_vocabulary(model: Path, vocab_size: int) -> LLTokenizer:
 
     tokenizer = Tokenizer(model)
     ends = load_model_card(model).with_ends(tokenizer.id_of).eos_token_ids
-    return LLTokenizer(tokenizer.to_json(), vocab_size, list(ends))
+    vocabulary = LLTokenizer(tokenizer.to_json(), vocab_size, list(ends))
+    _special_texts(vocabulary)  # looks at each token: not while somebody waits
+    return vocabulary
 
 
 def new_matcher(vocabulary: LLTokenizer, grammar: str) -> LLMatcher:
@@ -37,7 +42,31 @@ def new_matcher(vocabulary: LLTokenizer, grammar: str) -> LLMatcher:
     from llguidance._lib import LLParserLimits
 
     limits = LLParserLimits(verbose_errors=False, step_max_items=MOST_ITEMS)
-    return LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
+    return LLMatcher(vocabulary, _spelled(vocabulary, grammar), log_level=0, limits=limits)
+
+
+@lru_cache(maxsize=4)
+def _special_texts(vocabulary: LLTokenizer) -> re.Pattern[str] | None:
+    """What special tokens look like; None where there are none."""
+    special = filter(vocabulary.is_special_token, range(vocabulary.vocab_size))
+    texts = {text for token in special if (text := vocabulary.decode_str([token])) and text != f"<[{token}]>"}
+    return re.compile("|".join(map(re.escape, sorted(texts)))) if texts else None
+
+
+def _spelled(vocabulary: LLTokenizer, grammar: str) -> str:
+    """A grammar with text that looks like a special token: where nothing else may follow, llguidance would force that
+    token, which ends the answer, or is not shown. So nothing is forced there; its letters stand for it."""
+    texts = _special_texts(vocabulary)
+    plain = re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), grammar).replace("\\", "")
+    if texts is None or not texts.search(plain):
+        return grammar
+    if grammar.startswith("{"):  # as llguidance writes schemas and regexes
+        try:
+            (only,) = json.loads(grammar)["grammars"]
+            grammar = only["lark_grammar"] or f"start: %json {json.dumps(only['json_schema'])}"
+        except (ValueError, KeyError, TypeError):  # it is a client's own: no text but what he says
+            return grammar
+    return f'%llguidance {{"no_forcing": true}}\n{grammar}'
 
 
 def words(error: str) -> str:

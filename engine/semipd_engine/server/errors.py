@@ -12,6 +12,8 @@ from semipd_engine.ipc.requests import GRAMMAR_LIMIT
 
 LONGEST_MESSAGE, LONGEST_PARAM = 2000, 200
 """Characters: what a client has sent is quoted, and it may have sent anything."""
+DEEPEST = 200
+"""Pydantic's own limit."""
 
 Code = Literal[
     "invalid_json",
@@ -132,6 +134,8 @@ def from_validation(error: ValidationError) -> ApiError:
     """400 from pydantic's findings: each field with what it should be. The input itself is not repeated."""
     findings = error.errors(include_url=False, include_context=False, include_input=False)
     if findings and findings[0]["type"] == "json_invalid":
+        if "recursion limit" in findings[0]["msg"]:
+            return bad_request(None, f"body: more than {DEEPEST} objects and lists inside each other; send it flatter")
         return ApiError(400, f"body: {findings[0]['msg']}; send one JSON object", code="invalid_json")
     named = [_field_and_message([str(part) for part in finding["loc"]], finding["msg"]) for finding in findings]
     text = "; ".join(f"{field}: {message}" for field, message in named[:4])

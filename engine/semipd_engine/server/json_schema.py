@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -43,6 +44,20 @@ _ANNOTATIONS = frozenset(
 )
 _BOUNDS = {"minimum": math.inf, "exclusiveMinimum": math.inf, "maximum": -math.inf, "exclusiveMaximum": -math.inf}
 """And where a number is rounded to, so that no more is allowed."""
+_COUNTS = (
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+    "minProperties",
+    "maxProperties",
+    "minContains",
+    "maxContains",
+)
+MOST_COUNTED = 1 << 31
+"""Characters, items or names: no answer has more."""
+_DRAFT = re.compile(r"https?://json-schema\.org/(draft-0[467]|draft/2019-09|draft/2020-12)/schema#?")
+"""What llguidance knows of `$schema`. Whatever else it names says nothing about answers."""
 LEAST_INTEGER, LARGEST_INTEGER = -(2**63), 2**64 - 1
 
 
@@ -68,6 +83,12 @@ class _Rewriting:
                 if name in ("enum", "const"):
                     _check_integers(name, value)
                     found[name] = value
+            elif name == "$schema" and isinstance(value, str):
+                if draft := _DRAFT.fullmatch(value):
+                    found[name] = f"http{'' if draft[1][5] == '-' else 's'}://json-schema.org/{draft[1]}/schema"
+            elif name in _COUNTS and not isinstance(value, bool) and isinstance(value, int | float):
+                if (count := _count(name, value)) is not None:
+                    found[name] = count
             elif name in _BOUNDS and isinstance(value, int) and not LEAST_INTEGER <= value <= LARGEST_INTEGER:
                 found[name] = _rounded(value, _BOUNDS[name])
             else:
@@ -163,6 +184,15 @@ def _format(node: Schema) -> Schema:
     if kind in PATTERNS:
         return rest | {"pattern": PATTERNS[kind]}
     return rest | {"format": STRICTER[kind]} if kind in STRICTER else rest
+
+
+def _count(name: str, value: float) -> float | None:
+    """As an integer, if it is one; None where it bounds nothing."""
+    if value > MOST_COUNTED:
+        if name.startswith("max"):
+            return None
+        raise ValueError(f"{name} asks for more than an answer can have; ask for less")
+    return int(value) if value == value // 1 else value
 
 
 def _check_count(node: Schema) -> Schema:

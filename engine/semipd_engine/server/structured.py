@@ -28,6 +28,7 @@ ErrorOf = Callable[[str], str]
 """What is wrong with a grammar; empty: nothing."""
 SCHEMA_NAME = r"[a-zA-Z0-9_-]{1,64}"
 _GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
+_GBNF_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
 
 
 def parsed(grammar: str) -> str:
@@ -197,9 +198,18 @@ def _lark(grammar: str) -> str:
     if not _GBNF_RULE.search(grammar):
         return grammar
     try:
-        return gbnf_to_lark(grammar)
+        return gbnf_to_lark(_GBNF_ESCAPE.sub(_escape, grammar))
     except Exception as error:  # a bare one
         raise ValueError(f"it is read as GBNF, for its '::=', and cannot be: {error}") from None
+
+
+def _escape(found: re.Match[str]) -> str:
+    r"""GBNF's `\u`, `\U`, `\[` and `\]`, which the conversion does not know, as it knows them. Raises ValueError."""
+    point, other = found[1] or found[2], found[3]
+    if point is None and other not in ("[", "]"):
+        return found[0]
+    character = chr(int(point, 16)) if point else other
+    return character if ord(character) > 0x7F else f"\\x{ord(character):02x}"
 
 
 def _given(kind: str, value: Any) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from tests.unit.server.api_process import Api
 
 from e2e.lib.waiting import PATIENCE_S
+from semipd_engine.server.errors import DEEPEST
 
 pytestmark = pytest.mark.unit
 
@@ -149,6 +150,15 @@ def test_bytes_that_are_no_text(api: Api) -> None:
     for content in (b'{"prompt": "\xff"}', b'{"prompt": "\xed\xa0\x80"}', '{"prompt": "x"}'.encode("utf-16"), b"\x00"):
         error = api.client.post(COMPLETIONS, content=content)
         assert (error.status_code, error.json()["error"]["code"]) == (400, "invalid_json")
+
+
+def test_what_is_nested_too_deeply_is_no_other_fault(api: Api) -> None:
+    def asked(levels: int) -> str:
+        return '{"prompt": "x", "max_tokens": 1, "metadata": ' + '{"a":' * levels + "1" + "}" * levels + "}"
+
+    assert api.client.post(COMPLETIONS, content=asked(DEEPEST - 1)).status_code == 200
+    error = api.client.post(COMPLETIONS, content=asked(DEEPEST)).json()["error"]
+    assert f"more than {DEEPEST} objects and lists" in error["message"] and error["code"] is None
 
 
 def test_kinds_of_bodies(api: Api) -> None:

@@ -56,6 +56,13 @@ def unique(items: Any, **more: Any) -> dict[str, Any]:
         {"type": "object", "additionalProperties": {"enum": [1]}, "minProperties": 1, "maxProperties": 1},
         {"properties": {"a": {"const": 1}}, "required": ["a"], "minProperties": 2, "maxProperties": 3} | OTHERS,
         {"type": "integer", "minimum": 7, "maximum": 10**40},
+        {"type": "string", "minLength": 2.0, "maxLength": 3.0},
+        {"type": "string", "pattern": "^ab?$", "maxLength": 10**12},
+        {"type": "array", "items": {"const": 1}, "minItems": 1.0, "maxItems": 3},
+        {"$schema": "http://json-schema.org/schema#", "const": 1},
+        {"$schema": "https://spec.openapis.org/oas/3.1/dialect/base", "properties": {"$schema": {"const": 1}}} | CLOSED,
+        {"$schema": "https://json-schema.org/draft-07/schema#", "const": 1},
+        {"$schema": "http://json-schema.org/draft/2020-12/schema", "const": 1},
     ],
 )  # fmt: skip
 def test_what_ends_follows_the_schema_that_was_sent(grammars: Grammars, tokenizer: Tokenizer, schema: Any) -> None:  # noqa: F811
@@ -77,6 +84,8 @@ def test_what_ends_follows_the_schema_that_was_sent(grammars: Grammars, tokenize
         (named({"maxLength": 3}), "propertyNames"),
         (named({"pattern": "^a"}, properties={"b": {}}), "propertyNames"),
         ({"type": "object", "minProperties": 2, "additionalProperties": {"enum": [1]}}, "comes twice"),
+        ({"type": "string", "minLength": 10**400}, "minLength asks for more"),
+        ({"type": "string", "maxLength": 2.5}, "maxLength"),
         ({"minProperties": 3, "patternProperties": {"^x": {}}} | CLOSED, "comes twice"),
         ({"anyOf": [{"type": "object", "minProperties": 2}, {"type": "null"}]}, "comes twice"),
         ({"type": "object", "required": ["a", "a"], "properties": {"a": {}}, "minProperties": 3}, "1 are required"),

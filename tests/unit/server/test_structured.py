@@ -254,3 +254,44 @@ def test_refusals_reach_the_client(api: Api) -> None:
         refused = api.complete(guided_choice=["a"], **{field: value})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
     assert not api.core.added
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"guided_choice": ["<|im_end|>"]}, "<|im_end|>"),
+        ({"guided_choice": ["<|im_start|>"]}, "<|im_start|>"),
+        ({"guided_regex": r"a<\|im_end\|>b"}, "a<|im_end|>b"),
+        ({"guided_grammar": 'root ::= "<|im_end|>" "."'}, "<|im_end|>."),
+        ({"guided_json": {"const": "<|im_end|>"}}, '"<|im_end|>"'),
+        ({"guided_json": json.dumps({"const": "<|im_end|>"}).replace("<", "\\u003c")}, '"<|im_end|>"'),
+    ],
+)
+def test_text_that_looks_like_a_special_token_is_text(
+    grammars: Grammars, tokenizer: Tokenizer, fields: Any, wanted: str
+) -> None:
+    """The token itself would end the answer, or not be shown."""
+    for seed in range(3):
+        assert answer(grammars, tokenizer, grammar_of(fields), seed) == wanted
+
+
+@pytest.mark.parametrize(
+    ("grammar", "texts"),
+    [
+        (r"root ::= [\u0041-\u0042]", {"A", "B"}),
+        (r"root ::= [\u005d\u005e]", {"]", "^"}),
+        (r'root ::= "\u00e9\U0001F600\u0022"', {'é😀"'}),
+        (r'root ::= "\[\]\\u0041"', {"[]\\u0041"}),
+        (r"root ::= [\]x]", {"]", "x"}),
+    ],
+)
+def test_gbnf_has_the_escapes_of_llama_cpp(
+    grammars: Grammars, tokenizer: Tokenizer, grammar: str, texts: set[str]
+) -> None:
+    asked = grammar_of({"structured_outputs": {"grammar": grammar}})
+    assert {answer(grammars, tokenizer, asked, seed) for seed in range(12)} == texts
+
+
+def test_a_character_that_there_is_not_is_refused(api: Api) -> None:
+    refused = api.complete(guided_grammar=r"root ::= [\U00110000]")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "guided_grammar")
