@@ -9,6 +9,7 @@ workers and ends; the resident goes last. SIGINT, or a second SIGTERM, takes eve
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -55,6 +56,8 @@ WORKER_ENVIRONMENT = {
 """Of the resident and so of its workers: OpenMP reads it when torch is imported. One thread until the fork; no spinning
 on cores that the other phase could use; and never fewer threads than asked for, since a team of kernels counts on all
 of them."""
+
+IN_USE = "another engine runs in --run-dir {}: wait for its end, or give each engine a directory of its own"
 
 log = logging.getLogger(__name__)
 
@@ -252,6 +255,12 @@ def serve(options: EngineOptions) -> int:
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     run_dir = run_dir.absolute()
     run_dir.chmod(0o700)
+    holder = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # until this process ends, however it does
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # its sockets would be taken for ours
+        print(f"semipd-engine serve: {IN_USE.format(run_dir)}", file=sys.stderr)
+        return TRY_LATER
     (run_dir / "api.port").unlink(missing_ok=True)
     placed = options.model_copy(update={"run_dir": run_dir})
     try:

@@ -13,7 +13,8 @@ from pathlib import Path
 REFUSED = 2
 """Exit status of the api, and then of the launcher, where another start cannot help."""
 TRY_LATER = 75
-"""Exit status of the resident where another start may help by and by (EX_TEMPFAIL)."""
+"""Exit status of the resident, or of a launcher whose run directory is another's, where another start may help by and
+by (EX_TEMPFAIL)."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 OOM_SCORE_RAISE = 300
 """Of a worker over the resident: nearly a third of all memory in the kernel's reckoning."""

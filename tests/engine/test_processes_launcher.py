@@ -191,6 +191,10 @@ def test_a_broken_model_is_answered_with_its_reason(tmp_path: Path) -> None:
             return answer.text if answer.status_code == 503 and "safetensors" in answer.text else ""
 
         wait_until(reason, describe="a 503 that names the file")
+        port = (run_dir / "api.port").read_text()
+        second = subprocess.run([*command, "--run-dir", str(run_dir)], capture_output=True, text=True, timeout=120)
+        assert second.returncode == 75 and f"--run-dir {run_dir}" in second.stderr.splitlines()[-1]
+        assert (run_dir / "api.port").read_text() == port, "the first one's sockets are let be"
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE_S) == 0
