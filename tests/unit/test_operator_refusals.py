@@ -237,6 +237,33 @@ async def test_a_quantity_that_is_none_is_named_with_its_field(field: str) -> No
     )
 
 
+NO_LISTS: dict[str, dict[str, Any]] = {
+    "podTemplate.spec.containers is 'engine', and is to be a list of maps": {"containers": "engine"},
+    "podTemplate.spec.volumes is {'name': 'x'}, and is to be a list of maps": {"volumes": {"name": "x"}},
+    "podTemplate.spec.containers[engine].env is {'A': 'b'}, and is to be a list of maps": {
+        "containers": [{"name": "engine", "env": {"A": "b"}}]
+    },
+}
+
+
+@pytest.mark.parametrize("told", NO_LISTS)
+async def test_what_is_no_list_is_named_and_not_taken_letter_by_letter(told: str) -> None:
+    one = Fixture(new_service(podTemplate={"spec": NO_LISTS[told]}))
+    await one.reconcile()
+    accepted = one.kube.condition("SpecAccepted")
+    assert accepted["reason"] == "InvalidPodTemplate" and ("Deployment", *KEY) not in one.kube.objects
+    assert accepted["message"].startswith(f"{told}. Remedy: ")
+
+
+async def test_a_template_that_the_deployment_cannot_keep_is_the_templates_fault_and_a_smaller_one_is_none() -> None:
+    for characters, status in ((300_000, "False"), (100_000, "True")):
+        one = Fixture(new_service(podTemplate={"metadata": {"annotations": {"a": "b" * characters}}}))
+        await one.reconcile()
+        accepted = one.kube.condition("SpecAccepted")
+        assert accepted["status"] == status
+        assert ("may have 262,144: move what is long" in accepted["message"]) == (status == "False")
+
+
 async def test_a_word_that_means_a_quantity_elsewhere_is_whose_it_is() -> None:
     attributes = {"csi": {"driver": "d", "volumeAttributes": {"sizeLimit": "10GB", "limits": "none"}}}
     wanted = {"nodeSelector": {"divisor": "blue"}, "volumes": [{"name": "x", **attributes}]}

@@ -12,9 +12,13 @@ from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.api.v1alpha1.spec import UpgradePolicy
 from semipd_operator.render import names
 from semipd_operator.render.names import Object
-from semipd_operator.render.pod import pod_template
+from semipd_operator.render.pod import InvalidTemplate, pod_template
 from semipd_operator.render.rolling import Record
 from semipd_operator.settings import Settings
+
+
+MOST_ANNOTATION_BYTES = 256 << 10
+"""Of all annotations of an object: the API server's limit (TotalAnnotationSizeLimitB)."""
 
 
 class Unrenderable(ValueError):
@@ -38,9 +42,10 @@ def deployment(service: SemiPDService, settings: Settings, live: Object | None, 
             "labels": {**template["metadata"]["labels"], names.TEMPLATE_HASH_LABEL: template_hash},
         },
     }
-    metadata = names.metadata(service) | {
-        "annotations": {names.RECORD_ANNOTATION: record.text(), names.TEMPLATE_ANNOTATION: _compact(template)}
-    }
+    annotations = {names.RECORD_ANNOTATION: record.text(), names.TEMPLATE_ANNOTATION: _compact(template)}
+    if kept is None:
+        _check_size(annotations)
+    metadata = names.metadata(service) | {"annotations": annotations}
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -57,6 +62,16 @@ def deployment(service: SemiPDService, settings: Settings, live: Object | None, 
             "template": labelled,
         },
     }
+
+
+def _check_size(annotations: dict[str, str]) -> None:
+    """The API server would speak of an annotation that is not the user's."""
+    size = sum(len(f"{key}{value}".encode()) for key, value in annotations.items())
+    if size > MOST_ANNOTATION_BYTES:
+        raise InvalidTemplate(
+            f"podTemplate makes a pod of {size:,} bytes, and the Deployment, which keeps it, may have "
+            f"{MOST_ANNOTATION_BYTES:,}: move what is long (annotations, environment, arguments) to a ConfigMap"
+        )
 
 
 def template_hash(rendered: Object) -> str:

@@ -19,6 +19,8 @@ _KEYS = {
 }
 """The lists that are merged item by item, and what tells their items apart."""
 _APPENDED = ("tolerations",)
+LISTS = frozenset({*_KEYS, *_APPENDED})
+"""Fields that are lists wherever a pod has them."""
 
 
 def merge(base: Any, over: Any, field: str = "") -> Any:

@@ -17,7 +17,7 @@ from semipd_operator.api.v1alpha1.engine import GPU, NOT_WHOLE, ONE_GPU, is_whol
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.render import engine as engine_args
 from semipd_operator.render import names
-from semipd_operator.render.merge import merge
+from semipd_operator.render.merge import LISTS, merge
 from semipd_operator.render.model import model_source
 from semipd_operator.render.names import Object
 from semipd_operator.settings import Settings
@@ -107,13 +107,32 @@ def pod_template(service: SemiPDService, settings: Settings) -> Object:
         for each in [*pod["containers"], *pod.get("initContainers", [])]:
             each["imagePullPolicy"] = settings.image_pull_policy
     own: Object = {"metadata": {"labels": names.labels(service)}, "spec": pod}
-    merged: Object = merge(own, service.spec.pod_template.model_dump(by_alias=True, exclude_defaults=True))
+    wanted = service.spec.pod_template.model_dump(by_alias=True, exclude_defaults=True)
+    _check_lists(wanted)
+    merged: Object = merge(own, wanted)
     _let_speak(merged["spec"])
     # The selector's label is not the user's to change: a Deployment that cannot find its pods is refused.
     merged["metadata"]["labels"] |= names.labels(service)
     _check_gpus(merged)
     _check_quantities(merged["spec"], "podTemplate.spec")
     return merged
+
+
+def _check_lists(wanted: Object) -> None:
+    """What is laid over a list by its items' names has to be one: a text would be taken letter by letter."""
+    spec = wanted.get("spec") or {}
+    places = [("podTemplate.spec", spec)]
+    for kind in ("containers", "initContainers"):
+        found = spec.get(kind)
+        places += [
+            (f"podTemplate.spec.{kind}[{one.get('name')}]", one)
+            for one in (found if isinstance(found, list) else [])
+            if isinstance(one, Mapping)  # anything else is the API server's to refuse
+        ]
+    for where, part in places:
+        for field in sorted(LISTS & part.keys()):
+            if not isinstance(part[field], list | None):
+                raise InvalidTemplate(f"{where}.{field} is {part[field]!r:.200}, and is to be a list of maps")
 
 
 def _let_speak(pod: Object) -> None:
