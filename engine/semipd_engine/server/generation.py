@@ -18,6 +18,7 @@ import msgspec
 from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.ipc.requests import AbortRequest, AddRequest, ApiToCore, Gate, Outputs, RequestOutput
 from semipd_engine.ipc.tokens import Sampling
+from semipd_engine.server import timing
 from semipd_engine.server.errors import ApiError, core_error, engine_failure, expired, unavailable
 from semipd_engine.server.gate import Backlog
 from semipd_engine.server.metrics import EngineMetrics
@@ -243,25 +244,13 @@ class Generation:
             self._all.metrics.observe("vllm:request_max_num_generation_tokens", longest)
 
     def _advance(self, sequence: Sequence, output: RequestOutput, now: float) -> int:
-        metrics, tokens, before = self._all.metrics, len(output.token_ids), sequence.last_token_at
+        tokens = len(output.token_ids)
         self._pending.append(sequence.push(output))
         if not tokens:
             return 0
-        metrics.count("vllm:generation_tokens_total", tokens)
-        sequence.last_token_at = now
-        if before is not None:
-            metrics.observe("vllm:inter_token_latency_seconds", (now - before) / tokens, tokens)
+        if not timing.tokens_came(self._all.metrics, sequence, tokens, now, self.received_at, self._terms):
             return tokens
         self._answered(1, [self._tickets[sequence.index]])
-        first = now if sequence.first_token_at is None else sequence.first_token_at
-        metrics.observe("vllm:time_to_first_token_seconds", first - self.received_at)
-        if self._terms.ttft_target is not None and first - self.received_at > self._terms.ttft_target:
-            metrics.count("semipd_ttft_target_misses_total")
-        metrics.count("vllm:prompt_tokens_total", sequence.prompt_tokens)
-        if tokens == 1:
-            sequence.last_token_at = first
-        else:
-            metrics.observe("vllm:inter_token_latency_seconds", (now - first) / (tokens - 1), tokens - 1)
         return tokens + sequence.prompt_tokens
 
     def _end_running(self, reason: str) -> None:
@@ -283,28 +272,8 @@ class Generation:
         self._all.in_work -= sequences
 
     def _finished(self, sequence: Sequence, reason: str) -> None:
-        """Record the sequence's times. One that failed or left counts only as such: its times mean nothing."""
         self._over(1)
-        metrics = self._all.metrics
-        metrics.count("vllm:request_success_total", 1, reason)
-        if reason not in ("stop", "length"):
-            return
-        metrics.observe("vllm:request_prompt_tokens", sequence.prompt_tokens)
-        metrics.observe("vllm:request_generation_tokens", sequence.output_tokens)
-        first, last, scheduled = sequence.first_token_at, sequence.last_token_at, sequence.scheduled_at
-        if first is None or last is None:
-            return
-        metrics.observe("vllm:e2e_request_latency_seconds", last - self.received_at)
-        metrics.observe("vllm:request_decode_time_seconds", last - first)
-        if sequence.output_tokens > 1:
-            mean = (last - first) / (sequence.output_tokens - 1)
-            metrics.observe("vllm:request_time_per_output_token_seconds", mean)
-            if self._terms.tpot_target is not None and mean > self._terms.tpot_target:
-                metrics.count("semipd_tpot_target_misses_total")
-        if scheduled is not None:
-            metrics.observe("vllm:request_queue_time_seconds", scheduled - self.received_at)
-            metrics.observe("vllm:request_prefill_time_seconds", first - scheduled)
-            metrics.observe("vllm:request_inference_time_seconds", last - scheduled)
+        timing.ended(self._all.metrics, sequence, reason, self.received_at, self._terms)
 
 
 def reseed(sampling: Sampling, repeat: int, score: bool) -> Sampling:

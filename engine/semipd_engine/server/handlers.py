@@ -45,10 +45,10 @@ async def completions(service: Service, request: Request) -> Response:
     service.check_model(body.model)
     judge_fields(service, request, body)
     shape = CompletionShape(body, service.tokenizer)
-    lengths = [service.estimate(prompt) for prompt in body.prompt]
+    lengths = [service.encoding.estimate(prompt, service.max_model_len) for prompt in body.prompt]
 
     def encode() -> list[list[int]]:
-        return service.encode_prompts(body.prompt, body.add_special_tokens)
+        return service.encoding.ids(body.prompt, body.add_special_tokens, service.max_model_len)
 
     return await _answer(service, request, body, shape, lengths, size, encode)
 
@@ -61,9 +61,10 @@ async def chat_completions(service: Service, request: Request) -> Response:
     shape = ChatShape(body, service.tokenizer)
 
     def encode() -> list[list[int]]:
-        return service.encode_prompts([render(service, body)], body.add_special_tokens)
+        return service.encoding.ids([render(service, body)], body.add_special_tokens, service.max_model_len)
 
-    return await _answer(service, request, body, shape, [service.estimate(size)], size, encode)
+    lengths = [service.encoding.estimate(size, service.max_model_len)]
+    return await _answer(service, request, body, shape, lengths, size, encode)
 
 
 def render(service: Service, body: ChatRequest | TokenizeRequest) -> str:
@@ -118,7 +119,7 @@ async def _answer(
     generation.accept(terms)
     try:
         grammar = await generation.in_time(service.grammar(body, request.receive, client_of(request.scope)))
-        encoded = await generation.in_time(service.tokenise(size, encode, request.receive))
+        encoded = await generation.in_time(service.encoding.in_turn(size, encode, request.receive))
         await generation.in_time(service.start(generation, body, encoded, grammar))
         if body.stream:
             events = _events(service, generation, body, shape)

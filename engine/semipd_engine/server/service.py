@@ -1,53 +1,41 @@
-"""The api process without its routes: admission, tokenising in order, requests to core. Knows no HTTP."""
+"""The api process without its routes: admission, what an answer must be, requests to core. Knows no HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypeVar
 
 from starlette.types import Receive
 
 from semipd_engine.cards.chat_template import ChatTemplates
 from semipd_engine.cards.model_card import load_model_card
-from semipd_engine.cards.tokenizer import TextTooLong, Tokenizer
+from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.contract import EngineOptions, ReasoningParser, ToolParser
 from semipd_engine.ipc.requests import CoreState, Outputs, Rejected
 from semipd_engine.server.admission import OUTAGE_GRACE_SECONDS, Admission
 from semipd_engine.server.answer import MARKERS, AnswerOptions
 from semipd_engine.server.bodies import Bodies
-from semipd_engine.server.body_values import Prompt
 from semipd_engine.server.chat import thinks
 from semipd_engine.server.core_client import CoreClient
+from semipd_engine.server.encoding import Encoding
 from semipd_engine.server.errors import ApiError, bad_request, beyond_targets, unavailable
 from semipd_engine.server.gate import refusal
 from semipd_engine.server.generation import Generation, Generations
 from semipd_engine.server.grammar_judge import GrammarJudge
 from semipd_engine.server.http_io import while_connected
 from semipd_engine.server.metrics import EngineMetrics
-from semipd_engine.server.params import check_prompt_length, check_scores, check_token_ids, resolve, too_long
+from semipd_engine.server.params import check_scores, resolve
 from semipd_engine.server.protocol import ChatRequest, GenerationRequest
 from semipd_engine.server.sequence import TextOptions
 from semipd_engine.server.tools import HERMES, MARKS, format_named, format_of, function_names, reasons
 
-INLINE_BYTES = 4096
-"""Bodies up to this size are tokenised on the event loop (well under a millisecond); larger ones in a thread."""
-LARGE_BYTES = 1 << 16
-"""Larger ones have a thread of their own: nobody waits for a text that is much longer than his."""
-
 NO_GRAMMAR = {"response_format": {"type": "text"}}
 """Many clients say so: nobody is asked about it."""
-
-CHARACTERS_PER_TOKEN = 4.0
-"""Of a text, until this model's own figure is known."""
-
-T = TypeVar("T")
 
 
 class Service:
@@ -84,10 +72,8 @@ class Service:
         self.fingerprint = _fingerprint(options.model)
         limits = [limit for limit in (options.max_model_len, self.card.max_model_len) if limit]
         self.max_model_len = min(limits, default=0)
-        self._threads = [ThreadPoolExecutor(1, name) for name in ("tokenise", "tokenise-large")]
+        self.encoding = Encoding(self.tokenizer, self.card.vocab_size)
         self.judge = GrammarJudge(options.model, self.card.vocab_size)
-        self._encoded = (0, 0)
-        """Characters and tokens of all texts so far."""
         self._texts = 0
         """Of `text_place`."""
         self._admitting = asyncio.Event()
@@ -126,8 +112,8 @@ class Service:
     ) -> Generation:
         """Reserve a place, before any work is done for the request. Raises `ApiError` (400, 429, 503).
 
-        `prompts`: about how many tokens each has (`estimate`): core hears of those that are refused. `wish`: seconds
-        within which the client wants its first token.
+        `prompts`: about how many tokens each has (`Encoding.estimate`): core hears of those that are refused. `wish`:
+        seconds within which the client wants its first token.
         """
         received_at = time.monotonic()
         try:
@@ -158,16 +144,6 @@ class Service:
         if refused is not None:
             raise beyond_targets(refused.slo, refused.message, refused.retry_after)
 
-    def estimate(self, prompt: Prompt | int) -> int:
-        """Tokens of a prompt, or of a text with so many characters; not tokenised, and at most what the model takes."""
-        if isinstance(prompt, list):
-            tokens = len(prompt)
-        else:
-            characters, encoded = self._encoded
-            rate = characters / encoded if encoded else CHARACTERS_PER_TOKEN
-            tokens = round((prompt if isinstance(prompt, int) else len(prompt)) / rate)
-        return max(1, min(tokens, self.max_model_len or tokens))
-
     @contextmanager
     def text_place(self) -> Iterator[None]:
         """A place for what is tokenised for its own sake. Raises `ApiError` (429)."""
@@ -177,38 +153,6 @@ class Service:
             yield
         finally:
             self._texts -= 1
-
-    async def tokenise(self, size: int, work: Callable[[], T], receive: Receive) -> T:
-        """Run `work` (rendering, encoding) for a body of `size` bytes without stopping the streams. Bodies of like size
-        finish in the order they came in. Raises `ClientDisconnect` if the client does not wait for it."""
-        if size <= INLINE_BYTES:
-            return work()
-        return await self._in_thread(self._threads[size > LARGE_BYTES], work, receive)
-
-    async def _in_thread(self, thread: ThreadPoolExecutor, work: Callable[[], T], receive: Receive) -> T:
-        """Work of a client that leaves before its turn is never begun."""
-
-        async def done() -> T:
-            return await asyncio.get_running_loop().run_in_executor(thread, work)
-
-        return await while_connected(receive, done())
-
-    def encode_prompts(self, prompts: list[Prompt], add_special_tokens: bool) -> list[list[int]]:
-        """Ids of each prompt, checked against the vocabulary and the model's length. Raises `ApiError` (400)."""
-        encoded = []
-        for prompt in prompts:
-            if isinstance(prompt, str):
-                try:
-                    ids = self.tokenizer.encode(prompt, add_special_tokens, self.max_model_len)
-                except TextTooLong:
-                    raise too_long(f"more than {self.max_model_len}", self.max_model_len) from None
-                self._encoded = (self._encoded[0] + len(prompt), self._encoded[1] + len(ids))
-            else:
-                ids = prompt
-            check_token_ids("prompt", ids, self.card.vocab_size)
-            check_prompt_length(len(ids), self.max_model_len)
-            encoded.append(ids)
-        return encoded
 
     async def grammar(self, request: GenerationRequest, receive: Receive, client: str) -> str:
         """What the answer must look like (`ipc.requests.AddRequest.grammar`). `client`: who asks, whose grammars wait
@@ -294,8 +238,7 @@ class Service:
             await self.judge.end()
 
     def close(self) -> None:
-        for thread in self._threads:
-            thread.shutdown(wait=False, cancel_futures=True)
+        self.encoding.close()
 
 
 def _fingerprint(model: Path) -> str:

@@ -40,7 +40,7 @@ async def tokenize(service: Service, request: Request) -> Response:
         return dump(found)
 
     with service.text_place():
-        return json_response(await service.tokenise(size, answer, request.receive))
+        return json_response(await service.encoding.in_turn(size, answer, request.receive))
 
 
 async def detokenize(service: Service, request: Request) -> Response:
@@ -53,4 +53,4 @@ async def detokenize(service: Service, request: Request) -> Response:
         return dump({"prompt": service.tokenizer.decode_long(body.tokens)})
 
     with service.text_place():
-        return json_response(await service.tokenise(size, answer, request.receive))
+        return json_response(await service.encoding.in_turn(size, answer, request.receive))

@@ -25,9 +25,10 @@ from semipd_engine.cards.tokenizer import CHARACTERS_AT_ONCE, TextTooLong
 from semipd_engine.contract import EngineOptions, EngineState
 from semipd_engine.ipc.requests import CoreState
 from semipd_engine.server import handlers
+from semipd_engine.server.encoding import INLINE_BYTES, LARGE_BYTES
 from semipd_engine.server.errors import ApiError
 from semipd_engine.server.headers import RequestIds
-from semipd_engine.server.service import INLINE_BYTES, LARGE_BYTES, Service
+from semipd_engine.server.service import Service
 
 pytestmark = pytest.mark.unit
 
@@ -55,19 +56,19 @@ async def test_nobody_waits_for_work_that_takes_long(service: Service) -> None:
         await asyncio.sleep(3600)
         return {}
 
-    long = asyncio.create_task(service.tokenise(INLINE_BYTES + 1, lambda: work("long"), connected))
-    huge = asyncio.create_task(service.tokenise(LARGE_BYTES + 1, lambda: work("huge"), connected))
+    long = asyncio.create_task(service.encoding.in_turn(INLINE_BYTES + 1, lambda: work("long"), connected))
+    huge = asyncio.create_task(service.encoding.in_turn(LARGE_BYTES + 1, lambda: work("huge"), connected))
     await asyncio.to_thread(wait_until, lambda: len(begun) == 2)
-    assert await service.tokenise(INLINE_BYTES, lambda: "short", connected) == "short"
+    assert await service.encoding.in_turn(INLINE_BYTES, lambda: "short", connected) == "short"
 
     async def leave() -> Message:
         return {"type": "http.disconnect"}
 
     with pytest.raises(ClientDisconnect):
-        await service.tokenise(INLINE_BYTES + 1, lambda: begun.append("nobody waits for it"), leave)
+        await service.encoding.in_turn(INLINE_BYTES + 1, lambda: begun.append("nobody waits for it"), leave)
     go.set()
     assert await asyncio.gather(long, huge) == ["long", "huge"]
-    assert await service.tokenise(INLINE_BYTES + 1, lambda: "next", connected) == "next"
+    assert await service.encoding.in_turn(INLINE_BYTES + 1, lambda: "next", connected) == "next"
     assert len(begun) == 2
 
 
@@ -94,9 +95,9 @@ async def test_a_request_whose_time_is_over_waits_for_no_work_of_another(
 
     headers = [(b"x-request-timeout-ms", b"20")]
     scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
-    monkeypatch.setattr(service, "encode_prompts", lambda *_: work("its own"))
+    monkeypatch.setattr(service.encoding, "ids", lambda *_: work("its own"))
     service.core_state(CoreState(ready=True, state=EngineState.READY, admitting=True, max_model_len=512))
-    others = asyncio.create_task(service.tokenise(INLINE_BYTES + 1, lambda: work("others"), connected))
+    others = asyncio.create_task(service.encoding.in_turn(INLINE_BYTES + 1, lambda: work("others"), connected))
     await asyncio.to_thread(wait_until, lambda: begun == ["others"])
     with pytest.raises(ApiError) as refused:
         await RequestIds(partial(_handled, service))(scope, receive, _unsent)
@@ -104,7 +105,7 @@ async def test_a_request_whose_time_is_over_waits_for_no_work_of_another(
     assert not service.generations.open and not service.generations.by_key
     go.set()
     await others
-    await service.tokenise(INLINE_BYTES + 1, lambda: "next", connected)
+    await service.encoding.in_turn(INLINE_BYTES + 1, lambda: "next", connected)
     assert "its own" not in begun
 
 
