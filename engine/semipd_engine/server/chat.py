@@ -87,6 +87,9 @@ def _normalise(message: Message, where: str) -> Message:
     if content is None and isinstance(message.get("refusal"), str):
         content = message["refusal"]
     normal = message | {"role": ROLES.get(role, role), "content": content or ""}
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if thought:  # templates know one of the names, clients send the other
+        normal |= {"reasoning_content": thought, "reasoning": thought}
     if calls := _tool_calls(normal.pop("tool_calls", None), f"{where}.tool_calls"):
         normal["tool_calls"] = calls
     return normal

@@ -8,13 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from semipd_engine.cards.template_reach import Reach
+from semipd_engine.server.chat import TEXT_PARTS
 from semipd_engine.server.protocol import TemplateFields
 
 MESSAGE = frozenset(
-    {"role", "content", "tool_calls", "tool_call_id", "refusal", "reasoning", "reasoning_content"}
-    | {"annotations", "function_call", "audio"}
+    {"role", "content", "tool_calls", "tool_call_id", "refusal"} | {"annotations", "function_call", "audio"}
 )
 """Of these the first are shown as the template has it, annotations are of what was said, the last are refused."""
+THOUGHTS = frozenset({"reasoning", "reasoning_content"})
+"""Two names of one thing: a template that names either shows it (`chat.normalise`)."""
 PART = frozenset({"type", "text", "refusal", "annotations", "logprobs"})
 CALL, CALLED = frozenset({"id", "type", "function", "index"}), frozenset({"name", "arguments"})
 TOOL, FUNCTION = frozenset({"type", "function"}), frozenset({"name", "description", "parameters", "strict"})
@@ -42,10 +44,14 @@ def _of_messages(messages: Iterable[Any], reach: Reach) -> Iterator[str]:
         if not isinstance(message, dict):
             continue
         for name in _beyond(message, MESSAGE):
-            shown = name in reach.words if name != "name" else reach.names or message.get("role") == "tool"
+            shown = name in reach.words or (name in THOUGHTS and bool(THOUGHTS & reach.words))
+            if name == "name":
+                shown = reach.names or message.get("role") == "tool"
             if not shown:
                 yield f"messages[].{name}"
-        yield from _each(message.get("content"), PART, "messages[].content[]")
+        content = message.get("content")
+        parts = [part for part in content if _is_text(part)] if isinstance(content, list) else []  # others are refused
+        yield from _each(parts, PART, "messages[].content[]")
         yield from _each(message.get("tool_calls"), CALL, "messages[].tool_calls[]", CALLED)
 
 
@@ -59,6 +65,10 @@ def _each(items: Any, known: frozenset[str], where: str, function: frozenset[str
             yield from (f"{where}.{name}" for name in _beyond(item, known))
             if function and isinstance(item.get("function"), dict):
                 yield from (f"{where}.function.{name}" for name in _beyond(item["function"], function))
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in TEXT_PARTS
 
 
 def _beyond(given: Mapping[str, Any], known: frozenset[str]) -> list[str]:

@@ -36,7 +36,7 @@ text-align: left; vertical-align: top } code { font-size: 93% } h2 { margin-top:
 <table><tr><th>status</th><th>type</th><th>body</th><th>when</th></tr>
 {% for status, answer in operation.responses.items() %}{% for type, told in (answer.content or {"": {}}).items() -%}
 <tr><td>{{ status }}</td><td>{{ type }}</td><td>
-{%- if told.itemSchema %}each event: {{ kind(told.itemSchema.properties.data.contentSchema) }}
+{%- if told["x-itemSchema"] %}each event: {{ kind(told["x-itemSchema"].properties.data.contentSchema) }}
 {%- else %}{{ kind(told.schema) if told else "none" }}{% endif %}</td>
 <td>{{ answer.description }}</td></tr>
 {% endfor %}{% endfor %}</table>

@@ -58,7 +58,10 @@ MOST_COUNTED = 1 << 31
 """Characters, items or names: no answer has more."""
 _DRAFT = re.compile(r"https?://json-schema\.org/(draft-0[467]|draft/2019-09|draft/2020-12)/schema#?")
 """What llguidance knows of `$schema`. Whatever else it names says nothing about answers."""
-LEAST_INTEGER, LARGEST_INTEGER = -(2**63), 2**64 - 1
+LARGEST_INTEGER = 2**63
+"""llguidance reckons in doubles, and writes those beyond as powers of ten."""
+LEAST_STEP = 1e-9
+"""From a bound that is excluded to the first number that is not."""
 
 
 def held(schema: Any) -> Any:
@@ -89,11 +92,11 @@ class _Rewriting:
             elif name in _COUNTS and not isinstance(value, bool) and isinstance(value, int | float):
                 if (count := _count(name, value)) is not None:
                     found[name] = count
-            elif name in _BOUNDS and isinstance(value, int) and not LEAST_INTEGER <= value <= LARGEST_INTEGER:
+            elif name in _BOUNDS and isinstance(value, int) and not _exact(value):
                 found[name] = _rounded(value, _BOUNDS[name])
             else:
                 found[name] = self.of(value)
-        for rewrite in (_check_options, _format, self._names, self._unique, _check_count):
+        for rewrite in (_check_options, _format, _excluded, self._names, self._unique, _check_count):
             found = rewrite(found)
         return found
 
@@ -195,6 +198,24 @@ def _count(name: str, value: float) -> float | None:
     return int(value) if value == value // 1 else value
 
 
+def _excluded(node: Schema) -> Schema:
+    """llguidance lets a whole number through that is excluded, where the other bound is within a unit of it: there the
+    next one is the bound."""
+    if node.get("type") == "integer":
+        return node
+    bounds = {name: node[name] for name in _BOUNDS if type(node.get(name)) in (int, float)}
+    least = max((bounds[name] for name in ("minimum", "exclusiveMinimum") if name in bounds), default=-math.inf)
+    most = min((bounds[name] for name in ("maximum", "exclusiveMaximum") if name in bounds), default=math.inf)
+    if not 0 <= most - least < 1:
+        return node
+    for excluded, bound, towards in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
+        value = bounds.get(excluded)
+        if value is not None and value == int(value) and value in (least, most):
+            step = max(LEAST_STEP, 4 * math.ulp(value))
+            node = {name: each for name, each in node.items() if name != excluded} | {bound: value + towards * step}
+    return node
+
+
 def _check_count(node: Schema) -> Schema:
     """llguidance counts a name that comes twice as two. Names in `properties` come once, and one more is another."""
     least, required = node.get("minProperties"), node.get("required")
@@ -228,8 +249,12 @@ def _listed(node: Any) -> list[Any] | None:
 
 def _check_integers(name: str, values: Any) -> None:
     for value in _inside(values):
-        if isinstance(value, int) and not LEAST_INTEGER <= value <= LARGEST_INTEGER:
-            raise ValueError(f"{name}: {value} is beyond 64 bits, and cannot be held exactly; send it as a string")
+        if isinstance(value, int) and not _exact(value):
+            raise ValueError(f"{name}: {value} has more than 53 bits, and cannot be held exactly; send it as a string")
+
+
+def _exact(value: int) -> bool:
+    return abs(value) < LARGEST_INTEGER and int(float(value)) == value
 
 
 def _inside(values: Any) -> Iterable[Any]:

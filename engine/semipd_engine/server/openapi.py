@@ -40,7 +40,8 @@ def takes(model: type[BaseModel], answer: str, chunk: str | None = None) -> dict
         event = f"server-sent events, each the JSON of a {chunk}, or of an Error at the end; then [DONE]"
         data = {"type": "string", "contentMediaType": "application/json", "contentSchema": ref(chunk)}
         item = {"type": "object", "required": ["data"], "properties": {"data": data}}
-        stream = {"schema": {"type": "string", "description": event}, "itemSchema": item}
+        # OpenAPI 3.2 says itemSchema; few tools read that yet, and 3.1 allows no such name.
+        stream = {"schema": {"type": "string", "description": event}, "x-itemSchema": item}
         found["responses"][200]["content"]["text/event-stream"] = stream
     return found | {"openapi_extra": {"requestBody": {"required": True, "content": content}}}
 

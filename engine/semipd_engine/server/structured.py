@@ -21,7 +21,8 @@ MAX_GRAMMAR_CHARACTERS = 1 << 18
 ANY_WHITESPACE = r"[\x20\x0A\x0D\x09]{0,32}"
 """Between the parts of JSON: bounded, so that a model that likes blanks gets further."""
 KINDS = ("json", "regex", "choice", "grammar", "json_object")
-_HARMLESS = ("disable_fallback",)
+_HARMLESS = ("disable_fallback", "_backend", "_backend_was_auto")
+"""Of vLLM's: there is one backend."""
 _MODIFIERS = ("disable_any_whitespace", "whitespace_pattern")
 GUIDED = {f"guided_{kind}": kind for kind in KINDS}
 ErrorOf = Callable[[str], str]
@@ -49,6 +50,8 @@ def grammar_of(given: Mapping[str, Any], error_of: ErrorOf = parsed) -> str:
     options = given.get("structured_outputs") or {}
     if unknown := [name for name in options if name not in (*KINDS, *_MODIFIERS, *_HARMLESS) and options[name]]:
         remedy = f"use one of {', '.join(KINDS)}"
+        if unknown[0] == "disable_additional_properties":
+            remedy = "write additionalProperties: false into the schema"
         raise bad_request(f"structured_outputs.{unknown[0]}", f"not supported; {remedy}")
     modifiers: Mapping[str, Any] = {
         name: value for name in _MODIFIERS if (value := options.get(name)) not in (None, False)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 from tests.unit.server.test_structured import answer, json_of, tokenizer  # noqa: F401
 
+from semipd_engine.cards.guidance import new_matcher, read_vocabulary
 from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.core.grammar import Grammars
 from semipd_engine.server.errors import ApiError
@@ -57,6 +59,8 @@ def unique(items: Any, **more: Any) -> dict[str, Any]:
         {"properties": {"a": {"const": 1}}, "required": ["a"], "minProperties": 2, "maxProperties": 3} | OTHERS,
         {"type": "integer", "minimum": 7, "maximum": 10**40},
         {"type": "string", "minLength": 2.0, "maxLength": 3.0},
+        {"enum": [2**53, -(2**53) - 2, -(2**60), 2**62]},
+        {"type": "integer", "minimum": 2**53 + 1, "maximum": 2**53 + 5},
         {"type": "string", "pattern": "^ab?$", "maxLength": 10**12},
         {"type": "array", "items": {"const": 1}, "minItems": 1.0, "maxItems": 3},
         {"$schema": "http://json-schema.org/schema#", "const": 1},
@@ -75,6 +79,28 @@ def test_what_ends_follows_the_schema_that_was_sent(grammars: Grammars, tokenize
 
 
 @pytest.mark.parametrize(
+    ("schema", "out", "within"),
+    [
+        ({"exclusiveMinimum": 0, "maximum": 0.5}, ["0", "0.0"], ["0.5", "0.00001"]),
+        ({"exclusiveMinimum": 10, "exclusiveMaximum": 10.5}, ["10", "10.5"], ["10.25"]),
+        ({"minimum": -0.5, "exclusiveMaximum": 0}, ["-0", "0"], ["-0.5", "-0.001"]),
+        ({"exclusiveMinimum": 1, "exclusiveMaximum": 2}, ["1", "2"], ["1.5"]),
+        ({"exclusiveMinimum": 0, "maximum": 1}, ["0"], ["1", "0.5"]),
+        ({"exclusiveMinimum": 1e12, "maximum": 1e12 + 0.5}, ["1000000000000"], ["1000000000000.25"]),
+    ],
+)
+def test_what_is_excluded_stays_out(model_dir: Path, schema: Any, out: list[str], within: list[str]) -> None:
+    """gt=0, le=0.5, as pydantic has a rate."""
+    vocabulary = read_vocabulary(model_dir, 400)
+
+    def takes(text: str) -> bool:
+        matcher = new_matcher(vocabulary, json_of({"type": "number"} | schema))
+        return all(matcher.consume_token(one) for one in vocabulary.tokenize_str(text)) and matcher.is_accepting()
+
+    assert [text for text in (*out, *within) if takes(text)] == within
+
+
+@pytest.mark.parametrize(
     ("schema", "words"),
     [
         (unique({"type": "string"}), "uniqueItems"),
@@ -89,8 +115,12 @@ def test_what_ends_follows_the_schema_that_was_sent(grammars: Grammars, tokenize
         ({"minProperties": 3, "patternProperties": {"^x": {}}} | CLOSED, "comes twice"),
         ({"anyOf": [{"type": "object", "minProperties": 2}, {"type": "null"}]}, "comes twice"),
         ({"type": "object", "required": ["a", "a"], "properties": {"a": {}}, "minProperties": 3}, "1 are required"),
-        ({"enum": [10**30]}, "beyond 64 bits"),
-        ({"const": {"deep": [2**64]}}, "beyond 64 bits"),
+        ({"enum": [10**30]}, "more than 53 bits"),
+        ({"const": {"deep": [2**64]}}, "more than 53 bits"),
+        ({"const": 2**53 + 1}, "more than 53 bits"),
+        ({"const": -(2**53) - 1}, "more than 53 bits"),
+        ({"enum": [2**63 - 1]}, "more than 53 bits"),
+        ({"const": -(2**63)}, "more than 53 bits"),
         ({"not": {}, "x-guidance": {"lenient": True}}, "x-guidance.lenient"),
     ],
 )  # fmt: skip

@@ -295,3 +295,10 @@ def test_gbnf_has_the_escapes_of_llama_cpp(
 def test_a_character_that_there_is_not_is_refused(api: Api) -> None:
     refused = api.complete(guided_grammar=r"root ::= [\U00110000]")
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "guided_grammar")
+
+
+def test_vllms_options_have_a_remedy_that_fits_or_none() -> None:
+    asked = {"json": {"type": "object", "additionalProperties": False}}
+    assert grammar_of({"structured_outputs": asked | {"_backend": "xgrammar"}})
+    with pytest.raises(ApiError, match="additionalProperties: false"):
+        grammar_of({"structured_outputs": asked | {"disable_additional_properties": True}})

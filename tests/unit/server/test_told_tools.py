@@ -17,7 +17,8 @@ from tokenizers import Tokenizer
 
 from e2e.lib.waiting import wait_until
 from semipd_engine.cards.chat_template import ChatTemplates
-from semipd_engine.server import chat
+from semipd_engine.server import chat, chat_fields
+from semipd_engine.server.protocol import ChatRequest
 from semipd_engine.server.told_tools import in_words
 from semipd_engine.server.tools import HERMES, LLAMA3_JSON
 
@@ -200,6 +201,7 @@ ODD: dict[str, dict[str, Any]] = {
     "chat_template_kwargs.enable_thinking": {"chat_template_kwargs": {"enable_thinking": True}},
     "messages[].weight": user(weight=1),
     "messages[].name": user(name="Ann"),
+    "messages[].reasoning_content": {"messages": [{"role": "assistant", "content": "x", "reasoning_content": "Hm."}]},
     "messages[].content[].detail": user([{"type": "text", "text": "x", "detail": 1}]),
     "messages[].tool_calls[].x": said(x=1),
     "messages[].tool_calls[].function.x": said(function={"name": "f", "arguments": "{}", "x": 1}),
@@ -229,6 +231,24 @@ def test_what_asks_for_nothing_is_not_named(strict_api: Api) -> None:
     said = {"role": "assistant", "content": "x", "audio": None, "annotations": [], "refusal": None, "weight": None}
     nothing["messages"] = [*ASKS, said, *CALLED[1:], *ASKS]
     assert strict_api.chat(**nothing).status_code == 200
+
+
+def test_what_was_thought_is_shown_under_the_name_that_the_template_knows() -> None:
+    """And either name that a client sends it by is read then."""
+    templates = ChatTemplates(
+        {"default": "{% for m in messages %}{{ m.reasoning_content }}{{ m.content }}{% endfor %}"}, {}
+    )
+    for name in ("reasoning", "reasoning_content"):
+        said = [{"role": "assistant", "content": "x", name: "Hm."}]
+        assert templates.render(chat.normalise(said)).startswith("Hm.")
+        body = ChatRequest.model_validate({"messages": said})
+        assert not chat_fields.unread(body, body.messages, templates.reach(with_tools=False))
+
+
+def test_an_image_is_refused_as_one_under_strict_fields_too(strict_api: Api) -> None:
+    image = {"type": "image_url", "image_url": {"url": "x"}}
+    error = strict_api.chat(messages=[{"role": "user", "content": [image]}]).json()["error"]
+    assert "reads text" in error["message"] and error["param"].startswith("messages")
 
 
 def test_a_field_that_the_template_names_is_read(tmp_path: Path) -> None:
