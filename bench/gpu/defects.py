@@ -164,6 +164,23 @@ DEFECTS: tuple[Defect, ...] = (
         ("quarantine", "min(result.seq + 1, final)", "result.seq"),
     ),
     *_of(
+        f"{ENGINE}/core/scheduler.py",
+        "tests/unit/test_scheduler_ahead.py",
+        ("quarantine", ".planned(Phase.DECODE, self.behind.seq + steps - 1)", ".planned(Phase.DECODE, plan.seq)"),
+        ("epoch", "if plan is None or plan.seq != seq:", "if plan is None:"),
+    ),
+    *_of(
+        f"{ENGINE}/worker/model_runner.py",
+        "tests/engine/test_continued_plans.py",
+        ("quarantine", "more = _goes_on(requests, behind) if seq == final else True", "more = True"),
+        ("rows", "running = [i for i in running if requests[i] in going]", "pass"),
+    ),
+    *_of(
+        f"{ENGINE}/worker/input_batch.py",
+        "tests/unit/test_gpu_graphs.py -k continues",
+        ("block table", "self._extended, self._tables_there = True, None", "self._tables_there = None"),
+    ),
+    *_of(
         f"{ENGINE}/worker/model_runner.py",
         _STEP,
         (

@@ -42,6 +42,7 @@ from semipd_engine.model.stage import Stage, Step, Work
 from semipd_engine.pacing.quantum import Unpaced
 from semipd_engine.worker.decode_graphs import Capture
 from semipd_engine.worker.model_runner import ModelRunner
+from semipd_engine.worker.servable import Following, nothing_follows
 
 GPU = torch.device("cuda", 0)
 BLOCK = 16
@@ -154,11 +155,11 @@ class FakeWorker:
         ]
         return self.plan(StepPlan(1, 1, rows))
 
-    def plan(self, plan: StepPlan) -> Trace:
+    def plan(self, plan: StepPlan, following: Following = nothing_follows) -> Trace:
         self._record = trace = Trace(live=self._record.live)
         trace.peak = trace.live
         with self._witnesses():
-            for _ in self._runner.execute(plan, lambda seq: False):
+            for _ in self._runner.execute(plan, lambda seq: False, following):
                 pass
         return trace
 

@@ -12,10 +12,13 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator
 
-from semipd_engine.ipc.steps import Row, StepPlan, StepResult, TargetScores, TokenResult
+import msgspec
+
+from semipd_engine.ipc.steps import Continuation, Row, StepPlan, StepResult, TargetScores, TokenResult
 from semipd_engine.ipc.tokens import TokenLogprobs
 from semipd_engine.memory.layout import KVComponent, KVLayout
 from semipd_engine.pacing.quantum import Pacer
+from semipd_engine.worker.servable import Following, StaleSlot, nothing_follows
 
 VOCABULARY = 5000
 ITEM_BYTES = 4
@@ -54,6 +57,11 @@ def reference_scores(prompt: list[int]) -> list[float]:
     return [score(array("i", prompt[:i]), prompt[i]).logprob for i in range(1, len(prompt))]
 
 
+def extended(running: tuple[Row, list[int], int], blocks: dict[int, list[int]]) -> tuple[Row, list[int], int]:
+    row, tokens, start = running
+    return msgspec.structs.replace(row, block_table=row.block_table + blocks[row.request]), tokens, start
+
+
 class FakeRunner:
     """The interface of `worker.model_runner.ModelRunner` over a flat array of token ids."""
 
@@ -74,13 +82,21 @@ class FakeRunner:
         self.prefill_seconds = prefill_seconds
         self.decode_seconds = decode_seconds
         self.ahead = ahead
+        self.running: list[tuple[Row, list[int], int]] = []
+        """After a step: who goes on, with the token that comes next and its position."""
 
     def prepare(self) -> bool:
         return False
 
-    def execute(self, plan: StepPlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
+    def execute(
+        self, plan: StepPlan, recalled: Callable[[int], bool], following: Following = nothing_follows
+    ) -> Iterator[StepResult]:
         rows, stopped = [(row, row.tokens, row.start) for row in plan.rows], list[tuple[Row, list[int], int]]()
-        for step in range(plan.max_steps):
+        seq, recall, final = plan.seq, plan.seq, plan.seq + plan.max_steps - 1
+        while True:
+            behind: Continuation | None = None
+            if seq == final and not recalled(recall):
+                behind = following(final + 1)
             results, alive, begin = [], [], time.monotonic()
             scores: list[TargetScores] = []
             with self.pacer.quantum():
@@ -97,16 +113,26 @@ class FakeRunner:
                     end = start + len(tokens)
                     sampled = allowed(next_token(self.read(row.block_table, end)), row.mask)
                     results.append(TokenResult(row.request, sampled))
-                    if row.output_index + step + 1 < row.sampling.max_tokens:
+                    if row.output_index + (seq - plan.seq) + 1 < row.sampling.max_tokens:
                         ended = sampled in row.sampling.stop_token_ids
                         (stopped if ended else alive).append((row, [sampled], end))
             rows = alive
-            last = not rows or step == plan.max_steps - 1 or recalled(plan.seq)
-            if last and step < plan.max_steps - 1:
+            if behind is not None:
+                blocks = dict(behind.rows)
+                rows = [extended(each, blocks) for each in rows if each[0].request in blocks]
+                stopped = [extended(each, blocks) for each in stopped if each[0].request in blocks]
+            self.running = rows
+            last = not rows or (seq == final and behind is None) or recalled(recall)
+            if last and (seq < final or behind is not None):
                 self.write_stopped(stopped)
-            yield StepResult(plan.seq + step, results, last, seconds=time.monotonic() - begin, scores=scores)
+            yield StepResult(seq, results, last or seq == final, seconds=time.monotonic() - begin, scores=scores)
+            if last and behind is not None:
+                raise StaleSlot(behind.seq)
             if last:
                 return
+            if behind is not None:
+                recall, final = behind.seq, final + behind.max_steps
+            seq += 1
 
     def seconds(self, rows: list[list[int]]) -> float:
         """A step of single tokens takes decode's time, and each token of a chunk takes its own."""

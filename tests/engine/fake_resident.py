@@ -32,7 +32,7 @@ from semipd_engine.ipc.steps import StepPlan, StepResult
 from semipd_engine.memory.kv_size import MemoryGrant, available_memory
 from semipd_engine.pacing.quantum import Pacer
 from semipd_engine.resident import resident
-from semipd_engine.worker.servable import StaleSlot, UnfitError
+from semipd_engine.worker.servable import Following, StaleSlot, UnfitError, nothing_follows
 
 RAISE = 4998
 STALE = 4993
@@ -49,7 +49,9 @@ class TouchyRunner(FakeRunner):
     known: ClassVar[set[int]] = set()
     """Assignments of slots that it has refused once."""
 
-    def execute(self, plan: StepPlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
+    def execute(
+        self, plan: StepPlan, recalled: Callable[[int], bool], following: Following = nothing_follows
+    ) -> Iterator[StepResult]:
         for row in plan.rows:
             if row.start == 0 and row.tokens[0] == RAISE:
                 raise RuntimeError("as the prompt wished")
@@ -60,7 +62,7 @@ class TouchyRunner(FakeRunner):
                 self.taste(Phase.PREFILL, row.tokens[0])
             elif row.output_index > 0 and len(row.tokens) == 1:
                 self.taste(Phase.DECODE, self.read(row.block_table, 1)[0])
-        return super().execute(plan, recalled)
+        return super().execute(plan, recalled, following)
 
     def taste(self, phase: Phase, first_token: int) -> None:
         where, end = POISON.get(first_token, (None, None))

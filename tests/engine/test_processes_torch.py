@@ -20,6 +20,7 @@ from e2e.lib.models import random_model
 from e2e.lib.reference import reference
 from e2e.lib.waiting import wait_until
 from semipd_engine.contract import Device, DType, EngineOptions, Phase, SetPartition, Split
+from semipd_engine.core.engine_core import PLANS_AHEAD
 from semipd_engine.cpu_plan import cpu_plan
 
 MODEL = "qwen2"
@@ -43,7 +44,7 @@ def unified_engine(model: Path, tmp_path: Path, device: torch.device) -> Iterato
     yield from start(model, tmp_path, device, unified=True)
 
 
-def start(model: Path, tmp_path: Path, device: torch.device, unified: bool) -> Iterator[Engine]:
+def start(model: Path, tmp_path: Path, device: torch.device, unified: bool, **environment: str) -> Iterator[Engine]:
     engine = Engine(
         EngineOptions(
             model=model,
@@ -58,6 +59,7 @@ def start(model: Path, tmp_path: Path, device: torch.device, unified: bool) -> I
             unified=unified,
         ),
         TORCH_RESIDENT,
+        **environment,
     )
     try:
         engine.wait_state(seconds=120)
@@ -91,6 +93,14 @@ def assert_exact(model: Path, streams: list[Stream]) -> None:
 def test_sixteen_at_a_time_are_exact(split_engine: Engine, model: Path) -> None:
     client = split_engine.client()
     assert_exact(model, [client.add(prompt, 24) for prompt in prompts()])
+
+
+def test_plans_sent_ahead_are_exact(model: Path, tmp_path: Path, device: torch.device) -> None:
+    """On a GPU they always are."""
+    for engine in start(model, tmp_path, device, unified=False, **{PLANS_AHEAD: "1"}):
+        client = engine.client()
+        assert_exact(model, [client.add(prompt, MOST_TOKENS) for prompt in prompts()])
+        assert sum(record["behind"] for record in engine.records("plan")) > 3
 
 
 def test_one_process_mode_is_exact(unified_engine: Engine, model: Path) -> None:

@@ -3,8 +3,9 @@
 Requests come, share prefixes, are aborted and preempted; partitions are switched, workers and residents die, plans are
 stale and masks late. Each phase's worker executes its plan at moments of its own choosing, dies with its last writes
 done but unreported, keeps writing for requests that were aborted meanwhile, and once more for those that a token ended:
-it is a step ahead. Tokens are read back through the pool,
-so whatever goes wrong with a block shows as a wrong token; `Simulation.check` looks at the accounts after each step.
+it is a step ahead. With plans ahead decode's worker goes on with what continues its plan, where that comes in time, and
+holds then what the complete plan says. Tokens are read back through the pool, so whatever goes wrong with a block shows
+as a wrong token; `Simulation.check` looks at the accounts after each step.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from semipd_engine.contract import Phase
 from semipd_engine.core.block_pool import BlockPool
 from semipd_engine.core.kv_cache_manager import KVCacheManager
 from semipd_engine.core.plan_builder import SchedulerLimits
-from semipd_engine.core.plans import requests_of
+from semipd_engine.core.plans import UNKNOWN, continuation, requests_of
 from semipd_engine.core.request import Request, RequestState
 from semipd_engine.core.scheduler import Scheduler
-from semipd_engine.ipc.steps import StepPlan, StepResult
+from semipd_engine.ipc.steps import Continuation, PlanStale, StepPlan, StepResult
 from semipd_engine.ipc.tokens import Sampling, unpack_logprobs
 from semipd_engine.pacing.quantum import Unpaced
+from semipd_engine.worker.servable import StaleSlot
 
 BLOCK = 4
 
@@ -44,19 +46,45 @@ class LateMask:
 
 
 class Worker:
-    def __init__(self, runner: FakeRunner, phase: Phase) -> None:
-        self.runner, self.phase = runner, phase
+    def __init__(self, runner: FakeRunner, phase: Phase, generator: random.Random) -> None:
+        self.runner, self.phase, self.random = runner, phase, generator
         self.recall = 0
         self.steps: Iterator[StepResult] | None = None
-        self.unreported: deque[StepResult] = deque()
+        self.channel: deque[Continuation] = deque()
+        self.taken: Continuation | None = None
+        self.unreported: deque[StepResult | PlanStale] = deque()
 
     def start(self, plan: StepPlan) -> None:
-        self.steps = self.runner.execute(plan, lambda seq: self.phase is Phase.DECODE and self.recall >= seq)
+        self.refuse()
+        self.steps = self.runner.execute(
+            plan, lambda seq: self.phase is Phase.DECODE and self.recall >= seq, self.following
+        )
+
+    def following(self, seq: int) -> Continuation | None:
+        if not self.channel or self.channel[0].seq != seq or self.random.random() < 0.1:  # or it comes too late
+            return None
+        self.taken = self.channel.popleft()
+        return self.taken
+
+    def refuse(self) -> None:
+        """What is in the channel continues nothing."""
+        while self.channel:
+            self.unreported.append(PlanStale(self.channel.popleft().seq))
 
     def execute(self) -> StepResult | None:
-        result = next(self.steps, None) if self.steps is not None else None
-        if result is None or result.last:
+        """One step, to be reported later."""
+        self.taken = None
+        try:
+            result = next(self.steps, None) if self.steps is not None else None
+        except StaleSlot as stale:
+            assert stale.seq is not None
+            self.unreported.append(PlanStale(stale.seq))
+            result = None
+        if result is not None:
+            self.unreported.append(result)
+        if result is None or (result.last and self.taken is None):
             self.steps = None
+            self.refuse()
         return result
 
 
@@ -68,13 +96,15 @@ class Simulation:
         num_blocks: int = 14,
         aggregated: bool | None = False,
         defects: bool = False,
+        ahead: bool = False,
     ) -> None:
-        """`aggregated`: prompts share decode's steps; None: now they do, now they do not. `defects`: the block accounts
-        go wrong now and then, and nobody looks at them but the scheduler."""
+        """`ahead`: decode's next plan is sent while one runs. `aggregated`: prompts share decode's steps; None: now
+        they do, now they do not. `defects`: the block accounts go wrong now and then, and nobody looks at them but the
+        scheduler."""
         self.random = random.Random(seed)
         self.memory = array("i", [-1] * (num_blocks * BLOCK))
         pool = pool_type(num_blocks)
-        limits = SchedulerLimits(max_model_len=52, max_num_seqs=6, prefill_chunk_tokens=7, max_decode_steps=4)
+        limits = SchedulerLimits(52, max_num_seqs=6, prefill_chunk_tokens=7, max_decode_steps=4, plans_ahead=ahead)
         self.scheduler = Scheduler(limits, KVCacheManager(pool, BLOCK), bool(aggregated))
         self.defects = defects
         self.looks = True
@@ -86,6 +116,8 @@ class Simulation:
         """Phases of which the next plan goes to another worker."""
         self.tables: dict[int, list[int]] = {}
         """Assignment of a slot -> the block table of its last plan."""
+        self.behind: dict[int, StepPlan] = {}
+        """Those that were sent ahead, complete."""
         self.seen: Counter[str] = Counter()
         self.requests: dict[int, Request] = {}
         self.outputs: dict[int, list[int]] = {}
@@ -97,7 +129,7 @@ class Simulation:
 
     def born(self, phase: Phase) -> Worker:
         """A worker that knows nothing but the memory."""
-        return Worker(FakeRunner(memoryview(self.memory), BLOCK, Unpaced(), ahead=True), phase)
+        return Worker(FakeRunner(memoryview(self.memory), BLOCK, Unpaced(), ahead=True), phase, self.random)
 
     def add(self) -> None:
         prompt = self.random.choice(self.prefixes)[: self.random.randrange(17)]
@@ -122,32 +154,64 @@ class Simulation:
             return
         self.check_plan(plan)
         worker = self.workers[phase]
-        assert worker.steps is None and not worker.unreported, "a phase has steps in flight on one worker"
+        assert worker.steps is None, "a phase has steps in flight on one worker"
+        assert all(isinstance(answer, PlanStale) for answer in worker.unreported)
         if phase in self.switching:
             self.switching.discard(phase)
             worker = self.workers[phase] = self.born(phase)
             self.seen["switch"] += 1
         if self.random.random() < 0.01:
-            self.scheduler.plan_stale(phase)
+            self.scheduler.plan_stale(phase, plan.seq)
             self.seen["stale"] += 1
         else:
             worker.start(plan)
 
+    def plan_behind(self) -> None:
+        running, worker = self.scheduler.in_flight.get(Phase.DECODE), self.workers[Phase.DECODE]
+        if Phase.DECODE in self.switching or (plan := self.scheduler.plan_behind()) is None:
+            return
+        assert running is not None and plan.seq == running.seq + running.max_steps
+        self.check_plan(plan)
+        self.behind[plan.seq] = plan
+        worker.channel.append(continuation(running, plan))
+        self.seen["sent"] += 1
+
+    def execute(self, worker: Worker) -> None:
+        result, taken = worker.execute(), worker.taken
+        if result is None or taken is None:
+            return
+        self.seen["ahead"] += 1
+        whole = {row.request: row for row in self.behind[taken.seq].rows}
+        going = {row.request: (start, row.block_table) for row, _, start in worker.runner.running}
+        assert taken.seq == result.seq + 1
+        assert going == {request: (whole[request].start, whole[request].block_table) for request in going}
+        ended = set(whole) - set(going)
+        sampled = {token.request: token.token for token in result.tokens}
+        for request in ended & set(sampled):
+            assert sampled[request] in self.requests[request].sampling.stop_token_ids, "who goes on, goes on"
+
     def switch(self, phase: Phase) -> None:
         """Another partition: decode's plan ends at its next step, the next one goes to a worker of another rung."""
         self.switching.add(phase)
-        plan = self.scheduler.in_flight.get(phase)
+        plan = self.scheduler.last_decode_plan
         if plan is not None and phase is Phase.DECODE:
             self.workers[phase].recall = plan.seq
 
     def deliver(self, worker: Worker) -> None:
-        if worker.unreported:
-            self.scheduler.book(worker.phase, worker.unreported.popleft(), 0.0)
+        if not worker.unreported:
+            return
+        answer = worker.unreported.popleft()
+        if isinstance(answer, PlanStale):
+            self.seen["late ahead"] += self.scheduler.plan_stale(worker.phase, answer.seq)
+        else:
+            self.scheduler.book(worker.phase, answer, 0.0)
 
     def crash(self, worker: Worker) -> None:
         self.seen["crash"] += worker.steps is not None
         if self.random.random() < 0.5:
+            lost = list(worker.unreported)
             worker.execute()  # the step's writes are done, its report is lost
+            worker.unreported = deque(lost)
         while worker.unreported:
             self.deliver(worker)
         self.workers[worker.phase] = self.born(worker.phase)
@@ -182,13 +246,12 @@ class Simulation:
             self.lose_resident()
         elif dice < 0.085:
             self.switch(worker.phase)
-        elif dice < 0.5 and worker.steps is not None:
-            result = worker.execute()
-            if result is not None:
-                worker.unreported.append(result)
+        elif dice < 0.5 and (worker.steps is not None or worker.channel):
+            self.execute(worker)
         else:
             self.deliver(worker)
             self.plan(worker.phase)
+            self.plan_behind()
             recall = self.scheduler.take_recall()
             if recall is not None:
                 self.workers[Phase.DECODE].recall = recall
@@ -219,6 +282,7 @@ class Simulation:
             for request in self.scheduler.table.running.values()
         )
         for row in plan.rows:
+            assert row.tokens != [UNKNOWN] or plan is self.scheduler.behind, "a plan is complete, but for that"
             steps = 1 if row.sampling is None else min(plan.max_steps, row.sampling.max_tokens - row.output_index)
             end = row.start + len(row.tokens) + steps - 1
             assert end <= len(row.block_table) * BLOCK, "all steps of a plan are within blocks already granted"
@@ -238,7 +302,8 @@ class Simulation:
                 assert blocks[block].references == 1, "one owner allocates: what is not published is one request's"
         assert len(held) == self.pool.counts().used
         assert all(blocks[block].references == count for block, count in held.items())
-        for plan in self.scheduler.in_flight.values():
+        behind = [self.scheduler.behind] if self.scheduler.behind is not None else []
+        for plan in [*self.scheduler.in_flight.values(), *behind]:
             for row in plan.rows:
                 request = self.requests[row.request]
                 if request.finish_reason != "abort" and request.state is not RequestState.WAITING:
@@ -290,16 +355,12 @@ class Simulation:
             if not self.scheduler.table.by_id:
                 break
             for worker in self.workers.values():
-                result = worker.execute()
-                if result is not None:
-                    worker.unreported.append(result)
+                self.execute(worker)
                 self.deliver(worker)
                 self.plan(worker.phase)
             self.settle()
         for worker in self.workers.values():
-            while worker.steps is not None or worker.unreported:
-                result = worker.execute()
-                if result is not None:
-                    worker.unreported.append(result)
+            while worker.steps is not None or worker.channel or worker.unreported:
+                self.execute(worker)
                 self.deliver(worker)
         self.settle()

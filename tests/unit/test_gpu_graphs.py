@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from bench.gpu.models import CONTEXT, Shape, card
 from bench.gpu.step_trace import BLOCK, GREEDY, FakeWorker, Trace
 from semipd_engine.contract import Phase
-from semipd_engine.ipc.steps import Row, StepPlan
+from semipd_engine.ipc.steps import Continuation, Row, StepPlan
 from semipd_engine.ipc.tokens import Sampling, pack_bias
 from semipd_engine.kernels import ReferenceKernels
 from semipd_engine.kernels.gpu import TritonKernels
@@ -98,6 +98,16 @@ def test_a_step_is_queued_before_the_host_waits_for_the_tokens_of_the_one_before
     assert later == [later[0]] * 3 and later[0] < 4096 < first
 
 
+def test_what_continues_a_plan_is_queued_before_the_host_waits_for_its_last_tokens() -> None:
+    """Where tables have grown they cross with that step; nothing waits for what core says."""
+    worker, seen = watched("8B")
+    more = Continuation(4, 3, [(i, [i]) for i in range(5)])
+    trace = worker.plan(StepPlan(1, 3, rows(5, DRAWN)), lambda seq: more if seq == 4 else None)
+    assert seen.begun == [0, 0, 1, 2, 3, 4] and trace.waits == ["event"] * 6
+    first, *later = trace.uploads
+    assert later[0] == later[1] == later[3] == later[4] < 4096 < later[2] < first
+
+
 def test_a_plan_is_over_when_the_step_that_has_begun_is() -> None:
     """All rows have stopped, at the token that all traces tell: who computes once more is waited for."""
     worker, seen = watched("8B")
@@ -175,8 +185,10 @@ def test_padding_is_a_sequence_of_its_own_that_writes_nowhere() -> None:
         "block_tables": [[4, 9], [0, 0], [0, 0]],
     }
     following = [name for name in found if name not in ("token_ids", "query_start_loc", "sampled", "block_tables")]
-    del inputs["token_ids"], inputs["block_tables"]
-    assert list(padded(inputs, 3)) == following, "neighbours among all"
+    del inputs["token_ids"]
+    assert list(padded(inputs, 3)) == [*following, "block_tables"], "neighbours among all"
+    del inputs["block_tables"]
+    assert list(padded(inputs, 3)) == following
     assert {values.dtype for values in padded(inputs, 3).values()} == {np.dtype(np.int32)}
 
 

@@ -17,17 +17,25 @@ pytestmark = pytest.mark.unit
 STEPS = 25_000
 """Of each run, 10^5 in all: thousands of requests, hundreds of preemptions and crashes. `make test-long`: 10^6."""
 EVENTS = {"share", "stop", "abort", "preempt", "switch", "crash", "resident", "stale", "late", "score"}
+AHEAD = {"ahead", "late ahead"}
+"""Decode's worker went on with what continued its plan, and that came too late."""
 
 
+@pytest.mark.parametrize("ahead", [False, True], ids=["", "ahead"])
 @pytest.mark.parametrize(("seed", "aggregated"), [(0, False), (1, False), (2, True), (3, None)])
-def test_no_token_changes_and_the_accounts_are_right_whatever_happens(seed: int, aggregated: bool | None) -> None:
-    simulation = Simulation(seed, BlockPool, aggregated=aggregated)
+def test_no_token_changes_and_the_accounts_are_right_whatever_happens(
+    seed: int, aggregated: bool | None, ahead: bool
+) -> None:
+    simulation = Simulation(seed, BlockPool, aggregated=aggregated, ahead=ahead)
     simulation.run(STEPS)
-    assert {event for event in EVENTS if simulation.seen[event] < 3} == set()
+    events = EVENTS | (AHEAD if ahead and not aggregated else set())  # where prompts share steps they always wait
+    assert {event for event in events if simulation.seen[event] < 3} == set()
+    assert ahead or not simulation.seen["sent"]
 
 
-def test_wrong_accounts_cost_no_request_its_life_and_change_no_token() -> None:
-    simulation = Simulation(4, BlockPool, aggregated=None, defects=True)
+@pytest.mark.parametrize("ahead", [False, True], ids=["", "ahead"])
+def test_wrong_accounts_cost_no_request_its_life_and_change_no_token(ahead: bool) -> None:
+    simulation = Simulation(4, BlockPool, aggregated=None, defects=True, ahead=ahead)
     for _ in range(10_000):
         simulation.step()
     assert simulation.scheduler.accounting_faults > 10
@@ -60,10 +68,11 @@ class SharesUsed(BlockPool):
 
 
 @pytest.mark.parametrize("pool", [NoQuarantine, ForgetsDecode, SharesUsed])
+@pytest.mark.parametrize("ahead", [False, True], ids=["", "ahead"])
 @pytest.mark.parametrize("looks", [True, False])
-def test_a_pool_with_a_defect_is_caught(pool: type[BlockPool], looks: bool) -> None:
+def test_a_pool_with_a_defect_is_caught(pool: type[BlockPool], looks: bool, ahead: bool) -> None:
     """By the accounts, and by a wrong token where nobody looks at them."""
-    simulation = Simulation(0, pool)
+    simulation = Simulation(0, pool, ahead=ahead)
     simulation.looks = looks
     with pytest.raises(AssertionError):
         simulation.run(10_000)

@@ -23,7 +23,7 @@ def test_a_stale_plan_is_made_again_and_nobody_is_blamed() -> None:
     s = scheduler()
     request = add(s, 1, 3)
     stale = prefill(s)
-    s.plan_stale(Phase.PREFILL)
+    s.plan_stale(Phase.PREFILL, s.in_flight[Phase.PREFILL].seq)
     again = prefill(s)
     assert again.rows == stale.rows and again.seq > stale.seq and request.failures == 0
 

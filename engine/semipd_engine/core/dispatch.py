@@ -13,7 +13,7 @@ from semipd_engine.contract import Phase, Split
 from semipd_engine.core.fault_isolation import Ending
 from semipd_engine.core.holder import Holder
 from semipd_engine.core.observation import Observer
-from semipd_engine.core.plans import size_of
+from semipd_engine.core.plans import continuation, size_of
 from semipd_engine.core.routing import Route, Router
 from semipd_engine.core.scheduler import Scheduler
 from semipd_engine.core.step_log import StepLog
@@ -48,6 +48,8 @@ class Dispatcher:
         recall = self._recall(scheduler)
         if recall is not None:
             page.recall(recall)
+        else:
+            self._send_behind(scheduler, now)
 
     def book(self, scheduler: Scheduler, holder: Holder, answer: PlanAnswer, now: float) -> None:
         phase = holder.phase
@@ -55,15 +57,17 @@ class Dispatcher:
             self._observer.step_lost(phase, now)
             scheduler.plan_failed(phase, answer)
         elif isinstance(answer, PlanStale):
-            self._observer.step_lost(phase, now)
-            scheduler.plan_stale(phase)
+            if scheduler.plan_stale(phase, answer.seq):
+                self._observer.step_lost(phase, now)
         else:
             plan = scheduler.in_flight[phase]
             self._log.step(phase, plan, answer)
             self._observer.step_ended(phase, now, seconds=answer.seconds or None)
             scheduler.book(phase, answer, now)
-            if phase in scheduler.in_flight:  # the worker goes on with the plan's next step
-                self._observer.step_began(phase, size_of(plan, answer.seq - plan.seq + 1), self._split, now)
+            if (
+                goes_on := scheduler.in_flight.get(phase)
+            ) is not None:  # the plan's next step, or the next plan's first
+                self._observer.step_began(phase, size_of(goes_on, answer.seq + 1 - goes_on.seq), self._split, now)
 
     def lost(self, scheduler: Scheduler, holder: Holder, ending: Ending, now: float) -> None:
         """Only the worker that had the plan in flight takes it along; an idle worker of the phase owes nothing."""
@@ -76,18 +80,30 @@ class Dispatcher:
             scheduler.worker_lost(phase, ending)
 
     def _send(self, phase: Phase, route: Route, plan: StepPlan, now: float) -> None:
-        """Plans leave complete. Were a channel to send less than that, what its worker holds of each slot would be kept
-        here, by the steps that the worker has reported."""
+        """Complete: nothing is taken for granted of its worker."""
         self._running[phase] = route
         route.holder.send(msgspec.structs.replace(plan, rung=route.rung) if plan.rung != route.rung else plan)
         self._observer.step_began(phase, size_of(plan), self._split, now)
         self._log.plan(phase, plan, route.holder.pid, now)
 
+    def _send_behind(self, scheduler: Scheduler, now: float) -> None:
+        """What continues decode's plan, if that is to run to its end and the next one's worker is the same."""
+        plan = scheduler.in_flight.get(Phase.DECODE)
+        if plan is None or plan.seq == self._recalled:
+            return
+        running = self._running[Phase.DECODE]
+        if self._router.next(Phase.DECODE, alone=_alone(scheduler)) != running:
+            return
+        behind = scheduler.plan_behind()
+        if behind is not None:
+            running.holder.send(continuation(plan, behind))
+            self._log.plan(Phase.DECODE, behind, running.holder.pid, now, behind=True)
+
     def _recall(self, scheduler: Scheduler) -> int | None:
         """End decode's plan at its next step when the scheduler wants to, or when its next step belongs elsewhere: the
         other phase came or went, a new partition is in force, or the worker is retiring."""
         recall = scheduler.take_recall()
-        plan = scheduler.in_flight.get(Phase.DECODE)
+        plan = scheduler.last_decode_plan
         if recall is None and plan is not None and plan.seq != self._recalled:
             route = self._router.next(Phase.DECODE, alone=_alone(scheduler))
             if route is not None and route != self._running[Phase.DECODE]:

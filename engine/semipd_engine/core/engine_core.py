@@ -13,6 +13,7 @@ from pathlib import Path
 
 from semipd_engine.contract import (
     Ack,
+    Device,
     Drain,
     EngineOptions,
     EngineSnapshot,
@@ -51,6 +52,8 @@ TICK_SECONDS = 0.1
 GAUGE_SECONDS = 1.0
 WATCHDOG_SECONDS = 60.0
 """A worker without a heartbeat for so long is killed and replaced."""
+PLANS_AHEAD = "SEMIPD_PLANS_AHEAD"
+"""Of the environment: ``1`` sends decode's plans ahead on a CPU, too, where a plan's way is short beside its steps."""
 
 log = logging.getLogger(__name__)
 
@@ -225,6 +228,7 @@ class EngineCore:
                 max_model_len=hello.max_model_len,
                 max_num_seqs=self._options.max_num_seqs,
                 prefill_chunk_tokens=self._options.chunk_tokens(hello.device),
+                plans_ahead=hello.device == Device.CUDA or os.environ.get(PLANS_AHEAD) == "1",
                 max_stall_seconds=self._options.max_stall_ms / 1000,
             )
             status.scheduler = Scheduler(limits, kv)

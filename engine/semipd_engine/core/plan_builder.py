@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from semipd_engine.contract import Phase
 from semipd_engine.core.fault_isolation import by_suspicion, is_suspect
-from semipd_engine.core.plans import requests_of
+from semipd_engine.core.plans import requests_of, row_behind
 from semipd_engine.core.request import ConstraintError, Request, RequestState
 from semipd_engine.core.request_table import RequestTable
 from semipd_engine.core.stall_bound import StallBound
 from semipd_engine.core.waiting_queue import WaitingQueue, too_large
-from semipd_engine.ipc.steps import StepPlan
+from semipd_engine.ipc.steps import Row, StepPlan
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class SchedulerLimits:
     """Most tokens of a step in which prompts take part."""
     max_decode_steps: int = 8
     """Steps of one plan without prompts. A recall ends it earlier."""
+    plans_ahead: bool = False
+    """Decode's next plan is sent while one runs: the device waits for nobody between the two."""
     max_stall_seconds: float = 0.0
     """Whoever decodes has a step at least so often, and a prompt that is admitted a chunk of a block or more in each
     step: where prompts share decode's steps their chunks are cut to that. 0: no bound but the tokens of a step."""
@@ -94,6 +96,29 @@ class PlanBuilder:
             if not self._table.kv.grow(request.blocks, computed + min(steps, remaining[request.id])):
                 steps = len(request.blocks.table) * self._table.kv.block_size - computed
         return steps
+
+    def behind(self, plan: StepPlan) -> tuple[list[Row], int]:
+        """Rows and steps of a plan that goes on where decode's `plan`, which runs, ends. Grants their blocks. None of
+        them where the next plan depends on more than the tokens of this one: somebody joins or waits for blocks, a mask
+        is needed, or a suspect is to run alone. It takes nobody's blocks: what must preempt can wait."""
+        decoding = {request.id: request for request in self._table.in_state(RequestState.DECODING)}
+        if self.withheld or decoding.keys() - requests_of(plan) or any(map(is_suspect, decoding.values())):
+            return [], 0
+        if any(len(row.tokens) > 1 or row.sampling is None or row.mask is not None for row in plan.rows):
+            return [], 0
+        remaining = {r.id: r.sampling.max_tokens for r in decoding.values()}
+        for row in plan.rows:
+            if row.request in remaining:
+                remaining[row.request] -= row.output_index + plan.max_steps
+        going = [row for row in plan.rows if remaining.get(row.request, 0) > 0]
+        steps = min(self._limits.max_decode_steps, max((remaining[row.request] for row in going), default=0))
+        for row in going:
+            start, blocks = row.start + plan.max_steps, decoding[row.request].blocks
+            if not self._table.kv.grow(blocks, start + min(steps, remaining[row.request])):
+                steps = len(blocks.table) * self._table.kv.block_size - start
+        if steps < 1:
+            return [], 0
+        return [row_behind(row, plan.max_steps, decoding[row.request].blocks.table) for row in going], steps
 
     # ---- who ----------------------------------------------------------------------------------------------------
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from semipd_engine.core.observation import StepSize
 from semipd_engine.core.request import Request
-from semipd_engine.ipc.steps import Row, StepPlan
+from semipd_engine.ipc.steps import Continuation, Row, StepPlan
+
+UNKNOWN = -1
+"""In place of a token: what the plan before samples last, which its worker alone knows yet."""
 
 
 def requests_of(plan: StepPlan | None) -> set[int]:
@@ -64,3 +69,21 @@ def row(request: Request, count: int, mask: bytes | None = None) -> Row:
         prompt_len=request.prompt_len if samples else 0,
         mask=mask if samples else None,
     )
+
+
+def row_behind(before: Row, steps: int, block_table: list[int]) -> Row:
+    """The row of a decode row's request in the plan behind its own, of so many steps."""
+    return msgspec.structs.replace(
+        before,
+        tokens=[UNKNOWN],
+        start=before.start + steps,
+        output_index=before.output_index + steps,
+        block_table=list(block_table),
+        history=[],
+    )
+
+
+def continuation(before: StepPlan, plan: StepPlan) -> Continuation:
+    """`plan`, made behind `before` of rows that go on, as what is sent to the worker that runs `before`."""
+    held = {row.request: len(row.block_table) for row in before.rows}
+    return Continuation(plan.seq, plan.max_steps, [(r.request, r.block_table[held[r.request] :]) for r in plan.rows])

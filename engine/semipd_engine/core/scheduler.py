@@ -1,8 +1,9 @@
 """Which request runs next, in which queue, in which blocks. Two queues of plans: prefill's and decode's.
 
-Neither waits for the other: each has at most one plan in flight and is planned anew as soon as it is free. In
-aggregated operation prompts go into decode's queue, in the same steps as the rows that decode. Pure: it is told the
-time, returns plans, and books what workers report. It knows no sockets, processes or memory.
+Neither waits for the other: each has at most one plan in flight and is planned anew as soon as it is free. Decode's may
+have another behind it (`plan_behind`), whose steps count as in flight for the quarantine of blocks. In aggregated
+operation prompts go into decode's queue, in the same steps as the rows that decode. Pure: it is told the time, returns
+plans, and books what workers report. It knows no sockets, processes or memory.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from semipd_engine.core.plans import chunks_of, requests_of, row
 from semipd_engine.core.request import Request, RequestState
 from semipd_engine.core.request_table import RequestTable
 from semipd_engine.ipc.requests import WORKER_CRASHED, RequestOutput
-from semipd_engine.ipc.steps import StepFailed, StepPlan, StepResult, TokenResult
+from semipd_engine.ipc.steps import Row, StepFailed, StepPlan, StepResult, TokenResult
 
 
 class Scheduler:
@@ -28,6 +29,8 @@ class Scheduler:
         """Prompts take part in decode's steps (`aggregate`)."""
         self.table = RequestTable(kv)
         self.in_flight: dict[Phase, StepPlan] = {}
+        self.behind: StepPlan | None = None
+        """Decode's next one, at its worker already: of rows of the one in flight, whose tokens nobody knows yet."""
         self._builder = PlanBuilder(limits, self.table, self.in_flight)
         self._recall = False
         self.accounting_faults = 0
@@ -104,9 +107,14 @@ class Scheduler:
 
     def take_recall(self) -> int | None:
         """Step number to write to the recall word, if the decode plan in flight should end at its next step."""
-        plan = self.in_flight.get(Phase.DECODE)
+        plan = self.last_decode_plan
         wanted, self._recall = self._recall, False
         return plan.seq if wanted and plan is not None else None
+
+    @property
+    def last_decode_plan(self) -> StepPlan | None:
+        """A recall with its number ends the one before it, too."""
+        return self.behind or self.in_flight.get(Phase.DECODE)
 
     # ---- planning ------------------------------------------------------------------------------------------------
 
@@ -148,6 +156,23 @@ class Scheduler:
             self._recall = False
         return plan
 
+    def plan_behind(self) -> StepPlan | None:
+        """Decode's plan behind the one in flight, for the same worker. None if there is one, or it cannot be known."""
+        plan = self.in_flight.get(Phase.DECODE)
+        if not self.limits.plans_ahead or plan is None or self.behind or self._recall or self.table.fault is not None:
+            return None
+        if self.aggregated and (self.table.waiting or self.table.in_state(RequestState.PREFILLING)):
+            return None  # prompts are to share its steps
+        rows, steps = list[Row](), 0
+        with self.table.accounting():
+            rows, steps = self._builder.behind(plan)
+        if not rows:
+            return None
+        self.behind = StepPlan(self.kv.pool.clocks[Phase.DECODE].plan(steps), steps, rows)
+        for each in rows:
+            self.table.by_id[each.request].planned(Phase.DECODE, self.behind.seq + steps - 1)
+        return self.behind
+
     # ---- booking -------------------------------------------------------------------------------------------------
 
     def book(self, phase: Phase, result: StepResult, now: float) -> None:
@@ -155,12 +180,14 @@ class Scheduler:
         plan = self.in_flight[phase]
         if phase is Phase.DECODE and result.seconds > 0:
             self._builder.stall.observe(*chunks_of(plan, result.seq - plan.seq), result.seconds)
-        final = plan.seq + plan.max_steps - 1
-        last = result.last or result.seq == final
+        over = result.seq
+        if result.seq == plan.seq + plan.max_steps - 1:
+            self._forget(phase, and_behind=False)
+        elif result.last:
+            self._forget(phase)  # nobody continues a plan that ends early
+            over = self.kv.pool.clocks[phase].planned
         with self.table.accounting():
-            self.kv.pool.complete(phase, final if last else result.seq)
-        if last:
-            del self.in_flight[phase]
+            self.kv.pool.complete(phase, over)
         tokens = {token.request: token for token in result.tokens}
         scores = {each.request: each.logprobs for each in result.scores}
         by_id, withheld = self.table.by_id, self._builder.withheld
@@ -175,6 +202,7 @@ class Scheduler:
                 self._computed(request, len(request.token_ids))
                 self._recall |= phase is Phase.PREFILL  # the new row joins decode at its next step boundary
                 request.state = RequestState.DECODING
+                final = request.last_decode_step if phase is Phase.DECODE else request.last_prefill_step
                 self._sampled(request, token, phase, (result.seq, min(result.seq + 1, final)), now)
             elif result.seq == plan.seq and part.sampling is None:
                 request.last_chunk_at = now
@@ -203,7 +231,7 @@ class Scheduler:
         else:
             reason = "length" if request.num_output_tokens >= sampling.max_tokens else None
         if reason is not None:
-            # Its length is known beforehand, a stop id is not; the plan's later steps do not touch its blocks.
+            # Its length is known beforehand, a stop id is not; later steps do not touch its blocks, of whatever plan.
             request.planned(phase, steps[reason == "stop"])
             self.table.finish(request, reason)
         self.table.emit(request, token=result, first=first)
@@ -224,9 +252,14 @@ class Scheduler:
             else:
                 suspect(request)
 
-    def plan_stale(self, phase: Phase) -> None:
-        """A worker does not hold what the plan refers to: it has run nothing, and nobody is to blame. Plan again."""
+    def plan_stale(self, phase: Phase, seq: int) -> bool:
+        """A worker does not hold what the plan `seq` refers to: it has run nothing, and nobody is to blame. Plan again.
+        False: it is forgotten already, with the plan before it."""
+        plan = self.in_flight.get(phase)
+        if plan is None or plan.seq != seq:
+            return False
         self._drop(phase)
+        return True
 
     def worker_lost(self, phase: Phase, ending: Ending = KILLED) -> None:
         """The worker is reaped and its channel drained: plan again from the last reported step."""
@@ -238,6 +271,7 @@ class Scheduler:
     def replace_kv(self, kv: KVCacheManager) -> None:
         """The pool is gone with its resident: every admitted request is computed again in the new one."""
         self.in_flight.clear()
+        self.behind = None
         self._move_to(kv)
         for request in self.table.waiting:
             request.last_prefill_step = request.last_decode_step = 0
@@ -265,7 +299,16 @@ class Scheduler:
         self.table.kv, self.table.fault = kv, None
 
     def _drop(self, phase: Phase) -> StepPlan | None:
-        """Forget the plan in flight: whoever ran it is past all its steps."""
+        """Forget the plan in flight, and what continues it: whoever ran it is past all their steps."""
         with self.table.accounting():
             self.kv.pool.complete(phase, self.kv.pool.clocks[phase].planned)
-        return self.in_flight.pop(phase, None)
+        return self._forget(phase)
+
+    def _forget(self, phase: Phase, and_behind: bool = True) -> StepPlan | None:
+        """The phase's plan is over. The one behind it is in flight now, or is never run."""
+        plan = self.in_flight.pop(phase, None)
+        if phase is Phase.DECODE:
+            behind, self.behind = self.behind, None
+            if behind is not None and not and_behind:
+                self.in_flight[phase] = behind
+        return plan

@@ -1,7 +1,7 @@
 """``--step-log``: one JSON line for each plan sent, each step completed and each worker lost. For tests and people.
 
 Records (times are seconds of CLOCK_MONOTONIC):
-``{"event": "plan", "phase", "seq", "at", "pid", "steps", "batch", "tokens"}``
+``{"event": "plan", "phase", "seq", "at", "pid", "steps", "batch", "tokens", "behind"}``: `behind` one that runs
 ``{"event": "step", "phase", "seq", "last", "begin", "end", "batch", "tokens"}``: rows and tokens that were computed;
 `last` ends the plan
 ``{"event": "worker_lost", "phase", "at", "pid", "in_flight", "ending"}``: seq of the plan in flight, or null
@@ -23,7 +23,7 @@ class StepLog:
     def __init__(self, path: Path | None) -> None:
         self._file = path.open("a", buffering=1) if path is not None else None
 
-    def plan(self, phase: Phase, plan: StepPlan, pid: int, at: float) -> None:
+    def plan(self, phase: Phase, plan: StepPlan, pid: int, at: float, *, behind: bool = False) -> None:
         self._write(
             event="plan",
             phase=phase,
@@ -33,6 +33,7 @@ class StepLog:
             steps=plan.max_steps,
             batch=len(plan.rows),
             tokens=tokens_of(plan),
+            behind=behind,
         )
 
     def step(self, phase: Phase, plan: StepPlan, result: StepResult) -> None:

@@ -116,6 +116,13 @@ class BlockingChannel(Generic[Message]):
             self._ready += self._decoder.feed(data)
         return self._ready.popleft()
 
+    def peek(self) -> Message | None:
+        """The message that `recv` gives next, if it has arrived."""
+        message = self.recv(timeout=0)
+        if message is not None:
+            self._ready.appendleft(message)
+        return message
+
     def close(self) -> None:
         self.sock.close()
 

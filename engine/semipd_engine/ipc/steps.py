@@ -1,7 +1,7 @@
 """Messages between core and workers: plans, and what came of them.
 
 Plans are complete: a worker keeps nothing between two of them that it could not do without, so any plan can be given to
-another worker.
+another worker. What makes a plan that still runs longer (`Continuation`) carries only what changes.
 """
 
 from __future__ import annotations
@@ -68,6 +68,19 @@ class StepPlan(msgspec.Struct, frozen=True, tag="plan"):
     context is a stream of it)."""
 
 
+class Continuation(msgspec.Struct, frozen=True, tag="continue"):
+    """The plan that ends with step `seq` - 1 goes on for `max_steps` more, without a pause and under the same rung.
+
+    Core sends it while that plan runs, before it knows the tokens, so it names none. A worker that ends before that
+    step, or has ended by then, runs none of it: it answers `PlanStale` with `seq`, or core knows it by the early end.
+    """
+
+    seq: int
+    max_steps: int
+    rows: list[tuple[int, list[int]]]
+    """Who goes on, by request, with the blocks that follow those of its table. The others end with the step before."""
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Finish the plan in hand and exit 0."""
 
@@ -107,11 +120,8 @@ class StepFailed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 class PlanStale(msgspec.Struct, frozen=True, tag="stale"):
-    """The worker does not hold what the plan takes for granted of a slot (another assignment): it has run nothing.
-
-    Core plans the same rows anew. It is what lets a channel carry only what changed, without a worker ever holding
-    what cannot be rebuilt: no channel does so yet.
-    """
+    """The worker does not hold what the plan takes for granted: the plan that it continues is over, say. It has run
+    nothing of it, and core plans the same rows anew, in full."""
 
     seq: int
 
@@ -133,5 +143,5 @@ class WorkerUnfit(msgspec.Struct, frozen=True, tag="unfit"):
 
 
 PlanAnswer = StepResult | StepFailed | PlanStale
-CoreToWorker = StepPlan | Shutdown
+CoreToWorker = StepPlan | Continuation | Shutdown
 WorkerToCore = WorkerReady | WorkerUnfit | PlanAnswer

@@ -184,7 +184,8 @@ def padded(inputs: Mapping[str, Ints], size: int) -> dict[str, Ints]:
     """The same step of decode rows with `size` of them. A row more reads the first position of block 0, whoever has it,
     and writes nothing. Rows that say nothing of how they draw are greedy.
 
-    In the middle lies what changes from one step to the next of the same rows, so that it is one copy."""
+    In the middle lies what changes from one step to the next of the same rows, and behind it the tables, to which
+    blocks may be added meanwhile: so that it is one copy."""
     rows = len(inputs["positions"])
     more = np.zeros(size - rows, np.int32)
 
@@ -199,15 +200,15 @@ def padded(inputs: Mapping[str, Ints], size: int) -> dict[str, Ints]:
     for name, values in settings([]).items():
         given = inputs.get(name, np.zeros((rows, *values.shape[1:]), np.int32))
         changing[name] = np.concatenate((given, np.zeros((size - rows, *values.shape[1:]), np.int32)))
+    if (tables := inputs.get("block_tables")) is not None:
+        changing["block_tables"] = np.concatenate((tables, np.zeros((size - rows, tables.shape[1]), np.int32)))
     if "token_ids" not in inputs:
         return changing
-    tables = inputs["block_tables"]
     return {
         "token_ids": longer("token_ids"),
         "query_start_loc": np.arange(size + 1, dtype=np.int32),
         "sampled": np.arange(size, dtype=np.int32),
         **changing,
-        "block_tables": np.concatenate((tables, np.zeros((size - rows, tables.shape[1]), np.int32))),
     }
 
 

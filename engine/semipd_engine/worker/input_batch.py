@@ -49,14 +49,21 @@ class Limits:
             raise PlanError("the plan has no tokens", request)
         if tokens.min() < 0 or tokens.max() >= self.vocab_size:
             raise PlanError(f"token ids must lie in [0, {self.vocab_size})", request)
-        if positions.start < 0 or positions.stop > self.max_model_len:
-            raise PlanError(f"position {positions.stop - 1} is outside the model length {self.max_model_len}", request)
-        needed = -(-positions.stop // self.block_size)
-        if len(table) < needed:
-            raise PlanError(f"the block table has {len(table)} blocks, {needed} are needed", request)
-        if len(table) > self.most_blocks:
-            raise PlanError(f"the block table has {len(table)} blocks, {self.most_blocks} hold the longest", request)
-        if table.min() < 0 or table.max() >= self.num_blocks:
+        if positions.start < 0:
+            raise PlanError(f"position {positions.start} is outside the model length {self.max_model_len}", request)
+        self.check_blocks(request, positions.stop, 0, table)
+
+    def check_blocks(self, request: int, end: int, held: int, more: Ints) -> None:
+        """Raises `PlanError` unless a table of `held` blocks that are checked, and these behind them, holds all
+        positions before `end`."""
+        if end > self.max_model_len:
+            raise PlanError(f"position {end - 1} is outside the model length {self.max_model_len}", request)
+        needed, there = -(-end // self.block_size), held + len(more)
+        if there < needed:
+            raise PlanError(f"the block table has {there} blocks, {needed} are needed", request)
+        if there > self.most_blocks:
+            raise PlanError(f"the block table has {there} blocks, {self.most_blocks} hold the longest", request)
+        if len(more) and (more.min() < 0 or more.max() >= self.num_blocks):
             raise PlanError(f"block ids must lie in [0, {self.num_blocks})", request)
 
 
@@ -139,7 +146,7 @@ class InputBatch:
         """Raises `PlanError` if a row cannot be computed, or the plan has none."""
         if not plan.rows or plan.max_steps < 1:
             raise PlanError("the plan has no rows or no steps")
-        self._block_size, self._buffers = limits.block_size, buffers
+        self._limits, self._block_size, self._buffers = limits, limits.block_size, buffers
         tokens = [_ints(row.tokens, row.request) for row in plan.rows]
         tables = [_ints(row.block_table, row.request) for row in plan.rows]
         for row, ids, table in zip(plan.rows, tokens, tables, strict=True):
@@ -162,6 +169,10 @@ class InputBatch:
         self._tables = np.zeros((len(tables), limits.most_blocks), np.int32)
         for row_table, table in zip(self._tables, tables, strict=True):
             row_table[: len(table)] = table
+        self._held = np.array([len(table) for table in tables], np.int64)
+        """Blocks of each table."""
+        self._extended = False
+        """Since the tables were given out last."""
         self._tables_there: Tensor | None = None
         """Where they lie since an earlier step of the plan: by far the most of a step's inputs, and the same until a
         row has finished. Nobody else puts anything there until the plan ends."""
@@ -197,6 +208,7 @@ class InputBatch:
         counts, size = self._counts, self._block_size
         ends = np.cumsum(counts, dtype=np.int32)
         firsts = ends - counts
+        self._extended = False
         if len(counts) == ends[-1]:
             positions, blocks = self._starts, self._tables[np.arange(len(counts)), self._starts // size]
         else:
@@ -213,15 +225,33 @@ class InputBatch:
         }
 
     def following(self) -> dict[str, Ints]:
-        """What changes with the step after it, if all of its rows decode and go on: not the tables, and its tokens are
-        not known yet."""
+        """What changes with the step after it, if all of its rows decode and go on: the tables if they were extended,
+        and its tokens are not known yet."""
         positions = self._starts + 1
         blocks = self._tables[np.arange(len(positions)), positions // self._block_size]
-        return {"positions": positions, "slot_mapping": self._slots(blocks, positions), "seq_lens": positions + 1}
+        tables = {"block_tables": self._tables} if self._extended else {}
+        self._extended = False
+        return {
+            "positions": positions,
+            "slot_mapping": self._slots(blocks, positions),
+            "seq_lens": positions + 1,
+            **tables,
+        }
 
     def _slots(self, blocks: Ints, positions: Ints) -> Ints:
         slots: Ints = blocks * self._block_size + positions % self._block_size
         return slots
+
+    def extend(self, requests: Sequence[int], blocks: Sequence[Sequence[int]], steps: Sequence[int]) -> None:
+        """Put these blocks behind each row's, which all decode, for so many steps after the one that comes next. Raises
+        `PlanError`; then nothing may be run any more."""
+        for place, (request, more, count) in enumerate(zip(requests, blocks, steps, strict=True)):
+            held, added = int(self._held[place]), _ints(more, request)
+            self._limits.check_blocks(request, int(self._starts[place]) + 1 + count, held, added)
+            self._tables[place, held : held + len(added)] = added
+            self._held[place] += len(added)
+        if any(blocks):
+            self._extended, self._tables_there = True, None
 
     def advance(self, tokens: Sequence[int], running: Sequence[int]) -> None:
         """Each row that samples took its token of `tokens`; only those of them with the indices `running` go on."""
@@ -231,7 +261,7 @@ class InputBatch:
         self._starts = self._starts[keep] + self._counts[keep]
         self._counts, self._samples = np.ones(len(keep), np.int32), np.ones(len(keep), np.bool_)
         if len(keep) < len(self._tables):
-            self._tables, self._tables_there = self._tables[keep], None
+            self._tables, self._held, self._tables_there = self._tables[keep], self._held[keep], None
 
 
 def _ints(values: Sequence[int], request: int) -> Ints:

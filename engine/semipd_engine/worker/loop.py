@@ -20,6 +20,7 @@ from setproctitle import setproctitle
 from semipd_engine.contract import Device, Phase
 from semipd_engine.ipc.frames import BlockingChannel, ChannelClosed
 from semipd_engine.ipc.steps import (
+    Continuation,
     CoreToWorker,
     PlanStale,
     Shutdown,
@@ -84,6 +85,9 @@ def run_worker(
                 pacer.refresh()
                 unprepared = pacer.peer_rests() and runner.prepare()
                 continue
+            if isinstance(message, Continuation):
+                channel.send(PlanStale(message.seq))  # the plan before it is over
+                continue
             pacer.wake()
             _execute(message, model, runner, page.recalled, pacer, channel)
             pacer.rest()
@@ -110,13 +114,21 @@ def _execute(
         pacer.count_step()
         channel.send(msgspec.structs.replace(result, finished_at=time.monotonic()))
 
+    def following(seq: int) -> Continuation | None:
+        """Behind a plan comes what continues it, or Shutdown."""
+        message = channel.peek()
+        if not isinstance(message, Continuation) or message.seq != seq:
+            return None
+        channel.recv()
+        return message
+
     try:
-        for result in runner.execute(plan, recalled):
+        for result in runner.execute(plan, recalled, following):
             report(result)
     except ChannelClosed:
         raise
-    except StaleSlot:
-        channel.send(PlanStale(plan.seq))
+    except StaleSlot as stale:
+        channel.send(PlanStale(plan.seq if stale.seq is None else stale.seq))
     except Exception as error:
         log.exception("plan %d failed", plan.seq)
         if model.is_fatal(error):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from semipd_engine.cards.config import ModelConfig
-from semipd_engine.ipc.steps import StepPlan, StepResult, TargetScores, TokenResult
+from semipd_engine.ipc.steps import Continuation, StepPlan, StepResult, TargetScores, TokenResult
 from semipd_engine.ipc.tokens import TokenLogprobs
 from semipd_engine.kernels import Kernels
 from semipd_engine.memory.arena import WeightArena
@@ -26,6 +26,7 @@ from semipd_engine.sampling.sampler import NOT_FINITE, SamplingRow, sample, toke
 from semipd_engine.worker.captured_steps import CapturedSteps
 from semipd_engine.worker.decode_graphs import Capture, DecodeGraphs
 from semipd_engine.worker.input_batch import InputBatch, InputBuffers, Limits
+from semipd_engine.worker.servable import Following, StaleSlot, nothing_follows
 
 SCORED_AT_ONCE = 64
 """Positions of a prompt: their logits are as wide as the vocabulary."""
@@ -69,16 +70,20 @@ class ModelRunner:
     def prepare(self) -> bool:
         return self._pages.take_some()
 
-    def execute(self, plan: StepPlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
+    def execute(
+        self, plan: StepPlan, recalled: Callable[[int], bool], following: Following = nothing_follows
+    ) -> Iterator[StepResult]:
         """Yield one result after each step. Ends after `max_steps`, when all rows have finished, or after the step in
-        which ``recalled(plan.seq)`` became true. Raises `PlanError` before the first step."""
+        which ``recalled(plan.seq)`` became true. What continues the plan is looked for before its last step, and is run
+        as if the plan had been longer. Raises `PlanError` before the first step, and `StaleSlot` for what has been
+        taken and cannot be continued."""
         try:
-            yield from self._steps(plan, recalled)
+            yield from self._steps(plan, recalled, following)
         except Exception:
             self._finish()  # a step that failed writes no more: its blocks are given to others
             raise
 
-    def _steps(self, plan: StepPlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
+    def _steps(self, plan: StepPlan, recalled: Callable[[int], bool], following: Following) -> Iterator[StepResult]:
         begin = time.perf_counter()
         inputs = InputBatch(plan, self._limits, self._buffers)
         self._pages.used(inputs.last_block)
@@ -90,7 +95,13 @@ class ModelRunner:
         requests = [row.request for row in plan.rows if row.sampling is not None]
         masks = [row.mask for row in plan.rows if row.sampling is not None]  # of the only step of their plan
         captured: CapturedSteps | None = None
-        for step in range(plan.max_steps):
+        seq, recall, final = plan.seq, plan.seq, plan.seq + plan.max_steps - 1
+        behind: Continuation | None = None
+        while True:
+            if seq == final and inputs.decodes and not recalled(recall):
+                behind = following(final + 1)
+            if behind is not None:
+                self._extend(inputs, behind, requests, sampling)
             with torch.inference_mode():
                 scores: list[TargetScores] = []
                 if (graphs := self._program(inputs, plan)) is not None:
@@ -98,13 +109,14 @@ class ModelRunner:
                     if any(mask is not None for mask in masks) or not all(row.plain for row in sampling):
                         results = self._sample(captured.step(inputs, sampling).logits, requests, sampling, masks)
                     else:
-                        more = step + 1 < plan.max_steps and not recalled(plan.seq)
+                        more = _goes_on(requests, behind) if seq == final else True
+                        more = more and not recalled(recall)
                         found = captured.tokens(inputs, sampling, more)
                         results = _accepted(found, requests, sampling)
                 else:
                     batch, chosen = inputs.next()
                     done = self.decoder.forward(batch)
-                    if step == 0:
+                    if seq == plan.seq:
                         scores = self._scores(done, plan)
                     results = []
                     if sampling:
@@ -113,19 +125,37 @@ class ModelRunner:
                         self._finish()
             tokens = [result.token for result in results]
             running = [i for i, row in enumerate(sampling) if not row.finished_by(tokens[i])]
-            ahead = captured is not None and captured.ahead
-            last = step + 1 == plan.max_steps or not running or (recalled(plan.seq) and not ahead)
+            if behind is not None:
+                going = {request for request, _ in behind.rows}
+                running = [i for i in running if requests[i] in going]
+            ahead, ends = captured is not None and captured.ahead, seq == final
+            last = (ends and behind is None) or not running or (recalled(recall) and not ahead)
             if last and ahead:
                 self._finish()  # of rows that have ended: nobody's, but it is to be over
-            yield StepResult(plan.seq + step, results, last, seconds=time.perf_counter() - begin, scores=scores)
+            yield StepResult(seq, results, last or ends, seconds=time.perf_counter() - begin, scores=scores)
+            if last and behind is not None:
+                raise StaleSlot(behind.seq)
             if last:
                 return
+            if behind is not None:
+                recall, final, behind = behind.seq, final + behind.max_steps, None
+            seq += 1
             begin = time.perf_counter()
             inputs.advance(tokens, running)
             if captured is not None:
                 captured.keep(running)
             requests, sampling = [requests[i] for i in running], [sampling[i] for i in running]
             masks = [None] * len(running)
+
+    def _extend(
+        self, inputs: InputBatch, behind: Continuation, requests: Sequence[int], rows: Sequence[SamplingRow]
+    ) -> None:
+        """Tables for the steps behind the next one, which is the last before them."""
+        blocks = dict(behind.rows)
+        left = [row.sampling.max_tokens - row.output_index - 1 for row in rows]
+        steps = [min(behind.max_steps, more) if r in blocks else 0 for r, more in zip(requests, left, strict=True)]
+        inputs.extend(requests, [blocks.get(request, []) for request in requests], steps)
+        self._pages.used(inputs.last_block)
 
     def _program(self, inputs: InputBatch, plan: StepPlan) -> DecodeGraphs | None:
         """Those that hold the next step, if there are any."""
@@ -201,6 +231,11 @@ class ModelRunner:
             return token_logprobs(part, tokens[begin:end], counts[begin:end])
 
         return in_quanta(self._pacer, len(rows), SCORE_SECONDS * logits.shape[1], some)
+
+
+def _goes_on(requests: Sequence[int], behind: Continuation | None) -> bool:
+    """Do all of these rows? Whoever does not must not be written once more: his blocks are free after this step."""
+    return behind is not None and set(requests) <= {request for request, _ in behind.rows}
 
 
 def _check(tokens: Sequence[int], requests: Sequence[int]) -> None:

@@ -6,8 +6,15 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from semipd_engine.contract import Phase
-from semipd_engine.ipc.steps import StepPlan, StepResult
+from semipd_engine.ipc.steps import Continuation, StepPlan, StepResult
 from semipd_engine.pacing.quantum import Pacer
+
+Following = Callable[[int], Continuation | None]
+"""Takes what continues a plan with the step of this number, if it has arrived."""
+
+
+def nothing_follows(seq: int) -> None:
+    """A `Following`."""
 
 
 class Runner(Protocol):
@@ -16,15 +23,20 @@ class Runner(Protocol):
     def prepare(self) -> bool:
         """A few milliseconds of what makes later steps shorter, while there is no plan. Is there more to do?"""
 
-    def execute(self, plan: StepPlan, recalled: Callable[[int], bool]) -> Iterator[StepResult]:
-        """One result after each step, until the plan ends (`StepPlan`). Raises `StaleSlot`, having run nothing."""
+    def execute(
+        self, plan: StepPlan, recalled: Callable[[int], bool], following: Following = nothing_follows
+    ) -> Iterator[StepResult]:
+        """One result after each step, until the plan and what continues it end (`StepPlan`). Raises `StaleSlot` for
+        what it has run nothing of."""
 
 
 class StaleSlot(Exception):
-    """The plan takes for granted what this worker does not hold of a slot: core must send it in full.
+    """The plan takes for granted what this worker does not hold: core must send it in full."""
 
-    For runners that keep rows between two plans (`ipc.steps.Row.slot`); complete plans never are stale.
-    """
+    def __init__(self, seq: int | None = None) -> None:
+        super().__init__(seq)
+        self.seq = seq
+        """Of what continues the plan; None: of the plan itself."""
 
 
 class UnfitError(Exception):
