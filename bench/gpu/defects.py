@@ -137,6 +137,7 @@ DEFECTS: tuple[Defect, ...] = (
         f"{ENGINE}/worker/input_batch.py",
         f"{_GRAPHS} -k 'before_they_are_known'",
         ("offset", "positions = self._starts + 1", "positions = self._starts"),
+        ("block table", "self._extended or len(sources) < before", "self._extended"),
     ),
     *_of(
         f"{ENGINE}/worker/decode_graphs.py",
@@ -154,8 +155,8 @@ DEFECTS: tuple[Defect, ...] = (
     *_of(
         f"{ENGINE}/worker/captured_steps.py",
         f"{_GRAPHS} -k 'before_they_are_known or has_begun'",
-        ("seed", "settings(rows, 1)", "settings(rows)"),
-        ("rows", "len(places) == len(step.logits) and ", ""),
+        ("seed", "for i in going], 1)", "for i in going])"),
+        ("rows", "sources = [places[i] for i in going]", "sources = list(range(len(going)))"),
         ("rows", "[found[place] for place in places]", "found[: len(places)]"),
     ),
     *_of(
@@ -172,8 +173,8 @@ DEFECTS: tuple[Defect, ...] = (
     *_of(
         f"{ENGINE}/worker/model_runner.py",
         "tests/engine/test_continued_plans.py",
-        ("quarantine", "more = _goes_on(requests, behind) if seq == final else True", "more = True"),
-        ("rows", "running = [i for i in running if requests[i] in going]", "pass"),
+        ("quarantine", "more = [] if over else _going(requests, behind)", "more = range(len(requests))"),
+        ("rows", "for i in _going(requests, behind) if not", "for i in range(len(requests)) if not"),
     ),
     *_of(
         f"{ENGINE}/worker/input_batch.py",

@@ -127,8 +127,8 @@ def test_tokens_are_the_same_where_steps_begin_before_they_are_known(
 def test_the_next_step_has_begun_when_a_steps_tokens_are_told(device: torch.device) -> None:
     driver, programs = engine("llama", device, captured=True)
     replays = [programs.replays for _ in decoding(driver, [9, 4, 9], 6)]
-    # Whose length ends with a step is in no further one, so the next waits for that step.
-    assert replays == [2, 3, 4, 4, 6, 6]
+    # Whose length ends with a step is in no further one; the others' has begun.
+    assert replays == [2, 3, 4, 5, 6, 6]
 
 
 def test_a_recall_ends_a_plan_with_the_step_that_has_begun(device: torch.device) -> None:

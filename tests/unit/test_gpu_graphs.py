@@ -95,7 +95,7 @@ def test_a_step_is_queued_before_the_host_waits_for_the_tokens_of_the_one_before
     assert seen.begun == [0, 0, 1, 2] and trace.waits == ["event"] * 4
     assert trace.events == [1, 2, 3, 4] and trace.fetched == [4 * 5] * 4
     first, *later = trace.uploads
-    assert later == [later[0]] * 3 and later[0] < 4096 < first
+    assert later == [later[0]] * 3 and later[0] < 5000 < first
 
 
 def test_what_continues_a_plan_is_queued_before_the_host_waits_for_its_last_tokens() -> None:
@@ -105,7 +105,7 @@ def test_what_continues_a_plan_is_queued_before_the_host_waits_for_its_last_toke
     trace = worker.plan(StepPlan(1, 3, rows(5, DRAWN)), lambda seq: more if seq == 4 else None)
     assert seen.begun == [0, 0, 1, 2, 3, 4] and trace.waits == ["event"] * 6
     first, *later = trace.uploads
-    assert later[0] == later[1] == later[3] == later[4] < 4096 < later[2] < first
+    assert later[0] == later[1] == later[3] == later[4] < 5000 < later[2] < first
 
 
 def test_a_plan_is_over_when_the_step_that_has_begun_is() -> None:
@@ -177,6 +177,7 @@ def test_padding_is_a_sequence_of_its_own_that_writes_nowhere() -> None:
         "positions": [8, 0, 0],
         "slot_mapping": [9, -1, -1],
         "seq_lens": [10, 1, 1],
+        "sources": [0, 1, 2],
         "temperature": [0, 0, 0],
         "top_k": [11, 0, 0],
         "top_p": [0, 0, 0],

@@ -1,10 +1,11 @@
 """Decode steps as captured programs: the host starts one thing, where it would queue a few hundred kernels by name.
 
 There is a program for each of a few batch sizes. It reads its inputs where they lay at its capture, has buffers of its
-own, and ends with a token for each row, put where the next step's program reads its tokens: so that one can be queued
-before the host knows them (`captured_steps`). Rows that want more of their logits take them from there. A step of fewer
-rows is padded to the next size: a padding row is a sequence of one token that writes nowhere (slot -1) and that nobody
-looks at, so it changes no other row. Larger batches, chunks of prompts and rows with targets take the ordinary way.
+own, and ends with a token for each row, put where the next step's program takes its rows' tokens from, each from the
+place that it had: so that one can be queued before the host knows them (`captured_steps`). Rows that want more of their
+logits take them from there. A step of fewer rows is padded to the next size: a padding row is a sequence of one token
+that writes nowhere (slot -1) and that nobody looks at, so it changes no other row. Larger batches, chunks of prompts
+and rows with targets take the ordinary way.
 
 Programs are made before a worker serves, the largest first, and share one pool of memory. They hold addresses of the
 weights and the KV pool, which stay for the worker's life, so no plan, and no move of the split, makes one again: under
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 
 import numpy as np
@@ -78,17 +79,21 @@ class DecodeGraphs:
         self._buffers, workspaces = InputBuffers(device, ahead=True), decoder.workspaces()
         nobody, sizes = _nobody(most_blocks), sorted(sizes, reverse=True)
         self._deliveries = cycle([_Delivery(device, sizes[0]) for _ in range(2)])
+        # Of the last step, whatever its size: those of the others are its beginning.
+        latest = self._buffers.put(padded(nobody, sizes[0]))["token_ids"]
 
         def program(size: int) -> _Program:
             # It knows the decoder, not this object: that would be a circle, and its graph's memory its collector's.
             there = self._buffers.put(padded(nobody, size))
-            rows, drawn = there.pop("sampled"), {name: there.pop(name) for name in settings([])}
+            rows, sources = there.pop("sampled"), there.pop("sources")
+            drawn = {name: there.pop(name) for name in settings([])}
             batch = Batch(**there, visible=len(rows))
             body, head = workspaces
             tokens = torch.zeros(size, dtype=torch.int32, device=device)
 
             def queue() -> Tensor:
-                logits = decoder.logits(decoder.forward(batch, body), rows, head)
+                fed = replace(batch, token_ids=latest.index_select(0, sources))
+                logits = decoder.logits(decoder.forward(fed, body), rows, head)
                 tokens.copy_(finite_only(draw(logits, drawn, kernels), logits))
                 torch.clamp(tokens, min=0, out=batch.token_ids)  # where there is none nobody will look: the step failed
                 return logits
@@ -109,7 +114,7 @@ class DecodeGraphs:
 
     def start(self, inputs: Mapping[str, Ints]) -> Started:
         """Queue a step whose rows are all decode rows, as `InputBatch.arrays` and `settings` give it; or, behind one of
-        the same rows, as `InputBatch.following` does: its tokens are then those of the step before."""
+        the same rows and more, as `InputBatch.following` does: its tokens are then of the step before."""
         rows, program = self._put(inputs)
         program.replay()
         return Started(program.logits[:rows], next(self._deliveries).send(program.tokens[:rows]))
@@ -196,6 +201,7 @@ def padded(inputs: Mapping[str, Ints], size: int) -> dict[str, Ints]:
         "positions": longer("positions"),
         "slot_mapping": longer("slot_mapping", -1),
         "seq_lens": longer("seq_lens", 1),
+        "sources": longer("sources") if "sources" in inputs else np.arange(size, dtype=np.int32),
     }
     for name, values in settings([]).items():
         given = inputs.get(name, np.zeros((rows, *values.shape[1:]), np.int32))

@@ -224,14 +224,17 @@ class InputBatch:
             "block_tables": self._tables,
         }
 
-    def following(self) -> dict[str, Ints]:
-        """What changes with the step after it, if all of its rows decode and go on: the tables if they were extended,
-        and its tokens are not known yet."""
+    def following(self, going: Sequence[int], sources: Sequence[int], before: int) -> dict[str, Ints]:
+        """What changes with the step after it, of these of its rows, which all decode. Their tokens are not known yet:
+        they lie at `sources` among those of a step of `before` rows. The tables change where a row has left that step,
+        or where they were extended."""
         positions = self._starts + 1
-        blocks = self._tables[np.arange(len(positions)), positions // self._block_size]
-        tables = {"block_tables": self._tables} if self._extended else {}
+        positions, own = positions[list(going)], self._tables[list(going)]
+        blocks = own[np.arange(len(positions)), positions // self._block_size]
+        tables = {"block_tables": own} if self._extended or len(sources) < before else {}
         self._extended = False
         return {
+            "sources": np.array(sources, np.int32),
             "positions": positions,
             "slot_mapping": self._slots(blocks, positions),
             "seq_lens": positions + 1,

@@ -109,8 +109,8 @@ class ModelRunner:
                     if any(mask is not None for mask in masks) or not all(row.plain for row in sampling):
                         results = self._sample(captured.step(inputs, sampling).logits, requests, sampling, masks)
                     else:
-                        more = _goes_on(requests, behind) if seq == final else True
-                        more = more and not recalled(recall)
+                        over = (seq == final and behind is None) or recalled(recall)
+                        more = [] if over else _going(requests, behind)
                         found = captured.tokens(inputs, sampling, more)
                         results = _accepted(found, requests, sampling)
                 else:
@@ -124,10 +124,7 @@ class ModelRunner:
                     else:
                         self._finish()
             tokens = [result.token for result in results]
-            running = [i for i, row in enumerate(sampling) if not row.finished_by(tokens[i])]
-            if behind is not None:
-                going = {request for request, _ in behind.rows}
-                running = [i for i in running if requests[i] in going]
+            running = [i for i in _going(requests, behind) if not sampling[i].finished_by(tokens[i])]
             ahead, ends = captured is not None and captured.ahead, seq == final
             last = (ends and behind is None) or not running or (recalled(recall) and not ahead)
             if last and ahead:
@@ -233,9 +230,10 @@ class ModelRunner:
         return in_quanta(self._pacer, len(rows), SCORE_SECONDS * logits.shape[1], some)
 
 
-def _goes_on(requests: Sequence[int], behind: Continuation | None) -> bool:
-    """Do all of these rows? Whoever does not must not be written once more: his blocks are free after this step."""
-    return behind is not None and set(requests) <= {request for request, _ in behind.rows}
+def _going(requests: Sequence[int], behind: Continuation | None) -> Sequence[int]:
+    """Which of these rows may. Who is left out must not be written once more: its blocks are free after this step."""
+    rows = {request for request, _ in behind.rows} if behind is not None else set(requests)
+    return [i for i, request in enumerate(requests) if request in rows]
 
 
 def _check(tokens: Sequence[int], requests: Sequence[int]) -> None:
