@@ -45,8 +45,9 @@ from semipd_agent.partitioner.cpus import granted
 from semipd_agent.partitioner.mps.preflight import default_base
 from semipd_agent.partitioner.mps.programs import Programs
 from semipd_agent.reaper import Reaper, become_subreaper
+from semipd_agent.slo.profiles import Profiles, folders
 from semipd_agent.supervisor import Supervisor
-from semipd_engine.contract import Device, EngineOptions
+from semipd_engine.contract import Device, EngineOptions, ProfileError
 
 log = logging.getLogger("semipd_agent")
 
@@ -96,6 +97,14 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
     parser.add_argument(
         "--api-hung-seconds", type=float, default=HUNG_SECONDS, help="silence after which a hung api process is killed"
     )
+    parser.add_argument(
+        "--step-profile",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="step times of this model on this machine, by `semipd-engine profile`; default: one that fits in "
+        f"{' or '.join(map(str, folders()))}, else assumed ones",
+    )
     parser.add_argument("--engine-command", nargs=1, default=None, help="program that takes the place of semipd-engine")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     return parser.parse_args(own), flags
@@ -135,6 +144,7 @@ async def serve(options: argparse.Namespace, flags: list[str]) -> None:
     identity = identity_from_environment()
     grant = granted(identity.pod_uid)
     log.info("device %s, CPUs %s, quota %s", device, ",".join(map(str, grant.cpus)), grant.quota or "none")
+    profiles = Profiles.read(options.step_profile, folders(), len(grant.cpus))
     reaper = Reaper()
     programs = Programs.find(probe=options.mps_probe)
     gpu = Gpu(device, programs, options.mps_dir or default_base(), reaper, clock)
@@ -151,7 +161,7 @@ async def serve(options: argparse.Namespace, flags: list[str]) -> None:
             flags = [*flags, "--await-partition"]  # no worker before it has its MPS environment
         program = options.engine_command[0] if options.engine_command else engine_program()
         agent = Agent(
-            controller=SplitController(partitioner_for, start.config, clock),
+            controller=SplitController(partitioner_for, start.config, clock, profiles),
             client=EngineClient(run_dir),
             # The engine's first split, before ours reaches it, is made for the CPUs that it starts on: the mask alone
             # would give it all of the node's, whatever the quota is.
@@ -212,7 +222,7 @@ def main() -> None:
     become_subreaper()
     try:
         asyncio.run(serve(options, flags))
-    except (ConfigFileError, ConfigRefused) as e:
+    except (ConfigFileError, ConfigRefused, ProfileError) as e:
         sys.exit(f"semipd-agent: {e}")
 
 

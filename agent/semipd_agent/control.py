@@ -35,6 +35,7 @@ from semipd_agent.restarts import RestartCounts
 from semipd_agent.slo.attainment import Attainment
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.policy import Move, clamp, isolated
+from semipd_agent.slo.profiles import Profiles
 from semipd_agent.slo.step_model import ShareLaw
 from semipd_agent.tasks import Faults
 from semipd_engine.contract import EngineSnapshot, Promised, SetPartition, Split
@@ -45,7 +46,13 @@ ANEW_SECONDS = 60.0
 
 
 class SplitController:
-    def __init__(self, partitioner_for: Callable[[Mode], Partitioner], config: AgentConfig, clock: Clock) -> None:
+    def __init__(
+        self,
+        partitioner_for: Callable[[Mode], Partitioner],
+        config: AgentConfig,
+        clock: Clock,
+        profiles: Profiles = Profiles(),
+    ) -> None:
         """`partitioner_for` may raise `PartitionerUnavailable`: nothing is enforced then, and the report says so."""
         self._partitioner_for = partitioner_for
         self._clock = clock
@@ -55,7 +62,7 @@ class SplitController:
         self.changes = 0
         self.last_change_time: datetime | None = None
         self.snapshot: EngineSnapshot | None = None
-        self.pilot = Pilot(self.faults, self.log, config.slo)
+        self.pilot = Pilot(self.faults, self.log, config.slo, profiles)
         self._core_epoch = 0
         """Epoch in force at the core when it last answered."""
         self._splits: dict[int, Split] = {}
@@ -189,6 +196,7 @@ class SplitController:
         """One tick: take the engine's answer (None: it did not answer) and decide."""
         self.snapshot = snapshot or self.snapshot
         if snapshot is not None:
+            self.pilot.serves(snapshot.model)
             if snapshot.observation is not None:
                 self.pilot.take(snapshot.observation, self.config.partition.bounds)
             self.partitioner.follow(snapshot)

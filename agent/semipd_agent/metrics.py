@@ -18,6 +18,7 @@ SLO_PRESSURE_RATIO = "semipd_slo_pressure_ratio"
 SLO_ATTAINMENT_RATIO = "semipd_slo_attainment_ratio"
 SLO_FEASIBLE = "semipd_slo_feasible"
 UTILIZATION_RATIO = "semipd_utilization_ratio"
+STEP_PROFILE = "semipd_step_profile_measured"
 ENGINE_READY = "semipd_engine_ready"
 ENGINE_RESTARTS = "semipd_engine_restarts_total"
 WORKER_SMS = "semipd_worker_sms"
@@ -38,6 +39,7 @@ NAMES = (
     SLO_ATTAINMENT_RATIO,
     SLO_FEASIBLE,
     UTILIZATION_RATIO,
+    STEP_PROFILE,
     ENGINE_READY,
     ENGINE_RESTARTS,
     WORKER_SMS,
@@ -126,6 +128,11 @@ class ReportCollector(Collector):
         if report.slo is not None and report.slo.utilization_ratio is not None:
             utilization.add_metric([], report.slo.utilization_ratio)
         yield utilization
+        yield GaugeMetricFamily(
+            STEP_PROFILE,
+            "1 where step times began from a measured profile, 0 where from an assumed one.",
+            value=float(report.step_profile.measured),
+        )
 
     def _engine(self, report: StatusReport) -> Iterator[Metric]:
         yield GaugeMetricFamily(ENGINE_READY, "1 while the engine can serve.", value=float(report.engine.ready))

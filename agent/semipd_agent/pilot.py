@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from semipd_agent.contract import SLO, Admission, Bounds, Policy
 from semipd_agent.decisions import LEAST_REQUESTS, DecisionLog
@@ -20,12 +20,13 @@ from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.load import Load, advance
 from semipd_agent.slo.policy import SplitPolicy, Verdict, ask
 from semipd_agent.slo.predictive import ModelPredictive
+from semipd_agent.slo.profiles import Profiles, ProfileUsed
 from semipd_agent.slo.recording import Recorder
-from semipd_agent.slo.step_model import ASSUMED, ShareLaw
+from semipd_agent.slo.step_model import ShareLaw
 from semipd_agent.slo.utilization import Utilization
 from semipd_agent.slo.window import Evidence, RequestWindow
 from semipd_agent.tasks import Faults
-from semipd_engine.contract import Gate, Observation, Split
+from semipd_engine.contract import Gate, ModelInfo, Observation, Split
 
 POLICY_SECONDS = 120.0
 """Finished requests that a policy may look back on."""
@@ -53,7 +54,7 @@ class Leeway:
 
 
 class Pilot:
-    def __init__(self, faults: Faults, log: DecisionLog, slo: SLO | None) -> None:
+    def __init__(self, faults: Faults, log: DecisionLog, slo: SLO | None, profiles: Profiles = Profiles()) -> None:
         self.recorder = Recorder()
         self.window = RequestWindow(_kept(slo))
         self.verdict = Verdict()
@@ -61,6 +62,10 @@ class Pilot:
         """None: nothing moves the split."""
         self._faults, self.log = faults, log
         self._load, self._before = Load(), Load()
+        self._profiles, self._law = profiles, ShareLaw.PACED
+        self._model: ModelInfo | None = None
+        self.profile = ProfileUsed()
+        """What step times are believed from before any is seen, and whether somebody measured it."""
         self._utilization = Utilization()
         self._gatekeeper = Gatekeeper()
 
@@ -68,7 +73,18 @@ class Pilot:
 
     def runs_on(self, law: ShareLaw) -> None:
         """Another device, or one that deals out shares by another law: what was learned of steps holds no more."""
-        self._load = Load.of(replace(ASSUMED, law=law))
+        self._law = law
+        self._begin_anew()
+
+    def serves(self, model: ModelInfo | None) -> None:
+        """The model that the engine has loaded; another than before has other step times. None: no word."""
+        if model is not None and model != self._model:
+            self._model = model
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.profile = self._profiles.of(self._model, self._law)
+        self._load = Load.of(self.profile.steps)
 
     def promises(self, slo: SLO | None) -> None:
         if _kept(slo) != self.window.seconds:

@@ -17,6 +17,7 @@ from semipd_agent.contract import (
     PartitionReport,
     SLOReport,
     StatusReport,
+    StepProfileReport,
     WorkerStatus,
 )
 from semipd_agent.control import SplitController, wire
@@ -112,6 +113,11 @@ def build(
         )
         if config.slo
         else None,
+        step_profile=StepProfileReport(
+            measured=controller.pilot.profile.steps.measured,
+            source=controller.pilot.profile.source,
+            message=controller.pilot.profile.message,
+        ),
         decisions=controller.log.newest_first(),
         faults=controller.faults.report(),
     )

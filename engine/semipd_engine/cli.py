@@ -1,4 +1,4 @@
-"""``semipd-engine``: serve a model, make, import or fetch one. A command is imported only when it is asked for."""
+"""``semipd-engine``: serve a model, make, import, fetch or measure one. A command is imported only when asked for."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ COMMANDS = {
     "make-model": ("semipd_engine.hub.make_model", "make a random-weight model with a tokenizer"),
     "import-gguf": ("semipd_engine.hub.import_gguf", "turn a GGUF file into a Hugging Face directory"),
     "check": ("semipd_engine.hub.check", "judge a model folder without loading it"),
+    "profile": ("semipd_engine.profiler.command", "measure step times on this machine"),
     "fetch": ("semipd_engine.hub.fetch", "bring a model from its source to a directory"),
 }
 """Command -> module with ``add_command(subparsers)``, whose parser has a default ``func(arguments) -> int``."""

@@ -229,6 +229,7 @@ async def test_metrics_are_exactly_the_listed_and_documented_names(client: httpx
     assert value("semipd_partition_mixed_tokens", value="applied") == 0
     assert value("semipd_partition_applied") == 1
     assert value("semipd_engine_restarts", process="launcher") == 2
+    assert value("semipd_step_profile_measured") == 0
     assert value("semipd_decisions", reason="ManualChange") == 0
 
 

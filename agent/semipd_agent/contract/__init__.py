@@ -55,6 +55,7 @@ from semipd_agent.contract.report import (
     Prediction,
     SLOReport,
     StatusReport,
+    StepProfileReport,
     WorkerStatus,
 )
 
@@ -91,6 +92,7 @@ __all__ = [
     "SLOReport",
     "Split",
     "StatusReport",
+    "StepProfileReport",
     "Wire",
     "WorkerStatus",
     "service_token",

@@ -214,6 +214,17 @@ class Fault(Wire):
     count: int = 1
 
 
+class StepProfileReport(Wire):
+    """What the agent believed of step times before it saw any; it learns from each step since."""
+
+    measured: bool = False
+    """False: assumed, a documented prior; so are what is predicted of splits that were not tried yet."""
+    source: str = ""
+    """File of a measured one."""
+    message: str = ""
+    """Why it is assumed, and what helps."""
+
+
 class StatusReport(Wire):
     version: int = REPORT_VERSION
     identity: Identity = Identity()
@@ -223,6 +234,7 @@ class StatusReport(Wire):
     partition: PartitionReport
     engine: EngineStatus
     slo: SLOReport | None = None
+    step_profile: StepProfileReport = StepProfileReport()
     decisions: tuple[Decision, ...] = ()
     """Newest first, at most 20."""
     faults: tuple[Fault, ...] = ()

@@ -52,6 +52,8 @@ class StepProfile:
     """Time of a step that computes prompts and decodes rows over what `StepModel.mixed_seconds` says of it at best."""
     measured: bool = False
     """False: a guess, whose scale is taken from the first steps and whose shape may bend."""
+    curves_measured: bool = False
+    """False: what a share does (`prefill_curve`, `decode_curve`) is a guess, whatever the rest is."""
 
 
 ASSUMED = StepProfile(prefill=(2e-3, 5e-5, 8e-10), decode=(6e-3, 1e-4, 4e-8))
@@ -153,7 +155,7 @@ class StepModel:
         return sum(self.law_known(phase) for phase in Phase)
 
     def law_known(self, phase: Phase) -> bool:
-        return self._shares(phase)[0].curve is not None
+        return self._shares(phase)[0].curve is not None or self.profile.curves_measured
 
     # ---- learning --------------------------------------------------------------------------------------------------
 

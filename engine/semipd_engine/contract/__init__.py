@@ -59,6 +59,7 @@ from semipd_engine.contract.partition import (
     PhaseLimit,
     Split,
 )
+from semipd_engine.contract.profile import ProfileError, ProfileKey, StepProfileFile, read_profile
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -92,6 +93,8 @@ __all__ = [
     "Percent",
     "Phase",
     "PhaseLimit",
+    "ProfileError",
+    "ProfileKey",
     "Promised",
     "QueuedRequest",
     "ReasoningParser",
@@ -99,10 +102,12 @@ __all__ = [
     "RunningRequest",
     "SetPartition",
     "Split",
+    "StepProfileFile",
     "StepTimes",
     "ToolParser",
     "WorkerReport",
     "WorkerState",
     "api_keys",
     "no_api_key",
+    "read_profile",
 ]

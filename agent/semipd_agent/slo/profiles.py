@@ -1,0 +1,96 @@
+"""Where the step profile comes from: a file that somebody measured for what is served, else the documented prior.
+
+A measured profile is what the production step model learns from the sweep's sums: there is one way to read step times.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from semipd_agent.slo.step_model import ASSUMED, ShareLaw, StepModel, StepProfile, kinds
+from semipd_engine.contract import ModelInfo, Phase, ProfileError, ProfileKey, StepProfileFile, read_profile
+
+log = logging.getLogger(__name__)
+
+REMEDY = "semipd-engine profile MODEL --out FILE on this machine measures one"
+ROUNDS = 3
+"""Contention, costs and the share's law are learned from one another; more of the same sums change nothing then."""
+
+
+@dataclass(frozen=True)
+class ProfileUsed:
+    steps: StepProfile = ASSUMED
+    source: str = ""
+    """File; empty: the prior."""
+    message: str = ""
+    """Why it is assumed."""
+
+
+def folders() -> tuple[Path, ...]:
+    """Of profiles that nobody named: the image's, and this user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path("/usr/share/semipd/profiles"), cache / "semipd" / "profiles"
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Those that were read, in the order in which they are asked."""
+
+    files: tuple[tuple[Path, StepProfileFile], ...] = ()
+    cpus: int = 0
+    """Granted to the engine."""
+    complaints: tuple[str, ...] = field(default=())
+    """Of files in a folder that could not be read."""
+
+    @classmethod
+    def read(cls, named: Path | None, found_in: Sequence[Path], cpus: int) -> Profiles:
+        """`named`: asked for by the user, and the only one then. Raises `ProfileError` for it, and for it alone: a
+        file that happens to lie in a folder stops no agent."""
+        if named is not None:
+            return cls(((named, read_profile(named)),), cpus)
+        files, complaints = list[tuple[Path, StepProfileFile]](), list[str]()
+        for path in (path for folder in found_in for path in sorted(folder.glob("*.json"))):
+            try:
+                files.append((path, read_profile(path)))
+            except ProfileError as error:
+                log.warning("%s", error)
+                complaints.append(str(error))
+        return cls(tuple(files), cpus, tuple(complaints))
+
+    def of(self, model: ModelInfo | None, law: ShareLaw) -> ProfileUsed:
+        """The first that was measured for this model, device, dtype and kernels; else the prior."""
+        prior = replace(ASSUMED, law=law)
+        if model is None:
+            return ProfileUsed(prior, message="assumed: no model is loaded yet")
+        served, why = ProfileKey.of(model, self.cpus), ""
+        for path, file in self.files:
+            objection = file.key.objection(served)
+            if not objection:
+                return ProfileUsed(learned(file, law), str(path))
+            why = why or f"{path} is of something else ({objection})"
+        why = why or next(iter(self.complaints), "there is no profile of this model and device")
+        return ProfileUsed(prior, message=f"assumed: {why}; {REMEDY}")
+
+
+def learned(file: StepProfileFile, law: ShareLaw) -> StepProfile:
+    """Costs, contention and, where a share is a part of the SMs, what it does."""
+    sums = kinds(file.steps)
+    model = StepModel(replace(ASSUMED, law=law))
+    for _ in range(ROUNDS):
+        model = model.learn({}, sums, 0.0)
+    curves = {Phase.PREFILL: model.prefill_shares.curve, Phase.DECODE: model.decode_shares.curve}
+    return StepProfile(
+        prefill=model.costs(Phase.PREFILL),
+        decode=model.costs(Phase.DECODE),
+        law=law,
+        prefill_curve=curves[Phase.PREFILL] or ASSUMED.prefill_curve,
+        decode_curve=curves[Phase.DECODE] or ASSUMED.decode_curve,
+        contention=math.sqrt(model.contention(Phase.PREFILL) * model.contention(Phase.DECODE)),
+        measured=True,
+        curves_measured=all(curve is not None for curve in curves.values()),
+    )
