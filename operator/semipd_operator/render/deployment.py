@@ -16,7 +16,6 @@ from semipd_operator.render.pod import InvalidTemplate, pod_template
 from semipd_operator.render.rolling import Record
 from semipd_operator.settings import Settings
 
-
 MOST_ANNOTATION_BYTES = 256 << 10
 """Of all annotations of an object: the API server's limit (TotalAnnotationSizeLimitB)."""
 
