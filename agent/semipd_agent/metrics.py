@@ -22,6 +22,7 @@ STEP_PROFILE = "semipd_step_profile_measured"
 ENGINE_READY = "semipd_engine_ready"
 ENGINE_RESTARTS = "semipd_engine_restarts_total"
 WORKER_SMS = "semipd_worker_sms"
+WORKER_START = "semipd_worker_start_seconds"
 MPS_UP = "semipd_mps_up"
 MPS_LOSSES = "semipd_mps_losses_total"
 GPU_INFO = "semipd_gpu_info"
@@ -43,6 +44,7 @@ NAMES = (
     ENGINE_READY,
     ENGINE_RESTARTS,
     WORKER_SMS,
+    WORKER_START,
 )
 """What the agent exports on every device."""
 GPU_NAMES = (
@@ -145,3 +147,10 @@ class ReportCollector(Collector):
             if worker.sm_count is not None:
                 sms.add_metric([worker.phase, str(worker.pid)], worker.sm_count)
         yield sms
+        start = GaugeMetricFamily(
+            WORKER_START, "What the start of a worker that is alive took, by part.", labels=["phase", "pid", "part"]
+        )
+        for worker in report.engine.workers:
+            for part, seconds in worker.start_seconds.items():
+                start.add_metric([worker.phase, str(worker.pid), part], seconds)
+        yield start

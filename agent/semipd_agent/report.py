@@ -228,6 +228,7 @@ def _worker(w: WorkerReport) -> WorkerStatus:
         heartbeat_age_seconds=round(w.heartbeat_age_seconds, 3),
         cpu_seconds=round(w.cpu_seconds, 3),
         sm_count=w.sm_count,
+        start_seconds={part: round(seconds, 4) for part, seconds in w.start_seconds.items()},
     )
 
 

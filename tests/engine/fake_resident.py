@@ -33,6 +33,7 @@ from semipd_engine.memory.kv_size import MemoryGrant, available_memory
 from semipd_engine.pacing.quantum import Pacer
 from semipd_engine.resident import resident
 from semipd_engine.worker.servable import Following, StaleSlot, UnfitError, nothing_follows
+from semipd_engine.worker.start_times import StartTimes
 
 RAISE = 4998
 STALE = 4993
@@ -86,6 +87,7 @@ class FakeModel:
         step_ms = float(os.environ.get("SEMIPD_FAKE_STEP_MS", "0"))
         self._prefill_seconds = lambda tokens: tokens * token_ms / 1000
         self._decode_seconds = lambda rows: step_ms / 1000
+        self.start = StartTimes()
 
     def kv_grant(self) -> MemoryGrant:
         return MemoryGrant(available_memory())
@@ -100,6 +102,7 @@ class FakeModel:
         return None
 
     def runner(self, pacer: Pacer, phase: Phase) -> FakeRunner:
+        self.start = StartTimes()
         match os.environ.get("SEMIPD_FAKE_START", "0"):
             case "die":
                 os._exit(3)
@@ -110,6 +113,7 @@ class FakeModel:
                     time.sleep(0.02)
             case seconds:
                 time.sleep(float(seconds))
+        self.start.done("warm_up")
         memory = memoryview(mmap.mmap(self._kv_fd, self._kv_bytes)).cast("i")
         return TouchyRunner(memory, self.kv_layout.block_size, pacer, self._prefill_seconds, self._decode_seconds)
 

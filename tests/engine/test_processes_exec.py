@@ -85,6 +85,8 @@ def test_attached_workers_are_exact_and_share_one_copy(engine: Engine, model: Pa
         assert seen["CUDA_MPS_PIPE_DIRECTORY"] == "/run/spd/1/p" != NOWHERE
         assert "CUDA_MPS_CLIENT_PRIORITY" not in seen  # the resident's own settings are not the rung's
         assert "expandable_segments:False" in seen["PYTORCH_CUDA_ALLOC_CONF"]
+        parts = worker.start_seconds
+        assert list(parts) == ["launch", "attach", "warm_up", "runner"] and all(value > 0 for value in parts.values())
 
     client = engine.client()
     prompts = [random_prompt(length, 4096, length) for length in (1, 17, 33, 64, 100)]

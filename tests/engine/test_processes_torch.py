@@ -90,6 +90,14 @@ def assert_exact(model: Path, streams: list[Stream]) -> None:
         assert stream.wait(120).tokens == tokens, f"prompt of {len(stream.prompt)} tokens"
 
 
+def test_a_forked_worker_says_what_its_start_took(split_engine: Engine, device: torch.device) -> None:
+    """What the resident did before the fork is not its start's."""
+    wanted = ["launch", "runner"]
+    if device.type == "cuda":
+        wanted = ["launch", "context", "attach", "kernels", "warm_up", "products", "runner"]
+    assert all(list(worker.start_seconds) == wanted for worker in split_engine.snapshot().workers)
+
+
 def test_sixteen_at_a_time_are_exact(split_engine: Engine, model: Path) -> None:
     client = split_engine.client()
     assert_exact(model, [client.add(prompt, 24) for prompt in prompts()])

@@ -91,6 +91,8 @@ class WorkerStatus(Wire):
     heartbeat_age_seconds: float = 0.0
     cpu_seconds: float = 0.0
     sm_count: int | None = None
+    start_seconds: dict[str, float] = Field(default={})
+    """What its start took, by part (`semipd_engine.contract.WorkerReport`)."""
 
 
 class EngineStatus(Wire):

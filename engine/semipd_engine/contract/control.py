@@ -112,6 +112,10 @@ class WorkerReport(Frozen):
     """Does core send the phase's steps here while both phases are busy? A phase may have other rungs warm."""
     sm_count: int | None = None
     """Streaming multiprocessors that the worker itself sees; None on the CPU."""
+    start_seconds: dict[str, float] = Field(default={})
+    """What its start took, part by part: launch (until its process is there, with its imports), context (of the
+    device), attach (to weights and KV pool), kernels (loaded and held against their twins), warm_up, products (held
+    against float64), graphs or runner. Empty until it is ready."""
     ending: bool = False
     """It does not end by itself and will be killed: have MPS end it now (`PhaseLimit.terminate_seconds`)."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from semipd_engine.contract import Phase, WorkerState
@@ -36,6 +36,8 @@ class Holder:
     pid: int = 0
     pidfd: int = -1
     connection: Connection[WorkerToCore] | None = None
+    asked_at: float = 0.0
+    """When core asked for it, by CLOCK_MONOTONIC; `started_at`: when its process was there."""
     started_at: float = 0.0
     spawn_at: float | None = 0.0
     """When to ask for a worker; None while one is asked for or alive."""
@@ -49,6 +51,8 @@ class Holder:
     problem: str = ""
     """Why it cannot serve; empty once it is ready."""
     sm_count: int | None = None
+    start_seconds: dict[str, float] = field(default_factory=dict)
+    """Parts of its start: `launch`, until its process began with the others."""
     give_up_at: float | None = None
     """It is retiring: killed then, if it has not ended by itself."""
     kill_at: float | None = None

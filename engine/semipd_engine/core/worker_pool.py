@@ -151,6 +151,7 @@ class WorkerPool:
         holder.seat, holder.generation, holder.state = seat, self._generations[holder.phase], WorkerState.STARTING
         holder.spawn_at, holder.started_at, holder.sm_count, holder.give_up_at = None, now, None, None
         holder.kill_at, holder.orphaned = None, False
+        holder.asked_at, holder.start_seconds = now, {}
         rung = holder.rung
         ask(SpawnWorker(holder.phase, holder.generation, seat, rung.percent, dict(rung.environment)))
 
@@ -231,6 +232,7 @@ class WorkerPool:
             self.kill(holder)
             return
         holder.state, holder.problem, holder.early_deaths = WorkerState.READY, "", 0
+        holder.start_seconds = {"launch": max(0.0, message.began_at - holder.asked_at), **message.start_seconds}
         age = 1e3 * (time.monotonic() - holder.started_at)
         log.info("%s worker %d is ready (generation %d, %.0f ms)", holder.title, holder.pid, holder.generation, age)
         if all(self.is_ready(phase, rung) for phase in self.phases for rung in self.partitions.kept(phase)):

@@ -132,6 +132,10 @@ class WorkerReady(msgspec.Struct, frozen=True, tag="ready"):
     generation: int
     sm_count: int | None = None
     """Streaming multiprocessors that the worker sees; None on the CPU. Core judges it."""
+    began_at: float = 0.0
+    """When its process was there and began with the first of these parts, by CLOCK_MONOTONIC."""
+    start_seconds: dict[str, float] = {}
+    """Parts of its start, in their order."""
 
 
 class WorkerUnfit(msgspec.Struct, frozen=True, tag="unfit"):

@@ -26,6 +26,7 @@ from semipd_engine.worker.kernel_gate import gate_kernels
 from semipd_engine.worker.model_runner import ModelRunner
 from semipd_engine.worker.servable import Runner, UnfitError
 from semipd_engine.worker.start_messages import ModelExport
+from semipd_engine.worker.start_times import StartTimes
 from semipd_engine.worker.warm_up import warm_up
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class TorchModel:
         self.exported = self.device == Device.CUDA
         """Workers attach over exec; else they are forked."""
         self.kernels, self.kernels_shortfall = kernels.name, kernels.shortfall
+        self.start = StartTimes()
 
     @property
     def kv(self) -> KVPool:
@@ -63,6 +65,7 @@ class TorchModel:
     @classmethod
     def attach(cls, export: ModelExport, fds: list[int]) -> TorchModel:
         """The model that another process exports; nothing is copied. Raises `UnfitError`."""
+        start = StartTimes()
         device = devices.CPU
         if export.device == Device.CUDA:
             device = devices.GPU
@@ -70,6 +73,7 @@ class TorchModel:
                 devices.open_gpu()
             except ModelError as error:
                 raise UnfitError(error.reason, str(error)) from error
+            start.done("context")
         try:
             arena = WeightArena(Region.attach(export.weights, fds, device), export.manifest)
             model = cls(export.config, arena, choose(device.type), export.block_size, export.max_model_len)
@@ -83,21 +87,30 @@ class TorchModel:
         seen = arena.checksum()
         if seen != export.checksum:
             raise UnfitError("WeightsMismatch", f"checksum {seen:#x} of the weights, {export.checksum:#x} expected")
+        start.done("attach")
+        model.start = start
         return model
 
     def runner(self, pacer: Pacer, phase: Phase) -> Runner:
         """On a GPU the limit is MPS's business, and work that is queued cannot be paced by pieces."""
         pacer = Unpaced() if self.device == Device.CUDA else pacer
+        if not self.exported:
+            self.start = StartTimes()  # what was before the fork is the resident's
         if self.device == Device.CUDA:
             devices.set_precision(self._torch_dtype)
             block_size = self.kv_layout.block_size
             gate_kernels(self._kernels, self._config, self._torch_dtype, self._torch_device, block_size)
+            self.start.done("kernels")
         capture = self._capture(phase)
         if self.exported:
             warm_up(self._config, self._arena, self._kernels, self.kv_layout, capture)
+            self.start.done("warm_up")
         if self.device == Device.CUDA:
             gate_products(self._arena.tensors())
-        return ModelRunner(self._config, self._arena, self.kv, self._kernels, pacer, self.max_model_len, capture)
+            self.start.done("products")
+        runner = ModelRunner(self._config, self._arena, self.kv, self._kernels, pacer, self.max_model_len, capture)
+        self.start.done("runner" if capture is None else "graphs")
+        return runner
 
     def _capture(self, phase: Phase) -> Capture | None:
         """Of decode steps, where they are asked for and can be."""

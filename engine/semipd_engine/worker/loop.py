@@ -75,7 +75,12 @@ def run_worker(
         pacer = PhasePacer(page, identity.phase, peer, OwnProcess(page, model.set_threads), identity.seat)
         runner = model.runner(pacer, identity.phase)
         pacer.start(identity.pid, identity.generation)
-        channel.send(WorkerReady(identity.phase, identity.pid, identity.generation, model.sm_count()))
+        times = model.start
+        channel.send(
+            WorkerReady(
+                identity.phase, identity.pid, identity.generation, model.sm_count(), times.began_at, times.seconds
+            )
+        )
         unprepared = True
         while True:
             message = channel.recv(timeout=0 if unprepared else HEARTBEAT_SECONDS)

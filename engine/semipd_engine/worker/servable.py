@@ -8,6 +8,7 @@ from typing import Protocol
 from semipd_engine.contract import Phase
 from semipd_engine.ipc.steps import Continuation, StepPlan, StepResult
 from semipd_engine.pacing.quantum import Pacer
+from semipd_engine.worker.start_times import StartTimes
 
 Following = Callable[[int], Continuation | None]
 """Takes what continues a plan with the step of this number, if it has arrived."""
@@ -52,6 +53,8 @@ class ServableModel(Protocol):
 
     device: str
     """cpu or cuda."""
+    start: StartTimes
+    """Of this process, once `runner` has returned."""
 
     def runner(self, pacer: Pacer, phase: Phase) -> Runner:
         """A runner over the KV pool for the plans of a phase, warmed up where that matters. Raises `UnfitError`."""
