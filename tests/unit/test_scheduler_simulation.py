@@ -15,7 +15,7 @@ from semipd_engine.core.block_pool import BlockPool
 pytestmark = pytest.mark.unit
 
 STEPS = 25_000
-"""Of each run, 10^5 in all: thousands of requests, hundreds of preemptions and crashes. `make test-long`: 10^6."""
+"""Of each run, 2 x 10^5 in all: thousands of requests, hundreds of preemptions and crashes. `make test-long`: 10^6."""
 EVENTS = {"share", "stop", "abort", "preempt", "switch", "crash", "resident", "stale", "late", "score"}
 AHEAD = {"ahead", "late ahead"}
 """Decode's worker went on with what continued its plan, and that came too late."""
