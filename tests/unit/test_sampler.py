@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -83,12 +83,56 @@ def _fields(sampling: Sampling, **changes: object) -> dict[str, object]:
     return {name: getattr(sampling, name) for name in sampling.__struct_fields__} | changes
 
 
-def test_uniform_is_uniform_over_indices_and_seeds() -> None:
-    for numbers in ([uniform(7, i) for i in range(20000)], [uniform(i, 7) for i in range(20000)]):
-        assert all(0 <= number < 1 for number in numbers)
-        assert abs(sum(numbers) / len(numbers) - 0.5) < 0.01
-        pairs = sum(a * b for a, b in itertools.pairwise(numbers)) / len(numbers)
-        assert abs(pairs - 0.25) < 0.01
+def unevenness(counts: np.ndarray) -> float:
+    """How far counts are from equal ones, in standard deviations: within 5 but once in a million."""
+    cells, expected = counts.size, counts.sum() / counts.size
+    return float((((counts - expected) ** 2 / expected).sum() - (cells - 1)) / math.sqrt(2 * (cells - 1)))
+
+
+NEIGHBOURS: dict[str, Callable[[int], tuple[int, int]]] = {
+    "positions": lambda i: (7, i),
+    "seeds": lambda i: (i, 7),
+    "choices of one request": lambda i: (2**63 - 1 - i % 128, i // 128),
+    "seeds of one bit": lambda i: (1 << i % 63, i // 63),
+}
+"""Draws that lie next to each other in what is hashed, as a batch's rows and an answer's tokens do."""
+
+
+@pytest.mark.parametrize("which", NEIGHBOURS)
+def test_draws_are_uniform_and_independent(which: str) -> None:
+    """Of 64-bit seeds and positions alike: each number, each pair of neighbours, and the lowest bits as the highest."""
+    numbers = np.array([uniform(*NEIGHBOURS[which](i)) for i in range(40_000)])
+    assert ((numbers >= 0) & (numbers < 1)).all()
+    assert len(set(numbers.tolist())) == len(numbers), "2^53 numbers: two equal ones among 40,000 are 1 in 10^7"
+    assert abs(unevenness(np.bincount((numbers * 256).astype(int), minlength=256))) < 5
+    lowest = (numbers * 2.0**53).astype(np.int64) % 256
+    assert abs(unevenness(np.bincount(lowest, minlength=256))) < 5
+    for apart in (1, 2, 63, 128):
+        pairs = (numbers[:-apart] * 16).astype(int) * 16 + (numbers[apart:] * 16).astype(int)
+        assert abs(unevenness(np.bincount(pairs, minlength=256))) < 5, apart
+        assert abs(np.corrcoef(numbers[:-apart], numbers[apart:])[0, 1]) < 5 / math.sqrt(len(numbers)), apart
+
+
+def test_a_seed_and_a_position_are_two_numbers() -> None:
+    """None is another's digits: 1 and 23 are not 12 and 3. And one that changes by a bit changes half of the draw's."""
+    cells = [(seed, index) for seed in range(400) for index in range(400)]
+    assert len({uniform(*cell) for cell in cells}) == len(cells)
+    flips = [
+        int(uniform(seed, 5) * 2.0**53) ^ int(uniform(seed ^ (1 << bit), 5) * 2.0**53)
+        for seed in range(50)
+        for bit in range(64)
+    ]
+    share = np.mean([flip.bit_count() for flip in flips]) / 53
+    assert abs(share - 0.5) < 5 * 0.5 / math.sqrt(53 * len(flips))
+
+
+def test_a_draw_is_these_bits() -> None:
+    """By the definition in docs/design/0005: another process, release or machine continues an answer with them."""
+    assert [uniform(*cell) for cell in ((0, 0), (7, 3), (2**63 - 1, 2**31))] == [
+        0.3859926107094097,
+        0.5648628684101831,
+        0.4638246977353897,
+    ]
 
 
 def test_the_same_seed_and_index_give_the_same_token_in_any_batch() -> None:
