@@ -100,8 +100,8 @@ def too_long(tokens: str, max_model_len: int) -> ApiError:
     """400 for a prompt with so many `tokens`."""
     return ApiError(
         400,
-        f"prompt: has {tokens} tokens, but this model takes at most {max_model_len} for prompt and output together; "
-        "shorten the prompt",
+        f"prompt: has {tokens} tokens, but this model takes at most {max_model_len} for prompt and output together, "
+        "of which one token is output; shorten the prompt",
         param="prompt",
         code="context_length_exceeded",
     )

@@ -88,7 +88,7 @@ def test_the_whole_room_may_be_asked_for() -> None:
 @pytest.mark.parametrize(
     ("prompt_tokens", "fields", "param", "words"),
     [
-        (64, {}, "prompt", ["64 tokens", "at most 64", "shorten"]),
+        (64, {}, "prompt", ["64 tokens", "at most 64", "one token is output", "shorten"]),
         (60, {"max_tokens": 5}, "max_tokens", ["5", "60 tokens", "at most 4"]),
         (4, {"max_tokens": 3, "min_tokens": 4}, "min_tokens", ["4", "3", "lower"]),
         (4, {"logit_bias": {"100": 1}}, "logit_bias", ["100", "0 to 99"]),
