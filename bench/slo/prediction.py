@@ -1,0 +1,161 @@
+"""``python -m bench.slo.prediction PROFILE --out DIR``: the knee rate under three splits, said before a run.
+
+A profile (`semipd-engine profile`) becomes the simulated engine's costs; under each split the rate is bisected up to
+which nine requests of ten keep both targets. What was said is written with its digest, so that whoever measures later
+can show that nothing was changed since. Runs no real engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from semipd_agent.slo.profiles import learned
+from semipd_agent.slo.step_model import ShareLaw
+from semipd_cli.simulator.engine import Size, VirtualEngine
+from semipd_cli.simulator.oracle import Oracle
+from semipd_cli.simulator.workloads import Lengths, stream
+from semipd_engine.contract import ProfileError, Split, StepProfileFile, read_profile
+
+SPLITS = (Split(), Split(prefill=100, decode=30), Split(prefill=40, decode=100))
+KEPT = 0.9
+"""Part of the requests that must meet both targets."""
+PRECISION = 1.03
+AFTER = 120.0
+"""Seconds after the last arrival; who is not done by then has missed."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of the engine: Poisson arrivals of these lengths, and these targets."""
+
+    prompt: int = 400
+    output: int = 60
+    ttft: float = 2.0
+    tpot: float = 0.12
+    """Seconds."""
+    seconds: float = 120.0
+    seeds: tuple[int, ...] = (1, 2, 3)
+
+
+class ChangedError(Exception):
+    """The prediction is not the one that was written; the message names the file."""
+
+
+def oracle_of(profile: StepProfileFile) -> Oracle:
+    """The costs that the production model learns from the file; without jitter, which a line cannot know."""
+    law = ShareLaw.PACED if profile.key.device == "cpu" else ShareLaw.SPATIAL
+    steps = learned(profile, law)
+    paced = law is ShareLaw.PACED
+    return Oracle(
+        prefill=steps.prefill,
+        decode=steps.decode,
+        prefill_shrinkable=1.0 if paced else steps.prefill_curve.b / (steps.prefill_curve.a + steps.prefill_curve.b),
+        decode_shrinkable=1.0 if paced else steps.decode_curve.b / (steps.decode_curve.a + steps.decode_curve.b),
+        contention=(steps.contention, steps.contention),
+    )
+
+
+def attainment(oracle: Oracle, split: Split, rate: float, asked: Question, size: Size) -> float:
+    """Joint, the mean over the seeds."""
+    kept = total = 0
+    for seed in asked.seeds:
+        arrivals = list(stream(rate, asked.seconds, Lengths(asked.prompt, asked.output), seed))
+        engine = VirtualEngine(arrivals, oracle, size, seed, split)
+        engine.run_until(asked.seconds + AFTER)
+        total += len(arrivals)
+        kept += sum(d.ttft is not None and d.ttft <= asked.ttft and (d.tpot or 0.0) <= asked.tpot for d in engine.done)
+    return kept / total if total else 1.0
+
+
+def knee(keeps: Callable[[float], bool], low: float = 0.05, high: float = 64.0) -> float:
+    """The largest rate that `keeps`, to `PRECISION`; 0 where the lowest does not, `high` where the highest does."""
+    if not keeps(low):
+        return 0.0
+    if keeps(high):
+        return high
+    while high / low > PRECISION:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if keeps(middle) else (low, middle)
+    return math.sqrt(low * high)
+
+
+def predict(
+    profile: StepProfileFile,
+    asked: Question,
+    size: Size,
+    splits: Sequence[Split] = SPLITS,
+    step: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Requests a second by split."""
+    oracle, found = oracle_of(profile), dict[str, float]()
+    for split in splits:
+
+        def keeps(rate: float, split: Split = split) -> bool:
+            step()
+            return attainment(oracle, split, rate, asked, size) >= KEPT
+
+        found[str(split)] = round(knee(keeps), 3)
+    return found
+
+
+def write(path: Path, profile: StepProfileFile, asked: Question, size: Size, knees: dict[str, float]) -> str:
+    """The digest, which lies beside the file, too."""
+    said = {
+        "question": asdict(asked),
+        "size": asdict(size),
+        "profile": hashlib.sha256(profile.model_dump_json().encode()).hexdigest(),
+        "key": profile.key.model_dump(),
+        "measured_at": profile.measured_at,
+        "knees": knees,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(said, indent=1) + "\n")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    _digest_of(path).write_text(f"{digest}  {path.name}\n")
+    return digest
+
+
+def unchanged(path: Path) -> dict[str, float]:
+    """What was said. Raises `ChangedError`."""
+    content = path.read_bytes()
+    if _digest_of(path).read_text().split()[0] != hashlib.sha256(content).hexdigest():
+        raise ChangedError(f"{path} was changed after it was written: predict anew, before the run")
+    knees: dict[str, float] = json.loads(content)["knees"]
+    return knees
+
+
+def _digest_of(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.slo.prediction", description=__doc__)
+    parser.add_argument("profile", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("out/bench/slo"), help="folder of prediction.json")
+    options = parser.parse_args(words)
+    try:
+        profile = read_profile(options.profile)
+    except ProfileError as error:
+        print(f"bench.slo.prediction: {error}", file=sys.stderr)
+        return 2
+    asked, size = Question(), Size(prefill_chunk_tokens=256)
+    with tqdm(desc="predict", unit="rate", disable=not sys.stderr.isatty()) as bar:
+        knees = predict(profile, asked, size, step=bar.update)
+    path = options.out / "prediction.json"
+    digest = write(path, profile, asked, size, knees)
+    print("\n".join(f"{split}: {rate:g} requests/s" for split, rate in knees.items()))
+    print(f"{path}, sha256 {digest}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
