@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from semipd_operator.answers import ApiRefused
 from semipd_operator.api.v1alpha1.resource import SemiPDService
+from semipd_operator.conflicts import not_ours
 from semipd_operator.informer import KINDS, Informer, meaning
 from semipd_operator.kube import Kube
 from semipd_operator.metrics import APPLIES
 from semipd_operator.reasons import Admission, ConditionType, PodTrouble, SpecReason, remedy
 from semipd_operator.render import CONFIG_MAP, OPTIONAL_KINDS, Kind, Object, Rendered
-from semipd_operator.render.names import managed, owner_reference
+from semipd_operator.render.names import controller, managed
 from semipd_operator.status import Problem
 from semipd_operator.status.refusals import admission
 from semipd_operator.workqueue import Key
@@ -115,8 +116,8 @@ class Children:
     async def _put(self, key: Key, service: SemiPDService, rendered: Rendered, reach: Reach, judged: str) -> None:
         meta = service.metadata
         current: list[Object | None] = []
-        taken: list[Problem] = []
-        # All names are checked before anything is applied: a half-made service helps nobody.
+        taken: list[Object] = []
+        # All names are checked before anything is applied: a half-made service helps nobody, nor does one name a try.
         for obj in rendered.objects:
             kind, name = Kind(obj["apiVersion"], obj["kind"]), obj["metadata"]["name"]
             live = reach.live.get(kind) or self._informer.get(kind.kind, meta.namespace, name)
@@ -125,12 +126,12 @@ class Children:
                 if live is not None and _shown(live) and controller(live) == meta.uid:
                     raise Overtaken(f"{kind.kind} {name} was made meanwhile")
             if live is not None and controller(live) != meta.uid:
-                taken.append(_not_ours(service, live, f"{obj['kind']} {obj['metadata']['name']}"))
+                taken.append({**live, "kind": obj["kind"]})
             elif kind == CONFIG_MAP and live is not None and _shown(live) and _version(live) != judged:
                 raise Overtaken(f"ConfigMap {name} was written meanwhile")
             current.append(live)
         if taken:
-            raise Blocked(_all_of(taken), again=True)
+            raise Blocked(not_ours(service, taken), again=True)
         for obj, live in zip(rendered.objects, current, strict=True):
             await self._apply(key, obj, live)
         for kind in rendered.unwanted:
@@ -196,56 +197,6 @@ class Children:
             self._informer.told(obj["kind"], result)
 
 
-def _not_ours(service: SemiPDService, live: Object, what: str) -> Problem:
-    """Whose it is. One of our making that lost its owner (a restored backup, ``--cascade=orphan``) is told how to come
-    back: pods may serve by it, so that it should not have to go. Taking it is not ours: anyone can set a label."""
-    detail = what.replace(" ", "/")
-    if controller(live) or not managed(live):
-        message = f"{what} exists and does not belong to this SemiPDService"
-        return Problem(SpecReason.NAME_CONFLICT, message, detail)
-    patch = json.dumps(_owning(service, live), separators=(",", ":"))
-    back = (
-        f"Give it back: kubectl patch {detail} --type=json -p '{patch}' in its namespace; or delete it (a Deployment's "
-        "pods go with it)."
-    )
-    return Problem(
-        SpecReason.NAME_CONFLICT, f"{what} was of this operator's making and has no owner", detail, remedy=back
-    )
-
-
-def _all_of(taken: Sequence[Problem]) -> Problem:
-    """One problem of those of several objects, of which each is to be mended: one at a time would look endless."""
-    if len(taken) == 1:
-        return taken[0]
-    theirs = [problem.detail for problem in taken if not problem.remedy]
-    remedies = [problem.remedy for problem in taken if problem.remedy]
-    if theirs:
-        remedies.append(f"Rename the SemiPDService, or delete {', '.join(theirs)}.")
-    return Problem(
-        SpecReason.NAME_CONFLICT,
-        "; ".join(problem.message for problem in taken),
-        ",".join(problem.detail for problem in taken),
-        remedy=" ".join(remedies),
-    )
-
-
-def _owning(service: SemiPDService, live: Object) -> list[Object]:
-    """The JSON patch after which the service controls it, too: a merge would take the place of the owners that control
-    nothing, and each that is named makes a long message of what may be any number. The reference is ours to the last
-    field: we may delete nothing of this kind, so there are API servers that let us change no reference of it."""
-    owner = owner_reference(service)
-    path, owners = "/metadata/ownerReferences", [one["uid"] for one in live["metadata"].get("ownerReferences") or []]
-    if not owners:
-        return [{"op": "add", "path": path, "value": [owner]}]
-    if owner["uid"] not in owners:
-        return [{"op": "add", "path": f"{path}/-", "value": owner}]
-    ours = f"{path}/{owners.index(owner['uid'])}"
-    return [
-        {"op": "test", "path": f"{ours}/uid", "value": owner["uid"]},
-        {"op": "replace", "path": ours, "value": owner},
-    ]
-
-
 _QUOTA = remedy(ConditionType.SPEC_ACCEPTED, PodTrouble.QUOTA_EXCEEDED)
 _NOT_OF_PODS = "Have the owner of that policy exempt the namespace, or this operator's objects in it."
 
@@ -257,9 +208,3 @@ def _version(obj: Object) -> str:
 def _shown(obj: Object) -> bool:
     """Whether the watches show it."""
     return obj["kind"] in KINDS and managed(obj)
-
-
-def controller(obj: dict[str, Any]) -> str:
-    """The uid of the object that controls it; empty: none does."""
-    references = obj["metadata"].get("ownerReferences") or []
-    return next((reference["uid"] for reference in references if reference.get("controller")), "")

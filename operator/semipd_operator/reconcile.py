@@ -21,7 +21,7 @@ from semipd_operator.api.v1alpha1.resource import (
     parse_status,
     read,
 )
-from semipd_operator.children import Children, Reach, controller
+from semipd_operator.children import Children, Reach
 from semipd_operator.claims import Claims
 from semipd_operator.converge import Outcome, converge
 from semipd_operator.informer import Informer
@@ -142,7 +142,7 @@ class Reconciler:
         """The one that bears the name of the operator that looks after the service."""
         namespace, name = service.metadata.namespace, names.config_map_name(service)
         live = self._informer.get("ConfigMap", namespace, name)
-        return live if live and controller(live) == service.metadata.uid else None
+        return live if live and names.controller(live) == service.metadata.uid else None
 
     async def _yield(self, key: Key, service: SemiPDService, other: str) -> None:
         """Not a word in the status: the other one writes it."""
@@ -202,7 +202,7 @@ class Reconciler:
         by_keda = scaling.keda is not None
         kind = SCALED_OBJECT if by_keda else HPA
         live = reach.live.get(kind)
-        own = live if live and controller(live) == meta.uid else None
+        own = live if live and names.controller(live) == meta.uid else None
         known = kind in reach.live or kind in reach.refusals
         view = autoscaler_view(kind.kind, own, known=known, refusal=reach.refusals.get(kind, ""))
         if by_keda or view.active:

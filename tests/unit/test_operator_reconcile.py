@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from datetime import UTC, datetime
 from typing import Any
 
@@ -77,10 +78,66 @@ async def test_an_object_of_the_same_name_that_is_not_ours_is_named_and_left_alo
     assert await one.reconcile() is Next.RETRY
     accepted, ready = one.kube.condition("SpecAccepted"), one.kube.condition("Ready")
     assert accepted["reason"] == ready["reason"] == "NameConflict"
-    told = f"{kind} {name} exists and does not belong to this SemiPDService. "
+    told = f"{kind} {name} (of SemiPDService {KEY.name}) exists and does not belong to this SemiPDService. "
     assert accepted["message"] == ready["message"] == told + "Remedy: Rename the SemiPDService, or delete that object."
     assert one.kube.service()["status"]["reason"] == f"NameConflict({kind}/{name})"
     assert not any(verb in ("apply", "delete") and what != "status" for verb, what in one.kube.asked)
+
+
+async def test_all_names_that_are_taken_are_told_at_once_and_each_with_its_remedy() -> None:
+    """One a try would have its reader delete one object after another."""
+    one = Fixture(new_service(replicas=2))
+    await one.reconcile()
+    agent = f"{KEY.name}-agent"
+    for kind, name in (("Deployment", KEY.name), ("ConfigMap", agent)):  # of ours, without their owner
+        ours = one.kube.objects[kind, KEY.namespace, name]
+        one.kube.put({**ours, "metadata": {**ours["metadata"], "ownerReferences": []}})
+    budget = one.kube.objects["PodDisruptionBudget", KEY.namespace, KEY.name]
+    chart = [{"uid": "x", "controller": True, "kind": "Chart", "name": "web"}]
+    one.kube.put({**budget, "metadata": {**budget["metadata"], "ownerReferences": chart}})
+    service = one.kube.objects["Service", KEY.namespace, KEY.name]
+    one.kube.put({**service, "metadata": {**service["metadata"], "labels": {}, "ownerReferences": []}})
+    assert await one.reconcile() is Next.RETRY
+    for condition in ("SpecAccepted", "Ready"):
+        said, _, remedy = one.kube.condition(condition)["message"].partition(" Remedy: ")
+        assert said == (
+            f"Service {KEY.name} and PodDisruptionBudget {KEY.name} (of Chart web) exist and do not belong to this "
+            f"SemiPDService; ConfigMap {agent} and Deployment {KEY.name} were of this operator's making and have no "
+            "owner."
+        )
+        rename, _, back = remedy.partition(" Give them back: ")
+        assert rename == (f"Rename the SemiPDService, or delete Service/{KEY.name} and PodDisruptionBudget/{KEY.name}.")
+        assert back.startswith(f"kubectl patch ConfigMap/{agent} Deployment/{KEY.name} --type=json -p '[{{")
+    assert one.kube.service()["status"]["reason"] == (
+        f"NameConflict(ConfigMap/{agent},Service/{KEY.name},Deployment/{KEY.name},PodDisruptionBudget/{KEY.name})"
+    )
+    patch = json.loads(back.partition("'")[2].partition("'")[0])
+    for kind, name in (("Deployment", KEY.name), ("ConfigMap", agent)):
+        one.kube.put(jsonpatch.apply_patch(one.kube.objects[kind, KEY.namespace, name], patch))
+    await one.reconcile()
+    assert one.kube.service()["status"]["reason"] == (
+        f"NameConflict(Service/{KEY.name},PodDisruptionBudget/{KEY.name})"
+    )
+
+
+async def test_a_service_whose_objects_all_lost_their_owner_has_the_whole_command() -> None:
+    """A restored backup: the commands of each would be longer than a message may be."""
+    one = Fixture(new_service(replicas=2, **scaled()))
+    await one.reconcile()
+    lost = [live for (kind, *_), live in one.kube.objects.items() if kind not in ("SemiPDService", "Event")]
+    assert len(lost) == 5
+    for live in lost:
+        one.kube.put({**live, "metadata": {**live["metadata"], "ownerReferences": []}})
+    assert await one.reconcile() is Next.RETRY
+    message = one.kube.condition("Ready")["message"]
+    assert len(message) <= 1024 and message.endswith("or delete them (a Deployment's pods go with it).")
+    command = shlex.split(message.partition("Give them back: kubectl patch ")[2].partition(" in their namespace")[0])
+    assert set(command[:5]) == {f"{live['kind']}/{live['metadata']['name']}" for live in lost}
+    for live in lost:
+        orphan = one.kube.objects[live["kind"], KEY.namespace, live["metadata"]["name"]]
+        one.kube.put(jsonpatch.apply_patch(orphan, json.loads(command[-1])))
+    await one.reconcile()
+    assert one.kube.condition("SpecAccepted")["status"] == "True"
 
 
 BACKUP = {"apiVersion": "v1", "kind": "ConfigMap", "name": "team's backup", "uid": "b"}
@@ -244,27 +301,6 @@ async def test_a_strangers_edit_of_the_status_is_mended() -> None:
     one.kube.put({**one.kube.service(), "status": {"url": "x"}})
     await one.reconcile()
     assert one.kube.service()["status"]["url"].startswith("http://demo.")
-
-
-async def test_all_objects_that_are_someone_elses_are_named_at_once() -> None:
-    """One after the other would send the user back as often as there are kinds."""
-    one = Fixture()
-    await one.reconcile()
-    ours = one.kube.objects["Service", KEY.namespace, KEY.name]
-    for kind, name in (("ConfigMap", f"{KEY.name}-agent"), ("Deployment", KEY.name)):
-        meta = {"name": name, "namespace": KEY.namespace, "labels": {}, "ownerReferences": []}
-        one.kube.put({"kind": kind, "apiVersion": "v1", "metadata": meta})
-    one.kube.put({**ours, "metadata": {**ours["metadata"], "ownerReferences": []}})
-    assert await one.reconcile() is Next.RETRY
-    message = one.kube.condition("Ready")["message"]
-    told = one.kube.service()["status"]["reason"]
-    names = {"ConfigMap/demo-agent", "Deployment/demo", "Service/demo"}
-    assert told.startswith("NameConflict(") and set(told[len("NameConflict(") : -1].split(",")) == names
-    for theirs in ("ConfigMap demo-agent", "Deployment demo"):
-        assert f"{theirs} exists and does not belong to this SemiPDService" in message
-    assert "Service demo was of this operator's making and has no owner" in message
-    assert "Give it back: kubectl patch Service/demo" in message
-    assert "Rename the SemiPDService, or delete ConfigMap/demo-agent, Deployment/demo." in message
 
 
 async def test_a_pod_that_is_preempted_is_told_once_with_the_schedulers_words() -> None:

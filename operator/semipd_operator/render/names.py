@@ -30,6 +30,12 @@ def managed(obj: Object) -> bool:
     return (obj["metadata"].get("labels") or {}).get("app.kubernetes.io/managed-by") == MANAGER
 
 
+def controller(obj: dict[str, Any]) -> str:
+    """The uid of the object that controls it; empty: none does."""
+    references = obj["metadata"].get("ownerReferences") or []
+    return next((reference["uid"] for reference in references if reference.get("controller")), "")
+
+
 def config_map_name(service: SemiPDService) -> str:
     return f"{service.metadata.name}-agent"
 

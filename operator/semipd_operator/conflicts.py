@@ -1,0 +1,87 @@
+"""Objects that bear the names of a service's own and are not its: whose they are, how the service gets them. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from semipd_operator.api.v1alpha1.resource import SemiPDService
+from semipd_operator.reasons import SpecReason
+from semipd_operator.render.names import Object, controller, managed, owner_reference
+from semipd_operator.status import Problem
+
+
+def not_ours(service: SemiPDService, taken: Sequence[Object]) -> Problem:
+    """All of them at once. One of our making that lost its owner (a restored backup, ``--cascade=orphan``) is told how
+    to come back: pods may serve by it, so that it should not have to go. Taking it is not ours: anyone can set a label.
+    """
+    orphans = [live for live in taken if managed(live) and not controller(live)]
+    theirs = [live for live in taken if live not in orphans]
+    causes, remedies = [], []
+    if theirs:
+        exist = "exists and does not" if len(theirs) == 1 else "exist and do not"
+        causes.append(f"{_listed([_named(live) for live in theirs])} {exist} belong to this SemiPDService")
+        what = "that object" if len(taken) == 1 else _listed([_path(live) for live in theirs])
+        remedies.append(f"Rename the SemiPDService, or delete {what}.")
+    if orphans:
+        was = (
+            "was of this operator's making and has" if len(orphans) == 1 else "were of this operator's making and have"
+        )
+        causes.append(f"{_listed([_plain(live) for live in orphans])} {was} no owner")
+        remedies.append(_give_back(service, orphans))
+    return Problem(
+        SpecReason.NAME_CONFLICT,
+        "; ".join(causes),
+        ",".join(_path(live) for live in taken),
+        remedy=" ".join(remedies),
+    )
+
+
+def _give_back(service: SemiPDService, orphans: Sequence[Object]) -> str:
+    """One command for all that the same patch fits; where others need another one, they are told once these are back:
+    a message is bounded, and half a command helps nobody."""
+    patches = {_path(live): json.dumps(_owning(service, live), separators=(",", ":")) for live in orphans}
+    patch = next(iter(patches.values()))
+    same = [path for path, one in patches.items() if one == patch]
+    pods = " (a Deployment's pods go with it)" if any(live["kind"] == "Deployment" for live in orphans) else ""
+    it, its = ("it", "its") if len(same) == 1 else ("them", "their")
+    return (
+        f"Give {it} back: kubectl patch {' '.join(same)} --type=json -p '{patch}' in {its} namespace; or delete "
+        f"{'it' if len(orphans) == 1 else 'them'}{pods}."
+    )
+
+
+def _owning(service: SemiPDService, live: Object) -> list[Object]:
+    """The JSON patch after which the service controls it, too: a merge would take the place of the owners that control
+    nothing, and each that is named makes a long message of what may be any number. The reference is ours to the last
+    field: we may delete nothing of this kind, so there are API servers that let us change no reference of it."""
+    owner = owner_reference(service)
+    path, owners = "/metadata/ownerReferences", [one["uid"] for one in live["metadata"].get("ownerReferences") or []]
+    if not owners:
+        return [{"op": "add", "path": path, "value": [owner]}]
+    if owner["uid"] not in owners:
+        return [{"op": "add", "path": f"{path}/-", "value": owner}]
+    ours = f"{path}/{owners.index(owner['uid'])}"
+    return [
+        {"op": "test", "path": f"{ours}/uid", "value": owner["uid"]},
+        {"op": "replace", "path": ours, "value": owner},
+    ]
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _plain(live: Object) -> str:
+    return f"{live['kind']} {live['metadata']['name']}"
+
+
+def _path(live: Object) -> str:
+    return f"{live['kind']}/{live['metadata']['name']}"
+
+
+def _named(live: Object) -> str:
+    """With its owner, who would make it anew."""
+    references = live["metadata"].get("ownerReferences") or []
+    owner = next((one for one in references if one.get("controller")), None)
+    return f"{_plain(live)} (of {owner['kind']} {owner['name']})" if owner else _plain(live)
