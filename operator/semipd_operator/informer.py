@@ -15,6 +15,7 @@ from typing import Any
 from semipd_operator.api.v1alpha1.resource import KIND
 from semipd_operator.render.names import SERVICE_LABEL
 from semipd_operator.status.foreign import additions
+from semipd_operator.status.observed import PodView
 from semipd_operator.status.pods import pod_view
 from semipd_operator.status.refusals import unexposed
 from semipd_operator.workqueue import Key
@@ -52,6 +53,8 @@ class Informer:
         """Autoscalers of Deployments, by the Deployment's name."""
         self._additions: dict[Name, tuple[str, ...]] = {}
         """What others have set in each Deployment: all that is kept of its `managedFields`."""
+        self._preempted: dict[Key, PodView] = {}
+        """The last pod of each service that was preempted: gone by the time that somebody asks why."""
         self._complete = asyncio.Event()
 
     async def complete(self) -> None:
@@ -64,6 +67,9 @@ class Informer:
     def pods(self, key: Key) -> list[Object]:
         """The pods of a service, by name."""
         return [self._objects[name] for name in sorted(self._pods.get(key, ()))]
+
+    def preempted(self, key: Key) -> PodView | None:
+        return self._preempted.get(key)
 
     def told(self, kind: str, obj: Object, *, gone: bool = False) -> set[Key]:
         """Takes what a watch told, or an answer to a write of ours. The services that it is news for: of an object that
@@ -158,10 +164,14 @@ class Informer:
             self._additions[name] = additions(obj)
         if name[0] == "Pod" and (key := _service("Pod", obj)):
             self._pods.setdefault(key, set()).add(name)
+            if (view := pod_view(obj)).preempted and not view.stranger:
+                self._preempted[key] = view
 
     def _forget(self, name: Name) -> None:
         self._drop(name)
         self._statuses.pop(name, None)
+        if name[0] == KIND:
+            self._preempted.pop(Key(*name[1:]), None)
 
     def _drop(self, name: Name) -> None:
         """Under the service that it was kept for: its label may be another by now, or gone."""

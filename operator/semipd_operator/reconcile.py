@@ -174,6 +174,7 @@ class Reconciler:
                 service=service,
                 now=now,
                 pods=views,
+                preempted=self._informer.preempted(key),
                 template_hash=outcome.template_hash,
                 url=url(service),
                 selector=selector,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.api.cluster_table import PVC, Row, claim, make, shows, template, volume
+from tests.api.cluster_table import MERGE, PVC, Row, claim, clear, make, patch_pod, pods, shows, template, volume
+
+from e2e.lib.waiting import wait_until
 
 pytestmark = pytest.mark.api
 
@@ -144,3 +146,85 @@ def test_a_resource_claim_that_is_not_there(control_plane: Any, devices: str) ->
 def test_a_claim_that_waits_for_its_provisioner(control_plane: Any, waits: str) -> None:
     """The scheduler has looked at the pod, and says nothing in its conditions."""
     shows(control_plane, waits, WAITS)
+
+
+def test_a_taint_on_the_node_of_a_pod_that_runs(control_plane: Any, namespace: str) -> None:
+    """NoExecute takes it away, and its successor finds no node. What the controller of taints does is done by hand: it
+    needs another one, which takes nodes without a kubelet for lost."""
+    one = Row(
+        "Unschedulable(nodeSelector,taint)",
+        "table-*: 0/3 nodes are available: *had untolerated taint*. Remedy: Add a node *tolerations of "
+        "spec.podTemplate*",
+        template(nodeSelector={"kubernetes.io/hostname": "n1"}),
+    )
+    make(control_plane, namespace, one)
+    [pod] = wait_until(lambda: [pod for pod in pods(control_plane, namespace) if pod["spec"].get("nodeName") == "n1"])
+
+    def taint(*effects: str) -> None:
+        taints = [{"key": "team.io/repair", "effect": effect} for effect in effects]
+        control_plane.request("PATCH", "/api/v1/nodes/n1", {"spec": {"taints": taints}}, MERGE)
+
+    def told() -> str:
+        events = control_plane.request("GET", f"/api/v1/namespaces/{namespace}/events")["items"]
+        return "; ".join(event["message"] for event in events if event["reason"] == "PodDisrupted")
+
+    try:
+        taint("NoSchedule", "NoExecute")
+        words = "Taint manager: deleting due to NoExecute taint"
+        evicted = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": words}
+        patch_pod(control_plane, namespace, pod["metadata"]["name"], {"conditions": [evicted]})
+        control_plane.request("DELETE", f"/api/v1/namespaces/{namespace}/pods/{pod['metadata']['name']}")
+        shows(control_plane, namespace, one, keep=True)
+        expected = (
+            f"pod {pod['metadata']['name']} was evicted by a NoExecute taint of its node (DeletionByTaintManager)"
+        )
+        wait_until(lambda: told().startswith(expected), describe=told)
+    finally:
+        taint()
+    successor = wait_until(
+        lambda: [
+            one
+            for one in pods(control_plane, namespace)
+            if one["spec"].get("nodeName") == "n1" and one["metadata"]["uid"] != pod["metadata"]["uid"]
+        ],
+        describe="the remedy helps",
+    )
+    assert len(successor) == 1
+    clear(control_plane, namespace)
+
+
+def test_a_pod_that_was_preempted_is_told_by_its_successor(control_plane: Any, namespace: str) -> None:
+    """Alone it would only say what it lacks: who has that now, and how to have it back, is the cause."""
+    here = {"kubernetes.io/hostname": "n2"}
+    priority = {
+        "apiVersion": "scheduling.k8s.io/v1",
+        "kind": "PriorityClass",
+        "metadata": {"name": "above"},
+        "value": 1000,
+    }
+    one = Row(
+        "Preempted(cpu)",
+        "table-*: 0/3 nodes are available: *Insufficient cpu*; table-*, before it, was preempted: default-scheduler: "
+        "preempting to accommodate a higher priority pod. Remedy: Give the pods a priority (priorityClassName in "
+        "spec.podTemplate) *",
+        {**template(nodeSelector=here), "engine": {"resources": {"requests": {"cpu": "60"}}}},
+        cluster=lambda _: [priority],
+    )
+    make(control_plane, namespace, one)
+    wait_until(lambda: [pod for pod in pods(control_plane, namespace) if pod["spec"].get("nodeName") == "n2"])
+    safe = {
+        "allowPrivilegeEscalation": False,
+        "runAsNonRoot": True,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    container = {"name": "c", "image": "i", "resources": {"requests": {"cpu": "60"}}, "securityContext": safe}
+    control_plane.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "intruder", "namespace": namespace},
+            "spec": {"priorityClassName": "above", "nodeSelector": here, "containers": [container]},
+        }
+    )
+    shows(control_plane, namespace, one)

@@ -194,6 +194,13 @@ class PodTrouble(Reason):
         "If it happens again: raise the limit that the message names (ephemeral-storage, model.cache.emptyDir), "
         "set requests in spec.engine.resources, or keep the model on a claim.",
     )
+    PREEMPTED = (
+        "Preempted",
+        "False",
+        "A pod was preempted: ended for one of a higher priority, whose room it had; the message has the scheduler's "
+        "words, and what keeps its successor from a node.",
+        "Give the pods a priority (priorityClassName in spec.podTemplate) or a node of their own, or add a node.",
+    )
     READINESS_GATES_NOT_READY = (
         "ReadinessGatesNotReady",
         "False",

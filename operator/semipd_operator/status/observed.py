@@ -37,6 +37,14 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Preemption:
+    """That the scheduler takes a pod's node for one of a higher priority: when, and in its words."""
+
+    at: datetime
+    words: str
+
+
+@dataclass(frozen=True)
 class PodView:
     """One pod as the API server shows it."""
 
@@ -50,6 +58,8 @@ class PodView:
     terminating: bool = False
     disrupted: str = ""
     """Why the cluster takes it away (preempted, evicted, drained, tainted), with whose words."""
+    created_at: datetime | None = None
+    preempted: Preemption | None = None
     ended_at: datetime | None = None
     """It failed, or was evicted, and runs no more: its ReplicaSet has made another, and leaves it where it is."""
     template_hash: str = ""
@@ -206,6 +216,8 @@ class Observed:
     """An autoscaler of someone else that scales our Deployment."""
     autoscaler: AutoscalerView | None = None
     """None without spec.autoscaling, and without Kubernetes."""
+    preempted: PodView | None = None
+    """The last one that was, as it was seen last: it is gone in a moment."""
     previous: SemiPDServiceStatus = field(default_factory=SemiPDServiceStatus)
 
     @property

@@ -23,6 +23,7 @@ from semipd_operator.status.containers import (
     waits_for,
 )
 from semipd_operator.status.observed import PodView, Problem
+from semipd_operator.status.preemption import preemption
 from semipd_operator.status.scheduling import unheard, unplaced
 
 _REPLICA_SET_LABEL = "pod-template-hash"
@@ -44,7 +45,9 @@ def pod_view(pod: Pod) -> PodView:
         ready_since=time_of(condition_of(status, "Ready").get("lastTransitionTime") or meta.get("creationTimestamp")),
         terminating=bool(meta.get("deletionTimestamp")),
         disrupted=_disrupted(status),
+        created_at=time_of(meta.get("creationTimestamp")),
         ended_at=_ended_at(pod, status),
+        preempted=preemption(pod, status),
         template_hash=(meta.get("labels") or {}).get(TEMPLATE_HASH_LABEL, ""),
         stranger=_stranger(meta),
         downloading="running" in state_of(model),
@@ -124,8 +127,8 @@ def _stranger(meta: dict[str, Any]) -> str:
 def _pod_problem(pod: Pod, status: dict[str, Any]) -> Problem | None:
     if status.get("phase") in _OVER:
         said = ": ".join(filter(None, (status.get("reason"), status.get("message"))))
-        evicted = status.get("reason") == "Evicted"
-        return Problem(PodTrouble.EVICTED if evicted else PodTrouble.POD_FAILED, said or "it ended without a word")
+        reason = _ENDED.get(status.get("reason", ""), PodTrouble.POD_FAILED)
+        return Problem(reason, said or "it ended without a word")
     scheduled = condition_of(status, "PodScheduled")
     if scheduled.get("status") == "False":
         return unplaced(scheduled.get("message", ""), _claims(pod))
@@ -138,6 +141,8 @@ def _pod_problem(pod: Pod, status: dict[str, Any]) -> Problem | None:
 
 
 _OVER = ("Failed", "Succeeded")
+_ENDED = {"Evicted": PodTrouble.EVICTED, "Preempting": PodTrouble.PREEMPTED}
+"""By the kubelet."""
 
 
 def _disrupted(status: dict[str, Any]) -> str:

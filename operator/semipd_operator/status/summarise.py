@@ -27,6 +27,7 @@ from semipd_operator.status.model import ON_THE_WAY, failure, model_ready, model
 from semipd_operator.status.observed import Observed, PodView, Problem
 from semipd_operator.status.partition import partition_applied, partition_status
 from semipd_operator.status.pods import SILENCE_SECONDS
+from semipd_operator.status.preemption import of_successor, preempted
 from semipd_operator.status.probes import of_the_engine
 from semipd_operator.status.scaling import contested, scaling_ready
 from semipd_operator.status.slo import slo_attained, slo_feasible, slo_status
@@ -116,7 +117,8 @@ def missing_pods(seen: Observed) -> Problem | None:
     took the last one."""
     for pod in seen.live_pods:
         if not pod.ready and (problem := _trouble(seen, pod)):
-            return replace(problem, message=f"{pod.name}: {problem.message}")
+            told = of_successor(seen.preempted, pod, problem)
+            return replace(told, message=f"{pod.name}: {told.message}")
     whole = len(seen.ready_pods) >= seen.service.spec.replicas and not seen.outdated_pods
     return seen.refusal or (None if whole else _lately_ended(seen))
 
@@ -130,6 +132,8 @@ def _lately_ended(seen: Observed) -> Problem | None:
     ended = [
         (pod.ended_at, pod.name, pod.problem) for pod in told if pod.ended_at and pod.problem and not pod.terminating
     ]
+    if took := preempted(None if rolls else seen.preempted):
+        ended.append(took)
     for when, name, problem in sorted(ended, key=lambda one: one[:2], reverse=True):
         if (seen.now - when).total_seconds() <= ENDED_SECONDS:
             many = f" ({len(ended)} pods have ended so far)" if len(ended) > 1 else ""

@@ -1,0 +1,121 @@
+"""A pod that had to go for one of a higher priority: told when it is gone, and not of pods that it has nothing to do
+with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from tests.unit.kube_stand_in import KEY
+from tests.unit.operator_observed import NOW, conditions, messages, observed, pod
+from tests.unit.operator_reconciler import Fixture, ready_pod
+
+from semipd_operator.status import PodView, summarise
+from semipd_operator.status.observed import Preemption
+from semipd_operator.status.pods import pod_view
+from semipd_operator.status.scheduling import unplaced
+
+pytestmark = pytest.mark.unit
+
+WORDS = "default-scheduler: preempting to accommodate a higher priority pod"
+NO_ROOM = "0/2 nodes are available: 2 Insufficient nvidia.com/gpu."
+REMEDY = (
+    "Remedy: Give the pods a priority (priorityClassName in spec.podTemplate) or a node of their own, or add a node."
+)
+
+
+def said(at: datetime, reason: str = "PreemptionByScheduler") -> dict[str, Any]:
+    stamp = at.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": reason,
+        "message": WORDS,
+        "lastTransitionTime": stamp,
+    }
+
+
+def gone(minutes_ago: float) -> PodView:
+    return pod("old", preempted=Preemption(NOW - timedelta(minutes=minutes_ago), WORDS))
+
+
+def waiting(minutes_ago: float) -> PodView:
+    made = NOW - timedelta(minutes=minutes_ago)
+    return pod("new", node="", ready=False, started=False, created_at=made, problem=unplaced(NO_ROOM))
+
+
+@pytest.mark.parametrize("minutes", [1, 600])
+def test_what_a_successor_lacks_was_taken_from_the_one_before_it(minutes: float) -> None:
+    status = summarise(observed(pods=(waiting(minutes),), agents={}, preempted=gone(minutes)))
+    assert status.reason == "Preempted(nvidia.com/gpu)"
+    assert messages(status)["Ready"] == f"new: {NO_ROOM}; old, before it, was preempted: {WORDS}. {REMEDY}"
+
+
+def test_a_pod_that_is_added_later_only_lacks_room() -> None:
+    """And one that waited before."""
+    for made in (30, 90):
+        status = summarise(observed({"replicas": 2}, pods=(pod(), waiting(made)), preempted=gone(60)))
+        assert status.reason == "Unschedulable(nvidia.com/gpu)" and "preempted" not in messages(status)["Ready"]
+
+
+def test_while_the_successor_loads_it_says_why_it_has_to() -> None:
+    loads = pod("new", ready=False, created_at=NOW)
+    status = summarise(observed(pods=(loads,), agents={}, preempted=gone(1)))
+    assert conditions(status)["Available"] == "False Preempted"
+    assert messages(status)["Available"] == f"old: was preempted: {WORDS}. {REMEDY}"
+    assert conditions(summarise(observed(preempted=gone(1))))["Ready"] == "True Ready", "it is over"
+    assert "Preempted" not in conditions(summarise(observed(pods=(loads,), agents={}, preempted=gone(11))))["Available"]
+
+
+def test_a_kubelet_preempts_for_a_critical_pod_with_words_of_its_own() -> None:
+    raw = {**ready_pod(), "status": {"phase": "Failed", "reason": "Preempting", "message": "Preempted in order to..."}}
+    found = pod_view(raw).problem
+    assert found and (found.reason, found.message) == ("Preempted", "Preempting: Preempted in order to...")
+
+
+def test_the_moment_is_told_by_the_clock_that_stamps_creations() -> None:
+    """A scheduler's may be minutes off."""
+    raw = ready_pod()
+    raw["status"]["conditions"].append(said(NOW - timedelta(minutes=7)))
+    at = pod_view(raw).preempted
+    assert at and at.at == NOW - timedelta(minutes=7), "as long as nothing better is known"
+    end = (NOW + timedelta(seconds=30)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    raw["metadata"] |= {"deletionTimestamp": end, "deletionGracePeriodSeconds": 30}
+    at = pod_view(raw).preempted
+    assert at and at == Preemption(NOW, WORDS)
+    raw["status"]["conditions"][-1] = said(NOW, "DeletionByTaintManager")
+    assert pod_view(raw).preempted is None
+
+
+async def test_it_is_remembered_when_it_is_gone_until_the_service_is() -> None:
+    one = Fixture()
+    await one.reconcile()
+    now = datetime.now(UTC).replace(microsecond=0)
+    stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    old = ready_pod("old")
+    old["status"]["conditions"].append(said(now))
+    one.kube.put(old)
+    one.kube.informer.told("Pod", one.kube.objects["Pod", KEY.namespace, "old"], gone=True)
+    new = ready_pod("new")
+    new["metadata"]["creationTimestamp"] = stamp
+    scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": NO_ROOM}
+    new["status"] = {"phase": "Pending", "conditions": [scheduled]}
+    one.kube.put(new)
+    await one.reconcile()
+    ready = one.kube.condition("Ready")
+    assert ready["reason"] == "Preempted"
+    assert ready["message"] == f"new: {NO_ROOM}; old, before it, was preempted: {WORDS}. {REMEDY}"
+    one.kube.informer.told("SemiPDService", one.kube.service(), gone=True)
+    assert one.kube.informer.preempted(KEY) is None
+
+
+def test_a_strangers_pod_is_no_loss_of_ours() -> None:
+    one = Fixture()
+    bare = ready_pod("bare")
+    del bare["metadata"]["labels"]["pod-template-hash"]
+    bare["status"]["conditions"].append(said(NOW))
+    one.kube.put(bare)
+    assert one.kube.informer.preempted(KEY) is None
+    assert replace(pod_view(bare), stranger="").preempted
