@@ -2,8 +2,9 @@
 
 The rules are client-go's: a holder renews every two seconds and gives up when that has failed for ten; others wait
 until they have seen the same record for fifteen seconds *by their own clock*, so clocks of different nodes are never
-compared. A replica that stops hands the Lease back, so the next one need not wait. (`kubernetes.aio.leaderelection`
-does not hand it back, ends on a broken connection, and wants the right to create Leases; here the chart makes it.)
+compared. That clock goes on while the machine is suspended, as the others' do. A replica that stops hands the Lease
+back, so the next one need not wait. (`kubernetes.aio.leaderelection` does not hand it back, ends on a broken
+connection, and wants the right to create Leases; here the chart makes it.)
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ RETRY_SECONDS = 2.0
 _STOP_SECONDS = 4.0
 
 
+def seconds() -> float:
+    """Since the machine's start, suspended or not; monotonic time stands still with it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class LeadershipLost(Exception):
     """A term did not end in time after the Lease was lost; the process must."""
 
@@ -41,9 +47,7 @@ class Leases(Protocol):
 class Election:
     """One replica's part in it."""
 
-    def __init__(
-        self, leases: Leases, lease: LeaseName, replica: str, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, leases: Leases, lease: LeaseName, replica: str, clock: Callable[[], float] = seconds) -> None:
         # A process of the same pod that came before is another one: what it held must run out.
         self.identity = f"{replica}_{uuid.uuid4().hex[:8]}"
         self.leading = False

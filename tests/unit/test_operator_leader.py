@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -244,4 +245,24 @@ async def test_a_leader_that_stood_still_holds_no_lease_before_it_has_renewed_it
     await wait_until_async(election.holds)
     clock.now += 10  # five seconds before anybody else may lead
     assert election.leading and not election.holds()
+    await end(task)
+
+
+async def test_a_machine_that_was_suspended_wakes_up_without_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another led meanwhile, and yet no second of monotonic time has passed."""
+    slept = 0.0
+    real = time.clock_gettime
+
+    def gettime(clock: int) -> float:
+        return real(clock) + (slept if clock == time.CLOCK_BOOTTIME else 0.0)
+
+    monkeypatch.setattr(time, "clock_gettime", gettime)
+    server = Server()
+    election = Election(server, LEASE, "a")
+    task = asyncio.create_task(election.run(forever))
+    await wait_until_async(election.holds)
+    server.away = True
+    slept = 3600.0
+    assert election.leading and not election.holds()
+    await wait_until_async(lambda: not election.leading)
     await end(task)
