@@ -130,3 +130,43 @@ def test_the_metrics_api_survives_upgrades_and_helm_owns_no_registration(bare: C
     assert bare.get("apiservice", API_SERVICE, "default")["spec"]["service"]["namespace"] == "keda"
     assert bare.get("lease", "semipd-operator", "semipd-system") is None
     bare.kubectl("delete", "apiservice", API_SERVICE)
+
+
+def test_a_second_release_beside_the_first(bare: Cluster) -> None:
+    """Whose the CRD is, what helm says to who would take it, and what docs/operations.md tells him to do."""
+    chart, crd, other = str(ROOT / "charts/semipd-operator"), "semipdservices.semipd.io", "second-system"
+
+    def owner() -> tuple[str, str]:
+        notes = bare.get("crd", crd, "default")["metadata"]["annotations"]
+        return notes["meta.helm.sh/release-namespace"], notes["meta.helm.sh/release-name"]
+
+    def refused(release: str, *values: str) -> str:
+        with pytest.raises(AssertionError) as said:
+            helm(bare, "install", release, chart, "--create-namespace", *values, namespace=other)
+        return str(said.value)
+
+    bare.kubectl("delete", "crd", crd, "--ignore-not-found", "--timeout=60s")
+    helm(bare, "install", "one", chart, "--create-namespace", namespace="one-system")
+    try:
+        words = refused("second")
+        assert f'CustomResourceDefinition "{crd}" in namespace "" exists and cannot be imported' in words
+        assert 'key "meta.helm.sh/release-name" must equal "second": current value is "one"' in words
+        same = refused("one", "--set", "crds.enabled=false")
+        assert "ClusterRole" in same and f'must equal "{other}": current value is "one-system"' in same
+
+        bare.kubectl("create", "namespace", "team-b")
+        right = ("--set", "crds.enabled=false", "--set", "watchNamespaces={team-b}", "--create-namespace")
+        notes = helm(bare, "install", "second", chart, *right, namespace=other)
+        assert "belongs to release one in namespace one-system: upgrade that one first" in notes
+        assert "WARNING" not in notes
+        helm(bare, "upgrade", "one", chart, namespace="one-system")
+        bare.apply(service("kept", "team-b"))
+
+        helm(bare, "uninstall", "one", namespace="one-system")
+        assert owner() == ("one-system", "one"), "kept, and nobody's any more"
+        taken = ("--reset-then-reuse-values", "--set", "crds.enabled=true", "--take-ownership")
+        helm(bare, "upgrade", "second", chart, *taken, namespace=other)
+        assert owner() == (other, "second") and bare.get("spd", "kept", "team-b")
+    finally:
+        helm(bare, "uninstall", "second", "--ignore-not-found", namespace=other)
+        bare.kubectl("delete", "crd", crd, "--timeout=60s")
