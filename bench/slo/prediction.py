@@ -80,8 +80,11 @@ def knee(keeps: Callable[[float], bool], low: float = 0.05, high: float = 64.0) 
     """The largest rate that `keeps`, to `PRECISION`; 0 where the lowest does not, `high` where the highest does."""
     if not keeps(low):
         return 0.0
-    if keeps(high):
-        return high
+    while keeps(min(2 * low, high)):  # from below: what is far beyond the knee takes longest to play
+        low = min(2 * low, high)
+        if low == high:
+            return high
+    high = min(2 * low, high)
     while high / low > PRECISION:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if keeps(middle) else (low, middle)
