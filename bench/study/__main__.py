@@ -115,11 +115,11 @@ def _units(cases: list[plan.Case], seeds: Sequence[int], kept: Kept) -> Iterator
         yield from plan.final_units(
             case, [kept.play(u) for u in plan.first_units(case, seeds) if u.policy in among], seeds
         )
+    for case in cases:
+        yield from plan.hour_units(case)
     for rule in plan.RULES:
         if rule != report.CHOICE:
             yield from of(rule)
-    for case in cases:
-        yield from plan.hour_units(case)
     yield from of(report.CHOICE)
 
 

@@ -33,7 +33,7 @@ STRETCHES = 1 + len(TRAINING) + len(SEEDS)
 SIFTED, FINALISTS = 2, 2
 HINDSIGHT = ("40/100", "100/100", "100/60", "100/30", "100/20", "100/10")
 BUDGETS = ("mixed/256", "mixed/1024")
-RULES = ("auto", "auto+mixed", "100/100", "algorithm1", "algorithm1-printed", "decode-first")
+RULES = ("auto", "auto-unprofiled", "auto+mixed", "100/100", "algorithm1", "algorithm1-printed", "decode-first")
 HOUR, HOURS = 3600.0, SEEDS[:1]
 """Seconds and seeds of Auto's long runs under each constant load: of 200 s a single move is 18 an hour."""
 WARM_UP = 60.0

@@ -14,7 +14,7 @@ from bench.cpu.identity import commit
 from bench.study import plan
 from semipd_cli.simulator.study import Outcome, paired
 
-AUTO, CHOICE = "auto", "auto+mixed"
+AUTO, UNPROFILED, CHOICE = "auto", "auto-unprofiled", "auto+mixed"
 CONSTANT, MIXED = "best constant", "best mixed"
 NOT_PLAYED = "not played"
 
@@ -76,7 +76,17 @@ def rows(
     return found
 
 
-ORDER = (AUTO, CHOICE, CONSTANT, "100/100", "algorithm1", "algorithm1-printed", "decode-first", MIXED)
+ORDER = (
+    AUTO,
+    "auto-unprofiled",
+    CHOICE,
+    CONSTANT,
+    "100/100",
+    "algorithm1",
+    "algorithm1-printed",
+    "decode-first",
+    MIXED,
+)
 
 
 def table(found: Sequence[Row]) -> Table:

@@ -10,6 +10,7 @@ from tests.unit.agent_plant import Run, Speed, poisson, simulate
 
 from semipd_agent.contract import SLO, AgentConfig, Mode, PartitionConfig
 from semipd_agent.slo.load import MOST_KEPT, Load, Seen, advance
+from semipd_agent.slo.regime import burstiness
 from semipd_engine import contract as engine
 from semipd_engine.contract import Arrival, Observation
 
@@ -38,6 +39,36 @@ def test_a_change_of_the_load_begins_a_new_regime_and_chance_does_not() -> None:
     before = arrivals(3.0, 0, 150, 300, first=0)
     load = fed([*before, *arrivals(3.0, 150, 60, 3000, first=5000)], 190)
     assert 135 <= load.regime_since <= 180
+
+
+def test_bursts_that_come_again_and_again_are_one_load() -> None:
+    """Six at once every six seconds in the mean; five times as many bursts are another load."""
+
+    def bursts(apart: float, start: float, seconds: float, first: int, seed: int) -> list[Arrival]:
+        rng, at, found = random.Random(seed), start, list[Arrival]()
+        while (at := at + rng.expovariate(1 / apart)) < start + seconds:
+            found += [Arrival(id=0, at=at + 0.1 * k, prompt_tokens=800) for k in range(6)]
+        found.sort(key=lambda arrival: arrival.at)
+        return [arrival.model_copy(update={"id": first + n}) for n, arrival in enumerate(found)]
+
+    begun = list[set[float]]()
+    for seed in range(4):
+        stream, load, seen = bursts(6, 0, 300, 0, seed), Load(), set[float]()
+        for now in range(1, 300):
+            recent = tuple(a for a in stream if now - 60 <= a.at <= now)
+            load = advance(load, Observation(core_id="c", at=float(now), arrivals=recent))
+            seen.add(load.regime_since)
+        begun.append(seen - {Load().regime_since})
+    assert sum(map(len, begun)) <= 8, "by Poisson's measure there are ten in each"
+    more = [*bursts(6, 0, 200, 0, 0), *bursts(1.2, 200, 60, 5000, 1)]
+    assert 185 <= fed(more, 260).regime_since <= 230
+
+
+@pytest.mark.parametrize(("counts", "ratio"), [([4] * 7, 1.0), ([3, 5] * 20, 1.0), ([0] * 9, 1.0), ([0, 20] * 20, 3.6)])
+def test_only_what_spreads_beyond_chance_is_bursty(counts: list[int], ratio: float) -> None:
+    assert burstiness(counts) == pytest.approx(ratio, abs=0.1)
+    shifted = [count + 10 for count in counts]
+    assert burstiness([*counts, *shifted]) <= max(1.0, ratio), "a load that became another one once is no burst"
 
 
 def test_more_requests_than_are_kept_are_no_other_load() -> None:

@@ -16,6 +16,7 @@ import pytest
 from tests.unit.agent_plant import Job, Pod, Run
 
 from semipd_agent.contract import SLO, AgentConfig, DecisionReason, Mode, PartitionConfig, Split
+from semipd_agent.slo.future import Constants
 from semipd_cli.simulator.engine import Done, Size
 from semipd_cli.simulator.oracle import Oracle
 
@@ -140,19 +141,23 @@ def test_who_moves_nothing_fails_these_cases(jobs: Callable[[], list[Job]], slo:
     assert not all(suffers_little(log, jobs, slo) for log in still.values()), still
 
 
+LASTING = 400
+
+
 def light() -> list[Job]:
     """Answers to short prompts, after the overload."""
-    return poisson(2.0, 16, 24, seconds=50, start=BEGIN + SECONDS)
+    return poisson(1.0, 16, 24, seconds=LASTING, start=BEGIN + SECONDS)
 
 
 def test_a_split_that_is_no_longer_needed_is_given_back() -> None:
     """Prompts overload it and are gone: the configured split keeps the targets of what is left, so it is in force."""
-    run = play([*prompts_beside_streams(), *light()], USUAL, (50, 50), seconds=BEGIN + SECONDS + 50)
+    run = play([*prompts_beside_streams(), *light()], USUAL, (50, 50), seconds=BEGIN + SECONDS + LASTING)
     newest, *_ = run.controller.log.newest_first()
     assert run.share(BEGIN + SECONDS - 1) > 0.6
     assert newest.reason is DecisionReason.HEADROOM_RECLAIMED, newest.message
     assert (newest.to.prefill_percent, newest.to.decode_percent) == (50, 50)
     assert run.moves(BEGIN + SECONDS) == 1
+    assert run.moves(BEGIN + SECONDS, BEGIN + SECONDS + int(Constants().home_after)) == 0, "a lull is no other load"
 
 
 def test_what_a_decision_says_is_borne_out_by_its_own_figures() -> None:

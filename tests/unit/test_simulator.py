@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from semipd_agent.slo.step_model import ASSUMED, ShareLaw
 from semipd_cli.simulator.command import simulate
 from semipd_cli.simulator.engine import Arrival, Size, VirtualEngine
-from semipd_cli.simulator.oracle import Oracle
-from semipd_cli.simulator.policies import POLICIES
+from semipd_cli.simulator.oracle import ORACLES, Oracle
+from semipd_cli.simulator.policies import POLICIES, assumed, measured
 from semipd_cli.simulator.study import paired, run
 from semipd_cli.simulator.workloads import LONGEST_PROMPT, WORKLOADS, Lengths, stream, trace
 from semipd_engine.contract import Phase, Split
@@ -23,6 +24,23 @@ PLAIN = Oracle(prefill=(0.0, 0.01, 0.0), decode=(0.1, 0.0, 0.0))
 
 def engine(arrivals: list[Arrival], split: Split | None = None, size: Size | None = None) -> VirtualEngine:
     return VirtualEngine(arrivals, PLAIN, size or Size(), 0, split or Split())
+
+
+@pytest.mark.parametrize("name", sorted(ORACLES))
+def test_what_policies_believe_is_ten_to_fifteen_percent_off(name: str) -> None:
+    """And nothing of contention: they know what every profile does."""
+    truth, believed = ORACLES[name], measured(name)
+    figures = [*zip((*truth.prefill, *truth.decode), (*believed.prefill, *believed.decode), strict=True)]
+    if believed.law is ShareLaw.SPATIAL:
+        figures += [
+            (truth.prefill_shrinkable, believed.prefill_curve.b),
+            (truth.decode_shrinkable, believed.decode_curve.b),
+        ]
+        assert [c.a + c.b for c in (believed.prefill_curve, believed.decode_curve)] == pytest.approx([1, 1])
+    for true, said in figures:
+        assert said == true == 0 or 0.1 <= abs(said / true - 1) <= 0.15, (true, said)
+    assert believed.contention == ASSUMED.contention and believed.mixed == ASSUMED.mixed
+    assert believed.measured and not assumed(name).measured
 
 
 def test_a_request_alone_takes_what_its_steps_take() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.unit.agent_bench import config as bench_config
 
 from semipd_agent.pilot import Pilot
 from semipd_agent.slo.profiles import Profiles, learned
+from semipd_agent.slo.share_law import FIT_SECONDS, SharesSeen, Under
 from semipd_agent.slo.step_model import ASSUMED, ShareLaw, StepModel
 from semipd_cli.simulator.engine import Arrival, Size, VirtualEngine
 from semipd_cli.simulator.oracle import OTHER_CPU, OTHER_GPU, Oracle
@@ -157,7 +159,10 @@ def test_what_a_share_does_is_found_where_it_is_a_part_of_the_device() -> None:
     assert found.measured and found.curves_measured
     assert found.prefill_curve.b == pytest.approx(OTHER_GPU.prefill_shrinkable, abs=0.1)
     assert found.decode_curve.b == pytest.approx(OTHER_GPU.decode_shrinkable, abs=0.1)
-    assert StepModel(found).laws_known == 2, "no policy needs to find it out any more"
+    model = StepModel(found)
+    assert model.laws_known == 0, "its scale is not set by this device yet"
+    beside = replace(model, decode_shares=SharesSeen({50: Under(shared=FIT_SECONDS)}))
+    assert beside.laws_known == 1, "no policy needs to try a second share any more"
 
 
 def test_without_shares_their_law_stays_assumed() -> None:

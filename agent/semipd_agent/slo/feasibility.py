@@ -16,6 +16,9 @@ from semipd_engine.contract import Observation, Phase
 
 INFEASIBLE_AFTER, FEASIBLE_AFTER = 10.0, 30.0
 """Seconds."""
+SWAMPED, SWAMPED_AFTER = 2.0, 3.0
+"""Where even the best split is so many times above a target, so many seconds are enough: a longer doubt only lets a
+queue grow that nobody can serve in time. Acquittal is as slow as ever, so verdicts do not flap."""
 
 MESSAGES = {
     "TargetBelowServiceTime": "a single request on the idle device takes longer than the target: neither another split "
@@ -51,8 +54,9 @@ class Judge:
         """The reason, a doubt's before the first verdict, too; empty: there is nothing to say."""
         return self.reason or ("Doubtful" if self.troubled and self.feasible is None else "")
 
-    def told(self, trouble: str, *, known: bool, now: float) -> Judge:
-        """`trouble`: what speaks against feasibility, or empty. `known`: there is enough traffic to tell."""
+    def told(self, trouble: str, *, known: bool, now: float, pressure: float = 1.0) -> Judge:
+        """`trouble`: what speaks against feasibility, or empty. `known`: there is enough traffic to tell. `pressure`:
+        latency over target, the larger one, at the best split."""
         judge = self
         if bool(trouble) != judge.troubled or judge.since == -math.inf:
             judge = replace(judge, troubled=bool(trouble), since=now)
@@ -60,7 +64,8 @@ class Judge:
             judge = replace(judge, known_at=now)
         lasted = now - judge.since
         if trouble:
-            return replace(judge, feasible=False, reason=trouble) if lasted >= INFEASIBLE_AFTER else judge
+            needed = SWAMPED_AFTER if pressure >= SWAMPED else INFEASIBLE_AFTER
+            return replace(judge, feasible=False, reason=trouble) if lasted >= needed else judge
         if known:
             free = judge.feasible is None or lasted >= FEASIBLE_AFTER
             return replace(judge, feasible=True, reason="") if free else judge

@@ -42,7 +42,7 @@ class Constants:
     """A pod, or a regime, that is younger is moved in an emergency only."""
     softness: float = 12.0
     """Slope of a request's score at its target, in logarithms of latency: an error of the model of about 15 %."""
-    pace_softness: float = 40.0
+    pace_softness: float = 32.0
     """The same of TPOT once it was seen what a share does to decode: what a step takes is known within some percent
     then, and a TPOT is a mean over many. Waits add up whatever is known."""
     tail: float = 0.3
@@ -55,13 +55,15 @@ class Constants:
     emergency_gain: float = 0.10
     emergency_z: float = 1.0
     long_queue: int = 8
-    z: float = 1.0
-    z_per_move: float = 0.75
+    z: float = 0.3
+    z_per_move: float = 0.5
     block: float = 10.0
     """Requests of so many seconds count as one in the standard error, for waits hang together."""
     period: float = 5.0
     hurried: float = 2.0
-    """Between two evaluations: at rest, and after a change of the load."""
+    """Between two evaluations: at rest, and after a change of the load ..."""
+    second_look: float = 1.0
+    """... and then, once the last one was about to move."""
     confirmations: int = 2
     dwell: float = 5.0
     cold_dwell: float = 15.0
@@ -72,6 +74,9 @@ class Constants:
     regret: float = 0.05
     """A split that stays behind the model by less does not."""
     as_good: float = 0.003
+    home_after: float = 120.0
+    """A load must have been another one for so long before the configured split comes back for it: one that turns soon
+    would have to be answered all over again."""
     content: float = 0.97
     """The configured split comes back into force where it scores at least this, and not that much less than another."""
     least_realised: int = 30

@@ -15,7 +15,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from semipd_agent.slo.regime import changed
+from semipd_agent.slo.regime import burstiness, changed
 from semipd_agent.slo.replay import Job, Live, Machine
 from semipd_agent.slo.step_model import ASSUMED, Kind, StepModel, StepProfile, kinds
 from semipd_engine.contract import Observation, Phase, Split, StepTimes
@@ -293,5 +293,7 @@ def _with_regime(load: Load) -> Load:
     there = [one for one in load.seen.values() if one.at >= start]  # in the order of `at`
     asked = [(one.at, float(one.prompt * one.uncached)) for one in there]
     said = [(one.at, float(load.output(one))) for one in there if one.output > 0 or load.so_far(one)]
-    since = changed(asked, said, start, load.at)
+    first, last = int(max(load.since, load.at - KEPT_SECONDS) // BUCKET_SECONDS) + 1, int(load.at // BUCKET_SECONDS)
+    counts = [load.counts.get(number, 0) for number in range(first, last - 1)]  # what is new now is no sign of bursts
+    since = changed(asked, said, start, load.at, burstiness(counts))
     return load if since is None else replace(load, regime_since=since)

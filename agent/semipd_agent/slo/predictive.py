@@ -23,33 +23,17 @@ from dataclasses import dataclass, field, replace
 
 from semipd_agent.contract import SLO, Bounds, DecisionReason
 from semipd_agent.contract import Prediction as Promise
+from semipd_agent.slo.choice import REASONS, Decision, Hold, said
 from semipd_agent.slo.feasibility import Judge, unloaded
 from semipd_agent.slo.future import Constants, Future, Prediction, Setting, candidates, mixed_choices, seconds_of
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.hindsight import LEAST_SECONDS, MOST_SECONDS, Watch
 from semipd_agent.slo.load import Load
+from semipd_agent.slo.opening import Opening, opening
 from semipd_agent.slo.policy import Metric, Move, Verdict, clamp, decode_share, prefill_share
 from semipd_agent.slo.step_model import ShareLaw
 from semipd_agent.slo.window import Evidence
 from semipd_engine.contract import Observation, Split
-
-
-@dataclass(frozen=True)
-class Decision:
-    to: Split
-    reason: str
-    metric: str
-    before: Prediction
-    after: Prediction
-    behind: float = 0.0
-    """What the split in force stays behind the model."""
-
-
-@dataclass(frozen=True)
-class Hold:
-    reason: str
-    best: Prediction | None = None
-    here: Prediction | None = None
 
 
 @dataclass(frozen=True)
@@ -77,9 +61,11 @@ class State:
     """What the split in force stayed behind the model when that was last judged under this load."""
     laws_known: int = 0
     """`StepModel.laws_known` at the last evaluation."""
+    opened: bool = False
+    """There was a first move, or no need of one."""
 
 
-def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decision | Hold, State]:
+def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decision | Opening | Hold, State]:
     c, now = s.constants, o.at
     if load.regime_since > state.regime:
         state = replace(
@@ -97,10 +83,15 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
     window = load.window(now)
     if not window or (not o.queue and not o.running and window[-1].at < now - 30):
         return Hold("Idle"), state
+    if not state.opened and load.seen:
+        state = replace(state, opened=True)
+        if s.split == s.home and (first := opening(load, s)) is not None:
+            return first, replace(state, moved_at=now)
     if len(window) < c.least_requests or not load.lengths:
         return Hold("InsufficientTraffic"), state
-    hurried = now - state.regime < 60 or len(o.queue) > 4
-    if now - state.evaluated_at < (c.hurried if hurried else c.period) - 1e-6:
+    hurried = now - max(state.regime, load.since) < 60 or len(o.queue) > 4
+    wait = c.second_look if state.intent and hurried else c.hurried if hurried else c.period
+    if now - state.evaluated_at < wait - 1e-6:
         return Hold("Evaluated"), state
     state = replace(state, evaluated_at=now)
     future = Future.of(o, load, s)
@@ -129,7 +120,8 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
     to, reason = best, "Emergency" if emergency else "Gain"
     if best == here or (gain < needed and not emergency):
         apart = home != clamp(s.split, s.bounds, s.grid)  # the configured split may lie between two rungs
-        unneeded = apart and not state.moves and not o.queue and value(home) >= value(here) - c.as_good
+        lasting = now - state.regime >= c.home_after
+        unneeded = apart and lasting and not state.moves and not o.queue and value(home) >= value(here) - c.as_good
         if not unneeded or tried[home].mean < c.content:
             why = "Best" if best == here else "TooLittleGain"
             return Hold(why, best_told, here_told), replace(state, intent="", confirmed=0)
@@ -169,7 +161,7 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
 
 def _within_knowledge(splits: Iterable[Split], load: Load, c: Constants) -> list[Split]:
     """Those of which the model can say something: all of them, once it was seen what a share does."""
-    if load.model.laws_known or load.model.profile.law is ShareLaw.PACED:
+    if load.model.laws_seen or load.model.profile.law is ShareLaw.PACED:
         return list(splits)
     return [split for split in splits if min(prefill_share(split), decode_share(split)) >= c.least_assumed]
 
@@ -212,28 +204,6 @@ def _intent(reason: str, here: Split, to: Split) -> str:
     return f"{'give back' if reason == 'Headroom' else 'gain'} {towards}"
 
 
-REASONS = {"Regret": DecisionReason.REGRET, "Headroom": DecisionReason.HEADROOM_RECLAIMED}
-
-
-def said(d: Decision) -> str:
-    """Why, in one sentence that its own figures bear out."""
-    before, after = d.before, d.after
-    here = str(before.split)
-    if d.reason == "Headroom":
-        return (
-            f"the load that {here} was chosen for is gone: {100 * after.attainment:.1f} % expected within both targets"
-        )
-    told = f"{100 * after.attainment:.1f} % of the requests expected within both targets"
-    if d.reason == "Regret":
-        return f"{told}; {here} gives {100 * d.behind:.1f} points less than the same model says of it"
-    if abs(after.attainment - before.attainment) >= 0.005:
-        return f"{told} instead of {100 * before.attainment:.1f} %"
-    return (
-        f"{told}, as under {here}, but less late where they miss: TTFT {after.ttft:.1f} s and TPOT "
-        f"{1000 * after.tpot:.0f} ms instead of {before.ttft:.1f} s and {1000 * before.tpot:.0f} ms"
-    )
-
-
 class ModelPredictive:
     """`decide` with its state, as the control loop's policy."""
 
@@ -261,25 +231,31 @@ class ModelPredictive:
             self.slo, split, bounds, self.grid, self.home, self.mixes, late=evidence.late, constants=self._constants
         )
         choice, self.state = decide(o, load, self.state, setting)
+        if isinstance(choice, Opening):
+            move = Move(choice.to, DecisionReason.BETTER_SPLIT_PREDICTED, "ttft", message=choice.said)
+            return Verdict(move, self.judge.feasible, self.judge.said)
         best = choice.after if isinstance(choice, Decision) else choice.best
         if best is not None or choice.reason in ("Idle", "InsufficientTraffic"):
-            self.judge = self.judge.told(self._trouble(best, o, load), known=best is not None, now=now)
-        move = self._move(choice) if isinstance(choice, Decision) else None
+            trouble, pressure = self._trouble(best, o, load)
+            self.judge = self.judge.told(trouble, known=best is not None, now=now, pressure=pressure)
+        move = None if isinstance(choice, Hold) else self._move(choice)
         return Verdict(move, self.judge.feasible, self.judge.said)
 
-    def _trouble(self, best: Prediction | None, o: Observation, load: Load) -> str:
+    def _trouble(self, best: Prediction | None, o: Observation, load: Load) -> tuple[str, float]:
+        """What speaks against feasibility, or nothing; and the larger latency over its target, at the best split."""
         if best is None:
-            return ""
+            return "", 0.0
         ttft = best.ttft / seconds_of(self.slo.ttft_milliseconds)
         tpot = best.tpot / seconds_of(self.slo.tpot_milliseconds)
-        if max(ttft, tpot) <= 1:
-            return ""
+        pressure = max(ttft, tpot)
+        if pressure <= 1:
+            return "", pressure
         if unloaded(load, o, self.slo):
-            return "TargetBelowServiceTime"
+            return "TargetBelowServiceTime", pressure
         full = o.max_num_seqs and len(o.running) >= o.max_num_seqs and o.queue
         if ttft > 1 and (full or (o.kv_tokens and o.kv_used_tokens > 0.9 * o.kv_tokens and o.queue)):
-            return "KVBound"
-        return "TTFTBound" if ttft >= tpot else "TPOTBound"
+            return "KVBound", pressure
+        return "TTFTBound" if ttft >= tpot else "TPOTBound", pressure
 
     def _move(self, d: Decision) -> Move:
         metric: Metric = "ttft" if d.metric == "ttft" else "tpot"

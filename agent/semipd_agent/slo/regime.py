@@ -5,6 +5,7 @@ It knows numbers and times, and no request.
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -14,15 +15,22 @@ CHANGED = {5.0: 5.0, 10.0: 4.0, 20.0: 4.0, 40.0: 4.0, 80.0: 4.0}
 shortest asks for more: sums of few requests have long tails."""
 LEAST_RECENT = 6
 """Requests that a change must show in."""
+LEAST_COUNTS = 8
+"""Fewer say nothing of bursts."""
 
 
 def changed(
-    asked: Sequence[tuple[float, float]], said: Sequence[tuple[float, float]], start: float, now: float
+    asked: Sequence[tuple[float, float]],
+    said: Sequence[tuple[float, float]],
+    start: float,
+    now: float,
+    bursts: float = 1.0,
 ) -> float | None:
     """When the load became another one, if recent demand says so; None: it did not.
 
     `asked`: since `start`, each request's time and the tokens of its prompt to be computed; `said`: the time of each
-    of those whose answer is known, or drawn, and its tokens. Both in the order of time.
+    of those whose answer is known, or drawn, and its tokens. Both in the order of time. `bursts`: `burstiness`, for
+    arrivals that come in bursts are no other load at each of them.
     """
     best, found = 0.0, None
     came, tokens = [at for at, _ in asked], [count for _, count in asked]
@@ -37,8 +45,8 @@ def changed(
         if max(new, old * lag / before) < LEAST_RECENT:
             continue
         z = max(
-            _rates_apart(tokens[:old], before, tokens[old:], lag),
-            _rates_apart([1.0] * old, before, [1.0] * new, lag),
+            _rates_apart(tokens[:old], before, tokens[old:], lag) / bursts,
+            _rates_apart([1.0] * old, before, [1.0] * new, lag) / bursts,
             _means_apart(outputs[:over], outputs[over:]),
         )
         if z > needed and z > best:
@@ -51,6 +59,17 @@ def _rates_apart(old: list[float], old_seconds: float, new: list[float], new_sec
     squares = (sum(v * v for v in old) + sum(v * v for v in new)) / (old_seconds + new_seconds)
     variance = squares / old_seconds + squares / new_seconds
     return abs(sum(new) / new_seconds - sum(old) / old_seconds) / math.sqrt(variance) if variance else 0.0
+
+
+def burstiness(counts: Sequence[int]) -> float:
+    """By how much arrivals spread more than Poisson's, as a ratio of standard deviations, as far as that is beyond
+    chance. `counts`: of equal times one after the other. From one to the next, so a load that became another one once
+    is no burst."""
+    if len(counts) < LEAST_COUNTS or not any(counts):
+        return 1.0
+    spread = sum((b - a) ** 2 for a, b in itertools.pairwise(counts)) / (2 * (len(counts) - 1))
+    chance = 1 + 2 * math.sqrt(3 / len(counts))
+    return math.sqrt(max(1.0, spread * len(counts) / sum(counts) / chance))
 
 
 def _means_apart(old: list[float], new: list[float]) -> float:

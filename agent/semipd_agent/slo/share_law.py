@@ -74,6 +74,11 @@ class SharesSeen:
         return replace(self, under=under, fresh=self.fresh + d.shared_seconds)
 
     @property
+    def seconds(self) -> float:
+        """Of steps that were seen beside the other phase, as far as they are kept."""
+        return sum(one.shared for one in self.under.values())
+
+    @property
     def due(self) -> bool:
         return self.fresh >= FIT_SECONDS and len(self.under) > 1
 

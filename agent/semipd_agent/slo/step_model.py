@@ -24,7 +24,7 @@ from functools import cached_property
 
 from semipd_agent.slo.equations import Row, Three, ridge
 from semipd_agent.slo.phase_fit import FORGET_RESTING, FORGET_SECONDS, PhaseFit
-from semipd_agent.slo.share_law import Curve, SharesSeen
+from semipd_agent.slo.share_law import FIT_SECONDS, Curve, SharesSeen
 from semipd_engine.contract import Phase, Split, StepTimes
 
 Vector = tuple[float, float, float]
@@ -151,11 +151,18 @@ class StepModel:
 
     @property
     def laws_known(self) -> int:
-        """Of how many phases it was seen what a share does, and is not believed only."""
+        """Of how many phases it is known what a share does, and is not believed only."""
         return sum(self.law_known(phase) for phase in Phase)
 
+    @property
+    def laws_seen(self) -> int:
+        """Of how many phases steps were seen under two shares: the curve is this device's own."""
+        return sum(self._shares(phase)[0].curve is not None for phase in Phase)
+
     def law_known(self, phase: Phase) -> bool:
-        return self._shares(phase)[0].curve is not None or self.profile.curves_measured
+        """A measured curve is known within some percent once what steps take under one share has set its scale."""
+        seen, _ = self._shares(phase)
+        return seen.curve is not None or (self.profile.curves_measured and seen.seconds >= FIT_SECONDS)
 
     # ---- learning --------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from semipd_agent.slo.latency_models import TPOT_PRIOR, TTFT_PRIOR, LatencyModel
 from semipd_agent.slo.load import Load, advance
 from semipd_agent.slo.policy import decode_share, prefill_share
 from semipd_agent.slo.predictive import ModelPredictive
+from semipd_agent.slo.share_law import Curve
 from semipd_agent.slo.step_model import ASSUMED, ShareLaw, StepProfile
 from semipd_agent.slo.utilization import Utilization
 from semipd_agent.slo.window import Evidence, RequestWindow, percentile
@@ -33,17 +34,50 @@ class Constant:
         return None
 
 
-def profile_of(oracle: str) -> StepProfile:
-    """What the policies believe: the assumed shape with the law of the device, never the oracle's figures."""
+def assumed(oracle: str) -> StepProfile:
+    """What a pod without a profile believes: the assumed shape with the law of the device."""
     return replace(ASSUMED, law=ShareLaw.PACED if oracle.endswith("cpu") else ShareLaw.SPATIAL)
+
+
+def measured(oracle: str) -> StepProfile:
+    """What a pod believes whose profile was measured elsewhere: each of its figures is 10 to 15 % off."""
+    return MEASURED[oracle]
+
+
+MEASURED = {
+    "cpu": StepProfile((1.75e-3, 5.6e-5, 0.0), (6.8e-3, 2.65e-4, 0.0), measured=True),
+    "other-cpu": StepProfile((4.4e-3, 7.9e-5, 8.8e-10), (10.2e-3, 1.75e-4, 3.4e-8), measured=True),
+    "gpu": StepProfile(
+        (4.5e-3, 3.5e-5, 7.4e-10),
+        (5.3e-3, 1.35e-5, 5e-8),
+        law=ShareLaw.SPATIAL,
+        prefill_curve=Curve(0.3, 0.7),
+        decode_curve=Curve(0.83, 0.17),
+        measured=True,
+        curves_measured=True,
+    ),
+    "other-gpu": StepProfile(
+        (14.7e-3, 1.14e-4, 2.25e-9),
+        (18.3e-3, 6.8e-5, 1.32e-7),
+        law=ShareLaw.SPATIAL,
+        prefill_curve=Curve(0.21, 0.79),
+        decode_curve=Curve(0.81, 0.19),
+        measured=True,
+        curves_measured=True,
+    ),
+}
+"""By the name of the oracle that the policy runs on, and never from its figures: of contention, jitter and gaps they
+know nothing. A test holds every figure to 10 to 15 %."""
 
 
 class Auto:
     """A production policy with the agent's own window and load."""
 
-    def __init__(self, slo: SLO, oracle: str, *, algorithm1: bool = False, mixes: bool = False) -> None:
+    def __init__(
+        self, slo: SLO, oracle: str, *, algorithm1: bool = False, mixes: bool = False, profiled: bool = True
+    ) -> None:
         self._window = RequestWindow(120.0)
-        self._load = Load.of(profile_of(oracle))
+        self._load = Load.of(measured(oracle) if profiled else assumed(oracle))
         grid, home = Grid() if oracle.endswith("cpu") else Grid(RUNGS), Split()
         self.feasible: bool | None = None
         self.late = math.inf
@@ -66,7 +100,7 @@ class Keeper:
 
     def __init__(self, slo: SLO, oracle: str, mode: Admission) -> None:
         self._slo, self._mode = slo, mode
-        self._load = Load.of(profile_of(oracle))
+        self._load = Load.of(measured(oracle))
         self._keeper, self._utilization = Gatekeeper(), Utilization()
 
     def tick(self, o: Observation, split: Split, controller: Controller) -> Gate:
@@ -126,7 +160,7 @@ class DecodeFirst:
     """The smallest share under which a decode step keeps its target; the rest is prefill's (as MuxWise describes)."""
 
     def __init__(self, slo: SLO, oracle: str) -> None:
-        self._load = Load.of(profile_of(oracle))
+        self._load = Load.of(measured(oracle))
         self._target = (slo.tpot_milliseconds or 10**6) / 1000
 
     def tick(self, o: Observation, split: Split) -> Split | None:
@@ -154,6 +188,7 @@ class Table:
 POLICIES: dict[str, Callable[[SLO, str], Controller]] = {
     "100/100": lambda slo, oracle: Constant(),
     "auto": lambda slo, oracle: Auto(slo, oracle),
+    "auto-unprofiled": lambda slo, oracle: Auto(slo, oracle, profiled=False),
     "auto+mixed": lambda slo, oracle: Auto(slo, oracle, mixes=True),
     "algorithm1": lambda slo, oracle: Auto(slo, oracle, algorithm1=True),
     "algorithm1-printed": lambda slo, oracle: Printed(slo),
