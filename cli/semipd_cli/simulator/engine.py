@@ -166,9 +166,10 @@ class VirtualEngine:
         )
 
     def observe(self, since: int) -> Observation:
+        """As core tells it but for `max_tokens`: a client's limit there, and here how long an answer will be."""
         table = self._scheduler.table
         counts = self._kv.pool.counts()
-        return self._observer.observation(
+        o = self._observer.observation(
             self.now,
             since,
             table.waiting,
@@ -177,6 +178,7 @@ class VirtualEngine:
             preemptions=self._scheduler.preemptions,
             kv_used_tokens=counts.used * self._size.block_size,
         )
+        return o.model_copy(update={"running": tuple(r.model_copy(update={"max_tokens": 0}) for r in o.running)})
 
     # ---- events ----------------------------------------------------------------------------------------------------
 
