@@ -232,8 +232,8 @@ class ModelPredictive:
         )
         choice, self.state = decide(o, load, self.state, setting)
         if isinstance(choice, Opening):
-            move = Move(choice.to, DecisionReason.BETTER_SPLIT_PREDICTED, "ttft", message=choice.said)
-            return Verdict(move, self.judge.feasible, self.judge.said)
+            first = Move(choice.to, DecisionReason.BETTER_SPLIT_PREDICTED, "ttft", message=choice.said)
+            return Verdict(first, self.judge.feasible, self.judge.said)
         best = choice.after if isinstance(choice, Decision) else choice.best
         if best is not None or choice.reason in ("Idle", "InsufficientTraffic"):
             trouble, pressure = self._trouble(best, o, load)
