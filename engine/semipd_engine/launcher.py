@@ -44,7 +44,8 @@ HEALTHY_SECONDS = 10.0
 """A child that lived this long is restarted at once; one that did not, after a growing pause. So is one that says that
 it could do nothing (`TRY_LATER`), however long it took to find that out."""
 FIRST_LATER_SECONDS = 1.0
-CORE_STOP_SECONDS = 10.0
+CORE_STOP_SECONDS = 20.0
+"""A worker has 5 s to end, then MPS some 9 s to end its client, before core kills it."""
 API_MARGIN_SECONDS = 15.0
 """Beyond --drain-seconds: the 5 s of further admission, the last flush, and a busy machine."""
 WORKER_ENVIRONMENT = {

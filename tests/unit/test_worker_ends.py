@@ -153,3 +153,28 @@ def test_others_are_killed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     holder, _ = bench.spawn()
     bench.workers.kill(holder)
     assert bench.signals == [holder.pidfd]
+
+
+@pytest.mark.parametrize("mps_answers", [True, False])
+def test_at_the_end_too_mps_ends_a_client_before_any_signal(mps_answers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told, in order, to workers that do not go: the agent reads `ending` while core waits for them."""
+    bench = Bench(monkeypatch, terminate_seconds=600 if mps_answers else 0.2)
+    workers = bench.spawn()
+    events: list[str] = []
+    monkeypatch.setattr(signal, "pidfd_send_signal", lambda pidfd, number: events.append(signal.Signals(number).name))
+    run_once = bench.loop.run_once
+
+    def run_once_beside_an_agent(timeout: float) -> None:
+        shown = [holder for holder in workers if holder.kill_at is not None and holder.pidfd in bench.lives]
+        if shown and (mps_answers or not events):
+            events.extend("terminate_client" for _ in shown)
+        for holder in shown if mps_answers else ():
+            bench.die(holder)
+        run_once(0)
+        for holder in shown if mps_answers else ():
+            bench.workers.ended(holder.pid, 1)
+
+    monkeypatch.setattr(bench.loop, "run_once", run_once_beside_an_agent)
+    bench.workers.shut_down(timeout=0)
+    assert events == ["terminate_client"] * 2 + ([] if mps_answers else ["SIGKILL"] * 2)
+    assert bench.workers.gone is mps_answers

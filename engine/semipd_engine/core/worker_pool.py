@@ -199,16 +199,23 @@ class WorkerPool:
                 self._buried(holder, Ending(status))
 
     def shut_down(self, timeout: float) -> None:
-        """Let each worker finish the plan in hand and exit; kill those that do not."""
-        deadline = time.monotonic() + timeout
+        """Let each worker finish the plan in hand and exit; kill those that do not, clients of MPS as late as ever."""
         self._ask, self._shutting_down = None, True
         for holder in self.everyone():
             if holder.connection is not None:
                 holder.connection.send(Shutdown())
-        while any(h.pidfd >= 0 for h in self.everyone()) and time.monotonic() < deadline:
-            self.loop.run_once(0.1)
-        for holder in self.everyone():
+        self._run_until(time.monotonic() + timeout)
+        late = [holder for holder in self.everyone() if holder.pidfd >= 0]
+        for holder in late:
+            self.kill(holder)
+        self._run_until(max((holder.kill_at or 0.0 for holder in late), default=0.0))
+        for holder in late:
             self._signal(holder)
+
+    def _run_until(self, deadline: float) -> None:
+        """Core's loop, whose state whoever asks still gets, until no worker is left or it is that late."""
+        while not self.gone and time.monotonic() < deadline:
+            self.loop.run_once(0.1)
 
     # ---- what a worker says and how it ends ----------------------------------------------------------------------
 
