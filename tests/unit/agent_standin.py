@@ -128,6 +128,7 @@ class Rungs:
                 percent=w.limit.percent,
                 routed=bool(self.plan and self.plan.limit(w.phase).environment == w.limit.environment),
                 sm_count=sms_seen(w.limit.environment),
+                start_seconds={"launch": 0.25, "warm_up": 1.5},
             )
             for w in self.workers
         )

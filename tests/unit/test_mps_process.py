@@ -132,8 +132,9 @@ def test_start_warm_rung_cold_rung_and_quit(agent: GpuAgent, base: Path) -> None
     metrics = agent.http.get("/metrics").text
     assert "semipd_mps_up 1.0" in metrics and 'semipd_gpu_memory_bytes{state="total"}' in metrics
     assert f'semipd_worker_sms{{phase="prefill",pid="{cold[("prefill", 38)]}"}} 38.0' in metrics
-    for part in ("launch", "warm_up"):
-        assert f'semipd_worker_start_seconds{{part="{part}",phase="prefill",pid="{cold[("prefill", 38)]}"}}' in metrics
+    for part, seconds in (("launch", 0.25), ("warm_up", 1.5)):
+        labels = f'part="{part}",phase="prefill",pid="{cold[("prefill", 38)]}"'
+        assert f"semipd_worker_start_seconds{{{labels}}} {seconds}" in metrics
 
     family = [agent.daemon(), agent.server(), *cold.values()]
     agent.process.send_signal(signal.SIGTERM)
