@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
+from array import array
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+from tests.engine.fake_model import FakeRunner
 from tests.unit.pacing_bench import CPUS, Machine, Pair
 
 from semipd_engine.contract import PacingMode, Phase, Split
 from semipd_engine.cpu_plan import cpu_plan
+from semipd_engine.ipc.frames import BlockingChannel, encode
+from semipd_engine.ipc.steps import Continuation, CoreToWorker, Row, StepPlan
+from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.pacing.pacer import GRACE_NS, STALE_NS, PhasePacer
 from semipd_engine.pacing.page import PacingPage
+from semipd_engine.pacing.quantum import Unpaced
+from semipd_engine.worker import loop
+from semipd_engine.worker.servable import ServableModel
 
 pytestmark = pytest.mark.unit
 
@@ -166,6 +177,33 @@ def test_one_process_for_both_phases_is_never_limited() -> None:
     pacer.wake()
     with pacer.quantum():
         assert (machine.cpus, machine.threads, machine.shared) == (CPUS, 2, [None])
+
+
+def test_a_plan_that_is_continued_beats_with_each_step_where_nobody_paces_the_model() -> None:
+    """As on a GPU: core kills a worker that is silent for a minute, and the agent names it after three seconds. A new
+    split is adopted meanwhile."""
+    core, end = socket.socketpair()
+    channel: BlockingChannel[CoreToWorker] = BlockingChannel(end, CoreToWorker)
+    page, clock, silences = PacingPage.create(), [STALE_NS], list[int]()
+    seat = page.seats[Phase.DECODE][0]
+    page.write_plan(1, cpu_plan(Split(), CPUS))
+    pacer = PhasePacer(page, Phase.DECODE, None, Machine(clock, [None]))
+    pacer.start(pid=1, generation=1)
+
+    def a_second_passes(rows: int) -> float:
+        clock[0] += STALE_NS
+        silences.append(clock[0] - seat.heartbeat_ns)
+        return 0.0
+
+    runner = FakeRunner(memoryview(array("i", [-1] * 64)), 4, Unpaced(), decode_seconds=a_second_passes)
+    row = Row(7, [5], 0, list(range(16)), outputs="last", sampling=Sampling(temperature=0, max_tokens=50))
+    for seq in (3, 5, 7):
+        core.sendall(encode(Continuation(seq, 2, [(7, [])])))
+    page.write_plan(2, cpu_plan(Split(prefill=80, decode=20), CPUS))
+    model = cast(ServableModel, SimpleNamespace(is_fatal=lambda error: True))
+    loop._execute(StepPlan(1, 2, [row]), model, runner, page.recalled, pacer, channel)
+    assert silences == [STALE_NS] * 8 and seat.steps == 8
+    assert seat.applied_epoch == 2
 
 
 def test_the_page_survives_a_writer_that_died_half_way() -> None:

@@ -102,7 +102,10 @@ class PhasePacer:
         self._processor.ring()
 
     def count_step(self) -> None:
+        """A step of the plan in hand is done. A plan that is continued has no end for as long as its streams last, and
+        a model that nobody paces has no quanta: so the worker beats, and follows a new plan, with its steps."""
         self._seat.steps += 1
+        self.refresh()
 
     def peer_rests(self) -> bool:
         """Does nobody compute but this phase, if it does?"""
