@@ -154,6 +154,21 @@ def test_it_waits_for_what_only_the_next_plan_can_know() -> None:
     assert s.plan_behind() is None, "nobody asked for it"
 
 
+def test_no_row_has_blocks_ahead_before_all_have_their_next_step() -> None:
+    """Of two blocks that are left the older row would take both, for eight steps, and the newer one be preempted."""
+    s = ahead(num_blocks=8)
+    for number, prompt in ((1, 3), (2, 4)):
+        add(s, number, prompt, max_tokens=40)
+        done(s, prefill(s), token=11)
+    plan = decode(s)
+    next_one = behind(s)
+    assert (next_one.max_steps, [len(row.block_table) for row in next_one.rows]) == (1, [3, 4])
+    for step in range(8):
+        done(s, plan, step=step)
+    done(s, next_one)
+    assert [row.request for row in decode(s).rows] == [1, 2] and s.preemptions == 0
+
+
 def test_what_is_sent_does_not_grow_with_the_context() -> None:
     """64 rows of 8,192 positions: their tables, which the worker has, are 512 blocks each."""
     s = ahead()

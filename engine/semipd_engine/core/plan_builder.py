@@ -111,6 +111,9 @@ class PlanBuilder:
             if row.request in remaining:
                 remaining[row.request] -= row.output_index + plan.max_steps
         going = [row for row in plan.rows if remaining.get(row.request, 0) > 0]
+        for row in going:  # each has its next step before one has more: for that the full plan would preempt
+            if not self._table.kv.grow(decoding[row.request].blocks, row.start + plan.max_steps + 1):
+                return [], 0
         steps = min(self._limits.max_decode_steps, max((remaining[row.request] for row in going), default=0))
         for row in going:
             start, blocks = row.start + plan.max_steps, decoding[row.request].blocks
