@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import msgspec
 import pytest
 from tests.unit.scheduler_bench import add, decode, done, outputs, prefill, scheduler
 
-from semipd_engine.contract import Phase
+from semipd_engine.contract import Phase, Split
+from semipd_engine.core.block_pool import BlockPool
+from semipd_engine.core.dispatch import Dispatcher
+from semipd_engine.core.holder import Holder
+from semipd_engine.core.kv_cache_manager import KVCacheManager
+from semipd_engine.core.observation import Observer
 from semipd_engine.core.plan_builder import SchedulerLimits
 from semipd_engine.core.plans import UNKNOWN, continuation
+from semipd_engine.core.routing import Route, Router
 from semipd_engine.core.scheduler import Scheduler
+from semipd_engine.core.step_log import StepLog
 from semipd_engine.ipc.frames import encode
 from semipd_engine.ipc.steps import StepFailed, StepPlan, StepResult, TokenResult
+from semipd_engine.pacing.page import PacingPage
 
 pytestmark = pytest.mark.unit
 
@@ -167,6 +178,25 @@ def test_no_row_has_blocks_ahead_before_all_have_their_next_step() -> None:
         done(s, plan, step=step)
     done(s, next_one)
     assert [row.request for row in decode(s).rows] == [1, 2] and s.preemptions == 0
+
+
+def test_a_plan_whose_number_comes_again_with_another_resident_is_recalled_again() -> None:
+    """A split that is moved before and after a resident's death, each time under decode's first plan."""
+    s, page, rung = scheduler(), PacingPage.create(), 0
+    holder = cast(Holder, SimpleNamespace(pid=1, send=lambda plan: None))
+    router = cast(Router, SimpleNamespace(next=lambda phase, alone: Route(holder, rung)))
+    dispatcher = Dispatcher(router, StepLog(None), Observer())
+    add(s, 1, 3, max_tokens=40)
+    for _ in range(2):
+        page.recall(0)
+        dispatcher.dispatch(s, page, Split(), 1.0)
+        done(s, s.in_flight[Phase.PREFILL])
+        dispatcher.dispatch(s, page, Split(), 2.0)
+        assert s.in_flight[Phase.DECODE].seq == 1 and not page.recalled(1)
+        rung += 1
+        dispatcher.dispatch(s, page, Split(), 3.0)
+        assert page.recalled(1)
+        s.replace_kv(KVCacheManager(BlockPool(100), 4))
 
 
 def test_what_is_sent_does_not_grow_with_the_context() -> None:

@@ -82,6 +82,8 @@ class Dispatcher:
     def _send(self, phase: Phase, route: Route, plan: StepPlan, now: float) -> None:
         """Complete: nothing is taken for granted of its worker."""
         self._running[phase] = route
+        if phase is Phase.DECODE:
+            self._recalled = 0  # that plan is over; with another resident its number comes again
         route.holder.send(msgspec.structs.replace(plan, rung=route.rung) if plan.rung != route.rung else plan)
         self._observer.step_began(phase, size_of(plan), self._split, now)
         self._log.plan(phase, plan, route.holder.pid, now)
