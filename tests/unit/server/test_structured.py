@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.unit.server.api_process import Api
 from tests.unit.server.schema_corpus import corpus
 
 from e2e.lib.waiting import wait_until
+from semipd_engine.cards.guidance import any_of
 from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.core.grammar import GrammarConstraint, Grammars
 from semipd_engine.core.request import ConstraintError
@@ -273,6 +275,16 @@ def test_text_that_looks_like_a_special_token_is_text(
     """The token itself would end the answer, or not be shown."""
     for seed in range(3):
         assert answer(grammars, tokenizer, grammar_of(fields), seed) == wanted
+
+
+def test_special_tokens_that_begin_alike_are_looked_for_once() -> None:
+    """Of a thousand with one beginning each was tried wherever a grammar has that: for a second, with core's GIL."""
+    assert any_of({"[a_1]", "[a_12]", "[b]", "</s>"}) == r"(?:</s>|\[(?:a_1(?:2\]|\])|b\]))"
+    assert any_of({"<s>", "<s>x"}) == "<s>", "whoever has the longer one has the shorter"
+    texts = {f"[control_{number}]" for number in range(0, 1000, 3)} | {"<s>", "</s>", "[INST]", "[/INST]"}
+    pattern = re.compile(any_of(texts))
+    for text in (*texts, "[control_1]", "[control_30", "control_3]", "<s", "[INST", "x"):
+        assert bool(pattern.search(f"a{text}b")) == (text in texts)
 
 
 @pytest.mark.parametrize(
