@@ -74,7 +74,9 @@ class StatusWriter:
         """What the API server shows of a service and its children."""
         entry = self._entries.get(key)
         if entry is None or entry.seen.service.metadata.uid != seen.service.metadata.uid:
-            self._entries[key] = _Entry(seen)
+            # One that ended keeps its condition for as long as it is there: who led before has told of it.
+            ended = frozenset(pod.uid for pod in seen.pods if pod.ended_at is not None)
+            self._entries[key] = _Entry(seen, disrupted=ended)
         else:
             entry.seen = seen
 

@@ -336,3 +336,24 @@ async def test_each_pod_of_a_drain_is_told_and_a_pod_that_no_longer_is_to_go_is_
     one.kube.put(calm)
     await one.reconcile()
     assert one.kube.told.count("PodDisrupted") == 2
+
+
+async def test_who_begins_to_lead_tells_nothing_of_pods_that_ended_before() -> None:
+    """An evicted pod stays, and keeps its condition, until somebody deletes it: each restart would tell of it again."""
+    words = "The node was low on resource: ephemeral-storage."
+    target = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet", "message": words}
+    one = Fixture()
+    await one.reconcile()
+
+    def evicted(name: str) -> None:
+        one.kube.put({**ready_pod(name), "status": {"phase": "Failed", "reason": "Evicted", "conditions": [target]}})
+
+    evicted("p")
+    await one.reconcile()
+    assert one.kube.told.count("PodDisrupted") == 1
+    one = Fixture(kube=one.kube)
+    await one.reconcile()
+    assert one.kube.told.count("PodDisrupted") == 1
+    evicted("q")
+    await one.reconcile()
+    assert one.kube.told.count("PodDisrupted") == 2 and one.kube.said[-1].startswith("pod q was ended by its node")
