@@ -164,8 +164,11 @@ class Informer:
             self._additions[name] = additions(obj)
         if name[0] == "Pod" and (key := _service("Pod", obj)):
             self._pods.setdefault(key, set()).add(name)
-            if (view := pod_view(obj)).preempted and not view.stranger:
+            view, last = pod_view(obj), self._preempted.get(key)
+            if view.preempted and not view.stranger:
                 self._preempted[key] = view
+            elif last is not None and last.uid == view.uid:  # it was spared: the condition is taken back then
+                del self._preempted[key]
 
     def _forget(self, name: Name) -> None:
         self._drop(name)

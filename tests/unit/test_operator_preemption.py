@@ -119,3 +119,13 @@ def test_a_strangers_pod_is_no_loss_of_ours() -> None:
     one.kube.put(bare)
     assert one.kube.informer.preempted(KEY) is None
     assert replace(pod_view(bare), stranger="").preempted
+
+
+def test_a_pod_that_is_spared_was_not_preempted() -> None:
+    """Its deletion failed, or another node came: after two minutes Kubernetes takes the condition back."""
+    one = Fixture()
+    for status, preempted in (("True", True), ("False", False)):
+        pod = ready_pod("old")
+        pod["status"]["conditions"].append(said(NOW) | {"status": status})
+        one.kube.put(pod)
+        assert (one.kube.informer.preempted(KEY) is not None) == preempted
