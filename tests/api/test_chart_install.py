@@ -170,3 +170,21 @@ def test_a_second_release_beside_the_first(bare: Cluster) -> None:
     finally:
         helm(bare, "uninstall", "second", "--ignore-not-found", namespace=other)
         bare.kubectl("delete", "crd", crd, "--timeout=60s")
+
+
+def test_an_administrator_of_a_namespace_installs_beside_a_crd_that_is_not_his_to_read(bare: Cluster) -> None:
+    """Where nothing of the release is the cluster's."""
+    bare.kubectl("apply", "--server-side", "-f", str(ROOT / "crds/semipdservices.semipd.io.yaml"))
+    wait_until(lambda: bare.kubectl("get", "spd", ok=False).returncode == 0)
+    bare.kubectl("create", "namespace", "tenant")
+    meta = {"name": "all", "namespace": "tenant"}
+    everything = [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]
+    bare.apply({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": meta, "rules": everything})
+    bare.kubectl("create", "rolebinding", "ann", "--role=all", "--user=ann", "-n", "tenant")
+    without = ("crds.enabled=false", "rbac.aggregate=false", "metricsApi.enabled=false", "watchNamespaces={tenant}")
+    flags = [word for each in without for word in ("--set", each)]
+    chart = str(ROOT / "charts/semipd-operator")
+    notes = helm(bare, "install", "own", chart, "--kube-as-user=ann", *flags, namespace="tenant")
+    assert "it watches tenant" in notes and "WARNING" not in notes
+    helm(bare, "uninstall", "own", namespace="tenant")
+    bare.kubectl("delete", "crd", "semipdservices.semipd.io", "--timeout=60s")
