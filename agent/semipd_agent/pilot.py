@@ -100,7 +100,8 @@ class Pilot:
         if policy == Policy.ALGORITHM1:
             self.policy = Algorithm1(slo, home, grid=grid, since=since)
         else:
-            self.policy = ModelPredictive(slo, grid, home=home, since=since, mixes=mixes)
+            opened = bool(self._load.lengths)  # other targets, or Auto once more: the pod is no young one for that
+            self.policy = ModelPredictive(slo, grid, home=home, since=since, mixes=mixes, opened=opened)
 
     @property
     def policy_in_force(self) -> Policy | None:

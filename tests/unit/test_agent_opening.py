@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tests.unit.agent_bench import Bench, config
 
-from semipd_agent.contract import SLO, Bounds
+from semipd_agent.contract import SLO, Bounds, Policy
 from semipd_agent.slo.evidence import Evidence
 from semipd_agent.slo.future import Setting
 from semipd_agent.slo.grid import Grid
@@ -15,7 +16,7 @@ from semipd_agent.slo.opening import ROWS, opening
 from semipd_agent.slo.predictive import ModelPredictive
 from semipd_agent.slo.share_law import Curve
 from semipd_agent.slo.step_model import ShareLaw, StepProfile
-from semipd_engine.contract import Arrival, Observation, Split
+from semipd_engine.contract import Arrival, FinishedRequest, Observation, Split
 
 pytestmark = pytest.mark.unit
 PROFILE = StepProfile(
@@ -73,3 +74,24 @@ def test_the_policy_opens_once_from_the_configured_split_only() -> None:
         assert first.move is None or first.move.message.startswith("before any evidence")
         again = policy.observe(Evidence.of(COME.model_copy(update={"at": 20.0}), (), load()), Split(), Bounds(), 20.0)
         assert again.move is None, "whoever goes back is not sent again"
+
+
+def test_a_policy_with_new_targets_opens_nothing_where_there_is_evidence() -> None:
+    """An edit of the SLO makes another policy; what it would do "before any evidence" would throw hours of it away."""
+    done = FinishedRequest(
+        cursor=0,
+        id=0,
+        received_at=0.5,
+        finished_at=0.9,
+        prompt_tokens=1000,
+        cached_tokens=0,
+        output_tokens=9,
+        ttft_seconds=0.2,
+        tpot_seconds=0.02,
+        finish_reason="stop",
+    )
+    pilot = Bench(config()).controller.pilot
+    for finished, opened in (((), False), ((done,), True)):
+        pilot.take(COME.model_copy(update={"finished": finished}), Bounds())
+        pilot.follow(Policy.MODEL_PREDICTIVE, setting(1000).slo, GRID, Split(), since=0.0, mixes=False)
+        assert isinstance(pilot.policy, ModelPredictive) and pilot.policy.state.opened == opened

@@ -216,11 +216,12 @@ class ModelPredictive:
         home: Split | None = None,
         since: float = -math.inf,
         mixes: bool = False,
+        opened: bool = False,
     ) -> None:
         """`home`: the configured split, to which it goes back where that is as good. `since`: of the split in force.
-        `mixes`: no isolation is a choice, too."""
+        `mixes`: no isolation is a choice, too. `opened`: there is evidence already, so no first move without."""
         self.slo, self.grid, self._constants, self.home, self.mixes = slo, grid, constants, home, mixes
-        self.state = State(moved_at=since)
+        self.state = State(moved_at=since, opened=opened)
         self.judge = Judge()
 
     def observe(self, evidence: Evidence, split: Split, bounds: Bounds, now: float) -> Verdict:
