@@ -26,7 +26,7 @@ from semipd_agent.slo.step_model import ShareLaw
 from semipd_agent.slo.utilization import Utilization
 from semipd_agent.slo.window import Evidence, RequestWindow
 from semipd_agent.tasks import Faults
-from semipd_engine.contract import Gate, ModelInfo, Observation, Split
+from semipd_engine.contract import Gate, ModelInfo, Observation, ProfileKey, Split
 
 POLICY_SECONDS = 120.0
 """Finished requests that a policy may look back on."""
@@ -78,8 +78,12 @@ class Pilot:
 
     def serves(self, model: ModelInfo | None) -> None:
         """The model that the engine has loaded; another than before has other step times. None: no word."""
-        if model is not None and model != self._model:
-            self._model = model
+        if model is None:
+            return
+        # A resident that was restarted has another KV pool, perhaps, and the same step times.
+        other = self._model is None or bool(ProfileKey.of(self._model, 0).objection(ProfileKey.of(model, 0)))
+        self._model = model
+        if other:
             self._begin_anew()
 
     def _begin_anew(self) -> None:

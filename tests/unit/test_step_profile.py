@@ -275,3 +275,6 @@ def test_the_pilot_begins_from_it_and_another_model_loses_it(of_cpu: StepProfile
     assert (
         not pilot.profile.steps.measured and "dtype: bfloat16 was measured, float32 is served" in pilot.profile.message
     )
+    before = pilot.profile
+    pilot.serves(MODEL.model_copy(update={"dtype": "float32", "kv_bytes": 2}))
+    assert pilot.profile is before, "step times know nothing of the pool's size: what was learned of them holds"
