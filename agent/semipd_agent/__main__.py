@@ -47,7 +47,7 @@ from semipd_agent.partitioner.mps.programs import Programs
 from semipd_agent.reaper import Reaper, become_subreaper
 from semipd_agent.slo.profiles import Profiles, folders
 from semipd_agent.supervisor import Supervisor
-from semipd_engine.contract import Device, EngineOptions, ProfileError
+from semipd_engine.contract import Device, EngineOptions, ProfileError, processor
 
 log = logging.getLogger("semipd_agent")
 
@@ -144,7 +144,7 @@ async def serve(options: argparse.Namespace, flags: list[str]) -> None:
     identity = identity_from_environment()
     grant = granted(identity.pod_uid)
     log.info("device %s, CPUs %s, quota %s", device, ",".join(map(str, grant.cpus)), grant.quota or "none")
-    profiles = Profiles.read(options.step_profile, folders(), len(grant.cpus))
+    profiles = Profiles.read(options.step_profile, folders(), len(grant.cpus), processor())
     reaper = Reaper()
     programs = Programs.find(probe=options.mps_probe)
     gpu = Gpu(device, programs, options.mps_dir or default_base(), reaper, clock)

@@ -254,6 +254,17 @@ def test_the_one_that_fits_is_taken_and_a_broken_one_stops_nobody(of_cpu: StepPr
         Profiles.read(tmp_path / "a.json", [tmp_path], 2)
 
 
+def test_one_of_another_processor_is_the_second_choice_and_says_so(of_cpu: StepProfileFile, tmp_path: Path) -> None:
+    """Equal keys say nothing of its clock, its caches and its memory."""
+    (tmp_path / "a.json").write_text(of_cpu.model_copy(update={"machine": "slow"}).model_dump_json())
+    (tmp_path / "b.json").write_text(of_cpu.model_copy(update={"machine": "fast"}).model_dump_json())
+    found = Profiles.read(None, [tmp_path], 2, "fast").of(MODEL, ShareLaw.PACED)
+    assert (found.source, found.message) == (str(tmp_path / "b.json"), "")
+    found = Profiles.read(None, [tmp_path], 2, "other").of(MODEL, ShareLaw.PACED)
+    assert found.steps.measured and found.message.startswith("measured on slow, and this is other; semipd-engine")
+    assert not Profiles.read(None, [tmp_path], 2).of(MODEL, ShareLaw.PACED).message, "nobody knows"
+
+
 def test_a_broken_file_is_named_where_it_leaves_the_prior_in_force(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("broken")
     found = Profiles.read(None, [tmp_path], 2).of(MODEL, ShareLaw.SPATIAL)

@@ -224,7 +224,7 @@ class StepProfileReport(Wire):
     source: str = ""
     """File of a measured one."""
     message: str = ""
-    """Why it is assumed, and what helps."""
+    """Why it is assumed, or that a measured one is another processor's; and what helps."""
 
 
 class StatusReport(Wire):

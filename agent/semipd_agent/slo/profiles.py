@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from semipd_agent.slo.step_model import ASSUMED, ShareLaw, StepModel, StepProfile, kinds
-from semipd_engine.contract import ModelInfo, Phase, ProfileError, ProfileKey, StepProfileFile, read_profile
+from semipd_engine.contract import Device, ModelInfo, Phase, ProfileError, ProfileKey, StepProfileFile, read_profile
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class ProfileUsed:
     source: str = ""
     """File; empty: the prior."""
     message: str = ""
-    """Why it is assumed."""
+    """Why it is assumed, or why a measured one may be wrong here."""
 
 
 def folders() -> tuple[Path, ...]:
@@ -46,13 +46,15 @@ class Profiles:
     """Granted to the engine."""
     complaints: tuple[str, ...] = field(default=())
     """Of files in a folder that could not be read."""
+    machine: str = ""
+    """The processor's name; empty: unknown."""
 
     @classmethod
-    def read(cls, named: Path | None, found_in: Sequence[Path], cpus: int) -> Profiles:
+    def read(cls, named: Path | None, found_in: Sequence[Path], cpus: int, machine: str = "") -> Profiles:
         """`named`: asked for by the user, and the only one then. Raises `ProfileError` for it, and for it alone: a
         file that happens to lie in a folder stops no agent."""
         if named is not None:
-            return cls(((named, read_profile(named)),), cpus)
+            return cls(((named, read_profile(named)),), cpus, machine=machine)
         files, complaints = list[tuple[Path, StepProfileFile]](), list[str]()
         for path in (path for folder in found_in for path in sorted(folder.glob("*.json"))):
             try:
@@ -60,18 +62,22 @@ class Profiles:
             except ProfileError as error:
                 log.warning("%s", error)
                 complaints.append(str(error))
-        return cls(tuple(files), cpus, tuple(complaints))
+        return cls(tuple(files), cpus, tuple(complaints), machine)
 
     def of(self, model: ModelInfo | None, law: ShareLaw) -> ProfileUsed:
-        """The first that was measured for this model, device, dtype and kernels; else the prior."""
+        """One that was measured for this model, device, dtype and kernels, on this machine before others; else the
+        prior."""
         prior = replace(ASSUMED, law=law)
         if model is None:
             return ProfileUsed(prior, message="assumed: no model is loaded yet")
         served, why = ProfileKey.of(model, self.cpus), ""
-        for path, file in self.files:
+        here = self.machine if model.device == Device.CPU else ""
+        for path, file in sorted(self.files, key=lambda one: bool(here) and one[1].machine != here):
             objection = file.key.objection(served)
             if not objection:
-                return ProfileUsed(learned(file, law), str(path))
+                apart = here and file.machine and file.machine != here
+                warning = f"measured on {file.machine}, and this is {here}; {REMEDY}" if apart else ""
+                return ProfileUsed(learned(file, law), str(path), warning)
             why = why or f"{path} is of something else ({objection})"
         why = why or next(iter(self.complaints), "there is no profile of this model and device")
         return ProfileUsed(prior, message=f"assumed: {why}; {REMEDY}")

@@ -59,7 +59,7 @@ from semipd_engine.contract.partition import (
     PhaseLimit,
     Split,
 )
-from semipd_engine.contract.profile import ProfileError, ProfileKey, StepProfileFile, read_profile
+from semipd_engine.contract.profile import ProfileError, ProfileKey, StepProfileFile, processor, read_profile
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -109,5 +109,6 @@ __all__ = [
     "WorkerState",
     "api_keys",
     "no_api_key",
+    "processor",
     "read_profile",
 ]

@@ -65,12 +65,18 @@ class StepProfileFile(Frozen):
     model: str
     """Its name, for people."""
     machine: str
-    """The processor's or the GPU's name, for people: it is no part of the key."""
+    """The processor's or the GPU's name: no part of the key, but whoever uses it on another one says so."""
     measured_at: str
     """ISO 8601, UTC."""
     seconds: float = Field(ge=0, allow_inf_nan=False)
     """What the sweep took."""
     steps: tuple[StepTimes, ...] = Field(min_length=1)
+
+
+def processor() -> str:
+    """This machine's, by its name; empty where it does not say it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def read_profile(path: Path) -> StepProfileFile:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from semipd_engine.contract import Device, DType, EngineOptions, ProfileKey, Split, StepProfileFile
+from semipd_engine.contract import Device, DType, EngineOptions, ProfileKey, Split, StepProfileFile, processor
 from semipd_engine.hub.check import weights_refusal
 from semipd_engine.process import REFUSED
 from semipd_engine.profiler.processes import EngineFailed, Processes, running, shares_hold
@@ -51,12 +51,11 @@ def _measured(engine: Processes, progress: bool) -> StepProfileFile:
 
 
 def _machine(device: str) -> str:
-    if device != Device.CPU:
-        import torch
+    if device == Device.CPU:
+        return processor()
+    import torch
 
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return torch.cuda.get_device_name()
 
 
 def add_command(subparsers: Any) -> None:
