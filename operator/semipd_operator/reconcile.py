@@ -175,6 +175,7 @@ class Reconciler:
                 now=now,
                 pods=views,
                 preempted=self._informer.preempted(key),
+                ahead=self._kube.clock_ahead,
                 template_hash=outcome.template_hash,
                 url=url(service),
                 selector=selector,

@@ -129,3 +129,11 @@ def test_a_pod_that_is_spared_was_not_preempted() -> None:
         pod["status"]["conditions"].append(said(NOW) | {"status": status})
         one.kube.put(pod)
         assert (one.kube.informer.preempted(KEY) is not None) == preempted
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_it_is_told_for_as_long_as_others_whatever_the_api_servers_clock_says(hours: int) -> None:
+    loads = pod("new", ready=False, created_at=NOW)
+    for minutes, told in ((1, True), (11, False)):
+        seen = observed(pods=(loads,), agents={}, preempted=gone(minutes - 60 * hours), ahead=timedelta(hours=hours))
+        assert ("Preempted" in conditions(summarise(seen))["Available"]) == told

@@ -218,6 +218,8 @@ class Observed:
     """None without spec.autoscaling, and without Kubernetes."""
     preempted: PodView | None = None
     """The last one that was, as it was seen last: it is gone in a moment."""
+    ahead: timedelta = timedelta()
+    """How far the API server's clock, by which that was, is ahead of ours."""
     previous: SemiPDServiceStatus = field(default_factory=SemiPDServiceStatus)
 
     @property

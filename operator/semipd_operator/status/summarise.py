@@ -133,7 +133,8 @@ def _lately_ended(seen: Observed) -> Problem | None:
         (pod.ended_at, pod.name, pod.problem) for pod in told if pod.ended_at and pod.problem and not pod.terminating
     ]
     if took := preempted(None if rolls else seen.preempted):
-        ended.append(took)
+        at, name, problem = took
+        ended.append((at - seen.ahead, name, problem))
     for when, name, problem in sorted(ended, key=lambda one: one[:2], reverse=True):
         if (seen.now - when).total_seconds() <= ENDED_SECONDS:
             many = f" ({len(ended)} pods have ended so far)" if len(ended) > 1 else ""
