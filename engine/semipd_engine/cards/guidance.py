@@ -59,7 +59,7 @@ def any_of(texts: Collection[str]) -> str:
     """A pattern of any of these, in which no two alternatives begin alike. Vocabularies have hundreds of special tokens
     with one beginning: of alternatives one after the other each is tried wherever a client writes that, for a second
     and more in a large grammar; and `re` holds the GIL, in core, too."""
-    start = commonprefix(list(texts))
+    start = commonprefix(list(texts))  # noqa: RUF071  of texts, no paths
     rests = {text[len(start) :] for text in texts}
     if "" in rests:  # any that goes on begins with it
         return re.escape(start)
