@@ -17,6 +17,8 @@ MESSAGE = frozenset(
 """Of these the first are shown as the template has it, annotations are of what was said, the last are refused."""
 THOUGHTS = frozenset({"reasoning", "reasoning_content"})
 """Two names of one thing: a template that names either shows it (`chat.normalise`)."""
+SENT_BACK = frozenset(f"messages[].{name}" for name in THOUGHTS)
+"""Our own answers have them, and clients send those back: named, and refused by nobody."""
 PART = frozenset({"type", "text", "refusal", "annotations", "logprobs"})
 CALL, CALLED = frozenset({"id", "type", "function", "index"}), frozenset({"name", "arguments"})
 TOOL, FUNCTION = frozenset({"type", "function"}), frozenset({"name", "description", "parameters", "strict"})

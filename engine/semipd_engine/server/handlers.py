@@ -95,10 +95,11 @@ def judge_fields(
         unknown += chat_fields.unread(body, body.messages, service.templates.reach(bool(tools)))
         if isinstance(body, ChatRequest) and tools and not body.must_call and service.tool_format is None:
             unknown.append("tool_choice")  # the model may call: nobody here reads how it does
-    if unknown and service.strict_fields:
+    refused = [name for name in unknown if name not in chat_fields.SENT_BACK]
+    if refused and service.strict_fields:
         message = "is not known here, or without effect with this model (see docs/api.md); leave it out, or start "
         message += "without --strict-fields"
-        raise bad_request(unknown[0], message)
+        raise bad_request(refused[0], message)
     if unknown:
         service.metrics.count("semipd_requests_with_unknown_fields_total")
         add_header(request.scope, UNKNOWN_FIELDS_HEADER, fields.header_value(unknown))

@@ -201,7 +201,6 @@ ODD: dict[str, dict[str, Any]] = {
     "chat_template_kwargs.enable_thinking": {"chat_template_kwargs": {"enable_thinking": True}},
     "messages[].weight": user(weight=1),
     "messages[].name": user(name="Ann"),
-    "messages[].reasoning_content": {"messages": [{"role": "assistant", "content": "x", "reasoning_content": "Hm."}]},
     "messages[].content[].detail": user([{"type": "text", "text": "x", "detail": 1}]),
     "messages[].tool_calls[].x": said(x=1),
     "messages[].tool_calls[].function.x": said(function={"name": "f", "arguments": "{}", "x": 1}),
@@ -223,6 +222,16 @@ def test_what_no_template_reads_is_named_counted_and_refused_if_asked_for(
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, name)
     asked = {"messages": ASKS} | fields
     assert plain_api.client.post("/tokenize", json=asked).headers["x-semipd-unknown-fields"] == name
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+def test_thoughts_that_are_sent_back_to_a_template_without_them_are_named_and_never_refused(
+    plain_api: Api, strict_api: Api, field: str
+) -> None:
+    """Agents send an answer back as it came."""
+    for api in (plain_api, strict_api):
+        answer = api.chat(messages=[*ASKS, {"role": "assistant", "content": "x", field: "Hm."}, *ASKS])
+        assert (answer.status_code, answer.headers["x-semipd-unknown-fields"]) == (200, f"messages[].{field}")
 
 
 def test_what_asks_for_nothing_is_not_named(strict_api: Api) -> None:
