@@ -165,7 +165,7 @@ class Informer:
         if name[0] == "Pod" and (key := _service("Pod", obj)):
             self._pods.setdefault(key, set()).add(name)
             view, last = pod_view(obj), self._preempted.get(key)
-            if view.preempted and not view.stranger:
+            if view.disruption and view.disruption.preempts and not view.stranger:
                 self._preempted[key] = view
             elif last is not None and last.uid == view.uid:  # it was spared: the condition is taken back then
                 del self._preempted[key]

@@ -141,7 +141,7 @@ class StatusWriter:
             await self._tell(entry, events(before, status))
 
     async def _tell_disruptions(self, entry: _Entry) -> None:
-        gone = [pod for pod in entry.seen.pods if pod.disrupted]
+        gone = [pod for pod in entry.seen.pods if pod.disruption is not None]
         new = [pod for pod in gone if pod.uid not in entry.disrupted]
         entry.disrupted = frozenset(pod.uid for pod in gone)
         for event in disruptions(new):  # each pod goes once: no need of a limit

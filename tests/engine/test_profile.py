@@ -52,6 +52,8 @@ def test_what_cannot_be_measured_is_one_line(tmp_path: Path) -> None:
     for model, out, words in (
         (tmp_path / "none", tmp_path / "p.json", "none is no directory"),
         (random_model("llama", "tiny"), tmp_path / "no" / "p.json", "there is no folder"),
+        (random_model("llama", "tiny"), tmp_path, "is a folder; name a file in it"),
+        (random_model("llama", "tiny"), Path("/proc/p.json"), "nothing can be written into /proc"),
     ):
         ended = subprocess.run([*PROFILE, str(model), "--out", str(out)], capture_output=True, text=True)
         assert ended.returncode == REFUSED and words in ended.stderr and ended.stderr.count("\n") == 1

@@ -76,13 +76,31 @@ def test_the_policy_opens_once_from_the_configured_split_only() -> None:
         assert again.move is None, "whoever goes back is not sent again"
 
 
-def test_a_policy_with_new_targets_opens_nothing_where_there_is_evidence() -> None:
-    """An edit of the SLO makes another policy; what it would do "before any evidence" would throw hours of it away."""
-    done = FinishedRequest(
-        cursor=0,
-        id=0,
-        received_at=0.5,
-        finished_at=0.9,
+def test_what_was_opened_is_not_taken_back_before_the_load_has_lasted() -> None:
+    """Both splits serve one request a second well, so for the configured one there is no hurry."""
+    slo = setting(1000).slo
+    policy, seen, split = ModelPredictive(slo, GRID, home=Split()), Load.of(PROFILE), Split()
+    moves: list[tuple[int, str]] = []
+    finished: list[FinishedRequest] = []
+    for second in range(1, 200):
+        finished.append(served(second))
+        come = Arrival(id=second, at=second - 0.5, prompt_tokens=1000)
+        o = Observation(core_id="c", at=second, arrivals=(come,), finished=(finished[-1],))
+        seen = advance(seen, o)
+        move = policy.observe(Evidence.of(o, tuple(finished[-120:]), seen), split, Bounds(), second).move
+        if move is not None:
+            split = move.to
+            moves.append((second, str(split)))
+    assert moves[0] == (1, "100/20")
+    assert all(second > 120 for second, _ in moves[1:]), moves
+
+
+def served(second: int) -> FinishedRequest:
+    return FinishedRequest(
+        cursor=second,
+        id=second,
+        received_at=second - 0.5,
+        finished_at=second - 0.1,
         prompt_tokens=1000,
         cached_tokens=0,
         output_tokens=9,
@@ -90,8 +108,12 @@ def test_a_policy_with_new_targets_opens_nothing_where_there_is_evidence() -> No
         tpot_seconds=0.02,
         finish_reason="stop",
     )
+
+
+def test_a_policy_with_new_targets_opens_nothing_where_there_is_evidence() -> None:
+    """An edit of the SLO makes another policy; what it would do "before any evidence" would throw hours of it away."""
     pilot = Bench(config()).controller.pilot
-    for finished, opened in (((), False), ((done,), True)):
+    for finished, opened in (((), False), ((served(1),), True)):
         pilot.take(COME.model_copy(update={"finished": finished}), Bounds())
         pilot.follow(Policy.MODEL_PREDICTIVE, setting(1000).slo, GRID, Split(), since=0.0, mixes=False)
         assert isinstance(pilot.policy, ModelPredictive) and pilot.policy.state.opened == opened

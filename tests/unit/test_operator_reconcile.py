@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from datetime import UTC, datetime
 from typing import Any
 
-import jsonpatch
 import pytest
 from tests.unit.kube_stand_in import KEY, new_service
 from tests.unit.operator_observed import report, slo
 from tests.unit.operator_reconciler import Fixture, ready_pod
-from tests.unit.operator_rendered import scaled
 
 from semipd_agent.contract import Decision, DecisionReason, Split
 from semipd_operator.reconcile import Next
@@ -58,115 +54,6 @@ async def test_a_pod_that_ended_or_is_of_someone_else_is_not_waited_for() -> Non
     one.kube.put(bare)
     assert await one.reconcile() is Next.NEWS
     assert one.kube.service()["status"]["replicas"] == 0
-
-
-@pytest.mark.parametrize(
-    "kind", ["Deployment", "Service", "ConfigMap", "PodDisruptionBudget", "HorizontalPodAutoscaler"]
-)
-@pytest.mark.parametrize("labelled", [False, True])
-async def test_an_object_of_the_same_name_that_is_not_ours_is_named_and_left_alone(kind: str, labelled: bool) -> None:
-    """Whether the watch shows it (it bears our label, or a copy of it) or not; nothing is applied beside it."""
-    name = f"{KEY.name}-agent" if kind == "ConfigMap" else KEY.name
-    labels = {"app.kubernetes.io/managed-by": "semipd-operator"} if labelled else {}
-    owner = [{"uid": "someone", "controller": True, "kind": "SemiPDService", "name": KEY.name}]
-    meta = {"name": name, "namespace": KEY.namespace, "labels": labels, "ownerReferences": owner}
-    one = Fixture(new_service(replicas=2, **scaled()))
-    one.kube.put({"kind": kind, "apiVersion": "v1", "metadata": meta})
-    if not labelled:
-        gone = one.kube.objects[kind, KEY.namespace, name]
-        one.kube.informer.told(kind, gone, gone=True)
-    assert await one.reconcile() is Next.RETRY
-    accepted, ready = one.kube.condition("SpecAccepted"), one.kube.condition("Ready")
-    assert accepted["reason"] == ready["reason"] == "NameConflict"
-    told = f"{kind} {name} (of SemiPDService {KEY.name}) exists and does not belong to this SemiPDService. "
-    assert accepted["message"] == ready["message"] == told + "Remedy: Rename the SemiPDService, or delete that object."
-    assert one.kube.service()["status"]["reason"] == f"NameConflict({kind}/{name})"
-    assert not any(verb in ("apply", "delete") and what != "status" for verb, what in one.kube.asked)
-
-
-async def test_all_names_that_are_taken_are_told_at_once_and_each_with_its_remedy() -> None:
-    """One a try would have its reader delete one object after another."""
-    one = Fixture(new_service(replicas=2))
-    await one.reconcile()
-    agent = f"{KEY.name}-agent"
-    for kind, name in (("Deployment", KEY.name), ("ConfigMap", agent)):  # of ours, without their owner
-        ours = one.kube.objects[kind, KEY.namespace, name]
-        one.kube.put({**ours, "metadata": {**ours["metadata"], "ownerReferences": []}})
-    budget = one.kube.objects["PodDisruptionBudget", KEY.namespace, KEY.name]
-    chart = [{"uid": "x", "controller": True, "kind": "Chart", "name": "web"}]
-    one.kube.put({**budget, "metadata": {**budget["metadata"], "ownerReferences": chart}})
-    service = one.kube.objects["Service", KEY.namespace, KEY.name]
-    one.kube.put({**service, "metadata": {**service["metadata"], "labels": {}, "ownerReferences": []}})
-    assert await one.reconcile() is Next.RETRY
-    for condition in ("SpecAccepted", "Ready"):
-        said, _, remedy = one.kube.condition(condition)["message"].partition(" Remedy: ")
-        assert said == (
-            f"Service {KEY.name} and PodDisruptionBudget {KEY.name} (of Chart web) exist and do not belong to this "
-            f"SemiPDService; ConfigMap {agent} and Deployment {KEY.name} were of this operator's making and have no "
-            "owner."
-        )
-        rename, _, back = remedy.partition(" Give them back: ")
-        assert rename == (f"Rename the SemiPDService, or delete Service/{KEY.name} and PodDisruptionBudget/{KEY.name}.")
-        assert back.startswith(f"kubectl patch ConfigMap/{agent} Deployment/{KEY.name} --type=json -p '[{{")
-    assert one.kube.service()["status"]["reason"] == (
-        f"NameConflict(ConfigMap/{agent},Service/{KEY.name},Deployment/{KEY.name},PodDisruptionBudget/{KEY.name})"
-    )
-    patch = json.loads(back.partition("'")[2].partition("'")[0])
-    for kind, name in (("Deployment", KEY.name), ("ConfigMap", agent)):
-        one.kube.put(jsonpatch.apply_patch(one.kube.objects[kind, KEY.namespace, name], patch))
-    await one.reconcile()
-    assert one.kube.service()["status"]["reason"] == (
-        f"NameConflict(Service/{KEY.name},PodDisruptionBudget/{KEY.name})"
-    )
-
-
-async def test_a_service_whose_objects_all_lost_their_owner_has_the_whole_command() -> None:
-    """A restored backup: the commands of each would be longer than a message may be."""
-    one = Fixture(new_service(replicas=2, **scaled()))
-    await one.reconcile()
-    lost = [live for (kind, *_), live in one.kube.objects.items() if kind not in ("SemiPDService", "Event")]
-    assert len(lost) == 5
-    for live in lost:
-        one.kube.put({**live, "metadata": {**live["metadata"], "ownerReferences": []}})
-    assert await one.reconcile() is Next.RETRY
-    message = one.kube.condition("Ready")["message"]
-    assert len(message) <= 1024 and message.endswith("or delete them (a Deployment's pods go with it).")
-    command = shlex.split(message.partition("Give them back: kubectl patch ")[2].partition(" in their namespace")[0])
-    assert set(command[:5]) == {f"{live['kind']}/{live['metadata']['name']}" for live in lost}
-    for live in lost:
-        orphan = one.kube.objects[live["kind"], KEY.namespace, live["metadata"]["name"]]
-        one.kube.put(jsonpatch.apply_patch(orphan, json.loads(command[-1])))
-    await one.reconcile()
-    assert one.kube.condition("SpecAccepted")["status"] == "True"
-
-
-BACKUP = {"apiVersion": "v1", "kind": "ConfigMap", "name": "team's backup", "uid": "b"}
-OURS = {"apiVersion": "semipd.io/v1alpha1", "kind": "SemiPDService", "name": KEY.name, "uid": "uid-1"}
-
-
-@pytest.mark.parametrize("left", [[], [BACKUP], [BACKUP, OURS]], ids=["none", "another owner", "ours controls nothing"])
-@pytest.mark.parametrize("kind", ["Deployment", "Service", "ConfigMap"])
-async def test_an_object_of_ours_that_lost_its_owner_is_told_how_to_come_back_and_does(
-    kind: str, left: list[dict[str, Any]]
-) -> None:
-    """A restored backup, or `--cascade=orphan`: to delete it would end the pods that serve. Who else owns it stays."""
-    one = Fixture()
-    await one.reconcile()
-    name = f"{KEY.name}-agent" if kind == "ConfigMap" else KEY.name
-    ours = one.kube.objects[kind, KEY.namespace, name]
-    one.kube.put({**ours, "metadata": {**ours["metadata"], "ownerReferences": left}})
-    assert await one.reconcile() is Next.RETRY
-    ready = one.kube.condition("Ready")
-    assert ready["reason"] == "NameConflict"
-    said, _, patch = ready["message"].partition(f" Remedy: Give it back: kubectl patch {kind}/{name} --type=json -p '")
-    assert said == f"{kind} {name} was of this operator's making and has no owner."
-    live = one.kube.objects[kind, KEY.namespace, name]
-    patched = jsonpatch.apply_patch(live, json.loads(patch.partition("'")[0]))
-    owners = patched["metadata"]["ownerReferences"]
-    assert owners == [*left[:1], {**OURS, "controller": True, "blockOwnerDeletion": True}]
-    one.kube.put(patched)
-    await one.reconcile()
-    assert one.kube.condition("SpecAccepted")["status"] == "True"
 
 
 async def test_a_service_that_finalizers_hold_says_so_and_nothing_more_is_done_for_it() -> None:
@@ -301,59 +188,3 @@ async def test_a_strangers_edit_of_the_status_is_mended() -> None:
     one.kube.put({**one.kube.service(), "status": {"url": "x"}})
     await one.reconcile()
     assert one.kube.service()["status"]["url"].startswith("http://demo.")
-
-
-async def test_a_pod_that_is_preempted_is_told_once_with_the_schedulers_words() -> None:
-    one = Fixture()
-    await one.reconcile()
-    one.kube.put(ready_pod())
-    await one.reconcile()
-    before = list(one.kube.told)
-    pod = ready_pod()
-    words = "default-scheduler: preempting to accommodate a higher priority pod"
-    target = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": words}
-    pod["status"]["conditions"].append(target)
-    one.kube.put(pod)
-    for _ in range(3):
-        await one.reconcile()
-    assert one.kube.told[len(before) :] == ["PodDisrupted"]
-    assert one.kube.said[-1] == f"pod p was preempted for a pod of higher priority (PreemptionByScheduler): {words}"
-
-
-async def test_each_pod_of_a_drain_is_told_and_a_pod_that_no_longer_is_to_go_is_none() -> None:
-    one = Fixture(new_service(replicas=2))
-    await one.reconcile()
-    before = list(one.kube.told)
-    for name in ("p", "q"):
-        pod = ready_pod(name)
-        reason = "EvictionByEvictionAPI" if name == "p" else "DeletionByTaintManager"
-        pod["status"]["conditions"].append({"type": "DisruptionTarget", "status": "True", "reason": reason})
-        one.kube.put(pod)
-        await one.reconcile()
-    assert [told for told in one.kube.told[len(before) :] if told == "PodDisrupted"] == ["PodDisrupted"] * 2
-    calm = ready_pod("r")
-    calm["status"]["conditions"].append({"type": "DisruptionTarget", "status": "False", "reason": "Undone"})
-    one.kube.put(calm)
-    await one.reconcile()
-    assert one.kube.told.count("PodDisrupted") == 2
-
-
-async def test_who_begins_to_lead_tells_nothing_of_pods_that_ended_before() -> None:
-    """An evicted pod stays, and keeps its condition, until somebody deletes it: each restart would tell of it again."""
-    words = "The node was low on resource: ephemeral-storage."
-    target = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet", "message": words}
-    one = Fixture()
-    await one.reconcile()
-
-    def evicted(name: str) -> None:
-        one.kube.put({**ready_pod(name), "status": {"phase": "Failed", "reason": "Evicted", "conditions": [target]}})
-
-    evicted("p")
-    await one.reconcile()
-    assert one.kube.told.count("PodDisrupted") == 1
-    one = Fixture(kube=one.kube)
-    await one.reconcile()
-    assert one.kube.told.count("PodDisrupted") == 1
-    evicted("q")
-    await one.reconcile()
-    assert one.kube.told.count("PodDisrupted") == 2 and one.kube.said[-1].startswith("pod q was ended by its node")

@@ -13,7 +13,7 @@ from tests.unit.agent_bench import Bench
 from tests.unit.agent_bench import config as bench_config
 
 from semipd_agent.pilot import Pilot
-from semipd_agent.slo.profiles import Profiles, learned
+from semipd_agent.slo.profiles import Profiles, folders, learned
 from semipd_agent.slo.share_law import FIT_SECONDS, SharesSeen, Under
 from semipd_agent.slo.step_model import ASSUMED, ShareLaw, StepModel
 from semipd_cli.simulator.engine import Arrival, Size, VirtualEngine
@@ -289,3 +289,14 @@ def test_the_pilot_begins_from_it_and_another_model_loses_it(of_cpu: StepProfile
     before = pilot.profile
     pilot.serves(MODEL.model_copy(update={"dtype": "float32", "kv_bytes": 2}))
     assert pilot.profile is before, "step times know nothing of the pool's size: what was learned of them holds"
+
+
+def test_a_user_without_a_home_has_the_images_profiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod's user need have neither a name nor HOME."""
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    image, cache = folders()
+    assert cache == Path("/cache/semipd/profiles")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000)
+    assert folders() == (image,)

@@ -36,7 +36,8 @@ def said(d: Decision) -> str:
     here = str(before.split)
     if d.reason == "Headroom":
         return (
-            f"the load that {here} was chosen for is gone: {100 * after.attainment:.1f} % expected within both targets"
+            f"the configured split serves this load as {here} does: {100 * after.attainment:.1f} % of the requests "
+            "expected within both targets"
         )
     told = f"{100 * after.attainment:.1f} % of the requests expected within both targets"
     if d.reason == "Regret":

@@ -120,7 +120,7 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
     to, reason = best, "Emergency" if emergency else "Gain"
     if best == here or (gain < needed and not emergency):
         apart = home != clamp(s.split, s.bounds, s.grid)  # the configured split may lie between two rungs
-        lasting = now - state.regime >= c.home_after
+        lasting = now - max(state.regime, load.since) >= c.home_after
         unneeded = apart and lasting and not state.moves and not o.queue and value(home) >= value(here) - c.as_good
         if not unneeded or tried[home].mean < c.content:
             why = "Best" if best == here else "TooLittleGain"

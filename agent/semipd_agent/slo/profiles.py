@@ -33,8 +33,12 @@ class ProfileUsed:
 
 def folders() -> tuple[Path, ...]:
     """Of profiles that nobody named: the image's, and this user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path("/usr/share/semipd/profiles"), cache / "semipd" / "profiles"
+    image = Path("/usr/share/semipd/profiles")
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a name and without HOME, as a pod may run
+        return (image,)
+    return image, cache / "semipd" / "profiles"
 
 
 @dataclass(frozen=True)

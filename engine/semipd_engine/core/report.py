@@ -268,6 +268,6 @@ class Report:
             percent=holder.rung.percent or 100,
             routed=routed is not None and holder is routed.holder,
             sm_count=holder.sm_count,
-            start_seconds=holder.start_seconds,
+            start_seconds={} if dead else holder.start_seconds,
             ending=holder.kill_at is not None and holder.pidfd >= 0,
         )

@@ -76,8 +76,8 @@ def add_command(subparsers: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     if problem := weights_refusal(arguments.model):
         return _refused(problem)
-    if not arguments.out.parent.is_dir():
-        return _refused(f"--out {arguments.out}: there is no folder {arguments.out.parent}")
+    if problem := _unwritable(arguments.out):
+        return _refused(problem)
     with tempfile.TemporaryDirectory(prefix="semipd-profile-") as folder:
         try:
             options = EngineOptions(
@@ -92,13 +92,35 @@ def _run(arguments: argparse.Namespace) -> int:
                 run_dir=Path(folder),
             )
             found = profile(options, not arguments.quiet)
-            arguments.out.write_text(found.model_dump_json(indent=1) + "\n")
+            _write(arguments.out, found)
         except (EngineFailed, Stalled, OSError, ValueError) as error:
             print(f"semipd-engine profile: {error}", file=sys.stderr)
             return 1
     count = sum(times.steps for times in found.steps)
     print(f"{arguments.out}: {count} steps of {found.model} on {found.machine}, {found.seconds:.0f} s")
     return 0
+
+
+def _unwritable(out: Path) -> str:
+    """Said before minutes of measuring, not after."""
+    if out.is_dir():
+        return f"--out {out}: is a folder; name a file in it"
+    if not out.parent.is_dir():
+        return f"--out {out}: there is no folder {out.parent}"
+    try:
+        with tempfile.TemporaryFile(dir=out.parent):
+            return ""
+    except OSError as error:
+        return f"--out {out}: nothing can be written into {out.parent}: {error.strerror}"
+
+
+def _write(out: Path, found: StepProfileFile) -> None:
+    """Whole or not at all: an agent may look for profiles at any time."""
+    with tempfile.NamedTemporaryFile("w", dir=out.parent, prefix=f".{out.name}.", delete=False) as file:
+        file.write(found.model_dump_json(indent=1) + "\n")
+    new = Path(file.name)
+    new.chmod(0o644)
+    new.replace(out)
 
 
 def _refused(problem: str) -> int:

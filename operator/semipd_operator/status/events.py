@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,6 +21,7 @@ from semipd_operator.reasons import (
     SplitReason,
 )
 from semipd_operator.settings import MANAGER
+from semipd_operator.status.disruption import told
 from semipd_operator.status.observed import PodView
 
 _PASSING: dict[ConditionType, set[Reason]] = {
@@ -59,9 +60,9 @@ def events(before: SemiPDServiceStatus, after: SemiPDServiceStatus) -> list[Even
     return found + [Event(EventReason.PARTITION_CHANGED, tell(decision)) for decision in _new_decisions(before, after)]
 
 
-def disruptions(pods: Sequence[PodView]) -> list[Event]:
+def disruptions(pods: Iterable[PodView]) -> list[Event]:
     """Of pods that the cluster takes away: none of them is in a status."""
-    said = "; ".join(f"pod {pod.name} {pod.disrupted}" for pod in pods)
+    said = told(pods)
     return [Event(EventReason.POD_DISRUPTED, said)] if said else []
 
 

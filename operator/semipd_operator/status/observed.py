@@ -37,11 +37,18 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Preemption:
-    """That the scheduler takes a pod's node for one of a higher priority: when, and in its words."""
+class Disruption:
+    """That the cluster takes a pod away: the pod's condition DisruptionTarget."""
 
-    at: datetime
+    reason: str
     words: str
+    at: datetime | None = None
+    """None: nobody says when."""
+
+    @property
+    def preempts(self) -> bool:
+        """For one of a higher priority, by the scheduler."""
+        return self.reason == "PreemptionByScheduler"
 
 
 @dataclass(frozen=True)
@@ -56,10 +63,8 @@ class PodView:
     ready_since: datetime | None = None
     """When the condition Ready last changed; without it, when the pod was created."""
     terminating: bool = False
-    disrupted: str = ""
-    """Why the cluster takes it away (preempted, evicted, drained, tainted), with whose words."""
+    disruption: Disruption | None = None
     created_at: datetime | None = None
-    preempted: Preemption | None = None
     ended_at: datetime | None = None
     """It failed, or was evicted, and runs no more: its ReplicaSet has made another, and leaves it where it is."""
     template_hash: str = ""

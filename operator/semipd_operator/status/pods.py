@@ -22,8 +22,8 @@ from semipd_operator.status.containers import (
     time_of,
     waits_for,
 )
+from semipd_operator.status.disruption import disruption
 from semipd_operator.status.observed import PodView, Problem
-from semipd_operator.status.preemption import preemption
 from semipd_operator.status.scheduling import unheard, unplaced
 
 _REPLICA_SET_LABEL = "pod-template-hash"
@@ -44,10 +44,9 @@ def pod_view(pod: Pod) -> PodView:
         ready=condition_of(status, "Ready").get("status") == "True",
         ready_since=time_of(condition_of(status, "Ready").get("lastTransitionTime") or meta.get("creationTimestamp")),
         terminating=bool(meta.get("deletionTimestamp")),
-        disrupted=_disrupted(status),
+        disruption=disruption(pod, status),
         created_at=time_of(meta.get("creationTimestamp")),
         ended_at=_ended_at(pod, status),
-        preempted=preemption(pod, status),
         template_hash=(meta.get("labels") or {}).get(TEMPLATE_HASH_LABEL, ""),
         stranger=_stranger(meta),
         downloading="running" in state_of(model),
@@ -143,24 +142,6 @@ def _pod_problem(pod: Pod, status: dict[str, Any]) -> Problem | None:
 _OVER = ("Failed", "Succeeded")
 _ENDED = {"Evicted": PodTrouble.EVICTED, "Preempting": PodTrouble.PREEMPTED}
 """By the kubelet."""
-
-
-def _disrupted(status: dict[str, Any]) -> str:
-    """Kubernetes: Pod disruption conditions. It is told before the pod goes, and only then."""
-    target = condition_of(status, "DisruptionTarget")
-    if target.get("status") != "True":
-        return ""
-    reason = target.get("reason", "")
-    return f"{_DISRUPTIONS.get(reason, 'was taken away')} ({reason}): {target.get('message', '')}"
-
-
-_DISRUPTIONS = {
-    "PreemptionByScheduler": "was preempted for a pod of higher priority",
-    "DeletionByTaintManager": "was evicted by a NoExecute taint of its node",
-    "EvictionByEvictionAPI": "was evicted, as a drain of its node does it",
-    "DeletionByPodGC": "was deleted with its node",
-    "TerminationByKubelet": "was ended by its node",
-}
 
 
 def _ended_at(pod: Pod, status: dict[str, Any]) -> datetime | None:

@@ -23,11 +23,11 @@ from semipd_operator.reasons import (
 )
 from semipd_operator.render.names import ENGINE_CONTAINER
 from semipd_operator.status import words
+from semipd_operator.status.disruption import of_successor, preempted
 from semipd_operator.status.model import ON_THE_WAY, failure, model_ready, model_status
 from semipd_operator.status.observed import Observed, PodView, Problem
 from semipd_operator.status.partition import partition_applied, partition_status
 from semipd_operator.status.pods import SILENCE_SECONDS
-from semipd_operator.status.preemption import of_successor, preempted
 from semipd_operator.status.probes import of_the_engine
 from semipd_operator.status.scaling import contested, scaling_ready
 from semipd_operator.status.slo import slo_attained, slo_feasible, slo_status

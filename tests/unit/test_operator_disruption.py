@@ -1,19 +1,18 @@
-"""A pod that had to go for one of a higher priority: told when it is gone, and not of pods that it has nothing to do
-with."""
+"""A pod that the cluster takes away: told once as an event and, where it was preempted, by the status of its successor,
+and not of pods that it has nothing to do with."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.unit.kube_stand_in import KEY
+from tests.unit.kube_stand_in import KEY, new_service
 from tests.unit.operator_observed import NOW, conditions, messages, observed, pod
 from tests.unit.operator_reconciler import Fixture, ready_pod
 
 from semipd_operator.status import PodView, summarise
-from semipd_operator.status.observed import Preemption
+from semipd_operator.status.observed import Disruption
 from semipd_operator.status.pods import pod_view
 from semipd_operator.status.scheduling import unplaced
 
@@ -38,7 +37,7 @@ def said(at: datetime, reason: str = "PreemptionByScheduler") -> dict[str, Any]:
 
 
 def gone(minutes_ago: float) -> PodView:
-    return pod("old", preempted=Preemption(NOW - timedelta(minutes=minutes_ago), WORDS))
+    return pod("old", disruption=Disruption("PreemptionByScheduler", WORDS, NOW - timedelta(minutes=minutes_ago)))
 
 
 def waiting(minutes_ago: float) -> PodView:
@@ -79,14 +78,15 @@ def test_the_moment_is_told_by_the_clock_that_stamps_creations() -> None:
     """A scheduler's may be minutes off."""
     raw = ready_pod()
     raw["status"]["conditions"].append(said(NOW - timedelta(minutes=7)))
-    at = pod_view(raw).preempted
+    at = pod_view(raw).disruption
     assert at and at.at == NOW - timedelta(minutes=7), "as long as nothing better is known"
     end = (NOW + timedelta(seconds=30)).strftime("%Y-%m-%dT%H:%M:%SZ")
     raw["metadata"] |= {"deletionTimestamp": end, "deletionGracePeriodSeconds": 30}
-    at = pod_view(raw).preempted
-    assert at and at == Preemption(NOW, WORDS)
+    at = pod_view(raw).disruption
+    assert at and at == Disruption("PreemptionByScheduler", WORDS, NOW)
     raw["status"]["conditions"][-1] = said(NOW, "DeletionByTaintManager")
-    assert pod_view(raw).preempted is None
+    at = pod_view(raw).disruption
+    assert at and not at.preempts
 
 
 async def test_it_is_remembered_when_it_is_gone_until_the_service_is() -> None:
@@ -118,7 +118,8 @@ def test_a_strangers_pod_is_no_loss_of_ours() -> None:
     bare["status"]["conditions"].append(said(NOW))
     one.kube.put(bare)
     assert one.kube.informer.preempted(KEY) is None
-    assert replace(pod_view(bare), stranger="").preempted
+    taken = pod_view(bare).disruption
+    assert taken and taken.preempts
 
 
 def test_a_pod_that_is_spared_was_not_preempted() -> None:
@@ -137,3 +138,59 @@ def test_it_is_told_for_as_long_as_others_whatever_the_api_servers_clock_says(ho
     for minutes, told in ((1, True), (11, False)):
         seen = observed(pods=(loads,), agents={}, preempted=gone(minutes - 60 * hours), ahead=timedelta(hours=hours))
         assert ("Preempted" in conditions(summarise(seen))["Available"]) == told
+
+
+async def test_a_pod_that_is_preempted_is_told_once_with_the_schedulers_words() -> None:
+    one = Fixture()
+    await one.reconcile()
+    one.kube.put(ready_pod())
+    await one.reconcile()
+    before = list(one.kube.told)
+    pod = ready_pod()
+    words = "default-scheduler: preempting to accommodate a higher priority pod"
+    target = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": words}
+    pod["status"]["conditions"].append(target)
+    one.kube.put(pod)
+    for _ in range(3):
+        await one.reconcile()
+    assert one.kube.told[len(before) :] == ["PodDisrupted"]
+    assert one.kube.said[-1] == f"pod p was preempted for a pod of higher priority (PreemptionByScheduler): {words}"
+
+
+async def test_each_pod_of_a_drain_is_told_and_a_pod_that_no_longer_is_to_go_is_none() -> None:
+    one = Fixture(new_service(replicas=2))
+    await one.reconcile()
+    before = list(one.kube.told)
+    for name in ("p", "q"):
+        pod = ready_pod(name)
+        reason = "EvictionByEvictionAPI" if name == "p" else "DeletionByTaintManager"
+        pod["status"]["conditions"].append({"type": "DisruptionTarget", "status": "True", "reason": reason})
+        one.kube.put(pod)
+        await one.reconcile()
+    assert [told for told in one.kube.told[len(before) :] if told == "PodDisrupted"] == ["PodDisrupted"] * 2
+    calm = ready_pod("r")
+    calm["status"]["conditions"].append({"type": "DisruptionTarget", "status": "False", "reason": "Undone"})
+    one.kube.put(calm)
+    await one.reconcile()
+    assert one.kube.told.count("PodDisrupted") == 2
+
+
+async def test_who_begins_to_lead_tells_nothing_of_pods_that_ended_before() -> None:
+    """An evicted pod stays, and keeps its condition, until somebody deletes it: each restart would tell of it again."""
+    words = "The node was low on resource: ephemeral-storage."
+    target = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet", "message": words}
+    one = Fixture()
+    await one.reconcile()
+
+    def evicted(name: str) -> None:
+        one.kube.put({**ready_pod(name), "status": {"phase": "Failed", "reason": "Evicted", "conditions": [target]}})
+
+    evicted("p")
+    await one.reconcile()
+    assert one.kube.told.count("PodDisrupted") == 1
+    one = Fixture(kube=one.kube)
+    await one.reconcile()
+    assert one.kube.told.count("PodDisrupted") == 1
+    evicted("q")
+    await one.reconcile()
+    assert one.kube.told.count("PodDisrupted") == 2 and one.kube.said[-1].startswith("pod q was ended by its node")
