@@ -6,7 +6,6 @@ import json
 import re
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,10 +19,6 @@ from semipd_engine.server.tools import (
     MISTRAL,
     MISTRAL_ARGS,
     ToolFormat,
-    check_tools,
-    format_named,
-    format_of,
-    reasons,
 )
 
 pytestmark = pytest.mark.unit
@@ -345,43 +340,3 @@ def test_nothing_is_an_error_where_calls_are_forced(text: str, cut: int, form: T
     options = AnswerOptions(functions=HERE, format=form, forced=True)
     parsed, _ = read(options, text, cut)
     assert all(call.name in HERE for call in parsed.calls)
-
-
-@pytest.mark.parametrize(
-    ("template", "form"),
-    [
-        ("...<tool_call>\\n{...", HERMES),
-        ('Respond in the format {"name": function name, "parameters": dictionary}', LLAMA3_JSON),
-        ("<tool_call>\n<function=f>", None),
-        ("{{ messages }}", None),
-        ("'[TOOL_CALLS] [' + calls", MISTRAL),
-        ("'[TOOL_CALLS]' + name + '[ARGS]' + arguments", MISTRAL_ARGS),
-    ],
-)
-def test_the_template_says_how_calls_are_written(template: str, form: ToolFormat | None) -> None:
-    assert format_of({"default": template}) is form
-    assert format_of({"default": "", "tool_use": template}) is form
-    assert not reasons({"default": template}) and reasons({"default": template + "<think>"})
-
-
-def test_the_operators_word_is_written_as_the_template_shows_it() -> None:
-    newer = {"default": "[TOOL_CALLS]name[ARGS]"}
-    assert (format_named("mistral", {}), format_named("mistral", newer)) == (MISTRAL, MISTRAL_ARGS)
-    assert format_named("hermes", newer) is HERMES and format_named("none", newer) is None
-
-
-@pytest.mark.parametrize(
-    ("tools", "words"),
-    [
-        ([{"type": "custom", "custom": {}}], "0 must be"),
-        ([{"type": "function", "function": {"name": "a b"}}], "0.function.name"),
-        ([{"type": "function", "function": {"name": "a\n"}}], "0.function.name"),
-        ([{"type": "function", "function": {"name": "a", "parameters": []}}], "0.function.parameters"),
-        ([{"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}], "parameters.type"),
-        ([{"type": "function", "function": {"name": "a"}}] * 2, "same name"),
-        ([{"type": "function", "function": {"name": f"a{i}"}} for i in range(129)], "at most 128"),
-    ],
-)
-def test_tools_that_are_none(tools: Any, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        check_tools(tools)
