@@ -13,7 +13,7 @@ from semipd_agent.clock import Clock
 from semipd_agent.config import ConfigFile, ConfigRefused
 from semipd_agent.contract import AgentConfig, AgentFile, Health, Identity, PartitionState, StatusReport
 from semipd_agent.control import SplitController
-from semipd_agent.engine_client import EngineClient, EngineUnreachable
+from semipd_agent.engine_client import CoreGone, EngineClient, EngineUnreachable
 from semipd_agent.memory_limit import MemoryLimit
 from semipd_agent.partitioner import Partitioner, Problem
 from semipd_agent.readiness import POLL_SECONDS, ReadyGate
@@ -65,6 +65,7 @@ class Agent:
         self._api, self._memory, self._api_key_file = api, memory, api_key_file
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
+        self._hurrying: asyncio.Task[None] | None = None
         self._kept: dict[Partitioner, asyncio.Task[None]] = {}
         """Partitioners whose mechanism is being kept alive. One that is not in force at present stays until the end."""
         self._obstacle: Problem | None = None
@@ -130,10 +131,16 @@ class Agent:
     async def _evict(self) -> None:
         await asyncio.gather(*(partitioner.evict() for partitioner in self._kept))
 
+    async def _hurry(self) -> None:
+        try:
+            await self._evict()
+        finally:
+            self._supervisor.hurry()
+
     def terminate(self) -> None:
         """SIGTERM: not ready at once, then the engine drains. The second one hurries it."""
-        if self._stop.is_set():
-            self._supervisor.hurry()
+        if self._stop.is_set() and self._hurrying is None:
+            self._hurrying = asyncio.create_task(self._hurry(), name="hurry")
         self._gate.close()
         self._stop.set()
 
@@ -208,6 +215,8 @@ class Agent:
             return await self._client.snapshot(pilot.window.cursor, self.controller.promised, pilot.gate)
         except EngineUnreachable as e:
             log.debug("no snapshot: %s", e)
+            if isinstance(e, CoreGone):
+                self.controller.partitioner.core_gone()
             return None
 
     def _follow_file(self) -> None:

@@ -31,6 +31,10 @@ class EngineUnreachable(Exception):
     """No valid answer within the time limit: not started yet, restarting, stopped or of another version."""
 
 
+class CoreGone(EngineUnreachable):
+    """Nobody listens on core's socket: it has not begun, or it has ended. One that hangs still listens."""
+
+
 class EngineClient:
     def __init__(self, run_dir: Path, timeout: float = 1.0) -> None:
         """`timeout`: seconds for one request, connecting included."""
@@ -61,6 +65,8 @@ class EngineClient:
                 async with asyncio.timeout(self._timeout):
                     line = await self._exchange(request.model_dump_json().encode() + b"\n")
                 return CONTROL_REPLY.validate_json(line)
+            except (ConnectionRefusedError, FileNotFoundError) as e:
+                raise CoreGone(f"{self._path.name}: {e}") from e
             except (OSError, TimeoutError, ValueError, ValidationError) as e:
                 await self.close()  # a late reply must not answer the next request
                 raise EngineUnreachable(f"{self._path.name}: {e or type(e).__name__}") from e

@@ -1,4 +1,4 @@
-"""Sixty-seven seeded defects of the GPU path, each with the tests that must find it without a GPU. Data.
+"""Seeded defects of the GPU path, each with the tests that must find it without a GPU. Data.
 
 A defect is one expression changed as a slip of the hand would change it: a mask, a stride, a block table, a slot of -1,
 an offset of shared memory, a route, a variable of MPS, a seed. `bench.gpu.mutations` carries them out on a copy.
@@ -233,5 +233,26 @@ DEFECTS: tuple[Defect, ...] = (
         f"{AGENT}/programs.py",
         "tests/unit/test_mps_preflight.py tests/unit/test_mps_lifecycle.py tests/unit/test_mps_engine.py",
         ("MPS environment", "| {PERCENTAGE: str(percent)}", "| {PERCENTAGE: str(100)}"),
+    ),
+    *_of(
+        f"{ENGINE}/core/worker_pool.py",
+        "tests/unit/test_worker_ends.py",
+        (
+            "order of ends",
+            "        if not holder.rung.terminate_seconds:\n",
+            "        if holder.rung.terminate_seconds:\n",
+        ),
+        ("order of ends", "environment, rung.terminate_seconds))", "environment))"),
+    ),
+    *_of(
+        f"{ENGINE}/resident/resident.py",
+        "tests/unit/test_resident_ends.py",
+        ("order of ends", "LEAVE_GPU_SECONDS + self._terminate_seconds", "LEAVE_GPU_SECONDS"),
+    ),
+    *_of(
+        f"{AGENT}/backend.py",
+        "tests/unit/test_mps_workers.py -k 'core_is_gone'",
+        ("order of ends", "self._keeper.terminate(pid for pid in left", "list(pid for pid in left"),
+        ("order of ends", "if snapshot.core_id != self._core:", "if self._core in ('', snapshot.core_id):"),
     ),
 )

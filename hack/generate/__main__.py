@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hack.generate.assumptions import assumptions
+from hack.generate.failures import failures
 from hack.generate.reference import conditions, reference
 from semipd_operator.crd import chart_template, custom_resource_definition, to_yaml
 
@@ -17,6 +18,7 @@ FILES: dict[str, Callable[[], str]] = {
     "docs/crd.md": reference,
     "docs/conditions.md": conditions,
     "docs/gpu/assumptions.md": assumptions,
+    "docs/gpu/failures.md": failures,
 }
 """Path below the root of the source tree -> content."""
 

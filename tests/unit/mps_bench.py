@@ -33,6 +33,7 @@ QUICK = Timing(
     first_probe=9,
     probe=9,
     check=0.2,
+    initializing=1,
     terminate=3,
     end=3,
     longest_delay=0.1,
@@ -102,6 +103,10 @@ class MpsBench:
         """On a start that has no hope. Before `begin`."""
         self.mps = self._backend(replace(QUICK, answer=seconds, server=seconds, first_probe=seconds))
 
+    def take_time(self, what: str, seconds: float) -> None:
+        """That one limit is longer. Before `begin`."""
+        self.mps = self._backend(replace(QUICK, **{what: seconds}))
+
     async def in_force(self) -> MpsBench:
         """Once its first daemon is."""
         self.begin()
@@ -152,6 +157,12 @@ def rung(phase: Phase, percent: int, sm_count: int | None, **changes: object) ->
     return worker(phase, 1).model_copy(update={"percent": percent, "sm_count": sm_count, **changes})
 
 
-def snapshot(*workers: WorkerReport, deaths: int = 0) -> EngineSnapshot:
-    restarts = {"prefill": deaths, "decode": 0}
-    return EngineSnapshot(monotonic_time=0, state=EngineState.READY, workers=workers, restarts=restarts)
+def snapshot(*workers: WorkerReport, deaths: int = 0, core: str = "c", leaving: tuple[int, ...] = ()) -> EngineSnapshot:
+    return EngineSnapshot(
+        core_id=core,
+        monotonic_time=0,
+        state=EngineState.READY,
+        workers=workers,
+        leaving=leaving,
+        restarts={"prefill": deaths, "decode": 0},
+    )

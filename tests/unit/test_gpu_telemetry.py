@@ -118,15 +118,17 @@ def test_xids_are_told_once_and_sorted_by_what_they_mean(machine: Machine) -> No
     assert [is_hardware(xid) for xid in seen] == [False, True]
 
 
-def test_a_lost_gpu_stops_the_telemetry_and_nothing_else(machine: Machine) -> None:
+def test_a_lost_gpu_stops_the_telemetry_and_is_told(machine: Machine) -> None:
     clock = FakeClock()
-    sampler = Sampler(open_telemetry(), clock, lambda _: None)
+    lost: list[str] = []
+    sampler = Sampler(open_telemetry(), clock, lambda _: None, lost.append)
     sampler.look()
     assert sampler.latest() is not None
     machine.set(lost=True)
     clock.now += 11
     sampler.look()
-    assert sampler.latest() is None
+    sampler.look()
+    assert sampler.latest() is None and lost == ["GPU is lost"], "whoever has to know is told once"
     telemetry = open_telemetry()
     assert telemetry is None
     machine.set()

@@ -133,6 +133,18 @@ async def test_a_server_fault_ends_server_and_daemon_before_the_next_begins(benc
     assert lost is not None and lost.reason is PartitionReason.MPS_SERVER_FAULT
 
 
+async def test_a_server_that_does_not_come_back_from_a_fault_is_replaced(bench: MpsBench) -> None:
+    old = bench.mps._keeper.daemon
+    assert old is not None
+    bench.faults(f"get_server_status {old.server}: answer INITIALIZING")
+    await bench.until(lambda: bench.mps.health() is not None)
+    problem = bench.mps.health()
+    assert problem is not None and problem.reason is PartitionReason.MPS_SERVER_FAULT
+    assert "INITIALIZING" in problem.message
+    await bench.until(lambda: bench.mps.incarnation == 2)
+    assert not runs(old.server)
+
+
 async def test_a_dead_daemon_leaves_its_server_to_the_workers_until_they_have_moved(bench: MpsBench) -> None:
     old = bench.mps._keeper.daemon
     assert old is not None
@@ -144,7 +156,11 @@ async def test_a_dead_daemon_leaves_its_server_to_the_workers_until_they_have_mo
     await bench.until(lambda: bench.mps.incarnation == 2)
     await asyncio.sleep(1)
     assert runs(old.server), "its clients still need it"
-    bench.mps.follow(snapshot(rung(Phase.PREFILL, 60, 78, pid=21), rung(Phase.DECODE, 80, 104, pid=22)))
+    moved = (rung(Phase.PREFILL, 60, 78, pid=21), rung(Phase.DECODE, 80, 104, pid=22))
+    bench.mps.follow(snapshot(*moved, leaving=(11,)))
+    await asyncio.sleep(1)
+    assert runs(old.server), "one of them has not finished its plan"
+    bench.mps.follow(snapshot(*moved))
     await bench.until(lambda: not runs(old.server))
     await bench.until(lambda: not old.folder.exists())
     assert bench.mps.ready

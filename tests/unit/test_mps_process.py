@@ -206,6 +206,38 @@ def test_a_refusal_starts_nothing_until_partitioning_is_disabled(
         agent.stop()
 
 
+def test_a_second_sigterm_has_mps_end_the_workers_before_anything_is_killed(tmp_path: Path, base: Path) -> None:
+    agent = GpuAgent(tmp_path, base, flags=("--drain-seconds", "600"))
+    try:
+        agent.wait_applied(60, 80)
+        workers = agent.workers().values()
+        agent.process.send_signal(signal.SIGTERM)
+        agent.wait(lambda: agent.http.get("/ready").status_code == 503)
+        agent.process.send_signal(signal.SIGTERM)
+        assert agent.process.wait(60) == 0
+        said = (agent.folder / "log").read_text()
+        assert all(f"MPS ended its client {pid}," in said for pid in workers)
+    finally:
+        agent.stop()
+
+
+def test_a_launcher_that_dies_makes_the_server_suspect(agent: GpuAgent) -> None:
+    """Its workers are killed with it, by the kernel, and no core is left to count them."""
+    launcher = next(pid for pid in children(agent.process.pid) if "serve" in words(pid))
+    before = agent.workers()
+    os.kill(launcher, signal.SIGKILL)
+    agent.wait(lambda: "serves on after the end of all workers with their core" in (agent.folder / "log").read_text())
+    agent.wait(lambda: not set(agent.workers().values()) & set(before.values()))
+    agent.wait_applied(60, 80)
+
+
+def test_a_gpu_that_the_driver_has_lost_takes_the_pod_out_of_service(agent: GpuAgent) -> None:
+    agent.machine(lost=True)
+    agent.wait(lambda: agent.partition()["reason"] == "GPUUnhealthy")
+    assert "the driver has lost the GPU (GPU is lost): delete the pod" in agent.partition()["message"]
+    assert agent.http.get("/ready").status_code == 503
+
+
 def test_a_hardware_error_takes_the_pod_out_of_service(agent: GpuAgent) -> None:
     agent.machine(xids=[79])
     agent.wait(lambda: agent.partition()["reason"] == "GPUUnhealthy")

@@ -114,14 +114,49 @@ async def test_a_core_that_starts_anew_makes_the_server_suspect(
 ) -> None:
     """Its resident killed the workers that did not leave the GPU in time, and nobody counts those deaths."""
     caplog.set_level(logging.INFO)
-    bench.mps.follow(snapshot(rung(Phase.DECODE, 80, 104), deaths=3))
-    await bench.until(lambda: "serves on after the death" in caplog.text)
+    for _ in range(2):
+        bench.mps.follow(snapshot(rung(Phase.DECODE, 80, 104)))
+        await asyncio.sleep(0.5)
+    assert bench.mps.ready and "serves on after" not in caplog.text
     bench.faults("probe: refuse")
-    bench.mps.follow(snapshot(deaths=0))
+    bench.mps.follow(snapshot(core="another"))
     await bench.until(lambda: bench.mps.health() is not None)
     problem = bench.mps.health()
     assert problem is not None and "with their core" in problem.message
     bench.faults()
+
+
+@pytest.mark.parametrize("seen", ["its socket is dead", "another core answers"])
+async def test_workers_whose_core_is_gone_are_ended_by_mps(
+    bench: MpsBench, victim: asyncio.subprocess.Process, seen: str
+) -> None:
+    """Before their resident, which gives them that time, kills those that have not left."""
+    bench.mps.follow(snapshot(rung(Phase.PREFILL, 60, 78), rung(Phase.DECODE, 80, 104, pid=victim.pid)))
+    if seen == "another core answers":
+        bench.mps.follow(snapshot(core="another"))
+    else:
+        bench.mps.core_gone()
+        bench.mps.core_gone()  # it is told with every tick
+    await asyncio.wait_for(victim.wait(), 30)
+    await asyncio.sleep(1)
+    assert bench.mps.ready and bench.mps.incarnation == 1, "nobody else is harmed"
+
+
+async def test_workers_that_hang_are_ended_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: asyncio.subprocess.Process
+) -> None:
+    """Core waits for each as long as MPS may take for one."""
+    async with mps_bench(tmp_path, monkeypatch) as bench:
+        bench.take_time("terminate", 600)
+        await bench.in_force()
+        daemon = bench.mps._keeper.daemon
+        assert daemon is not None
+        bench.faults(f"terminate_client {daemon.server} 4711: hang")
+        first = rung(Phase.PREFILL, 60, 78, pid=4711, ending=True)
+        bench.mps.follow(snapshot(first))
+        bench.mps.follow(snapshot(first, rung(Phase.DECODE, 80, 104, pid=victim.pid, ending=True)))
+        await asyncio.wait_for(victim.wait(), 60)
+        assert bench.mps.ready, "the first one's answer is waited for still"
 
 
 async def test_a_peer_that_stands_still_after_a_death_convicts_the_server(bench: MpsBench) -> None:

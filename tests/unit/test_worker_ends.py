@@ -7,17 +7,20 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 from tests.engine import rungs
 
-from semipd_engine.contract import Phase, SetPartition, WorkerState
+from semipd_engine.contract import EngineOptions, Phase, SetPartition, WorkerState
+from semipd_engine.core.engine_core import WATCHDOG_SECONDS, EngineCore
 from semipd_engine.core.event_loop import EventLoop
 from semipd_engine.core.fault_isolation import Ending
 from semipd_engine.core.holder import Holder
 from semipd_engine.core.partitions import Partitions
 from semipd_engine.core.worker_pool import WorkerPool
 from semipd_engine.ipc.workers import Spawned, SpawnWorker
+from semipd_engine.pacing.page import PacingPage
 
 pytestmark = pytest.mark.unit
 
@@ -35,9 +38,9 @@ class Bench:
         limit = plan.prefill.model_copy(update={"terminate_seconds": terminate_seconds})
         plan = plan.model_copy(update={"prefill": limit, "decode": limit, "whole": limit})
         phases = tuple(Phase)
-        partitions = Partitions(phases, SetPartition.model_construct(split_epoch=0, plan=plan), 60.0, False)
+        self.partitions = Partitions(phases, SetPartition.model_construct(split_epoch=0, plan=plan), 60.0, False)
         self.loop = EventLoop()
-        self.workers = WorkerPool(self.loop, phases, partitions, lambda *_: None, self._on_lost)
+        self.workers = WorkerPool(self.loop, phases, self.partitions, lambda *_: None, self._on_lost)
         self.attach()
 
     def _on_lost(self, holder: Holder, ending: Ending) -> None:
@@ -127,6 +130,13 @@ def test_a_worker_that_ends_untold_is_a_death_whatever_it_says(
     assert bench.workers.deaths.total() == 1
 
 
+def test_the_resident_knows_how_long_mps_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the day on which core is gone, and cannot tell."""
+    bench = Bench(monkeypatch, terminate_seconds=30)
+    bench.workers.tick(time.monotonic())
+    assert [order.terminate_seconds for order in bench.asked] == [30, 30]
+
+
 def test_a_client_of_mps_is_shown_before_it_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(monkeypatch, terminate_seconds=30)
     holder, other = bench.spawn()
@@ -148,11 +158,50 @@ def test_a_client_of_mps_is_shown_before_it_is_killed(monkeypatch: pytest.Monkey
     assert holder.kill_at is None, "the next one is innocent"
 
 
+def test_a_worker_that_does_not_move_is_ended_and_one_that_beats_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that hangs in a kernel, or a stopped process: core's watchdog is the one to see it."""
+    core = EngineCore(EngineOptions(model=tmp_path, run_dir=tmp_path), tmp_path, rungs.plan(60, 40))
+    bench = Bench(monkeypatch, terminate_seconds=30)
+    core._workers = bench.workers
+    stuck, beating = bench.spawn()
+    for holder in (stuck, beating):
+        holder.state = WorkerState.READY
+    core._status.page = page = PacingPage.create()
+    now = stuck.started_at + WATCHDOG_SECONDS
+    page.seats[beating.phase][beating.seat].heartbeat_ns = int(now * 1e9)
+    core._watch_heartbeats(now - 1)
+    assert stuck.kill_at is None
+    core._watch_heartbeats(now + 1)
+    assert stuck.kill_at is not None and beating.kill_at is None
+    assert bench.signals == [], "MPS has its time first"
+
+
 def test_others_are_killed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(monkeypatch, terminate_seconds=0)
     holder, _ = bench.spawn()
     bench.workers.kill(holder)
     assert bench.signals == [holder.pidfd]
+
+
+def test_a_worker_that_finishes_its_plan_before_it_goes_is_told_of_until_it_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is a client of the daemon that it was started under, which therefore has to stay."""
+    bench = Bench(monkeypatch, terminate_seconds=30)
+    old = bench.spawn()
+    assert bench.workers.leaving == ()
+    bench.partitions.propose(SetPartition(split_epoch=1, plan=rungs.plan(60, 40, daemon=2)), time.monotonic())
+    bench.partitions.tick(time.monotonic(), lambda *_: True)
+    bench.workers.tick(time.monotonic())
+    assert sorted(bench.workers.leaving) == sorted(holder.pid for holder in old)
+    bench.die(old[0])
+    bench.loop.run_once(1)
+    bench.workers.ended(old[0].pid, 0)
+    assert bench.workers.leaving == (old[1].pid,)
+    bench.workers.kill(old[1])
+    assert bench.workers.leaving == (), "it is among those that are ending"
 
 
 @pytest.mark.parametrize("mps_answers", [True, False])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from semipd_agent.clock import Clock
-from semipd_agent.gpu.telemetry import GpuSample, Telemetry, TelemetryLost
+from semipd_agent.gpu.telemetry import GpuLost, GpuSample, Telemetry, TelemetryLost
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +25,20 @@ class _Seen:
 
 
 class Sampler:
-    def __init__(self, telemetry: Telemetry | None, clock: Clock, on_xid: Callable[[int], None]) -> None:
-        """`telemetry` None: there is nothing to see. `on_xid` is called in the thread."""
+    def __init__(
+        self,
+        telemetry: Telemetry | None,
+        clock: Clock,
+        on_xid: Callable[[int], None],
+        on_lost: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`telemetry` None: there is nothing to see. `on_xid`, and `on_lost` when the driver says that the GPU is gone,
+        are called in the thread."""
         self._telemetry = telemetry
         self._clock = clock
-        self._on_xid = on_xid
+        self._on_xid, self._on_lost = on_xid, on_lost
         self._seen: _Seen | None = None
-        self._lost = False
+        self._lost: type[TelemetryLost] | None = None
         self.xids: Counter[int] = Counter()
 
     def start(self) -> None:
@@ -52,11 +59,13 @@ class Sampler:
                 log.error("the GPU reported Xid %d", xid)
                 self.xids[xid] += 1
                 self._on_xid(xid)
-            self._lost = False
+            self._lost = None
         except TelemetryLost as e:
-            if not self._lost:
+            if type(e) is not self._lost:
+                self._lost = type(e)
                 log.warning("no telemetry of the GPU: %s", e)
-            self._lost = True
+                if isinstance(e, GpuLost):
+                    self._on_lost(str(e))
 
     def _run(self) -> None:
         pause = threading.Event()

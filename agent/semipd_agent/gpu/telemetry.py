@@ -63,6 +63,16 @@ class TelemetryLost(Exception):
     """The driver no longer answers for this GPU."""
 
 
+class GpuLost(TelemetryLost):
+    """The driver says that the GPU itself is gone (it has fallen off the bus): nothing runs on it any more."""
+
+
+def _lost(error: Exception) -> TelemetryLost:
+    import pynvml
+
+    return (GpuLost if isinstance(error, pynvml.NVMLError_GpuIsLost) else TelemetryLost)(str(error))
+
+
 def open_telemetry() -> NvmlTelemetry | None:
     """The GPU that the engine will take: the first one that is visible. None: no driver, or no GPU."""
     import pynvml
@@ -118,7 +128,7 @@ class NvmlTelemetry:
                 mps_clients=self._pids("nvmlDeviceGetMPSComputeRunningProcesses"),
             )
         except pynvml.NVMLError as e:
-            raise TelemetryLost(str(e)) from e
+            raise _lost(e) from e
 
     def sample(self) -> GpuSample:
         import pynvml
@@ -127,7 +137,7 @@ class NvmlTelemetry:
         try:
             memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
         except pynvml.NVMLError as e:
-            raise TelemetryLost(str(e)) from e
+            raise _lost(e) from e
         utilization = None
         with suppress(pynvml.NVMLError):
             utilization = pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu / 100
@@ -145,7 +155,7 @@ class NvmlTelemetry:
         except pynvml.NVMLError_Timeout:
             pass  # no more of them
         except pynvml.NVMLError as e:
-            raise TelemetryLost(str(e)) from e
+            raise _lost(e) from e
         return found
 
     def _watch_events(self) -> Any:

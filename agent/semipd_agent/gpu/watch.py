@@ -1,4 +1,7 @@
-"""The GPU of this pod: its telemetry, its MPS, and the wire between them (an Xid harms a server). On a CPU: nothing."""
+"""The GPU of this pod: its telemetry, its MPS, and the wire between them: an Xid harms a server, a lost GPU all.
+
+On a CPU: nothing.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ class Gpu:
         """`mps_base` holds the daemons' directories."""
         telemetry = open_telemetry() if device is Device.CUDA else None
         self.mps = Mps(programs, Children(reaper), mps_base, clock, telemetry) if device is Device.CUDA else None
-        self.sampler = Sampler(telemetry, clock, self._xid)
+        self.sampler = Sampler(telemetry, clock, self._xid, self._lost)
         self._loop: asyncio.AbstractEventLoop | None = None
         if telemetry is not None and visible_gpus() > 1:
             # CUDA orders GPUs by speed, NVML by bus: name ours, so that daemon, engine and telemetry mean the same one.
@@ -36,3 +39,7 @@ class Gpu:
     def _xid(self, number: int) -> None:
         if self._loop is not None and self.mps is not None:
             self._loop.call_soon_threadsafe(self.mps.xid, number)
+
+    def _lost(self, said: str) -> None:
+        if self._loop is not None and self.mps is not None:
+            self._loop.call_soon_threadsafe(self.mps.condemn, f"the driver has lost the GPU ({said})")

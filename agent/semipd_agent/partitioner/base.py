@@ -81,6 +81,10 @@ class Partitioner(Protocol):
     def follow(self, snapshot: EngineSnapshot) -> None:
         """Take note of the engine's workers and their restarts. Does no I/O."""
 
+    def core_gone(self) -> None:
+        """Core has ended, and its workers are nobody's: where they do not leave they are about to be killed. May be
+        told again and again. Does not wait."""
+
     def verify(self, worker: WorkerReport, split: Split) -> Problem | None:
         """What contradicts `split` in a worker's own report, beyond its epoch; None: nothing does."""
 
@@ -111,6 +115,9 @@ class Passive:
         return None
 
     def follow(self, snapshot: EngineSnapshot) -> None:
+        return None
+
+    def core_gone(self) -> None:
         return None
 
     def verify(self, worker: WorkerReport, split: Split) -> Problem | None:

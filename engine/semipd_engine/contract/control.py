@@ -159,6 +159,8 @@ class Refusal(Frozen):
 class EngineSnapshot(Frozen):
     kind: Literal["snapshot"] = "snapshot"
     contract_version: int = CONTRACT_VERSION
+    core_id: str = ""
+    """Of core's present life: another one has other workers, and those of the one before are nobody's."""
     monotonic_time: float
     state: EngineState
     reason: str = ""
@@ -176,6 +178,8 @@ class EngineSnapshot(Frozen):
     """The latest epoch whose workers could not be made ready, until a later one is in force. If it was pending, the one
     in force before it still is, and sending the same epoch again changes nothing: a new attempt is a new epoch."""
     workers: tuple[WorkerReport, ...] = ()
+    leaving: tuple[int, ...] = ()
+    """PIDs of workers that no partition keeps any more: they finish the plan in hand, and go."""
     waiting: int = 0
     prefilling: int = 0
     decoding: int = 0

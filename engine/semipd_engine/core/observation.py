@@ -80,7 +80,7 @@ class _Flight:
 
 class Observer:
     def __init__(self, core_id: str = "") -> None:
-        self._core_id = core_id or secrets.token_hex(8)
+        self.core_id = core_id or secrets.token_hex(8)
         self._arrivals: deque[Arrival] = deque()
         self._finished: deque[FinishedRequest] = deque(maxlen=FINISHED_KEPT)
         self.next_cursor = 0
@@ -225,7 +225,7 @@ class Observer:
         """`since`: cursor of finished requests. `waiting` in the order of service."""
         self._integrate(now)
         return Observation.model_construct(  # core's own figures need no validation, and it has no time for it
-            core_id=self._core_id,
+            core_id=self.core_id,
             at=now,
             arrivals=self.arrivals(now),
             finished=self.finished_since(since),

@@ -143,6 +143,7 @@ class Report:
         waiting = status.scheduler.table.waiting if status.scheduler is not None else []
         failure, partitions = self.resident.failure, status.partitions
         return EngineSnapshot(
+            core_id=self.observer.core_id,
             monotonic_time=now,
             state=state,
             reason=failure.reason if failure is not None else "",
@@ -154,6 +155,7 @@ class Report:
             pending_epoch=partitions.pending.split_epoch if partitions.pending is not None else 0,
             refused=partitions.refused,
             workers=self._worker_reports(now),
+            leaving=self.router.pool.leaving,
             waiting=len(waiting),
             prefilling=self._count(RequestState.PREFILLING),
             decoding=self._count(RequestState.DECODING),

@@ -79,6 +79,11 @@ class WorkerPool:
         """The phase's retiring workers that must be ended."""
         return [h for h in self._retiring if h.phase is phase and h.kill_at is not None and h.pidfd >= 0]
 
+    @property
+    def leaving(self) -> tuple[int, ...]:
+        """PIDs of retiring workers that may end by themselves still."""
+        return tuple(h.pid for h in self._retiring if h.kill_at is None and h.pidfd >= 0)
+
     def holder(self, phase: Phase, rung: Rung) -> Holder | None:
         """Who holds this rung of the phase, ready or not."""
         return self._holders.get(HolderKey(phase, rung.environment))
@@ -153,7 +158,8 @@ class WorkerPool:
         holder.kill_at, holder.orphaned = None, False
         holder.asked_at, holder.start_seconds = now, {}
         rung = holder.rung
-        ask(SpawnWorker(holder.phase, holder.generation, seat, rung.percent, dict(rung.environment)))
+        environment = dict(rung.environment)
+        ask(SpawnWorker(holder.phase, holder.generation, seat, rung.percent, environment, rung.terminate_seconds))
 
     def _retire(self, holder: Holder, now: float) -> None:
         """Nothing more is routed to it. It finishes the plan in hand, since messages arrive in order, and exits."""

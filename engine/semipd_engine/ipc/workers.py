@@ -21,6 +21,8 @@ class SpawnWorker(msgspec.Struct, frozen=True, tag="spawn"):
     """For the process title; None where a worker's limit may change during its life."""
     environment: dict[str, str] = {}
     """Put over the resident's own, before the device is touched."""
+    terminate_seconds: float = 0.0
+    """If core ends: time for the agent to have MPS end a worker that does not leave, before the resident kills it."""
 
 
 class Spawned(msgspec.Struct, frozen=True, tag="spawned"):

@@ -46,7 +46,8 @@ RETRY_AFTER_SECONDS = 5.0
 """How long a failure that may pass by itself is shown before the process ends. Any other waits for the model's folder
 to change: what can never load is not tried for ever."""
 LEAVE_GPU_SECONDS = 3.0
-"""A worker that is killed with work in flight may take MPS, and so its peers, with it."""
+"""For a worker whose core is gone. One that is killed with work in flight may take MPS, and so its peers, with it: what
+does not leave in this time is left to the agent, which has MPS end it, for as long as its order says."""
 OF_FILES = frozenset({"NotFound", "NotReadable", "InvalidCheckpoint", "MissingTensors", "ShapeMismatch"})
 """Reasons for which a look at the whole folder says more than the first read that failed."""
 
@@ -59,6 +60,7 @@ class Resident:
         self._listener = listen(run_dir / RESIDENT_SOCKET)
         self._core: BlockingChannel[CoreToResident] | None = None
         self._workers: dict[int, int] = {}  # pidfd -> pid
+        self._terminate_seconds = 0.0  # of the latest order; all rungs have the same
         self._zygote = Zygote()
         self._percent = 0
         self._failure: ResidentFailed | None = None
@@ -216,6 +218,7 @@ class Resident:
             return
         pidfd = os.pidfd_open(pid)
         self._workers[pidfd] = pid
+        self._terminate_seconds = order.terminate_seconds
         core.send(Spawned(phase=order.phase, generation=order.generation, pid=pid), fds=(channel.fileno(), pidfd))
         channel.close()
 
@@ -228,9 +231,10 @@ class Resident:
         self._tell(WorkerEnded(pid, code))
 
     def _reap_all(self) -> None:
-        """Workers that wait for a core that is gone. Those on a GPU get time to leave it by themselves."""
+        """Workers that wait for a core that is gone. Those on a GPU get time to leave it by themselves, and then time
+        in which the agent, which sees that core is gone, has MPS end those that do not."""
         if self._hello is not None and not self._hello.kv_descriptor:
-            deadline = time.monotonic() + LEAVE_GPU_SECONDS
+            deadline = time.monotonic() + LEAVE_GPU_SECONDS + self._terminate_seconds
             while self._workers and (left := deadline - time.monotonic()) > 0:
                 poll = select.poll()
                 for pidfd in self._workers:

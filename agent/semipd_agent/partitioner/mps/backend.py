@@ -64,6 +64,7 @@ class Mps:
         self._condemned: Problem | None = None
         self._clock = clock
         self._timing = timing
+        self._core = ""
         self._deaths: dict[str, int] = {}
         self._ending: frozenset[int] = frozenset()
         self._died_at = -math.inf
@@ -105,10 +106,14 @@ class Mps:
     def xid(self, number: int) -> None:
         """The driver reported a critical error."""
         if is_hardware(number):
-            said = f"the GPU reported Xid {number}: delete the pod to have it scheduled anew, and check the node"
-            self._condemned = Problem(PartitionReason.GPU_UNHEALTHY, said)
+            self.condemn(f"the GPU reported Xid {number}")
         else:
             self._keeper.suspect(f"Xid {number}")
+
+    def condemn(self, found: str) -> None:
+        """The GPU itself is at fault, for good."""
+        remedy = "delete the pod to have it scheduled anew, and check the node"
+        self._condemned = Problem(PartitionReason.GPU_UNHEALTHY, f"{found}: {remedy}")
 
     def health(self) -> Problem | None:
         return self._condemned or self._keeper.problem
@@ -141,18 +146,20 @@ class Mps:
     def follow(self, snapshot: EngineSnapshot) -> None:
         """A worker's death makes the server suspect: all clients are one fault domain. Even where it still takes a
         probe, a peer that stands still after the death convicts it."""
-        self._keeper.workers = frozenset(w.pid for w in snapshot.workers if w.state is not WorkerState.DEAD)
+        if snapshot.core_id != self._core:
+            self.core_gone()
+            self._core, self._deaths = snapshot.core_id, {}
+        living = (w.pid for w in snapshot.workers if w.state is not WorkerState.DEAD)
+        self._keeper.workers = frozenset((*living, *snapshot.leaving))
         now = self._clock.monotonic()
         ready = [w.pid for w in snapshot.workers if w.state is WorkerState.READY]
         self._ready_since = {pid: self._ready_since.get(pid, now) for pid in ready}
         deaths = {phase.value: snapshot.restarts.get(phase.value, 0) for phase in Phase}
         died = [phase for phase, count in deaths.items() if count > self._deaths.get(phase, 0)]
-        core_died = any(count < self._deaths.get(phase, 0) for phase, count in deaths.items())
         self._deaths = deaths
-        if died or core_died:
+        if died:
             self._died_at = now
-            what = f"the death of a {' and a '.join(died)} worker" if died else "the end of all workers with their core"
-            self._keeper.suspect(what)
+            self._keeper.suspect(f"the death of a {' and a '.join(died)} worker")
         ending = frozenset(w.pid for w in snapshot.workers if w.ending)
         if ending - self._ending:
             self._keeper.terminate(ending - self._ending)
@@ -162,6 +169,15 @@ class Mps:
                 if worker.state is WorkerState.READY and worker.heartbeat_age_seconds > self._timing.stall:
                     self._died_at = -math.inf
                     self._keeper.condemn(f"{worker.phase} worker {worker.pid} stands still since another one died")
+
+    def core_gone(self) -> None:
+        """They leave by themselves, but for one that hangs, and that one its resident kills soon: MPS is first."""
+        left = self._keeper.workers - self._ending
+        if left:
+            self._died_at = self._clock.monotonic()
+            self._keeper.suspect("the end of all workers with their core")
+            self._keeper.terminate(pid for pid in left if Path(f"/proc/{pid}").exists())
+        self._ending |= left
 
     def verify(self, worker: WorkerReport, split: Split) -> Problem | None:
         want = split.of(worker.phase)

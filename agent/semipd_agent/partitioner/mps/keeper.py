@@ -76,7 +76,8 @@ class Keeper:
         self._numbers = itertools.count(1)
         self._wake = asyncio.Event()
         self._why_suspect = ""
-        self._doomed: set[int] = set()
+        self._ends: dict[int, asyncio.Task[None]] = {}
+        """Clients that are being ended, by PID."""
         self._condemned = ""
         self._retired: list[_Retired] = []
         self._starting: Daemon | None = None
@@ -91,7 +92,7 @@ class Keeper:
         self.clients: ClientList | None = None
         """None: not known yet."""
         self.workers: frozenset[int] = frozenset()
-        """PIDs of the engine's workers that live, kept by `backend`."""
+        """PIDs of the engine's workers that live, and of those that are about to leave; kept by `backend`."""
         self.problem: Problem | None = None
         self.lost: Problem | None = None
         """What ended the daemon before the one in force."""
@@ -113,15 +114,32 @@ class Keeper:
 
     def terminate(self, clients: Iterable[int]) -> None:
         """These workers will be killed (PIDs): have the daemon end their work first, for a client that dies with
-        kernels in flight may take the server with it."""
-        self._doomed.update(clients)
-        self._wake.set()
+        kernels in flight may take the server with it. All of them side by side and at once, whatever the daemon is
+        being asked: each has as long as it would have alone."""
+        daemon = self.daemon
+        if daemon is None:
+            return  # their server is gone, or about to go
+        for client in set(clients) - self._ends.keys():
+            self._ends[client] = asyncio.create_task(self._end(daemon, client))
+
+    async def _end(self, daemon: Daemon, client: int) -> None:
+        try:
+            await daemon.terminate(client)
+        except ControlTimeout as e:
+            if daemon is self.daemon:
+                self.condemn(f"a worker that hangs cannot be ended: {e}")
+        except ControlError as e:  # it has gone meanwhile, or belongs to a daemon before this one
+            if daemon is self.daemon:
+                self.suspect(f"the kill of worker {client} ({e})")
+        else:
+            log.info("MPS ended its client %d, which would not end by itself", client)
+        finally:
+            del self._ends[client]
 
     async def evict(self) -> None:
         """End the work of every worker that lives, in bounded time: all of them are about to be killed."""
-        if self.daemon is not None:
-            ends = (self.daemon.terminate(pid) for pid in self.workers)
-            await asyncio.gather(*ends, return_exceptions=True)
+        self.terminate(self.workers)
+        await asyncio.gather(*self._ends.values(), return_exceptions=True)
 
     async def run(self) -> None:
         """Keep a daemon alive until cancelled."""
@@ -145,9 +163,12 @@ class Keeper:
 
     async def close(self) -> None:
         """End everything, each step in bounded time, and remove the directories."""
-        for daemon in filter(None, (self.daemon, self._starting)):
+        living, self.daemon, self._starting = (self.daemon, self._starting), None, None
+        for end in list(self._ends.values()):
+            end.cancel()
+        await asyncio.gather(*self._ends.values(), return_exceptions=True)
+        for daemon in filter(None, living):
             await daemon.quit()
-        self.daemon = self._starting = None
         for retired in self._retired:
             await retired.daemon.destroy()
         self._retired = []
@@ -168,7 +189,6 @@ class Keeper:
             await self._measure(daemon)
         self._wake.clear()
         self._why_suspect = self._condemned = ""
-        self._doomed.clear()
         self.daemon, self._starting = daemon, None
         self.clients, self.problem = None, None
         self.incarnation += 1
@@ -217,16 +237,7 @@ class Keeper:
             await self._end_retired()
 
     async def _harmed(self, daemon: Daemon) -> str:
-        """End the clients that are to be killed, and follow each suspicion. Returns what has harmed the server."""
-        while self._doomed:
-            client = self._doomed.pop()
-            try:
-                await daemon.terminate(client)
-                log.info("MPS ended its client %d, which would not end by itself", client)
-            except ControlTimeout as e:
-                return f"a worker that hangs cannot be ended: {e}"
-            except ControlError as e:  # it has gone meanwhile, or belongs to a daemon before this one
-                self._why_suspect = self._why_suspect or f"the kill of worker {client} ({e})"
+        """Follow each suspicion. Returns what has harmed the server."""
         if self._condemned:
             return self._condemned
         if why := self._why_suspect:
