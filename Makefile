@@ -9,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export SEMIPD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semipd
 
-.PHONY: help venv model deps tools images demo demo-down test test-long lint fmt e2e gpu-wheels gpu-check gpu-mutations gpu-predictions bench-auto bench-scale bench-split bench-kernels bench-token bench-cpu bench-estimate bench-goodput bench-study crd docs clean
+.PHONY: help venv model deps tools images demo demo-down test test-long lint fmt e2e gpu-wheels gpu-check gpu-mutations gpu-predictions bench-auto bench-scale bench-split bench-kernels bench-token bench-cpu bench-estimate bench-goodput bench-study bench-capacity bench-replicas crd docs clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -84,6 +84,12 @@ bench-estimate: venv ## the estimator of docs/gpu/predictions.json, predicted be
 
 bench-study: venv ## the controller against constants and other rules, simulated: out/study; some 20 minutes, goes on where it was
 	@PYTHONPATH=. $(PY) -m bench.study $(ARGS)
+
+bench-capacity: venv ## the agents' ratio beside the brute-force knee, simulated: out/capacity; some 25 minutes, goes on where it was
+	@PYTHONPATH=. $(PY) -m bench.capacity $(ARGS)
+
+bench-replicas: venv ## pods over a public trace with a ramp, by our ratio and its rivals, simulated: out/replicas; goes on where it was
+	@PYTHONPATH=. $(PY) -m bench.replicas $(ARGS)
 
 bench-cpu: venv ## the engine beside other CPU servers, which it installs: out/bench/cpu; ARGS="--quick": ten minutes
 	@$(PY) -m bench.cpu $(ARGS)

@@ -200,10 +200,10 @@ def best(done: Sequence[Outcome], policies: Sequence[str], count: int, seeds: Se
 def code() -> Code:
     """Of this program."""
     engine = (semipd_cli.simulator, semipd_engine.core, semipd_agent.contract, semipd_engine.contract)
-    return Code(_digest(*engine), _digest(*engine, semipd_agent.slo))
+    return Code(digest(*engine), digest(*engine, semipd_agent.slo))
 
 
-def _digest(*packages: ModuleType) -> str:
+def digest(*packages: ModuleType) -> str:
     digest = hashlib.sha256()
     for package in packages:
         for file in sorted(Path(next(iter(package.__path__))).glob("*.py")):

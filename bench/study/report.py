@@ -118,7 +118,10 @@ def _others(found: Sequence[Row]) -> list[str]:
 
 def markdown(found: Sequence[Row]) -> str:
     """The same table, for a document."""
-    source = table(found)
+    return as_markdown(table(found))
+
+
+def as_markdown(source: Table) -> str:
     cells = [list(column.cells) for column in source.columns]
     lines = [" | ".join(str(column.header) for column in source.columns), " | ".join("---" for _ in cells)]
     lines += [" | ".join(str(column[i]) for column in cells) for i in range(len(cells[0]))]

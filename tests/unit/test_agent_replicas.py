@@ -1,7 +1,7 @@
 """Many pods under one load, in simulation: the agents' ratios through the HPA's rules give a number of pods that rests.
 
-The rules are those of a HorizontalPodAutoscaler with the operator's default behavior and a target of 80 %; a new pod
-takes a minute to load its model. Requests go to a random ready pod.
+The rules are those of the HorizontalPodAutoscaler that the operator renders, with a target of 80 %; a new pod takes a
+minute to load its model. Requests go to a random ready pod.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import random
 from collections import deque
 from itertools import pairwise
-from math import ceil
 
 import pytest
 from tests.unit.agent_plant import Pod, Speed, poisson
 
 from semipd_agent.contract import SLO, AgentConfig, Mode, PartitionConfig
 from semipd_cli.simulator.engine import Arrival
+from semipd_cli.simulator.scaling.hpa import PodSeen, State, sync
+from semipd_cli.simulator.scaling.pod import Exported
+from semipd_cli.simulator.scaling.scalers import readings, scaler
 
 pytestmark = pytest.mark.unit
 
@@ -24,7 +26,6 @@ CHAT = SLO(ttft_milliseconds=866, tpot_milliseconds=94)
 EDGE = 2.25
 """Requests a second of 1,155 prompt and 211 output tokens with which one pod just meets `CHAT`."""
 TARGET, SYNC, BOOT = 0.8, 15, 60
-UP_WINDOW, DOWN_WINDOW, PERIOD = 60, 300, 60
 
 
 class Replica(Pod):
@@ -33,37 +34,13 @@ class Replica(Pod):
         self.ready_at = ready_at
 
 
-class HPA:
-    """Recommendations within the stabilisation windows, a tolerance of 10 %, one period of 60 s each way."""
-
-    def __init__(self, pods: int) -> None:
-        self._wanted: deque[tuple[int, int]] = deque([(0, pods)])
-        self._changes: list[tuple[int, int]] = []
-
-    def sync(self, now: int, pods: int, ratios: list[float]) -> int:
-        wanted = pods
-        if ratios and abs(sum(ratios) / (TARGET * pods) - 1) > 0.1:
-            wanted = max(1, ceil(sum(ratios) / TARGET))
-        self._wanted.append((now, wanted))
-        low = min(w for at, w in self._wanted if at > now - UP_WINDOW)
-        high = max(w for at, w in self._wanted if at > now - DOWN_WINDOW)
-        recent = sum(by for at, by in self._changes if at > now - PERIOD)
-        to = pods
-        if low > pods:
-            to = min(low, 2 * (pods - max(0, recent)))
-        elif high < pods and recent >= 0:
-            to = pods - 1
-        if to != pods:
-            self._changes.append((now, to - pods))
-        return to
-
-
 def simulate(load: float, seconds: int, seed: int) -> list[int]:
     """Number of pods after each look of the autoscaler, from one pod on."""
     rng = random.Random(seed)
     pods, leaving = [Replica(0.0, 0.0)], list[Replica]()
     jobs = deque(poisson(load * EDGE, seconds, 1155, 211, seed))
-    hpa, path = HPA(1), [1]
+    hpa = scaler(f"utilization/{TARGET}", 1, 10).autoscaler
+    state, path = State(), [1]
     for now in range(1, seconds + 1):
         ready = [pod for pod in pods if pod.ready_at <= now]
         while jobs and jobs[0].at <= now:
@@ -73,8 +50,9 @@ def simulate(load: float, seconds: int, seed: int) -> list[int]:
             pod.tick(float(now))
         if now % SYNC:
             continue
-        ratios = [pod.controller.pilot.utilization_ratio for pod in ready]
-        wanted = hpa.sync(now, len(pods), [ratio for ratio in ratios if ratio is not None])
+        told = {k: Exported(pod.controller.pilot.utilization_ratio, None, 0) for k, pod in enumerate(ready)}
+        seen = [PodSeen(k, ready=pod.ready_at <= now) for k, pod in enumerate(pods)]
+        wanted, state = sync(hpa, state, len(pods), seen, readings(hpa, told), float(now))
         pods += [Replica(float(now), float(now + BOOT)) for _ in range(wanted - len(pods))]
         leaving += [pods.pop() for _ in range(len(pods) - wanted)]
         path.append(len(pods))

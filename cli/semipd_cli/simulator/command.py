@@ -20,6 +20,8 @@ from semipd_cli.simulator.engine import Size
 from semipd_cli.simulator.oracle import ORACLES
 from semipd_cli.simulator.policies import POLICIES
 from semipd_cli.simulator.recorded import retold
+from semipd_cli.simulator.scaling import command as scaling
+from semipd_cli.simulator.scaling.ramp import Ramp
 from semipd_cli.simulator.study import CONSTANTS, Outcome, best_constant, controller_of, paired, run
 from semipd_cli.simulator.workloads import WORKLOADS, Workload, of_trace
 
@@ -38,6 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         "--trace", type=Path, help="also a recorded one: CSV (.gz) with t_s, input_tokens, output_tokens"
     )
     parser.add_argument("--speed", type=float, default=1.0, help="how many times as fast a trace is run")
+    parser.add_argument(
+        "--ramp", default=None, metavar="0:1,600:4", help="multiply the rate over time: second:factor, lines in between"
+    )
     parser.add_argument("--ttft", type=int, default=None, help="TTFT target, ms; default: the workload's")
     parser.add_argument("--tpot", type=int, default=None, help="TPOT target, ms")
     parser.add_argument("--oracle", choices=sorted(ORACLES), default=None, help="step times: default the workload's")
@@ -67,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "program decides otherwise",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    scaling.add_flags(parser)
     return parser
 
 
@@ -82,11 +88,14 @@ def simulate(arguments: Sequence[str]) -> int:
         for policy in policies:
             if policy != BEST:
                 controller_of(policy, SLO(), "cpu")
+        rules = scaling.scalers(options)
     except (OSError, ValueError) as error:
         print(f"semipd simulate: {error}", file=sys.stderr)
         return 2
     size = Size(max_num_seqs=options.max_num_seqs, kv_tokens=options.kv_tokens)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
+    if rules:
+        return scaling.simulate_pods(options, workloads, rules, seeds, size)
     admission = Admission(options.admission)
     outcomes = _run_all(workloads, policies, seeds, options.seconds, size, admission, quiet=options.quiet)
     Console(width=None if sys.stdout.isatty() else 140).print(table(outcomes))  # a pipe tells no width
@@ -142,7 +151,7 @@ def chosen(options: argparse.Namespace) -> list[Workload]:
         next(found[-1].arrivals(options.seconds, options.first_seed), None)  # a file of another form is refused now
     if not found:
         found = list(WORKLOADS.values())[:4]
-    return [
+    asked = [
         replace(
             w,
             ttft_milliseconds=options.ttft or w.ttft_milliseconds,
@@ -151,6 +160,7 @@ def chosen(options: argparse.Namespace) -> list[Workload]:
         )
         for w in found
     ]
+    return asked if options.ramp is None else [Ramp.parse(options.ramp).over(w) for w in asked]
 
 
 def _run_all(

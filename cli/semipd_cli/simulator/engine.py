@@ -159,6 +159,11 @@ class VirtualEngine:
     def drained(self) -> bool:
         return self._next is None and not self._scheduler.table.by_id
 
+    @property
+    def in_work(self) -> int:
+        """Requests that were asked for and are not over."""
+        return len(self._scheduler.table.by_id)
+
     def switch(self, split: Split, delay: float | None = None) -> None:
         self._count += 1
         heapq.heappush(
@@ -203,8 +208,7 @@ class VirtualEngine:
         self._scheduler.add(request)
 
     def _refused(self, arrival: Arrival) -> bool:
-        in_work = len(self._scheduler.table.by_id)
-        return refusal(self._gate, self._backlog, (arrival.prompt,), self.now, in_work=in_work) is not None
+        return refusal(self._gate, self._backlog, (arrival.prompt,), self.now, in_work=self.in_work) is not None
 
     def _step_done(self, phase: Phase) -> None:
         flight = self._flights[phase]

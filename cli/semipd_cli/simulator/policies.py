@@ -24,6 +24,11 @@ from semipd_engine.contract import Gate, Observation, Phase, Split
 RUNGS = (10, 20, 30, 40, 50, 60, 80, 100)
 
 
+def grid_of(oracle: str) -> Grid:
+    """The shares that the device of this oracle has."""
+    return Grid() if oracle.endswith("cpu") else Grid(RUNGS)
+
+
 class Controller(Protocol):
     def tick(self, o: Observation, split: Split) -> Split | None:
         """Once a second; a split to change to."""
@@ -78,7 +83,7 @@ class Auto:
     ) -> None:
         self._window = RequestWindow(120.0)
         self._load = Load.of(measured(oracle) if profiled else assumed(oracle))
-        grid, home = Grid() if oracle.endswith("cpu") else Grid(RUNGS), Split()
+        grid, home = grid_of(oracle), Split()
         self.feasible: bool | None = None
         self.late = math.inf
         """As `Evidence.late`: the gate's last word."""

@@ -7,6 +7,7 @@ tells there is no value, and autoscalers then hold.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite
 from types import MappingProxyType
 from typing import Any
@@ -103,10 +104,13 @@ def _cause(problem: Problem) -> Reason:
 
 def fullness(seen: Observed) -> float | None:
     """Sum over the ready pods of how full each is, 1 being the edge of the SLO; None while no pod tells."""
-    told = told_fullness(seen)
+    return summed(told_fullness(seen), len(seen.ready_pods), target_fullness(seen))
+
+
+def summed(told: Sequence[float], pods: int, target: float) -> float | None:
+    """The same, of `pods` that are ready, of which some have told how full they are."""
     if not told:
         return None
-    target, pods = target_fullness(seen), len(seen.ready_pods)
     silent = pods - len(told)
     return min(max(sum(told), target * pods), sum(told) + target * silent)
 

@@ -1,0 +1,1 @@
+"""Replicas over a public trace whose rate rises and falls: our ratio, its rivals and fixed pools, all simulated."""
