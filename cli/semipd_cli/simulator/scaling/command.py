@@ -51,7 +51,7 @@ def scalers(options: argparse.Namespace) -> list[Scaler]:
         raise ValueError(f"--start-seconds {options.start_seconds:g}: it must be 0 or more, and finite")
     if len(options.policy or ()) > 1 or options.admission != Admission.OFF:
         raise ValueError("--pods and --autoscale take one --policy, and no --admission")
-    if (policy := _policy(options)) != "auto" and "/" not in policy:
+    if (policy := _policy(options)) != "auto" and not policy[:1].isdigit():
         raise ValueError(f"--policy {policy}: in several pods it is auto, or a split as 80/100")
     return [scaler(one, options.min_pods, options.max_pods) for one in asked]
 

@@ -98,7 +98,8 @@ def draw(outcomes: Sequence[Scaled], path: Path, seconds: float) -> None:
     axes["pods"].patch.set_visible(False)
     axes["pods"].set_ylim(bottom=0)
     axes["pods"].set_ylabel("pods, as set")
-    axes["pods"].legend(fontsize=7, loc="upper left")
+    if scaled:
+        axes["pods"].legend(fontsize=7, loc="upper left")
     axes["met"].set_ylabel("within both targets, % of a minute")
     axes["met"].set_xlabel("second")
     for axis in (axes["pods"], axes["met"]):
