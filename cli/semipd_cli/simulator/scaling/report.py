@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,9 +82,8 @@ def draw(outcomes: Sequence[Scaled], path: Path, seconds: float) -> None:
         counts = [count for at, count, _ in o.pods if at <= seconds]
         axes["pods"].step(times, [*counts, counts[-1]], where="post", color=colours[o.scaler], label=o.scaler)
         minutes = [MINUTE * (k + 0.5) for k in range(len(o.minutes))]
-        axes["met"].plot(
-            minutes, [100 * met / came if came else None for came, met in o.minutes], color=colours[o.scaler], lw=1
-        )
+        met = [100 * good / came if came else math.nan for came, good in o.minutes]
+        axes["met"].plot(minutes, met, color=colours[o.scaler], lw=1)
     load = axes["pods"].twinx()
     first = firsts[0]
     load.fill_between(
