@@ -155,6 +155,28 @@ def test_prompt_logprobs_are_those_of_transformers(served: Served, length: int) 
         assert entry[str(token)]["rank"] == len(better) + 1 if len(better) < 2 else entry[str(token)]["rank"] > 2
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_of_the_models_length_is_scored_as_by_transformers(served: Served, stream: bool) -> None:
+    """As lm-eval's rolling windows are; a token more is refused."""
+    length = served.client.get("/v1/models").json()["data"][0]["max_model_len"]
+    prompt = random_prompt(length, VOCABULARY, 3)
+    fields = {"echo": True, "logprobs": 1, "max_tokens": 0}
+    if stream:
+        (choice,) = (chunk["choices"][0] for chunk in served.stream(prompt, **fields))
+    else:
+        answer = served.complete(prompt, prompt_logprobs=0, **fields)
+        choice, shown = answer["choices"][0], answer["choices"][0]["prompt_logprobs"]
+        assert answer["usage"]["prompt_tokens"] == len(shown) == length and answer["usage"]["completion_tokens"] == 0
+    scores, (first, *found) = reference(served.model).score(prompt), choice["logprobs"]["token_logprobs"]
+    assert first is None and choice["finish_reason"] == "length"
+    assert max(abs(a - b) for a, b in zip(found, scores, strict=True)) < 1e-4
+    for more in (fields | {"prompt": [*prompt, 7]}, fields | {"prompt": prompt, "max_tokens": 1}):
+        refused = served.client.post("/v1/completions", json=more | {"stream": stream})
+        error = refused.json()["error"]
+        assert (refused.status_code, error["param"], error["code"]) == (400, "prompt", "context_length_exceeded")
+    wait_until(served.idle)
+
+
 class Place(pydantic.BaseModel):
     """Bounded in all its parts, so that random weights come to an end."""
 

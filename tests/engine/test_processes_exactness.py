@@ -62,10 +62,11 @@ def test_stop_ids_limits_and_refusals(engine: Engine) -> None:
     stopped = client.add([1, 2, 3], max_tokens=10, stop_token_ids=(expected[4],)).wait()
     assert stopped.tokens == expected[: expected.index(expected[4]) + 1] and stopped.finish_reason == "stop"
     assert len(client.add([7] * 390, max_tokens=100).wait().tokens) == 10  # up to max_model_len
-    assert "max_model_len" in (client.add([7] * 400, max_tokens=1).wait().error or "")
+    assert client.add([7] * 400, max_tokens=9).wait().tokens == reference([7] * 400, 1)  # which has no position
+    assert "max_model_len" in (client.add([7] * 401, max_tokens=1).wait().error or "")
     assert "empty" in (client.add([], max_tokens=1).wait().error or "")
     finished = engine.observation().finished
-    assert [f.finish_reason for f in finished] == ["stop", "length", "error", "error"]
+    assert [f.finish_reason for f in finished] == ["stop", "length", "length", "error", "error"]
     assert finished[0].ttft_seconds is not None and finished[0].tpot_seconds is not None
     assert engine.observation(since=finished[-1].cursor + 1).finished == ()
 

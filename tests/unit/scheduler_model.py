@@ -30,6 +30,7 @@ from semipd_engine.pacing.quantum import Unpaced
 from semipd_engine.worker.servable import StaleSlot
 
 BLOCK = 4
+LONGEST = 52
 
 
 class LateMask:
@@ -104,7 +105,7 @@ class Simulation:
         self.random = random.Random(seed)
         self.memory = array("i", [-1] * (num_blocks * BLOCK))
         pool = pool_type(num_blocks)
-        limits = SchedulerLimits(52, max_num_seqs=6, prefill_chunk_tokens=7, max_decode_steps=4, plans_ahead=ahead)
+        limits = SchedulerLimits(LONGEST, max_num_seqs=6, prefill_chunk_tokens=7, max_decode_steps=4, plans_ahead=ahead)
         self.scheduler = Scheduler(limits, KVCacheManager(pool, BLOCK), bool(aggregated))
         self.defects = defects
         self.looks = True
@@ -136,6 +137,9 @@ class Simulation:
         prompt = prompt + [self.random.randrange(100) for _ in range(self.random.randrange(1, 12))]
         scored = 0 if self.random.random() < 0.2 else -1
         most = self.random.randrange(1, 24)
+        if self.random.random() < 0.04:  # as long as the model: one token, which has no position
+            prompt += [self.random.randrange(100) for _ in range(LONGEST - len(prompt))]
+            most = 1
         stops = self.random.sample(reference(prompt, most), 1) if self.random.random() < 0.4 else []
         sampling = Sampling(temperature=0, max_tokens=most, stop_token_ids=tuple(stops), prompt_logprobs=scored)
         number, patience = len(self.requests), self.random.choice((0.0, 0.0, 5.0, -5.0))

@@ -107,13 +107,24 @@ def test_the_newest_is_preempted_and_resumes_with_its_tokens() -> None:
 
 def test_requests_that_can_never_run_are_refused() -> None:
     s = scheduler(num_blocks=4)
-    add(s, 1, 64)
+    add(s, 1, 65)
     add(s, 2, 0)
     add(s, 3, 20)  # five blocks
     assert s.plan_prefill(2.0) is None
     errors = [o.error or "" for o in outputs(s)]
     assert "max_model_len" in errors[0] and "empty" in errors[1] and "--kv-cache-memory" in errors[2]
     assert s.table.by_id == {}
+
+
+def test_a_prompt_of_the_whole_length_leads_to_one_token_in_its_own_blocks() -> None:
+    s = scheduler(num_blocks=16, chunk=40)  # as many as 64 tokens need
+    request = add(s, 1, 64, max_tokens=9)
+    for count in (40, 24):
+        plan = prefill(s)
+        assert (len(plan.rows[0].tokens), len(plan.rows[0].block_table)) == (count, 16)
+        done(s, plan)
+    assert s.plan_decode() is None and outputs(s)[-1].finish_reason == "length"
+    assert request.num_output_tokens == 1 and s.kv.pool.counts().used == 0
 
 
 def test_the_last_request_that_outgrows_the_pool_gets_an_error() -> None:

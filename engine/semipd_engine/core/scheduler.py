@@ -63,14 +63,14 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queue a request. One that can never run is answered with an error at once."""
         self.table.queue(request)
-        length, longest = len(request.token_ids), self.limits.max_model_len - 1
+        length, longest = len(request.token_ids), self.limits.max_model_len
         if length == 0:
             self.table.fail(request, "the prompt is empty")
             return
         if length > longest:
             self.table.fail(request, f"the prompt has {length} tokens; max_model_len admits at most {longest}")
             return
-        room = self.limits.max_model_len - length
+        room = max(longest - length, 1)  # the token that the last position leads to has none of its own
         if request.sampling.max_tokens > room:
             request.sampling = msgspec.structs.replace(request.sampling, max_tokens=room)
         self._recall |= self.aggregated  # the new prompt is seen at the next step boundary

@@ -60,20 +60,21 @@ class Encoding:
 
         return await while_connected(receive, done())
 
-    def ids(self, prompts: list[Prompt], add_special_tokens: bool, most: int) -> list[list[int]]:
-        """Of each prompt, checked against the vocabulary and the model's length. Raises `ApiError` (400)."""
+    def ids(self, prompts: list[Prompt], add_special_tokens: bool, most: int, scored: bool = False) -> list[list[int]]:
+        """Of each prompt, checked against the vocabulary and the model's length. `scored`: nothing is to follow them.
+        Raises `ApiError` (400)."""
         encoded = []
         for prompt in prompts:
             if isinstance(prompt, str):
                 try:
                     ids = self._tokenizer.encode(prompt, add_special_tokens, most)
                 except TextTooLong:
-                    raise too_long(f"more than {most}", most) from None
+                    raise too_long(f"more than {most}", most, scored) from None
                 self._encoded = (self._encoded[0] + len(prompt), self._encoded[1] + len(ids))
             else:
                 ids = prompt
             check_token_ids("prompt", ids, self._vocab_size)
-            check_prompt_length(len(ids), most)
+            check_prompt_length(len(ids), most, scored)
             encoded.append(ids)
         return encoded
 

@@ -48,7 +48,7 @@ async def completions(service: Service, request: Request) -> Response:
     lengths = [service.encoding.estimate(prompt, service.max_model_len) for prompt in body.prompt]
 
     def encode() -> list[list[int]]:
-        return service.encoding.ids(body.prompt, body.add_special_tokens, service.max_model_len)
+        return service.encoding.ids(body.prompt, body.add_special_tokens, service.max_model_len, body.scores_alone)
 
     return await _answer(service, request, body, shape, lengths, size, encode)
 

@@ -88,20 +88,22 @@ def check_token_ids(field: str, token_ids: object, vocab_size: int) -> None:
         raise bad_request(field, f"token id {largest} is outside the vocabulary; ids run from 0 to {vocab_size - 1}")
 
 
-def check_prompt_length(prompt_tokens: int, max_model_len: int) -> None:
-    """Raises `ApiError` (400) unless the prompt leaves room for at least one token."""
+def check_prompt_length(prompt_tokens: int, max_model_len: int, scored: bool = False) -> None:
+    """Raises `ApiError` (400) unless the prompt leaves room for at least one token, where it is not to be `scored`
+    alone."""
     if prompt_tokens == 0:
         raise bad_request("prompt", "has no tokens; send at least one")
-    if prompt_tokens >= max_model_len:
-        raise too_long(str(prompt_tokens), max_model_len)
+    if prompt_tokens > max_model_len - (not scored):
+        raise too_long(str(prompt_tokens), max_model_len, scored)
 
 
-def too_long(tokens: str, max_model_len: int) -> ApiError:
+def too_long(tokens: str, max_model_len: int, scored: bool = False) -> ApiError:
     """400 for a prompt with so many `tokens`."""
+    output = "" if scored else ", of which one token is output"
     return ApiError(
         400,
-        f"prompt: has {tokens} tokens, but this model takes at most {max_model_len} for prompt and output together, "
-        "of which one token is output; shorten the prompt",
+        f"prompt: has {tokens} tokens, but this model takes at most {max_model_len} for prompt and output together"
+        f"{output}; shorten the prompt",
         param="prompt",
         code="context_length_exceeded",
     )
@@ -109,7 +111,9 @@ def too_long(tokens: str, max_model_len: int) -> ApiError:
 
 def _max_tokens(request: GenerationRequest, prompt_tokens: int, default: int | None, max_model_len: int) -> int:
     """What fits, unless the request or generation_config.json asks for less; 16 for a completion, as OpenAI has it."""
-    check_prompt_length(prompt_tokens, max_model_len)
+    check_prompt_length(prompt_tokens, max_model_len, request.scores_alone)
+    if request.scores_alone:
+        return 1  # which is not shown
     room = max_model_len - prompt_tokens
     field, asked = "max_tokens", request.max_tokens
     if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
@@ -125,7 +129,7 @@ def _max_tokens(request: GenerationRequest, prompt_tokens: int, default: int | N
             param=field,
             code="context_length_exceeded",
         )
-    return max(asked, 1)  # an echo alone: its one token is not shown
+    return asked
 
 
 def _logprobs(request: GenerationRequest) -> int:

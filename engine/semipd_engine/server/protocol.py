@@ -109,6 +109,11 @@ class GenerationRequest(BaseModel):
         return False
 
     @property
+    def scores_alone(self) -> bool:
+        """Is it about its prompts alone: an echo that nothing follows?"""
+        return self.max_tokens == 0
+
+    @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
@@ -133,7 +138,7 @@ class GenerationRequest(BaseModel):
             raise ValueError("stream_options: only allowed with stream: true")
         if self.prompt_logprobs is not None and self.stream:
             raise ValueError("prompt_logprobs: not in streams; leave one of them out")
-        if self.max_tokens == 0 and not self.echoes:
+        if self.scores_alone and not self.echoes:
             raise ValueError("max_tokens: 0 is for echo: true only; ask for at least 1")
         return self
 

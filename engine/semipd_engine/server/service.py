@@ -223,7 +223,7 @@ class Service:
             answer=self._answer_options(request, grammar),
             cache_salt=request.cache_salt or "",
             score_each=bool(request.stream),
-            silent=request.max_tokens == 0,
+            silent=request.scores_alone,
         )
         generation.start(resolved, request.choices, text)
 

@@ -85,10 +85,22 @@ def test_the_whole_room_may_be_asked_for() -> None:
     assert completion(prompt_tokens=4, max_tokens=60).max_tokens == 60
 
 
+def test_a_prompt_that_is_scored_alone_may_have_the_whole_length() -> None:
+    for fields in ({"logprobs": 1}, {"prompt_logprobs": 0}, {}):
+        assert completion(prompt_tokens=64, echo=True, max_tokens=0, **fields).max_tokens == 1
+    with pytest.raises(ApiError) as refused:
+        completion(prompt_tokens=65, echo=True, max_tokens=0)
+    assert (refused.value.param, refused.value.code) == ("prompt", "context_length_exceeded")
+    assert "65 tokens" in refused.value.message and "at most 64" in refused.value.message
+    assert "one token" not in refused.value.message
+
+
 @pytest.mark.parametrize(
     ("prompt_tokens", "fields", "param", "words"),
     [
         (64, {}, "prompt", ["64 tokens", "at most 64", "one token is output", "shorten"]),
+        (64, {"echo": True, "max_tokens": 1, "logprobs": 0}, "prompt", ["64 tokens", "one token is output"]),
+        (64, {"prompt_logprobs": 0, "max_tokens": 1}, "prompt", ["64 tokens", "one token is output"]),
         (60, {"max_tokens": 5}, "max_tokens", ["5", "60 tokens", "at most 4"]),
         (4, {"max_tokens": 3, "min_tokens": 4}, "min_tokens", ["4", "3", "lower"]),
         (4, {"logit_bias": {"100": 1}}, "logit_bias", ["100", "0 to 99"]),

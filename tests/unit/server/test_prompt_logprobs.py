@@ -43,6 +43,25 @@ def test_an_echo_has_the_prompts_logprobs(api: Api, tokenizer: Tokenizer, stream
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_an_echo_alone_takes_a_prompt_of_the_models_length(api: Api, tokenizer: Tokenizer, stream: bool) -> None:
+    text = " fox" * 300
+    while len(tokenizer.encode(text).ids) > 256:
+        text = text[:-1]
+    ids = tokenizer.encode(text).ids
+    assert len(ids) == 256
+    prompts: list[Any] = [text, ids]
+    for prompt in prompts:
+        response = api.complete(prompt, echo=True, logprobs=0, max_tokens=0, stream=stream)
+        (choice,) = (events(response.text) if stream else [response.json()])[0]["choices"]
+        assert choice["text"] == text and choice["logprobs"]["token_logprobs"] == [None, *(-i / 1000 for i in ids[1:])]
+        for more, fields in ((prompt + prompt[:1], {}), (prompt, {"max_tokens": 1}), (prompt, {"echo": False})):
+            fields = {"echo": True, "max_tokens": 0} | fields
+            refused = api.complete(more, **fields, stream=stream)
+            assert refused.status_code == 400 and refused.json()["error"]["param"] in ("prompt", "max_tokens")
+    assert {add.sampling.max_tokens for add in api.core.added} == {1} and len(api.core.added) == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_choices_of_a_prompt_share_its_logprobs(api: Api, tokenizer: Tokenizer, stream: bool) -> None:
     """Each would be computed past the prefix cache; in a stream a choice may come before the first one."""
     response = api.complete(["The", "dog"], n=3, echo=True, logprobs=1, stream=stream)
