@@ -52,7 +52,9 @@ NICENESS = 5
 WALKS, STEPS = 2, 8
 """Of tokens drawn at random among those that may follow: loops and limits show in the first few."""
 
-TOO_DEEP = "it is nested too deeply, or its references make too long a chain; flatten it"
+TOO_DEEP = (
+    "it is nested too deeply, its references make too long a chain, or it has an integer near -2 ** 63; simplify it"
+)
 TOO_COSTLY = f"it takes more than {CPU_SECONDS} s to compile; simplify it"
 TOO_LARGE = "it takes too much memory to compile; simplify it"
 BUSY = f"the grammar was not compiled within {WALL_SECONDS:g} s: the machine is busy; try again"

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any
 
 Schema = dict[str, Any]
@@ -58,8 +59,11 @@ MOST_COUNTED = 1 << 31
 """Characters, items or names: no answer has more."""
 _DRAFT = re.compile(r"https?://json-schema\.org/(draft-0[467]|draft/2019-09|draft/2020-12)/schema#?")
 """What llguidance knows of `$schema`. Whatever else it names says nothing about answers."""
-LARGEST_INTEGER = 2**63
-"""llguidance reckons in doubles, and writes those beyond as powers of ten."""
+BEYOND = 2**63
+"""llguidance reckons in doubles. Those from here on it writes as the shortest decimal that stands for them, it refuses
+bounds out there, and of the least 64-bit integer it dies."""
+WIDEST = BEYOND - 1024
+"""The largest double before that: the bound in place of those further out."""
 LEAST_STEP = 1e-9
 """From a bound that is excluded to the first number that is not."""
 
@@ -84,7 +88,7 @@ class _Rewriting:
                 found[name] = {key: self.of(each) for key, each in value.items()}
             elif name in _VALUES:
                 if name in ("enum", "const"):
-                    _check_integers(name, value)
+                    _check_numbers(name, value)
                     found[name] = value
             elif name == "$schema" and isinstance(value, str):
                 if draft := _DRAFT.fullmatch(value):
@@ -92,8 +96,8 @@ class _Rewriting:
             elif name in _COUNTS and not isinstance(value, bool) and isinstance(value, int | float):
                 if (count := _count(name, value)) is not None:
                     found[name] = count
-            elif name in _BOUNDS and isinstance(value, int) and not _exact(value):
-                found[name] = _rounded(value, _BOUNDS[name])
+            elif name in _BOUNDS and not isinstance(value, bool) and isinstance(value, int | float):
+                found[name] = _bound(value, _BOUNDS[name])
             else:
                 found[name] = self.of(value)
         for rewrite in (_check_options, _format, _excluded, self._names, self._unique, _check_count):
@@ -211,7 +215,7 @@ def _excluded(node: Schema) -> Schema:
     for excluded, bound, towards in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
         value = bounds.get(excluded)
         if value is not None and value == int(value) and value in (least, most):
-            step = max(LEAST_STEP, 4 * math.ulp(value))
+            step = max(min(LEAST_STEP, (most - least) / 2 or LEAST_STEP), 4 * math.ulp(value))
             node = {name: each for name, each in node.items() if name != excluded} | {bound: value + towards * step}
     return node
 
@@ -247,14 +251,19 @@ def _listed(node: Any) -> list[Any] | None:
     return [value for value in values if isinstance(value, fits) and (kind is None or not isinstance(value, bool))]
 
 
-def _check_integers(name: str, values: Any) -> None:
+def _check_numbers(name: str, values: Any) -> None:
     for value in _inside(values):
-        if isinstance(value, int) and not _exact(value):
-            raise ValueError(f"{name}: {value} has more than 53 bits, and cannot be held exactly; send it as a string")
+        if isinstance(value, int | float) and not _exact(value):
+            raise ValueError(
+                f"{name}: {value} cannot be held exactly, as integers of 53 bits can, and larger ones below 2 ** 63 "
+                "that are doubles; send it as a string"
+            )
 
 
-def _exact(value: int) -> bool:
-    return abs(value) < LARGEST_INTEGER and int(float(value)) == value
+def _exact(value: float) -> bool:
+    if isinstance(value, int):
+        return abs(value) < BEYOND and int(float(value)) == value
+    return abs(value) < BEYOND or (math.isfinite(value) and int(value) == Decimal(repr(value)))
 
 
 def _inside(values: Any) -> Iterable[Any]:
@@ -267,10 +276,12 @@ def _inside(values: Any) -> Iterable[Any]:
             yield each
 
 
-def _rounded(value: int, towards: float) -> float:
-    try:
-        near = float(value)
-    except OverflowError:
-        near = math.copysign(1.7e308, value)
+def _bound(value: float, towards: float) -> float:
+    """One that llguidance holds, and allows no more. It reads whole numbers exactly, others may be a bit off."""
+    if abs(value) >= BEYOND and (value > 0) == (towards < 0):  # no answer needs so many digits
+        return WIDEST if value > 0 else -WIDEST
+    if isinstance(value, float) or _exact(value) or abs(value) >= BEYOND:
+        return value
+    near = int(float(value))
     inside = near <= value if towards < 0 else near >= value
-    return near if inside else math.nextafter(near, towards)
+    return near if inside else int(math.nextafter(near, towards))

@@ -191,7 +191,7 @@ def _ascii_digits(regex: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\x7f")
 
 
 def _lark(grammar: str) -> str:

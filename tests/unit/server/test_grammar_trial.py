@@ -82,6 +82,7 @@ def refusal(model_dir: Path, given: dict[str, Any]) -> ApiError:
     [
         ({"guided_json": chain(3000)}, TOO_DEEP),
         ({"guided_grammar": RULES}, TOO_DEEP),
+        ({"guided_grammar": 'start: %json {"const": -9223372036854775808}'}, "integer near -2 ** 63"),
         ({"guided_grammar": SLOW}, TOO_COSTLY),
         ({"guided_json": COSTLY}, "simplify it"),
         ({"guided_json": chain(1000)}, "at its limits"),

@@ -114,6 +114,7 @@ def test_every_way_to_ask(grammars: Grammars, tokenizer: Tokenizer) -> None:
     ways: list[tuple[dict[str, Any], Callable[[str], bool]]] = [
         ({"structured_outputs": {"choice": ["yes", 'no "x"', "größe"]}}, lambda t: t in ("yes", 'no "x"', "größe")),
         ({"guided_choice": ["yes"]}, lambda t: t == "yes"),
+        ({"guided_choice": ["a\x7f", "\x01\t\n"]}, lambda t: t in ("a\x7f", "\x01\t\n")),
         ({"structured_outputs": {"regex": "[0-9]{3}"}}, lambda t: len(t) == 3 and t.isdigit()),
         ({"guided_regex": "ab?c"}, lambda t: t in ("ac", "abc")),
         ({"structured_outputs": {"grammar": 'start: "a" | "b" "c"'}}, lambda t: t in ("a", "bc")),
