@@ -20,6 +20,7 @@ from pathlib import Path
 
 import uvicorn
 from setproctitle import setproctitle
+from starlette.types import ASGIApp
 
 from semipd_engine.cards.model_card import ModelCardError
 from semipd_engine.cards.tokenizer import TokenizerError
@@ -89,21 +90,26 @@ def http_protocol() -> type[asyncio.Protocol]:
     return patient(bounded(answering(HttpToolsProtocol)))
 
 
-async def serve(service: Service, options: EngineOptions, listener: socket.socket) -> None:
-    """Serve until a signal has drained the process."""
-    app = create_app(service, options)
-    config = uvicorn.Config(
+def configuration(app: ASGIApp) -> uvicorn.Config:
+    """A client's address is the one in `X-Forwarded-For`, from a trusted proxy: one on this machine, or of those that
+    uvicorn's FORWARDED_ALLOW_IPS names."""
+    return uvicorn.Config(
         app,
         http=http_protocol(),
         log_config=None,
         access_log=False,
         lifespan="off",
         ws="none",
+        proxy_headers=True,
         server_header=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=FLUSH_SECONDS,
     )
-    server = Server(config)
+
+
+async def serve(service: Service, options: EngineOptions, listener: socket.socket) -> None:
+    """Serve until a signal has drained the process."""
+    server = Server(configuration(create_app(service, options)))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 

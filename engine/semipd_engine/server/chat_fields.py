@@ -19,7 +19,8 @@ THOUGHTS = frozenset({"reasoning", "reasoning_content"})
 """Two names of one thing: a template that names either shows it (`chat.normalise`)."""
 SENT_BACK = frozenset(f"messages[].{name}" for name in THOUGHTS)
 """Our own answers have them, and clients send those back: named, and refused by nobody."""
-PART = frozenset({"type", "text", "refusal", "annotations", "logprobs"})
+PART = frozenset({"type", "text", "refusal", "annotations", "logprobs", "prompt_cache_breakpoint"})
+"""The last marks a prefix for OpenAI's cache; this one's are found by their tokens."""
 CALL, CALLED = frozenset({"id", "type", "function", "index"}), frozenset({"name", "arguments"})
 TOOL, FUNCTION = frozenset({"type", "function"}), frozenset({"name", "description", "parameters", "strict"})
 

@@ -96,6 +96,7 @@ def answering(protocol: type[Any]) -> type[Any]:
 
     class Answering(protocol):  # type: ignore[misc]
         cycle: Any
+        client: tuple[str, int] | None
         _refused = False
         _socket: socket.socket | None = None
         _serving: Any = None
@@ -103,6 +104,8 @@ def answering(protocol: type[Any]) -> type[Any]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(Outlet(transport, self._unread))
+            if self.client is not None:  # on a socket of both families it has IPv4 addresses in IPv6's form
+                self.client = (self.client[0].removeprefix("::ffff:"), self.client[1])
 
         @property
         def deaf(self) -> bool:

@@ -140,7 +140,12 @@ class StopStrings:
         if not check:
             self._held = ""
             return buffer
-        found = [(position, stop) for stop in self._stops if (position := buffer.find(stop)) >= 0]
+        new = len(self._held)  # what is held has none in it: a long one may hold back much, and each is looked for
+        found = [
+            (position, stop)
+            for stop in self._stops
+            if (position := buffer.find(stop, max(0, new - len(stop) + 1))) >= 0
+        ]
         if found:
             # The match that ends first is the one that a token-by-token reader would have seen.
             position, stop = min(found, key=lambda match: (match[0] + len(match[1]), match[0]))

@@ -28,6 +28,9 @@ from semipd_engine.server.terms import Terms
 
 log = logging.getLogger(__name__)
 
+TOKENS_AT_ONCE = 1 << 18
+"""Of prompts that are sent to core before everybody else has a turn: 2 ms."""
+
 T = TypeVar("T")
 
 
@@ -127,8 +130,8 @@ class Generation:
             self._expiry = asyncio.get_running_loop().call_later(left, self._expire, terms.time_limit)
 
     def _expire(self, seconds: float) -> None:
-        if self.sequences and not self._running:
-            return  # it has finished, and only its client is slow
+        if not self._unfinished:
+            return  # only its client is slow
         self._all.metrics.count("semipd_expired_requests_total")
         self.fail(expired(seconds))
 
@@ -146,16 +149,21 @@ class Generation:
         finally:
             self._work = None
 
-    def start(self, prompts: Iterable[tuple[list[int], Sampling]], n: int, options: TextOptions) -> None:
+    async def start(self, prompts: Iterable[tuple[list[int], Sampling]], n: int, options: TextOptions) -> None:
         """Send ``n`` sequences for each prompt to core, in the order of the choices. Raises `ApiError` if the request's
-        time is over."""
-        if self._error is not None:
-            raise self._error
+        time is over, or core is lost meanwhile."""
+        sent = 0
         metrics = self._all.metrics
         metrics.observe("vllm:request_params_n", n)
         order = (self._terms.priority, self._terms.ttft_target, self._terms.tpot_target)
         for prompt, sampling in prompts:
             for repeat in range(n):
+                if sent > TOKENS_AT_ONCE:
+                    sent = 0
+                    await asyncio.sleep(0)
+                if self._error is not None:
+                    raise self._error
+                sent += len(prompt)
                 index = len(self.sequences)
                 key = f"{self._key}-{index}"
                 seeded = sampling if repeat == 0 else reseed(sampling, repeat, options.score_each)

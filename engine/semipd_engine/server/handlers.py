@@ -42,7 +42,7 @@ from semipd_engine.server.tools import HERMES
 async def completions(service: Service, request: Request) -> Response:
     """POST /v1/completions."""
     body, size = await service.bodies.read(request, CompletionRequest, service.max_model_len)
-    service.check_model(body.model)
+    service.check_model(body.model or None)
     judge_fields(service, request, body)
     shape = CompletionShape(body, service.tokenizer)
     lengths = [service.encoding.estimate(prompt, service.max_model_len) for prompt in body.prompt]
@@ -56,7 +56,7 @@ async def completions(service: Service, request: Request) -> Response:
 async def chat_completions(service: Service, request: Request) -> Response:
     """POST /v1/chat/completions."""
     body, size = await service.bodies.read(request, ChatRequest, service.max_model_len)
-    service.check_model(body.model)
+    service.check_model(body.model or None)
     judge_fields(service, request, body)
     shape = ChatShape(body, service.tokenizer)
 
@@ -89,6 +89,8 @@ def judge_fields(
     given = dict(body.other_fields)
     if isinstance(body, GenerationRequest) and given.get("best_of") == body.choices:
         del given["best_of"]  # the best n of n: asks for nothing
+    if isinstance(body, CompletionRequest) and given.get("max_completion_tokens") == body.max_tokens:
+        given.pop("max_completion_tokens", None)  # benchmarks say the same to both endpoints, under both names
     unknown = fields.judge(given, type(body))
     if isinstance(body, ChatRequest | TokenizeRequest) and body.messages:
         tools = body.shown_tools

@@ -14,6 +14,8 @@ from semipd_engine.server.errors import ApiError, bad_request
 from semipd_engine.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
 
 SEED_MASK = 2**63 - 1
+ANY_SEED = -1
+"""What clients of vLLM send for none."""
 GREEDY_BELOW = 1e-5
 """A temperature below this is greedy: dividing logits by it would only overflow."""
 
@@ -52,7 +54,7 @@ def resolve(request: GenerationRequest, prompt_tokens: int, card: ModelCard, max
         top_p=1.0 if greedy else max(LEAST_TOP_P, _first(request.top_p, defaults.top_p, 1.0)),
         top_k=0 if greedy else max(0, _first(request.top_k, defaults.top_k, 0)),
         min_p=0.0 if greedy else _first(request.min_p, defaults.min_p, 0.0),
-        seed=random.getrandbits(63) if request.seed is None else request.seed & SEED_MASK,
+        seed=random.getrandbits(63) if request.seed in (None, ANY_SEED) else request.seed & SEED_MASK,
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         repetition_penalty=max(

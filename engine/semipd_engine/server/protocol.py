@@ -33,7 +33,7 @@ from semipd_engine.server.tools import Tool, function_names
 
 MAX_CHOICES = 128
 MAX_MESSAGES = 1 << 13
-INT64_MAX = 2**63 - 1
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 GRAMMAR_FIELDS = (
     *("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
@@ -71,7 +71,7 @@ class GenerationRequest(BaseModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1, le=INT32_MAX)
     min_p: float | None = Field(default=None, ge=0, le=1)
-    seed: int | None = Field(default=None, ge=-INT64_MAX, le=INT64_MAX)
+    seed: int | None = Field(default=None, ge=INT64_MIN, le=INT64_MAX)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
@@ -96,7 +96,7 @@ class GenerationRequest(BaseModel):
     request_id: Annotated[str, Field(pattern=REQUEST_ID)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     prompt_logprobs: LogprobCount = None
-    priority: int | None = Field(default=None, ge=-INT64_MAX, le=INT64_MAX)
+    priority: int | None = Field(default=None, ge=INT64_MIN, le=INT64_MAX)
     echo: bool | None = None
 
     @property

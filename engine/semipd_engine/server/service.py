@@ -225,7 +225,7 @@ class Service:
             score_each=bool(request.stream),
             silent=request.scores_alone,
         )
-        generation.start(resolved, request.choices, text)
+        await generation.start(resolved, request.choices, text)
 
     async def run(self) -> None:
         """Keep the connection to core for ever."""

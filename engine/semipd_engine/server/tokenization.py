@@ -19,7 +19,7 @@ from semipd_engine.server.service import Service
 async def tokenize(service: Service, request: Request) -> Response:
     """Ids of a text of any length that `detokenize` would take back."""
     body, size = await service.bodies.read(request, TokenizeRequest, service.max_model_len)
-    service.check_model(body.model)
+    service.check_model(body.model or None)
     judge_fields(service, request, body)
     special = body.prompt is not None if body.add_special_tokens is None else body.add_special_tokens
     most = most_values(service.max_model_len)
@@ -45,7 +45,7 @@ async def tokenize(service: Service, request: Request) -> Response:
 
 async def detokenize(service: Service, request: Request) -> Response:
     body, size = await service.bodies.read(request, DetokenizeRequest, service.max_model_len)
-    service.check_model(body.model)
+    service.check_model(body.model or None)
     judge_fields(service, request, body)
     check_token_ids("tokens", body.tokens, service.card.vocab_size)
 

@@ -227,7 +227,8 @@ def test_models_and_version(api: Api) -> None:
     assert api.client.get("/v1/models/letters").json()["id"] == "letters"
     assert api.client.get("/v1/models/other").status_code == 404
     assert api.client.get("/version").json()["version"]
-    assert api.complete(model="letters").status_code == 200
+    for name in ("letters", "", None):
+        assert api.complete(model=name).status_code == api.chat(model=name).status_code == 200
 
 
 # ---- errors ------------------------------------------------------------------------------------------------------

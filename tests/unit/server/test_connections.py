@@ -20,8 +20,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from e2e.lib.waiting import PATIENCE_S, wait_until, wait_until_async
-from semipd_engine.server.__main__ import http_protocol
+from semipd_engine.server.__main__ import Server, bind, configuration, http_protocol
 from semipd_engine.server.connections import answering
+from semipd_engine.server.http_io import client_of
 
 pytestmark = pytest.mark.unit
 
@@ -351,3 +352,34 @@ def test_pages_of_allowed_origins_may_ask(start_api: StartApi, tmp_path: Path) -
     assert "https://evil" in error["message"] and "--allowed-origins" in error["message"]
     assert evil.headers["x-request-id"] == "mine" and "access-control-allow-origin" not in evil.headers
     assert evil.headers["vary"] == preflight.headers["vary"]
+
+
+@pytest.mark.parametrize(
+    ("trusted", "seen"),
+    [
+        (None, " 203.0.113.7"),
+        ("10.0.0.0/8", " 127.0.0.1"),
+        ("10.0.0.0/8, 127.0.0.0/8", " 203.0.113.7"),
+    ],
+)
+async def test_a_client_has_the_address_that_a_trusted_proxy_tells(
+    monkeypatch: pytest.MonkeyPatch, trusted: str | None, seen: str
+) -> None:
+    """A pod listens on a socket of both families, where IPv4 addresses have IPv6's form."""
+    if trusted is not None:
+        monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": client_of(scope).encode()})
+
+    listener = bind("::", 0)
+    server = Server(configuration(app))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        forged = {"x-forwarded-for": "198.51.100.1, 203.0.113.7"}
+        assert (await client.get(url, headers=forged)).text == seen
+        assert (await client.get(url)).text == " 127.0.0.1"
+    server.should_exit = True
+    await serving

@@ -23,11 +23,14 @@ from tokenizers import Tokenizer
 from e2e.lib.waiting import wait_until
 from semipd_engine.cards.tokenizer import CHARACTERS_AT_ONCE, TextTooLong
 from semipd_engine.contract import EngineOptions, EngineState
-from semipd_engine.ipc.requests import CoreState
+from semipd_engine.ipc.requests import AddRequest, ApiToCore, CoreState
+from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.server import handlers
 from semipd_engine.server.encoding import INLINE_BYTES, LARGE_BYTES
 from semipd_engine.server.errors import ApiError
+from semipd_engine.server.generation import TOKENS_AT_ONCE, Generation
 from semipd_engine.server.headers import RequestIds
+from semipd_engine.server.sequence import TextOptions
 from semipd_engine.server.service import Service
 
 pytestmark = pytest.mark.unit
@@ -114,6 +117,38 @@ async def _handled(service: Service, scope: Scope, receive: Receive, send: Send)
 
 
 async def _unsent(_: Message) -> None: ...
+
+
+async def test_others_have_their_turns_while_copies_of_a_long_prompt_are_sent(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = turn = 0
+
+    def send(message: ApiToCore) -> None:
+        nonlocal most, turn
+        if isinstance(message, AddRequest):
+            turn += len(message.prompt_token_ids)
+            most = max(most, turn)
+
+    async def other() -> None:
+        nonlocal turn
+        while True:
+            turn = 0
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(service.generations, "send", send)
+    prompt = list(range(1 << 17))
+    others = asyncio.create_task(other())
+    with Generation(service.generations, "x", [len(prompt)], 64, 0.0) as generation:
+        await generation.start([(prompt, Sampling())], 64, TextOptions())
+        assert len(generation.sequences) == 64 and most <= TOKENS_AT_ONCE + len(prompt)
+    with Generation(service.generations, "x", [len(prompt)], 64, 0.0) as generation:
+        asyncio.get_running_loop().call_soon(service.generations.lost)
+        with pytest.raises(ApiError) as lost:
+            await generation.start([(prompt, Sampling())], 64, TextOptions())
+        assert lost.value.code == "engine_restarted" and len(generation.sequences) < 64
+    others.cancel()
+    assert not service.generations.by_key and not service.generations.in_work
 
 
 def test_of_a_huge_text_little_is_tokenised(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai.types.chat import ChatCompletionContentPartTextParam, ChatCompletionStreamOptionsParam
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParamsBase
+from openai.types.completion_create_params import CompletionCreateParamsBase
 from tests.unit.server.api_process import Api, StartApi
 from tests.unit.server.test_completions import events
 from tests.unit.server.test_metrics import value
@@ -16,7 +19,8 @@ from tests.unit.server.test_metrics import value
 from e2e.lib.waiting import wait_until
 from semipd_engine.core.kv_cache_manager import extend_digests
 from semipd_engine.server import fields
-from semipd_engine.server.protocol import ChatRequest, CompletionRequest
+from semipd_engine.server.chat_fields import PART
+from semipd_engine.server.protocol import ChatRequest, CompletionRequest, StreamOptions
 
 pytestmark = pytest.mark.unit
 
@@ -39,13 +43,12 @@ VLLM = re.findall(
     """,
 )
 """Of vLLM's two request models, old and new."""
-OPENAI = re.findall(
-    r"\w+",
-    """
-    audio function_call functions metadata modalities prediction prompt_cache_key prompt_cache_retention
-    safety_identifier service_tier store verbosity web_search_options
-    """,
-)
+OPENAI = [
+    *CompletionCreateParamsBase.__annotations__,
+    *ChatParamsBase.__annotations__,
+    *(f"stream_options.{name}" for name in ChatCompletionStreamOptionsParam.__annotations__),
+]
+"""Of its own client, which is newer with each version."""
 
 
 def section(title: str, until: str) -> str:
@@ -60,10 +63,14 @@ def rows(text: str) -> dict[str, str]:
 
 def test_every_field_is_in_the_table_once_and_in_the_docs() -> None:
     honoured = CompletionRequest.model_fields.keys() | ChatRequest.model_fields.keys()
+    options = {f"stream_options.{name}" for name in StreamOptions.model_fields}
     for name in (*VLLM, *OPENAI):
+        if name in options:
+            continue
         assert sum((name in honoured, name in fields.HARMLESS, name in fields.REFUSED)) == 1, name
     written = {name.partition(".")[0] for name in rows(section("## Request fields", "### Harmless"))}
     assert honoured <= written, honoured - written
+    assert set(ChatCompletionContentPartTextParam.__annotations__) <= PART
     assert rows(section("### Harmless", "### Refused")) == dict(fields.HARMLESS)
     refused = {name: remedy for name, (remedy, _) in fields.REFUSED.items()}
     assert rows(section("### Refused", "Any other field")) == refused
@@ -106,6 +113,9 @@ def test_fields_of_the_other_endpoint_are_refused(api: Api) -> None:
     assert api.chat(prompt="x").json()["error"]["param"] == "prompt"
     assert api.complete(tools=[{"type": "function"}]).json()["error"]["param"] == "tools"
     assert api.chat(prompt=None).status_code == api.complete(tools=None).status_code == 200
+    assert api.complete(max_tokens=5, max_completion_tokens=6).json()["error"]["param"] == "max_completion_tokens"
+    same = api.complete(max_tokens=5, max_completion_tokens=5)  # as vLLM's guidellm says it
+    assert same.json()["usage"]["completion_tokens"] == 5 and "x-semipd-unknown-fields" not in same.headers
 
 
 def test_strict_fields_refuses_the_unknown(start_api: StartApi) -> None:

@@ -35,7 +35,7 @@ BODIES: list[tuple[str, str, str | None]] = [
     (COMPLETIONS, '{"prompt": "x", "max_tokens": 3.0, "stream": null, "echo": null, "ignore_eos": null, "stop": null}',
      None),
     (COMPLETIONS, '{"prompt": "x", "return_token_ids": null, "skip_special_tokens": null, "min_tokens": null}', None),
-    (COMPLETIONS, '{"prompt": "x", "priority": -9223372036854775807}', None),
+    (COMPLETIONS, '{"prompt": "x", "priority": -9223372036854775808, "seed": -9223372036854775808}', None),
     (COMPLETIONS, '{"prompt": "x", "user": ' + nested(100) + "}", None),
     (COMPLETIONS, '{"prompt": "x", "temperature": NaN}', "temperature"),
     (COMPLETIONS, '{"prompt": "x", "temperature": Infinity}', "temperature"),

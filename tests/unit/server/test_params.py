@@ -36,6 +36,8 @@ def test_silent_request_takes_neutral_values() -> None:
     assert (sampling.repetition_penalty, sampling.logprobs, sampling.max_tokens) == (1.0, -1, 16)
     assert sampling.stop_token_ids == (2, 3)
     assert sampling.seed != completion().seed
+    assert completion(seed=-1).seed != completion(seed=-1).seed  # vLLM's word for none
+    assert completion(seed=-2).seed == completion(seed=-2).seed
 
 
 def test_a_completion_has_sixteen_tokens_and_a_chat_what_fits() -> None:
@@ -132,7 +134,7 @@ BAD = [
     ({"stop": ["a", ""]}, "stop", "leave it out"),
     ({"stop": 5}, "stop", "list of strings"),
     ({"stop": ["s"] * 257}, "stop", "at most 256"),
-    ({"stop": ["s" * 70_000]}, "stop", "shorten"),
+    ({"stop": ["s" * 9_000, "t" * 9_000]}, "stop", "shorten"),
     ({"logit_bias": {"a": 1}}, "logit_bias", "token ids"),
     ({"logit_bias": {"1": 101}}, "logit_bias", "[-100, 100]"),
     ({"logit_bias": dict.fromkeys(map(str, range(1025)), 1)}, "logit_bias", "at most 1024"),
