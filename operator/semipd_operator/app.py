@@ -33,6 +33,7 @@ from semipd_operator.poller import AgentPoller
 from semipd_operator.reconcile import Next, Reconciler
 from semipd_operator.render import HPA, OPTIONAL_KINDS
 from semipd_operator.render.names import MANAGED_SELECTOR, managed
+from semipd_operator.rights import Rights
 from semipd_operator.settings import MetricsAPISettings, Settings
 from semipd_operator.status_writer import StatusWriter
 from semipd_operator.watches import listen, registry
@@ -42,7 +43,8 @@ log = logging.getLogger(__name__)
 
 _RECONCILE_SECONDS = 60.0
 _CRD_WAIT_SECONDS = 2.0
-_RELIST_SECONDS = 2.0
+_RELIST_SECONDS = (2.0, 4.0, 8.0, 15.0)
+"""After a list that failed, once and again: a cluster in trouble is not asked for everything all the time."""
 _OPTIONAL = {kind.kind for kind in OPTIONAL_KINDS}
 _KEY_SECONDS = 5.0
 _AUTOSCALER_SECONDS = 15.0
@@ -67,6 +69,7 @@ class Operator:
         self.queue = WorkQueue()
         self.informer = Informer(settings.namespaces)
         self.watches = WatchFreshness(settings.namespaces)
+        self.rights = Rights()
         self.health = Health(self.queue, self.watches, settings.deaf_after_seconds)
         self.agents = AgentClient(settings.agent_port, settings.poll_timeout_seconds)
         self.poller = AgentPoller(self.agents, settings.poll_seconds, self._round)
@@ -80,7 +83,7 @@ class Operator:
         """Until cancelled, or until a part that must not end ends. Raises `ServicesGone`."""
         settings = self.settings
         await self._wait_for_crd()
-        handlers = registry(self.on_event, self.watches.opened, self._gone.set)
+        handlers = registry(self.on_event, self.on_answer, self._gone.set)
         parts = [
             listen(handlers, self.instance, settings.namespaces),
             self._end_with_the_crd(),
@@ -133,6 +136,14 @@ class Operator:
         for key in self.informer.told(kind, obj, gone=gone):
             self.queue.add(key)
 
+    def on_answer(self, kind: str, verb: str, namespace: str, status: int) -> None:
+        """To a list or a watch of Kopf's."""
+        self.rights.answered(kind, verb, namespace, status)
+        if (kind, verb, status) == (KIND, "watch", 200):
+            self.watches.opened(namespace)
+        if (kind, status) == (KIND, 403):
+            self.watches.refused(namespace)
+
     async def _round(self, key: Key) -> None:
         try:
             await self.statuses.publish(key)
@@ -165,6 +176,7 @@ class Operator:
 
     async def _resync(self) -> None:
         """Lists everything again and again: what a lost event or a bug left behind is mended within a period."""
+        failures = 0
         while True:
             complete = True
             for kind in KINDS:
@@ -178,7 +190,9 @@ class Operator:
             if complete:
                 self.health.listed()
                 self._resyncs += 1
-            await asyncio.sleep(self.settings.resync_seconds if complete else _RELIST_SECONDS)
+            pause = self.settings.resync_seconds if complete else _RELIST_SECONDS[min(failures, 3)]
+            failures = 0 if complete else failures + 1
+            await asyncio.sleep(pause)
 
     async def _list(self, kind: str, namespace: str) -> None:
         # All autoscalers, as others' may scale our Deployments; the watch tells of ours alone.
@@ -186,6 +200,7 @@ class Operator:
         try:
             found, version = await self.kube.list(KINDS[kind][0], kind, namespace, selector)
         except ApiRefused as refused:
+            self.rights.answered(kind, "list", namespace, refused.status)
             if refused.status == 404 and kind == KIND:
                 self._gone.set()
             if refused.status != 403 or kind not in _OPTIONAL:
@@ -193,6 +208,7 @@ class Operator:
             for key in self.informer.refused(kind, str(refused), namespace):
                 self.queue.add(key)
             return
+        self.rights.answered(kind, "list", namespace, 200)
         news: set[Key] = set()
         if kind == HPA.kind:
             news = {key for key in self.informer.autoscalers(found, namespace) if self.informer.get(KIND, *key)}

@@ -18,6 +18,8 @@ class WatchFreshness:
     def __init__(self, namespaces: Iterable[str] = ()) -> None:
         """`namespaces`: those watched, each by a watch of its own; none is one watch of all."""
         self._not_open = set(namespaces) or {""}
+        self._refused: set[str] = set()
+        """Of `namespaces`: where RBAC refuses the watch by now. A new process would be refused, too."""
         self._heard: dict[str, int] = {}
         self._listed: dict[str, int] = {}
         self.missed: str = ""
@@ -30,6 +32,10 @@ class WatchFreshness:
 
     def opened(self, namespace: str) -> None:
         self._not_open.discard(namespace)
+        self._refused.discard(namespace)
+
+    def refused(self, namespace: str) -> None:
+        self._refused.add(namespace)
 
     def heard(self, uid: str, version: str) -> None:
         """The watch told of an object."""
@@ -41,10 +47,11 @@ class WatchFreshness:
     def listed(self, objects: Iterable[tuple[str, str]]) -> None:
         """(uid, resource version) of every object, once in each resync period."""
         now = {uid: int(version) for uid, version in objects}
-        # What the last list showed has had a whole period to arrive through the watch.
-        late = [uid for uid, version in self._listed.items() if uid in now and self._heard.get(uid, 0) < version]
+        # What the last list showed has had a whole period to arrive through the watch, if there was one.
+        shown = {} if self._refused else self._listed
+        late = [uid for uid, version in shown.items() if uid in now and self._heard.get(uid, 0) < version]
         self.missed = late[0] if late else ""
-        self._listed = now
+        self._listed = {} if self._refused else now
         self._heard = {uid: version for uid, version in self._heard.items() if uid in now}
 
 

@@ -9,8 +9,9 @@ server says of the services is heard before Kopf hears it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -24,8 +25,9 @@ from semipd_operator.settings import MANAGER
 
 OnEvent = Callable[[str, dict[str, Any], bool], None]
 """(kind, object, gone)"""
-OnWatch = Callable[[str], None]
-"""(namespace; empty for all): Kopf has listed the services, and the API server has accepted its watch of them."""
+OnAnswer = Callable[[str, str, str, int], None]
+"""(kind, verb, namespace, HTTP status): what the API server said to a list or a watch; the namespace is empty for all.
+A watch that is accepted (200) has been listed before."""
 OnGone = Callable[[], None]
 """The API server knows no services any more: their CRD was deleted."""
 
@@ -52,7 +54,7 @@ async def listen(handlers: kopf.OperatorRegistry, instance: str, namespaces: Col
         task.result()
 
 
-def registry(on_event: OnEvent, on_watch: OnWatch, on_gone: OnGone) -> kopf.OperatorRegistry:
+def registry(on_event: OnEvent, on_answer: OnAnswer, on_gone: OnGone) -> kopf.OperatorRegistry:
     handlers = kopf.OperatorRegistry()
     sessions: list[tuple[kopf.ConnectionInfo, kopf.AiohttpSession]] = []
 
@@ -64,7 +66,7 @@ def registry(on_event: OnEvent, on_watch: OnWatch, on_gone: OnGone) -> kopf.Oper
             return None
         # Kopf gives up on credentials that it has seen refused: the same ones must come back as the same object.
         if not sessions or sessions[-1][0] != info:
-            sessions[:] = [(info, _traced(info, on_watch, on_gone))]
+            sessions[:] = [(info, _traced(info, on_answer, on_gone))]
         return sessions[-1][1]
 
     def follow(kind: str) -> None:
@@ -88,19 +90,20 @@ def _by_address(info: kopf.ConnectionInfo, env: Mapping[str, str]) -> kopf.Conne
     return replace(info, server=f"https://{f'[{host}]' if ':' in host else host}:{port}")
 
 
-def _traced(info: kopf.ConnectionInfo, on_watch: OnWatch, on_gone: OnGone) -> kopf.AiohttpSession:
-    """The session that Kopf would make of `info`, and a word whenever a watch of the services is open, or there is
+def _traced(info: kopf.ConnectionInfo, on_answer: OnAnswer, on_gone: OnGone) -> kopf.AiohttpSession:
+    """The session that Kopf would make of `info`, and a word of each answer to a list or a watch, and where there is
     nothing to watch."""
+    kinds = {plural: kind for kind, (_, plural) in KINDS.items()}
 
     async def on_request_end(_session: Any, _context: Any, params: aiohttp.TraceRequestEndParams) -> None:
         *_, before, namespace, plural = ("", "", *params.url.path.split("/"))
-        if plural != PLURAL:
+        if plural not in kinds:
             return
-        if params.response.status == 404:
+        if plural == PLURAL and params.response.status == 404:
             on_gone()
             await asyncio.Event().wait()  # Kopf, which is about to be ended, never has the answer
-        if params.url.query.get("watch") == "true" and params.response.status == 200:
-            on_watch(namespace if before == "namespaces" else "")
+        verb = "watch" if params.url.query.get("watch") == "true" else "list"
+        on_answer(kinds[plural], verb, namespace if before == "namespaces" else "", params.response.status)
 
     trace = aiohttp.TraceConfig()
     trace.on_request_end.append(on_request_end)
@@ -119,6 +122,13 @@ def _traced(info: kopf.ConnectionInfo, on_watch: OnWatch, on_gone: OnGone) -> ko
     )
 
 
+class Retries:
+    """Seconds before the next try of a request of Kopf's: without an end, and so without a length."""
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((1.0, 2.0, 4.0, 8.0), itertools.repeat(15.0))
+
+
 def kopf_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.watching.server_timeout = 240
@@ -129,6 +139,7 @@ def kopf_settings() -> kopf.OperatorSettings:
         settings.watching.label_selectors[KINDS[kind][1]] = MANAGED_SELECTOR
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
+    settings.networking.error_backoffs = Retries()
     settings.queueing.worker_limit = 20
     settings.posting.enabled = False  # events are told after the status is written, by ourselves
     settings.scanning.disabled = True  # would want to list namespaces and CRDs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
 from collections.abc import AsyncIterator
@@ -18,6 +19,8 @@ import pytest
 import yaml
 
 from e2e.lib.waiting import PATIENCE_S, wait_until_async
+from semipd_operator import watches
+from semipd_operator.api.v1alpha1.resource import KIND
 from semipd_operator.informer import Informer
 from semipd_operator.render.names import MANAGED_SELECTOR
 from semipd_operator.watches import _by_address, kopf_settings, registry
@@ -38,7 +41,13 @@ CHILDREN = {
 @dataclass
 class Heard:
     news: list[tuple[Key, str, bool]] = field(default_factory=list)
-    open: list[str] = field(default_factory=list)
+    answers: list[tuple[str, str, str, int]] = field(default_factory=list)
+    """To lists and watches: kind, verb, namespace, status."""
+
+    @property
+    def open(self) -> list[str]:
+        """The namespaces of watches of the services, as they were accepted."""
+        return [place for kind, verb, place, status in self.answers if (kind, verb, status) == (KIND, "watch", 200)]
 
 
 @pytest.fixture
@@ -77,7 +86,7 @@ async def operator_loop(kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for key in informer.told(kind, obj, gone=gone):
             told.news.append((key, kind, gone))
 
-    handlers = registry(hear, told.open.append, lambda: None)
+    handlers = registry(hear, lambda *answer: told.answers.append(answer), lambda: None)
     # A thread with a loop of its own: Kopf cancels every other task of its loop when it ends.
     stop = threading.Event()
     loop = threading.Thread(
@@ -173,6 +182,25 @@ async def test_a_watch_that_is_not_accepted_is_not_told(
         )
         await asyncio.sleep(0.3)
         assert told.open == []
+
+
+@pytest.mark.parametrize("verb", ["list", "watch"])
+async def test_a_right_that_is_withdrawn_ends_nothing_and_is_back_as_soon_as_it_is_granted(
+    kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """Kopf by itself gives up at the ninth refusal, and with one watch its whole loop ends: after 54 s of 403."""
+    action = {"list": kmock_library.action.LIST, "watch": kmock_library.action.WATCH}[verb]
+    monkeypatch.setattr(watches.Retries, "__iter__", lambda _: itertools.repeat(0.01))
+    kmock[action, kmock_library.resource(SERVICES)][:40] << 403
+    async with operator_loop(kmock, tmp_path, monkeypatch) as told:
+        pod = {"kind": "Pod", **new("child", labels={"semipd.io/service": "one"})}
+        await wait_until_async(lambda: "pods" in watched(kmock))
+        await send(kmock, "POST", "v1/pods", "child", pod)
+        await wait_until_async(lambda: (Key("ns", "one"), "Pod", False) in told.news, describe="the others go on")
+        await wait_until_async(lambda: told.open == [""])
+        assert told.answers.count((KIND, verb, "", 403)) == 40
+        await send(kmock, "POST", SERVICES, "two", new("two"))
+        await wait_until_async(lambda: (Key("ns", "two"), KIND, False) in told.news)
 
 
 def test_settings() -> None:

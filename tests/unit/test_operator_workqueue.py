@@ -139,6 +139,23 @@ async def test_readiness_waits_for_the_list_and_for_every_watch(namespaces: tupl
         assert (await asked("/healthz"))[0] == 503 and (await asked("/readyz"))[0] == 200, "liveness is another matter"
 
 
+def test_a_watch_that_rbac_refuses_is_not_deaf() -> None:
+    """A new process would be refused, too. Once it is granted again a whole period counts from there."""
+    watches = WatchFreshness(("a", "b"))
+    watches.opened("a")
+    watches.heard("u", "10")
+    watches.listed([("u", "10")])
+    watches.refused("b")
+    for version in ("12", "14", "16"):
+        watches.listed([("u", version)])
+        assert watches.missed == ""
+    watches.opened("b")
+    watches.listed([("u", "16")])
+    assert watches.missed == "", "it has a period to catch up"
+    watches.listed([("u", "16")])
+    assert watches.missed == "u", "and did not"
+
+
 def test_a_watch_that_misses_a_change_for_a_whole_period_is_deaf() -> None:
     watches = WatchFreshness()
     watches.heard("u", "10")
