@@ -1,5 +1,5 @@
 """What no watch tells and few services need: why the kubelet cannot make a pod, or which probe of it fails, how the
-pod's node is, and who serves the external metrics.
+pod's node is, which taints keep it from others, and who serves the external metrics.
 
 Asked for only where there is a question, and not again for a while. All of it is a courtesy: what RBAC refuses stays
 unknown, and a server in trouble (any other refusal, no answer, a slow one) leaves what was last known; nothing of the
@@ -19,12 +19,15 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from semipd_operator.answers import ApiAway, ApiRefused
 from semipd_operator.metricsapi.registration import API_SERVICE, REGISTRATION_API, backend_of
+from semipd_operator.pod_times import PodTimes
 from semipd_operator.reasons import PodTrouble
+from semipd_operator.status.disruption import DRIVEN_OUT
 from semipd_operator.status.nodes import NodeView, claim_words, complaint, node_view, wants_gpu
 from semipd_operator.status.observed import PodView, Problem
 from semipd_operator.status.pods import pod_view
 from semipd_operator.status.probes import FailedProbes, asks_for_probes, explained, failed_probes
 from semipd_operator.status.scaling import EXTERNAL_METRICS_API
+from semipd_operator.status.taints import TaintedNode, named, tainted, untold, untolerated
 
 Object = dict[str, Any]
 T = TypeVar("T")
@@ -37,18 +40,19 @@ _AT_ONCE = 4
 """Pods asked about in one look; the others have their turn in the next."""
 _LABELS_SECONDS, _HEALTH_SECONDS = 300.0, 30.0
 """A node is asked again: labels rarely change; whether it is ready is asked for while a pod of it is not."""
-_KEPT_SECONDS, _MOST_REMEMBERED = 900.0, 10_000
+_ALL = ""
+"""Of nodes."""
+_KEPT_SECONDS = 900.0
 PATIENCE_SECONDS = 5.0
 """For all questions of one look, so that a slow server holds up no status."""
 _NOT_OURS_TO_KNOW = (403, 404)
-_TIMES = ("ready_since", "ended_at", "started_at", "held_since", "preparing_since", "unseen_since")
-"""Fields of `PodView` that schedulers and nodes stamp, by clocks of their own."""
 
 
 class Kube(Protocol):
     async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None: ...
     async def events(self, namespace: str, uid: str) -> list[Object]: ...
     async def claim_events(self, namespace: str, claim: str) -> list[Object]: ...
+    async def some_nodes(self) -> list[Object]: ...
     async def serves(self, api_version: str) -> bool: ...
 
 
@@ -87,20 +91,21 @@ class Inquiry:
         ahead: Callable[[], timedelta] = timedelta,
     ) -> None:
         """`ahead`: how far the API server's clock is ahead of ours."""
-        self._kube, self._clock, self._ahead = kube, clock, ahead
+        self._kube, self._clock = kube, clock
         self._events: dict[str, _Known[_Events]] = {}
         """By the pod's uid."""
         self._claims: dict[str, _Known[str]] = {}
         """By ``NAMESPACE/NAME``: what is said of a claim without a volume."""
         self._nodes: dict[str, _Known[NodeView]] = {}
         """By name."""
-        self._times: dict[str, dict[str, tuple[datetime, datetime]]] = {}
-        """By the pod's uid and the field of its view: what others say, and by our clock since when they do."""
+        self._tainted: dict[str, _Known[tuple[TaintedNode, ...]]] = {}
+        """Those that keep pods away, under one name."""
+        self._times = PodTimes(ahead)
         self._metrics = MetricsServer()
 
     async def look(self, pods: Sequence[Object], now: datetime, serving: Collection[str] = ()) -> tuple[PodView, ...]:
         """The pods with what had to be asked for. `serving`: uids of those whose agent says that the engine serves."""
-        views = [self._by_our_clock(pod, pod_view(pod), now) for pod in pods]
+        views = [self._times.by_our_clock(pod, pod_view(pod), now) for pod in pods]
         probed = {view.uid for view in views if asks_for_probes(view, serves=view.uid in serving)}
         made = {view.uid for view in views if _waits(view.preparing_since, now) or _pulls_in_vain(view)}
         stuck = [view for view in views if _ours(view) and view.uid in probed | made]
@@ -108,10 +113,12 @@ class Inquiry:
         stuck.sort(key=lambda view: self._events.get(view.uid, _Known()).asked)
         nodes: dict[str, float] = {}
         for pod, view in zip(pods, views, strict=True):
+            if view.node and _driven_out(view):
+                nodes[view.node] = _ASKED_AGAIN_SECONDS
             if not view.node or not _ours(view):
                 continue
             if not view.ready and _waits(view.ready_since, now):
-                nodes[view.node] = _HEALTH_SECONDS
+                nodes[view.node] = min(_HEALTH_SECONDS, nodes.get(view.node, _HEALTH_SECONDS))
             elif wants_gpu(pod):
                 nodes.setdefault(view.node, _LABELS_SECONDS)
         by_uid = {pod["metadata"]["uid"]: pod for pod in pods}
@@ -127,37 +134,20 @@ class Inquiry:
                     *(self._ask_events(by_uid[view.uid], view) for view in stuck[:_AT_ONCE]),
                     *(self._ask_claim(claim) for claim in sorted(claims)[:_AT_ONCE]),
                     *(self._ask_node(name, period) for name, period in nodes.items()),
+                    *([self._ask_taints()] if any(_ours(view) and untold(view.problem) for view in views) else []),
                 )
         self._forget()
         told = (self._told(view, view.uid in made, view.uid in probed) for view in views)
-        known = (self._with_node(pod, self._with_claims(pod, view)) for pod, view in zip(pods, told, strict=True))
-        return tuple(
-            replace(
-                view, node_owes=_ours(view) and view.node in nodes and not self._nodes.get(view.node, _Known()).answered
-            )
-            for view in known
+        known = (
+            self._with_node(pod, self._with_taints(pod, self._with_claims(pod, view)))
+            for pod, view in zip(pods, told, strict=True)
         )
+        return tuple(replace(view, node_owes=_ours(view) and self._owed(view, nodes)) for view in known)
 
-    def _by_our_clock(self, pod: Object, view: PodView, now: datetime) -> PodView:
-        """Its times, by our clock, and never too long ago: since we saw it so, and what was so before we looked not
-        before its creation. That is the API server's time, whose clock we can compare with ours, unlike those of a
-        scheduler and a node."""
-        before = self._times.pop(view.uid, None)  # and to the end, behind those that went
-        created = pod["metadata"].get("creationTimestamp")
-        times: dict[str, tuple[datetime, datetime]] = {}
-        for name in _TIMES:
-            said: datetime | None = getattr(view, name)
-            if said is None:
-                continue
-            if before is None:
-                first = max(said, datetime.fromisoformat(created) if created else said)
-                times[name] = said, min(now, first - self._ahead())
-            else:
-                known = before.get(name)
-                times[name] = known if known and known[0] == said else (said, now)
-        self._times[view.uid] = times
-        ours: dict[str, Any] = {name: since for name, (_, since) in times.items()}
-        return replace(view, **ours)
+    def _owed(self, view: PodView, nodes: Collection[str]) -> bool:
+        if untold(view.problem):
+            return not self._tainted.get(_ALL, _Known()).answered
+        return view.node in nodes and not self._nodes.get(view.node, _Known()).answered
 
     def _told(self, view: PodView, made: bool, probed: bool) -> PodView:
         said = self._events.get(view.uid, _Known[_Events]()).value if _ours(view) else None
@@ -179,10 +169,20 @@ class Inquiry:
         }
         return replace(view, **changes)
 
+    def _with_taints(self, pod: Object, view: PodView) -> PodView:
+        known = self._tainted.get(_ALL)
+        if known is None or known.value is None or view.problem is None or not untold(view.problem):
+            return view
+        return replace(view, problem=named(view.problem, pod, known.value))
+
     def _with_node(self, pod: Object, view: PodView) -> PodView:
         node = self._nodes.get(view.node)
         if node is None or node.value is None:
             return view
+        if (gone := view.disruption) and _driven_out(view):
+            taints = untolerated(pod, (taint for taint in node.value.taints if taint.effect == "NoExecute"))
+            told = f"{gone.words} ({', '.join(map(str, taints))} of node {view.node})" if taints else gone.words
+            view = replace(view, disruption=replace(gone, words=told))
         sharing = node.value.gpu_sharing if wants_gpu(pod) else ""
         return replace(view, gpu_sharing=sharing, node_problem=None if view.ready else node.value.problem)
 
@@ -230,6 +230,14 @@ class Inquiry:
         if self._clock() - known.asked >= (period if known.answered else min(period, _HEALTH_SECONDS)):
             await self._ask(self._nodes, name, ask)
 
+    async def _ask_taints(self) -> None:
+        async def ask() -> tuple[TaintedNode, ...] | None:
+            return tainted(await self._kube.some_nodes())
+
+        known = self._tainted.get(_ALL, _Known())
+        if self._clock() - known.asked >= _HEALTH_SECONDS:
+            await self._ask(self._tainted, _ALL, ask)
+
     async def _ask(self, known: dict[str, _Known[T]], name: str, ask: Callable[[], Awaitable[T | None]]) -> None:
         before = known.get(name, _Known())
         known[name] = replace(before, asked=self._clock(), answered=False)
@@ -250,10 +258,9 @@ class Inquiry:
 
     def _forget(self) -> None:
         oldest = self._clock() - _KEPT_SECONDS
-        while len(self._times) > _MOST_REMEMBERED:
-            del self._times[next(iter(self._times))]
+        self._times.forget()
         # In place: another look may wait for an answer to put there.
-        for about in (self._events, self._claims, self._nodes):
+        for about in (self._events, self._claims, self._nodes, self._tainted):
             for name in [name for name, known in about.items() if known.asked <= oldest]:
                 del about[name]
 
@@ -261,6 +268,11 @@ class Inquiry:
 def _ours(view: PodView) -> bool:
     """Of another pod nothing is shown."""
     return view.stays and not view.stranger
+
+
+def _driven_out(view: PodView) -> bool:
+    """By a taint of its node, which the controller of taints does not name."""
+    return view.disruption is not None and view.disruption.reason == DRIVEN_OUT
 
 
 _UNBOUND = ("problem", "unseen")

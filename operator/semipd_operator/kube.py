@@ -90,6 +90,12 @@ class Kube:
         items: list[Object] = page["items"]
         return items
 
+    async def some_nodes(self) -> list[Object]:
+        """One page: of a cluster with more nodes, some."""
+        page = await self._request("get", _path("v1", "Node", ""), _LIST, limit=_PAGE)
+        items: list[Object] = page["items"]
+        return items
+
     async def list(
         self, api_version: str, kind: str, namespace: str = "", selector: str = ""
     ) -> tuple[list[Object], int]:

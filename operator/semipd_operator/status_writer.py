@@ -18,7 +18,8 @@ from semipd_operator.kube import Kube
 from semipd_operator.metrics import STATUS_WRITES
 from semipd_operator.reasons import ConditionType, EventReason
 from semipd_operator.status import AgentView, Observed, summarise
-from semipd_operator.status.events import Event, disruptions, event_object, events
+from semipd_operator.status.disruption import Losses
+from semipd_operator.status.events import Event, event_object, events
 from semipd_operator.status.partition import FIRST_WORD
 from semipd_operator.status.refusals import admission
 from semipd_operator.status.scaling import fullness
@@ -45,8 +46,7 @@ class _Entry:
     not_before: float = 0.0
     """When to write again, by the writer's clock, after so many refusals."""
     told: dict[EventReason, float] = field(default_factory=dict)
-    disrupted: frozenset[str] = frozenset()
-    """The uids of pods that the cluster takes away, and of which that was told."""
+    losses: Losses = field(default_factory=Losses)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -75,8 +75,8 @@ class StatusWriter:
         entry = self._entries.get(key)
         if entry is None or entry.seen.service.metadata.uid != seen.service.metadata.uid:
             # One that ended keeps its condition for as long as it is there: who led before has told of it.
-            ended = frozenset(pod.uid for pod in seen.pods if pod.ended_at is not None)
-            self._entries[key] = _Entry(seen, disrupted=ended)
+            ended = (pod.uid for pod in seen.pods if pod.ended_at is not None)
+            self._entries[key] = _Entry(seen, losses=Losses(ended))
         else:
             entry.seen = seen
 
@@ -118,7 +118,7 @@ class StatusWriter:
                 entry.shown, entry.live = parse_status(obj), live
             if not self._leads():
                 return
-            await self._tell_disruptions(entry)
+            await self._tell_losses(entry)
             if self._clock() < entry.not_before:
                 return
             now = datetime.now(UTC)
@@ -140,12 +140,9 @@ class StatusWriter:
             before, entry.shown, entry.last_write = entry.shown, status, now
             await self._tell(entry, events(before, status))
 
-    async def _tell_disruptions(self, entry: _Entry) -> None:
-        gone = [pod for pod in entry.seen.pods if pod.disruption is not None]
-        new = [pod for pod in gone if pod.uid not in entry.disrupted]
-        entry.disrupted = frozenset(pod.uid for pod in gone)
-        for event in disruptions(new):  # each pod goes once: no need of a limit
-            await self.tell(entry.seen.service, event)
+    async def _tell_losses(self, entry: _Entry) -> None:
+        if said := entry.losses.tell(entry.seen.pods, self._clock()):
+            await self.tell(entry.seen.service, Event(EventReason.POD_DISRUPTED, said))
 
     async def write(self, service: SemiPDService, status: SemiPDServiceStatus) -> Any:
         """The status as the API server took it. Raises `ApiRefused`, `ApiAway`.

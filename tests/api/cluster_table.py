@@ -20,7 +20,7 @@ from e2e.lib.waiting import wait_until
 
 CONTROLLERS = (
     "deployment-controller,replicaset-controller,resourcequota-controller,persistentvolume-binder-controller,"
-    "persistentvolume-attach-detach-controller"
+    "persistentvolume-attach-detach-controller,taint-eviction-controller"
 )
 HUGE = {"resources": {"limits": {"memory": "3Gi", "cpu": "1"}}}
 MERGE = "application/merge-patch+json"
@@ -146,6 +146,14 @@ def template(**spec: Any) -> dict[str, Any]:
     return {"podTemplate": {"spec": spec}}
 
 
+SPREAD = {
+    "podAntiAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": [
+            {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"semipd.io/service": "table"}}}
+        ]
+    }
+}
+"""No two pods on one node."""
 PVC = {"model": {"uri": "pvc://models/m"}}
 
 

@@ -106,6 +106,9 @@ def test_no_right_is_missing_and_none_is_idle(audited: tuple[Scaled, int], names
     unready = {"type": "Ready", "status": "False", "lastTransitionTime": began}
     status = {"conditions": [scheduled, unready], "containerStatuses": [creating]}
     make_pod(crd, namespace, "all", "all-1", status, nodeName="n")
+    tainted = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+    tainted["message"] = "0/1 nodes are available: 1 node(s) had untolerated taint(s)."
+    make_pod(crd, namespace, "all", "all-2", {"phase": "Pending", "conditions": [tainted]})
 
     with demo(api, namespace) as agent:
         wait_until(lambda: available(crd))
@@ -117,8 +120,8 @@ def test_no_right_is_missing_and_none_is_idle(audited: tuple[Scaled, int], names
         crd.apply({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": meta, "rules": rules})
         crd.kubectl("create", "rolebinding", "reader", "--role=reader", "--user=alice", "-n", namespace)
         wait_until(lambda: crd.kubectl("get", "--raw", metric(namespace), "--as=alice", ok=False).returncode == 0)
-    wanted = {("", "events", "list"), ("", "nodes", "get")}
-    wait_until(lambda: wanted <= asked(crd, since)[0], describe="of the pod that stands still")
+    wanted = {("", "events", "list"), ("", "nodes", "get"), ("", "nodes", "list")}
+    wait_until(lambda: wanted <= asked(crd, since)[0], describe="of the pods that stand still")
 
     used, refused = asked(crd, since)
     rights = granted()

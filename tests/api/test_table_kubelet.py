@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from tests.api.cluster_table import (
     MERGE,
     PVC,
+    SPREAD,
     Row,
     claim,
     clear,
@@ -138,24 +140,17 @@ def test_an_agent_that_nobody_can_reach(control_plane: Any, namespace: str) -> N
     shows(control_plane, namespace, SILENT)
 
 
-SPREAD = {
-    "podAntiAffinity": {
-        "requiredDuringSchedulingIgnoredDuringExecution": [
-            {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"semipd.io/service": "table"}}}
-        ]
-    }
-}
 ELSEWHERE = Row(
-    "ClaimInUse",
-    'table-*: Multi-Attach error for volume "elsewhere" Volume is already used by pod(s) table-*. Remedy: Use a '
-    "ReadWriteMany or ReadOnlyMany claim, or one replica.",
+    "ClaimInUse(models)",
+    'table-*: claim models: Multi-Attach error for volume "elsewhere" Volume is already used by pod(s) table-*. '
+    "Remedy: Use a ReadWriteMany or ReadOnlyMany claim, or one replica.",
     {**PVC, "replicas": 2, **template(affinity=SPREAD)},
     [claim(storageClassName="elsewhere", volumeName="elsewhere")],
     lambda _: [volume("elsewhere", "ReadWriteOnce", csi={"driver": "disk.csi.test", "volumeHandle": "h"})],
 )
 
 
-def test_a_claim_for_one_node_that_is_on_another(control_plane: Any, namespace: str) -> None:
+def test_a_claim_for_one_node_that_is_on_another(control_plane: Any, namespace: str, agent_port: int) -> None:
     """The scheduler does not mind; the controller that attaches volumes tells it in an event of the pod."""
     make(control_plane, namespace, ELSEWHERE)
     attachments = "/apis/storage.k8s.io/v1/volumeattachments"
@@ -172,4 +167,15 @@ def test_a_claim_for_one_node_that_is_on_another(control_plane: Any, namespace: 
     for pod in pods(control_plane, namespace):
         status = {"conditions": [scheduled], "containerStatuses": [creating]}
         patch_pod(control_plane, namespace, pod["metadata"]["name"], status)
-    shows(control_plane, namespace, ELSEWHERE)
+    shows(control_plane, namespace, ELSEWHERE, keep=True)
+
+    # The pod that has the volume serves: what the other one lacks is told all the same.
+    [first] = [pod for pod in pods(control_plane, namespace) if pod["spec"]["nodeName"] == made[0]["spec"]["nodeName"]]
+    uid = control_plane.get("spd", "table", namespace)["metadata"]["uid"]
+    agent = Agent("127.0.0.32", agent_port, first, service_token(KEY.encode(), namespace, "table", uid))
+    try:
+        patch_pod(control_plane, namespace, first["metadata"]["name"], ready("127.0.0.32"))
+        words = ELSEWHERE.message
+        shows(control_plane, namespace, replace(ELSEWHERE, message=f"1 of 2 pods are ready: {words}", where=("Ready",)))
+    finally:
+        agent.close()

@@ -5,15 +5,34 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.api.cluster_table import MERGE, PVC, Row, claim, clear, make, patch_pod, pods, shows, template, volume
+from tests.api.cluster_table import (
+    MERGE,
+    PVC,
+    SPREAD,
+    Row,
+    claim,
+    clear,
+    make,
+    patch_pod,
+    pods,
+    shows,
+    template,
+    volume,
+)
+from tests.api.harness import KEY, Agent, condition, ready, row
 
 from e2e.lib.waiting import wait_until
+from semipd_agent.contract import service_token
 
 pytestmark = pytest.mark.api
 
 
-_AFAR = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["afar"]}]}
-AFAR = {"required": {"nodeSelectorTerms": [_AFAR]}}
+def on(node: str) -> dict[str, Any]:
+    """Of a volume: from which node it is reached."""
+    term = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}
+    return {"required": {"nodeSelectorTerms": [term]}}
+
+
 TABLE: dict[str, Row] = {
     "claim missing": Row(
         "ClaimMissing(models)",
@@ -32,7 +51,15 @@ TABLE: dict[str, Row] = {
         "table-*: *didn't match PersistentVolume's node affinity*. Remedy: Free or add such a node *",
         PVC,
         [claim(storageClassName="afar", volumeName="afar")],
-        lambda _: [volume("afar", "ReadWriteOnce", local={"path": "/m"}, nodeAffinity=AFAR)],
+        lambda _: [volume("afar", "ReadWriteOnce", local={"path": "/m"}, nodeAffinity=on("afar"))],
+    ),
+    "volume on one node, two replicas apart": Row(
+        "VolumeElsewhere(models)",
+        "table-*: *didn't match PersistentVolume's node affinity*. Remedy: Free or add such a node *, use a "
+        "ReadWriteMany claim, or one replica.",
+        {**PVC, "replicas": 2, **template(affinity=SPREAD)},
+        [claim(storageClassName="here", volumeName="here")],
+        lambda _: [volume("here", "ReadWriteOnce", local={"path": "/m"}, nodeAffinity=on("n1"))],
     ),
     "scheduling gate": Row(
         "Unschedulable(schedulingGates)",
@@ -41,8 +68,9 @@ TABLE: dict[str, Row] = {
     ),
     "no gpu": Row(
         "Unschedulable(nvidia.com/gpu)",
-        "table-*: 0/3 nodes are available: *Insufficient nvidia.com/gpu*. Remedy: Add a node that has what the message "
-        "names, or ask for less: spec.engine.resources, *. engine.device cpu needs no GPU.",
+        "table-*: 0/3 nodes are available: *Insufficient nvidia.com/gpu*; not tolerated: nvidia.com/gpu:NoSchedule "
+        "(node gpu). Remedy: Add a node that has what the message names, or ask for less: spec.engine.resources, *. "
+        "engine.device cpu needs no GPU.",
         {"engine": {"device": "cuda"}},
     ),
     "not so many cpus": Row(
@@ -57,8 +85,10 @@ TABLE: dict[str, Row] = {
         template(nodeSelector={"pool": "h100"}),
     ),
     "a tainted node": Row(
-        "Unschedulable(nodeSelector,taint)",
-        "*had untolerated taint*. Remedy: Add a node *",
+        "Unschedulable(taint/nvidia.com/gpu)",
+        "table-*: 0/3 nodes are available: *had untolerated taint(s)*; not tolerated: nvidia.com/gpu:NoSchedule (node "
+        "gpu). Remedy: Tolerate the taint (tolerations in spec.podTemplate), remove it (kubectl taint nodes gpu "
+        "nvidia.com/gpu-), or add a node without it.",
         template(nodeSelector={"nvidia.com/gpu.sharing-strategy": "time-slicing"}),
     ),
     "a node that never was": Row(
@@ -148,48 +178,79 @@ def test_a_claim_that_waits_for_its_provisioner(control_plane: Any, waits: str) 
     shows(control_plane, waits, WAITS)
 
 
-def test_a_taint_on_the_node_of_a_pod_that_runs(control_plane: Any, namespace: str) -> None:
-    """NoExecute takes it away, and its successor finds no node. What the controller of taints does is done by hand: it
-    needs another one, which takes nodes without a kubelet for lost."""
-    one = Row(
-        "Unschedulable(nodeSelector,taint)",
-        "table-*: 0/3 nodes are available: *had untolerated taint*. Remedy: Add a node *tolerations of "
-        "spec.podTemplate*",
-        template(nodeSelector={"kubernetes.io/hostname": "n1"}),
-    )
-    make(control_plane, namespace, one)
-    [pod] = wait_until(lambda: [pod for pod in pods(control_plane, namespace) if pod["spec"].get("nodeName") == "n1"])
+def taint(control_plane: Any, node: str, *effects: str) -> None:
+    taints = [{"key": "team.io/repair", "value": "disk", "effect": effect} for effect in effects]
+    control_plane.request("PATCH", f"/api/v1/nodes/{node}", {"spec": {"taints": taints}}, MERGE)
 
-    def taint(*effects: str) -> None:
-        taints = [{"key": "team.io/repair", "effect": effect} for effect in effects]
-        control_plane.request("PATCH", "/api/v1/nodes/n1", {"spec": {"taints": taints}}, MERGE)
+
+def placed(control_plane: Any, namespace: str, *nodes: str) -> list[dict[str, Any]]:
+    """The pods that stay, once each of `nodes` has one."""
+    found = [pod for pod in pods(control_plane, namespace) if not pod["metadata"].get("deletionTimestamp")]
+    return found if sorted(pod["spec"].get("nodeName", "") for pod in found) == sorted(nodes) else []
+
+
+TAINTED = Row(
+    "Unschedulable(taint/team.io/repair)",
+    "table-*: 0/3 nodes are available: *had untolerated taint(s)*; not tolerated: team.io/repair=disk:NoExecute (node "
+    "n1), team.io/repair=disk:NoSchedule (node n1). Remedy: Tolerate the taint (tolerations in spec.podTemplate), "
+    "remove it (kubectl taint nodes n1 team.io/repair-), or add a node without it.",
+    template(nodeSelector={"kubernetes.io/hostname": "n1"}),
+)
+
+
+def test_a_taint_on_the_node_of_a_pod_that_runs(control_plane: Any, namespace: str) -> None:
+    """NoSchedule leaves it alone, NoExecute takes it away, and its successor finds no node. Kubernetes' own controller
+    and scheduler do it, and neither names the taint."""
+    make(control_plane, namespace, TAINTED)
+    [pod] = wait_until(lambda: placed(control_plane, namespace, "n1"))
 
     def told() -> str:
         events = control_plane.request("GET", f"/api/v1/namespaces/{namespace}/events")["items"]
         return "; ".join(event["message"] for event in events if event["reason"] == "PodDisrupted")
 
     try:
-        taint("NoSchedule", "NoExecute")
-        words = "Taint manager: deleting due to NoExecute taint"
-        evicted = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": words}
-        patch_pod(control_plane, namespace, pod["metadata"]["name"], {"conditions": [evicted]})
-        control_plane.request("DELETE", f"/api/v1/namespaces/{namespace}/pods/{pod['metadata']['name']}")
-        shows(control_plane, namespace, one, keep=True)
+        taint(control_plane, "n1", "NoSchedule")
+        wait_until(lambda: row(control_plane, namespace, "table")[1:3] == ["False", "PodsNotReady"])
+        assert placed(control_plane, namespace, "n1") == [pod], "it stays"
+        taint(control_plane, "n1", "NoSchedule", "NoExecute")
+        shows(control_plane, namespace, TAINTED, keep=True)
         expected = (
-            f"pod {pod['metadata']['name']} was evicted by a NoExecute taint of its node (DeletionByTaintManager)"
+            f"pod {pod['metadata']['name']} was evicted by a NoExecute taint of its node (DeletionByTaintManager): "
+            "Taint manager: deleting due to NoExecute taint (team.io/repair=disk:NoExecute of node n1)"
         )
-        wait_until(lambda: told().startswith(expected), describe=told)
+        wait_until(lambda: told() == expected, describe=told)
     finally:
-        taint()
-    successor = wait_until(
-        lambda: [
-            one
-            for one in pods(control_plane, namespace)
-            if one["spec"].get("nodeName") == "n1" and one["metadata"]["uid"] != pod["metadata"]["uid"]
-        ],
-        describe="the remedy helps",
+        taint(control_plane, "n1")
+    [successor] = wait_until(lambda: placed(control_plane, namespace, "n1"), describe="the remedy helps")
+    assert successor["metadata"]["uid"] != pod["metadata"]["uid"]
+    clear(control_plane, namespace)
+
+
+def test_a_taint_that_leaves_one_pod_of_two_without_a_node(control_plane: Any, namespace: str, agent_port: int) -> None:
+    """It was there before the pods; the service serves, and says what keeps the other one away."""
+    words = (
+        "1 of 2 pods are ready: table-*: 0/3 nodes are available: *had untolerated taint(s)*; not tolerated: *"
+        "team.io/repair=disk:NoSchedule (node n1)*. Remedy: *tolerations *spec.podTemplate*"
     )
-    assert len(successor) == 1
+    one = Row("Unschedulable(taint,affinity)", words, {"replicas": 2, **template(affinity=SPREAD)}, where=("Ready",))
+    taint(control_plane, "n1", "NoSchedule")
+    try:
+        make(control_plane, namespace, one)
+        [pod] = wait_until(
+            lambda: [pod for pod in pods(control_plane, namespace) if pod["spec"].get("nodeName") == "n2"]
+        )
+        uid = control_plane.get("spd", "table", namespace)["metadata"]["uid"]
+        agent = Agent("127.0.0.33", agent_port, pod, service_token(KEY.encode(), namespace, "table", uid))
+        try:
+            patch_pod(control_plane, namespace, pod["metadata"]["name"], ready("127.0.0.33"))
+            shows(control_plane, namespace, one, keep=True)
+            assert condition(control_plane.get("spd", "table", namespace), "Available")["status"] == "True"
+            taint(control_plane, "n1")
+            wait_until(lambda: placed(control_plane, namespace, "n1", "n2"), describe="the remedy helps")
+        finally:
+            agent.close()
+    finally:
+        taint(control_plane, "n1")
     clear(control_plane, namespace)
 
 

@@ -121,6 +121,10 @@ class StandIn:
     async def knows(self, api_version: str, kind: str) -> bool:
         return kind not in self.unknown
 
+    async def some_nodes(self) -> list[Object]:
+        self._ask("list", "Node")
+        return [copy.deepcopy(obj) for (kind, _, _), obj in self.objects.items() if kind == "Node"]
+
     async def serves(self, api_version: str) -> bool:
         return True
 

@@ -3,6 +3,7 @@ and not of pods that it has nothing to do with."""
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.unit.operator_observed import NOW, conditions, messages, observed, po
 from tests.unit.operator_reconciler import Fixture, ready_pod
 
 from semipd_operator.status import PodView, summarise
+from semipd_operator.status.disruption import Losses
 from semipd_operator.status.observed import Disruption
 from semipd_operator.status.pods import pod_view
 from semipd_operator.status.scheduling import unplaced
@@ -173,6 +175,64 @@ async def test_each_pod_of_a_drain_is_told_and_a_pod_that_no_longer_is_to_go_is_
     one.kube.put(calm)
     await one.reconcile()
     assert one.kube.told.count("PodDisrupted") == 2
+
+
+def drained(*names: str, reason: str = "EvictionByEvictionAPI") -> list[PodView]:
+    return [pod(name, disruption=Disruption(reason, "Eviction API: evicting")) for name in names]
+
+
+def test_many_pods_that_go_at_once_are_one_event() -> None:
+    losses = Losses()
+    gone = drained("a") + drained("b", "c", "d", "e", reason="DeletionByTaintManager")
+    assert losses.tell(gone, 0.0) == (
+        "pod a was evicted, as a drain of its node does it (EvictionByEvictionAPI): Eviction API: evicting; "
+        "4 pods (b, c, d and 1 more) were each evicted by a NoExecute taint of its node (DeletionByTaintManager): "
+        "Eviction API: evicting"
+    )
+    assert losses.tell(gone, 1.0) == "" and losses.tell(gone[1:], 2.0) == ""
+
+
+def test_a_drain_of_many_nodes_floods_nobody_and_no_pod_is_forgotten() -> None:
+    """A pod every two seconds, for half an hour: ten events, and then one a minute with all that went since."""
+    losses, said, now = Losses(), list[tuple[float, str]](), 0.0
+    for n in range(900):
+        now = 2.0 * n
+        if told := losses.tell(drained(*(f"p{m}" for m in range(max(0, n - 1), n + 1))), now):
+            said.append((now, told))
+    assert [at for at, _ in said[:10]] == [2.0 * n for n in range(10)]
+    combined = [told for _, told in said if told.startswith("(combined from similar events): ")]
+    assert combined and combined[0].startswith("(combined from similar events): 30 pods (p10, p11, p12 and 27 more)")
+    for at, _ in said:
+        assert sum(at - 600 < other <= at for other, _ in said) <= 20
+    if told := losses.tell([], now + 60):  # the last ones wait for their turn, though nobody else goes
+        said.append((now + 60, told))
+    pods = [int(found[1] or 1) for _, told in said for found in re.finditer(r"(?:(\d+) pods|pod p\d+) ", told)]
+    assert sum(pods) == 900
+
+
+def test_after_a_quiet_time_each_is_told_at_once_again() -> None:
+    losses = Losses()
+    for n in range(12):
+        losses.tell(drained(f"p{n}"), float(n))
+    assert losses.tell([], 70.0).startswith("(combined from similar events): 2 pods (p10, p11) ")
+    assert losses.tell(drained("later"), 700.0).startswith("pod later was evicted")
+
+
+async def test_a_drain_of_a_service_of_many_pods_makes_few_events() -> None:
+    """Through the writer, as a service sees it: each pod goes on its own, with a look of ours for each."""
+    one = Fixture(new_service(replicas=40))
+    await one.reconcile()
+    for n in range(40):
+        going = ready_pod(f"p{n}")
+        going["status"]["conditions"].append(said(NOW, "EvictionByEvictionAPI"))
+        one.kube.put(going)
+        one.now += 1
+        await one.reconcile()
+    assert one.kube.told.count("PodDisrupted") == 10
+    one.now += 60
+    await one.statuses.publish(KEY)
+    assert one.kube.told.count("PodDisrupted") == 11
+    assert one.kube.said[-1].startswith("(combined from similar events): 30 pods (p10, p11, p12 and 27 more) were each")
 
 
 async def test_who_begins_to_lead_tells_nothing_of_pods_that_ended_before() -> None:

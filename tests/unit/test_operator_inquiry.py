@@ -57,6 +57,10 @@ class Asked:
             for n, (why, what) in enumerate(said)
         ]
 
+    async def some_nodes(self) -> list[dict[str, Any]]:
+        await self._ask("nodes")
+        return [self.node] if self.node else []
+
     async def serves(self, api_version: str) -> bool:
         await self._ask(api_version)
         return False

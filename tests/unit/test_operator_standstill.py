@@ -97,6 +97,21 @@ def test_the_kubelets_words_are_shown(event: dict[str, Any], shown: str) -> None
     assert complaint([warning("BackOff", "Back-off")], {}) is None
 
 
+def test_the_volume_of_a_claim_that_is_elsewhere_is_told_by_the_claims_name() -> None:
+    """A provisioner names volumes as nobody knows them. Kubernetes 1.36,
+    pkg/controller/volume/attachdetach/reconciler: reportMultiAttachError has both of these."""
+    alone = 'Multi-Attach error for volume "pvc-1" Volume is already exclusively attached to one node and can\'t be '
+    for words in (ATTACHED, alone + "attached to another"):
+        claimed = {"spec": {"volumes": [{"persistentVolumeClaim": {"claimName": "models"}}, {"name": "tmp"}]}}
+        pod = replace(being_made(12), complaint=complaint([warning("FailedAttachVolume", words)], claimed))
+        status = summarise(observed(pods=(pod,), agents={}))
+        ready = status.condition("Ready")
+        assert status.reason == "ClaimInUse(models)" and ready
+        assert ready.message == (
+            f"p2: claim models: {words}. Remedy: Use a ReadWriteMany or ReadOnlyMany claim, or one replica."
+        )
+
+
 CLAIMED = {"volumes": [{"name": "models", "persistentVolumeClaim": {"claimName": "models"}}]}
 
 

@@ -162,9 +162,10 @@ class EventReason(StrEnum):
     POD_DISRUPTED = (
         "PodDisrupted",
         "Warning",
-        "The cluster takes a pod away: preempted, evicted, drained, tainted; the message has its words. Another "
-        "follows where one fits; priorityClassName, tolerations (spec.podTemplate) and a disruption budget (from two "
-        "replicas on) decide how easily it happens.",
+        "The cluster takes pods away: preempted, evicted, drained, tainted; the message has its words. After ten "
+        "events in ten minutes there is one a minute for all that went. Another pod follows where one fits; "
+        "priorityClassName, tolerations (spec.podTemplate) and a disruption budget (from two replicas on) decide how "
+        "easily it happens.",
     )
     ROLLOUT_STARTED = ("RolloutStarted", "Normal", "The pod template changed.")
     ROLLOUT_FINISHED = ("RolloutFinished", "Normal", "All pods run the current template.")

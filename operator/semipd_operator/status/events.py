@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,8 +20,6 @@ from semipd_operator.reasons import (
     SplitReason,
 )
 from semipd_operator.settings import MANAGER
-from semipd_operator.status.disruption import told
-from semipd_operator.status.observed import PodView
 
 _PASSING: dict[ConditionType, set[Reason]] = {
     ConditionType.AVAILABLE: {PodsReason.NO_PODS, PodsReason.PODS_NOT_READY, ReadyReason.SCALED_TO_ZERO},
@@ -58,12 +55,6 @@ def events(before: SemiPDServiceStatus, after: SemiPDServiceStatus) -> list[Even
     found.sort(key=lambda event: event.reason is not EventReason.NOT_AVAILABLE)
     found = [event for n, event in enumerate(found) if all(event.message != later.message for later in found[n + 1 :])]
     return found + [Event(EventReason.PARTITION_CHANGED, tell(decision)) for decision in _new_decisions(before, after)]
-
-
-def disruptions(pods: Iterable[PodView]) -> list[Event]:
-    """Of pods that the cluster takes away: none of them is in a status."""
-    said = told(pods)
-    return [Event(EventReason.POD_DISRUPTED, said)] if said else []
 
 
 def tell(decision: DecisionStatus) -> str:

@@ -9,7 +9,9 @@ from typing import Any
 from semipd_operator.api.v1alpha1.engine import GPU
 from semipd_operator.reasons import PodTrouble, Reason
 from semipd_operator.status.observed import Problem
+from semipd_operator.status.pods import claims_of
 from semipd_operator.status.probes import last_seen
+from semipd_operator.status.taints import Taint, taints_of
 
 Object = dict[str, Any]
 
@@ -44,8 +46,10 @@ def complaint(events: list[Object], pod: Object) -> Problem | None:
     if not telling:
         return None
     words = str(telling[-1]["message"])
-    if "Multi-Attach" in words:
-        return Problem(PodTrouble.CLAIM_IN_USE, words)
+    if "Multi-Attach" in words:  # of the volume, whose name nobody gave it
+        claims = claims_of(pod)
+        said = f"claim {claims}: {words}" if claims else words
+        return Problem(PodTrouble.CLAIM_IN_USE, said, claims)
     if missing := _MISSING_OBJECT.search(words):
         return Problem(PodTrouble.VOLUME_NOT_MOUNTED, words, f"{missing[1]}/{missing[2]}")
     if key := _MISSING_KEY.search(words):
@@ -79,6 +83,8 @@ class NodeView:
     """The label by which it says that its device plugin gives one GPU to several pods; empty: it does not."""
     problem: Problem | None = None
     """Why none of its pods can serve."""
+    taints: tuple[Taint, ...] = ()
+    """Those that keep pods away."""
 
 
 def node_view(name: str, node: Object | None) -> NodeView:
@@ -91,7 +97,7 @@ def node_view(name: str, node: Object | None) -> NodeView:
     if ready and ready.get("status") != "True":
         words = ready.get("message") or ready.get("reason") or "it says nothing"
         problem = Problem(PodTrouble.NODE_NOT_READY, f"node {name} is not ready: {words}", name)
-    return NodeView(gpu_sharing(node), problem)
+    return NodeView(gpu_sharing(node), problem, taints_of(node))
 
 
 _SHARING_LABELS = ("nvidia.com/gpu.sharing-strategy", "cloud.google.com/gke-gpu-sharing-strategy")

@@ -58,7 +58,7 @@ def pod_view(pod: Pod) -> PodView:
         unproved=_unproved(engine),
         restarted=_restarted(pod, status),
         model_revision=model_revision(model),
-        claims=_claims(pod),
+        claims=claims_of(pod),
         preparing_since=_preparing_since(status),
         unseen_since=_unseen_since(pod, status),
         unseen=_unheard(pod, status),
@@ -130,7 +130,7 @@ def _pod_problem(pod: Pod, status: dict[str, Any]) -> Problem | None:
         return Problem(reason, said or "it ended without a word")
     scheduled = condition_of(status, "PodScheduled")
     if scheduled.get("status") == "False":
-        return unplaced(scheduled.get("message", ""), _claims(pod))
+        return unplaced(scheduled.get("message", ""), claims_of(pod))
     found = container_problem(pod, status)
     ready = condition_of(status, "Ready")
     if ready.get("status") == "False" and ready.get("reason") == PodTrouble.READINESS_GATES_NOT_READY:
@@ -190,9 +190,10 @@ def _unheard(pod: Pod, status: dict[str, Any]) -> Problem:
     spec = pod.get("spec") or {}
     devices = [one.get("resourceClaimName") or one.get("name", "") for one in spec.get("resourceClaims") or []]
     node = status.get("nominatedNodeName", "")
-    return unheard(spec.get("schedulerName", ""), node, _claims(pod), ",".join(devices))
+    return unheard(spec.get("schedulerName", ""), node, claims_of(pod), ",".join(devices))
 
 
-def _claims(pod: Pod) -> str:
+def claims_of(pod: Pod) -> str:
+    """Of its volumes, with commas."""
     volumes = (pod.get("spec") or {}).get("volumes") or []
     return ",".join(one["persistentVolumeClaim"]["claimName"] for one in volumes if one.get("persistentVolumeClaim"))
