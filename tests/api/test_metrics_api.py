@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import ssl
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.api.harness import OPERATOR_NAMESPACE, Agent, Operator, condition, service
+from tests.api.harness import OPERATOR_NAMESPACE, Agent, Operator
 from tests.api.metrics_api import (
     API_SERVICE,
     NAME,
     ROOT_PATH,
-    SLO,
     Scaled,
     available,
     flags,
@@ -158,70 +156,6 @@ def test_an_endpoint_of_an_earlier_installation_becomes_ours(scaled: Scaled, age
         return [each["uid"] for each in found]
 
     wait_until(lambda: lease in owners(), describe=owners)
-
-
-KEDA = {"namespace": "keda", "name": "keda-operator-metrics-apiserver", "port": 443}
-
-
-def kedas(**metadata: Any) -> dict[str, Any]:
-    """The APIService as KEDA's chart has it."""
-    spec = {
-        "group": "external.metrics.k8s.io",
-        "version": "v1beta1",
-        "groupPriorityMinimum": 100,
-        "versionPriority": 100,
-        "service": KEDA,
-    }
-    return {
-        "apiVersion": "apiregistration.k8s.io/v1",
-        "kind": "APIService",
-        "metadata": {"name": API_SERVICE, "labels": {"app.kubernetes.io/managed-by": "Helm"}, **metadata},
-        "spec": spec,
-    }
-
-
-def test_keda_before_us_and_after_us(scaled: Scaled, namespace: str) -> None:
-    """Install, upgrade and removal of either: the registration is never taken and never deleted from the other."""
-    crd = scaled.crd
-
-    def backend() -> Any:
-        return ((crd.get("apiservice", API_SERVICE, "default") or {}).get("spec") or {}).get("service")
-
-    def reason() -> str | None:
-        return condition(crd.get("spd", "h", namespace), "ScalingReady").get("reason")
-
-    def patch(change: dict[str, Any]) -> None:
-        crd.kubectl("patch", "spd", "h", "-n", namespace, "--type=merge", "-p", json.dumps({"spec": change}))
-
-    crd.kubectl("delete", "apiservice", API_SERVICE, "--ignore-not-found")
-    crd.apply(kedas(), "--server-side", "--field-manager=helm")
-    path = f"/apis/apiregistration.k8s.io/v1/apiservices/{API_SERVICE}"
-    crd.apply(service("h", namespace, slo=SLO, autoscaling={"maxReplicas": 3}))
-    wait_until(lambda: "belongs to keda/keda-operator-metrics-apiserver" in scaled.operator.log.read_text())
-    wait_until(lambda: reason() == "MetricsServedElsewhere", describe=reason)
-    patch({"autoscaling": None})  # nothing of ours is wanted: nothing of theirs is withdrawn
-    time.sleep(12)  # longer than the operator's look
-    live = crd.request("GET", path)
-    assert live["spec"]["service"] == KEDA and "ownerReferences" not in live["metadata"]
-    assert NAME not in {entry["manager"] for entry in live["metadata"]["managedFields"]}, "nothing of it is ours"
-
-    crd.kubectl("delete", "apiservice", API_SERVICE)  # KEDA goes
-    patch({"autoscaling": {"maxReplicas": 3}})
-    wait_until(lambda: (backend() or {}).get("name") == f"{NAME}-metrics-api", describe=backend)
-
-    # KEDA comes after us: Helm and server-side apply refuse to take what is not theirs ...
-    refused = crd.apply(kedas(), "--server-side", "--field-manager=helm", ok=False)
-    assert refused.returncode != 0 and "conflict" in refused.stderr
-    # ... and who takes it by force keeps it, free of any tie to our release.
-    crd.apply(kedas(), "--server-side", "--field-manager=helm", "--force-conflicts")
-    wait_until(lambda: "ownerReferences" not in crd.get("apiservice", API_SERVICE, "default")["metadata"])
-    time.sleep(12)
-    assert backend() == KEDA
-    patch({"autoscaling": None})
-    time.sleep(12)
-    assert backend() == KEDA
-    crd.kubectl("delete", "apiservice", API_SERVICE)
-    crd.kubectl("delete", "spd", "h", "-n", namespace)
 
 
 def test_a_follower_takes_over_and_the_api_answers_on(

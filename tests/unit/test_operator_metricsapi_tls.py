@@ -324,6 +324,34 @@ async def test_our_ownership_comes_off_what_another_took_over() -> None:
     assert len(api.merged) == 1
 
 
+async def test_nothing_of_ours_stays_on_what_another_took_over() -> None:
+    """Whoever applies his own over ours by force has what he names, and the rest is left: our CA, by which nobody would
+    believe his server, and the word to cert-manager to write it again."""
+    api = Api(Authority.make())
+    injected = {"cert-manager.io/inject-ca-from": "sys/semipd"}
+    backend = Backend("sys", "semipd")
+    ours = Registration(api, backend, lambda: True, injected)  # type: ignore[arg-type]
+    await ours.settle(b"ca")
+    live = api.objects["APIService", API_SERVICE]
+    live["spec"]["service"] = {"namespace": "keda", "name": "adapter"}
+    labels = {**live["metadata"]["labels"], "app.kubernetes.io/managed-by": "Helm", "team": "a"}
+    live["metadata"] |= {"labels": labels, "annotations": {**injected, "note": "n"}, "resourceVersion": "6"}
+    with pytest.raises(BelongsToAnother):
+        await ours.settle(b"ca")
+    metadata = {
+        "ownerReferences": None,
+        "annotations": dict.fromkeys(injected),
+        "labels": {"app.kubernetes.io/part-of": None},
+        "resourceVersion": "6",
+    }
+    assert api.merged == [("APIService", {"metadata": metadata, "spec": {"caBundle": None}})]
+    live["spec"]["caBundle"] = "dGhlaXJz"
+    live["metadata"] = {"name": API_SERVICE, "uid": "u", "resourceVersion": "7", "annotations": {"note": "n"}}
+    with pytest.raises(BelongsToAnother):
+        await ours.settle(b"ca")
+    assert len(api.merged) == 1, "and nothing of theirs"
+
+
 async def test_one_that_another_makes_at_the_same_moment_is_not_taken() -> None:
     api = Api(Authority.make())
     seen = api.get

@@ -5,7 +5,8 @@ made only where there is none, while some service scales by it; it is changed an
 it was seen to be ours. Helm has no part in it: a template cannot see who else is there at the time that counts.
 
 It is owned by a ClusterRole of the release, so garbage collection takes it away with the release, however that ends. If
-somebody else takes the registration over, that ownership is withdrawn: what is theirs must not go with us.
+somebody else takes the registration over, that ownership is withdrawn, and all that is ours on it: what is theirs must
+not go with us.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Registration:
         """
         live = await self._kube.get(REGISTRATION_API, "APIService", "", API_SERVICE)
         if live is not None and not self._ours(live):
-            await self._disown(live)
+            await self._disown(live, ca)
             raise BelongsToAnother(f"APIService {API_SERVICE} belongs to {backend_of(live)}; it is left alone")
         wanted = self.wanted()
         if live is None:
@@ -97,14 +98,28 @@ class Registration:
         else:  # the next look judges it again
             log.info("external metrics: %s was changed meanwhile, and is not withdrawn", API_SERVICE)
 
-    async def _disown(self, live: Object) -> None:
-        references = live["metadata"].get("ownerReferences") or []
+    async def _disown(self, live: Object, ca: bytes | None) -> None:
+        if changes := self._left_behind(live, ca):
+            changes.setdefault("metadata", {})["resourceVersion"] = live["metadata"]["resourceVersion"]
+            await self._kube.merge(REGISTRATION_API, "APIService", "", API_SERVICE, changes)
+            log.warning("external metrics: %s took %s over; what was ours is off it", backend_of(live), API_SERVICE)
+
+    def _left_behind(self, live: Object, ca: bytes | None) -> Object:
+        """As a merge patch, what of ours is on somebody else's: who takes it over by an apply has only his own fields
+        changed. With our release it would go, and by our CA his server would not be believed."""
+        meta, gone = live["metadata"], dict[str, Any]()
+        references = meta.get("ownerReferences") or []
         others = [each for each in references if (each["kind"], each["name"]) != ("ClusterRole", self._backend.service)]
-        if others == references:
-            return
-        metadata = {"ownerReferences": others or None, "resourceVersion": live["metadata"]["resourceVersion"]}
-        await self._kube.merge(REGISTRATION_API, "APIService", "", API_SERVICE, {"metadata": metadata})
-        log.warning("external metrics: %s took %s over; our ownership is off it", backend_of(live), API_SERVICE)
+        if others != references:
+            gone["ownerReferences"] = others or None
+        for place, ours in (("annotations", self._annotations), ("labels", _LABELS)):
+            theirs = meta.get(place) or {}
+            if kept := {key: None for key, value in ours.items() if theirs.get(key) == value}:
+                gone[place] = kept
+        changes: Object = {"metadata": gone} if gone else {}
+        if ca is not None and live["spec"].get("caBundle") == _bundle(ca):
+            changes["spec"] = {"caBundle": None}
+        return changes
 
     async def _owners(self) -> list[Object]:
         role = await self._kube.get(_RBAC, "ClusterRole", "", self._backend.service)
@@ -130,7 +145,7 @@ class Registration:
                 "groupPriorityMinimum": 100,
                 "versionPriority": 100,
                 "service": {"namespace": backend.namespace, "name": backend.service, "port": backend.port},
-                **({} if ca is None else {"caBundle": base64.b64encode(ca).decode()}),
+                **({} if ca is None else {"caBundle": _bundle(ca)}),
             },
         }
 
@@ -200,6 +215,10 @@ def backend_of(live: Object) -> str:
     """The Service behind an APIService."""
     backend = live["spec"].get("service") or {}
     return f"{backend.get('namespace')}/{backend.get('name')}" if backend else "kube-apiserver itself"
+
+
+def _bundle(ca: bytes) -> str:
+    return base64.b64encode(ca).decode()
 
 
 def _covers(live: Any, wish: Any) -> bool:
