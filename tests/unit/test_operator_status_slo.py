@@ -8,6 +8,7 @@ import pytest
 from tests.unit.operator_observed import AUTO, NOW, TABLE, conditions, heard, observed, pod, report, slo, with_ttft
 
 from semipd_agent.contract import SLOReport
+from semipd_agent.contract.report import StepProfileReport
 from semipd_agent.slo.feasibility import MESSAGES
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
 from semipd_operator.status import summarise
@@ -170,3 +171,31 @@ def test_two_significant_digits() -> None:
 def test_write_budget(before: SemiPDServiceStatus, after: SemiPDServiceStatus, seconds: int, due: bool) -> None:
     last = NOW - timedelta(seconds=seconds)
     assert write_due(before, after, now=NOW, last_write=last, slo_period=timedelta(seconds=15)) is due
+
+
+MEASURED = StepProfileReport(measured=True, source="/p/l.json")
+ELSEWHERE = StepProfileReport(measured=True, source="/p/l.json", message="measured on A, and this is B; run X")
+ASSUMED = StepProfileReport(message="assumed: there is no profile of this model and device; semipd-engine profile")
+
+
+@pytest.mark.parametrize(
+    ("profiles", "shown", "message"),
+    [
+        ([MEASURED, MEASURED], "measured", ""),
+        ([MEASURED, ELSEWHERE], "measured", ELSEWHERE.message),
+        ([MEASURED, ASSUMED], "assumed", ASSUMED.message),
+        ([ELSEWHERE, ASSUMED], "assumed", ASSUMED.message),
+        ([StepProfileReport(), StepProfileReport()], None, ""),
+        ([StepProfileReport(), MEASURED], "measured", ""),
+        ([], None, ""),
+    ],
+)
+def test_step_times_are_measured_where_every_pod_that_tells_says_so(
+    profiles: list[StepProfileReport], shown: str | None, message: str
+) -> None:
+    """An agent of an older release does not tell."""
+    names = [f"p{i}" for i in range(len(profiles))]
+    told = {n: heard(report(slo=slo(413, True), step_profile=one)) for n, one in zip(names, profiles, strict=True)}
+    status = summarise(observed(AUTO, pods=tuple(pod(name) for name in names) or (pod(),), agents=told))
+    assert status.slo and (status.slo.step_times, status.slo.step_times_message) == (shown, message)
+    assert summarise(observed(pods=tuple(pod(name) for name in names), agents=told)).slo is None

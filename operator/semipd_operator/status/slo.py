@@ -7,6 +7,7 @@ from math import ceil, floor, isfinite, log10
 from semipd_agent.contract import MetricWindow, SLOReport
 from semipd_operator.api.v1alpha1.status import MetricStatus, SLOStatus
 from semipd_operator.reasons import ConditionType, SLOReason
+from semipd_operator.status import words
 from semipd_operator.status.observed import Observed
 from semipd_operator.status.scaling import fullness, target_fullness, told_fullness
 from semipd_operator.status.verdict import Verdict
@@ -21,6 +22,7 @@ def slo_status(seen: Observed) -> SLOStatus | None:
     if slo is None:
         return None
     reports = slo_reports(seen)
+    step_times, step_times_message = _step_times(seen)
     return SLOStatus(
         percentile=slo.percentile,
         window_seconds=slo.window_seconds,
@@ -29,7 +31,19 @@ def slo_status(seen: Observed) -> SLOStatus | None:
         refused_percent=_refused(reports),
         utilization_percent=_utilization(seen),
         recommended_replicas=_recommended(seen),
+        step_times=step_times,
+        step_times_message=step_times_message,
     )
+
+
+def _step_times(seen: Observed) -> tuple[str | None, str]:
+    """With the words of a pod whose are assumed, if there is one. An older agent says nothing of them."""
+    profiles = [report.step_profile for pod in seen.ready_pods if (report := seen.report(pod)) and report.slo]
+    said = sorted((one.measured, one.message) for one in profiles if one.measured or one.message)
+    if not said:
+        return None, ""
+    message = next((message for measured, message in said if message and measured == said[0][0]), "")
+    return "measured" if said[0][0] else "assumed", words.told(message)
 
 
 def _refused(reports: list[SLOReport]) -> float | None:

@@ -164,6 +164,14 @@ class SLOStatus(StatusModel):
         default=None,
         description="Pods that the present load asks for, at spec.autoscaling.targetUtilizationPercent, else at 100.",
     )
+    step_times: str | None = Field(
+        default=None,
+        description="What is predicted of splits that were not tried yet begins with: measured (semipd-engine profile) "
+        "where every ready pod says so, else assumed.",
+    )
+    step_times_message: str = Field(
+        default="", description="Why they are assumed, or measured elsewhere, and what helps; one pod's words."
+    )
 
 
 class SemiPDServiceStatus(StatusModel):
