@@ -5,9 +5,11 @@ Pods are made by hand, as there is no controller manager; a stand-in speaks the 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -26,7 +28,18 @@ from tests.unit.agent_plant import Pod, Speed, poisson
 
 from e2e.lib.waiting import wait_until
 from semipd_agent import report
-from semipd_agent.contract import SLO, AgentConfig, Identity, Mode, PartitionConfig, Split, StatusReport, service_token
+from semipd_agent.contract import (
+    SLO,
+    AgentConfig,
+    Decision,
+    Identity,
+    Mode,
+    PartitionConfig,
+    PartitionState,
+    Split,
+    StatusReport,
+    service_token,
+)
 from semipd_agent.report import LauncherState
 
 pytestmark = pytest.mark.api
@@ -199,6 +212,47 @@ def test_describe_alone_tells_what_moved_and_why_and_whether_another_pod_helps(
             r"Remedy: Add replicas, relax the targets or widen the bounds\.\n",
             r"\nRecommended Replicas: [23]\n",
             r"\nUtilization Percent: [12]\d\d\n",
+        )
+
+
+def test_a_manual_change_of_the_split_is_one_event(
+    operator: Operator, crd: Any, namespace: str, agent_port: int
+) -> None:
+    """However often its decision is reported, and for whatever the status is written meanwhile."""
+
+    def manual(prefill: int, decode: int) -> dict[str, Any]:
+        return {"partition": {"mode": "Manual", "prefillPercent": prefill, "decodePercent": decode}}
+
+    def told() -> list[tuple[int, str]]:
+        listed = crd.request("GET", f"/api/v1/namespaces/{namespace}/events")["items"]
+        return [(one["count"], one["message"]) for one in listed if one["reason"] == "PartitionChanged"]
+
+    with serving(crd, namespace, "moves", "127.0.0.9", agent_port, **manual(100, 100)) as agent:
+        splits = [(60, 80), (80, 60), (50, 50)]
+        for number, (prefill, decode) in enumerate(splits, 1):
+            before = agent.config.partition.split
+            change = json.dumps({"spec": manual(prefill, decode)})
+            crd.kubectl("patch", "spd", "moves", "-n", namespace, "--type=merge", "-p", change)
+            split = Split(prefill_percent=prefill, decode_percent=decode)
+            wait_until(lambda split=split: agent.config.partition.split == split)  # type: ignore[misc]
+            decision = Decision.model_validate(
+                {"time": datetime.now(UTC), "from": before, "to": split, "reason": "ManualChange", "outcome": "Applied"}
+            )
+            earlier = agent.told.decisions if agent.told else ()
+            agent.told = agent.report().model_copy(update={"decisions": (decision, *earlier)})
+            wait_until(lambda number=number: len(told()) >= number, describe=told)  # type: ignore[misc]
+            shown = f"{prefill}/{decode}"
+            wait_until(lambda shown=shown: row(crd, namespace, "moves")[1:5] == ["True", "Ready", "1", shown])  # type: ignore[misc]
+        # Another word in the status, and another operator's first look at it, tell nothing twice.
+        agent.state = PartitionState.FAILED
+        wait_until(lambda: condition(crd.get("spd", "moves", namespace), "PartitionApplied")["status"] == "False")
+        agent.state = PartitionState.APPLIED
+        wait_until(lambda: row(crd, namespace, "moves")[1] == "True")
+        assert [count for count, _ in told()] == [1, 1, 1]
+        whence = ["100/100", *(f"{prefill}/{decode}" for prefill, decode in splits)]
+        pairs = itertools.pairwise(whence)
+        assert sorted(words for _, words in told()) == sorted(
+            f"moves-1: {before} -> {after}: ManualChange" for before, after in pairs
         )
 
 
