@@ -159,6 +159,11 @@ def _place(flag: str, value: str) -> tuple[str, str]:
     return namespace, name
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Which right is missing `rights` says, once; Kopf would say it in 700 characters at each try."""
+    return not (record.name.startswith("kopf.") and "APIForbiddenError(" in record.getMessage())
+
+
 def main() -> None:
     from semipd_operator.app import run  # after the flags: --help should not wait for kopf
 
@@ -170,6 +175,8 @@ def main() -> None:
     if level != "debug":  # a line for each event and each request helps nobody
         for chatty in ("httpx", "kopf"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_is_news)
     logging.getLogger("semipd_operator").info("semipd-operator %s", settings.version)
     asyncio.run(run(settings))
 
