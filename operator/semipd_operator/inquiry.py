@@ -100,6 +100,8 @@ class Inquiry:
         """By name."""
         self._tainted: dict[str, _Known[tuple[TaintedNode, ...]]] = {}
         """Those that keep pods away, under one name."""
+        self._kept_away: dict[str, str] = {}
+        """The scheduler's words of each pod, by uid, for which they were listed last."""
         self._times = PodTimes(ahead)
         self._metrics = MetricsServer()
 
@@ -128,13 +130,18 @@ class Inquiry:
             if _ours(view)
             for claim in unbound_claims(view)
         }
+        kept_away = {
+            view.uid: problem.message
+            for view in views
+            if _ours(view) and (problem := view.problem) is not None and untold(problem)
+        }
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await asyncio.gather(
                     *(self._ask_events(by_uid[view.uid], view) for view in stuck[:_AT_ONCE]),
                     *(self._ask_claim(claim) for claim in sorted(claims)[:_AT_ONCE]),
                     *(self._ask_node(name, period) for name, period in nodes.items()),
-                    *([self._ask_taints()] if any(_ours(view) and untold(view.problem) for view in views) else []),
+                    *([self._ask_taints(kept_away)] if kept_away else []),
                 )
         self._forget()
         told = (self._told(view, view.uid in made, view.uid in probed) for view in views)
@@ -142,11 +149,13 @@ class Inquiry:
             self._with_node(pod, self._with_taints(pod, self._with_claims(pod, view)))
             for pod, view in zip(pods, told, strict=True)
         )
-        return tuple(replace(view, node_owes=_ours(view) and self._owed(view, nodes)) for view in known)
+        return tuple(
+            replace(view, node_owes=_ours(view) and self._owed(view, nodes, kept_away.get(view.uid))) for view in known
+        )
 
-    def _owed(self, view: PodView, nodes: Collection[str]) -> bool:
-        if untold(view.problem):
-            return not self._tainted.get(_ALL, _Known()).answered
+    def _owed(self, view: PodView, nodes: Collection[str], kept_away: str | None) -> bool:
+        if kept_away is not None:
+            return self._kept_away.get(view.uid) != kept_away or not self._tainted.get(_ALL, _Known()).answered
         return view.node in nodes and not self._nodes.get(view.node, _Known()).answered
 
     def _told(self, view: PodView, made: bool, probed: bool) -> PodView:
@@ -230,12 +239,16 @@ class Inquiry:
         if self._clock() - known.asked >= (period if known.answered else min(period, _HEALTH_SECONDS)):
             await self._ask(self._nodes, name, ask)
 
-    async def _ask_taints(self) -> None:
+    async def _ask_taints(self, kept_away: dict[str, str]) -> None:
+        """Sooner for a pod, or words, that they were not listed for."""
+
         async def ask() -> tuple[TaintedNode, ...] | None:
             return tainted(await self._kube.some_nodes())
 
-        known = self._tainted.get(_ALL, _Known())
-        if self._clock() - known.asked >= _HEALTH_SECONDS:
+        news = kept_away.items() - self._kept_away.items()
+        period = _ASKED_AGAIN_SECONDS if news else _HEALTH_SECONDS
+        if self._clock() - self._tainted.get(_ALL, _Known()).asked >= period:
+            self._kept_away |= kept_away
             await self._ask(self._tainted, _ALL, ask)
 
     async def _ask(self, known: dict[str, _Known[T]], name: str, ask: Callable[[], Awaitable[T | None]]) -> None:
@@ -259,6 +272,8 @@ class Inquiry:
     def _forget(self) -> None:
         oldest = self._clock() - _KEPT_SECONDS
         self._times.forget()
+        if _ALL not in self._tainted:
+            self._kept_away.clear()
         # In place: another look may wait for an answer to put there.
         for about in (self._events, self._claims, self._nodes, self._tainted):
             for name in [name for name, known in about.items() if known.asked <= oldest]:

@@ -20,8 +20,10 @@ from e2e.lib.waiting import wait_until
 
 CONTROLLERS = (
     "deployment-controller,replicaset-controller,resourcequota-controller,persistentvolume-binder-controller,"
-    "persistentvolume-attach-detach-controller,taint-eviction-controller"
+    "persistentvolume-attach-detach-controller,taint-eviction-controller,daemonset-controller"
 )
+"""The last one has nothing to do: it makes the index of pods by node that the one before it needs and does not make
+(Kubernetes 1.36). The other one that makes it takes nodes without a kubelet for lost."""
 HUGE = {"resources": {"limits": {"memory": "3Gi", "cpu": "1"}}}
 MERGE = "application/merge-patch+json"
 

@@ -124,6 +124,25 @@ async def test_nodes_are_listed_for_pods_that_taints_keep_away_and_not_again_for
     assert view.problem == unplaced(NO_PLACE), "the taint is gone, and something else keeps it away"
 
 
+async def test_a_pod_that_comes_after_the_list_waits_for_another_and_not_for_long() -> None:
+    kube, clock = Asked(node=node("n2", REPAIR)), Clock()
+    one = Inquiry(kube, clock)
+    await one.look([waiting()], ago(0))
+    kube.node = node("n3", GPU)
+    later = waiting()
+    later["metadata"] |= {"name": "q", "uid": "q"}
+    clock.now += 2
+    [view] = await one.look([later], ago(0))
+    assert view.node_owes and kube.count["nodes"] == 1, "what is known may be old: it is looked at again"
+    clock.now += 4
+    [view] = await one.look([later], ago(0))
+    assert view.problem and view.problem.detail == "taint/nvidia.com/gpu" and not view.node_owes
+    assert kube.count["nodes"] == 2
+    later["status"]["conditions"][0]["message"] = f"{NO_PLACE} preemption: 0/3 nodes are available."
+    [view] = await one.look([later], ago(0))
+    assert view.node_owes, "the scheduler says something else: so may the nodes"
+
+
 async def test_without_the_right_to_list_nodes_the_schedulers_words_are_all() -> None:
     kube = Asked(failure=ApiRefused(403, "forbidden"))
     [view] = await Inquiry(kube, Clock()).look([waiting()], ago(0))

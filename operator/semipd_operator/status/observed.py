@@ -105,7 +105,7 @@ class PodView:
     gpu_sharing: str = ""
     """How its node's device plugin gives one GPU to several pods, as the node's label says it; empty: it does not."""
     node_owes: bool = False
-    """Its node was asked for and has not answered yet: no watch will tell when it does."""
+    """Its node, or what taints nodes have, was asked for and is not known yet: no watch will tell when it is."""
     node_problem: Problem | None = None
     """What is wrong with its node; asked for only where the pod is not ready."""
     problem: Problem | None = None
