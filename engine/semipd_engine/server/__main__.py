@@ -128,7 +128,7 @@ async def serve(service: Service, options: EngineOptions, listener: socket.socke
     tasks = [
         asyncio.create_task(service.run(), name="core"),
         asyncio.create_task(server.serve(sockets=[listener]), name="http"),
-        asyncio.create_task(_drain(service, options, stop), name="drain"),
+        asyncio.create_task(_drain(service, server, options, stop), name="drain"),
     ]
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
@@ -141,15 +141,24 @@ async def serve(service: Service, options: EngineOptions, listener: socket.socke
         task.result()  # raises what ended the process early
 
 
-async def _drain(service: Service, options: EngineOptions, stop: asyncio.Event) -> None:
-    """Return when a signal came and its grace is used up, or nothing is left to wait for."""
+async def _drain(service: Service, server: Server, options: EngineOptions, stop: asyncio.Event) -> None:
+    """Return when a signal came and its grace is used up, or nothing is left to wait for.
+
+    A connection ends with its next answer (`RequestIds`); one that has none to give by the time at which requests are
+    refused ends then, so that its client opens one to another replica instead of being refused.
+    """
     await stop.wait()
     log.info("draining: %d requests in flight", len(service.generations.open))
     service.admission.start_drain()
-    started = time.monotonic()
+    started, told = time.monotonic(), False
     while (passed := time.monotonic() - started) < options.drain_seconds:
-        if passed >= ENDPOINT_LAG_SECONDS and not service.generations.open:
-            return
+        if passed >= ENDPOINT_LAG_SECONDS:
+            if not service.generations.open:
+                return
+            if not told:
+                told = True
+                for connection in list(server.server_state.connections):
+                    connection.shutdown()
         await asyncio.sleep(0.05)
     if service.generations.open:
         log.warning("%d requests did not finish within --drain-seconds %g", len(service.generations.open), passed)

@@ -55,9 +55,14 @@ class Admission:
         if self._drain_started is None:
             self._drain_started = self._clock()
 
+    @property
+    def draining(self) -> bool:
+        """A signal came: who can go elsewhere should."""
+        return self._drain_started is not None
+
     def not_ready_reason(self) -> str | None:
         """For probes: None while ready. Draining is not ready, from its first moment."""
-        if self._drain_started is not None:
+        if self.draining:
             return "the server is draining"
         if self._believed(lambda state: state.ready):
             return None

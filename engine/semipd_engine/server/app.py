@@ -58,7 +58,7 @@ def create_app(service: Service, options: EngineOptions) -> ASGIApp:
         # Around the key's check: a browser asks without a key whether it may send one.
         shown = ["x-request-id", "x-semipd-unknown-fields", "retry-after"]
         app.add_middleware(Cors, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=shown)
-    return RequestIds(app)
+    return RequestIds(app, lambda: service.admission.draining)
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:

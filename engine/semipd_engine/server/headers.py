@@ -1,11 +1,12 @@
-"""Headers that every answer carries: the request's id, and what a handler adds to them. Knows no routes."""
+"""Headers that every answer carries: the request's id, the connection's end, and what a handler adds to them. Knows no
+routes."""
 
 from __future__ import annotations
 
 import logging
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,6 +14,7 @@ from semipd_engine.server.protocol import REQUEST_ID
 
 REQUEST_ID_HEADER = b"x-request-id"
 UNKNOWN_FIELDS_HEADER = b"x-semipd-unknown-fields"
+LAST_ANSWER = (b"connection", b"close")
 _ID = "semipd.request_id"
 _ADDED = "semipd.headers"
 
@@ -20,10 +22,15 @@ log = logging.getLogger(__name__)
 
 
 class RequestIds:
-    """Takes the client's ``x-request-id``, or makes one, echoes it, and logs it with what went wrong."""
+    """Takes the client's ``x-request-id``, or makes one, echoes it, and logs it with what went wrong.
 
-    def __init__(self, app: ASGIApp) -> None:
+    While the server is `leaving`, an answer is the last one of its connection, and says so (RFC 9112, 9.6): a client
+    that keeps its connections comes back by a new one, to another replica.
+    """
+
+    def __init__(self, app: ASGIApp, leaving: Callable[[], bool] = lambda: False) -> None:
         self._app = app
+        self._leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,7 +42,8 @@ class RequestIds:
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *added]
+                last = (LAST_ANSWER,) if self._leaving() else ()
+                message["headers"] = [*message.get("headers", ()), *added, *last]
                 status = message["status"]
                 level = logging.WARNING if status >= 500 else logging.DEBUG
                 log.log(level, "request %s: %s %s: %d", scope[_ID], scope["method"], scope["path"], status)

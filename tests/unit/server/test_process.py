@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -250,6 +252,38 @@ def test_sigterm_drains(start_api: StartApi) -> None:
             api.core.step()
         assert stream.result().text.endswith("data: [DONE]\n\n")
     assert api.process.wait(PATIENCE_S) == 0
+
+
+def test_a_drain_ends_kept_connections(start_api: StartApi) -> None:
+    """With their next answer, or without one when requests begin to be refused; a new connection is told so."""
+    api = start_api("--drain-seconds", "600")
+    api.core.steps = asyncio.Semaphore(0)
+    place = httpx.URL(api.url).host, httpx.URL(api.url).port
+    with (
+        ThreadPoolExecutor(1) as pool,
+        closing(HTTPConnection(*place)) as used,
+        closing(HTTPConnection(*place)) as idle,
+    ):
+        running = pool.submit(api.complete, "The", max_tokens=1)
+        wait_until(lambda: api.core.added)
+        assert [_kept(used), _kept(idle)] == [True, True]
+        api.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: api.client.get("/ready").status_code == 503)
+        assert not _kept(used)
+        idle.sock.settimeout(PATIENCE_S)
+        assert idle.sock.recv(1) == b""  # nobody asked anything
+        refused = api.complete("The")
+        assert (refused.status_code, refused.headers["connection"]) == (503, "close")
+        api.core.step()
+        assert running.result().status_code == 200
+    assert api.process.wait(PATIENCE_S) == 0
+
+
+def _kept(connection: HTTPConnection) -> bool:
+    """After an answer, the connection may be used again."""
+    connection.request("GET", "/health")
+    connection.getresponse().read()
+    return connection.sock is not None
 
 
 def test_a_drain_ends_what_does_not_finish(start_api: StartApi) -> None:
