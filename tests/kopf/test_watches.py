@@ -184,23 +184,39 @@ async def test_a_watch_that_is_not_accepted_is_not_told(
         assert told.open == []
 
 
+@pytest.mark.parametrize("status", [403, 503])
 @pytest.mark.parametrize("verb", ["list", "watch"])
 async def test_a_right_that_is_withdrawn_ends_nothing_and_is_back_as_soon_as_it_is_granted(
-    kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+    kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, status: int
 ) -> None:
-    """Kopf by itself gives up at the ninth refusal, and with one watch its whole loop ends: after 54 s of 403."""
+    """And a server in trouble. Kopf by itself gives up at the ninth refusal, and with one watch its whole loop ends:
+    after 54 s."""
     action = {"list": kmock_library.action.LIST, "watch": kmock_library.action.WATCH}[verb]
     monkeypatch.setattr(watches.Retries, "__iter__", lambda _: itertools.repeat(0.01))
-    kmock[action, kmock_library.resource(SERVICES)][:40] << 403
+    kmock[action, kmock_library.resource(SERVICES)][:40] << status
     async with operator_loop(kmock, tmp_path, monkeypatch) as told:
         pod = {"kind": "Pod", **new("child", labels={"semipd.io/service": "one"})}
         await wait_until_async(lambda: "pods" in watched(kmock))
         await send(kmock, "POST", "v1/pods", "child", pod)
         await wait_until_async(lambda: (Key("ns", "one"), "Pod", False) in told.news, describe="the others go on")
         await wait_until_async(lambda: told.open == [""])
-        assert told.answers.count((KIND, verb, "", 403)) == 40
+        assert told.answers.count((KIND, verb, "", status)) == 40
         await send(kmock, "POST", SERVICES, "two", new("two"))
         await wait_until_async(lambda: (Key("ns", "two"), KIND, False) in told.news)
+
+
+async def test_a_kind_that_is_never_granted_costs_the_others_nothing(
+    kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an administrator may leave a kind out of the chart's rules that services can do without."""
+    monkeypatch.setattr(watches.Retries, "__iter__", lambda _: itertools.repeat(0.01))
+    kmock[kmock_library.action.LIST, kmock_library.resource("policy/v1/poddisruptionbudgets")] << 403
+    async with operator_loop(kmock, tmp_path, monkeypatch) as told:
+        await wait_until_async(lambda: told.answers.count(("PodDisruptionBudget", "list", "", 403)) > 30)
+        await wait_until_async(lambda: told.open == [""])
+        await send(kmock, "POST", SERVICES, "one", new("one"))
+        await wait_until_async(lambda: (Key("ns", "one"), KIND, False) in told.news)
+        assert not [answer for answer in told.answers if answer[3] != 200 and answer[0] != "PodDisruptionBudget"]
 
 
 def test_settings() -> None:

@@ -32,7 +32,8 @@ class PodTrouble(Reason):
     UNSCHEDULABLE = (
         "Unschedulable",
         "False",
-        "No node fits the pod; beside the reason stands what is missing, e.g. nvidia.com/gpu, or what keeps it away.",
+        "No node fits the pod; beside the reason stands what is missing, e.g. nvidia.com/gpu, or what keeps it away, "
+        "e.g. taint/nvidia.com/gpu.",
         "Add a node that has what the message names, or ask for less: spec.engine.resources, or nodeSelector, "
         "affinity and tolerations of spec.podTemplate. engine.device cpu needs no GPU.",
     )
