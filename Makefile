@@ -58,7 +58,7 @@ gpu-wheels: venv ## the packages that a CUDA image lacks, as wheels in out/gpu-w
 gpu-check: ## what only a GPU can show, in ten minutes: out/gpu; needs Python and torch (docs/gpu/README.md)
 	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m tests.gpu.check $(if $(WHEELS),--wheels $(WHEELS)) $(if $(PROBE),--probe $(PROBE)) $(ARGS)
 
-gpu-mutations: venv ## 73 seeded defects, and which of them the tests without a GPU find: docs/gpu/mutations.md
+gpu-mutations: venv ## the seeded defects, and which of them the tests without a GPU find: docs/gpu/mutations.md
 	@$(PY) -m bench.gpu.mutations $(ARGS)
 
 gpu-predictions: venv ## what a step should take on a GPU, from the engine as it is: docs/gpu/predictions.json

@@ -17,6 +17,7 @@ from e2e.lib.models import random_model
 from e2e.lib.waiting import wait_until
 from semipd_engine.contract import Device, EngineOptions, EngineState
 from semipd_engine.launcher import read_snapshot
+from semipd_engine.process import REFUSED
 from semipd_engine.resident.resident import RETRY_AFTER_SECONDS
 
 pytestmark = pytest.mark.engine
@@ -43,6 +44,17 @@ def test_cuda_without_a_gpu_is_one_error_with_its_reason_and_remedy(tmp_path: Pa
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
+
+
+def test_by_hand_cuda_without_a_gpu_ends_with_that_error() -> None:
+    """A person waits: nothing is tried for ever, and the last line is the reason and what helps."""
+    command = [sys.executable, "-m", "semipd_engine.cli", "serve", "--model", str(random_model()), "--port", "0"]
+    done = subprocess.run(
+        [*command, "--device", "cuda"], env=os.environ | HIDDEN, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == REFUSED, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("the model cannot be served: NoGPU: --device cuda") and "nvidia.com/gpu" in last
 
 
 def test_auto_without_a_gpu_is_the_cpu(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import triton  # type: ignore[import-untyped]
 from triton.backends.nvidia import driver as nvidia  # type: ignore[import-untyped]
 
 from hack.generate import gpu_kernels
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.unit
 ROWS = [line for line in gpu_kernels.PAGE.read_text().splitlines() if "| sm_" in line]
 SHARED = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10}
 """Bytes that a program may have; CUDA C++ programming guide, technical specifications."""
+CARDS = sorted(ahead.CARDS)
 KERNELS = {
     *("attend", "join", "attend_latent", "rotate_and_write", "rotate_and_write_latent"),
     *("rms_norm", "silu_mul", "sample"),
@@ -71,22 +73,30 @@ import torch
 from tests.unit.kernels import launches
 from semipd_engine.kernels.gpu import ahead
 
-for name, (sizes, model) in {"Llama 3.1 8B": ("Llama 3.1 8B", "8B"), "Llama 3.2 1B": ("Llama 3.2 1B", "1B"),
-                             "DeepSeek-V2-Lite": ("DeepSeek-V2-Lite", "DeepSeek-V2-Lite")}.items():
-    with ahead.compiling(90) as carried:
-        ahead.launch(ahead.MODELS[sizes], torch.bfloat16)
+card = int(sys.argv[1])
+for name, model in {"Llama 3.1 8B": "8B", "Llama 3.2 1B": "1B", "DeepSeek-V2-Lite": "DeepSeek-V2-Lite"}.items():
+    with ahead.compiling(card) as carried:
+        ahead.launch(ahead.MODELS[name], torch.bfloat16)
     for what in (launches.gate, launches.serve):
         for sms in (26, 132):
-            with ahead.compiling(90) as launched:
+            with ahead.compiling(card) as launched:
                 what(model, sms)
             missing = {launched[key].kernel for key in launched.keys() - carried.keys()}
             print(name, what.__name__, len(launched), *sorted(missing), sep="; ")
 """
-FROM_THE_IMAGE = """
+LAUNCHED = """
 import sys
 import torch
-from triton.backends.nvidia import compiler
 from semipd_engine.kernels.gpu import ahead, cache
+
+cache.use()
+for card in map(int, sys.argv[2:]):
+    with ahead.compiling(card) as made:
+        ahead.launch(ahead.MODELS[sys.argv[1]], torch.bfloat16)
+    print(card, len(made))
+"""
+FROM_THE_IMAGE = f"""
+from triton.backends.nvidia import compiler
 
 
 def compile_(*arguments, **options):
@@ -94,10 +104,7 @@ def compile_(*arguments, **options):
 
 
 compiler.CUDABackend.make_ttir = compiler.CUDABackend.make_cubin = compile_
-cache.use()
-with ahead.compiling(90) as made:
-    ahead.launch(ahead.MODELS[sys.argv[1]], torch.bfloat16)
-print(len(made))
+{LAUNCHED}
 """
 LAUNCHER = """
 from triton.backends.nvidia.driver import CudaUtils
@@ -180,10 +187,11 @@ def test_no_step_and_no_rung_compiles_what_the_start_did_not(compiled: tuple[lis
     assert compiled[1] == []
 
 
-def test_an_engines_start_launches_only_what_came_with_the_image() -> None:
+@pytest.mark.parametrize("card", CARDS)
+def test_an_engines_start_launches_only_what_came_with_the_image(card: int) -> None:
     """The gate, the captured programs of all sizes, chunks, and steps of all kinds of rows, on a large rung and on a
     small one, of three models whose kernels are made ahead: with those in the image no start compiles a kernel."""
-    done = python(STARTED)
+    done = python(STARTED, str(card))
     assert done.returncode == 0, done.stderr
     lines = [line.split("; ") for line in done.stdout.splitlines()]
     assert len(lines) == 3 * 2 * 2
@@ -192,19 +200,34 @@ def test_an_engines_start_launches_only_what_came_with_the_image() -> None:
         assert int(launched) >= 6, (model, what)
 
 
-def test_what_came_with_the_image_is_not_compiled(compiled: tuple[list[str], list[str]], tmp_path: Path) -> None:
-    """Wherever the image has it, and though the folder in which Triton would keep its own is empty."""
+@pytest.mark.parametrize("card", CARDS)
+def test_a_card_asks_by_the_target_for_which_its_kernels_were_made(card: int) -> None:
+    """It is part of Triton's key. What the driver says of a card is its capability."""
+    asking = nvidia.CudaDriver.__new__(nvidia.CudaDriver)
+    asking.get_current_device, asking.get_device_capability = lambda: 0, lambda _: divmod(card, 10)
+    with ahead.compiling(card):
+        assert triton.runtime.driver.active.get_current_target() == asking.get_current_target()
+
+
+def test_what_came_with_the_image_is_not_compiled(tmp_path: Path) -> None:
+    """For each card, wherever the image has it, and though the folder in which Triton would keep its own is empty."""
     image, own = tmp_path / "image", tmp_path / "own"
+    asked = [AGAIN[0], *map(str, CARDS)]
+    made = python(LAUNCHED, *asked)
+    assert made.returncode == 0, made.stderr
     # What another run of these tests is about to put there comes and goes.
     passing = ("tmp.pid_*", "*.ttir", "*.ttgir", "*.llir", "*.ptx", "*.source")
     shutil.copytree(KEPT, image, ignore=shutil.ignore_patterns(*passing))
     for group in image.glob("*/__grp__*"):  # made on another machine
         group.write_text(group.read_text().replace(str(KEPT), "/nowhere"))
-    found = python(FROM_THE_IMAGE, AGAIN[0], TRITON_CACHE_DIR=str(own), SEMIPD_GPU_KERNELS=str(image))
+    found = python(FROM_THE_IMAGE, *asked, TRITON_CACHE_DIR=str(own), SEMIPD_GPU_KERNELS=str(image))
     assert found.returncode == 0, found.stderr
-    assert int(found.stdout) > len(KERNELS) / 2
-    without = python(FROM_THE_IMAGE, AGAIN[0], TRITON_CACHE_DIR=str(own))
-    assert "AssertionError: compiled" in without.stderr
+    assert found.stdout == made.stdout
+    counts = dict(line.split() for line in found.stdout.splitlines())
+    assert counts.keys() == set(asked[1:]) and all(int(count) > len(KERNELS) / 2 for count in counts.values())
+    for card in CARDS:
+        without = python(FROM_THE_IMAGE, AGAIN[0], str(card), TRITON_CACHE_DIR=str(own))
+        assert "AssertionError: compiled" in without.stderr
 
 
 def test_a_launcher_from_the_image_needs_no_compiler(tmp_path: Path) -> None:
