@@ -27,7 +27,7 @@ from semipd_operator.status.observed import PodView, Problem
 from semipd_operator.status.pods import pod_view
 from semipd_operator.status.probes import FailedProbes, asks_for_probes, explained, failed_probes
 from semipd_operator.status.scaling import EXTERNAL_METRICS_API
-from semipd_operator.status.taints import TaintedNode, named, tainted, untold, untolerated
+from semipd_operator.status.taints import Taint, TaintedNode, named, tainted, untold, untolerated
 
 Object = dict[str, Any]
 T = TypeVar("T")
@@ -116,7 +116,9 @@ class Inquiry:
         nodes: dict[str, float] = {}
         for pod, view in zip(pods, views, strict=True):
             if view.node and _driven_out(view):
-                nodes[view.node] = _ASKED_AGAIN_SECONDS
+                # What was known a moment ago is from before the taint, and of the pod it is told once.
+                old = self._nodes.get(view.node, _Known()).answered and not self._driving(pod, view)
+                nodes[view.node] = 0.0 if old else _ASKED_AGAIN_SECONDS
             if not view.node or not _ours(view):
                 continue
             if not view.ready and _waits(view.ready_since, now):
@@ -188,12 +190,16 @@ class Inquiry:
         node = self._nodes.get(view.node)
         if node is None or node.value is None:
             return view
-        if (gone := view.disruption) and _driven_out(view):
-            taints = untolerated(pod, (taint for taint in node.value.taints if taint.effect == "NoExecute"))
-            told = f"{gone.words} ({', '.join(map(str, taints))} of node {view.node})" if taints else gone.words
+        if (gone := view.disruption) and _driven_out(view) and (taints := self._driving(pod, view)):
+            told = f"{gone.words} ({', '.join(map(str, taints))} of node {view.node})"
             view = replace(view, disruption=replace(gone, words=told))
         sharing = node.value.gpu_sharing if wants_gpu(pod) else ""
         return replace(view, gpu_sharing=sharing, node_problem=None if view.ready else node.value.problem)
+
+    def _driving(self, pod: Object, view: PodView) -> tuple[Taint, ...]:
+        """The taints of the pod's node, as far as it is known, that drive it out."""
+        node = self._nodes.get(view.node, _Known[NodeView]()).value
+        return untolerated(pod, (one for one in node.taints if one.effect == "NoExecute")) if node else ()
 
     async def metrics_server(self, own: str) -> MetricsServer:
         """`own`: ``NAMESPACE/SERVICE`` of this operator's; empty: it serves none."""

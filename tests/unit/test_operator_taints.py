@@ -171,12 +171,24 @@ async def test_the_taint_that_drives_a_pod_out_is_named() -> None:
     kube = Asked(node=node("n1", ("team.io/slow", "", "NoExecute"), REPAIR, ("team.io/repair", "disk", "NoExecute")))
     [view] = await Inquiry(kube, Clock()).look([gone], ago(0))
     assert view.disruption and view.disruption.words == f"{words} (team.io/repair=disk:NoExecute of node n1)"
+    one, tainted_node = Inquiry(kube, Clock()), kube.node
+    kube.node = node("n1")
+    before = waiting(nodeName="n1")
+    before["status"]["conditions"] = [{"type": "Ready", "status": "False", "lastTransitionTime": ago(60).isoformat()}]
+    await one.look([before], ago(0))
+    kube.node = tainted_node
+    [view] = await one.look([gone], ago(0))
+    assert view.disruption and "team.io/repair=disk:NoExecute" in view.disruption.words, "it was asked before the taint"
+    asked = kube.count["n1"]
+    await one.look([gone], ago(0))
+    assert kube.count["n1"] == asked, "and is not asked at each look"
     kube.node = None
     [view] = await Inquiry(kube, Clock()).look([gone], ago(0))
     assert view.disruption and view.disruption.words == words, "its node is gone, too"
+    asked = kube.count["n1"]
     target["reason"] = "EvictionByEvictionAPI"
     [view] = await Inquiry(kube, Clock()).look([gone], ago(0))
-    assert view.disruption and view.disruption.words == words and kube.count["n1"] == 2
+    assert view.disruption and view.disruption.words == words and kube.count["n1"] == asked
 
 
 def test_one_pod_of_two_that_has_no_place_is_told_while_the_other_serves() -> None:
