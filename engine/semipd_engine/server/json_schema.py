@@ -11,8 +11,9 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from decimal import Decimal
 from typing import Any
+
+from semipd_engine.server.schema_numbers import BOUNDS, bound, check_values, without_excluded
 
 Schema = dict[str, Any]
 
@@ -43,8 +44,8 @@ _VALUES = ("enum", "const", "default", "example", "examples")
 _ANNOTATIONS = frozenset(
     ("title", "description", "default", "examples", "$comment", "deprecated", "readOnly", "writeOnly")
 )
-_BOUNDS = {"minimum": math.inf, "exclusiveMinimum": math.inf, "maximum": -math.inf, "exclusiveMaximum": -math.inf}
-"""And where a number is rounded to, so that no more is allowed."""
+_BESIDE_REF = frozenset(("$ref", "$defs", "definitions", "$schema", "$id"))
+"""What adds nothing to what a node refers to, nor do annotations."""
 _COUNTS = (
     "minLength",
     "maxLength",
@@ -59,13 +60,6 @@ MOST_COUNTED = 1 << 31
 """Characters, items or names: no answer has more."""
 _DRAFT = re.compile(r"https?://json-schema\.org/(draft-0[467]|draft/2019-09|draft/2020-12)/schema#?")
 """What llguidance knows of `$schema`. Whatever else it names says nothing about answers."""
-BEYOND = 2**63
-"""llguidance reckons in doubles. Those from here on it writes as the shortest decimal that stands for them, it refuses
-bounds out there, and of the least 64-bit integer it dies."""
-WIDEST = BEYOND - 1024
-"""The largest double before that: the bound in place of those further out."""
-LEAST_STEP = 1e-9
-"""From a bound that is excluded to the first number that is not."""
 
 
 def held(schema: Any) -> Any:
@@ -76,6 +70,10 @@ def held(schema: Any) -> Any:
 class _Rewriting:
     def __init__(self, root: Any) -> None:
         self._root = root
+        self._merges = any(
+            "allOf" in node or ("$ref" in node and set(node) - _ANNOTATIONS - _BESIDE_REF) for node in _nodes(root)
+        )
+        """A number's bounds may come from several nodes."""
 
     def of(self, node: Any) -> Any:
         if isinstance(node, list):
@@ -88,7 +86,7 @@ class _Rewriting:
                 found[name] = {key: self.of(each) for key, each in value.items()}
             elif name in _VALUES:
                 if name in ("enum", "const"):
-                    _check_numbers(name, value)
+                    check_values(name, value)
                     found[name] = value
             elif name == "$schema" and isinstance(value, str):
                 if draft := _DRAFT.fullmatch(value):
@@ -96,11 +94,12 @@ class _Rewriting:
             elif name in _COUNTS and not isinstance(value, bool) and isinstance(value, int | float):
                 if (count := _count(name, value)) is not None:
                     found[name] = count
-            elif name in _BOUNDS and not isinstance(value, bool) and isinstance(value, int | float):
-                found[name] = _bound(value, _BOUNDS[name])
+            elif name in BOUNDS and not isinstance(value, bool) and isinstance(value, int | float):
+                found[name] = bound(value, BOUNDS[name])
             else:
                 found[name] = self.of(value)
-        for rewrite in (_check_options, _format, _excluded, self._names, self._unique, _check_count):
+        found = without_excluded(_format(_check_options(found)), self._merges)
+        for rewrite in (self._names, self._unique, _check_count):
             found = rewrite(found)
         return found
 
@@ -202,24 +201,6 @@ def _count(name: str, value: float) -> float | None:
     return int(value) if value == value // 1 else value
 
 
-def _excluded(node: Schema) -> Schema:
-    """llguidance lets a whole number through that is excluded, where the other bound is within a unit of it: there the
-    next one is the bound."""
-    if node.get("type") == "integer":
-        return node
-    bounds = {name: node[name] for name in _BOUNDS if type(node.get(name)) in (int, float)}
-    least = max((bounds[name] for name in ("minimum", "exclusiveMinimum") if name in bounds), default=-math.inf)
-    most = min((bounds[name] for name in ("maximum", "exclusiveMaximum") if name in bounds), default=math.inf)
-    if not 0 <= most - least < 1:
-        return node
-    for excluded, bound, towards in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
-        value = bounds.get(excluded)
-        if value is not None and value == int(value) and value in (least, most):
-            step = max(min(LEAST_STEP, (most - least) / 2 or LEAST_STEP), 4 * math.ulp(value))
-            node = {name: each for name, each in node.items() if name != excluded} | {bound: value + towards * step}
-    return node
-
-
 def _check_count(node: Schema) -> Schema:
     """llguidance counts a name that comes twice as two. Names in `properties` come once, and one more is another."""
     least, required = node.get("minProperties"), node.get("required")
@@ -251,37 +232,12 @@ def _listed(node: Any) -> list[Any] | None:
     return [value for value in values if isinstance(value, fits) and (kind is None or not isinstance(value, bool))]
 
 
-def _check_numbers(name: str, values: Any) -> None:
-    for value in _inside(values):
-        if isinstance(value, int | float) and not _exact(value):
-            raise ValueError(
-                f"{name}: {value} cannot be held exactly, as integers of 53 bits can, and larger ones below 2 ** 63 "
-                "that are doubles; send it as a string"
-            )
-
-
-def _exact(value: float) -> bool:
-    if isinstance(value, int):
-        return abs(value) < BEYOND and int(float(value)) == value
-    return abs(value) < BEYOND or (math.isfinite(value) and int(value) == Decimal(repr(value)))
-
-
-def _inside(values: Any) -> Iterable[Any]:
-    open_values = [values]
+def _nodes(root: Any) -> Iterable[Schema]:
+    open_values = [root]
     while open_values:
         each = open_values.pop()
-        if isinstance(each, dict | list):
-            open_values += each.values() if isinstance(each, dict) else each
-        else:
+        if isinstance(each, dict):
             yield each
-
-
-def _bound(value: float, towards: float) -> float:
-    """One that llguidance holds, and allows no more. It reads whole numbers exactly, others may be a bit off."""
-    if abs(value) >= BEYOND and (value > 0) == (towards < 0):  # no answer needs so many digits
-        return WIDEST if value > 0 else -WIDEST
-    if isinstance(value, float) or _exact(value) or abs(value) >= BEYOND:
-        return value
-    near = int(float(value))
-    inside = near <= value if towards < 0 else near >= value
-    return near if inside else int(math.nextafter(near, towards))
+            open_values += each.values()
+        elif isinstance(each, list):
+            open_values += each

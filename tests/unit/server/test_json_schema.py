@@ -97,6 +97,12 @@ def test_what_ends_follows_the_schema_that_was_sent(grammars: Grammars, tokenize
         ({"minimum": -(2**63), "maximum": 2**63}, [str(2**64)], ["-5", "0.5", str(2**62)]),
         ({"minimum": -1.7976931348623157e308, "maximum": 1.7976931348623157e308}, ["x"], ["-3.25", "1000000"]),
         ({"minimum": 0, "exclusiveMaximum": 10**400}, ["-1"], ["7.5"]),
+        ({"exclusiveMinimum": 0, "allOf": [{"maximum": 0.5}]}, ["0", "0.0"], ["0.5", "0.25"]),
+        ({"minimum": 0, "exclusiveMinimum": True, "maximum": 0.5, "exclusiveMaximum": False}, ["0", "0.0"], ["0.5"]),
+        ({"maximum": 2, "exclusiveMaximum": True, "exclusiveMinimum": True}, ["2"], ["1.5", "-3"]),
+        ({"allOf": [{"exclusiveMinimum": 0, "maximum": 9}, {"maximum": 0.5}]}, ["0", "0.0"], ["0.5", "0.00001"]),
+        ({"$ref": "#/$defs/p", "$defs": {"p": {"exclusiveMaximum": 1}}, "minimum": 0.5}, ["1", "1.0"], ["0.5", "0.98"]),
+        ({"exclusiveMinimum": 0}, ["0"], ["0.0000000001", "3"]),
     ],
 )
 def test_what_is_excluded_stays_out(model_dir: Path, schema: Any, out: list[str], within: list[str]) -> None:
