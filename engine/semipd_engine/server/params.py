@@ -39,8 +39,8 @@ def resolve(request: GenerationRequest, prompt_tokens: int, card: ModelCard, max
     defaults = card.defaults
     max_tokens = _max_tokens(request, prompt_tokens, defaults.max_new_tokens, max_model_len)
     min_tokens = request.min_tokens or 0
-    if min_tokens > max_tokens:
-        raise bad_request("min_tokens", f"{min_tokens} is more than max_tokens ({max_tokens}); lower it")
+    if min_tokens > (shown := 0 if request.scores_alone else max_tokens):
+        raise bad_request("min_tokens", f"{min_tokens} is more than max_tokens ({shown}); lower it")
     temperature = _first(request.temperature, defaults.temperature, 1.0)
     greedy = temperature < GREEDY_BELOW
     stop_ids = dict.fromkeys(request.stop_token_ids or ())

@@ -105,6 +105,7 @@ def test_a_prompt_that_is_scored_alone_may_have_the_whole_length() -> None:
         (64, {"prompt_logprobs": 0, "max_tokens": 1}, "prompt", ["64 tokens", "one token is output"]),
         (60, {"max_tokens": 5}, "max_tokens", ["5", "60 tokens", "at most 4"]),
         (4, {"max_tokens": 3, "min_tokens": 4}, "min_tokens", ["4", "3", "lower"]),
+        (4, {"max_tokens": 0, "echo": True, "min_tokens": 1}, "min_tokens", ["1", "max_tokens (0)", "lower"]),
         (4, {"logit_bias": {"100": 1}}, "logit_bias", ["100", "0 to 99"]),
         (4, {"stop_token_ids": [100]}, "stop_token_ids", ["100", "0 to 99"]),
     ],
