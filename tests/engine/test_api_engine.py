@@ -36,8 +36,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Served]:
-    """An engine that the test may kill."""
-    yield from serve(tmp_path / "run", models.random_model("llama"))
+    """An engine that the test may kill. A busy machine takes longer for a stream than it may at its end by default."""
+    yield from serve(tmp_path / "run", models.random_model("llama"), "--drain-seconds", str(PATIENCE_S))
 
 
 def test_tokens_and_logprobs_are_those_of_transformers(served: Served) -> None:
