@@ -42,6 +42,7 @@ from semipd_agent.memory_limit import MemoryLimit
 from semipd_agent.metrics import ReportCollector
 from semipd_agent.partitioner import Partitioner, select
 from semipd_agent.partitioner.cpus import granted
+from semipd_agent.partitioner.mps import green
 from semipd_agent.partitioner.mps.preflight import default_base
 from semipd_agent.partitioner.mps.programs import Programs
 from semipd_agent.reaper import Reaper, become_subreaper
@@ -49,7 +50,15 @@ from semipd_agent.slo.profiles import Profiles, folders
 from semipd_agent.supervisor import Supervisor
 from semipd_engine.contract import Device, EngineOptions, ProfileError, processor
 
+BACKENDS = ("mps", "mps-green")
+
 log = logging.getLogger("semipd_agent")
+
+
+class BackendRefused(Exception):
+    def __init__(self, found: str) -> None:
+        flag = f"--partition-backend ({green.VARIABLE})"
+        super().__init__(f"{flag}: mps-green is for two phases on an NVIDIA GPU, and here is {found}: leave it out")
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,14 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
     parser.add_argument("--port", type=int, default=AGENT_PORT, help="port of the control API; 0 takes a free one")
     parser.add_argument("--port-file", type=Path, default=None, help="file to write the open port to")
     parser.add_argument("--mps-dir", type=Path, default=None, help="where MPS daemons have their directories (short)")
+    parser.add_argument(
+        "--partition-backend",
+        type=_backend,
+        default=os.environ.get(green.VARIABLE, "mps"),
+        metavar="{" + ",".join(BACKENDS) + "}",
+        help="how a GPU holds the shares: mps (a worker for each rung), or mps-green (a stream of one worker for each: "
+        f"not executed on a GPU yet); default: {green.VARIABLE}, else mps",
+    )
     parser.add_argument("--mps-probe", nargs=1, default=None, help="program that takes the place of the probe client")
     parser.add_argument(
         "--api-hung-seconds", type=float, default=HUNG_SECONDS, help="silence after which a hung api process is killed"
@@ -108,6 +125,13 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
     parser.add_argument("--engine-command", nargs=1, default=None, help="program that takes the place of semipd-engine")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     return parser.parse_args(own), flags
+
+
+def _backend(name: str) -> str:
+    if name not in BACKENDS:
+        said = f"{name!r} is none ({green.VARIABLE} is its default): {' or '.join(BACKENDS)}"
+        raise argparse.ArgumentTypeError(said)
+    return name
 
 
 def identity_from_environment() -> Identity:
@@ -147,7 +171,10 @@ async def serve(options: argparse.Namespace, flags: list[str]) -> None:
     profiles = Profiles.read(options.step_profile, folders(), len(grant.cpus), processor())
     reaper = Reaper()
     programs = Programs.find(probe=options.mps_probe)
-    gpu = Gpu(device, programs, options.mps_dir or default_base(), reaper, clock)
+    asks_green = options.partition_backend == "mps-green"
+    if asks_green and (device is not Device.CUDA or engine.unified):
+        raise BackendRefused("one process for both phases" if engine.unified else f"device {device}")
+    gpu = Gpu(device, programs, options.mps_dir or default_base(), reaper, clock, green=asks_green)
 
     def partitioner_for(mode: Mode) -> Partitioner:
         return select(device, mode, grant, unified=engine.unified, mps=gpu.mps)
@@ -222,7 +249,7 @@ def main() -> None:
     become_subreaper()
     try:
         asyncio.run(serve(options, flags))
-    except (ConfigFileError, ConfigRefused, ProfileError) as e:
+    except (BackendRefused, ConfigFileError, ConfigRefused, ProfileError) as e:
         sys.exit(f"semipd-agent: {e}")
 
 

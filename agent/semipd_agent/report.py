@@ -84,9 +84,17 @@ def build(
             split_epoch=controller.intent.epoch,
             state=readback.state,
             reason=readback.reason,
-            message=readback.message
-            or controller.pilot.verdict.message
-            or mixing_refused(config.partition, controller.partitioner),
+            message="; ".join(
+                filter(
+                    None,
+                    (
+                        controller.partitioner.notice,
+                        readback.message
+                        or controller.pilot.verdict.message
+                        or mixing_refused(config.partition, controller.partitioner),
+                    ),
+                )
+            ),
             changes=controller.changes,
             last_change_time=controller.last_change_time,
         ),

@@ -5,7 +5,8 @@ A prompt that begins with `RAISE` makes the runner raise, one that begins with `
 stale, and one that begins with a key of `POISON` ends the worker in one phase.
 
 A worker reads these from its own environment, so that they can come with its rung: SEMIPD_FAKE_SMS is the SM count that
-it sees; SEMIPD_FAKE_START is what happens before it is ready: seconds to wait, a file to wait for, or ``die``, or
+it sees; SEMIPD_FAKE_RUNGS, JSON, are the rungs that it holds, by number: SMs, or why it has lost one;
+SEMIPD_FAKE_START is what happens before it is ready: seconds to wait, a file to wait for, or ``die``, or
 ``unfit``.
 SEMIPD_FAKE_DEVICE_SMS is the SM count of the whole device, as the resident sees it. While the file that
 SEMIPD_FAKE_NO_FORK names exists, the machine has no process left to give.
@@ -14,13 +15,14 @@ SEMIPD_FAKE_NO_FORK names exists, the machine has no process left to give.
 from __future__ import annotations
 
 import errno
+import json
 import mmap
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -88,6 +90,8 @@ class FakeModel:
         self._prefill_seconds = lambda tokens: tokens * token_ms / 1000
         self._decode_seconds = lambda rows: step_ms / 1000
         self.start = StartTimes()
+        self.rungs: Mapping[int, int] = {}
+        self.lost: Mapping[int, str] = {}
 
     def kv_grant(self) -> MemoryGrant:
         return MemoryGrant(available_memory())
@@ -114,6 +118,9 @@ class FakeModel:
             case seconds:
                 time.sleep(float(seconds))
         self.start.done("warm_up")
+        held = json.loads(os.environ.get("SEMIPD_FAKE_RUNGS", "{}"))
+        self.rungs = {int(number): sms for number, sms in held.items() if isinstance(sms, int)}
+        self.lost = {int(number): why for number, why in held.items() if isinstance(why, str)}
         memory = memoryview(mmap.mmap(self._kv_fd, self._kv_bytes)).cast("i")
         return TouchyRunner(memory, self.kv_layout.block_size, pacer, self._prefill_seconds, self._decode_seconds)
 

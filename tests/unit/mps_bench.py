@@ -32,6 +32,7 @@ QUICK = Timing(
     server=9,
     first_probe=9,
     probe=9,
+    green=9,
     check=0.2,
     initializing=1,
     terminate=3,
@@ -67,6 +68,7 @@ def stand_ins(folder: Path) -> Programs:
         control=str(folder / "nvidia-cuda-mps-control"),
         server=str(folder / "nvidia-cuda-mps-server"),
         probe=(sys.executable, "-S", "-E", str(STAND_IN), "probe"),
+        green=(sys.executable, "-S", "-E", str(STAND_IN), "green"),
     )
 
 
@@ -98,6 +100,11 @@ class MpsBench:
 
     def _backend(self, timing: Timing) -> Mps:
         return Mps(self.programs, self.children, self.base, self.clock, look=lambda: self.host, timing=timing)
+
+    def want_green(self) -> None:
+        """Before `begin`."""
+        make = (self.programs, self.children, self.base, self.clock)
+        self.mps = Mps(*make, look=lambda: self.host, timing=QUICK, green=True)
 
     def give_up_after(self, seconds: float) -> None:
         """On a start that has no hope. Before `begin`."""

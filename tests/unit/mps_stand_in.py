@@ -8,11 +8,13 @@ nothing and knows no GPU. Called as
     mps_stand_in.py control         hands standard input to the daemon, prints its answers
     mps_stand_in.py server          a server process: lives until it is ended
     mps_stand_in.py probe           a client: sees the SMs of its rung, or all of them outside of MPS
+    mps_stand_in.py green 20,40     the self-test of green contexts: groups of eight SMs
 
 Faults are scripted in the file that STAND_IN_SCRIPT names, read at every command: lines ``COMMAND: ACTION``, with
 the actions ``answer TEXT`` (``\\n`` is a new line), ``hang``, ``sleep SECONDS`` (and then go on), ``refuse`` (an error,
 exit status 1) and ``die`` (the daemon ends without a word). COMMAND is a command or its first word, ``start`` for the
-daemon's own start, or ``probe`` (whose answers are ``unlimited`` and ``late``).
+daemon's own start, ``probe`` (whose answers are ``unlimited`` and ``late``), or ``green`` (whose answers are JSON, put
+over the good one; ``harm`` dies, and the server takes no probe any more).
 """
 
 from __future__ import annotations
@@ -177,6 +179,26 @@ def probe() -> None:
     print(json.dumps({"sm_count": seen, "error": NOT_READY if action == "refuse" and inside else 0}))
 
 
+def green_sms(percent: int) -> int:
+    return SMS * percent // 800 * 8
+
+
+def green(percents: list[int]) -> None:
+    action = scripted("green")
+    if action == "hang":
+        time.sleep(3600)
+    if action == "harm":
+        script_faults(Path(os.environ["STAND_IN_SCRIPT"]), "probe: refuse")
+    if action in ("die", "harm"):
+        os._exit(3)
+    each = {percent: green_sms(percent) for percent in percents}
+    said: dict[str, object] = {"error": "", "total": SMS, "sms": {"prefill": each, "decode": each}, "lost": {}}
+    said |= {"apart": True, "why": "as the stand-in says"}
+    if action.startswith("answer "):
+        said |= json.loads(action.removeprefix("answer "))
+    print(json.dumps(said))
+
+
 def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     match sys.argv[1:]:
@@ -193,6 +215,8 @@ def main() -> int:
             time.sleep(3600)
         case ["probe", *_]:
             probe()
+        case ["green", text]:
+            green([int(percent) for percent in text.split(",")])
     return 0
 
 

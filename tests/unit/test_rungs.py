@@ -156,3 +156,12 @@ def test_rungs_are_told_apart_by_their_environment_alone() -> None:
     same = PhaseLimit(percent=61, environment=limit(60).environment, sm_count=1)
     assert Rung.of(same, PacingMode.RUNGS) == rung_of(60) != rung_of(60, daemon=2)
     assert plan_of(limit(60), limit(60)).prefill == plan(60, 60).decode
+
+
+def test_rungs_of_one_worker_are_told_apart_by_their_number() -> None:
+    """``mps-green``: equal environments, and each move is warm once the worker is there."""
+    one, two = (PhaseLimit(percent=p, environment={"A": "1"}, rung=n, sm_count=8 * n) for p, n in ((20, 1), (40, 2)))
+    rungs = [Rung.of(each, PacingMode.RUNGS) for each in (one, two)]
+    assert rungs[0] != rungs[1] and rungs[0].environment == rungs[1].environment
+    assert [(rung.index, rung.alone, rung.sm_count) for rung in rungs] == [(1, False, 8), (2, False, 16)]
+    assert rung_of(60).alone and rung_of(60).index == 0

@@ -59,7 +59,7 @@ class PartitionReport(Wire):
     policy: Open[Policy] | None = None
     """Present in Auto only."""
     backend: str
-    """mps, cpu-paced or none."""
+    """mps, mps-green, cpu-paced or none: the one in force. `message` says so where another was asked for."""
     enforcement: Open[Enforcement]
     requested: Split
     quantized: Split

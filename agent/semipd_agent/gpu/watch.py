@@ -21,10 +21,14 @@ from semipd_engine.contract import Device
 
 
 class Gpu:
-    def __init__(self, device: Device, programs: Programs, mps_base: Path, reaper: Reaper, clock: Clock) -> None:
-        """`mps_base` holds the daemons' directories."""
+    def __init__(
+        self, device: Device, programs: Programs, mps_base: Path, reaper: Reaper, clock: Clock, green: bool = False
+    ) -> None:
+        """`mps_base` holds the daemons' directories. `green`: rungs are streams, if they can be."""
         telemetry = open_telemetry() if device is Device.CUDA else None
-        self.mps = Mps(programs, Children(reaper), mps_base, clock, telemetry) if device is Device.CUDA else None
+        self.mps = (
+            Mps(programs, Children(reaper), mps_base, clock, telemetry, green=green) if device is Device.CUDA else None
+        )
         self.sampler = Sampler(telemetry, clock, self._xid, self._lost)
         self._loop: asyncio.AbstractEventLoop | None = None
         if telemetry is not None and visible_gpus() > 1:

@@ -1,7 +1,8 @@
 """What makes a split real on one kind of device. Decides no split, talks to no engine.
 
-`select` picks the backend for a device: ``cpu-paced``, ``mps`` (NVIDIA GPUs), or ``none`` where nothing is to be split.
-A GPU without MPS is served only with ``partition.mode: Disabled``, and the report says why (`mps.preflight`).
+`select` picks the backend for a device: ``cpu-paced``, ``mps`` or, where it is asked for and can be, ``mps-green``
+(NVIDIA GPUs), or ``none`` where nothing is to be split. A GPU without MPS is served only with ``partition.mode:
+Disabled``, and the report says why (`mps.preflight`).
 """
 
 from __future__ import annotations

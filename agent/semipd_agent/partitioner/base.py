@@ -45,14 +45,23 @@ class Partitioner(Protocol):
     `plan` is what goes to the engine (limits and the environment of a worker started under them); core applies it.
     """
 
-    name: str
     enforcement: Enforcement
-    rungs: tuple[int, ...]
-    """The percentages that this device can express, ascending; empty: all."""
     settle_seconds: float
     """Seconds that live workers may take to follow a split before it counts as failed."""
     mixes: bool
     """Can it have no isolation, too (`Split.mixed_tokens`)?"""
+
+    @property
+    def notice(self) -> str:
+        """What was asked for and is not in force, or not proved, and what helps; empty: nothing of that kind."""
+
+    @property
+    def name(self) -> str:
+        """mps, mps-green, cpu-paced or none: the one in force, whatever was asked for."""
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """The percentages that this device can express, ascending; empty: all."""
 
     @property
     def ready(self) -> bool:
@@ -102,6 +111,7 @@ class Passive:
     """The part of `Partitioner` that a backend without a mechanism of its own has in common with others."""
 
     rungs: tuple[int, ...] = ()
+    notice = ""
     settle_seconds = 15.0
     mixes = False
     ready = True

@@ -50,6 +50,7 @@ from semipd_engine.contract.options import (
     no_api_key,
 )
 from semipd_engine.contract.partition import (
+    GREEN_RUNGS,
     Enforcement,
     Frozen,
     PacingMode,
@@ -68,6 +69,7 @@ __all__ = [
     "CONTROL_SOCKET",
     "END_API",
     "GATE_SECONDS",
+    "GREEN_RUNGS",
     "Ack",
     "Arrival",
     "BlockCounts",

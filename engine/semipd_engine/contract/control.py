@@ -107,11 +107,14 @@ class WorkerReport(Frozen):
     steps: int
     cpu_seconds: float
     percent: Percent = 100
-    """The rung that this worker was started under (`PacingMode.RUNGS`)."""
+    """The rung that this worker was started under (`PacingMode.RUNGS`); of several that it holds, the one to which the
+    phase's steps go while both phases are busy."""
     routed: bool = True
     """Does core send the phase's steps here while both phases are busy? A phase may have other rungs warm."""
     sm_count: int | None = None
-    """Streaming multiprocessors that the worker itself sees; None on the CPU."""
+    """Streaming multiprocessors that the worker itself sees, on that rung; None on the CPU."""
+    lost_rungs: dict[int, str] = Field(default={})
+    """Of the rungs that it was to hold, by number (`GREEN_RUNGS`), those that have not proved themselves, and why."""
     start_seconds: dict[str, float] = Field(default={})
     """What its start took, part by part: launch (until its process is there, with its imports), context (of the
     device), attach (to weights and KV pool), kernels (loaded and held against their twins), warm_up, products (held
@@ -152,7 +155,7 @@ class Refusal(Frozen):
 
     split_epoch: int
     reason: str
-    """CamelCase: PrepareTimeout, SMCountMismatch, WeightsMismatch, WrongProducts, CUDAUnavailable, WorkerDied ..."""
+    """CamelCase: PrepareTimeout, SMCountMismatch, RungLost, WeightsMismatch, WrongProducts, CUDAUnavailable ..."""
     message: str
 
 

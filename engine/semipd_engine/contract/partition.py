@@ -7,6 +7,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+GREEN_RUNGS = "SEMIPD_GREEN_RUNGS"
+"""Of a worker's environment: the percentages below 100 that it holds at the same time, each a stream of a green context
+(``mps-green``): ``20,40,60``. The n-th of them is its rung n, and 0 the whole device."""
+
 Percent = Annotated[int, Field(ge=1, le=100)]
 
 
@@ -50,7 +54,7 @@ class PacingMode(StrEnum):
     CORES = "cores"  # while both phases are busy, each one is pinned to cores of its own
     QUANTA = "quanta"  # while both phases are busy, they alternate layer quanta in proportion to their weights
     TURNS = "turns"  # while both are busy, the larger part has CPUs of its own, and the phases take turns for the rest
-    RUNGS = "rungs"  # one worker for each rung, its limit fixed by its environment; core routes each step (CUDA, MPS)
+    RUNGS = "rungs"  # limits that workers hold for life, one each or several; core routes each step (CUDA, MPS)
 
 
 class PhaseLimit(Frozen):
@@ -65,8 +69,11 @@ class PhaseLimit(Frozen):
     """Stride weight for `PacingMode.QUANTA` and `TURNS`."""
     environment: dict[str, str] = {}
     """Environment of a worker started under this limit (CUDA: MPS variables). Empty on the CPU.
-    With `PacingMode.RUNGS` it is the rung's identity: two limits with equal environments are one rung, and a new pipe
-    directory (a new MPS daemon) makes every rung a new one."""
+    With `PacingMode.RUNGS` it is, with `rung`, the rung's identity: two limits that are equal in both are one rung, and
+    a new pipe directory (a new MPS daemon) makes every rung a new one."""
+    rung: int | None = None
+    """Its number among the limits that a worker of this environment holds at the same time (`GREEN_RUNGS`); None: the
+    worker has this limit alone."""
     sm_count: int | None = None
     """Streaming multiprocessors that a worker under this limit must see before it is ready; None: not checked."""
     terminate_seconds: float = Field(default=0.0, ge=0)

@@ -1,8 +1,9 @@
 """Brings plans to workers and results to the scheduler: each queue of plans by itself.
 
-A phase may have several workers, one for each rung. Its next step goes to the one that `Router.next` names, and only
-when no step of the phase is in flight: so a phase never has steps in flight on two workers, its steps complete in the
-order in which they were planned, and one step clock for each phase is enough for the quarantine of blocks.
+A phase may have several workers, one for each rung, or one with several rungs. Its next step goes to the one that
+`Router.next` names, and only when no step of the phase is in flight: so a phase never has steps in flight on two rungs,
+its steps complete in the order in which they were planned, and one step clock for each phase is enough for the
+quarantine of blocks.
 """
 
 from __future__ import annotations
@@ -84,9 +85,10 @@ class Dispatcher:
         self._running[phase] = route
         if phase is Phase.DECODE:
             self._recalled = 0  # that plan is over; with another resident its number comes again
-        route.holder.send(msgspec.structs.replace(plan, rung=route.rung) if plan.rung != route.rung else plan)
+        number = route.rung.index
+        route.holder.send(msgspec.structs.replace(plan, rung=number) if plan.rung != number else plan)
         self._observer.step_began(phase, size_of(plan), self._split, now)
-        self._log.plan(phase, plan, route.holder.pid, now)
+        self._log.plan(phase, plan, route.holder.pid, now, rung=number)
 
     def _send_behind(self, scheduler: Scheduler, now: float) -> None:
         """What continues decode's plan, if that is to run to its end and the next one's worker is the same."""
@@ -99,7 +101,7 @@ class Dispatcher:
         behind = scheduler.plan_behind()
         if behind is not None:
             running.holder.send(continuation(plan, behind))
-            self._log.plan(Phase.DECODE, behind, running.holder.pid, now, behind=True)
+            self._log.plan(Phase.DECODE, behind, running.holder.pid, now, rung=running.rung.index, behind=True)
 
     def _recall(self, scheduler: Scheduler) -> int | None:
         """End decode's plan at its next step when the scheduler wants to, or when its next step belongs elsewhere: the

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from semipd_engine.contract import Phase, WorkerState
 from semipd_engine.core.event_loop import Connection
-from semipd_engine.core.partitions import Rung
+from semipd_engine.core.partitions import Rung, contradiction
 from semipd_engine.ipc.steps import CoreToWorker, WorkerToCore
 
 
@@ -28,7 +28,7 @@ class Holder:
 
     key: HolderKey
     rung: Rung
-    """The one that it is named after."""
+    """The one that it is named after; of several the one to which steps go while both phases are busy."""
     seat: int = 0
     """Its record in the pacing page, among those of its phase."""
     generation: int = 0
@@ -51,6 +51,10 @@ class Holder:
     problem: str = ""
     """Why it cannot serve; empty once it is ready."""
     sm_count: int | None = None
+    rungs: dict[int, int] = field(default_factory=dict)
+    """Where it holds several: the SMs of each, by number, as it read them back."""
+    lost: dict[int, str] = field(default_factory=dict)
+    """Of those it was to hold, which have failed, and why."""
     start_seconds: dict[str, float] = field(default_factory=dict)
     """Parts of its start: `launch`, until its process began with the others."""
     give_up_at: float | None = None
@@ -69,13 +73,28 @@ class Holder:
         """Asked for, running, or dead and not buried yet: it has its seat until then."""
         return self.state is not WorkerState.DEAD or self.pidfd >= 0
 
+    def lacks(self, rung: Rung) -> tuple[str, str] | None:
+        """Why this worker, which is ready, cannot take a step on one of several rungs: a reason and its words."""
+        if rung.alone:
+            return None
+        seen = self.rungs.get(rung.index)
+        if seen is None:
+            return "RungLost", self.lost.get(rung.index, "the worker does not hold it")
+        wrong = contradiction(rung, seen, None)
+        return None if wrong is None else ("SMCountMismatch", wrong)
+
     @property
     def phase(self) -> Phase:
         return self.key.phase
 
     @property
     def title(self) -> str:
-        return self.phase if self.rung.percent is None else f"{self.phase} {self.rung.percent} %"
+        """A worker of several rungs has no percentage of its own."""
+        return self.phase if self.percent is None else f"{self.phase} {self.percent} %"
+
+    @property
+    def percent(self) -> int | None:
+        return self.rung.percent if self.rung.alone else None
 
     def send(self, plan: CoreToWorker) -> None:
         assert self.connection is not None

@@ -1,9 +1,9 @@
 """Which partition is in force, which one is being prepared, and on which rung each phase's next step runs. Pure.
 
-A rung is a limit that a worker has for life. A partition names one for each phase and, for a phase that is alone, the
-100 % rung. A partition whose rungs have workers already is in force at once; otherwise it is pending: its cold rungs
-are prepared beside the workers that serve, and it is put in force for both phases in one go when they have proved
-themselves. If they do not, nothing has changed: rollback is free.
+A rung is a limit that a worker has for life, as its only one or (a green context) beside others. A partition names one
+for each phase and, for a phase that is alone, the 100 % rung. A partition whose rungs have workers already is in force
+at once; otherwise it is pending: its cold rungs are prepared beside the workers that serve, and it is put in force for
+both phases in one go when they have proved themselves. If they do not, nothing has changed: rollback is free.
 
 On the CPU a limit changes during a worker's life, so there is one rung for all partitions. Knows no processes.
 """
@@ -20,13 +20,15 @@ from semipd_engine.contract import PacingMode, PartitionPlan, Phase, PhaseLimit,
 class Rung:
     """A limit: the environment of the worker that holds it, and its number among the limits which that worker holds.
 
-    Nothing else makes two workers of a phase differ.
+    Nothing else makes two limits of a phase differ.
     """
 
     environment: tuple[tuple[str, str], ...] = ()
     index: int = 0
     percent: int | None = field(default=None, compare=False)
     """None where a worker's limit may change during its life."""
+    alone: bool = field(default=True, compare=False)
+    """Does its worker hold no other?"""
     sm_count: int | None = field(default=None, compare=False)
     terminate_seconds: float = field(default=0.0, compare=False)
 
@@ -35,7 +37,8 @@ class Rung:
         if mode is not PacingMode.RUNGS:
             return cls(tuple(sorted(limit.environment.items())))
         environment = tuple(sorted(limit.environment.items()))
-        return cls(environment, 0, limit.percent, limit.sm_count, limit.terminate_seconds)
+        index, alone = limit.rung or 0, limit.rung is None
+        return cls(environment, index, limit.percent, alone, limit.sm_count, limit.terminate_seconds)
 
 
 @dataclass(frozen=True)

@@ -255,7 +255,9 @@ class Report:
 
     def _worker_report(self, phase: Phase, holder: Holder, page: PacingPage, now: float) -> WorkerReport:
         dead = holder.state is WorkerState.DEAD
-        routed = self.router.next(holder.phase, alone=False)
+        route = self.router.next(holder.phase, alone=False)
+        routed = route is not None and holder is route.holder
+        rung = route.rung if route is not None and routed else holder.rung
         seat = page.seats[holder.phase][holder.seat]
         return WorkerReport(
             phase=phase,
@@ -267,9 +269,10 @@ class Report:
             busy=not dead and seat.pid != 0 and seat.idle_since_ns == 0,
             steps=0 if dead else seat.steps,
             cpu_seconds=0.0 if dead else seat.cpu_ns / 1e9,
-            percent=holder.rung.percent or 100,
-            routed=routed is not None and holder is routed.holder,
-            sm_count=holder.sm_count,
+            percent=rung.percent or 100,
+            routed=routed,
+            sm_count=holder.sm_count if rung.alone else holder.rungs.get(rung.index),
+            lost_rungs={} if dead else holder.lost,
             start_seconds={} if dead else holder.start_seconds,
             ending=holder.kill_at is not None and holder.pidfd >= 0,
         )

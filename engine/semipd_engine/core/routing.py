@@ -11,14 +11,13 @@ from typing import NamedTuple
 
 from semipd_engine.contract import Phase
 from semipd_engine.core.holder import Holder
-from semipd_engine.core.partitions import Partitions
+from semipd_engine.core.partitions import Partitions, Rung
 from semipd_engine.core.worker_pool import WorkerPool
 
 
 class Route(NamedTuple):
     holder: Holder
-    rung: int
-    """Its number among the holder's limits."""
+    rung: Rung
 
 
 @dataclass
@@ -30,8 +29,8 @@ class Router:
         """Where the phase's next step goes. `alone`: the other phase does nothing meanwhile."""
         for rung in self.partitions.route(phase, alone):
             holder = self.pool.holder(phase, rung)
-            if holder is not None and holder.ready:
-                return Route(holder, rung.index)
+            if holder is not None and self.pool.is_ready(phase, rung):
+                return Route(holder, rung)
         return None
 
     def holders(self, phase: Phase) -> list[Holder]:

@@ -23,7 +23,7 @@ class StepLog:
     def __init__(self, path: Path | None) -> None:
         self._file = path.open("a", buffering=1) if path is not None else None
 
-    def plan(self, phase: Phase, plan: StepPlan, pid: int, at: float, *, behind: bool = False) -> None:
+    def plan(self, phase: Phase, plan: StepPlan, pid: int, at: float, *, rung: int = 0, behind: bool = False) -> None:
         self._write(
             event="plan",
             phase=phase,
@@ -33,6 +33,7 @@ class StepLog:
             steps=plan.max_steps,
             batch=len(plan.rows),
             tokens=tokens_of(plan),
+            rung=rung,
             behind=behind,
         )
 

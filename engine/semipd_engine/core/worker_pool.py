@@ -90,7 +90,7 @@ class WorkerPool:
 
     def is_ready(self, phase: Phase, rung: Rung) -> bool:
         holder = self.holder(phase, rung)
-        return holder is not None and holder.ready
+        return holder is not None and holder.ready and holder.lacks(rung) is None
 
     # ---- the resident comes and goes -----------------------------------------------------------------------------
 
@@ -132,9 +132,13 @@ class WorkerPool:
             kept = {HolderKey(phase, rung.environment) for rung in self.partitions.kept(phase)}
             for key in [key for key in self._holders if key.phase is phase and key not in kept]:
                 self._retire(self._holders.pop(key), now)
-            for rung in self.partitions.wanted(phase):
+            wanted = self.partitions.wanted(phase)
+            for rung in wanted:
                 key = HolderKey(phase, rung.environment)
                 holder = self._holders.setdefault(key, Holder(key, rung))
+                holder.rung = holder.rung if holder.rung.alone else wanted[0]
+                if holder.ready and (missing := holder.lacks(rung)) is not None:
+                    self.partitions.unfit(phase, rung, *missing)
                 if holder.spawn_at is not None and now >= holder.spawn_at:
                     self._spawn(self._ask, holder, now)
         for holder in self.everyone():
@@ -156,10 +160,10 @@ class WorkerPool:
         holder.seat, holder.generation, holder.state = seat, self._generations[holder.phase], WorkerState.STARTING
         holder.spawn_at, holder.started_at, holder.sm_count, holder.give_up_at = None, now, None, None
         holder.kill_at, holder.orphaned = None, False
-        holder.asked_at, holder.start_seconds = now, {}
+        holder.asked_at, holder.start_seconds, holder.rungs, holder.lost = now, {}, {}, {}
         rung = holder.rung
         environment = dict(rung.environment)
-        ask(SpawnWorker(holder.phase, holder.generation, seat, rung.percent, environment, rung.terminate_seconds))
+        ask(SpawnWorker(holder.phase, holder.generation, seat, holder.percent, environment, rung.terminate_seconds))
 
     def _retire(self, holder: Holder, now: float) -> None:
         """Nothing more is routed to it. It finishes the plan in hand, since messages arrive in order, and exits."""
@@ -238,8 +242,8 @@ class WorkerPool:
     def _on_ready(self, holder: Holder, message: WorkerReady) -> None:
         if holder.state is not WorkerState.STARTING:
             return  # it said so before it died, and its death was seen first
-        holder.sm_count = message.sm_count
-        wrong = contradiction(holder.rung, message.sm_count, self._device_sms)
+        holder.sm_count, holder.rungs, holder.lost = message.sm_count, message.rungs, message.lost
+        wrong = contradiction(holder.rung, message.sm_count, self._device_sms) if holder.rung.alone else None
         if wrong is not None:
             self._unfit(holder, "SMCountMismatch", wrong)
             self.kill(holder)

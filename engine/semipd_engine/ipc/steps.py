@@ -136,13 +136,17 @@ class WorkerReady(msgspec.Struct, frozen=True, tag="ready"):
     """When its process was there and began with the first of these parts, by CLOCK_MONOTONIC."""
     start_seconds: dict[str, float] = {}
     """Parts of its start, in their order."""
+    rungs: dict[int, int] = {}
+    """Where it holds several rungs: the SMs of each, by number, as the driver says."""
+    lost: dict[int, str] = {}
+    """Of those it was to hold, which have failed, and why."""
 
 
 class WorkerUnfit(msgspec.Struct, frozen=True, tag="unfit"):
     """The worker found out by itself that it cannot serve; it exits."""
 
     reason: str
-    """CamelCase: CUDAUnavailable, AttachFailed, WeightsMismatch, WarmUpFailed, WrongProducts."""
+    """CamelCase: CUDAUnavailable, AttachFailed, WeightsMismatch, WarmUpFailed, WrongProducts, GreenRungs."""
     message: str
 
 

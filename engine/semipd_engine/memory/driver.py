@@ -22,6 +22,8 @@ GRANULE = 2 << 20
 piece: a region that shared its piece with another allocation would export that one, too."""
 LAZY_ENABLE_PEER_ACCESS = 1
 OUT_OF_MEMORY = 2
+MISSING = -1
+"""No CUresult: there is no such function."""
 
 
 class CudaError(Exception):
@@ -64,18 +66,26 @@ def attach(handle: bytes) -> int:
     return pointer.value
 
 
-def _call(name: str, *arguments: Any) -> None:
-    code = int(getattr(_driver(), name)(*arguments))
-    if code != 0:
+def call(signatures: Mapping[str, tuple[Any, ...]], name: str, *arguments: Any) -> None:
+    """One of the driver's functions, by the parameters that `signatures` gives it. Raises `CudaError`; MISSING is the
+    code where this driver has no such function."""
+    try:
+        function = getattr(_driver(), name)
+    except AttributeError as error:
+        raise CudaError(name, MISSING, "this driver does not have it") from error
+    function.argtypes, function.restype = signatures[name], ctypes.c_int
+    if code := int(function(*arguments)):
         text = ctypes.c_char_p()
         _driver().cuGetErrorName(code, ctypes.byref(text))
         raise CudaError(name, code, (text.value or b"unknown error").decode())
 
 
+def _call(name: str, *arguments: Any) -> None:
+    call(SIGNATURES, name, *arguments)
+
+
 @lru_cache(maxsize=1)
 def _driver() -> ctypes.CDLL:
     library = ctypes.CDLL(LIBRARY)
-    for name, parameters in SIGNATURES.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = parameters, ctypes.c_int
+    library.cuGetErrorName.argtypes, library.cuGetErrorName.restype = SIGNATURES["cuGetErrorName"], ctypes.c_int
     return library

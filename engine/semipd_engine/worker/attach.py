@@ -7,6 +7,8 @@ attaches to what the resident exports (`TorchModel.attach`). Nothing is copied e
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -23,7 +25,8 @@ from semipd_engine.worker import decode_graphs
 from semipd_engine.worker.decode_graphs import Capture
 from semipd_engine.worker.gemm_gate import gate_products
 from semipd_engine.worker.kernel_gate import gate_kernels
-from semipd_engine.worker.model_runner import ModelRunner
+from semipd_engine.worker.lanes import LaneCapture, Lanes, open_lanes
+from semipd_engine.worker.model_runner import ModelRunner, the_only_rung
 from semipd_engine.worker.servable import Runner, UnfitError
 from semipd_engine.worker.start_messages import ModelExport
 from semipd_engine.worker.start_times import StartTimes
@@ -56,6 +59,8 @@ class TorchModel:
         """Workers attach over exec; else they are forked."""
         self.kernels, self.kernels_shortfall = kernels.name, kernels.shortfall
         self.start = StartTimes()
+        self.rungs: Mapping[int, int] = {}
+        self.lost: Mapping[int, str] = {}
 
     @property
     def kv(self) -> KVPool:
@@ -101,25 +106,46 @@ class TorchModel:
             block_size = self.kv_layout.block_size
             gate_kernels(self._kernels, self._config, self._torch_dtype, self._torch_device, block_size)
             self.start.done("kernels")
-        capture = self._capture(phase)
+        if self.device == Device.CUDA and (lanes := open_lanes(phase, os.environ, self._torch_device)) is not None:
+            return self._on_lanes(lanes, pacer, phase)
+        capture = decode_graphs.CudaCapture() if self._captures(phase) else None
+        self._prove(capture)
+        return self._made(pacer, capture, the_only_rung)
+
+    def _on_lanes(self, lanes: Lanes, pacer: Pacer, phase: Phase) -> Runner:
+        """Each of several rungs proves itself as a worker's only one does."""
+        capture = LaneCapture(lanes, decode_graphs.CudaCapture, self._free) if self._captures(phase) else None
+        lanes.each(lambda: self._prove(capture and capture.of_chosen))
+        runner = self._made(pacer, capture, lanes.choose)
+        self.rungs, self.lost = lanes.sm_counts, lanes.lost
+        return runner
+
+    def _prove(self, capture: Capture | None) -> None:
+        """Raises `UnfitError`."""
         if self.exported:
             warm_up(self._config, self._arena, self._kernels, self.kv_layout, capture)
             self.start.done("warm_up")
         if self.device == Device.CUDA:
             gate_products(self._arena.tensors())
             self.start.done("products")
-        runner = ModelRunner(self._config, self._arena, self.kv, self._kernels, pacer, self.max_model_len, capture)
+
+    def _made(self, pacer: Pacer, capture: Capture | None, choose: Callable[[int], None]) -> ModelRunner:
+        limits = (self._kernels, pacer, self.max_model_len, capture, choose)
+        runner = ModelRunner(self._config, self._arena, self.kv, *limits)
         self.start.done("runner" if capture is None else "graphs")
         return runner
 
-    def _capture(self, phase: Phase) -> Capture | None:
-        """Of decode steps, where they are asked for and can be."""
+    def _captures(self, phase: Phase) -> bool:
+        """Are decode steps to be programs, and can they be?"""
         if self.device != Device.CUDA or not decode_graphs.asked_for(phase):
-            return None
+            return False
         if why := decode_graphs.cannot_capture(self._kernels):
             log.warning("%s=1, but decode steps run kernel by kernel: %s", decode_graphs.VARIABLE, why)
-            return None
-        return decode_graphs.CudaCapture()
+        return not why
+
+    def _free(self) -> int:
+        """Bytes that the device has left."""
+        return torch.cuda.mem_get_info(self._torch_device)[0]
 
     def sm_count(self) -> int | None:
         if self.device != Device.CUDA:

@@ -9,7 +9,8 @@ and rows with targets take the ordinary way.
 
 Programs are made before a worker serves, the largest first, and share one pool of memory. They hold addresses of the
 weights and the KV pool, which stay for the worker's life, so no plan, and no move of the split, makes one again: under
-MPS another rung is another worker, which has its own. **Not executed on a GPU yet**: `VARIABLE` asks for them.
+MPS another rung is another worker, which has its own, and where rungs are streams each has its programs (`lanes`).
+**Not executed on a GPU yet**: `VARIABLE` asks for them.
 """
 
 from __future__ import annotations
@@ -226,9 +227,10 @@ class CudaCapture:
     serve are made. And all are made on one stream: cuBLAS has a workspace for each that it has seen, tens of MiB.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stream: torch.cuda.Stream | None = None) -> None:
+        """`stream`: on whose SMs the programs will run; None: one of its own, with all that this process may use."""
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream = stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._last: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, queue: Queue) -> Queue:

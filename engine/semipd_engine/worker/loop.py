@@ -78,7 +78,9 @@ def run_worker(
         times = model.start
         channel.send(
             WorkerReady(
-                identity.phase, identity.pid, identity.generation, model.sm_count(), times.began_at, times.seconds
+                *(identity.phase, identity.pid, identity.generation, model.sm_count(), times.began_at, times.seconds),
+                rungs=dict(model.rungs),
+                lost=dict(model.lost),
             )
         )
         unprepared = True

@@ -43,6 +43,10 @@ class NotFiniteError(Exception):
         self.request = request
 
 
+def the_only_rung(number: int) -> None:
+    """Of a worker that has its limit for life."""
+
+
 class ModelRunner:
     def __init__(
         self,
@@ -53,9 +57,11 @@ class ModelRunner:
         pacer: Pacer,
         max_model_len: int,
         capture: Capture | None = None,
+        choose: Callable[[int], None] = the_only_rung,
     ) -> None:
         """`weights` are named as in `weight_specs`, in the formats of `kernels`, of `kv.dtype`. Copies nothing.
-        `capture`: decode steps become programs, now."""
+        `capture`: decode steps become programs, now. `choose`: what is queued from now on runs on this rung."""
+        self._choose = choose
         self._device = weights.region.data.device
         self.kernels = kernels
         self._buffers, self._sampled = InputBuffers(self._device), InputBuffers(self._device)
@@ -77,6 +83,7 @@ class ModelRunner:
         which ``recalled(plan.seq)`` became true. What continues the plan is looked for before its last step, and is run
         as if the plan had been longer. Raises `PlanError` before the first step, and `StaleSlot` for what has been
         taken and cannot be continued."""
+        self._choose(plan.rung)
         try:
             yield from self._steps(plan, recalled, following)
         except Exception:

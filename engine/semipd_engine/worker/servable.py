@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from semipd_engine.contract import Phase
@@ -55,6 +55,10 @@ class ServableModel(Protocol):
     """cpu or cuda."""
     start: StartTimes
     """Of this process, once `runner` has returned."""
+    rungs: Mapping[int, int]
+    """Then, too: the SMs of each rung that it holds, by number, where it holds several; else empty."""
+    lost: Mapping[int, str]
+    """Those that it was to hold and does not, and why."""
 
     def runner(self, pacer: Pacer, phase: Phase) -> Runner:
         """A runner over the KV pool for the plans of a phase, warmed up where that matters. Raises `UnfitError`."""

@@ -34,8 +34,8 @@ PARTS = (
     Part("rungs", "a rung has its SMs, in torch as in the probe, right products, and the rate follows", 120, 25),
     Part(
         "green",
-        "green contexts of one process have their SMs and right products, and a move is a stream",
-        60,
+        "rungs as green contexts: their SMs, no SM of both phases, right products, and a move is a stream",
+        110,
         15,
         dry=False,
     ),

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from semipd_agent.partitioner.mps import green
+from semipd_agent.partitioner.mps.green import Green
 from semipd_agent.partitioner.mps.programs import surroundings
-from semipd_engine.contract import Enforcement, PacingMode, PartitionPlan, PhaseLimit, Split
+from semipd_engine.contract import Enforcement, PacingMode, PartitionPlan, Phase, PhaseLimit, Split
 from semipd_engine.resident.cuda_environment import NOWHERE
 
 STOP_SECONDS = 30
@@ -59,6 +61,26 @@ class Rungs:
             prefill=self._limit(prefill),
             decode=self._limit(decode),
             whole=self._limit(100),
+        )
+
+    def green_plan(self, prefill: int, decode: int, found: Green) -> PartitionPlan:
+        """The same as streams of one worker for each phase. Without MPS, too."""
+
+        def limit(phase: Phase, percent: int) -> PhaseLimit:
+            return PhaseLimit(
+                percent=percent,
+                environment=green.environment(self.environment(100)),
+                rung=green.number(percent),
+                sm_count=found.sms[phase].get(percent),
+            )
+
+        return PartitionPlan(
+            split=Split(prefill=prefill, decode=decode),
+            enforcement=Enforcement.SPATIAL_CAP,
+            mode=PacingMode.RUNGS,
+            prefill=limit(Phase.PREFILL, prefill),
+            decode=limit(Phase.DECODE, decode),
+            whole=limit(Phase.DECODE, 100),
         )
 
     def server_status(self) -> str:

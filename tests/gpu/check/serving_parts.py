@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from tests.engine import proc
 from tests.engine.harness import Engine
@@ -11,7 +12,7 @@ from tests.gpu.check.engine import Traffic, put
 from tests.gpu.check.stage import MIB, Figures, Stage
 
 from e2e.lib.waiting import wait_until
-from semipd_engine.contract import DType, WorkerState
+from semipd_engine.contract import DType, PartitionPlan, WorkerState
 
 MOVES, MOVES_SECONDS = 20, 60.0
 """To and fro, half of them between workers that are there."""
@@ -118,6 +119,26 @@ def moves(stage: Stage, running: Engine, traffic: Traffic) -> list[Figures]:
         }
         for kind, found in seen.items()
     ]
+
+
+def streams_beside(
+    stage: Stage, running: Engine, plans: Sequence[PartitionPlan], count: int
+) -> tuple[list[float], dict[str, float]]:
+    """Moves in turn between plans, under load, after a first one: seconds to effect of each, and the gaps between two
+    tokens of a stream meanwhile. Nothing may go wrong."""
+    put(running, plans[0])
+    traffic, seen = _traffic(stage, running, every=1.0), list[float]()
+    try:
+        _flowing(traffic)
+        began = time.monotonic()
+        for number in range(count):
+            seen.append(put(running, plans[(number + 1) % len(plans)]))
+            time.sleep(0.3)
+        gaps = _gaps(traffic, began)
+    finally:
+        wrong = traffic.stop()
+    assert not wrong, wrong
+    return seen, gaps
 
 
 def shares(stage: Stage, figures: Figures) -> None:

@@ -14,16 +14,17 @@ from typing import Any
 
 import pynvml
 import pytest
-from tests.gpu.check import green
 from tests.unit.cuda.headers import PACKAGES, compile_cpp
 
 from semipd_agent.gpu import telemetry
 from semipd_agent.partitioner.mps import probe, prober
+from semipd_engine.green import driver as green
+from semipd_engine.green import hold
 from semipd_engine.memory import driver
 
 pytestmark = pytest.mark.unit
 
-SIGNATURES = {**driver.SIGNATURES, **probe.SIGNATURES, **green.SIGNATURES}
+SIGNATURES = {**driver.SIGNATURES, **probe.SIGNATURES, **green.SIGNATURES, **hold.SIGNATURES}
 CONSTANTS = {
     "CU_IPC_HANDLE_SIZE": driver.HANDLE_BYTES,
     "CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS": driver.LAZY_ENABLE_PEER_ACCESS,
@@ -36,6 +37,11 @@ CONSTANTS = {
     "CU_GREEN_CTX_DEFAULT_STREAM": green.DEFAULT_STREAM,
     "CU_STREAM_NON_BLOCKING": green.NON_BLOCKING,
     "int(offsetof(CUdevResource, sm.smCount))": green.Resource.sm_count.offset,
+    "int(offsetof(CUdevResource, sm.minSmPartitionSize))": green.Resource.least.offset,
+    "CU_MEMHOSTALLOC_PORTABLE": hold.PORTABLE,
+    "CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": hold.SHARED_PER_BLOCK,
+    "CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR": hold.SHARED_PER_SM,
+    "CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES": hold.DYNAMIC_SHARED,
 }
 ALSO = {"CUDA_ERROR_OUT_OF_MEMORY": prober.OUT_OF_MEMORY}
 PRINTER = r"""
@@ -111,6 +117,7 @@ def test_every_call_that_is_made_has_a_signature() -> None:
         (driver, driver.SIGNATURES),
         (probe, probe.SIGNATURES),
         (green, green.SIGNATURES),
+        (hold, hold.SIGNATURES),
     ):
         text = Path(str(module.__file__)).read_text()
         words = {node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)}

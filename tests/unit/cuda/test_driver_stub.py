@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.unit.cuda.headers import HERE, PACKAGES, compile_cpp
+from tests.unit.cuda.stub import libcuda
 from torch import Tensor
 
 from semipd_agent.partitioner.mps import probe
@@ -45,10 +45,7 @@ ctypes.memset(at, 7, 2)
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> str:
-    target = tmp_path_factory.mktemp("stub") / "libcuda.so.1"
-    return str(
-        compile_cpp(HERE / "libcuda_stub.cpp", target, PACKAGES[0], "-shared", "-fPIC", "-O1", "-Wall", "-Werror")
-    )
+    return libcuda(tmp_path_factory.mktemp("stub"))
 
 
 def host_tensor(pointer: int, nbytes: int, device: torch.device) -> Tensor:

@@ -1,8 +1,11 @@
-"""Backend of NVIDIA GPUs: the rungs of MPS as a `Partitioner`. Joins ladder, preflight and `keeper`; decides no split.
+"""Backends of NVIDIA GPUs: the rungs of MPS as a `Partitioner`. Joins ladder, preflight and `keeper`; decides no split.
+
+``mps``: a rung is the percentage of a worker. ``mps-green``: a stream of one worker for each phase (`green`), under the
+same daemon, watched and ended alike.
 
 How a split is proved: each rung's SM count is measured by a probe when the first daemon starts. The plan carries it, so
 a worker that sees another number is never ready, and `verify` compares what the routed worker reports. On the 100 %
-rung the number says nothing about MPS; there the daemon's list of clients does.
+rung, and where rungs are streams, the number says nothing about MPS; there the daemon's list of clients does.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from semipd_agent.contract import Enforcement, PartitionReason
 from semipd_agent.gpu.telemetry import Telemetry
 from semipd_agent.gpu.xid import is_hardware
 from semipd_agent.partitioner.base import Problem
-from semipd_agent.partitioner.mps import ladder, preflight
+from semipd_agent.partitioner.mps import green, ladder, preflight
 from semipd_agent.partitioner.mps.keeper import Keeper
 from semipd_agent.partitioner.mps.ladder import WHOLE, Timing
 from semipd_agent.partitioner.mps.preflight import Host
@@ -41,10 +44,8 @@ _SHADOW_SECONDS = 60.0
 
 
 class Mps:
-    name = "mps"
     enforcement = Enforcement.SPATIAL_CAP
     mixes = False  # a decode worker's rungs and graphs have not been seen to run prompts on a GPU
-    rungs: tuple[int, ...] = ladder.LADDER
     settle_seconds = 180.0
     """A cold rung starts a process, attaches it, warms it up and proves it."""
 
@@ -57,10 +58,15 @@ class Mps:
         telemetry: Telemetry | None = None,
         look: Callable[[], Host] | None = None,
         timing: Timing = Timing(),
+        green: bool = False,
     ) -> None:
-        """`base`: holds the daemons' directories. `look`: the facts for the preflight; default: of this machine."""
+        """`base`: holds the daemons' directories. `look`: the facts for the preflight; default: of this machine.
+        `green`: rungs are streams of one worker for each phase, where the self-test finds that they can be."""
+        self._wants_green = green
+        self._lost: dict[int, str] = {}
+        """Percents that a worker has lost, by its own word."""
         self._look = look or (lambda: preflight.look(programs, telemetry, base))
-        self._keeper = Keeper(programs, children, base, clock, timing)
+        self._keeper = Keeper(programs, children, base, clock, timing, wants_green=green)
         self._condemned: Problem | None = None
         self._clock = clock
         self._timing = timing
@@ -84,6 +90,27 @@ class Mps:
     @property
     def lost(self) -> Problem | None:
         return self._keeper.lost
+
+    @property
+    def name(self) -> str:
+        """Which of both is in force, or will be."""
+        return "mps-green" if self._wants_green and self._keeper.green_refused is None else "mps"
+
+    @property
+    def notice(self) -> str:
+        if (refused := self._keeper.green_refused) is not None:
+            return str(refused)
+        if (green := self._keeper.green) is None:
+            return ""
+        said = [] if green.seen else [f"whether the phases' lanes share an SM was not seen: {green.why}"]
+        lost = {**green.lost, **self._lost}
+        said += [f"without the rung of {percent} %: {why}" for percent, why in sorted(lost.items())]
+        return "; ".join(said)
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        green = self._keeper.green
+        return ladder.LADDER if green is None else tuple(each for each in green.rungs if each not in self._lost)
 
     @property
     def losses(self) -> int:
@@ -121,27 +148,36 @@ class Mps:
     # ---- the split --------------------------------------------------------------------------------------------------
 
     def quantize(self, want: Split) -> Split:
-        return ladder.quantize(want)
+        return ladder.quantize(want, self.rungs)
 
     def plan(self, split: Split) -> PartitionPlan:
         return PartitionPlan(
             split=split,
             enforcement=engine.Enforcement.SPATIAL_CAP,
             mode=PacingMode.RUNGS,
-            prefill=self._limit(split.prefill),
-            decode=self._limit(split.decode),
-            whole=self._limit(WHOLE),
+            prefill=self._limit(Phase.PREFILL, split.prefill),
+            decode=self._limit(Phase.DECODE, split.decode),
+            whole=self._limit(Phase.DECODE, WHOLE),
         )
 
-    def _limit(self, percent: int) -> PhaseLimit:
-        daemon = self._keeper.daemon
+    def _limit(self, phase: Phase, percent: int) -> PhaseLimit:
+        """A worker of its own under this percentage, or a stream of a worker that has the whole device."""
+        daemon, as_stream = self._keeper.daemon, self._keeper.green is not None
         assert daemon is not None, "a plan is made while ready"
         return PhaseLimit(
             percent=percent,
-            environment=daemon.variables(percent),
-            sm_count=self._keeper.counts.get(percent),
+            environment=green.environment(daemon.variables(WHOLE)) if as_stream else daemon.variables(percent),
+            rung=green.number(percent) if as_stream else None,
+            sm_count=self._expected(phase, percent),
             terminate_seconds=self._timing.terminate + _NOTICE_SECONDS,
         )
+
+    def _expected(self, phase: Phase, percent: int) -> int | None:
+        """SMs of a rung, as they were measured."""
+        found = self._keeper.green
+        if found is None or percent == WHOLE:
+            return self._keeper.counts.get(percent)
+        return found.sms[phase].get(percent)
 
     def follow(self, snapshot: EngineSnapshot) -> None:
         """A worker's death makes the server suspect: all clients are one fault domain. Even where it still takes a
@@ -151,6 +187,11 @@ class Mps:
             self._core, self._deaths = snapshot.core_id, {}
         living = (w.pid for w in snapshot.workers if w.state is not WorkerState.DEAD)
         self._keeper.workers = frozenset((*living, *snapshot.leaving))
+        self._lost = {
+            green.percent_of(number): f"{worker.phase}: {why}"
+            for worker in snapshot.workers
+            for number, why in worker.lost_rungs.items()
+        }
         now = self._clock.monotonic()
         ready = [w.pid for w in snapshot.workers if w.state is WorkerState.READY]
         self._ready_since = {pid: self._ready_since.get(pid, now) for pid in ready}
@@ -186,10 +227,10 @@ class Mps:
             return Problem(
                 PartitionReason.READBACK_MISMATCH, f"{who} runs on the {worker.percent} % rung, not {want} %"
             )
-        expected, total = self._keeper.counts.get(want), self._keeper.total
+        expected, total = self._expected(worker.phase, want), self._keeper.total
         if worker.sm_count is None or expected is None:
             return Problem(PartitionReason.READBACK_MISMATCH, f"{who} does not say how many SMs it sees")
-        if worker.sm_count == total != expected:
+        if worker.sm_count == total != expected and self._keeper.green is None:
             return Problem(
                 PartitionReason.WORKER_OUTSIDE_MPS, f"{who} sees all {total} SMs although its rung has {expected}"
             )

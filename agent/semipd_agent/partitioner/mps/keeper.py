@@ -24,6 +24,7 @@ from semipd_agent.contract import PartitionReason
 from semipd_agent.partitioner.base import Problem
 from semipd_agent.partitioner.mps.control import ControlError, ControlTimeout, ServerStatus
 from semipd_agent.partitioner.mps.daemon import Daemon, StartFailed, claim
+from semipd_agent.partitioner.mps.green import Green, Refused
 from semipd_agent.partitioner.mps.ladder import Timing, implausible
 from semipd_agent.partitioner.mps.prober import ProbeFailed, Prober
 from semipd_agent.partitioner.mps.programs import Programs
@@ -65,7 +66,20 @@ class NotEnforcing(Exception):
 
 
 class Keeper:
-    def __init__(self, programs: Programs, children: Children, base: Path, clock: Clock, timing: Timing) -> None:
+    def __init__(
+        self,
+        programs: Programs,
+        children: Children,
+        base: Path,
+        clock: Clock,
+        timing: Timing,
+        wants_green: bool = False,
+    ) -> None:
+        """`wants_green`: find out whether rungs can be green contexts."""
+        self._wants_green = wants_green
+        self.green: Green | None = None
+        """What the self-test found, once; None: not asked for, not known yet, or refused."""
+        self.green_refused: Refused | None = None
         self._programs = programs
         self._children = children
         self._base = base
@@ -201,8 +215,22 @@ class Keeper:
         counts = await self._prober.counts(daemon)
         if said := implausible(total, counts):
             raise NotEnforcing(said)
+        if self._wants_green and self.green is None and self.green_refused is None:
+            await self._try_green(daemon)
         self.total, self.counts = total, counts
         log.info("of %d SMs each rung has %s", total, ", ".join(f"{p} %: {n}" for p, n in sorted(counts.items())))
+
+    async def _try_green(self, daemon: Daemon) -> None:
+        """Once, while nobody else is on the device. Raises `ProbeFailed` where it has cost the server."""
+        try:
+            self.green = await self._prober.green(daemon)
+        except Refused as refused:
+            log.error("%s", refused)
+            self.green_refused = refused
+            await self._prober.serves(daemon)
+        else:
+            rungs = ", ".join(map(str, self.green.rungs))
+            log.info("mps-green: rungs %s; that lanes share no SM: %s", rungs, self.green.why)
 
     async def _watch(self) -> Loss:
         """Until the daemon in force is lost."""

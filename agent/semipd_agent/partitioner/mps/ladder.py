@@ -9,7 +9,7 @@ probe on each rung. `plausible` is what a measured count must satisfy for a perc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from semipd_engine.contract import Split
@@ -23,13 +23,13 @@ SMALLEST = 2
 """SMs: a limit below one pair of SMs gives one pair."""
 
 
-def nearest(percent: int) -> int:
+def nearest(percent: int, rungs: Sequence[int] = LADDER) -> int:
     """The nearest rung; of two that are equally near the larger, because a ceiling too high harms less."""
-    return min(LADDER, key=lambda rung: (abs(rung - percent), -rung))
+    return min(rungs, key=lambda rung: (abs(rung - percent), -rung))
 
 
-def quantize(want: Split) -> Split:
-    return Split(prefill=nearest(want.prefill), decode=nearest(want.decode))
+def quantize(want: Split, rungs: Sequence[int] = LADDER) -> Split:
+    return Split(prefill=nearest(want.prefill, rungs), decode=nearest(want.decode, rungs))
 
 
 def plausible(total: int, percent: int, seen: int) -> bool:
@@ -66,6 +66,8 @@ class Timing:
     first_probe: float = 60.0
     """The first client waits for the driver, too; one of another user than the server's would wait for ever."""
     probe: float = 15.0
+    green: float = 90.0
+    """For the self-test of green contexts: two clients, a few seconds in all once the driver is there."""
     terminate: float = 6.0
     """For `terminate_client`, which waits for the client's kernels."""
     end: float = 5.0

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from semipd_agent.children import Children, ChildTimeout
 from semipd_agent.partitioner.mps.daemon import Daemon
+from semipd_agent.partitioner.mps.green import TEXT, Green, Refused
 from semipd_agent.partitioner.mps.ladder import LADDER, WHOLE, Timing, plausible
 from semipd_agent.partitioner.mps.programs import OUTSIDE_MPS, Programs, surroundings
+
+log = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = 2
 """CUDA_ERROR_OUT_OF_MEMORY: the server answered; there was no room for one context more."""
@@ -64,6 +68,19 @@ class Prober:
                 counts[rung] = again.sm_count
                 self.context_needed |= again.sm_count != probed.sm_count
         return counts
+
+    async def green(self, daemon: Daemon) -> Green:
+        """The self-test of green contexts, as clients of the daemon. Raises `Refused`."""
+        command = [*self._programs.green, TEXT]
+        try:
+            done = await self._children.run(command, surroundings(daemon.variables(WHOLE)), seconds=self._timing.green)
+        except (ChildTimeout, OSError) as e:
+            raise Refused("GreenProbeFailed", str(e)) from e
+        try:
+            return Green.read(json.loads(done.output.strip().splitlines()[-1]))
+        except (ValueError, KeyError, TypeError, IndexError) as e:
+            log.error("the probe of green contexts said: %s", done.output)
+            raise Refused("GreenProbeFailed", f"exit status {done.status}, {type(e).__name__}: {e}") from e
 
     async def serves(self, daemon: Daemon) -> None:
         """Does the daemon's server still take a client? Raises `ProbeFailed`."""

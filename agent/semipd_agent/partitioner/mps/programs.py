@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from semipd_agent.partitioner.mps import green
+
 CONTROL = "nvidia-cuda-mps-control"
 SERVER = "nvidia-cuda-mps-server"
 PLACES = (
@@ -42,6 +44,8 @@ class Programs:
     control: str
     server: str
     probe: tuple[str, ...] = PROBE
+    green: tuple[str, ...] = green.PROBE
+    """The self-test of green contexts."""
 
     @classmethod
     def find(cls, probe: Sequence[str] | None = None) -> Programs:
