@@ -1,21 +1,23 @@
 """The ratio against the knee: what it says at parts of the load that some split really just serves.
 
 The knee is found by brute force, without any model: constant splits in reach are played on the simulated engine at one
-rate after the other, and the greatest rate at which one of them keeps both targets at the SLO's percentile is it.
-A ratio that is right says f at f times that rate.
+load after the other, and the greatest at which one of them keeps both targets at the SLO's percentile is it. It is
+that of the very arrivals that a pod is asked about, played faster: of five minutes of one stream the work alone is a
+tenth or a sixth more or less than that of another with the same rate, and a ratio tells of what came.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from semipd_agent.contract import SLO, Bounds
 from semipd_agent.slo.future import Setting, candidates
 from semipd_agent.slo.policy import prefill_share
-from semipd_cli.simulator.engine import Size, VirtualEngine
+from semipd_agent.slo.utilization import WINDOW_SECONDS
+from semipd_cli.simulator.engine import Arrival, Size, VirtualEngine
 from semipd_cli.simulator.oracle import ORACLES
 from semipd_cli.simulator.policies import grid_of
 from semipd_cli.simulator.scaling.pod import Pod
@@ -29,7 +31,7 @@ PATIENCE = 120.0
 LOOK = 40.0
 """Seconds between two looks at how many have missed."""
 SEEDS = (11, 12, 13)
-"""Of the knee. The pods that are asked for their ratio have arrivals of their own."""
+"""Of a knee in requests a second."""
 PRECISION = 1.02
 STARTS = (Split(), Split(prefill=20), Split(decode=20))
 LOADS = (0.3, 0.6, 0.9, 1.2)
@@ -48,7 +50,7 @@ class Case:
     tpot_milliseconds: int
     oracle: str
     about: float
-    """Requests a second: where the search begins."""
+    """Requests a second that are about its capacity."""
     size: Size = WIDE
 
     @property
@@ -62,7 +64,7 @@ class Case:
 
 
 CASES = (
-    Case("2000/60", Lengths(2000, 60), 1000, 40, "other-cpu", 2.2),
+    Case("2000/60", Lengths(2000, 60), 1000, 40, "other-cpu", 1.75),
     Case("300/400", Lengths(300, 400), 1000, 22, "other-cpu", 2.6),
     Case("chat", CHAT, 1500, 75, "other-gpu", 2.8),
     Case("doc", DOC, 4000, 75, "other-gpu", 1.0),
@@ -72,16 +74,18 @@ CASES = (
 
 @dataclass(frozen=True)
 class Knee:
-    rate: float
+    factor: float
+    """Of `Streams`: the largest that some split serves."""
     split: str
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one pod said at `load` times the knee, from `start` on; or pods with other arrivals did on average."""
+    """What one pod said of a load of which some split would serve 1 / `load` times as much, from `start` on."""
 
     case: str
     load: float
+    seed: int
     start: str
     young: float
     settled: float
@@ -101,34 +105,40 @@ class Reading:
         return self.young / self.load - 1
 
 
-def on_average(readings: Sequence[Reading]) -> Reading:
-    """Of pods that differ in their arrivals alone. What came to one of them in two minutes was another load than was
-    meant: of 80 prompts of exponential lengths the work is a sixth more or less."""
-    first = readings[0]
-    return Reading(
-        first.case,
-        first.load,
-        first.start,
-        fmean(r.young for r in readings),
-        fmean(r.settled for r in readings),
-        min(r.lowest for r in readings),
-        max(r.highest for r in readings),
-        max(r.moves for r in readings),
-    )
-
-
 def in_reach(case: Case) -> list[Split]:
     """From the smallest part of prefill to the largest."""
     found = candidates(Setting(case.slo, Split(), Bounds(), grid_of(case.oracle), mixes=False))
     return sorted(found, key=prefill_share)
 
 
-def keeps(case: Case, split: Split, rate: float, seconds: float = PLAYED_SECONDS) -> bool:
+Streams = Callable[[float], Mapping[int, Sequence[Arrival]]]
+"""By seed, what comes at so many times the load."""
+
+
+def poisson(case: Case, seconds: float = PLAYED_SECONDS) -> Streams:
+    """Factors are requests a second."""
+    return lambda rate: {seed: list(stream(rate, seconds, case.lengths, seed)) for seed in SEEDS}
+
+
+def sped_up(arrivals: Sequence[Arrival], lasts: float, seed: int, seconds: float = PLAYED_SECONDS) -> Streams:
+    """The very arrivals of `lasts` seconds, so many times as fast, and over again until `seconds` are full."""
+
+    def times(factor: float) -> Mapping[int, Sequence[Arrival]]:
+        turns = range(math.ceil(seconds * factor / lasts))
+        played = [replace(a, at=(a.at + turn * lasts) / factor) for turn in turns for a in arrivals]
+        return {seed: [a for a in played if a.at < seconds]}
+
+    return times
+
+
+def keeps(case: Case, split: Split, streams: Mapping[int, Sequence[Arrival]], seconds: float = PLAYED_SECONDS) -> bool:
     """Both targets, by all requests of all seeds together. It ends as soon as too many have missed one."""
-    return pressure(case, split, rate, seconds, hopeless=True) <= 1
+    return pressure(case, split, streams, seconds, hopeless=True) <= 1
 
 
-def pressure(case: Case, split: Split, rate: float, seconds: float, *, hopeless: bool = False) -> float:
+def pressure(
+    case: Case, split: Split, streams: Mapping[int, Sequence[Arrival]], seconds: float, *, hopeless: bool = False
+) -> float:
     """The larger of the two latencies at the percentile, over its target. Raises ValueError where nothing counts.
 
     `hopeless`: infinite, too, once more requests have missed a target than may in the end, however many there will be.
@@ -136,7 +146,6 @@ def pressure(case: Case, split: Split, rate: float, seconds: float, *, hopeless:
     if seconds <= WARM_UP:
         raise ValueError(f"seconds {seconds:g}: the first {WARM_UP:g} do not count")
     p, targets = case.slo.percentile / 100, (case.ttft_milliseconds / 1000, case.tpot_milliseconds / 1000)
-    streams = {seed: list(stream(rate, seconds, case.lengths, seed)) for seed in SEEDS}
     counted = sum(a.at >= WARM_UP for arrivals in streams.values() for a in arrivals)
     most = counted - 1 - int(p * counted) if hopeless else counted
     ttft, tpot = list[float](), list[float]()
@@ -156,21 +165,33 @@ def pressure(case: Case, split: Split, rate: float, seconds: float, *, hopeless:
 
 
 def knee(
-    case: Case, splits: Sequence[Split], seconds: float = PLAYED_SECONDS, step: Callable[[], None] = lambda: None
+    case: Case,
+    splits: Sequence[Split],
+    streams: Streams,
+    about: float,
+    seconds: float = PLAYED_SECONDS,
 ) -> Knee:
-    """By bisection, each split being asked for the rates that none before it keeps. No valley is assumed."""
-    best, low = splits[0], case.about / 16
+    """By bisection, each split being asked for the factors that none before it keeps. No valley is assumed. `about`:
+    where the search begins."""
+    best, low = splits[0], about / 16
     for split in _outwards(splits):
-        if keeps(case, split, low * PRECISION, seconds):
-            low, high = low * PRECISION, 1.5 * max(low, case.about / 2)
-            while keeps(case, split, high, seconds):
+        if keeps(case, split, streams(low * PRECISION), seconds):
+            low, high = low * PRECISION, 1.5 * max(low, about / 2)
+            while keeps(case, split, streams(high), seconds):
                 low, high = high, 1.5 * high
             while high / low > PRECISION:
                 middle = math.sqrt(low * high)
-                low, high = (middle, high) if keeps(case, split, middle, seconds) else (low, middle)
+                low, high = (middle, high) if keeps(case, split, streams(middle), seconds) else (low, middle)
             best = split
-        step()
     return Knee(low, str(best))
+
+
+def room(case: Case, load: float, seed: int) -> Knee:
+    """m*, by brute force, of the very arrivals that pods with this seed are asked about: their last 300 s."""
+    first = SETTLED - WINDOW_SECONDS
+    came = list(stream(load * case.about, END, case.lengths, seed))
+    late = [replace(a, at=a.at - first) for a in came if a.at >= first]
+    return knee(case, in_reach(case), sped_up(late, END - first, seed), 1 / load)
 
 
 def _outwards(splits: Sequence[Split]) -> list[Split]:
@@ -180,15 +201,11 @@ def _outwards(splits: Sequence[Split]) -> list[Split]:
 
 
 def read(case: Case, rate: float, load: float, start: Split, seed: int, seconds: int = END) -> Reading:
-    """A pod born at `load` times the knee's `rate`, with the split `start`."""
-    pod = Pod(
-        case.slo, case.oracle, case.size, stream(load * rate, seconds, case.lengths, seed), split=start, seed=seed
-    )
-    ratios, moves = list[float](), 0
+    """A pod born under `rate` requests a second, which are `load` of what it can serve, with the split `start`."""
+    pod = Pod(case.slo, case.oracle, case.size, stream(rate, seconds, case.lengths, seed), split=start, seed=seed)
+    ratios = list[float]()
     for second in range(1, seconds + 1):
-        before = pod.split
         pod.tick(float(second))
-        moves += pod.split != before
         ratios.append(math.nan if pod.ratio is None else pod.ratio)
-    old = ratios[SETTLED:]
-    return Reading(case.name, load, str(start), fmean(ratios[YOUNG:SETTLED]), fmean(old), min(old), max(old), moves)
+    young, old = fmean(ratios[YOUNG:SETTLED]), ratios[SETTLED:]
+    return Reading(case.name, load, seed, str(start), young, fmean(old), min(old), max(old), pod.moved)
