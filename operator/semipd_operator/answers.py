@@ -5,8 +5,6 @@ Pure. It knows no request: who asked says which places an answer has.
 
 from __future__ import annotations
 
-import copy
-import re
 from typing import Any
 
 from kubernetes.aio.dynamic.exceptions import DynamicApiError
@@ -14,8 +12,6 @@ from kubernetes.aio.dynamic.exceptions import DynamicApiError
 Object = dict[str, Any]
 Places = tuple[tuple[str, ...], ...]
 """Paths of names within an answer."""
-
-_UNDECLARED = re.compile(r"\.status((?:\.[A-Za-z]+|\[[^]]*\])+): field not declared in schema")
 
 
 class ApiRefused(Exception):
@@ -56,22 +52,6 @@ def check(answer: Any, holds: Places) -> None:
             place = place.get(name) if isinstance(place, dict) else None
         if place is None:
             raise ValueError(f"an answer without {'.'.join(path)} is no API server's")
-
-
-def declared(status: Object, refusal: str) -> Object:
-    """Without the fields that the installed CRD, of an older release, does not know, as the API server says. What one
-    element of a list may not have, none has."""
-    known = copy.deepcopy(status)
-    for path in _UNDECLARED.findall(refusal):
-        *above, name = re.findall(r"\.([A-Za-z]+)", path)
-        parts: list[Any] = [known]
-        for one in above:
-            found = [part.get(one) for part in parts if isinstance(part, dict)]
-            parts = [element for part in found for element in (part if isinstance(part, list) else [part])]
-        for part in parts:
-            if isinstance(part, dict):
-                part.pop(name, None)
-    return known
 
 
 def words_of(error: DynamicApiError) -> str:

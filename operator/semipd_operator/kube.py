@@ -20,7 +20,7 @@ from kubernetes.aio.client import ApiClient
 from kubernetes.aio.dynamic import DynamicClient
 from kubernetes.aio.dynamic.exceptions import DynamicApiError, NotFoundError
 
-from semipd_operator.answers import ApiAway, ApiRefused, Object, Places, check, declared, words_of
+from semipd_operator.answers import ApiAway, ApiRefused, Object, Places, check, words_of
 from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND, PLURAL, SemiPDService
 from semipd_operator.settings import MANAGER
 
@@ -145,14 +145,7 @@ class Kube:
             "metadata": {"name": meta.name, "namespace": meta.namespace, "uid": meta.uid},
             "status": status,
         }
-        path = _path(API_VERSION, KIND, meta.namespace, meta.name) + "/status"
-        try:
-            return await self._apply(path, body)
-        except ApiRefused as refused:
-            known = declared(status, str(refused))
-            if not refused.mistyped or known == status:
-                raise
-            return await self._apply(path, {**body, "status": known})
+        return await self._apply(_path(API_VERSION, KIND, meta.namespace, meta.name) + "/status", body)
 
     async def delete(self, api_version: str, kind: str, namespace: str, name: str, uid: str, version: str = "") -> bool:
         """Only the object with this uid, and this version if one is given; one that is gone or changed is no error.

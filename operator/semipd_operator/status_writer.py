@@ -17,6 +17,7 @@ from semipd_operator.informer import Informer
 from semipd_operator.kube import Kube
 from semipd_operator.metrics import STATUS_WRITES
 from semipd_operator.reasons import ConditionType, EventReason
+from semipd_operator.skew import OlderCRD
 from semipd_operator.status import AgentView, Observed, summarise
 from semipd_operator.status.disruption import Losses
 from semipd_operator.status.events import Event, event_object, events
@@ -30,6 +31,10 @@ log = logging.getLogger(__name__)
 
 _FIRST_BACK_OFF_SECONDS, _LONGEST_BACK_OFF_SECONDS = 2.0, 60.0
 """After a write that was refused; doubled each time."""
+_UPGRADE_CRD = (
+    "bring the CRD to the operator's release: kubectl apply --server-side --force-conflicts -f crds/ of that release, "
+    "or helm upgrade with crds.enabled"
+)
 _EVENT_SECONDS = 60.0
 """One event of a reason per service in this time; PartitionChanged is limited by the dwell time of the splits."""
 
@@ -68,6 +73,9 @@ class StatusWriter:
         self._clock = clock
         self._denied: set[str] = set()
         """The uids of services whose status is refused, and that have been told so."""
+        self._older = OlderCRD(clock)
+        self._cut: set[str] = set()
+        """The uids of services whose status, as last written, lacks what the CRD does not declare."""
         self._entries: dict[Key, _Entry] = {}
 
     def observe(self, key: Key, seen: Observed) -> None:
@@ -126,7 +134,9 @@ class StatusWriter:
             if entry.last_write is None and _unmet(seen):
                 return
             status = summarise(seen)
-            if not write_due(entry.shown, status, now=now, last_write=entry.last_write, slo_period=self._slo_period):
+            whole = seen.service.metadata.uid in self._cut and not self._older.fields  # the CRD may be another by now
+            due = write_due(entry.shown, status, now=now, last_write=entry.last_write, slo_period=self._slo_period)
+            if not (due or whole):
                 return
             try:
                 entry.live = await self.write(seen.service, status)
@@ -151,17 +161,38 @@ class StatusWriter:
         """
         if not self._leads():
             raise ApiAway("the Lease is not renewed, and a status is its holder's to write")
-        meta, body = service.metadata, dump_status(status)
-        self._informer.writes_status(meta.namespace, meta.name, body)
-        try:
-            written = await self._kube.apply_status(service, body)
-        except ApiRefused as refused:
-            await self._say_denied(service, refused)
-            raise
+        meta, whole = service.metadata, dump_status(status)
+        while True:
+            body, lacking = self._older.declared(whole)
+            self._informer.writes_status(meta.namespace, meta.name, body)
+            try:
+                written = await self._kube.apply_status(service, body)
+                break
+            except ApiRefused as refused:
+                if self._older.learn(refused):  # each time of another field
+                    continue
+                await self._say_denied(service, refused)
+                raise
         self._denied.discard(meta.uid)
         self._informer.told(KIND, written)
         STATUS_WRITES.inc()
+        await self._say_older(service, lacking)
         return written.get("status")
+
+    async def _say_older(self, service: SemiPDService, lacking: tuple[str, ...]) -> None:
+        """Once, until it is whole again."""
+        uid = service.metadata.uid
+        if lacking and uid not in self._cut:
+            message = (
+                f"the installed CRD is of an older release than the operator and has no {', '.join(lacking)}; "
+                f"the rest of the status is written. Remedy: {_UPGRADE_CRD}."
+            )
+            log.warning("%s/%s: %s", service.metadata.namespace, service.metadata.name, message)
+            await self.tell(service, Event(EventReason.CRD_OUTDATED, message))
+        if lacking:
+            self._cut.add(uid)
+        else:
+            self._cut.discard(uid)
 
     async def _say_denied(self, service: SemiPDService, refused: ApiRefused) -> None:
         """Once, by the only way that is left: what stands in the status is old, and looks as if it were not."""
@@ -169,6 +200,8 @@ class StatusWriter:
         if lasting and service.metadata.uid not in self._denied:
             self._denied.add(service.metadata.uid)
             what = "have the policy, webhook or role that the words name let the operator write semipdservices/status"
+            if refused.mistyped or (refused.status == 422 and admission(str(refused)) is None):
+                what = _UPGRADE_CRD
             message = f"the status cannot be written, and what it shows is old: {refused}. Remedy: {what}."
             await self.tell(service, Event(EventReason.STATUS_REFUSED, message))
 

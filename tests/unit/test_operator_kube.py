@@ -12,7 +12,7 @@ import pytest
 from kubernetes.aio import client as kube_client
 
 from semipd_operator import kube
-from semipd_operator.answers import ApiAway, ApiRefused, Object
+from semipd_operator.answers import ApiAway, ApiRefused
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.kube import Kube
 
@@ -164,40 +164,3 @@ async def test_a_refusal_is_a_refusal() -> None:
         assert refused.value.status == 403 and "forbidden" in str(refused.value)
     async with answering(http("404 Not Found", b"{}")) as one:
         assert await one.get("v1", "Pod", "n", "p") is None
-
-
-class OlderCRD(Kube):
-    """The installed CRD is of a release that knows no `slo.new`."""
-
-    def __init__(self, refusal: str) -> None:
-        self.refusal, self.taken = refusal, list[Object]()
-
-    async def _apply(self, path: str, body: Object) -> Object:
-        if "new" in body["status"].get("slo", {}):
-            raise ApiRefused(500, self.refusal)
-        self.taken.append(body["status"])
-        return body
-
-
-UNTYPED = "failed to create typed patch object (d/demo; semipd.io/v1alpha1, Kind=SemiPDService): "
-UNKNOWN = "{}: field not declared in schema"
-
-
-@pytest.mark.parametrize(
-    "words",
-    [UNKNOWN.format(".status.slo.new"), "errors:\n  .status.slo.new: field not declared in schema\n  .status.a"],
-)
-async def test_a_crd_of_the_release_before_gets_the_status_without_what_it_does_not_know(words: str) -> None:
-    """Else nothing of it would be written, Ready neither, until somebody applies the newer one."""
-    one, status = OlderCRD(UNTYPED + words), {"reason": "Ready", "slo": {"percentile": 90, "new": 1}}
-    assert await one.apply_status(SERVICE, status)
-    assert one.taken == [{"reason": "Ready", "slo": {"percentile": 90}}]
-    assert status["slo"] == {"percentile": 90, "new": 1}, "what is shown is compared with the whole"
-
-
-@pytest.mark.parametrize("refusal", [UNTYPED + ".status.slo: expected map, got &{1}", "etcdserver: request timed out"])
-async def test_any_other_refusal_of_a_status_stays_one(refusal: str) -> None:
-    one = OlderCRD(refusal)
-    with pytest.raises(ApiRefused):
-        await one.apply_status(SERVICE, {"slo": {"new": 1}})
-    assert not one.taken

@@ -179,6 +179,13 @@ class EventReason(StrEnum):
         "after a minute at most. Have the policy, webhook or role that the message names let the operator write "
         "`semipdservices/status`.",
     )
+    CRD_OUTDATED = (
+        "CRDOutdated",
+        "Warning",
+        "The installed CRD is of an older release than the operator and has no place for the fields of the status that "
+        "the message names; the rest is written, and the whole is tried again every minute. Bring the CRD to the "
+        "operator's release.",
+    )
     OPERATOR_CONFLICT = (
         "OperatorConflict",
         "Warning",
