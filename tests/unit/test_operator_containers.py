@@ -202,3 +202,41 @@ def test_a_container_that_ended_well_or_is_ready_since_is_in_no_crash_loop() -> 
     over = {"name": "prepare", "ready": True, "restartCount": 0, "state": {"terminated": {**_ENDED, "exitCode": 0}}}
     status = {"containerStatuses": [proved], "initContainerStatuses": [over]}
     assert pod_view({"metadata": meta, "status": status}).problem is None
+
+
+def between_crashes(lived: float, runs: float, where: str, **template: Any) -> Any:
+    """A pod that the kubelet calls ready while a container that crashes runs once more beside an engine that serves."""
+    engine = {**running("engine", 600), "ready": True, "restartCount": 0}
+    became = {"type": "Ready", "status": "True", "lastTransitionTime": ago(runs - 1).isoformat()}
+    status: dict[str, Any] = {"conditions": [became], "containerStatuses": [engine]}
+    status[where] = [*status.get(where, []), crashes(lived, runs)]
+    meta = {"name": "p1", "uid": "p1", "labels": {"pod-template-hash": "7d9c", "semipd.io/template-hash": "h"}}
+    inits = where == "initContainerStatuses"
+    spec = {"initContainers" if inits else "containers": [{"name": "proxy", **template}]}
+    if inits:
+        spec["initContainers"][0]["restartPolicy"] = "Always"
+    return pod_view({"metadata": meta, "spec": spec, "status": status})
+
+
+@pytest.mark.parametrize("where", ["containerStatuses", "initContainerStatuses"])
+@pytest.mark.parametrize(
+    ("lived", "runs", "shown"),
+    [
+        (1, 2, "False CrashLoop(proxy)"),
+        (1, 59, "False CrashLoop(proxy)"),
+        (1, 60, "True Ready"),
+        (100, 199, "False CrashLoop(proxy)"),
+        (100, 200, "True Ready"),
+        (600, 2, "True Ready"),
+    ],
+)
+def test_ready_does_not_come_and_go_with_each_life_of_a_sidecar_that_crashes(
+    where: str, lived: float, runs: float, shown: str
+) -> None:
+    """The pod is ready for as long as each takes: `kubectl wait` would catch such a moment."""
+    status = summarise(observed(pods=(between_crashes(lived, runs, where),)))
+    ready = status.condition("Ready")
+    assert ready and f"{ready.status} {status.reason}" == shown
+    assert conditions(status)["Available"] == "True PodsReady", "the Service sends it requests"
+    probed = between_crashes(lived, runs, where, **PROBE)
+    assert conditions(summarise(observed(pods=(probed,))))["Ready"] == "True Ready", "its probe has said that it is well"

@@ -58,7 +58,7 @@ def _trouble(pod: Pod, status: dict[str, Any], container: dict[str, Any]) -> Pro
     name = container.get("name", "")
     if reason := _WAITING.get(waiting.get("reason", "")):
         return Problem(reason, f"container {name}: {waiting.get('message') or waiting['reason']}", name)
-    ended = (_killed(pod, container) or _fails_again(pod, container)) and not has_served(status, container)
+    ended = (_killed(pod, container) or _fails_again(pod, container)) and not _overcame(pod, status, container)
     crashes = waiting.get("reason") == "CrashLoopBackOff" or ended
     if crashes and (name != MODEL_CONTAINER or last_end(container).get("reason") in _NEVER_RAN):
         return replace(_crash(pod, name, container), until=_outlived_at(pod, container))
@@ -73,6 +73,12 @@ def _killed(pod: Pod, container: dict[str, Any]) -> bool:
 def _proved(pod: Pod, container: dict[str, Any]) -> bool:
     """Whether it is ready, and a probe has said so: without one a container is ready as soon as it runs."""
     return bool(container.get("ready")) and _probed(pod, container)
+
+
+def _overcame(pod: Pod, status: dict[str, Any], container: dict[str, Any]) -> bool:
+    """It served since: which proves nothing of one that is ready as soon as it runs, and that never ran for long."""
+    proves = _probed(pod, container) or _lived(last_end(container)) >= _HEALTHY_SECONDS
+    return proves and has_served(status, container)
 
 
 def _probed(pod: Pod, container: dict[str, Any]) -> bool:

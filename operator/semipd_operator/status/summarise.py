@@ -189,9 +189,11 @@ def _silent(seen: Observed, said: str) -> Problem:
 
 
 def _closed(seen: Observed) -> Problem | None:
-    """A pod that is ready and admits nobody: it answers whoever asks, with 401."""
+    """A pod that is ready and admits nobody: it answers whoever asks, with 401. Or one that is ready for a moment,
+    between two crashes of a container that nobody probes."""
     for pod in seen.ready_pods:
-        if shut := _without_keys(seen, pod):
+        crashes = pod.problem if pod.problem and pod.problem.until and not pod.problem.over(seen.now) else None
+        if shut := _without_keys(seen, pod) or crashes:
             return replace(shut, message=f"{pod.name}: {shut.message}")
     return None
 
