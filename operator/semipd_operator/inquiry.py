@@ -168,13 +168,14 @@ class Inquiry:
         return explained(view, said.probes) if probed else view
 
     def _with_claims(self, pod: Object, view: PodView) -> PodView:
-        said = [
-            f"claim {claim}: {known.value}"
+        """Where some of several claims say why they have no volume, it is these that have none."""
+        said = {
+            claim: f"claim {claim}: {known.value}"
             for claim in (unbound_claims(view) if _ours(view) else ())
             if (known := self._claims.get(f"{pod['metadata']['namespace']}/{claim}")) and known.value
-        ]
+        }
         changes = {
-            name: replace(problem, message="; ".join([*said, problem.message]))
+            name: replace(problem, message="; ".join([*said.values(), problem.message]), detail=",".join(said))
             for name in _UNBOUND
             if said and (problem := getattr(view, name)) and problem.reason == PodTrouble.CLAIM_UNBOUND
         }

@@ -239,4 +239,4 @@ def test_ready_does_not_come_and_go_with_each_life_of_a_sidecar_that_crashes(
     assert ready and f"{ready.status} {status.reason}" == shown
     assert conditions(status)["Available"] == "True PodsReady", "the Service sends it requests"
     probed = between_crashes(lived, runs, where, **PROBE)
-    assert conditions(summarise(observed(pods=(probed,))))["Ready"] == "True Ready", "its probe has said that it is well"
+    assert conditions(summarise(observed(pods=(probed,))))["Ready"] == "True Ready", "its probe says so"

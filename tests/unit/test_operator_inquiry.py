@@ -14,6 +14,7 @@ from tests.unit.operator_observed import ago
 from semipd_operator import inquiry
 from semipd_operator.answers import ApiAway, ApiRefused
 from semipd_operator.inquiry import Inquiry, MetricsServer
+from semipd_operator.status.pods import pod_view
 
 pytestmark = pytest.mark.unit
 
@@ -33,6 +34,8 @@ class Asked:
     silent: bool = False
     node: dict[str, Any] | None = field(default_factory=lambda: {"metadata": {"labels": SHARED}})
     count: Counter[str] = field(default_factory=Counter)
+    bound: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    """Claims that have their volume, and what was said of them: reason and message."""
 
     async def _ask(self, name: str) -> None:
         self.count[name] += 1
@@ -51,7 +54,8 @@ class Asked:
 
     async def claim_events(self, namespace: str, claim: str) -> list[dict[str, Any]]:
         await self._ask(f"{namespace}/{claim}")
-        said = [("ProvisioningFailed", "older"), ("FailedBinding", f"no storage class is set for {claim}")]
+        waits = [("ProvisioningFailed", "older"), ("FailedBinding", f"no storage class is set for {claim}")]
+        said = self.bound.get(claim, waits)
         return [
             {"reason": why, "message": what, "lastTimestamp": f"2026-01-02T03:04:0{n}Z"}
             for n, (why, what) in enumerate(said)
@@ -390,3 +394,19 @@ async def test_a_claim_without_a_volume_says_itself_why(silent: bool) -> None:
     clock.now += 5
     [view] = await one.look([pod], ago(0))
     assert view.problem is None if silent else view.problem and view.problem.message == words
+
+
+@pytest.mark.parametrize("earlier", [[], [("ProvisioningSucceeded", "Successfully provisioned volume pvc-1")]])
+async def test_of_several_claims_the_one_without_a_volume_is_named_a_volume_of_the_pods_own_too(
+    earlier: list[tuple[str, str]],
+) -> None:
+    kube = Asked(bound={"models": earlier})
+    models = {"name": "m", "persistentVolumeClaim": {"claimName": "models"}}
+    pod = raw("p", 40, nodeName="", volumes=[models, {"name": "scratch", "ephemeral": {"volumeClaimTemplate": {}}}])
+    words = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."
+    pod["status"] = {"conditions": [{"type": "PodScheduled", "status": "False", "message": words}]}
+    problem = pod_view(pod).problem
+    assert problem and problem.detail == "models,p-scratch", "before anybody was asked"
+    [view] = await Inquiry(kube, Clock()).look([pod], ago(0))
+    assert view.problem and view.problem.detail == "p-scratch"
+    assert view.problem.message == f"claim p-scratch: no storage class is set for p-scratch; {words}"

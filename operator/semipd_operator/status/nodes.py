@@ -74,7 +74,8 @@ def _source(pod: Object, words: str) -> str:
 def claim_words(events: list[Object]) -> str:
     """Why a claim has no volume: the latest of what its provisioner, or the controller of volumes, says of it."""
     said = sorted((event for event in events if event.get("message")), key=last_seen)
-    return str(said[-1]["message"]).rstrip(".") if said else ""
+    has_one = bool(said) and said[-1].get("reason") == "ProvisioningSucceeded"
+    return str(said[-1]["message"]).rstrip(".") if said and not has_one else ""
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,8 @@ def _unheard(pod: Pod, status: dict[str, Any]) -> Problem:
 
 
 def claims_of(pod: Pod) -> str:
-    """Of its volumes, with commas."""
+    """Of its volumes, with commas: those that it names, and those made for it alone, named by the pod and the volume."""
     volumes = (pod.get("spec") or {}).get("volumes") or []
-    return ",".join(one["persistentVolumeClaim"]["claimName"] for one in volumes if one.get("persistentVolumeClaim"))
+    named = [one["persistentVolumeClaim"]["claimName"] for one in volumes if one.get("persistentVolumeClaim")]
+    own = [f"{pod['metadata']['name']}-{one.get('name', '')}" for one in volumes if one.get("ephemeral")]
+    return ",".join([*named, *own])
