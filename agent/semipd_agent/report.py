@@ -27,7 +27,7 @@ from semipd_agent.slo.attainment import Attainment
 from semipd_agent.slo.feasibility import MESSAGES
 from semipd_agent.slo.policy import Verdict
 from semipd_agent.slo.window import percentile
-from semipd_engine.contract import EngineSnapshot, EngineState, WorkerReport
+from semipd_engine.contract import EngineSnapshot, EngineState, WorkerReport, lacked_api_key
 
 MIN_SAMPLES = 5
 """Fewer requests than this in the window say nothing about a percentile."""
@@ -207,6 +207,9 @@ def _judged(engine: EngineStatus, api_problem: str, memory_problem: str, key_pro
         return engine.model_copy(update={"state": EnginePhase.DEGRADED, "reason": "NoAPIKey", "message": key_problem})
     if key_problem and engine.state is EnginePhase.FAILED and key_problem in engine.message:
         return engine.model_copy(update={"reason": "NoAPIKey", "message": key_problem})  # with it nothing starts
+    if not key_problem and engine.state is EnginePhase.FAILED and lacked_api_key(engine.message):
+        told = "the key that it lacked is there: the engine's next start, half a minute away at most, takes it"
+        return engine.model_copy(update={"state": EnginePhase.STARTING, "reason": "Starting", "message": told})
     return engine
 
 

@@ -22,7 +22,8 @@ def not_ours(service: SemiPDService, taken: Sequence[Object]) -> Problem:
         exist = "exists and does not" if len(theirs) == 1 else "exist and do not"
         causes.append(f"{_listed([_named(live) for live in theirs])} {exist} belong to this SemiPDService")
         what = "that object" if len(taken) == 1 else _listed([_path(live) for live in theirs])
-        remedies.append(f"Rename the SemiPDService, or delete {what}.")
+        needs = "that nothing needs it" if len(theirs) == 1 else "that nothing needs them"
+        remedies.append(f"Rename the SemiPDService; or, once you know {needs}, delete {what}.")
     if orphans:
         was = (
             "was of this operator's making and has" if len(orphans) == 1 else "were of this operator's making and have"

@@ -183,8 +183,13 @@ def test_keys_that_were_emptied_are_named_while_the_engine_serves_and_until_one_
     assert _judged(other, "", "", no_api_key(file)) == other, "something else is wrong, too, and came first"
     file.unlink()
     assert _judged(good, "", "", no_api_key(file)).message.endswith("No such file or directory")
+    gone = refused.model_copy(update={"message": f"semipd-engine serve: {no_api_key(file)}"})
     file.write_bytes(b"\nkey\n")
     assert _judged(good, "", "", no_api_key(file)) == good
+    for lacked in (refused, gone):
+        named = _judged(lacked, "", "", no_api_key(file))
+        assert (named.state, named.reason) == (EnginePhase.STARTING, "Starting"), "what it ended of is over"
+    assert _judged(other, "", "", no_api_key(file)) == other
 
 
 def test_the_agent_knows_the_engines_key_file() -> None:

@@ -36,7 +36,8 @@ async def test_an_object_of_the_same_name_that_is_not_ours_is_named_and_left_alo
     accepted, ready = one.kube.condition("SpecAccepted"), one.kube.condition("Ready")
     assert accepted["reason"] == ready["reason"] == "NameConflict"
     told = f"{kind} {name} (of SemiPDService {KEY.name}) exists and does not belong to this SemiPDService. "
-    assert accepted["message"] == ready["message"] == told + "Remedy: Rename the SemiPDService, or delete that object."
+    what = "Remedy: Rename the SemiPDService; or, once you know that nothing needs it, delete that object."
+    assert accepted["message"] == ready["message"] == told + what
     assert one.kube.service()["status"]["reason"] == f"NameConflict({kind}/{name})"
     assert not any(verb in ("apply", "delete") and what != "status" for verb, what in one.kube.asked)
 
@@ -63,7 +64,8 @@ async def test_all_names_that_are_taken_are_told_at_once_and_each_with_its_remed
             "owner."
         )
         rename, _, back = remedy.partition(" Give them back: ")
-        assert rename == (f"Rename the SemiPDService, or delete Service/{KEY.name} and PodDisruptionBudget/{KEY.name}.")
+        both = f"Service/{KEY.name} and PodDisruptionBudget/{KEY.name}"
+        assert rename == f"Rename the SemiPDService; or, once you know that nothing needs them, delete {both}."
         assert back.startswith(f"kubectl patch ConfigMap/{agent} Deployment/{KEY.name} --type=json -p '[{{")
     assert one.kube.service()["status"]["reason"] == (
         f"NameConflict(ConfigMap/{agent},Service/{KEY.name},Deployment/{KEY.name},PodDisruptionBudget/{KEY.name})"

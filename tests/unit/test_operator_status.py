@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -60,6 +61,17 @@ def test_every_reason_of_a_fetch_is_in_the_table_of_reasons() -> None:
     assert {str(reason) for reason in download.Reason} - {download.Reason.FETCHED} <= known
     text = (Path(__file__).parents[2] / "docs/conditions.md").read_text()
     assert [reason for reason in known if f"| `{reason}` |" not in text] == []
+
+
+def test_each_remedy_that_the_docs_show_is_one_that_is_written() -> None:
+    """In an example of `kubectl describe` it is broken into lines."""
+    known = {" ".join(entry.remedy.split()) for entries in REASONS.values() for entry in entries if entry.remedy}
+    shown = []
+    for page in ("operations", "conditions"):
+        text = (Path(__file__).parents[2] / f"docs/{page}.md").read_text()
+        for example in re.findall(r"^ *Message: .*(?:\n(?: {14,}\S.*))*", text, re.M):
+            shown += [" ".join(what.split()) for what in re.findall(r"Remedy: (.*)", example, re.S)]
+    assert len(shown) == 2 and set(shown) <= known
 
 
 def test_every_reason_of_an_engine_for_a_failed_load_is_in_the_table_with_a_remedy() -> None:

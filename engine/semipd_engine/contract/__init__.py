@@ -47,6 +47,7 @@ from semipd_engine.contract.options import (
     ReasoningParser,
     ToolParser,
     api_keys,
+    lacked_api_key,
     no_api_key,
 )
 from semipd_engine.contract.partition import (
@@ -110,6 +111,7 @@ __all__ = [
     "WorkerReport",
     "WorkerState",
     "api_keys",
+    "lacked_api_key",
     "no_api_key",
     "processor",
     "read_profile",

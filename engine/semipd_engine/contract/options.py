@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import errno
+import os
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -155,9 +157,17 @@ def api_keys(file: Path) -> list[bytes]:
     return [line for line in lines if line and not line.startswith(b"#")]
 
 
+_KEY_FILE, _NO_KEY = "--api-key-file", "holds no key: write one on each line"
+
+
 def no_api_key(file: Path | None) -> str:
     """Why an API that demands a key would admit nobody, and look well: an empty Secret. Empty where it would not."""
     try:
-        return "" if file is None or api_keys(file) else f"--api-key-file {file} holds no key: write one on each line"
+        return "" if file is None or api_keys(file) else f"{_KEY_FILE} {file} {_NO_KEY}"
     except OSError as error:
-        return f"--api-key-file {file}: {error.strerror}"
+        return f"{_KEY_FILE} {file}: {error.strerror}"
+
+
+def lacked_api_key(message: str) -> bool:
+    """Whether an engine that did not start said that its file holds no key, or is not there."""
+    return _KEY_FILE in message and (_NO_KEY in message or os.strerror(errno.ENOENT) in message)

@@ -39,7 +39,7 @@ class SpecReason(Reason):
         "NameConflict",
         "False",
         "An object of the same name exists and belongs to someone else.",
-        "Rename the SemiPDService, or delete that object.",
+        "Rename the SemiPDService; or, once you know that nothing needs it, delete that object.",
     )
     APPLY_FAILED = (
         "ApplyFailed",
