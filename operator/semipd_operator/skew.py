@@ -49,6 +49,10 @@ class OlderCRD:
         self._fields = before | found
         return True
 
+    def forget(self) -> None:
+        """It may be another CRD by now."""
+        self._fields = frozenset()
+
     def declared(self, status: Object) -> tuple[Object, tuple[str, ...]]:
         """(what of a status the CRD knows, the fields that it lacks), as far as is known."""
         known = copy.deepcopy(status)

@@ -162,6 +162,7 @@ class StatusWriter:
         if not self._leads():
             raise ApiAway("the Lease is not renewed, and a status is its holder's to write")
         meta, whole = service.metadata, dump_status(status)
+        afresh = False
         while True:
             body, lacking = self._older.declared(whole)
             self._informer.writes_status(meta.namespace, meta.name, body)
@@ -170,6 +171,10 @@ class StatusWriter:
                 break
             except ApiRefused as refused:
                 if self._older.learn(refused):  # each time of another field
+                    continue
+                if lacking and refused.status == 422 and not afresh:  # a newer CRD may want what the older one lacked
+                    afresh = True
+                    self._older.forget()
                     continue
                 await self._say_denied(service, refused)
                 raise

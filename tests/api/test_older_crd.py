@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -20,14 +19,20 @@ NAME = "semipdservices.semipd.io"
 def older() -> dict[str, Any]:
     """The CRD without some fields of each depth, two of them in one object: the API server names one at a time."""
     crd: dict[str, Any] = yaml.safe_load((ROOT / f"crds/{NAME}.yaml").read_text())
-    schema = copy.deepcopy(crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"])
-    fields = schema["properties"]
-    del fields["url"], fields["slo"]["properties"]["percentile"], fields["slo"]["properties"]["windowSeconds"]
-    del fields["partition"]["properties"]["pods"]["items"]["properties"]["node"]
-    del fields["partition"]["properties"]["pods"]["items"]["properties"]["enforcement"]
-    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"] = schema
-    crd["spec"]["versions"][0]["additionalPrinterColumns"] = []
+    version = crd["spec"]["versions"][0]
+    version["additionalPrinterColumns"] = []
+    status = version["schema"]["openAPIV3Schema"]["properties"]["status"]
+    parts = status["properties"]
+    _drop(status, "url", "templateHash")
+    _drop(parts["slo"], "percentile", "windowSeconds")
+    _drop(parts["partition"]["properties"]["pods"]["items"], "state", "message")
     return crd
+
+
+def _drop(schema: dict[str, Any], *names: str) -> None:
+    for name in names:
+        del schema["properties"][name]
+    schema["required"] = [name for name in schema.get("required", []) if name not in names]
 
 
 @pytest.fixture

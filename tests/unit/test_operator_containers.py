@@ -240,3 +240,34 @@ def test_ready_does_not_come_and_go_with_each_life_of_a_sidecar_that_crashes(
     assert conditions(status)["Available"] == "True PodsReady", "the Service sends it requests"
     probed = between_crashes(lived, runs, where, **PROBE)
     assert conditions(summarise(observed(pods=(probed,))))["Ready"] == "True Ready", "its probe says so"
+
+
+NO_AGENT = (
+    'failed to create containerd task: runc create failed: unable to start container process: exec: "semipd-agent": '
+    "executable file not found in $PATH: unknown"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "image"),
+    [
+        ("engine", NO_AGENT, True),
+        ("model", "crun: executable file `semipd-engine` not found in $PATH: No such file or directory", True),
+        ("engine", 'exec: "semipd-agent": permission denied: unknown', False),
+        ("proxy", 'exec: "envoy": executable file not found in $PATH: unknown', False),
+    ],
+)
+@pytest.mark.parametrize("waits", [True, False], ids=["RunContainerError", "CrashLoopBackOff"])
+def test_an_image_without_our_programs_is_named_as_what_is_wrong(
+    waits: bool, name: str, words: str, image: bool
+) -> None:
+    last = {"terminated": {"exitCode": 128, "reason": "StartError", "message": words}}
+    one: dict[str, Any] = {"name": name, "restartCount": 2, "lastState": last, "state": _BACK_OFF}
+    if waits:
+        one["state"] = {"waiting": {"reason": "RunContainerError", "message": words}}
+    meta = {"name": "p1", "uid": "p1", "labels": {"semipd.io/template-hash": "h"}}
+    where = "initContainerStatuses" if name == "model" else "containerStatuses"
+    status = summarise(observed(pods=(pod_view({"metadata": meta, "status": {where: [one]}}),), agents={}))
+    available = status.condition("Available")
+    assert available and available.reason == "ContainerNotStarted" and words in available.message
+    assert ("Remedy: Correct spec.engine.image" in available.message) is image

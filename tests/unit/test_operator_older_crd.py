@@ -21,6 +21,8 @@ class Older(StandIn):
     """Refuses as kube-apiserver does: with the first field of each object that `unknown_fields` names."""
 
     unknown_fields: tuple[tuple[str, ...], ...] = ()
+    wants = ""
+    """A field that it requires."""
 
     async def apply_status(self, service: SemiPDService, status: Any) -> Any:
         self._ask("apply", "status")
@@ -34,6 +36,8 @@ class Older(StandIn):
         if first:
             found = list(first.values())
             raise ApiRefused(500, UNTYPED + (found[0] if len(found) == 1 else "\n  ".join(("errors:", *found))))
+        if self.wants and self.wants not in status:
+            raise ApiRefused(422, f'SemiPDService "demo" is invalid: status.{self.wants}: Required value')
         return self.put({**self.service(), "status": status})
 
 
@@ -81,6 +85,21 @@ async def test_the_whole_is_written_by_itself_once_the_crd_has_a_place_for_it() 
     assert one.kube.service()["status"]["url"] and one.kube.service()["status"]["slo"]["percentile"]
     await one.statuses.publish(KEY)
     assert one.kube.asked["apply", "status"] == quiet + 1
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["which it has a place for", "which nobody says"])
+async def test_a_crd_that_wants_what_was_left_out_gets_the_whole_at_once(known: bool) -> None:
+    one = await serving(*SEVERAL)
+    one.kube.wants = "url" if known else "phase"  # type: ignore[attr-defined]
+    one.kube.unknown_fields = () if known else SEVERAL  # type: ignore[attr-defined]
+    one.change(slo={"ttftMilliseconds": 400})
+    if known:
+        await one.reconcile()
+        assert one.kube.service()["status"]["url"] and one.kube.service()["status"]["observedGeneration"] == 2
+    else:
+        with pytest.raises(ApiRefused):
+            await one.reconcile()
+    assert ("StatusRefused" in one.kube.told) is not known
 
 
 def test_a_field_of_a_list_is_left_out_of_all_its_elements() -> None:

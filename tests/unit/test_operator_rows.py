@@ -144,6 +144,7 @@ ROWS: dict[str, Row] = {
                 }
             ]
         },
+        "Correct spec.engine.image (or the chart's engine.image): that image is none of SemiPD's engine.",
     ),
     "a readiness gate": Row(
         "ReadinessGatesNotReady",

@@ -142,8 +142,8 @@ class PodTrouble(Reason):
         "ContainerNotStarted",
         "False",
         "The container runtime refuses the pod's sandbox or a container.",
-        "Mend what the runtime names: an image of another architecture, a runtime, seccomp or AppArmor profile "
-        "that the node lacks.",
+        "Mend what the runtime names: an image of another architecture or without semipd-agent (spec.engine.image), a "
+        "runtime, seccomp or AppArmor profile that the node lacks.",
     )
     CRASH_LOOP = (
         "CrashLoop",

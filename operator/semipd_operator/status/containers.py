@@ -34,6 +34,7 @@ _MORE_MEMORY = (
     "spec.engine.kvCacheMemory or maxModelLen."
 )
 _MORE_MEMORY_BESIDE = "Raise resources.limits.memory of container {} in spec.podTemplate, or where a webhook adds it."
+_NO_ENGINE = "Correct spec.engine.image (or the chart's engine.image): that image is none of SemiPD's engine."
 _NEVER_RAN = ("StartError", "ContainerCannotRun")
 """The runtime could not start what the image names."""
 _HEALTHY_SECONDS = 600.0
@@ -57,7 +58,9 @@ def _trouble(pod: Pod, status: dict[str, Any], container: dict[str, Any]) -> Pro
     waiting = state_of(container).get("waiting") or {}
     name = container.get("name", "")
     if reason := _WAITING.get(waiting.get("reason", "")):
-        return Problem(reason, f"container {name}: {waiting.get('message') or waiting['reason']}", name)
+        said = waiting.get("message") or waiting["reason"]
+        what = _NO_ENGINE if reason is PodTrouble.CONTAINER_NOT_STARTED and _lacks_our_program(name, said) else ""
+        return Problem(reason, f"container {name}: {said}", name, remedy=what)
     ended = (_killed(pod, container) or _fails_again(pod, container)) and not _overcame(pod, status, container)
     crashes = waiting.get("reason") == "CrashLoopBackOff" or ended
     if crashes and (name != MODEL_CONTAINER or last_end(container).get("reason") in _NEVER_RAN):
@@ -127,13 +130,20 @@ def _crash(pod: Pod, name: str, container: dict[str, Any]) -> Problem:
         return Problem(ModelTrouble.OUT_OF_MEMORY, killed, name, code, remedy=what)
     said = words.masked((last.get("message") or "")[-_MOST_READ:]).strip()
     if last.get("reason") in _NEVER_RAN:
-        return Problem(PodTrouble.CONTAINER_NOT_STARTED, f"container {name}: {said}", name, code)
+        what = _NO_ENGINE if _lacks_our_program(name, said) else ""
+        return Problem(PodTrouble.CONTAINER_NOT_STARTED, f"container {name}: {said}", name, code, remedy=what)
     # A kubelet counts the starts after the first: the last of them has ended, too, unless it runs.
     count = container.get("restartCount", 0) + ("running" not in state_of(container))
     times = "once," if count == 1 else f"{count} times, last"
     lines = "; ".join(said.splitlines()[-_LAST_LINES:])[-_LAST_CHARACTERS:]
     message = f"container {name} ended {times} with exit status {code}" + (f": {lines}" if lines else "")
     return Problem(PodTrouble.CRASH_LOOP, message, name, code)
+
+
+def _lacks_our_program(name: str, said: str) -> bool:
+    """The runtimes' words: runc looks a plain name up in $PATH, crun says so shortly."""
+    lacks = "executable file" in said and "not found" in said
+    return name in (ENGINE_CONTAINER, MODEL_CONTAINER) and lacks and "semipd-" in said
 
 
 def _limit(pod: Pod, name: str) -> str:
