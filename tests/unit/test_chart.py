@@ -216,6 +216,8 @@ def test_the_test_hook_asks_the_health_endpoint(helm: Path) -> None:
         ("doctor.nodes=0", "nodes"),
         ("metricsApi.certmanager=true", "certmanager"),
         ("metricsApi.port=443", "port"),
+        ("metricsApi.port=8080", "metricsApi/port"),
+        ("metricsApi.port=9090", "metricsApi/port"),
         ("image.digest=latest", "digest"),
         ("openshift=maybe", "openshift"),
         ("networkPolicy.enable=true", "enable"),
