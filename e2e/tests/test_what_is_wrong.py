@@ -77,8 +77,8 @@ def table(model: str, half: str) -> dict[str, Wrong]:
         ),
         "another-image": Wrong(
             "ContainerNotStarted(engine)",
-            '*container engine: *"semipd-agent": executable file not found in $PATH*. Remedy: Correct spec.engine.image '
-            "(or the chart's engine.image): *",
+            '*container engine: *"semipd-agent": executable file not found in $PATH*. Remedy: Correct '
+            "spec.engine.image (or the chart's engine.image): *",
             spec(model, engine={"image": "localhost/semipd/pause:1.0"}),
         ),
         "keys": Wrong(

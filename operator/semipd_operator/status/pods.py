@@ -194,7 +194,7 @@ def _unheard(pod: Pod, status: dict[str, Any]) -> Problem:
 
 
 def claims_of(pod: Pod) -> str:
-    """Of its volumes, with commas: those that it names, and those made for it alone, named by the pod and the volume."""
+    """Of its volumes, with commas: that it names, or that are made for it alone (named by the pod and the volume)."""
     volumes = (pod.get("spec") or {}).get("volumes") or []
     named = [one["persistentVolumeClaim"]["claimName"] for one in volumes if one.get("persistentVolumeClaim")]
     own = [f"{pod['metadata']['name']}-{one.get('name', '')}" for one in volumes if one.get("ephemeral")]
