@@ -133,6 +133,8 @@ class Operator:
                 self.watches.gone(uid)
             else:
                 self.watches.heard(uid, version)
+            if obj["metadata"]["namespace"] in self.informer.left_out:
+                return  # what belongs to it is not known yet: the next list brings that, and then it
         for key in self.informer.told(kind, obj, gone=gone):
             self.queue.add(key)
 
@@ -181,6 +183,8 @@ class Operator:
             complete = True
             for kind in KINDS:
                 for namespace in self.settings.namespaces or ("",):
+                    if kind != KIND and namespace in self.informer.left_out:
+                        continue
                     try:
                         await self._list(kind, namespace)
                     except Exception as error:  # the next round tries again
@@ -190,8 +194,9 @@ class Operator:
             if complete:
                 self.health.listed()
                 self._resyncs += 1
-            pause = self.settings.resync_seconds if complete else _RELIST_SECONDS[min(failures, 3)]
-            failures = 0 if complete else failures + 1
+            whole = complete and not self.informer.left_out
+            pause = self.settings.resync_seconds if whole else _RELIST_SECONDS[min(failures, 3)]
+            failures = 0 if whole else failures + 1
             await asyncio.sleep(pause)
 
     async def _list(self, kind: str, namespace: str) -> None:
@@ -203,12 +208,18 @@ class Operator:
             self.rights.answered(kind, "list", namespace, refused.status)
             if refused.status == 404 and kind == KIND:
                 self._gone.set()
+            if refused.status == 403 and kind == KIND and self.informer.leave_out(namespace):
+                return
             if refused.status != 403 or kind not in _OPTIONAL:
                 raise
             for key in self.informer.refused(kind, str(refused), namespace):
                 self.queue.add(key)
             return
         self.rights.answered(kind, "list", namespace, 200)
+        if kind == KIND and namespace in self.informer.left_out:
+            for child in CHILDREN:  # first: an object that is not known may well exist
+                await self._list(child, namespace)
+            self.informer.take_in(namespace)
         news: set[Key] = set()
         if kind == HPA.kind:
             news = {key for key in self.informer.autoscalers(found, namespace) if self.informer.get(KIND, *key)}
@@ -216,7 +227,8 @@ class Operator:
         for key in news | self.informer.listed(kind, found, version, namespace):
             self.queue.add(key)
         if kind == KIND:
-            self.watches.listed((obj["metadata"]["uid"], obj["metadata"]["resourceVersion"]) for obj in found)
+            told = ((obj["metadata"]["uid"], obj["metadata"]["resourceVersion"]) for obj in found)
+            self.watches.listed(told, namespace)
             for obj in found:
                 self.queue.add(Key(obj["metadata"]["namespace"], obj["metadata"]["name"]))
 

@@ -18,20 +18,28 @@ class WatchFreshness:
     def __init__(self, namespaces: Iterable[str] = ()) -> None:
         """`namespaces`: those watched, each by a watch of its own; none is one watch of all."""
         self._not_open = set(namespaces) or {""}
+        self._opened: set[str] = set()
         self._refused: set[str] = set()
         """Of `namespaces`: where RBAC refuses the watch by now. A new process would be refused, too."""
         self._heard: dict[str, int] = {}
-        self._listed: dict[str, int] = {}
-        self.missed: str = ""
-        """A uid that the watch missed; empty while it hears."""
+        self._listed: dict[str, dict[str, int]] = {}
+        self._missed: dict[str, str] = {}
+        """By namespace: what its last list showed, and of that what the watch should have told."""
 
     @property
     def open(self) -> bool:
-        """Every watch of the services has been open once; an idle cluster tells nothing more."""
-        return not self._not_open
+        """Every watch of the services that is granted has been open once, and one is; an idle cluster tells nothing
+        more."""
+        return bool(self._opened) and not self._not_open - self._refused
+
+    @property
+    def missed(self) -> str:
+        """A uid that the watch missed; empty while it hears."""
+        return next((uid for uid in self._missed.values() if uid), "")
 
     def opened(self, namespace: str) -> None:
         self._not_open.discard(namespace)
+        self._opened.add(namespace)
         self._refused.discard(namespace)
 
     def refused(self, namespace: str) -> None:
@@ -44,15 +52,17 @@ class WatchFreshness:
     def gone(self, uid: str) -> None:
         self._heard.pop(uid, None)
 
-    def listed(self, objects: Iterable[tuple[str, str]]) -> None:
-        """(uid, resource version) of every object, once in each resync period."""
+    def listed(self, objects: Iterable[tuple[str, str]], namespace: str = "") -> None:
+        """(uid, resource version) of every object of a namespace, or of all; once in each resync period."""
         now = {uid: int(version) for uid, version in objects}
+        refused = namespace in self._refused
         # What the last list showed has had a whole period to arrive through the watch, if there was one.
-        shown = {} if self._refused else self._listed
-        late = [uid for uid, version in shown.items() if uid in now and self._heard.get(uid, 0) < version]
-        self.missed = late[0] if late else ""
-        self._listed = {} if self._refused else now
-        self._heard = {uid: version for uid, version in self._heard.items() if uid in now}
+        shown = {} if refused else self._listed.get(namespace, {})
+        late = (uid for uid, version in shown.items() if uid in now and self._heard.get(uid, 0) < version)
+        self._missed[namespace] = next(late, "")
+        gone = self._listed.get(namespace, {}).keys() - now.keys()
+        self._listed[namespace] = {} if refused else now
+        self._heard = {uid: version for uid, version in self._heard.items() if uid not in gone}
 
 
 class Health:

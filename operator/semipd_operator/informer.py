@@ -47,6 +47,8 @@ class Informer:
         self._statuses: dict[Name, Any] = {}
         """The last status that we wrote, or are writing, of each service."""
         self._missing = {(kind, namespace) for kind in KINDS for namespace in namespaces or ("",)}
+        self._left_out: set[str] = set()
+        """Namespaces whose services we may not even list, since the start."""
         self._refusals: dict[tuple[str, str], str] = {}
         """By (kind, namespace)."""
         self._scalers: dict[Key, str] = {}
@@ -111,9 +113,31 @@ class Informer:
         self._gone = {name: at for name, at in self._gone.items() if name[0] != kind or at > version}
         self._missing.discard((kind, namespace))
         self._refusals.pop((kind, namespace), None)
+        self._look_whether_complete()
+        return news
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Of the namespaces that are watched: nothing is known of these, and nobody waits for them."""
+        return frozenset(self._left_out)
+
+    def leave_out(self, namespace: str) -> bool:
+        """The API server does not let us list the services of one of several namespaces, which may be gone: the others
+        do not wait for it. False of one whose services are known: what was known stays."""
+        if not namespace or (namespace not in self._left_out and (KIND, namespace) not in self._missing):
+            return False
+        self._left_out.add(namespace)
+        self._missing = {(kind, of) for kind, of in self._missing if of != namespace}
+        self._look_whether_complete()
+        return True
+
+    def take_in(self, namespace: str) -> None:
+        """Everything in it but the services has been listed."""
+        self._left_out.discard(namespace)
+
+    def _look_whether_complete(self) -> None:
         if not self._missing:
             self._complete.set()
-        return news
 
     def autoscalers(self, found: Iterable[Object], namespace: str = "") -> set[Key]:
         """All HorizontalPodAutoscalers of a namespace, or of all: others' may scale one of our Deployments.

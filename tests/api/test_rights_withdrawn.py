@@ -128,3 +128,28 @@ def test_a_list_that_is_refused_while_the_operator_runs(
         apply(crd, rights)
         wait_until(lambda: "list pods in all namespaces is granted again" in operator.log.read_text())
         assert operator.log.read_text().count(words) == 1
+
+
+def test_a_watched_namespace_that_is_gone_holds_up_no_other_one(
+    crd: Any, namespace: str, agent_port: int, tmp_path: Path, rights: list[dict[str, Any]]
+) -> None:
+    """An operator that starts without it, as after `kubectl delete namespace`, which takes the Role along."""
+    gone = f"{namespace}-gone"
+    narrow = chart_rights(values={"watchNamespaces": f"{{{namespace},{gone}}}", "metricsApi.enabled": "false"})
+    theirs = [obj for obj in narrow if obj["metadata"].get("namespace") == gone]
+    crd.kubectl("delete", "clusterrolebinding", "semipd-operator")
+    for obj in narrow:
+        if obj not in theirs:
+            crd.apply(obj)
+    with Operator(crd, tmp_path, agent_port, f"--namespace={namespace}", f"--namespace={gone}") as operator:
+        crd.apply(service("one", namespace, replicas=0))
+        wait_until(lambda: condition(crd.get("spd", "one", namespace), "Ready").get("status") == "True")
+        refusal = f"RBAC refuses list semipdservices.semipd.io in namespace {gone} (403)"
+        assert operator.log.read_text().count(refusal) == 1
+        crd.kubectl("create", "namespace", gone)
+        crd.apply(service("two", gone, replicas=0))
+        for obj in theirs:
+            crd.apply(obj)
+        wait_until(lambda: condition(crd.get("spd", "two", gone), "Ready").get("status") == "True")
+        assert f"list semipdservices.semipd.io in namespace {gone} is granted again" in operator.log.read_text()
+        assert answer(operator.health)[0] == answer(operator.health.replace("readyz", "healthz"))[0] == 200

@@ -143,17 +143,32 @@ def test_a_watch_that_rbac_refuses_is_not_deaf() -> None:
     """A new process would be refused, too. Once it is granted again a whole period counts from there."""
     watches = WatchFreshness(("a", "b"))
     watches.opened("a")
+    watches.opened("b")
     watches.heard("u", "10")
-    watches.listed([("u", "10")])
+    watches.listed([("u", "10")], "b")
     watches.refused("b")
     for version in ("12", "14", "16"):
-        watches.listed([("u", version)])
+        watches.listed([("u", version)], "b")
         assert watches.missed == ""
     watches.opened("b")
-    watches.listed([("u", "16")])
+    watches.listed([("u", "16")], "b")
     assert watches.missed == "", "it has a period to catch up"
-    watches.listed([("u", "16")])
-    assert watches.missed == "u", "and did not"
+    watches.listed([("u", "16")], "b")
+    watches.listed([], "a")
+    assert watches.missed == "u", "and did not, whatever the others hear"
+
+
+def test_a_namespace_that_is_refused_keeps_nobody_from_being_ready() -> None:
+    watches = WatchFreshness(("a", "b"))
+    watches.refused("a")
+    assert not watches.open
+    watches.refused("b")
+    assert not watches.open, "there must be one"
+    watches.opened("b")
+    assert watches.open
+    everywhere = WatchFreshness()
+    everywhere.refused("")
+    assert not everywhere.open
 
 
 def test_a_watch_that_misses_a_change_for_a_whole_period_is_deaf() -> None:
