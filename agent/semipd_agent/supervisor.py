@@ -101,7 +101,8 @@ class Supervisor:
         how = f"was killed by {signal.Signals(-self.last_exit).name}" if self.last_exit < 0 else "exited with "
         how += str(self.last_exit) if self.last_exit >= 0 else ""
         last = f": {self._last_words}" if self._last_words else ""
-        times = f" ({self.short_lives} times in a row)" if self.short_lives > 1 else ""
+        # A refusal is one, however often it is tried whether the folder was mended: the status does not change with it.
+        times = f" ({self.short_lives} times in a row)" if self.short_lives > 1 and not self.refused else ""
         return f"the engine's launcher {how}{times}{last}"
 
     def start(self) -> None:

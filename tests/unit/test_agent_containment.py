@@ -183,6 +183,26 @@ async def test_the_launcher_is_restarted_when_our_own_stderr_is_gone(monkeypatch
     await supervisor.stop(0.1, nothing)
 
 
+@pytest.mark.parametrize(("status", "counted"), [(2, False), (3, True)])
+async def test_a_refusal_is_told_in_the_same_words_at_each_try(
+    monkeypatch: pytest.MonkeyPatch, status: int, counted: bool
+) -> None:
+    """A folder that can never load is no news again: each new word would be a write of the status."""
+    reaper = OwnReaper()
+    monkeypatch.setattr(supervisor_module, "FIRST_DELAY", 0.0)
+    supervisor = Supervisor(["sh", "-c", f"echo broken >&2; exit {status}"], reaper, FakeClock())
+    supervisor.start()
+    said = set[str]()
+    async with asyncio.timeout(60):
+        while supervisor.restarts < 4:
+            reaper.reap()
+            said.add(supervisor.message)
+            await asyncio.sleep(0)
+    await supervisor.stop(0.1, nothing)
+    whole = {message for message in said if message.endswith(": broken")}
+    assert (len(whole) > 1) == counted and f"exited with {status}" in min(whole)
+
+
 async def test_a_stop_that_is_cancelled_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits for the drain; whoever cancels it does so in earnest."""
     reaper = OwnReaper()
