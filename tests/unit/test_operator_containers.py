@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from tests.unit.operator_observed import ago, conditions, heard, observed, repor
 from tests.unit.operator_pods import running
 
 from semipd_agent.contract import EnginePhase, EngineStatus
+from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
 from semipd_operator.status import summarise
 from semipd_operator.status.pods import pod_view
 
@@ -271,3 +273,39 @@ def test_an_image_without_our_programs_is_named_as_what_is_wrong(
     available = status.condition("Available")
     assert available and available.reason == "ContainerNotStarted" and words in available.message
     assert ("Remedy: Correct spec.engine.image" in available.message) is image
+
+
+@pytest.mark.parametrize(
+    ("lived", "runs", "shown"),
+    [
+        (1, 14, "Unreachable"),
+        (1, 15, "Downloading"),
+        (12, 23, "Unreachable"),
+        (12, 24, "Downloading"),
+        (1200, 59, "Unreachable"),
+        (1200, 60, "Downloading"),
+    ],
+)
+def test_a_download_that_is_tried_again_says_what_failed_until_it_lasts_longer(
+    lived: float, runs: float, shown: str
+) -> None:
+    """The reason does not come and go with each try."""
+    said = json.dumps({"reason": "Unreachable", "message": "hf.invalid: no such host"})
+    times = {"startedAt": ago(runs + 9 + lived).isoformat(), "finishedAt": ago(runs + 9).isoformat()}
+    last = {"terminated": {"exitCode": 7, "message": said, **times}}
+    meta = {"name": "p1", "uid": "p1", "labels": {"semipd.io/template-hash": "h"}}
+
+    def told(**model: Any) -> SemiPDServiceStatus:
+        init = {"name": "model", "ready": False, "restartCount": 3, "lastState": last, **model}
+        view = pod_view({"metadata": meta, "status": {"initContainerStatuses": [init]}})
+        return summarise(observed(pods=(view,), agents={}))
+
+    again = told(**running("model", runs))
+    assert (again.reason, conditions(again)["ModelReady"]) == (shown, f"False {shown}")
+    assert (again.model and again.model.state) == ("Failed" if shown == "Unreachable" else "Downloading")
+    waits = told(state=_BACK_OFF)
+    assert waits.reason == "Unreachable"
+    if shown == "Unreachable":
+        assert again == waits, "so nothing is written at each try"
+    done = told(ready=True, state={"terminated": {"exitCode": 0}})
+    assert conditions(done)["ModelReady"] == "Unknown Pending"

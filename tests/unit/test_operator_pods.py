@@ -119,7 +119,7 @@ def test_why_a_pod_cannot_start(status: dict[str, Any], where: str, reason: str,
     assert getattr(view, {"problem": "model_problem", "model_problem": "problem"}[where]) is None
 
 
-def test_a_download_that_is_tried_again_is_no_failure_while_it_runs() -> None:
+def test_a_download_that_is_tried_again_at_a_time_that_nobody_says_is_no_failure_while_it_runs() -> None:
     again = container({"running": {}}, "model", lastState={"terminated": {"exitCode": 3, "message": FETCH}})
     view = pod_view(raw(initContainerStatuses=[again]))
     assert view.downloading and view.model_problem is None

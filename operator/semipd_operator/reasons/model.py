@@ -27,7 +27,8 @@ class ModelReason(Reason):
     DOWNLOADING = (
         "Downloading",
         "False",
-        "The init container `model` downloads.",
+        "The init container `model` downloads; after a failure, which is shown meanwhile, once the new try has lasted "
+        "longer than those that fail (15 s, at most a minute).",
     )
     LOADING = (
         "Loading",

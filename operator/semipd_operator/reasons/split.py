@@ -38,7 +38,8 @@ class SplitReason(Reason):
         "False",
         "A ready pod's agent does not answer the operator.",
         "Allow the operator to reach port 9400 of the pods (NetworkPolicy); where the connection is refused, the agent "
-        "has not started (a busy node, another command or image): kubectl logs POD -c engine.",
+        "has not started (a busy node, another command or image): kubectl logs POD -c engine. Where it refuses the "
+        "operator's token, that is over within two minutes, else: kubectl delete pod POD.",
     )
     REPORT_STALE = (
         "ReportStale",

@@ -41,6 +41,8 @@ _HEALTHY_SECONDS = 600.0
 """A kubelet forgets its back-off after such a run."""
 _OUTLIVED_SECONDS = 60.0
 """A shorter run proves nothing."""
+_NEW_TRY_SECONDS = 15.0
+"""What cannot be reached, or refuses, mostly says so sooner."""
 _LONGEST_REVISION = 253
 _MOST_READ = 4096
 """As much as a kubelet keeps of a container's words."""
@@ -160,9 +162,17 @@ def _specified(pod: Pod) -> list[dict[str, Any]]:
 
 
 def model_problem(pod: Pod, model: dict[str, Any]) -> Problem | None:
-    """From the one line of JSON that ``semipd-engine fetch`` leaves: ``{"reason": ..., "message": ...}``."""
-    state, last = state_of(model), (model.get("lastState") or {})
-    ended = state.get("terminated") or ({} if "running" in state else last.get("terminated")) or {}
+    """From the one line of JSON that ``semipd-engine fetch`` leaves: ``{"reason": ..., "message": ...}``. While it
+    tries again that is still what is known, until the new try has lasted longer than those that fail."""
+    found, began = _model_problem(pod, model), started_at(model)
+    if found is None or "running" not in state_of(model):
+        return found
+    lasts = min(max(_NEW_TRY_SECONDS, 2 * _lived(last_end(model))), _OUTLIVED_SECONDS)
+    return replace(found, until=began + timedelta(seconds=lasts)) if began else None
+
+
+def _model_problem(pod: Pod, model: dict[str, Any]) -> Problem | None:
+    ended = last_end(model)
     code = ended.get("exitCode", 0)
     if not code:
         return None

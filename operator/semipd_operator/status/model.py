@@ -40,7 +40,7 @@ def pod_state(seen: Observed, pod: PodView) -> State:
 
 def failure(seen: Observed, pod: PodView) -> Problem | None:
     """Why the model cannot come into this pod: its download, or what its engine said."""
-    if pod.model_problem:
+    if pod.model_problem and not pod.model_problem.over(seen.now):
         found = pod.model_problem
         return found if known(found.reason) else replace(found, remedy=ModelTrouble.DOWNLOAD_FAILED.remedy)
     report = seen.report(pod)
