@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from bench.replicas import plan
 from bench.replicas.__main__ import TRACES, verdict
+from bench.study.report import as_markdown
 from semipd_agent.contract import SLO
 from semipd_cli.simulator.command import simulate
 from semipd_cli.simulator.engine import Arrival, Size
@@ -20,12 +21,13 @@ from semipd_cli.simulator.scaling.fleet import Fleet, Router, Start, victims
 from semipd_cli.simulator.scaling.hpa import Form, Rate, Rules
 from semipd_cli.simulator.scaling.pod import Exported, Pod
 from semipd_cli.simulator.scaling.ramp import Ramp
-from semipd_cli.simulator.scaling.report import peak_pool
+from semipd_cli.simulator.scaling.report import peak_pool, table
 from semipd_cli.simulator.scaling.run import Scaled, Scene, play
 from semipd_cli.simulator.scaling.scalers import readings, scaler
 from semipd_cli.simulator.workloads import Lengths, Workload, steady, stream
 
 pytestmark = pytest.mark.unit
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 TARGETS = SLO.model_construct(ttft_milliseconds=1000, tpot_milliseconds=40, percentile=90, window_seconds=60)
 SHORT = Lengths(400, 20)
@@ -241,6 +243,14 @@ def test_the_study_plays_the_whole_trace_once_and_the_ramp_is_in_it() -> None:
     rates = [sum(first <= at < first + 600 for at in came) / 600 for first in (0, 1500, 3000)]
     assert rates[1] > 4 * rates[0] and rates[1] > 4 * rates[2]
     assert plan.OURS in [rule.name for rule in plan.rules()]
+
+
+def test_the_page_has_the_figures_of_its_file() -> None:
+    told = json.loads((DOCS / "benchmarks/replicas.json").read_text())
+    assert tuple(map(tuple, told["ramp"])) == plan.RAMP.points
+    outcomes = [Scaled.of_json(o) for o in told["runs"]]
+    assert {o.scaler for o in outcomes} <= {rule.name for rule in plan.rules()}
+    assert as_markdown(table(outcomes, plan.ENOUGH)) in (DOCS / "autoscaling.md").read_text()
 
 
 def outcome(name: str, attainment: float, paid: float) -> Scaled:
