@@ -309,3 +309,32 @@ def test_a_download_that_is_tried_again_says_what_failed_until_it_lasts_longer(
         assert again == waits, "so nothing is written at each try"
     done = told(ready=True, state={"terminated": {"exitCode": 0}})
     assert conditions(done)["ModelReady"] == "Unknown Pending"
+
+
+@pytest.mark.parametrize("reason", ["Error", "OOMKilled"])
+@pytest.mark.parametrize(
+    ("restarts", "lived", "runs", "shown"),
+    [
+        (3, 20, 18, "False"),
+        (3, 20, 39, "False"),
+        (3, 20, 40, "True"),
+        (2, 20, 18, "True"),
+        (3, 60, 18, "True"),
+    ],
+    ids=["once more", "still", "it lasts", "a bad start", "it ran for a while"],
+)
+def test_ready_does_not_come_and_go_with_each_life_of_an_engine_that_its_liveness_probe_ends(
+    restarts: int, lived: float, runs: float, shown: str, reason: str
+) -> None:
+    """It serves for some seconds each time, and its readiness probe says so."""
+    last = {"exitCode": 137, "reason": reason, "startedAt": ago(runs + lived).isoformat()}
+    last["finishedAt"] = ago(runs).isoformat()
+    engine = {**running("engine", runs), "ready": True, "restartCount": restarts, "lastState": {"terminated": last}}
+    became = {"type": "Ready", "status": "True", "lastTransitionTime": ago(1).isoformat()}
+    meta = {"name": "p1", "uid": "p1", "labels": {"pod-template-hash": "7d9c", "semipd.io/template-hash": "h"}}
+    view = pod_view({"metadata": meta, "status": {"conditions": [became], "containerStatuses": [engine]}})
+    status = summarise(observed(pods=(view,)))
+    ready = status.condition("Ready")
+    trouble = "CrashLoop(engine)" if reason == "Error" else "OutOfMemory"
+    assert ready and ready.status == shown and status.reason.startswith("Ready" if shown == "True" else trouble)
+    assert conditions(status)["Available"] == "True PodsReady"

@@ -41,6 +41,8 @@ _HEALTHY_SECONDS = 600.0
 """A kubelet forgets its back-off after such a run."""
 _OUTLIVED_SECONDS = 60.0
 """A shorter run proves nothing."""
+_A_LOOP = 3
+"""Restarts; fewer may well be a bad start."""
 _NEW_TRY_SECONDS = 15.0
 """What cannot be reached, or refuses, mostly says so sooner."""
 _LONGEST_REVISION = 253
@@ -64,7 +66,7 @@ def _trouble(pod: Pod, status: dict[str, Any], container: dict[str, Any]) -> Pro
         what = _NO_ENGINE if reason is PodTrouble.CONTAINER_NOT_STARTED and _lacks_our_program(name, said) else ""
         return Problem(reason, f"container {name}: {said}", name, remedy=what)
     ended = (_killed(pod, container) or _fails_again(pod, container)) and not _overcame(pod, status, container)
-    crashes = waiting.get("reason") == "CrashLoopBackOff" or ended
+    crashes = waiting.get("reason") == "CrashLoopBackOff" or ended or _ready_between(pod, container)
     if crashes and (name != MODEL_CONTAINER or last_end(container).get("reason") in _NEVER_RAN):
         return replace(_crash(pod, name, container), until=_outlived_at(pod, container))
     return None
@@ -97,10 +99,20 @@ def _outlived_at(pod: Pod, container: dict[str, Any]) -> datetime | None:
     """When a container that nobody probes, and that runs, will have outlived what ended it: by twice its last run, but
     a kubelet's own measure is the most."""
     began = started_at(container)
+    if began is not None and _ready_between(pod, container):
+        return began + timedelta(seconds=2 * _lived(last_end(container)))
     if began is None or _probed(pod, container):
         return None
     least = max(_OUTLIVED_SECONDS, 2 * _lived(last_end(container)))
     return began + timedelta(seconds=min(least, _HEALTHY_SECONDS))
+
+
+def _ready_between(pod: Pod, container: dict[str, Any]) -> bool:
+    """A probed one that is ready, as it may have been in each of its lives, the last of which was short: what its
+    liveness probe ends, or what crashes once it serves. Whether that is over, a life that lasts longer shows."""
+    last = last_end(container)
+    short = bool(last.get("exitCode")) and 0 < _lived(last) < _OUTLIVED_SECONDS
+    return short and container.get("restartCount", 0) >= _A_LOOP and _proved(pod, container)
 
 
 def _fails_again(pod: Pod, container: dict[str, Any]) -> bool:
