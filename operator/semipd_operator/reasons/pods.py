@@ -150,7 +150,8 @@ class PodTrouble(Reason):
         "False",
         "A container ended with an error, once or again and again, and has not been ready since; the message has its "
         "last exit status and last words."
-        " One that nobody probes is well once it has run for a minute, and for twice as long as before.",
+        " One that nobody probes is well once it has run for a minute, and for twice as long as before; so is one that "
+        "is probed and ready, after three ends or more, the last within a minute, once it has run for twice as long.",
         "kubectl logs POD -c CONTAINER --previous, with the names that the message has.",
     )
     PROBE_FAILING = (

@@ -47,9 +47,8 @@ def failure(seen: Observed, pod: PodView) -> Problem | None:
     if report and report.engine.state is EnginePhase.FAILED and not _lacks_keys(seen, pod):
         return _failed(report.engine.reason or ModelTrouble.LOAD_FAILED, report.engine.message)
     killed = pod.problem if pod.problem and pod.problem.reason == ModelTrouble.OUT_OF_MEMORY else None
-    if (
-        killed and killed.detail == ENGINE_CONTAINER and not killed.over(seen.now)
-    ):  # of another container it is none of the model's
+    # Of another container it is none of the model's.
+    if killed and killed.detail == ENGINE_CONTAINER and not killed.over(seen.now):
         return killed
     return None
 
