@@ -139,6 +139,7 @@ class Engine:
         self.rungs: Rungs | None = None
         self.loading_until = loading_until
         self.drain = drain
+        self.life = 0
         self.epoch = 0
         self.split: Split | None = None
         self.applied = 0
@@ -147,6 +148,7 @@ class Engine:
 
     def forget(self) -> None:
         self.epoch, self.split, self.applied = 0, None, 0
+        self.life += 1
 
     def set_partition(self, message: SetPartition) -> Ack:
         if message.plan.mode is PacingMode.RUNGS:
@@ -171,6 +173,7 @@ class Engine:
         state = EngineState.DRAINING if self.draining else EngineState.READY if loaded else EngineState.LOADING
         silence = now - self.silent_since if self.silent_since is not None else 0.1
         return EngineSnapshot(
+            core_id=f"{os.getpid()}.{self.life}",
             monotonic_time=now,
             state=state,
             load_progress_percent=None if loaded else 50,

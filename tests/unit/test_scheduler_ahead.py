@@ -15,6 +15,7 @@ from semipd_engine.core.dispatch import Dispatcher
 from semipd_engine.core.holder import Holder
 from semipd_engine.core.kv_cache_manager import KVCacheManager
 from semipd_engine.core.observation import Observer
+from semipd_engine.core.partitions import Rung
 from semipd_engine.core.plan_builder import SchedulerLimits
 from semipd_engine.core.plans import UNKNOWN, continuation
 from semipd_engine.core.routing import Route, Router
@@ -182,7 +183,7 @@ def test_no_row_has_blocks_ahead_before_all_have_their_next_step() -> None:
 
 def test_a_plan_whose_number_comes_again_with_another_resident_is_recalled_again() -> None:
     """A split that is moved before and after a resident's death, each time under decode's first plan."""
-    s, page, rung = scheduler(), PacingPage.create(), 0
+    s, page, rung = scheduler(), PacingPage.create(), Rung(index=0)
     holder = cast(Holder, SimpleNamespace(pid=1, send=lambda plan: None))
     router = cast(Router, SimpleNamespace(next=lambda phase, alone: Route(holder, rung)))
     dispatcher = Dispatcher(router, StepLog(None), Observer())
@@ -193,7 +194,7 @@ def test_a_plan_whose_number_comes_again_with_another_resident_is_recalled_again
         done(s, s.in_flight[Phase.PREFILL])
         dispatcher.dispatch(s, page, Split(), 2.0)
         assert s.in_flight[Phase.DECODE].seq == 1 and not page.recalled(1)
-        rung += 1
+        rung = Rung(index=rung.index + 1)
         dispatcher.dispatch(s, page, Split(), 3.0)
         assert page.recalled(1)
         s.replace_kv(KVCacheManager(BlockPool(100), 4))
