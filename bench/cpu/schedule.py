@@ -22,8 +22,12 @@ from semipd_engine.contract import Split
 EVEN, LONG_PROMPTS, LONG_ANSWERS = (Split(prefill=p, decode=100 - p) for p in (50, 70, 30))
 MOST_BY_TURNS = Split(prefill=38, decode=62)
 """On two CPUs nearly the most that prompts may have (39) without a core of their own."""
+CPU_PER_PHASE = Split(prefill=40, decode=60)
+"""On two CPUs the least with which prompts have a core of their own, and answers the rest."""
 BARGAIN_SPLITS = (EVEN, MOST_BY_TURNS, LONG_ANSWERS)
-SPLITS = (*BARGAIN_SPLITS, LONG_PROMPTS, *(Split(prefill=p, decode=100 - p) for p in (20, 40, 60, 62, 80)))
+LASTING_SPLITS = (EVEN, CPU_PER_PHASE, LONG_PROMPTS)
+"""What the bargains were kept with where every split was tried once (`splits`)."""
+SPLITS = (*BARGAIN_SPLITS, LONG_PROMPTS, CPU_PER_PHASE, *(Split(prefill=p, decode=100 - p) for p in (20, 60, 62, 80)))
 LIMITS, MACHINE = "limits", "machine"
 MEMORY, LIKELIHOOD = "memory", "likelihood"
 SPEED_PARTS = ("decode-128", "decode-2000", "eight", "prefill-512")
@@ -49,7 +53,7 @@ GROUPS = {
         Group("speeds", SPEED_PARTS, ("ours", "vllm"), every_limits=True),
         Group("interference", ("interference",), ("ours", "vllm-128"), BARGAIN_SPLITS),
         Group("probes", (MEMORY, LIKELIHOOD)),
-        Group("back-to-back", ("back-to-back",), ("ours", "vllm", "vllm-128"), BARGAIN_SPLITS),
+        Group("back-to-back", ("back-to-back",), ("ours", "vllm", "vllm-128"), LASTING_SPLITS),
         Group("chunks", ("interference",), ("ours", "vllm", "vllm-64", "vllm-128", "vllm-256"), BARGAIN_SPLITS[:2]),
         Group("splits", ("interference",), ("ours", "vllm-128"), SPLITS),
         Group(
