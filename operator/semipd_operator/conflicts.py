@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from semipd_operator.api.v1alpha1.resource import SemiPDService
+from semipd_operator.api.v1alpha1.resource import GROUP, KIND, SemiPDService
 from semipd_operator.reasons import SpecReason
 from semipd_operator.render.names import Object, controller, managed, owner_reference
 from semipd_operator.status import Problem
 
 
 def not_ours(service: SemiPDService, taken: Sequence[Object]) -> Problem:
-    """All of them at once. One of our making that lost its owner (a restored backup, ``--cascade=orphan``) is told how
-    to come back: pods may serve by it, so that it should not have to go. Taking it is not ours: anyone can set a label.
+    """All of them at once; what goes by itself is told only where nothing else is in the way. One of our making that
+    lost its owner (a restored backup, ``--cascade=orphan``) is told how to come back: pods may serve by it, so that it
+    should not have to go. Taking it is not ours: anyone can set a label.
     """
+    left = [live for live in taken if _of_predecessor(service, live)]
+    if len(left) == len(taken):
+        return _remaining(service, left)
+    taken = [live for live in taken if live not in left]
     orphans = [live for live in taken if managed(live) and not controller(live)]
     theirs = [live for live in taken if live not in orphans]
     causes, remedies = [], []
@@ -36,6 +41,24 @@ def not_ours(service: SemiPDService, taken: Sequence[Object]) -> Problem:
         ",".join(_path(live) for live in taken),
         remedy=" ".join(remedies),
     )
+
+
+def _of_predecessor(service: SemiPDService, live: Object) -> bool:
+    """Whether its owner is gone for certain: it had the service's own name, which no two have at a time."""
+    owner = _controller(live)
+    if owner is None or owner["uid"] == service.metadata.uid:
+        return False
+    group = owner["apiVersion"].rpartition("/")[0]
+    return (group, owner["kind"], owner["name"]) == (GROUP, KIND, service.metadata.name)
+
+
+def _remaining(service: SemiPDService, left: Sequence[Object]) -> Problem:
+    it, belong = ("it", "belongs") if len(left) == 1 else ("them", "belong")
+    told = (
+        f"{_listed([_plain(live) for live in left])} still {belong} to the deleted SemiPDService "
+        f"{service.metadata.name} before this one: the garbage collector takes {it} away"
+    )
+    return Problem(SpecReason.PREDECESSOR_REMAINS, told, ",".join(_path(live) for live in left))
 
 
 def _give_back(service: SemiPDService, orphans: Sequence[Object]) -> str:
@@ -81,8 +104,12 @@ def _path(live: Object) -> str:
     return f"{live['kind']}/{live['metadata']['name']}"
 
 
+def _controller(live: Object) -> Object | None:
+    references = live["metadata"].get("ownerReferences") or []
+    return next((one for one in references if one.get("controller")), None)
+
+
 def _named(live: Object) -> str:
     """With its owner, who would make it anew."""
-    references = live["metadata"].get("ownerReferences") or []
-    owner = next((one for one in references if one.get("controller")), None)
+    owner = _controller(live)
     return f"{_plain(live)} (of {owner['kind']} {owner['name']})" if owner else _plain(live)

@@ -106,6 +106,24 @@ def test_an_object_of_someone_else_is_left_alone(operator: Operator, crd: Any, n
     wait_until(lambda: crd.get("deployment", "taken", namespace), describe="it is tried again")
 
 
+def test_what_a_deleted_service_of_the_same_name_left_is_waited_for(
+    operator: Operator, crd: Any, namespace: str
+) -> None:
+    """No garbage collector runs here: for once its seconds last."""
+    crd.apply(service("again", namespace))
+    wait_until(lambda: condition(crd.get("spd", "again", namespace), "SpecAccepted").get("status") == "True")
+    crd.kubectl("delete", "spd", "again", "-n", namespace)
+    crd.apply(service("again", namespace))
+    left = "PredecessorRemains(ConfigMap/again-agent,Service/again,Deployment/again)"
+    wait_until(lambda: row(crd, namespace, "again")[1:3] == ["False", left])
+    assert "Remedy: Wait: " in condition(crd.get("spd", "again", namespace), "Ready")["message"]
+    for path in ("configmap/again-agent", "service/again", "deployment/again"):
+        crd.kubectl("delete", path, "-n", namespace)
+    wait_until(lambda: condition(crd.get("spd", "again", namespace), "SpecAccepted")["status"] == "True")
+    uid = crd.get("spd", "again", namespace)["metadata"]["uid"]
+    assert crd.get("deployment", "again", namespace)["metadata"]["ownerReferences"][0]["uid"] == uid
+
+
 def test_what_is_told_of_an_object_that_lost_its_owner_gives_it_back(
     operator: Operator, crd: Any, namespace: str
 ) -> None:

@@ -106,10 +106,14 @@ class StandIn:
         self._ask("delete", kind)
         if self.objects[kind, namespace, name]["metadata"]["resourceVersion"] != version:
             return False
+        self.end(kind, name, namespace)
+        return True
+
+    def end(self, kind: str, name: str, namespace: str = KEY.namespace) -> None:
+        """As the garbage collector ends an object."""
         gone = self.objects.pop((kind, namespace, name))
         gone["metadata"]["resourceVersion"] = str(next(self._versions))
         self._watched(gone, gone=True)
-        return True
 
     def _watched(self, obj: Object, *, gone: bool = False) -> None:
         if obj["kind"] not in KINDS:

@@ -25,7 +25,7 @@ async def test_an_object_of_the_same_name_that_is_not_ours_is_named_and_left_alo
     """Whether the watch shows it (it bears our label, or a copy of it) or not; nothing is applied beside it."""
     name = f"{KEY.name}-agent" if kind == "ConfigMap" else KEY.name
     labels = {"app.kubernetes.io/managed-by": "semipd-operator"} if labelled else {}
-    owner = [{"uid": "someone", "controller": True, "kind": "SemiPDService", "name": KEY.name}]
+    owner = [{**OURS, "uid": "someone", "controller": True, "name": "other"}]
     meta = {"name": name, "namespace": KEY.namespace, "labels": labels, "ownerReferences": owner}
     one = Fixture(new_service(replicas=2, **scaled()))
     one.kube.put({"kind": kind, "apiVersion": "v1", "metadata": meta})
@@ -35,7 +35,7 @@ async def test_an_object_of_the_same_name_that_is_not_ours_is_named_and_left_alo
     assert await one.reconcile() is Next.RETRY
     accepted, ready = one.kube.condition("SpecAccepted"), one.kube.condition("Ready")
     assert accepted["reason"] == ready["reason"] == "NameConflict"
-    told = f"{kind} {name} (of SemiPDService {KEY.name}) exists and does not belong to this SemiPDService. "
+    told = f"{kind} {name} (of SemiPDService other) exists and does not belong to this SemiPDService. "
     what = "Remedy: Rename the SemiPDService; or, once you know that nothing needs it, delete that object."
     assert accepted["message"] == ready["message"] == told + what
     assert one.kube.service()["status"]["reason"] == f"NameConflict({kind}/{name})"
@@ -51,7 +51,7 @@ async def test_all_names_that_are_taken_are_told_at_once_and_each_with_its_remed
         ours = one.kube.objects[kind, KEY.namespace, name]
         one.kube.put({**ours, "metadata": {**ours["metadata"], "ownerReferences": []}})
     budget = one.kube.objects["PodDisruptionBudget", KEY.namespace, KEY.name]
-    chart = [{"uid": "x", "controller": True, "kind": "Chart", "name": "web"}]
+    chart = [{"apiVersion": "helm.io/v1", "uid": "x", "controller": True, "kind": "Chart", "name": "web"}]
     one.kube.put({**budget, "metadata": {**budget["metadata"], "ownerReferences": chart}})
     service = one.kube.objects["Service", KEY.namespace, KEY.name]
     one.kube.put({**service, "metadata": {**service["metadata"], "labels": {}, "ownerReferences": []}})
@@ -97,6 +97,46 @@ async def test_a_service_whose_objects_all_lost_their_owner_has_the_whole_comman
         one.kube.put(jsonpatch.apply_patch(orphan, json.loads(command[-1])))
     await one.reconcile()
     assert one.kube.condition("SpecAccepted")["status"] == "True"
+
+
+async def test_objects_of_a_deleted_service_of_the_same_name_go_by_themselves_and_nobody_is_to_delete_them() -> None:
+    """``kubectl delete spd``, and at once the same again: the garbage collector comes a moment later."""
+    one = Fixture(new_service(replicas=2))
+    await one.reconcile()
+    again = new_service(replicas=2)
+    again["metadata"]["uid"] = "uid-2"
+    one.kube.told.clear()
+    one.kube.objects.pop(("SemiPDService", *KEY))
+    one.kube.put(again)
+    assert await one.reconcile() is Next.RETRY
+    agent = f"{KEY.name}-agent"
+    paths = f"ConfigMap/{agent},Service/{KEY.name},Deployment/{KEY.name},PodDisruptionBudget/{KEY.name}"
+    for condition in ("SpecAccepted", "Ready"):
+        said = one.kube.condition(condition)
+        assert (said["status"], said["reason"]) == ("False", "PredecessorRemains")
+        cause, _, remedy = said["message"].partition(" Remedy: ")
+        assert cause == (
+            f"ConfigMap {agent}, Service {KEY.name}, Deployment {KEY.name} and PodDisruptionBudget {KEY.name} still "
+            f"belong to the deleted SemiPDService {KEY.name} before this one: the garbage collector takes them away."
+        )
+        assert remedy.startswith("Wait: ") and "delete" not in remedy and "Rename" not in remedy
+    assert one.kube.service()["status"]["reason"].startswith("PredecessorRemains(ConfigMap/")
+    assert one.kube.told == [], "it is on its way, and nothing is wrong"
+    chart = [{"apiVersion": "helm.io/v1", "uid": "x", "controller": True, "kind": "Chart", "name": "web"}]
+    budget = one.kube.objects["PodDisruptionBudget", KEY.namespace, KEY.name]
+    one.kube.put({**budget, "metadata": {**budget["metadata"], "ownerReferences": chart}})
+    await one.reconcile()
+    assert one.kube.service()["status"]["reason"] == f"NameConflict(PodDisruptionBudget/{KEY.name})"
+    assert agent not in one.kube.condition("Ready")["message"]
+    one.kube.put(budget)
+    for path in paths.split(","):
+        kind, _, name = path.partition("/")
+        one.kube.news.clear()
+        one.kube.end(kind, name)
+        assert one.kube.news == [KEY], "each that goes brings the service back to the workers"
+    await one.reconcile()
+    assert one.kube.condition("SpecAccepted")["status"] == "True"
+    assert one.kube.objects["Deployment", *KEY]["metadata"]["ownerReferences"][0]["uid"] == "uid-2"
 
 
 BACKUP = {"apiVersion": "v1", "kind": "ConfigMap", "name": "team's backup", "uid": "b"}

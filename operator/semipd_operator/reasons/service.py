@@ -41,6 +41,13 @@ class SpecReason(Reason):
         "An object of the same name exists and belongs to someone else.",
         "Rename the SemiPDService; or, once you know that nothing needs it, delete that object.",
     )
+    PREDECESSOR_REMAINS = (
+        "PredecessorRemains",
+        "False",
+        "A deleted SemiPDService had the same name, and its objects are not all gone yet; the message names them.",
+        "Wait: the garbage collector takes them away within seconds, and then they are made anew by themselves. If "
+        "they stay: their finalizers hold them (kubectl get -o yaml), or kube-controller-manager does not run.",
+    )
     APPLY_FAILED = (
         "ApplyFailed",
         "False",

@@ -17,11 +17,13 @@ from semipd_operator.reasons import (
     PodsReason,
     ReadyReason,
     Reason,
+    SpecReason,
     SplitReason,
 )
 from semipd_operator.settings import MANAGER
 
 _PASSING: dict[ConditionType, set[Reason]] = {
+    ConditionType.SPEC_ACCEPTED: {SpecReason.PREDECESSOR_REMAINS},
     ConditionType.AVAILABLE: {PodsReason.NO_PODS, PodsReason.PODS_NOT_READY, ReadyReason.SCALED_TO_ZERO},
     ConditionType.MODEL_READY: {ModelReason.LOADING, ModelReason.DOWNLOADING},
     ConditionType.PARTITION_APPLIED: {SplitReason.APPLYING, SplitReason.ADJUSTING, SplitReason.ENGINE_NOT_READY},
