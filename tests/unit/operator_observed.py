@@ -27,8 +27,8 @@ from semipd_operator.status import AgentView, Observed, PodView, Problem, summar
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-def service(**spec: Any) -> SemiPDService:
-    meta = {"name": "demo", "namespace": "d", "uid": "u", "generation": 4}
+def service(meta: dict[str, Any] | None = None, **spec: Any) -> SemiPDService:
+    meta = {"name": "demo", "namespace": "d", "uid": "u", "generation": 4, **(meta or {})}
     return SemiPDService.parse({"metadata": meta, "spec": {"model": {"uri": "file:///m"}, **spec}})
 
 

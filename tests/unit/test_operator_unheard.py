@@ -6,11 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.unit.operator_observed import ago, conditions, heard, observed, pod, report
+from tests.unit.operator_observed import ago, conditions, heard, observed, pod, report, service
 from tests.unit.operator_pods import running
 
 from semipd_agent.contract import EnginePhase, EngineStatus
+from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
 from semipd_operator.status import AgentView, summarise
+from semipd_operator.status.events import events
 from semipd_operator.status.pods import pod_view
 
 pytestmark = pytest.mark.unit
@@ -66,6 +68,26 @@ def test_an_operator_that_was_restarted_takes_no_readiness_back_before_it_has_as
     agents = {"p1": AgentView(asked_since=ago(asked_ago), error=error)}
     shown = conditions(summarise(observed(pods=(pod(ready_since=ago(3600)),), agents=agents)))
     assert (shown["PartitionApplied"], shown["Ready"]) == ("False AgentUnreachable", ready)
+
+
+BORN = {"creationTimestamp": ago(5).isoformat()}
+
+
+@pytest.mark.parametrize("error", ["", "the agent refuses the operator's token"], ids=["not yet", "another's token"])
+def test_the_pods_of_a_deleted_service_of_the_same_name_make_no_new_one_ready(error: str) -> None:
+    """They serve until the garbage collector comes to them, and their template may well be the same."""
+    agents = {"p1": AgentView(asked_since=ago(2), error=error)}
+    left = observed(service=service(meta=BORN), pods=(pod(created_at=ago(600), ready_since=ago(500)),), agents=agents)
+    status = summarise(left)
+    assert conditions(status)["PartitionApplied"] == "Unknown NoReadyPods"
+    assert conditions(status)["Ready"] == "False NoReadyPods"
+    assert not any(event.type == "Warning" for event in events(SemiPDServiceStatus(), status))
+    ours = replace(left, agents={"p1": heard(report())})
+    assert conditions(summarise(ours))["Ready"] == "True Ready", "given back with its Deployment"
+    was_ready = replace(left, previous=summarise(ours))
+    assert conditions(summarise(was_ready))["Ready"] == "True Ready", "the operator was restarted"
+    own = replace(left, pods=(pod(created_at=ago(4), ready_since=ago(1)),))
+    assert conditions(summarise(own))["Ready"] == "True Ready"
 
 
 @pytest.mark.parametrize("containers", [[{"name": "engine", "command": ["sleep", "1"]}], [{"name": "proxy"}], "odd"])

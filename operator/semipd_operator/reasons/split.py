@@ -31,7 +31,8 @@ class SplitReason(Reason):
     NO_READY_PODS = (
         "NoReadyPods",
         "Unknown",
-        "No pod is ready.",
+        "No pod is ready, or one that is was there before the service and was not heard yet: a deleted service of the "
+        "same name left it.",
     )
     AGENT_UNREACHABLE = (
         "AgentUnreachable",

@@ -62,12 +62,14 @@ def _pod_verdict(seen: Observed, pod: PodView) -> Verdict:
     agent, service = seen.agent(pod), seen.service
     report = seen.report(pod)
     if report is None:
-        if agent.report is None and not agent.error:
-            new = any(since and seen.now - since <= FIRST_WORD for since in (pod.ready_since, agent.asked_since))
-            return verdict("False", SplitReason.AGENT_UNREACHABLE, "its agent was not heard yet", passing=new)
-        # It serves, as the kubelet finds; that a busy node's agent misses some polls needs nobody.
+        new = any(since and seen.now - since <= FIRST_WORD for since in (pod.ready_since, agent.asked_since))
         since = agent.received_at or agent.asked_since
         lately = since is not None and seen.now - since <= GRACE
+        if (new or lately) and _inherited(seen, pod):
+            return verdict("Unknown", SplitReason.NO_READY_PODS, "it is older than the service, and not heard yet")
+        if agent.report is None and not agent.error:
+            return verdict("False", SplitReason.AGENT_UNREACHABLE, "its agent was not heard yet", passing=new)
+        # It serves, as the kubelet finds; that a busy node's agent misses some polls needs nobody.
         if agent.error:
             return verdict("False", SplitReason.AGENT_UNREACHABLE, agent.error, passing=lately)
         return verdict("False", SplitReason.REPORT_STALE, "its last report is too old", passing=lately)
@@ -96,6 +98,14 @@ def _pod_verdict(seen: Observed, pod: PodView) -> Verdict:
         status = "True" if in_time and partition.mode is Mode.AUTO else "False"
         return verdict(status, SplitReason.ADJUSTING, message, passing=in_time)
     return verdict("False", str(partition.reason), partition.message or str(partition.state))
+
+
+def _inherited(seen: Observed, pod: PodView) -> bool:
+    """Of a deleted service of the same name, whose pods go, or given back with its Deployment: that it is ours its
+    agent says, by taking the service's token, and a service that was never Ready is not called so before."""
+    born, ready = seen.service.metadata.creation_timestamp, seen.previous.condition(ConditionType.READY)
+    older = born is not None and pod.created_at is not None and pod.created_at < born
+    return older and seen.agent(pod).received_at is None and (ready is None or ready.status != "True")
 
 
 def partition_status(seen: Observed) -> PartitionStatus:

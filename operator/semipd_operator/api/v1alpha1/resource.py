@@ -47,6 +47,7 @@ class Metadata(ApiModel):
     namespace: str = ""
     uid: str = ""
     generation: int = 0
+    creation_timestamp: AwareDatetime | None = None
     deletion_timestamp: AwareDatetime | None = None
 
 
