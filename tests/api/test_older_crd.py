@@ -85,3 +85,47 @@ def test_what_a_service_says_for_the_first_time_is_said_under_an_older_crd_too(
     crd.apply(older())
     crd.apply(service("late", namespace, slo={"ttftMilliseconds": 500}))
     wait_until(lambda: condition(crd.get("spd", "late", namespace), "SpecAccepted"))
+
+
+def laxer() -> dict[str, Any]:
+    """The CRD of a release that took any image and any name of a Secret."""
+    crd: dict[str, Any] = yaml.safe_load((ROOT / f"crds/{NAME}.yaml").read_text())
+    spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    del spec["engine"]["properties"]["image"]["x-kubernetes-validations"]
+    for field in spec["service"]["properties"]["apiKeySecretRef"]["properties"].values():
+        del field["x-kubernetes-validations"]
+    return crd
+
+
+def test_what_an_older_crd_took_and_a_pod_template_made_work_serves_on_under_a_stricter_one(
+    operator: Operator, ours: None, crd: Any, namespace: str, agent_port: int
+) -> None:
+    crd.apply(laxer())
+    keys = {"name": "api-keys", "secret": {"secretName": "keys"}}
+    template = {"spec": {"containers": [{"name": "engine", "image": "engine:test"}], "volumes": [keys]}}
+    spec = {
+        "engine": {"image": "to be replaced"},
+        "service": {"apiKeySecretRef": {"name": "Keys"}},
+        "podTemplate": template,
+    }
+
+    def accepted() -> bool:
+        return bool(crd.apply(service("lax", namespace, **spec), ok=False).returncode == 0)
+
+    # A schema that was replaced is in force a moment later.
+    wait_until(accepted)
+    with serving(crd, namespace, "lax", "127.0.0.10", agent_port, **spec):
+        wait_until(lambda: row(crd, namespace, "lax")[1:3] == ["True", "Ready"])
+        crd.kubectl("apply", "-f", str(ROOT / "crds"))
+        wait_until(lambda: crd.apply(service("new", namespace, **spec), "--dry-run=server", ok=False).returncode)
+
+        def patch(more: dict[str, Any], ok: bool = True) -> Any:
+            body = json.dumps({"spec": more})
+            return crd.kubectl("patch", "spd", "lax", "-n", namespace, "--type=merge", "-p", body, ok=ok)
+
+        patch({"slo": {"ttftMilliseconds": 450}})
+        wait_until(lambda: "450ms" in " ".join(row(crd, namespace, "lax")))
+        live = crd.get("spd", "lax", namespace)
+        assert live["status"]["observedGeneration"] == live["metadata"]["generation"]
+        assert condition(live, "SpecAccepted")["status"] == condition(live, "Ready")["status"] == "True"
+        assert "registry.example/team" in patch({"engine": {"image": "another one"}}, ok=False).stderr

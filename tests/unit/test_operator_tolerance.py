@@ -61,6 +61,32 @@ def test_unknown_words_of_a_newer_agent_reach_the_status() -> None:
     assert parse_status({"status": dump_status(status)}) == status
 
 
+OVERRULED = {
+    "model": {
+        "uri": "hf://a/b",
+        "tokenSecretRef": {"name": "HF", "key": "a/b"},
+        "cache": {"persistentVolumeClaim": {"claimName": "Models"}},
+    },
+    "engine": {"image": "to be replaced"},
+    "service": {"apiKeySecretRef": {"name": "Keys", "key": "my keys"}},
+}
+"""What an API server took under 0.1.0, and what spec.podTemplate, a policy or a webhook may have made work."""
+
+
+@pytest.mark.parametrize("spec", [OVERRULED, {"model": {"uri": "pvc://models..a/qwen"}}], ids=["names", "claim"])
+async def test_a_stored_service_is_read_as_before_whatever_names_a_newer_crd_refuses(spec: dict[str, Any]) -> None:
+    stored = new_service(**spec)
+    with pytest.raises(InvalidSpec):
+        SemiPDService.parse(stored)
+    reading = read(stored)
+    assert not (reading.errors or reading.unread or reading.ignored)
+    one = Fixture(stored)
+    await one.reconcile()
+    assert one.kube.condition("SpecAccepted")["status"] == "True"
+    [engine] = one.kube.objects["Deployment", *KEY]["spec"]["template"]["spec"]["containers"]
+    assert engine["image"] == spec.get("engine", {}).get("image", engine["image"])
+
+
 def test_known_words_stay_members() -> None:
     assert newer_report().partition.reason is PartitionReason.APPLIED and newer_report().partition.mode is Mode.MANUAL
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from pydantic import (
@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    ValidationInfo,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
@@ -25,6 +26,8 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 RULE_ERROR = "semipd_rule"
 VALIDATIONS = "x-kubernetes-validations"
+STORED = "stored"
+"""In the context of a validation: true for an object that an API server has stored."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class Rule:
     """For a rule of an object: the path below it that is at fault, e.g. ``.minPrefillPercent``."""
     limits: tuple[tuple[str, int | str], ...] = ()
     """What the schema says of it, too, for tools that read no CEL: ``minimum``, ``maximum``, ``format``."""
+    spares_stored: bool = False
+    """It came after a release that took anything, and spec.podTemplate may have made that work: what is stored is read
+    all the same, as the API server, too, lets stand what does not change."""
 
     def check(self, value: Any) -> Any:
         if not self.holds(value):
@@ -50,7 +56,11 @@ class Rule:
         return entry | {"fieldPath": self.field} if self.field else entry
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self.check, handler(source))
+        return core_schema.with_info_after_validator_function(self._check_unless_spared, handler(source))
+
+    def _check_unless_spared(self, value: Any, info: ValidationInfo) -> Any:
+        spared = self.spares_stored and (info.context or {}).get(STORED)
+        return value if spared else self.check(value)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         result = dict(handler(schema)) | dict(self.limits)
@@ -102,6 +112,39 @@ def matches_not(pattern: str, message: str) -> Rule:
 def _re2(pattern: str) -> re.Pattern[str]:
     """As the API server reads it: ``$`` is the end of the text, where Python's would let a newline follow."""
     return re.compile(re.sub(r"(?<!\\)\$", r"\\Z", pattern), re.ASCII)
+
+
+_NAME = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+SUBDOMAIN = rf"{_NAME}(\.{_NAME})*"
+"""RFC 1123, as Kubernetes names most objects."""
+
+
+def object_name(field: str, kind: str) -> Rule:
+    """The name of an object that there can be."""
+    message = f"{field} names no {kind} that there can be: write it in lower-case letters, digits, - and ."
+    return replace(matches(f"^{SUBDOMAIN}$", message), spares_stored=True)
+
+
+def data_key(field: str) -> Rule:
+    """A key of a Secret's data."""
+    message = (
+        f"{field} is no key that a Secret can have: write it in letters, digits, -, _ and ., not beginning with .."
+    )
+    return replace(matches(r"^([-_a-zA-Z0-9]|\.[-_a-zA-Z0-9])[-._a-zA-Z0-9]*$", message), spares_stored=True)
+
+
+def image_reference(field: str) -> Rule:
+    """As the kubelet reads it: https://pkg.go.dev/github.com/distribution/reference#hdr-Grammar"""
+    host = "[a-zA-Z0-9]([-a-zA-Z0-9]*[a-zA-Z0-9])?"
+    registry = rf"({host}(\.{host})*|\[[0-9a-fA-F:]+\])(:[0-9]+)?/"
+    folder = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
+    tag = r":[A-Za-z0-9_][-.A-Za-z0-9_]{0,127}"
+    digest = r"@[A-Za-z][A-Za-z0-9]*([-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}"
+    message = (
+        f"{field} is no image reference: write it like registry.example/team/engine:1.2, the repository in lower case"
+    )
+    rule = matches(f"^({registry})?{folder}(/{folder})*({tag})?({digest})?$", message)
+    return replace(rule, spares_stored=True)
 
 
 def not_above(low: str, high: str) -> Rule:

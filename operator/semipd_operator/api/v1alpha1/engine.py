@@ -8,7 +8,7 @@ from pydantic import Field
 
 from semipd_engine.contract import Device, DType, EngineOptions
 from semipd_operator.api.quantity import QuantityValue, any_quantity, parse_quantity, positive_quantity
-from semipd_operator.api.rules import ApiModel, Rule, between
+from semipd_operator.api.rules import ApiModel, Rule, between, image_reference
 from semipd_operator.api.v1alpha1.model import Text
 
 ResourceList = dict[str, Annotated[QuantityValue, any_quantity("a resource amount")]]
@@ -70,7 +70,7 @@ class EngineSpec(ApiModel):
 
     RULES: ClassVar = (_one_gpu("limits"), _one_gpu("requests"), _whole_gpu("limits"), _whole_gpu("requests"))
 
-    image: Text | None = Field(
+    image: Annotated[Text, image_reference("engine.image")] | None = Field(
         default=None, description="Image of agent and engine. Default: the operator's own choice (chart: engine.image)."
     )
     device: Device = Field(

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from semipd_operator.api.quantity import QuantityValue, positive_quantity
-from semipd_operator.api.rules import ApiModel, Rule, exactly_one, matches, matches_not
+from semipd_operator.api.rules import (
+    SUBDOMAIN,
+    ApiModel,
+    Rule,
+    data_key,
+    exactly_one,
+    matches,
+    matches_not,
+    object_name,
+)
 
 Text = Annotated[str, Field(min_length=1, max_length=253)]
 
@@ -22,12 +32,18 @@ def _only_hf(field: str, python_name: str) -> Rule:
 
 
 class SecretKeyRef(ApiModel):
-    name: Text = Field(description="Name of the Secret, in the namespace of the service. Default: none, required.")
-    key: Text = Field(default="token", description="Key in the Secret.")
+    name: Annotated[Text, object_name("model.tokenSecretRef.name", "Secret")] = Field(
+        description="Name of the Secret, in the namespace of the service. Default: none, required."
+    )
+    key: Annotated[Text, data_key("model.tokenSecretRef.key")] = Field(
+        default="token", description="Key in the Secret."
+    )
 
 
 class ClaimRef(ApiModel):
-    claim_name: Text = Field(description="Name of a PersistentVolumeClaim in the namespace. Default: none, required.")
+    claim_name: Annotated[Text, object_name("model.cache.persistentVolumeClaim.claimName", "PersistentVolumeClaim")] = (
+        Field(description="Name of a PersistentVolumeClaim in the namespace. Default: none, required.")
+    )
 
 
 class EmptyDirCache(ApiModel):
@@ -73,6 +89,14 @@ class ModelSpec(ApiModel):
             r"^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^/]+)*/?$",
             "model.uri names no claim: write it like pvc://CLAIM/FOLDER",
             unless="pvc://",
+        ),
+        replace(
+            matches(
+                rf"^pvc://{SUBDOMAIN}(/|$)",
+                "model.uri names no claim that there can be: write it like pvc://CLAIM/FOLDER",
+                unless="pvc://",
+            ),
+            spares_stored=True,
         ),
         matches_not(r"/\.\.?(/|$)", "model.uri must not leave its volume: remove the parts . and .."),
         matches(

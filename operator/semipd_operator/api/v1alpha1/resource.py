@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, cast
 
 from pydantic import AwareDatetime, ConfigDict, Field, ValidationError
 
-from semipd_operator.api.rules import RULE_ERROR, ApiModel, Rule
+from semipd_operator.api.rules import RULE_ERROR, STORED, ApiModel, Rule
 from semipd_operator.api.v1alpha1.spec import MAX_NAME_LENGTH, SemiPDServiceSpec
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
 
@@ -75,13 +75,14 @@ class SemiPDService(ApiModel):
     spec: SemiPDServiceSpec = Field(description="What is wanted.")
 
     @classmethod
-    def parse(cls, obj: dict[str, Any]) -> SemiPDService:
-        """Raises `InvalidSpec`. As in the API server, a null stands for an absent field."""
+    def parse(cls, obj: dict[str, Any], *, stored: bool = False) -> SemiPDService:
+        """Raises `InvalidSpec`. As in the API server, a null stands for an absent field. `stored`: it is what an API
+        server has stored, maybe before all of the rules: see `Rule.spares_stored`."""
         obj = {key: value for key, value in obj.items() if key != "status"}
         if isinstance(obj.get("spec"), dict):
             obj["spec"] = _without_nulls(obj["spec"])
         try:
-            return cls.model_validate_json(json.dumps(obj), strict=True)
+            return cls.model_validate_json(json.dumps(obj), strict=True, context={STORED: stored})
         except ValidationError as error:
             found = [dict(entry) for entry in error.errors()]
             raise InvalidSpec([_line(entry) for entry in found], [_place(entry) for entry in found]) from None
@@ -118,7 +119,7 @@ def read(obj: dict[str, Any]) -> Reading:
     ignored, unread, errors = list[str](), list[str](), list[str]()
     for _ in range(_MOST_REPAIRS):
         try:
-            service = SemiPDService.parse(left)
+            service = SemiPDService.parse(left, stored=True)
         except InvalidSpec as invalid:
             path, unknown = invalid.places[0]
             if not _remove(left, path):

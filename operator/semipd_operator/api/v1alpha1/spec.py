@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from semipd_agent.contract import API_PORT, Admission, Mode, Split
-from semipd_operator.api.rules import RULE_ERROR, ApiModel, Rule, at_least, between
+from semipd_operator.api.rules import RULE_ERROR, ApiModel, Rule, at_least, between, data_key, object_name
 from semipd_operator.api.v1alpha1.autoscaling import AutoscalingSpec
 from semipd_operator.api.v1alpha1.engine import EngineSpec
 from semipd_operator.api.v1alpha1.model import ModelSpec, Text
@@ -30,8 +30,10 @@ class ServiceType(StrEnum):
 
 
 class APIKeySecretRef(ApiModel):
-    name: Text = Field(description="Name of the Secret, in the namespace of the service. Default: none, required.")
-    key: Text = Field(
+    name: Annotated[Text, object_name("service.apiKeySecretRef.name", "Secret")] = Field(
+        description="Name of the Secret, in the namespace of the service. Default: none, required."
+    )
+    key: Annotated[Text, data_key("service.apiKeySecretRef.key")] = Field(
         default="api-keys",
         description="Key in the Secret; its value holds one API key on each line, and # begins a comment line.",
     )
