@@ -66,17 +66,16 @@ def foremost() -> Iterator[None]:
 
 
 def _weigh(nice: int) -> None:
-    """Who is gone meanwhile is left out. Where the kernel shares between sessions (autogroup), a task's
-    own niceness counts within its session only."""
+    """Who is gone meanwhile is left out. Where the kernel shares between sessions (autogroup, which can be switched
+    while it runs), a task's own niceness counts within its session only: both are set."""
     me = psutil.Process()
     for process in (me, *me.children(recursive=True)):
-        session = Path(f"/proc/{process.pid}/autogroup")
         with suppress(ProcessLookupError, FileNotFoundError):
+            session = Path(f"/proc/{process.pid}/autogroup")
             if session.exists():
                 session.write_text(str(nice))
-            else:
-                for task in Path(f"/proc/{process.pid}/task").glob("*"):
-                    os.setpriority(os.PRIO_PROCESS, int(task.name), nice)
+            for task in Path(f"/proc/{process.pid}/task").glob("*"):
+                os.setpriority(os.PRIO_PROCESS, int(task.name), nice)
 
 
 def running(stat: str) -> bool:
