@@ -242,7 +242,7 @@ inline void attend_block(const Attention<T>& p, const AttentionItem& item, int64
         const int some = rows - r < D::ROWS ? rows - r : D::ROWS;
         const T* queries[D::ROWS];
         for (int i = 0; i < some; i++) queries[i] = state.queries + (r + i) * dim;
-        dot_panel<D>(queries, some, s.panel, dim, s.scores + r * POSITIONS);
+        dot_panel<D>(queries, some, s.panel, dim, s.scores + r * POSITIONS, false);
     }
     for (int r = skipped; r < rows; r++) {
         const int64_t position = item.position + r / item.group;

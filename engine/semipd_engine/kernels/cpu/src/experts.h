@@ -54,7 +54,7 @@ inline void grouped_panel(const Grouped<T>& p, int64_t group, int64_t panel) {
             rows[r] = p.x + places[r] / p.factor * p.ldx;
         }
         alignas(64) float sums[D::ROWS * PANEL];
-        dot_panel<D>(rows, int(count), w, p.K, sums);
+        dot_panel<D>(rows, int(count), w, p.K, sums, b == 0);
         scatter(p, places, count, panel, sums);
     }
 }

@@ -70,7 +70,7 @@ inline void attend_latent_block(const Latent<T>& p, const LatentItem& item, int6
         const T* queries[D::ROWS];
         for (int i = 0; i < some; i++)
             queries[i] = p.q + (item.first + (r + i) / item.group) * p.q_row + (item.head + (r + i) % item.group) * p.q_head;
-        dot_panel<D>(queries, some, s.panel, p.width, s.scores + r * POSITIONS);
+        dot_panel<D>(queries, some, s.panel, p.width, s.scores + r * POSITIONS, false);
     }
     for (int r = skipped; r < rows; r++) {
         const int64_t seen = item.position + r / item.group + 1 - base;

@@ -71,9 +71,9 @@ inline void linear_panel(const Linear<T>& p, int64_t panel) {
         const T* rows[D::ROWS];
         for (int64_t r = 0; r < count; r++) rows[r] = p.x + (first + r) * p.ldx;
         alignas(64) float sums[D::ROWS * PANEL], ups[D::ROWS * PANEL];
-        dot_panel<D>(rows, int(count), w, p.K, sums);
+        dot_panel<D>(rows, int(count), w, p.K, sums, b == 0);
         if (p.gated) {
-            dot_panel<D>(rows, int(count), w + to_up(p), p.K, ups);
+            dot_panel<D>(rows, int(count), w + to_up(p), p.K, ups, b == 0);
             finish_gated(p, panel, first, count, sums, ups);
         } else {
             finish(p, panel, first, count, sums);
