@@ -183,7 +183,8 @@ def chained_prompts(
 
 
 def chained_victims(seed: int, seconds: float) -> list[Request]:
-    """Two chains of streams of 600 tokens: for parts that outlast the context of one."""
+    """Two chains of streams of 600 tokens: for parts so long that the context of one would end, or that its steps would
+    grow with the context to twice the quiet ones, which prompts have nothing to do with."""
     return [
         Request(
             *(0.0, 600, prompt_ids(64, seed=1000 * seed + n)),
@@ -282,7 +283,7 @@ def parts(*, back_to_back: float = 60.0, open_seconds: float = 90.0, long_second
         Part("eight", streams(8, 128, 96), decode_rate, 10.0),
         Part("prefill-512", lone_prompts(5, 512), prompt_time, 4.0),
         Part("interference", spread_prompts(2, 13.0), interference, 13.0),
-        Part("back-to-back", chained_prompts((1024,), back_to_back), interference, back_to_back),
+        Part("back-to-back", chained_prompts((1024,), back_to_back, chained_victims), interference, back_to_back),
         Part(BUDGET_GAP, spread_prompts(2, 13.0), interference, 13.0),
         Part(BUDGET_THROUGHPUT, crowd(8, 4), throughput, 20.0),
         *(Part(name, open_loop(name, open_seconds), goodput, open_seconds) for name in ("poisson", "gamma", "trace")),
