@@ -241,7 +241,7 @@ DEFECTS: tuple[Defect, ...] = (
     *_of(
         f"{ENGINE}/green/probe.py",
         "tests/unit/cuda/test_green.py",
-        ("self-test", "            if gone:\n", "            if gone < 0:\n"),
+        ("self-test", "        if gone:\n", "        if gone < 0:\n"),
         ("self-test", "if sum(here) > total:", "if sum(here) > sum(wanted):"),
         ("self-test", "if here[0] < wanted[0]:", "if here[0] < 1:"),
     ),

@@ -14,7 +14,7 @@ Faults are scripted in the file that STAND_IN_SCRIPT names, read at every comman
 the actions ``answer TEXT`` (``\\n`` is a new line), ``hang``, ``sleep SECONDS`` (and then go on), ``refuse`` (an error,
 exit status 1) and ``die`` (the daemon ends without a word). COMMAND is a command or its first word, ``start`` for the
 daemon's own start, ``probe`` (whose answers are ``unlimited`` and ``late``), or ``green`` (whose answers are JSON, put
-over the good one; ``harm`` dies, and the server takes no probe any more).
+over the good one; ``harm`` dies, and the server takes no probe any more; ``late`` dies behind its answer).
 """
 
 from __future__ import annotations
@@ -192,11 +192,19 @@ def green(percents: list[int]) -> None:
     if action in ("die", "harm"):
         os._exit(3)
     each = {percent: green_sms(percent) for percent in percents}
-    said: dict[str, object] = {"error": "", "total": SMS, "sms": {"prefill": each, "decode": each}, "lost": {}}
+    said: dict[str, object] = {
+        "error": "",
+        "trouble": "",
+        "total": SMS,
+        "sms": {"prefill": each, "decode": each},
+        "lost": {},
+    }
     said |= {"apart": True, "why": "as the stand-in says"}
     if action.startswith("answer "):
         said |= json.loads(action.removeprefix("answer "))
-    print(json.dumps(said))
+    print(json.dumps(said), flush=True)
+    if action == "late":
+        os._exit(3)
 
 
 def main() -> int:

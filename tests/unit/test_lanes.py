@@ -119,19 +119,35 @@ def test_a_ladder_that_cannot_be_read_makes_a_worker_unfit(current: list[Stream]
 def test_what_the_driver_refuses_is_lost_with_its_words(
     current: list[Stream], use: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = driver._driver().stub_alive()
     monkeypatch.setenv("STUB_REFUSED", "24")
     monkeypatch.setenv("STUB_FEWER", "64")
     lanes = open_lanes(Phase.PREFILL, {GREEN_RUNGS: "20,21,50,80"}, GPU)
     assert lanes is not None and lanes.sm_counts == {0: 132, 4: 104}
     assert lanes.lost == {
-        1: "cuGreenCtxCreate: CUDA_ERROR_OUT_OF_MEMORY (2)",
+        1: "cuGreenCtxCreate: CUDA_ERROR_OUT_OF_MEMORY (2); each of them takes some of the device's memory: leave more "
+        "of it free",
         2: "21 % is no rung of its own in 17 groups of up to 8 SMs",
         3: "it has 56 SMs, its groups have 64",
     }
+    assert driver._driver().stub_alive() == before + 2, "a green context and its stream, of the rung that is held"
     use(True)
     lanes = open_lanes(Phase.PREFILL, {GREEN_RUNGS: "20,50"}, GPU)
     assert lanes is not None and lanes.sm_counts == {0: 132}, "the whole device serves"
     assert set(lanes.lost) == {1, 2} and "this driver does not have it" in lanes.lost[1]
+
+
+@pytest.mark.parametrize("call", ["cuDevSmResourceSplitByCount", "cuGreenCtxStreamCreate"])
+def test_a_split_or_a_stream_that_the_driver_refuses_leaves_the_whole_device(
+    current: list[Stream], use: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    before = driver._driver().stub_alive()
+    monkeypatch.setenv("STUB_DOES", f"{call}=801")
+    lanes = open_lanes(Phase.DECODE, {GREEN_RUNGS: "20,50"}, GPU)
+    assert lanes is not None and (lanes.sm_counts, lanes.chosen, [*lanes.streams]) == ({0: 132}, 0, [0])
+    said = f"{call}: CUDA_ERROR_NOT_SUPPORTED (801); this driver has none for this card, or for a process that is "
+    assert lanes.lost == dict.fromkeys((1, 2), f"{said}limited already")
+    assert driver._driver().stub_alive() == before
 
 
 # ---- proving --------------------------------------------------------------------------------------------------------
@@ -162,6 +178,37 @@ def test_a_worker_whose_whole_device_does_not_prove_itself_is_unfit(current: lis
 
     with pytest.raises(UnfitError, match="everywhere"):
         lanes_of(0, 1).each(prove)
+
+
+def test_a_rung_that_finds_no_memory_is_lost_by_itself(current: list[Stream]) -> None:
+    lanes = lanes_of(0, 1, 2)
+
+    def prove() -> None:
+        if lanes.chosen == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    lanes.each(prove)
+    assert (set(lanes.streams), lanes.lost) == ({0, 2}, {1: "OutOfMemory: CUDA out of memory"})
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told by a gate", "raised"])
+def test_a_rung_that_takes_the_device_from_all_makes_the_worker_unfit(
+    current: list[Stream], monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    """After an error of the device every later call fails, the choice of the whole device among them."""
+    lanes, gone = lanes_of(0, 1, 2), torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def fails(*_: object) -> None:
+        raise gone
+
+    def prove() -> None:
+        if lanes.chosen == 1:
+            monkeypatch.setattr(Stream, "wait_stream", fails)
+            raise UnfitError("WarmUpFailed", "AcceleratorError") if told else gone
+
+    with pytest.raises(UnfitError, match=r"the rung of 10 %: AcceleratorError: CUDA error: an illegal") as refused:
+        lanes.each(prove)
+    assert refused.value.reason == "WarmUpFailed" and 2 not in lanes.lost, "it is nobody's rung that is wrong"
 
 
 # ---- programs -------------------------------------------------------------------------------------------------------

@@ -83,9 +83,15 @@ REFUSALS = [
         says(error="prefill: no cuGreenCtxCreate"),
         "GreenContextsUnavailable: prefill: no cuGreenCtxCreate; they need",
     ),
+    (
+        says(trouble="decode, hold 10: cuLaunchKernel: CUDA_ERROR_LAUNCH_FAILED (719)"),
+        "GreenProbeFailed: decode, hold 10: cuLaunchKernel: CUDA_ERROR_LAUNCH_FAILED (719); what it has said besides",
+    ),
     (says(apart=False, why="decode had 5 of its SMs"), "GreenContextsOverlap: decode had 5 of its SMs; "),
     (says(sms={"prefill": {}, "decode": {}}, lost={"10": "coarse"}), "GreenContextsUnavailable: coarse"),
     (says(sms={}), "GreenProbeFailed: exit status 0, KeyError: "),
+    (says(lost=[]), "GreenProbeFailed: exit status 0, AttributeError: "),
+    ("green: late", "GreenProbeFailed: exit status 3, ValueError: it failed behind its answer"),
     ("green: die", "GreenProbeFailed: exit status 3, IndexError"),
     ("green: hang", "GreenProbeFailed: python"),
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from ctypes import POINTER, byref
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,13 @@ from semipd_engine.memory import driver
 
 SM, DEFAULT_STREAM, NON_BLOCKING = 1, 1, 1
 """CU_DEV_RESOURCE_TYPE_SM, CU_GREEN_CTX_DEFAULT_STREAM, CU_STREAM_NON_BLOCKING."""
+NOT_SUPPORTED = 801
+REMEDIES: Mapping[int, str] = {
+    driver.MISSING: "green contexts came with the driver of CUDA 12.4",
+    driver.OUT_OF_MEMORY: "each of them takes some of the device's memory: leave more of it free",
+    NOT_SUPPORTED: "this driver has none for this card, or for a process that is limited already",
+}
+"""By CUresult, of what green contexts can meet."""
 
 
 class Resource(ctypes.Structure):
@@ -46,16 +54,26 @@ SIGNATURES: Mapping[str, tuple[Any, ...]] = {
     "cuGreenCtxCreate": (POINTER(ctypes.c_void_p), ctypes.c_void_p, ctypes.c_int, ctypes.c_uint),
     "cuGreenCtxStreamCreate": (POINTER(ctypes.c_void_p), ctypes.c_void_p, ctypes.c_uint, ctypes.c_int),
     "cuGreenCtxGetDevResource": (ctypes.c_void_p, POINTER(Resource), ctypes.c_int),
+    "cuStreamDestroy_v2": (ctypes.c_void_p,),
+    "cuGreenCtxDestroy": (ctypes.c_void_p,),
 }
 """Parameters of every call; all return a CUresult."""
 
 
 @dataclass(frozen=True)
 class Lane:
+    context: int
+    """A CUgreenCtx."""
     stream: int
     """A CUstream."""
     sm_count: int
     """As the driver says of the green context, not what was asked for."""
+
+    def close(self) -> None:
+        """For whoever has queued nothing that is still under way, and has shown the stream to nobody. Raises
+        `driver.CudaError`."""
+        _call("cuStreamDestroy_v2", self.stream)
+        _call("cuGreenCtxDestroy", self.context)
 
 
 class Groups:
@@ -74,14 +92,26 @@ class Groups:
         """SMs of each group, in the order of the split; what is left over comes last, as a smaller one."""
 
     def lane(self, numbers: Sequence[int]) -> Lane:
-        """A green context over the groups with these numbers, which others may hold, too. Raises `driver.CudaError`."""
+        """A green context over the groups with these numbers, which others may hold, too. Raises `driver.CudaError`,
+        and then nothing of it is left."""
         desc, context, stream, given = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p(), Resource()
         chosen = (Resource * len(numbers))(*(self._groups[number] for number in numbers))
         _call("cuDevResourceGenerateDesc", byref(desc), chosen, len(numbers))
         _call("cuGreenCtxCreate", byref(context), desc, 0, DEFAULT_STREAM)
-        _call("cuGreenCtxStreamCreate", byref(stream), context, NON_BLOCKING, 0)
-        _call("cuGreenCtxGetDevResource", context, byref(given), SM)
-        return Lane(int(stream.value or 0), int(given.sm_count))
+        try:
+            _call("cuGreenCtxGetDevResource", context, byref(given), SM)
+            _call("cuGreenCtxStreamCreate", byref(stream), context, NON_BLOCKING, 0)
+        except driver.CudaError:
+            with suppress(driver.CudaError):  # the first error is the one to tell
+                _call("cuGreenCtxDestroy", context)
+            raise
+        return Lane(int(context.value or 0), int(stream.value or 0), int(given.sm_count))
+
+
+def explained(error: driver.CudaError) -> str:
+    """With the remedy, if there is one."""
+    remedy = REMEDIES.get(error.code)
+    return f"{error}; {remedy}" if remedy else str(error)
 
 
 def _call(name: str, *arguments: Any) -> None:

@@ -86,6 +86,9 @@ SIGNATURES: Mapping[str, tuple[Any, ...]] = {
         POINTER(ctypes.c_void_p),
     ),
     "cuStreamSynchronize": (ctypes.c_void_p,),
+    "cuMemFreeHost": (ctypes.c_void_p,),
+    "cuLibraryUnload": (ctypes.c_void_p,),
+    "cuDevicePrimaryCtxRelease_v2": (ctypes.c_int,),
 }
 
 
@@ -97,6 +100,11 @@ def open_device() -> None:
     _call("cuCtxSetCurrent", context)
 
 
+def close_device() -> None:
+    """When all that was made in it is gone. Raises `driver.CudaError`."""
+    _call("cuDevicePrimaryCtxRelease_v2", 0)
+
+
 class Holder:
     """Of one process. Raises `driver.CudaError`; `Unprovable` where two blocks would find room on one SM."""
 
@@ -104,9 +112,10 @@ class Holder:
         block, whole = _attribute(SHARED_PER_BLOCK), _attribute(SHARED_PER_SM)
         if 2 * block <= whole:
             raise Unprovable(f"an SM of {whole} bytes has room for two blocks of {block}, the most that one may have")
-        library, self._kernel, self._shared = ctypes.c_void_p(), ctypes.c_void_p(), block
-        _call("cuLibraryLoadData", byref(library), PTX, None, None, 0, None, None, 0)
-        _call("cuLibraryGetKernel", byref(self._kernel), library, b"hold")
+        self._library, self._kernel, self._shared = ctypes.c_void_p(), ctypes.c_void_p(), block
+        self._memory: list[int] = []
+        _call("cuLibraryLoadData", byref(self._library), PTX, None, None, 0, None, None, 0)
+        _call("cuLibraryGetKernel", byref(self._kernel), self._library, b"hold")
         _call("cuKernelSetAttribute", DYNAMIC_SHARED, block, self._kernel, 0)
 
     def begin(self, stream: int, blocks: int) -> Held:
@@ -114,6 +123,7 @@ class Holder:
         memory = ctypes.c_void_p()
         _call("cuMemHostAlloc", byref(memory), 4 * (2 * blocks + 1), PORTABLE)
         assert memory.value is not None
+        self._memory.append(memory.value)
         held = Held(stream, blocks, (ctypes.c_uint32 * (2 * blocks + 1)).from_address(memory.value))
         addresses = (memory.value, memory.value + 4 * blocks, memory.value + 8 * blocks, LIMIT_NS)
         values = [ctypes.c_uint64(value) for value in addresses]
@@ -121,13 +131,19 @@ class Holder:
         _call("cuLaunchKernel", self._kernel, blocks, 1, 1, 1, 1, 1, self._shared, stream, pointers, None)
         return held
 
+    def close(self) -> None:
+        """When all blocks have ended: what they have said is gone, too. Raises `driver.CudaError`."""
+        while self._memory:
+            _call("cuMemFreeHost", self._memory.pop())
+        _call("cuLibraryUnload", self._library)
+
 
 class Unprovable(Exception):
     """This card's SMs cannot be told apart so."""
 
 
 class Held:
-    """Blocks that were queued. Their memory stays: a process holds a few times, and ends."""
+    """Blocks that were queued, and their memory, which is the holder's: a process holds a few times, and ends."""
 
     def __init__(self, stream: int, blocks: int, words: ctypes.Array[ctypes.c_uint32]) -> None:
         self._stream, self._blocks, self._words = stream, blocks, words

@@ -4,25 +4,38 @@ Two processes, as prefill's and decode's workers will be, make the same split, a
 read back. Then, for pairs of rungs that should share no SM, both hold theirs at the same time (`green.hold`); and once
 for two that do share some, which must be seen, too. Prints one line of JSON, an `Answer`. Torch-free; decides nothing.
 
-``--client PHASE 20,40,60`` is one of the two: it answers each line of its input with one line of JSON.
+``--client PHASE 20,40,60`` is one of the two: it answers each line of its input with one line of JSON. It leaves the
+device by itself when its input ends. One that does not answer in the self-test's time, or does not leave, is killed,
+and none outlives whoever asks it: the MPS server is to be looked at after an answer with `trouble`.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import select
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from semipd_engine.contract import Phase
-from semipd_engine.green.driver import Groups, Lane
-from semipd_engine.green.hold import Held, Holder, Unprovable, open_device
+from semipd_engine.green.driver import Groups, Lane, explained
+from semipd_engine.green.hold import Held, Holder, Unprovable, close_device, open_device
 from semipd_engine.green.ladder import Line, parsed
-from semipd_engine.memory.driver import MISSING, CudaError
+from semipd_engine.memory.driver import CudaError
+from semipd_engine.process import die_with_parent
 
+SECONDS = 40.0
+"""For all answers of both clients together: a few seconds are usual once the driver is there."""
+LEAVE_SECONDS = 4.0
+"""For a client to leave the device, and again for a killed one to be gone."""
+LONGEST = 1 << 16
+"""Bytes of an answer."""
 ARRIVE_SECONDS = 0.5
 """For blocks to begin on SMs that are free; those that are not free stay away for all of it."""
 
@@ -31,6 +44,9 @@ ARRIVE_SECONDS = 0.5
 class Answer:
     error: str = ""
     """Why there is no split; then nothing else counts."""
+    trouble: str = ""
+    """Why the self-test has come to no end: a client crashed, hung, or met an error of the device that green contexts
+    are not known for. Then nothing else counts."""
     total: int = 0
     """SMs of the device."""
     sms: dict[str, dict[int, int]] = field(default_factory=dict)
@@ -45,48 +61,69 @@ class Answer:
 
 class Client(Protocol):
     def ask(self, line: str) -> dict[str, Any]:
-        """``hello``, ``hold PERCENT`` (answered when all are here, or `ARRIVE_SECONDS` later), ``state``, ``end``."""
+        """``hello``, ``hold PERCENT`` (answered when all are here, or `ARRIVE_SECONDS` later), ``state``, ``end``. An
+        answer with `error` is trouble."""
+
+
+class Trouble(Exception):
+    """A client could not do what it was asked for."""
 
 
 def examine(clients: Mapping[Phase, Client], percents: Sequence[int]) -> Answer:
-    answer = Answer()
-    for phase, client in clients.items():
-        said = client.ask("hello")
-        if said.get("error"):
-            return Answer(error=f"{phase}: {said['error']}")
-        answer.total = said["total"]
+    try:
+        return _examined(clients, percents)
+    except Trouble as trouble:
+        return Answer(trouble=str(trouble))
+
+
+def _examined(clients: Mapping[Phase, Client], percents: Sequence[int]) -> Answer:
+    answer, sizes = Answer(), dict[Phase, Any]()
+    for phase in clients:
+        said = _ask(clients, phase, "hello")
+        if said.get("refused"):
+            return Answer(error=f"{phase}: {said['refused']}")
+        sizes[phase] = said["sizes"]
+        answer.total = sum(sizes[phase])
         answer.sms[phase.value] = {int(percent): sms for percent, sms in said["sms"].items()}
         answer.lost |= {int(percent): why for percent, why in said["lost"].items()}
         answer.why = answer.why or said["unprovable"]
+    if sizes[Phase.PREFILL] != sizes[Phase.DECODE]:
+        answer.apart = False
+        answer.why = f"prefill splits the device into {sizes[Phase.PREFILL]} SMs, decode into {sizes[Phase.DECODE]}"
     rungs = [percent for percent in percents if percent not in answer.lost]
     if not answer.why:
         answer.apart, answer.why = together(clients, answer.sms, rungs, answer.total)
     return answer
 
 
+def _ask(clients: Mapping[Phase, Client], phase: Phase, line: str) -> dict[str, Any]:
+    said = clients[phase].ask(line)
+    if said.get("error"):
+        raise Trouble(f"{phase}, {line}: {said['error']}")
+    return said
+
+
 def together(
     clients: Mapping[Phase, Client], sms: Mapping[str, Mapping[int, int]], rungs: Sequence[int], total: int
 ) -> tuple[bool | None, str]:
     """Do the phases' lanes of x + y <= 100 share no SM? Each rung of prefill with the largest of decode beside it; then
-    the largest of both, which have more SMs than there are: all of them cannot be held, unless this proves nothing."""
+    the largest of both, which have more SMs than there are: all of them cannot be held, unless this proves nothing.
+    Raises `Trouble`."""
     pairs = [(x, max(beside)) for x in rungs if (beside := [y for y in rungs if x + y <= 100])]
     if not pairs:
         return None, "no two rungs have room beside each other"
     top = max(rungs)
-    try:
-        for x, y in pairs:
-            wanted, here, gone = _both(clients, sms, x, y)
-            if gone:
-                return None, f"at {x}/{y} blocks ended before they were let go"
-            if here[0] < wanted[0]:
-                return None, f"{here[0]} of {wanted[0]} blocks began on prefill's {x} % alone: the device is not free"
-            if here[1] < wanted[1]:
-                return False, f"at {x}/{y} decode had {here[1]} of its {wanted[1]} SMs while prefill held {wanted[0]}"
-        wanted, here, _ = _both(clients, sms, top, top)
-        if sum(here) > total:
-            return None, f"{sum(here)} blocks were here at {top}/{top}, more than there are SMs: this proves nothing"
-    except _Trouble as trouble:
-        return None, str(trouble)
+    for x, y in pairs:
+        wanted, here, gone = _both(clients, sms, x, y)
+        if gone:
+            return None, f"at {x}/{y} blocks ended before they were let go"
+        if here[0] < wanted[0]:
+            return None, f"{here[0]} of {wanted[0]} blocks began on prefill's {x} % alone: the device is not free"
+        if here[1] < wanted[1]:
+            return False, f"at {x}/{y} decode had {here[1]} of its {wanted[1]} SMs while prefill held {wanted[0]}"
+    wanted, here, _ = _both(clients, sms, top, top)
+    if sum(here) > total:
+        return None, f"{sum(here)} blocks were here at {top}/{top}, more than there are SMs: this proves nothing"
     tried = ", ".join(f"{x}/{y}" for x, y in pairs)
     return True, f"both phases held all of their SMs at {tried}"
 
@@ -94,26 +131,14 @@ def together(
 def _both(
     clients: Mapping[Phase, Client], sms: Mapping[str, Mapping[int, int]], x: int, y: int
 ) -> tuple[tuple[int, int], tuple[int, int], int]:
-    """Blocks that should be here, those that were, and those that were gone by then: prefill on x, then decode on y."""
-
-    def ask(phase: Phase, line: str, what: str) -> int:
-        said = clients[phase].ask(line)
-        if said.get("error"):
-            raise _Trouble(f"{phase}, {line}: {said['error']}")
-        return int(said[what])
-
+    """Blocks that should be here, those that were, and those that were gone by then: prefill on x, then decode on y.
+    Blocks whose client is in trouble are let go as it leaves."""
     prefill, decode = Phase.PREFILL, Phase.DECODE
-    try:
-        here = ask(prefill, f"hold {x}", "here"), ask(decode, f"hold {y}", "here")
-        gone = ask(prefill, "state", "gone") + ask(decode, "state", "gone")  # after all were here
-    finally:
-        for client in clients.values():
-            client.ask("end")
+    here = int(_ask(clients, prefill, f"hold {x}")["here"]), int(_ask(clients, decode, f"hold {y}")["here"])
+    gone = sum(int(_ask(clients, phase, "state")["gone"]) for phase in clients)  # after all were here
+    for phase in clients:
+        _ask(clients, phase, "end")
     return (sms[prefill][x], sms[decode][y]), here, gone
-
-
-class _Trouble(Exception):
-    """A client could not do what it was asked for."""
 
 
 # ---- one client -----------------------------------------------------------------------------------------------------
@@ -125,17 +150,15 @@ class Local:
     def __init__(self, phase: Phase, percents: Sequence[int]) -> None:
         self._phase, self._percents = phase, percents
         self._lanes: dict[int, Lane] = {}
+        self._opened = False
         self._holder: Holder | None = None
         self._held: Held | None = None
 
     def ask(self, line: str) -> dict[str, Any]:
+        """Raises `CudaError`."""
         match line.split():
             case ["hello"]:
-                try:
-                    return self._open()
-                except (CudaError, OSError) as error:
-                    old = isinstance(error, CudaError) and error.code == MISSING
-                    return {"error": f"{error}{'; green contexts came with the driver of CUDA 12.4' if old else ''}"}
+                return self._open()
             case ["hold", percent]:
                 lane, holder = self._lanes[int(percent)], self._holder
                 assert holder is not None
@@ -149,8 +172,15 @@ class Local:
         return {"here": self._held.here, "gone": self._held.gone} if self._held is not None else {"here": 0, "gone": 0}
 
     def _open(self) -> dict[str, Any]:
-        open_device()
-        groups = Groups()
+        try:
+            open_device()
+        except OSError as error:
+            return {"refused": str(error)}
+        self._opened = True
+        try:
+            groups = Groups()
+        except CudaError as error:
+            return {"refused": explained(error)}
         line = Line(groups.sizes)
         lost, unprovable = line.coarse(self._percents), ""
         for percent in self._percents:
@@ -159,67 +189,116 @@ class Local:
             try:
                 lane = groups.lane(line.groups(self._phase, percent))
             except CudaError as error:
-                lost[percent] = f"{percent} % of {self._phase}: {error}"
+                lost[percent] = f"{percent} % of {self._phase}: {explained(error)}"
                 continue
             if lane.sm_count == line.sms(self._phase, percent):
                 self._lanes[percent] = lane
             else:
                 groups_have = line.sms(self._phase, percent)
                 lost[percent] = f"{percent} % of {self._phase} has {lane.sm_count} SMs, its groups have {groups_have}"
+                lane.close()
         try:
             self._holder = Holder()
         except Unprovable as error:
             unprovable = str(error)
         sms = {percent: lane.sm_count for percent, lane in self._lanes.items()}
-        return {"total": line.total, "sms": sms, "lost": lost, "unprovable": unprovable}
+        return {"sizes": groups.sizes, "sms": sms, "lost": lost, "unprovable": unprovable}
+
+    def close(self) -> None:
+        """Let all blocks go, and what was made, the last first. Raises `CudaError`."""
+        self.ask("end")
+        if self._holder is not None:
+            self._holder.close()
+        while self._lanes:
+            self._lanes.popitem()[1].close()
+        if self._opened:
+            close_device()
 
 
 class Remote:
-    """In a process of its own."""
+    """In a process of its own, which ends with this one, whatever the driver makes it wait for."""
 
-    def __init__(self, phase: Phase, percents: str) -> None:
+    def __init__(self, phase: Phase, percents: str, ends_at: float) -> None:
+        """`ends_at`: by the monotonic clock, when no answer is waited for any more. Raises OSError."""
         command = [sys.executable, "-m", "semipd_engine.green.probe", "--client", phase.value, percents]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        self._ends_at = ends_at
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            preexec_fn=partial(die_with_parent, os.getpid()),  # one prctl, and no other thread is here
+        )
 
     def ask(self, line: str) -> dict[str, Any]:
-        process = self.process
-        assert process.stdin is not None and process.stdout is not None
+        assert self._process.stdin is not None
         try:
-            process.stdin.write(line + "\n")
-            process.stdin.flush()
-            said: dict[str, Any] = json.loads(process.stdout.readline())
-        except (OSError, ValueError):
-            return {"error": f"the client ended with {process.wait()}", "here": 0, "gone": 0}
+            self._process.stdin.write(line.encode() + b"\n")
+            text = self._line()
+        except TimeoutError:
+            self._process.kill()
+            return {"error": f"no answer within the self-test's {SECONDS:g} s"}
+        except OSError:
+            text = b""
+        try:
+            said: dict[str, Any] = json.loads(text)
+        except ValueError:
+            said = {"error": f"the client said {text[:200]!r}" if text else f"the client ended with {self.close()}"}
         return said
 
-    def close(self) -> None:
-        """It leaves the device by itself: a client of MPS that is killed may take others with it."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+    def _line(self) -> bytes:
+        """What comes next, to its end, to `LONGEST`, or to the end of the client. Raises TimeoutError."""
+        assert self._process.stdout is not None
+        answers, text = self._process.stdout.fileno(), b""
+        while not text.endswith(b"\n") and len(text) < LONGEST:
+            if not select.select([answers], [], [], max(0.0, self._ends_at - time.monotonic()))[0]:
+                raise TimeoutError
+            if not (more := os.read(answers, LONGEST - len(text))):
+                break
+            text += more
+        return text
+
+    def close(self) -> int | None:
+        """Its exit status, once it has left; None: it was killed, and is still not gone."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(LEAVE_SECONDS)
+        self._process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(LEAVE_SECONDS)
+        return None
 
 
 def serve(phase: Phase, percents: Sequence[int]) -> None:
+    """Until the input ends. What libraries print goes to standard error, and is no answer. Raises `CudaError` where
+    the device cannot be left as it was found."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     local = Local(phase, percents)
     for line in sys.stdin:
         try:
             said = local.ask(line)
         except CudaError as error:
-            said = {"error": str(error), "here": 0, "gone": 0}
-        print(json.dumps(said), flush=True)
-    local.ask("end")  # whoever asked may be gone: no block stays behind
+            said = {"error": explained(error)}
+        print(json.dumps(said), file=answers, flush=True)
+    local.close()
 
 
 def main(arguments: Sequence[str]) -> None:
     if arguments[0] == "--client":
         return serve(Phase(arguments[1]), parsed(arguments[2]))
-    clients = {phase: Remote(phase, arguments[0]) for phase in Phase}
+    clients, statuses = dict[Phase, Remote](), dict[Phase, int | None]()
     try:
+        ends_at = time.monotonic() + SECONDS
+        for phase in Phase:
+            clients[phase] = Remote(phase, arguments[0], ends_at)
         answer = examine(clients, parsed(arguments[0]))
     finally:
-        for client in clients.values():
-            client.close()
+        for phase, client in clients.items():
+            statuses[phase] = client.close()
+    if any(statuses.values()) or None in statuses.values():
+        answer.trouble = answer.trouble or f"the clients ended with {list(statuses.values())}"
     print(json.dumps(asdict(answer)), flush=True)
     return None
 

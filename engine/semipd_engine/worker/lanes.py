@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
 
 from semipd_engine.contract import GREEN_RUNGS, Phase
-from semipd_engine.green.driver import Groups
+from semipd_engine.green.driver import Groups, explained
 from semipd_engine.green.ladder import WHOLE, Line, parsed
 from semipd_engine.memory.driver import CudaError
 from semipd_engine.worker.decode_graphs import Capture, Queue
@@ -59,18 +60,30 @@ class Lanes:
         self.sm_counts.pop(number, None)
 
     def each(self, prove: Callable[[], None]) -> None:
-        """Have each rung prove itself. Raises `UnfitError` of the whole one; another that raises it is lost."""
-        try:
-            for number in list(self.streams):
+        """Have each rung prove itself. One that raises `UnfitError`, or finds no memory, is lost. Raises `UnfitError`
+        of the whole one, and (WarmUpFailed) of a rung that has taken the device from all."""
+        for number in list(self.streams):
+            try:
                 self.choose(number)
-                try:
-                    prove()
-                except UnfitError as error:
-                    if number == WHOLE:
-                        raise
-                    self.lose(number, f"{error.reason}: {error}")
-        finally:
-            self.choose(WHOLE)
+                self._prove(number, prove)
+                self.choose(WHOLE)
+            except UnfitError:
+                raise
+            except Exception as error:
+                said = f"the rung of {self.percents[number]} %: {type(error).__name__}: {error}"
+                raise UnfitError("WarmUpFailed", said) from error
+
+    def _prove(self, number: int, prove: Callable[[], None]) -> None:
+        try:
+            prove()
+        except UnfitError as error:
+            if number == WHOLE:
+                raise
+            self.lose(number, f"{error.reason}: {error}")
+        except torch.OutOfMemoryError as error:
+            if number == WHOLE:
+                raise
+            self.lose(number, f"OutOfMemory: {error}")
 
 
 def open_lanes(phase: Phase, environment: Mapping[str, str], device: torch.device) -> Lanes | None:
@@ -88,7 +101,7 @@ def open_lanes(phase: Phase, environment: Mapping[str, str], device: torch.devic
         groups = Groups()
     except CudaError as error:
         for number in percents:
-            lanes.lose(number, str(error))
+            lanes.lose(number, explained(error))
         return lanes
     line = Line(groups.sizes)
     coarse = line.coarse(list(percents.values()))
@@ -99,13 +112,15 @@ def open_lanes(phase: Phase, environment: Mapping[str, str], device: torch.devic
         try:
             lane = groups.lane(line.groups(phase, percent))
         except CudaError as error:
-            lanes.lose(number, str(error))
+            lanes.lose(number, explained(error))
             continue
-        stream = torch.cuda.ExternalStream(lane.stream, device=device)  # type: ignore[no-untyped-call]
-        lanes.streams[number] = stream
-        lanes.sm_counts[number] = lane.sm_count
         if lane.sm_count != line.sms(phase, percent):
             lanes.lose(number, f"it has {lane.sm_count} SMs, its groups have {line.sms(phase, percent)}")
+            with suppress(CudaError):  # torch has not seen it; those that it has seen stay for the worker's life
+                lane.close()
+            continue
+        lanes.streams[number] = torch.cuda.ExternalStream(lane.stream, device=device)  # type: ignore[no-untyped-call]
+        lanes.sm_counts[number] = lane.sm_count
     return lanes
 
 

@@ -6,7 +6,9 @@
 //   * an MPS percentage takes whole pairs of SMs;
 //   * a split has groups of eight SMs and a rest, a green context those of the groups that it is made of (-DOLD: a driver
 //     without any), and a block that takes all shared memory of an SM has one to itself, whichever process launches it:
-//     the file that STUB_DEVICE names has a byte for each SM that is taken.
+//     the file that STUB_DEVICE names has a byte for each SM that is taken;
+//   * what was made last goes first: a green context has lost its stream, and a primary context all that was made in it.
+// STUB_DOES=CALL=CODE has a call of green contexts, or of the blocks that hold SMs, answer so; =hang or =crash instead.
 #include <cuda.h>
 
 #include <cstdint>
@@ -43,6 +45,7 @@ struct Piece {
 std::map<CUdeviceptr, Piece> pieces;  // by their first address
 size_t taken = 0;
 bool started = false;
+int alive = 0;  // green contexts, their streams, libraries and pieces of the host's memory
 
 CUdeviceptr map(int fd, size_t size) {
     void *at = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -90,8 +93,11 @@ CUresult CUDAAPI cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
 }
 
 CUresult CUDAAPI cuDevicePrimaryCtxRelease(CUdevice device) {
+    if (alive != 0) return CUDA_ERROR_CONTEXT_ALREADY_IN_USE;
     return device == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }
+
+int stub_alive() { return alive; }
 
 CUresult CUDAAPI cuGetErrorName(CUresult error, const char **name) {
     switch (error) {
@@ -99,6 +105,10 @@ CUresult CUDAAPI cuGetErrorName(CUresult error, const char **name) {
         case CUDA_ERROR_INVALID_VALUE: *name = "CUDA_ERROR_INVALID_VALUE"; return CUDA_SUCCESS;
         case CUDA_ERROR_INVALID_CONTEXT: *name = "CUDA_ERROR_INVALID_CONTEXT"; return CUDA_SUCCESS;
         case CUDA_ERROR_INVALID_HANDLE: *name = "CUDA_ERROR_INVALID_HANDLE"; return CUDA_SUCCESS;
+        case CUDA_ERROR_CONTEXT_ALREADY_IN_USE: *name = "CUDA_ERROR_CONTEXT_ALREADY_IN_USE"; return CUDA_SUCCESS;
+        case CUDA_ERROR_LAUNCH_FAILED: *name = "CUDA_ERROR_LAUNCH_FAILED"; return CUDA_SUCCESS;
+        case CUDA_ERROR_NOT_SUPPORTED: *name = "CUDA_ERROR_NOT_SUPPORTED"; return CUDA_SUCCESS;
+        case CUDA_ERROR_MPS_CONNECTION_FAILED: *name = "CUDA_ERROR_MPS_CONNECTION_FAILED"; return CUDA_SUCCESS;
         case CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION:
             *name = "CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION";
             return CUDA_SUCCESS;
@@ -165,8 +175,21 @@ namespace {
 struct Lane {
     std::vector<int> sms;
     std::vector<std::thread> work;
+    bool streams = false;
 };
 int splits = 0;
+
+CUresult scripted(const char *call) {
+    const char *does = getenv("STUB_DOES");
+    size_t length = strlen(call);
+    if (!does || strncmp(does, call, length) != 0 || does[length] != '=') return CUDA_SUCCESS;
+    if (strcmp(does + length, "=hang") == 0)
+        for (;;) pause();
+    if (strcmp(does + length, "=crash") == 0) abort();
+    return static_cast<CUresult>(atoi(does + length + 1));
+}
+#define SCRIPTED() \
+    if (CUresult code = scripted(__func__)) return code
 
 // A resource's first SM, and the split that it is of, lie in its padding. To a process that is called decode the groups
 // have another order, if STUB_ORDERS is set.
@@ -232,6 +255,7 @@ void hold(std::vector<int> sms, unsigned blocks, volatile uint32_t *here, volati
 }  // namespace
 
 CUresult CUDAAPI cuDeviceGetDevResource(CUdevice device, CUdevResource *whole, CUdevResourceType type) {
+    SCRIPTED();
     if (device != 0) return CUDA_ERROR_INVALID_DEVICE;
     if (type != CU_DEV_RESOURCE_TYPE_SM) return CUDA_ERROR_INVALID_VALUE;
     *whole = resource(0, SMS, 0);
@@ -240,8 +264,10 @@ CUresult CUDAAPI cuDeviceGetDevResource(CUdevice device, CUdevResource *whole, C
 
 CUresult CUDAAPI cuDevSmResourceSplitByCount(CUdevResource *result, unsigned int *count, const CUdevResource *input,
                                              CUdevResource *remaining, unsigned int flags, unsigned int least) {
+    SCRIPTED();
     if (input->type != CU_DEV_RESOURCE_TYPE_SM || flags != 0 || least > input->sm.smCount) return CUDA_ERROR_INVALID_VALUE;
-    unsigned size = least <= GROUP ? GROUP : (least + GROUP - 1) / GROUP * GROUP, most = SMS / size;
+    unsigned group = getenv("STUB_COARSE") && decodes() ? 2 * GROUP : GROUP;
+    unsigned size = (least + group - 1) / group * group, most = SMS / size;
     if (result == nullptr) return *count = most, CUDA_SUCCESS;
     *count = *count < most ? *count : most;
     splits++;
@@ -268,13 +294,36 @@ CUresult CUDAAPI cuGreenCtxCreate(CUgreenCtx *context, CUdevResourceDesc desc, C
     const char *refused = getenv("STUB_REFUSED");  // a lane of so many SMs
     if (refused && atoi(refused) == static_cast<int>(reinterpret_cast<Lane *>(desc)->sms.size()))
         return CUDA_ERROR_OUT_OF_MEMORY;
+    SCRIPTED();
     *context = reinterpret_cast<CUgreenCtx>(desc);
+    alive++;
     return CUDA_SUCCESS;
 }
 
 CUresult CUDAAPI cuGreenCtxStreamCreate(CUstream *stream, CUgreenCtx context, unsigned int flags, int) {
-    if (flags != CU_STREAM_NON_BLOCKING) return CUDA_ERROR_INVALID_VALUE;
+    SCRIPTED();
+    Lane *lane = reinterpret_cast<Lane *>(context);
+    if (flags != CU_STREAM_NON_BLOCKING || lane->streams) return CUDA_ERROR_INVALID_VALUE;
     *stream = reinterpret_cast<CUstream>(context);
+    lane->streams = true;
+    alive++;
+    return CUDA_SUCCESS;
+}
+
+CUresult CUDAAPI cuStreamDestroy(CUstream stream) {
+    Lane *lane = reinterpret_cast<Lane *>(stream);
+    if (!lane->streams || !lane->work.empty()) return CUDA_ERROR_INVALID_HANDLE;
+    lane->streams = false;
+    alive--;
+    return CUDA_SUCCESS;
+}
+
+CUresult CUDAAPI cuGreenCtxDestroy(CUgreenCtx context) {
+    SCRIPTED();
+    Lane *lane = reinterpret_cast<Lane *>(context);
+    if (lane->streams) return CUDA_ERROR_INVALID_CONTEXT;
+    delete lane;
+    alive--;
     return CUDA_SUCCESS;
 }
 
@@ -290,7 +339,15 @@ CUresult CUDAAPI cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_o
                                    CUlibraryOption *, void **, unsigned int more) {
     if (options || more || !strstr(static_cast<const char *>(code), ".visible .entry hold("))
         return CUDA_ERROR_INVALID_VALUE;
+    SCRIPTED();
     *library = reinterpret_cast<CUlibrary>(&splits);
+    alive++;
+    return CUDA_SUCCESS;
+}
+
+CUresult CUDAAPI cuLibraryUnload(CUlibrary library) {
+    if (library != reinterpret_cast<CUlibrary>(&splits)) return CUDA_ERROR_INVALID_HANDLE;
+    alive--;
     return CUDA_SUCCESS;
 }
 
@@ -308,12 +365,20 @@ CUresult CUDAAPI cuMemHostAlloc(void **memory, size_t bytes, unsigned int flags)
     if (flags != CU_MEMHOSTALLOC_PORTABLE) return CUDA_ERROR_INVALID_VALUE;
     *memory = malloc(bytes);
     memset(*memory, 0xff, bytes);
+    alive++;
+    return CUDA_SUCCESS;
+}
+
+CUresult CUDAAPI cuMemFreeHost(void *memory) {
+    free(memory);
+    alive--;
     return CUDA_SUCCESS;
 }
 
 CUresult CUDAAPI cuLaunchKernel(CUfunction, unsigned int x, unsigned int y, unsigned int z, unsigned int threads,
                                 unsigned int, unsigned int, unsigned int shared, CUstream stream, void **arguments,
                                 void **) {
+    SCRIPTED();
     if (y != 1 || z != 1 || threads != 1 || 2 * shared <= 233472 || stream == nullptr) return CUDA_ERROR_INVALID_VALUE;
     uint64_t given[4];
     for (int i = 0; i < 4; i++) given[i] = *static_cast<uint64_t *>(arguments[i]);
@@ -327,7 +392,7 @@ CUresult CUDAAPI cuLaunchKernel(CUfunction, unsigned int x, unsigned int y, unsi
 CUresult CUDAAPI cuStreamSynchronize(CUstream stream) {
     for (std::thread &work : reinterpret_cast<Lane *>(stream)->work) work.join();
     reinterpret_cast<Lane *>(stream)->work.clear();
-    return CUDA_SUCCESS;
+    return scripted(__func__);
 }
 
 #endif

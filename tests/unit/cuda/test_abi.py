@@ -36,6 +36,7 @@ CONSTANTS = {
     "CU_DEV_RESOURCE_TYPE_SM": green.SM,
     "CU_GREEN_CTX_DEFAULT_STREAM": green.DEFAULT_STREAM,
     "CU_STREAM_NON_BLOCKING": green.NON_BLOCKING,
+    "CUDA_ERROR_NOT_SUPPORTED": green.NOT_SUPPORTED,
     "int(offsetof(CUdevResource, sm.smCount))": green.Resource.sm_count.offset,
     "int(offsetof(CUdevResource, sm.minSmPartitionSize))": green.Resource.least.offset,
     "CU_MEMHOSTALLOC_PORTABLE": hold.PORTABLE,

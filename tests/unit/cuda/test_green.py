@@ -17,9 +17,11 @@ import pytest
 import triton  # type: ignore[import-untyped]
 from tests.unit.cuda.stub import libcuda
 
+from e2e.lib.waiting import wait_until
 from semipd_agent.partitioner.mps.green import PROBE, TEXT, Green, Refused
+from semipd_agent.partitioner.mps.ladder import Timing
 from semipd_engine.contract import Phase
-from semipd_engine.green import hold
+from semipd_engine.green import hold, probe
 from semipd_engine.green.driver import Groups
 from semipd_engine.memory import driver
 
@@ -50,8 +52,9 @@ def probed(library: str, folder: Path, taken: int = 0, **environment: str) -> di
     command = [sys.executable, "-m", "semipd_engine.green.probe", TEXT]
     done = subprocess.run(command, env={**os.environ, **surroundings}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert device.read_bytes().count(b"\1") == taken, "nothing is held any more"
     said: dict[str, Any] = json.loads(done.stdout)
+    # Nor is anything left of what was made: the stand-in does not let a context go that still has something.
+    assert said["trouble"] or device.read_bytes().count(b"\1") == taken, "nothing is held any more"
     return said
 
 
@@ -105,7 +108,8 @@ def test_a_rung_that_the_driver_refuses_or_gives_fewer_sms_is_lost_by_itself(lib
     said = probed(library, tmp_path, STUB_REFUSED="24", STUB_FEWER="52")
     assert said["apart"] is True
     assert said["lost"] == {
-        "20": "20 % of prefill: cuGreenCtxCreate: CUDA_ERROR_OUT_OF_MEMORY (2)",
+        "20": "20 % of prefill: cuGreenCtxCreate: CUDA_ERROR_OUT_OF_MEMORY (2); each of them takes some of the "
+        "device's memory: leave more of it free",
         "40": "40 % of decode has 44 SMs, its groups have 52",
     }
     assert Green.read(said).rungs == (10, 30, 50, 60, 80, 100)
@@ -119,6 +123,128 @@ def test_a_driver_without_green_contexts_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(Refused, match=r"GreenContextsUnavailable: .*newer, .*unset SEMIPD_PARTITION_BACKEND"):
         Green.read(said)
+
+
+def test_clients_whose_groups_have_other_sizes_do_not_split_alike(library: str, tmp_path: Path) -> None:
+    said = probed(library, tmp_path, STUB_COARSE="1")
+    assert said["apart"] is False and said["why"].startswith("prefill splits the device into [8, 8, 8, ")
+    with pytest.raises(Refused, match=r"GreenContextsOverlap: .* decode into \[16, 16, "):
+        Green.read(said)
+
+
+@pytest.mark.parametrize("call", ["cuDeviceGetDevResource", "cuDevSmResourceSplitByCount"])
+def test_a_split_that_the_driver_refuses_is_told_with_its_name_for_it(library: str, tmp_path: Path, call: str) -> None:
+    said = probed(library, tmp_path, STUB_DOES=f"{call}=801")
+    assert (said["error"], said["trouble"]) == (
+        f"prefill: {call}: CUDA_ERROR_NOT_SUPPORTED (801); this driver has none for this card, or for a process that "
+        "is limited already",
+        "",
+    )
+
+
+def test_a_stream_that_cannot_be_made_costs_its_rung_and_its_green_context(
+    library: str, tmp_path: Path, driven: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups, before = Groups(), driver._driver().stub_alive()
+    monkeypatch.setenv("STUB_DOES", "cuGreenCtxStreamCreate=2")
+    with pytest.raises(driver.CudaError, match=r"cuGreenCtxStreamCreate: CUDA_ERROR_OUT_OF_MEMORY \(2\)"):
+        groups.lane(range(3))
+    assert driver._driver().stub_alive() == before
+    said = probed(library, tmp_path)
+    assert said["lost"]["50"] == (
+        "50 % of decode: cuGreenCtxStreamCreate: CUDA_ERROR_OUT_OF_MEMORY (2); each of them takes some of the device's "
+        "memory: leave more of it free"
+    )
+    with pytest.raises(Refused, match=r"GreenContextsUnavailable: 10 % of decode: cuGreenCtxStreamCreate"):
+        Green.read(said)
+
+
+@pytest.mark.parametrize(
+    ("environment", "trouble"),
+    [
+        ({"STUB_INIT": "805"}, "prefill, hello: cuInit: CUDA_ERROR_MPS_CONNECTION_FAILED (805)"),
+        ({"STUB_DOES": "cuGreenCtxCreate=crash"}, "prefill, hello: the client ended with -6"),
+        ({"STUB_DOES": "cuLaunchKernel=719"}, "prefill, hold 10: cuLaunchKernel: CUDA_ERROR_LAUNCH_FAILED (719)"),
+        ({"STUB_DOES": "cuStreamSynchronize=719"}, "prefill, end: cuStreamSynchronize: CUDA_ERROR_LAUNCH_FAILED (719)"),
+        ({"STUB_DOES": "cuLaunchKernel=crash"}, "prefill, hold 10: the client ended with -6"),
+    ],
+    ids=["MPS is gone", "crash in a split", "context lost", "context lost in a kernel", "crash in a kernel"],
+)
+def test_trouble_is_no_word_on_green_contexts_and_refuses_them(
+    library: str, tmp_path: Path, environment: dict[str, str], trouble: str
+) -> None:
+    said = probed(library, tmp_path, **environment)
+    assert (said["trouble"], said["error"], said["apart"]) == (trouble, "", None)
+    with pytest.raises(Refused, match="GreenProbeFailed: prefill, "):
+        Green.read(said)
+
+
+HUNG = """
+import os, sys
+from semipd_engine.green import probe
+probe.SECONDS, probe.LEAVE_SECONDS = float(sys.argv[1]), 1.0
+probe.main(sys.argv[2:])
+try:
+    print(os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    print("nobody is left")
+"""
+
+
+def hanging(library: str, call: str) -> dict[str, str]:
+    return {**os.environ, "LD_LIBRARY_PATH": str(Path(library).parent), "STUB_DOES": f"{call}=hang"}
+
+
+@pytest.mark.parametrize(
+    ("call", "seconds", "trouble"),
+    [
+        ("cuDeviceGetDevResource", 3, "prefill, hello: no answer within the self-test's 3 s"),
+        ("cuGreenCtxDestroy", 90, "the clients ended with [-9, -9]"),
+    ],
+)
+def test_a_client_that_hangs_is_killed_and_buried(library: str, call: str, seconds: int, trouble: str) -> None:
+    command = [sys.executable, "-c", HUNG, str(seconds), TEXT]
+    done = subprocess.run(command, env=hanging(library, call), capture_output=True, text=True, timeout=120)
+    said, left = done.stdout.splitlines()
+    assert (json.loads(said)["trouble"], left) == (trouble, "nobody is left"), done.stderr
+
+
+def test_a_client_that_hangs_in_the_driver_does_not_outlive_a_killed_probe(library: str) -> None:
+    environment = hanging(library, "cuDeviceGetDevResource")
+    asked = subprocess.Popen([*PROBE, TEXT], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{asked.pid}/task/{asked.pid}/children")
+    wait_until(lambda: len(children.read_text().split()) == 2, describe="two clients")
+    clients = children.read_text().split()
+    asked.kill()
+    asked.wait()
+
+    def ended(pid: str) -> bool:
+        stat = Path(f"/proc/{pid}/stat")
+        try:
+            return stat.read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            return True
+
+    wait_until(lambda: all(map(ended, clients)), describe="the end of the clients")
+
+
+def test_what_a_client_prints_besides_its_answers_is_none(library: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import atexit, os\natexit.register(os.write, 1, b'a library\\n')\n")
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [*PROBE, "--client", "prefill", TEXT],
+        env={**os.environ, "LD_LIBRARY_PATH": str(Path(library).parent), "PYTHONPATH": paths},
+        input="hello\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "a library" in done.stderr and len(done.stdout.splitlines()) == 1, done.stdout
+    assert json.loads(done.stdout)["sizes"] == [8] * 16 + [4]
+
+
+def test_the_agents_limit_is_for_a_self_test_that_cannot_give_up_by_itself() -> None:
+    assert Timing().green > probe.SECONDS + 2 * len(Phase) * probe.LEAVE_SECONDS
 
 
 def test_without_a_driver_there_is_an_answer_all_the_same() -> None:

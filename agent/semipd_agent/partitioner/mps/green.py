@@ -23,7 +23,7 @@ TEXT = ",".join(map(str, PERCENTS))
 REMEDIES = {
     "GreenContextsUnavailable": "they need an NVIDIA driver of CUDA 12.4 (550) or newer, and SMs for two groups",
     "GreenContextsOverlap": "the driver gives two processes other groups: tell us the card and the driver",
-    "GreenProbeFailed": "the agent's log has the probe's words",
+    "GreenProbeFailed": "what it has said besides is in the agent's log",
 }
 
 
@@ -49,7 +49,9 @@ class Green:
 
     @classmethod
     def read(cls, said: Mapping[str, Any]) -> Green:
-        """Raises `Refused`; KeyError, TypeError or ValueError where it is no answer of the probe."""
+        """Raises `Refused`; KeyError, TypeError, AttributeError or ValueError where it is no answer of the probe."""
+        if said["trouble"]:
+            raise Refused("GreenProbeFailed", str(said["trouble"]))
         if said["error"]:
             raise Refused("GreenContextsUnavailable", str(said["error"]))
         if said["apart"] is False:

@@ -67,7 +67,8 @@ class Timing:
     """The first client waits for the driver, too; one of another user than the server's would wait for ever."""
     probe: float = 15.0
     green: float = 90.0
-    """For the self-test of green contexts: two clients, a few seconds in all once the driver is there."""
+    """For the self-test of green contexts: two clients, a few seconds in all once the driver is there. It gives up by
+    itself before (`green.probe.SECONDS`), and leaves nobody behind; this is for when it cannot."""
     terminate: float = 6.0
     """For `terminate_client`, which waits for the client's kernels."""
     end: float = 5.0

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = 2
 """CUDA_ERROR_OUT_OF_MEMORY: the server answered; there was no room for one context more."""
+_MOST_LOGGED = 4000
+"""Characters of what the self-test of green contexts has said, its last ones."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +72,25 @@ class Prober:
         return counts
 
     async def green(self, daemon: Daemon) -> Green:
-        """The self-test of green contexts, as clients of the daemon. Raises `Refused`."""
+        """The self-test of green contexts, as clients of the daemon. Raises `Refused`: the daemon's server is to be
+        looked at then, for the self-test kills a client that hangs, and is killed with its clients if it hangs itself.
+        """
         command = [*self._programs.green, TEXT]
         try:
             done = await self._children.run(command, surroundings(daemon.variables(WHOLE)), seconds=self._timing.green)
         except (ChildTimeout, OSError) as e:
             raise Refused("GreenProbeFailed", str(e)) from e
         try:
-            return Green.read(json.loads(done.output.strip().splitlines()[-1]))
-        except (ValueError, KeyError, TypeError, IndexError) as e:
-            log.error("the probe of green contexts said: %s", done.output)
+            found = Green.read(json.loads(done.output.strip().splitlines()[-1]))
+            if done.status != 0:
+                raise ValueError("it failed behind its answer")
+        except Refused:
+            log.error("the self-test of green contexts said: %s", done.output[-_MOST_LOGGED:])
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
+            log.error("the self-test of green contexts said: %s", done.output[-_MOST_LOGGED:])
             raise Refused("GreenProbeFailed", f"exit status {done.status}, {type(e).__name__}: {e}") from e
+        return found
 
     async def serves(self, daemon: Daemon) -> None:
         """Does the daemon's server still take a client? Raises `ProbeFailed`."""
