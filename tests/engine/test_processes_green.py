@@ -4,6 +4,8 @@ has lost is told. The limit itself is a no-op here; core, resident, messages and
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,6 +145,23 @@ def test_a_first_partition_whose_rung_is_lost_serves_on_the_whole_device_and_say
         wait_until(lambda engine=engine: routed(engine.snapshot()) == {Phase.PREFILL: 60, Phase.DECODE: 100})
         stream = engine.client().add([1, 2, 3], max_tokens=20)
         assert stream.wait().tokens == reference([1, 2, 3], 20)
+
+
+def test_a_worker_that_dies_takes_its_rungs_along_and_its_successor_has_them(engine: Engine) -> None:
+    before, load = pids(engine), Load(engine)
+    try:
+        wait_until(lambda: len(load.finished) >= 2, describe="a load")
+        os.kill(before[Phase.DECODE], signal.SIGKILL)
+        wait_until(lambda: engine.snapshot().restarts["decode"] == 1, describe="a successor")
+        goal = len(load.finished) + 8
+        wait_until(lambda: len(load.finished) >= goal or bool(load.wrong))
+    finally:
+        load.stop()
+    assert load.wrong == [] and in_force(engine.snapshot()) == (60, 40)
+    after = wait_ready(engine, 2)
+    assert after[Phase.DECODE, 40].sm_count == 56 and after[Phase.DECODE, 40].lost_rungs == {4: HELD[4]}
+    assert pids(engine)[Phase.PREFILL] == before[Phase.PREFILL]
+    assert ask(engine, plan(60, 60)) == 2, "every rung is warm again"
 
 
 def test_another_daemon_makes_every_rung_cold_and_both_workers_new(engine: Engine) -> None:
