@@ -58,6 +58,7 @@ def passes(folder: Path, tests: str) -> bool:
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
+        tqdm.write(f"hung for {SECONDS} s: pytest {tests}")  # found, unless this machine is only too busy
         return False
     if done.returncode > 1:  # not a failure but no run
         raise RuntimeError(f"pytest {tests} ended with {done.returncode}: {done.stdout.decode()[-2000:]}")
