@@ -148,10 +148,30 @@ def test_a_sleeper_starts_level() -> None:
     for _ in range(1000):
         assert pair.quantum(Phase.PREFILL, 5_000_000)  # five seconds alone
     pair.pacers[Phase.DECODE].wake()
+    assert pair.quantum(Phase.DECODE, 0)
     first = {phase: seats[0] for phase, seats in pair.page.seats.items()}
     assert first[Phase.DECODE].vtime == first[Phase.PREFILL].vtime
     used = saturate(pair, random.Random(0), 5_000)
     assert used[Phase.PREFILL] / used[Phase.DECODE] == pytest.approx(4, rel=0.1)
+
+
+@pytest.mark.parametrize("early_ns", [0, 8_000_000, 16_000_000])
+def test_streams_do_not_stand_still_for_the_quantum_that_they_began_alone(early_ns: int) -> None:
+    """A prompt that comes while decode has all CPUs waits for the end of its quantum; both are level then, and the
+    prompt's first turn is as long as any."""
+    pair = Pair(Split(prefill=70, decode=30))
+    pair.pacers[Phase.DECODE].wake()
+    pair.pass_time(GRACE_NS + 1)
+    with pair.pacers[Phase.DECODE].quantum():
+        pair.pass_time(early_ns)
+        pair.pacers[Phase.PREFILL].wake()
+        assert not pair.quantum(Phase.PREFILL, 1_000_000)
+        pair.pass_time(20_000_000 - early_ns)
+    waited = 0
+    while not pair.quantum(Phase.DECODE, 1_000_000):
+        assert pair.quantum(Phase.PREFILL, 1_000_000)
+        waited += 1
+    assert waited <= TURN_NS / 1e6 * (70 / 30)
 
 
 def test_the_larger_part_never_waits_and_has_all_cpus_in_its_turns() -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from semipd_engine.contract import PacingMode, PartitionPlan, Phase
 from semipd_engine.pacing.cpus import Processor
 from semipd_engine.pacing.page import PacingPage, PlanInForce, Seat
-from semipd_engine.pacing.stride import Customer, levelled
+from semipd_engine.pacing.stride import Customer
 from semipd_engine.pacing.turns import CUSTOMERS, Turns
 
 GRACE_NS = 5_000_000
@@ -69,6 +69,9 @@ class PhasePacer:
         self._sequence = -1
         self._regime: Regime | None = None
         self._holds_lock = False
+        self._slept = False
+        """It is to begin level, which it does with its first quantum: the one that the peer began alone, and that a
+        prompt lets end, is paid for by then. Paid for later it would be a debt, and streams stood still for it."""
         self._given_up_ns = 0
         """When decode began the quantum that did not end in time."""
 
@@ -90,9 +93,7 @@ class PhasePacer:
     def wake(self) -> None:
         """A plan of work is in hand."""
         idle_since, now = self._seat.idle_since_ns, self._beat()
-        if idle_since and now - idle_since > GRACE_NS and self._peer is not None:
-            self._seat.vtime = levelled(self._seat.vtime, self._peer.vtime)
-            self._page.idle_vtime = max(self._page.idle_vtime, self._seat.vtime)
+        self._slept = self._slept or bool(idle_since and now - idle_since > GRACE_NS)
         self._seat.idle_since_ns = 0
 
     def rest(self) -> None:
@@ -122,6 +123,9 @@ class PhasePacer:
         contended = self._peer_is_busy(now)
         if contended and self._peer is not None and self._phase is Phase.PREFILL:
             self._let_end(self._peer)
+        if self._slept and self._turns is not None and self._in_force is not None:
+            self._slept = False
+            self._turns.level(self._in_force.plan, self._beat())
         if contended and self._mode is PacingMode.TURNS and not self._waits:
             self._holds_lock = self._turn() is self._customer and self._processor.try_lock()
         try:
@@ -138,12 +142,12 @@ class PhasePacer:
             yield seconds
         finally:
             self._tell_cpu_time()
+            if self._turns is not None and self._in_force is not None:
+                self._turns.end(self._in_force.plan, self._processor.monotonic_ns())
             if self._seat.wide:
                 self._seat.wide = 0
                 if self._peer_is_busy(self._processor.monotonic_ns()):
                     self._processor.ring()
-            if self._turns is not None and self._in_force is not None:
-                self._turns.end(self._in_force.plan, self._processor.monotonic_ns())
             if self._holds_lock:
                 self._holds_lock = False
                 self._processor.unlock()

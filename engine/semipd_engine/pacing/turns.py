@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from semipd_engine.contract import PacingMode, PartitionPlan, Phase
 from semipd_engine.pacing.page import PacingPage, Seat
-from semipd_engine.pacing.stride import SCALE, Customer, charged, clamped, turn_left, whose_turn
+from semipd_engine.pacing.stride import SCALE, Customer, charged, clamped, levelled, turn_left, whose_turn
 
 CUSTOMERS = {Phase.PREFILL: Customer.PREFILL, Phase.DECODE: Customer.DECODE}
 
@@ -31,6 +31,11 @@ class Turns:
         vtime = self._vtime_now(plan, self._phase, now)
         self._own.quantum_since_ns = 0
         self._own.vtime = vtime
+
+    def level(self, plan: PartitionPlan, now: int) -> None:
+        """The phase has slept: it begins with neither credit nor debt, beside what the other's quantum costs by now."""
+        self._own.vtime = levelled(self._own.vtime, self._vtime_now(plan, self._rival, now))
+        self._page.idle_vtime = levelled(self._page.idle_vtime, self._own.vtime)
 
     def charge_nobody(self, plan: PartitionPlan, wall_ns: int) -> None:
         held = wall_ns * max(1, len(plan.granted_cpus))
