@@ -25,7 +25,7 @@ class Rates:
 
 RATES: Mapping[str, Rates] = {
     "reference": Rates(4e9, 4e10, 2e10, 4e9, 4e9),
-    "avx2": Rates(5e9, 2.5e10, 2e10, 1.5e10, 1.5e10),
+    "avx2": Rates(8e9, 2.5e10, 2e10, 2e10, 2e10),
     "avx512": Rates(8e9, 5e10, 4e10, 3e10, 3e10),
     "avx512_bf16": Rates(8e9, 6e10, 4e10, 3e10, 3e10),
     "amx": Rates(8e9, 4e11, 1.3e11, 1e11, 1e11),
