@@ -352,6 +352,19 @@ async def test_nothing_of_ours_stays_on_what_another_took_over() -> None:
     assert len(api.merged) == 1, "and nothing of theirs"
 
 
+async def test_two_releases_leave_each_others_registration_alone() -> None:
+    """Both write the same labels: one took them off the other's, which wrote them again, each ten seconds."""
+    api = Api(Authority.make())
+    await registration(api).settle(b"ca")
+    second = Registration(api, Backend("other", "second"), lambda: True, {})  # type: ignore[arg-type]
+    with pytest.raises(BelongsToAnother, match="belongs to sys/semipd"):
+        await second.settle(b"another ca")
+    assert not api.merged
+    api.applied.clear()
+    await registration(api).settle(b"ca")
+    assert not api.applied
+
+
 async def test_one_that_another_makes_at_the_same_moment_is_not_taken() -> None:
     api = Api(Authority.make())
     seen = api.get

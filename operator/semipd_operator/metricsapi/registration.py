@@ -106,20 +106,20 @@ class Registration:
 
     def _left_behind(self, live: Object, ca: bytes | None) -> Object:
         """As a merge patch, what of ours is on somebody else's: who takes it over by an apply has only his own fields
-        changed. With our release it would go, and by our CA his server would not be believed."""
+        changed. With our release it would go, and by our CA his server would not be believed. Our labels are those of
+        each release of ours, whose it may well be: they come off with what only we can have written."""
         meta, gone = live["metadata"], dict[str, Any]()
         references = meta.get("ownerReferences") or []
         others = [each for each in references if (each["kind"], each["name"]) != ("ClusterRole", self._backend.service)]
         if others != references:
             gone["ownerReferences"] = others or None
-        for place, ours in (("annotations", self._annotations), ("labels", _LABELS)):
-            theirs = meta.get(place) or {}
-            if kept := {key: None for key, value in ours.items() if theirs.get(key) == value}:
-                gone[place] = kept
+        if kept := _same(meta.get("annotations"), self._annotations):
+            gone["annotations"] = kept
+        believed = ca is not None and live["spec"].get("caBundle") == _bundle(ca)
+        if (gone or believed) and (kept := _same(meta.get("labels"), _LABELS)):
+            gone["labels"] = kept
         changes: Object = {"metadata": gone} if gone else {}
-        if ca is not None and live["spec"].get("caBundle") == _bundle(ca):
-            changes["spec"] = {"caBundle": None}
-        return changes
+        return changes | ({"spec": {"caBundle": None}} if believed else {})
 
     async def _owners(self) -> list[Object]:
         role = await self._kube.get(_RBAC, "ClusterRole", "", self._backend.service)
@@ -215,6 +215,11 @@ def backend_of(live: Object) -> str:
     """The Service behind an APIService."""
     backend = live["spec"].get("service") or {}
     return f"{backend.get('namespace')}/{backend.get('name')}" if backend else "kube-apiserver itself"
+
+
+def _same(theirs: Object | None, ours: Object) -> Object:
+    """What takes those of `ours` out by a merge patch that are in `theirs`."""
+    return {key: None for key, value in ours.items() if (theirs or {}).get(key) == value}
 
 
 def _bundle(ca: bytes) -> str:
