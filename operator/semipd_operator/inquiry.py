@@ -1,9 +1,8 @@
 """What no watch tells and few services need: why the kubelet cannot make a pod, or which probe of it fails, how the
 pod's node is, which taints keep it from others, and who serves the external metrics.
 
-Asked for only where there is a question, and not again for a while. All of it is a courtesy: what RBAC refuses stays
-unknown, and a server in trouble (any other refusal, no answer, a slow one) leaves what was last known; nothing of the
-kind is raised, so the status is written all the same. It judges nothing: see `semipd_operator.status`.
+Asked for only where there is a question, and not again for a while. All of it is a `courtesy`, so the status is written
+all the same. It judges nothing: see `semipd_operator.status`.
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
-from semipd_operator.answers import ApiAway, ApiRefused
+from semipd_operator import courtesy
+from semipd_operator.answers import ApiRefused
+from semipd_operator.courtesy import NOT_OURS_TO_KNOW, Answers
 from semipd_operator.metricsapi.registration import API_SERVICE, REGISTRATION_API, backend_of
 from semipd_operator.pod_times import PodTimes
 from semipd_operator.reasons import PodTrouble
@@ -30,7 +30,6 @@ from semipd_operator.status.scaling import EXTERNAL_METRICS_API
 from semipd_operator.status.taints import Taint, TaintedNode, named, tainted, untold, untolerated
 
 Object = dict[str, Any]
-T = TypeVar("T")
 
 ASKED_AFTER_SECONDS = 10.0
 """A pod that the kubelet has been making, or that was not ready, for less needs no explanation."""
@@ -43,9 +42,6 @@ _LABELS_SECONDS, _HEALTH_SECONDS = 300.0, 30.0
 _ALL = ""
 """Of nodes."""
 _KEPT_SECONDS = 900.0
-PATIENCE_SECONDS = 5.0
-"""For all questions of one look, so that a slow server holds up no status."""
-_NOT_OURS_TO_KNOW = (403, 404)
 
 
 class Kube(Protocol):
@@ -75,14 +71,6 @@ class _Events:
     """Of the pod's view when they were asked for: they say nothing of a run that ended since."""
 
 
-@dataclass(frozen=True)
-class _Known(Generic[T]):
-    value: T | None = None
-    """None: not known."""
-    asked: float = float("-inf")
-    answered: bool = False
-
-
 class Inquiry:
     def __init__(
         self,
@@ -92,16 +80,16 @@ class Inquiry:
     ) -> None:
         """`ahead`: how far the API server's clock is ahead of ours."""
         self._kube, self._clock = kube, clock
-        self._events: dict[str, _Known[_Events]] = {}
+        self._events = Answers[_Events](clock)
         """By the pod's uid."""
-        self._claims: dict[str, _Known[str]] = {}
+        self._claims = Answers[str](clock)
         """By ``NAMESPACE/NAME``: what is said of a claim without a volume."""
-        self._nodes: dict[str, _Known[NodeView]] = {}
+        self._nodes = Answers[NodeView](clock)
         """By name."""
-        self._tainted: dict[str, _Known[tuple[TaintedNode, ...]]] = {}
+        self._tainted = Answers[tuple[TaintedNode, ...]](clock)
         """Those that keep pods away, under one name."""
-        self._kept_away: dict[str, str] = {}
-        """The scheduler's words of each pod, by uid, for which they were listed last."""
+        self._kept_away: dict[str, tuple[str, float]] = {}
+        """The scheduler's words of each pod, by uid, for which they were listed last, and when."""
         self._times = PodTimes(ahead)
         self._metrics = MetricsServer()
 
@@ -112,12 +100,12 @@ class Inquiry:
         made = {view.uid for view in views if _waits(view.preparing_since, now) or _pulls_in_vain(view)}
         stuck = [view for view in views if _ours(view) and view.uid in probed | made]
         # Whoever was asked about longest ago comes first, so the first ones hide nobody.
-        stuck.sort(key=lambda view: self._events.get(view.uid, _Known()).asked)
+        stuck.sort(key=lambda view: self._events[view.uid].asked)
         nodes: dict[str, float] = {}
         for pod, view in zip(pods, views, strict=True):
             if view.node and _driven_out(view):
                 # What was known a moment ago is from before the taint, and of the pod it is told once.
-                old = self._nodes.get(view.node, _Known()).answered and not self._driving(pod, view)
+                old = self._nodes[view.node].answered and not self._driving(pod, view)
                 nodes[view.node] = 0.0 if old else _ASKED_AGAIN_SECONDS
             if not view.node or not _ours(view):
                 continue
@@ -138,7 +126,7 @@ class Inquiry:
             if _ours(view) and (problem := view.problem) is not None and untold(problem)
         }
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(courtesy.PATIENCE_SECONDS):
                 await asyncio.gather(
                     *(self._ask_events(by_uid[view.uid], view) for view in stuck[:_AT_ONCE]),
                     *(self._ask_claim(claim) for claim in sorted(claims)[:_AT_ONCE]),
@@ -157,11 +145,16 @@ class Inquiry:
 
     def _owed(self, view: PodView, nodes: Collection[str], kept_away: str | None) -> bool:
         if kept_away is not None:
-            return self._kept_away.get(view.uid) != kept_away or not self._tainted.get(_ALL, _Known()).answered
-        return view.node in nodes and not self._nodes.get(view.node, _Known()).answered
+            return self._words(view.uid) != kept_away or not self._tainted[_ALL].answered
+        return view.node in nodes and not self._nodes[view.node].answered
+
+    def _words(self, uid: str) -> str | None:
+        """For which of a pod taints were listed."""
+        known = self._kept_away.get(uid)
+        return known and known[0]
 
     def _told(self, view: PodView, made: bool, probed: bool) -> PodView:
-        said = self._events.get(view.uid, _Known[_Events]()).value if _ours(view) else None
+        said = self._events[view.uid].value if _ours(view) else None
         if said is None:
             return view
         view = _with_complaint(view, said.complaint) if made else view
@@ -170,9 +163,9 @@ class Inquiry:
     def _with_claims(self, pod: Object, view: PodView) -> PodView:
         """Where some of several claims say why they have no volume, it is these that have none."""
         said = {
-            claim: f"claim {claim}: {known.value}"
+            claim: f"claim {claim}: {words}"
             for claim in (unbound_claims(view) if _ours(view) else ())
-            if (known := self._claims.get(f"{pod['metadata']['namespace']}/{claim}")) and known.value
+            if (words := self._claims[f"{pod['metadata']['namespace']}/{claim}"].value)
         }
         changes = {
             name: replace(problem, message="; ".join([*said.values(), problem.message]), detail=",".join(said))
@@ -182,36 +175,36 @@ class Inquiry:
         return replace(view, **changes)
 
     def _with_taints(self, pod: Object, view: PodView) -> PodView:
-        known = self._tainted.get(_ALL)
-        if known is None or known.value is None or view.problem is None or not untold(view.problem):
+        nodes = self._tainted[_ALL].value
+        if nodes is None or view.problem is None or not untold(view.problem):
             return view
-        return replace(view, problem=named(view.problem, pod, known.value))
+        return replace(view, problem=named(view.problem, pod, nodes))
 
     def _with_node(self, pod: Object, view: PodView) -> PodView:
-        node = self._nodes.get(view.node)
-        if node is None or node.value is None:
+        node = self._nodes[view.node].value
+        if node is None:
             return view
         if (gone := view.disruption) and _driven_out(view) and (taints := self._driving(pod, view)):
             told = f"{gone.words} ({', '.join(map(str, taints))} of node {view.node})"
             view = replace(view, disruption=replace(gone, words=told))
-        sharing = node.value.gpu_sharing if wants_gpu(pod) else ""
-        return replace(view, gpu_sharing=sharing, node_problem=None if view.ready else node.value.problem)
+        sharing = node.gpu_sharing if wants_gpu(pod) else ""
+        return replace(view, gpu_sharing=sharing, node_problem=None if view.ready else node.problem)
 
     def _driving(self, pod: Object, view: PodView) -> tuple[Taint, ...]:
         """The taints of the pod's node, as far as it is known, that drive it out."""
-        node = self._nodes.get(view.node, _Known[NodeView]()).value
+        node = self._nodes[view.node].value
         return untolerated(pod, (one for one in node.taints if one.effect == "NoExecute")) if node else ()
 
     async def metrics_server(self, own: str) -> MetricsServer:
         """`own`: ``NAMESPACE/SERVICE`` of this operator's; empty: it serves none."""
-        async with self._courtesy():
+        async with courtesy.courtesy():
             served = await self._kube.serves(EXTERNAL_METRICS_API)
             self._metrics = replace(self._metrics, served=served)  # as it is by now: others look at the same time
-        async with self._courtesy():
+        async with courtesy.courtesy():
             try:
                 live = await self._kube.get(REGISTRATION_API, "APIService", "", API_SERVICE)
             except ApiRefused as refused:
-                if refused.status not in _NOT_OURS_TO_KNOW:
+                if refused.status not in NOT_OURS_TO_KNOW:
                     raise
                 live = None
             backend = "" if live is None else backend_of(live)
@@ -222,8 +215,8 @@ class Inquiry:
         async def ask() -> str | None:
             return claim_words(await self._kube.claim_events(*name.split("/")))
 
-        if self._clock() - self._claims.get(name, _Known()).asked >= _ASKED_AGAIN_SECONDS:
-            await self._ask(self._claims, name, ask)
+        if self._claims.age(name) >= _ASKED_AGAIN_SECONDS:
+            await self._claims.ask(name, ask)
 
     async def _ask_events(self, pod: Object, view: PodView) -> None:
         namespace, uid = pod["metadata"]["namespace"], pod["metadata"]["uid"]
@@ -232,19 +225,18 @@ class Inquiry:
             found = await self._kube.events(namespace, uid)
             return _Events(complaint(found, pod), failed_probes(found), view.restarted)
 
-        known = self._events.get(uid, _Known[_Events]())
+        known = self._events[uid]
         # Not while the last question about it has no answer: an API server in trouble is not asked at each look.
         ended = known.answered and known.value is not None and known.value.restarted != view.restarted
-        if ended or self._clock() - known.asked >= _ASKED_AGAIN_SECONDS:
-            await self._ask(self._events, uid, ask)
+        if ended or self._events.age(uid) >= _ASKED_AGAIN_SECONDS:
+            await self._events.ask(uid, ask)
 
     async def _ask_node(self, name: str, period: float) -> None:
         async def ask() -> NodeView | None:
             return node_view(name, await self._kube.get("v1", "Node", "", name))
 
-        known = self._nodes.get(name, _Known())
-        if self._clock() - known.asked >= (period if known.answered else min(period, _HEALTH_SECONDS)):
-            await self._ask(self._nodes, name, ask)
+        if self._nodes.age(name) >= (period if self._nodes[name].answered else min(period, _HEALTH_SECONDS)):
+            await self._nodes.ask(name, ask)
 
     async def _ask_taints(self, kept_away: dict[str, str]) -> None:
         """Sooner for a pod, or words, that they were not listed for."""
@@ -252,39 +244,18 @@ class Inquiry:
         async def ask() -> tuple[TaintedNode, ...] | None:
             return tainted(await self._kube.some_nodes())
 
-        news = kept_away.items() - self._kept_away.items()
-        period = _ASKED_AGAIN_SECONDS if news else _HEALTH_SECONDS
-        if self._clock() - self._tainted.get(_ALL, _Known()).asked >= period:
-            self._kept_away |= kept_away
-            await self._ask(self._tainted, _ALL, ask)
-
-    async def _ask(self, known: dict[str, _Known[T]], name: str, ask: Callable[[], Awaitable[T | None]]) -> None:
-        before = known.get(name, _Known())
-        known[name] = replace(before, asked=self._clock(), answered=False)
-        async with self._courtesy():
-            try:
-                value = await ask()
-            except ApiRefused as refused:
-                if refused.status not in _NOT_OURS_TO_KNOW:
-                    raise
-                value = None
-            known[name] = _Known(value, self._clock(), answered=True)
-
-    @asynccontextmanager
-    async def _courtesy(self) -> AsyncIterator[None]:
-        with contextlib.suppress(ApiRefused, ApiAway, TimeoutError):
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                yield
+        news = any(self._words(uid) != words for uid, words in kept_away.items())
+        if self._tainted.age(_ALL) >= (_ASKED_AGAIN_SECONDS if news else _HEALTH_SECONDS):
+            self._kept_away |= {uid: (words, self._clock()) for uid, words in kept_away.items()}
+            await self._tainted.ask(_ALL, ask)
 
     def _forget(self) -> None:
         oldest = self._clock() - _KEPT_SECONDS
         self._times.forget()
-        if _ALL not in self._tainted:
-            self._kept_away.clear()
-        # In place: another look may wait for an answer to put there.
         for about in (self._events, self._claims, self._nodes, self._tainted):
-            for name in [name for name, known in about.items() if known.asked <= oldest]:
-                del about[name]
+            about.forget(oldest)
+        for uid in [uid for uid, (_, listed) in self._kept_away.items() if listed <= oldest]:
+            del self._kept_away[uid]
 
 
 def _ours(view: PodView) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.unit.operator_observed import ago
 
-from semipd_operator import inquiry
+from semipd_operator import courtesy
 from semipd_operator.answers import ApiAway, ApiRefused
 from semipd_operator.inquiry import Inquiry, MetricsServer
 from semipd_operator.status.pods import pod_view
@@ -200,7 +200,7 @@ async def test_a_pod_that_waited_for_a_scheduler_begins_anew_with_its_node() -> 
 async def test_a_server_in_trouble_leaves_what_was_last_known(
     failure: Exception | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inquiry, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(courtesy, "PATIENCE_SECONDS", 0.05)
     kube, clock = Asked(), Clock()
     one = Inquiry(kube, clock)
     pods = [raw("p", 12), raw("gpu", 12, **GPU)]

@@ -143,6 +143,18 @@ async def test_a_pod_that_comes_after_the_list_waits_for_another_and_not_for_lon
     assert view.node_owes, "the scheduler says something else: so may the nodes"
 
 
+async def test_pods_that_went_are_forgotten_while_others_are_kept_away() -> None:
+    """In a cluster in which there is always one, each that ever was would be remembered."""
+    kube, clock = Asked(node=node("n2", REPAIR)), Clock()
+    one = Inquiry(kube, clock)
+    for number in range(100):
+        passing = waiting()
+        passing["metadata"] |= {"name": f"p{number}", "uid": f"p{number}"}
+        await one.look([waiting(), passing], ago(0))
+        clock.now += 60
+    assert len(one._kept_away) <= 17, "those of a quarter of an hour"
+
+
 async def test_without_the_right_to_list_nodes_the_schedulers_words_are_all() -> None:
     kube = Asked(failure=ApiRefused(403, "forbidden"))
     [view] = await Inquiry(kube, Clock()).look([waiting()], ago(0))
