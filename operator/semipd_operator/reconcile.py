@@ -94,7 +94,9 @@ class Reconciler:
         if obj is None or obj["metadata"].get("deletionTimestamp"):
             # Garbage collection takes the children; an apply now would bring them back.
             self.forget(key)
-            if obj is not None:
+            if obj is None:
+                self._statuses.gone(key)
+            else:
                 await self._say_deleting(key, obj)
             return Next.NEWS
         try:

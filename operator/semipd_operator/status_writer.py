@@ -71,10 +71,10 @@ class StatusWriter:
         self._kube, self._informer, self._views = kube, informer, views
         self._slo_period, self._instance, self._leads = slo_period, instance, leads
         self._clock = clock
-        self._denied: set[str] = set()
+        self._denied: dict[Key, str] = {}
         """The uids of services whose status is refused, and that have been told so."""
         self._older = OlderCRD(clock)
-        self._cut: set[str] = set()
+        self._cut: dict[Key, str] = {}
         """The uids of services whose status, as last written, lacks what the CRD does not declare."""
         self._entries: dict[Key, _Entry] = {}
 
@@ -89,7 +89,14 @@ class StatusWriter:
             entry.seen = seen
 
     def forget(self, key: Key) -> None:
+        """Nothing more is shown of it for now."""
         self._entries.pop(key, None)
+
+    def gone(self, key: Key) -> None:
+        """There is no such service any more."""
+        self.forget(key)
+        self._denied.pop(key, None)
+        self._cut.pop(key, None)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -134,7 +141,8 @@ class StatusWriter:
             if entry.last_write is None and _unmet(seen):
                 return
             status = summarise(seen)
-            whole = seen.service.metadata.uid in self._cut and not self._older.fields  # the CRD may be another by now
+            cut = self._cut.get(key) == seen.service.metadata.uid
+            whole = cut and not self._older.fields  # the CRD may be another by now
             due = write_due(entry.shown, status, now=now, last_write=entry.last_write, slo_period=self._slo_period)
             if not (due or whole):
                 return
@@ -178,7 +186,7 @@ class StatusWriter:
                     continue
                 await self._say_denied(service, refused)
                 raise
-        self._denied.discard(meta.uid)
+        self._denied.pop(_key(service), None)
         self._informer.told(KIND, written)
         STATUS_WRITES.inc()
         await self._say_older(service, lacking)
@@ -186,24 +194,25 @@ class StatusWriter:
 
     async def _say_older(self, service: SemiPDService, lacking: tuple[str, ...]) -> None:
         """Once, until it is whole again."""
-        uid = service.metadata.uid
-        if lacking and uid not in self._cut:
+        key, uid = _key(service), service.metadata.uid
+        if lacking and self._cut.get(key) != uid:
             message = (
                 f"the installed CRD is of an older release than the operator and has no {', '.join(lacking)}; "
                 f"the rest of the status is written. Remedy: {_UPGRADE_CRD}."
             )
-            log.warning("%s/%s: %s", service.metadata.namespace, service.metadata.name, message)
+            log.warning("%s: %s", key, message)
             await self.tell(service, Event(EventReason.CRD_OUTDATED, message))
         if lacking:
-            self._cut.add(uid)
+            self._cut[key] = uid
         else:
-            self._cut.discard(uid)
+            self._cut.pop(key, None)
 
     async def _say_denied(self, service: SemiPDService, refused: ApiRefused) -> None:
         """Once, by the only way that is left: what stands in the status is old, and looks as if it were not."""
         lasting = admission(str(refused)) is not None or not (_overtaken(refused) or refused.for_now)
-        if lasting and service.metadata.uid not in self._denied:
-            self._denied.add(service.metadata.uid)
+        key, uid = _key(service), service.metadata.uid
+        if lasting and self._denied.get(key) != uid:
+            self._denied[key] = uid
             what = "have the policy, webhook or role that the words name let the operator write semipdservices/status"
             if refused.mistyped or (refused.status == 422 and admission(str(refused)) is None):
                 what = _UPGRADE_CRD
@@ -225,6 +234,10 @@ class StatusWriter:
             await self._kube.create("v1", "Event", service.metadata.namespace, told)
         except (ApiRefused, ApiAway) as refused:  # an event is a courtesy; a terminating namespace takes none
             log.debug("event %s: %s", event.reason, refused)
+
+
+def _key(service: SemiPDService) -> Key:
+    return Key(service.metadata.namespace, service.metadata.name)
 
 
 def _overtaken(refused: ApiRefused) -> bool:

@@ -87,6 +87,19 @@ async def test_the_whole_is_written_by_itself_once_the_crd_has_a_place_for_it() 
     assert one.kube.asked["apply", "status"] == quiet + 1
 
 
+async def test_services_that_come_and_go_leave_nothing_behind() -> None:
+    one = await serving(*SEVERAL)
+    assert one.statuses._cut
+    one.kube.refuse["apply", "status"] = 403
+    one.change(slo={"ttftMilliseconds": 400})
+    with pytest.raises(ApiRefused):
+        await one.reconcile()
+    assert one.statuses._denied
+    one.kube.end("SemiPDService", KEY.name)
+    await one.reconcile()
+    assert not (one.statuses._cut or one.statuses._denied)
+
+
 @pytest.mark.parametrize("known", [True, False], ids=["which it has a place for", "which nobody says"])
 async def test_a_crd_that_wants_what_was_left_out_gets_the_whole_at_once(known: bool) -> None:
     one = await serving(*SEVERAL)
