@@ -21,7 +21,7 @@ from semipd_operator.agents import AgentClient
 from semipd_operator.answers import ApiAway, ApiRefused
 from semipd_operator.api.v1alpha1.resource import API_VERSION, KIND
 from semipd_operator.health import Health, WatchFreshness
-from semipd_operator.informer import CHILDREN, KINDS, Informer
+from semipd_operator.informer import Informer
 from semipd_operator.keys import KeyRing
 from semipd_operator.kube import Kube, connect
 from semipd_operator.leader import Election, LeadershipLost
@@ -31,8 +31,7 @@ from semipd_operator.metricsapi.credentials import Credentials, Mounted, SelfMad
 from semipd_operator.metricsapi.registration import Backend, Door, Registration
 from semipd_operator.poller import AgentPoller
 from semipd_operator.reconcile import Next, Reconciler
-from semipd_operator.render import HPA, OPTIONAL_KINDS
-from semipd_operator.render.names import MANAGED_SELECTOR, managed
+from semipd_operator.resync import Resync
 from semipd_operator.rights import Rights
 from semipd_operator.settings import MetricsAPISettings, Settings
 from semipd_operator.status_writer import StatusWriter
@@ -43,12 +42,7 @@ log = logging.getLogger(__name__)
 
 _RECONCILE_SECONDS = 60.0
 _CRD_WAIT_SECONDS = 2.0
-_RELIST_SECONDS = (2.0, 4.0, 8.0, 15.0)
-"""After a list that failed, once and again: a cluster in trouble is not asked for everything all the time."""
-_OPTIONAL = {kind.kind for kind in OPTIONAL_KINDS}
 _KEY_SECONDS = 5.0
-_AUTOSCALER_SECONDS = 15.0
-"""An autoscaler's own period: before, a foreign one has not scaled anything either."""
 
 
 class ServicesGone(Exception):
@@ -76,8 +70,18 @@ class Operator:
         slo_period = timedelta(seconds=settings.slo_write_seconds)
         self.statuses = StatusWriter(kube, self.informer, self.poller.views, slo_period, self.instance, leads)
         self.reconciler = Reconciler(kube, settings, self.informer, self.poller, self.statuses)
-        self._resyncs = 0
         self._gone = asyncio.Event()
+        self.resync = Resync(
+            kube,
+            settings.namespaces,
+            settings.resync_seconds,
+            self.informer,
+            self.watches,
+            self.rights,
+            self.health,
+            self.queue,
+            self._gone.set,
+        )
 
     async def run(self) -> None:
         """Until cancelled, or until a part that must not end ends. Raises `ServicesGone`."""
@@ -87,9 +91,9 @@ class Operator:
         parts = [
             listen(handlers, self.instance, settings.namespaces),
             self._end_with_the_crd(),
-            self._resync(),
+            self.resync.run(),
+            self.resync.follow_autoscalers(),
             self._follow_keys(),
-            self._follow_autoscalers(),
             *(self._work() for _ in range(settings.workers)),
         ]
         if settings.metrics_api is not None:
@@ -123,7 +127,7 @@ class Operator:
 
     def _scales_by_our_metrics(self) -> bool | None:
         """None while not every service has been looked at: a new leader withdraws nothing in haste."""
-        return self.statuses.scales_by_our_metrics() or (False if self._resyncs > 1 else None)
+        return self.statuses.scales_by_our_metrics() or (False if self.resync.rounds > 1 else None)
 
     def on_event(self, kind: str, obj: dict[str, Any], gone: bool) -> None:
         """From a watch. Only what is news brings a service back to the workers."""
@@ -175,70 +179,6 @@ class Operator:
                 case Next.NEWS:
                     self.queue.done(key)
             SERVICES.set(len(self.statuses))
-
-    async def _resync(self) -> None:
-        """Lists everything again and again: what a lost event or a bug left behind is mended within a period."""
-        failures = 0
-        while True:
-            complete = True
-            for kind in KINDS:
-                for namespace in self.settings.namespaces or ("",):
-                    if kind != KIND and namespace in self.informer.left_out:
-                        continue
-                    try:
-                        await self._list(kind, namespace)
-                    except Exception as error:  # the next round tries again
-                        complete = False
-                        log.warning("resync: %s: %s", kind, error)
-                    self.health.came_round()
-            if complete:
-                self.health.listed()
-                self._resyncs += 1
-            whole = complete and not self.informer.left_out
-            pause = self.settings.resync_seconds if whole else _RELIST_SECONDS[min(failures, 3)]
-            failures = 0 if whole else failures + 1
-            await asyncio.sleep(pause)
-
-    async def _list(self, kind: str, namespace: str) -> None:
-        # All autoscalers, as others' may scale our Deployments; the watch tells of ours alone.
-        selector = MANAGED_SELECTOR if kind in CHILDREN and kind != HPA.kind else ""
-        try:
-            found, version = await self.kube.list(KINDS[kind][0], kind, namespace, selector)
-        except ApiRefused as refused:
-            self.rights.answered(kind, "list", namespace, refused.status)
-            if refused.status == 404 and kind == KIND:
-                self._gone.set()
-            if refused.status == 403 and kind == KIND and self.informer.leave_out(namespace):
-                return
-            if refused.status != 403 or kind not in _OPTIONAL:
-                raise
-            for key in self.informer.refused(kind, str(refused), namespace):
-                self.queue.add(key)
-            return
-        self.rights.answered(kind, "list", namespace, 200)
-        if kind == KIND and namespace in self.informer.left_out:
-            for child in CHILDREN:  # first: an object that is not known may well exist
-                await self._list(child, namespace)
-            self.informer.take_in(namespace)
-        news: set[Key] = set()
-        if kind == HPA.kind:
-            news = {key for key in self.informer.autoscalers(found, namespace) if self.informer.get(KIND, *key)}
-            found = [obj for obj in found if managed(obj)]
-        for key in news | self.informer.listed(kind, found, version, namespace):
-            self.queue.add(key)
-        if kind == KIND:
-            told = ((obj["metadata"]["uid"], obj["metadata"]["resourceVersion"]) for obj in found)
-            self.watches.listed(told, namespace)
-            for obj in found:
-                self.queue.add(Key(obj["metadata"]["namespace"], obj["metadata"]["name"]))
-
-    async def _follow_autoscalers(self) -> None:
-        """The watch tells of ours alone, as everybody's status is written all the time."""
-        while True:
-            await asyncio.sleep(_AUTOSCALER_SECONDS)
-            for namespace in self.settings.namespaces or ("",):
-                with contextlib.suppress(Exception):  # the resync meets it, too, and says it
-                    await self._list(HPA.kind, namespace)
 
     async def _follow_keys(self) -> None:
         """A key that is replaced is in force without a restart, and the one before it for a while."""

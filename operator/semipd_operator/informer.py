@@ -105,12 +105,15 @@ class Informer:
             name = _name(kind, obj)
             present.add(name)
             news |= self.told(kind, obj)
+
+        def covers(name: Name) -> bool:
+            return name[0] == kind and namespace in ("", name[1])
+
         for name, known in list(self._objects.items()):
-            there = name[0] == kind and namespace in ("", name[1])
-            if there and name not in present and _version(known) <= version:
+            if covers(name) and name not in present and _version(known) <= version:
                 news |= _services(kind, known)
                 self._forget(name)
-        self._gone = {name: at for name, at in self._gone.items() if name[0] != kind or at > version}
+        self._gone = {name: at for name, at in self._gone.items() if not covers(name) or at > version}
         self._missing.discard((kind, namespace))
         self._refusals.pop((kind, namespace), None)
         self._look_whether_complete()

@@ -97,11 +97,12 @@ class Kube:
         return items
 
     async def list(
-        self, api_version: str, kind: str, namespace: str = "", selector: str = ""
+        self, api_version: str, kind: str, namespace: str = "", selector: str = "", *, newest: bool = False
     ) -> tuple[list[Object], int]:
         """All objects of a kind, page by page, and the version of the list. An empty namespace is all of them.
 
-        May be some seconds old: the API server answers from its memory, which costs it little.
+        May be some seconds old, unless the `newest` is asked for: the API server answers from its memory, which costs
+        it little.
         """
         items: list[Object] = []
         token = None
@@ -113,7 +114,7 @@ class Kube:
                 label_selector=selector or None,
                 limit=_PAGE,
                 _continue=token,
-                resource_version=None if token else "0",
+                resource_version=None if token or newest else "0",
             )
             items += page["items"]
             token = page["metadata"].get("continue")

@@ -135,6 +135,15 @@ def test_a_list_brings_what_the_watch_missed() -> None:
     assert len(one.pods(KEY)) == 2
 
 
+def test_a_list_of_one_namespace_forgets_no_deletion_in_another() -> None:
+    """Whose next list may be of another API server, and some seconds old."""
+    one = Informer(("n", "m"))
+    one.told("Pod", pod(5, "a"))
+    one.told("Pod", pod(12, "a"), gone=True)
+    one.listed("Pod", [], 20, "m")
+    assert one.listed("Pod", [pod(5, "a")], 11, "n") == set() and not one.pods(KEY)
+
+
 async def test_it_is_complete_once_every_kind_was_listed_in_every_namespace() -> None:
     one = Informer(("a", "b"))
     for namespace in ("a", "b"):
