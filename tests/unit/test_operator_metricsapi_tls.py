@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import aiohttp.web
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -178,6 +179,24 @@ async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     yield Running(api, port, tmp_path, front_proxy)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_port_that_is_taken_is_tried_again_and_leaves_nothing_behind() -> None:
+    api = Api(Authority.make())
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        door = Door(api, BACKEND, None, "", port)  # type: ignore[arg-type]
+        server = MetricsAPI(api, made(api), port, values, door, registration(api))  # type: ignore[arg-type]
+        runner = aiohttp.web.AppRunner(server.application())
+        await runner.setup()
+        try:
+            for _ in range(2):
+                assert not await server._look(runner) and not runner.sites
+            assert "APIService" not in api.applied, "what is registered answers"
+            taken.close()
+            assert await server._look(runner) and len(runner.sites) == 1
+        finally:
+            await runner.cleanup()
 
 
 async def test_the_front_proxy_is_served(running: Running) -> None:

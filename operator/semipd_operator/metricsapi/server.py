@@ -112,7 +112,11 @@ class MetricsAPI:
             context = self._context
             context.sni_callback = self._latest
             site = web.TCPSite(runner, port=self._port, ssl_context=context)
-            await site.start()
+            try:
+                await site.start()
+            except OSError:  # the port is taken: it is tried again, by another site
+                await site.stop()
+                raise
             self._site = site
         await self._door.open()
 
