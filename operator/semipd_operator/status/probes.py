@@ -1,7 +1,7 @@
 """Probes that keep a container from being ready, or for which the kubelet ends it again and again. Pure.
 
 Which container waits for which probe the pod's status says; why the probe fails only its events do. A probe of the
-engine's own is at fault once the agent says that the engine serves: see `summarise`.
+engine's own is at fault once the agent says that the engine serves: see `causes`.
 """
 
 from __future__ import annotations
