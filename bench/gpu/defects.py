@@ -244,6 +244,17 @@ DEFECTS: tuple[Defect, ...] = (
         ("self-test", "        if gone:\n", "        if gone < 0:\n"),
         ("self-test", "if sum(here) > total:", "if sum(here) > sum(wanted):"),
         ("self-test", "if here[0] < wanted[0]:", "if here[0] < 1:"),
+        ("order of ends", "preexec_fn=partial(die_with_parent, os.getpid()),", ""),
+        ("order of ends", "        self._process.kill()\n        with", "        with"),
+    ),
+    *_of(
+        f"{ENGINE}/green/driver.py",
+        "tests/unit/cuda/test_green.py -k cannot_be_made",
+        (
+            "order of ends",
+            'cuGreenCtxDestroy", context)\n            raise',
+            'cuStreamDestroy_v2", stream)\n            raise',
+        ),
     ),
     *_of(
         f"{ENGINE}/worker/lanes.py",

@@ -17,6 +17,7 @@ from tests.gpu.check.green_parts import tried
 from tests.gpu.check.presence import lacking, no_gpu
 from tests.gpu.check.report import Outcome, Record, Skip, markdown
 from tests.gpu.check.verdicts import PREDICTIONS, Verdict, steps, targets
+from tests.unit.cuda.stub import libcuda
 
 from semipd_engine.ipc.tokens import Sampling
 
@@ -146,6 +147,12 @@ def test_a_device_without_green_contexts_is_left_out_and_says_why() -> None:
     """The agent's own self-test is asked, here as everywhere; this machine has no driver."""
     with pytest.raises(Skip, match=r"GreenContextsUnavailable: prefill: libcuda\.so\.1"):
         tried({})
+
+
+def test_a_self_test_that_comes_to_no_end_is_a_failure_of_its_part_and_not_left_out(tmp_path: Path) -> None:
+    stub = Path(libcuda(tmp_path)).parent
+    with pytest.raises(RuntimeError, match="GreenProbeFailed: prefill, hello: the client ended with -6"):
+        tried({"LD_LIBRARY_PATH": str(stub), "STUB_DOES": "cuGreenCtxCreate=crash"})
 
 
 def test_a_green_move_has_its_microseconds() -> None:

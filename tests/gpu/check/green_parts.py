@@ -39,6 +39,8 @@ def tried(environment: Mapping[str, str]) -> Green:
     try:
         return Green.read(json.loads(done.stdout.splitlines()[-1]))
     except Refused as refused:
+        if refused.reason == "GreenProbeFailed":  # what crashed, hung or lost its context is a finding
+            raise RuntimeError(f"{refused}: {done.stderr[-800:]}") from refused
         raise Skip(str(refused)) from refused
 
 
