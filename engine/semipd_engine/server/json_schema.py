@@ -13,7 +13,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from semipd_engine.server.schema_numbers import BOUNDS, bound, check_values, without_excluded
+from semipd_engine.server.schema_cases import one_of_as_any_of
+from semipd_engine.server.schema_names import check_count, with_plain_names
+from semipd_engine.server.schema_numbers import BOUNDS, bound, check_steps, check_values, with_numbers
+from semipd_engine.server.schema_patterns import pattern
 
 Schema = dict[str, Any]
 
@@ -35,6 +38,12 @@ PATTERNS = {
     "relative-json-pointer": r"^(0|[1-9][0-9]*)(#|(/([^/~]|~[01])*)*)$",
 }
 """Others, by RFC 6901 and its successor's draft."""
+_YEAR = "(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
+_FOURTH = "(?:0[48]|[2468][048]|[13579][26])"
+_DAY = f"^(?:{_YEAR}-(?:0[13-9]|1[0-2])|{_YEAR}-02-(?:0[1-9]|1[0-9]|2[0-8])|(?:[0-9]{{2}}{_FOURTH}|{_FOURTH}00)-02-29)"
+_SECOND = "^[^:]*:[0-9]{2}:[0-5]"
+EXACTER = {"date": (_DAY,), "date-time": (_DAY, _SECOND), "time": (_SECOND,)}
+"""What llguidance takes besides: each 29th of February, a year 0, and leap seconds, which few clocks have."""
 ANY_ADDRESS = ("ipvanyaddress", "ipvanyinterface", "ipvanynetwork")
 """Pydantic's."""
 MOST_ARRANGEMENTS = 400
@@ -70,10 +79,10 @@ def held(schema: Any) -> Any:
 class _Rewriting:
     def __init__(self, root: Any) -> None:
         self._root = root
-        self._merges = any(
-            "allOf" in node or ("$ref" in node and set(node) - _ANNOTATIONS - _BESIDE_REF) for node in _nodes(root)
-        )
+        self._merges = any(map(_merges, _nodes(root)))
         """A number's bounds may come from several nodes."""
+        if self._merges:
+            check_steps(node["multipleOf"] for node in _nodes(root) if "multipleOf" in node)
 
     def of(self, node: Any) -> Any:
         if isinstance(node, list):
@@ -83,7 +92,10 @@ class _Rewriting:
         found: Schema = {}
         for name, value in node.items():
             if name in _MAPS and isinstance(value, dict):
-                found[name] = {key: self.of(each) for key, each in value.items()}
+                keys = map(pattern, value) if name == "patternProperties" else value
+                found[name] = dict(zip(keys, map(self.of, value.values()), strict=True))
+                if len(found[name]) < len(value):
+                    raise ValueError(f"{name}: two of its patterns are the same; keep one of them")
             elif name in _VALUES:
                 if name in ("enum", "const"):
                     check_values(name, value)
@@ -91,6 +103,8 @@ class _Rewriting:
             elif name == "$schema" and isinstance(value, str):
                 if draft := _DRAFT.fullmatch(value):
                     found[name] = f"http{'' if draft[1][5] == '-' else 's'}://json-schema.org/{draft[1]}/schema"
+            elif name == "pattern" and isinstance(value, str):
+                found[name] = pattern(value)
             elif name in _COUNTS and not isinstance(value, bool) and isinstance(value, int | float):
                 if (count := _count(name, value)) is not None:
                     found[name] = count
@@ -98,10 +112,10 @@ class _Rewriting:
                 found[name] = bound(value, BOUNDS[name])
             else:
                 found[name] = self.of(value)
-        found = without_excluded(_format(_check_options(found)), self._merges)
-        for rewrite in (self._names, self._unique, _check_count):
+        found = with_numbers(_format(_check_options(found)), self._merges)
+        for rewrite in (self._names, self._unique, check_count):
             found = rewrite(found)
-        return found
+        return _items(with_plain_names(one_of_as_any_of(found, self._target)))
 
     def _names(self, node: Schema) -> Schema:
         """`propertyNames` that are listed are properties."""
@@ -169,26 +183,43 @@ class _Rewriting:
         return node
 
 
+def _merges(node: Schema) -> bool:
+    """More is said of a value than by this node alone."""
+    others = set(node) - _ANNOTATIONS - _BESIDE_REF
+    return "allOf" in node or any(name in node and others - {name} for name in ("$ref", "anyOf", "oneOf"))
+
+
 def _check_options(node: Schema) -> Schema:
-    """llguidance's own options are not a client's way round the schema."""
+    """llguidance's own options are not a client's way round the schema, nor round JSON. Raises ValueError."""
     options = node.get("x-guidance")
-    for name in ("lenient", "coerce_one_of"):
-        if isinstance(options, dict) and options.get(name):
-            raise ValueError(f"x-guidance.{name} lets through what breaks the schema; leave it out")
+    for name, value in options.items() if isinstance(options, dict) else ():
+        if value and name != "whitespace_flexible":
+            raise ValueError(f"x-guidance.{name} may let through what breaks the schema; leave it out")
     return node
 
 
-def _format(node: Schema) -> Schema:
-    kind = node.get("format")
-    if not isinstance(kind, str) or kind in FORMATS:
+def _items(node: Schema) -> Schema:
+    """`additionalItems` means nothing but beside a list of `items`, and llguidance wants to see both at once."""
+    if "additionalItems" not in node:
         return node
+    if not isinstance(node.get("items"), list):
+        return {name: value for name, value in node.items() if name != "additionalItems"}
+    rest = {name: value for name, value in node.items() if name not in ("items", "additionalItems")}
+    return {"items": node["items"], "additionalItems": node["additionalItems"]} | rest
+
+
+def _format(node: Schema) -> Schema:
+    kind, more = node.get("format"), node.get("allOf", [])
+    if not isinstance(kind, str) or not isinstance(more, list):
+        return node
+    if kind in FORMATS:
+        patterns = [{"pattern": each} for each in EXACTER.get(kind, ())]
+        return node | {"allOf": [*more, *patterns]} if patterns else node
     rest = {name: value for name, value in node.items() if name != "format"}
-    if "pattern" in node:
-        return rest
     if kind in ANY_ADDRESS and "anyOf" not in node:
         return rest | {"anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}
     if kind in PATTERNS:
-        return rest | {"pattern": PATTERNS[kind]}
+        return rest | {"allOf": [*more, {"pattern": PATTERNS[kind]}]}
     return rest | {"format": STRICTER[kind]} if kind in STRICTER else rest
 
 
@@ -199,20 +230,6 @@ def _count(name: str, value: float) -> float | None:
             return None
         raise ValueError(f"{name} asks for more than an answer can have; ask for less")
     return int(value) if value == value // 1 else value
-
-
-def _check_count(node: Schema) -> Schema:
-    """llguidance counts a name that comes twice as two. Names in `properties` come once, and one more is another."""
-    least, required = node.get("minProperties"), node.get("required")
-    if not isinstance(least, int) or (node.get("additionalProperties") is False and not node.get("patternProperties")):
-        return node
-    named = len(set(required)) if isinstance(required, list) and all(isinstance(name, str) for name in required) else 0
-    if least > named + 1:
-        raise ValueError(
-            f"minProperties: {least}, of which {named} are required, could be met by one name that comes twice; "
-            f"name them in properties with additionalProperties: false, or ask for at most {named + 1}"
-        )
-    return node
 
 
 def _listed(node: Any) -> list[Any] | None:

@@ -16,8 +16,13 @@ BEYOND = 2**63
 bounds out there, and of the least 64-bit integer it dies."""
 WIDEST = BEYOND - 1024
 """The largest double before that: the bound in place of those further out."""
-LEAST_STEP = 1e-9
+LEAST_STEP = 1e-12
 """From a bound that is excluded to the first number that is not."""
+FEWEST_DIGITS, MOST_DIGITS = 6, 10
+"""Behind the point, where a bound is excluded and zero is not behind it, if a double has so many there."""
+MOST_STEPS = 1 << 32
+MOST_MULTIPLES = 1000
+"""That are written out."""
 
 
 def check_values(name: str, values: Any) -> None:
@@ -57,23 +62,75 @@ def bound(value: float, towards: float) -> float:
     return near if inside else int(math.nextafter(near, towards))
 
 
-def without_excluded(node: Schema, merges: bool) -> Schema:
-    """llguidance lets a whole number through that is excluded, where the other bound is within a unit of it: there the
-    next one is the bound, and also where the other one may come from elsewhere (`merges`)."""
-    node = _fourth_draft(node)
+def with_numbers(node: Schema, merges: bool) -> Schema:
+    """Bounds that are excluded, and what a number is a multiple of. `merges`: more of both may come from other nodes.
+    Raises ValueError."""
+    return _without_excluded(_with_step(_fourth_draft(node)), merges)
+
+
+def _without_excluded(node: Schema, merges: bool) -> Schema:
+    """Of an excluded bound llguidance knows the digits alone: 0.5000000000000000001 is more than 0.5, and the same
+    double; and it lets a whole one through, where the other bound is within a unit of it. So the next number is the
+    bound, if zero is behind it; else that would leave out 0.9, as it does 0.99, and fewer digits do."""
     if node.get("type") == "integer":
         return node
+    bounds, least, most = _bounds(node)
+    for excluded, included, towards in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
+        value = bounds.get(excluded)
+        if value is None or value not in (least, most) or not math.isfinite(value):
+            continue
+        digits = min(MOST_DIGITS, -math.log10(math.ulp(value)))
+        near = abs(value) > 10.0**-FEWEST_DIGITS and digits > FEWEST_DIGITS
+        if value * towards >= 0 or not near or merges or (value == int(value) and most - least < 1):
+            step = max(min(LEAST_STEP, (most - least) / 2 or LEAST_STEP), 4 * math.ulp(value))
+            node = {name: each for name, each in node.items() if name != excluded} | {included: value + towards * step}
+        elif "multipleOf" not in node:
+            node = node | {"multipleOf": 10.0 ** -int(digits)}
+    return node
+
+
+def _with_step(node: Schema) -> Schema:
+    """llguidance reckons in decimals, who checks an answer mostly in doubles: 0.29 is no multiple of 0.01 to him. Steps
+    that are the same in both are held; of others the multiples that both take, where they are few."""
+    step = node.get("multipleOf")
+    if isinstance(step, bool) or not isinstance(step, int | float) or not math.isfinite(step):
+        return node
+    rest = {name: value for name, value in node.items() if name != "multipleOf"}
+    if step == int(step):
+        return rest | {"multipleOf": int(step)}
+    exact = Decimal(repr(step))
+    bounds, least, most = _bounds(node)
+    if exact == Decimal(step):  # beyond these the multiples are no doubles
+        furthest = float(2**53 // step.as_integer_ratio()[1])
+        inside = {"minimum": max(bounds.get("minimum", -furthest), -furthest)}
+        return node | inside | {"maximum": min(bounds.get("maximum", furthest), furthest)}
+    if node.get("type") == "number" and (most - least) / step <= MOST_MULTIPLES and not node.keys() & {"enum", "const"}:
+        first, last = math.ceil(Decimal(least) / exact), math.floor(Decimal(most) / exact)
+        multiples = [float(count * exact) for count in range(first, last + 1)]
+        outside = (bounds.get("exclusiveMinimum"), bounds.get("exclusiveMaximum"))
+        listed = [each for each in multiples if least <= each <= most and each not in outside and each / step % 1 == 0]
+        return {name: value for name, value in rest.items() if name not in BOUNDS} | {"enum": listed}
+    raise ValueError(
+        f"multipleOf: {step} is no binary fraction, so that doubles which ought to be its multiples are none; bound it "
+        f"to at most {MOST_MULTIPLES} of them, count in whole ones, or ask for a string with a pattern"
+    )
+
+
+def check_steps(steps: Iterable[Any]) -> None:
+    """Raises ValueError where llguidance would reckon two of them together, and be wrong: it has 32 bits for that."""
+    given = {Decimal(repr(step)).normalize() for step in steps if type(step) in (int, float) and math.isfinite(step)}
+    digits = max((max(0, -int(each.as_tuple().exponent)) for each in given), default=0)
+    wide = sorted(abs(each).scaleb(digits) for each in given)[-2:]
+    if len(wide) == 2 and wide[0] * wide[1] >= MOST_STEPS:
+        raise ValueError("multipleOf: there are several, too large or too fine for each other; leave one of them out")
+
+
+def _bounds(node: Schema) -> tuple[dict[str, float], float, float]:
+    """By their names, and the least and the most that they allow, be it excluded."""
     bounds = {name: node[name] for name in BOUNDS if type(node.get(name)) in (int, float)}
     least = max((bounds[name] for name in ("minimum", "exclusiveMinimum") if name in bounds), default=-math.inf)
     most = min((bounds[name] for name in ("maximum", "exclusiveMaximum") if name in bounds), default=math.inf)
-    if not (0 <= most - least < 1 or merges):
-        return node
-    for excluded, included, towards in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
-        value = bounds.get(excluded)
-        if value is not None and value in (least, most) and math.isfinite(value) and value == int(value):
-            step = max(min(LEAST_STEP, (most - least) / 2 or LEAST_STEP), 4 * math.ulp(value))
-            node = {name: each for name, each in node.items() if name != excluded} | {included: value + towards * step}
-    return node
+    return bounds, least, most
 
 
 def _fourth_draft(node: Schema) -> Schema:

@@ -220,4 +220,6 @@ def _given(kind: str, value: Any) -> bool:
 
 
 def refused(field: str, error: str) -> ApiError:
+    if "coerce_one_of" in error:  # its words would have the client set what is refused
+        error = "oneOf: two of its cases may hold at once; use anyOf, or give each a required property of another const"
     return bad_request(field, f"cannot be used as a grammar: {words(error)}")
