@@ -67,11 +67,14 @@ class Bodies:
                 code="unsupported_encoding",
             )
         body, counts, most_bytes = bytearray(), Counts(), max(MAX_BODY_BYTES, BYTES_PER_TOKEN * max_tokens)
+        too_large = ApiError(413, f"body: larger than {most_bytes} bytes; send less", code="body_too_large")
+        if int(request.headers.get("content-length", 0)) > most_bytes:  # it need not be sent
+            raise too_large
         async for part in request.stream():
             body += part
             counts = counts.beside(part)
             if len(body) > most_bytes:
-                raise ApiError(413, f"body: larger than {most_bytes} bytes; send less", code="body_too_large")
+                raise too_large
         most = Counts(most_values(max_tokens), MAX_NAMES, MAX_NAMES)
         if not counts.within(most):  # an upper bound: text has such signs, too
             counts = await asyncio.get_running_loop().run_in_executor(None, counted, bytes(body), most)

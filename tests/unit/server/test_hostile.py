@@ -263,3 +263,11 @@ def test_odd_requests(api: Api, sent: bytes, status: int) -> None:
     body: Any = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert body["choices"] if status == 200 else body["error"]["message"]
     assert api.complete(max_tokens=1).status_code == 200
+
+
+def test_a_body_that_is_too_large_need_not_be_sent(api: Api) -> None:
+    """Its length says so: a client that waits for leave to send it is told at once."""
+    address = httpx.URL(api.url)
+    with socket.create_connection((address.host, address.port or 80), timeout=PATIENCE_S) as client:
+        client.sendall(POST + b"host: x\r\ncontent-length: 1000000000000\r\nexpect: 100-continue\r\n\r\n")
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 413 ")
