@@ -48,7 +48,7 @@ class Informer:
         """The last status that we wrote, or are writing, of each service."""
         self._missing = {(kind, namespace) for kind in KINDS for namespace in namespaces or ("",)}
         self._left_out: set[str] = set()
-        """Namespaces whose services we may not even list, since the start."""
+        """Namespaces in which we may not list what we need, since the start."""
         self._refusals: dict[tuple[str, str], str] = {}
         """By (kind, namespace)."""
         self._scalers: dict[Key, str] = {}
@@ -124,12 +124,14 @@ class Informer:
         """Of the namespaces that are watched: nothing is known of these, and nobody waits for them."""
         return frozenset(self._left_out)
 
-    def leave_out(self, namespace: str) -> bool:
-        """The API server does not let us list the services of one of several namespaces, which may be gone: the others
-        do not wait for it. False of one whose services are known: what was known stays."""
-        if not namespace or (namespace not in self._left_out and (KIND, namespace) not in self._missing):
+    def leave_out(self, kind: str, namespace: str) -> bool:
+        """The API server does not let us list a kind in one of several namespaces, which may be gone: the others do not
+        wait for it, and nothing is done in it without. False where the kind is known: what was known stays."""
+        if not namespace or (namespace not in self._left_out and (kind, namespace) not in self._missing):
             return False
         self._left_out.add(namespace)
+        for name in [name for name in self._objects if name[:2] == (KIND, namespace)]:
+            self._forget(name)
         self._missing = {(kind, of) for kind, of in self._missing if of != namespace}
         self._look_whether_complete()
         return True

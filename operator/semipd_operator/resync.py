@@ -66,7 +66,7 @@ class Resync:
                 kind, namespace = one
                 # Of a namespace that is left out only the services are asked for: what belongs to them follows.
                 well = (kind != KIND and self._out(namespace)) or await self._try(kind, namespace)
-                if well:
+                if well or self._out(namespace):
                     listed.add(one)
                 soon = not well or (kind == KIND and self._out(namespace))
                 failures[one] = failures[one] + 1 if soon else 0
@@ -107,7 +107,8 @@ class Resync:
             self._rights.answered(kind, "list", namespace, refused.status)
             if refused.status == 404 and kind == KIND:
                 self._on_gone()
-            if refused.status == 403 and kind == KIND and self._informer.leave_out(namespace):
+            needed = kind == KIND or (kind not in _OPTIONAL and not self._out(namespace))
+            if refused.status == 403 and needed and self._informer.leave_out(kind, namespace):
                 return
             if refused.status != 403 or kind not in _OPTIONAL:
                 raise

@@ -153,3 +153,24 @@ def test_a_watched_namespace_that_is_gone_holds_up_no_other_one(
         wait_until(lambda: condition(crd.get("spd", "two", gone), "Ready").get("status") == "True")
         assert f"list semipdservices.semipd.io in namespace {gone} is granted again" in operator.log.read_text()
         assert answer(operator.health)[0] == answer(operator.health.replace("readyz", "healthz"))[0] == 200
+
+
+def test_a_namespace_whose_role_lacks_the_pods_holds_up_no_other_one(
+    crd: Any, namespace: str, agent_port: int, tmp_path: Path, rights: list[dict[str, Any]]
+) -> None:
+    other = f"{namespace}-other"
+    crd.kubectl("create", "namespace", other)
+    narrow = chart_rights(values={"watchNamespaces": f"{{{namespace},{other}}}", "metricsApi.enabled": "false"})
+    theirs = [obj for obj in narrow if obj["metadata"].get("namespace") == other]
+    crd.kubectl("delete", "clusterrolebinding", "semipd-operator")
+    for obj in (*narrow, *without(theirs, "pods", "list")):
+        crd.apply(obj)
+    with Operator(crd, tmp_path, agent_port, f"--namespace={namespace}", f"--namespace={other}") as operator:
+        crd.apply(service("two", other, replicas=0))
+        crd.apply(service("one", namespace, replicas=0))
+        wait_until(lambda: condition(crd.get("spd", "one", namespace), "Ready").get("status") == "True")
+        assert f"RBAC refuses list pods in namespace {other} (403)" in operator.log.read_text()
+        assert not crd.get("spd", "two", other).get("status"), "what is not known of it would be told wrongly"
+        for obj in theirs:
+            crd.apply(obj)
+        wait_until(lambda: condition(crd.get("spd", "two", other), "Ready").get("status") == "True")

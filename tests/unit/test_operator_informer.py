@@ -159,17 +159,17 @@ async def test_it_is_complete_once_every_kind_was_listed_in_every_namespace() ->
 
 def test_a_namespace_whose_services_are_refused_from_the_start_is_not_waited_for() -> None:
     one = Informer(("a", "b"))
-    assert one.leave_out("b") and one.leave_out("b") and one.left_out == {"b"}
+    assert one.leave_out(SPD, "b") and one.leave_out(SPD, "b") and one.left_out == {"b"}
     for kind in KINDS:
         assert not one._complete.is_set()
         one.listed(kind, (), 1, "a")
     assert one._complete.is_set()
-    assert not one.leave_out("a"), "its services are known"
+    assert not one.leave_out(SPD, "a"), "its services are known"
     one.take_in("b")
     one.listed(SPD, (), 2, "b")
-    assert not one.left_out and not one.leave_out("b")
+    assert not one.left_out and not one.leave_out(SPD, "b")
     everywhere = Informer()
-    assert not everywhere.leave_out("") and not everywhere._complete.is_set()
+    assert not everywhere.leave_out(SPD, "") and not everywhere._complete.is_set()
 
 
 def test_a_kind_may_be_refused_in_one_namespace_and_granted_in_another() -> None:

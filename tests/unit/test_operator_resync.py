@@ -130,6 +130,24 @@ async def test_a_namespace_whose_rights_are_taken_away_fills_no_log(caplog: Any)
     assert "resync: " not in caplog.text
 
 
+async def test_a_namespace_without_the_right_to_its_pods_holds_up_no_other_one() -> None:
+    """Somebody trimmed its Role. Its services are not looked after: what is not known of them would be told wrongly."""
+    one = Fixture("a", "trimmed")
+    made = new_service()
+    made["metadata"] |= {"namespace": "trimmed", "resourceVersion": "4"}
+    one.informer.told(SPD, made)
+    one.kube.refuse["Pod", "trimmed"] = FORBIDDEN
+    await one.run(130)
+    assert one.resync.rounds == 3 and one.informer.left_out == {"trimmed"}
+    await one.informer.complete()
+    assert one.informer.get(SPD, "trimmed", "demo") is None
+    assert one.kube.asked["Pod", "trimmed"][:4] == [0, 60, 62, 66], "asked for again, and not taken in without"
+    one.kube.refuse.clear()
+    one.kube.objects.append(made)
+    await one.run(150)
+    assert not one.informer.left_out and one.informer.get(SPD, "trimmed", "demo")
+
+
 async def test_a_service_that_is_made_while_its_namespace_is_taken_in_is_seen() -> None:
     """Of a namespace that is left out no event is heeded; one that came after its list was missed for a period."""
     kube: Any = Lists()
