@@ -26,9 +26,12 @@ def not_ours(service: SemiPDService, taken: Sequence[Object]) -> Problem:
     if theirs:
         exist = "exists and does not" if len(theirs) == 1 else "exist and do not"
         causes.append(f"{_listed([_named(live) for live in theirs])} {exist} belong to this SemiPDService")
-        what = "that object" if len(taken) == 1 else _listed([_path(live) for live in theirs])
-        needs = "that nothing needs it" if len(theirs) == 1 else "that nothing needs them"
-        remedies.append(f"Rename the SemiPDService; or, once you know {needs}, delete {what}.")
+        stay = [live for live in theirs if not live["metadata"].get("deletionTimestamp")]
+        what = "that object" if len(taken) == 1 else _listed([_path(live) for live in stay or theirs])
+        needs = "that nothing needs it" if len(stay) == 1 else "that nothing needs them"
+        wait = f"wait until {what} is gone: its finalizers hold it" if len(theirs) == 1 else f"wait for {what} to go"
+        way = f"once you know {needs}, delete {what}" if stay else wait
+        remedies.append(f"Rename the SemiPDService; or, {way}.")
     if orphans:
         was = (
             "was of this operator's making and has" if len(orphans) == 1 else "were of this operator's making and have"
@@ -112,4 +115,7 @@ def _controller(live: Object) -> Object | None:
 def _named(live: Object) -> str:
     """With its owner, who would make it anew."""
     owner = _controller(live)
-    return f"{_plain(live)} (of {owner['kind']} {owner['name']})" if owner else _plain(live)
+    of = f"of {owner['kind']} {owner['name']}" if owner else ""
+    going = "being deleted" if live["metadata"].get("deletionTimestamp") else ""
+    told = ", ".join(filter(None, (of, going)))
+    return f"{_plain(live)} ({told})" if told else _plain(live)

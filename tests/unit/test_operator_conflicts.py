@@ -99,6 +99,23 @@ async def test_a_service_whose_objects_all_lost_their_owner_has_the_whole_comman
     assert one.kube.condition("SpecAccepted")["status"] == "True"
 
 
+async def test_an_object_that_someone_has_deleted_already_is_waited_for() -> None:
+    """A load balancer's, whose finalizer takes a minute."""
+    one = Fixture(new_service())
+    meta = {"name": KEY.name, "namespace": KEY.namespace, "deletionTimestamp": "2026-01-02T03:04:05Z"}
+    one.kube.put({"kind": "Service", "apiVersion": "v1", "metadata": meta})
+    assert await one.reconcile() is Next.RETRY
+    assert one.kube.condition("Ready")["message"] == (
+        f"Service {KEY.name} (being deleted) exists and does not belong to this SemiPDService. Remedy: Rename the "
+        "SemiPDService; or, wait until that object is gone: its finalizers hold it."
+    )
+    stays = {**meta, "deletionTimestamp": None}
+    one.kube.put({"kind": "Deployment", "apiVersion": "apps/v1", "metadata": stays})
+    await one.reconcile()
+    remedy = one.kube.condition("Ready")["message"].partition("Remedy: ")[2]
+    assert remedy.endswith(f"once you know that nothing needs it, delete Deployment/{KEY.name}.")
+
+
 async def test_objects_of_a_deleted_service_of_the_same_name_go_by_themselves_and_nobody_is_to_delete_them() -> None:
     """``kubectl delete spd``, and at once the same again: the garbage collector comes a moment later."""
     one = Fixture(new_service(replicas=2))
