@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from semipd_engine.cards.guidance import words
 from semipd_engine.server.errors import ApiError, bad_request
 from semipd_engine.server.json_schema import held
+from semipd_engine.server.schema_names import CONTROLS
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -222,4 +223,9 @@ def _given(kind: str, value: Any) -> bool:
 def refused(field: str, error: str) -> ApiError:
     if "coerce_one_of" in error:  # its words would have the client set what is refused
         error = "oneOf: two of its cases may hold at once; use anyOf, or give each a required property of another const"
+    if "are not disjoint" in error and CONTROLS in error:  # nor does it know a pattern that is ours
+        error = (
+            "objects that allOf, anyOf or $ref put together each say something of names that they do not list, by "
+            "patternProperties or additionalProperties; set additionalProperties: false, or say it in one of them"
+        )
     return bad_request(field, f"cannot be used as a grammar: {words(error)}")

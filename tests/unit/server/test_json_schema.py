@@ -294,6 +294,7 @@ def test_what_excludes_each_other(one: Any, other: Any, exclude: bool) -> None:
         ({"type": "number", "multipleOf": 0.01}, "count in whole ones"),
         ({"type": "number", "multipleOf": 0.001, "minimum": 0, "maximum": 5}, "at most 1000 of them"),
         ({"type": "integer", "multipleOf": 100_000, "allOf": [{"multipleOf": 70_000}]}, "leave one of them out"),
+        (OPEN | {"allOf": [{"patternProperties": {"^x": {"const": 1}}}]}, "or say it in one of them"),
         ({"type": "string", "pattern": "[a"}, "not closed"),
         ({"type": "string", "pattern": "a\\"}, "follows a backslash"),
         ({"type": "string", "pattern": "(?m)^a"}, "is not the same everywhere"),
