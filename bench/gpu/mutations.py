@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,8 @@ FIRST = ("--hypothesis-profile", "first")
 SECONDS = 400
 """For the tests of one defect, and at least three times what they take without it, so that a machine that is busy finds
 nothing: one that hangs is found as well."""
+ENDED = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+"""By somebody else: what a defect may bring about is a crash."""
 WITHOUT_SECONDS = 1800
 """For the same tests without a defect."""
 
@@ -63,7 +66,7 @@ def passes(folder: Path, tests: str, seconds: float) -> bool:
     except subprocess.TimeoutExpired:
         tqdm.write(f"hung for {seconds:.0f} s: pytest {tests}")
         return False
-    if done.returncode > 1:  # not a failure but no run
+    if done.returncode > 1 or -done.returncode in ENDED:  # not a failure but no run
         raise RuntimeError(f"pytest {tests} ended with {done.returncode}: {done.stdout.decode()[-2000:]}")
     return done.returncode == 0
 
