@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,10 @@ from semipd_operator.crd import to_yaml
 from semipd_operator.render import InvalidTemplate, render
 from semipd_operator.settings import Settings, package_version
 
+_ENDS = (
+    "Exit status: 0 after a service that was asked to end; 130 (Ctrl-C) or 143 (SIGTERM) where it was never ready; "
+    "1 where the manifest is refused or nothing can ever serve it, with one line that says why."
+)
 DEFAULT_ENGINE_IMAGE = "ghcr.io/semipd/engine"
 
 
@@ -40,6 +45,8 @@ def command(arguments: Sequence[str]) -> int:
     except ManifestError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # of a run, before the agent was started
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # `semipd render | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -50,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=package_version())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="serve a manifest here, without Kubernetes, in the foreground")
+    run = commands.add_parser("run", help="serve a manifest here, without Kubernetes, in the foreground", epilog=_ENDS)
     run.set_defaults(handle=_run)
     run.add_argument("-f", "--file", type=Path, required=True, help="manifest with one SemiPDService; watched")
     _add_set(run)

@@ -38,6 +38,8 @@ from semipd_operator.status.summarise import write_due
 _PERIOD_SECONDS = 1.0
 _SLO_PERIOD = timedelta(seconds=5)
 _PR_SET_PDEATHSIG = 1
+_RESTART_ALONE = frozenset({PartitionReason.NO_GPU, PartitionReason.USER_MISMATCH})
+"""Refusals of the partitioner that only another start can mend. Others may pass, or go with another partition.mode."""
 _NO_UID = ""
 """The agent has a uid only in a pod."""
 
@@ -72,16 +74,24 @@ class Embedded:
         self._last_write: datetime | None = None
         self._unwritten = False
         """The status file is older than the status."""
-        self._stopping = False
+        self._stopping: signal.Signals | None = None
+        """What asked us to end."""
+        self._served = False
+        """The engine was ready once."""
         self._refusal = ""
         """Why no engine can serve the model: the end of the run."""
         self._faults: dict[str, str] = {}
         """What fails at present, by part: said once, and tried again."""
 
     async def run(self) -> int:
-        """Until the agent ends; its exit status. Ctrl-C and SIGTERM drain, a second one kills."""
+        """Until the agent ends; its exit status. Ctrl-C and SIGTERM drain, a second one kills.
+
+        0 after a service that was asked to end; 128 and the signal's number where it was never ready.
+        """
         with tempfile.TemporaryDirectory(prefix="semipd-run-") as name:
             folder = Path(name)
+            if self._service.spec.engine.device == "cuda":
+                await preflight.check_gpu()
             model = self._service.spec.model
             directory = await preflight.model_directory(model.uri, model.revision, self._options.claims)
             await preflight.check_model(directory)
@@ -98,9 +108,11 @@ class Embedded:
                 await asyncio.gather(watching, return_exceptions=True)
         if self._refusal:
             raise RunError(self._refusal)
-        if code and not self._stopping:
+        if self._stopping:
+            return 0 if self._served else 128 + self._stopping
+        if code:
             raise RunError(f"semipd-agent ended with exit status {code}: its last lines say why")
-        return 0 if self._stopping else code
+        return code
 
     def _parse(self, source: Manifest, generation: int) -> SemiPDService:
         service = source.service(self._options.settings, namespace="local", generation=generation)
@@ -157,18 +169,18 @@ class Embedded:
                 output.close()
 
     def _catch_signals(self, child: asyncio.subprocess.Process) -> None:
-        def stop() -> None:
+        def stop(number: signal.Signals) -> None:
             with contextlib.suppress(ProcessLookupError):
                 if self._stopping:
                     os.killpg(child.pid, signal.SIGKILL)
                 else:
                     self._say(f"draining (up to {GRACE_SECONDS} s; once more to kill)")
                     child.send_signal(signal.SIGTERM)
-            self._stopping = True
+            self._stopping = self._stopping or number
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop)
+            loop.add_signal_handler(number, stop, number)
 
     async def _watch(self, folder: Path, child: asyncio.subprocess.Process) -> None:
         """Until the model is refused for good. What fails in one turn is said, and tried again in the next."""
@@ -182,11 +194,11 @@ class Embedded:
                 if client is not None:
                     with self._contained("the agent cannot be asked"):
                         await self._look(client)
+                self._refusal = _lasting(self._view)
                 with self._contained("the status cannot be shown"):
                     self._show()
                 with self._contained("--status-file cannot be written"):
                     self._write_status()
-                self._refusal = _lasting(self._view)
                 if self._refusal:
                     with contextlib.suppress(ProcessLookupError):
                         child.send_signal(signal.SIGTERM)
@@ -218,6 +230,7 @@ class Embedded:
             self._view = self._view.failed(str(error))
         else:
             self._view = self._view.heard(report, datetime.now(UTC))
+            self._served = self._served or report.engine.ready
 
     def _reread(self, folder: Path) -> None:
         """The manifest is watched: what changes in place is pushed, as `kubectl apply` would have it."""
@@ -257,6 +270,8 @@ class Embedded:
         if not write_due(before, status, now=now, last_write=self._last_write, slo_period=_SLO_PERIOD):
             return
         self._status, self._last_write, self._unwritten = status, now, True
+        if self._refusal:
+            return  # the last line says it
         if (line := status_line(status)) != status_line(before):
             self._say(line)
         for event in events(before, status):
@@ -269,9 +284,11 @@ class Embedded:
 
 
 def _lasting(view: AgentView) -> str:
-    """Why the engine will never serve; empty while it may. A missing GPU may come; a bad model stays as it is."""
+    """Why the engine will never serve; empty while it may. A bad model stays as it is, and no GPU comes; MPS may."""
     report = view.report
-    if report is None or report.engine.state is not EnginePhase.FAILED or report.engine.reason in set(PartitionReason):
+    if report is None or report.engine.state is not EnginePhase.FAILED:
+        return ""
+    if report.engine.reason in set(PartitionReason) - _RESTART_ALONE:
         return ""
     return f"the model cannot be served: {report.engine.reason}: {report.engine.message}"
 

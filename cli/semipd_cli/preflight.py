@@ -1,12 +1,14 @@
 """What `semipd run` refuses before it starts anything, each in one line with the remedy, and where it finds programs
 and models.
 
-A model that can never serve, an address that is taken, a file that cannot be written. Knows no manifest and no agent.
+A device that is not here, a model that can never serve, an address that is taken, a file that cannot be written. Knows
+no manifest.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import socket
@@ -44,7 +46,7 @@ async def model_directory(uri: str, revision: str | None, claims: Path) -> str:
     except OSError as error:
         raise RunError(f"{folder} cannot be made ({error.strerror}): XDG_CACHE_HOME names another place") from None
     more = ("--revision", revision) if revision else ()
-    fetch = await _engine("fetch", uri, "--cache", str(folder), "--link", str(directory), *more)
+    fetch = await _program("semipd-engine", "fetch", uri, "--cache", str(folder), "--link", str(directory), *more)
     if await fetch.wait():
         raise RunError(f"model.uri {uri}: the download failed, see above")
     return str(directory)
@@ -62,21 +64,33 @@ def _folder(uri: str, path: Path) -> Path:
     )
 
 
+async def check_gpu() -> None:
+    """Raises `RunError` where no GPU is visible, by the agent's own judgement. Nobody adds one to a running process."""
+    doctor = await _program("semipd-agent", "doctor", "--device", "cuda", "--json", stdout=subprocess.PIPE)
+    said, _ = await doctor.communicate()
+    try:
+        rows = {row["check"]: row for row in json.loads(said)}
+    except ValueError:
+        return  # the agent says it, then
+    if rows.get("GPU and driver", {}).get("grade") == "fail":
+        raise RunError("engine.device is cuda, and no NVIDIA GPU is visible here: use --set engine.device=cpu")
+
+
 async def check_model(directory: str) -> None:
     """Raises `RunError` with the engine's words: it reads all of the folder but the tensors."""
-    check = await _engine("check", directory, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    check = await _program("semipd-engine", "check", directory, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, said = await check.communicate()
     if check.returncode:
         last = (said.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
         raise RunError(f"the model cannot be served: {last}")
 
 
-async def _engine(*arguments: str, stdout: int | None = None, stderr: int | None = None) -> Process:
-    """The engine's program. Raises `RunError` where it is not installed."""
+async def _program(name: str, *arguments: str, stdout: int | None = None, stderr: int | None = None) -> Process:
+    """One of the project's programs. Raises `RunError` where it is not installed."""
     try:
-        return await asyncio.create_subprocess_exec(find("semipd-engine"), *arguments, stdout=stdout, stderr=stderr)
+        return await asyncio.create_subprocess_exec(find(name), *arguments, stdout=stdout, stderr=stderr)
     except OSError as error:
-        raise RunError(f"semipd-engine cannot be started ({error.strerror}): install semipd[agent,engine]") from None
+        raise RunError(f"{name} cannot be started ({error.strerror}): install semipd[agent,engine]") from None
 
 
 def check_address(host: str, port: int) -> None:

@@ -566,7 +566,7 @@ FAILURES: tuple[Failure, ...] = (
                 "NoGPU",
                 (
                     REFUSES,
-                    "tests/unit/test_operator_run_gpu.py::test_a_gpu_service_without_a_gpu_says_so_everywhere_and_once",
+                    "tests/unit/test_run_ends.py::test_a_gpu_service_without_a_gpu_ends_with_one_line",
                     "tests/engine/test_device.py::test_cuda_without_a_gpu_is_one_error_with_its_reason_and_remedy",
                 ),
             ),

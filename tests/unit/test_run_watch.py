@@ -92,6 +92,30 @@ async def test_a_defect_in_what_is_read_of_the_agent_ends_nothing(watch: Watch) 
     assert watch.child.signals == [signal.SIGTERM], "it was still watched: an engine that is refused ends the run"
 
 
+@pytest.mark.parametrize("reason", ["NoGPU", "UserMismatch"])
+async def test_what_only_another_start_can_mend_ends_the_run_and_is_said_by_its_last_line(
+    reason: str, watch: Watch
+) -> None:
+    watch.status.parent.mkdir()
+    engine = EngineStatus(state=EnginePhase.FAILED, ready=False, reason=reason, message="why: remedy")
+    watch.answer = lambda: report(engine=engine)
+    async with asyncio.timeout(30):
+        while not watch.child.signals:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert watch.run._refusal == f"the model cannot be served: {reason}: why: remedy"
+    assert not any(reason in line for line in watch.said), "whoever calls says it, once"
+    assert reason in watch.status.read_text()
+
+
+async def test_what_may_pass_is_waited_for(watch: Watch) -> None:
+    """MPS's programs may be missing until partition.mode changes, which is put in force in place."""
+    watch.status.parent.mkdir()
+    engine = EngineStatus(state=EnginePhase.FAILED, ready=False, reason="MPSUnavailable", message="why: remedy")
+    watch.answer = lambda: report(engine=engine)
+    await watch.turns(5)
+    assert watch.child.signals == [] and any("MPSUnavailable" in line for line in watch.said)
+
+
 async def test_slow_kernels_are_said_aloud_and_once(watch: Watch) -> None:
     watch.status.parent.mkdir()
     why = "plain torch computes: build the package again"
