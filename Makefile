@@ -56,7 +56,7 @@ gpu-wheels: venv ## the packages that a CUDA image lacks, as wheels in out/gpu-w
 	@$(PY) -m tests.gpu.wheels --python $(or $(PYTHON_THERE),3.12)
 
 gpu-check: ## what only a GPU can show, in ten minutes: out/gpu; needs Python and torch (docs/gpu/README.md)
-	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m tests.gpu.check $(if $(WHEELS),--wheels $(WHEELS)) $(if $(PROBE),--probe $(PROBE)) $(ARGS)
+	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -B -m tests.gpu.check $(if $(WHEELS),--wheels "$(WHEELS)") $(if $(PROBE),--probe "$(PROBE)") $(ARGS)
 
 gpu-mutations: venv ## the seeded defects, and which of them the tests without a GPU find: docs/gpu/mutations.md
 	@$(PY) -m bench.gpu.mutations $(ARGS)

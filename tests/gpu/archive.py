@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.gpu.check.__main__ import commit
+from tests.gpu.check.circumstances import commit
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "gpu-check.pyz"

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from tests.engine.harness import Stream
 from tests.gpu.check import large_parts
-from tests.gpu.check.__main__ import BUDGET_SECONDS, status_of
 from tests.gpu.check.catalogue import LEAVE_SECONDS, PARTS, RESERVED, Part, allowance
+from tests.gpu.check.command import BUDGET_SECONDS
 from tests.gpu.check.goodput import Alone, Lengths, Served, fitting, summary, trace
 from tests.gpu.check.green_parts import tried
 from tests.gpu.check.presence import lacking, no_gpu
-from tests.gpu.check.report import Outcome, Record, Skip, markdown
+from tests.gpu.check.report import Call, Outcome, Record, Skip, markdown
+from tests.gpu.check.run import status_of
 from tests.gpu.check.verdicts import PREDICTIONS, Verdict, steps, targets
 from tests.unit.cuda.stub import libcuda
 
@@ -80,7 +81,14 @@ def test_a_step_is_near_what_was_expected_or_a_miss_either_way() -> None:
 def test_a_card_without_predictions_shows_what_it_did() -> None:
     rows = steps([machine("NVIDIA L4, 58 SMs"), large(decode_1=50.0)], PREDICTED)
     row = next(row for row in rows if (row["model"], row["step"]) == ("8B", "decode 1"))
-    assert row["measured ms"] == 50.0 and row["verdict"] == "" and "expected ms" not in row
+    assert row["measured ms"] == 50.0 and row["verdict"] == "not predicted for this card"
+    assert not [column for column in row if "expected" in column], "figures of two cards are not compared"
+
+
+def test_where_no_card_is_known_the_predictions_stand_and_nothing_is_measured() -> None:
+    row = next(row for row in steps([], PREDICTED) if (row["model"], row["step"]) == ("8B", "decode 1"))
+    assert row["verdict"] == "not measured"
+    assert row["expected on H100 ms"] == CASES["decode 1"]["ms"]["H100"]["expected"]
 
 
 def test_nothing_is_met_that_nobody_has_measured() -> None:
@@ -218,9 +226,27 @@ def test_turns_are_as_long_as_the_time_that_is_left_allows() -> None:
 def test_the_page_begins_with_what_was_promised_and_keeps_the_misses() -> None:
     floor = CASES["decode 1"]["ms"]["H100"]["floor"]
     records = [machine(), large(decode_1=10 * floor)]
-    page = markdown(records, "cuda", 12.0, "0123abc", targets(records, PREDICTED), steps(records, PREDICTED))
+    call = Call({"device": "cuda", "commit": "0123abc"}, 12.0)
+    page = markdown(records, call, targets(records, PREDICTED), steps(records, PREDICTED))
     assert page.index("8B, decode 1") < page.index("## machine") and "| 10% | missed |" in page
     assert "0123abc" in page and "missed: slower" in page
+
+
+@pytest.mark.parametrize(
+    ("device", "outcomes", "title"),
+    [
+        ("cuda", (Outcome.OK, Outcome.NO_GPU), "What a GPU showed"),
+        ("cuda", (Outcome.FAILED, Outcome.SKIPPED), "What a GPU showed"),
+        ("cuda", (Outcome.INTERRUPTED,), "What a GPU showed"),
+        ("cuda", (Outcome.FAILED, Outcome.NO_GPU), "No GPU here: nothing was measured"),
+        ("cuda", (Outcome.SKIPPED,), "No part ran: nothing was measured"),
+        ("cuda", (), "No part ran: nothing was measured"),
+        ("cpu", (Outcome.OK,), "Dry run on the CPU: no figure here is a GPU's"),
+    ],
+)
+def test_the_page_is_called_what_it_is(device: str, outcomes: tuple[Outcome, ...], title: str) -> None:
+    records = [record("part", outcome) for outcome in outcomes]
+    assert markdown(records, Call({"device": device}, 1.0), [], []).startswith(f"# {title}\n")
 
 
 @pytest.mark.parametrize(
@@ -230,6 +256,8 @@ def test_the_page_begins_with_what_was_promised_and_keeps_the_misses() -> None:
         ((Outcome.OK, Outcome.FAILED), 1),
         ((Outcome.TIMED_OUT, Outcome.NO_GPU), 1),
         ((Outcome.NO_GPU, Outcome.NO_GPU), 3),
+        ((Outcome.SKIPPED, Outcome.SKIPPED), 3),
+        ((), 3),
     ],
 )
 def test_nobody_takes_a_machine_without_a_gpu_for_a_success(outcomes: tuple[Outcome, ...], status: int) -> None:

@@ -26,7 +26,7 @@ SAME_TOKENS = "float32 tokens equal transformers', through two phase processes"
 PREDICTED = "weights made on the device; memory, and the steps that were predicted, at their sizes"
 PARTS = (
     Part("probe", "what this machine and its driver allow", 230, 60, dry=False),
-    Part("machine", "what is here", 60, 10),
+    Part("machine", "what is here; without a GPU, that the packages load", 120, 10),
     Part("mps", "a daemon of our own limits its clients, and a variable that we inherited does not stop it", 120, 20),
     Part("memory", "another process maps the resident's memory, and no copy of it", 90, 15, dry=False),
     Part("exact-qwen2", SAME_TOKENS, 120, 25, dry=False),

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from tests.gpu.check.catalogue import named
-from tests.gpu.check.presence import lacking, no_gpu
+from tests.gpu.check.presence import NEEDED, lacking, no_gpu
 from tests.gpu.check.report import Keeping, Outcome, Record, Skip
 
 from semipd_engine.resident.cuda_environment import without_mps
@@ -80,6 +80,19 @@ def play(part: str, stage: Stage, figures: Figures) -> None:
             raise ValueError(f"no part {part}")
 
 
+def here(wheels: Path | None, figures: Figures) -> str:
+    """A run without a GPU loads nothing, so this part loads what the others would: the wheels' packages, or those that
+    are installed. What of the image's is missing, for the end of a line. Raises ImportError."""
+    from tests.gpu.check.packages import IMAGE, image, load, modules
+
+    names = modules(wheels) if wheels is not None else [name for name in NEEDED if name not in IMAGE]
+    figures["packages that load"], wrong = load(names)
+    if wrong:
+        figures["packages that do not"] = wrong
+        raise ImportError("; ".join(wrong))
+    return f"; not here: {', '.join(absent)}" if (absent := image()) else ""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu.check.part")
     parser.add_argument("name")
@@ -87,6 +100,7 @@ def main() -> int:
     parser.add_argument("--record", type=Path, required=True)
     parser.add_argument("--patience", type=float, default=1.0)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--packages", type=Path)
     parser.add_argument("--smollm2", type=Path)
     parser.add_argument("--mps-probe", type=Path)
     options = parser.parse_args()
@@ -101,7 +115,7 @@ def main() -> int:
     with Keeping(record, options.record):
         try:
             if options.device == "cuda" and (why := no_gpu()):
-                raise NoGpu(why)
+                raise NoGpu(why + (here(options.packages, record.figures) if part.name == "machine" else ""))
             if why := lacking():
                 raise ImportError(why)
             from tests.gpu.check import engine

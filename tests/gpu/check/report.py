@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +22,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
     SKIPPED = "skipped"
     TIMED_OUT = "timed out"
+    INTERRUPTED = "interrupted"
     NO_GPU = "no GPU"
 
 
@@ -79,25 +81,48 @@ class Keeping:
                 continue
 
 
-def markdown(
-    records: list[Record],
-    device: str,
-    seconds: float,
-    commit: str,
-    targets: list[dict[str, Any]],
-    steps: list[dict[str, Any]],
-) -> str:
+@dataclass(frozen=True)
+class Call:
+    """What a report says of the call that made it."""
+
+    circumstances: Mapping[str, str]
+    """Device, commit and versions, of all records."""
+    seconds: float
+    earlier: frozenset[str] = frozenset()
+    """Parts that it left alone: their records are those of a call before it."""
+    interrupted: str = ""
+    """The signal that ended it."""
+
+
+Rows = list[dict[str, Any]]
+
+
+def write_report(out: Path, records: list[Record], call: Call, promised: Rows, predicted: Rows, sha256: str) -> str:
+    """``report.md`` and ``report.json`` in `out`. `sha256`: of the predictions. The page. Raises OSError."""
+    page = markdown(records, call, promised, predicted)
+    (out / "report.md").write_text(page)
+    parts = [asdict(record) | {"of an earlier call": record.name in call.earlier} for record in records]
+    content: dict[str, Any] = {key: call.circumstances[key] for key in ("device", "commit")}
+    content |= {"seconds": round(call.seconds, 1), "interrupted": call.interrupted, "parts": parts}
+    content |= {"circumstances": dict(call.circumstances), "predictions": sha256}
+    content |= {"promised": promised, "predicted": predicted}
+    (out / "report.json").write_text(json.dumps(content, indent=2, default=str))
+    return page
+
+
+def markdown(records: list[Record], call: Call, targets: Rows, steps: Rows) -> str:
     """One page: the parts, what was promised and predicted beside what was measured (`verdicts`), and each part."""
-    title = "# What a GPU showed" if device == "cuda" else "# Dry run on the CPU: no figure here is a GPU's"
-    lines = [
-        title,
-        "",
-        f"{seconds:.0f} seconds in all, commit {commit}.",
-        "",
-        "| part | claim | outcome | seconds | why |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [f"| {r.name} | {r.claim} | {r.outcome} | {r.seconds:.1f} | {_line(r.problem)} |" for r in records]
+    device = call.circumstances["device"]
+    lines = [f"# {_title(records, device)}", "", f"{call.seconds:.0f} seconds in all."]
+    if call.interrupted:
+        lines += [f"Interrupted by {call.interrupted}: not all parts ran; `--resume` goes on."]
+    if call.earlier:
+        lines += ["Parts of an earlier call did not run now; device, commit and versions were the same."]
+    lines += ["", "; ".join(f"{key} {value}" for key, value in call.circumstances.items()) + ".", ""]
+    lines += ["| part | claim | outcome | seconds | why |", "|---|---|---|---|---|"]
+    for r in records:
+        why = "; ".join(filter(None, ("of an earlier call" if r.name in call.earlier else "", _line(r.problem))))
+        lines += [f"| {r.name} | {r.claim} | {r.outcome} | {r.seconds:.1f} | {why} |"]
     if device == "cuda":
         lines += ["", "## What was promised", *_table("", targets), "## What was predicted", *_table("", steps)]
     for record in (one for one in records if one.figures or "\n" in one.problem):
@@ -106,6 +131,15 @@ def markdown(
         for key, value in record.figures.items():
             lines += _table(key, value) if _is_table(value) else [f"- {key}: {value}"]
     return "\n".join(lines) + "\n"
+
+
+def _title(records: list[Record], device: str) -> str:
+    outcomes = {record.outcome for record in records}
+    if device == "cpu":
+        return "Dry run on the CPU: no figure here is a GPU's"
+    if Outcome.OK in outcomes or (outcomes - {Outcome.SKIPPED} and Outcome.NO_GPU not in outcomes):
+        return "What a GPU showed"
+    return "No GPU here: nothing was measured" if Outcome.NO_GPU in outcomes else "No part ran: nothing was measured"
 
 
 def _line(text: str) -> str:

@@ -27,6 +27,7 @@ class Verdict(StrEnum):
     MET = "met"
     MISSED = "missed"
     NOT_MEASURED = "not measured"
+    NOT_PREDICTED = "not predicted for this card"
 
 
 def card_of(records: Sequence[Record], predictions: Mapping[str, Any]) -> str:
@@ -36,20 +37,24 @@ def card_of(records: Sequence[Record], predictions: Mapping[str, Any]) -> str:
 
 
 def steps(records: Sequence[Record], predictions: Mapping[str, Any]) -> list[Row]:
-    """A row for each step that was predicted: measured, expected, floor, and how near. Without a card's predictions
-    the measured ones alone."""
-    card, rows = card_of(records, predictions), list[Row]()
+    """A row for each step that was predicted: measured, expected, floor, and how near. On a card without predictions
+    the measured ones alone; where no card is known, what is expected of each."""
+    card, named, rows = card_of(records, predictions), _figures(records, "machine").get("GPU"), list[Row]()
     for model, described in predictions["models"].items():
         measured, captured = _steps_of(records, f"large-{model}"), _steps_of(records, f"graphs-{model}")
         for case, predicted in described["cases"].items():
             ms, row = measured.get(case), Row(model=model, step=case)
             row["measured ms"] = "" if ms is None else ms
             row["as a graph ms"] = captured.get(case, "")
+            others = {} if named else predicted["ms"]
             if card:
                 wanted = predicted["ms"][card]
                 row |= {f"{what} ms": wanted[what] for what in ("expected", "in a graph", "floor")}
                 row["measured / expected"] = "" if ms is None else round(ms / wanted["expected"], 2)
-            row["verdict"] = _nearness(ms, predicted["ms"][card]["expected"]) if card else ""
+                row["verdict"] = _nearness(ms, wanted["expected"])
+            else:
+                row |= {f"expected on {one} ms": wanted["expected"] for one, wanted in others.items()}
+                row["verdict"] = Verdict.NOT_MEASURED if ms is None else Verdict.NOT_PREDICTED
             rows.append(row)
     return rows
 
