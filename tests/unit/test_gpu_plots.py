@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from tests.gpu.check.bars import LEFT, RIGHT, WIDTH
 from tests.gpu.check.plots import plots, section
-from tests.gpu.check.report import Outcome, Record
+from tests.gpu.check.report import Call, Outcome, Record, write_report
 from tests.gpu.check.verdicts import PREDICTIONS, steps
 
 pytestmark = pytest.mark.unit
@@ -102,3 +102,13 @@ def test_without_figures_there_is_no_picture_and_the_report_says_so(records: lis
     assert plots(records, rows, tmp_path) == []
     assert list(tmp_path.iterdir()) == []
     assert "None: nothing that they show was measured." in section(records, rows)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_the_report_shows_its_pictures_and_a_dry_run_none_of_the_models(device: str, tmp_path: Path) -> None:
+    call = Call({"device": device, "commit": "c"}, 1.0)
+    page = write_report(tmp_path, whole(), call, [], steps(whole(), PREDICTED), "")
+    shown = FILES if device == "cuda" else FILES[2:]
+    assert [name for name in FILES if f"]({name})" in page] == shown
+    assert sorted(path.name for path in tmp_path.glob("*.svg")) == sorted(shown)
+    assert page == (tmp_path / "report.md").read_text()

@@ -13,6 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from tests.gpu.check.plots import plots, section
+
 WRITE_SECONDS = 0.5
 
 
@@ -98,7 +100,8 @@ Rows = list[dict[str, Any]]
 
 
 def write_report(out: Path, records: list[Record], call: Call, promised: Rows, predicted: Rows, sha256: str) -> str:
-    """``report.md`` and ``report.json`` in `out`. `sha256`: of the predictions. The page. Raises OSError."""
+    """``report.md``, its pictures, and ``report.json`` in `out`. `sha256`: of the predictions. The page. Raises OSError."""
+    plots(records, _of_gpu(call, predicted), out)
     page = markdown(records, call, promised, predicted)
     (out / "report.md").write_text(page)
     parts = [asdict(record) | {"of an earlier call": record.name in call.earlier} for record in records]
@@ -125,12 +128,18 @@ def markdown(records: list[Record], call: Call, targets: Rows, steps: Rows) -> s
         lines += [f"| {r.name} | {r.claim} | {r.outcome} | {r.seconds:.1f} | {why} |"]
     if device == "cuda":
         lines += ["", "## What was promised", *_table("", targets), "## What was predicted", *_table("", steps)]
+    lines += section(records, _of_gpu(call, steps))
     for record in (one for one in records if one.figures or "\n" in one.problem):
         lines += ["", f"## {record.name}", ""]
         lines += [record.problem, ""] if record.problem else []
         for key, value in record.figures.items():
             lines += _table(key, value) if _is_table(value) else [f"- {key}: {value}"]
     return "\n".join(lines) + "\n"
+
+
+def _of_gpu(call: Call, steps: Rows) -> Rows:
+    """A dry run's steps are those of other models."""
+    return steps if call.circumstances["device"] == "cuda" else []
 
 
 def _title(records: list[Record], device: str) -> str:
