@@ -100,7 +100,7 @@ Rows = list[dict[str, Any]]
 
 
 def write_report(out: Path, records: list[Record], call: Call, promised: Rows, predicted: Rows, sha256: str) -> str:
-    """``report.md``, its pictures, and ``report.json`` in `out`. `sha256`: of the predictions. The page. Raises OSError."""
+    """``report.md``, pictures and ``report.json`` in `out`. `sha256`: of the predictions. The page. Raises OSError."""
     plots(records, _of_gpu(call, predicted), out)
     page = markdown(records, call, promised, predicted)
     (out / "report.md").write_text(page)
