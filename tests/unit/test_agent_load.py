@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 from tests.unit.agent_plant import Run, Speed, poisson, simulate
 
 from semipd_agent.contract import SLO, AgentConfig, Mode, PartitionConfig
-from semipd_agent.slo.load import MOST_KEPT, Load, Seen, advance
+from semipd_agent.slo.load import BUCKET_SECONDS, MOST_KEPT, Load, Seen, advance
 from semipd_agent.slo.regime import burstiness
 from semipd_engine import contract as engine
 from semipd_engine.contract import Arrival, Observation
@@ -39,6 +40,22 @@ def test_a_change_of_the_load_begins_a_new_regime_and_chance_does_not() -> None:
     before = arrivals(3.0, 0, 150, 300, first=0)
     load = fed([*before, *arrivals(3.0, 150, 60, 3000, first=5000)], 190)
     assert 135 <= load.regime_since <= 180
+
+
+@pytest.mark.parametrize(
+    ("of_late", "after_minutes", "after_an_hour"), [(20, False, False), (26, True, False), (31, True, True)]
+)
+def test_a_load_that_lasted_takes_more_to_be_another_one(
+    of_late: int, after_minutes: bool, after_an_hour: bool
+) -> None:
+    """Ten requests in ten seconds, and so many in the last ten. What is rare in five minutes is none of it in an hour;
+    what is a change is one then, too."""
+    times = [*range(900, 1190), *(1190 + 10 * k / of_late for k in range(of_late))]
+    seen = {n: Seen(n, float(at), 100, 1.0) for n, at in enumerate(times)}
+    counts = Counter(int(at // BUCKET_SECONDS) for at in times)
+    for since, another in ((900.0, after_minutes), (-2400.0, after_an_hour)):
+        load = replace(Load(), core_id="c", at=1199.0, since=since, seen=seen, counts=dict(counts))
+        assert (advance(load, Observation(core_id="c", at=1200.0)).regime_since == 1190.0) == another
 
 
 def test_bursts_that_come_again_and_again_are_one_load() -> None:

@@ -157,7 +157,7 @@ def test_what_could_not_be_taken_or_written_begins_a_segment(broken: str, monkey
     [
         (["{}"], "line 1 is none of a recording"),
         (["nothing"], "line 1 is none of a recording"),
-        (['{"version": 99, "begin": {}}'], "line 1: version 99; this program reads 1"),
+        (['{"version": 99, "begin": {}}'], "line 1: version 99; this program reads 2"),
     ],
 )
 def test_what_is_no_recording_is_said_in_one_line(

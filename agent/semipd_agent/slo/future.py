@@ -72,7 +72,9 @@ class Constants:
     forget_bias: float = 300.0
     most_bias: float = 0.2
     regret: float = 0.05
-    """A split that stays behind the model by less does not."""
+    """A split that stays behind the model by less does not ..."""
+    regret_z: float = 2.5
+    """... nor one by less than so many standard errors."""
     as_good: float = 0.003
     home_after: float = 120.0
     """A load must have been another one for so long before the configured split comes back for it: one that turns soon

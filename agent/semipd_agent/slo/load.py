@@ -295,5 +295,6 @@ def _with_regime(load: Load) -> Load:
     said = [(one.at, float(load.output(one))) for one in there if one.output > 0 or load.so_far(one)]
     first, last = int(max(load.since, load.at - KEPT_SECONDS) // BUCKET_SECONDS) + 1, int(load.at // BUCKET_SECONDS)
     counts = [load.counts.get(number, 0) for number in range(first, last - 1)]  # what is new now is no sign of bursts
-    since = changed(asked, said, start, load.at, burstiness(counts))
+    lasted = load.at - max(load.regime_since, load.since)
+    since = changed(asked, said, start, load.at, burstiness(counts), lasted)
     return load if since is None else replace(load, regime_since=since)

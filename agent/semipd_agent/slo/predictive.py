@@ -55,10 +55,13 @@ class State:
     watch: Watch | None = None
     promised: Split | None = None
     """Where the last move went."""
-    common: float | None = None
-    """What the split before it stayed behind the model under this load: no fault of the one that followed."""
-    behind: float | None = None
-    """What the split in force stayed behind the model when that was last judged under this load."""
+    common: tuple[float, float] | None = None
+    """What the split before it stayed behind the model under this load, and the standard error of that: no fault of
+    the one that followed."""
+    behind: tuple[float, float] | None = None
+    """The same of the split in force, when that was last judged under this load."""
+    blamed: float | None = None
+    """What it stayed behind beyond `common`, by the last stretch alone: that may be a busy half minute."""
     laws_known: int = 0
     """`StepModel.laws_known` at the last evaluation."""
     opened: bool = False
@@ -76,6 +79,7 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
             confirmed=0,
             common=None,
             behind=None,
+            blamed=None,
             watch=None,
         )
     if load.model.laws_known > state.laws_known:  # the moves so far were made without knowing what a share does
@@ -155,6 +159,7 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
         promised=to,
         common=_behind(state, o, load, s),
         behind=None,
+        blamed=None,
         watch=None,
     )
 
@@ -171,24 +176,30 @@ def _held_against_reality(state: State, here: Split, o: Observation, load: Load,
     split before it showed already is none of this one."""
     watch, c = state.watch, s.constants
     if watch is None or watch.split != here:
-        return replace(state, watch=Watch.began(here, o, load))
+        return replace(state, blamed=None, watch=Watch.began(here, o, load))
     if o.at - watch.since < LEAST_SECONDS:
         return state
     if (judged := watch.judged(o, load, s)) is None:
         return state if o.at - watch.since < MOST_SECONDS else replace(state, watch=Watch.began(here, o, load))
     behind, error = judged
-    bias, common = dict(state.bias), state.common
-    if here == state.promised and common is not None and behind - common < -max(c.regret, 2.5 * error):
-        bias[str(here)] = (max(behind - common, -c.most_bias), o.at)
-    else:
+    bias = dict(state.bias)
+    blamed: float | None = None
+    if here == state.promised and state.common is not None:
+        common, of_common = state.common
+        more = behind - min(common, 0.0)  # who gives what the model says is not to blame for another's good luck
+        if more < -max(c.regret, c.regret_z * math.hypot(error, of_common)):
+            blamed = more
+    if blamed is None:
         bias.pop(str(here), None)
-    return replace(state, behind=behind, bias=bias, watch=Watch.began(here, o, load))
+    elif state.blamed is not None:  # twice in a row
+        bias[str(here)] = (max(blamed, state.blamed, -c.most_bias), o.at)
+    return replace(state, behind=judged, blamed=blamed, bias=bias, watch=Watch.began(here, o, load))
 
 
-def _behind(state: State, o: Observation, load: Load, s: Setting) -> float | None:
-    """What the split in force stays behind the model as of now; None: nobody can tell yet."""
+def _behind(state: State, o: Observation, load: Load, s: Setting) -> tuple[float, float] | None:
+    """What the split in force stays behind the model as of now, and its error; None: nobody can tell yet."""
     judged = state.watch.judged(o, load, s) if state.watch is not None else None
-    return state.behind if judged is None else judged[0]
+    return state.behind if judged is None else judged
 
 
 def _bias(state: State, split: Split, now: float, c: Constants) -> float:

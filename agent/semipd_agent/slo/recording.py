@@ -29,7 +29,7 @@ from semipd_agent.slo.step_model import Kind, kinds
 from semipd_agent.slo.window import Evidence
 from semipd_engine.contract import Observation, Split, StepTimes
 
-VERSION = 1
+VERSION = 2
 SEGMENT_TICKS, SEGMENT_BYTES = 300, 500_000
 """A segment ends with the first of the two; bytes are compressed ones."""
 SEGMENTS = 3

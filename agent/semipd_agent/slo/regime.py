@@ -13,6 +13,11 @@ from collections.abc import Sequence
 CHANGED = {5.0: 5.0, 10.0: 4.0, 20.0: 4.0, 40.0: 4.0, 80.0: 4.0}
 """Seconds of the recent past that are held against what came before -> standard deviations that make a change. The
 shortest asks for more: sums of few requests have long tails."""
+TRIED = 120.0
+"""Seconds of one load for which that holds: one that lasts longer is put to the test more often."""
+TAIL = 4.0
+"""The chance of so many standard deviations falls as exp(-z * z / TAIL), for sums of few prompts with long tails;
+2 were a normal distribution's."""
 LEAST_RECENT = 6
 """Requests that a change must show in."""
 LEAST_COUNTS = 8
@@ -25,17 +30,19 @@ def changed(
     start: float,
     now: float,
     bursts: float = 1.0,
+    lasted: float = 0.0,
 ) -> float | None:
     """When the load became another one, if recent demand says so; None: it did not.
 
     `asked`: since `start`, each request's time and the tokens of its prompt to be computed; `said`: the time of each
     of those whose answer is known, or drawn, and its tokens. Both in the order of time. `bursts`: `burstiness`, for
-    arrivals that come in bursts are no other load at each of them.
+    arrivals that come in bursts are no other load at each of them. `lasted`: seconds that the load was the same for.
     """
     best, found = 0.0, None
     came, tokens = [at for at, _ in asked], [count for _, count in asked]
     ended, outputs = [at for at, _ in said], [length for _, length in said]
-    for lag, needed in CHANGED.items():
+    for lag, young in CHANGED.items():
+        needed = patient(young, lasted)
         since = now - lag
         before = since - start
         if before < lag:
@@ -52,6 +59,12 @@ def changed(
         if z > needed and z > best:
             best, found = z, since
     return found
+
+
+def patient(deviations: float, lasted: float) -> float:
+    """Standard deviations that make a change of a load that lasted so long. It was tested once a second all the while:
+    the chance that it is ever taken for another one without being one stays that of its first `TRIED` seconds."""
+    return math.sqrt(deviations * deviations + TAIL * math.log(max(1.0, lasted / TRIED)))
 
 
 def _rates_apart(old: list[float], old_seconds: float, new: list[float], new_seconds: float) -> float:
