@@ -41,43 +41,49 @@ AS_MPS_IS_HELD = "import sys; sys.stdin.read(); open({word!r}, 'w').write('MPS i
 FOREVER = "import time; time.sleep(600)"
 
 
-@pytest.mark.parametrize(
-    ("number", "status", "archived"),
-    [
-        (signal.SIGINT, 130, False),
-        (signal.SIGTERM, 143, False),
-        (signal.SIGINT, 130, True),
-        (signal.SIGTERM, 143, True),
-    ],
-)
+def started(tmp_path: Path, archived: bool) -> subprocess.Popen[str]:
+    """The check, whose part runs; `room` is its folder for temporary files."""
+    probe, ready = tmp_path / "probe.py", tmp_path / "ready"
+    for name in ("wheels", "room"):
+        (tmp_path / name).mkdir()
+    probe.write_text(ORDERLY)
+    what = [str(write_archive(tmp_path))] if archived else ["-m", "tests.gpu.check"]
+    flags = ["--device", "cpu", "--only", "probe,machine", "--probe", str(probe), "--out", str(tmp_path / "out")]
+    command = [sys.executable, *what, *flags, "--wheels", str(tmp_path / "wheels")]
+    files = {"READY": str(ready), "WORD": str(tmp_path / "word"), "TMPDIR": str(tmp_path / "room")}
+    pipe = subprocess.PIPE
+    running = subprocess.Popen(command, cwd=ROOT, env=os.environ | files, stdout=pipe, stderr=pipe, text=True)
+    wait_until(lambda: ready.exists() and ready.read_text(), 60, "the part")
+    return running
+
+
+@pytest.mark.parametrize("archived", [False, True])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_part_and_makes_the_report(
     number: signal.Signals, status: int, archived: bool, tmp_path: Path
 ) -> None:
     """The signal comes to the check alone, as from a supervisor."""
-    probe, out, room = tmp_path / "probe.py", tmp_path / "out", tmp_path / "room"
-    (tmp_path / "wheels").mkdir()
-    room.mkdir()
-    probe.write_text(ORDERLY)
-    ready, word = tmp_path / "ready", tmp_path / "word"
-    what = [str(write_archive(tmp_path))] if archived else ["-m", "tests.gpu.check"]
-    flags = ["--device", "cpu", "--only", "probe,machine", "--probe", str(probe), "--out", str(out)]
-    command = [sys.executable, *what, *flags, "--wheels", str(tmp_path / "wheels")]
-    environment = os.environ | {"READY": str(ready), "WORD": str(word), "TMPDIR": str(room)}
-    pipe = subprocess.PIPE
-    running = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
-    try:
-        wait_until(lambda: ready.exists() and ready.read_text(), 60, "the part")
-        running.send_signal(number)
-        said, wrong = running.communicate(timeout=60)
-    finally:
-        running.kill()
+    running, out = started(tmp_path, archived), tmp_path / "out"
+    running.send_signal(number)
+    said, wrong = running.communicate(timeout=60)
     assert (running.returncode, wrong) == (status, ""), said + wrong
-    assert word.exists(), "it was told, not killed"
-    assert session(int(ready.read_text())) == [] and list(room.iterdir()) == []
+    assert (tmp_path / "word").exists(), "it was told, not killed"
+    part = int((tmp_path / "ready").read_text())
+    assert session(part) == [] and list((tmp_path / "room").iterdir()) == []
     report = json.loads((out / "report.json").read_text())
-    (part,) = report["parts"]
-    assert report["interrupted"] == number.name and (part["name"], part["outcome"]) == ("probe", "interrupted")
-    assert part["figures"]["rows"] == 1 and f"Interrupted by {number.name}" in (out / "report.md").read_text()
+    (found,) = report["parts"]
+    assert report["interrupted"] == number.name and (found["name"], found["outcome"]) == ("probe", "interrupted")
+    assert found["figures"]["rows"] == 1 and f"Interrupted by {number.name}" in (out / "report.md").read_text()
+
+
+def test_the_report_is_made_when_nobody_reads_what_is_said(tmp_path: Path) -> None:
+    """A terminal that has gone, or a pipe that was closed."""
+    running = started(tmp_path, archived=False)
+    assert running.stdout is not None and running.stderr is not None
+    running.stdout.close()
+    running.send_signal(signal.SIGTERM)
+    assert (running.wait(60), running.stderr.read()) == (143, "")
+    assert (tmp_path / "out" / "report.md").exists() and (tmp_path / "word").exists()
 
 
 def stubborn(child: str) -> subprocess.Popen[bytes]:

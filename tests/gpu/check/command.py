@@ -27,7 +27,7 @@ from pathlib import Path
 from tests.gpu.check.catalogue import PARTS, PROBE, Part
 from tests.gpu.check.circumstances import ROOT, circumstances, settle
 from tests.gpu.check.ending import Interruption
-from tests.gpu.check.run import Run
+from tests.gpu.check.run import Run, tell
 from tests.gpu.check.surroundings import no_bytecode_left, surroundings
 from tests.gpu.check.wheelhouse import Unusable, unpack
 
@@ -53,7 +53,7 @@ def main(prog: str, out: Path = ROOT / "out" / "gpu", wheels: Path | None = None
                 unpack(options.wheels, packages)
             now = circumstances(options.device, packages)
             if said := settle(options.out, now):
-                print(said, flush=True)
+                tell(said)
             run = Run(options, surroundings(packages), now, interruption, packages)
             for part in wanted:
                 if interruption.signal is None:
@@ -66,7 +66,7 @@ def main(prog: str, out: Path = ROOT / "out" / "gpu", wheels: Path | None = None
         print(f"gpu-check: {error}; --out DIR and TMPDIR must be folders with room to write in", file=sys.stderr)
         return 2
     if status:
-        print(f"gpu-check: exit status {status}: {WORDS[status]}", flush=True)
+        tell(f"gpu-check: exit status {status}: {WORDS[status]}")
     return status
 
 

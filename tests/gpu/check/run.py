@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -44,7 +45,7 @@ class Run:
         return Path(self.options.out) / "parts"
 
     def say(self, text: str) -> None:
-        print(f"[{time.monotonic() - self.began:4.0f} s of {self.options.budget:.0f}] {text}", flush=True)
+        tell(f"[{time.monotonic() - self.began:4.0f} s of {self.options.budget:.0f}] {text}")
 
     def part(self, part: Part) -> None:
         path = self.folder / f"{part.name}.json"
@@ -121,8 +122,16 @@ class Run:
         predictions = json.loads(PREDICTIONS.read_text())
         promised, predicted = targets(records, predictions), steps(records, predictions)
         out = Path(self.options.out)
-        print(write_report(out, records, call, promised, predicted, predictions["sha256"]), flush=True)
+        tell(write_report(out, records, call, promised, predicted, predictions["sha256"]))
         return self.interruption.status or status_of(self.records)
+
+
+def tell(text: str) -> None:
+    """Print. Whoever read it may have gone, with a terminal or a pipe: the report is made all the same."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def status_of(records: list[Record]) -> int:
