@@ -53,7 +53,7 @@ def started(tmp_path: Path, archived: bool) -> subprocess.Popen[str]:
     files = {"READY": str(ready), "WORD": str(tmp_path / "word"), "TMPDIR": str(tmp_path / "room")}
     pipe = subprocess.PIPE
     running = subprocess.Popen(command, cwd=ROOT, env=os.environ | files, stdout=pipe, stderr=pipe, text=True)
-    wait_until(lambda: ready.exists() and ready.read_text(), 60, "the part")
+    wait_until(lambda: ready.exists() and ready.read_text(), describe="the part")
     return running
 
 
@@ -107,4 +107,4 @@ def test_what_does_not_end_by_itself_is_killed_as_well() -> None:
     assert len(session(process.pid)) == 2
     end(process, patience=0.2, rest=0.2)
     assert process.returncode == -signal.SIGKILL
-    wait_until(lambda: session(process.pid) == [], 30, "an empty session")
+    wait_until(lambda: session(process.pid) == [], describe="an empty session")
