@@ -280,7 +280,7 @@ def parts(*, back_to_back: float = 60.0, open_seconds: float = 90.0, long_second
     every = (
         Part("decode-128", single(128, 64), decode_rate, 5.0),
         Part("decode-2000", single(2000, 48), decode_rate, 7.0),
-        Part("eight", streams(8, 128, 192), decode_rate, 13.0),
+        Part("eight", streams(8, 128, 176), decode_rate, 12.0),
         Part("prefill-512", lone_prompts(5, 512), prompt_time, 4.0),
         Part("interference", spread_prompts(2, 13.0), interference, 13.0),
         Part("back-to-back", chained_prompts((1024,), back_to_back, chained_victims), interference, back_to_back),
