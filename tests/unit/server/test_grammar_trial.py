@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -45,6 +45,8 @@ from semipd_engine.server.tools import HERMES
 pytestmark = pytest.mark.unit
 
 NOTHING = "no text follows"
+TRIES = 10
+"""Of a grammar that takes two seconds of a processor: a busy machine may not have them within twenty."""
 
 
 def chain(length: int) -> dict[str, Any]:
@@ -71,10 +73,18 @@ def judged(model_dir: Path, work: Callable[[GrammarJudge], Any]) -> Any:
     return asyncio.run(run())
 
 
+async def refused(judge: GrammarJudge, given: dict[str, Any]) -> ApiError:
+    """Asked again, as it says, where the machine was too busy for a verdict."""
+    for _ in range(TRIES):
+        with pytest.raises(ApiError) as error:
+            await judge.grammar_of(given)
+        if error.value.message != BUSY:
+            break
+    return error.value
+
+
 def refusal(model_dir: Path, given: dict[str, Any]) -> ApiError:
-    with pytest.raises(ApiError) as refused:
-        judged(model_dir, lambda judge: judge.grammar_of(given))
-    return refused.value
+    return cast(ApiError, judged(model_dir, lambda judge: refused(judge, given)))
 
 
 @pytest.mark.parametrize(
@@ -98,9 +108,9 @@ def refusal(model_dir: Path, given: dict[str, Any]) -> ApiError:
     ],
 )  # fmt: skip
 def test_what_cannot_be_held_is_refused_whatever_it_does(model_dir: Path, given: dict[str, Any], says: str) -> None:
-    refused = refusal(model_dir, given)
-    assert (refused.status, refused.param) == (400, next(iter(given)))
-    assert says in refused.message and len(refused.message) < 700 and "<state>" not in refused.message
+    error = refusal(model_dir, given)
+    assert (error.status, error.param) == (400, next(iter(given)))
+    assert says in error.message and len(error.message) < 700 and "<state>" not in error.message
 
 
 def test_many_choices_are_no_trouble(model_dir: Path) -> None:
@@ -125,8 +135,10 @@ def test_others_are_answered_beside_one_that_never_ends_and_a_verdict_is_kept(mo
         for number in range(3):
             assert await judge.grammar_of({"guided_json": {"const": number}})
         assert not costly.done()
-        with pytest.raises(ApiError):
+        with pytest.raises(ApiError) as ended:
             await costly
+        if ended.value.message == BUSY:  # a verdict of the machine, which is not kept
+            assert await refused(judge, {"guided_json": COSTLY})
         asked = judge._number
         with pytest.raises(ApiError, match="cannot be used"):
             await judge.grammar_of({"guided_json": COSTLY})
