@@ -1,32 +1,11 @@
-"""docs/gpu/assumptions.md: what the GPU path takes for granted, who notices if it is not so, and what happens then.
-
-The list is data: the unit tests hold each name in it against the code, and each refusal against the test that provokes
-it. An assumption that nothing checks while serving says so.
-"""
+"""The driver, MPS and green contexts: what a phase's part of the device rests on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from hack.generate.assumptions.assumption import MPS, Assumption
 
-
-@dataclass(frozen=True)
-class Assumption:
-    area: str
-    claim: str
-    source: str
-    detector: str
-    """``module:name`` of the code that notices while a pod runs; empty: none."""
-    outcome: str
-    """The refusal's name (a reason, or an exception), or a word on what is lost."""
-    falsified_by: str
-    """Name of the test that makes the claim false and sees the outcome, whatever its file; or where a GPU will tell."""
-    word: str = ""
-    """The outcome as that test names it; empty: in the same word."""
-
-
-MPS = "semipd_agent.partitioner.mps"
-ASSUMPTIONS: tuple[Assumption, ...] = (
-    # ---- driver ---------------------------------------------------------------------------------------------------
+ROWS: tuple[Assumption, ...] = (
+    # ---- driver -----------------------------------------------------------------------------------------------------
     Assumption(
         "driver",
         "Calls, structures and numbers are those of CUDA 13's `cuda.h`",
@@ -61,7 +40,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "test_xids_of_an_application_are_suspicion_and_others_condemn",
         "GPU_UNHEALTHY",
     ),
-    # ---- MPS ------------------------------------------------------------------------------------------------------
+    # ---- MPS --------------------------------------------------------------------------------------------------------
     Assumption(
         "MPS",
         "The daemon's programs match the driver and lie where the toolkit mounts them",
@@ -156,7 +135,7 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "test_a_dead_daemon_leaves_its_server_to_the_workers_until_they_have_moved",
         "MPS_DAEMON_DIED",
     ),
-    # ---- green contexts (mps-green) -------------------------------------------------------------------------------
+    # ---- green contexts (mps-green) ---------------------------------------------------------------------------------
     Assumption(
         "green",
         "The driver has green contexts, for a client of MPS too",
@@ -253,175 +232,4 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "none: the split would protect nobody, and nothing be wrong",
         "gpu-check part `green`, in which each lane has its rate",
     ),
-    # ---- IPC ------------------------------------------------------------------------------------------------------
-    Assumption(
-        "IPC",
-        "A handle of a process outside MPS opens in a client, for reading and writing",
-        "CUDA driver API; SGLang's and vLLM's shared weights",
-        "semipd_engine.worker.attach:TorchModel.attach",
-        "AttachFailed",
-        "test_a_worker_whose_handle_does_not_open_is_unfit",
-    ),
-    Assumption(
-        "IPC",
-        "An allocation of whole 2 MiB pieces has a handle without offset",
-        "CUDA IPC documentation, cudaIpcGetMemHandle",
-        "semipd_engine.memory.arena:WeightArena.checksum",
-        "WeightsMismatch",
-        "test_a_worker_that_sees_other_weights_never_serves",
-    ),
-    Assumption(
-        "IPC",
-        "torch takes a mapped pointer as it is, without a copy",
-        "CUDA array interface, version 3",
-        "semipd_engine.memory.cuda:_tensor",
-        "AttachFailed",
-        "test_torch_that_copies_instead_of_mapping_is_an_error",
-        "copied the shared memory",
-    ),
-    Assumption(
-        "IPC",
-        "Memory of a dead resident opens nowhere",
-        "CUDA driver API: undefined after the exporter's end",
-        "semipd_engine.memory.driver:attach",
-        "AttachFailed",
-        "test_memory_of_a_process_that_is_gone_does_not_open",
-        "CUDA_ERROR_INVALID_HANDLE",
-    ),
-    Assumption(
-        "IPC",
-        "The memory of the resident, no client of MPS, is intact after a server's fault",
-        "MPS guide, by inference",
-        "",
-        "weights: a new worker's checksum (64 samples); KV entries: none",
-        "gpu-check part `kills`, and a fault by hand",
-    ),
-    # ---- torch and kernels ----------------------------------------------------------------------------------------
-    Assumption(
-        "torch",
-        "Workers run the kernels for which the weights were packed",
-        "one image, one environment",
-        "semipd_engine.worker.attach:TorchModel.attach",
-        "KernelsMismatch",
-        "test_a_worker_with_other_kernels_than_the_residents_is_unfit",
-    ),
-    Assumption(
-        "torch",
-        "Matrix products are right under an SM limit",
-        "wrong ones were seen on an H200 (sglang-omni)",
-        "semipd_engine.worker.gemm_gate:gate_products",
-        "WrongProducts",
-        "test_wrong_products_are_named",
-    ),
-    Assumption(
-        "torch",
-        "Our Triton kernels compute on this card what their twins do",
-        "interpreter; never executed on a GPU",
-        "semipd_engine.worker.kernel_gate:gate_kernels",
-        "WrongKernels",
-        "test_the_gate_names_a_kernel_that_is_wrong_or_does_not_run",
-    ),
-    Assumption(
-        "torch",
-        "A captured decode step gives the bits of its kernels one by one (`SEMIPD_GPU_GRAPHS`)",
-        "torch.cuda.graph; never executed on a GPU",
-        "semipd_engine.worker.warm_up:warm_up",
-        "WrongGraphs",
-        "test_a_program_that_gives_other_numbers_is_unfit",
-    ),
-    Assumption(
-        "torch",
-        "What a worker imports touches no device and starts no thread, so that a process with it behind it may fork",
-        "torch.cuda's lazy initialisation",
-        "semipd_engine.worker.zygote:obstacle",
-        "workers are started by exec, seconds later",
-        "test_who_has_touched_the_device_or_has_threads_forks_no_worker",
-        "the imports have touched the device",
-    ),
-    Assumption(
-        "torch",
-        "Triton is there, and its launcher from the image, or a C compiler",
-        "Triton builds its launchers at first use",
-        "semipd_engine.kernels:choose",
-        "the twins serve, and `SlowKernels` says why",
-        "test_without_a_gpu_or_a_compiler_they_are_refused_by_name",
-        "there is none here",
-    ),
-    Assumption(
-        "torch",
-        "float32 means float32: no TensorFloat-32 in products",
-        "torch, `set_float32_matmul_precision`",
-        "semipd_engine.worker.gemm_gate:gate_products",
-        "WrongProducts",
-        "test_wrong_products_are_named",
-    ),
-    Assumption(
-        "torch",
-        "The allocator's segments do not expand, whatever the user has set",
-        "pytorch issues 165685, 186213",
-        "semipd_engine.resident.cuda_environment:without_mps",
-        "cannot be: the setting is overruled",
-        "test_segments_do_not_expand_whatever_the_user_set",
-        "expandable_segments:False",
-    ),
-    Assumption(
-        "torch",
-        "A device's error is told as `AcceleratorError`, or by its words",
-        "torch's sources",
-        "semipd_engine.worker.attach:TorchModel.is_fatal",
-        "a worker that goes on after it: none but its next step's error",
-        "gpu-check part `kills`",
-    ),
-    # ---- the machine ----------------------------------------------------------------------------------------------
-    Assumption(
-        "machine",
-        "The GPU is whole: no MIG",
-        "NVML",
-        f"{MPS}.preflight:judge",
-        "MIGEnabled",
-        "test_each_refusal_has_its_reason_and_a_remedy",
-    ),
-    Assumption(
-        "machine",
-        "4 GiB hold the contexts of four to six workers",
-        "a few hundred MB each, by reports",
-        "semipd_engine.memory.kv_size:num_kv_blocks",
-        "a worker that finds no room does not get ready (OutOfMemory in its words); the old split serves",
-        "gpu-check part `switches`",
-    ),
-    Assumption(
-        "machine",
-        "A step's result lies in memory when its tokens have been copied",
-        "CUDA's stream order",
-        "",
-        "none: the hand-over of KV leans on it",
-        "gpu-check parts `exact-*`, which compare tokens",
-    ),
 )
-DETECTED, OWED = "Noticed while serving, and provoked by a test here", "Owed: only a GPU can answer"
-
-
-def proved(one: Assumption) -> bool:
-    """Is there a test here that makes it false?"""
-    return one.falsified_by.startswith("test_")
-
-
-def assumptions() -> str:
-    lines = [
-        "# What the GPU path takes for granted",
-        "",
-        "<!-- made by `make crd` from hack/generate/assumptions.py -->",
-        "",
-        "**Not executed on a GPU yet.** Each line is a claim about hardware, driver, MPS, IPC or torch. *Detector* is",
-        "the code that notices while a pod serves, *outcome* what users see then: a refusal by name, or an honest",
-        "none.",
-    ]
-    for title, wanted in ((DETECTED, True), (OWED, False)):
-        last = "test" if wanted else "where it is looked at"
-        lines += ["", f"## {title}", "", f"| area | claim | source | detector | outcome | {last} |", "|" + "---|" * 6]
-        for one in ASSUMPTIONS:
-            if proved(one) is wanted:
-                detector = f"`{one.detector.partition(':')[2]}`" if one.detector else "none"
-                where = f"`{one.falsified_by}`" if wanted else one.falsified_by
-                lines.append(f"| {one.area} | {one.claim} | {one.source} | {detector} | {one.outcome} | {where} |")
-    return "\n".join(lines) + "\n"
