@@ -9,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export SEMIPD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semipd
 
-.PHONY: help venv model deps tools images demo demo-down test test-long lint fmt e2e gpu-wheels gpu-check gpu-mutations gpu-predictions bench-auto bench-scale bench-split bench-kernels bench-token bench-cpu bench-estimate bench-goodput bench-study bench-capacity bench-replicas crd docs clean
+.PHONY: help venv model deps tools images demo demo-down test test-long lint fmt e2e gpu-wheels gpu-check gpu-mutations gpu-predictions bench-auto bench-scale bench-split bench-kernels bench-token bench-cpu bench-estimate bench-goodput bench-study bench-capacity bench-replicas bench-slo crd docs clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -96,6 +96,9 @@ bench-cpu: venv ## the engine beside other CPU servers, which it installs: out/b
 
 bench-goodput: venv ## the greatest rate that meets the targets, ours and the best peer's, bisected: out/bench/goodput; hours
 	@$(PY) -m bench.cpu.goodput_run $(ARGS)
+
+bench-slo: venv ## Auto and the profile's predictions on the real engine, a registered run: out/bench/slo; ARGS="--quick": five minutes
+	@PYTHONPATH=. $(PY) -m bench.slo $(ARGS)
 
 crd: venv ## regenerate the CRD, its chart copy and its reference from the types
 	@$(PY) -m hack.generate

@@ -1,1 +1,1 @@
-"""What the real engine is to be held against: rates said from a profile before anything was run."""
+"""The real engine, held against what was said of it from a profile before it was run (`make bench-slo`)."""

@@ -12,15 +12,16 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from semipd_agent.slo.profiles import learned
 from semipd_agent.slo.step_model import ShareLaw
-from semipd_cli.simulator.engine import Size, VirtualEngine
+from semipd_cli.simulator.engine import Arrival, Size, VirtualEngine
 from semipd_cli.simulator.oracle import Oracle
 from semipd_cli.simulator.workloads import Lengths, stream
 from semipd_engine.contract import ProfileError, Split, StepProfileFile, read_profile
@@ -69,11 +70,16 @@ def attainment(oracle: Oracle, split: Split, rate: float, asked: Question, size:
     kept = total = 0
     for seed in asked.seeds:
         arrivals = list(stream(rate, asked.seconds, Lengths(asked.prompt, asked.output), seed))
-        engine = VirtualEngine(arrivals, oracle, size, seed, split)
-        engine.run_until(asked.seconds + AFTER)
         total += len(arrivals)
-        kept += sum(d.ttft is not None and d.ttft <= asked.ttft and (d.tpot or 0.0) <= asked.tpot for d in engine.done)
+        kept += met(oracle, split, arrivals, asked.ttft, asked.tpot, size)
     return kept / total if total else 1.0
+
+
+def met(oracle: Oracle, split: Split, arrivals: Sequence[Arrival], ttft: float, tpot: float, size: Size) -> int:
+    """How many of these keep both targets (seconds)."""
+    engine = VirtualEngine(arrivals, oracle, size, 0, split)
+    engine.run_until((arrivals[-1].at if arrivals else 0.0) + AFTER)
+    return sum(d.ttft is not None and d.ttft <= ttft and (d.tpot or 0.0) <= tpot for d in engine.done)
 
 
 def knee(keeps: Callable[[float], bool], low: float = 0.05, high: float = 64.0) -> float:
@@ -120,6 +126,11 @@ def write(path: Path, profile: StepProfileFile, asked: Question, size: Size, kne
         "measured_at": profile.measured_at,
         "knees": knees,
     }
+    return seal(path, said)
+
+
+def seal(path: Path, said: Mapping[str, Any]) -> str:
+    """Writes it as JSON, and its digest, which is returned, beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(said, indent=1) + "\n")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -127,12 +138,22 @@ def write(path: Path, profile: StepProfileFile, asked: Question, size: Size, kne
     return digest
 
 
-def unchanged(path: Path) -> dict[str, float]:
-    """What was said. Raises `ChangedError`."""
+def unsealed(path: Path) -> tuple[dict[str, Any], str]:
+    """What was said, and its digest. Raises `ChangedError`."""
     content = path.read_bytes()
-    if _digest_of(path).read_text().split()[0] != hashlib.sha256(content).hexdigest():
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        written = _digest_of(path).read_text().split()[:1]
+    except FileNotFoundError:
+        written = []
+    if written != [digest]:
         raise ChangedError(f"{path} was changed after it was written: predict anew, before the run")
-    knees: dict[str, float] = json.loads(content)["knees"]
+    return json.loads(content), digest
+
+
+def unchanged(path: Path) -> dict[str, float]:
+    """The rates that were said. Raises `ChangedError`."""
+    knees: dict[str, float] = unsealed(path)[0]["knees"]
     return knees
 
 

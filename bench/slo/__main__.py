@@ -1,0 +1,92 @@
+"""The controller on the real engine, against what was said before (``make bench-slo``).
+
+    make bench-slo                                       the next registered run: some 25 minutes on two cores
+    make bench-slo ARGS="--quick"                        the whole way with few requests, five minutes; not registered
+    make bench-slo ARGS="--runs 3 --publish docs/benchmarks"    three in a row
+    make bench-slo ARGS="--report --publish docs/benchmarks"    measures nothing
+
+A run is registered in OUT/runs.jsonl, with the digest of its plan, before anything is measured under load; one that was
+broken off goes on with the same command, and one that is given up (`--give-up`) stays in the list.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.cpu.__main__ import folder, may_be_foremost
+from bench.slo import log, report
+from bench.slo.plan import FULL, QUICK
+from bench.slo.prediction import ChangedError
+from bench.slo.run import LOG, Bench, MeasureError, load, minutes
+from bench.slo.verdicts import Run
+from bench.traffic.__main__ import Parser, count, output
+from e2e.lib.models import smollm2
+
+
+def parser() -> Parser:
+    raw = argparse.RawDescriptionHelpFormatter
+    found = Parser(prog="bench-slo", description=__doc__, formatter_class=raw, allow_abbrev=False)
+    found.add_argument(
+        "--quick", action="store_true", help="few requests, below OUT/quick: shows the way, proves nothing"
+    )
+    found.add_argument("--runs", type=count, default=1, help="one after the other")
+    found.add_argument("--out", type=folder, default=Path("out/bench/slo"))
+    found.add_argument("--publish", type=folder, help="also write slo.md, slo.json and slo.svg here")
+    found.add_argument("--give-up", action="store_true", help="begin anew; what was begun stays in the list")
+    found.add_argument("--lock", type=output, help="a file to lock for each trial, where others measure here, too")
+    found.add_argument("--foremost", action="store_true", help="as bench-cpu's (root only)")
+    found.add_argument("--report", action="store_true", help="measure nothing")
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """0: measured, whatever came out; 1: something could not be; 2: the arguments are bad; 130: interrupted."""
+    asked = parser().parse_args(words)
+    for signum in (signal.SIGINT, signal.SIGTERM):  # the servers are to be ended on either
+        signal.signal(signum, signal.default_int_handler)
+    if asked.foremost and not may_be_foremost():
+        print("bench-slo: --foremost: this user may not; ask as root, or leave it out", file=sys.stderr)
+        return 2
+    if asked.quick and asked.publish:
+        print("bench-slo: --publish: --quick proves nothing that could be published; leave one out", file=sys.stderr)
+        return 2
+    out = asked.out / "quick" if asked.quick else asked.out
+    effort = QUICK if asked.quick else FULL
+    if not asked.report:
+        bench = Bench(out, smollm2(), effort, asked.lock, asked.foremost, lambda text: print(text, flush=True))
+        if asked.give_up:
+            bench.give_up()
+        try:
+            for _ in range(asked.runs):
+                print(f"bench-slo: run {bench.number}, about {minutes(effort):.0f} minutes", flush=True)
+                bench.run()
+        except (MeasureError, ChangedError) as error:
+            print(f"bench-slo: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("bench-slo: interrupted; the same command goes on from here", file=sys.stderr)
+            return 130
+    try:
+        entries, runs = series(out)
+    except ChangedError as error:
+        print(f"bench-slo: {error}", file=sys.stderr)
+        return 1
+    for place in (out, *([asked.publish] if asked.publish else [])):
+        report.write(entries, runs, place)
+    print((out / "slo.md").read_text())
+    return 0
+
+
+def series(out: Path) -> tuple[list[log.Entry], list[Run]]:
+    """Raises `ChangedError`."""
+    entries = log.read(out / LOG)
+    numbers = sorted({entry.number for entry in entries})
+    return entries, [load(out / f"run-{number}") for number in numbers]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
