@@ -25,6 +25,7 @@ from bench.slo.run import LOG, Bench, MeasureError, load, minutes
 from bench.slo.verdicts import Run
 from bench.traffic.__main__ import Parser, count, output
 from e2e.lib.models import smollm2
+from semipd_engine.contract import ProfileError
 
 
 def parser() -> Parser:
@@ -33,6 +34,7 @@ def parser() -> Parser:
     found.add_argument(
         "--quick", action="store_true", help="few requests, below OUT/quick: shows the way, proves nothing"
     )
+    found.add_argument("--profile", type=Path, help="of this model and machine, instead of measuring one")
     found.add_argument("--runs", type=count, default=1, help="one after the other")
     found.add_argument("--out", type=folder, default=Path("out/bench/slo"))
     found.add_argument("--publish", type=folder, help="also write slo.md, slo.json and slo.svg here")
@@ -57,14 +59,15 @@ def main(words: Sequence[str] | None = None) -> int:
     out = asked.out / "quick" if asked.quick else asked.out
     effort = QUICK if asked.quick else FULL
     if not asked.report:
-        bench = Bench(out, smollm2(), effort, asked.lock, asked.foremost, lambda text: print(text, flush=True))
+        how = (asked.lock, asked.foremost, lambda text: print(text, flush=True), asked.profile)
+        bench = Bench(out, smollm2(), effort, *how)
         if asked.give_up:
             bench.give_up()
         try:
             for _ in range(asked.runs):
                 print(f"bench-slo: run {bench.number}, about {minutes(effort):.0f} minutes", flush=True)
                 bench.run()
-        except (MeasureError, ChangedError) as error:
+        except (MeasureError, ChangedError, ProfileError) as error:
             print(f"bench-slo: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:

@@ -33,12 +33,15 @@ STEP, CLOSE = 1.12, 1.07
 RULE = (
     f"Targets: {TTFT_TIMES:g} times the mean TTFT and {TPOT_TIMES:g} times the mean time for a token of requests that "
     f"are alone ({PROMPT} tokens of prompt, {OUTPUT} of answer, and some of each trace), rounded up to a millisecond. "
-    f"Still: Poisson at {STILL_LOAD:g} of the greatest rate that the profile gives any of the fixed splits. Shift: "
+    f"Still: Poisson at {STILL_LOAD:g} of the greatest of the predicted knees. Shift: "
     f"stretches of Azure's traces, conversation, code, conversation, lengths times {LENGTHS:g}, every {THINNING}th "
-    f"request, each at {SHIFT_LOAD:g} of the greatest rate at which the profile gives a fixed split {KEPT:.0%} of that "
-    "very stretch."
+    f"request, each at {SHIFT_LOAD:g} of the greatest rate at which the profile gives one of these splits {KEPT:.0%} "
+    "of that very stretch."
 )
-FIXED = tuple(str(split) for split in SPLITS)
+PREDICTED = tuple(str(split) for split in SPLITS)
+"""Whose knees are said and looked for."""
+FIXED = ("100/100", "100/60", "100/30")
+"""Whom Auto is held against: the best constants of the simulated study are among these on most loads."""
 WHOLE, AGAIN, AUTO, ONE = "100/100", "100/100 again", "auto", "one process"
 ARMS = (WHOLE, AUTO, *(name for name in FIXED if name != WHOLE), ONE, AGAIN)
 KNEE, STILL, SHIFT = "knee", "still", "shift"
@@ -64,7 +67,7 @@ class Effort:
     """At most so many sizes of steps that the profile has not measured."""
 
 
-FULL = Effort(requests=100, trials=4, rounds=2, still_seconds=35, phase_seconds=25, alone=5, held_out=99)
+FULL = Effort(requests=80, trials=4, rounds=2, still_seconds=32, phase_seconds=25, alone=5, held_out=99)
 QUICK = Effort(requests=15, trials=2, rounds=1, still_seconds=10, phase_seconds=5, alone=2, held_out=8)
 
 

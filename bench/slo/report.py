@@ -11,7 +11,7 @@ from typing import Any
 from bench.cpu.machine import BUSY
 from bench.cpu.report import MARKS
 from bench.slo import log, plan
-from bench.slo.plan import ARMS, AUTO, FIXED, ORDER, SHIFT, STAGES
+from bench.slo.plan import ARMS, AUTO, ORDER, PREDICTED, SHIFT, STAGES
 from bench.slo.verdicts import Run, in_a_row, outcome
 
 
@@ -72,7 +72,7 @@ def _run(run: Run) -> list[str]:
         "",
         "| knee | predicted | measured | trials: percent within both targets |",
         "|---|---|---|---|",
-        *(_knee(run, split) for split in FIXED),
+        *(_knee(run, split) for split in PREDICTED),
         "",
         *_arms(run),
     ]
@@ -158,12 +158,10 @@ def plot(run: Run, path: Path) -> None:
     arms.set_xticks([n + 0.2 for n in range(len(ARMS))], ARMS, rotation=20, fontsize=8)
     arms.set_ylabel("% of requests within both targets")
     arms.legend()
-    found = [run.knee(split) for split in FIXED]
-    knees.plot(FIXED, [run.plan.knees[split] for split in FIXED], "_", markersize=30, label="predicted, ±10 %")
-    knees.errorbar(
-        FIXED, [run.plan.knees[s] for s in FIXED], yerr=[0.1 * run.plan.knees[s] for s in FIXED], fmt="none", capsize=4
-    )
-    knees.plot(FIXED, [value if value else float("nan") for value in found], "o", label="measured")
+    found = [run.knee(split) for split in PREDICTED]
+    said = [run.plan.knees[split] for split in PREDICTED]
+    knees.errorbar(PREDICTED, said, yerr=[0.1 * knee for knee in said], fmt="_", capsize=4, label="predicted, ±10 %")
+    knees.plot(PREDICTED, [value if value else float("nan") for value in found], "o", label="measured")
     knees.set_ylabel("knee, requests a second")
     knees.set_ylim(bottom=0)
     knees.legend()

@@ -52,6 +52,8 @@ class Bench:
     lock: Path | None
     first: bool
     say: Callable[[str], None]
+    profile: Path | None = None
+    """Instead of measuring one."""
 
     @property
     def number(self) -> int:
@@ -61,7 +63,7 @@ class Bench:
         return self.out / f"run-{number}"
 
     def run(self) -> Run:
-        """To its end. Raises `MeasureError`, `ChangedError`."""
+        """To its end. Raises `MeasureError`, `ChangedError`, `ProfileError` (of the given profile)."""
         number = self.number
         folder = self.folder(number)
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,6 +91,9 @@ class Bench:
 
     def _register(self, number: int, folder: Path) -> None:
         profile = folder / "profile.json"
+        if self.profile is not None and not profile.exists():
+            read_profile(self.profile)
+            profile.write_bytes(self.profile.read_bytes())
         if not profile.exists():
             self.say("profile: what steps take on this machine, a minute or two")
             size = ["--dtype", "bfloat16", "--max-model-len", str(steps.MAX_MODEL_LEN)]
@@ -275,7 +280,7 @@ def most(found: Run) -> int:
 def minutes(effort: Effort) -> float:
     """Of a whole run on two cores, about."""
     arms = len(plan.ARMS)
-    knees = len(plan.FIXED) * effort.trials * (effort.requests / 2.5 + 3)
+    knees = len(plan.PREDICTED) * (effort.trials - 1) * (effort.requests / 2.2 + 3)
     still, shift = effort.rounds * arms * (effort.still_seconds + 4), arms * (3 * effort.phase_seconds + 4)
     return (120 + 60 + 6 * min(effort.held_out, len(steps.POINTS)) + knees + still + shift + 60) / 60
 

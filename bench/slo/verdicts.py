@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from bench.cpu.compare import Verdict
 from bench.cpu.schedule import Sample, Turn
 from bench.slo import plan
-from bench.slo.plan import AGAIN, AUTO, FIXED, KNEE, SHIFT, STAGES, STILL, WHOLE, Plan
+from bench.slo.plan import AGAIN, AUTO, FIXED, KNEE, PREDICTED, SHIFT, STAGES, STILL, WHOLE, Plan
 from bench.slo.prediction import KEPT
 from bench.slo.steps import Held, quantiles
 
@@ -74,7 +74,7 @@ class Run:
         """Trials that can be made now and are not; the first is to be made next. A knee's next depends on its last."""
         knees = [
             (len(trials), Turn(MODEL, KNEE, len(trials), f"{rate:g}/s", split))
-            for split in FIXED
+            for split in PREDICTED
             if (rate := plan.next_rate(trials := self.trials(split), self.plan.knees[split], self.plan.effort.trials))
         ]
         done = {s.turn for s in self.samples if not s.error}
@@ -110,7 +110,7 @@ class Run:
         return max((s.figures["late_p99_ms"] for s in self.samples if not s.error), default=None)
 
     def verdicts(self) -> list[Verdict]:
-        found = [self._knee(split) for split in FIXED]
+        found = [self._knee(split) for split in PREDICTED]
         found += [self._steps(), *(self._same(stage) for stage in STAGES), self._late()]
         return [*found, self._against_best(STILL), self._against_best(SHIFT)]
 

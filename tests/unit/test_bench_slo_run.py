@@ -12,7 +12,7 @@ import pytest
 from bench.cpu.parts import UnusableError
 from bench.cpu.schedule import Sample, Turn
 from bench.slo import contenders, log, plan, report
-from bench.slo.plan import AGAIN, ARMS, AUTO, FIXED, KNEE, ONE, QUICK, SHIFT, STILL, WHOLE, Effort, Plan
+from bench.slo.plan import AGAIN, ARMS, AUTO, KNEE, ONE, PREDICTED, QUICK, SHIFT, STILL, WHOLE, Effort, Plan
 from bench.slo.prediction import ChangedError, seal
 from bench.slo.run import figures_of, load, most
 from bench.slo.steps import POINTS, Held, held, model_of, quantiles, spread
@@ -96,7 +96,7 @@ def run(samples: Sequence[Sample] = (), errors: Sequence[float] = (0.01,) * 20) 
 
 def whole(still: float = 89.0, shift: float = 95.0, again: float = 91.0) -> Run:
     """A run in which every claim holds, but for what is asked."""
-    knees = [sample for split in FIXED for sample in knee(split, 0.98 * KNEES[split], 1.03 * KNEES[split])]
+    knees = [sample for split in PREDICTED for sample in knee(split, 0.98 * KNEES[split], 1.03 * KNEES[split])]
     loads = arms(STILL, {AUTO: still, AGAIN: again}, 2) + arms(SHIFT, {AUTO: shift, AGAIN: again})
     return run([*knees, *loads])
 
@@ -116,7 +116,7 @@ def test_the_same_profile_and_figures_give_the_same_plan() -> None:
     assert (first.ttft_ms, first.tpot_ms) == (1301, 33)
     assert first.rates[STILL] == pytest.approx(plan.STILL_LOAD * max(first.knees.values()), abs=1e-3)
     slow = plan.plan(profile(2.0), "d", {"ttft_ms": 520.4, "tpot_ms": 22.0}, QUICK, number=3, **about)
-    for split in FIXED:
+    for split in PREDICTED:
         assert slow.knees[split] / first.knees[split] == pytest.approx(0.5, rel=0.07)
 
 
@@ -213,7 +213,7 @@ def test_a_late_client_is_told() -> None:
 
 def test_a_knee_that_is_further_off_than_a_tenth_falls_short() -> None:
     def verdict(samples: Sequence[Sample]) -> bool | None:
-        return holds(run(samples))[FIXED.index(WHOLE)]
+        return holds(run(samples))[PREDICTED.index(WHOLE)]
 
     assert verdict(knee(WHOLE, 2.1, 2.2)) is True
     assert verdict(knee(WHOLE, 2.2, 2.35)) is False
@@ -223,8 +223,8 @@ def test_a_knee_that_is_further_off_than_a_tenth_falls_short() -> None:
 
 
 def test_the_best_fixed_split_is_taken_in_hindsight_and_the_doubled_one_by_its_mean() -> None:
-    found = run(arms(SHIFT, {WHOLE: 92.0, AGAIN: 90.0, "100/30": 90.5, "40/100": 80.0, AUTO: 91.5, ONE: 99.0}))
-    assert found.fixed(SHIFT) == {"100/100": 91.0, "100/30": 90.5, "40/100": 80.0}
+    found = run(arms(SHIFT, {WHOLE: 92.0, AGAIN: 90.0, "100/60": 90.5, "100/30": 80.0, AUTO: 91.5, ONE: 99.0}))
+    assert found.fixed(SHIFT) == {"100/100": 91.0, "100/60": 90.5, "100/30": 80.0}
     assert holds(found)[-1] is None, "without the still load it is not known whether the run is void"
 
 
@@ -238,11 +238,11 @@ def test_a_round_that_is_missing_leaves_the_arm_open() -> None:
 
 def test_knees_go_by_turns_then_rounds_of_arms() -> None:
     turns = run().left()
-    assert [turn.contender for turn in turns[:3]] == list(FIXED)
+    assert [turn.contender for turn in turns[:3]] == list(PREDICTED)
     assert len(turns) == 3 + 3 * len(ARMS)
     assert most(run()) == 3 * 4 + 3 * len(ARMS)
-    first = trial(FIXED[0], 0, plan.next_rate({}, KNEES[FIXED[0]], 4) or 0.0, True)
-    assert [turn.contender for turn in run([first]).left()[:3]] == [*FIXED[1:], FIXED[0]]
+    first = trial(PREDICTED[0], 0, plan.next_rate({}, KNEES[PREDICTED[0]], 4) or 0.0, True)
+    assert [turn.contender for turn in run([first]).left()[:3]] == [*PREDICTED[1:], PREDICTED[0]]
 
 
 def test_a_trial_that_is_lost_again_and_again_is_left_out() -> None:
