@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench.cpu.__main__ import folder, may_be_foremost
 from bench.slo import log, report
-from bench.slo.plan import FULL, QUICK
+from bench.slo.plan import FULL, QUICK, UnplannableError
 from bench.slo.prediction import ChangedError
 from bench.slo.run import LOG, Bench, MeasureError, load, minutes
 from bench.slo.verdicts import Run
@@ -67,7 +67,7 @@ def main(words: Sequence[str] | None = None) -> int:
             for _ in range(asked.runs):
                 print(f"bench-slo: run {bench.number}, about {minutes(effort):.0f} minutes", flush=True)
                 bench.run()
-        except (MeasureError, ChangedError, ProfileError) as error:
+        except (MeasureError, ChangedError, ProfileError, UnplannableError) as error:
             print(f"bench-slo: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:

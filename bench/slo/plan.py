@@ -120,6 +120,10 @@ class Sealed:
     digest: str
 
 
+class UnplannableError(Exception):
+    """The profile and what was measured of requests that are alone are not of one machine; names the remedy."""
+
+
 def targets(alone: Mapping[str, float]) -> tuple[int, int]:
     """Milliseconds: TTFT, TPOT."""
     return -int(-TTFT_TIMES * alone["ttft_ms"] // 1), -int(-TPOT_TIMES * alone["tpot_ms"] // 1)
@@ -136,7 +140,7 @@ def plan(
     machine: str,
     at: str,
 ) -> Plan:
-    """`digest`: of the profile."""
+    """`digest`: of the profile. Raises `UnplannableError`."""
     oracle, (ttft, tpot) = oracle_of(profile), targets(alone)
 
     def most(split: Split, of: str) -> float:
@@ -150,6 +154,11 @@ def plan(
     rates = {STILL: round(STILL_LOAD * max(knees.values()), 3)}
     for trace in dict.fromkeys(ORDER):
         rates[trace] = round(SHIFT_LOAD * max(most(split, trace) for split in SPLITS), 3)
+    if nothing := [name for name, rate in {**knees, **rates}.items() if not rate]:
+        raise UnplannableError(
+            f"by the profile no rate keeps TTFT {ttft} ms and TPOT {tpot} ms ({', '.join(nothing)}): the machine had "
+            "other work while it was measured; delete the run's profile.json and alone.json, and begin on a quiet one"
+        )
     return Plan(number, commit, machine, at, effort, digest, dict(alone), ttft, tpot, knees, rates)
 
 

@@ -63,7 +63,7 @@ class Bench:
         return self.out / f"run-{number}"
 
     def run(self) -> Run:
-        """To its end. Raises `MeasureError`, `ChangedError`, `ProfileError` (of the given profile)."""
+        """To its end. Raises `MeasureError`, `ChangedError`, `UnplannableError`, `ProfileError` (a given one)."""
         number = self.number
         folder = self.folder(number)
         folder.mkdir(parents=True, exist_ok=True)

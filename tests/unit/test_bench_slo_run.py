@@ -120,6 +120,14 @@ def test_the_same_profile_and_figures_give_the_same_plan() -> None:
         assert slow.knees[split] / first.knees[split] == pytest.approx(0.5, rel=0.07)
 
 
+def test_a_profile_of_a_machine_that_was_busy_is_no_plan() -> None:
+    about = {"commit": "c", "machine": "m", "at": "now"}
+    with pytest.raises(
+        plan.UnplannableError, match=r"no rate keeps TTFT 1301 ms and TPOT 33 ms .*begin on a quiet one"
+    ):
+        plan.plan(profile(20.0), "d", {"ttft_ms": 260.2, "tpot_ms": 11.0}, QUICK, number=3, **about)
+
+
 def test_each_arm_of_a_round_is_asked_the_same_and_each_round_something_else() -> None:
     assert PLAN.load(STILL, 0) == PLAN.load(STILL, 0) != PLAN.load(STILL, 1)
     assert replace(PLAN, number=2).load(SHIFT, 0) != PLAN.load(SHIFT, 0)
