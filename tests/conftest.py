@@ -5,8 +5,12 @@ examples in every run, however long they take: what fails fails again, and no ch
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, by whoever is first
@@ -21,3 +25,11 @@ if find_spec("hypothesis"):  # a GPU machine may lack it
     # Said aloud: where the variable CI is set, hypothesis' own default draws the same as well.
     settings.register_profile("random", untimed, derandomize=False, print_blob=True)
     settings.load_profile("same")
+
+
+@pytest.fixture
+def as_at_a_terminal() -> Iterator[None]:
+    """What a shell starts in the background ignores SIGINT, and so would every program that is started here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

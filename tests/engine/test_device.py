@@ -14,7 +14,7 @@ import pytest
 from tests.engine.harness import TORCH_RESIDENT, Engine
 
 from e2e.lib.models import random_model
-from e2e.lib.waiting import wait_until
+from e2e.lib.waiting import PATIENCE_S, wait_until
 from semipd_engine.contract import Device, EngineOptions, EngineState
 from semipd_engine.launcher import read_snapshot
 from semipd_engine.process import REFUSED
@@ -43,7 +43,7 @@ def test_cuda_without_a_gpu_is_one_error_with_its_reason_and_remedy(tmp_path: Pa
         assert log.read_text().count("NoGPU") == 1
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE_S) == 0
 
 
 def test_by_hand_cuda_without_a_gpu_ends_with_that_error() -> None:

@@ -16,7 +16,7 @@ from tests.unit.model_folder import write_model
 
 from e2e.lib.models import random_model
 from e2e.lib.process import free_port
-from e2e.lib.waiting import wait_until
+from e2e.lib.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.engine
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples/cpu.yaml"
@@ -51,7 +51,7 @@ def test_the_example_without_kubernetes(tmp_path: Path) -> None:
         request = urllib.request.Request(
             f"{status()['url']}/v1/completions", body, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
             assert json.load(answer)["usage"]["completion_tokens"] == 4
 
         obj["spec"]["partition"] |= {"prefillPercent": 80}
@@ -62,7 +62,7 @@ def test_the_example_without_kubernetes(tmp_path: Path) -> None:
         assert (decision["pod"], decision["reason"]) == ("smollm2-local", "ManualChange")
 
         process.send_signal(signal.SIGINT)
-        lines, _ = process.communicate(timeout=60)
+        lines, _ = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, "Ctrl-C drains"
         assert "split=80/50" in lines and "draining" in lines
     finally:

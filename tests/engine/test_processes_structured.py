@@ -18,6 +18,7 @@ from tests.engine.fake_model import VOCABULARY, reference
 from tests.engine.harness import ApiClient, Engine, Stream, engine_for
 from tests.unit.server.conftest import write_model
 
+from e2e.lib.waiting import wait_until
 from semipd_engine.cards.tokenizer import Tokenizer
 from semipd_engine.contract import Phase
 from semipd_engine.server.structured import grammar_of
@@ -104,9 +105,14 @@ def test_a_workers_death_changes_nothing(engine: Engine, phase: Phase) -> None:
     solo = [ask(client, seed)[0].wait().tokens for seed in range(6)]
     over = threading.Event()
 
+    def steps() -> int:
+        return sum(record["phase"] == phase for record in engine.records("step"))
+
     def kill() -> None:
         while not over.wait(0.15):
             engine.wait_state()
+            before = steps()  # without one between two deaths nothing would ever end
+            wait_until(lambda before=before: steps() > before or over.is_set(), describe="a step")
             engine.kill_worker(phase)
 
     killer = threading.Thread(target=kill)

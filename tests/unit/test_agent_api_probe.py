@@ -90,6 +90,7 @@ async def test_an_api_that_says_nothing_for_long_is_to_be_ended_once_and_one_tha
         await probe.ask()
         assert probe.hangs() and not probe.hangs(), "once"
         await probe.ask()
+    monkeypatch.setattr(api_probe, "TIMEOUT_SECONDS", PATIENCE_S)
     await probe.ask()
     assert not probe.hangs() and "it is restarted when it ends" in probe.problem()
 

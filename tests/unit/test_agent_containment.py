@@ -14,6 +14,7 @@ from tests.unit.agent_bench import Bench, config
 from tests.unit.agent_plant import FakeClock, Pod, Speed, poisson
 from tests.unit.mps_bench import OwnReaper
 
+from e2e.lib.waiting import PATIENCE_S
 from semipd_agent import agent as agent_module
 from semipd_agent import supervisor as supervisor_module
 from semipd_agent.agent import Agent
@@ -127,13 +128,13 @@ async def test_a_defect_in_the_loop_ends_neither_agent_nor_engine(
 
     monkeypatch.setattr(bench.controller, "observe", defect)
     task = asyncio.create_task(running.run())
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while ticks < 3 or supervisor.pid is None:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     assert not task.done() and supervisor.running
     assert [(f.part, f.message) for f in running.report().faults] == [("control", "RuntimeError: a defect")]
     running.terminate()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while not task.done():
             reaper.reap()
             await asyncio.sleep(0.02)
@@ -150,7 +151,7 @@ async def test_a_task_that_raises_is_started_again(monkeypatch: pytest.MonkeyPat
         if runs < 4:
             raise OSError(28, "No space left on device")
 
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         await keep_going("partitioner", run, faults)
     assert runs == 4
     (fault,) = faults.report()
@@ -173,7 +174,7 @@ async def test_the_launcher_is_restarted_when_our_own_stderr_is_gone(monkeypatch
     monkeypatch.setattr(supervisor_module.os, "write", refuse)
     supervisor = Supervisor(["sh", "-c", "echo words >&2; exit 3"], reaper, clock)
     supervisor.start()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while supervisor.restarts < 3:
             reaper.reap()
             await asyncio.sleep(0.02)
@@ -193,7 +194,7 @@ async def test_a_refusal_is_told_in_the_same_words_at_each_try(
     supervisor = Supervisor(["sh", "-c", f"echo broken >&2; exit {status}"], reaper, FakeClock())
     supervisor.start()
     said = set[str]()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while supervisor.restarts < 4:
             reaper.reap()
             said.add(supervisor.message)
@@ -208,17 +209,17 @@ async def test_a_stop_that_is_cancelled_ends(monkeypatch: pytest.MonkeyPatch) ->
     reaper = OwnReaper()
     supervisor = Supervisor(["sh", "-c", "trap '' TERM; echo trapped >&2; sleep 1000"], reaper, FakeClock())
     supervisor.start()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while not supervisor._tail:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     stopping = asyncio.create_task(supervisor.stop(1000, nothing))
     await asyncio.sleep(0.02)
     stopping.cancel()
-    await asyncio.wait({stopping}, timeout=60)
+    await asyncio.wait({stopping}, timeout=PATIENCE_S)
     assert stopping.cancelled()
     supervisor.kill()
     again = asyncio.create_task(supervisor.stop(1000, nothing))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while not again.done():
             reaper.reap()
             await asyncio.sleep(0.02)
@@ -238,7 +239,7 @@ async def test_a_life_that_is_cancelled_while_it_ends_by_itself_stays_cancelled(
     supervisor = Supervisor(["true"], reaper, FakeClock())
     monkeypatch.setattr(supervisor, "_forward", last_words)
     life = asyncio.create_task(supervisor._run_once())
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while supervisor.last_exit is None:
             reaper.reap()
             await asyncio.sleep(0.001)
@@ -256,12 +257,12 @@ async def test_the_word_to_end_an_api_does_not_kill_a_launcher_that_is_still_sta
     starting = f"echo begins >&2; until [ -e '{tmp_path}/ready' ]; do sleep 0.02; done; exit 7"
     supervisor = Supervisor(["sh", "-c", starting], reaper, FakeClock())
     life = asyncio.create_task(supervisor._run_once())
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while not supervisor._tail:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     assert supervisor.end_api()
     (tmp_path / "ready").touch()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while not life.done():
             reaper.reap()
             await asyncio.sleep(0.02)
@@ -273,7 +274,7 @@ async def test_a_crash_loop_is_over_once_a_launcher_has_lived(monkeypatch: pytes
     supervisor = Supervisor(["sleep", "1000"], reaper, clock)
     supervisor.short_lives = 5
     supervisor.start()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while not supervisor.running:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     assert supervisor.crash_loop
@@ -282,7 +283,7 @@ async def test_a_crash_loop_is_over_once_a_launcher_has_lived(monkeypatch: pytes
     pid = supervisor.pid
     assert pid is not None
     stopping = asyncio.create_task(supervisor.stop(0.1, nothing))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while not stopping.done():
             reaper.reap()
             await asyncio.sleep(0.02)

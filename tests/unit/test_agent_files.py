@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from e2e.lib.waiting import PATIENCE_S
 from semipd_agent.config import ConfigFile, ConfigFileError
 from semipd_agent.reaper import Reaper
 
@@ -90,7 +91,7 @@ end, hold = os.pipe()
 middle = subprocess.Popen(["sh", "-c", f"cat <&{end} >/dev/null & echo $!"], stdout=-1, text=True, pass_fds=[end])
 reaper.adopt(middle.pid, middle.poll)
 stranger = int(middle.stdout.readline())
-deadline = time.monotonic() + 50
+deadline = time.monotonic() + 100
 while int(open(f"/proc/{stranger}/stat").read().rsplit(")", 1)[1].split()[1]) != os.getpid():
     assert time.monotonic() < deadline, "not ours"
     reaper.reap()
@@ -104,7 +105,9 @@ print(own.returncode, middle.returncode, reaper.strangers, os.path.exists(f"/pro
 
 
 def test_strangers_are_reaped_and_our_own_keep_their_exit_status() -> None:
-    result = subprocess.run([sys.executable, "-c", REAP], capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", REAP], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert result.stdout.split() == ["7", "0", "1", "False"], result.stderr
 
 

@@ -64,7 +64,7 @@ class RunningAgent:
             self.stop()
             raise
         port = int((folder / "port").read_text())
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S)
 
     def write_config(
         self, generation: int, prefill: int, tokens: tuple[str, ...] = (TOKEN,), mode: str = "Manual"

@@ -28,6 +28,14 @@ def run(*jobs: Job) -> Jobs:
     return found
 
 
+def family(jobs: Jobs) -> list[psutil.Process]:
+    """The job `parent` and what it has started."""
+    process = jobs.jobs["parent"].process
+    assert process is not None
+    parent = psutil.Process(process.pid)
+    return [parent, *parent.children(recursive=True)]
+
+
 def test_a_job_starts_after_what_it_needs(tmp_path: Path) -> None:
     first = job(tmp_path, "first", "import time; time.sleep(0.3); open('made', 'w')")
     second = job(tmp_path, "second", "open('made')", "first")
@@ -55,17 +63,15 @@ def test_suspended_jobs_stand_still_with_their_children_and_go_on(tmp_path: Path
     try:
         wait_until(file.exists)
         with jobs.suspended():
-            time.sleep(0.1)
+            wait_until(lambda: {one.status() for one in family(jobs)} == {psutil.STATUS_STOPPED})
             before = file.stat().st_size
             time.sleep(0.3)
             assert file.stat().st_size == before
         wait_until(lambda: file.stat().st_size > before)
     finally:
-        parent = jobs.jobs["parent"].process
-        assert parent is not None
-        family = [psutil.Process(parent.pid), *psutil.Process(parent.pid).children(recursive=True)]
+        members = family(jobs)
         jobs.stop()
-    wait_until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
+    wait_until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in members))
 
 
 def test_a_job_does_not_start_while_all_are_suspended(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import pytest
 from tests.gpu.archive import write_archive
 from tests.gpu.check.ending import end, session
 
-from e2e.lib.waiting import wait_until
+from e2e.lib.waiting import PATIENCE_S, wait_until
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("as_at_a_terminal")]
 
 ROOT = Path(__file__).resolve().parents[2]
 ORDERLY = """
@@ -65,7 +65,7 @@ def test_a_signal_ends_the_part_and_makes_the_report(
     """The signal comes to the check alone, as from a supervisor."""
     running, out = started(tmp_path, archived), tmp_path / "out"
     running.send_signal(number)
-    said, wrong = running.communicate(timeout=60)
+    said, wrong = running.communicate(timeout=PATIENCE_S)
     assert (running.returncode, wrong) == (status, ""), said + wrong
     assert (tmp_path / "word").exists(), "it was told, not killed"
     part = int((tmp_path / "ready").read_text())
@@ -82,7 +82,7 @@ def test_the_report_is_made_when_nobody_reads_what_is_said(tmp_path: Path) -> No
     assert running.stdout is not None and running.stderr is not None
     running.stdout.close()
     running.send_signal(signal.SIGTERM)
-    assert (running.wait(60), running.stderr.read()) == (143, "")
+    assert (running.wait(PATIENCE_S), running.stderr.read()) == (143, "")
     assert (tmp_path / "out" / "report.md").exists() and (tmp_path / "word").exists()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from e2e.lib.waiting import PATIENCE_S
 from semipd_engine import launcher
 from semipd_engine.contract import EngineOptions, EngineSnapshot, EngineState
 from semipd_engine.launcher import Child, Launcher
@@ -23,7 +24,7 @@ class Engine:
         self.state = EngineState.READY
         self._starts = folder / "starts"
         self._now = 0.0
-        commands = {name: ["sleep", "60"] for name in ("resident", "core")}
+        commands = {name: ["sleep", "600"] for name in ("resident", "core")}
         script = f"cd {folder}; echo >>starts; {api}"
         options = EngineOptions(model=folder / "no-model", run_dir=folder, port=8000, drain_seconds=0)
         self.launcher = Launcher(options, commands | {"api": ["sh", "-c", script]}, by_hand)
@@ -34,7 +35,7 @@ class Engine:
 
     def until(self, done: Callable[[], bool]) -> str | None:
         """Turns of 20 s each until it is `done`, or the launcher gives up and says why."""
-        limit = time.monotonic() + 30
+        limit = time.monotonic() + PATIENCE_S
         while not done():
             assert time.monotonic() < limit, "timed out"
             self._now += 20.0
@@ -71,7 +72,7 @@ def test_an_api_that_refuses_at_its_start_ends_the_engine(start: Callable[[str],
 
 def test_an_api_that_hangs_is_killed_when_it_is_asked_for_and_started_again(start: Callable[[str], Engine]) -> None:
     """A stopped process takes no SIGTERM."""
-    engine = start("[ -e again ] && exec sleep 60; touch again; kill -STOP $$; exec sleep 60")
+    engine = start("[ -e again ] && exec sleep 600; touch again; kill -STOP $$; exec sleep 600")
     assert engine.until(lambda: engine.starts == 1) is None
     turns = iter(range(5))
     assert engine.until(lambda: next(turns, None) is None) is None and engine.starts == 1, "by itself it stays"
@@ -86,7 +87,7 @@ def test_an_api_that_has_served_is_started_again_whatever_its_status(start: Call
 
 
 def test_a_refusal_that_has_passed_while_the_weights_were_loaded_counts_no_more(start: Callable[[str], Engine]) -> None:
-    engine = start("[ -e repaired ] && exec sleep 60; touch repaired; exit 2")
+    engine = start("[ -e repaired ] && exec sleep 600; touch repaired; exit 2")
     engine.state = EngineState.LOADING
     assert engine.until(lambda: engine.starts == 2) is None
     engine.state = EngineState.READY
@@ -95,7 +96,7 @@ def test_a_refusal_that_has_passed_while_the_weights_were_loaded_counts_no_more(
 
 
 def test_a_model_that_cannot_be_loaded_ends_an_engine_that_a_person_started(start: Callable[..., Engine]) -> None:
-    engine = start("exec sleep 60", by_hand=True)
+    engine = start("exec sleep 600", by_hand=True)
     engine.state = EngineState.LOADING
     turns = iter(range(5))
     assert engine.until(lambda: next(turns, None) is None) is None
@@ -104,7 +105,7 @@ def test_a_model_that_cannot_be_loaded_ends_an_engine_that_a_person_started(star
 
 
 def test_under_an_agent_the_engine_stays_and_says_why(start: Callable[..., Engine]) -> None:
-    engine = start("exec sleep 60")
+    engine = start("exec sleep 600")
     engine.state = EngineState.FAILED
     turns = iter(range(5))
     assert engine.until(lambda: next(turns, None) is None) is None
@@ -114,7 +115,7 @@ def test_a_model_that_was_served_is_waited_for_whoever_started_the_engine(
     start: Callable[..., Engine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its memory was taken by another program while the resident was down."""
-    engine = start("echo 8000 >api.port; exec sleep 60", by_hand=True)
+    engine = start("echo 8000 >api.port; exec sleep 600", by_hand=True)
     assert engine.until(lambda: engine.launcher.announced) is None
     assert capsys.readouterr().out.count("is ready at http://127.0.0.1:8000") == 1
     engine.state = EngineState.FAILED

@@ -51,7 +51,7 @@ def test_an_api_that_would_admit_nobody_is_refused_with_the_file_at_fault(conten
     if content is not None:
         keys.write_text(content)
     command = [sys.executable, "-m", "semipd_engine.cli", "serve", "--model", str(folder), "--api-key-file", str(keys)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=180)
     why = "No such file or directory" if content is None else "holds no key: write one on each line"
     assert result.returncode == 2 and result.stderr.splitlines()[-1].endswith(why) and str(keys) in result.stderr
 

@@ -20,6 +20,7 @@ from tests.unit.mps_stand_in import script_faults
 from tests.unit.test_agent_process import RunningAgent
 
 from e2e.lib.process import runs
+from e2e.lib.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.unit
 
@@ -138,7 +139,7 @@ def test_start_warm_rung_cold_rung_and_quit(agent: GpuAgent, base: Path) -> None
 
     family = [agent.daemon(), agent.server(), *cold.values()]
     agent.process.send_signal(signal.SIGTERM)
-    assert agent.process.wait(30) == 0
+    assert agent.process.wait(PATIENCE_S) == 0
     agent.wait(lambda: not any(map(runs, family)))
     assert list(base.iterdir()) == []
 
@@ -214,7 +215,7 @@ def test_a_second_sigterm_has_mps_end_the_workers_before_anything_is_killed(tmp_
         agent.process.send_signal(signal.SIGTERM)
         agent.wait(lambda: agent.http.get("/ready").status_code == 503)
         agent.process.send_signal(signal.SIGTERM)
-        assert agent.process.wait(60) == 0
+        assert agent.process.wait(PATIENCE_S) == 0
         said = (agent.folder / "log").read_text()
         assert all(f"MPS ended its client {pid}," in said for pid in workers)
     finally:

@@ -11,6 +11,7 @@ import pytest
 from tests.unit.mps_bench import QUICK, MpsBench, mps_bench, rung, snapshot
 from tests.unit.mps_stand_in import SMS
 
+from e2e.lib.waiting import PATIENCE_S
 from semipd_agent.contract import PartitionReason
 from semipd_engine.contract import Phase, Split, WorkerReport, WorkerState
 
@@ -75,7 +76,7 @@ async def test_a_worker_that_must_be_killed_is_ended_by_mps_first(
     assert plan.prefill.terminate_seconds > QUICK.terminate, "core waits at least as long as MPS may take"
     hanging = rung(Phase.DECODE, 20, None, pid=victim.pid, ending=True, state=WorkerState.STARTING)
     bench.mps.follow(snapshot(rung(Phase.PREFILL, 60, 78), hanging))
-    await asyncio.wait_for(victim.wait(), 30)
+    await asyncio.wait_for(victim.wait(), PATIENCE_S)
     bench.mps.follow(snapshot(rung(Phase.PREFILL, 60, 78), hanging))  # core has not noticed yet: it is asked once
     await asyncio.sleep(1)
     assert bench.mps.ready and bench.mps.incarnation == 1
@@ -106,7 +107,7 @@ async def test_before_the_engine_is_killed_its_clients_are_ended(
 ) -> None:
     bench.mps.follow(snapshot(rung(Phase.DECODE, 80, 104, pid=victim.pid)))
     await bench.mps.evict()
-    await asyncio.wait_for(victim.wait(), 30)
+    await asyncio.wait_for(victim.wait(), PATIENCE_S)
 
 
 async def test_a_core_that_starts_anew_makes_the_server_suspect(
@@ -137,7 +138,7 @@ async def test_workers_whose_core_is_gone_are_ended_by_mps(
     else:
         bench.mps.core_gone()
         bench.mps.core_gone()  # it is told with every tick
-    await asyncio.wait_for(victim.wait(), 30)
+    await asyncio.wait_for(victim.wait(), PATIENCE_S)
     await asyncio.sleep(1)
     assert bench.mps.ready and bench.mps.incarnation == 1, "nobody else is harmed"
 
@@ -155,7 +156,7 @@ async def test_workers_that_hang_are_ended_side_by_side(
         first = rung(Phase.PREFILL, 60, 78, pid=4711, ending=True)
         bench.mps.follow(snapshot(first))
         bench.mps.follow(snapshot(first, rung(Phase.DECODE, 80, 104, pid=victim.pid, ending=True)))
-        await asyncio.wait_for(victim.wait(), 60)
+        await asyncio.wait_for(victim.wait(), PATIENCE_S)
         assert bench.mps.ready, "the first one's answer is waited for still"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from e2e.lib.waiting import wait_until_async
+from e2e.lib.waiting import PATIENCE_S, wait_until_async
 from semipd_operator import leader
 from semipd_operator.answers import ApiAway, ApiRefused
 from semipd_operator.leader import Election
@@ -213,7 +213,7 @@ async def test_an_end_that_comes_with_an_answer_is_an_end(steps: int) -> None:
     for _ in range(steps):
         await asyncio.sleep(0)
     task.cancel()
-    done, _ = await asyncio.wait({task}, timeout=5)
+    done, _ = await asyncio.wait({task}, timeout=PATIENCE_S)
     assert done and task.cancelled()
 
 

@@ -6,23 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.unit.model_folder import write_model
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("as_at_a_terminal")]
 ROOT = Path(__file__).resolve().parents[2]
 RUN = (sys.executable, "-m", "semipd_cli", "run", "--port", "0")
-
-
-@pytest.fixture(autouse=True)
-def as_at_a_terminal() -> Iterator[None]:
-    """What a shell starts in the background ignores SIGINT, and so would every program that is started here."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("mode", ["Manual", "Disabled"])

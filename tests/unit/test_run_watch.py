@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.unit.operator_observed import report
 
+from e2e.lib.waiting import PATIENCE_S
 from semipd_agent.contract import CONFIG_FILE, EnginePhase, EngineStatus, StatusReport
 from semipd_cli import embedded
 from semipd_cli.embedded import Embedded, RunOptions
@@ -51,7 +52,7 @@ class Watch:
 
     async def turns(self, count: int = 3) -> None:
         until = self.looks + count
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while self.looks < until:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 
@@ -86,7 +87,7 @@ async def test_a_defect_in_what_is_read_of_the_agent_ends_nothing(watch: Watch) 
     assert watch.said.count("the agent cannot be asked (KeyError: 'x'); it is tried again") == 1
     engine = EngineStatus(state=EnginePhase.FAILED, ready=False, reason="LoadFailed", message="no weights")
     watch.answer = lambda: report(engine=engine)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while not watch.child.signals:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
     assert watch.child.signals == [signal.SIGTERM], "it was still watched: an engine that is refused ends the run"
@@ -99,7 +100,7 @@ async def test_what_only_another_start_can_mend_ends_the_run_and_is_said_by_its_
     watch.status.parent.mkdir()
     engine = EngineStatus(state=EnginePhase.FAILED, ready=False, reason=reason, message="why: remedy")
     watch.answer = lambda: report(engine=engine)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while not watch.child.signals:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
     assert watch.run._refusal == f"the model cannot be served: {reason}: why: remedy"

@@ -14,7 +14,7 @@ import pytest
 
 from bench.traffic import Request, replay
 from bench.traffic.plan import ask
-from e2e.lib.waiting import PATIENCE_S
+from e2e.lib.waiting import PATIENCE_S, wait_until_async
 
 pytestmark = pytest.mark.unit
 
@@ -58,17 +58,18 @@ def choice(ids: list[int], text: str, finish: str | None = None) -> dict[str, An
 
 async def test_tokens_ids_text_usage_and_times() -> None:
     asked: list[dict[str, Any]] = []
+    seen: list[str] = []
 
     async def handler(content: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         asked.append(content)
         begin(writer)
         await event(writer, choices=[choice([11], "a")])
+        await wait_until_async(lambda: seen)
         await asyncio.sleep(0.1)
         await event(writer, choices=[choice([12, 13], "bc", "length")])
         await event(writer, choices=[], usage={"prompt_tokens": 5})
         writer.write(b"data: [DONE]\n\n")
 
-    seen: list[str] = []
     async with server(handler) as (url, _):
         (record,) = await replay([Request(0.0, 3, (1, 2))], url, on_token=lambda index, at, text: seen.append(text))
     assert record.ok and record.token_ids == (11, 12, 13) and record.text == "abc" and record.prompt_tokens == 5

@@ -77,7 +77,9 @@ print(os.waitstatus_to_exitcode(os.waitpid(known, 0)[1]))
 
 def test_who_adopts_buries_strangers_and_takes_nobody_elses_status() -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", ADOPTIVE], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", ADOPTIVE], env=environment, capture_output=True, text=True, timeout=120
+    )
     assert (done.stdout.split(), done.stderr) == (["False", "7"], "")
 
 

@@ -159,5 +159,5 @@ def test_the_agents_probe(
     nowhere = {"CUDA_MPS_PIPE_DIRECTORY": str(tmp_path / "nowhere")}
     variables = {**os.environ, "LD_LIBRARY_PATH": str(Path(library).parent), **nowhere, **environment, **mps}
     command = [sys.executable, "-S", "-E", str(probe.__file__), *(["--context"] if context else [])]
-    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120, check=True)
     assert json.loads(done.stdout) == expected
