@@ -3,94 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.unit.operator_asked import AWAY, FORBIDDEN, GPU, SHARED, TROUBLE, Asked, Clock, raw, unready
 from tests.unit.operator_observed import ago
 
 from semipd_operator import courtesy
-from semipd_operator.answers import ApiAway, ApiRefused
+from semipd_operator.answers import ApiRefused
 from semipd_operator.inquiry import Inquiry, MetricsServer
 from semipd_operator.status.pods import pod_view
 
 pytestmark = pytest.mark.unit
-
-SHARED = {"nvidia.com/gpu.sharing-strategy": "mps"}
-GPU = {"containers": [{"resources": {"limits": {"nvidia.com/gpu": 1}}}]}
-CREATING = {"name": "engine", "ready": False, "state": {"waiting": {"reason": "ContainerCreating"}}}
-FORBIDDEN, AWAY = ApiRefused(403, "forbidden"), ApiAway("no answer")
-TROUBLE = [ApiRefused(503, "etcd"), ApiRefused(429, "slow down"), ApiRefused(500, "oops"), AWAY, None]
-"""None: it does not answer for long."""
-
-
-@dataclass
-class Asked:
-    """Answers as the API server, or fails."""
-
-    failure: Exception | None = None
-    silent: bool = False
-    node: dict[str, Any] | None = field(default_factory=lambda: {"metadata": {"labels": SHARED}})
-    count: Counter[str] = field(default_factory=Counter)
-    bound: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
-    """Claims that have their volume, and what was said of them: reason and message."""
-
-    async def _ask(self, name: str) -> None:
-        self.count[name] += 1
-        if self.silent:
-            await asyncio.Event().wait()
-        if self.failure:
-            raise self.failure
-
-    async def get(self, api_version: str, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
-        await self._ask(name)
-        return self.node if kind == "Node" else None
-
-    async def events(self, namespace: str, uid: str) -> list[dict[str, Any]]:
-        await self._ask(uid)
-        return [{"reason": "FailedMount", "message": f"no volume for {uid}", "lastTimestamp": "2026-01-02T03:04:05Z"}]
-
-    async def claim_events(self, namespace: str, claim: str) -> list[dict[str, Any]]:
-        await self._ask(f"{namespace}/{claim}")
-        waits = [("ProvisioningFailed", "older"), ("FailedBinding", f"no storage class is set for {claim}")]
-        said = self.bound.get(claim, waits)
-        return [
-            {"reason": why, "message": what, "lastTimestamp": f"2026-01-02T03:04:0{n}Z"}
-            for n, (why, what) in enumerate(said)
-        ]
-
-    async def some_nodes(self) -> list[dict[str, Any]]:
-        await self._ask("nodes")
-        return [self.node] if self.node else []
-
-    async def serves(self, api_version: str) -> bool:
-        await self._ask(api_version)
-        return False
-
-
-def raw(name: str, seconds: float, **spec: Any) -> dict[str, Any]:
-    since = ago(seconds).isoformat()
-    conditions = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": since}]
-    meta = {"name": name, "uid": name, "namespace": "d", "labels": {"pod-template-hash": "7d9c"}}
-    status = {"conditions": conditions, "containerStatuses": [CREATING]}
-    return {"metadata": meta, "spec": {"nodeName": "n1", **spec}, "status": status}
-
-
-def unready(name: str, seconds: float, **spec: Any) -> dict[str, Any]:
-    """It was started, and has not been ready for so long."""
-    one = raw(name, seconds, **spec)
-    condition = {"type": "Ready", "status": "False", "lastTransitionTime": ago(seconds).isoformat()}
-    one["status"] = {"conditions": [condition], "containerStatuses": [{"name": "engine", "state": {"running": {}}}]}
-    return one
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def test_only_pods_that_stand_still_are_asked_about_and_each_has_its_turn() -> None:
@@ -303,77 +228,6 @@ async def test_looks_at_the_same_time_lose_none_of_the_answers() -> None:
     slow.set()
     assert (await waiting)[0].gpu_sharing
     assert (await one.look([raw("gpu", 12, **GPU)], ago(0)))[0].gpu_sharing and kube.count["n1"] == 1
-
-
-async def test_a_clock_ahead_of_ours_hides_no_pod() -> None:
-    """The API server's times are half an hour in our future."""
-    one = Inquiry(Asked())
-    unseen = {"metadata": {"name": "u", "uid": "u", "namespace": "d", "creationTimestamp": ago(-1800).isoformat()}}
-    pods = [raw("p", -1800), unseen]
-    first = await one.look(pods, ago(0))
-    later = await one.look(pods, ago(-40))
-    assert first[0].complaint is None and later[0].complaint
-    assert later[0].preparing_since == later[1].unseen_since == ago(0)
-
-
-@pytest.mark.parametrize("minutes", [-7, 7])
-async def test_no_clock_shows_a_cause_before_its_time(minutes: int) -> None:
-    """Neither the API server's, which stamps creations, nor a scheduler's, which stamps what it places."""
-    skew = timedelta(minutes=minutes)
-    one = Inquiry(Asked(), ahead=lambda: skew)
-    unseen = {
-        "metadata": {"name": "u", "uid": "u", "namespace": "d", "creationTimestamp": (ago(20) + skew).isoformat()}
-    }
-    placed = raw("p", 20 + 60 * minutes)  # by a scheduler as wrong the other way
-    placed["metadata"]["creationTimestamp"] = (ago(20) + skew).isoformat()
-    first = await one.look([unseen, placed], ago(0))
-    assert first[0].unseen_since == ago(20)
-    assert first[1].preparing_since and first[1].preparing_since >= ago(20)
-    running = unready("q", 1)
-    await one.look([running], ago(0))
-    running["status"] = raw("q", 3600)["status"]
-    [view] = await one.look([running], ago(-1))
-    assert view.preparing_since == ago(-1), "what we saw begin began then"
-
-
-@pytest.mark.parametrize("minutes", [-7, 7])
-async def test_starts_and_ends_are_timed_by_our_clock_too(minutes: int) -> None:
-    """Of what is silent, and of what explains why there are too few pods."""
-    skew = timedelta(minutes=minutes)
-    for seen_alive in (False, True):
-        one = Inquiry(Asked())
-        pod = unready("p", 20)
-        pod["metadata"]["creationTimestamp"] = ago(40).isoformat()
-        [view] = await one.look([pod], ago(60)) if seen_alive else [None]
-        [engine] = pod["status"]["containerStatuses"]
-        engine["state"] = {"running": {"startedAt": (ago(20) + skew).isoformat()}}
-        [view] = await one.look([pod], ago(20))
-        assert view.started_at and (view.started_at == ago(20) if seen_alive else ago(40) <= view.started_at <= ago(20))
-        [again] = await one.look([pod], ago(10))
-        assert again.started_at == view.started_at, "it runs on"
-        ended = {"type": "Ready", "status": "False", "lastTransitionTime": (ago(5) + skew).isoformat()}
-        pod["status"] = {"phase": "Failed", "reason": "Evicted", "conditions": [ended]}
-        [view] = await one.look([pod], ago(0))
-        assert view.ended_at == view.ready_since == ago(0)
-
-
-@pytest.mark.parametrize("minutes", [-7, 7])
-async def test_what_a_pod_waits_for_is_timed_by_our_clock_too(minutes: int) -> None:
-    """Its node's, which stamps the start of containers, is as wrong as it likes."""
-    one = Inquiry(Asked())
-    pod = unready("p", 20)
-    pod["metadata"]["creationTimestamp"] = ago(20).isoformat()
-    started = {"running": {"startedAt": ago(20 + 60 * minutes).isoformat()}}
-    pod["status"]["initContainerStatuses"] = [{"name": "wait-for-db", "state": started}]
-    [view] = await one.look([pod], ago(0))
-    assert view.held and view.held_since and ago(20) <= view.held_since <= ago(0)
-    ready = {"name": "engine", "ready": True, "state": started}
-    proxy = {"name": "proxy", "ready": True, "state": started}
-    pod["status"] = {**pod["status"], "initContainerStatuses": [], "containerStatuses": [ready, proxy]}
-    await one.look([pod], ago(-60))
-    proxy["ready"] = False
-    [view] = await one.look([pod], ago(-90))
-    assert view.held and view.held_since == ago(-90), "it was ready until then"
 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["the scheduler says so", "it says nothing"])

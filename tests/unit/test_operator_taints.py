@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.unit.operator_asked import TROUBLE, Asked, Clock
 from tests.unit.operator_observed import ago, messages, observed, pod
-from tests.unit.test_operator_inquiry import TROUBLE, Asked, Clock
 
 from semipd_operator.answers import ApiRefused
 from semipd_operator.inquiry import Inquiry
