@@ -41,7 +41,6 @@ from semipd_agent.gpu.watch import Gpu
 from semipd_agent.memory_limit import MemoryLimit
 from semipd_agent.metrics import ReportCollector
 from semipd_agent.partitioner import Partitioner, select
-from semipd_agent.partitioner.cpus import granted
 from semipd_agent.partitioner.mps import green
 from semipd_agent.partitioner.mps.preflight import default_base
 from semipd_agent.partitioner.mps.programs import Programs
@@ -49,6 +48,7 @@ from semipd_agent.reaper import Reaper, become_subreaper
 from semipd_agent.slo.profiles import Profiles, folders
 from semipd_agent.supervisor import Supervisor
 from semipd_engine.contract import Device, EngineOptions, ProfileError, processor
+from semipd_engine.cpu_grant import granted
 
 BACKENDS = ("mps", "mps-green")
 
@@ -168,7 +168,7 @@ async def serve(options: argparse.Namespace, flags: list[str]) -> None:
     identity = identity_from_environment()
     grant = granted(identity.pod_uid)
     log.info("device %s, CPUs %s, quota %s", device, ",".join(map(str, grant.cpus)), grant.quota or "none")
-    profiles = Profiles.read(options.step_profile, folders(), len(grant.cpus), processor())
+    profiles = Profiles.read(options.step_profile, folders(), grant, processor())
     reaper = Reaper()
     programs = Programs.find(probe=options.mps_probe)
     asks_green = options.partition_backend == "mps-green"

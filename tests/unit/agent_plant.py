@@ -17,7 +17,7 @@ from pathlib import Path
 
 from semipd_agent.contract import SLO, AgentConfig
 from semipd_agent.control import SplitController
-from semipd_agent.partitioner.base import Grant
+from semipd_agent.partitioner import Grant
 from semipd_agent.partitioner.cpu_paced import CpuPaced
 from semipd_agent.slo.policy import prefill_share
 from semipd_cli.simulator.engine import Arrival, Size, VirtualEngine

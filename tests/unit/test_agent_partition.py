@@ -14,7 +14,6 @@ from semipd_agent.clock import SystemClock
 from semipd_agent.contract import Enforcement, Mode, PartitionReason, PartitionState
 from semipd_agent.partitioner import Grant, Mps, PartitionerUnavailable, Problem, select
 from semipd_agent.partitioner.cpu_paced import CpuPaced
-from semipd_agent.partitioner.cpus import cpu_quota, granted
 from semipd_agent.partitioner.mps import Programs
 from semipd_agent.readback import Intent, Readback, read_back
 from semipd_agent.reaper import Reaper
@@ -32,69 +31,6 @@ from semipd_engine.contract import (
 from semipd_engine.cpu_plan import cpu_plan
 
 pytestmark = pytest.mark.unit
-
-V2 = "0::/kubepods/pod1/c1\n"
-V1 = "4:cpu,cpuacct:/kubepods/pod1/c1\n3:cpuset:/kubepods/pod1/c1\n"
-
-
-def put(root: Path, path: str, text: str) -> None:
-    file = root / path
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
-
-
-@pytest.mark.parametrize(
-    ("files", "cgroup", "quota"),
-    [
-        ({}, V2, None),
-        ({"cpu.max": "max 100000\n"}, V2, None),
-        ({"cpu.max": "150000 100000\n"}, V2, 1.5),  # a namespace: our own cgroup is the mount's root
-        ({"kubepods/pod1/cpu.max": "200000 100000\n", "kubepods/pod1/c1/cpu.max": "max 100000\n"}, V2, 2.0),
-        ({"kubepods/pod1/cpu.max": "50000 100000\n", "kubepods/pod1/c1/cpu.max": "300000 100000\n"}, V2, 0.5),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, V1, None),
-        ({"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}, V1, 2.5),
-        (
-            {
-                "cpu,cpuacct/kubepods/pod1/c1/cpu.cfs_quota_us": "100000\n",
-                "cpu,cpuacct/kubepods/pod1/c1/cpu.cfs_period_us": "50000\n",
-            },
-            V1,
-            2.0,
-        ),
-        ({"cpu.max": "rubbish\n"}, V2, None),
-    ],
-)
-def test_quota_of_both_cgroup_versions(tmp_path: Path, files: dict[str, str], cgroup: str, quota: float | None) -> None:
-    for path, text in files.items():
-        put(tmp_path, f"sys/fs/cgroup/{path}", text)
-    assert cpu_quota(tmp_path, cgroup) == quota
-
-
-@pytest.mark.parametrize(
-    ("quota", "count"), [("max", 8), ("50000", 1), ("125000", 1), ("150000", 2), ("200000", 2), ("9900000", 8)]
-)
-def test_granted_cpus_are_the_quota_rounded_within_the_mask(tmp_path: Path, quota: str, count: int) -> None:
-    put(tmp_path, "sys/fs/cgroup/cpu.max", f"{quota} 100000\n")
-    grant = granted("uid", affinity=frozenset(range(4, 12)), root=tmp_path, cgroup=V2)
-    assert len(set(grant.cpus)) == count
-    assert set(grant.cpus) <= set(range(4, 12))
-
-
-def test_pods_of_one_node_spread_over_its_cpus(tmp_path: Path) -> None:
-    put(tmp_path, "sys/fs/cgroup/cpu.max", "200000 100000\n")
-    mask = frozenset(range(16))
-    runs = {granted(f"pod-{i}", affinity=mask, root=tmp_path, cgroup=V2).cpus for i in range(40)}
-    assert len(runs) > 8
-    assert granted("pod-1", affinity=mask, root=tmp_path, cgroup=V2) == granted(
-        "pod-1", affinity=mask, root=tmp_path, cgroup=V2
-    )
-
-
-def test_this_process_has_cpus() -> None:
-    import os
-
-    assert set(granted().cpus) <= os.sched_getaffinity(0) and granted().cpus
-
 
 # ---- backends -------------------------------------------------------------------------------------------------------
 

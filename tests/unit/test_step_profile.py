@@ -28,6 +28,7 @@ from semipd_engine.contract import (
     StepTimes,
     read_profile,
 )
+from semipd_engine.cpu_grant import Grant
 from semipd_engine.profiler.sweep import (
     MOST_TOKENS,
     SPLITS,
@@ -55,6 +56,7 @@ MODEL = ModelInfo(
     kernels="amx",
 )
 KEY = ProfileKey.of(MODEL, 2)
+TWO = Grant(cpus=(0, 1))
 
 
 class Virtual:
@@ -237,6 +239,28 @@ def test_a_profile_of_something_else_is_told_by_what_differs(change: dict[str, A
     assert KEY.objection(ProfileKey.of(MODEL.model_copy(update={"name": "another folder"}), 2)) == ""
 
 
+def test_steps_that_a_quota_throttles_are_others(of_cpu: StepProfileFile, tmp_path: Path) -> None:
+    """Two CPUs under 1500m stand still for a quarter of each period. On a GPU the CPUs do not matter."""
+    path = tmp_path / "p.json"
+    path.write_text(of_cpu.model_dump_json())
+    found = Profiles.read(path, (), Grant((0, 1), 1.5)).of(MODEL, ShareLaw.PACED)
+    assert not found.steps.measured and "cpu_quota: None was measured, 1.5 is served" in found.message
+    within = of_cpu.model_copy(update={"key": ProfileKey.of(MODEL, 2, 1.5)})
+    path.write_text(within.model_dump_json())
+    assert Profiles.read(path, (), Grant((4, 5), 1.5)).of(MODEL, ShareLaw.PACED).steps.measured
+    assert Profiles.read(path, (), Grant((4, 5), 2.0)).of(MODEL, ShareLaw.PACED).steps.measured is False
+    on_gpu = MODEL.model_copy(update={"device": "cuda", "sm_count": 132})
+    assert ProfileKey.of(on_gpu, 2, 1.5) == ProfileKey.of(on_gpu, 8)
+
+
+def test_a_file_from_before_quotas_were_told_is_read(of_cpu: StepProfileFile, tmp_path: Path) -> None:
+    content = json.loads(of_cpu.model_dump_json())
+    del content["key"]["cpu_quota"]
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(content))
+    assert Profiles.read(path, (), TWO).of(MODEL, ShareLaw.PACED).steps.measured
+
+
 # ---- which one holds -------------------------------------------------------------------------------------------------
 
 
@@ -244,30 +268,30 @@ def test_the_one_that_fits_is_taken_and_a_broken_one_stops_nobody(of_cpu: StepPr
     (tmp_path / "a.json").write_text("broken")
     other = of_cpu.model_copy(update={"key": KEY.model_copy(update={"weight_bytes": 7})})
     (tmp_path / "b.json").write_text(other.model_dump_json())
-    profiles = Profiles.read(None, [tmp_path / "missing", tmp_path], 2)
+    profiles = Profiles.read(None, [tmp_path / "missing", tmp_path], TWO)
     found = profiles.of(MODEL, ShareLaw.PACED)
     assert not found.steps.measured and "weight_bytes: 7 was measured, 1000 is served" in found.message
     (tmp_path / "c.json").write_text(of_cpu.model_dump_json())
-    found = Profiles.read(None, [tmp_path], 2).of(MODEL, ShareLaw.PACED)
+    found = Profiles.read(None, [tmp_path], TWO).of(MODEL, ShareLaw.PACED)
     assert found.steps.measured and found.source == str(tmp_path / "c.json") and not found.message
     with pytest.raises(ProfileError, match=r"a\.json: document"):
-        Profiles.read(tmp_path / "a.json", [tmp_path], 2)
+        Profiles.read(tmp_path / "a.json", [tmp_path], TWO)
 
 
 def test_one_of_another_processor_is_the_second_choice_and_says_so(of_cpu: StepProfileFile, tmp_path: Path) -> None:
     """Equal keys say nothing of its clock, its caches and its memory."""
     (tmp_path / "a.json").write_text(of_cpu.model_copy(update={"machine": "slow"}).model_dump_json())
     (tmp_path / "b.json").write_text(of_cpu.model_copy(update={"machine": "fast"}).model_dump_json())
-    found = Profiles.read(None, [tmp_path], 2, "fast").of(MODEL, ShareLaw.PACED)
+    found = Profiles.read(None, [tmp_path], TWO, "fast").of(MODEL, ShareLaw.PACED)
     assert (found.source, found.message) == (str(tmp_path / "b.json"), "")
-    found = Profiles.read(None, [tmp_path], 2, "other").of(MODEL, ShareLaw.PACED)
+    found = Profiles.read(None, [tmp_path], TWO, "other").of(MODEL, ShareLaw.PACED)
     assert found.steps.measured and found.message.startswith("measured on slow, and this is other; semipd-engine")
-    assert not Profiles.read(None, [tmp_path], 2).of(MODEL, ShareLaw.PACED).message, "nobody knows"
+    assert not Profiles.read(None, [tmp_path], TWO).of(MODEL, ShareLaw.PACED).message, "nobody knows"
 
 
 def test_a_broken_file_is_named_where_it_leaves_the_prior_in_force(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("broken")
-    found = Profiles.read(None, [tmp_path], 2).of(MODEL, ShareLaw.SPATIAL)
+    found = Profiles.read(None, [tmp_path], TWO).of(MODEL, ShareLaw.SPATIAL)
     assert found.steps.law is ShareLaw.SPATIAL and found.steps.prefill == ASSUMED.prefill
     assert "assumed: " in found.message and "a.json" in found.message and "semipd-engine profile" in found.message
 
@@ -276,7 +300,7 @@ def test_the_pilot_begins_from_it_and_another_model_loses_it(of_cpu: StepProfile
     path = tmp_path / "p.json"
     path.write_text(of_cpu.model_dump_json())
     controller = Bench(bench_config()).controller
-    pilot = Pilot(controller.faults, controller.log, None, Profiles.read(path, (), 2))
+    pilot = Pilot(controller.faults, controller.log, None, Profiles.read(path, (), TWO))
     pilot.runs_on(ShareLaw.PACED)
     assert "no model is loaded yet" in pilot.profile.message
     pilot.serves(MODEL)

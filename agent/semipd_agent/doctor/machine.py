@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semipd_agent.gpu.telemetry import NvmlTelemetry, open_telemetry
-from semipd_agent.partitioner.base import Grant
-from semipd_agent.partitioner.cpus import granted
 from semipd_agent.partitioner.mps import preflight
 from semipd_agent.partitioner.mps.preflight import Host
 from semipd_agent.partitioner.mps.programs import Programs
+from semipd_engine.cpu_grant import Grant, granted
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ Disabled``, and the report says why (`mps.preflight`).
 from __future__ import annotations
 
 from semipd_agent.contract import Mode
-from semipd_agent.partitioner.base import Grant, Partitioner, PartitionerUnavailable, Problem
+from semipd_agent.partitioner.base import Partitioner, PartitionerUnavailable, Problem
 from semipd_agent.partitioner.cpu_paced import CpuPaced
 from semipd_agent.partitioner.mps.backend import Mps
 from semipd_agent.partitioner.mps.programs import OUTSIDE_MPS
 from semipd_agent.partitioner.unlimited import Unlimited
 from semipd_engine.contract import Device
+from semipd_engine.cpu_grant import Grant
 
 __all__ = ["Grant", "Mps", "Partitioner", "PartitionerUnavailable", "Problem", "select"]
 

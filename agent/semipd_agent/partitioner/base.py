@@ -10,20 +10,6 @@ from semipd_engine.contract import EngineSnapshot, PartitionPlan, Split, WorkerR
 
 
 @dataclass(frozen=True)
-class Grant:
-    """CPUs that the container may really use (`partitioner.cpus`)."""
-
-    cpus: tuple[int, ...] = ()
-    """CPU numbers; empty: not limited by us."""
-    quota: float | None = None
-    """CFS quota in CPUs; None: no quota."""
-
-    @property
-    def threads(self) -> int:
-        return max(1, len(self.cpus))
-
-
-@dataclass(frozen=True)
 class Problem:
     """What contradicts the split, or keeps it from being enforced."""
 

@@ -6,8 +6,9 @@ It knows the granted CPUs and the split; how a share becomes cores or quanta is 
 from __future__ import annotations
 
 from semipd_agent.contract import Enforcement, PartitionReason
-from semipd_agent.partitioner.base import Grant, PartitionerUnavailable, Passive
+from semipd_agent.partitioner.base import PartitionerUnavailable, Passive
 from semipd_engine.contract import PartitionPlan, Split
+from semipd_engine.cpu_grant import Grant
 from semipd_engine.cpu_plan import cpu_plan
 
 

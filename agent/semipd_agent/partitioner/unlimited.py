@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from semipd_agent.contract import Enforcement
-from semipd_agent.partitioner.base import Grant, Passive
+from semipd_agent.partitioner.base import Passive
 from semipd_engine import contract as engine
 from semipd_engine.contract import PacingMode, PartitionPlan, PhaseLimit, Split
+from semipd_engine.cpu_grant import Grant
 
 WHOLE = Split(prefill=100, decode=100)
 

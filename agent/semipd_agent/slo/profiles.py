@@ -14,6 +14,7 @@ from pathlib import Path
 
 from semipd_agent.slo.step_model import ASSUMED, ShareLaw, StepModel, StepProfile, kinds
 from semipd_engine.contract import Device, ModelInfo, Phase, ProfileError, ProfileKey, StepProfileFile, read_profile
+from semipd_engine.cpu_grant import Grant
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +47,19 @@ class Profiles:
     """Those that were read, in the order in which they are asked."""
 
     files: tuple[tuple[Path, StepProfileFile], ...] = ()
-    cpus: int = 0
-    """Granted to the engine."""
+    grant: Grant = field(default_factory=Grant)
+    """The engine's."""
     complaints: tuple[str, ...] = field(default=())
     """Of files in a folder that could not be read."""
     machine: str = ""
     """The processor's name; empty: unknown."""
 
     @classmethod
-    def read(cls, named: Path | None, found_in: Sequence[Path], cpus: int, machine: str = "") -> Profiles:
+    def read(cls, named: Path | None, found_in: Sequence[Path], grant: Grant, machine: str = "") -> Profiles:
         """`named`: asked for by the user, and the only one then. Raises `ProfileError` for it, and for it alone: a
         file that happens to lie in a folder stops no agent."""
         if named is not None:
-            return cls(((named, read_profile(named)),), cpus, machine=machine)
+            return cls(((named, read_profile(named)),), grant, machine=machine)
         files, complaints = list[tuple[Path, StepProfileFile]](), list[str]()
         for path in (path for folder in found_in for path in sorted(folder.glob("*.json"))):
             try:
@@ -66,7 +67,7 @@ class Profiles:
             except ProfileError as error:
                 log.warning("%s", error)
                 complaints.append(str(error))
-        return cls(tuple(files), cpus, tuple(complaints), machine)
+        return cls(tuple(files), grant, tuple(complaints), machine)
 
     def of(self, model: ModelInfo | None, law: ShareLaw) -> ProfileUsed:
         """One that was measured for this model, device, dtype and kernels, on this machine before others; else the
@@ -74,7 +75,7 @@ class Profiles:
         prior = replace(ASSUMED, law=law)
         if model is None:
             return ProfileUsed(prior, message="assumed: no model is loaded yet")
-        served, why = ProfileKey.of(model, self.cpus), ""
+        served, why = ProfileKey.of(model, len(self.grant.cpus), self.grant.throttled), ""
         here = self.machine if model.device == Device.CPU else ""
         for path, file in sorted(self.files, key=lambda one: bool(here) and one[1].machine != here):
             objection = file.key.objection(served)

@@ -31,19 +31,24 @@ class ProfileKey(Frozen):
     kernels: str
     cpus: int = Field(ge=0)
     """CPUs that the phases shared; 0 on a GPU."""
+    cpu_quota: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """CFS quota in CPUs where it is less than `cpus`: steps on all of them are throttled then. None: it is not, or on a
+    GPU."""
     sm_count: int | None = None
     """Of the whole GPU, which tells GPUs apart; None on the CPU."""
 
     @classmethod
-    def of(cls, model: ModelInfo, cpus: int) -> ProfileKey:
-        """`cpus`: granted to the engine."""
+    def of(cls, model: ModelInfo, cpus: int, cpu_quota: float | None = None) -> ProfileKey:
+        """`cpus`: granted to the engine; `cpu_quota`: where it is less than they are."""
+        on_cpu = model.device == "cpu"
         return cls(
             architecture=model.architecture,
             weight_bytes=model.weight_bytes,
             device=model.device,
             dtype=model.dtype,
             kernels=model.kernels,
-            cpus=cpus if model.device == "cpu" else 0,
+            cpus=cpus if on_cpu else 0,
+            cpu_quota=cpu_quota if on_cpu else None,
             sm_count=model.sm_count,
         )
 

@@ -1,21 +1,21 @@
 """``python -m semipd_engine.core``: the core process. Signals, title and options only.
 
-Until the agent sets a plan, the shares of the options are in force on the CPUs of the affinity mask. The agent
-narrows the mask to what the container's quota grants.
+Until the agent sets a plan, the shares of the options are in force on the CPUs that the container grants.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
-import os
 import signal
+import socket
 import sys
 
 from setproctitle import setproctitle
 
 from semipd_engine.contract import EngineOptions, Split
 from semipd_engine.core.engine_core import EngineCore
+from semipd_engine.cpu_grant import granted
 from semipd_engine.cpu_plan import cpu_plan
 
 
@@ -26,7 +26,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s core: %(message)s", stream=sys.stderr)
     setproctitle("semipd: core")
     split = Split(prefill=options.prefill_share, decode=options.decode_share)
-    core = EngineCore(options, options.run_dir, cpu_plan(split, sorted(os.sched_getaffinity(0)), options.threads))
+    cpus = granted(socket.gethostname()).cpus
+    core = EngineCore(options, options.run_dir, cpu_plan(split, cpus, options.threads))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: core.terminate())
     gc.freeze()  # what is loaded now stays: the collector need not walk it between two steps

@@ -41,7 +41,7 @@ def _measured(engine: Processes, progress: bool) -> StepProfileFile:
     with tqdm(total=len(all_points), desc="profile", unit="point", disable=not progress) as bar:
         steps = sweep(engine, all_points, lambda _: bar.update())
     return StepProfileFile(
-        key=ProfileKey.of(model, engine.cpus),
+        key=ProfileKey.of(model, len(engine.grant.cpus), engine.grant.throttled),
         model=model.name,
         machine=_machine(model.device),
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -33,6 +33,7 @@ from semipd_engine.contract import (
     StepTimes,
     WorkerState,
 )
+from semipd_engine.cpu_grant import granted
 from semipd_engine.cpu_plan import cpu_plan
 from semipd_engine.ipc.frames import BlockingChannel, ChannelClosed
 from semipd_engine.ipc.requests import AddRequest, CoreState, CoreToApi, Outputs
@@ -71,11 +72,7 @@ class Processes:
         self._rng = random.Random(0)
         self._answers: dict[str, _Answer] = {}
         self._channel: BlockingChannel[CoreToApi] | None = None
-        self._cpus = sorted(os.sched_getaffinity(0))
-
-    @property
-    def cpus(self) -> int:
-        return len(self._cpus)
+        self.grant = granted(socket.gethostname())
 
     def start(self) -> EngineSnapshot:
         """Until the model is there and a worker of each phase is ready."""
@@ -189,7 +186,7 @@ class Processes:
         epoch = max(next(self._epochs), snapshot.split_epoch + 1)
         on_gpu = snapshot.model is not None and snapshot.model.device != Device.CPU
         reply = self._ask(
-            SetPartition(split_epoch=epoch, plan=gpu_plan(split) if on_gpu else cpu_plan(split, self._cpus))
+            SetPartition(split_epoch=epoch, plan=gpu_plan(split) if on_gpu else cpu_plan(split, self.grant.cpus))
         )
         if not isinstance(reply, Ack):
             raise EngineFailed(f"split {split}: {reply}")

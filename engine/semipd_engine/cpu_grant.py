@@ -5,8 +5,8 @@ much, not which: a fractional quota is rounded to the nearest whole CPU, at leas
 and the kernel throttles them for a quarter of the time; 1250m gives one, whose quarter is left unused, because a
 throttled pause is worse for the gap between tokens than a fifth of the throughput).
 
-Where the quota is smaller than the mask, the CPUs are a run of the mask that starts at a place given by the pod's uid:
-pods on one node then do not all pin themselves to the lowest CPUs.
+Where the quota is smaller than the mask, the CPUs are a run of the mask that starts at a place given by a seed, the
+pod's uid or name: pods on one node then do not all pin themselves to the lowest CPUs.
 """
 
 from __future__ import annotations
@@ -14,15 +14,33 @@ from __future__ import annotations
 import math
 import os
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
-from semipd_agent.partitioner.base import Grant
+
+@dataclass(frozen=True)
+class Grant:
+    """CPUs that the container may really use."""
+
+    cpus: tuple[int, ...] = ()
+    """CPU numbers; empty: not limited by us."""
+    quota: float | None = None
+    """CFS quota in CPUs; None: no quota."""
+
+    @property
+    def threads(self) -> int:
+        return max(1, len(self.cpus))
+
+    @property
+    def throttled(self) -> float | None:
+        """The quota where `cpus` can use it up, so that the kernel stops them for a part of each period; else None."""
+        return self.quota if self.quota is not None and self.quota < len(self.cpus) else None
 
 
 def granted(
     seed: str = "", *, affinity: frozenset[int] | None = None, root: Path = Path("/"), cgroup: str | None = None
 ) -> Grant:
-    """CPUs granted to this process. `seed` (the pod's uid) places the run; the other arguments are for tests."""
+    """CPUs granted to this process. `seed` (the pod's uid or name) places the run; what follows is for tests."""
     mask = sorted(os.sched_getaffinity(0) if affinity is None else affinity)
     quota = cpu_quota(root, cgroup)
     count = len(mask) if quota is None else min(len(mask), max(1, math.floor(quota + 0.5)))
