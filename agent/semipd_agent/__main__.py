@@ -152,6 +152,10 @@ def engine_program() -> str:
     return str(beside) if beside.exists() else shutil.which("semipd-engine") or "semipd-engine"
 
 
+class AddressRefused(Exception):
+    """Nobody can listen there."""
+
+
 class _Server(uvicorn.Server):
     """uvicorn without signal handlers: PID 1's signals are the agent's."""
 
@@ -225,7 +229,12 @@ async def _serve_api(agent: Agent, gpu: Gpu, options: argparse.Namespace) -> Non
     registry = CollectorRegistry()
     registry.register(ReportCollector(agent.report, lambda: agent.controller.log.counts))
     registry.register(GpuCollector(gpu.sampler, gpu.mps))
-    listener = listen(options.host, options.port)
+    try:
+        listener = listen(options.host, options.port)
+    except (OSError, OverflowError) as error:
+        raise AddressRefused(
+            f"cannot listen on {options.host}:{options.port} ({error}): use --port or --host"
+        ) from None
     port = listener.getsockname()[1]
     if options.port_file:
         options.port_file.write_text(f"{port}\n")
@@ -249,7 +258,7 @@ def main() -> None:
     become_subreaper()
     try:
         asyncio.run(serve(options, flags))
-    except (BackendRefused, ConfigFileError, ConfigRefused, ProfileError) as e:
+    except (AddressRefused, BackendRefused, ConfigFileError, ConfigRefused, ProfileError) as e:
         sys.exit(f"semipd-agent: {e}")
 
 

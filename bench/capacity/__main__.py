@@ -6,21 +6,21 @@ engine, the simulator and the case are the same, a reading while the agent's pol
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bench import kept
 from bench.capacity.knee import CASES, LOADS, STARTS, Case, Knee, Reading, read, room
 from bench.study.plan import code
+from bench.traffic.__main__ import Parser, folder
 from semipd_engine.contract import Split
 
 SEEDS = (101, 102, 103)
@@ -33,7 +33,7 @@ class Kept:
     def __init__(self, path: Path) -> None:
         self._path, now = path, code()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        self._told = kept.read(path)
         if self._told.get("engine") != now.engine:
             self._told = {"engine": now.engine, "knees": {}}
         if self._told.get("policies") != now.policies:
@@ -78,20 +78,21 @@ def table(readings: Sequence[Reading]) -> Table:
 
 def main() -> int:
     """Exit status 1 where a settled ratio is further from the truth than `WITHIN`."""
-    parser = argparse.ArgumentParser(prog="python -m bench.capacity", description=__doc__)
+    parser = Parser(prog="python -m bench.capacity", description=__doc__)
     names = [case.name for case in CASES]
     parser.add_argument("--workload", action="append", choices=names, help="only this one; repeatable")
+    parser.add_argument("--load", type=float, action="append", choices=LOADS, help="only this one; repeatable")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), choices=range(1, len(SEEDS) + 1), help="so many")
     parser.add_argument("--minutes", type=float, default=60.0, help="begin nothing after so long")
-    parser.add_argument("--out", type=Path, default=Path("out/capacity"), help="folder of capacity.json")
+    parser.add_argument("--out", type=folder, default=Path("out/capacity"), help="folder of capacity.json")
     options = parser.parse_args()
     cases = [case for case in CASES if not options.workload or case.name in options.workload]
-    kept, until = Kept(options.out / "capacity.json"), time.monotonic() + 60 * options.minutes
+    found, until = Kept(options.out / "capacity.json"), time.monotonic() + 60 * options.minutes
     todo = [
         (case, load, start, seed)
         for seed in SEEDS[: options.seeds]
         for case in cases
-        for load in LOADS
+        for load in options.load or LOADS
         for start in STARTS
     ]
     readings = list[Reading]()
@@ -104,8 +105,10 @@ def main() -> int:
                 print("not all is played: the same command goes on", file=sys.stderr)
                 break
             progress.update(task, description=f"{case.name} at {load:g} from {start}")
-            readings.append(kept.reading(case, load, start, seed))
+            readings.append(found.reading(case, load, start, seed))
             progress.advance(task)
+    if not readings:
+        return 1
     Console(width=None if sys.stdout.isatty() else 140).print(table(readings))
     worst = max(readings, key=lambda r: abs(r.error))
     within = sum(abs(r.error) <= WITHIN for r in readings)

@@ -25,7 +25,7 @@ from bench.cpu.machine import foremost
 from bench.cpu.parts import WORKLOADS, parts
 from bench.cpu.run import carry_out, expected_seconds
 from bench.cpu.schedule import GROUPS, SETS, read, remaining, turns
-from bench.traffic.__main__ import Parser, count, number, output
+from bench.traffic.__main__ import Parser, count, folder, number, output
 from e2e.lib.models import random_model, smollm2
 
 MODELS = {"llama-0.5b": lambda: random_model("llama", "small"), "smollm2-135m": smollm2}
@@ -41,12 +41,6 @@ def part_names(text: str) -> list[str]:
             f"no part is called {', '.join(map(repr, sorted(unknown)))}; there are {', '.join(known)}"
         )
     return names
-
-
-def folder(text: str) -> Path:
-    """Looked at before anything is measured."""
-    output(f"{text}/samples.jsonl")
-    return Path(text)
 
 
 def seconds(text: str) -> float:

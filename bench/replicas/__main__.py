@@ -5,7 +5,6 @@ Each run is written when it is over, and one that is there already, of the same 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -16,9 +15,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from bench import kept
 from bench.cpu.identity import commit
 from bench.replicas import plan
 from bench.study.report import as_markdown
+from bench.traffic.__main__ import Parser, folder
 from semipd_cli.simulator.scaling.report import cost, draw, mean, peak_pool, table
 from semipd_cli.simulator.scaling.run import Scaled, play
 
@@ -39,33 +40,34 @@ def verdict(outcomes: Sequence[Scaled]) -> tuple[bool, str]:
 
 def main() -> int:
     """Exit status 1 where ours misses what is asked of it."""
-    parser = argparse.ArgumentParser(prog="python -m bench.replicas", description=__doc__)
+    parser = Parser(prog="python -m bench.replicas", description=__doc__)
     names = [rule.name for rule in plan.rules()]
     parser.add_argument("--rule", action="append", choices=names, help="only this one; repeatable")
     most = len(plan.SEEDS)
     parser.add_argument("--seeds", type=int, default=most, choices=range(1, most + 1), help="so many of them")
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no run after so long")
-    parser.add_argument("--out", type=Path, default=Path("out/replicas"))
+    parser.add_argument("--out", type=folder, default=Path("out/replicas"))
     options = parser.parse_args()
     scene, until = plan.scene(TRACES), time.monotonic() + 60 * options.minutes
     rules = [rule for rule in plan.rules() if not options.rule or rule.name in options.rule]
-    kept = Kept(options.out / "replicas.json")
+    found = Kept(options.out / "replicas.json")
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    todo = [(rule, seed) for seed in plan.SEEDS[: options.seeds] for rule in rules if not kept.has(rule.name, seed)]
+    todo = [(rule, seed) for seed in plan.SEEDS[: options.seeds] for rule in rules if not found.has(rule.name, seed)]
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        for number, (rule, seed) in enumerate(todo):
+        for index, (rule, seed) in enumerate(todo):
             if time.monotonic() > until:
                 print("not all is played: the same command goes on", file=sys.stderr)
                 break
-            task = progress.add_task(f"{rule.name} {number + 1}/{len(todo)}", total=plan.SECONDS)
-            kept.add(play(scene, rule, seed, partial(_show, progress, task)))
-    if not any(o.scaler == plan.OURS for o in kept.outcomes):
+            task = progress.add_task(f"{rule.name} {index + 1}/{len(todo)}", total=plan.SECONDS)
+            found.add(play(scene, rule, seed, partial(_show, progress, task)))
+    if not any(o.scaler == plan.OURS for o in found.outcomes):
+        print(f"{plan.OURS} was not played: nothing is drawn, and no verdict given", file=sys.stderr)
         return 1
-    draw(kept.outcomes, options.out / "replicas.svg", plan.SECONDS)
-    shown = table(kept.outcomes, plan.ENOUGH)
+    draw(found.outcomes, options.out / "replicas.svg", plan.SECONDS)
+    shown = table(found.outcomes, plan.ENOUGH)
     (options.out / "replicas.md").write_text(as_markdown(shown))
     Console(width=None if sys.stdout.isatty() else 180).print(shown)
-    held, told = verdict(kept.outcomes)
+    held, told = verdict(found.outcomes)
     print(told)
     return 0 if held else 1
 
@@ -80,7 +82,7 @@ class Kept:
     def __init__(self, path: Path) -> None:
         self._path, self._code = path, plan.code()
         path.parent.mkdir(parents=True, exist_ok=True)
-        told = json.loads(path.read_text()) if path.exists() else {}
+        told = kept.read(path)
         self.outcomes = [Scaled.of_json(o) for o in told.get("runs", ())] if told.get("code") == self._code else []
 
     def has(self, rule: str, seed: int) -> bool:

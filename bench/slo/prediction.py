@@ -7,7 +7,6 @@ can show that nothing was changed since. Runs no real engine.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -19,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bench.traffic.__main__ import Parser, folder
 from semipd_agent.slo.profiles import learned
 from semipd_agent.slo.step_model import ShareLaw
 from semipd_cli.simulator.engine import Arrival, Size, VirtualEngine
@@ -162,9 +162,9 @@ def _digest_of(path: Path) -> Path:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.slo.prediction", description=__doc__)
+    parser = Parser(prog="python -m bench.slo.prediction", description=__doc__)
     parser.add_argument("profile", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("out/bench/slo"), help="folder of prediction.json")
+    parser.add_argument("--out", type=folder, default=Path("out/bench/slo"), help="folder of prediction.json")
     options = parser.parse_args(words)
     try:
         profile = read_profile(options.profile)

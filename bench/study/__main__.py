@@ -5,7 +5,6 @@ Each run is kept under a key of all that it depends on, so it may be broken off 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -17,17 +16,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from bench.study import plan, report
+from bench.traffic.__main__ import Parser, folder, output
 from semipd_cli.simulator.study import Outcome, run
 
 TRACES = Path(__file__).parents[1] / "traces"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.study", description=__doc__)
+    parser = Parser(prog="python -m bench.study", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0, help="break off after so long; the next call goes on")
-    parser.add_argument("--runs", type=Path, default=Path("out/study/runs.jsonl"), help="where runs are kept")
+    parser.add_argument("--runs", type=output, default=Path("out/study/runs.jsonl"), help="where runs are kept")
     parser.add_argument("--traces", type=Path, default=TRACES, help="folder with the Azure and Mooncake traces")
-    parser.add_argument("--out", type=Path, default=Path("out/study"), help="folder of study.json and the plots")
+    parser.add_argument("--out", type=folder, default=Path("out/study"), help="folder of study.json and the plots")
     most = len(plan.SEEDS)
     parser.add_argument(
         "--seeds", type=int, default=most, choices=range(2, most + 1), help="so many of the held-out ones"
@@ -36,7 +36,8 @@ def main() -> int:
     options = parser.parse_args()
     cases = [c for c in plan.cases(options.traces) if not options.workload or c.workload.name in options.workload]
     if not cases:
-        print("python -m bench.study: --workload names none of the study's workloads", file=sys.stderr)
+        names = ", ".join(case.workload.name for case in plan.cases(options.traces))
+        print(f"python -m bench.study: --workload names none of the study's: {names}", file=sys.stderr)
         return 2
     absent = [c for c in cases if c.workload.file is not None and not c.workload.file.is_file()]
     for case in absent:

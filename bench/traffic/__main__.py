@@ -67,6 +67,12 @@ def output(text: str) -> Path:
     return path
 
 
+def folder(text: str) -> Path:
+    """As `output`, of the files in it."""
+    output(f"{text}/file")
+    return Path(text)
+
+
 def parser() -> argparse.ArgumentParser:
     raw = argparse.RawTextHelpFormatter
     top = Parser(prog="bench.traffic", description=__doc__, formatter_class=raw, allow_abbrev=False)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from semipd_cli.manifest import ManifestError, load
 from semipd_cli.preflight import RunError, find
+from semipd_cli.usage import Parser
 from semipd_operator.crd import to_yaml
 from semipd_operator.render import InvalidTemplate, render
 from semipd_operator.settings import Settings, package_version
@@ -53,7 +54,7 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="semipd", description="Serve a SemiPDService, or look at one.")
+    parser = Parser(prog="semipd", description="Serve a SemiPDService, or look at one.")
     parser.add_argument("--version", action="version", version=package_version())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

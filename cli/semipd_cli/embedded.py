@@ -96,6 +96,7 @@ class Embedded:
             directory = await preflight.model_directory(model.uri, model.revision, self._options.claims)
             await preflight.check_model(directory)
             preflight.check_address(self._options.host, self._port)
+            preflight.check_address("127.0.0.1", self._options.agent_port, "--agent-port")
             preflight.check_outputs(self._options.status_file, self._options.log_file)
             self._write_config(folder)
             child = await self._start(folder, directory)

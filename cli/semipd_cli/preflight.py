@@ -93,18 +93,20 @@ async def _program(name: str, *arguments: str, stdout: int | None = None, stderr
         raise RunError(f"{name} cannot be started ({error.strerror}): install semipd[agent,engine]") from None
 
 
-def check_address(host: str, port: int) -> None:
+def check_address(host: str, port: int, flags: str = "--port or --host") -> None:
     """Raises `RunError` where nobody could listen."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         socket.create_server((host, port), family=family).close()
     except (OSError, OverflowError) as error:
         why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno and error.errno > 0 else error
-        raise RunError(f"cannot listen on {host}:{port} ({why}): use --port or --host") from None
+        raise RunError(f"cannot listen on {host}:{port} ({why}): use {flags}") from None
 
 
 def check_outputs(status_file: Path | None, log_file: Path | None) -> None:
     """Raises `RunError` where the status or the log could not be written."""
+    if status_file and status_file.is_dir():
+        raise RunError(f"--status-file {status_file}: is a folder: name a file in it")
     if status_file and not status_file.absolute().parent.is_dir():
         raise RunError(f"--status-file {status_file}: there is no folder {status_file.absolute().parent}: make it")
     try:

@@ -155,6 +155,7 @@ def test_what_could_not_be_taken_or_written_begins_a_segment(broken: str, monkey
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
+        ([], "it is empty"),
         (["{}"], "line 1 is none of a recording"),
         (["nothing"], "line 1 is none of a recording"),
         (['{"version": 99, "begin": {}}'], "line 1: version 99; this program reads 2"),

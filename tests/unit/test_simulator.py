@@ -159,9 +159,54 @@ def test_the_command_writes_every_run(tmp_path: Path, capsys: pytest.CaptureFixt
         (["chat", "--ttft", "-1"], "--ttft -1: it must be above 0"),
         (["--trace", "pyproject.toml", "--speed", "0"], "--speed 0: it must be above 0"),
         (["--trace", "pyproject.toml"], "t_s, input_tokens and output_tokens"),
+        (["--trace", "docs"], "--trace docs: is a folder"),
+        (["--replay", "missing"], "--replay missing: No such file or directory; save GET /v1/recording"),
+        (["chat", "--json", "missing/runs.json"], "--json missing/runs.json: there is no folder missing"),
+        (["chat", "--json", "docs"], "--json docs: is a folder; name a file in it"),
+        (["chat", "--json", "/proc/runs.json"], "--json /proc/runs.json: it cannot be written"),
+        (["chat", "--plot", "missing/plot.svg"], "--plot missing/plot.svg: there is no folder missing"),
+        (["chat", "--plot", "plot.svq"], "--plot plot.svq: no such form of picture; name it .svg or .png"),
+        (["chat", "--pods", "1", "--plot", "docs"], "--plot docs: is a folder"),
     ],
 )
 def test_wrong_inputs_get_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert simulate([*arguments, "--quiet"]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([], "it holds no request"),
+        (["9000,10,5"], "it holds no request of the 600 s that are played with seed 1"),
+        (["0,10,5", "1,-10,5"], "request 2: t_s 1, input_tokens and output_tokens must be 0 or more"),
+        (["0,10,-5"], "request 1: t_s 0"),
+        (["nan,10,5"], "request 1: t_s nan"),
+        (["0,10"], "t_s, input_tokens and output_tokens (TypeError"),
+    ],
+)
+def test_a_trace_that_cannot_be_played_is_said_in_one_line(
+    rows: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("\n".join(["t_s,input_tokens,output_tokens", *rows]) + "\n")
+    assert simulate(["--trace", str(file), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert says in error and str(file) in error and error.count("\n") == 1
+
+
+def test_what_is_no_gzip_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "t.csv.gz"
+    file.write_text("t_s,input_tokens,output_tokens\n")
+    assert simulate(["--trace", str(file), "--quiet"]) == 2
+    assert f"{file} does not have numbers in the columns" in capsys.readouterr().err
+
+
+def test_a_run_of_constants_alone_is_drawn_without_a_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """It has no split that changes, so no legend."""
+    file = tmp_path / "plot.svg"
+    assert (
+        simulate(["chat", "--seconds", "2", "--seeds", "1", "--policy", "100/100", "--quiet", "--plot", str(file)]) == 0
+    )
+    assert file.stat().st_size > 1000 and not [w for w in recwarn if "legend" in str(w.message)]

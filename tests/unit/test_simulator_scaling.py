@@ -217,7 +217,7 @@ def test_the_command_compares_rules_and_writes_every_run(tmp_path: Path, capsys:
     ("arguments", "says"),
     [
         (["--autoscale", "cpu"], "cpu: no such metric; there are utilization, latency, queue"),
-        (["--pods", "0"], "0: no such metric"),
+        (["--pods", "0"], "--pods 0: it must be at least 1"),
         (["--autoscale", "queue", "--min-pods", "3", "--max-pods", "2"], "--min-pods 3, --max-pods 2"),
         (["--pods", "2", "--policy", "auto", "--policy", "100/100"], "take one --policy"),
         (["--pods", "2", "--policy", "mixed/512"], "--policy mixed/512: in several pods"),

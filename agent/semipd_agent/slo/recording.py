@@ -166,6 +166,7 @@ class Replayed:
 def replayed(lines: Iterable[str | bytes]) -> Iterator[Replayed]:
     """Decides it all again. Raises `RecordingError`."""
     policy: ModelPredictive | None = None
+    number = 0
     load, bounds, steps = Load(), Bounds(), dict[Kind, StepTimes]()
     for number, line in enumerate(lines, 1):
         try:
@@ -200,6 +201,8 @@ def replayed(lines: Iterable[str | bytes]) -> Iterator[Replayed]:
                 policy, Evidence(observation=o, load=load, late=late), split, bounds, policy.grid, tick["now"]
             )
         yield Replayed(o, split, verdict, again)
+    if not number:
+        raise RecordingError("it is empty")
 
 
 def _policy(known: dict[str, Any]) -> ModelPredictive:

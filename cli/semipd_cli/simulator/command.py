@@ -24,12 +24,14 @@ from semipd_cli.simulator.scaling import command as scaling
 from semipd_cli.simulator.scaling.ramp import Ramp
 from semipd_cli.simulator.study import CONSTANTS, Outcome, best_constant, controller_of, paired, run
 from semipd_cli.simulator.workloads import WORKLOADS, Workload, of_trace
+from semipd_cli.simulator.written import check_file, check_picture
+from semipd_cli.usage import Parser
 
 BEST = "best-constant"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="semipd simulate",
         description="Plays workloads against the production scheduler, block manager and policies in virtual time. The "
         "step times are assumed, not measured on any device.",
@@ -104,11 +106,7 @@ def simulate(arguments: Sequence[str]) -> int:
     if options.plot is not None:
         from semipd_cli.simulator.plot import draw
 
-        try:
-            draw(outcomes, options.plot, options.seconds)
-        except ImportError:
-            print("semipd simulate: --plot needs matplotlib (pip install matplotlib)", file=sys.stderr)
-            return 1
+        draw(outcomes, options.plot, options.seconds)
     return 0
 
 
@@ -117,7 +115,8 @@ def _replay(file: Path) -> int:
         with file.open("rb") as lines:
             found = retold(lines)
     except (OSError, RecordingError) as error:
-        print(f"semipd simulate: --replay {file}: {error}", file=sys.stderr)
+        said = error.strerror if isinstance(error, OSError) else error
+        print(f"semipd simulate: --replay {file}: {said}; save GET /v1/recording of an agent there", file=sys.stderr)
         return 2
     for move in found.moves:
         print(move)
@@ -128,13 +127,17 @@ def _replay(file: Path) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raises ValueError for a number that nothing can be simulated with."""
+    """Raises ValueError for a number that nothing can be simulated with, and for a file that cannot be written."""
     numbers = ("seconds", "seeds", "speed", "ttft", "tpot", "max_num_seqs")
     least = dict.fromkeys(numbers, 0) | {"kv_tokens": Size.block_size - 1}
     for name, below in least.items():
         value = getattr(options, name)
         if value is not None and not below < value < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} {value:g}: it must be above {below}, and finite")
+    if options.json is not None:
+        check_file("--json", options.json)
+    if options.plot is not None:
+        check_picture("--plot", options.plot)
 
 
 def chosen(options: argparse.Namespace) -> list[Workload]:
@@ -145,10 +148,14 @@ def chosen(options: argparse.Namespace) -> list[Workload]:
     found = [WORKLOADS[name] for name in options.workloads]
     if options.trace is not None:
         if not options.trace.is_file():
-            raise ValueError(f"--trace {options.trace}: no such file")
+            raise ValueError(f"--trace {options.trace}: {'is a folder' if options.trace.is_dir() else 'no such file'}")
         targets = (options.ttft or 1000, options.tpot or 25)
         found.append(of_trace(options.trace, options.speed, *targets, options.oracle or "gpu"))
-        next(found[-1].arrivals(options.seconds, options.first_seed), None)  # a file of another form is refused now
+        if next(found[-1].arrivals(options.seconds, options.first_seed), None) is None:
+            raise ValueError(
+                f"--trace {options.trace}: it holds no request of the {options.seconds:g} s that are played with seed "
+                f"{options.first_seed}; other stretches are those of --seconds, --speed and --first-seed (0: the start)"
+            )
     if not found:
         found = list(WORKLOADS.values())[:4]
     asked = [

@@ -9,7 +9,6 @@ from semipd_cli.simulator.study import Outcome
 
 
 def draw(outcomes: Sequence[Outcome], path: Path, seconds: float) -> None:
-    """Raises ImportError without matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -35,7 +34,8 @@ def draw(outcomes: Sequence[Outcome], path: Path, seconds: float) -> None:
         row[1].set_ylim(0, 100)
         row[1].set_xlim(0, seconds)
         row[1].set_title("prefill's share while both are busy, %", fontsize=9)
-        row[1].legend(fontsize=7)
+        if row[1].lines:
+            row[1].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

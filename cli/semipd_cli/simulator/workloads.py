@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import itertools
+import math
 import random
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from semipd_cli.simulator.engine import Arrival
 
 LONGEST_PROMPT = 60_000
 """Tokens; longer ones of a trace are cut."""
+COLUMNS = "numbers in the columns t_s, input_tokens and output_tokens"
 
 
 @dataclass(frozen=True)
@@ -53,18 +55,17 @@ def trace(path: Path, seconds: float, speed: float, *, skip: float = 0.0, seed: 
     """
     try:
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as f:
-            cached = _Prefixes()
-            rows = [
-                (
-                    float(r["t_s"]),
-                    cached.left(int(r["input_tokens"]), r.get("prefix_block_ids")),
-                    int(r["output_tokens"]),
-                )
+            told = [
+                (float(r["t_s"]), int(r["input_tokens"]), int(r["output_tokens"]), r.get("prefix_block_ids"))
                 for r in csv.DictReader(f)
             ]
-    except (KeyError, TypeError, ValueError, EOFError, zlib.error, csv.Error) as error:
-        wanted = "numbers in the columns t_s, input_tokens and output_tokens"
-        raise ValueError(f"{path} does not have {wanted} ({type(error).__name__}: {error})") from error
+    except (KeyError, TypeError, ValueError, EOFError, gzip.BadGzipFile, zlib.error, csv.Error) as error:
+        raise ValueError(f"{path} does not have {COLUMNS} ({type(error).__name__}: {error})") from error
+    for number, (t, prompt, output, _) in enumerate(told, 1):
+        if not (math.isfinite(t) and prompt >= 0 and output >= 0):
+            raise ValueError(f"{path}: request {number}: t_s {t:g}, input_tokens and output_tokens must be 0 or more")
+    cached = _Prefixes()
+    rows = [(t, cached.left(prompt, ids), output) for t, prompt, output, ids in told]
     times = sorted({t for t, _, _ in rows})
     quantum = min((b - a for a, b in itertools.pairwise(times)), default=0.0)
     quantum = quantum if quantum >= 0.5 else 0.0

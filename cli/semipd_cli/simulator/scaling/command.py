@@ -45,6 +45,8 @@ def scalers(options: argparse.Namespace) -> list[Scaler]:
     asked = [*map(str, options.pods or ()), *(options.autoscale or ())]
     if not asked:
         return []
+    if fewest := [pods for pods in options.pods or () if pods < 1]:
+        raise ValueError(f"--pods {fewest[0]}: it must be at least 1")
     if options.min_pods < 1 or options.max_pods < options.min_pods:
         raise ValueError(f"--min-pods {options.min_pods}, --max-pods {options.max_pods}: at least 1, and no fewer")
     if not 0 <= options.start_seconds < float("inf"):
@@ -74,11 +76,7 @@ def simulate_pods(
     if options.json is not None:
         options.json.write_text(json.dumps([o.as_json() for o in outcomes], indent=1) + "\n")
     if options.plot is not None:
-        try:
-            draw([o for o in outcomes if o.workload == outcomes[0].workload], options.plot, options.seconds)
-        except ImportError:
-            print("semipd simulate: --plot needs matplotlib (pip install matplotlib)", file=sys.stderr)
-            return 1
+        draw([o for o in outcomes if o.workload == outcomes[0].workload], options.plot, options.seconds)
     return 0
 
 
