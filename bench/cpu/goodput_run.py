@@ -24,7 +24,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.cpu.__main__ import MODELS, folder, may_be_foremost
+from bench.cpu.__main__ import MODELS, may_be_foremost
 from bench.cpu.goodput import (
     ARRIVALS,
     GOOD_PERCENT,
@@ -49,7 +49,7 @@ from bench.cpu.run import LOST, SETTLE_SECONDS, SILENCE_SECONDS, Servers, alone,
 from bench.cpu.schedule import Sample, Turn, append, read
 from bench.cpu.servers import Running, contender_named
 from bench.traffic import Target, assert_punctual, replay
-from bench.traffic.__main__ import Parser, count, output
+from bench.traffic.__main__ import Parser, count, folder, output
 
 
 def parser() -> Parser:

@@ -17,13 +17,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.cpu.__main__ import folder, may_be_foremost
+from bench.cpu.__main__ import may_be_foremost
 from bench.slo import log, report
 from bench.slo.plan import FULL, QUICK, UnplannableError
 from bench.slo.prediction import ChangedError
 from bench.slo.run import LOG, Bench, MeasureError, load, minutes
 from bench.slo.verdicts import Run
-from bench.traffic.__main__ import Parser, count, output
+from bench.traffic.__main__ import Parser, count, folder, output
 from e2e.lib.models import smollm2
 from semipd_engine.contract import ProfileError
 
