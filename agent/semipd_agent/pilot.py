@@ -179,6 +179,16 @@ class Pilot:
         for a moment."""
         return self._utilization.ratio
 
+    @property
+    def utilization_rate(self) -> float:
+        """Requests a second that `utilization_ratio` speaks of."""
+        return self._utilization.rate
+
+    @property
+    def arrivals(self) -> int:
+        """Requests that were asked for, refused ones included: it only grows, until step times are learned anew."""
+        return self._load.total
+
     def attained(self, slo: SLO, o: Observation | None, now: float) -> Attainment:
         """Of the SLO's window, and of what is there now."""
         return attainment(self.window.requests(now, slo.window_seconds), o, slo)

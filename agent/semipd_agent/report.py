@@ -118,6 +118,8 @@ def build(
             auto=controller.policy_in_force is not None,
             fresh=fresh,
             utilization=controller.pilot.utilization_ratio,
+            utilization_rate=controller.pilot.utilization_rate,
+            arrivals=controller.pilot.arrivals,
         )
         if config.slo
         else None,
@@ -250,7 +252,15 @@ def _kv_used(snapshot: EngineSnapshot) -> float:
 
 
 def slo_report(
-    slo: SLO, seen: Attainment, verdict: Verdict, *, auto: bool, fresh: bool, utilization: float | None = None
+    slo: SLO,
+    seen: Attainment,
+    verdict: Verdict,
+    *,
+    auto: bool,
+    fresh: bool,
+    utilization: float | None = None,
+    utilization_rate: float = 0.0,
+    arrivals: int | None = None,
 ) -> SLOReport:
     """Percentiles and attainment of the window against the targets."""
     ttft = _metric(slo.ttft_milliseconds, seen.ttft, seen.refused, slo.percentile)
@@ -272,6 +282,8 @@ def slo_report(
         feasible_reason=why,
         feasible_message=MESSAGES.get(why, ""),
         utilization_ratio=round(utilization, 3) if fresh and utilization is not None else None,
+        utilization_rate=round(utilization_rate, 4) if fresh and utilization is not None else None,
+        arrivals=arrivals if fresh else None,
     )
 
 

@@ -15,6 +15,7 @@ import semipd_cli.simulator.scaling
 import semipd_engine.contract
 import semipd_engine.core
 import semipd_operator.render
+import semipd_operator.status
 from bench.study.plan import digest
 from semipd_cli.simulator.engine import Size
 from semipd_cli.simulator.scaling.ramp import Ramp
@@ -72,4 +73,5 @@ def code() -> str:
         semipd_agent.contract,
         semipd_agent.slo,
         semipd_operator.render,
+        semipd_operator.status,
     )

@@ -19,11 +19,12 @@ from semipd_operator.metrics import STATUS_WRITES
 from semipd_operator.reasons import ConditionType, EventReason
 from semipd_operator.skew import OlderCRD
 from semipd_operator.status import AgentView, Observed, summarise
+from semipd_operator.status.arrivals import Arrivals
 from semipd_operator.status.disruption import Losses
 from semipd_operator.status.events import Event, event_object, events
 from semipd_operator.status.partition import FIRST_WORD
 from semipd_operator.status.refusals import admission
-from semipd_operator.status.scaling import fullness
+from semipd_operator.status.scaling import fullness, start_seconds, told_arrivals, told_rate
 from semipd_operator.status.summarise import write_due
 from semipd_operator.workqueue import Key
 
@@ -52,6 +53,7 @@ class _Entry:
     """When to write again, by the writer's clock, after so many refusals."""
     told: dict[EventReason, float] = field(default_factory=dict)
     losses: Losses = field(default_factory=Losses)
+    arrivals: Arrivals = field(default_factory=Arrivals)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -113,11 +115,17 @@ class StatusWriter:
         """How full the services of a namespace are, by name, in pods at the edge of their SLO; without the unknown."""
         now = datetime.now(UTC)
         found = {
-            key.name: fullness(replace(entry.seen, now=now, agents=dict(self._views(key))))
+            key.name: fullness(self._as_of(now, key, entry))
             for key, entry in self._entries.items()
             if key.namespace == namespace
         }
         return {name: value for name, value in found.items() if value is not None}
+
+    def _as_of(self, now: datetime, key: Key, entry: _Entry) -> Observed:
+        """With what the agents say now, and what is expected of the load by what they have said."""
+        seen = replace(entry.seen, now=now, agents=dict(self._views(key)))
+        entry.arrivals = entry.arrivals.advanced(now.timestamp(), told_arrivals(seen))
+        return replace(seen, growth=entry.arrivals.growth(now.timestamp(), start_seconds(seen), told_rate(seen)))
 
     async def publish(self, key: Key) -> None:
         """Writes the status if it is due."""
@@ -133,11 +141,11 @@ class StatusWriter:
                 entry.shown, entry.live = parse_status(obj), live
             if not self._leads():
                 return
+            now = datetime.now(UTC)
+            seen = replace(self._as_of(now, key, entry), previous=entry.shown)
             await self._tell_losses(entry)
             if self._clock() < entry.not_before:
                 return
-            now = datetime.now(UTC)
-            seen = replace(entry.seen, now=now, agents=dict(self._views(key)), previous=entry.shown)
             if entry.last_write is None and _unmet(seen):
                 return
             status = summarise(seen)

@@ -242,8 +242,11 @@ async def test_the_utilization_ratio_is_exported_and_reported_once_it_is_known(
     for _ in range(12):
         service.tick()
     assert "\nsemipd_utilization_ratio 0.0\n" in (await client.get("/metrics")).text
-    assert (await client.get("/v1/status", headers=BEARER)).json()["slo"]["utilizationRatio"] == 0
+    told = (await client.get("/v1/status", headers=BEARER)).json()["slo"]
+    assert (told["utilizationRatio"], told["arrivals"]) == (0, 0)
     before = StatusReport.model_validate_json((await client.get("/v1/status", headers=BEARER)).content)
     older = before.model_dump(mode="json", by_alias=True)
-    del older["slo"]["utilizationRatio"]
-    assert StatusReport.model_validate(older).slo is not None, "an agent of the version before does not tell it"
+    del older["slo"]["utilizationRatio"], older["slo"]["arrivals"]
+    slo_of_older = StatusReport.model_validate(older).slo
+    assert slo_of_older is not None, "an agent of the version before does not tell it"
+    assert slo_of_older.arrivals is None

@@ -161,6 +161,14 @@ def test_refused_requests_take_their_place_in_the_order_of_arrival() -> None:
     assert [(one.at, one.prompt) for one in load.window(3.0)] == [(1.2, 800), (1.5, 10), (2.5, 800)]
     work = [load.job(one, one.at, 512).work for one in load.window(3.0)]
     assert work[0] == work[2] > 10 * work[1]
+    assert load.total == 3
+    again = advance(load, Observation(core_id="c", at=3.5, finished=later, arrivals=load_of(1)))
+    assert again.total == 3, "nobody is counted twice"
+    assert advance(again, Observation(core_id="d", at=9.0, arrivals=load_of(0, 1))).total == 5, "of another core, too"
+
+
+def load_of(*ids: int) -> tuple[Arrival, ...]:
+    return tuple(Arrival(id=id, at=1.5, prompt_tokens=10) for id in ids)
 
 
 def test_the_same_request_gets_the_same_length_in_every_evaluation() -> None:

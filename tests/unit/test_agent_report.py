@@ -64,8 +64,10 @@ def test_the_slo_over_the_window(n: int, ttft: float, tpot: float | None, attain
         assert slo.ttft.observed_milliseconds == pytest.approx(ttft * 1000)
         assert slo.ttft.attainment_percent == (100.0 if ttft < 0.5 else 0.0)
     assert (slo.feasible, slo.feasible_reason) == (None, "PolicyInactive")
+    assert slo.arrivals == bench.controller.pilot.arrivals
     bench.clock.now += 3.5
     stale = bench.report().slo
+    assert stale is not None and stale.arrivals is None, "it may have gone on"
     assert stale is not None and (stale.attained, stale.reason) == (None, "TelemetryStale")
     bench.clock.now += 10
     empty = bench.report().slo

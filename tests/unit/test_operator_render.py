@@ -199,7 +199,7 @@ def test_the_pod_monitor_names_the_service_on_every_series() -> None:
 
 def test_the_default_behavior_is_quick_up_and_slow_down() -> None:
     behavior = scaler(scaled())["behavior"]
-    assert behavior["scaleUp"]["stabilizationWindowSeconds"] == 60
+    assert behavior["scaleUp"]["stabilizationWindowSeconds"] == 15
     assert behavior["scaleDown"]["stabilizationWindowSeconds"] == 300
     assert behavior["scaleDown"]["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": 60}]
     only_down = scaler(scaled(behavior={"scaleDown": {"stabilizationWindowSeconds": 0}}))["behavior"]

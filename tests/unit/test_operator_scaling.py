@@ -26,7 +26,14 @@ from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.metricsapi.wire import value_list
 from semipd_operator.reasons import REASONS, ConditionType
 from semipd_operator.status import AgentView, AutoscalerView, Observed, PodView, summarise
-from semipd_operator.status.scaling import autoscaler_view, fullness, scaling_ready
+from semipd_operator.status.scaling import (
+    autoscaler_view,
+    fullness,
+    scaling_ready,
+    start_seconds,
+    told_arrivals,
+    told_rate,
+)
 
 pytestmark = pytest.mark.unit
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -132,7 +139,7 @@ def test_every_verdict_is_documented_and_none_touches_ready() -> None:
 # ---- how full --------------------------------------------------------------------------------------------------------
 
 
-def report(ratio: float | None) -> StatusReport:
+def report(ratio: float | None, arrivals: int | None = None) -> StatusReport:
     split = Split()
     return StatusReport(
         observed_at=NOW,
@@ -146,7 +153,7 @@ def report(ratio: float | None) -> StatusReport:
             reason=PartitionReason.APPLIED,
         ),
         engine=EngineStatus(state=EnginePhase.READY, ready=True),
-        slo=SLOReport(percentile=90, window_seconds=60, utilization_ratio=ratio),
+        slo=SLOReport(percentile=90, window_seconds=60, utilization_ratio=ratio, arrivals=arrivals),
     )
 
 
@@ -192,6 +199,64 @@ def hpa(replicas: int, value: float | None, target: float = 0.8) -> int:
 )
 def test_the_hpa_arrives_at_the_right_number(ratios: tuple[float | None, ...], starting: int, wanted: int) -> None:
     assert hpa(len(ratios) + starting, fullness(seen(*ratios, starting=starting))) == wanted
+
+
+@pytest.mark.parametrize(
+    ("ratios", "growth", "full"),
+    [
+        ((0.7, 0.7), 1.5, 2.1),
+        ((0.5, 0.3), 1.2, 0.96),
+        ((0.7, None), 1.5, 1.05 + 0.55),  # at most full to the target: it asks for no third one
+        ((0.7, None), 2.0, 1.6),
+        ((1.2, None), 1.5, 1.8),  # as empty, where the others ask for more
+        ((None,), 1.5, None),
+    ],
+)
+def test_as_much_as_requests_are_expected_to_grow_the_sum_is_more(
+    ratios: tuple[float | None, ...], growth: float, full: float | None
+) -> None:
+    assert fullness(replace(seen(*ratios), growth=growth)) == (None if full is None else pytest.approx(full))
+
+
+def test_what_pods_counted_is_told_with_when_they_said_it() -> None:
+    at = NOW - timedelta(seconds=2)
+    without = report(0.5).model_copy(update={"slo": None})
+    agents = {
+        "new": AgentView(report(0.5, 7), at),
+        "older": AgentView(report(0.5), at),
+        "stale": AgentView(report(0.5, 7), NOW - timedelta(seconds=60)),
+        "no targets": AgentView(without, at),
+        "unheard": AgentView(),
+    }
+    when = at.timestamp()
+    assert told_arrivals(Observed(service(), NOW, (), agents)) == {"new": (when, 7), "older": (when, None)}
+
+
+def test_what_the_ratios_speak_of_is_the_ready_pods() -> None:
+    told = seen(0.5, 0.7, None, 0.2, starting=1)
+    rates = [1.5, 2.25, None, float("nan")]
+    agents = dict(told.agents)
+    for n, rate in enumerate(rates):
+        one = agents[f"p{n}"].report
+        assert one and one.slo
+        slo = one.slo.model_copy(update={"utilization_rate": rate})
+        agents[f"p{n}"] = replace(agents[f"p{n}"], report=one.model_copy(update={"slo": slo}))
+    assert told_rate(replace(told, agents=agents)) == 3.75
+
+
+def test_a_pod_starts_as_quickly_as_the_services_quickest_did() -> None:
+    def pod(took: float | None, ready: bool = True) -> PodView:
+        made = NOW - timedelta(hours=9)
+        since = None if took is None else made + timedelta(seconds=took)
+        return PodView(name=f"{took}", uid=f"{took}", ready=ready, created_at=made, ready_since=since)
+
+    def start(*pods: PodView) -> float:
+        return start_seconds(Observed(service(), NOW, pods))
+
+    assert start(pod(90), pod(45), pod(20, ready=False)) == 45
+    assert start(pod(90), pod(30_000)) == 90
+    for nothing in ((), (pod(30_000),), (pod(None),), (pod(-3),)):
+        assert start(*nothing) == 120, "not ready for a while since, or clocks apart"
 
 
 def test_no_word_is_no_zero() -> None:

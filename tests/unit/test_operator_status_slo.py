@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -117,6 +118,18 @@ def test_how_full_it_is_and_how_many_pods_the_load_asks_for(
     seen = observed({**AUTO, **scaling}, pods=tuple(map(pod, names)), agents=reports)
     found = summarise(seen).slo
     assert found and (found.utilization_percent, found.recommended_replicas) == (percent, pods)
+
+
+@pytest.mark.parametrize(
+    ("growth", "shown", "pods"), [(1.0, None, 2), (1.04, None, 2), (1.14, 10, 3), (1.57, 60, 3), (2.0, 100, 4)]
+)
+def test_the_growth_that_is_expected_is_shown_beside_what_it_makes_of_the_pods(
+    growth: float, shown: int | None, pods: int
+) -> None:
+    scaling = {"autoscaling": {"maxReplicas": 9, "targetUtilizationPercent": 80}}
+    reports = {"p1": heard(report(slo=slo(413, True, utilization_ratio=1.5)))}
+    found = summarise(replace(observed({**AUTO, **scaling}, agents=reports), growth=growth)).slo
+    assert found and (found.utilization_percent, found.growth_percent, found.recommended_replicas) == (150, shown, pods)
 
 
 @pytest.mark.parametrize(

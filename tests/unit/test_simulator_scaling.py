@@ -25,6 +25,7 @@ from semipd_cli.simulator.scaling.report import peak_pool, table
 from semipd_cli.simulator.scaling.run import Scaled, Scene, play
 from semipd_cli.simulator.scaling.scalers import readings, scaler
 from semipd_cli.simulator.workloads import Lengths, Workload, steady, stream
+from semipd_operator.status.arrivals import Arrivals
 
 pytestmark = pytest.mark.unit
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -156,7 +157,7 @@ def test_ours_is_the_manifest_that_the_operator_renders() -> None:
     (metric,) = ours.metrics
     assert (metric.name, metric.form, metric.target) == ("semipd_utilization_ratio", Form.PER_POD, 700)
     assert (ours.least, ours.most) == (2, 9)
-    assert ours.up == Rules(60, (Rate(100, True, 60),)) and ours.down == Rules(300, (Rate(1, False, 60),))
+    assert ours.up == Rules(15, (Rate(100, True, 60),)) and ours.down == Rules(300, (Rate(1, False, 60),))
 
 
 @pytest.mark.parametrize("rival", ["latency", "queue/5"])
@@ -172,6 +173,8 @@ def test_the_metrics_are_those_of_the_pods() -> None:
     assert readings(scaler("latency", 1, 5).autoscaler, told) == [{0: 1300}]
     assert readings(scaler("queue", 1, 5).autoscaler, told) == [{0: 4000, 1: 0, 2: 2000}]
     assert readings(scaler("utilization", 1, 5).autoscaler, {0: Exported(None, None, 0)}) == [None]
+    assert readings(scaler("utilization/0.8", 1, 5).autoscaler, told, 1.5) == [2400], "who does not tell: as empty"
+    assert readings(scaler("latency", 1, 5).autoscaler, told, 1.5) == [{0: 1300}], "a rival's metric is as it is"
 
 
 @pytest.mark.parametrize("text", ["0", "cpu", "queue/x", "queue/0", "latency/inf", "utilization/1.5", "-3"])
@@ -194,6 +197,26 @@ def test_pods_follow_a_load_that_one_cannot_serve() -> None:
     assert 300.0 < scaled.replica_seconds < scaled.most * 300.0
     assert sum(came for came, _ in scaled.minutes) == scaled.requests == one.requests
     assert sum(met for _, met in scaled.minutes) == round(scaled.attainment * scaled.requests)
+
+
+def test_the_growth_is_the_operators_of_what_the_pods_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a constant load that one pod serves: what is expected to be three times as much takes two."""
+    workload = Workload("still", 1000, 40, steady(2.0, Lengths(2000, 20)))
+    scene, asked, expected = Scene(workload, 120.0, Size(), policy="100/60"), list[tuple[float, float, float]](), 1.0
+    came = [arrival.at for arrival in workload.arrivals(scene.seconds, 1)]
+
+    def growth(arrivals: Arrivals, now: float, ahead: float, told: float) -> float:
+        assert told == pytest.approx(sum(now - 120 < at <= now for at in came) / min(now, 120), abs=0.6)
+        asked.append((now, ahead, sum(arrivals.counts.values())))
+        return expected
+
+    monkeypatch.setattr(Arrivals, "growth", growth)
+    assert play(scene, scaler("utilization/0.8", 1, 4), 1).most == 1
+    assert asked == [
+        (now, 120.0, pytest.approx(sum(15 < at <= now for at in came))) for now in map(float, range(15, 121, 15))
+    ], "from the first look on, which is where counting begins"
+    expected = 3.0
+    assert play(scene, scaler("utilization/0.8", 1, 4), 1).most == 2
 
 
 def test_equal_seeds_give_equal_runs_and_a_run_survives_its_file() -> None:

@@ -147,6 +147,11 @@ class SLOReport(Wire):
     utilization_ratio: float | None = None
     """How full the pod is: 0 idle, 1 the largest load that some split in reach serves within the targets. None:
     unknown, or an agent that does not tell."""
+    utilization_rate: float | None = None
+    """Requests a second that `utilization_ratio` speaks of: those of its window. None: as there."""
+    arrivals: int | None = None
+    """Requests that were asked for, refused ones included: a counter, which begins at 0 with the agent, or with another
+    model. None: unknown, or an agent that does not tell."""
 
 
 class DecisionReason(StrEnum):

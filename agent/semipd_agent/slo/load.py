@@ -63,6 +63,8 @@ class Load:
     """By id, in the order of `at`: a replay serves them in this order."""
     counts: dict[int, int] = field(default_factory=dict)
     """Arrivals by the number of their `BUCKET_SECONDS`."""
+    total: int = 0
+    """Requests that were asked for since this began, those that were refused, and those of cores before, included."""
     newest: int = -1
     """Id of the last arrival taken."""
     cursor: int = -1
@@ -226,13 +228,13 @@ def advance(load: Load, o: Observation) -> Load:
     if o.core_id != load.core_id:
         load = replace(load, core_id=o.core_id, newest=-1, cursor=-1, steps={}, since=o.at, at=o.at, seen={}, counts={})
     seen, counts = dict(load.seen), dict(load.counts)
-    newest, cursor = load.newest, load.cursor
+    newest, cursor, total = load.newest, load.cursor, load.total
     latest, in_order = next(reversed(seen.values())).at if seen else -math.inf, True
     for arrival in o.arrivals:
         if arrival.id > newest:
             seen[arrival.id] = Seen(arrival.id, arrival.at, arrival.prompt_tokens, load.uncached)
             _count(counts, arrival.at)
-            newest = arrival.id
+            newest, total = arrival.id, total + 1
             latest, in_order = arrival.at, in_order and arrival.at >= latest
     lengths, uncached = list(load.lengths), load.uncached
     for done in o.finished:
@@ -243,6 +245,7 @@ def advance(load: Load, o: Observation) -> Load:
             key, at = -2 - done.cursor, done.received_at or done.finished_at
             seen[key] = Seen(key, at, done.prompt_tokens, uncached)
             _count(counts, at)
+            total += 1
             latest, in_order = at, in_order and at >= latest
             continue
         part = 1.0 - done.cached_tokens / max(1, done.prompt_tokens)
@@ -273,6 +276,7 @@ def advance(load: Load, o: Observation) -> Load:
         at=o.at,
         seen=seen,
         counts={number: count for number, count in counts.items() if number >= oldest},
+        total=total,
         newest=newest,
         cursor=cursor,
         lengths=tuple(lengths[-LENGTHS_KEPT:]),

@@ -40,6 +40,8 @@ PRECISION = 1.05
 class Utilization:
     ratio: float | None = None
     """None: not known yet."""
+    rate: float = 0.0
+    """Requests a second that it speaks of, smoothed alike."""
     at: float = -math.inf
     best: Split | None = None
     """The split that carries most."""
@@ -49,21 +51,30 @@ class Utilization:
         if o.at - self.at < PERIOD or o.at - load.since < LEAST_SECONDS:
             return self
         ratio, best = measure(o, load, slo, splits, self.ratio)
+        window, span, _ = watched(o, load)
+        rate = len(window) / span if span > 0 else 0.0
         if self.ratio is not None:
             ratio = self.ratio + SMOOTHING * (ratio - self.ratio)
-        return replace(self, ratio=ratio, at=o.at, best=best or self.best)
+            rate = self.rate + SMOOTHING * (rate - self.rate)
+        return replace(self, ratio=ratio, rate=rate, at=o.at, best=best or self.best)
 
 
-def measure(
-    o: Observation, load: Load, slo: SLO, splits: Sequence[Split], guess: float | None = None
-) -> tuple[float, Split | None]:
-    """1 / m* and the split that reaches it, without smoothing. `guess`: what it was before."""
+def watched(o: Observation, load: Load) -> tuple[list[Seen], float, float]:
+    """The arrivals that the ratio speaks of, the seconds that they stand for, and since when each one is known."""
     since = max(load.since, o.at - WINDOW_SECONDS, min(load.regime_since, o.at - 2 * LEAST_SECONDS))
     known = max(since, load.known_since)
     window = [one for one in load.seen.values() if known <= one.at <= o.at]
     span = o.at - since
     if known > since:  # of a storm the last ones are known, which stand for all: they come as slowly as all did
         span *= len(window) / max(load.arrived(since, o.at), len(window))
+    return window, span, known
+
+
+def measure(
+    o: Observation, load: Load, slo: SLO, splits: Sequence[Split], guess: float | None = None
+) -> tuple[float, Split | None]:
+    """1 / m* and the split that reaches it, without smoothing. `guess`: what it was before."""
+    window, span, known = watched(o, load)
     if len(window) < LEAST_REQUESTS or not load.lengths:
         return _rho(o, load, window, span), None
     turns = max(1, math.ceil(PLAYED / len(window)))

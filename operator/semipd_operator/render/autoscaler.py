@@ -20,7 +20,7 @@ UTILIZATION_METRIC = "semipd_utilization_ratio"
 """The agents' metric, and the external metric: its sum over the pods of one service."""
 
 _SCALE_UP: Object = {
-    "stabilizationWindowSeconds": 60,
+    "stabilizationWindowSeconds": 15,
     "policies": [{"type": "Percent", "value": 100, "periodSeconds": 60}],
 }
 _SCALE_DOWN: Object = {

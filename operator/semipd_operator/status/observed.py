@@ -219,6 +219,8 @@ class Observed:
     """What others have set in our Deployment and stays there: a manager and its fields each."""
     foreign_scaler: str = ""
     """An autoscaler of someone else that scales our Deployment."""
+    growth: float = 1.0
+    """By how much requests are expected to grow until a pod that is ordered now serves."""
     autoscaler: AutoscalerView | None = None
     """None without spec.autoscaling, and without Kubernetes."""
     preempted: PodView | None = None

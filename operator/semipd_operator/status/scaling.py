@@ -26,6 +26,8 @@ _REMEDIES = {_AMBIGUOUS: "Delete the other autoscaler, or unset spec.autoscaling
 _FULLEST = 10_000.0
 """Whatever an agent says: what no integer and no quantity holds would end the answer to the autoscaler, and with it the
 other services' of the namespace, and the status."""
+START_SECONDS, LONGEST_START_SECONDS = 120.0, 300.0
+"""Of a pod, where none has shown it, and what is believed of one that has: `Arrivals` looks no further ahead."""
 _HEALTH = {"AbleToScale", "ScalingActive", "Ready"}
 """The others (ScalingLimited, Active, Fallback, Paused) tell of the load or of a wish, not of a defect."""
 
@@ -103,16 +105,46 @@ def _cause(problem: Problem) -> Reason:
 
 
 def fullness(seen: Observed) -> float | None:
-    """Sum over the ready pods of how full each is, 1 being the edge of the SLO; None while no pod tells."""
-    return summed(told_fullness(seen), len(seen.ready_pods), target_fullness(seen))
+    """Sum over the ready pods of how full each is, 1 being the edge of the SLO, by as much as requests are expected to
+    grow; None while no pod tells."""
+    return summed(told_fullness(seen), len(seen.ready_pods), target_fullness(seen), seen.growth)
 
 
-def summed(told: Sequence[float], pods: int, target: float) -> float | None:
+def summed(told: Sequence[float], pods: int, target: float, growth: float = 1.0) -> float | None:
     """The same, of `pods` that are ready, of which some have told how full they are."""
     if not told:
         return None
-    silent = pods - len(told)
-    return min(max(sum(told), target * pods), sum(told) + target * silent)
+    asked, silent = growth * sum(told), pods - len(told)
+    return min(max(asked, target * pods), asked + target * silent)
+
+
+def told_arrivals(seen: Observed) -> dict[str, tuple[float, int | None]]:
+    """What `Arrivals` is told: by each pod's uid when it counted requests last, and what it had; of those that have
+    targets and are not silent. Pods that are not ready yet begin at 0, so what they serve first is not lost."""
+    heard = ((uid, view) for uid, view in seen.agents.items() if view.fresh(seen.now))
+    return {
+        uid: (view.received_at.timestamp(), view.report.slo.arrivals)
+        for uid, view in heard
+        if view.received_at is not None and view.report is not None and view.report.slo is not None
+    }
+
+
+def told_rate(seen: Observed) -> float:
+    """Requests a second that the ready pods' ratios speak of."""
+    reports = [seen.report(pod) for pod in seen.ready_pods]
+    said = [one.slo.utilization_rate for one in reports if one and one.slo and one.slo.utilization_rate is not None]
+    return sum(rate for rate in said if isfinite(rate))
+
+
+def start_seconds(seen: Observed) -> float:
+    """From a pod's creation to its serving, as this service's quickest one did it: one that was not ready for a while
+    since says nothing."""
+    took = (
+        (pod.ready_since - pod.created_at).total_seconds()
+        for pod in seen.ready_pods
+        if pod.ready_since is not None and pod.created_at is not None
+    )
+    return min((one for one in took if 0 <= one <= LONGEST_START_SECONDS), default=START_SECONDS)
 
 
 def told_fullness(seen: Observed) -> list[float]:

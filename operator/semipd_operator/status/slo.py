@@ -30,6 +30,7 @@ def slo_status(seen: Observed) -> SLOStatus | None:
         tpot=_metric(slo.tpot_milliseconds, [report.tpot for report in reports]),
         refused_percent=_refused(reports),
         utilization_percent=_utilization(seen),
+        growth_percent=_growth(seen),
         recommended_replicas=_recommended(seen),
         step_times=step_times,
         step_times_message=step_times_message,
@@ -54,6 +55,11 @@ def _refused(reports: list[SLOReport]) -> float | None:
 def _utilization(seen: Observed) -> int | None:
     told = told_fullness(seen)
     return round(two_digits(100 * sum(told) / len(told))) if told else None
+
+
+def _growth(seen: Observed) -> int | None:
+    """In tens: what is finer changes all the time and tells nothing."""
+    return 10 * round(10 * (seen.growth - 1)) or None
 
 
 def _recommended(seen: Observed) -> int | None:

@@ -46,6 +46,10 @@ class Exported:
     """The larger semipd_slo_pressure_ratio: latency over target, at the SLO's percentile, of the SLO's window."""
     waiting: int
     """vllm:num_requests_waiting."""
+    arrivals: int = 0
+    """Requests that were asked for, as the agent's report counts them."""
+    rate: float = 0.0
+    """Requests a second that `utilization` speaks of."""
 
 
 class Pod:
@@ -108,4 +112,5 @@ class Pod:
             for latencies, target in ((seen.ttft, slo.ttft_milliseconds), (seen.tpot, slo.tpot_milliseconds))
             if target and len(latencies) >= LEAST_SAMPLES
         ]
-        return Exported(self.ratio, max(found, default=None), len(self._seen.queue) if self._seen else 0)
+        waiting = len(self._seen.queue) if self._seen else 0
+        return Exported(self.ratio, max(found, default=None), waiting, self.pilot.arrivals, self.pilot.utilization_rate)

@@ -13,11 +13,12 @@ from typing import Any
 from semipd_agent.contract import SLO
 from semipd_cli.simulator.engine import Arrival, Size
 from semipd_cli.simulator.scaling.fleet import Fleet, Router, Start
-from semipd_cli.simulator.scaling.hpa import SYNC_SECONDS, State, sync
-from semipd_cli.simulator.scaling.pod import Exported, Pod
+from semipd_cli.simulator.scaling.hpa import SYNC_SECONDS, Reading, State, sync
+from semipd_cli.simulator.scaling.pod import Pod
 from semipd_cli.simulator.scaling.scalers import Scaler, readings
 from semipd_cli.simulator.study import AFTER, controller_of, meets, quantile
 from semipd_cli.simulator.workloads import Workload
+from semipd_operator.status.arrivals import Arrivals
 
 MINUTE = 60.0
 
@@ -89,7 +90,7 @@ def play(scene: Scene, scaler: Scaler, seed: int, step: Callable[[float], None] 
     arrivals = list(workload.arrivals(scene.seconds, seed))
     coming = deque(arrivals)
     fleet = Fleet(scaler.pods, _birth(scene, seed), scene.start, scene.router)
-    state, scraped = State(), deque[tuple[float, dict[int, Exported]]](maxlen=8)
+    state, scraped, came = State(), deque[tuple[float, list[Reading]]](maxlen=8), Arrivals()
     pods = [(0.0, scaler.pods, scaler.pods)]
     second = 0.0
     while second < scene.seconds + AFTER and not (second >= scene.seconds and fleet.drained):
@@ -97,12 +98,13 @@ def play(scene: Scene, scaler: Scaler, seed: int, step: Callable[[float], None] 
         fleet.advance(second, _until(second, coming))
         if second <= scene.seconds and scaler.autoscaler is not None:
             if second % scene.pipeline.period == 0:
-                scraped.append((second, {one.number: one.pod.exported() for one in fleet.ready if one.pod}))
+                said = {one.number: one.pod.exported() for one in fleet.ready if one.pod}
+                came = came.advanced(second, {str(number): (second, one.arrivals) for number, one in said.items()})
+                growth = came.growth(second, scene.start.ready, sum(one.rate for one in said.values()))
+                scraped.append((second, readings(scaler.autoscaler, said, growth)))
             told = next((one for at, one in reversed(scraped) if at <= second - scene.pipeline.lag), None)
             if second % SYNC_SECONDS == 0 and told is not None:
-                to, state = sync(
-                    scaler.autoscaler, state, fleet.replicas, fleet.seen, readings(scaler.autoscaler, told), second
-                )
+                to, state = sync(scaler.autoscaler, state, fleet.replicas, fleet.seen, told, second)
                 fleet.scale(to)
         if (there := (fleet.replicas, len(fleet.ready))) != pods[-1][1:]:
             pods.append((second, *there))

@@ -71,15 +71,16 @@ def _manifest(least: int, most: int, percent: int) -> Mapping[str, Any]:
     return manifest
 
 
-def readings(scaler: Autoscaler, told: Mapping[int, Exported]) -> list[Reading]:
-    """What the metrics APIs answer for each metric. `told`: what each ready pod exported when it was read last."""
-    return [_reading(metric, told) for metric in scaler.metrics]
+def readings(scaler: Autoscaler, told: Mapping[int, Exported], growth: float = 1.0) -> list[Reading]:
+    """What the metrics APIs answer for each metric. `told`: what each ready pod exported when it was read last;
+    `growth`: of the service's requests, as the operator expects it."""
+    return [_reading(metric, told, growth) for metric in scaler.metrics]
 
 
-def _reading(metric: Metric, told: Mapping[int, Exported]) -> Reading:
+def _reading(metric: Metric, told: Mapping[int, Exported], growth: float) -> Reading:
     if metric.name == UTILIZATION_METRIC:
         known = [one.utilization for one in told.values() if one.utilization is not None]
-        total = summed(known, len(told), metric.target / 1000)
+        total = summed(known, len(told), metric.target / 1000, growth)
         return None if total is None else round(1000 * total)
     if metric.name == QUEUE:
         return {number: 1000 * one.waiting for number, one in told.items()}

@@ -47,7 +47,7 @@ class ScalingRules(ApiModel):
 class ScalingBehavior(ApiModel):
     scale_up: ScalingRules | None = Field(
         default=None,
-        description="Default: at most twice as many pods in 60 s, after 60 s of wanting to.",
+        description="Default: at most twice as many pods in 60 s, after 15 s of wanting to.",
     )
     scale_down: ScalingRules | None = Field(
         default=None,

@@ -160,9 +160,15 @@ class SLOStatus(StatusModel):
         description="How full the ready pods are, their mean: at 100 a pod has all the load that some split serves "
         "within the targets.",
     )
+    growth_percent: int | None = Field(
+        default=None,
+        description="By how much requests are expected to grow until a pod that is ordered now serves, by the trend of "
+        "the last five minutes, in tens of percent; absent where no growth is expected.",
+    )
     recommended_replicas: int | None = Field(
         default=None,
-        description="Pods that the present load asks for, at spec.autoscaling.targetUtilizationPercent, else at 100.",
+        description="Pods that the load asks for, with that growth, at spec.autoscaling.targetUtilizationPercent, else "
+        "at 100.",
     )
     step_times: str | None = Field(
         default=None,

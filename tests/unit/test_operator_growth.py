@@ -1,0 +1,51 @@
+"""The writer of statuses keeps what pods counted, and both the autoscaler and the status are told the growth of it."""
+
+from __future__ import annotations
+
+from collections import deque
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from tests.unit.operator_observed import report, slo
+from tests.unit.operator_reconciler import KEY, Fixture, new_service, ready_pod
+
+from semipd_operator import status_writer
+from semipd_operator.status import AgentView
+
+pytestmark = pytest.mark.unit
+BEGIN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+class Clock(datetime):
+    """Of the day, as the test sets it."""
+
+    at = BEGIN
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+        return cls.at
+
+
+async def test_a_load_that_grows_is_told_ahead_and_one_that_rests_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_writer, "datetime", Clock)
+    scaling = {"maxReplicas": 9, "targetUtilizationPercent": 80}
+    one = Fixture(new_service(slo={"ttftMilliseconds": 500}, autoscaling=scaling), ready_pod())
+    await one.reconcile()
+    counter, full, before = 0, dict[int, float](), deque([0], maxlen=61)
+    for second in range(0, 1200, 2):
+        Clock.at = BEGIN + timedelta(seconds=second)
+        counter += 8 if second < 400 else 8 + (min(second, 800) - 400) // 20
+        rate = (counter - before[0]) / (2 * len(before))
+        before.append(counter)
+        told = report(slo=slo(413, True, utilization_ratio=0.7, utilization_rate=rate, arrivals=counter))
+        one.views = {"p": AgentView(report=told, received_at=Clock.at)}
+        await one.statuses.publish(KEY)
+        full[second] = one.statuses.fullness(KEY.namespace)[KEY.name]
+        if second == 790:
+            shown = one.kube.service()["status"]["slo"]
+            assert (shown["utilizationPercent"], shown["recommendedReplicas"]) == (70, 2)
+            assert 30 <= shown["growthPercent"] <= 60
+    assert {value for second, value in full.items() if second < 400 or second > 1110} == {0.7}
+    assert 0.7 * 1.3 < full[790] < 0.7 * 1.6
+    assert "growthPercent" not in one.kube.service()["status"]["slo"]
