@@ -20,6 +20,10 @@ from bench.traffic.__main__ import Parser, folder, output
 from semipd_cli.simulator.study import Outcome, run
 
 TRACES = Path(__file__).parents[1] / "traces"
+CONSTANTS, BUDGETS, HOURS = "constants", "mixed", "hours"
+PARTS = (report.AUTO, CONSTANTS, BUDGETS, HOURS, *(r for r in plan.RULES if r not in (report.AUTO, report.CHOICE)))
+PARTS = (*PARTS, report.CHOICE)
+"""Of the plan, in the order in which they are played."""
 
 
 def main() -> int:
@@ -33,6 +37,9 @@ def main() -> int:
         "--seeds", type=int, default=most, choices=range(2, most + 1), help="so many of the held-out ones"
     )
     parser.add_argument("--workload", action="append", default=None, help="only this one; repeatable")
+    parser.add_argument(
+        "--policies", type=_parts, default=PARTS, metavar="A,B", help=f"only these parts: {', '.join(PARTS)}"
+    )
     options = parser.parse_args()
     cases = [c for c in plan.cases(options.traces) if not options.workload or c.workload.name in options.workload]
     if not cases:
@@ -45,7 +52,7 @@ def main() -> int:
     cases = [c for c in cases if c not in absent]
     kept = Kept(options.runs, plan.code())
     seeds = plan.SEEDS[: options.seeds]
-    ended = play(cases, seeds, kept, time.monotonic() + 60 * options.minutes)
+    ended = play(cases, seeds, kept, time.monotonic() + 60 * options.minutes, options.policies)
     if not ended:
         print("not all is played: the same command goes on", file=sys.stderr)
     found = report.rows(cases, kept.outcomes, kept.code, seeds)
@@ -88,12 +95,19 @@ class Kept:
         return self.outcomes[key]
 
 
-def play(cases: list[plan.Case], seeds: Sequence[int], kept: Kept, until: float) -> bool:
-    """True: all is played."""
+def _parts(told: str) -> tuple[str, ...]:
+    asked = told.split(",")
+    if unknown := [part for part in asked if part not in PARTS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]}: no part of the study; there are {', '.join(PARTS)}")
+    return tuple(part for part in PARTS if part in asked)
+
+
+def play(cases: list[plan.Case], seeds: Sequence[int], kept: Kept, until: float, parts: Sequence[str] = PARTS) -> bool:
+    """True: all of these parts is played."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} runs"))
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("study", total=None)
-        for unit in _units(cases, seeds, kept):
+        for unit in _units(cases, seeds, kept, parts):
             if time.monotonic() > until:
                 return False
             progress.update(task, description=f"{unit.case.workload.name} {unit.policy} {unit.seed}")
@@ -102,26 +116,19 @@ def play(cases: list[plan.Case], seeds: Sequence[int], kept: Kept, until: float)
     return True
 
 
-def _units(cases: list[plan.Case], seeds: Sequence[int], kept: Kept) -> Iterator[plan.Unit]:
-    """Of all workloads Auto first, and what it is held against: so one that is broken off tells that of each."""
-
-    def of(*policies: str) -> Iterator[plan.Unit]:
+def _units(cases: list[plan.Case], seeds: Sequence[int], kept: Kept, parts: Sequence[str]) -> Iterator[plan.Unit]:
+    """Each part of all workloads, one after the other: so a study that is broken off tells that of each."""
+    chosen = {CONSTANTS: plan.HINDSIGHT, BUDGETS: plan.BUDGETS}
+    for part in parts:
         for case in cases:
-            yield from (unit for unit in plan.first_units(case, seeds) if unit.policy in policies)
-
-    yield from of(report.AUTO)
-    among = (*plan.HINDSIGHT, *plan.BUDGETS)
-    yield from of(*among)
-    for case in cases:
-        yield from plan.final_units(
-            case, [kept.play(u) for u in plan.first_units(case, seeds) if u.policy in among], seeds
-        )
-    for case in cases:
-        yield from plan.hour_units(case)
-    for rule in plan.RULES:
-        if rule != report.CHOICE:
-            yield from of(rule)
-    yield from of(report.CHOICE)
+            if part == HOURS:
+                yield from plan.hour_units(case)
+                continue
+            among = chosen.get(part, (part,))
+            first = [unit for unit in plan.first_units(case, seeds) if unit.policy in among]
+            yield from first
+            if part in chosen:
+                yield from plan.final_units(case, [kept.play(unit) for unit in first], seeds)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from semipd_agent.slo.load import Load
 from semipd_agent.slo.replay import Job, Live, Machine, replay
+from semipd_agent.slo.step_model import StepProfile
+from semipd_engine.contract import Observation, Split
 
 pytestmark = pytest.mark.unit
 ALONE = Machine(step=0.01, row=0.0, position=0.0, prefill_speed=0.5, decode_speed=0.5, max_rows=64, kv_tokens=0)
@@ -56,6 +59,26 @@ def test_replay_without_isolation_steps_rows_with_each_chunk() -> None:
     assert slower.ttft == pytest.approx(1.5 * 10 * 0.101)
     short, _ = replay(machine, [Job(0.0, 0.005, 1, 1)], [Live(0.0, 1, 201, 0)])
     assert short.ttft == pytest.approx(0.011), "a prompt that hides behind the weights takes one step"
+
+
+def test_small_steps_without_isolation_pay_a_steps_fixed_part_more_often() -> None:
+    """A prompt of ten chunks of the engine, 20 ms and 80 ms of tokens each: of a quarter it takes 40 steps of 40 ms."""
+    quarter = Machine(0.01, 0.0, 0.0, 1.0, 1.0, 8, 0, chunk=0.025, chunk_tokens=10**6, chunk_base=0.02, chunk_rate=0.8)
+    prompt, row = replay(quarter, [Job(0.0, 1.0, 1, 1)], [Live(0.0, 1, 41, 0)])
+    assert prompt.ttft == pytest.approx(40 * 0.04) and row.tpot == pytest.approx(0.04)
+    assert replay(quarter, [Job(0.0, 1.0, 1, 1)])[0].ttft == pytest.approx(40 * 0.04), "and where nothing decodes"
+
+
+@pytest.mark.parametrize("tokens", [512, 256, 64])
+def test_a_prompt_takes_as_long_in_mixed_steps_as_the_step_model_says_of_them(tokens: int) -> None:
+    """Whatever their size; jobs count a prompt's work in chunks of the engine."""
+    load = Load.of(StepProfile((5e-3, 7e-5, 0.0), (1e-3, 0.0, 0.0), measured=True))
+    machine = load.machine(Split(mixed_tokens=tokens), Observation(core_id="c", at=0.0, prefill_chunk_tokens=512))
+    prompt, _ = replay(
+        replace(machine, chunk_tokens=10**9), [Job(0.0, load.work(4096, 512), 1, 1)], [Live(0.0, 1, 9999, 0)]
+    )
+    step = load.model.mixed_factor * load.model.mixed_seconds(tokens, 0, 1, 0)
+    assert prompt.ttft == pytest.approx(4096 / tokens * step)
 
 
 def test_prompts_that_wait_share_a_step_without_isolation() -> None:

@@ -200,7 +200,9 @@ class Load:
 
     def machine(self, split: Split, o: Observation) -> Machine:
         step, row, position = self.model.costs(Phase.DECODE)
-        tokens = min(split.mixed_tokens, o.prefill_chunk_tokens or split.mixed_tokens)
+        chunk = o.prefill_chunk_tokens or split.mixed_tokens
+        tokens = min(split.mixed_tokens, chunk)
+        prompt, token, _ = self.model.costs(Phase.PREFILL)
         return Machine(
             step=step,
             row=row,
@@ -209,8 +211,10 @@ class Load:
             decode_speed=self.model.speed(Phase.DECODE, split),
             max_rows=o.max_num_seqs or 1 << 30,
             kv_tokens=o.kv_tokens,
-            chunk=self.work(tokens, tokens) if tokens else 0.0,
+            chunk=self.work(tokens, chunk),
             chunk_tokens=max(1, tokens),
+            chunk_base=prompt,
+            chunk_rate=token / max(1e-12, token + prompt / max(1, chunk)),
             mixed=self.model.mixed_factor,
         )
 

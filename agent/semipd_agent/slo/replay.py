@@ -62,9 +62,13 @@ class Machine:
     max_rows: int
     kv_tokens: int
     chunk: float = 0.0
-    """Above 0: prompts are computed in decode's steps, which hold so many seconds of their work at most ..."""
+    """Above 0: prompts are computed in decode's steps, which hold so much of `Job.work` at most ..."""
     chunk_tokens: int = 1
     """... and so many tokens, rows included ..."""
+    chunk_base: float = 0.0
+    chunk_rate: float = 1.0
+    """... of which a prompt's part takes seconds: this, and that for each second of `Job.work`, in which the fixed part
+    of the engine's full chunks is spread over tokens. Small steps pay it more often ..."""
     late: float = math.inf
     """Who comes and would have its first token later than so many seconds is not let in (`admission`)."""
     mixed: float = 1.0
@@ -88,6 +92,7 @@ def latencies(
     slow_prefill, slow_decode = machine.prefill_speed, machine.decode_speed
     max_rows, room = max(1, machine.max_rows), machine.kv_tokens or 1 << 60
     chunk, chunk_tokens, mixed = machine.chunk, machine.chunk_tokens, machine.mixed
+    chunk_base, chunk_rate = machine.chunk_base, machine.chunk_rate
     count = len(jobs)
     ttft, tpot = [0.0] * count, [0.0] * (count + len(live))
     t, progress, context = now, 0.0, 0
@@ -123,7 +128,7 @@ def latencies(
                     asked = whole + work if at <= t else whole
                     full = chunk * max(0.05, 1 - rows / chunk_tokens)
                     part = asked / math.ceil(asked / full - 0.02) if asked > full else asked
-                    rate = 1 / (mixed * (max(fixed, part) + step - fixed))
+                    rate = 1 / (mixed * (max(fixed, chunk_base + chunk_rate * part) + step - fixed))
                     slow_prefill = part * rate
                 else:
                     rate = slow_decode / step
@@ -151,7 +156,11 @@ def latencies(
                 context -= gone
                 tpot[index] = (t - first) / (tokens if tokens > 1 else 1)
         elif current >= 0:
-            t += left
+            if chunk and left:
+                part = left / math.ceil(left / chunk)
+                t += left / part * mixed * max(fixed, chunk_base + chunk_rate * part)
+            else:
+                t += left
             left = 0.0
         elif following < count:
             t = max(t, at)
