@@ -149,6 +149,28 @@ def test_what_was_broken_off_goes_on_and_is_reported(
     assert "| w | " in (tmp_path / "out" / "study.md").read_text()
 
 
+def test_a_part_of_the_plan_is_played_and_the_rest_later(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs.jsonl"
+
+    def call(*parts: str) -> set[str]:
+        arguments = ["--runs", str(runs), "--out", str(tmp_path / "out"), "--seeds", "2", *parts]
+        monkeypatch.setattr(sys, "argv", ["bench.study", *arguments])
+        assert study.main() == 0
+        return {json.loads(line)["policy"] for line in runs.read_text().splitlines()}
+
+    assert call("--policies", "constants,auto") == {"auto", *plan.HINDSIGHT}
+    told = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert {row["rule"] for row in told["rows"]} == {"auto", "100/100", report.CONSTANT}
+    assert call() == {*plan.RULES, *plan.HINDSIGHT, *plan.BUDGETS}
+    with pytest.raises(SystemExit) as ended:
+        call("--policies", "constant")
+    assert (
+        ended.value.code == 2 and "constant: no part of the study; there are auto, constants" in capsys.readouterr().err
+    )
+
+
 def test_what_is_broken_off_tells_auto_and_the_constants_of_each_workload() -> None:
     code, seeds = plan.Code("engine", "policies"), plan.SEEDS[:2]
     units = [plan.Unit(CASE, policy, seed) for policy in ("auto", *plan.HINDSIGHT) for seed in seeds]
