@@ -5,6 +5,7 @@ Each run is kept under a key of all that it depends on, so it may be broken off 
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -21,8 +22,8 @@ from semipd_cli.simulator.study import Outcome, run
 
 TRACES = Path(__file__).parents[1] / "traces"
 CONSTANTS, BUDGETS, HOURS = "constants", "mixed", "hours"
-PARTS = (report.AUTO, CONSTANTS, BUDGETS, HOURS, *(r for r in plan.RULES if r not in (report.AUTO, report.CHOICE)))
-PARTS = (*PARTS, report.CHOICE)
+OTHERS = tuple(rule for rule in plan.RULES if rule not in (report.AUTO, report.CHOICE))
+PARTS = (report.AUTO, CONSTANTS, BUDGETS, HOURS, *OTHERS, report.CHOICE)
 """Of the plan, in the order in which they are played."""
 
 
