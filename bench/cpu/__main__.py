@@ -22,7 +22,8 @@ from pathlib import Path
 from bench.cpu import report
 from bench.cpu.identity import Identity, machine, versions
 from bench.cpu.machine import foremost
-from bench.cpu.parts import WORKLOADS, parts
+from bench.cpu.parts import parts
+from bench.cpu.plans import WORKLOADS
 from bench.cpu.run import carry_out, expected_seconds
 from bench.cpu.schedule import GROUPS, SETS, read, remaining, turns
 from bench.traffic.__main__ import Parser, count, folder, number, output

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from bench.cpu.parts import Figures
+from bench.cpu.figures import Figures
 from bench.cpu.schedule import EVEN, LONG_ANSWERS, LONG_PROMPTS, Sample, Turn
 from bench.cpu.servers import Contender
 from bench.traffic import Record, Request, Target, mixed_plan, quantile, read_trace, trace_plan

@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.cpu.__main__ import MODELS, may_be_foremost
+from bench.cpu.figures import Figures
 from bench.cpu.goodput import (
     ARRIVALS,
     GOOD_PERCENT,
@@ -43,7 +44,8 @@ from bench.cpu.goodput import (
 )
 from bench.cpu.identity import Identity, commit, machine, versions
 from bench.cpu.machine import BUSY, Watch, watching
-from bench.cpu.parts import WORKLOADS, Figures, parts, salted
+from bench.cpu.parts import parts
+from bench.cpu.plans import WORKLOADS, salted
 from bench.cpu.report import MARKS
 from bench.cpu.run import LOST, SETTLE_SECONDS, SILENCE_SECONDS, Servers, alone, ask, seed_of
 from bench.cpu.schedule import Sample, Turn, append, read

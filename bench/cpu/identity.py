@@ -20,7 +20,8 @@ from pathlib import Path
 
 import psutil
 
-from bench.cpu.parts import WORKLOADS, Part
+from bench.cpu.parts import Part
+from bench.cpu.plans import WORKLOADS
 from bench.cpu.schedule import LIKELIHOOD, MACHINE, Sample, Turn
 from bench.cpu.servers import SERVERS, contender_named, settings
 
@@ -29,7 +30,7 @@ SOURCES = (
     *("engine/semipd_engine", "agent/semipd_agent", "cli/semipd_cli", "operator/semipd_operator"),
     *("bench/cpu", "bench/traffic", "bench/token_time.py", "e2e/lib/models.py"),
 )
-READERS = ("bench/cpu/compare.py", "bench/cpu/report.py", "bench/cpu/__main__.py")
+READERS = ("bench/cpu/compare.py", "bench/cpu/verdicts.py", "bench/cpu/report.py", "bench/cpu/__main__.py")
 """Of these sources those that only read samples."""
 PACKAGES = ("torch", "transformers", "numpy", "httpx", "uvicorn", "msgspec", "uvloop", "httptools")
 """Some of them only where they are installed: what carries HTTP without them costs more."""

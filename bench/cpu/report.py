@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.cpu.compare import OURS, PEER, SPEEDS, Comparison, Spread, Verdict, at_budgets, best_chunk, verdicts
+from bench.cpu.compare import OURS, PEER, Comparison, Spread
 from bench.cpu.machine import BUSY
 from bench.cpu.parts import BUDGET_GAP, BUDGET_THROUGHPUT
 from bench.cpu.schedule import Sample
+from bench.cpu.verdicts import SPEEDS, Verdict, at_budgets, best_chunk, verdicts
 
 INTERFERENCE = {
     "quiet_gap_ms": "quiet gap, ms",

@@ -25,9 +25,11 @@ from pathlib import Path
 import httpx
 from tqdm import tqdm
 
+from bench.cpu.figures import Figures, UnusableError
 from bench.cpu.identity import Identity, commit
 from bench.cpu.machine import Watch, foremost, watching
-from bench.cpu.parts import WORKLOADS, Figures, Part, UnusableError, salted
+from bench.cpu.parts import Part
+from bench.cpu.plans import WORKLOADS, salted
 from bench.cpu.schedule import LIKELIHOOD, LIMITS, MEMORY, Sample, Turn, append
 from bench.cpu.servers import SERVERS, Running, ServerFailedError, contender_named, running
 from bench.traffic import ClientLateError, Request, assert_punctual, prompt_ids, replay

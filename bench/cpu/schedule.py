@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 
+from bench.cpu.figures import Figures
 from bench.cpu.machine import BUSY
-from bench.cpu.parts import BUDGET_GAP, BUDGET_THROUGHPUT, Figures
+from bench.cpu.parts import BUDGET_GAP, BUDGET_THROUGHPUT
 from bench.cpu.servers import BUDGETS, Contender
 from bench.traffic import ClientLateError
 from semipd_engine.contract import Split

@@ -21,9 +21,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from bench.cpu.figures import Figures, UnusableError
 from bench.cpu.identity import commit, machine
 from bench.cpu.machine import Watch, watching
-from bench.cpu.parts import Figures, UnusableError, salted
+from bench.cpu.plans import salted
 from bench.cpu.run import LOST, SETTLE_SECONDS, SILENCE_SECONDS, alone, seed_of, warm_up
 from bench.cpu.schedule import Sample, Turn, append, read
 from bench.cpu.servers import KV_BYTES, Running, running

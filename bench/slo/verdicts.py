@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.cpu.compare import Verdict
 from bench.cpu.schedule import Sample, Turn
+from bench.cpu.verdicts import Verdict
 from bench.slo import plan
 from bench.slo.plan import AGAIN, AUTO, FIXED, KNEE, PREDICTED, SHIFT, STAGES, STILL, WHOLE, Plan
 from bench.slo.prediction import KEPT

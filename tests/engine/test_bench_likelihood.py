@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from bench.cpu.compare import within
 from bench.cpu.identity import documents
 from bench.cpu.probes import compared, our_scores, reference_scores, text_windows
+from bench.cpu.verdicts import within
 from e2e.lib.models import smollm2
 
 pytestmark = pytest.mark.engine

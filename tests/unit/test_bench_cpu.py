@@ -15,7 +15,7 @@ from bench.cpu import __main__ as command
 from bench.cpu import llama, parts, schedule
 from bench.cpu.environments import LLAMA, VLLM, ordinary_requirements
 from bench.cpu.identity import Identity, versions
-from bench.cpu.parts import WORKLOADS
+from bench.cpu.plans import WORKLOADS
 from bench.cpu.run import expected_seconds
 from bench.cpu.schedule import GROUPS, LIMITS, MACHINE, SETS, Sample, Turn
 from bench.cpu.servers import SERVERS, Place, in_force

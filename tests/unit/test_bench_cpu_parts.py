@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from bench.cpu import parts
-from bench.cpu.parts import PROMPT, VICTIM, WORKLOADS, UnusableError
+from bench.cpu import figures, parts
+from bench.cpu.figures import UnusableError
+from bench.cpu.plans import PROMPT, VICTIM, WORKLOADS, salted
 from bench.traffic import Record
 from bench.traffic import plan as plans
 from bench.traffic.records import HUNG_UP
@@ -29,14 +30,14 @@ def steady(begin: float, end: float, each: float, **more: str) -> Record:
 
 def test_a_decode_rate_counts_only_while_all_streams_run() -> None:
     early, late = steady(0.0, 10.0, 0.1), steady(5.0, 15.0, 0.1)
-    assert parts.decode_rate(WORKLOAD, [early, late])["tokens_per_s"] == pytest.approx(20, rel=0.03)
+    assert figures.decode_rate(WORKLOAD, [early, late])["tokens_per_s"] == pytest.approx(20, rel=0.03)
     with pytest.raises(UnusableError, match="only"):
-        parts.decode_rate(WORKLOAD, [steady(0.0, 5.1, 0.1), late])
+        figures.decode_rate(WORKLOAD, [steady(0.0, 5.1, 0.1), late])
 
 
 def test_a_stream_that_failed_makes_a_part_unusable() -> None:
     with pytest.raises(UnusableError, match="HTTP 500"):
-        parts.decode_rate(WORKLOAD, [replace(steady(0, 9, 0.1), error="HTTP 500")])
+        figures.decode_rate(WORKLOAD, [replace(steady(0, 9, 0.1), error="HTTP 500")])
 
 
 CALM = [n / 10 for n in range(31)]
@@ -53,7 +54,7 @@ def test_interference_counts_gaps_that_overlap_a_prompts_wait() -> None:
     stalled = stream(*CALM, 3.9, 4.0, 4.1, 6.1, 6.2, label=VICTIM)
     other = stream(*CALM, *(3.1 + n / 5 for n in range(16)), label=VICTIM)
     prompt = stream(4.05, label=PROMPT, planned=3.05)
-    found = parts.interference(WORKLOAD, [stalled, other, prompt])
+    found = figures.interference(WORKLOAD, [stalled, other, prompt])
     assert found["quiet_gap_ms"] == pytest.approx(100)
     assert found["longest_gap_ms"] == pytest.approx(900) and found["longest_gap_ratio"] == pytest.approx(9)
     assert found["ttft_ms"] == pytest.approx(1000)
@@ -63,7 +64,7 @@ def test_interference_counts_gaps_that_overlap_a_prompts_wait() -> None:
 
 def test_a_stall_that_lasts_until_the_streams_are_closed_is_the_longest_gap() -> None:
     stalled, other = hung_up(*CALM, 3.1, ended=9.1), hung_up(*CALM, *(3.1 + n / 10 for n in range(60)), ended=9.1)
-    found = parts.interference(WORKLOAD, [stalled, other, stream(9.0, label=PROMPT, planned=3.05)])
+    found = figures.interference(WORKLOAD, [stalled, other, stream(9.0, label=PROMPT, planned=3.05)])
     assert found["longest_gap_ms"] == pytest.approx(6000)
 
 
@@ -74,21 +75,21 @@ def test_a_prompt_that_fails_or_comes_too_late_stays_in_the_figures() -> None:
     late = stream(15.0, label=PROMPT, planned=8.0)
     failed = Record(3, PROMPT, 4.0, 4.0, status=500, error="HTTP 500", ended=4.1)
     never = stream(20.0, label=PROMPT, planned=14.0)  # began when the streams had gone
-    found = parts.interference(WORKLOAD, [victim, victim, served, late, never])
+    found = figures.interference(WORKLOAD, [victim, victim, served, late, never])
     assert (found["prompts"], found["late_prompts"]) == (2, 1) and found["ttft_ms"] == pytest.approx(4000)
-    found = parts.interference(WORKLOAD, [victim, victim, served, failed])
+    found = figures.interference(WORKLOAD, [victim, victim, served, failed])
     assert (found["prompts"], found["failed_prompts"]) == (2, 1)
     assert found["ttft_ms"] == pytest.approx((1000 + 9000) / 2), "a prompt that failed waited for ever, not 0.1 s"
 
 
 def test_no_prompt_that_began_beside_a_stream_says_nothing() -> None:
     with pytest.raises(UnusableError, match="no prompt"):
-        parts.interference(WORKLOAD, [steady(0, 4, 0.1, label=VICTIM), stream(9.0, label=PROMPT, planned=5.0)])
+        figures.interference(WORKLOAD, [steady(0, 4, 0.1, label=VICTIM), stream(9.0, label=PROMPT, planned=5.0)])
 
 
 def test_goodput_counts_what_failed() -> None:
     good = steady(0.5, 2.5, 0.1)
-    found = parts.goodput(WORKLOAD, [good, good, steady(9.0, 11.0, 0.1), replace(good, error="HTTP 500", status=500)])
+    found = figures.goodput(WORKLOAD, [good, good, steady(9.0, 11.0, 0.1), replace(good, error="HTTP 500", status=500)])
     assert found["attainment_percent"] == 50 and found["failed"] == 1
     assert found["goodput_per_s"] == pytest.approx(2 / 11)
 
@@ -104,7 +105,7 @@ def test_each_part_asks_new_prompts_of_the_same_size_every_round(part: parts.Par
 
 def test_a_salt_changes_every_prompt_and_nothing_else() -> None:
     plan = PARTS["poisson"].plan(WORKLOAD, 1)
-    other = parts.salted(plan, 123_456)
+    other = salted(plan, 123_456)
     assert [replace(r, prompt=(1,)) for r in plan] == [replace(r, prompt=(1,)) for r in other]
     assert all(
         len(a.prompt) == len(b.prompt) and a.prompt[:1] != b.prompt[:1] for a, b in zip(plan, other, strict=True)

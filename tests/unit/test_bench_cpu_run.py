@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.cpu import machine, memory, parts, run, schedule
+from bench.cpu import figures, machine, memory, parts, run, schedule
 from bench.cpu.__main__ import main
 from bench.cpu.identity import Identity
 from bench.cpu.schedule import Turn
@@ -119,7 +119,7 @@ def test_a_stream_that_failed_is_not_asked_again_until_it_holds(
 
 
 def test_a_probe_that_fails_says_why() -> None:
-    with pytest.raises(parts.UnusableError, match=r"warmth ended with 2: .*invalid choice: 'warmth'"):
+    with pytest.raises(figures.UnusableError, match=r"warmth ended with 2: .*invalid choice: 'warmth'"):
         run.probe("warmth", Path("no-such-model"))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.cpu.parts import UnusableError
+from bench.cpu.figures import UnusableError
 from bench.cpu.schedule import Sample, Turn
 from bench.slo import contenders, log, plan, report
 from bench.slo.plan import AGAIN, ARMS, AUTO, KNEE, ONE, PREDICTED, QUICK, SHIFT, STILL, WHOLE, Effort, Plan
