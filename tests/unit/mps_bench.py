@@ -40,7 +40,9 @@ QUICK = Timing(
     longest_delay=0.1,
     healthy=1000,
 )
-"""A machine under load still starts a program in these times; what hangs on purpose is given up soon."""
+"""What hangs on purpose is given up soon."""
+PATIENT = replace(QUICK, command=100, answer=100, server=100, first_probe=100, probe=100, terminate=100, end=60)
+"""A machine that stands still at times, too, starts a program within these."""
 H100 = GpuFacts("GPU-1", "NVIDIA H100", "580.1", ComputeMode.DEFAULT, mig=False)
 
 
@@ -95,7 +97,7 @@ class MpsBench:
         self.programs = stand_ins(folder)
         self.clock = SystemClock()
         self.host = good_host(base)
-        self.mps = self._backend(QUICK)
+        self.mps = self._backend(PATIENT)
         self._keeping: asyncio.Task[None] | None = None
 
     def _backend(self, timing: Timing) -> Mps:
@@ -104,15 +106,15 @@ class MpsBench:
     def want_green(self) -> None:
         """Before `begin`."""
         make = (self.programs, self.children, self.base, self.clock)
-        self.mps = Mps(*make, look=lambda: self.host, timing=QUICK, green=True)
+        self.mps = Mps(*make, look=lambda: self.host, timing=PATIENT, green=True)
 
     def give_up_after(self, seconds: float) -> None:
         """On a start that has no hope. Before `begin`."""
         self.mps = self._backend(replace(QUICK, answer=seconds, server=seconds, first_probe=seconds))
 
     def take_time(self, what: str, seconds: float) -> None:
-        """That one limit is longer. Before `begin`."""
-        self.mps = self._backend(replace(QUICK, **{what: seconds}))
+        """Of that one limit. Before `begin`."""
+        self.mps = self._backend(replace(PATIENT, **{what: seconds}))
 
     async def in_force(self) -> MpsBench:
         """Once its first daemon is."""

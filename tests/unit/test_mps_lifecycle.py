@@ -105,9 +105,8 @@ async def test_what_does_not_start_says_why_and_starts_once_it_can(
     idle.faults(fault)
     idle.give_up_after(4)
     idle.begin()
-    await idle.until(lambda: idle.mps.health() is not None)
-    problem = idle.mps.health()
-    assert problem is not None and problem.reason is reason and says in problem.message
+    # Where the machine stood still for as long, that is told first.
+    await idle.until(lambda: (p := idle.mps.health()) is not None and p.reason is reason and says in p.message)
     assert not idle.mps.ready and idle.mps.incarnation == 0
     idle.faults()
     await idle.until(lambda: idle.mps.ready)
@@ -166,7 +165,9 @@ async def test_a_dead_daemon_leaves_its_server_to_the_workers_until_they_have_mo
     assert bench.mps.ready
 
 
-async def test_a_daemon_that_hangs_is_replaced_and_hangs_nobody(bench: MpsBench) -> None:
+async def test_a_daemon_that_hangs_is_replaced_and_hangs_nobody(idle: MpsBench) -> None:
+    idle.take_time("command", QUICK.command)
+    bench = await idle.in_force()
     bench.faults("get_server_status: hang")
     ticks = 0
     while bench.mps.health() is None:
@@ -279,6 +280,7 @@ def test_a_server_may_take_longer_to_start_than_a_command_to_answer() -> None:
 
 async def test_a_server_that_takes_its_time_is_waited_for(idle: MpsBench) -> None:
     """`start_server` answers when the server is there: longer than any other command may take."""
+    idle.take_time("command", QUICK.command)
     idle.faults(f"start_server: sleep {QUICK.command + 0.5}")
     idle.begin()
     await idle.until(lambda: idle.mps.ready)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.unit.mps_bench import QUICK, MpsBench, mps_bench, rung, snapshot
+from tests.unit.mps_bench import PATIENT, QUICK, MpsBench, mps_bench, rung, snapshot
 from tests.unit.mps_stand_in import SMS
 
 from e2e.lib.waiting import PATIENCE_S
@@ -73,7 +73,7 @@ async def test_a_worker_that_must_be_killed_is_ended_by_mps_first(
     bench: MpsBench, victim: asyncio.subprocess.Process
 ) -> None:
     plan = bench.mps.plan(Split(prefill=60, decode=80))
-    assert plan.prefill.terminate_seconds > QUICK.terminate, "core waits at least as long as MPS may take"
+    assert plan.prefill.terminate_seconds > PATIENT.terminate, "core waits at least as long as MPS may take"
     hanging = rung(Phase.DECODE, 20, None, pid=victim.pid, ending=True, state=WorkerState.STARTING)
     bench.mps.follow(snapshot(rung(Phase.PREFILL, 60, 78), hanging))
     await asyncio.wait_for(victim.wait(), PATIENCE_S)
@@ -82,14 +82,17 @@ async def test_a_worker_that_must_be_killed_is_ended_by_mps_first(
     assert bench.mps.ready and bench.mps.incarnation == 1
 
 
-async def test_a_client_that_mps_cannot_end_costs_the_server(bench: MpsBench) -> None:
-    bench.faults("terminate_client: hang")
-    bench.mps.follow(snapshot(rung(Phase.DECODE, 80, 104, pid=4711, ending=True)))
-    await bench.until(lambda: bench.mps.health() is not None)
-    problem = bench.mps.health()
-    assert problem is not None and problem.reason is PartitionReason.MPS_SERVER_FAULT
-    assert "cannot be ended" in problem.message
-    await bench.until(lambda: bench.mps.incarnation == 2)
+async def test_a_client_that_mps_cannot_end_costs_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with mps_bench(tmp_path, monkeypatch) as bench:
+        bench.take_time("terminate", QUICK.terminate)
+        await bench.in_force()
+        bench.faults("terminate_client: hang")
+        bench.mps.follow(snapshot(rung(Phase.DECODE, 80, 104, pid=4711, ending=True)))
+        await bench.until(lambda: bench.mps.health() is not None)
+        problem = bench.mps.health()
+        assert problem is not None and problem.reason is PartitionReason.MPS_SERVER_FAULT
+        assert "cannot be ended" in problem.message
+        await bench.until(lambda: bench.mps.incarnation == 2)
 
 
 async def test_a_refused_end_makes_the_server_suspect(bench: MpsBench) -> None:
