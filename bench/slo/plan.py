@@ -67,7 +67,7 @@ class Effort:
     """At most so many sizes of steps that the profile has not measured."""
 
 
-FULL = Effort(requests=80, trials=4, rounds=2, still_seconds=32, phase_seconds=25, alone=5, held_out=99)
+FULL = Effort(requests=75, trials=4, rounds=2, still_seconds=30, phase_seconds=24, alone=5, held_out=99)
 QUICK = Effort(requests=15, trials=2, rounds=1, still_seconds=10, phase_seconds=5, alone=2, held_out=8)
 
 

@@ -283,7 +283,8 @@ def minutes(effort: Effort) -> float:
     arms = len(plan.ARMS)
     knees = len(plan.PREDICTED) * (effort.trials - 1) * (effort.requests / 2.2 + 3)
     still, shift = effort.rounds * arms * (effort.still_seconds + 4), arms * (3 * effort.phase_seconds + 4)
-    return (120 + 60 + 6 * min(effort.held_out, len(steps.POINTS)) + knees + still + shift + 60) / 60
+    before = 100 + 30 + 4 * min(effort.held_out, len(steps.POINTS))
+    return (before + knees + still + shift + 60) / 60
 
 
 def said(figures: Figures) -> str:

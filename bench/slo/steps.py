@@ -31,7 +31,7 @@ LEAST_STEPS = 4
 WARM = Point(WHOLE, 2, 64, 24, 2, 200)
 ANSWER, BESIDE = 32, 96
 POINTS = (
-    *(Point(WHOLE, 0, 0, 0, 6, prompt) for prompt in (40, 100, 160, 220, 400, 700, 1500)),
+    *(Point(WHOLE, 0, 0, 0, 5, prompt) for prompt in (40, 100, 160, 220, 400, 700, 1500)),
     *(Point(WHOLE, rows, context, ANSWER, 0, 0) for rows, context in ((2, 100), (2, 1200), (3, 300), (6, 64))),
     *(Point(WHOLE, rows, context, ANSWER, 0, 0) for rows, context in ((6, 800), (10, 200), (24, 100), (32, 300))),
     *(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from bench.cpu.schedule import Sample, Turn
 from bench.slo import contenders, log, plan, report
 from bench.slo.plan import AGAIN, ARMS, AUTO, KNEE, ONE, PREDICTED, QUICK, SHIFT, STILL, WHOLE, Effort, Plan
 from bench.slo.prediction import ChangedError, seal
-from bench.slo.run import figures_of, load, most
+from bench.slo.run import figures_of, load, minutes, most
 from bench.slo.steps import POINTS, Held, held, model_of, quantiles, spread
 from bench.slo.verdicts import MODEL, TRIES, Run, in_a_row, outcome
 from bench.traffic import Record, Target
@@ -297,6 +298,17 @@ def test_a_plan_that_was_changed_and_samples_of_another_are_told(tmp_path: Path)
     (tmp_path / "prediction.json").write_text("{}")
     with pytest.raises(ChangedError, match="was changed"):
         load(tmp_path)
+
+
+def test_whoever_has_the_published_plan_finds_its_digest(tmp_path: Path) -> None:
+    digest = seal(tmp_path / "prediction.json", PLAN.as_json())
+    report.write([], [replace(whole(), digest=digest)], tmp_path)
+    (told,) = json.loads((tmp_path / "slo.json").read_text())["runs"]
+    assert told["sha256"] == hashlib.sha256((json.dumps(told["plan"], indent=1) + "\n").encode()).hexdigest() == digest
+
+
+def test_a_full_run_is_to_take_25_minutes_at_most() -> None:
+    assert minutes(plan.FULL) <= 25
 
 
 def test_the_page_has_every_run(tmp_path: Path) -> None:
