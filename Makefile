@@ -97,7 +97,7 @@ bench-cpu: venv ## the engine beside other CPU servers, which it installs: out/b
 bench-goodput: venv ## the greatest rate that meets the targets, ours and the best peer's, bisected: out/bench/goodput; hours
 	@$(PY) -m bench.cpu.goodput_run $(ARGS)
 
-bench-slo: venv ## Auto and the profile's predictions on the real engine, a registered run: out/bench/slo; ARGS="--quick": five minutes
+bench-slo: venv ## Auto and the profile's predictions on the real engine, a registered run: out/bench/slo; ARGS="--quick": seven minutes
 	@PYTHONPATH=. $(PY) -m bench.slo $(ARGS)
 
 crd: venv ## regenerate the CRD, its chart copy and its reference from the types

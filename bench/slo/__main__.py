@@ -1,10 +1,11 @@
 """The controller on the real engine, against what was said before (``make bench-slo``).
 
     make bench-slo                                       the next registered run: some 25 minutes on two cores
-    make bench-slo ARGS="--quick"                        the whole way with few requests, five minutes; not registered
+    make bench-slo ARGS="--quick"                        the whole way with few requests: seven minutes
     make bench-slo ARGS="--runs 3 --publish docs/benchmarks"    three in a row
     make bench-slo ARGS="--report --publish docs/benchmarks"    measures nothing
 
+`--quick` is no registered run; with `--profile FILE`, a step profile instead of measuring one, it takes five minutes.
 A run is registered in OUT/runs.jsonl, with the digest of its plan, before anything is measured under load; one that was
 broken off goes on with the same command, and one that is given up (`--give-up`) stays in the list.
 """

@@ -23,20 +23,21 @@ from semipd_engine.contract import Split, StepProfileFile
 
 PROMPT, OUTPUT = 256, 32
 """Tokens of each request of the still load and of the search for a knee."""
-LENGTHS, MAX_PROMPT, MAX_OUTPUT, THINNING = 0.25, 1024, 128, 16
-"""Of the traces: their lengths times that, cut, and every so manieth request, which spreads their bursts."""
+PROMPTS, ANSWERS, MAX_PROMPT, MAX_OUTPUT, THINNING = 0.25, 0.6, 1024, 128, 16
+"""Of the traces: their lengths times these, cut, and every so manieth request, which spreads their bursts. With these
+lengths the two traces want different splits."""
 ORDER = ("conv", "code", "conv")
 TTFT_TIMES, TPOT_TIMES = 5.0, 3.0
-STILL_LOAD, SHIFT_LOAD = 0.9, 0.8
+STILL_LOAD, SHIFT_LOAD = 0.9, 1.0
 STEP, CLOSE = 1.12, 1.07
 """A knee is looked for in such steps from the prediction, until a good and a bad rate are so close."""
 RULE = (
     f"Targets: {TTFT_TIMES:g} times the mean TTFT and {TPOT_TIMES:g} times the mean time for a token of requests that "
     f"are alone ({PROMPT} tokens of prompt, {OUTPUT} of answer, and some of each trace), rounded up to a millisecond. "
     f"Still: Poisson at {STILL_LOAD:g} of the greatest of the predicted knees. Shift: "
-    f"stretches of Azure's traces, conversation, code, conversation, lengths times {LENGTHS:g}, every {THINNING}th "
-    f"request, each at {SHIFT_LOAD:g} of the greatest rate at which the profile gives one of these splits {KEPT:.0%} "
-    "of that very stretch."
+    f"stretches of Azure's traces, conversation, code, conversation, prompts times {PROMPTS:g}, answers times "
+    f"{ANSWERS:g}, every {THINNING}th request, each at {SHIFT_LOAD:g} of the greatest rate at which the profile gives "
+    f"one of these splits {KEPT:.0%} of that very stretch."
 )
 PREDICTED = tuple(str(split) for split in SPLITS)
 """Whose knees are said and looked for."""
@@ -68,7 +69,7 @@ class Effort:
 
 
 FULL = Effort(requests=75, trials=4, rounds=2, still_seconds=30, phase_seconds=24, alone=5, held_out=99)
-QUICK = Effort(requests=15, trials=2, rounds=1, still_seconds=10, phase_seconds=5, alone=2, held_out=8)
+QUICK = Effort(requests=15, trials=2, rounds=1, still_seconds=8, phase_seconds=4, alone=2, held_out=8)
 
 
 @dataclass(frozen=True)
@@ -197,13 +198,24 @@ def shift(rates: Mapping[str, float], seconds: float, number: int) -> list[Reque
 
 
 def stretch(trace: str, rate: float, seconds: float, seed: int, label: str = "", start: float = 0.0) -> list[Request]:
-    limits = {"max_prompt": MAX_PROMPT, "max_output": MAX_OUTPUT, "length_scale": LENGTHS}
-    return trace_plan(_rows(trace), rate=rate, seconds=seconds, seed=seed, label=label, start=start, **limits)  # type: ignore[arg-type]
+    return trace_plan(
+        _rows(trace),
+        rate=rate,
+        seconds=seconds,
+        max_prompt=MAX_PROMPT,
+        max_output=MAX_OUTPUT,
+        seed=seed,
+        label=label,
+        start=start,
+    )
 
 
 @cache
 def _rows(trace: str) -> Sequence[TraceRow]:
-    return read_trace(TRACES / f"azure2023_{trace}.csv.gz")[::THINNING]
+    return [
+        TraceRow(row.at, round(PROMPTS * row.input_tokens), round(ANSWERS * row.output_tokens))
+        for row in read_trace(TRACES / f"azure2023_{trace}.csv.gz")[::THINNING]
+    ]
 
 
 def arms(number: int) -> list[str]:
