@@ -65,9 +65,9 @@ class Case:
 
 CASES = (
     Case("2000/60", Lengths(2000, 60), 1000, 40, "other-cpu", 1.75),
-    Case("300/400", Lengths(300, 400), 1000, 22, "other-cpu", 2.6),
-    Case("chat", CHAT, 1500, 75, "other-gpu", 2.8),
-    Case("doc", DOC, 4000, 75, "other-gpu", 1.0),
+    Case("300/400", Lengths(300, 400), 1000, 22, "other-cpu", 4.4),
+    Case("chat", CHAT, 1500, 75, "other-gpu", 2.4),
+    Case("doc", DOC, 4000, 75, "other-gpu", 0.63),
     Case("gen", GEN, 1500, 34, "other-gpu", 3.0),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 from statistics import fmean, pstdev
 
@@ -12,8 +13,10 @@ from tests.unit.agent_bench import config as bench_config
 from tests.unit.agent_plant import Run, Speed, poisson, simulate
 
 from semipd_agent.contract import SLO, AgentConfig, Mode, PartitionConfig, Split
+from semipd_agent.slo import utilization
 from semipd_agent.slo.evidence import tail
 from semipd_agent.slo.load import MOST_KEPT, Load, Seen, advance
+from semipd_agent.slo.step_model import StepModel, StepProfile
 from semipd_agent.slo.utilization import measure
 from semipd_engine import contract as engine
 from semipd_engine.contract import Observation
@@ -84,6 +87,22 @@ def test_a_storm_of_more_than_are_remembered_does_not_shorten_the_window() -> No
     assert ratio == pytest.approx(
         measure(o, replace(calm, seen=even, since=80.0), PROMPTS, [engine.Split()])[0], rel=0.1
     )
+
+
+def test_few_long_answers_are_played_until_the_batch_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of what the device can: played until it has long been in balance, the same load is as large."""
+    monkeypatch.setattr(utilization, "PRECISION", 1.01)
+    rng, at, seen = random.Random(1), 0.0, dict[int, Seen]()
+    while (at := at + rng.expovariate(1.3)) < 120:
+        seen[len(seen)] = Seen(len(seen), at, 300, 1.0, 2 + round(rng.expovariate(1 / 600)))
+    model = StepModel(StepProfile(prefill=(5e-3, 7e-5, 1e-9), decode=(9e-3, 2e-4, 3e-8), measured=True))
+    load = replace(Load(model=model), at=120.0, seen=seen, lengths=((300, 600),) * 30)
+    o = Observation(core_id="c", at=120.0, prefill_chunk_tokens=512)
+    slo, splits = SLO(ttft_milliseconds=1000, tpot_milliseconds=22), [engine.Split(), engine.Split(prefill=50)]
+    ratio, _ = measure(o, load, slo, splits)
+    monkeypatch.setattr(utilization, "PLAYED", 4000)
+    truth, _ = measure(o, load, slo, splits)
+    assert 0.2 < truth < 0.5 and ratio == pytest.approx(truth, rel=0.02)
 
 
 def test_it_falls_towards_zero_once_the_load_is_gone() -> None:

@@ -25,8 +25,12 @@ LEAST_SECONDS = 10.0
 """A pod that has been watched for less says nothing."""
 LEAST_REQUESTS = 8
 """Below this the replay says too little; the device's work over time is the ratio."""
-PLAYED = 150
+PLAYED = 450
 """Requests of one replay: a window with fewer is played more than once."""
+UNSETTLED = 150
+"""Its first ones, a third at most, do not count: it begins with an empty batch, and while answers of 400 tokens are
+written to the first of them a hundred more come. With 150 played and 15 of them left out such a load seemed a seventh
+smaller than it was."""
 PERIOD = 10.0
 SMOOTHING = 0.5
 """Weight of a new value."""
@@ -122,9 +126,10 @@ class _Climb:
             return found[k]
 
         jobs = [job._replace(at=job.at / times) for job in self._jobs]
+        settled = min(UNSETTLED, len(jobs) // 3)
 
         def asked(machine: Machine) -> float:
-            return max(pressures(replay(machine, jobs)[len(jobs) // 10 :], self._slo))
+            return max(pressures(replay(machine, jobs)[settled:], self._slo))
 
         for split, machine in self._mixed:
             if asked(machine) <= 1:
