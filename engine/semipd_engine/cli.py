@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
+
+from semipd_engine.usage import Parser
 
 COMMANDS = {
     "make-model": ("semipd_engine.hub.make_model", "make a random-weight model with a tokenizer"),
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"semipd-engine serve: {problem}", file=sys.stderr)
             return REFUSED
         return serve(options)
-    parser = argparse.ArgumentParser(prog="semipd-engine", description="The two-phase inference engine of SemiPD.")
+    parser = Parser(prog="semipd-engine", description="The two-phase inference engine of SemiPD.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     subparsers.add_parser("serve", help="serve a model over the OpenAI API", add_help=False)
     asked = [arguments[0]] if arguments and arguments[0] in COMMANDS else []

@@ -48,6 +48,14 @@ def test_it_measures_both_phases_alone_and_side_by_side_under_every_split(tmp_pa
     assert left == [], "its processes end with it"
 
 
+@pytest.mark.parametrize(("flag", "given"), [("--max-num-seqs", "0"), ("--max-model-len", "-4")])
+def test_an_option_that_cannot_be_is_one_line(flag: str, given: str, tmp_path: Path) -> None:
+    asked = [*PROFILE, str(random_model("llama", "tiny")), "--out", str(tmp_path / "p.json"), flag, given]
+    ended = subprocess.run(asked, capture_output=True, text=True)
+    assert ended.returncode == REFUSED and ended.stderr.count("\n") == 1
+    assert f"semipd-engine profile: {flag} {given}: Input should be greater than or equal to" in ended.stderr
+
+
 def test_what_cannot_be_measured_is_one_line(tmp_path: Path) -> None:
     for model, out, words in (
         (tmp_path / "none", tmp_path / "p.json", "none is no directory"),

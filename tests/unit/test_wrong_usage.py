@@ -15,6 +15,7 @@ from bench.replicas.__main__ import main as replicas
 from bench.slo.prediction import main as prediction
 from bench.study.__main__ import main as study
 from semipd_cli.__main__ import command
+from semipd_engine.cli import main as engine
 
 pytestmark = pytest.mark.unit
 
@@ -35,6 +36,23 @@ pytestmark = pytest.mark.unit
 def test_wrong_flags_get_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         command(arguments)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.startswith(says) and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["profile", "m"], "semipd-engine profile: the following arguments are required: --out; see"),
+        (["profile", "m", "--out", "f", "--dtype", "int3"], "semipd-engine profile: argument --dtype: invalid"),
+        (["serve", "--model", "m", "--max-num-seqs", "0"], "semipd-engine serve: --max-num-seqs 0: Input should be"),
+        (["serve", "--model", "m", "--fast"], "semipd-engine serve: unrecognized arguments: --fast; see"),
+        (["serve"], "semipd-engine serve: the following arguments are required: --model; see"),
+    ],
+)
+def test_so_do_the_engines_programs(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        engine(arguments)
     error = capsys.readouterr().err
     assert ended.value.code == 2 and error.startswith(says) and error.count("\n") == 1
 

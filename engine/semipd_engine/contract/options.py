@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 
 from semipd_engine.contract.partition import Frozen
+from semipd_engine.usage import Parser
 
 
 class Device(StrEnum):
@@ -133,7 +134,7 @@ class EngineOptions(Frozen):
     @classmethod
     def parse(cls, arguments: Sequence[str] | None, program: str, description: str) -> EngineOptions:
         """The inverse of `arguments`; None: this process's own. Exits 2 with a line that names the flag at fault."""
-        parser = argparse.ArgumentParser(prog=program, description=description, allow_abbrev=False)
+        parser = Parser(prog=program, description=description, allow_abbrev=False)
         for name, field in cls.model_fields.items():
             flag = "--" + name.replace("_", "-")
             if field.annotation is bool:
@@ -143,8 +144,8 @@ class EngineOptions(Frozen):
         given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
         try:
             return cls.model_validate(given)
-        except ValueError as error:
-            parser.error(str(error))
+        except ValidationError as error:
+            parser.error(said(error))
 
 
 def api_keys(file: Path) -> list[bytes]:
@@ -171,3 +172,10 @@ def no_api_key(file: Path | None) -> str:
 def lacked_api_key(message: str) -> bool:
     """Whether an engine that did not start said that its file holds no key, or is not there."""
     return _KEY_FILE in message and (_NO_KEY in message or os.strerror(errno.ENOENT) in message)
+
+
+def said(error: ValidationError) -> str:
+    """Of the first option at fault: its flag, what was given, and what it takes."""
+    first = error.errors()[0]
+    flag = " ".join("--" + str(part).replace("_", "-") for part in first["loc"][:1])
+    return f"{flag} {first['input']}: {first['msg']}" if flag else str(first["msg"])

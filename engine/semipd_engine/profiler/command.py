@@ -14,7 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from semipd_engine.contract import Device, DType, EngineOptions, ProfileKey, Split, StepProfileFile, processor
+from semipd_engine.contract.options import said
 from semipd_engine.hub.check import weights_refusal
 from semipd_engine.process import REFUSED
 from semipd_engine.profiler.processes import EngineFailed, Processes, running, shares_hold
@@ -93,6 +96,8 @@ def _run(arguments: argparse.Namespace) -> int:
             )
             found = profile(options, not arguments.quiet)
             _write(arguments.out, found)
+        except ValidationError as error:
+            return _refused(said(error))
         except (EngineFailed, Stalled, OSError, ValueError) as error:
             print(f"semipd-engine profile: {error}", file=sys.stderr)
             return 1
