@@ -212,7 +212,7 @@ class Servers:
         self._starts += 1
         with ExitStack() as stack:
             place = Path(self._scratch.name) / f"{name}-{self._starts}"
-            log_file = self._folder / "logs" / f"{name}.log"
+            log_file = self._folder / "logs" / f"{name}-{self._starts}.log"
             found = stack.enter_context(running(server, self._model, place, log_file, self._target))
             asyncio.run(warm_up(found.url))
             self._up[name] = found, stack.pop_all()
