@@ -81,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--log-file", type=Path, default=None, help="append the output of agent and engine here")
 
+    run.add_argument(
+        "--token-file",
+        type=Path,
+        default=None,
+        help="write the agent's token here, readable by you alone, for its control API (GET /v1/recording)",
+    )
+
     commands.add_parser("doctor", help="check this machine: GPU, MPS, CPU (--help says more)", add_help=False)
 
     validate = commands.add_parser("validate", help="judge manifests as the API server would")
@@ -166,6 +173,7 @@ def _run(options: argparse.Namespace) -> int:
             status_file=options.status_file,
             api_key_file=options.api_key_file,
             log_file=options.log_file,
+            token_file=options.token_file,
         ),
         say,
     )

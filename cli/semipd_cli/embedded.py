@@ -59,6 +59,8 @@ class RunOptions:
     """In the place of spec.service.apiKeySecretRef."""
     log_file: Path | None = None
     """For the output of agent and engine; None: the terminal."""
+    token_file: Path | None = None
+    """Where the agent's token is told, for its control API; None: nobody else needs it."""
 
 
 class Embedded:
@@ -98,6 +100,8 @@ class Embedded:
             preflight.check_address(self._options.host, self._port)
             preflight.check_address("127.0.0.1", self._options.agent_port, "--agent-port")
             preflight.check_outputs(self._options.status_file, self._options.log_file)
+            if self._options.token_file:
+                preflight.write_secret(self._options.token_file, self._token)
             self._write_config(folder)
             child = await self._start(folder, directory)
             self._catch_signals(child)

@@ -114,3 +114,14 @@ def check_outputs(status_file: Path | None, log_file: Path | None) -> None:
             log_file.open("ab").close()
     except OSError as error:
         raise RunError(f"--log-file {log_file} ({error.strerror}): name a file that can be written") from None
+
+
+def write_secret(file: Path, text: str) -> None:
+    """For its owner alone. Raises `RunError`."""
+    try:
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), "w") as out:
+            os.fchmod(out.fileno(), 0o600)
+            out.truncate()
+            out.write(text + "\n")
+    except OSError as error:
+        raise RunError(f"--token-file {file} ({error.strerror}): name a file that can be written") from None

@@ -255,6 +255,7 @@ def test_semipd_run_ends_with_one_line(tmp_path: Path) -> None:
     refused(run("--claims", str(tmp_path), "--port", "0", "--status-file", "/nowhere/s"), "--status-file /nowhere/s")
     free = ("--claims", str(tmp_path), "--port", "0")
     refused(run(*free, "--status-file", str(tmp_path)), f"--status-file {tmp_path}: is a folder")
+    refused(run(*free, "--token-file", "/nowhere/token"), "--token-file /nowhere/token")
     refused(run(*free, "--agent-port", "70000"), "127.0.0.1:70000", "--agent-port")
     truncate("tokenizer.json")(folder)
     refused(run("--claims", str(tmp_path)), "tokenizer.json")

@@ -34,9 +34,10 @@ def test_a_run_that_was_never_ready_does_not_end_as_one_that_served(
 ) -> None:
     write_model(tmp_path / "model")
     command = [*RUN, "-f", str(ROOT / "examples/cpu.yaml"), "--set", f"model.uri=file://{tmp_path / 'model'}"]
-    process = subprocess.Popen(
-        [*command, "--log-file", str(tmp_path / "log")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    token = tmp_path / "token"
+    token.write_text("x" * 100)
+    command += ["--log-file", str(tmp_path / "log"), "--token-file", str(token)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     while "ready=False" not in process.stdout.readline():
         assert process.poll() is None, "it ended before it was asked to"
@@ -44,6 +45,7 @@ def test_a_run_that_was_never_ready_does_not_end_as_one_that_served(
     out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (status, "")
     assert "draining" in out
+    assert len(bytes.fromhex(token.read_text())) == 32 and token.stat().st_mode & 0o777 == 0o600
 
 
 def test_ctrl_c_before_anything_is_started_is_no_traceback(tmp_path: Path) -> None:
