@@ -21,11 +21,12 @@ from pathlib import Path
 
 from bench.cpu import report
 from bench.cpu.identity import Identity, machine, versions
-from bench.cpu.machine import foremost
+from bench.cpu.machine import cpu_flags, foremost
 from bench.cpu.parts import parts
 from bench.cpu.plans import WORKLOADS
 from bench.cpu.run import carry_out, expected_seconds
 from bench.cpu.schedule import GROUPS, SETS, read, remaining, turns
+from bench.cpu.vllm import remark
 from bench.traffic.__main__ import Parser, count, folder, number, output
 from e2e.lib.models import random_model, smollm2
 
@@ -115,8 +116,9 @@ def main(words: Sequence[str] | None = None) -> int:
             print("bench-cpu: interrupted; the same command goes on from here", file=sys.stderr)
             return 130
     mine = [sample for sample in read(samples) if identity.holds(sample)]
+    about = {"machine": machine(), "versions": dict(versions()), "peer": remark(cpu_flags())}
     for place in (asked.out, *([asked.publish] if asked.publish else [])):
-        found = report.write(mine, place, {"machine": machine(), "versions": dict(versions())})
+        found = report.write(mine, place, about)
     print((asked.out / "cpu.md").read_text())
     print(f"bench-cpu: {sum(verdict.holds is False for verdict in found)} verdicts fall short", file=sys.stderr)
     return 1 if remaining(planned, mine, identity.key) else 0

@@ -43,13 +43,14 @@ from bench.cpu.goodput import (
     progress,
 )
 from bench.cpu.identity import Identity, commit, machine, versions
-from bench.cpu.machine import BUSY, Watch, watching
+from bench.cpu.machine import BUSY, Watch, cpu_flags, watching
 from bench.cpu.parts import parts
 from bench.cpu.plans import WORKLOADS, salted
 from bench.cpu.report import MARKS
 from bench.cpu.run import LOST, SETTLE_SECONDS, SILENCE_SECONDS, Servers, alone, ask, seed_of
 from bench.cpu.schedule import Sample, Turn, append, read
 from bench.cpu.servers import Running, contender_named
+from bench.cpu.vllm import remark
 from bench.traffic import Target, assert_punctual, replay
 from bench.traffic.__main__ import Parser, count, folder, output
 
@@ -240,6 +241,8 @@ def _preface(samples: Sequence[Sample]) -> list[str]:
             lines += [f"In {first} of them ours and the servers' processes weighed 86 times as much as others'."]
         busy = sum(sample.disturbed for sample in samples)
         lines += [f"Beside {busy} of them more than {BUSY} tasks of others ran, or nobody counted.", ""]
+    if said := remark(cpu_flags()):
+        lines += [said, ""]
     lines += [
         f"The greatest rate at which {GOOD_PERCENT:g} % of the requests meet both targets; of each side the setting"
     ]

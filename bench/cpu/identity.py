@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from bench.cpu.machine import cpu_flags
 from bench.cpu.parts import Part
 from bench.cpu.plans import WORKLOADS
 from bench.cpu.schedule import LIKELIHOOD, MACHINE, Sample, Turn
@@ -89,8 +90,7 @@ def documents_digest(root: Path = ROOT) -> str:
 def machine() -> str:
     rows = Path("/proc/cpuinfo").read_text().splitlines()
     name = next((row.partition(":")[2].strip() for row in rows if row.startswith("model name")), platform.processor())
-    flags = next((row.split() for row in rows if row.startswith("flags")), [])
-    levels = " ".join(flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags)
+    levels = " ".join(flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in cpu_flags())
     memory = psutil.virtual_memory().total / 2**30
     return f"{name} ({levels}), {len(os.sched_getaffinity(0))} CPUs, {memory:.0f} GiB"
 

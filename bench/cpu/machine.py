@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -22,6 +23,13 @@ BUSY = 2.5
 """A sample beside more strange tasks is marked."""
 STALE_SECONDS = 10.0
 """A look that is older says nothing of a turn."""
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """What this CPU offers, by the kernel's names."""
+    rows = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((frozenset(row.split()[2:]) for row in rows if row.startswith("flags")), frozenset())
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ MARKS = {True: "holds", False: "**falls short**", None: "open"}
 
 
 def markdown(samples: Sequence[Sample], about: Mapping[str, object]) -> str:
-    """`about`: the machine and the versions, for the reader."""
+    """`about`: the machine, the versions, and a remark on the peer's number type, for the reader."""
     comparison = Comparison(samples)
     lines = ["# `make bench-cpu`: the last run", "", *_preface(comparison, about), ""]
     for model in comparison.models:
@@ -73,7 +73,7 @@ def _preface(comparison: Comparison, about: Mapping[str, object]) -> list[str]:
         f"{len(samples)} turns of commit {commits} (a + is a changed tree), {times[0]} to {times[-1]}, "
         f"{sum(sample.seconds for sample in samples) / 60:.0f} minutes of measuring.",
         *([f"Machine: {about['machine']}. Versions: {shown}."] if about else []),
-        *([str(about["note"])] if "note" in about else []),
+        *(str(about[name]) for name in ("note", "peer") if about.get(name)),
         f"Tasks of others that ran meanwhile: {f'{statistics.median(others):.1f}' if others else 'unknown'} (median of "
         f"the turns). In {busy} of these there were over {BUSY}, or nobody counted: what rests on one is marked †.",
         *([f"In {first} turns ours and the servers' processes weighed 86 times as much as others'."] if first else []),

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import httpx
 
-from bench.cpu import llama
+from bench.cpu import llama, vllm
 from bench.cpu.environments import LLAMA, TRANSFORMERS, VLLM, Environment, UnavailableError, make
+from bench.cpu.machine import cpu_flags
 from bench.traffic import Target, prompt_ids
 from e2e.lib.models import cache_root
 from e2e.lib.process import free_port
@@ -109,24 +110,11 @@ def _auto_files(place: Place) -> Mapping[str, str]:
     return {"auto.yaml": json.dumps(content)}
 
 
-def _vllm(*flags: str) -> Callable[[Place], list[str]]:
+def _vllm(name: str, *flags: str) -> Server:
     def command(place: Place) -> list[str]:
-        size = ["--dtype", "bfloat16", "--max-model-len", str(MAX_MODEL_LEN)]
-        return [str(VLLM.program("vllm")), "serve", str(place.model), *size, "--port", str(place.port), *flags]
+        return vllm.command(place.model, place.port, MAX_MODEL_LEN, cpu_flags(), flags)
 
-    return command
-
-
-def _vllm_variables(place: Place) -> Mapping[str, str]:
-    """As its CPU documentation asks for: threads bound, Intel's OpenMP (which comes with it) loaded first."""
-    return {
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, _cpus())),
-        "VLLM_CPU_KVCACHE_SPACE": str(KV_BYTES >> 30),
-        "VLLM_CACHE_ROOT": str(VLLM.root / "cache"),
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "LD_PRELOAD": str(VLLM.root / "lib" / "libiomp5.so"),
-    }
+    return Server(name, command, VLLM, lambda _: vllm.variables(KV_BYTES, _cpus()), start_seconds=90)
 
 
 def _llama(batch: int) -> Server:
@@ -159,11 +147,8 @@ SERVERS = {
         Server("unified", _ours("--unified")),
         *(Server(f"unified-{n}", _ours(*_one_process(n))) for n in BUDGETS),
         Server("auto", _auto, files=_auto_files, start_seconds=20),
-        Server("vllm", _vllm(), VLLM, _vllm_variables, start_seconds=90),
-        *(
-            Server(f"vllm-{n}", _vllm("--max-num-batched-tokens", str(n)), VLLM, _vllm_variables, start_seconds=90)
-            for n in BUDGETS
-        ),
+        _vllm("vllm"),
+        *(_vllm(f"vllm-{n}", "--max-num-batched-tokens", str(n)) for n in BUDGETS),
         *(_llama(batch) for batch in (128, 2048)),
         Server("transformers", _transformers, TRANSFORMERS, start_seconds=25),
     )

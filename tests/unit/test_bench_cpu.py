@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.cpu import __main__ as command
-from bench.cpu import llama, parts, schedule
+from bench.cpu import llama, parts, report, schedule, vllm
 from bench.cpu.environments import LLAMA, VLLM, ordinary_requirements
 from bench.cpu.identity import Identity, versions
 from bench.cpu.plans import WORKLOADS
@@ -151,6 +151,19 @@ def test_auto_aims_at_the_workloads_targets() -> None:
     place = Place(Path("m"), 1, Path("f"), WORKLOADS["smollm2-135m"].target)
     (content,) = SERVERS["auto"].files(place).values()
     assert json.loads(content)["spec"]["slo"] == {"ttftMilliseconds": 1500, "tpotMilliseconds": 75}
+
+
+def test_the_peer_computes_in_a_type_that_it_has_kernels_for_and_the_report_says_so() -> None:
+    old, new = {"avx2", "fma"}, {"avx2", "fma", "avx512f"}
+    for flags, dtype in ((new, "bfloat16"), (old, "float32")):
+        words = vllm.command(Path("m"), 1, 8192, flags, ["--max-num-batched-tokens", "128"])
+        assert words[words.index("--dtype") + 1] == dtype and words[-1] == "128"
+        assert words[:3] == [str(VLLM.program("vllm")), "serve", "m"]
+    sample = Sample(Turn(MODEL, "speeds", 0, "eight", "vllm"), {"tokens_per_s": 1.0}, others=0.0)
+    about = {"machine": "two cores", "versions": {}}
+    page = report.markdown([sample], {**about, "peer": vllm.remark(old)})
+    assert "vllm computes in float32 here" in page.partition("\n## ")[0]
+    assert vllm.remark(new) == "" and "float32" not in report.markdown([sample], {**about, "peer": vllm.remark(new)})
 
 
 def test_a_split_that_somebody_else_put_in_force_is_not_ours() -> None:
