@@ -137,6 +137,8 @@ class _Child:
     question: _Question
     pid: int
     answer: bytearray = field(default_factory=bytearray)
+    late: bool = False
+    """Its time was over, and it was told to end."""
 
 
 class Trials:
@@ -163,6 +165,7 @@ class Trials:
             now = time.monotonic()
             for child in self._children.values():
                 if now > child.question.deadline:
+                    child.late = True
                     os.kill(child.pid, signal.SIGXCPU)
             for question in self._waiting.remove(lambda each, now=now: now > each.deadline):  # type: ignore[misc]
                 self._say(question, json.dumps({"busy": BUSY}).encode())
@@ -221,8 +224,8 @@ class Trials:
         del self._children[reading]
         self._waiting.done(child.question.client)
         _, status, used = os.wait4(child.pid, 0)
-        spent = used.ru_utime + used.ru_stime
-        self._say(child.question, bytes(child.answer) if status == 0 else json.dumps(_cause(status, spent)).encode())
+        cause = _cause(status, used.ru_utime + used.ru_stime, child.late)
+        self._say(child.question, bytes(child.answer) if status == 0 else json.dumps(cause).encode())
 
     def _say(self, question: _Question, answer: bytes) -> None:
         message = memoryview(VERDICT.pack(question.number, len(answer)) + answer)
@@ -242,12 +245,14 @@ def _limit() -> None:
         resource.setrlimit(which, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
-def _cause(status: int, spent: float) -> dict[str, str]:
+def _cause(status: int, spent: float, late: bool) -> dict[str, str]:
+    """The kernel counts what it limits in ticks: on a busy machine a child may have spent less than its limit says."""
     killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     exited = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0
     if killed in (signal.SIGSEGV, signal.SIGBUS):
         return {"died": TOO_DEEP}
-    if killed in (signal.SIGXCPU, signal.SIGKILL) and spent > 0.9 * CPU_SECONDS:
+    limited = killed == signal.SIGXCPU and not late
+    if limited or (killed in (signal.SIGXCPU, signal.SIGKILL) and spent > 0.9 * CPU_SECONDS):
         return {"died": TOO_COSTLY}
     if killed == signal.SIGKILL or exited == NOT_BEGUN:  # the kernel's or a person's doing, not the grammar's
         return {"busy": LOST}

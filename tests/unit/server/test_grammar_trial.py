@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -233,8 +234,14 @@ def test_a_child_that_others_end_says_nothing_of_its_grammar(model_dir: Path) ->
 
 
 def test_a_child_without_its_limits_says_nothing_of_its_grammar() -> None:
-    assert _cause(NOT_BEGUN << 8, 0.0) == {"busy": LOST}
-    assert _cause(1 << 8, 0.0) == {"died": TOO_LARGE}
+    assert _cause(NOT_BEGUN << 8, 0.0, late=False) == {"busy": LOST}
+    assert _cause(1 << 8, 0.0, late=False) == {"died": TOO_LARGE}
+
+
+def test_the_kernels_limit_is_a_verdict_and_ours_on_time_is_the_machines() -> None:
+    """What a child has spent is told more finely than the kernel counts against its limit."""
+    assert _cause(signal.SIGXCPU, 1.5, late=False) == {"died": TOO_COSTLY}
+    assert _cause(signal.SIGXCPU, 1.5, late=True) == {"busy": BUSY}
 
 
 def test_who_waits_for_too_long_for_a_child_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
