@@ -17,7 +17,7 @@ from pathlib import Path
 
 from semipd_cli.manifest import ManifestError, load
 from semipd_cli.preflight import RunError, find
-from semipd_cli.usage import Parser
+from semipd_engine.usage import Parser
 from semipd_operator.crd import to_yaml
 from semipd_operator.render import InvalidTemplate, render
 from semipd_operator.settings import Settings, package_version

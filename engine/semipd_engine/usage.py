@@ -1,4 +1,4 @@
-"""Wrong usage of the engine's programs is told in one line."""
+"""Wrong usage of a program is told in one line."""
 
 from __future__ import annotations
 

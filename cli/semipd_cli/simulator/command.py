@@ -25,7 +25,7 @@ from semipd_cli.simulator.scaling.ramp import Ramp
 from semipd_cli.simulator.study import CONSTANTS, Outcome, best_constant, controller_of, paired, run
 from semipd_cli.simulator.workloads import WORKLOADS, Workload, of_trace
 from semipd_cli.simulator.written import check_file, check_picture
-from semipd_cli.usage import Parser
+from semipd_engine.usage import Parser
 
 BEST = "best-constant"
 
