@@ -58,6 +58,7 @@ def be_resident() -> None:
         start.send(b"7")
         print(json.dumps(seen | {"status": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}))
     _, ours, start = patient(mother, "20")
+    ours.recv(999)  # it runs, and holds no end of the zygote's socket any more
     start.close()
     os.kill(mother._pid, 9)
     os.waitid(os.P_PID, mother._pid, os.WEXITED | os.WNOWAIT)

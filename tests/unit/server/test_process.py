@@ -334,7 +334,7 @@ def test_it_dies_with_its_parent(model_dir: Path, tmp_path: Path) -> None:
     ("flags", "words"),
     [
         (["--port", "x"], "port"),
-        (["--max-queued-requests", "0"], "max_queued_requests"),
+        (["--max-queued-requests", "0"], "--max-queued-requests 0"),
         (["--modle", "x"], "--modle"),
     ],
 )
