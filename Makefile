@@ -85,7 +85,7 @@ bench-estimate: venv ## the estimator of docs/gpu/predictions.json, predicted be
 bench-study: venv ## the controller against constants and other rules, simulated: out/study; some 20 minutes, goes on where it was
 	@PYTHONPATH=. $(PY) -m bench.study $(ARGS)
 
-bench-capacity: venv ## the agents' ratio beside the brute-force knee, simulated: out/capacity; over an hour of one core, goes on where it was
+bench-capacity: venv ## the agents' ratio beside the brute-force knee, simulated: out/capacity; some hours of one core, goes on where it was
 	@PYTHONPATH=. $(PY) -m bench.capacity $(ARGS)
 
 bench-replicas: venv ## pods over a public trace with a ramp, by our ratio and its rivals, simulated: out/replicas; goes on where it was
