@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -51,3 +52,9 @@ def test_equal_sources_are_compiled_once(tmp_path: Path, compiled: list[str]) ->
         assert len(build.build(["true"], tmp_path / folder)) == len(build.LEVELS)
     assert sorted(compiled) == sorted(build.LEVELS)
     assert [path.name for path in (tmp_path / "cache" / "kernels").iterdir()] == [build._key(["true"])]
+
+
+def test_sources_want_nothing_of_the_cpp_library() -> None:
+    """Where there is no g++, as in an image, the compiler from PyPI has no such headers for the way it is called."""
+    wanted = re.findall(r"#include <(.+)>", "".join(p.read_text() for p in build.SOURCES.glob("*.[hc]*")))
+    assert wanted and all(name.endswith(".h") for name in wanted)

@@ -2,8 +2,6 @@
 // a decode step do with it. Lane l of a score sums its products over the dimensions that fall to it, in ascending order; the
 // lanes are added in one tree. So a row's bits hang neither on the rows beside it nor on how many positions go together.
 #pragma once
-#include <type_traits>
-
 #include "attention_block.h"
 
 namespace semipd {
@@ -122,13 +120,18 @@ inline void begin_rows(const Attention<T>& p, const AttentionItem& item, Attenti
     memset(state.sums, 0, size_t(rows * p.head_dim) * 4);
 }
 
+template <int N>
+struct Rows {
+    constexpr operator int() const { return N; }
+};
+
 // fn(r, R) for rows first .. rows - 1, three at a time: so many hide the latency of their chains and fit the registers.
 template <class F>
 inline void by_rows(int first, int rows, const F& fn) {
     int r = first;
-    for (; r + 3 <= rows; r += 3) fn(r, std::integral_constant<int, 3>());
-    if (rows - r == 2) fn(r, std::integral_constant<int, 2>());
-    if (rows - r == 1) fn(r, std::integral_constant<int, 1>());
+    for (; r + 3 <= rows; r += 3) fn(r, Rows<3>());
+    if (rows - r == 2) fn(r, Rows<2>());
+    if (rows - r == 1) fn(r, Rows<1>());
 }
 
 // Scores of rows `first` to `rows` of some heads: of `keys`, which are those of the first head, n and filled up to whole
