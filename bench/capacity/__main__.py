@@ -20,8 +20,9 @@ from rich.table import Table
 from bench import kept
 from bench.capacity.knee import CASES, LOADS, STARTS, Case, Knee, Reading, read, room
 from bench.study.plan import code
-from bench.traffic.__main__ import Parser, folder
+from bench.traffic.__main__ import folder
 from semipd_engine.contract import Split
+from semipd_engine.usage import Parser
 
 SEEDS = (101, 102, 103)
 WITHIN = 0.15

@@ -27,8 +27,9 @@ from bench.cpu.plans import WORKLOADS
 from bench.cpu.run import carry_out, expected_seconds
 from bench.cpu.schedule import GROUPS, SETS, read, remaining, turns
 from bench.cpu.vllm import remark
-from bench.traffic.__main__ import Parser, count, folder, number, output
+from bench.traffic.__main__ import count, folder, number, output
 from e2e.lib.models import random_model, smollm2
+from semipd_engine.usage import Parser
 
 MODELS = {"llama-0.5b": lambda: random_model("llama", "small"), "smollm2-135m": smollm2}
 LEAST_SECONDS = 9.0

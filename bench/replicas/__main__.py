@@ -19,9 +19,10 @@ from bench import kept
 from bench.cpu.identity import commit
 from bench.replicas import plan
 from bench.study.report import as_markdown
-from bench.traffic.__main__ import Parser, folder
+from bench.traffic.__main__ import folder
 from semipd_cli.simulator.scaling.report import cost, draw, mean, peak_pool, table
 from semipd_cli.simulator.scaling.run import Scaled, play
+from semipd_engine.usage import Parser
 
 TRACES = Path(__file__).parents[1] / "traces"
 

@@ -24,9 +24,10 @@ from bench.slo.plan import FULL, QUICK, UnplannableError
 from bench.slo.prediction import ChangedError
 from bench.slo.run import LOG, Bench, MeasureError, load, minutes
 from bench.slo.verdicts import Run
-from bench.traffic.__main__ import Parser, count, folder, output
+from bench.traffic.__main__ import count, folder, output
 from e2e.lib.models import smollm2
 from semipd_engine.contract import ProfileError
+from semipd_engine.usage import Parser
 
 
 def parser() -> Parser:

@@ -18,13 +18,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench.traffic.__main__ import Parser, folder
+from bench.traffic.__main__ import folder
 from semipd_agent.slo.profiles import learned
 from semipd_agent.slo.step_model import ShareLaw
 from semipd_cli.simulator.engine import Arrival, Size, VirtualEngine
 from semipd_cli.simulator.oracle import Oracle
 from semipd_cli.simulator.workloads import Lengths, stream
 from semipd_engine.contract import ProfileError, Split, StepProfileFile, read_profile
+from semipd_engine.usage import Parser
 
 SPLITS = (Split(), Split(prefill=100, decode=30), Split(prefill=40, decode=100))
 KEPT = 0.9

@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from bench.study import plan, report
-from bench.traffic.__main__ import Parser, folder, output
+from bench.traffic.__main__ import folder, output
 from semipd_cli.simulator.study import Outcome, run
+from semipd_engine.usage import Parser
 
 TRACES = Path(__file__).parents[1] / "traces"
 CONSTANTS, BUDGETS, HOURS = "constants", "mixed", "hours"

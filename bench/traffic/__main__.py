@@ -15,7 +15,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import httpx
 from rich.console import Console
@@ -25,13 +24,7 @@ from bench.traffic import plan, records
 from bench.traffic.client import ServerError, replay
 from bench.traffic.plan import PlanError
 from bench.traffic.records import Record, Target, summarise
-
-
-class Parser(argparse.ArgumentParser):
-    """One line for each error."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
+from semipd_engine.usage import Parser
 
 
 def number(text: str) -> float:

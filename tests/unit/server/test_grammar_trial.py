@@ -8,7 +8,6 @@ import os
 import random
 import signal
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,8 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llguidance import LLMatcher
-from tests.unit.server.api_process import Api, StartApi
-from tests.unit.server.test_structured import mask_of
 
 from e2e.lib.waiting import wait_until
-from semipd_engine.core.grammar import Grammars
-from semipd_engine.core.request import ConstraintError
-from semipd_engine.ipc.requests import GRAMMAR_LIMIT
 from semipd_engine.server import grammar_judge, grammar_trial
 from semipd_engine.server.errors import ApiError
 from semipd_engine.server.grammar_judge import GrammarJudge
@@ -282,71 +275,3 @@ def test_nobody_works_for_who_has_left_and_a_lost_judge_is_replaced(model_dir: P
         assert await judge.grammar_of({"guided_json": {"const": 5}})
 
     judged(model_dir, work)
-
-
-# ---- through the api ---------------------------------------------------------------------------------------------
-
-
-def test_the_api_outlives_them_and_the_time_limit_holds(api: Api) -> None:
-    assert api.chat(structured_outputs={"json": chain(3000)}).json()["error"]["param"] == "structured_outputs"
-    late = api.client.post(
-        "/v1/completions",
-        json={"prompt": "x", "guided_json": COSTLY | {"title": "not seen before"}},
-        headers={"x-request-timeout-ms": "300"},
-    )
-    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
-    assert api.chat(response_format={"type": "json_object"}).status_code == 200 and api.process.poll() is None
-
-
-def test_a_grammar_that_goes_no_further_is_the_clients(api: Api) -> None:
-    api.core.error, api.core.error_code = "after 3 tokens nothing can follow", GRAMMAR_LIMIT
-    refused = api.complete(guided_regex="a")
-    assert (refused.status_code, refused.json()["error"]["code"]) == (400, GRAMMAR_LIMIT)
-
-
-def test_clients_are_told_apart_by_their_keys(start_api: StartApi, tmp_path: Path) -> None:
-    """All come from one address here."""
-    keys = tmp_path / "keys"
-    keys.write_text("one\nanother\n")
-    api = start_api("--api-key-file", str(keys))
-    with ThreadPoolExecutor(grammar_judge.MOST_ASKED) as pool:
-
-        def ask(key: str, schema: dict[str, Any]) -> int:
-            fields = {"prompt": "x", "max_tokens": 2, "guided_json": schema}
-            headers = {"authorization": f"Bearer {key}", "x-request-timeout-ms": "60000"}
-            return api.client.post("/v1/completions", json=fields, headers=headers).status_code
-
-        judge = psutil.Process(api.process.pid)
-        many = [pool.submit(ask, "one", COSTLY | {"title": f"{number}"}) for number in range(6)]
-        wait_until(lambda: sum(len(child.children()) for child in judge.children()) == 3)
-        assert ask("another", {"const": 1}) == 200
-        assert sum(asked.done() for asked in many) < 3
-        assert {asked.result() for asked in many} <= {400, 503, 504}
-
-
-# ---- core, which compiles them again -----------------------------------------------------------------------------
-
-
-def test_core_has_room_for_more_than_the_trial(grammars: Grammars) -> None:
-    """A thread's usual stack, of which the trial's child has as much, ends at some 1,100."""
-    constraint = grammars.constraint(LLMatcher.grammar_from_json_schema(json.dumps(chain(2500))))
-    assert mask_of(constraint, [])
-
-
-def test_core_keeps_as_many_as_have_so_many_characters(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("semipd_engine.core.grammar.KEPT_CHARACTERS", 1000)
-    asked = [LLMatcher.grammar_from_lark(f'start: "{chr(97 + k) * 300}"') for k in range(9)]
-    for grammar in asked:
-        assert mask_of(grammars.constraint(grammar), [])
-    assert list(grammars._compiled) == asked[-3:]
-    large = LLMatcher.grammar_from_lark(f'start: "{"x" * 2000}"')
-    assert mask_of(grammars.constraint(large), []) and list(grammars._compiled) == [large]
-
-
-def test_the_parsers_limits_are_the_grammars_and_tell_nothing_else(grammars: Grammars) -> None:
-    constraint = grammars.constraint(LLMatcher.grammar_from_lark('start: "a" start'))
-    mask = mask_of(constraint, [])
-    (letter,) = [i for i in range(400) if mask[i // 8] >> i % 8 & 1]
-    with pytest.raises(ConstraintError, match=r"after 1 tokens nothing can follow.*Too many items") as stuck:
-        mask_of(constraint, [letter])
-    assert stuck.value.code == GRAMMAR_LIMIT and "\n" not in str(stuck.value)
