@@ -113,7 +113,7 @@ inline void dot_tile(const typename D::T* const* rows, const typename D::T* w, i
 template <class D, int R>
 inline void dot_rows(const typename D::T* const* rows, const typename D::T* w, int64_t K, float* out, bool fetch) {
     constexpr int C = vectors(R);
-    if (fetch && (LANES == 8 || R <= 2))  // with AVX-512 more rows take a panel in one pass: not measured there
+    if (fetch)
         dot_tile<D, R, C, true>(rows, w, K, out, PANEL);
     else
         dot_tile<D, R, C, false>(rows, w, K, out, PANEL);
