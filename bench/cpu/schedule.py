@@ -26,7 +26,7 @@ MOST_BY_TURNS = Split(prefill=38, decode=62)
 CPU_PER_PHASE = Split(prefill=40, decode=60)
 """On two CPUs the least with which prompts have a core of their own, and answers the rest."""
 BARGAIN_SPLITS = (EVEN, MOST_BY_TURNS, LONG_ANSWERS)
-LASTING_SPLITS = (EVEN, CPU_PER_PHASE, LONG_PROMPTS)
+LASTING_SPLITS = (EVEN, CPU_PER_PHASE, Split(prefill=60, decode=40), LONG_PROMPTS)
 """What the bargains were kept with where every split was tried once (`splits`)."""
 SPLITS = (*BARGAIN_SPLITS, LONG_PROMPTS, CPU_PER_PHASE, *(Split(prefill=p, decode=100 - p) for p in (20, 60, 62, 80)))
 LIMITS, MACHINE = "limits", "machine"
@@ -55,7 +55,7 @@ GROUPS = {
         Group("interference", ("interference",), ("ours", "vllm-128"), BARGAIN_SPLITS),
         Group("probes", (MEMORY, LIKELIHOOD)),
         Group("back-to-back", ("back-to-back",), ("ours", "vllm", "vllm-128"), LASTING_SPLITS),
-        Group("chunks", ("interference",), ("ours", "vllm", "vllm-64", "vllm-128", "vllm-256"), BARGAIN_SPLITS[:2]),
+        Group("chunks", ("interference",), ("ours", "vllm", "vllm-64", "vllm-128", "vllm-256"), LASTING_SPLITS),
         Group("splits", ("interference",), ("ours", "vllm-128"), SPLITS),
         Group(
             "modes",
