@@ -22,7 +22,7 @@ from semipd_engine.ipc.steps import Row, StepPlan, StepResult, TokenResult
 from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.kernels import Kernels, choose
 from semipd_engine.memory.kv_pool import KVPool
-from semipd_engine.model.checkpoint import settle_ties
+from semipd_engine.model.checkpoint import settle
 from semipd_engine.model.device import CPU, set_precision
 from semipd_engine.model.loader import load_weights
 from semipd_engine.pacing.quantum import Pacer, Unpaced
@@ -73,7 +73,7 @@ class Driver:
         kernels = kernels or choose(device.type)
         if device.type == "cuda":
             set_precision(dtype)
-        self.config = settle_ties(read_card(model), model)
+        self.config = settle(read_card(model), model)
         self.arena = load_weights(self.config, model, dtype, kernels, device=device)
         self.kv = KVPool.create(self.config.kv_layout(BLOCK_SIZE, dtype.itemsize), num_blocks, dtype, device)
         for fd in (*self.kv.region.fds, *self.arena.region.fds):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.engine.model_driver import Driver, assert_equal_to_reference, greedy, random_prompt
 from transformers import (
     AutoModelForCausalLM,
@@ -23,6 +25,7 @@ from transformers import (
 
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.registry import parse_card, read_card
+from semipd_engine.hub.check import weights_refusal
 from semipd_engine.kernels import ReferenceKernels
 from semipd_engine.model.layers.rotary import inverse_frequencies
 from semipd_engine.model.loader import load_weights
@@ -164,10 +167,97 @@ def test_both_spellings_mean_the_same(name: str, tmp_path: Path) -> None:
     assert read_card(tmp_path) == modern
 
 
+ABSENT = object()
+ODD: dict[str, tuple[str, dict[str, Any]]] = {
+    "null is no truncation": ("llama", {"rope_parameters": YARN | {"factor": 3.7, "truncate": None}}),
+    "a length as 64.0": ("llama", {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 64.0}}),
+    "null is no order of pairs": ("deepseek_v3", {"rope_interleave": None}),
+    "null is no norm of weights": ("deepseek_v3", {"norm_topk_prob": None}),
+    "V2 has one order of pairs": ("deepseek_v2-groups", {"rope_interleave": False}),
+    "V2's experts by another name": ("deepseek_v2-lite", {"n_routed_experts": ABSENT, "num_experts": 8}),
+    "V3's experts by another name": ("deepseek_v3", {"n_routed_experts": ABSENT, "num_local_experts": 8}),
+    "an older name of full attention": ("qwen2-window", {"layer_types": ["attention", "sliding_attention"]}),
+    "no size that no layer has": ("qwen3_moe", {"intermediate_size": ABSENT}),
+}
+"""A configuration and what is changed in its file."""
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_values_mean_what_they_mean_to_transformers(name: str, tmp_path: Path) -> None:
+    base, changes = ODD[name]
+    model = save(CONFIGS[base], tmp_path / "m")
+    path = model / "config.json"
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in values.items() if value is not ABSENT}))
+    answer_as_transformers(model)
+
+
+def answer_as_transformers(model: Path) -> None:
+    driver = Driver(model, num_blocks=32)
+    requests = [driver.request(random_prompt(length, 300, length), greedy(6)) for length in (31, 130)]
+    driver.generate(requests, chunk_tokens=50)
+    assert_equal_to_reference(model, requests)
+
+
+def head_alone(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return tensors | {"lm_head.weight": tensors.pop("model.embed_tokens.weight")}
+
+
+def base_model(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+
+
+def caches(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return tensors | {
+        f"model.layers.0.self_attn.rotary_emb.{name}": torch.ones(4) for name in ("inv_freq", "sin_cached")
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "spell"),
+    [("qwen2-tied", head_alone), ("qwen2-tied", base_model), ("mistral-tied-head-dim", base_model), ("llama", caches)],
+)
+def test_a_checkpoint_may_spell_its_tensors_otherwise(
+    name: str, spell: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    model = save(CONFIGS[name], tmp_path / "m")
+    tensors = spell(load_file(model / "model.safetensors"))
+    (model / "model.safetensors").unlink()  # its mapping is still read
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    answer_as_transformers(model)
+    assert weights_refusal(model) in (
+        None,
+        f"{model / 'tokenizer.json'} is missing; point the URI at a Hugging Face model folder",
+    )
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe-mixed", "deepseek_v2-lite", "deepseek_v3"])
+def test_experts_may_lie_together(name: str, tmp_path: Path) -> None:
+    """As transformers 5 holds them, and writes them where it is told to."""
+    model = save(CONFIGS[name], tmp_path / "m", save_original_format=False)
+    assert any(name.endswith("experts.gate_up_proj") for name in load_file(model / "model.safetensors"))
+    answer_as_transformers(model)
+
+
+def test_a_whole_file_wins_over_an_index_beside_it(tmp_path: Path) -> None:
+    model = save(CONFIGS["llama"], tmp_path / "m")
+    tensors = load_file(model / "model.safetensors")
+    save_file({name: tensor * 1.5 for name, tensor in tensors.items()}, model / "old.safetensors", {"format": "pt"})
+    index = {"weight_map": dict.fromkeys(tensors, "old.safetensors")}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    answer_as_transformers(model)
+
+
 def test_frequencies_of_llama3_and_yarn_equal_transformers() -> None:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    for parameters in (LLAMA3, YARN, {**YARN, "mscale": 0.7, "mscale_all_dim": 1.1, "truncate": False}):
+    for parameters in (
+        LLAMA3,
+        YARN,
+        YARN | {"factor": 3.3},
+        YARN | {"factor": 40.0},
+        {**YARN, "mscale": 0.7, "mscale_all_dim": 1.1, "truncate": False},
+    ):
         config = LlamaConfig(**SIZES, head_dim=64, rope_parameters=dict(parameters))
         expected, factor = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config)
         from semipd_engine.cards.fields import Fields

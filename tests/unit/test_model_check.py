@@ -74,6 +74,8 @@ def tensors(changes: dict[str, tuple[int, ...] | None], dtype: str = "F32") -> C
 def stands(name: str, what: str, folder: Path) -> None:
     """In the place of a file: what git leaves without git-lfs, a hub's cache without its blobs, or nothing."""
     path = folder / name
+    if name == "model.safetensors.index.json":  # the whole file would win
+        (folder / "model.safetensors").rename(folder / "model-1.safetensors")
     path.unlink(missing_ok=True)
     match what:
         case "pointer":
@@ -93,7 +95,26 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "config truncated": (truncate("config.json"), "config.json"),
     "weights truncated": (truncate("model.safetensors"), "model.safetensors"),
     "weights missing": (remove("model.safetensors"), "safetensors"),
-    "no such architecture": (config(model_type="mamba"), "mamba"),
+    "no such architecture": (
+        config(model_type="phi3", architectures=["Phi3ForCausalLM"]),
+        "model_type is 'phi3' (Phi3ForCausalLM); this engine runs deepseek_v2, deepseek_v3, llama",
+    ),
+    "no such architecture, and other files": (
+        lambda f: (config(model_type="gpt2")(f), remove("model.safetensors")(f), remove("tokenizer.json")(f)),
+        "model_type is 'gpt2'",
+    ),
+    "weights of another format": (
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+        "neither model.safetensors nor model.safetensors.index.json; pytorch_model.bin is not read: load it with",
+    ),
+    "weights of llama.cpp": (
+        lambda f: (f / "model.safetensors").rename(f / "m.gguf"),
+        "import-gguf makes such a folder of",
+    ),
+    "tokenizer of another format": (
+        lambda f: (f / "tokenizer.json").rename(f / "tokenizer.model"),
+        "tokenizer.json is missing; transformers' AutoTokenizer makes it of tokenizer.model",
+    ),
     "template list with an odd entry": (template([{"name": "default"}, "x"]), "tokenizer_config.json"),
     "text_config is a list": (config(text_config=[1]), "config.json"),
     "another hidden_size": (

@@ -63,6 +63,8 @@ def test_null_counts_as_absent(field: str) -> None:
         ({"rope_theta": "10000"}, "rope_theta"),
         ({"rope_theta": 0}, "rope_theta"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"rms_norm_eps": -1e-5}, "rms_norm_eps"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0, "mscale_all_dim": 1.0}}, "mscale_all_dim"),
         ({"eos_token_id": ["3"]}, "eos_token_id"),
         ({"eos_token_id": True}, "eos_token_id"),
         ({"rope_scaling": {"factor": 4.0}}, "factor and no rope_type"),
@@ -100,6 +102,35 @@ def test_windows_are_of_the_layers_that_the_configuration_names() -> None:
     assert windows(**qwen, use_sliding_window=True, max_window_layers=2) == [0, 0, 20]
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
     assert windows(**qwen, use_sliding_window=True, max_window_layers=2, layer_types=kinds) == [20, 0, 20]
+    assert windows(**qwen, use_sliding_window=True, max_window_layers=10**12) == [0] * 3
+    assert windows(**qwen, use_sliding_window=True, max_window_layers=-1) == [20] * 3
+
+
+def test_what_a_family_takes_for_absent_is_its_own() -> None:
+    def sizes(architecture: str, **changes: Any) -> tuple[int, int]:
+        values = {
+            name: value for name, value in CONFIG.items() if "num_key_value" not in name and "max_pos" not in name
+        }
+        found = parse_card(Fields(values | {"model_type": architecture, "num_attention_heads": 64} | changes, "c"))
+        return found.num_kv_heads, found.max_position_embeddings
+
+    big = {"hidden_size": 256}
+    assert sizes("llama", **big) == (64, 2048)
+    assert sizes("mistral", **big) == (8, 131072)
+    assert sizes("mistral", **big, num_key_value_heads=None) == (64, 131072)
+    assert sizes("qwen2", **big) == sizes("qwen3", **big) == (32, 32768)
+    assert sizes("qwen3_moe", **big) == (4, 32768)
+
+
+def test_a_dtype_may_be_named_as_torch_names_it() -> None:
+    assert card(torch_dtype="torch.bfloat16").dtype == "bfloat16"
+
+
+def test_a_whole_file_wins_over_an_index_beside_it(tmp_path: Path) -> None:
+    """As transformers reads them: the index may be of another save."""
+    folder = write_model(tmp_path / "m")
+    write(folder, "model.safetensors.index.json", weight_map={"model.norm.weight": "gone.safetensors"})
+    assert refusal(folder) is None
 
 
 # ---- what the api reads ------------------------------------------------------------------------------------------
@@ -170,6 +201,8 @@ def test_defaults_are_read_or_ignored_with_a_warning(
         ("generation_config.json", "[]"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}'),
         ("tokenizer_config.json", '{"chat_template": 5}'),
+        ("special_tokens_map.json", "{"),
+        ("added_tokens.json", '{"<new>": '),
         ("tokenizer_config.json", '{"chat_template": [{"name": "default", "template": null}]}'),
         ("chat_template.jinja", b"\xff\xfe"),
         ("model.safetensors.index.json", '{"weight_map": {"a": 1}}'),
@@ -178,6 +211,8 @@ def test_defaults_are_read_or_ignored_with_a_warning(
 )
 def test_a_broken_file_is_named(name: str, content: str | bytes, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m")
+    if name == "model.safetensors.index.json":  # the whole file would win
+        (folder / "model.safetensors").unlink()
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     said = refusal(folder)
     assert said and ("model-9.safetensors" if "model-9" in str(content) else name) in said and "\n" not in said
@@ -270,6 +305,27 @@ def test_tokens_of_the_configuration_are_added_as_transformers_adds_them(llama2:
         assert ours.id_of(token) == number
         assert ours.encode(f"the{token}the", False) == theirs(f"the{token}the", add_special_tokens=False).input_ids
         assert ours.keeps(number, True) == bool(theirs.decode([number], skip_special_tokens=True)), token
+
+
+def test_older_files_name_and_add_tokens_where_the_configuration_lists_none(llama2: Path) -> None:
+    """special_tokens_map.json and added_tokens.json, as transformers reads them."""
+    write(llama2, "tokenizer_config.json", eos_token="</s>", image_token="<image>", tokenizer_class="TokenizersBackend")
+    write(llama2, "special_tokens_map.json", eos_token="<|end|>", pad_token={"content": "<pad>", "lstrip": True})
+    (llama2 / "added_tokens.json").write_text(json.dumps({"<|tool|>": 265, "<|new|>": 264, "<pad>": 266}))
+    for listed in (False, True):
+        if listed:
+            token = {"content": "<|new|>", "special": False}
+            write(llama2, "tokenizer_config.json", added_tokens_decoder={"264": token}, pad_token="<|new|>")
+        theirs, ours = PreTrainedTokenizerFast.from_pretrained(llama2), Tokenizer(llama2)
+        for token in ("<|tool|>", "<|new|>", "<pad>", "<image>", "<|end|>", "</s>"):
+            text = f"the{token}the {token}"
+            assert ours.encode(text, False) == theirs(text, add_special_tokens=False).input_ids, token
+            number = theirs.convert_tokens_to_ids(token)
+            if number is not None and number == ours.id_of(token):
+                assert ours.keeps(number, True) == bool(theirs.decode([number], skip_special_tokens=True)), token
+        names = load_model_card(llama2).special_tokens
+        assert (names["eos_token"], names["pad_token"]) == (theirs.eos_token, theirs.pad_token)
+        assert names["eos_token"] == ("</s>" if listed else "<|end|>")
 
 
 def test_ids_without_a_token_have_no_text(llama2: Path) -> None:

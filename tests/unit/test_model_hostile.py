@@ -48,20 +48,33 @@ def header(value: object) -> Damage:
     return lambda folder: (folder / "model.safetensors").write_bytes(len(data).to_bytes(8, "little") + data)
 
 
-def index(shard: str) -> Damage:
-    return text(INDEX, json.dumps({"weight_map": {"model.embed_tokens.weight": shard}}))
+def index(text: str) -> Damage:
+    """In the place of the whole file, which would win."""
+
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / INDEX).write_text(text)
+
+    return damage
+
+
+def shard(name: str) -> Damage:
+    return index(json.dumps({"weight_map": {"model.embed_tokens.weight": name}}))
 
 
 def config(**changes: Any) -> Damage:
     return text("config.json", json.dumps(CONFIG | changes))
 
 
+DEEPSEEK = {"model_type": "deepseek_v3", "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1}
+
+
 HOSTILE: dict[str, tuple[Damage, str]] = {
-    "a shard outside": (index("../m/model.safetensors"), INDEX),
-    "a shard anywhere": (index("/etc/hostname"), INDEX),
-    "a shard that is the folder": (index("."), INDEX),
+    "a shard outside": (shard("../m/model.safetensors"), INDEX),
+    "a shard anywhere": (shard("/etc/hostname"), INDEX),
+    "a shard that is the folder": (shard("."), INDEX),
     "config without an end": (text("config.json", NESTED), "config.json"),
-    "index without an end": (text(INDEX, NESTED), INDEX),
+    "index without an end": (index(NESTED), INDEX),
     "tokenizer without an end": (text("tokenizer.json", NESTED), "tokenizer.json"),
     "its configuration without an end": (text("tokenizer_config.json", NESTED), "tokenizer_config.json"),
     "defaults without an end": (text("generation_config.json", NESTED), "generation_config.json"),
@@ -83,6 +96,13 @@ HOSTILE: dict[str, tuple[Damage, str]] = {
     "as many as fit, in each layer": (
         config(model_type="qwen3_moe", num_experts=1 << 16, num_experts_per_tok=2, num_hidden_layers=4096),
         "experts",
+    ),
+    "as many, in one tensor": (
+        lambda f: (
+            config(model_type="qwen3_moe", num_experts=1 << 16, num_experts_per_tok=2)(f),
+            header({"model.layers.0.mlp.experts.gate_up_proj": CLAIM | {"shape": [4, 0], "data_offsets": [0, 0]}})(f),
+        ),
+        "65536 experts in them, and the files have 1 tensors",
     ),
     "an infinite base": (
         text("config.json", json.dumps(CONFIG | {"rope_theta": 1e39}).replace("1e+39", "1e999")),
@@ -113,6 +133,8 @@ def test_a_hostile_folder_is_refused_in_one_line(name: str, tmp_path: Path) -> N
         *(("residual_multiplier", 0.22), ("clip_qkv", 8.0), ("use_qk_norm", True), ("qk_layernorm", True)),
         *(("no_rope_layers", [1]), ("attention_chunk_size", 8192), ("hidden_activation", "gelu"), ("use_mrope", True)),
         *(("sliding_window", 4096), ("layer_types", ["sliding_attention"]), ("layer_types", "all")),
+        *(("is_causal", False), ("use_bidirectional_attention", True), ("text_config", {"vocab_size": 7})),
+        *(("transformers_weights", "other.safetensors"), ("per_layer_config", {"0": {}})),
     ],
 )
 def test_what_only_another_family_computes_is_refused_by_name(field: str, value: object) -> None:
@@ -128,6 +150,10 @@ def test_what_only_another_family_computes_is_refused_by_name(field: str, value:
         {"model_type": "mistral", "sliding_window": 1},
         {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 1},
         {"model_type": "qwen3_moe", "layer_types": ["sliding_attention"]},
+        {"model_type": "qwen2", "sliding_window": 64, "layer_types": ["sliding_attention"]},
+        {"model_type": "qwen2", "use_sliding_window": True, "layer_types": ["sliding_attention"] * 2},
+        DEEPSEEK | {"sliding_window": 64},
+        DEEPSEEK | {"layer_types": ["sliding_attention"]},
     ],
 )
 def test_windows_of_layers_that_the_family_has_not_are_refused_by_name(changes: dict[str, Any]) -> None:
@@ -136,7 +162,8 @@ def test_windows_of_layers_that_the_family_has_not_are_refused_by_name(changes: 
 
 
 def test_values_that_change_nothing_are_read_over() -> None:
-    neutral = {"attn_logit_softcapping": None, "logit_scale": 1, "use_mrope": False, "layer_types": ["full_attention"]}
+    neutral: dict[str, Any] = {"is_causal": True, "logit_scale": 1, "use_mrope": False, "layer_types": ["attention"]}
+    neutral |= {"attn_logit_softcapping": None, "text_config": None}
     plain = parse_card(Fields(CONFIG, "config.json"))
     assert parse_card(Fields(CONFIG | neutral | {"hidden_act": "swish"}, "config.json")) == plain
 

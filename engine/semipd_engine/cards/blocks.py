@@ -84,7 +84,7 @@ class Latent:
         return self.nope_dim + self.rope_dim
 
     @classmethod
-    def parse(cls, config: Fields) -> Latent:
+    def parse(cls, config: Fields, interleaved: bool) -> Latent:
         """DeepSeek's fields. Raises `ModelError`."""
         latent = cls(
             rank=config.positive("kv_lora_rank", 512),
@@ -92,7 +92,7 @@ class Latent:
             nope_dim=config.positive("qk_nope_head_dim", 128),
             value_dim=config.positive("v_head_dim", 128),
             query_rank=0 if config.get("q_lora_rank", 1536) is None else config.positive("q_lora_rank", 1536),
-            interleaved=config.flag("rope_interleave", True),
+            interleaved=interleaved,
         )
         if latent.rope_dim % 2:
             raise ModelError("InvalidConfig", f"config.json: qk_rope_head_dim ({latent.rope_dim}) must be even")

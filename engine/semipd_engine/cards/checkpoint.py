@@ -6,19 +6,26 @@ give wrong tokens without a word. Torch-free: it is told what the headers say, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from semipd_engine.cards.config import ModelConfig
+from semipd_engine.cards.config import ModelConfig, Spelling
 from semipd_engine.cards.errors import ModelError
+from semipd_engine.cards.fields import there
 from semipd_engine.cards.weights import LM_HEAD
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FP8, SCALE = "F8_E4M3", "_scale_inv"
+FUSED = ".mlp.experts.gate_up_proj"
 NUMBERS = ("F64", "F32", "F16", "BF16")
-DERIVED = ("rotary_emb.inv_freq",)
+DERIVED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 """Buffers that old checkpoints carry and every reader recomputes."""
+
+
+def sharded(directory: Path) -> bool:
+    """Is it the index that names the folder's files? A whole file beside it wins, as in transformers."""
+    return there(directory / INDEX) and not (directory / SINGLE).is_file()
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,14 @@ class Stored:
     shape: tuple[int, ...]
     dtype: str
     """safetensors' name for it."""
+
+
+def spelt(config: ModelConfig, names: Collection[str]) -> ModelConfig:
+    """The configuration with the spelling of a checkpoint that holds tensors of these names."""
+    prefix = "" if "embed_tokens.weight" in names or "layers.0.input_layernorm.weight" in names else "model."
+    alone = config.tie_word_embeddings and LM_HEAD in names and f"{prefix}embed_tokens.weight" not in names
+    fused = any(name.endswith(FUSED) for name in names)
+    return replace(config, spelling=Spelling(prefix, alone, fused))
 
 
 class Inventory:
@@ -80,7 +95,7 @@ class Inventory:
         config = self._config
         tied = name == LM_HEAD and config.tie_word_embeddings
         behind = range(config.num_layers, config.num_layers + config.ignored_layers)
-        ignored = name.startswith(tuple(f"model.layers.{layer}." for layer in behind))
+        ignored = name.startswith(tuple(f"{config.spelling.prefix}layers.{layer}." for layer in behind))
         if not tied and not ignored and not name.endswith(DERIVED):
             raise ModelError(
                 "UnexpectedTensor", f"{path}: {name} is no part of a {config.architecture} as config.json says"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from semipd_engine.cards.blocks import Latent, Mixture
 from semipd_engine.cards.errors import ModelError
@@ -22,9 +23,24 @@ FOREIGN: Mapping[str, object] = {
     **dict.fromkeys(("logit_scale", "logits_scaling", "embedding_multiplier", "residual_multiplier"), 1.0),
     **dict.fromkeys(("use_qk_norm", "qk_layernorm", "use_parallel_residual", "alibi", "use_mrope"), False),
     **dict.fromkeys(("attention_multiplier", "attention_chunk_size", "no_rope_layers", "hidden_activation")),
+    **dict.fromkeys(("text_config", "per_layer_config", "transformers_weights")),
+    "is_causal": True,
+    "use_bidirectional_attention": False,
 }
 """Fields of other families that change what a model computes, with the value that changes nothing. transformers would
 read over them in ours; a folder that has one was trained with it, and would answer wrongly without a word of ours."""
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How a checkpoint names and packs what others hold, too. Its files say it (`cards.checkpoint.spelt`)."""
+
+    prefix: str = "model."
+    """Of all but the output layer; empty where a base model was saved."""
+    head_alone: bool = False
+    """The one matrix of tied embeddings lies under the output layer's name."""
+    fused_experts: bool = False
+    """A layer's experts are two tensors of three dimensions, as transformers 5 holds them."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +81,7 @@ class ModelConfig:
     """The checkpoint holds matrices as FP8 (E4M3) with a scale for each block of so many rows and columns."""
     ignored_layers: int = 0
     """Layers behind the last that the checkpoint may hold and the model does without (multi-token prediction)."""
+    spelling: Spelling = Spelling()
 
     @classmethod
     def dense(
@@ -115,7 +132,7 @@ class ModelConfig:
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             max_position_embeddings=config.positive("max_position_embeddings", 2048),
-            rms_norm_eps=config.number("rms_norm_eps", 1e-6),
+            rms_norm_eps=config.not_negative("rms_norm_eps", 1e-6),
             rope=RopeConfig.parse(config),
             tie_word_embeddings=config.flag("tie_word_embeddings"),
             qkv_bias=qkv_bias,
@@ -163,6 +180,7 @@ class ModelConfig:
 
 def _dtype(config: Fields) -> str:
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    name = name.removeprefix("torch.") if isinstance(name, str) else name
     if name not in DTYPES:
         raise ModelError("UnsupportedDtype", f"config.json: dtype is {name!r}; expected one of {', '.join(DTYPES)}")
     return str(name)
@@ -178,7 +196,7 @@ def layers_of(config: Fields) -> int:
 
 def refuse_other_layers(config: Fields, kind: str) -> None:
     """All layers of the family are of this kind: raises `ModelError` where `layer_types` says otherwise."""
-    if config.get("layer_types") != [kind] * layers_of(config):
+    if _kinds(config) != [kind] * layers_of(config):
         config.refuse_unless("layer_types", f"{kind} in each layer")
 
 
@@ -194,14 +212,21 @@ def sliding_windows(config: Fields, window: int, full: int = 0) -> tuple[int, ..
     """A window of so many positions in the layers from `full` on; `layer_types`, where config.json has it, says which
     layers instead. Raises `ModelError`."""
     layers = layers_of(config)
-    kinds = config.get("layer_types") or ["full_attention"] * full + ["sliding_attention"] * layers
+    full = max(0, min(full, layers))
+    kinds = _kinds(config) or ["full_attention"] * full + ["sliding_attention"] * (layers - full)
     known = {"full_attention": 0, "sliding_attention": window}
     if (
         not isinstance(kinds, list)
-        or len(kinds) < layers
-        or not all(isinstance(kind, str) and kind in known for kind in kinds[:layers])
+        or len(kinds) != layers
+        or not all(isinstance(kind, str) and kind in known for kind in kinds)
     ):
         raise ModelError(
             "InvalidConfig", f"config.json: layer_types must name {' or '.join(known)} for each of {layers} layers"
         )
-    return tuple(known[kind] for kind in kinds[:layers])
+    return tuple(known[kind] for kind in kinds)
+
+
+def _kinds(config: Fields) -> Any:
+    """`layer_types`, an older name for full attention read as today's."""
+    kinds = config.get("layer_types")
+    return ["full_attention" if kind == "attention" else kind for kind in kinds] if isinstance(kinds, list) else kinds

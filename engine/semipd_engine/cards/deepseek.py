@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from semipd_engine.cards.blocks import Latent, Mixture, Routing
-from semipd_engine.cards.config import ModelConfig, layers_of
+from semipd_engine.cards.config import ModelConfig, layers_of, refuse_other_layers
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.fields import Fields
 
@@ -24,7 +24,7 @@ def deepseek_v2(config: Fields, generation: Fields) -> ModelConfig:
                          " group_limited_greedy")  # fmt: skip
     grouped = method != "greedy"
     routing = Routing(
-        experts=config.positive("n_routed_experts", 64),
+        experts=config.positive("num_experts", config.positive("n_routed_experts", 64)),
         chosen=config.positive("num_experts_per_tok"),
         scale=config.above_zero("routed_scaling_factor", 1.0),
         groups=config.positive("n_group") if grouped else 1,
@@ -37,14 +37,15 @@ def deepseek_v3(config: Fields, generation: Fields) -> ModelConfig:
     for name, value in (("scoring_func", "sigmoid"), ("topk_method", "noaux_tc"), ("moe_layer_freq", 1)):
         config.refuse_unless(name, value)
     routing = Routing(
-        experts=config.positive("n_routed_experts", 256),
+        experts=config.positive("num_local_experts", config.positive("n_routed_experts", 256)),
         chosen=config.positive("num_experts_per_tok", 8),
         sigmoid=True,
-        normalise=config.flag("norm_topk_prob", True),
+        normalise=config.flag("norm_topk_prob", True, null=False),
         scale=config.above_zero("routed_scaling_factor", 2.5),
         groups=config.positive("n_group", 8),
         groups_chosen=config.positive("topk_group", 4),
     )
+    config = config.filled(max_position_embeddings=4096)
     return _deepseek(config, generation, routing, 2048, 1, 3, False)
 
 
@@ -53,7 +54,10 @@ def _deepseek(
 ) -> ModelConfig:
     """`inner`, `shared`, `dense`: what counts where config.json lacks an expert's size, the number of shared ones, and
     that of the dense layers."""
-    latent, layers = Latent.parse(config), layers_of(config)
+    config.refuse_unless("sliding_window", None)
+    refuse_other_layers(config, "full_attention")
+    interleaved = not routing.sigmoid or config.flag("rope_interleave", True, null=False)  # V2 knows no other order
+    latent, layers = Latent.parse(config, interleaved), layers_of(config)
     dense = config.whole("first_k_dense_replace", dense)
     inner = config.positive("moe_intermediate_size", inner)
     bias = config.flag("attention_bias")
@@ -74,7 +78,7 @@ def _deepseek(
             bias=routing.sigmoid,
         ),
     )
-    extra = config.whole("num_nextn_predict_layers", 1) if routing.sigmoid else 0
+    extra = config.whole("num_nextn_predict_layers", config.whole("num_mtp_layers", 1)) if routing.sigmoid else 0
     return replace(card, latent=latent, fp8_block=block, ignored_layers=extra)
 
 

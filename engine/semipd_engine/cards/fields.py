@@ -59,6 +59,12 @@ class Fields:
             raise self.error(name, "a number")
         return float(value)
 
+    def not_negative(self, name: str, default: float) -> float:
+        value = self.number(name, default)
+        if value < 0:
+            raise self.error(name, "a number from 0")
+        return value
+
     def above_zero(self, name: str, default: float | None = None) -> float:
         value = self.number(name, default)
         if value <= 0:
@@ -73,9 +79,11 @@ class Fields:
             raise self.error(name, "an integer or a list of them")
         return tuple(found)
 
-    def flag(self, name: str, default: bool = False) -> bool:
-        value = self._values.get(name)
-        value = default if value is None else value
+    def flag(self, name: str, default: bool = False, null: bool | None = None) -> bool:
+        """`null`: what an explicit null means, where that is not the default."""
+        value = self._values.get(name, default)
+        if value is None:
+            value = default if null is None else null
         if not isinstance(value, bool):
             raise self.error(name, "true or false")
         return value
@@ -83,6 +91,10 @@ class Fields:
     def names(self) -> set[str]:
         """Of the fields that are not null."""
         return {name for name, value in self._values.items() if value is not None}
+
+    def filled(self, **defaults: Any) -> Fields:
+        """The same with a family's own defaults for fields that are absent; an explicit null stays one."""
+        return Fields(defaults | self._values, self._source)
 
     def without(self, *names: str) -> Fields:
         """The same but for fields that somebody else has read."""

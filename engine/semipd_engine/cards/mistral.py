@@ -7,6 +7,7 @@ from semipd_engine.cards.fields import Fields
 
 
 def mistral(config: Fields, generation: Fields) -> ModelConfig:
+    config = config.filled(num_key_value_heads=8, max_position_embeddings=131072)
     if config.get("sliding_window", 4096) is None:
         refuse_other_layers(config, "full_attention")
         return ModelConfig.dense(config, generation)

@@ -83,7 +83,7 @@ def load_model_card(directory: Path, served_name: str = "") -> ModelCard:
     except ModelError as error:
         raise ModelCardError(str(error)) from None
     templates = _chat_templates(directory, tokenizer_config)
-    special = tokenizer_config | _read_json(directory / "special_tokens_map.json")
+    special = special_tokens(tokenizer_config, _read_json(directory / "special_tokens_map.json"))
     ends = [token for name in ("eos_token", "eot_token") if (token := _text(special.get(name)))]
     ends += [token for token in TURN_ENDS if any(token in template for template in templates.values())]
     return ModelCard(
@@ -96,6 +96,13 @@ def load_model_card(directory: Path, served_name: str = "") -> ModelCard:
         special_tokens={name: text for name in SPECIAL_TOKENS if (text := _text(special.get(name))) is not None},
         end_tokens=tuple(dict.fromkeys(ends)),
     )
+
+
+def special_tokens(tokenizer_config: dict[str, Any], special_map: dict[str, Any]) -> dict[str, Any]:
+    """tokenizer_config.json with what the older special_tokens_map.json says beside it. That wins, as in transformers,
+    but where the first lists the added tokens and so has all."""
+    listed = "added_tokens_decoder" in tokenizer_config
+    return special_map | tokenizer_config if listed else tokenizer_config | special_map
 
 
 def _ends(fields: Fields, vocab_size: int) -> tuple[int, ...]:

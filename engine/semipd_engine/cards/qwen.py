@@ -13,16 +13,21 @@ from semipd_engine.cards.blocks import Mixture, Routing
 from semipd_engine.cards.config import ModelConfig, layers_of, refuse_other_layers, sliding_windows, window_of
 from semipd_engine.cards.fields import Fields
 
+_DENSE = {"num_key_value_heads": 32, "max_position_embeddings": 32768}
+
 
 def qwen2(config: Fields, generation: Fields) -> ModelConfig:
+    config = config.filled(**_DENSE)
     return ModelConfig.dense(config, generation, qkv_bias=True, windows=_windows(config))
 
 
 def qwen3(config: Fields, generation: Fields) -> ModelConfig:
+    config = config.filled(**_DENSE)
     return _qwen3(config, generation, _windows(config), head_dim=128)
 
 
 def qwen3_moe(config: Fields, generation: Fields) -> ModelConfig:
+    config = config.filled(num_key_value_heads=4, max_position_embeddings=32768, intermediate_size=6144)
     layers = layers_of(config)
     mixture = Mixture(
         Routing(
@@ -78,6 +83,7 @@ def _window(config: Fields) -> int:
 def _windows(config: Fields) -> tuple[int, ...]:
     window = _window(config)
     if not window:
+        refuse_other_layers(config, "full_attention")
         return ()
     full = config.get("max_window_layers", 28)
     if not isinstance(full, int):

@@ -61,8 +61,10 @@ def parse_card(config: Fields, generation: Fields | None = None) -> ModelConfig:
     """The same from parsed files. Raises `ModelError`."""
     architecture = config.text("model_type")
     if architecture not in FAMILIES:
+        names = config.get("architectures")
+        named = f" ({', '.join(map(str, names))})" if isinstance(names, list) and names else ""
         raise ModelError(
             "UnsupportedArchitecture",
-            f"config.json: model_type is {architecture!r}; this engine runs {', '.join(FAMILIES)}",
+            f"config.json: model_type is {architecture!r}{named}; this engine runs {', '.join(FAMILIES)}",
         )
     return FAMILIES[architecture].card(config, generation or Fields({}, "generation_config.json"))

@@ -18,7 +18,7 @@ class RopeConfig:
     kind: str
     theta: float
     factor: float = 1.0
-    original_max_position_embeddings: int = 0
+    original_max_position_embeddings: float = 0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
@@ -60,12 +60,13 @@ class RopeConfig:
             # Its factor counts beyond max_position_embeddings, where no request is let: a key's rotation would depend
             # on how long its prompt is, and no two prompts could share one.
             scaling.above_zero("factor")
+            scaling.refuse_unless("mscale_all_dim", None)  # DeepSeek's scores would be scaled at any length
         if kind in (None, "default", "dynamic"):
             return cls("default", theta)
         longest = config.positive("max_position_embeddings", 2048)
-        original = scaling.positive("original_max_position_embeddings", longest)
+        original = scaling.above_zero("original_max_position_embeddings", longest)
         if kind in ("llama3", "yarn"):  # beside the rotary parameters it wins, as in transformers
-            original = config.positive("original_max_position_embeddings", original)
+            original = config.above_zero("original_max_position_embeddings", original)
 
         def optional(name: str) -> float | None:
             return None if scaling.get(name) is None else scaling.number(name)
@@ -82,5 +83,5 @@ class RopeConfig:
             attention_factor=optional("attention_factor"),
             mscale=optional("mscale"),
             mscale_all_dim=optional("mscale_all_dim"),
-            truncate=scaling.flag("truncate", True),
+            truncate=scaling.flag("truncate", True, null=False),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
 
-from semipd_engine.cards.fields import no_file, there
-from semipd_engine.cards.model_card import SPECIAL_TOKENS
+from semipd_engine.cards.fields import BROKEN, no_file, not_json, there
+from semipd_engine.cards.model_card import SPECIAL_TOKENS, special_tokens
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -44,12 +45,15 @@ class Tokenizer:
             raise TokenizerError(no_file(path) or f"{path}: {error}; the API needs a fast tokenizer file") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        config = directory / "tokenizer_config.json"
+        names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+        config, special_map, added_file = (_read(directory / name) for name in names)
         try:
-            self._tokenizer.add_tokens(_added_tokens(json.loads(config.read_text()) if there(config) else {}))
+            if "added_tokens_decoder" not in config:
+                config = _listed(special_tokens(config, special_map), added_file)
+            self._tokenizer.add_tokens(_added_tokens(config, self._tokenizer.get_vocab()))
         except Exception as error:
-            cause = no_file(config) or f"{config}: {error!r}; its tokens cannot be added to the tokenizer"
-            raise TokenizerError(cause) from error
+            path = directory / names[0]
+            raise TokenizerError(f"{path}: {error!r}; its tokens cannot be added to the tokenizer") from error
         self._byte_level = '"ByteLevel"' in decoder
         self._byte_fallback = '"ByteFallback"' in decoder
         added = self._tokenizer.get_added_tokens_decoder()
@@ -160,9 +164,39 @@ class Tokenizer:
         return int(match[1], 16) if match else None
 
 
-def _added_tokens(config: dict[str, Any]) -> list[AddedToken]:
+def _read(path: Path) -> Any:
+    """What a JSON file holds; an empty object where there is none. Raises `TokenizerError`."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if there(path) else {}
+    except BROKEN as error:
+        raise TokenizerError(not_json(path, error)) from error
+
+
+def _listed(config: dict[str, Any], added_file: dict[str, int]) -> dict[str, Any]:
+    """tokenizer_config.json with the tokens of the older added_tokens.json (token -> id)."""
+    named = {one.get("content") if isinstance(one, dict) else one for one in _named(config)}
+    tokens = {
+        str(number): {"content": token, "special": token in named, "normalized": token not in named}
+        for token, number in added_file.items()
+    }
+    return config | {"added_tokens_decoder": tokens}
+
+
+def _named(config: dict[str, Any]) -> list[Any]:
+    """The special tokens: those with a usual name, those with a name of the model's own, those without any."""
+    others = [config[name] for name in config if name.endswith("_token") and name not in SPECIAL_TOKENS]
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    return [
+        *(config.get(name) for name in SPECIAL_TOKENS),
+        *(token for token in others if isinstance(token, str | dict)),
+        *(extra.values() if isinstance(extra, dict) else extra),
+    ]
+
+
+def _added_tokens(config: dict[str, Any], known: Collection[str]) -> list[AddedToken]:
     """What tokenizer_config.json adds to tokenizer.json or sees otherwise, as transformers does: the ids follow the
-    vocabulary's, those of tokens that are there stay. All named special tokens are special."""
+    vocabulary's, those of tokens that are there stay. All named special tokens are special, but what both files list
+    as none."""
     listed = {int(number): token for number, token in (config.get("added_tokens_decoder") or {}).items()}
     flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -173,11 +207,12 @@ def _added_tokens(config: dict[str, Any]) -> list[AddedToken]:
         return AddedToken(token["content"], **given | ({"special": True} if special else {}))
 
     tokens = {added(token, False).content: added(token, False) for _, token in sorted(listed.items())}
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    named = [config.get(name) for name in SPECIAL_TOKENS]
-    for token in [*named, *(extra.values() if isinstance(extra, dict) else extra)]:
-        if token and (one := added(token, True)).content not in tokens:
+    for token in filter(None, _named(config)):
+        one = added(token, True)
+        if one.content not in tokens:
             tokens[one.content] = one
+        elif one.content not in known:
+            tokens[one.content].special = True
     return list(tokens.values())
 
 

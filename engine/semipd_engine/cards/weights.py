@@ -14,6 +14,7 @@ from semipd_engine.cards.config import ModelConfig
 
 EMBEDDING = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
+"""In the usual spelling."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,15 @@ class Source:
     """The engine wants the part's columns as rows."""
     pairs: tuple[int, int] | None = None
     """(n, r): of each n rows the last r lie in pairs, which the engine wants as first and second halves."""
+    index: int | None = None
+    """Of this matrix in a stack of them; None: the tensor is no stack."""
 
     @property
     def part_shape(self) -> tuple[int, ...]:
         """Of what the engine takes."""
-        first, last = self.rows or (0, self.shape[0])
-        shape = (last - first, *self.shape[1:])
+        whole = self.shape if self.index is None else self.shape[1:]
+        first, last = self.rows or (0, whole[0])
+        shape = (last - first, *whole[1:])
         return shape[::-1] if self.transposed else shape
 
 
@@ -69,13 +73,18 @@ class WeightSpec:
 def weight_specs(config: ModelConfig) -> list[WeightSpec]:
     """All tensors in the order of their use. Tied embeddings appear once, as `embedding`."""
     embedding = (config.vocab_size, config.hidden_size)
-    specs = [WeightSpec("embedding", (Source(EMBEDDING, embedding),), matrix=True, shard=0)]
+    name = LM_HEAD if config.spelling.head_alone else embedding_name(config)
+    specs = [WeightSpec("embedding", (Source(name, embedding),), matrix=True, shard=0)]
     for layer in range(config.num_layers):
         specs += _layer(config, layer)
-    specs.append(WeightSpec("norm", (Source("model.norm.weight", (config.hidden_size,)),)))
+    specs.append(WeightSpec("norm", (Source(f"{config.spelling.prefix}norm.weight", (config.hidden_size,)),)))
     if not config.tie_word_embeddings:
         specs.append(WeightSpec("lm_head", (Source(LM_HEAD, embedding),), matrix=True, shard=0))
     return specs
+
+
+def embedding_name(config: ModelConfig) -> str:
+    return f"{config.spelling.prefix}embed_tokens.weight"
 
 
 def checkpoint_tensors(specs: Iterable[WeightSpec]) -> list[Source]:
@@ -90,6 +99,7 @@ class _Layer:
 
     source: str
     target: str
+    fused: bool
 
     def norm(self, name: str, part: str, width: int) -> WeightSpec:
         return WeightSpec(f"{self.target}.{name}", (Source(f"{self.source}.{part}.weight", (width,)),))
@@ -113,13 +123,19 @@ class _Layer:
 
     def experts(self, name: str, parts: tuple[str, ...], count: int, shape: tuple[int, int], shard: int) -> WeightSpec:
         """Of each expert the `parts`, of this shape each, stacked."""
-        names = (f"{self.source}.mlp.experts.{expert}.{part}.weight" for expert in range(count) for part in parts)
-        sources = tuple(Source(name, shape) for name in names)
+        if self.fused:
+            stack = (count, len(parts) * shape[0], shape[1])
+            tensor = f"{self.source}.mlp.experts.{'_'.join(part.removesuffix('_proj') for part in parts)}_proj"
+            sources = tuple(Source(tensor, stack, index=expert) for expert in range(count))
+        else:
+            names = (f"{self.source}.mlp.experts.{expert}.{part}.weight" for expert in range(count) for part in parts)
+            sources = tuple(Source(name, shape) for name in names)
         return WeightSpec(f"{self.target}.{name}.weight", sources, matrix=True, shard=shard, count=count)
 
 
 def _layer(config: ModelConfig, index: int) -> Iterator[WeightSpec]:
-    layer = _Layer(f"model.layers.{index}", f"layers.{index}")
+    spelling = config.spelling
+    layer = _Layer(f"{spelling.prefix}layers.{index}", f"layers.{index}", spelling.fused_experts)
     yield layer.norm("attention_norm", "input_layernorm", config.hidden_size)
     if config.latent is not None:
         yield from _latent(config, config.latent, layer)

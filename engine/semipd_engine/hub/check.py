@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from semipd_engine.cards.chat_template import ChatTemplates
-from semipd_engine.cards.checkpoint import Inventory
+from semipd_engine.cards.checkpoint import FUSED, Inventory, spelt
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.fields import denied
 from semipd_engine.cards.model_card import ModelCardError, load_model_card
 from semipd_engine.cards.registry import read_card
 from semipd_engine.cards.tokenizer import Tokenizer, TokenizerError
-from semipd_engine.cards.weights import EMBEDDING, LM_HEAD, checkpoint_tensors, weight_specs
+from semipd_engine.cards.weights import LM_HEAD, checkpoint_tensors, embedding_name, weight_specs
 from semipd_engine.hub.model_folder import IncompleteModel, check_model_folder, tensors
 from semipd_engine.process import REFUSED
 
@@ -35,8 +35,9 @@ def weights_refusal(directory: Path) -> str | None:
     if not directory.is_dir():
         return f"{directory} is no directory; point spec.model.uri, or --model, at a Hugging Face model folder"
     try:
+        config = read_card(directory)  # first: of what no engine runs it does not matter what is missing
         check_model_folder(directory)
-        _check_tensors(directory, read_card(directory))
+        _check_tensors(directory, config)
     except IncompleteModel as error:
         return str(error)
     except ModelError as error:
@@ -64,11 +65,16 @@ def chat_objection(directory: Path) -> str | None:
 def _check_tensors(directory: Path, config: ModelConfig) -> None:
     """Raises `ModelError` or `IncompleteModel` for what the loader would not read."""
     found = list(tensors(directory))
+    names = {name for name, _ in found}
+    config = spelt(config, names)
     experts = config.mixture.routing.experts * sum(config.mixture.layers) if config.mixture else 0
-    if len(found) < config.num_layers + experts:  # before they are all named: a hostile number of them fills the memory
+    stacked = sum(stored.shape[0] for name, stored in found if name.endswith(FUSED) and stored.shape)
+    if (
+        len(found) + stacked < config.num_layers + experts
+    ):  # before they are all named: a hostile number of them fills the memory
         said = f"{directory}: config.json has {config.num_layers} layers and {experts} experts in them, and the files"
         raise ModelError("MissingTensors", f"{said} have {len(found)} tensors")
-    if {EMBEDDING, LM_HEAD} <= {name for name, _ in found}:
+    if {embedding_name(config), LM_HEAD} <= names:
         # The loader unties the two where their numbers differ, which are not read here: either way they have one shape.
         config = replace(config, tie_word_embeddings=False)
     inventory = Inventory({one.name: one.shape for one in checkpoint_tensors(weight_specs(config))}, config)

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from semipd_engine.cards.checkpoint import INDEX, SINGLE, Stored
+from semipd_engine.cards.checkpoint import INDEX, SINGLE, Stored, sharded
 from semipd_engine.cards.fields import BROKEN, no_file, not_json, there
 
 MAX_HEADER_BYTES = 100_000_000
@@ -58,7 +58,7 @@ def tensors(directory: Path) -> Iterator[tuple[str, Stored]]:
 
 def _shards(directory: Path) -> list[Path]:
     index = directory / INDEX
-    if there(index):
+    if sharded(directory):
         weight_map = _object(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise IncompleteModel(f"{index}: has no weight_map; fetch the file again")
@@ -68,9 +68,12 @@ def _shards(directory: Path) -> list[Path]:
             raise IncompleteModel(f"{index}: {outside[0]!r} is no file of this folder; fetch the file again")
         return sorted(directory / name for name in set(weight_map.values()))
     if not there(directory / SINGLE):
-        raise IncompleteModel(
-            f"{directory} holds neither {SINGLE} nor {INDEX}; point the URI at a model folder in that format"
-        )
+        remedy = "point the URI at a model folder in that format"
+        if other := _one_of(directory, "*.bin", "*.pt", "*.pth"):
+            remedy = f"{other} is not read: load it with transformers and save it with save_pretrained"
+        elif other := _one_of(directory, "*.gguf"):
+            remedy = f"semipd-engine import-gguf makes such a folder of {other}"
+        raise IncompleteModel(f"{directory} holds neither {SINGLE} nor {INDEX}; {remedy}")
     return [directory / SINGLE]
 
 
@@ -107,11 +110,20 @@ def _damaged(path: Path) -> IncompleteModel:
     return IncompleteModel(no_file(path) or damaged)
 
 
+def _one_of(directory: Path, *patterns: str) -> str:
+    """The name of a file like these, the first that there is; or nothing."""
+    return next((path.name for pattern in patterns for path in sorted(directory.glob(pattern))), "")
+
+
 def _object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        missing = f"{path} is missing; point the URI at a Hugging Face model folder"
+        remedy = "point the URI at a Hugging Face model folder"
+        other = _one_of(path.parent, "tokenizer.model", "tekken.json", "vocab.json")
+        if path.name == "tokenizer.json" and other:
+            remedy = f"transformers' AutoTokenizer makes it of {other}, and save_pretrained writes it"
+        missing = f"{path} is missing; {remedy}"
         raise IncompleteModel(no_file(path) or missing) from None
     except BROKEN as error:
         raise IncompleteModel(not_json(path, error)) from None

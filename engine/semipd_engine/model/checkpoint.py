@@ -16,11 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from semipd_engine.cards.checkpoint import INDEX, SCALE, SINGLE, Inventory, Stored
+from semipd_engine.cards.checkpoint import INDEX, SCALE, SINGLE, Inventory, Stored, sharded, spelt
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.errors import ModelError
-from semipd_engine.cards.fields import denied, no_file, read_json, there
-from semipd_engine.cards.weights import EMBEDDING, LM_HEAD
+from semipd_engine.cards.fields import denied, no_file, read_json
+from semipd_engine.cards.weights import LM_HEAD, embedding_name
 
 
 class Checkpoint:
@@ -80,26 +80,36 @@ def dequantised(tensor: Tensor, scale: Tensor, block: tuple[int, int], dtype: to
     return out
 
 
-def settle_ties(config: ModelConfig, directory: Path) -> ModelConfig:
-    """The configuration with the ties that the checkpoint bears out: one that holds an output layer unlike its
-    embedding has two matrices, whatever config.json says. So reads transformers 5. Raises `ModelError`."""
-    if not config.tie_word_embeddings:
-        return config
-    found: dict[str, torch.Tensor] = {}
+def settle(config: ModelConfig, directory: Path) -> ModelConfig:
+    """The configuration as the checkpoint bears it out: how it spells its tensors, and whether its embeddings are tied.
+    One that holds an output layer unlike its embedding has two matrices, whatever config.json says. So reads
+    transformers 5. Raises `ModelError`."""
+    places: dict[str, Path] = {}
     for path in _files(directory):
         try:
             with safe_open(path, framework="pt") as file:
-                for name in {EMBEDDING, LM_HEAD} & set(file.keys()):
-                    found[name] = file.get_tensor(name)
+                places |= dict.fromkeys(file.keys(), path)
         except (SafetensorError, OSError) as error:
             raise _broken(path, error) from error
-    if len(found) < 2 or torch.equal(found[EMBEDDING], found[LM_HEAD]):
+    config = spelt(config, places)
+    ends = (embedding_name(config), LM_HEAD)
+    if not config.tie_word_embeddings or not places.keys() >= set(ends):
         return config
-    return replace(config, tie_word_embeddings=False)
+    embedding, head = (_tensor(places[name], name) for name in ends)
+    return config if torch.equal(embedding, head) else replace(config, tie_word_embeddings=False)
+
+
+def _tensor(path: Path, name: str) -> Tensor:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise _broken(path, error) from error
+    return tensor
 
 
 def _files(directory: Path) -> list[Path]:
-    if there(directory / INDEX):
+    if sharded(directory):
         index = read_json(directory / INDEX).get("weight_map")
         if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
             raise ModelError("InvalidCheckpoint", f"{directory / INDEX}: weight_map must name a file for each tensor")

@@ -119,6 +119,8 @@ def _entry(spec: WeightSpec, dtype: torch.dtype, kernels: Kernels) -> ArenaEntry
 
 def _part(tensor: Tensor, source: Source) -> Tensor:
     """What the engine takes of a checkpoint's tensor."""
+    if source.index is not None:
+        tensor = tensor[source.index]
     if source.rows is not None:
         tensor = tensor[source.rows[0] : source.rows[1]]
     if source.transposed:

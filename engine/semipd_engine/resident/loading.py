@@ -28,7 +28,7 @@ from semipd_engine.memory.kv_size import (
     claimable_memory,
 )
 from semipd_engine.model import device as devices
-from semipd_engine.model.checkpoint import settle_ties
+from semipd_engine.model.checkpoint import settle
 from semipd_engine.model.loader import dummy_weights, load_weights
 from semipd_engine.resident.loaded_model import Attachment
 from semipd_engine.worker.attach import TorchModel
@@ -95,7 +95,7 @@ def load(options: EngineOptions, progress: Callable[[int], None], exported: bool
         if options.load_format is LoadFormat.DUMMY:
             arena = dummy_weights(config, dtype, kernels, device, inherited=not exported)
         else:
-            config = settle_ties(config, options.model)
+            config = settle(config, options.model)
             arena = load_weights(
                 config, options.model, dtype, kernels, progress, device, inherited=not exported, admit=admit
             )

@@ -17,8 +17,7 @@ from semipd_engine.model.stage import Step
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[Tensor, float]:
     """Radians per position for each pair of dimensions, float32 [head_dim / 2], and the factor on cosine and sine."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).to(torch.float32) / head_dim
-    frequencies = 1.0 / (rope.theta**exponents)
+    frequencies = 1.0 / (rope.theta ** _exponents(head_dim))
     match rope.kind:
         case "linear":
             return frequencies / rope.factor, 1.0
@@ -27,6 +26,10 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[Tensor, float]
         case "yarn":
             return _yarn(rope, frequencies, head_dim), _yarn_attention_factor(rope)
     return frequencies, 1.0
+
+
+def _exponents(head_dim: int) -> Tensor:
+    return torch.arange(0, head_dim, 2, dtype=torch.int64).to(torch.float32) / head_dim
 
 
 class RotaryEmbedding:
@@ -77,7 +80,8 @@ def _yarn(rope: RopeConfig, frequencies: Tensor, head_dim: int) -> Tensor:
     width = high - low if high != low else 0.001
     ramp = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
     extrapolated = 1 - ramp
-    return frequencies / rope.factor * (1 - extrapolated) + frequencies * extrapolated
+    interpolated = 1.0 / (rope.factor * rope.theta ** _exponents(head_dim))  # rounded as transformers rounds
+    return interpolated * (1 - extrapolated) + frequencies * extrapolated
 
 
 def _yarn_attention_factor(rope: RopeConfig) -> float:
