@@ -19,11 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.cpu.__main__ import may_be_foremost
-from bench.slo import log, report
+from bench.slo import report, series
 from bench.slo.plan import FULL, QUICK, UnplannableError
 from bench.slo.prediction import ChangedError
-from bench.slo.run import LOG, Bench, MeasureError, load, minutes
-from bench.slo.verdicts import Run
+from bench.slo.run import Bench, MeasureError, minutes
 from bench.traffic.__main__ import count, folder, output
 from e2e.lib.models import smollm2
 from semipd_engine.contract import ProfileError
@@ -60,37 +59,31 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     out = asked.out / "quick" if asked.quick else asked.out
     effort = QUICK if asked.quick else FULL
-    if not asked.report:
-        how = (asked.lock, asked.foremost, lambda text: print(text, flush=True), asked.profile)
-        bench = Bench(out, smollm2(), effort, *how)
-        if asked.give_up:
-            bench.give_up()
-        try:
+
+    def problem(text: str) -> None:
+        print(f"bench-slo: {text}", file=sys.stderr)
+
+    try:
+        series.mend(out, problem)
+        if not asked.report:
+            if asked.give_up:
+                series.give_up(out)
+            how = (asked.lock, asked.foremost, lambda text: print(text, flush=True), asked.profile)
+            bench = Bench(out, smollm2(), effort, *how)
             for _ in range(asked.runs):
                 print(f"bench-slo: run {bench.number}, about {minutes(effort):.0f} minutes", flush=True)
                 bench.run()
-        except (MeasureError, ChangedError, ProfileError, UnplannableError) as error:
-            print(f"bench-slo: {error}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print("bench-slo: interrupted; the same command goes on from here", file=sys.stderr)
-            return 130
-    try:
-        entries, runs = series(out)
-    except ChangedError as error:
-        print(f"bench-slo: {error}", file=sys.stderr)
+        entries, runs = series.read(out)
+    except (MeasureError, ChangedError, ProfileError, UnplannableError) as error:
+        problem(str(error))
         return 1
+    except KeyboardInterrupt:
+        problem("interrupted; the same command goes on from here")
+        return 130
     for place in (out, *([asked.publish] if asked.publish else [])):
         report.write(entries, runs, place)
     print((out / "slo.md").read_text())
     return 0
-
-
-def series(out: Path) -> tuple[list[log.Entry], list[Run]]:
-    """Raises `ChangedError`."""
-    entries = log.read(out / LOG)
-    numbers = sorted({entry.number for entry in entries})
-    return entries, [load(out / f"run-{number}") for number in numbers]
 
 
 if __name__ == "__main__":

@@ -131,11 +131,15 @@ def write(path: Path, profile: StepProfileFile, asked: Question, size: Size, kne
 
 
 def seal(path: Path, said: Mapping[str, Any]) -> str:
-    """Writes it as JSON, and its digest, which is returned, beside it."""
+    """Writes it as JSON, and its digest, which is returned, beside it. The file comes last: one that is there is
+    sealed."""
+    content = (json.dumps(said, indent=1) + "\n").encode()
+    digest = hashlib.sha256(content).hexdigest()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(said, indent=1) + "\n")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     _digest_of(path).write_text(f"{digest}  {path.name}\n")
+    fresh = path.with_name(path.name + ".fresh")
+    fresh.write_bytes(content)
+    fresh.replace(path)
     return digest
 
 

@@ -169,7 +169,8 @@ def plot(run: Run, path: Path) -> None:
         mine = [one for one in run.held if one.phase == phase]
         held.plot([m.measured_ms for m in mine], [100 * m.error for m in mine], ".", color=colour, label=phase)
     held.axhline(0, color="grey", linewidth=0.8)
-    held.set_xscale("log")
+    if run.held:
+        held.set_xscale("log")
     held.set_xlabel("a held-out step took, ms")
     held.set_ylabel("the model's word, % off")
     held.legend()

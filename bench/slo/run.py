@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from tqdm import tqdm
@@ -26,17 +25,17 @@ from bench.cpu.identity import commit, machine
 from bench.cpu.machine import Watch, watching
 from bench.cpu.plans import salted
 from bench.cpu.run import LOST, SETTLE_SECONDS, SILENCE_SECONDS, alone, seed_of, warm_up
-from bench.cpu.schedule import Sample, Turn, append, read
+from bench.cpu.schedule import Sample, Turn, append
 from bench.cpu.servers import KV_BYTES, Running, running
-from bench.slo import contenders, log, plan, steps
+from bench.slo import contenders, log, plan, series, steps
 from bench.slo.plan import AUTO, KNEE, ORDER, Effort, Plan, crowd
-from bench.slo.prediction import ChangedError, seal, unsealed
+from bench.slo.prediction import ChangedError, seal
+from bench.slo.series import LOG, PLAN, load, now
 from bench.slo.verdicts import Run, outcome
 from bench.traffic import Record, Target, quantile, replay
 from semipd_engine.contract import read_profile
 
 ROOT = Path(__file__).resolve().parents[2]
-LOG = "runs.jsonl"
 
 
 class MeasureError(Exception):
@@ -60,15 +59,12 @@ class Bench:
     def number(self) -> int:
         return log.number(log.read(self.out / LOG))
 
-    def folder(self, number: int) -> Path:
-        return self.out / f"run-{number}"
-
     def run(self) -> Run:
         """To its end. Raises `MeasureError`, `ChangedError`, `UnplannableError`, `ProfileError` (a given one)."""
         number = self.number
-        folder = self.folder(number)
+        folder = series.folder(self.out, number)
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "prediction.json").exists():
+        if not (folder / PLAN).exists():
             self._register(number, folder)
         found = load(folder)
         if (found.plan.commit, found.plan.machine) != (commit(), machine()):
@@ -80,13 +76,6 @@ class Bench:
         entry = log.Entry(number, log.ENDED, found.digest, found.plan.commit, now(), outcome(found))
         log.append(self.out / LOG, entry)
         return found
-
-    def give_up(self) -> None:
-        """The run that goes on counts as one that never ended."""
-        entries = log.read(self.out / LOG)
-        for entry in log.last(entries):
-            if entry.event == log.BEGUN:
-                log.append(self.out / LOG, replace(entry, event=log.GIVEN_UP, at=now()))
 
     # ---- before the load -------------------------------------------------------------------------------------------
 
@@ -107,9 +96,9 @@ class Bench:
         self.say("prediction: knees and rates, simulated from the profile")
         about = {"commit": commit(), "machine": machine(), "at": now()}
         planned = plan.plan(read_profile(profile), digest, unloaded, self.effort, number=number, **about)
-        sealed = seal(folder / "prediction.json", planned.as_json())
+        sealed = seal(folder / PLAN, planned.as_json())
         log.append(self.out / LOG, log.Entry(number, log.BEGUN, sealed, planned.commit, planned.at))
-        self.say(f"run {number}: {folder / 'prediction.json'}, sha256 {sealed}")
+        self.say(f"run {number}: {folder / PLAN}, sha256 {sealed}")
 
     def _alone(self, number: int, folder: Path) -> dict[str, float]:
         count = self.effort.alone
@@ -259,17 +248,6 @@ def figures_of(records: Sequence[Record], target: Target, rate: float = 0.0) -> 
     return found | {"failed": float(sum(not record.ok for record in records))}
 
 
-def load(folder: Path) -> Run:
-    """What is there of a registered run. Raises `ChangedError`."""
-    content, digest = unsealed(folder / "prediction.json")
-    planned = Plan.of_json(content)
-    if hashlib.sha256((folder / "profile.json").read_bytes()).hexdigest() != planned.profile:
-        raise ChangedError(f"{folder / 'profile.json'} is not the profile that was predicted from: --give-up the run")
-    held = steps.read(folder / "held.json") if (folder / "held.json").exists() else []
-    samples = [sample for sample in read(folder / "samples.jsonl") if sample.key == digest]
-    return Run(planned, digest, held, samples)
-
-
 def most(found: Run) -> int:
     """Trials that are left, if every knee takes as many as it may."""
     waiting = found.left()
@@ -289,10 +267,6 @@ def minutes(effort: Effort) -> float:
 
 def said(figures: Figures) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if value)
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def write(path: Path, content: object) -> None:

@@ -11,10 +11,12 @@ import pytest
 from tests.unit.slo_runs import PLAN, arm, whole
 
 from bench.cpu.figures import UnusableError
-from bench.slo import contenders, log, plan, report
+from bench.slo import contenders, log, plan, report, series
+from bench.slo.__main__ import main as bench_slo
 from bench.slo.plan import AGAIN, AUTO, ONE, STILL, WHOLE
-from bench.slo.prediction import ChangedError, seal
-from bench.slo.run import figures_of, load, minutes
+from bench.slo.prediction import ChangedError, seal, unsealed
+from bench.slo.run import figures_of, minutes
+from bench.slo.series import load
 from bench.slo.verdicts import in_a_row, outcome
 from bench.traffic import Record, Target
 from semipd_engine.contract import Split
@@ -32,6 +34,79 @@ def test_runs_are_numbered_and_none_goes_away(tmp_path: Path) -> None:
     log.append(path, replace(begun, number=2, digest="d2", event=log.ENDED, outcome="holds"))
     assert log.number(log.read(path)) == 3
     assert [(entry.number, entry.event) for entry in log.last(log.read(path))] == [(1, log.GIVEN_UP), (2, log.ENDED)]
+
+
+def registered(out: Path) -> str:
+    """A folder in which run 1 has ended and run 2 has begun: the digest of run 2's plan."""
+    out.mkdir(parents=True)
+    log.append(out / series.LOG, log.Entry(1, log.ENDED, "d1", "c", "t", "holds"))
+    (out / "run-2").mkdir()
+    (out / "run-2" / "profile.json").write_text("{}")
+    profile = hashlib.sha256(b"{}").hexdigest()
+    return seal(out / "run-2" / series.PLAN, replace(PLAN, number=2, profile=profile).as_json())
+
+
+def cut(path: Path, entry: log.Entry, length: int) -> None:
+    """A kill has left so much of the entry's line."""
+    before = path.read_bytes() if path.exists() else b""
+    log.append(path, entry)
+    path.write_bytes(path.read_bytes()[: len(before) + length])
+
+
+@pytest.mark.parametrize("length", [1, 12, 40, 90])
+def test_half_a_line_is_a_run_where_it_registers_one_and_swallows_no_other(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "runs.jsonl"
+    log.append(path, ended := log.Entry(1, log.ENDED, "d1" * 32, "c", "t", "holds"))
+    begun = log.Entry(2, log.BEGUN, "d2" * 32, "c", "t")
+    cut(path, begun, length)
+    assert log.read(path) == [ended, log.Entry(2, log.UNREADABLE, "", "", "")]
+    assert log.number(log.read(path)) == 2, "it goes on"
+    log.append(path, begun)
+    cut(path, replace(begun, event=log.ENDED, outcome="holds"), length)
+    assert log.last(log.read(path)) == [ended, begun], "its end is said anew when it goes on"
+    log.append(path, over := replace(begun, event=log.ENDED, outcome="void"))
+    assert log.last(log.read(path)) == [ended, over]
+
+
+@pytest.mark.parametrize(("length", "how"), [(0, "missing"), (1, "half written"), (60, "half written")])
+def test_a_run_whose_line_a_kill_has_cut_is_registered_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], length: int, how: str
+) -> None:
+    digest = registered(out := tmp_path / "slo")
+    cut(out / series.LOG, log.Entry(2, log.BEGUN, digest, PLAN.commit, PLAN.at), length)
+    (out / "run-1").mkdir()  # of run 1 there is no plan any more
+    assert bench_slo(["--report", "--out", str(out)]) == 0
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1 and f"registers run 2 is {how}: registered again by its plan" in told.err
+    assert "bench-slo goes on with it, --give-up ends it" in told.err
+    assert f"| 2 | {PLAN.at} | abc | `{digest[:16]}` | {log.BEGUN} |" in told.out and "| 1 | t | c |" in told.out
+    assert bench_slo(["--report", "--out", str(out)]) == 0 and capsys.readouterr().err == ""
+    series.give_up(out)
+    assert log.last(log.read(out / series.LOG))[-1].event == log.GIVEN_UP
+
+
+def test_a_run_of_which_half_a_line_is_all_that_is_left_stays_in_the_list(tmp_path: Path) -> None:
+    path, told = tmp_path / series.LOG, list[str]()
+    cut(path, log.Entry(1, log.BEGUN, "d", "c", "t"), 30)
+    series.mend(tmp_path, told.append)
+    (line,) = told
+    assert "run 1 is half written" in line and "given up, and run 2 is next" in line
+    assert (log.last(log.read(path))[0].event, log.number(log.read(path))) == (log.GIVEN_UP, 2)
+    series.mend(tmp_path, told.append)
+    assert told == [line]
+
+
+def test_a_plan_that_is_there_is_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        seal(tmp_path / series.PLAN, PLAN.as_json())
+    assert not (tmp_path / series.PLAN).exists()
+    monkeypatch.undo()
+    digest = seal(tmp_path / series.PLAN, PLAN.as_json())
+    assert unsealed(tmp_path / series.PLAN)[1] == digest
 
 
 def test_holding_runs_are_counted_from_the_last_and_a_void_one_counts_neither_way() -> None:
