@@ -29,6 +29,9 @@ lengths the two traces want different splits."""
 ORDER = ("conv", "code", "conv")
 TTFT_TIMES, TPOT_TIMES = 5.0, 3.0
 STILL_LOAD, SHIFT_LOAD = 0.9, 1.0
+STRETCH_SECONDS = 24.0
+"""Of a trace, for which its rate is said. In a stretch that is no longer than the TTFT target a queue that only grows
+keeps the target, too, and what is found is no rate."""
 STEP, CLOSE = 1.12, 1.07
 """A knee is looked for in such steps from the prediction, until a good and a bad rate are so close."""
 RULE = (
@@ -37,7 +40,8 @@ RULE = (
     f"Still: Poisson at {STILL_LOAD:g} of the greatest of the predicted knees. Shift: "
     f"stretches of Azure's traces, conversation, code, conversation, prompts times {PROMPTS:g}, answers times "
     f"{ANSWERS:g}, every {THINNING}th request, each at {SHIFT_LOAD:g} of the greatest rate at which the profile gives "
-    f"one of these splits {KEPT:.0%} of that very stretch."
+    f"one of these splits {KEPT:.0%} of that very stretch, {STRETCH_SECONDS:g} s long; of it the first `phase_seconds` "
+    "are played."
 )
 PREDICTED = tuple(str(split) for split in SPLITS)
 """Whose knees are said and looked for."""
@@ -61,14 +65,14 @@ class Effort:
     """Of the still load."""
     still_seconds: float
     phase_seconds: float
-    """Of each of the three stretches."""
+    """Of each of the three stretches so much is played, from its beginning."""
     alone: int
     """Requests of each kind that are alone."""
     held_out: int
     """At most so many sizes of steps that the profile has not measured."""
 
 
-FULL = Effort(requests=75, trials=4, rounds=2, still_seconds=30, phase_seconds=24, alone=5, held_out=99)
+FULL = Effort(requests=75, trials=4, rounds=2, still_seconds=30, phase_seconds=STRETCH_SECONDS, alone=5, held_out=99)
 QUICK = Effort(requests=15, trials=2, rounds=1, still_seconds=8, phase_seconds=4, alone=2, held_out=8)
 
 
@@ -167,7 +171,7 @@ def requests(of: str, rate: float, effort: Effort, number: int) -> list[Request]
     """What a prediction is made for: the search's own requests, or the first stretch of a trace."""
     if of == KNEE:
         return crowd(rate, effort.requests, number)
-    return stretch(of, rate, effort.phase_seconds, number * 10 + ORDER.index(of))
+    return stretch(of, rate, STRETCH_SECONDS, number * 10 + ORDER.index(of))
 
 
 def attained(oracle: Oracle, split: Split, load: Sequence[Request], ttft_ms: float, tpot_ms: float) -> float:
@@ -189,12 +193,13 @@ def crowd(rate: float, count: int, seed: int) -> list[Request]:
 
 
 def shift(rates: Mapping[str, float], seconds: float, number: int) -> list[Request]:
-    """Labels tell the stretches apart."""
-    return [
-        request
-        for turn, trace in enumerate(ORDER)
-        for request in stretch(trace, rates[trace], seconds, number * 10 + turn, f"{turn + 1} {trace}", turn * seconds)
-    ]
+    """The beginnings of three stretches, each of so many seconds; labels tell them apart."""
+    found = list[Request]()
+    for turn, trace in enumerate(ORDER):
+        begin, label = turn * seconds, f"{turn + 1} {trace}"
+        whole = stretch(trace, rates[trace], STRETCH_SECONDS, number * 10 + turn, label, begin)
+        found += [request for request in whole if request.at < begin + seconds]
+    return found
 
 
 def stretch(trace: str, rate: float, seconds: float, seed: int, label: str = "", start: float = 0.0) -> list[Request]:

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.slo_runs import PLAN, profile, times
 
 from bench.slo import plan
-from bench.slo.plan import ARMS, PREDICTED, QUICK, SHIFT, STILL, Plan
+from bench.slo.plan import ARMS, FULL, PREDICTED, QUICK, SHIFT, STILL, Plan
 from bench.slo.steps import POINTS, Held, held, model_of, quantiles, spread
 from semipd_engine.contract import Phase, Split
 from semipd_engine.profiler.sweep import Limits, points
@@ -27,6 +27,24 @@ def test_the_same_profile_and_figures_give_the_same_plan() -> None:
     slow = plan.plan(profile(2.0), "d", {"ttft_ms": 520.4, "tpot_ms": 22.0}, QUICK, number=3, **about)
     for split in PREDICTED:
         assert slow.knees[split] / first.knees[split] == pytest.approx(0.5, rel=0.07)
+
+
+def test_a_quick_run_plays_the_beginning_of_the_full_runs_stretches_at_their_rates() -> None:
+    """By a stretch of its own few seconds the queue that is left at its end would count as served."""
+    quick, full = (replace(PLAN, effort=effort) for effort in (QUICK, FULL))
+    for trace in plan.ORDER:
+        predicted = plan.requests(trace, 1.0, QUICK, 1)
+        assert predicted == plan.requests(trace, 1.0, FULL, 1)
+        assert predicted[-1].at > 20 * PLAN.ttft_ms / 1e3
+    told, whole = quick.load(SHIFT, 0), full.load(SHIFT, 0)
+    for turn, label in enumerate(("1 conv", "2 code", "3 conv")):
+        mine, all_of_it = ([one for one in load if one.label == label] for load in (told, whole))
+        assert 0 < len(mine) < len(all_of_it)
+        assert [one.prompt for one in mine] == [one.prompt for one in all_of_it[: len(mine)]]
+        since = [one.at - turn * QUICK.phase_seconds for one in mine]
+        assert since == pytest.approx([one.at - turn * FULL.phase_seconds for one in all_of_it[: len(mine)]])
+        assert max(since) < QUICK.phase_seconds
+    assert whole[-1].at > 2 * FULL.phase_seconds + QUICK.phase_seconds
 
 
 def test_a_profile_of_a_machine_that_was_busy_is_no_plan() -> None:
