@@ -9,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export SEMIPD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semipd
 
-.PHONY: help venv model deps tools images demo demo-down test test-long lint fmt e2e gpu-wheels gpu-check gpu-mutations gpu-predictions bench-auto bench-scale bench-split bench-kernels bench-token bench-cpu bench-estimate bench-goodput bench-study bench-capacity bench-replicas bench-slo crd docs clean
+.PHONY: help venv model deps tools images demo demo-down test test-long lint fmt e2e gpu-wheels gpu-check gpu-mutations gpu-predictions bench-auto bench-scale bench-split bench-kernels bench-token bench-mixed bench-cpu bench-estimate bench-goodput bench-study bench-capacity bench-replicas bench-slo crd docs clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -78,6 +78,9 @@ bench-split: venv ## what a split does to prefill's service time (JSON and plot 
 
 bench-token: venv ## where a token's time goes, and the machine's limits
 	@$(PY) -m bench.token_time $(ARGS)
+
+bench-mixed: venv ## a step with a part of a prompt and decode rows, beside the best that it could (JSON and plot in out/bench)
+	@$(PY) -m bench.mixed_time $(ARGS)
 
 bench-estimate: venv ## the estimator of docs/gpu/predictions.json, predicted beside measured on this CPU
 	@$(PY) -m bench.gpu.cpu_check $(ARGS)
