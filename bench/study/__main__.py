@@ -1,6 +1,7 @@
 """``python -m bench.study``: plays what is missing of the study, for some minutes at a time, and reports it.
 
-Each run is kept under a key of all that it depends on, so it may be broken off anywhere and goes on where it was.
+Each run is kept under a key of all that it depends on, so it may be broken off anywhere and goes on where it was. A
+report may take runs of older code where today's has none (`--also`): each of its rows tells whose runs it has.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from bench.cpu.identity import commit
 from bench.study import plan, report
 from bench.traffic.__main__ import folder, output
 from semipd_cli.simulator.study import Outcome, run
@@ -42,6 +44,13 @@ def main() -> int:
     parser.add_argument(
         "--policies", type=_parts, default=PARTS, metavar="A,B", help=f"only these parts: {', '.join(PARTS)}"
     )
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="report runs of this older code (a digest), too, where today's has none; repeatable, newest first",
+    )
     options = parser.parse_args()
     cases = [c for c in plan.cases(options.traces) if not options.workload or c.workload.name in options.workload]
     if not cases:
@@ -52,15 +61,22 @@ def main() -> int:
     for case in absent:
         print(f"{case.workload.file} is missing: {case.workload.name} is left out", file=sys.stderr)
     cases = [c for c in cases if c not in absent]
-    kept = Kept(options.runs, plan.code())
+    kept = Kept(options.runs, plan.code(), options.also)
+    if unknown := [code for code in options.also if code not in kept.codes]:
+        there = ", ".join(sorted(kept.codes)) or "none"
+        print(
+            f"python -m bench.study: --also {unknown[0]}: of that code {options.runs} has no run: {there}",
+            file=sys.stderr,
+        )
+        return 2
     seeds = plan.SEEDS[: options.seeds]
     ended = play(cases, seeds, kept, time.monotonic() + 60 * options.minutes, options.policies)
     if not ended:
         print("not all is played: the same command goes on", file=sys.stderr)
-    found = report.rows(cases, kept.outcomes, kept.code, seeds)
+    found = report.rows(cases, kept.found, seeds)
     if found:
-        shown = [plan.Unit(case, report.AUTO, seed).key(kept.code) for case in cases for seed in seeds]
-        autos = [kept.outcomes[key] for key in shown if key in kept.outcomes]
+        shown = [kept.found(plan.Unit(case, report.AUTO, seed)) for case in cases for seed in seeds]
+        autos = [played.outcome for played in shown if played is not None]
         report.write(found, autos, options.out, kept.code, seeds)
         Console(width=None if sys.stdout.isatty() else 200).print(report.table(found))
     return 0
@@ -69,9 +85,14 @@ def main() -> int:
 class Kept:
     """Outcomes on disk, by key. One line is one run; a line that was cut off is played again."""
 
-    def __init__(self, path: Path, code: plan.Code) -> None:
+    def __init__(self, path: Path, code: plan.Code, also: Sequence[str] = ()) -> None:
+        """`also`: digests of older code."""
         self._path, self.code = path, code
-        self.outcomes: dict[str, Outcome] = {}
+        self._codes = [code, *(plan.Code(older, older) for older in also)]
+        self._played: dict[str, report.Played] = {}
+        self._commit = commit()
+        self.codes = set[str]()
+        """Of all runs that are kept, the older ones too."""
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_text() if path.exists() else ""
         if text and not text.endswith("\n"):
@@ -81,20 +102,27 @@ class Kept:
                 entry: dict[str, Any] = json.loads(line)
             except ValueError:
                 continue
-            key, made_by = entry.pop("key"), entry.pop("code")
-            if made_by in (code.engine, code.policies):
-                self.outcomes[key] = Outcome.of_json(entry)
+            key, made_by, at = entry.pop("key"), entry.pop("code"), entry.pop("commit", "")
+            self.codes.add(made_by)
+            if any(made_by in (one.engine, one.policies) for one in self._codes):
+                self._played[key] = report.Played(Outcome.of_json(entry), made_by, at)
+
+    def found(self, unit: plan.Unit) -> report.Played | None:
+        """By today's code, else by the first of the older ones that has played it: asked the very same requests."""
+        keys = (unit.key(code) for code in self._codes)
+        return next((self._played[key] for key in keys if key in self._played), None)
 
     def play(self, unit: plan.Unit) -> Outcome:
-        key = unit.key(self.code)
-        if key not in self.outcomes:
+        """By today's code."""
+        key, made_by = unit.key(self.code), self.code.of(unit.policy)
+        if key not in self._played:
             case = unit.case
             outcome = run(case.workload, unit.policy, case.seconds, unit.seed, case.size, warm_up=case.warm_up)
             with self._path.open("a") as file:
-                made_by = self.code.of(unit.policy)
-                file.write(json.dumps({"key": key, "code": made_by, **outcome.as_json()}) + "\n")
-            self.outcomes[key] = outcome
-        return self.outcomes[key]
+                made = {"key": key, "code": made_by, "commit": self._commit}
+                file.write(json.dumps({**made, **outcome.as_json()}) + "\n")
+            self._played[key] = report.Played(outcome, made_by, self._commit)
+        return self._played[key].outcome
 
 
 def _parts(told: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,17 @@ NOT_PLAYED = "not played"
 
 
 @dataclass(frozen=True)
+class Played:
+    """A run, and whose it is."""
+
+    outcome: Outcome
+    code: str
+    """A digest of `plan.Code`."""
+    commit: str = ""
+    """Empty of one that was kept before commits were."""
+
+
+@dataclass(frozen=True)
 class Row:
     """One rule under one workload, over the held-out seeds."""
 
@@ -33,6 +44,8 @@ class Row:
     requests: int
     ahead: tuple[float, float]
     """Auto less this one, paired by seed: mean and half width of the 95 % band."""
+    played_by: tuple[tuple[str, str], ...] = ()
+    """Code and commit of its runs; several where a report has older ones too."""
 
     @property
     def mean(self) -> float:
@@ -40,40 +53,44 @@ class Row:
 
 
 def rows(
-    cases: Sequence[plan.Case], outcomes: Mapping[str, Outcome], code: plan.Code, seeds: Sequence[int] = plan.SEEDS
+    cases: Sequence[plan.Case], found: Callable[[plan.Unit], Played | None], seeds: Sequence[int] = plan.SEEDS
 ) -> list[Row]:
-    """What was played on all of these seeds, of the workloads of which Auto and the constants were."""
-    found = []
+    """What was played on all of these seeds, of the workloads of which Auto and the constants were. `found`: a run, if
+    there is one."""
+    told = []
     for case in cases:
         kept = {
-            (policy, seed): outcomes[key]
+            (policy, seed): played
             for policy in (*plan.RULES, *plan.HINDSIGHT, *plan.BUDGETS)
             for seed in seeds
-            if (key := plan.Unit(case, policy, seed).key(code)) in outcomes
+            if (played := found(plan.Unit(case, policy, seed))) is not None
         }
-        chosen = {rule: rule for rule in plan.RULES if plan.best(list(kept.values()), [rule], 1, seeds)}
+        done = [played.outcome for played in kept.values()]
+        chosen = {rule: rule for rule in plan.RULES if plan.best(done, [rule], 1, seeds)}
         for rule, among in ((CONSTANT, plan.HINDSIGHT), (MIXED, plan.BUDGETS)):
-            for policy in plan.best(list(kept.values()), among, 1, seeds):
+            for policy in plan.best(done, among, 1, seeds):
                 chosen[rule] = policy
-        hours = [outcomes.get(unit.key(code)) for unit in plan.hour_units(case)]
+        hours = [played for unit in plan.hour_units(case) if (played := found(unit)) is not None]
         if AUTO not in chosen or CONSTANT not in chosen:
             continue
-        auto = [kept[AUTO, seed].attainment for seed in seeds]
+        auto = [kept[AUTO, seed].outcome.attainment for seed in seeds]
         for rule, policy in chosen.items():
             mine = [kept[policy, seed] for seed in seeds]
-            attainment = tuple(o.attainment for o in mine)
-            found.append(
+            moving = hours if case.workload.stationary and rule == AUTO else mine
+            attainment = tuple(played.outcome.attainment for played in mine)
+            told.append(
                 Row(
                     case.workload.name,
                     rule,
                     policy,
                     attainment,
-                    tuple(o.moves_an_hour for o in (hours if hours and rule == AUTO else mine) if o is not None),
-                    sum(o.requests for o in mine),
+                    tuple(played.outcome.moves_an_hour for played in moving),
+                    sum(played.outcome.requests for played in mine),
                     paired(auto, attainment),
+                    tuple(dict.fromkeys((played.code, played.commit) for played in (*mine, *moving))),
                 )
             )
-    return found
+    return told
 
 
 ORDER = (
@@ -152,6 +169,7 @@ def write(
                 "attainment": [round(a, 4) for a in row.attainment],
                 "moves_an_hour": [round(m, 1) for m in row.moves_an_hour],
                 "auto_ahead_points": [round(100 * v, 2) for v in row.ahead],
+                "played_by": [{"code": code, "commit": at} for code, at in row.played_by],
             }
             for row in found
         ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,16 @@ def outcome(policy: str, seed: int, attainment: float) -> Outcome:
     return Outcome(
         "w", policy, seed, 100, attainment, (0.1, 0.2), (0.01, 0.02), 1, 6.0, 0, 0.0, 0.1, ((0.0, 100, 100),)
     )
+
+
+def of(played: dict[str, Outcome], code: plan.Code) -> Callable[[plan.Unit], report.Played | None]:
+    """These runs, of this code."""
+
+    def found(unit: plan.Unit) -> report.Played | None:
+        outcome = played.get(unit.key(code))
+        return None if outcome is None else report.Played(outcome, code.of(unit.policy))
+
+    return found
 
 
 def test_a_run_is_known_by_all_that_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,14 +114,14 @@ def test_under_a_constant_load_moves_are_counted_in_hours(monkeypatch: pytest.Mo
     code, policies = plan.Code("engine", "policies"), (*plan.RULES, "mixed/256")
     short = [plan.Unit(case, policy, seed) for policy in policies for seed in plan.SEEDS]
     played = {unit.key(code): outcome(unit.policy, unit.seed, 0.9) for unit in short}
-    found = {row.rule: row for row in report.rows([case], played, code)}
+    found = {row.rule: row for row in report.rows([case], of(played, code))}
     assert found["auto"].moves_an_hour == (), "they were not played yet"
     assert "| 90.0 | not played |" in report.markdown(list(found.values()))
     assert list(plan.hour_units(CASE)) == []
     hours = list(plan.hour_units(case))
     assert {unit.case.seconds for unit in hours} == {3600.0}
     played |= {unit.key(code): replace(outcome("auto", unit.seed, 0.9), moves_an_hour=2.0) for unit in hours}
-    found = {row.rule: row for row in report.rows([case], played, code)}
+    found = {row.rule: row for row in report.rows([case], of(played, code))}
     assert found["auto"].moves_an_hour == (2.0,) and found["algorithm1"].moves_an_hour == (6.0,) * 5
 
 
@@ -149,6 +160,44 @@ def test_what_was_broken_off_goes_on_and_is_reported(
     assert "| w | " in (tmp_path / "out" / "study.md").read_text()
 
 
+def test_runs_of_older_code_stand_in_where_todays_are_missing_and_each_row_tells_whose_it_has(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, seeds = tmp_path / "runs.jsonl", plan.SEEDS[:2]
+
+    def keep(code: str, attainment: float, policies: tuple[str, ...], seeds: Sequence[int], at: str) -> None:
+        with runs.open("a") as file:
+            for unit in (plan.Unit(CASE, policy, seed) for policy in policies for seed in seeds):
+                made = {"key": unit.key(plan.Code(code, code)), "code": code} | ({"commit": at} if at else {})
+                told = outcome(unit.policy, unit.seed, attainment).as_json()
+                file.write(json.dumps({**made, **told}) + "\n")
+
+    def rows(*also: str) -> dict[str, list[object]]:
+        words = ["--minutes", "0", "--seeds", "2", "--runs", str(runs), "--out", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["bench.study", *words, *also])
+        assert study.main() == 0
+        found = json.loads((tmp_path / "out" / "study.json").read_text())["rows"]
+        return {row["rule"]: [*row["attainment"], *(tuple(by.values()) for by in row["played_by"])] for row in found}
+
+    monkeypatch.setattr(plan, "code", lambda: plan.Code("engine", "policies"))
+    keep("oldest", 0.6, ("auto", "100/100", "100/30", "mixed/256"), seeds, "")
+    keep("older", 0.7, ("auto", "100/100"), seeds, "aaa")
+    keep("policies", 0.9, ("auto",), seeds[:1], "bbb")
+    found = rows("--also", "older", "--also", "oldest")
+    assert found["auto"] == [0.9, 0.7, ("policies", "bbb"), ("older", "aaa")]
+    assert found["100/100"] == [0.7, 0.7, ("older", "aaa")]
+    assert found[report.MIXED] == [0.6, 0.6, ("oldest", "")]
+    (tmp_path / "out" / "study.json").unlink()
+    monkeypatch.setattr(sys, "argv", ["bench.study", "--minutes", "0", "--seeds", "2", "--runs", str(runs)])
+    assert study.main() == 0
+    assert not (tmp_path / "out" / "study.json").exists(), "unasked no older run counts"
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["bench.study", "--runs", str(runs), "--also", "another"])
+    assert study.main() == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "--also another" in told and "older, oldest, policies" in told
+
+
 def test_a_part_of_the_plan_is_played_and_the_rest_later(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,8 +224,8 @@ def test_what_is_broken_off_tells_auto_and_the_constants_of_each_workload() -> N
     code, seeds = plan.Code("engine", "policies"), plan.SEEDS[:2]
     units = [plan.Unit(CASE, policy, seed) for policy in ("auto", *plan.HINDSIGHT) for seed in seeds]
     played = {unit.key(code): outcome(unit.policy, unit.seed, 0.9) for unit in units}
-    assert [row.rule for row in report.rows([CASE], played, code, seeds)] == ["auto", "100/100", "best constant"]
-    assert report.rows([CASE], played, code) == [], "on two of five seeds nothing is complete"
+    assert [row.rule for row in report.rows([CASE], of(played, code), seeds)] == ["auto", "100/100", "best constant"]
+    assert report.rows([CASE], of(played, code)) == [], "on two of five seeds nothing is complete"
 
 
 def test_a_wrong_workload_gets_one_line(
