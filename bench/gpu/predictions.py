@@ -20,7 +20,8 @@ import torch
 from bench.gpu.curves import beside
 from bench.gpu.estimate import ACHIEVED, CARDS, LAUNCH_SECONDS, SM_BYTES, STEP_SECONDS, Cost, Limits
 from bench.gpu.models import CASES, CHUNK, CONFIGS, CONTEXT, card
-from bench.gpu.step_trace import FakeWorker, Trace
+from bench.gpu.step_trace import FakeWorker
+from bench.gpu.witnesses import Trace
 from semipd_engine.cards.weights import weight_specs
 from semipd_engine.kernels.gpu import TritonKernels
 from semipd_engine.model.loader import arena_entries

@@ -1,20 +1,14 @@
 """One step of a worker on a GPU, traced on a machine without one: what it starts there, what crosses, what it holds.
 
-The real runner carries out a plan on tensors of ``cuda:0`` that hold no numbers (torch's FakeTensorMode). Three
-witnesses look on: functions of torch by which the host reads a tensor, ATen operators (kernels, copies, memory), and
-launches of Triton's kernels, which are noted and not carried out. Each stage of the model tells what it costs
-(`model.stage.Work`), as it does a pacer. Knows no card and no time.
+The real runner carries out a plan on tensors of ``cuda:0`` that hold no numbers (torch's FakeTensorMode), and three
+`witnesses` look on. Each stage of the model tells what it costs (`model.stage.Work`), as it does a pacer. Knows no card
+and no time.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -24,12 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from bench.gpu.models import Shape
+from bench.gpu.witnesses import Launch, Launches, Operators, Reads, Trace, counted, numbers
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.weights import weight_specs
 from semipd_engine.ipc.steps import Row, StepPlan
@@ -47,57 +38,6 @@ from semipd_engine.worker.servable import Following, nothing_follows
 GPU = torch.device("cuda", 0)
 BLOCK = 16
 GREEDY = Sampling(temperature=0, max_tokens=10_000)
-READS = {"item", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "__contains__"}
-"""Functions by which the host waits for a tensor's numbers, beside `tolist`."""
-NO_KERNEL = {"aten.empty", "aten.empty_like", "aten.new_empty", "aten.empty_strided", "aten.detach", "aten.lift_fresh"}
-PIECE = 512
-"""Bytes of which torch's allocator makes multiples."""
-SPARSE = {"aten.index_select", "aten.index", "aten.embedding", "aten.gather"}
-"""Of their first argument they read what they write, not all."""
-
-
-@dataclass(frozen=True)
-class Launch:
-    stage: int
-    """Index into `Trace.stages`; -1: outside of all, in sampling."""
-    name: str
-    flops: int
-    nbytes: int
-    """Of its tensors, each read or written once. Of Triton's kernels 0: a launch does not say what it reads."""
-
-
-@dataclass
-class Trace:
-    launches: list[Launch] = field(default_factory=list)
-    stages: list[tuple[str, Work]] = field(default_factory=list)
-    """Kind and cost of each stage that ran, in order."""
-    uploads: list[int] = field(default_factory=list)
-    """Bytes of each copy to the device."""
-    waits: list[str] = field(default_factory=list)
-    """What the host waited for: a copy to it, a scalar, a size that depends on numbers, an event, the queue's end."""
-    fetched: list[int] = field(default_factory=list)
-    """Bytes of each copy to the host that is queued, and that an event is behind."""
-    events: list[int] = field(default_factory=list)
-    """How many such copies had been queued when each was recorded."""
-    masked: list[str] = field(default_factory=list)
-    """Calls of torch's attention with a mask, which takes its slow kernel."""
-    live: int = 0
-    peak: int = 0
-    """Bytes on the device at once beyond weights and cache: buffers that stay, and what a kernel's caller makes."""
-
-    def kernels(self, name: str = "") -> Counter[str]:
-        """By name, of the stages of this kind; all by default."""
-        wanted = [i for i, (kind, _) in enumerate(self.stages) if kind == name]
-        return Counter(one.name for one in self.launches if not name or one.stage in wanted)
-
-    def spans(self) -> list[range]:
-        """The stages of each layer: two norms begin its two blocks."""
-        begins = [i for i, (kind, _) in enumerate(self.stages) if kind == "Norm"][::2]  # the last is the model's own
-        return [range(*ends) for ends in pairwise(begins)]
-
-    def layers(self) -> list[int]:
-        """Kernels of each layer."""
-        return [sum(one.stage in span for one in self.launches) for span in self.spans()]
 
 
 class FakeWorker:
@@ -119,7 +59,7 @@ class FakeWorker:
             arena = WeightArena.create(arena_entries(weight_specs(config), dtype, kernels), GPU)
             kv = KVPool.create(config.kv_layout(BLOCK, dtype.itemsize), self._blocks, dtype, GPU)
             for region in (arena.region, kv.region):
-                _counted(region.data)
+                counted(region.data)
         self.weight_bytes = arena.nbytes
         self._record = Trace()
         with self._surroundings() if capture is None else self._witnesses():  # a capture is a step, too
@@ -167,10 +107,10 @@ class FakeWorker:
     def _witnesses(self) -> Iterator[None]:
         def tolist(tensor: FakeTensor) -> Any:
             self._record.waits.append("tolist")
-            return _numbers(tensor, "tolist")
+            return numbers(tensor, "tolist")
 
         there = patch.object(FakeTensor, "tolist", tolist)
-        with self._surroundings(), there, _Launches(self), _Operators(self), _Reads(self):
+        with self._surroundings(), there, Launches(self), Operators(self), Reads(self):
             yield
 
     @contextmanager
@@ -215,147 +155,3 @@ class Witness:
 
     def run(self, step: Step, begin: int, end: int) -> None:
         self._told(self._stage, step, begin, end)
-
-
-class _Reads(TorchFunctionMode):
-    """The host's reads: each is noted, and gets numbers that let the step go on."""
-
-    def __init__(self, worker: FakeWorker) -> None:
-        super().__init__()
-        self._worker = worker
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in READS and args and isinstance(args[0], FakeTensor) and args[0].device.type == "cuda":
-            self._worker.record.waits.append(name)
-            return _numbers(args[0], name)
-        if name == "scaled_dot_product_attention" and (kwargs or {}).get("attn_mask") is not None:
-            self._worker.record.masked.append(str((kwargs or {})["attn_mask"]))
-        return func(*args, **(kwargs or {}))
-
-
-def _numbers(tensor: Tensor, name: str) -> Any:
-    """What the host is given: rising indices where one may be meant, else zeros."""
-    whole = tensor.dtype in (torch.int32, torch.int64) and tensor.dim() == 1
-    values = np.arange(len(tensor)) if whole else np.zeros(tensor.shape)
-    match name:
-        case "tolist":
-            return values.tolist()
-        case "numpy":
-            return values
-        case "cpu":
-            return torch.zeros(tensor.shape, dtype=tensor.dtype)
-        case "__bool__" | "__contains__":
-            return False
-        case "__float__":
-            return 0.0
-    return 0
-
-
-class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, worker: FakeWorker) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._worker = worker
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        kwargs, record = kwargs or {}, self._worker.record
-        if func.namespace != "aten":
-            return func(*args, **kwargs)
-        name = f"aten.{func.overloadpacket.__name__}"
-        if (made := _by_numbers(name, args, kwargs)) is not None:
-            record.waits.append(name)
-            record.launches.append(Launch(-1, name, 0, 0))
-            return made
-        with self:  # what is made of other operators, as inference mode leaves it
-            whole = func.decompose(*args, **kwargs)
-        if whole is not NotImplemented:
-            return whole
-        out = func(*args, **kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
-        there = [tensor for tensor in tensors if tensor.device.type == "cuda"]
-        if not there:
-            return out
-        if any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns):
-            return out  # a view
-        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        for tensor in outputs:
-            self._held(tensor)
-        if name in NO_KERNEL:
-            return out
-        if name in ("aten.copy_", "aten._to_copy") and len({tensor.device.type for tensor in tensors}) > 1:
-            moved = outputs[0]
-            if moved.device.type == "cuda":
-                record.uploads.append(moved.nbytes)
-            elif name == "aten.copy_" and (kwargs.get("non_blocking") or args[2:] == (True,)):
-                record.fetched.append(moved.nbytes)
-            else:
-                record.waits.append(name)
-            return out
-        rule = flop_registry.get(func.overloadpacket)
-        flops = rule(*args, **kwargs, out_val=out) if rule is not None else 0
-        read = [tensor for tensor in there if not (name in SPARSE and tensor is args[0])]
-        distinct = {id(tensor): tensor for tensor in read}
-        record.launches.append(Launch(-1, name, int(flops), sum(tensor.nbytes for tensor in distinct.values())))
-        return out
-
-    def _held(self, tensor: Tensor) -> None:
-        """Count its memory until nobody holds it."""
-        if tensor.device.type != "cuda" or _counted(tensor):
-            return
-        storage = tensor.untyped_storage()
-        nbytes, worker = -(-storage.nbytes() // PIECE) * PIECE, self._worker
-
-        def freed() -> None:
-            worker.record.live -= nbytes
-
-        worker.record.live += nbytes
-        worker.record.peak = max(worker.record.peak, worker.record.live)
-        weakref.finalize(storage, freed)
-
-
-def _counted(tensor: Tensor) -> bool:
-    """Was its memory seen before? From now on it was."""
-    storage = tensor.untyped_storage()
-    before = hasattr(storage, "_semipd_counted")
-    storage._semipd_counted = True  # type: ignore[attr-defined]
-    return before
-
-
-def _by_numbers(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """What an operator gives whose size only the numbers say, so that a device is waited for; None for others."""
-    if not args or not isinstance(args[0], FakeTensor) or args[0].device.type != "cuda":
-        return None
-    first = args[0]
-    match name:
-        case "aten.nonzero":  # all of them
-            return first.new_empty((first.numel(), first.dim()), dtype=torch.int64)
-        case "aten.bincount":
-            return first.new_empty(kwargs.get("minlength", args[2] if len(args) > 2 else 0))
-        case "aten.index" if any(getattr(one, "dtype", None) == torch.bool for one in args[1]):  # none of them
-            return first.new_empty((0, *first.shape[1:]))
-    return None
-
-
-class _Launches:
-    """Notes what is started of Triton's kernels."""
-
-    def __init__(self, worker: FakeWorker) -> None:
-        self._worker = worker
-        self._stack = ExitStack()
-
-    def __enter__(self) -> None:
-        from semipd_engine.kernels.gpu import rows
-
-        def chosen(kernel: Any, grid: tuple[int, ...]) -> Callable[..., None]:
-            return partial(self._note, kernel.fn.__name__, grid)
-
-        self._stack.enter_context(patch.object(type(rows._rms_norm), "__getitem__", chosen))
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def _note(self, name: str, grid: tuple[int, ...], *arguments: object, **options: object) -> None:
-        if all(grid):
-            self._worker.record.launches.append(Launch(-1, f"triton.{name}", 0, 0))

@@ -16,7 +16,8 @@ import torch
 from msgspec.structs import replace
 
 from bench.gpu.models import CONTEXT, Shape, card
-from bench.gpu.step_trace import BLOCK, GREEDY, FakeWorker, Trace
+from bench.gpu.step_trace import BLOCK, GREEDY, FakeWorker
+from bench.gpu.witnesses import Trace
 from semipd_engine.contract import Phase
 from semipd_engine.ipc.steps import Continuation, Row, StepPlan
 from semipd_engine.ipc.tokens import Sampling, pack_bias

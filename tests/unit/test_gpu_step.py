@@ -13,7 +13,8 @@ import pytest
 from msgspec.structs import replace
 
 from bench.gpu.models import CASES, CHUNK, CONTEXT, Shape, card
-from bench.gpu.step_trace import BLOCK, FakeWorker, Trace
+from bench.gpu.step_trace import BLOCK, FakeWorker
+from bench.gpu.witnesses import Trace
 from semipd_engine.contract import EngineOptions
 from semipd_engine.ipc.steps import Row, StepPlan
 from semipd_engine.ipc.tokens import Sampling, pack_bias
