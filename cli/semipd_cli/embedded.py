@@ -1,15 +1,13 @@
 """A service without Kubernetes: the same manifest, agent, engine and status, in the foreground.
 
-It takes the place of the kubelet (starts the agent with the arguments that the pod has) and of the operator (pushes
-configuration when the manifest changes, summarises what the agent reports). Resources are not enforced.
+It takes the place of the operator: it pushes configuration when the manifest changes, and summarises what the agent
+reports. The kubelet's is taken by `agent_process`. Resources are not enforced.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import os
 import secrets
 import signal
 import socket
@@ -21,15 +19,16 @@ from pathlib import Path
 
 from semipd_agent.contract import CONFIG_FILE, AgentConfig, AgentFile, EnginePhase, PartitionReason, token_digest
 from semipd_cli import preflight
+from semipd_cli.agent_process import catch_signals, port_of, start_agent
 from semipd_cli.manifest import Manifest, ManifestError, load_one
-from semipd_cli.preflight import RunError, find
+from semipd_cli.preflight import RunError
 from semipd_cli.status_view import status_line, write_status
 from semipd_operator.agents import AgentClient, AgentError
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.api.v1alpha1.status import SemiPDServiceStatus
 from semipd_operator.render import engine
 from semipd_operator.render.configmap import agent_config
-from semipd_operator.render.pod import GRACE_SECONDS, served_name
+from semipd_operator.render.pod import served_name
 from semipd_operator.render.rolling import Record
 from semipd_operator.status import AgentView, Observed, PodView, summarise
 from semipd_operator.status.events import events
@@ -37,7 +36,6 @@ from semipd_operator.status.summarise import write_due
 
 _PERIOD_SECONDS = 1.0
 _SLO_PERIOD = timedelta(seconds=5)
-_PR_SET_PDEATHSIG = 1
 _RESTART_ALONE = frozenset({PartitionReason.NO_GPU, PartitionReason.USER_MISMATCH})
 """Refusals of the partitioner that only another start can mend. Others may pass, or go with another partition.mode."""
 _NO_UID = ""
@@ -104,7 +102,7 @@ class Embedded:
                 preflight.write_secret(self._options.token_file, self._token)
             self._write_config(folder)
             child = await self._start(folder, directory)
-            self._catch_signals(child)
+            catch_signals(child, self._say, self._asked_to_end)
             watching = asyncio.create_task(self._watch(folder, child))
             try:
                 code = await child.wait()
@@ -139,53 +137,22 @@ class Embedded:
         return agent_config(self._service)
 
     async def _start(self, folder: Path, directory: str) -> asyncio.subprocess.Process:
-        spec = self._service.spec
+        """The agent, with the engine's options that a pod has."""
+        name, asked = served_name(self._service), self._options
         options = engine.options(
-            spec.engine,
-            served_name(self._service),
+            self._service.spec.engine,
+            name,
             model=directory,
-            host=self._options.host,
+            host=asked.host,
             port=self._port,
             run_dir=None,
-            api_key_file=self._options.api_key_file and self._options.api_key_file.absolute(),
+            api_key_file=asked.api_key_file and asked.api_key_file.absolute(),
         )
-        own = ["--config", str(folder / CONFIG_FILE), "--host", "127.0.0.1", "--port", str(self._options.agent_port)]
-        output = self._options.log_file.open("ab") if self._options.log_file else None
-        self._say(f"starting {served_name(self._service)} from {directory} on http://{self._options.host}:{self._port}")
-        try:
-            return await asyncio.create_subprocess_exec(
-                find("semipd-agent"),
-                *own,
-                "--port-file",
-                str(folder / "port"),
-                "--",
-                *options.arguments(),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                # Ctrl-C goes to us alone, and we pass on one SIGTERM: the agent drains.
-                start_new_session=True,
-                preexec_fn=_die_with_parent,
-            )
-        except OSError as error:
-            raise RunError(f"semipd-agent cannot be started ({error.strerror}): install semipd[agent,engine]") from None
-        finally:
-            if output:
-                output.close()
+        self._say(f"starting {name} from {directory} on http://{asked.host}:{self._port}")
+        return await start_agent(folder, asked.agent_port, options.arguments(), asked.log_file)
 
-    def _catch_signals(self, child: asyncio.subprocess.Process) -> None:
-        def stop(number: signal.Signals) -> None:
-            with contextlib.suppress(ProcessLookupError):
-                if self._stopping:
-                    os.killpg(child.pid, signal.SIGKILL)
-                else:
-                    self._say(f"draining (up to {GRACE_SECONDS} s; once more to kill)")
-                    child.send_signal(signal.SIGTERM)
-            self._stopping = self._stopping or number
-
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop, number)
+    def _asked_to_end(self, number: signal.Signals) -> None:
+        self._stopping = self._stopping or number
 
     async def _watch(self, folder: Path, child: asyncio.subprocess.Process) -> None:
         """Until the model is refused for good. What fails in one turn is said, and tried again in the next."""
@@ -194,7 +161,7 @@ class Embedded:
             while True:
                 with self._contained("the manifest cannot be put in force"):
                     self._reread(folder)
-                if client is None and (port := _port(folder / "port")):
+                if client is None and (port := port_of(folder)):
                     client = AgentClient(port, timeout_seconds=2.0)
                 if client is not None:
                     with self._contained("the agent cannot be asked"):
@@ -304,15 +271,3 @@ def _stamp(path: Path) -> tuple[int, int]:
     except OSError:
         return (0, 0)  # an editor replaces the file; the next look finds it
     return (stat.st_mtime_ns, stat.st_ino)
-
-
-def _port(path: Path) -> int:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return 0
-
-
-def _die_with_parent() -> None:
-    """Linux: the agent drains when we are killed; it never stays behind."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
