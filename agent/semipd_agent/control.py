@@ -10,13 +10,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
-from semipd_agent import contract
 from semipd_agent.clock import Clock
 from semipd_agent.config import checked, restarts_auto, start_of, successor
 from semipd_agent.contract import (
     SLO,
     AgentConfig,
-    Decision,
     DecisionOutcome,
     DecisionReason,
     Enforcement,
@@ -26,7 +24,7 @@ from semipd_agent.contract import (
     PartitionState,
     Policy,
 )
-from semipd_agent.decisions import DecisionLog
+from semipd_agent.decisions import DecisionLog, decision
 from semipd_agent.partitioner import Grant, Partitioner, PartitionerUnavailable, Problem
 from semipd_agent.partitioner.unlimited import Unlimited
 from semipd_agent.pilot import Leeway, Pilot
@@ -278,20 +276,7 @@ class SplitController:
         if move.to != before:
             self.changes += 1
             self.last_change_time, self._split_since = wall, self._clock.monotonic()
-        self.log.record(
-            self.intent.epoch,
-            Decision(
-                time=wall,
-                from_split=wire(before),
-                to=wire(move.to),
-                reason=move.reason,
-                metric=move.metric,
-                observed_milliseconds=_milliseconds(move.observed_seconds),
-                target_milliseconds=_milliseconds(move.target_seconds),
-                message=move.message,
-                predicted=move.predicted,
-            ),
-        )
+        self.log.record(self.intent.epoch, decision(before, move, wall))
         self.readback = self._judge()
 
     def _intend(self, split: Split, epoch: int) -> Intent:
@@ -302,12 +287,3 @@ class SplitController:
         while len(self._splits) > EPOCHS_KEPT:
             del self._splits[min(self._splits)]
         return Intent(epoch, quantized, self._clock.monotonic())
-
-
-def wire(split: Split) -> contract.Split:
-    """The engine's split in the agent's contract."""
-    return contract.Split(prefill_percent=split.prefill, decode_percent=split.decode, mixed_tokens=split.mixed_tokens)
-
-
-def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 3)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from dataclasses import dataclass
+from datetime import datetime
 
+from semipd_agent import contract
 from semipd_agent.contract import Decision, DecisionOutcome, DecisionReason
+from semipd_agent.slo.policy import Move
+from semipd_engine.contract import Split
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +84,30 @@ class DecisionLog:
 
     def newest_first(self) -> tuple[Decision, ...]:
         return tuple(e.decision for e in reversed(self._entries))
+
+
+def decision(before: Split, move: Move, time: datetime) -> Decision:
+    """A move of the split that is `before`, as it is told."""
+    return Decision(
+        time=time,
+        from_split=wire(before),
+        to=wire(move.to),
+        reason=move.reason,
+        metric=move.metric,
+        observed_milliseconds=_milliseconds(move.observed_seconds),
+        target_milliseconds=_milliseconds(move.target_seconds),
+        message=move.message,
+        predicted=move.predicted,
+    )
+
+
+def wire(split: Split) -> contract.Split:
+    """The engine's split in the agent's contract."""
+    return contract.Split(prefill_percent=split.prefill, decode_percent=split.decode, mixed_tokens=split.mixed_tokens)
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
 
 
 def _settle(entry: _Entry, outcome: DecisionOutcome) -> None:

@@ -20,7 +20,8 @@ from semipd_agent.contract import (
     StepProfileReport,
     WorkerStatus,
 )
-from semipd_agent.control import SplitController, wire
+from semipd_agent.control import SplitController
+from semipd_agent.decisions import wire
 from semipd_agent.partitioner import Problem
 from semipd_agent.readback import STALE_AFTER
 from semipd_agent.slo.attainment import Attainment
