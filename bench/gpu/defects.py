@@ -239,11 +239,15 @@ DEFECTS: tuple[Defect, ...] = (
         ("self-test", "if 2 * block <= whole:", "if block > whole:"),
     ),
     *_of(
-        f"{ENGINE}/green/probe.py",
+        f"{ENGINE}/green/self_test.py",
         "tests/unit/cuda/test_green.py",
         ("self-test", "        if gone:\n", "        if gone < 0:\n"),
         ("self-test", "if sum(here) > total:", "if sum(here) > sum(wanted):"),
         ("self-test", "if here[0] < wanted[0]:", "if here[0] < 1:"),
+    ),
+    *_of(
+        f"{ENGINE}/green/probe.py",
+        "tests/unit/cuda/test_green.py",
         ("order of ends", "preexec_fn=partial(die_with_parent, os.getpid()),", ""),
         ("order of ends", "        self._process.kill()\n        with", "        with"),
     ),

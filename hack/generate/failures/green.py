@@ -74,7 +74,7 @@ ROWS: tuple[Failure, ...] = (
     Failure(
         "green",
         "The phases' lanes share SMs, or two clients split the device differently",
-        f"{ENGINE}.green.probe:together",
+        f"{ENGINE}.green.self_test:together",
         f"{MPS}.green:Green.read",
         "GreenContextsOverlap, with what was seen: `mps` serves",
         (
@@ -86,7 +86,7 @@ ROWS: tuple[Failure, ...] = (
     Failure(
         "green",
         "Whether the phases' lanes share SMs cannot be seen",
-        f"{ENGINE}.green.probe:together",
+        f"{ENGINE}.green.self_test:together",
         f"{MPS}.green:Green.read",
         "`mps-green` serves, and the status says that it was not seen, and why",
         (
@@ -120,7 +120,7 @@ ROWS: tuple[Failure, ...] = (
     Failure(
         "green",
         "The self-test loses its context, or MPS ends beneath it",
-        f"{ENGINE}.green.probe:examine",
+        f"{ENGINE}.green.self_test:examine",
         f"{MPS}.keeper:Keeper._try_green",
         "GreenProbeFailed, with the driver's name of the error, as above",
         (TROUBLE, HARMED),
