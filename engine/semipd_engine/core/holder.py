@@ -1,7 +1,9 @@
-"""Who holds the limits of a phase: one worker process at a time, as core sees it. `worker_pool` fills and clears it."""
+"""Who holds the limits of a phase: one worker process at a time, as core sees it. `worker_pool` says when."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -9,6 +11,11 @@ from semipd_engine.contract import Phase, WorkerState
 from semipd_engine.core.event_loop import Connection
 from semipd_engine.core.partitions import Rung, contradiction
 from semipd_engine.ipc.steps import CoreToWorker, WorkerToCore
+
+FIRST_BACKOFF_SECONDS = 0.1
+LONGEST_BACKOFF_SECONDS = 1.0
+UNFIT_BACKOFF_SECONDS = 10.0
+"""Until a worker that cannot serve is tried again."""
 
 
 class HolderKey(NamedTuple):
@@ -95,6 +102,27 @@ class Holder:
     @property
     def percent(self) -> int | None:
         return self.rung.percent if self.rung.alone else None
+
+    def asked(self, seat: int, generation: int, now: float) -> None:
+        """A worker is on its way: what was known of the one before is of no worker any more."""
+        self.seat, self.generation, self.state = seat, generation, WorkerState.STARTING
+        self.spawn_at, self.started_at, self.sm_count, self.give_up_at = None, now, None, None
+        self.kill_at, self.orphaned = None, False
+        self.asked_at, self.start_seconds, self.rungs, self.lost = now, {}, {}, {}
+
+    def pause(self) -> float:
+        """Its worker has died: seconds until another is asked for. They grow until one completes a step."""
+        if self.progressed:
+            self.backoff = 0.0
+        found = UNFIT_BACKOFF_SECONDS if self.problem else self.backoff
+        self.backoff = min(LONGEST_BACKOFF_SECONDS, max(FIRST_BACKOFF_SECONDS, self.backoff * 2))
+        return found
+
+    def kill_now(self) -> None:
+        """By a signal, if a worker is there."""
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def send(self, plan: CoreToWorker) -> None:
         assert self.connection is not None

@@ -8,12 +8,10 @@ channel is drained to the end, so that every step it reported is booked, and onl
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
 import selectors
-import signal
 import socket
 import time
 from collections import Counter
@@ -23,7 +21,7 @@ from dataclasses import dataclass, field
 from semipd_engine.contract import Phase, WorkerState
 from semipd_engine.core.event_loop import Connection, EventLoop
 from semipd_engine.core.fault_isolation import Ending
-from semipd_engine.core.holder import Holder, HolderKey
+from semipd_engine.core.holder import LONGEST_BACKOFF_SECONDS, Holder, HolderKey
 from semipd_engine.core.partitions import Partitions, Rung, contradiction
 from semipd_engine.ipc.steps import (
     PlanAnswer,
@@ -38,10 +36,6 @@ from semipd_engine.ipc.steps import (
 from semipd_engine.ipc.workers import Spawned, SpawnFailed, SpawnWorker
 from semipd_engine.pacing.page import SEATS
 
-FIRST_BACKOFF_SECONDS = 0.1
-LONGEST_BACKOFF_SECONDS = 1.0
-UNFIT_BACKOFF_SECONDS = 10.0
-"""Until a worker that cannot serve is tried again."""
 DEATHS_BEFORE_READY = 3
 """A rung whose workers die so often before they are ready is unfit."""
 RETIRE_SECONDS = 10.0
@@ -113,7 +107,7 @@ class WorkerPool:
                 self._buried(holder, Ending())  # dead already, and nobody is left to say how
             else:
                 holder.orphaned = True
-                self._signal(holder)
+                holder.kill_now()
         for holder in [h for h in self._retiring if h.pidfd < 0]:
             self._retiring.remove(holder)
 
@@ -149,7 +143,7 @@ class WorkerPool:
             if holder.give_up_at is not None and now >= holder.give_up_at:
                 self.kill(holder)
             if holder.kill_at is not None and now >= holder.kill_at:
-                self._signal(holder)
+                holder.kill_now()
 
     def _spawn(self, ask: Callable[[SpawnWorker], None], holder: Holder, now: float) -> None:
         taken = {h.seat for h in self.everyone() if h.phase is holder.phase and h.alive}
@@ -157,10 +151,7 @@ class WorkerPool:
         if seat is None:
             return  # some are draining still
         self._generations[holder.phase] += 1
-        holder.seat, holder.generation, holder.state = seat, self._generations[holder.phase], WorkerState.STARTING
-        holder.spawn_at, holder.started_at, holder.sm_count, holder.give_up_at = None, now, None, None
-        holder.kill_at, holder.orphaned = None, False
-        holder.asked_at, holder.start_seconds, holder.rungs, holder.lost = now, {}, {}, {}
+        holder.asked(seat, self._generations[holder.phase], now)
         rung = holder.rung
         environment = dict(rung.environment)
         ask(SpawnWorker(holder.phase, holder.generation, seat, holder.percent, environment, rung.terminate_seconds))
@@ -220,7 +211,7 @@ class WorkerPool:
             self.kill(holder)
         self._run_until(max((holder.kill_at or 0.0 for holder in late), default=0.0))
         for holder in late:
-            self._signal(holder)
+            holder.kill_now()
 
     def _run_until(self, deadline: float) -> None:
         """Core's loop, whose state whoever asks still gets, until no worker is left or it is that late."""
@@ -269,12 +260,7 @@ class WorkerPool:
         if holder.kill_at is None:
             holder.kill_at = time.monotonic() + holder.rung.terminate_seconds
         if not holder.rung.terminate_seconds:
-            self._signal(holder)
-
-    def _signal(self, holder: Holder) -> None:
-        if holder.pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(holder.pidfd, signal.SIGKILL)
+            holder.kill_now()
 
     def _died(self, holder: Holder) -> None:
         """The kernel says that the worker is dead; its parent will say how, if it has one."""
@@ -311,11 +297,9 @@ class WorkerPool:
             if holder.early_deaths % DEATHS_BEFORE_READY == 0:
                 times = f"{holder.early_deaths} times in a row it died before it was ready; its log says why"
                 self.partitions.unfit(holder.phase, holder.rung, "WorkerDied", times)
-        if holder.progressed:
-            holder.backoff = 0.0
+        pause = holder.pause()
         if self._ask is not None:
-            holder.spawn_at = time.monotonic() + (UNFIT_BACKOFF_SECONDS if holder.problem else holder.backoff)
-        holder.backoff = min(LONGEST_BACKOFF_SECONDS, max(FIRST_BACKOFF_SECONDS, holder.backoff * 2))
+            holder.spawn_at = time.monotonic() + pause
         log.warning("%s worker %d died (generation %d): %s", holder.title, holder.pid, holder.generation, ending)
 
     def everyone(self) -> Iterator[Holder]:
