@@ -1,5 +1,5 @@
-// x @ weight.T over packed panels, for any number of rows. Threads take panels; each weight is read from memory once for
-// a call (with AMX for each 512 rows), and stays in the second-level cache for the blocks of rows that follow. A gated
+// x @ weight.T over packed panels, for any number of rows. Threads take panels, of many rows in parts; each weight is read
+// from memory once for a call (with AMX for each 512 rows), and stays in a cache for the blocks of rows that follow. A gated
 // product takes two panels together, of the gate and of the up, and writes silu(gate) * up: with the bits of the product
 // and then `silu_mul`.
 #pragma once
@@ -20,6 +20,9 @@ struct Linear {
     bool out_float;
     bool gated;  // the second half of the panels belongs to the first, and out is as wide as one
 };
+
+// Rows for which a panel is worth being read by another thread, too.
+constexpr int64_t LEAST_PART = 48;
 
 // Elements of a panel: pairs of bfloat16 are padded to whole AMX tiles of 32.
 inline int64_t panel_size(const float*, int64_t K) { return K * PANEL; }
@@ -61,13 +64,14 @@ inline void finish(const Linear<T>& p, int64_t panel, int64_t first, int64_t cou
         }
 }
 
+// Of rows begin .. end - 1.
 template <class T>
-inline void linear_panel(const Linear<T>& p, int64_t panel) {
+inline void linear_panel(const Linear<T>& p, int64_t panel, int64_t begin, int64_t end) {
     using D = typename DotOf<T>::type;
     const T* w = p.w + panel * panel_size(p.w, p.K);
-    int64_t blocks = (p.rows + D::ROWS - 1) / D::ROWS;
+    int64_t blocks = (end - begin + D::ROWS - 1) / D::ROWS;
     for (int64_t b = 0; b < blocks; b++) {
-        int64_t first = p.rows * b / blocks, count = p.rows * (b + 1) / blocks - first;
+        int64_t first = begin + (end - begin) * b / blocks, count = begin + (end - begin) * (b + 1) / blocks - first;
         const T* rows[D::ROWS];
         for (int64_t r = 0; r < count; r++) rows[r] = p.x + (first + r) * p.ldx;
         alignas(64) float sums[D::ROWS * PANEL], ups[D::ROWS * PANEL];
@@ -95,8 +99,13 @@ inline void linear(const Linear<T>& p, int64_t first_panel, int64_t last_panel) 
 #if defined(__AMX_BF16__)
     if constexpr (sizeof(T) == 2) return amx_linear(p, first_panel, last_panel);
 #endif
-    parallel(last_panel - first_panel, 2, [&](auto next) {
-        for (int64_t item = next(); item >= 0; item = next()) linear_panel(p, first_panel + item);
+    // Nine panels are five for one thread and four for the other, who waits: a prompt's are shared by rows, too.
+    const int64_t parts = p.rows < 2 * LEAST_PART ? 1 : p.rows < 4 * LEAST_PART ? 2 : 4;
+    parallel((last_panel - first_panel) * parts, 2, [&](auto next) {
+        for (int64_t item = next(); item >= 0; item = next()) {
+            const int64_t part = item % parts;
+            linear_panel(p, first_panel + item / parts, p.rows * part / parts, p.rows * (part + 1) / parts);
+        }
     });
 }
 
