@@ -33,6 +33,7 @@ from semipd_agent.restarts import RestartCounts
 from semipd_agent.slo.attainment import Attainment
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.policy import Move, clamp, isolated
+from semipd_agent.slo.preparation import Preparation
 from semipd_agent.slo.profiles import Profiles
 from semipd_agent.slo.step_model import ShareLaw
 from semipd_agent.tasks import Faults
@@ -214,13 +215,15 @@ class SplitController:
             self.pilot.rest()
         if snapshot is None or snapshot.observation is None or slo is None:
             return
-        verdict = self.pilot.decided(snapshot.observation, self._leeway(slo), self._clock.monotonic())
+        verdict = self.pilot.decided(snapshot.observation, self._leeway(slo, snapshot), self._clock.monotonic())
         if verdict is not None and verdict.move is not None:
             self._move(verdict.move)
 
-    def _leeway(self, slo: SLO) -> Leeway:
+    def _leeway(self, slo: SLO, snapshot: EngineSnapshot) -> Leeway:
         bounds, grid = self.config.partition.bounds, Grid(self.partitioner.rungs)
-        return Leeway(slo, self.requested, bounds, grid, self._mixes, self.readback.settled, self.config.admission)
+        first = Preparation.told(snapshot.workers) if self.partitioner.prepares else None
+        settled, admission = self.readback.settled, self.config.admission
+        return Leeway(slo, self.requested, bounds, grid, self._mixes, settled, admission, first)
 
     def attained(self, slo: SLO, now: float) -> Attainment:
         """Of the SLO's window, and of what is there now."""

@@ -20,6 +20,7 @@ from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.load import Load, advance
 from semipd_agent.slo.policy import SplitPolicy, Verdict, ask
 from semipd_agent.slo.predictive import ModelPredictive
+from semipd_agent.slo.preparation import Preparation
 from semipd_agent.slo.profiles import Profiles, ProfileUsed
 from semipd_agent.slo.recording import Recorder
 from semipd_agent.slo.step_model import ShareLaw
@@ -46,6 +47,8 @@ class Leeway:
     settled: bool
     """The split is in force: before that nothing is decided."""
     admission: Admission = Admission.OFF
+    preparation: Preparation | None = None
+    """What a move takes before it is in force; None: nothing."""
 
     def in_reach(self, o: Observation) -> Sequence[Split]:
         """Splits that a policy may choose, and the present one."""
@@ -134,14 +137,15 @@ class Pilot:
             self._hold_against(o, slo, now)
         verdict, late = None, self.gate.ttft_seconds or math.inf
         if self.policy is not None and leeway.settled:
-            evidence = Evidence.of(o, self.window.requests(now, POLICY_SECONDS), self._load, late)
+            finished = self.window.requests(now, POLICY_SECONDS)
+            evidence = Evidence.of(o, finished, self._load, late, leeway.preparation)
             verdict, failed = ask(self.policy, evidence, leeway.split, leeway.bounds, leeway.grid, now)
             self.verdict = verdict
             if failed is not None:
                 self._faults.note("policy", failed)
         self._keep_gate(o, leeway)
         with self._faults.contained("recorder"):
-            self.recorder.tick(self._before, self._load, o, leeway.split, now, verdict, late)
+            self.recorder.tick(self._before, self._load, o, leeway.split, now, verdict, late, leeway.preparation)
         return verdict
 
     def _hold_against(self, o: Observation, slo: SLO, now: float) -> None:

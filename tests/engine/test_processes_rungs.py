@@ -27,9 +27,11 @@ from tests.engine.rung_driver import (
 
 from e2e.lib.process import runs
 from e2e.lib.waiting import wait_until
+from semipd_agent.slo.preparation import ASSUMED_SECONDS, Preparation
 from semipd_engine.contract import (
     EngineState,
     Phase,
+    Split,
 )
 
 pytestmark = pytest.mark.engine
@@ -55,7 +57,11 @@ def test_two_rungs_of_each_phase_are_warm_and_say_what_they_see(engine: Engine) 
     workers = wait_ready(engine, 4)
     assert set(workers) == {(Phase.PREFILL, 60), (Phase.PREFILL, 100), (Phase.DECODE, 40), (Phase.DECODE, 100)}
     assert {key: w.sm_count for key, w in workers.items()} == {key: rungs.sms(key[1]) for key in workers}
-    assert routed(engine.snapshot()) == {Phase.PREFILL: 60, Phase.DECODE: 40}
+    snapshot = engine.snapshot()
+    assert routed(snapshot) == {Phase.PREFILL: 60, Phase.DECODE: 40}
+    told = Preparation.told(snapshot.workers)
+    assert (told.prefill, told.decode) == ((60, 100), (40, 100)), "the agent reads it out of the same reports"
+    assert 0 < told.seconds != ASSUMED_SECONDS, "and how long a worker's start takes"
     assert len({w.pid for w in workers.values()}) == 4
     title = Path(f"/proc/{workers[Phase.PREFILL, 60].pid}/cmdline").read_bytes()
     assert title.rstrip(b"\0").decode() == "semipd: prefill 60%"
@@ -96,6 +102,7 @@ def test_a_phase_alone_runs_on_its_whole_worker(engine: Engine) -> None:
 
 def test_a_warm_rung_is_in_force_with_the_answer(engine: Engine) -> None:
     before = wait_ready(engine, 4)
+    assert Preparation.told(before.values()).takes(Split()) == 0
     assert ask(engine, rungs.plan(100, 100)) == 2  # both are warm: no preparation
     assert routed(engine.snapshot()) == {Phase.PREFILL: 100, Phase.DECODE: 100}
     workers = wait_ready(engine, 2)
@@ -109,6 +116,7 @@ def test_a_cold_rung_is_prepared_while_the_old_one_serves(engine: Engine, tmp_pa
     load, warm = Load(engine), tmp_path / "warm"
     try:
         cold = rungs.plan_of(rungs.limit(30, start=str(warm)), rungs.limit(40))
+        assert Preparation.told(before.values()).takes(cold.split) > 0
         assert ask(engine, cold) == 1
         finished = len(load.finished)
 
@@ -124,6 +132,8 @@ def test_a_cold_rung_is_prepared_while_the_old_one_serves(engine: Engine, tmp_pa
         wait_until(lambda: engine.snapshot().split_epoch == 2, describe="the cold rung in force")
         workers = wait_ready(engine, 4)
         assert routed(engine.snapshot()) == {Phase.PREFILL: 30, Phase.DECODE: 40}
+        after = Preparation.told(workers.values())
+        assert (after.takes(cold.split), after.takes(Split(prefill=60, decode=40)) > 0) == (0, True), "now 60 % is cold"
         kept = [(Phase.PREFILL, 100), (Phase.DECODE, 40), (Phase.DECODE, 100)]
         assert [workers[key].pid for key in kept] == [before[key].pid for key in kept]
         wait_until(lambda: not runs(before[Phase.PREFILL, 60].pid), describe="the old worker's end")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from semipd_agent.contract import SLO, AgentConfig
 from semipd_agent.control import SplitController
-from semipd_agent.partitioner import Grant
+from semipd_agent.partitioner import Grant, Partitioner
 from semipd_agent.partitioner.cpu_paced import CpuPaced
 from semipd_agent.slo.policy import prefill_share
 from semipd_cli.simulator.engine import Arrival, Size, VirtualEngine
@@ -134,9 +134,11 @@ class Pod:
         speed: Speed | None = None,
         size: Size | None = None,
         now: float = 0.0,
+        backend: Partitioner | None = None,
     ) -> None:
         self.clock = FakeClock(now)
-        self.controller = SplitController(lambda mode: CpuPaced(Grant(cpus=(0, 1))), config, self.clock)
+        chosen = backend or CpuPaced(Grant(cpus=(0, 1)))
+        self.controller = SplitController(lambda mode: chosen, config, self.clock)
         speed = speed or Speed()
         oracle = Oracle(prefill=(0.0, speed.prompt_token, 0.0), decode=(speed.step, speed.row, 0.0))
         size = size or Size(max_num_seqs=256, kv_tokens=10**6)
@@ -154,7 +156,7 @@ class Pod:
             state=EngineState.READY,
             split_epoch=self._epoch,
             split=engine.split,
-            workers=tuple(worker(phase, self._epoch) for phase in Phase),
+            workers=self.workers(self._epoch),
             observation=engine.observe(self.controller.pilot.window.cursor),
         )
         engine.follow(self.controller.pilot.gate)  # the question carries what the last answer said
@@ -162,6 +164,9 @@ class Pod:
         if (message := self.controller.pending()) is not None:
             self._epoch = message.split_epoch
             engine.switch(message.plan.split, 0.0)
+
+    def workers(self, epoch: int) -> tuple[WorkerReport, ...]:
+        return tuple(worker(phase, epoch) for phase in Phase)
 
 
 def simulate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from tests.unit.agent_bench import Bench, config, split
@@ -376,6 +376,9 @@ def test_a_backend_that_cannot_mix_is_never_asked_to() -> None:
     asked = AgentConfig(generation=1, slo=SLO(ttft_milliseconds=500), partition=partition)
     bench = Bench(asked, backend_of(Isolated))
     observation = Observation(core_id="c", at=1.0, prefill_chunk_tokens=512)
-    mixing = Bench(asked)
-    assert not any(s.mixed_tokens for s in bench.controller._leeway(SLO(ttft_milliseconds=500)).in_reach(observation))
-    assert any(s.mixed_tokens for s in mixing.controller._leeway(SLO(ttft_milliseconds=500)).in_reach(observation))
+
+    def in_reach(pod: Bench) -> Sequence[EngineSplit]:
+        return pod.controller._leeway(SLO(ttft_milliseconds=500), pod.snapshot()).in_reach(observation)
+
+    assert not any(s.mixed_tokens for s in in_reach(bench))
+    assert any(s.mixed_tokens for s in in_reach(Bench(asked)))

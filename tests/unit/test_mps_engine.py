@@ -7,19 +7,24 @@ on a GPU.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.engine.harness import ApiClient
 from tests.engine.load import Load
+from tests.unit.test_agent_process import TOKEN
 from tests.unit.test_mps_process import GpuAgent
 
 from e2e.lib.process import runs
+from semipd_agent.slo.preparation import ASSUMED_SECONDS
+from semipd_agent.slo.recording import replayed
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,6 +98,29 @@ def test_warm_and_cold_rungs_under_load(agent: Loaded) -> None:
     agent.wait_applied(30, 50)
     agent.wait(lambda: set(agent.workers()) == {("prefill", 38), ("prefill", 132), ("decode", 66), ("decode", 132)})
     agent.more()
+
+
+def test_auto_is_told_which_rungs_are_warm(agent: Loaded) -> None:
+    """What it saw is in its recording: the rungs with a worker, and how long the start of one takes here."""
+    slo = {"ttftMilliseconds": 60_000, "tpotMilliseconds": 60_000}
+    partition = {"mode": "Auto", "split": {"prefillPercent": 60, "decodePercent": 80}}
+    body = {"generation": 2, "slo": slo, "partition": partition}
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    assert agent.http.put("/v1/config", json=body, headers=bearer).status_code == 200
+    told: list[dict[str, Any]] = []
+
+    def lines() -> list[str]:
+        return agent.http.get("/v1/recording", headers=bearer).text.splitlines()
+
+    def judged() -> bool:
+        ticks = [json.loads(line).get("tick") for line in lines()]
+        told[:] = [tick["preparation"] for tick in ticks if tick and tick["verdict"]]
+        return len(told) > 2
+
+    agent.wait(judged)
+    assert all((each["prefill"], each["decode"]) == ([60, 100], [80, 100]) for each in told)
+    assert all(0 < each["seconds"] != ASSUMED_SECONDS for each in told)
+    assert all(tick.same for tick in replayed(lines()))
 
 
 def test_a_workers_death_in_mid_step_costs_nobody_else_anything(agent: Loaded) -> None:

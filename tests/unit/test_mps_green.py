@@ -39,7 +39,7 @@ def says(**fields: object) -> str:
 async def test_where_the_self_test_allows_it_a_split_is_two_streams_of_the_same_workers(bench: MpsBench) -> None:
     await bench.in_force()
     mps = bench.mps
-    assert (mps.name, mps.rungs, mps.notice) == ("mps-green", LADDER, "")
+    assert (mps.name, mps.rungs, mps.notice) == ("mps-green", LADDER, "") and not mps.prepares
     plans = [mps.plan(Split(prefill=60, decode=40)), mps.plan(Split(prefill=100, decode=20))]
     limits = [limit for plan in plans for limit in (plan.prefill, plan.decode, plan.whole) if limit is not None]
     assert [(each.percent, each.rung, each.sm_count) for each in limits] == [
@@ -102,7 +102,7 @@ async def test_a_refusal_is_told_by_name_and_remedy_and_mps_serves(bench: MpsBen
     bench.faults(fault)
     await bench.in_force()
     mps = bench.mps
-    assert mps.name == "mps" and mps.rungs == LADDER
+    assert mps.name == "mps" and mps.rungs == LADDER and mps.prepares
     assert mps.notice.startswith("mps is in force in place of mps-green: ") and said in mps.notice
     assert mps.notice.endswith("unset SEMIPD_PARTITION_BACKEND to be rid of this message")
     limit = mps.plan(Split(prefill=60, decode=40)).prefill

@@ -38,6 +38,10 @@ class Partitioner(Protocol):
     """Can it have no isolation, too (`Split.mixed_tokens`)?"""
 
     @property
+    def prepares(self) -> bool:
+        """Is each rung a worker of its own, so that one without has to be prepared before a move?"""
+
+    @property
     def notice(self) -> str:
         """What was asked for and is not in force, or not proved, and what helps; empty: nothing of that kind."""
 
@@ -100,6 +104,7 @@ class Passive:
     notice = ""
     settle_seconds = 15.0
     mixes = False
+    prepares = False
     ready = True
     incarnation = 0
     lost: Problem | None = None

@@ -18,6 +18,7 @@ from semipd_agent.contract import SLO, Bounds
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.load import Load
 from semipd_agent.slo.policy import unlimited
+from semipd_agent.slo.preparation import Preparation
 from semipd_agent.slo.replay import Job, Live, latencies
 from semipd_engine.contract import Observation, Phase, Split
 
@@ -68,7 +69,8 @@ class Constants:
     dwell: float = 5.0
     cold_dwell: float = 15.0
     cold_cost: float = 0.01
-    """What the preparation of a rung costs, as a part of the requests of the horizon."""
+    """Where a rung must be prepared: the time to the last move, but in an emergency; and what its worker's start costs
+    those who are served beside it, as a part of the requests of the horizon (assumed)."""
     forget_bias: float = 300.0
     most_bias: float = 0.2
     regret: float = 0.05
@@ -108,11 +110,15 @@ class Setting:
     """The configured split; None: the one in force is as good as any."""
     mixes: bool = False
     """No isolation is a choice, too."""
-    warm: frozenset[Split] | None = None
-    """Splits whose rungs have workers; None: a move costs nothing anywhere."""
+    preparation: Preparation | None = None
+    """None: every split is in force at once."""
     late: float = math.inf
     """Who would have its first token later than so many seconds is refused (`admission`)."""
     constants: Constants = Constants()
+
+    def delay(self, to: Split) -> float:
+        """Seconds until `to` would be in force."""
+        return 0.0 if self.preparation is None or to == self.split else self.preparation.takes(to)
 
 
 def candidates(s: Setting) -> list[Split]:

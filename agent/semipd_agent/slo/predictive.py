@@ -104,13 +104,15 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
     state = _held_against_reality(state, here, o, load, s)
     splits = dict.fromkeys((here, home, *_within_knowledge(candidates(s), load, c), *mixed_choices(o, s)))
     glances = {split: future.play(split, c.glance).mean for split in splits}
-    best_few = sorted(glances, key=lambda split: -glances[split])[: c.finalists]
+    best_few = sorted(glances, key=lambda split: -_priced(split, glances[split], glances[here], s))[: c.finalists]
     loads = future.loads
     tried = {split: future.play(split, c.longest, loads) for split in dict.fromkeys((here, home, *best_few))}
 
+    def lasting(split: Split) -> float:
+        return tried[split].mean + _bias(state, split, now, c)
+
     def value(split: Split) -> float:
-        cost = c.cold_cost if s.warm is not None and split not in s.warm else 0.0
-        return tried[split].mean + _bias(state, split, now, c) - (cost if split != here else 0.0)
+        return _priced(split, lasting(split), lasting(here), s)
 
     best = max(tried, key=lambda split: (value(split), split == here, split.prefill + split.decode))
     here_told, best_told = tried[here].told(here, s), tried[best].told(best, s)
@@ -124,8 +126,9 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
     to, reason = best, "Emergency" if emergency else "Gain"
     if best == here or (gain < needed and not emergency):
         apart = home != clamp(s.split, s.bounds, s.grid)  # the configured split may lie between two rungs
-        lasting = now - max(state.regime, load.since) >= c.home_after
-        unneeded = apart and lasting and not state.moves and not o.queue and value(home) >= value(here) - c.as_good
+        settled = now - max(state.regime, load.since) >= c.home_after
+        # It comes back for good, in a time without haste: what its preparation costs is once.
+        unneeded = apart and settled and not state.moves and not o.queue and lasting(home) >= lasting(here) - c.as_good
         if not unneeded or tried[home].mean < c.content:
             why = "Best" if best == here else "TooLittleGain"
             return Hold(why, best_told, here_told), replace(state, intent="", confirmed=0)
@@ -136,7 +139,7 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
     state = replace(state, intent=intent, confirmed=state.confirmed + 1 if intent == state.intent else 1)
     if state.confirmed < c.confirmations or (young and not emergency):
         return Hold("Confirming", best_told, here_told), state
-    dwell = c.cold_dwell if s.warm is not None and to not in s.warm else c.dwell
+    dwell = c.cold_dwell if s.delay(to) and not emergency else c.dwell
     if now - state.moved_at < dwell:
         return Hold("Dwell", best_told, here_told), state
     worse_ttft = here_told.ttft / seconds_of(s.slo.ttft_milliseconds) >= here_told.tpot / seconds_of(
@@ -162,6 +165,12 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
         blamed=None,
         watch=None,
     )
+
+
+def _priced(split: Split, value: float, stays: float, s: Setting) -> float:
+    """Until a worker that must be prepared is ready, those who come are served as now (`stays`), beside its start."""
+    late, c = s.delay(split), s.constants
+    return value if not late else stays + (value - stays) * c.horizon / (c.horizon + late) - c.cold_cost
 
 
 def _within_knowledge(splits: Iterable[Split], load: Load, c: Constants) -> list[Split]:
@@ -240,7 +249,15 @@ class ModelPredictive:
         if o is None or load is None:
             return Verdict(feasible_reason="NoObservation", message="the engine does not tell what it observes")
         setting = Setting(
-            self.slo, split, bounds, self.grid, self.home, self.mixes, late=evidence.late, constants=self._constants
+            self.slo,
+            split,
+            bounds,
+            self.grid,
+            self.home,
+            self.mixes,
+            evidence.preparation,
+            evidence.late,
+            self._constants,
         )
         choice, self.state = decide(o, load, self.state, setting)
         if isinstance(choice, Opening):

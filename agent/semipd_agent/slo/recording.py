@@ -25,6 +25,7 @@ from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.load import Load, advance
 from semipd_agent.slo.policy import SplitPolicy, Verdict, ask
 from semipd_agent.slo.predictive import ModelPredictive, State
+from semipd_agent.slo.preparation import Preparation
 from semipd_agent.slo.step_model import Kind, kinds
 from semipd_agent.slo.window import Evidence
 from semipd_engine.contract import Observation, Split, StepTimes
@@ -38,6 +39,7 @@ PIECE_BYTES = 1 << 18
 """Unpacked at once for a reader: a recording may be tens of megabytes, and the agent has few."""
 _LOAD, _STATE, _JUDGE, _KINDS = TypeAdapter(Load), TypeAdapter(State), TypeAdapter(Judge), TypeAdapter(set[Kind])
 _VERDICT: TypeAdapter[Verdict | None] = TypeAdapter(Verdict | None)
+_PREPARATION: TypeAdapter[Preparation | None] = TypeAdapter(Preparation | None)
 
 
 class RecordingError(Exception):
@@ -89,9 +91,10 @@ class Recorder:
         now: float,
         verdict: Verdict | None,
         late: float = math.inf,
+        preparation: Preparation | None = None,
     ) -> None:
-        """`before`, `after`: the load without and with `o`. `verdict`: None where the policy was not asked. `late`: as
-        `Evidence.late`.
+        """`before`, `after`: the load without and with `o`. `verdict`: None where the policy was not asked. `late` and
+        `preparation`: as `Evidence` has them.
 
         What is not written whole is followed by a new segment: a load that no tick led to is not the one of before."""
         if self._policy is None:
@@ -111,7 +114,9 @@ class Recorder:
         gone = [kind for kind in told if kind not in steps]
         self._steps = steps
         told_now = {"now": now, "split": split, "gone": gone, "verdict": verdict}
-        line = json.dumps(_plain(told_now | ({"late": late} if late < math.inf else {})))
+        told_now |= {"late": late} if late < math.inf else {}
+        told_now |= {"preparation": preparation} if preparation is not None else {}
+        line = json.dumps(_plain(told_now))
         self._segments[-1].write(f'{{"o":{fresh.model_dump_json()},"tick":{line}}}')
         self._load = after
 
@@ -182,6 +187,7 @@ def replayed(lines: Iterable[str | bytes]) -> Iterator[Replayed]:
             split, verdict = Split.model_validate(tick["split"]), _VERDICT.validate_python(tick["verdict"])
             gone = _KINDS.validate_python(tick["gone"])
             late = float(tick.get("late", math.inf))
+            preparation = _PREPARATION.validate_python(tick.get("preparation"))
         except (KeyError, TypeError, ValueError) as error:
             raise RecordingError(f"line {number} is none of a recording ({type(error).__name__})") from error
         if policy is None:
@@ -197,9 +203,8 @@ def replayed(lines: Iterable[str | bytes]) -> Iterator[Replayed]:
             raise RecordingError(f"line {number}: nothing follows from it ({type(error).__name__})") from error
         again = None
         if verdict is not None:
-            again, _ = ask(
-                policy, Evidence(observation=o, load=load, late=late), split, bounds, policy.grid, tick["now"]
-            )
+            evidence = Evidence(observation=o, load=load, late=late, preparation=preparation)
+            again, _ = ask(policy, evidence, split, bounds, policy.grid, tick["now"])
         yield Replayed(o, split, verdict, again)
     if not number:
         raise RecordingError("it is empty")

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from semipd_agent.slo.load import Load
+from semipd_agent.slo.preparation import Preparation
 from semipd_engine.contract import Arrival, FinishedRequest, Observation
 
 CAPACITY = 16_384
@@ -81,15 +82,23 @@ class Evidence:
     load: Load | None = None
     late: float = math.inf
     """Who would have its first token later than so many seconds is refused (`admission`)."""
+    preparation: Preparation | None = None
+    """What stands between a decision and its split; None: nothing."""
 
     @classmethod
     def of(
-        cls, o: Observation, finished: tuple[FinishedRequest, ...], load: Load | None = None, late: float = math.inf
+        cls,
+        o: Observation,
+        finished: tuple[FinishedRequest, ...],
+        load: Load | None = None,
+        late: float = math.inf,
+        preparation: Preparation | None = None,
     ) -> Evidence:
         waiting = [q.received_at for q in o.queue if q.first_token_at is None]
         waiting += [r.received_at for r in o.running if r.first_token_at is None]
         prefilling = any(r.uncomputed_tokens for r in o.running)
-        return cls(finished, o.arrivals, tuple(sorted(waiting)), bool(o.queue) and not prefilling, o, load, late)
+        held_back = bool(o.queue) and not prefilling
+        return cls(finished, o.arrivals, tuple(sorted(waiting)), held_back, o, load, late, preparation)
 
     @property
     def prefill_load(self) -> float | None:

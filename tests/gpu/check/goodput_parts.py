@@ -153,6 +153,7 @@ class RungsOfCheck(Passive):
     name = "mps"
     enforcement = Enforced.SPATIAL_CAP
     rungs = ladder.LADDER
+    prepares = True
     settle_seconds = 180.0
 
     def __init__(self, rungs: Rungs) -> None:

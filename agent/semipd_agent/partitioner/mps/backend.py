@@ -113,6 +113,10 @@ class Mps:
         return ladder.LADDER if green is None else tuple(each for each in green.rungs if each not in self._lost)
 
     @property
+    def prepares(self) -> bool:
+        return self._keeper.green is None
+
+    @property
     def losses(self) -> int:
         """Daemons that were lost while they were in force."""
         return self._keeper.losses

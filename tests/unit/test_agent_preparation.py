@@ -1,0 +1,218 @@
+"""What a move to a rung without a worker costs: told by the workers, priced by the policy, and in the recording."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+from tests.unit.agent_plant import Pod, Speed, poisson, worker
+
+from semipd_agent.contract import SLO, AgentConfig, Bounds, Mode, PartitionConfig
+from semipd_agent.partitioner import Grant
+from semipd_agent.partitioner.cpu_paced import CpuPaced
+from semipd_agent.partitioner.mps.ladder import LADDER, quantize
+from semipd_agent.partitioner.unlimited import Unlimited
+from semipd_agent.slo.future import Constants, Setting
+from semipd_agent.slo.grid import Grid
+from semipd_agent.slo.load import Load, advance
+from semipd_agent.slo.predictive import Decision, Hold, State, _priced, decide
+from semipd_agent.slo.preparation import ASSUMED_SECONDS, Preparation
+from semipd_agent.slo.recording import replayed
+from semipd_agent.slo.step_model import ASSUMED, StepModel
+from semipd_engine.contract import (
+    Arrival,
+    EngineSnapshot,
+    EngineState,
+    Observation,
+    Phase,
+    Split,
+    WorkerReport,
+    WorkerState,
+)
+
+pytestmark = pytest.mark.unit
+GRANT = Grant(cpus=(0, 1))
+
+
+# ---- what workers tell ----------------------------------------------------------------------------------------------
+
+
+def on_rung(phase: Phase, percent: int, generation: int = 1, *starts: float, **changes: object) -> WorkerReport:
+    parts = dict(zip(("launch", "context", "warm_up"), starts, strict=False))
+    told = {"percent": percent, "generation": generation, "start_seconds": parts}
+    return worker(phase, 1).model_copy(update=told | changes)
+
+
+SERVING = (
+    on_rung(Phase.PREFILL, 60, 3, 0.5, 1.0, 2.0),
+    on_rung(Phase.PREFILL, 100, 1, 9.0, 1.0, 2.0, routed=False),
+    on_rung(Phase.DECODE, 40, 2, 0.5, 1.5, 4.0),
+    on_rung(Phase.DECODE, 100, 1, 8.0, 1.0, 2.0, routed=False),
+    on_rung(Phase.DECODE, 20, 3, state=WorkerState.STARTING),
+    on_rung(Phase.DECODE, 30, 4, state=WorkerState.DEAD),
+    on_rung(Phase.DECODE, 50, 1, 30.0, ending=True),
+)
+
+
+def over_the_socket(*workers: WorkerReport, without: Iterable[str] = ()) -> tuple[WorkerReport, ...]:
+    snapshot = EngineSnapshot(monotonic_time=0, state=EngineState.READY, workers=workers)
+    line = json.loads(snapshot.model_dump_json())
+    for each in line["workers"]:
+        for name in without:
+            del each[name]
+    return EngineSnapshot.model_validate_json(json.dumps(line)).workers
+
+
+def test_a_split_is_warm_where_both_phases_have_a_ready_worker_of_their_rung() -> None:
+    told = Preparation.told(over_the_socket(*SERVING))
+    assert told == Preparation((60, 100), (40, 100), 6.0), "the youngest of each phase, and of both the slower one"
+    warm = [Split(prefill=x, decode=y) for x in LADDER for y in LADDER if told.takes(Split(prefill=x, decode=y)) == 0]
+    assert list(map(str, warm)) == ["60/40", "60/100", "100/40", "100/100"]
+    assert told.takes(Split(prefill=60, decode=20)) == 6.0
+
+
+def test_an_engine_that_does_not_tell_its_starts_is_taken_to_need_the_assumed_time() -> None:
+    older = over_the_socket(*SERVING, without=["start_seconds"])
+    assert Preparation.told(older) == Preparation((60, 100), (40, 100), ASSUMED_SECONDS)
+
+
+def test_where_a_live_workers_limit_changes_nothing_is_prepared() -> None:
+    assert not CpuPaced(GRANT).prepares and not Unlimited(GRANT, {}).prepares
+
+
+# ---- what the policy makes of it ------------------------------------------------------------------------------------
+
+SLO_ = SLO(ttft_milliseconds=2000, tpot_milliseconds=200)
+READY = State(regime=40.0, intent="gain prefill", confirmed=1)
+SLIGHT, URGENT = (40, 0.6), (30, 0.3)
+"""Prefill's share beside decode's 100, and seconds between two prompts: what another split gains."""
+
+
+def decided(
+    load: tuple[int, float],
+    preparation: Preparation | None,
+    state: State = READY,
+    home: Split | None = None,
+    since: float = 40.0,
+) -> Decision | Hold:
+    """A minute in which decode has far more than it needs."""
+    prefill, gap = load
+    arrivals = tuple(Arrival(id=n, at=100.0 + gap * (n - 60), prompt_tokens=1500) for n in range(60))
+    o = Observation(core_id="c", at=100.0, arrivals=arrivals, prefill_chunk_tokens=512, max_num_seqs=64)
+    model = StepModel(replace(ASSUMED, prefill=(0.0, 1e-4, 0.0), decode=(0.01, 0.0, 0.0), measured=True))
+    known = advance(Load(model=model), o)
+    known = replace(known, lengths=((1500, 100),) * 60, regime_since=since, since=since)
+    here = Split(prefill=prefill, decode=100)
+    setting = Setting(SLO_, here, Bounds(), Grid(LADDER), home, preparation=preparation)
+    choice, _ = decide(o, known, state, setting)
+    assert isinstance(choice, Decision | Hold)
+    return choice
+
+
+def cold(load: tuple[int, float], seconds: float = 20.0) -> Preparation:
+    """But for the split in force."""
+    return Preparation((load[0],), (100,), seconds)
+
+
+def test_a_gain_that_is_worth_a_warm_move_may_not_be_worth_a_preparation() -> None:
+    without, warm = decided(SLIGHT, None), decided(SLIGHT, Preparation(LADDER, LADDER, 20.0))
+    assert isinstance(without, Decision) and warm == without, "all is warm: nothing is another"
+    soon, late = (decided(SLIGHT, cold(SLIGHT, seconds)) for seconds in (10.0, 90.0))
+    assert isinstance(soon, Decision) and soon.to == without.to
+    assert isinstance(late, Hold) and late.reason == "TooLittleGain"
+
+
+def test_an_emergency_moves_to_a_cold_rung_too() -> None:
+    """And does not wait for the longer time to the last move, which others do."""
+    just_moved = replace(READY, moved_at=92.0)
+    for state in (READY, just_moved):
+        moved = decided(URGENT, cold(URGENT), state)
+        assert isinstance(moved, Decision) and moved.reason == "Emergency"
+        assert cold(URGENT).takes(moved.to) > 0
+
+
+def test_a_warm_rung_is_preferred_to_one_that_is_a_little_better() -> None:
+    best = decided(URGENT, None)
+    assert isinstance(best, Decision)
+    near = Split(prefill=100, decode=20)
+    assert best.to != near
+    moved = decided(URGENT, Preparation((URGENT[0], 100), (20, 100), 20.0))
+    assert isinstance(moved, Decision) and moved.to == near
+
+
+@pytest.mark.parametrize(("moved_at", "reason"), [(92.0, "Dwell"), (84.0, "Headroom")])
+def test_the_configured_split_comes_back_at_leisure(moved_at: float, reason: str) -> None:
+    """Its rungs are cold, and what it costs to prepare them once is no reason to stay away for good. 8 s after a move
+    it is not prepared yet, where a warm one would be in force."""
+    home, calm = Split(prefill=80, decode=60), (100, 3.0)
+    ready = State(regime=-100.0, intent="give back prefill", confirmed=1, moved_at=moved_at)
+    found = decided(calm, cold(calm), ready, home, since=-100.0)
+    assert found.reason == reason
+    warm = decided(calm, Preparation(LADDER, LADDER), ready, home, since=-100.0)
+    assert isinstance(warm, Decision) and (warm.reason, warm.to) == ("Headroom", home)
+
+
+@pytest.mark.parametrize("seconds", [1.0, 60.0, 600.0])
+def test_the_price_is_the_gain_of_those_who_come_meanwhile_and_what_a_start_disturbs(seconds: float) -> None:
+    to, c = Split(prefill=20, decode=100), Constants()
+    setting = Setting(SLO_, Split(), Bounds(), preparation=Preparation((100,), (100,), seconds))
+    worth = _priced(to, 0.9, 0.5, setting)
+    assert worth == pytest.approx(0.5 + 0.4 * 60 / (60 + seconds) - c.cold_cost)
+    assert worth > 0.5 and _priced(Split(), 0.9, 0.5, setting) == 0.9
+
+
+# ---- in the loop, and offline once more -----------------------------------------------------------------------------
+
+
+class Rungs(CpuPaced):
+    """As the GPU's: each share is a worker's for life."""
+
+    rungs = LADDER
+    prepares = True
+
+    def quantize(self, want: Split) -> Split:
+        return quantize(want)
+
+
+class OnRungs(Pod):
+    def workers(self, epoch: int) -> tuple[WorkerReport, ...]:
+        """Of each phase the one in force and the one with the whole device, whose start took a minute."""
+        split = self.engine.split
+        return tuple(
+            on_rung(phase, percent, 1, 10.0, 50.0, applied_epoch=epoch, routed=percent == split.of(phase))
+            for phase in Phase
+            for percent in sorted({split.of(phase), 100})
+        )
+
+
+def test_what_the_policy_knew_of_rungs_is_in_the_recording() -> None:
+    """It moves, and later than one that is told nothing would have; decided again it comes to the same."""
+    config = AgentConfig(
+        slo=SLO(ttft_milliseconds=750, tpot_milliseconds=30), partition=PartitionConfig(mode=Mode.AUTO)
+    )
+    fast, jobs = Speed(prompt_token=5e-5, step=0.006, row=0.0003), list(poisson(3.25, 60, 2000, 60, 1))
+    pod = OnRungs(config, jobs, fast, backend=Rungs(GRANT))
+    for second in range(1, 61):
+        pod.tick(float(second))
+    assert pod.controller.faults.report() == () and pod.controller.changes > 0
+    lines = b"".join(pod.controller.pilot.recorder.pieces()).decode().splitlines()
+    entries = [json.loads(line) for line in lines]
+    told = [entry["tick"]["preparation"] for entry in entries if "tick" in entry]
+    assert told[0] == {"prefill": [100], "decode": [100], "seconds": 60.0} and told[-1] != told[0]
+    assert all(tick.same for tick in replayed(lines))
+    for entry in entries:
+        entry.get("tick", {}).pop("preparation", None)
+    first = {}
+    for name, of in (("told", lines), ("not told", [json.dumps(entry) for entry in entries])):
+        moves = [tick.observation.at for tick in replayed(of) if tick.now and tick.now.move]
+        first[name] = moves[0]
+    assert first["told"] > first["not told"]
+
+
+def test_a_recording_on_a_cpu_is_as_before() -> None:
+    pod = Pod(AgentConfig(slo=SLO_, partition=PartitionConfig(mode=Mode.AUTO)), poisson(3, 3, 100, 10, 1))
+    for second in range(1, 4):
+        pod.tick(float(second))
+    assert b"preparation" not in b"".join(pod.controller.pilot.recorder.pieces())
