@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tests.unit.model_folder import CONFIG, write_model
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from semipd_engine.cards.chat_template import ChatTemplates
 from semipd_engine.cards.config import ModelConfig
@@ -145,6 +145,10 @@ def test_an_end_token_is_known_wherever_it_is_named(tmp_path: Path) -> None:
     assert ends(folder) == (3,)
     write(folder, "config.json", eos_token_id=None)
     assert ends(folder) == ()
+    write(folder, "tokenizer_config.json", tokenizer_class="LlamaTokenizerFast")  # whose end has that name by itself
+    assert ends(folder) == (3,)
+    write(folder, "tokenizer_config.json", eos_token="a")
+    assert ends(folder) == (1,)
     write(folder, "tokenizer_config.json", eos_token={"content": "</s>"})
     assert ends(folder) == (3,)
     write(folder, "config.json", eos_token_id=[1])
@@ -203,6 +207,7 @@ def test_defaults_are_read_or_ignored_with_a_warning(
         ("tokenizer_config.json", '{"chat_template": 5}'),
         ("special_tokens_map.json", "{"),
         ("added_tokens.json", '{"<new>": '),
+        ("added_tokens.json", "[1]"),
         ("tokenizer_config.json", '{"chat_template": [{"name": "default", "template": null}]}'),
         ("chat_template.jinja", b"\xff\xfe"),
         ("model.safetensors.index.json", '{"weight_map": {"a": 1}}'),
@@ -326,6 +331,32 @@ def test_older_files_name_and_add_tokens_where_the_configuration_lists_none(llam
         names = load_model_card(llama2).special_tokens
         assert (names["eos_token"], names["pad_token"]) == (theirs.eos_token, theirs.pad_token)
         assert names["eos_token"] == ("</s>" if listed else "<|end|>")
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"tokenizer_class": "LlamaTokenizerFast"},
+        {"tokenizer_class": "LlamaTokenizer", "legacy": True},
+        {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False},
+        {"tokenizer_class": "TokenizersBackend"},
+        {"tokenizer_class": "LlamaTokenizer", "split_special_tokens": True},
+    ],
+)
+@pytest.mark.parametrize("architecture", ["llama", "mistral"])
+def test_blanks_are_marked_as_the_class_marks_them(described: dict[str, Any], architecture: str, llama2: Path) -> None:
+    """Not as older files do: transformers 5 builds Llama's tokenizers anew, but not those of Mistral."""
+    tokenizer = RustTokenizer.from_file(str(llama2 / "tokenizer.json"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = None
+    tokenizer.save(str(llama2 / "tokenizer.json"))
+    write(llama2, "config.json", model_type=architecture)
+    write(llama2, "tokenizer_config.json", **described)
+    ours, theirs = Tokenizer(llama2), AutoTokenizer.from_pretrained(llama2)
+    for text in ("the cat", " the", "<s>the</s> cat", "the  \n 🎂", ""):
+        ids = ours.encode(text, False)
+        assert ids == theirs(text, add_special_tokens=False).input_ids, text
+        assert ours.decode(ids) == theirs.decode(ids), text
 
 
 def test_ids_without_a_token_have_no_text(llama2: Path) -> None:

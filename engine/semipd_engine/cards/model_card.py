@@ -16,6 +16,7 @@ from typing import Any
 
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.fields import BROKEN, Fields, no_file, not_json
+from semipd_engine.cards.tokenizer_class import BUILT_ANEW, SPECIAL
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 TURN_ENDS = (
@@ -84,6 +85,8 @@ def load_model_card(directory: Path, served_name: str = "") -> ModelCard:
         raise ModelCardError(str(error)) from None
     templates = _chat_templates(directory, tokenizer_config)
     special = special_tokens(tokenizer_config, _read_json(directory / "special_tokens_map.json"))
+    if tokenizer_config.get("tokenizer_class") in BUILT_ANEW:
+        special = SPECIAL | special
     ends = [token for name in ("eos_token", "eot_token") if (token := _text(special.get(name)))]
     ends += [token for token in TURN_ENDS if any(token in template for template in templates.values())]
     return ModelCard(

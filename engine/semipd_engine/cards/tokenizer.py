@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from semipd_engine.cards.fields import BROKEN, no_file, not_json, there
 from semipd_engine.cards.model_card import SPECIAL_TOKENS, special_tokens
+from semipd_engine.cards.tokenizer_class import built_anew
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -37,23 +38,26 @@ class Tokenizer:
 
     def __init__(self, directory: Path) -> None:
         path = directory / "tokenizer.json"
+        names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+        config, special_map, added_file = (_read(directory / name) for name in names)
         try:
-            source = path.read_text(encoding="utf-8")
-            self._tokenizer = RustTokenizer.from_str(source)
-            decoder = json.dumps(json.loads(source).get("decoder") or {})
+            text = path.read_text(encoding="utf-8")
+            file = json.loads(text)
+            source = built_anew(file, config, _read(directory / "config.json"))
+            self._tokenizer = RustTokenizer.from_str(text if source is file else json.dumps(source))
+            decoder = json.dumps(source.get("decoder") or {})
         except Exception as error:  # the library raises bare Exception
             raise TokenizerError(no_file(path) or f"{path}: {error}; the API needs a fast tokenizer file") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-        config, special_map, added_file = (_read(directory / name) for name in names)
         try:
             if "added_tokens_decoder" not in config:
                 config = _listed(special_tokens(config, special_map), added_file)
             self._tokenizer.add_tokens(_added_tokens(config, self._tokenizer.get_vocab()))
         except Exception as error:
-            path = directory / names[0]
-            raise TokenizerError(f"{path}: {error!r}; its tokens cannot be added to the tokenizer") from error
+            cause = f"{directory / names[0]}: {error!r}; its tokens cannot be added to the tokenizer"
+            raise TokenizerError(cause) from error
+        self._tokenizer.encode_special_tokens = config.get("split_special_tokens") is True
         self._byte_level = '"ByteLevel"' in decoder
         self._byte_fallback = '"ByteFallback"' in decoder
         added = self._tokenizer.get_added_tokens_decoder()
@@ -164,12 +168,15 @@ class Tokenizer:
         return int(match[1], 16) if match else None
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
     """What a JSON file holds; an empty object where there is none. Raises `TokenizerError`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if there(path) else {}
+        value = json.loads(path.read_text(encoding="utf-8")) if there(path) else {}
     except BROKEN as error:
         raise TokenizerError(not_json(path, error)) from error
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path}: must hold a JSON object")
+    return value
 
 
 def _listed(config: dict[str, Any], added_file: dict[str, int]) -> dict[str, Any]:
