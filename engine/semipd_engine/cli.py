@@ -23,14 +23,17 @@ def main(argv: list[str] | None = None) -> int:
         from semipd_engine.contract import EngineOptions, no_api_key
         from semipd_engine.hub.check import refusal
         from semipd_engine.launcher import serve
-        from semipd_engine.process import REFUSED
+        from semipd_engine.process import REFUSED, no_port
 
         options = EngineOptions.parse(arguments[1:], "semipd-engine serve", "Serve a model over the OpenAI API.")
         # Without a run directory a person started it. The agent shows what is wrong itself, and waits for a repair.
         if options.run_dir is None and (problem := refusal(options.model)):
             print(f"semipd-engine serve: the model cannot be served: {problem}", file=sys.stderr)
             return REFUSED
-        if problem := no_api_key(options.api_key_file):
+        problem = no_api_key(options.api_key_file)
+        if options.run_dir is None:
+            problem = problem or no_port(options.host, options.port)
+        if problem:
             print(f"semipd-engine serve: {problem}", file=sys.stderr)
             return REFUSED
         return serve(options)

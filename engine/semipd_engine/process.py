@@ -1,4 +1,4 @@
-"""What processes of the engine do at start and end: die with the parent or before it, listen privately, refuse."""
+"""What processes of the engine do at start and end: die with the parent or before it, listen, refuse."""
 
 from __future__ import annotations
 
@@ -63,3 +63,24 @@ def listen(path: Path) -> socket.socket:
         os.umask(mask)
     sock.listen(16)
     return sock
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. ``::`` takes both families, and IPv4 alone where the kernel has no
+    IPv6. Raises OSError."""
+    if host == "::" and not socket.has_dualstack_ipv6():
+        host = "0.0.0.0"
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=host == "::")
+
+
+def no_port(host: str, port: int) -> str:
+    """Why nobody could listen there, and the remedy; empty where one could."""
+    try:
+        bind(host, port).close()
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error
+        return (
+            f"--host {host} --port {port}: {why}; name another port (0 takes a free one), or an address of this machine"
+        )
+    return ""

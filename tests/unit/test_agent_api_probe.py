@@ -19,6 +19,7 @@ from semipd_agent.memory_limit import MemoryLimit
 from semipd_agent.readiness import ReadyGate
 from semipd_agent.report import _judged
 from semipd_engine.contract import no_api_key
+from semipd_engine.process import bind
 
 pytestmark = pytest.mark.unit
 
@@ -155,8 +156,6 @@ def reaches_itself_by_ipv6() -> bool:
 
 @pytest.mark.parametrize("has_ipv6", [True, False] if reaches_itself_by_ipv6() else [False])
 def test_any_address_is_both_families_or_what_there_is(monkeypatch: pytest.MonkeyPatch, has_ipv6: bool) -> None:
-    from semipd_engine.server.__main__ import bind
-
     monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: has_ipv6)
     for make in (listen, bind):
         with make("::", 0) as listener:

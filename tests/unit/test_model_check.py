@@ -289,3 +289,26 @@ def test_an_engine_that_a_person_starts_ends_with_one_line(tmp_path: Path) -> No
     assert (answer.returncode, answer.stdout) == (2, "")
     (line,) = answer.stderr.splitlines()
     assert str(tmp_path / "none") in line
+
+
+def test_a_port_that_is_taken_is_told_to_a_person_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The weights would be loaded, and the api started again and again. An agent names it, and waits."""
+    write_model(folder := tmp_path / "m")
+    served: list[EngineOptions] = []
+
+    def serve(options: EngineOptions) -> int:
+        served.append(options)
+        return 0
+
+    monkeypatch.setattr("semipd_engine.launcher.serve", serve)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        command = ["serve", "--model", str(folder), "--port", str(taken.getsockname()[1])]
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(
+            f"semipd-engine serve: --host 127.0.0.1 {' '.join(command[3:])}: Address already in use; "
+        )
+        assert served == [] and main([*command, "--run-dir", str(tmp_path / "run")]) == 0
+    assert main(command) == 0 and len(served) == 2

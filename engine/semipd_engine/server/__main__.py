@@ -25,7 +25,7 @@ from starlette.types import ASGIApp
 from semipd_engine.cards.model_card import ModelCardError
 from semipd_engine.cards.tokenizer import TokenizerError
 from semipd_engine.contract import EngineOptions
-from semipd_engine.process import die_with_parent
+from semipd_engine.process import bind, die_with_parent
 from semipd_engine.server.admission import ENDPOINT_LAG_SECONDS
 from semipd_engine.server.app import create_app
 from semipd_engine.server.connections import answering, bounded
@@ -163,15 +163,6 @@ async def _drain(service: Service, server: Server, options: EngineOptions, stop:
     if service.generations.open:
         log.warning("%d requests did not finish within --drain-seconds %g", len(service.generations.open), passed)
     service.generations.fail_all(unavailable("the server shut down before the request finished", "draining"))
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. ``::`` takes both families, and IPv4 alone where the kernel has no
-    IPv6. Raises OSError."""
-    if host == "::" and not socket.has_dualstack_ipv6():
-        host = "0.0.0.0"
-    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=host == "::")
 
 
 def _write_port(path: Path, port: int) -> None:

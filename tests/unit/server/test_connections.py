@@ -20,7 +20,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from e2e.lib.waiting import PATIENCE_S, wait_until, wait_until_async
-from semipd_engine.server.__main__ import Server, bind, configuration, http_protocol
+from semipd_engine.process import bind
+from semipd_engine.server.__main__ import Server, configuration, http_protocol
 from semipd_engine.server.connections import answering
 from semipd_engine.server.http_io import client_of
 
