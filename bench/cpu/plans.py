@@ -84,16 +84,24 @@ QUIET_SECONDS = 3.0
 """Victims run undisturbed for so long; the first second of it, in which they start, does not count."""
 
 
-def victims(seed: int, seconds: float) -> list[Request]:
-    return [Request(0.0, 7_000, prompt_ids(64, seed=1000 * seed + n), label=VICTIM, hang_up=seconds) for n in range(2)]
+PATIENCE = 5
+"""Victims wait for the last prompt so many times as long as all takes where prompts are fast."""
+
+
+def victims(seed: int, seconds: float, outlasts: int | None = None) -> list[Request]:
+    return [
+        Request(*(0.0, 7_000, prompt_ids(64, seed=1000 * seed + n)), label=VICTIM, hang_up=seconds, outlasts=outlasts)
+        for n in range(2)
+    ]
 
 
 def spread_prompts(count: int, seconds: float) -> Callable[[Workload, int], list[Request]]:
-    """Prompts of 1,024 tokens, one after a while, beside two streams that last so many seconds. One that the prompt
-    before it holds up is planned for the end of that: none waits behind another."""
+    """Prompts of 1,024 tokens, one after a while, beside two streams that outlast them. Where prompts are fast, so many
+    seconds are enough. One that the prompt before it holds up is planned for the end of that: none waits behind it."""
 
     def plan(workload: Workload, seed: int) -> list[Request]:
-        each, running = 0.7 * (seconds - QUIET_SECONDS) / count, victims(seed, seconds)
+        each = 0.7 * (seconds - QUIET_SECONDS) / count
+        running = victims(seed, PATIENCE * seconds, outlasts=1 + count)
         return running + [
             Request(
                 QUIET_SECONDS + n * each,

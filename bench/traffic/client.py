@@ -11,7 +11,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,10 @@ from bench.traffic.records import HUNG_UP, Record
 
 OnToken = Callable[[int, float, str], None]
 """Called with (request index, seconds since the start, text) for each token as it arrives."""
+
+
+LINGER_SECONDS = 1.0
+"""A stream that outlasts another request is closed so long after its end."""
 
 
 def _ignore(index: int, at: float, text: str) -> None:
@@ -159,9 +163,28 @@ async def _send_in_turn(
             if request.not_after is not None and at > request.not_after:
                 return None
             request = replace(request, at=at)
-        return await _send(client, index, request, model, start, stopped, on_token)
+        return await _send(client, index, request, model, start, stopped, ended, on_token)
     finally:
         ended[index].set()
+
+
+@contextlib.asynccontextmanager
+async def _hanging_up(request: Request, start: float, ended: Sequence[asyncio.Event]) -> AsyncIterator[None]:
+    """Raises TimeoutError in what it is around, when the request's `hang_up` or `outlasts` says."""
+    ending = None if request.hang_up is None else max(0.0, start + request.at + request.hang_up - time.monotonic())
+    async with asyncio.timeout(ending) as limit:
+
+        async def outlast(other: asyncio.Event) -> None:
+            await other.wait()
+            closing = asyncio.get_running_loop().time() + LINGER_SECONDS
+            limit.reschedule(min(closing, limit.when() or closing))
+
+        watching = None if request.outlasts is None else asyncio.create_task(outlast(ended[request.outlasts]))
+        try:
+            yield
+        finally:
+            if watching:
+                watching.cancel()
 
 
 async def _send(
@@ -171,6 +194,7 @@ async def _send(
     model: str,
     start: float,
     stopped: asyncio.Event,
+    ended: Sequence[asyncio.Event],
     on_token: OnToken,
 ) -> Record | None:
     """None: stopped before it was sent."""
@@ -182,10 +206,9 @@ async def _send(
     path, content = body(request, model)
     stream, status, error = _Stream(), 0, None
     sent = time.monotonic() - start
-    ending = None if request.hang_up is None else max(0.0, start + request.at + request.hang_up - time.monotonic())
     try:
         async with (
-            asyncio.timeout(ending),
+            _hanging_up(request, start, ended),
             client.stream("POST", path, json=content, headers={"Connection": "close"}) as answer,
         ):
             status = answer.status_code

@@ -47,6 +47,9 @@ class Request:
     """Index in the plan of an earlier one that must have ended first; that is the planned time, if later than `at`."""
     not_after: float | None = None
     """It is left out if its planned time comes to be later than that."""
+    outlasts: int | None = None
+    """Index in the plan of another one: the client closes this one's stream a second after that one has ended, if it is
+    not closed before; None: none."""
 
     def __post_init__(self) -> None:
         if bool(self.prompt) == bool(self.messages):
@@ -59,6 +62,8 @@ class Request:
             raise ValueError(f"not_after must not be before at, or the request is never sent: {self.not_after}")
         if self.after is not None and self.after < 0:
             raise ValueError(f"after must be the index of an earlier request: {self.after}")
+        if self.outlasts is not None and self.outlasts < 0:
+            raise ValueError(f"outlasts must be the index of another request: {self.outlasts}")
 
 
 def ask(question: str, *, at: float = 0.0, max_tokens: int = 64) -> Request:
@@ -225,6 +230,8 @@ def check(plan: Sequence[Request]) -> None:
     for index, request in enumerate(plan):
         if request.after is not None and request.after >= index:
             raise PlanError(f"request {index}: after: {request.after}; it must be the index of an earlier request")
+        if request.outlasts is not None and (request.outlasts == index or request.outlasts >= len(plan)):
+            raise PlanError(f"request {index}: outlasts: {request.outlasts}; it must be the index of another request")
 
 
 def write(plan: Iterable[Request], path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from bench.cpu import figures, parts
 from bench.cpu.figures import UnusableError
-from bench.cpu.plans import PROMPT, VICTIM, WORKLOADS, salted
+from bench.cpu.plans import PROMPT, VICTIM, WORKLOADS, salted, spread_prompts
 from bench.traffic import Record
 from bench.traffic import plan as plans
 from bench.traffic.records import HUNG_UP
@@ -111,6 +111,13 @@ def test_a_salt_changes_every_prompt_and_nothing_else() -> None:
         len(a.prompt) == len(b.prompt) and a.prompt[:1] != b.prompt[:1] for a, b in zip(plan, other, strict=True)
     )
     assert all(1_000 <= int(token) < 9_000 for request in other for token in request.prompt)
+
+
+def test_victims_wait_for_spread_prompts_however_slow_they_are() -> None:
+    plan = spread_prompts(2, 13.0)(WORKLOADS["llama-0.5b"], 3)
+    victims = [r for r in plan if r.label == VICTIM]
+    assert [r.label for r in plan[2:]] == [PROMPT, PROMPT] and plan[3].after == 2
+    assert all(v.outlasts == 3 and v.hang_up == 65.0 for v in victims)
 
 
 def test_chained_prompts_end_before_their_victims() -> None:

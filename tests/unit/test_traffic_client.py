@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from bench.traffic import Request, replay
+from bench.traffic.client import LINGER_SECONDS
 from bench.traffic.plan import ask
 from e2e.lib.waiting import PATIENCE_S, wait_until_async
 
@@ -177,6 +179,30 @@ async def test_a_stream_that_the_plan_hangs_up_keeps_what_it_brought() -> None:
     assert record.ok and record.finish_reason == "hung_up" and record.token_ids == (1,)
     assert record.ended is not None and record.ended >= 1.6
     assert record.longest_gap == pytest.approx(record.ended - record.token_times[0])
+
+
+@pytest.mark.parametrize("hang_up", [None, 30.0, 0.5])
+async def test_a_stream_outlasts_another_unless_it_is_hung_up_before(hang_up: float | None) -> None:
+    async def handler(content: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        begin(writer)
+        if content["max_tokens"] == 1:
+            await asyncio.sleep(1.0)
+            await event(writer, choices=[choice([1], "x", "stop")])
+            return
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await event(writer, choices=[choice([1], "x")])
+                await asyncio.sleep(0.01)
+
+    plan = [Request(0.0, 99_999, "long", hang_up=hang_up, outlasts=1), Request(0.0, 1, "short")]
+    async with server(handler) as (url, _):
+        stream, other = await replay(plan, url)
+    assert stream.ok and stream.finish_reason == "hung_up" and other.finish_reason == "stop"
+    assert stream.ended is not None and other.ended is not None
+    if hang_up == 0.5:
+        assert stream.ended < other.ended + LINGER_SECONDS
+    else:
+        assert stream.ended >= other.ended + LINGER_SECONDS
 
 
 async def test_a_chained_request_is_planned_when_the_one_before_it_ends() -> None:

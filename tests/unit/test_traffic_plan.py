@@ -107,7 +107,7 @@ def test_requests_are_checked_and_survive_the_file(tmp_path: Path) -> None:
         Request(0.0, 1)
     with pytest.raises(ValueError, match="max_tokens"):
         Request(0.0, 0, "x")
-    for bad in ({"hang_up": 0.0}, {"hang_up": float("nan")}, {"not_after": 1.0}, {"after": -1}):
+    for bad in ({"hang_up": 0.0}, {"hang_up": float("nan")}, {"not_after": 1.0}, {"after": -1}, {"outlasts": -1}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             Request(2.0, 1, "x", **bad)  # type: ignore[arg-type]
     requests = [plan.ask("why?"), Request(1.0, 3, (1, 2, 3), seed=4), Request(2.0, 1, "text")]
@@ -120,3 +120,6 @@ async def test_a_plan_whose_requests_wait_for_each_other_is_refused() -> None:
     for after in (1, 2, 7):
         with pytest.raises(plan.PlanError, match=f"request 1: after: {after}"):
             await replay([Request(0.0, 1, "x"), Request(0.0, 1, "y", after=after)], "http://127.0.0.1:9", model="m")
+    for other in (1, 2):
+        with pytest.raises(plan.PlanError, match=f"request 1: outlasts: {other}"):
+            await replay([Request(0.0, 1, "x"), Request(0.0, 1, "y", outlasts=other)], "http://127.0.0.1:9", model="m")
