@@ -51,7 +51,8 @@ class Watch:
 def watching(folder: Path) -> Iterator[Watch]:
     file = folder / "others"
     command = [sys.executable, "-m", "bench.cpu.machine", str(os.getpid()), str(file)]
-    process = subprocess.Popen(command, cwd=Path(__file__).resolve().parents[2])
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen(command, cwd=root, process_group=0)  # Ctrl-C is ours: it would end in a traceback
     try:
         yield Watch(file)
     finally:

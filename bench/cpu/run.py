@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,7 @@ MOST_STARTS = 2
 SILENCE_SECONDS = 60.0
 PROBE_SECONDS = {LIMITS: 12.0, MEMORY: 25.0, LIKELIHOOD: 45.0}
 """About, on two cores."""
+PROBE_TIMEOUT_SECONDS = 600.0
 LOST = (
     *(UnusableError, ClientLateError, ServerFailedError, ServerError, EngineUnreachable, TimeoutError, OSError),
     *(httpx.HTTPError, subprocess.SubprocessError),
@@ -253,12 +255,20 @@ async def ask(turn: Turn, part: Part, server: Running, split: Split | None) -> F
 
 
 def probe(name: str, model: Path) -> Figures:
-    """One of `bench.cpu.probes`. Raises subprocess.SubprocessError, and `UnusableError` with its last words."""
+    """One of `bench.cpu.probes`. Raises subprocess.SubprocessError, and `UnusableError` with its last words.
+
+    It may have a server: interrupted, or after too long, it is told once, and waited for, so that none is left behind.
+    """
     command = [sys.executable, "-m", "bench.cpu.probes", name, str(model)]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT)
-    if found.returncode:
-        raise UnusableError(
-            f"{name} ended with {found.returncode}: {found.stderr.strip().rpartition(chr(10))[2][-600:]}"
-        )
-    figures: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, process_group=0) as process:
+        try:
+            said, errors = process.communicate(timeout=PROBE_TIMEOUT_SECONDS)
+        except BaseException:
+            process.send_signal(signal.SIGINT)
+            process.communicate()
+            raise
+    if process.returncode:
+        raise UnusableError(f"{name} ended with {process.returncode}: {errors.strip().rpartition(chr(10))[2][-600:]}")
+    figures: dict[str, float] = json.loads(said.splitlines()[-1])
     return figures

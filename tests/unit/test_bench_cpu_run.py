@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -124,6 +125,18 @@ def test_a_probe_that_fails_says_why() -> None:
         run.probe("warmth", Path("no-such-model"))
 
 
+def test_a_probe_that_is_cut_off_ends_its_server_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine with the model in memory was left running."""
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\ntrap 'sleep 0.5; touch {tmp_path}/ended; exit' INT\nwhile :; do sleep 0.1; done\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(run, "PROBE_TIMEOUT_SECONDS", 1.0)
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.probe("memory", Path("no-such-model"))
+    assert (tmp_path / "ended").exists()
+
+
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 MIB = 1 << 20
@@ -232,6 +245,7 @@ def test_the_watcher_ends_with_the_block(tmp_path: Path) -> None:
     with machine.watching(tmp_path) as watch:
         process = watcher(psutil.Process().pid, watch.file)
         at, count = watch.file.read_text().split()[:2]
+        assert os.getpgid(process.pid) == process.pid, "no traceback of it where Ctrl-C reaches all of a terminal"
     assert gone(process) and float(at) > 0 and int(count) >= 0
 
 
