@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from bench.cpu import goodput
 from bench.cpu.goodput import ARRIVALS, SIDES, UNLOADED, Ask, Found, asks, holds, judged, outcomes, plan, progress
-from bench.cpu.goodput_run import markdown
+from bench.cpu.goodput_run import main, markdown
 from bench.cpu.schedule import Sample, Turn
 from bench.traffic import Record, Target
 
@@ -160,3 +161,15 @@ def test_who_failed_met_nothing() -> None:
 
 def test_a_turn_is_of_one_search() -> None:
     assert Ask(MODEL, "vllm", "poisson", 2, 1.5).turn == Turn(MODEL, "goodput", 2, "poisson", "vllm")
+
+
+def test_a_report_of_nothing_makes_no_model_and_overwrites_no_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "goodput.md").write_text("published")
+    monkeypatch.setattr("bench.cpu.__main__.MODELS", {})  # a model that is asked for would be a KeyError
+    assert main(["--report", "--out", str(tmp_path / "out"), "--publish", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1) and "leave --report out" in err
+    assert (tmp_path / "goodput.md").read_text() == "published"
+    assert main(["--report", "--fresh"]) == 2 and "--fresh" in capsys.readouterr().err

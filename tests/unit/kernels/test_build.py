@@ -54,6 +54,16 @@ def test_equal_sources_are_compiled_once(tmp_path: Path, compiled: list[str]) ->
     assert [path.name for path in (tmp_path / "cache" / "kernels").iterdir()] == [build._key(["true"])]
 
 
+def test_kernels_are_built_where_no_cache_can_be_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SEMIPD_CACHE", str(tmp_path / "file"))
+    for folder in ("one", "other"):
+        assert len(build.build(["true"], tmp_path / folder)) == len(build.LEVELS)
+    assert sorted(compiled) == sorted(2 * [*build.LEVELS])
+
+
 def test_sources_want_nothing_of_the_cpp_library() -> None:
     """Where there is no g++, as in an image, the compiler from PyPI has no such headers for the way it is called."""
     wanted = re.findall(r"#include <(.+)>", "".join(p.read_text() for p in build.SOURCES.glob("*.[hc]*")))

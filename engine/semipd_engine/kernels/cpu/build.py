@@ -75,17 +75,31 @@ def build(command: Sequence[str], folder: Path = FOLDER) -> list[Path]:
     """Compile every level, or take it from the cache, into `folder`. Raises CalledProcessError; the compiler has said
     why on stderr."""
     cache = _cache() / _key(command)
-    if not cache.exists():
+    if cache.exists():
+        return _take(cache, folder)
+    with _beside(cache) as private:
+        made = Path(private) / cache.name
+        made.mkdir()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda level: _compile(command, level, made), LEVELS))
+        found = _take(made, folder)
+        with contextlib.suppress(OSError):  # another build of the same sources was faster, or nothing can be kept
+            made.rename(cache)  # whole or not at all: whoever sees it takes what is in it
+    return found
+
+
+def _beside(cache: Path) -> tempfile.TemporaryDirectory[str]:
+    """Where nothing can be kept, what is compiled is of use once."""
+    try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache.parent) as private:
-            made = Path(private) / cache.name
-            made.mkdir()
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                list(pool.map(lambda level: _compile(command, level, made), LEVELS))
-            with contextlib.suppress(OSError):  # another build of the same sources was faster
-                made.rename(cache)  # whole or not at all: whoever sees it takes what is in it
+        return tempfile.TemporaryDirectory(dir=cache.parent)
+    except OSError:
+        return tempfile.TemporaryDirectory()
+
+
+def _take(made: Path, folder: Path) -> list[Path]:
     folder.mkdir(exist_ok=True)
-    for path in cache.iterdir():
+    for path in made.iterdir():
         beside = folder / f".{path.name}.{os.getpid()}"
         shutil.copyfile(path, beside)
         beside.rename(folder / path.name)  # a process that has the old one mapped keeps it

@@ -133,7 +133,7 @@ class ReferenceKernels:
     ) -> None:
         kv_width = key_cache.shape[-1]
         q, k, v = torch.split(qkv, [qkv.shape[1] - 2 * kv_width, kv_width, kv_width], dim=-1)
-        heads_q, heads_k = q.view(len(q), -1, head_dim), k.view(len(k), -1, head_dim)
+        heads_q, heads_k = (part.view(len(part), part.shape[1] // head_dim, head_dim) for part in (q, k))
         heads_q.copy_(_rotate(heads_q if q_norm is None else _norm(heads_q, q_norm, eps), cos, sin))
         rotated = _rotate(heads_k if k_norm is None else _norm(heads_k, k_norm, eps), cos, sin)
         written = slot_mapping >= 0
