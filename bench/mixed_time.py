@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from bench.cpu.__main__ import RefusedError, folders
 from bench.cpu.identity import commit, machine, versions
 from bench.token_time import Alone, Clock
 from bench.traffic.__main__ import count, folder
-from e2e.lib.models import smollm2
 from semipd_agent.slo.step_model import StepProfile
 from semipd_engine.cards.registry import read_card
 from semipd_engine.ipc.steps import Row, StepPlan
@@ -156,7 +156,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=folder, default=Path("out/bench"), help="folder of mixed_time.json and .svg")
     asked = parser.parse_args(words)
     clock = time.perf_counter if asked.clock == "wall" else time.process_time
-    model = asked.model or smollm2()
+    if asked.model is not None and not (asked.model / "config.json").is_file():
+        parser.error(f"model: {asked.model}: no folder of a model (config.json is not there)")
+    try:
+        model = asked.model or folders(["smollm2-135m"])["smollm2-135m"]
+    except RefusedError as problem:
+        sys.exit(f"bench.mixed_time: {problem}")
     worker = Worker(model, getattr(torch, asked.dtype), asked.threads, clock)
     found: dict[str, Any] = {"commit": commit(), "machine": machine(), "versions": versions()}
     found |= {"model": model.name, "kernels": worker.kernels, "dtype": asked.dtype, "threads": asked.threads}

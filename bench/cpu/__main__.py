@@ -17,7 +17,7 @@ import argparse
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from bench.cpu import report
@@ -113,17 +113,29 @@ def folders(names: Collection[str]) -> dict[str, Path]:
     return found
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """0: all is measured; 1: something is not, or was lost; 2: the arguments are bad; 130: interrupted."""
-    asked = parser().parse_args(words)
+def guarded(name: str, asked: argparse.Namespace, carry_out: Callable[[], int]) -> int:
+    """The exit status of that benchmark; what it refuses, and an interruption, are one line."""
     for signum in (signal.SIGINT, signal.SIGTERM):  # the servers are to be ended on either, in the background, too
         signal.signal(signum, signal.default_int_handler)
     if asked.fresh and asked.report:
-        print("bench-cpu: --fresh: it forgets what --report shows; leave one of them out", file=sys.stderr)
+        print(f"{name}: --fresh: it forgets what --report shows; leave one of them out", file=sys.stderr)
         return 2
     if asked.foremost and not may_be_foremost():
-        print("bench-cpu: --foremost: this user may not; ask as root, or leave it out", file=sys.stderr)
+        print(f"{name}: --foremost: this user may not; ask as root, or leave it out", file=sys.stderr)
         return 2
+    try:
+        return carry_out()
+    except RefusedError as problem:
+        print(f"{name}: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """0: all is measured; 1: something is not, or was lost; 2: the arguments are bad; 130: interrupted."""
+    asked = parser().parse_args(words)
     names = groups_named(asked.group or (["default"] if asked.quick else ["all"]))
     models = asked.model or list(WORKLOADS)
     rounds = asked.rounds or (1 if asked.quick else 3)
@@ -131,21 +143,14 @@ def main(words: Sequence[str] | None = None) -> int:
     if not planned:
         print(f"bench-cpu: --only: the groups {', '.join(names)} have none of these parts", file=sys.stderr)
         return 2
-    try:
-        return carried_out(asked, planned)
-    except RefusedError as problem:
-        print(f"bench-cpu: {problem}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("bench-cpu: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    return guarded("bench-cpu", asked, lambda: carried_out(asked, planned))
 
 
-def nothing_in(samples: Path) -> int:
+def nothing_in(samples: Path) -> RefusedError:
     """A page that was published stays as it is."""
-    remedy = "leave --report out to measure, or name another --out"
-    print(f"bench-cpu: {samples} has no samples of these sources and this machine; {remedy}", file=sys.stderr)
-    return 1
+    return RefusedError(
+        f"{samples} has nothing of these sources and this machine: measure first, or name another --out"
+    )
 
 
 def carried_out(asked: argparse.Namespace, planned: Sequence[Turn]) -> int:
@@ -155,10 +160,9 @@ def carried_out(asked: argparse.Namespace, planned: Sequence[Turn]) -> int:
         samples.unlink(missing_ok=True)
     kept = kept_in(samples)
     if asked.report and not kept:
-        return nothing_in(samples)
+        raise nothing_in(samples)
     known = parts(back_to_back=asked.seconds, long_seconds=asked.long_seconds)
-    wanted = {turn.model for turn in (*planned, *(sample.turn for sample in kept))}
-    identity = Identity(folders(wanted), known)
+    identity = Identity(folders({turn.model for turn in planned}), known)
     todo = [] if asked.report else remaining(planned, kept, identity.key)
     if todo:
         minutes = expected_seconds(todo, known) / 60
@@ -166,7 +170,7 @@ def carried_out(asked: argparse.Namespace, planned: Sequence[Turn]) -> int:
         carry_out(todo, asked.out, asked.lock, identity, lambda text: print(text, flush=True), asked.foremost)
     mine = [sample for sample in read(samples) if identity.holds(sample)]
     if not mine:
-        return nothing_in(samples)
+        raise nothing_in(samples)
     about = {"machine": machine(), "versions": dict(versions()), "peer": remark(cpu_flags())}
     for place in (asked.out, *([asked.publish] if asked.publish else [])):
         found = report.write(mine, place, about)

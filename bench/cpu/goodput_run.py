@@ -15,7 +15,6 @@ import asyncio
 import json
 import math
 import os
-import signal
 import statistics
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.cpu.__main__ import RefusedError, folders, kept_in, may_be_foremost
+from bench.cpu.__main__ import folders, guarded, kept_in, nothing_in
 from bench.cpu.figures import Figures
 from bench.cpu.goodput import (
     ARRIVALS,
@@ -77,22 +76,7 @@ def parser() -> Parser:
 def main(words: Sequence[str] | None = None) -> int:
     """0: all is measured; 1: something is not; 2: the arguments are bad; 130: interrupted."""
     asked = parser().parse_args(words)
-    for signum in (signal.SIGINT, signal.SIGTERM):  # the server is to be ended on either, in the background, too
-        signal.signal(signum, signal.default_int_handler)
-    if asked.fresh and asked.report:
-        print("bench-goodput: --fresh: it forgets what --report shows; leave one of them out", file=sys.stderr)
-        return 2
-    if asked.foremost and not may_be_foremost():
-        print("bench-goodput: --foremost: this user may not; ask as root, or leave it out", file=sys.stderr)
-        return 2
-    try:
-        return carried_out(asked)
-    except RefusedError as problem:
-        print(f"bench-goodput: {problem}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("bench-goodput: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    return guarded("bench-goodput", asked, lambda: carried_out(asked))
 
 
 def carried_out(asked: argparse.Namespace) -> int:
@@ -102,11 +86,9 @@ def carried_out(asked: argparse.Namespace) -> int:
     if asked.fresh:
         samples.unlink(missing_ok=True)
     kept = kept_in(samples)
-    remedy = "leave --report out to measure, or name another --out"
-    nothing = RefusedError(f"{samples} has no trials of these sources and this machine; {remedy}")
     if asked.report and not kept:
-        raise nothing
-    identity = Identity(folders({*models, *(sample.turn.model for sample in kept)}), parts())
+        raise nothing_in(samples)
+    identity = Identity(folders(models), parts())
 
     def found(model: str) -> Found:
         return Found([each for each in read(samples) if identity.holds(each)], model, asked.requests)
@@ -120,7 +102,7 @@ def carried_out(asked: argparse.Namespace) -> int:
                 trials.say(done, total)
     every = {model: found(model) for model in models}
     if not any(each.samples for each in every.values()):
-        raise nothing  # a page that was published stays as it is
+        raise nothing_in(samples)
     for place in (asked.out, *([asked.publish] if asked.publish else [])):
         write(every, arrivals, seeds, place)
     print((asked.out / "goodput.md").read_text())

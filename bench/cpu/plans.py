@@ -89,10 +89,8 @@ PATIENCE = 5
 
 
 def victims(seed: int, seconds: float, outlasts: int | None = None) -> list[Request]:
-    return [
-        Request(*(0.0, 7_000, prompt_ids(64, seed=1000 * seed + n)), label=VICTIM, hang_up=seconds, outlasts=outlasts)
-        for n in range(2)
-    ]
+    prompts = [prompt_ids(64, seed=1000 * seed + n) for n in range(2)]
+    return [Request(0.0, 7_000, prompt, label=VICTIM, hang_up=seconds, outlasts=outlasts) for prompt in prompts]
 
 
 def spread_prompts(count: int, seconds: float) -> Callable[[Workload, int], list[Request]]:

@@ -49,6 +49,8 @@ SILENCE_SECONDS = 60.0
 PROBE_SECONDS = {LIMITS: 12.0, MEMORY: 25.0, LIKELIHOOD: 45.0}
 """About, on two cores."""
 PROBE_TIMEOUT_SECONDS = 600.0
+PROBE_ENDING_SECONDS = 60.0
+"""For a probe that is told to end, and its server."""
 LOST = (
     *(UnusableError, ClientLateError, ServerFailedError, ServerError, EngineUnreachable, TimeoutError, OSError),
     *(httpx.HTTPError, subprocess.SubprocessError),
@@ -258,6 +260,7 @@ def probe(name: str, model: Path) -> Figures:
     """One of `bench.cpu.probes`. Raises subprocess.SubprocessError, and `UnusableError` with its last words.
 
     It may have a server: interrupted, or after too long, it is told once, and waited for, so that none is left behind.
+    Where that, too, takes too long it is killed.
     """
     command = [sys.executable, "-m", "bench.cpu.probes", name, str(model)]
     pipe = subprocess.PIPE
@@ -266,7 +269,10 @@ def probe(name: str, model: Path) -> Figures:
             said, errors = process.communicate(timeout=PROBE_TIMEOUT_SECONDS)
         except BaseException:
             process.send_signal(signal.SIGINT)
-            process.communicate()
+            try:
+                process.communicate(timeout=PROBE_ENDING_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
             raise
     if process.returncode:
         raise UnusableError(f"{name} ended with {process.returncode}: {errors.strip().rpartition(chr(10))[2][-600:]}")

@@ -177,7 +177,8 @@ async def _hanging_up(request: Request, start: float, ended: Sequence[asyncio.Ev
         async def outlast(other: asyncio.Event) -> None:
             await other.wait()
             closing = asyncio.get_running_loop().time() + LINGER_SECONDS
-            limit.reschedule(min(closing, limit.when() or closing))
+            if not limit.expired():
+                limit.reschedule(min(closing, limit.when() or closing))
 
         watching = None if request.outlasts is None else asyncio.create_task(outlast(ended[request.outlasts]))
         try:

@@ -48,8 +48,8 @@ class Request:
     not_after: float | None = None
     """It is left out if its planned time comes to be later than that."""
     outlasts: int | None = None
-    """Index in the plan of another one: the client closes this one's stream a second after that one has ended, if it is
-    not closed before; None: none."""
+    """Index in the plan of another one: the client closes this one's stream soon after that one has ended
+    (`client.LINGER_SECONDS`), if it is not closed before; None: none."""
 
     def __post_init__(self) -> None:
         if bool(self.prompt) == bool(self.messages):

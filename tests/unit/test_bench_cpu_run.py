@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,7 +20,7 @@ from bench.cpu.identity import Identity
 from bench.cpu.plans import WORKLOADS
 from bench.cpu.schedule import Turn
 from bench.cpu.servers import SERVERS, Place, Server
-from e2e.lib.waiting import wait_until
+from e2e.lib.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.unit
 
@@ -127,14 +128,36 @@ def test_a_probe_that_fails_says_why() -> None:
 
 def test_a_probe_that_is_cut_off_ends_its_server_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine with the model in memory was left running."""
-    script = tmp_path / "python"
-    script.write_text(f"#!/bin/sh\ntrap 'sleep 0.5; touch {tmp_path}/ended; exit' INT\nwhile :; do sleep 0.1; done\n")
-    script.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(script))
-    monkeypatch.setattr(run, "PROBE_TIMEOUT_SECONDS", 1.0)
+    _stand_in(tmp_path, monkeypatch, f"sleep 0.5; touch {tmp_path}/ended; exit")
     with pytest.raises(subprocess.TimeoutExpired):
         run.probe("memory", Path("no-such-model"))
     assert (tmp_path / "ended").exists()
+
+
+def test_a_probe_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _stand_in(tmp_path, monkeypatch, f"touch {tmp_path}/told")
+    monkeypatch.setattr(run, "PROBE_ENDING_SECONDS", 1.0)
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.probe("memory", Path("no-such-model"))
+    wait_until((tmp_path / "told").exists, PATIENCE_S)
+
+
+def _stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, at_interrupt: str) -> None:
+    """For a probe that hangs; it is said to have taken too long once it is ready to be told."""
+    script = folder / "python"
+    trap = f"trap '{at_interrupt}' INT\ntouch {folder}/ready\n"
+    script.write_text(f"#!/bin/sh\n{trap}while :; do sleep 0.1; done\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    communicate = subprocess.Popen.communicate
+
+    def too_long(process: Any, *_: Any, timeout: float | None = None) -> Any:
+        if timeout == run.PROBE_TIMEOUT_SECONDS:
+            wait_until((folder / "ready").exists, PATIENCE_S)
+            raise subprocess.TimeoutExpired("probe", timeout)
+        return communicate(process, timeout=timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", too_long)
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
@@ -306,7 +329,7 @@ def test_a_report_of_nothing_makes_no_model_and_overwrites_no_page(
     monkeypatch.setattr("bench.cpu.__main__.MODELS", {})  # a model that is asked for would be a KeyError
     assert main(["--report", "--out", str(tmp_path / "out"), "--publish", str(page.parent)]) == 1
     out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1) and "leave --report out" in err
+    assert (out, err.count("\n")) == ("", 1) and "measure first" in err
     assert page.read_text() == "published"
 
 

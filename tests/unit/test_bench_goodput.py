@@ -170,6 +170,6 @@ def test_a_report_of_nothing_makes_no_model_and_overwrites_no_page(
     monkeypatch.setattr("bench.cpu.__main__.MODELS", {})  # a model that is asked for would be a KeyError
     assert main(["--report", "--out", str(tmp_path / "out"), "--publish", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1) and "leave --report out" in err
+    assert (out, err.count("\n")) == ("", 1) and "measure first" in err
     assert (tmp_path / "goodput.md").read_text() == "published"
     assert main(["--report", "--fresh"]) == 2 and "--fresh" in capsys.readouterr().err

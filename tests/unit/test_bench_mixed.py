@@ -62,7 +62,13 @@ def test_what_was_measured_is_written_drawn_and_said(
             return taken(rows, chunk, 1.25)
 
     monkeypatch.setattr(mixed_time, "Worker", Worker)
-    mixed_time.main([str(tmp_path / "a-model"), "--rounds", "2", "--clock", "cpu", "--out", str(tmp_path / "out")])
+    model = tmp_path / "a-model"
+    with pytest.raises(SystemExit) as refused:
+        mixed_time.main([str(model)])
+    assert refused.value.code == 2 and "config.json" in capsys.readouterr().err
+    model.mkdir()
+    (model / "config.json").touch()
+    mixed_time.main([str(model), "--rounds", "2", "--clock", "cpu", "--out", str(tmp_path / "out")])
     told = json.loads((tmp_path / "out" / "mixed_time.json").read_text())
     assert told["commit"] and told["machine"] and told["versions"]["python"]
     assert (told["model"], told["kernels"], told["clock"], told["rounds"]) == ("a-model", "stand-in", "cpu", 2)

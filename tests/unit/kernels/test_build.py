@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,11 +56,21 @@ def test_equal_sources_are_compiled_once(tmp_path: Path, compiled: list[str]) ->
     assert [path.name for path in (tmp_path / "cache" / "kernels").iterdir()] == [build._key(["true"])]
 
 
+@pytest.mark.parametrize("refused", [NotADirectoryError, PermissionError])
 def test_kernels_are_built_where_no_cache_can_be_kept(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: list[str]
+    refused: type[OSError], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiled: list[str]
 ) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("SEMIPD_CACHE", str(tmp_path / "file"))
+    """Root may enter every folder: what others meet is played."""
+    closed, reached = str(tmp_path / "closed"), os.stat
+
+    def stat(path: Any, *rest: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(closed):
+            raise refused(path)
+        return reached(path, *rest, **options)
+
+    (tmp_path / "closed").touch()
+    monkeypatch.setenv("SEMIPD_CACHE", closed)
+    monkeypatch.setattr(os, "stat", stat)
     for folder in ("one", "other"):
         assert len(build.build(["true"], tmp_path / folder)) == len(build.LEVELS)
     assert sorted(compiled) == sorted(2 * [*build.LEVELS])

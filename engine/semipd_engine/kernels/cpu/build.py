@@ -75,7 +75,7 @@ def build(command: Sequence[str], folder: Path = FOLDER) -> list[Path]:
     """Compile every level, or take it from the cache, into `folder`. Raises CalledProcessError; the compiler has said
     why on stderr."""
     cache = _cache() / _key(command)
-    if cache.exists():
+    if os.access(cache, os.R_OK | os.X_OK):  # false, too, where this user may not enter
         return _take(cache, folder)
     with _beside(cache) as private:
         made = Path(private) / cache.name
