@@ -66,6 +66,14 @@ def config(**changes: Any) -> Damage:
     return text("config.json", json.dumps(CONFIG | changes))
 
 
+def experts_together(shape: list[int], dtype: str) -> Damage:
+    """As many as fit, of 16 x 8 numbers each, and nothing of them in the file."""
+    together = {"dtype": dtype, "shape": shape, "data_offsets": [0, 0]}
+    weights = header({"model.layers.0.mlp.experts.gate_up_proj": together})
+    sizes = config(model_type="qwen3_moe", num_experts=1 << 16, num_experts_per_tok=2, moe_intermediate_size=8)
+    return lambda folder: (sizes(folder), weights(folder))
+
+
 DEEPSEEK = {"model_type": "deepseek_v3", "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1}
 
 
@@ -97,13 +105,13 @@ HOSTILE: dict[str, tuple[Damage, str]] = {
         config(model_type="qwen3_moe", num_experts=1 << 16, num_experts_per_tok=2, num_hidden_layers=4096),
         "experts",
     ),
-    "as many, in one tensor": (
-        lambda f: (
-            config(model_type="qwen3_moe", num_experts=1 << 16, num_experts_per_tok=2)(f),
-            header({"model.layers.0.mlp.experts.gate_up_proj": CLAIM | {"shape": [4, 0], "data_offsets": [0, 0]}})(f),
-        ),
-        "65536 experts in them, and the files have 1 tensors",
-    ),
+    **{
+        f"as many, in one tensor of shape {shape} and format {dtype}": (
+            experts_together(shape, dtype),
+            "65536 experts in them, and the files have 1 tensors",
+        )
+        for shape, dtype in (([4, 0], "F32"), ([1 << 40, 0], "F32"), ([1 << 40, 16, 8], "F8_E8M0"))
+    },
     "an infinite base": (
         text("config.json", json.dumps(CONFIG | {"rope_theta": 1e39}).replace("1e+39", "1e999")),
         "theta",

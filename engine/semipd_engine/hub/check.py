@@ -6,12 +6,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from semipd_engine.cards.chat_template import ChatTemplates
-from semipd_engine.cards.checkpoint import FUSED, Inventory, spelt
+from semipd_engine.cards.checkpoint import FUSED, NUMBERS, Inventory, Stored, spelt
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.fields import denied
@@ -68,10 +69,8 @@ def _check_tensors(directory: Path, config: ModelConfig) -> None:
     names = {name for name, _ in found}
     config = spelt(config, names)
     experts = config.mixture.routing.experts * sum(config.mixture.layers) if config.mixture else 0
-    stacked = sum(stored.shape[0] for name, stored in found if name.endswith(FUSED) and stored.shape)
-    if (
-        len(found) + stacked < config.num_layers + experts
-    ):  # before they are all named: a hostile number of them fills the memory
+    # Before they are all named: a hostile number of them fills the memory.
+    if len(found) + _stacked(found, config) < config.num_layers + experts:
         said = f"{directory}: config.json has {config.num_layers} layers and {experts} experts in them, and the files"
         raise ModelError("MissingTensors", f"{said} have {len(found)} tensors")
     if {embedding_name(config), LM_HEAD} <= names:
@@ -81,6 +80,16 @@ def _check_tensors(directory: Path, config: ModelConfig) -> None:
     for name, stored in found:
         inventory.add(name, stored)
     inventory.complete(directory)
+
+
+def _stacked(found: Iterable[tuple[str, Stored]], config: ModelConfig) -> int:
+    """Experts that lie together. Only of a known format and the right shape are so many numbers in the file as the
+    header says."""
+    if config.mixture is None:
+        return 0
+    each = (2 * config.mixture.intermediate_size, config.hidden_size)
+    fused = (stored for name, stored in found if name.endswith(FUSED) and stored.dtype in NUMBERS)
+    return sum(stored.shape[0] for stored in fused if stored.shape[1:] == each)
 
 
 def add_command(subparsers: Any) -> None:
