@@ -126,6 +126,7 @@ def test_a_probe_that_fails_says_why() -> None:
         run.probe("warmth", Path("no-such-model"))
 
 
+@pytest.mark.usefixtures("as_at_a_terminal")
 def test_a_probe_that_is_cut_off_ends_its_server_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine with the model in memory was left running."""
     _stand_in(tmp_path, monkeypatch, f"sleep 0.5; touch {tmp_path}/ended; exit")
@@ -134,6 +135,7 @@ def test_a_probe_that_is_cut_off_ends_its_server_first(tmp_path: Path, monkeypat
     assert (tmp_path / "ended").exists()
 
 
+@pytest.mark.usefixtures("as_at_a_terminal")
 def test_a_probe_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _stand_in(tmp_path, monkeypatch, f"touch {tmp_path}/told")
     monkeypatch.setattr(run, "PROBE_ENDING_SECONDS", 1.0)
