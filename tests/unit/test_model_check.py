@@ -19,6 +19,7 @@ from semipd_engine.cards.registry import read_card
 from semipd_engine.cli import main
 from semipd_engine.contract import EngineOptions, api_keys
 from semipd_engine.hub.check import refusal
+from semipd_engine.hub.download import FetchError, check_folder
 from semipd_engine.process import TRY_LATER
 from semipd_engine.resident.loaded_model import LoadedModel
 from semipd_engine.resident.resident import Resident
@@ -111,12 +112,17 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "model.safetensors").rename(f / "m.gguf"),
         "import-gguf makes such a folder of",
     ),
+    "nothing but weights of llama.cpp": (
+        lambda f: ((f / "model.safetensors").rename(f / "m.gguf"), remove("config.json")(f)),
+        "config.json is missing; semipd-engine import-gguf makes such a folder of m.gguf",
+    ),
     "tokenizer of another format": (
         lambda f: (f / "tokenizer.json").rename(f / "tokenizer.model"),
         "tokenizer.json is missing; transformers' AutoTokenizer makes it of tokenizer.model",
     ),
     "template list with an odd entry": (template([{"name": "default"}, "x"]), "tokenizer_config.json"),
-    "text_config is a list": (config(text_config=[1]), "config.json"),
+    "text_config is a list": (config(text_config=[1]), "config.json: text_config is [1]"),
+    "a model inside": (config(text_config=CONFIG), "text_config is an object; this engine runs models without it"),
     "another hidden_size": (
         config(hidden_size=16),
         "embed_tokens.weight has shape (4, 8), config.json says (4, 16)",
@@ -172,6 +178,12 @@ def test_the_file_at_fault_is_named(name: str, tmp_path: Path) -> None:
     damage(folder)
     said = refusal(folder)
     assert said and named in said and "\n" not in said
+
+
+def test_whoever_points_a_claim_at_weights_of_llama_cpp_is_told_what_makes_a_folder_of_them(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").touch()
+    with pytest.raises(FetchError, match=r"config\.json is missing; semipd-engine import-gguf .* m\.gguf"):
+        check_folder(tmp_path)
 
 
 @pytest.mark.parametrize("alike", [True, False])

@@ -19,7 +19,7 @@ from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.fields import Fields
 from semipd_engine.cards.model_card import load_model_card
 from semipd_engine.cards.registry import parse_card
-from semipd_engine.cards.tokenizer import Tokenizer
+from semipd_engine.cards.tokenizer import Tokenizer, TokenizerError
 from semipd_engine.hub.check import refusal
 from semipd_engine.ipc.requests import RequestOutput
 from semipd_engine.ipc.tokens import Sampling
@@ -145,8 +145,6 @@ def test_an_end_token_is_known_wherever_it_is_named(tmp_path: Path) -> None:
     assert ends(folder) == (3,)
     write(folder, "config.json", eos_token_id=None)
     assert ends(folder) == ()
-    write(folder, "tokenizer_config.json", tokenizer_class="LlamaTokenizerFast")  # whose end has that name by itself
-    assert ends(folder) == (3,)
     write(folder, "tokenizer_config.json", eos_token="a")
     assert ends(folder) == (1,)
     write(folder, "tokenizer_config.json", eos_token={"content": "</s>"})
@@ -208,6 +206,7 @@ def test_defaults_are_read_or_ignored_with_a_warning(
         ("special_tokens_map.json", "{"),
         ("added_tokens.json", '{"<new>": '),
         ("added_tokens.json", "[1]"),
+        ("added_tokens.json", '{"<new>": "4"}'),
         ("tokenizer_config.json", '{"chat_template": [{"name": "default", "template": null}]}'),
         ("chat_template.jinja", b"\xff\xfe"),
         ("model.safetensors.index.json", '{"weight_map": {"a": 1}}'),
@@ -321,6 +320,7 @@ def test_older_files_name_and_add_tokens_where_the_configuration_lists_none(llam
         if listed:
             token = {"content": "<|new|>", "special": False}
             write(llama2, "tokenizer_config.json", added_tokens_decoder={"264": token}, pad_token="<|new|>")
+            (llama2 / "added_tokens.json").write_text("[1]")  # is not read then
         theirs, ours = PreTrainedTokenizerFast.from_pretrained(llama2), Tokenizer(llama2)
         for token in ("<|tool|>", "<|new|>", "<pad>", "<image>", "<|end|>", "</s>"):
             text = f"the{token}the {token}"
@@ -331,6 +331,20 @@ def test_older_files_name_and_add_tokens_where_the_configuration_lists_none(llam
         names = load_model_card(llama2).special_tokens
         assert (names["eos_token"], names["pad_token"]) == (theirs.eos_token, theirs.pad_token)
         assert names["eos_token"] == ("</s>" if listed else "<|end|>")
+
+
+def test_a_field_that_is_called_a_token_and_names_none_is_read_over(llama2: Path) -> None:
+    values: dict[str, Any] = {"hub_token": {"from": "here"}, "of_token": [1], "no_token": {}, "image_token": "<image>"}
+    write(llama2, "tokenizer_config.json", **values, tokenizer_class="TokenizersBackend")
+    theirs, ours = PreTrainedTokenizerFast.from_pretrained(llama2), Tokenizer(llama2)
+    assert ours.encode("the<image>", False) == theirs("the<image>", add_special_tokens=False).input_ids
+    assert refusal(llama2) is None
+
+
+def test_a_tokenizer_blames_the_file_at_fault(llama2: Path) -> None:
+    (llama2 / "config.json").write_text("{")
+    with pytest.raises(TokenizerError, match=r"/config\.json is not JSON"):
+        Tokenizer(llama2)
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,8 @@ class Fields:
         value = self._values.get(name)
         if value is not None and value != supported:
             runs = "models without it" if supported is None else repr(supported)
-            raise ModelError("UnsupportedFeature", f"{self._source}: {name} is {value!r}; this engine runs {runs}")
+            said = "an object" if isinstance(value, dict) else repr(value)
+            raise ModelError("UnsupportedFeature", f"{self._source}: {name} is {said}; this engine runs {runs}")
 
     def error(self, name: str, expected: str) -> ModelError:
         """For a field whose value is not what was expected."""

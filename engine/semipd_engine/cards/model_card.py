@@ -1,7 +1,7 @@
 """What the files beside the weights say: vocabulary, end-of-sequence ids, defaults, chat template, special tokens.
 
-Reads config.json, generation_config.json, tokenizer_config.json, special_tokens_map.json and chat_template.*. Knows
-neither the weights nor the tokenizer's own file.
+Reads config.json, generation_config.json, tokenizer_config.json, special_tokens_map.json and chat_template.*; of the
+tokenizer's own file whether its class counts for more. Does not know the weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from semipd_engine.cards.errors import ModelError
 from semipd_engine.cards.fields import BROKEN, Fields, no_file, not_json
-from semipd_engine.cards.tokenizer_class import BUILT_ANEW, SPECIAL
+from semipd_engine.cards.tokenizer_class import SPECIAL, is_built_anew
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 TURN_ENDS = (
@@ -70,9 +70,6 @@ class ModelCard:
 def load_model_card(directory: Path, served_name: str = "") -> ModelCard:
     """Read the model directory. Raises `ModelCardError`."""
     config = _read_json(directory / "config.json", required=True)
-    config = config.get("text_config") or config  # null: a text model that went through a multimodal exporter
-    if not isinstance(config, dict):
-        raise ModelCardError(f"{directory / 'config.json'}: text_config must be an object, got {config!r}")
     generation = _read_json(directory / "generation_config.json")
     tokenizer_config = _read_json(directory / "tokenizer_config.json")
     fields = Fields(config, str(directory / "config.json"))
@@ -85,9 +82,9 @@ def load_model_card(directory: Path, served_name: str = "") -> ModelCard:
         raise ModelCardError(str(error)) from None
     templates = _chat_templates(directory, tokenizer_config)
     special = special_tokens(tokenizer_config, _read_json(directory / "special_tokens_map.json"))
-    if tokenizer_config.get("tokenizer_class") in BUILT_ANEW:
+    if is_built_anew(tokenizer_config, config, lambda: _read_json(directory / "tokenizer.json")):
         special = SPECIAL | special
-    ends = [token for name in ("eos_token", "eot_token") if (token := _text(special.get(name)))]
+    ends = [token for name in ("eos_token", "eot_token") if (token := token_text(special.get(name)))]
     ends += [token for token in TURN_ENDS if any(token in template for template in templates.values())]
     return ModelCard(
         name=served_name or directory.resolve().name,
@@ -96,7 +93,7 @@ def load_model_card(directory: Path, served_name: str = "") -> ModelCard:
         eos_token_ids=eos,
         defaults=_defaults(generation, directory / "generation_config.json"),
         chat_templates=templates,
-        special_tokens={name: text for name in SPECIAL_TOKENS if (text := _text(special.get(name))) is not None},
+        special_tokens={name: text for name in SPECIAL_TOKENS if (text := token_text(special.get(name))) is not None},
         end_tokens=tuple(dict.fromkeys(ends)),
     )
 
@@ -189,7 +186,7 @@ def _chat_templates(directory: Path, tokenizer_config: dict[str, Any]) -> dict[s
     raise ModelCardError(f"{directory / 'tokenizer_config.json'}: {wrong}; repair or remove it")
 
 
-def _text(token: Any) -> str | None:
-    """A special token is a string or an object with `content`."""
+def token_text(token: Any) -> str | None:
+    """A special token is a string or an object with `content`; None for anything else."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None

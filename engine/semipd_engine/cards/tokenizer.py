@@ -13,8 +13,8 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
 
 from semipd_engine.cards.fields import BROKEN, no_file, not_json, there
-from semipd_engine.cards.model_card import SPECIAL_TOKENS, special_tokens
-from semipd_engine.cards.tokenizer_class import built_anew
+from semipd_engine.cards.model_card import SPECIAL_TOKENS, special_tokens, token_text
+from semipd_engine.cards.tokenizer_class import SPECIAL, built_anew, is_built_anew
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -37,25 +37,29 @@ class Tokenizer:
     """Thread-safe: `encode` may run in a thread while the event loop decodes."""
 
     def __init__(self, directory: Path) -> None:
-        path = directory / "tokenizer.json"
-        names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-        config, special_map, added_file = (_read(directory / name) for name in names)
+        path, described = directory / "tokenizer.json", directory / "tokenizer_config.json"
+        config, model_config = _read(described), _read(directory / "config.json")
         try:
             text = path.read_text(encoding="utf-8")
-            file = json.loads(text)
-            source = built_anew(file, config, _read(directory / "config.json"))
-            self._tokenizer = RustTokenizer.from_str(text if source is file else json.dumps(source))
+            source = json.loads(text)
+            if is_built_anew(config, model_config, lambda: source):
+                source, config = built_anew(source, config), SPECIAL | config
+                text = json.dumps(source)
+            self._tokenizer = RustTokenizer.from_str(text)
             decoder = json.dumps(source.get("decoder") or {})
         except Exception as error:  # the library raises bare Exception
             raise TokenizerError(no_file(path) or f"{path}: {error}; the API needs a fast tokenizer file") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        older_ids: dict[str, int] | None = None
+        if "added_tokens_decoder" not in config:
+            config = special_tokens(config, _read(directory / "special_tokens_map.json"))
+            older_ids = _older_ids(directory / "added_tokens.json")
         try:
-            if "added_tokens_decoder" not in config:
-                config = _listed(special_tokens(config, special_map), added_file)
+            config = config if older_ids is None else _listed(config, older_ids)
             self._tokenizer.add_tokens(_added_tokens(config, self._tokenizer.get_vocab()))
         except Exception as error:
-            cause = f"{directory / names[0]}: {error!r}; its tokens cannot be added to the tokenizer"
+            cause = f"{described}: {error!r}; its tokens cannot be added to the tokenizer"
             raise TokenizerError(cause) from error
         self._tokenizer.encode_special_tokens = config.get("split_special_tokens") is True
         self._byte_level = '"ByteLevel"' in decoder
@@ -179,12 +183,21 @@ def _read(path: Path) -> dict[str, Any]:
     return value
 
 
-def _listed(config: dict[str, Any], added_file: dict[str, int]) -> dict[str, Any]:
-    """tokenizer_config.json with the tokens of the older added_tokens.json (token -> id)."""
-    named = {one.get("content") if isinstance(one, dict) else one for one in _named(config)}
+def _older_ids(path: Path) -> dict[str, int]:
+    """added_tokens.json: token -> id. Raises `TokenizerError`."""
+    ids = _read(path)
+    for token, number in ids.items():
+        if type(number) is not int:
+            raise TokenizerError(f"{path}: {token!r} is {number!r}; expected an id; repair or remove it")
+    return ids
+
+
+def _listed(config: dict[str, Any], older_ids: dict[str, int]) -> dict[str, Any]:
+    """tokenizer_config.json with the tokens of the older file."""
+    named = {token_text(one) for one in _named(config)}
     tokens = {
         str(number): {"content": token, "special": token in named, "normalized": token not in named}
-        for token, number in added_file.items()
+        for token, number in older_ids.items()
     }
     return config | {"added_tokens_decoder": tokens}
 
@@ -195,7 +208,7 @@ def _named(config: dict[str, Any]) -> list[Any]:
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     return [
         *(config.get(name) for name in SPECIAL_TOKENS),
-        *(token for token in others if isinstance(token, str | dict)),
+        *(token for token in others if token_text(token) is not None),
         *(extra.values() if isinstance(extra, dict) else extra),
     ]
 

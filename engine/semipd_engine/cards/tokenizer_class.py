@@ -7,6 +7,7 @@ tokens; Llama was trained with one at the beginning of the whole text.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 BUILT_ANEW = ("LlamaTokenizer", "LlamaTokenizerFast")
@@ -17,14 +18,22 @@ SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 MARK = "\u2581"
 
 
-def built_anew(source: dict[str, Any], tokenizer_config: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """tokenizer.json as the class has it; `source` itself where the file counts. The others are tokenizer_config.json
-    and config.json."""
+def is_built_anew(
+    tokenizer_config: dict[str, Any], config: dict[str, Any], source: Callable[[], dict[str, Any]]
+) -> bool:
+    """By tokenizer_config.json, config.json and tokenizer.json (`source`, asked for only where the others leave it
+    open)."""
     name = tokenizer_config.get("tokenizer_class") or config.get("tokenizer_class")
-    model, steps = source.get("model"), (source.get("pre_tokenizer"), source.get("decoder"))
-    theirs = name not in BUILT_ANEW or config.get("model_type") in OF_ANOTHER_CLASS or "'ByteLevel'" in repr(steps)
-    if theirs or not isinstance(model, dict) or model.get("type") != "BPE":
-        return source
+    if name not in BUILT_ANEW or config.get("model_type") in OF_ANOTHER_CLASS:
+        return False
+    file = source()
+    model, steps = file.get("model"), (file.get("pre_tokenizer"), file.get("decoder"))
+    return isinstance(model, dict) and model.get("type") == "BPE" and "'ByteLevel'" not in repr(steps)
+
+
+def built_anew(source: dict[str, Any], tokenizer_config: dict[str, Any]) -> dict[str, Any]:
+    """tokenizer.json as the class has it."""
+    model = source["model"]
     prefix = tokenizer_config.get("add_prefix_space") is not False
     scheme = "never" if not prefix else "always" if tokenizer_config.get("legacy") else "first"
     decoders: list[dict[str, Any]] = [

@@ -15,12 +15,12 @@ from semipd_engine.cards.chat_template import ChatTemplates
 from semipd_engine.cards.checkpoint import FUSED, NUMBERS, Inventory, Stored, spelt
 from semipd_engine.cards.config import ModelConfig
 from semipd_engine.cards.errors import ModelError
-from semipd_engine.cards.fields import denied
+from semipd_engine.cards.fields import denied, there
 from semipd_engine.cards.model_card import ModelCardError, load_model_card
 from semipd_engine.cards.registry import read_card
 from semipd_engine.cards.tokenizer import Tokenizer, TokenizerError
 from semipd_engine.cards.weights import LM_HEAD, checkpoint_tensors, embedding_name, weight_specs
-from semipd_engine.hub.model_folder import IncompleteModel, check_model_folder, tensors
+from semipd_engine.hub.model_folder import IncompleteModel, check_model_folder, gguf_remedy, tensors
 from semipd_engine.process import REFUSED
 
 
@@ -35,6 +35,8 @@ def weights_refusal(directory: Path) -> str | None:
         return why
     if not directory.is_dir():
         return f"{directory} is no directory; point spec.model.uri, or --model, at a Hugging Face model folder"
+    if not there(directory / "config.json") and (remedy := gguf_remedy(directory)):
+        return f"{directory / 'config.json'} is missing; {remedy}"
     try:
         config = read_card(directory)  # first: of what no engine runs it does not matter what is missing
         check_model_folder(directory)

@@ -68,11 +68,9 @@ def _shards(directory: Path) -> list[Path]:
             raise IncompleteModel(f"{index}: {outside[0]!r} is no file of this folder; fetch the file again")
         return sorted(directory / name for name in set(weight_map.values()))
     if not there(directory / SINGLE):
-        remedy = "point the URI at a model folder in that format"
+        remedy = gguf_remedy(directory) or "point the URI at a model folder in that format"
         if other := _one_of(directory, "*.bin", "*.pt", "*.pth"):
             remedy = f"{other} is not read: load it with transformers and save it with save_pretrained"
-        elif other := _one_of(directory, "*.gguf"):
-            remedy = f"semipd-engine import-gguf makes such a folder of {other}"
         raise IncompleteModel(f"{directory} holds neither {SINGLE} nor {INDEX}; {remedy}")
     return [directory / SINGLE]
 
@@ -110,6 +108,12 @@ def _damaged(path: Path) -> IncompleteModel:
     return IncompleteModel(no_file(path) or damaged)
 
 
+def gguf_remedy(directory: Path) -> str:
+    """What makes a model folder of this one; nothing where it holds no weights of llama.cpp."""
+    weights = _one_of(directory, "*.gguf")
+    return f"semipd-engine import-gguf makes such a folder of {weights}" if weights else ""
+
+
 def _one_of(directory: Path, *patterns: str) -> str:
     """The name of a file like these, the first that there is; or nothing."""
     return next((path.name for pattern in patterns for path in sorted(directory.glob(pattern))), "")
@@ -119,7 +123,7 @@ def _object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        remedy = "point the URI at a Hugging Face model folder"
+        remedy = gguf_remedy(path.parent) or "point the URI at a Hugging Face model folder"
         other = _one_of(path.parent, "tokenizer.model", "tekken.json", "vocab.json")
         if path.name == "tokenizer.json" and other:
             remedy = f"transformers' AutoTokenizer makes it of {other}, and save_pretrained writes it"
