@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from semipd_agent.contract import SLO, Bounds
-from semipd_agent.slo.future import Setting, candidates
+from semipd_agent.slo.candidates import candidates
+from semipd_agent.slo.future import Setting
 from semipd_agent.slo.policy import prefill_share
 from semipd_agent.slo.utilization import WINDOW_SECONDS
 from semipd_cli.simulator.engine import Arrival, Size, VirtualEngine

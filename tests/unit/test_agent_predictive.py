@@ -11,7 +11,8 @@ from tests.unit.agent_plant import Run, Speed, poisson, simulate
 
 from semipd_agent.contract import SLO, AgentConfig, Bounds, DecisionReason, Mode, PartitionConfig, Split
 from semipd_agent.slo import predictive
-from semipd_agent.slo.future import Constants, Future, Played, Setting, candidates, mixed_choices, score
+from semipd_agent.slo.candidates import candidates, mixed_choices
+from semipd_agent.slo.future import Constants, Future, Played, Setting, score
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.hindsight import LEAST_SECONDS, Watch
 from semipd_agent.slo.load import Load, Seen, advance

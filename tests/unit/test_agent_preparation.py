@@ -14,11 +14,12 @@ from semipd_agent.partitioner import Grant
 from semipd_agent.partitioner.cpu_paced import CpuPaced
 from semipd_agent.partitioner.mps.ladder import LADDER, quantize
 from semipd_agent.partitioner.unlimited import Unlimited
-from semipd_agent.slo.future import Constants, Setting
+from semipd_agent.slo.future import Constants, Future, Setting
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.load import Load, advance
-from semipd_agent.slo.predictive import Decision, Hold, State, _priced, decide
+from semipd_agent.slo.predictive import Decision, Hold, State, decide
 from semipd_agent.slo.preparation import ASSUMED_SECONDS, Preparation
+from semipd_agent.slo.price import Price
 from semipd_agent.slo.recording import replayed
 from semipd_agent.slo.step_model import ASSUMED, StepModel
 from semipd_engine.contract import (
@@ -27,6 +28,7 @@ from semipd_engine.contract import (
     EngineState,
     Observation,
     Phase,
+    QueuedRequest,
     Split,
     WorkerReport,
     WorkerState,
@@ -86,8 +88,8 @@ def test_where_a_live_workers_limit_changes_nothing_is_prepared() -> None:
 
 SLO_ = SLO(ttft_milliseconds=2000, tpot_milliseconds=200)
 READY = State(regime=40.0, intent="gain prefill", confirmed=1)
-SLIGHT, URGENT = (40, 0.6), (30, 0.3)
-"""Prefill's share beside decode's 100, and seconds between two prompts: what another split gains."""
+SLIGHT, UNSURE, URGENT = (40, 0.636), (40, 0.6), (30, 0.3)
+"""Prefill's share beside decode's 100, and seconds between two prompts. Another split gains 6, 25 and more points."""
 
 
 def decided(
@@ -96,11 +98,12 @@ def decided(
     state: State = READY,
     home: Split | None = None,
     since: float = 40.0,
+    queue: tuple[QueuedRequest, ...] = (),
 ) -> Decision | Hold:
     """A minute in which decode has far more than it needs."""
     prefill, gap = load
     arrivals = tuple(Arrival(id=n, at=100.0 + gap * (n - 60), prompt_tokens=1500) for n in range(60))
-    o = Observation(core_id="c", at=100.0, arrivals=arrivals, prefill_chunk_tokens=512, max_num_seqs=64)
+    o = Observation(core_id="c", at=100.0, arrivals=arrivals, queue=queue, prefill_chunk_tokens=512, max_num_seqs=64)
     model = StepModel(replace(ASSUMED, prefill=(0.0, 1e-4, 0.0), decode=(0.01, 0.0, 0.0), measured=True))
     known = advance(Load(model=model), o)
     known = replace(known, lengths=((1500, 100),) * 60, regime_since=since, since=since)
@@ -122,6 +125,46 @@ def test_a_gain_that_is_worth_a_warm_move_may_not_be_worth_a_preparation() -> No
     soon, late = (decided(SLIGHT, cold(SLIGHT, seconds)) for seconds in (10.0, 90.0))
     assert isinstance(soon, Decision) and soon.to == without.to
     assert isinstance(late, Hold) and late.reason == "TooLittleGain"
+
+
+def test_a_gain_that_comes_late_is_as_sure_as_one_at_once() -> None:
+    """Less is left of it, and of its error: to ask for all of the error would be a second price."""
+    moved = decided(UNSURE, cold(UNSURE, 90.0))
+    assert isinstance(moved, Decision) and moved.reason == "Gain"
+
+
+def test_what_a_split_stays_behind_counts_as_late_as_the_rest() -> None:
+    """The gain would have been enough without it: no regret."""
+    behind = replace(READY, bias={"40/100": (-0.1, 100.0)})
+    moved = decided(UNSURE, cold(UNSURE, 90.0), behind)
+    assert isinstance(moved, Decision) and (moved.reason, moved.behind) == ("Gain", 0.1)
+
+
+def test_a_preparation_is_paid_once_by_a_load_that_lasts() -> None:
+    """It is worth to an hour what it is not to a minute; but a long queue is of this minute, whatever the load."""
+    short = decided(SLIGHT, cold(SLIGHT, 120.0))
+    assert isinstance(short, Hold) and short.reason == "TooLittleGain"
+    long = decided(SLIGHT, cold(SLIGHT, 120.0), since=-3500.0)
+    assert isinstance(long, Decision) and long.reason == "Gain"
+    setting = Setting(SLO_, Split(), Bounds())
+    spread = dict[int, float]()
+    for waiting in (7, 8):
+        o = Observation(core_id="c", at=1000.0)
+        spread[waiting] = Price.of(Future(o, Load(since=100.0, regime_since=400.0), setting, (), waiting, (), ())).lasts
+    assert spread == {7: 600.0, 8: 60.0}
+
+
+@pytest.mark.parametrize(("waiting", "reason"), [(8, "Gain"), (200, "Emergency")])
+def test_a_queue_that_is_over_before_the_worker_is_ready_is_no_emergency(waiting: int, reason: str) -> None:
+    """Eight prompts are served in 4 s as things are, two hundred in 99 s, and the worker needs 60 s."""
+    load = (50, 1.0)
+    queue = tuple(
+        QueuedRequest(id=100 + n, received_at=99.0 + n / waiting, uncached_tokens=1500) for n in range(waiting)
+    )
+    warm = decided(load, None, queue=queue)
+    assert isinstance(warm, Decision) and warm.reason == "Emergency"
+    late = decided(load, cold(load, 60.0), queue=queue)
+    assert late.reason == reason
 
 
 def test_an_emergency_moves_to_a_cold_rung_too() -> None:
@@ -154,13 +197,18 @@ def test_the_configured_split_comes_back_at_leisure(moved_at: float, reason: str
     assert isinstance(warm, Decision) and (warm.reason, warm.to) == ("Headroom", home)
 
 
+@pytest.mark.parametrize("lasts", [60.0, 600.0])
 @pytest.mark.parametrize("seconds", [1.0, 60.0, 600.0])
-def test_the_price_is_the_gain_of_those_who_come_meanwhile_and_what_a_start_disturbs(seconds: float) -> None:
+def test_the_price_is_the_gain_of_those_who_come_meanwhile_and_what_a_start_disturbs(
+    seconds: float, lasts: float
+) -> None:
     to, c = Split(prefill=20, decode=100), Constants()
     setting = Setting(SLO_, Split(), Bounds(), preparation=Preparation((100,), (100,), seconds))
-    worth = _priced(to, 0.9, 0.5, setting)
-    assert worth == pytest.approx(0.5 + 0.4 * 60 / (60 + seconds) - c.cold_cost)
-    assert worth > 0.5 and _priced(Split(), 0.9, 0.5, setting) == 0.9
+    price = Price(setting, lasts)
+    worth = price.worth(to, 0.9, 0.5)
+    assert worth == pytest.approx(0.5 + 0.4 * lasts / (lasts + seconds) - c.cold_cost * 60 / lasts)
+    assert worth > 0.5 and price.worth(Split(), 0.9, 0.5) == 0.9
+    assert price.left(Split()) == 1 > price.left(to)
 
 
 # ---- in the loop, and offline once more -----------------------------------------------------------------------------

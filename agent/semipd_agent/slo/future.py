@@ -12,18 +12,15 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 
 from semipd_agent.contract import SLO, Bounds
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.load import Load
-from semipd_agent.slo.policy import unlimited
 from semipd_agent.slo.preparation import Preparation
 from semipd_agent.slo.replay import Job, Live, latencies
 from semipd_engine.contract import Observation, Phase, Split
 
-LEAST_MIXED = 32
-"""Tokens of a mixed step: fewer starve prompts."""
 LEAST_LOAD_ERROR = 0.03
 """A load that is known better than this is played once."""
 
@@ -67,10 +64,11 @@ class Constants:
     """... and then, once the last one was about to move."""
     confirmations: int = 2
     dwell: float = 5.0
+    """Since the last move."""
     cold_dwell: float = 15.0
+    """The same where a rung must be prepared, but in an emergency."""
     cold_cost: float = 0.01
-    """Where a rung must be prepared: the time to the last move, but in an emergency; and what its worker's start costs
-    those who are served beside it, as a part of the requests of the horizon (assumed)."""
+    """What its worker's start costs those who are served beside it, as a part of a horizon's requests (assumed)."""
     forget_bias: float = 300.0
     most_bias: float = 0.2
     regret: float = 0.05
@@ -119,37 +117,6 @@ class Setting:
     def delay(self, to: Split) -> float:
         """Seconds until `to` would be in force."""
         return 0.0 if self.preparation is None or to == self.split else self.preparation.takes(to)
-
-
-def candidates(s: Setting) -> list[Split]:
-    """Both edges of the grid (one phase unlimited) and the line without overlap, within the bounds; 100/100 among them.
-
-    Splits that give both phases the same parts are one choice.
-    """
-    return list(_candidates(s.bounds, s.grid))
-
-
-@cache
-def _candidates(b: Bounds, grid: Grid) -> tuple[Split, ...]:
-    xs = grid.within(b.min_prefill_percent, b.max_prefill_percent)
-    ys = grid.within(b.min_decode_percent, b.max_decode_percent)
-    top_x, top_y = xs[-1], ys[-1]
-    pairs = [(x, top_y) for x in xs] + [(top_x, y) for y in ys]
-    if grid.rungs:
-        pairs += [(x, y) for x in xs for y in ys if x + y == 100]
-    found: dict[tuple[int, bool], Split] = {}
-    for x, y in pairs:
-        found.setdefault((round(200 * x / max(100, x + y)), x + y > 100), Split(prefill=x, decode=y))
-    return tuple(found.values())
-
-
-def mixed_choices(o: Observation, s: Setting) -> list[Split]:
-    """No isolation, with steps of the engine's chunk, a half and a quarter of it; where the bounds limit no phase."""
-    if not s.mixes or not unlimited(s.bounds):
-        return []
-    return [
-        Split(mixed_tokens=tokens) for part in (1, 2, 4) if (tokens := o.prefill_chunk_tokens // part) >= LEAST_MIXED
-    ]
 
 
 @dataclass(frozen=True)
@@ -250,10 +217,12 @@ class Future:
         between = sum((gain - mean) ** 2 for gain in gains) / len(gains)
         return math.sqrt(self.turns * a.error(b, self.blocks) ** 2 + between)
 
-    def of_those_here(self, a: Played, b: Played) -> float:
-        """Mean difference of two splits over the requests that wait already."""
-        waiting = self.waiting
-        return (sum(a.scores[:waiting]) - sum(b.scores[:waiting])) / max(1, waiting)
+    def of_those_here(self, a: Played, b: Played, delay: float = 0.0) -> float:
+        """Mean difference of two splits over the requests that wait already. Whose first token comes under `b` before
+        `a` would be in force, so many seconds from now, gains and loses nothing."""
+        ready = self.o.at + delay
+        touched = [n for n in range(self.waiting) if not delay or self.jobs[n].at + b.ttft[n] > ready]
+        return (sum(a.scores[n] for n in touched) - sum(b.scores[n] for n in touched)) / max(1, self.waiting)
 
     def play(self, split: Split, most: int, loads: Sequence[float] = (1.0,)) -> Played:
         """Under each of these loads; scores are their means, latencies those of the first one, the load as it came."""

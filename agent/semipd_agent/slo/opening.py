@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from semipd_agent.slo.future import Setting, candidates
+from semipd_agent.slo.candidates import candidates
+from semipd_agent.slo.future import Setting
 from semipd_agent.slo.load import Load
 from semipd_agent.slo.policy import decode_share, prefill_share
 from semipd_agent.slo.step_model import ShareLaw

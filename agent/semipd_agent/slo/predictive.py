@@ -18,20 +18,20 @@ gives it back: where the configured one keeps the targets as well, that is the o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from semipd_agent.contract import SLO, Bounds, DecisionReason
 from semipd_agent.contract import Prediction as Promise
+from semipd_agent.slo.candidates import candidates, mixed_choices, within_knowledge
 from semipd_agent.slo.choice import REASONS, Decision, Hold, said
 from semipd_agent.slo.feasibility import Judge, unloaded
-from semipd_agent.slo.future import Constants, Future, Prediction, Setting, candidates, mixed_choices, seconds_of
+from semipd_agent.slo.future import Constants, Future, Prediction, Setting, seconds_of
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.hindsight import LEAST_SECONDS, MOST_SECONDS, Watch
 from semipd_agent.slo.load import Load
 from semipd_agent.slo.opening import Opening, opening
-from semipd_agent.slo.policy import Metric, Move, Verdict, clamp, decode_share, prefill_share
-from semipd_agent.slo.step_model import ShareLaw
+from semipd_agent.slo.policy import Metric, Move, Verdict, clamp, prefill_share
+from semipd_agent.slo.price import Price
 from semipd_agent.slo.window import Evidence
 from semipd_engine.contract import Observation, Split
 
@@ -99,12 +99,13 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
         return Hold("Evaluated"), state
     state = replace(state, evaluated_at=now)
     future = Future.of(o, load, s)
+    price = Price.of(future)
     here = s.split
     home = clamp(s.home, s.bounds, s.grid) if s.home is not None else here
     state = _held_against_reality(state, here, o, load, s)
-    splits = dict.fromkeys((here, home, *_within_knowledge(candidates(s), load, c), *mixed_choices(o, s)))
+    splits = dict.fromkeys((here, home, *within_knowledge(candidates(s), load, c), *mixed_choices(o, s)))
     glances = {split: future.play(split, c.glance).mean for split in splits}
-    best_few = sorted(glances, key=lambda split: -_priced(split, glances[split], glances[here], s))[: c.finalists]
+    best_few = sorted(glances, key=lambda split: -price.worth(split, glances[split], glances[here]))[: c.finalists]
     loads = future.loads
     tried = {split: future.play(split, c.longest, loads) for split in dict.fromkeys((here, home, *best_few))}
 
@@ -112,15 +113,16 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
         return tried[split].mean + _bias(state, split, now, c)
 
     def value(split: Split) -> float:
-        return _priced(split, lasting(split), lasting(here), s)
+        return price.worth(split, lasting(split), lasting(here))
 
     best = max(tried, key=lambda split: (value(split), split == here, split.prefill + split.decode))
     here_told, best_told = tried[here].told(here, s), tried[best].told(best, s)
-    gain, error = value(best) - value(here), future.error(tried[best], tried[here])
+    left = price.left(best)
+    gain, error = value(best) - value(here), left * future.error(tried[best], tried[here])
     emergency = gain >= max(c.emergency_gain, (c.emergency_z + c.z_per_move * state.moves) * error)
     # A queue that is there is no matter of chance: what it gains is sure, once in a regime.
     queued = future.waiting >= c.long_queue and not state.moves
-    emergency |= queued and gain > 0 and future.of_those_here(tried[best], tried[here]) >= c.min_gain
+    emergency |= queued and gain > 0 and future.of_those_here(tried[best], tried[here], s.delay(best)) >= c.min_gain
     needed = c.min_gain + (c.z + c.z_per_move * state.moves) * error
     young = now - max(load.since, load.regime_since) < c.least_span
     to, reason = best, "Emergency" if emergency else "Gain"
@@ -133,7 +135,7 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
             why = "Best" if best == here else "TooLittleGain"
             return Hold(why, best_told, here_told), replace(state, intent="", confirmed=0)
         to, reason, emergency = home, "Headroom", False
-    elif gain + _bias(state, here, now, c) < needed <= gain:
+    elif gain + left * _bias(state, here, now, c) < needed <= gain:
         reason = "Regret"
     intent = _intent(reason, here, to)
     state = replace(state, intent=intent, confirmed=state.confirmed + 1 if intent == state.intent else 1)
@@ -165,19 +167,6 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
         blamed=None,
         watch=None,
     )
-
-
-def _priced(split: Split, value: float, stays: float, s: Setting) -> float:
-    """Until a worker that must be prepared is ready, those who come are served as now (`stays`), beside its start."""
-    late, c = s.delay(split), s.constants
-    return value if not late else stays + (value - stays) * c.horizon / (c.horizon + late) - c.cold_cost
-
-
-def _within_knowledge(splits: Iterable[Split], load: Load, c: Constants) -> list[Split]:
-    """Those of which the model can say something: all of them, once it was seen what a share does."""
-    if load.model.laws_seen or load.model.profile.law is ShareLaw.PACED:
-        return list(splits)
-    return [split for split in splits if min(prefill_share(split), decode_share(split)) >= c.least_assumed]
 
 
 def _held_against_reality(state: State, here: Split, o: Observation, load: Load, s: Setting) -> State:
