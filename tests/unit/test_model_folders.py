@@ -347,6 +347,25 @@ def test_a_tokenizer_blames_the_file_at_fault(llama2: Path) -> None:
         Tokenizer(llama2)
 
 
+@pytest.mark.parametrize("named_in", ["tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen3"])
+@pytest.mark.parametrize("byte_level", [False, True])
+def test_special_tokens_that_no_file_names_are_those_of_the_class(
+    byte_level: bool, architecture: str, named_in: str, llama2: Path
+) -> None:
+    """Where transformers builds it: not of Mistral's models, nor where the file is byte-level."""
+    steps = {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}}
+    write(llama2, "tokenizer.json", added_tokens=[], **steps if byte_level else {})
+    write(llama2, "config.json", model_type=architecture)
+    write(llama2, named_in, tokenizer_class="LlamaTokenizerFast")
+    ours, theirs = Tokenizer(llama2), AutoTokenizer.from_pretrained(llama2)
+    names = ("unk_token", "bos_token", "eos_token")
+    expected = {name: token for name in names if (token := getattr(theirs, name)) is not None}
+    assert bool(expected) == (architecture != "mistral" and not byte_level)
+    assert load_model_card(llama2).special_tokens == expected
+    assert ours.encode("<s>the</s>", False) == theirs("<s>the</s>", add_special_tokens=False).input_ids
+
+
 @pytest.mark.parametrize(
     "described",
     [
