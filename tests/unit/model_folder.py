@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -58,3 +59,10 @@ def write_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]] = SHAPES, 
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
+
+
+def write(folder: Path, name: str, **values: Any) -> None:
+    """These values into one of its JSON files, beside what is there."""
+    path = folder / name
+    old = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(old | values))
