@@ -138,6 +138,13 @@ def markdown(found: Sequence[Row]) -> str:
     return as_markdown(table(found))
 
 
+def of_older_code(found: Sequence[Row], code: plan.Code) -> str:
+    """What a reader of the table is told of rows that have runs of other code; nothing where none has."""
+    todays = {code.engine, code.policies}
+    older = [f"{row.workload} {row.rule}" for row in found if {made_by for made_by, _ in row.played_by} - todays]
+    return f"\nWith runs of older code (`played_by` in study.json): {', '.join(older)}.\n" if older else ""
+
+
 def as_markdown(source: Table) -> str:
     cells = [list(column.cells) for column in source.columns]
     lines = [" | ".join(str(column.header) for column in source.columns), " | ".join("---" for _ in cells)]
@@ -180,7 +187,7 @@ def write(
         ],
     }
     (folder / "study.json").write_text(json.dumps(told, indent=1) + "\n")
-    (folder / "study.md").write_text(markdown(read(told)))
+    (folder / "study.md").write_text(markdown(read(told)) + of_older_code(found, code))
     draw(found, runs, folder / "study.svg")
 
 

@@ -187,6 +187,8 @@ def test_runs_of_older_code_stand_in_where_todays_are_missing_and_each_row_tells
     assert found["auto"] == [0.9, 0.7, ("policies", "bbb"), ("older", "aaa")]
     assert found["100/100"] == [0.7, 0.7, ("older", "aaa")]
     assert found[report.MIXED] == [0.6, 0.6, ("oldest", "")]
+    (said,) = [line for line in (tmp_path / "out" / "study.md").read_text().splitlines() if "older code" in line]
+    assert "auto" in said and "100/100" in said and report.MIXED in said
     (tmp_path / "out" / "study.json").unlink()
     monkeypatch.setattr(sys, "argv", ["bench.study", "--minutes", "0", "--seeds", "2", "--runs", str(runs)])
     assert study.main() == 0
