@@ -1,4 +1,5 @@
-"""The page and the data of a series of runs. Each registered run has its row, the void ones and those given up, too."""
+"""The page and the data of a series of runs. Each registered run has its row, the void ones, those given up and those
+whose plan is gone, too."""
 
 from __future__ import annotations
 
@@ -10,9 +11,12 @@ from typing import Any
 
 from bench.cpu.machine import BUSY
 from bench.cpu.report import MARKS
-from bench.slo import log, plan
+from bench.slo import log, plan, series
 from bench.slo.plan import ARMS, AUTO, ORDER, PREDICTED, SHIFT, STAGES
 from bench.slo.verdicts import Run, in_a_row, outcome
+
+UNCHECKED = "plan gone"
+"""The outcome of a run that has ended, of which there is no plan any more: nobody can check what its line says."""
 
 
 def markdown(entries: Sequence[log.Entry], runs: Sequence[Run]) -> str:
@@ -26,7 +30,7 @@ def markdown(entries: Sequence[log.Entry], runs: Sequence[Run]) -> str:
 
 def _series(entries: Sequence[log.Entry], known: dict[int, Run]) -> list[str]:
     lasts = log.last(entries)
-    words = [entry.outcome if entry.event == log.ENDED else entry.event for entry in lasts]
+    words = [_word(entry, known) for entry in lasts]
     lines = [
         f"{len(lasts)} registered, the last {in_a_row(words)} in a row hold; all are here. A run's plan, with",
         "the predicted knees, targets and rates, was written and hashed before anything was measured under load.",
@@ -41,7 +45,17 @@ def _series(entries: Sequence[log.Entry], known: dict[int, Run]) -> list[str]:
         lines.append(
             f"| {entry.number} | {at} | {entry.commit} | `{entry.digest[:16]}` | {word} | {' | '.join(ahead)} |"
         )
+    gone = [entry.number for entry, word in zip(lasts, words, strict=True) if word == UNCHECKED]
+    if gone:
+        paths = ", ".join(f"`{series.folder(Path(), number) / series.PLAN}`" for number in gone)
+        lines += ["", f"Gone: {paths}. What nobody can check any more does not count as a run that holds."]
     return lines
+
+
+def _word(entry: log.Entry, known: dict[int, Run]) -> str:
+    if entry.event != log.ENDED:
+        return entry.event
+    return entry.outcome if entry.number in known else UNCHECKED
 
 
 def _ahead(run: Run, stage: str) -> str:

@@ -23,23 +23,22 @@ def folder(out: Path, number: int) -> Path:
 
 
 def mend(out: Path, say: Callable[[str], None]) -> None:
-    """A run whose plan is sealed is registered: a kill has left half of its line, or none. Raises `ChangedError`."""
+    """A run whose plan is sealed is registered: a kill has left half of its line, or none. One that was registered and
+    has no plan any more is given up: under another plan it would be another run. Raises `ChangedError`."""
     entries = log.read(out / LOG)
     number = log.number(entries)
-    words, path = {entry.event for entry in entries if entry.number == number}, folder(out, number) / PLAN
-    if log.BEGUN in words:
-        return
-    about = f"{out / LOG}: the line that registers run {number} is "
-    if path.exists():
+    mine, path = [entry for entry in entries if entry.number == number], folder(out, number) / PLAN
+    whole = any(entry.event == log.BEGUN for entry in mine)
+    wrong = "" if whole else f"the line that registers it is {'half written' if mine else 'missing'}: "
+    about = f"{out / LOG}: run {number}: {wrong}"
+    if path.exists() and not whole:
         content, digest = unsealed(path)
         planned = Plan.of_json(content)
         log.append(out / LOG, log.Entry(number, log.BEGUN, digest, planned.commit, planned.at))
-        how = "half written" if words else "missing"
-        by = f"registered again by its plan, sha256 {digest}"
-        say(f"{about}{how}: {by}; bench-slo goes on with it, --give-up ends it")
-    elif words:
-        log.append(out / LOG, log.Entry(number, log.GIVEN_UP, "", "", now()))
-        say(f"{about}half written, and {path} is gone: it stays in the list as given up, and run {number + 1} is next")
+        say(f"{about}registered again by its plan, sha256 {digest}; bench-slo goes on with it, --give-up ends it")
+    elif mine and not path.exists():
+        log.append(out / LOG, replace(mine[-1], event=log.GIVEN_UP, at=now()))
+        say(f"{about}{path} is gone: it stays in the list as given up, and run {number + 1} is next")
 
 
 def give_up(out: Path) -> None:

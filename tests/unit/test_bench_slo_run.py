@@ -77,7 +77,10 @@ def test_a_run_whose_line_a_kill_has_cut_is_registered_again(
     (out / "run-1").mkdir()  # of run 1 there is no plan any more
     assert bench_slo(["--report", "--out", str(out)]) == 0
     told = capsys.readouterr()
-    assert told.err.count("\n") == 1 and f"registers run 2 is {how}: registered again by its plan" in told.err
+    assert (
+        told.err.count("\n") == 1
+        and f"run 2: the line that registers it is {how}: registered again by its plan" in told.err
+    )
     assert "bench-slo goes on with it, --give-up ends it" in told.err
     assert f"| 2 | {PLAN.at} | abc | `{digest[:16]}` | {log.BEGUN} |" in told.out and "| 1 | t | c |" in told.out
     assert bench_slo(["--report", "--out", str(out)]) == 0 and capsys.readouterr().err == ""
@@ -90,10 +93,22 @@ def test_a_run_of_which_half_a_line_is_all_that_is_left_stays_in_the_list(tmp_pa
     cut(path, log.Entry(1, log.BEGUN, "d", "c", "t"), 30)
     series.mend(tmp_path, told.append)
     (line,) = told
-    assert "run 1 is half written" in line and "given up, and run 2 is next" in line
+    assert "run 1: the line that registers it is half written" in line and "given up, and run 2 is next" in line
     assert (log.last(log.read(path))[0].event, log.number(log.read(path))) == (log.GIVEN_UP, 2)
     series.mend(tmp_path, told.append)
     assert told == [line]
+
+
+def test_a_run_that_has_begun_and_whose_plan_is_gone_is_given_up(tmp_path: Path) -> None:
+    """Planned anew under its number, it would be another run that hides the first."""
+    told, begun = list[str](), log.Entry(1, log.BEGUN, "d", "c", "t")
+    log.append(tmp_path / series.LOG, begun)
+    series.mend(tmp_path, told.append)
+    assert [line.split(": ", 1)[1] for line in told] == [
+        f"run 1: {tmp_path}/run-1/prediction.json is gone: it stays in the list as given up, and run 2 is next"
+    ]
+    (entry,) = log.last(log.read(tmp_path / series.LOG))
+    assert replace(entry, at="t") == replace(begun, event=log.GIVEN_UP)
 
 
 def test_a_plan_that_is_there_is_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +127,17 @@ def test_a_plan_that_is_there_is_sealed(tmp_path: Path, monkeypatch: pytest.Monk
 def test_holding_runs_are_counted_from_the_last_and_a_void_one_counts_neither_way() -> None:
     assert in_a_row(["holds", "falls short", "holds", "void", "holds"]) == 2
     assert in_a_row(["holds", log.GIVEN_UP]) == 0
+
+
+@pytest.mark.parametrize(("gone", "row"), [(1, 2), (2, 1), (3, 0)])
+def test_a_run_whose_plan_is_gone_ends_the_row_and_is_named(tmp_path: Path, gone: int, row: int) -> None:
+    entries = [log.Entry(number, log.ENDED, "d" * 64, "abc", "t", "holds") for number in (1, 2, 3)]
+    runs = [replace(whole(), plan=replace(PLAN, number=number)) for number in (1, 2, 3)]
+    assert "the last 3 in a row hold" in report.markdown(entries, runs)
+    page = report.markdown(entries, [run for run in runs if run.plan.number != gone])
+    assert f"the last {row} in a row hold" in page and f"Gone: `run-{gone}/prediction.json`." in page
+    rows = [line.split(" | ")[4] for line in page.splitlines() if line.startswith(("| 1 |", "| 2 |", "| 3 |"))]
+    assert rows == [report.UNCHECKED if number == gone else "holds" for number in (1, 2, 3)]
 
 
 def test_a_plan_that_was_changed_and_samples_of_another_are_told(tmp_path: Path) -> None:
