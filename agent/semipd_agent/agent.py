@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,8 @@ MOVING_POLL_SECONDS = 0.2
 """Period while a split is on the move, so that its proof is not a tick late."""
 RETRY_SECONDS = 30.0
 """Between two looks at a machine whose preflight refused."""
+LAST_LOOK_SECONDS = 1.0
+"""SIGTERM reaches an engine that does not answer so much later."""
 DRAIN_SLACK = 20.0
 """Seconds beyond the engine's own drain time before its group is killed: 5 s of late admissions, and the exits."""
 
@@ -90,6 +93,7 @@ class Agent:
             ready=self.ready(),
             now=now,
             wall=wall,
+            served=self._gate.served,
             api_problem=self._api.problem(),
             memory_problem=self._memory.problem(),
             key_problem=no_api_key(self._api_key_file),
@@ -119,6 +123,8 @@ class Agent:
         loop = asyncio.create_task(keep_going("control", self._loop, self._faults), name="control")
         api = asyncio.create_task(keep_going("api probe", self._api.run, self._faults), name="api probe")
         await self._stop.wait()
+        with self._faults.contained("last look"):
+            await self._last_look()
         await self._supervisor.stop(self._drain_seconds + DRAIN_SLACK, self._evict)
         loop.cancel()
         api.cancel()
@@ -127,6 +133,16 @@ class Agent:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await partitioner.close()
+
+    async def _last_look(self) -> None:
+        """An engine that has become ready since the last tick has served: its users saw it first. Once it drains,
+        nobody can find that out."""
+        if self._gate.served:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_LOOK_SECONDS):
+                snapshot, _ = await asyncio.gather(self._ask(), self._api.ask())
+                self._gate.update(snapshot, self._clock.monotonic(), api_answers=self._api.answers)
 
     async def _evict(self) -> None:
         await asyncio.gather(*(partitioner.evict() for partitioner in self._kept))

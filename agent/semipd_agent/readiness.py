@@ -36,6 +36,11 @@ class ReadyGate:
     def close(self) -> None:
         self.closed = True
 
+    @property
+    def served(self) -> bool:
+        """Was it ready once? Stays true when closed, and what is heard then counts."""
+        return self._last_ready is not None
+
     def ready(self, now: float) -> bool:
         last = self._last_ready
         return not self.closed and last is not None and now - last <= BRIDGED_SECONDS + POLL_SECONDS

@@ -56,6 +56,7 @@ def build(
     ready: bool,
     now: float,
     wall: datetime,
+    served: bool = False,
     api_problem: str = "",
     memory_problem: str = "",
     key_problem: str = "",
@@ -105,6 +106,7 @@ def build(
                 snapshot,
                 launcher,
                 ready=ready,
+                served=served,
                 problem=controller.obstacle,
                 restarts=controller.restarts.totals(),
             ),
@@ -140,6 +142,7 @@ def engine_status(
     launcher: LauncherState,
     *,
     ready: bool,
+    served: bool,
     problem: Problem | None,
     restarts: Mapping[str, int],
 ) -> EngineStatus:
@@ -148,6 +151,7 @@ def engine_status(
     known = EngineStatus(
         state=EnginePhase.STARTING,
         ready=ready,
+        served=served,
         model_name=model.name if model else "",
         architecture=model.architecture if model else "",
         device=model.device if model else "",

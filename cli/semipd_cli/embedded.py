@@ -202,7 +202,7 @@ class Embedded:
             self._view = self._view.failed(str(error))
         else:
             self._view = self._view.heard(report, datetime.now(UTC))
-            self._served = self._served or report.engine.ready
+            self._served = self._served or report.engine.served
 
     def _reread(self, folder: Path) -> None:
         """The manifest is watched: what changes in place is pushed, as `kubectl apply` would have it."""

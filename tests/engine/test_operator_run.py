@@ -15,7 +15,7 @@ import yaml
 from tests.unit.model_folder import write_model
 
 from e2e.lib.models import random_model
-from e2e.lib.process import free_port
+from e2e.lib.process import answers, free_port
 from e2e.lib.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.engine
@@ -65,6 +65,24 @@ def test_the_example_without_kubernetes(tmp_path: Path) -> None:
         lines, _ = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, "Ctrl-C drains"
         assert "split=80/50" in lines and "draining" in lines
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_ended_as_soon_as_it_answers_has_served(number: signal.Signals, tmp_path: Path) -> None:
+    """Its users know that it is ready before the agent and `semipd run` do, who look once a second."""
+    port, log = free_port(), tmp_path / "log"
+    command = [sys.executable, "-m", "semipd_cli", "run", "-f", EXAMPLE, "--port", str(port), "--log-file", log]
+    command += ["--set", f"model.uri=file://{random_model('llama')}", "--set", "engine.maxModelLen=128"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        wait_until(lambda: process.poll() is not None or answers(f"http://127.0.0.1:{port}/ready"))
+        process.send_signal(number)
+        lines, _ = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, lines
     finally:
         if process.poll() is None:
             process.kill()

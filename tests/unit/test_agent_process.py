@@ -209,6 +209,25 @@ def test_sigterm_fails_ready_and_a_second_one_hurries(start: Callable[..., Runni
     assert not Path(f"/proc/{launcher}").exists()
 
 
+@pytest.mark.parametrize("loads", [True, False])
+def test_an_engine_that_became_ready_just_before_sigterm_has_served(
+    loads: bool, start: Callable[..., RunningAgent], tmp_path: Path
+) -> None:
+    """Its users see it first; the agent looks once a second, and when it is told to end."""
+    loaded = tmp_path / "loaded"
+    agent = start("--drain-seconds", "600", "--loading-until", str(loaded))
+    agent.wait(lambda: agent.status()["engine"]["state"] == "Loading")
+    assert agent.status()["engine"]["served"] is False
+    if loads:
+        loaded.touch()
+    agent.process.send_signal(signal.SIGTERM)
+    agent.wait(lambda: agent.status()["engine"]["state"] == "Draining")
+    engine = agent.status()["engine"]
+    assert (engine["served"], engine["ready"]) == (loads, False)
+    agent.process.send_signal(signal.SIGTERM)
+    assert agent.process.wait(PATIENCE_S) == 0
+
+
 def test_the_engine_does_not_outlive_a_killed_agent(start: Callable[..., RunningAgent]) -> None:
     agent = start()
     agent.wait(lambda: agent.applied() == 60)

@@ -93,6 +93,19 @@ async def test_a_defect_in_what_is_read_of_the_agent_ends_nothing(watch: Watch) 
     assert watch.child.signals == [signal.SIGTERM], "it was still watched: an engine that is refused ends the run"
 
 
+async def test_a_service_that_is_first_seen_while_it_drains_has_served(watch: Watch) -> None:
+    """It became ready since the last look, and was asked to end."""
+    watch.status.parent.mkdir()
+    loading = EngineStatus(state=EnginePhase.LOADING, ready=False)
+    watch.answer = lambda: report(engine=loading)
+    await watch.turns()
+    assert not watch.run._served
+    drains = EngineStatus(state=EnginePhase.DRAINING, ready=False, served=True)
+    watch.answer = lambda: report(engine=drains)
+    await watch.turns()
+    assert watch.run._served
+
+
 @pytest.mark.parametrize("reason", ["NoGPU", "UserMismatch"])
 async def test_what_only_another_start_can_mend_ends_the_run_and_is_said_by_its_last_line(
     reason: str, watch: Watch

@@ -98,6 +98,8 @@ class WorkerStatus(Wire):
 class EngineStatus(Wire):
     state: Open[EnginePhase]
     ready: bool
+    served: bool = False
+    """It was ready once; stays true while it drains."""
     reason: str = ""
     """CamelCase; for `ModelReady`: LoadFailed, OutOfMemory, NotFound, CrashLoop ..."""
     message: str = ""
