@@ -74,7 +74,7 @@ bench-kernels: venv ## the compiled kernels beside torch and the machine's limit
 	@$(PY) -m bench.kernels $(ARGS)
 
 bench-split: venv ## what a split does to prefill's service time (JSON and plot in out/bench)
-	@$(PY) -m bench.split_rate
+	@$(PY) -m bench.split_rate $(ARGS)
 
 bench-token: venv ## where a token's time goes, and the machine's limits
 	@$(PY) -m bench.token_time $(ARGS)

@@ -15,14 +15,18 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.engine.proc import cpu_seconds
 
+from bench.usage import count, guarded, made, number
 from e2e.lib.models import smollm2
 from e2e.lib.process import running
 from semipd_engine.ipc import frames
 from semipd_engine.ipc.requests import AbortRequest, AddRequest, ApiToCore, CoreState, Outputs, RequestOutput
+from semipd_engine.usage import Parser
 
 HELLO = CoreState(ready=True, state="ready", admitting=True, max_model_len=8192, blocks_total=1000, blocks_free=1000)
 
@@ -108,25 +112,40 @@ async def measure(tree: Path, model: Path, streams: int, seconds: float) -> floa
     return used / tokens
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="bench.api_time", description=__doc__.splitlines()[0])
-    parser.add_argument("--streams", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--tree", type=Path, action="append", help="checkout to measure; several go in turns")
-    options = parser.parse_args()
-    trees = [tree.resolve() for tree in options.tree or [Path()]]
-    found: dict[Path, list[float]] = {tree: [] for tree in trees}
-    with contextlib.suppress(KeyboardInterrupt):
+def checkout(text: str) -> Path:
+    tree = Path(text).resolve()
+    if not (tree / "engine" / "semipd_engine" / "server").is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: there is no engine/semipd_engine in it; name a checkout")
+    return tree
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="bench.api_time", description=__doc__)
+    parser.add_argument("--streams", type=count, default=8)
+    parser.add_argument("--seconds", type=number, default=8.0)
+    parser.add_argument("--repeats", type=count, default=5)
+    parser.add_argument(
+        "--tree", type=checkout, action="append", help="to measure instead of this; several go in turns"
+    )
+    options = parser.parse_args(words)
+    return guarded(parser.prog, lambda: carried_out(options))
+
+
+def carried_out(options: argparse.Namespace) -> int:
+    """What was found so far is told, too, where it is interrupted. Raises `RefusedError`."""
+    model, found = made("SmolLM2-135M", smollm2), defaultdict[Path, list[float]](list)
+    try:
         for _ in range(options.repeats):
-            for tree in trees:
-                found[tree].append(asyncio.run(measure(tree, smollm2(), options.streams, options.seconds)))
-    for tree, values in found.items():
-        each = " ".join(f"{1e6 * value:.0f}" for value in values)
-        print(
-            f"{tree}: {1e6 * statistics.median(values):.0f} us of CPU for a token of {options.streams} streams ({each})"
-        )
+            for tree in options.tree or [Path.cwd()]:
+                seconds = asyncio.run(measure(tree, model, options.streams, options.seconds))
+                found[tree].append(seconds)
+    finally:
+        for tree, values in found.items():
+            each = " ".join(f"{1e6 * value:.0f}" for value in values)
+            us = 1e6 * statistics.median(values)
+            print(f"{tree}: {us:.0f} us of CPU for a token of {options.streams} streams ({each})")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

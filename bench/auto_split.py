@@ -18,16 +18,21 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench import usage
 from bench.auto_split_plot import plot
 from bench.deployment import deployed
 from bench.traffic import Record, Request, Summary, Target, prompt_ids, read_trace, replay, summarise, trace_plan
 from bench.traffic.plan import TRACES
+from bench.usage import folder, guarded, made
 from e2e.lib import models
 from e2e.lib.kube import Kube, Object
 from e2e.lib.service import Service, manual, spec
+from semipd_agent.contract import Policy
+from semipd_engine.usage import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 SLO_SCALE, LOAD, MAX_PROMPT, MAX_OUTPUT = 7.5, 0.7, 1_024, 128
@@ -261,23 +266,29 @@ def _say(text: str) -> None:
     print(f"auto_split: {text}", flush=True)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--policy", default="Algorithm1")
-    parser.add_argument("--phase-seconds", type=float, default=150)
-    parser.add_argument("--constant", type=int, default=600, help="seconds of constant load; 0: none")
-    parser.add_argument("--length-scale", type=float, default=0.12, help="of the traces' prompts and outputs")
-    parser.add_argument("--singles", type=int, default=8, help="requests of each trace for the latency alone")
-    parser.add_argument("--capacity-requests", type=int, default=64, help="requests of each trace for the capacity")
-    parser.add_argument("--out", type=Path, default=ROOT / "out")
-    return parser.parse_args()
+def main(words: Sequence[str] | None = None) -> int:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="bench.auto_split", description=__doc__, formatter_class=raw)
+    parser.add_argument("--policy", choices=[policy.value for policy in Policy], default=Policy.ALGORITHM1.value)
+    parser.add_argument("--phase-seconds", type=usage.number, default=150)
+    parser.add_argument(
+        "--constant", type=partial(usage.at_least, 0), default=600, help="seconds of constant load; 0: none"
+    )
+    parser.add_argument("--length-scale", type=usage.number, default=0.12, help="of the traces' prompts and outputs")
+    parser.add_argument("--singles", type=usage.count, default=8, help="requests of each trace for the latency alone")
+    parser.add_argument(
+        "--capacity-requests", type=usage.count, default=64, help="requests of each trace for the capacity"
+    )
+    parser.add_argument("--out", type=folder, default=str(ROOT / "out"))
+    arguments = parser.parse_args(words)
+    return guarded(parser.prog, lambda: carried_out(arguments))
 
 
-def main() -> int:
-    arguments = parse()
+def carried_out(arguments: argparse.Namespace) -> int:
+    """Raises `RefusedError`."""
     settings = {name: str(value) for name, value in vars(arguments).items() if name != "out"}
-    result = Result(settings)
-    with deployed("auto", spec(models.smollm2().name, engine=ENGINE, partition=manual(100, 100))) as service:
+    result, model = Result(settings), made("SmolLM2-135M", models.smollm2)
+    with deployed("auto", spec(model.name, engine=ENGINE, partition=manual(100, 100))) as service:
         records = bench(service.cluster, service, arguments, result)
     judge(result)
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,10 +24,12 @@ from typing import Any
 
 from bench.deployment import deployed
 from bench.traffic import Request, poisson_plan, prompt_ids, replay, summarise
+from bench.usage import folder, guarded, made, number
 from e2e.lib import models
 from e2e.lib.kube import Object
 from e2e.lib.service import Service, manual, spec
 from e2e.lib.waiting import wait_until
+from semipd_engine.usage import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT_TOKENS, OUTPUT_TOKENS = 128, 1
@@ -163,11 +166,18 @@ def _say(text: str) -> None:
     print(f"autoscale: {text}", flush=True)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10, help="of constant load, once two pods serve")
-    parser.add_argument("--out", type=Path, default=ROOT / "out")
-    arguments = parser.parse_args()
+def main(words: Sequence[str] | None = None) -> int:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="bench.autoscale", description=__doc__, formatter_class=raw)
+    parser.add_argument("--minutes", type=number, default=10, help="of constant load, once two pods serve")
+    parser.add_argument("--out", type=folder, default=str(ROOT / "out"))
+    arguments = parser.parse_args(words)
+    return guarded(parser.prog, lambda: carried_out(arguments))
+
+
+def carried_out(arguments: argparse.Namespace) -> int:
+    """Raises `RefusedError`."""
+    made("SmolLM2-135M", models.smollm2)
     with deployed("scaled", specification()) as service:
         found = bench(service, arguments.minutes)
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -7,14 +7,17 @@ the table says (`semipd_engine.kernels.rates`) should be below what is measured,
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from bench.usage import count, guarded
 from semipd_engine.kernels import Kernels, PackedGroup, PackedWeight, choose, cpu
 from semipd_engine.kernels.rates import RATES
+from semipd_engine.usage import Parser
 
 DTYPE = torch.bfloat16
 ROWS, POSITIONS, BLOCK = 256, 512, 16
@@ -93,11 +96,16 @@ def best_seconds(work: Callable[[], object], rounds: int) -> float:
     return min(found)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="bench.kernel_rates", description=__doc__.splitlines()[0])
-    parser.add_argument("--levels", nargs="*", default=[*cpu.runnable(), "reference"])
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+def main(words: Sequence[str] | None = None) -> int:
+    here = [*cpu.runnable(), "reference"]
+    parser = Parser(prog="bench.kernel_rates", description=__doc__)
+    parser.add_argument("--levels", nargs="+", choices=here, default=here, help="of kernels; this machine has all")
+    parser.add_argument("--rounds", type=count, default=5)
+    options = parser.parse_args(words)
+    return guarded(parser.prog, lambda: carried_out(options))
+
+
+def carried_out(options: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     for level in options.levels:
         kernels = choose(environment={"SEMIPD_KERNELS": level})
@@ -106,7 +114,8 @@ def main() -> None:
                 measured, table = work / best_seconds(run, options.rounds), float(getattr(RATES[level], rate))
                 line = f"{rate} {measured:.1e} a second, {measured / table:.1f} × the table"
                 print(f"{level}, {words}: {line}", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from semipd_engine.kernels import Kernels, PackedWeight, ReferenceKernels, choose
+from bench.usage import count, folder, guarded, threads
+from semipd_engine.kernels import Kernels, PackedWeight, ReferenceKernels, choose, cpu
+from semipd_engine.usage import Parser
 
-OUT = Path("out/bench")
 SHAPES = ((2048, 1024), (1024, 1024), (9728, 1024), (1024, 4864))
 """Output and input features of one layer of the 0.5 B model."""
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 16, 8, 64, 16
@@ -119,7 +121,7 @@ def read_bandwidth(race: Race) -> float:
     return memory.nbytes / seconds / 1e9
 
 
-def plot(report: dict[str, Any]) -> None:
+def plot(report: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
@@ -134,28 +136,36 @@ def plot(report: dict[str, Any]) -> None:
     for axes in (left, right):
         axes.axhline(1, color="black", linewidth=0.8)
     figure.suptitle(f"{report['kernels']}, {report['threads']} threads, read {report['read_gb_per_s']:.0f} GB/s")
-    figure.savefig(OUT / "kernels.svg")
+    figure.savefig(path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--level", default="auto", help="as SEMIPD_KERNELS")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--rounds", type=int, default=7)
+def main(words: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="bench.kernels", description=__doc__)
+    levels = ("auto", *cpu.runnable(), "reference")
+    parser.add_argument("--level", choices=levels, default="auto", help="as SEMIPD_KERNELS; this machine has these")
+    parser.add_argument("--threads", type=threads, default=torch.get_num_threads())
+    parser.add_argument("--layers", type=count, default=6)
+    parser.add_argument("--rounds", type=count, default=7)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    options = parser.parse_args()
+    parser.add_argument("--out", type=folder, default="out/bench", help="folder of kernels.json and .svg")
+    options = parser.parse_args(words)
+    return guarded(parser.prog, lambda: carried_out(options))
+
+
+def carried_out(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
     kernels = choose(environment={"SEMIPD_KERNELS": options.level})
+    asked = {name: value for name, value in vars(options).items() if name != "out"}
     race = Race(time.perf_counter if options.clock == "wall" else time.process_time, options.rounds)
-    report: dict[str, Any] = {"kernels": kernels.name, **vars(options), "read_gb_per_s": read_bandwidth(race)}
+    report: dict[str, Any] = {"kernels": kernels.name, **asked, "read_gb_per_s": read_bandwidth(race)}
     report["linear"] = linear(kernels, race, options.layers)
     report["attention"] = attention(kernels, race, 4 * options.layers)
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "kernels.json").write_text(json.dumps(report, indent=1) + "\n")
-    plot(report)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "kernels.json").write_text(json.dumps(report, indent=1) + "\n")
+    plot(report, options.out / "kernels.svg")
     print(json.dumps(report, indent=1))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,15 +14,20 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from bench import usage
 from bench.cpu.identity import commit, machine, versions
+from bench.usage import RefusedError, guarded, made, output
 from e2e.lib.models import random_model
 from e2e.lib.process import answers, free_port, running
+from semipd_engine.usage import Parser
 
 ENDLESS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99999}, "minItems": 1000}
 """Longer than any answer here."""
@@ -60,7 +65,7 @@ async def stream(client: httpx.AsyncClient, number: int, tokens: int, schema: An
                 choice = json.loads(line[6:])["choices"][0]
                 times += [time.monotonic()] * len(choice["token_ids"])
     if len(times) != tokens:
-        raise RuntimeError(f"{len(times)} tokens of {tokens}: the answer has ended")
+        raise RefusedError(f"--tokens {tokens}: an answer has ended after {len(times)}; name fewer")
     return Stream(times[0] - asked, (times[-1] - times[0]) / (tokens - 1))
 
 
@@ -96,16 +101,23 @@ async def measure(url: str, count: int, tokens: int, rounds: int) -> dict[str, A
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="bench.mask_time", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 4], help="at once; one count after the other")
-    parser.add_argument("--tokens", type=int, default=24)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    options = parser.parse_args()
-    port = free_port()
+def main(words: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="bench.mask_time", description=__doc__)
+    parser.add_argument(
+        "--streams", type=usage.count, nargs="+", default=[1, 4], help="at once; one count after the other"
+    )
+    parser.add_argument("--tokens", type=partial(usage.at_least, 2), default=24, help="of an answer")
+    parser.add_argument("--rounds", type=usage.count, default=3)
+    parser.add_argument("--out", type=output, help="write the figures as JSON")
+    options = parser.parse_args(words)
+    return guarded(parser.prog, lambda: carried_out(options))
+
+
+def carried_out(options: argparse.Namespace) -> int:
+    """Raises `RefusedError`."""
+    port, model = free_port(), made("the random model", lambda: random_model("llama", "small"))
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "semipd_engine.cli", "serve", "--model", str(random_model("llama", "small"))]
+        command = [sys.executable, "-m", "semipd_engine.cli", "serve", "--model", str(model)]
         place = ["--port", str(port), "--run-dir", f"{folder}/run"]
         place += ["--dtype", "bfloat16", "--kv-cache-memory", str(1 << 29)]
         url = f"http://127.0.0.1:{port}"
@@ -115,8 +127,10 @@ def main() -> None:
     text = json.dumps(told, indent=1)
     print(text)
     if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

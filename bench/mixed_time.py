@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bench.cpu.__main__ import RefusedError, folders
+from bench import usage
 from bench.cpu.identity import commit, machine, versions
 from bench.token_time import Alone, Clock
-from bench.traffic.__main__ import count, folder
+from bench.usage import count, folder, guarded, made, threads
+from e2e.lib.models import smollm2
 from semipd_agent.slo.step_model import StepProfile
 from semipd_engine.cards.registry import read_card
 from semipd_engine.ipc.steps import Row, StepPlan
@@ -145,23 +146,23 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="bench.mixed_time", description=__doc__, formatter_class=raw)
-    parser.add_argument("model", type=Path, nargs="?", help="folder of a model; SmolLM2-135M by default")
+    parser.add_argument("model", type=usage.model, nargs="?", help="folder of a model; SmolLM2-135M by default")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--threads", type=count, default=1)
+    parser.add_argument("--threads", type=threads, default=1)
     parser.add_argument("--rounds", type=count, default=9)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--out", type=folder, default=Path("out/bench"), help="folder of mixed_time.json and .svg")
+    parser.add_argument("--out", type=folder, default="out/bench", help="folder of mixed_time.json and .svg")
     asked = parser.parse_args(words)
+    return guarded(parser.prog, lambda: carried_out(asked))
+
+
+def carried_out(asked: argparse.Namespace) -> int:
+    """Raises `RefusedError`."""
     clock = time.perf_counter if asked.clock == "wall" else time.process_time
-    if asked.model is not None and not (asked.model / "config.json").is_file():
-        parser.error(f"model: {asked.model}: no folder of a model (config.json is not there)")
-    try:
-        model = asked.model or folders(["smollm2-135m"])["smollm2-135m"]
-    except RefusedError as problem:
-        sys.exit(f"bench.mixed_time: {problem}")
+    model: Path = asked.model or made("SmolLM2-135M", smollm2)
     worker = Worker(model, getattr(torch, asked.dtype), asked.threads, clock)
     found: dict[str, Any] = {"commit": commit(), "machine": machine(), "versions": versions()}
     found |= {"model": model.name, "kernels": worker.kernels, "dtype": asked.dtype, "threads": asked.threads}
@@ -171,7 +172,8 @@ def main(words: Sequence[str] | None = None) -> None:
     (asked.out / "mixed_time.json").write_text(json.dumps(found, indent=1) + "\n")
     plot(found, asked.out / "mixed_time.svg")
     print("\n".join(sentences(found)))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

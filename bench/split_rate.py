@@ -2,7 +2,7 @@
 
 Alternates 50/50 and 80/20 several times in one run of the engine on the 0.5 B model and compares the medians of a
 prompt's service time (each prompt is one chunk, so that all are the same work) and both phases' CPU seconds. Writes
-``out/bench/split_rate.json`` and ``.svg``, and fails unless the service time falls by at least 25 %.
+OUT/split_rate.json and .svg, and fails unless the service time falls by at least 25 %.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import json
 import os
 import random
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ from tests.engine import proc
 from tests.engine.harness import TORCH_RESIDENT, Engine
 from tqdm import tqdm
 
+from bench.usage import RefusedError, folder, guarded, made
 from e2e.lib.models import random_model
 from semipd_engine.contract import DType, EngineOptions, Phase, SetPartition, Split
 from semipd_engine.cpu_plan import cpu_plan
+from semipd_engine.usage import Parser
 
 ROUNDS, SECONDS = 3, 20.0
 PROMPT_TOKENS = 256
@@ -30,7 +34,6 @@ PROMPT_TOKENS = 256
 LEAST_FALL_PERCENT = 25
 SPLITS = (Split(prefill=50, decode=50), Split(prefill=80, decode=20))
 NAMES = [f"{split.prefill}/{split.decode}" for split in SPLITS]
-OUT = Path("out/bench")
 
 
 def measure(engine: Engine, split: Split, epoch: int) -> dict[str, Any]:
@@ -45,7 +48,7 @@ def measure(engine: Engine, split: Split, epoch: int) -> dict[str, Any]:
         s for s in engine.records("step") if s["phase"] == Phase.PREFILL and began <= s["begin"] and s["end"] <= ended
     ]
     if not steps:
-        raise SystemExit(f"split {split.prefill}/{split.decode}: prefill finished no step in {SECONDS:.0f} s")
+        raise RefusedError(f"split {split.prefill}/{split.decode}: prefill finished no step in {SECONDS:.0f} s")
     return {
         "split": NAMES[SPLITS.index(split)],
         "service_seconds": [s["end"] - s["begin"] for s in steps if s["tokens"] == PROMPT_TOKENS],
@@ -53,11 +56,19 @@ def measure(engine: Engine, split: Split, epoch: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    rng = random.Random(0)
+def main(words: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="bench.split_rate", description=__doc__)
+    parser.add_argument("--out", type=folder, default="out/bench", help="folder of split_rate.json and .svg")
+    out = parser.parse_args(words).out
+    return guarded(parser.prog, lambda: carried_out(out))
+
+
+def carried_out(out: Path) -> int:
+    """Raises `RefusedError`."""
+    rng, model = random.Random(0), made("the random model", lambda: random_model("llama", "small"))
     with tempfile.TemporaryDirectory() as folder:
         options = EngineOptions(
-            model=random_model("llama", "small"),
+            model=model,
             run_dir=Path(folder),
             step_log=Path(folder) / "steps.jsonl",
             dtype=DType.BFLOAT16,
@@ -80,21 +91,22 @@ def main() -> None:
     times = {name: [t for row in rows if row["split"] == name for t in row["service_seconds"]] for name in NAMES}
     before, after = (statistics.median(times[name]) for name in NAMES)
     fall = 100 * (1 - after / before)
-    OUT.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
         "rows": rows,
         "median_seconds": dict(zip(NAMES, (before, after), strict=True)),
         "fall_percent": fall,
     }
-    (OUT / "split_rate.json").write_text(json.dumps(result, indent=1))
-    plot(times)
+    (out / "split_rate.json").write_text(json.dumps(result, indent=1))
+    plot(times, out / "split_rate.svg")
     shown = " to ".join(f"{median:.3f} s at {name}" for name, median in result["median_seconds"].items())
     print(f"a prompt's service time falls by {fall:.0f} %, from {shown}")
     if fall < LEAST_FALL_PERCENT:
-        raise SystemExit(f"FAIL: at least {LEAST_FALL_PERCENT} % is promised")
+        print(f"FAIL: at least {LEAST_FALL_PERCENT} % is promised", file=sys.stderr)
+    return int(fall < LEAST_FALL_PERCENT)
 
 
-def plot(times: dict[str, list[float]]) -> None:
+def plot(times: dict[str, list[float]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
@@ -105,8 +117,8 @@ def plot(times: dict[str, list[float]]) -> None:
         ylim=(0, None),
         title="both phases saturated",
     )
-    figure.savefig(OUT / "split_rate.svg")
+    figure.savefig(path)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,15 +12,18 @@ import argparse
 import os
 import random
 import statistics
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from bench import usage
+from bench.usage import guarded, made, threads
 from e2e.lib.models import random_model
 from semipd_engine.cards.registry import read_card
 from semipd_engine.ipc.steps import Row, StepPlan
@@ -31,6 +34,7 @@ from semipd_engine.model.cuts import StageLoop
 from semipd_engine.model.loader import load_weights
 from semipd_engine.model.stage import Stage, Step, Work
 from semipd_engine.pacing.pacer import ALONE_SECONDS
+from semipd_engine.usage import Parser
 from semipd_engine.worker.model_runner import ModelRunner
 
 CONTEXT, BLOCK, STEPS, SEQUENCES, REPEATS = 512, 16, 16, 8, 5
@@ -140,14 +144,20 @@ class Bench:
         return seconds
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="another model directory")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+def main(words: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="bench.token_time", description=__doc__)
+    parser.add_argument("--model", type=usage.model, help="folder of another model")
+    parser.add_argument("--threads", type=threads, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
+    return guarded(parser.prog, lambda: carried_out(arguments))
+
+
+def carried_out(arguments: argparse.Namespace) -> int:
+    """Raises `RefusedError`."""
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
-    bench = Bench(arguments.model or random_model("llama", "small"), arguments.threads, clock)
+    model = arguments.model or made("the random model", lambda: random_model("llama", "small"))
+    bench = Bench(model, arguments.threads, clock)
     cases: list[tuple[str, Callable[[], float], int, int]] = [
         ("decode, 1 row", lambda: bench.decode(1), 1, STEPS),
         ("decode, 8 rows", lambda: bench.decode(8), 8, STEPS),
@@ -174,7 +184,8 @@ def main() -> None:
             f"to read the matrices {reading * 1e3:.1f} ms, to multiply {multiplying * 1e3:.1f}"
         )
         print("  apart: " + ", ".join(f"{kind} {spent * 1e3:.2f}" for kind, spent in parts.items()) + " ms")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,17 +6,20 @@ its workers every millisecond. So the time holds the kernel's notice, core's ord
 
 from __future__ import annotations
 
-import argparse
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.engine.harness import TORCH_RESIDENT, Engine
 
+from bench.usage import count, guarded, made
 from e2e.lib.models import random_model
 from e2e.lib.waiting import wait_until
 from semipd_engine.contract import DType, EngineOptions, Phase, WorkerState
+from semipd_engine.usage import Parser
 
 
 def rebirth(engine: Engine, phase: Phase) -> float:
@@ -30,13 +33,19 @@ def rebirth(engine: Engine, phase: Phase) -> float:
     return time.monotonic() - began
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="bench.worker_birth", description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=10, help="of each phase")
-    kills = parser.parse_args().kills
+def main(words: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="bench.worker_birth", description=__doc__)
+    parser.add_argument("--kills", type=count, default=10, help="of each phase")
+    kills = parser.parse_args(words).kills
+    return guarded(parser.prog, lambda: carried_out(kills))
+
+
+def carried_out(kills: int) -> int:
+    """Raises `RefusedError`."""
+    model = made("the random model", lambda: random_model("llama", "small"))
     with tempfile.TemporaryDirectory() as folder:
         options = EngineOptions(
-            model=random_model("llama", "small"),
+            model=model,
             run_dir=Path(folder),
             dtype=DType.BFLOAT16,
             kv_cache_memory=768 << 20,
@@ -56,7 +65,8 @@ def main() -> None:
     for phase, values in times.items():
         shown = f"median {statistics.median(values):.0f}, {min(values):.0f} to {max(values):.0f}"
         print(f"{phase}: {shown} ms from SIGKILL until the next worker is ready, {kills} kills")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

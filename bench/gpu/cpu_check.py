@@ -7,13 +7,13 @@ long a token takes to be chosen. Then steps of the 0.5 B model are predicted by 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -21,14 +21,15 @@ import torch
 from bench.gpu.estimate import Cost, Limits
 from bench.gpu.step_trace import Witness
 from bench.token_time import CONTEXT, DTYPE, GREEDY, STEPS, Alone, Bench
+from bench.usage import folder, guarded, made, threads
 from e2e.lib.models import random_model
 from semipd_engine.kernels import Kernels, PackedWeight, Rates, choose
 from semipd_engine.memory.shared import map_anonymous
 from semipd_engine.model.cuts import StageLoop
 from semipd_engine.model.stage import Stage, Step, Work
 from semipd_engine.sampling.sampler import SamplingRow, sample
+from semipd_engine.usage import Parser
 
-OUT = Path("out/bench")
 SHAPE, MATRICES = (3072, 1536), 48
 """More than caches hold: 450 MB, which lie in huge pages as weights do."""
 HEADS, KV_HEADS, HEAD_DIM, BLOCK = 8, 4, 64, 16
@@ -134,11 +135,18 @@ def costs(bench: Bench) -> dict[str, Cost]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    threads = parser.parse_args().threads
-    small, kernels = Bench(random_model("llama", "small"), threads), choose("cpu")
+def main(words: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="bench.gpu.cpu_check", description=__doc__)
+    parser.add_argument("--threads", type=threads, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--out", type=folder, default="out/bench", help="folder of estimate.json")
+    options = parser.parse_args(words)
+    return guarded(parser.prog, lambda: carried_out(options.threads, options.out))
+
+
+def carried_out(threads: int, out: Path) -> int:
+    """Raises `RefusedError`."""
+    model = made("the random model", lambda: random_model("llama", "small"))
+    small, kernels = Bench(model, threads), choose("cpu")
     numbers = MATRICES * SHAPE[0] * SHAPE[1]
     score, many = attention(kernels, CONTEXT), CONTEXT * numbers / products(kernels, CONTEXT)
     read = {rows: 2 * numbers / products(kernels, rows) for rows in (1, 8)}
@@ -158,11 +166,12 @@ def main() -> None:
         end="",
     )
     print(f"{many / 1e9:.0f} G multiply-adds/s, attention {score / 1e9:.0f}, {beside * 1e6:.1f} us a stage")
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "estimate.json").write_text(
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "estimate.json").write_text(
         json.dumps({"kernels": kernels.name, "threads": threads, "rows": rows}, indent=1)
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

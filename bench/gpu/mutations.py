@@ -17,11 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from bench import kept
 from bench.gpu.defects import DEFECTS, Defect
+from bench.usage import guarded, number
+from semipd_engine.usage import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "out" / "gpu" / "mutations.json"
@@ -92,19 +96,28 @@ def page(found: dict[str, bool]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="defects whose file, kind or name holds this text")
-    parser.add_argument("--seconds", type=float, default=3600, help="begin no other after so many; %(default)s")
+def main(words: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="bench.gpu.mutations", description=__doc__)
+    parser.add_argument("--only", type=defects, default="", help="defects whose file, kind or name holds this text")
+    parser.add_argument("--seconds", type=number, default=3600, help="begin no other after so many; %(default)s")
     parser.add_argument("--again", action="store_true", help="forget the results of earlier runs")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
+    return guarded(parser.prog, lambda: carried_out(options), "; the same command goes on from here")
+
+
+def defects(text: str) -> list[Defect]:
+    if not (chosen := [one for one in DEFECTS if text in f"{one.file} {one.kind} {one.name}"]):
+        raise argparse.ArgumentTypeError(f"{text}: no defect's file, kind or name holds it; {PAGE} lists them")
+    return chosen
+
+
+def carried_out(options: argparse.Namespace) -> int:
     KEPT.parent.mkdir(parents=True, exist_ok=True)
-    found: dict[str, bool] = json.loads(KEPT.read_text()) if KEPT.exists() and not options.again else {}
-    chosen = [one for one in DEFECTS if options.only in f"{one.file} {one.kind} {one.name}"]
+    found = {} if options.again else kept.read(KEPT, "give --again")
     ends = time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory(prefix="semipd-mutations-") as name:
         folder = copied(Path(name))
-        missing = [one for one in chosen if not found.get(one.key)]
+        missing = [one for one in options.only if not found.get(one.key)]
         limits = dict[str, float]()
         for tests in dict.fromkeys(one.tests for one in missing):
             began = time.monotonic()

@@ -19,7 +19,7 @@ from bench import kept
 from bench.cpu.identity import commit
 from bench.replicas import plan
 from bench.study.report import as_markdown
-from bench.traffic.__main__ import folder
+from bench.usage import folder, minutes
 from semipd_cli.simulator.scaling.report import cost, draw, mean, peak_pool, table
 from semipd_cli.simulator.scaling.run import Scaled, play
 from semipd_engine.usage import Parser
@@ -39,16 +39,16 @@ def verdict(outcomes: Sequence[Scaled]) -> tuple[bool, str]:
     return held, f"{ours} at {100 * part:.0f} % of the replica-seconds of {peak} ({asked})"
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Exit status 1 where ours misses what is asked of it."""
     parser = Parser(prog="python -m bench.replicas", description=__doc__)
     names = [rule.name for rule in plan.rules()]
     parser.add_argument("--rule", action="append", choices=names, help="only this one; repeatable")
     most = len(plan.SEEDS)
     parser.add_argument("--seeds", type=int, default=most, choices=range(1, most + 1), help="so many of them")
-    parser.add_argument("--minutes", type=float, default=60.0, help="begin no run after so long")
+    parser.add_argument("--minutes", type=minutes, default=60.0, help="begin no run after so long")
     parser.add_argument("--out", type=folder, default=Path("out/replicas"))
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     scene, until = plan.scene(TRACES), time.monotonic() + 60 * options.minutes
     rules = [rule for rule in plan.rules() if not options.rule or rule.name in options.rule]
     found = Kept(options.out / "replicas.json")

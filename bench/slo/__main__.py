@@ -23,7 +23,7 @@ from bench.slo import report, series
 from bench.slo.plan import FULL, QUICK, UnplannableError
 from bench.slo.prediction import ChangedError
 from bench.slo.run import Bench, MeasureError, minutes
-from bench.traffic.__main__ import count, folder, output
+from bench.usage import RefusedError, count, folder, made, output
 from e2e.lib.models import smollm2
 from semipd_engine.contract import ProfileError
 from semipd_engine.usage import Parser
@@ -69,12 +69,12 @@ def main(words: Sequence[str] | None = None) -> int:
             if asked.give_up:
                 series.give_up(out)
             how = (asked.lock, asked.foremost, lambda text: print(text, flush=True), asked.profile)
-            bench = Bench(out, smollm2(), effort, *how)
+            bench = Bench(out, made("SmolLM2-135M", smollm2), effort, *how)
             for _ in range(asked.runs):
                 print(f"bench-slo: run {bench.number}, about {minutes(effort):.0f} minutes", flush=True)
                 bench.run()
         entries, runs = series.read(out)
-    except (MeasureError, ChangedError, ProfileError, UnplannableError) as error:
+    except (MeasureError, ChangedError, ProfileError, RefusedError, UnplannableError) as error:
         problem(str(error))
         return 1
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench.traffic.__main__ import folder
+from bench.usage import folder
 from semipd_agent.slo.profiles import learned
 from semipd_agent.slo.step_model import ShareLaw
 from semipd_cli.simulator.engine import Arrival, Size, VirtualEngine

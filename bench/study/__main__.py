@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from bench.cpu.identity import commit
 from bench.study import plan, report
-from bench.traffic.__main__ import folder, output
+from bench.usage import folder, minutes, output
 from semipd_cli.simulator.study import Outcome, run
 from semipd_engine.usage import Parser
 
@@ -30,9 +30,9 @@ PARTS = (report.AUTO, CONSTANTS, BUDGETS, HOURS, *OTHERS, report.CHOICE)
 """Of the plan, in the order in which they are played."""
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m bench.study", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60.0, help="break off after so long; the next call goes on")
+    parser.add_argument("--minutes", type=minutes, default=60.0, help="break off after so long; the next call goes on")
     parser.add_argument("--runs", type=output, default=Path("out/study/runs.jsonl"), help="where runs are kept")
     parser.add_argument("--traces", type=Path, default=TRACES, help="folder with the Azure and Mooncake traces")
     parser.add_argument("--out", type=folder, default=Path("out/study"), help="folder of study.json and the plots")
@@ -51,7 +51,7 @@ def main() -> int:
         metavar="CODE",
         help="report runs of this older code (a digest), too, where today's has none; repeatable, newest first",
     )
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     cases = [c for c in plan.cases(options.traces) if not options.workload or c.workload.name in options.workload]
     if not cases:
         names = ", ".join(case.workload.name for case in plan.cases(options.traces))

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,21 +22,8 @@ from bench.traffic import plan, records
 from bench.traffic.client import ServerError, replay
 from bench.traffic.plan import PlanError
 from bench.traffic.records import Record, Target, summarise
+from bench.usage import count, number, output
 from semipd_engine.usage import Parser
-
-
-def number(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0")
-    return value
-
-
-def count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return value
 
 
 def address(text: str) -> str:
@@ -49,21 +34,6 @@ def address(text: str) -> str:
     if url.scheme not in ("http", "https") or not url.host:
         raise argparse.ArgumentTypeError(f"{text}: write it like http://127.0.0.1:8000")
     return text
-
-
-def output(text: str) -> Path:
-    """Looked at before anything is sent: what was measured must not be lost in the end."""
-    path = Path(text)
-    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
-    if there.is_dir() is path.exists() or not os.access(there, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text}: cannot be written; name a file that can")
-    return path
-
-
-def folder(text: str) -> Path:
-    """As `output`, of the files in it."""
-    output(f"{text}/file")
-    return Path(text)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.unit.model_folder import write_model
 
 from bench import mixed_time
 from bench.mixed_time import CASES, CONTEXT, figures, sentences
@@ -65,9 +66,8 @@ def test_what_was_measured_is_written_drawn_and_said(
     model = tmp_path / "a-model"
     with pytest.raises(SystemExit) as refused:
         mixed_time.main([str(model)])
-    assert refused.value.code == 2 and "config.json" in capsys.readouterr().err
-    model.mkdir()
-    (model / "config.json").touch()
+    assert refused.value.code == 2 and f"argument model: {model} is no directory" in capsys.readouterr().err
+    write_model(model)
     mixed_time.main([str(model), "--rounds", "2", "--clock", "cpu", "--out", str(tmp_path / "out")])
     told = json.loads((tmp_path / "out" / "mixed_time.json").read_text())
     assert told["commit"] and told["machine"] and told["versions"]["python"]
