@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -271,9 +270,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = Parser(prog="bench.auto_split", description=__doc__, formatter_class=raw)
     parser.add_argument("--policy", choices=[policy.value for policy in Policy], default=Policy.ALGORITHM1.value)
     parser.add_argument("--phase-seconds", type=usage.number, default=150)
-    parser.add_argument(
-        "--constant", type=partial(usage.at_least, 0), default=600, help="seconds of constant load; 0: none"
-    )
+    parser.add_argument("--constant", type=usage.at_least(0), default=600, help="seconds of constant load; 0: none")
     parser.add_argument("--length-scale", type=usage.number, default=0.12, help="of the traces' prompts and outputs")
     parser.add_argument("--singles", type=usage.count, default=8, help="requests of each trace for the latency alone")
     parser.add_argument(

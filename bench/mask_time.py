@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +105,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--streams", type=usage.count, nargs="+", default=[1, 4], help="at once; one count after the other"
     )
-    parser.add_argument("--tokens", type=partial(usage.at_least, 2), default=24, help="of an answer")
+    parser.add_argument("--tokens", type=usage.at_least(2), default=24, help="of an answer")
     parser.add_argument("--rounds", type=usage.count, default=3)
     parser.add_argument("--out", type=output, help="write the figures as JSON")
     options = parser.parse_args(words)

@@ -32,14 +32,16 @@ def minutes(text: str) -> float:
     return value
 
 
-def count(text: str) -> int:
-    return at_least(1, text)
+def at_least(least: int) -> Callable[[str], int]:
+    def count(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{text}: must be at least {least}")
+        return value
+
+    return count
 
 
-def at_least(least: int, text: str) -> int:
-    if (value := int(text)) < least:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least {least}")
-    return value
+count = at_least(1)
 
 
 def threads(text: str) -> int:

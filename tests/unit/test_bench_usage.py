@@ -102,6 +102,7 @@ def test_a_bad_value_is_one_line_with_the_flag(
     for value in values:
         said = refused(main, [flag, value], capsys)
         assert flag in said and said.startswith(("bench.", "python -m bench.")), said
+        assert "functools" not in said, said
 
 
 def test_a_folder_that_holds_no_whole_model_is_named_with_its_file(
