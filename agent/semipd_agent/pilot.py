@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from semipd_agent.contract import SLO, Admission, Bounds, Policy
 from semipd_agent.decisions import LEAST_REQUESTS, DecisionLog
 from semipd_agent.slo.admission import Gatekeeper
+from semipd_agent.slo.advance import advance
 from semipd_agent.slo.algorithm1 import Algorithm1
 from semipd_agent.slo.attainment import Attainment, attainment
 from semipd_agent.slo.candidates import candidates, mixed_choices
 from semipd_agent.slo.future import Setting
 from semipd_agent.slo.grid import Grid
-from semipd_agent.slo.load import Load, advance
+from semipd_agent.slo.load import Load
 from semipd_agent.slo.policy import SplitPolicy, Verdict, ask
 from semipd_agent.slo.predictive import ModelPredictive
 from semipd_agent.slo.preparation import Preparation

@@ -10,7 +10,8 @@ import pytest
 from tests.unit.agent_plant import Run, Speed, poisson, simulate
 
 from semipd_agent.contract import SLO, AgentConfig, Mode, PartitionConfig
-from semipd_agent.slo.load import BUCKET_SECONDS, MOST_KEPT, Load, Seen, advance
+from semipd_agent.slo.advance import advance
+from semipd_agent.slo.load import BUCKET_SECONDS, MOST_KEPT, Load, Seen
 from semipd_agent.slo.regime import burstiness
 from semipd_engine import contract as engine
 from semipd_engine.contract import Arrival, Observation

@@ -8,10 +8,11 @@ import pytest
 from tests.unit.agent_bench import Bench, config
 
 from semipd_agent.contract import SLO, Bounds, Policy
+from semipd_agent.slo.advance import advance
 from semipd_agent.slo.evidence import Evidence
 from semipd_agent.slo.future import Setting
 from semipd_agent.slo.grid import Grid
-from semipd_agent.slo.load import Load, advance
+from semipd_agent.slo.load import Load
 from semipd_agent.slo.opening import ROWS, opening
 from semipd_agent.slo.predictive import ModelPredictive
 from semipd_agent.slo.share_law import Curve

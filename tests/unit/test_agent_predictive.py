@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import random
 from dataclasses import replace
 
 import pytest
 from tests.unit.agent_plant import Run, Speed, poisson, simulate
 
 from semipd_agent.contract import SLO, AgentConfig, Bounds, DecisionReason, Mode, PartitionConfig, Split
-from semipd_agent.slo import predictive
+from semipd_agent.slo.advance import advance
 from semipd_agent.slo.candidates import candidates, mixed_choices
-from semipd_agent.slo.future import Constants, Future, Played, Setting, score
+from semipd_agent.slo.future import Setting
 from semipd_agent.slo.grid import Grid
-from semipd_agent.slo.hindsight import LEAST_SECONDS, Watch
-from semipd_agent.slo.load import Load, Seen, advance
+from semipd_agent.slo.load import Load, Seen
 from semipd_agent.slo.predictive import Decision, Hold, ModelPredictive, State, decide
-from semipd_agent.slo.replay import Job
 from semipd_agent.slo.share_law import Curve, SharesSeen
 from semipd_agent.slo.step_model import ASSUMED, ShareLaw, StepModel
 from semipd_cli.simulator.engine import Size, VirtualEngine
@@ -29,7 +25,6 @@ from semipd_engine.contract import Arrival, Observation, RunningRequest
 
 pytestmark = pytest.mark.unit
 FAST = Speed(prompt_token=5e-5, step=0.006, row=0.0003)
-PREFILLS = engine.Split(prefill=100, decode=40)
 SETTING = Setting(SLO(ttft_milliseconds=1000), engine.Split(), Bounds())
 
 
@@ -157,14 +152,6 @@ def test_what_is_learned_of_the_device_gives_a_free_hand() -> None:
         assert isinstance(held, Hold) and held.reason == "TooLittleGain"
 
 
-def test_a_queue_that_is_there_is_no_matter_of_chance() -> None:
-    """What those gain that wait already is sure, and the error of what may come is none of theirs."""
-    future = Future(Observation(core_id="c", at=0.0), Load(), SETTING, (), 2, (), (0, 0, 1, 2), turns=9)
-    better = Played((0.9, 0.8, 0.0, 1.0), (), (), 0, (0.5,)), Played((0.5, 0.6, 1.0, 0.0), (), (), 0, (0.5,))
-    assert future.of_those_here(*better) == pytest.approx(0.3)
-    assert future.error(*better) > 0.3
-
-
 def test_a_second_look_must_find_the_same_intent() -> None:
     """To give a split back, or to leave it for the other phase, is another thing than what was about to be done."""
     _, state = pressed(State(), at=100.0)
@@ -173,75 +160,6 @@ def test_a_second_look_must_find_the_same_intent() -> None:
         choice, after = pressed(replace(state, intent=other), at=102.0)
         assert isinstance(choice, Hold) and choice.reason == "Confirming"
         assert (after.intent, after.confirmed) == ("gain prefill", 1)
-
-
-def test_a_future_that_repeats_itself_is_no_surer_for_it() -> None:
-    """Nine seconds of arrivals played seven times say as much as nine seconds do."""
-    played = Played((1.0, 0.0, 1.0, 0.0), (), (), 0, (0.5,)), Played((0.0, 0.0, 1.0, 1.0), (), (), 0, (0.5,))
-    future = Future(Observation(core_id="c", at=0.0), Load(), SETTING, (), 0, (), (0, 1, 2, 3))
-    assert replace(future, turns=4).error(*played) == pytest.approx(2 * future.error(*played))
-
-
-@pytest.mark.parametrize("known", [False, True])
-@pytest.mark.parametrize("targets", [(1.0, 0.05), (math.inf, 0.05), (1.0, math.inf)])
-def test_scores_are_those_of_the_formula_to_the_last_bit(targets: tuple[float, float], known: bool) -> None:
-    rng, c = random.Random(3), Constants()
-    ttft, tpot = ([rng.lognormvariate(0, 2) * scale for _ in range(400)] for scale in (1.0, 0.05))
-    tpot[7], ttft[8] = 0.0, 1.0
-    got = score(ttft, tpot, *targets, c, known=known)
-    slopes = (c.softness, c.pace_softness if known else c.softness)
-    for a, b, one in zip(ttft, tpot, got.scores, strict=True):
-        ratios = a / targets[0], b / targets[1]
-        soft = [1.0 / (1.0 + ratio**slope) if ratio < 4 else 0.0 for ratio, slope in zip(ratios, slopes, strict=True)]
-        lost = c.tail / math.log(c.hopeless) * math.log(min(max(*ratios, 1.0), c.hopeless))
-        assert one == min(soft) - lost
-    assert got.met == sum(a <= targets[0] and b <= targets[1] for a, b in zip(ttft, tpot, strict=True))
-
-
-def test_a_pace_that_is_known_is_no_reason_to_give_up_waits() -> None:
-    """At 92 % of the TPOT target, or further away with longer waits: a guess keeps its distance, and
-    who knows what a share does takes the shorter wait."""
-    close, far = ([0.75], [0.92]), ([0.85], [0.80])
-    guessed = [score(*latencies, 1.0, 1.0, Constants()).mean for latencies in (close, far)]
-    known = [score(*latencies, 1.0, 1.0, Constants(), known=True).mean for latencies in (close, far)]
-    assert guessed[0] < guessed[1] and known[0] > known[1]
-
-
-@pytest.mark.parametrize("phase", engine.Phase)
-def test_a_pace_is_known_once_decodes_own_law_is(phase: engine.Phase) -> None:
-    """What a share does to prefill says nothing of a TPOT, neither ahead nor afterwards."""
-    arrived = tuple(Arrival(id=n, at=70.0 + n, prompt_tokens=100) for n in range(30))
-    o = Observation(core_id="c", at=100.0, arrivals=arrived, prefill_chunk_tokens=512)
-    came = {n: Seen(n, 70.0 + n, 100, 1.0, output=50, ttft=0.1, tpot=0.018) for n in range(30)}
-    setting = Setting(SLO(ttft_milliseconds=1000, tpot_milliseconds=20), engine.Split(), Bounds())
-
-    def judged(model: StepModel) -> tuple[float, float]:
-        load = replace(advance(Load(model=model), o), seen=came, since=0.0)
-        after = Watch(70.0, engine.Split(), (), ()).judged(o, load, setting)
-        assert after is not None
-        return Future.of(o, load, setting).play(engine.Split(), 30).mean, after[0]
-
-    unknown = StepModel(replace(ASSUMED, prefill=(0.0, 1e-4, 0.0), decode=(0.016, 0.0, 0.0), measured=True))
-    seen = SharesSeen(curve=Curve(0.0, 1.0))  # which a law of turns never asks: the latencies stay as they are
-    known = replace(unknown, **{f"{phase}_shares": seen})
-    ahead, afterwards = zip(judged(unknown), judged(known), strict=True)
-    assert (ahead[0] != ahead[1]) == (afterwards[0] != afterwards[1]) == (phase is engine.Phase.DECODE)
-
-
-def test_a_turn_that_was_cut_counts_for_its_part() -> None:
-    """450 requests of half a minute, played until there are 500."""
-    load = replace(Load(), seen={n: Seen(n, 70.0 + n / 15, 100, 1.0, output=10, ttft=0.1) for n in range(450)})
-    future = Future.of(Observation(core_id="c", at=100.0), load, SETTING)
-    assert len(future.jobs) == 500
-    assert future.turns == pytest.approx(500 / 450)
-
-
-def test_a_gain_under_one_of_the_possible_loads_only_is_not_sure() -> None:
-    future = Future(Observation(core_id="c", at=0.0), Load(), SETTING, (), 0, (), (0, 1, 2, 3))
-    even = Played((0.5,) * 4, (), (), 0, (0.5, 0.5, 0.5))
-    sure, unsure = replace(even, means=(0.6, 0.6, 0.6)), replace(even, means=(0.6, 0.9, 0.3))
-    assert future.error(sure, even) == pytest.approx(0.0)
-    assert future.error(unsure, even) > 0.2
 
 
 def prompts(seed: int, start: Split | None = None, seconds: int = 240) -> Run:
@@ -329,62 +247,6 @@ def test_equal_observations_give_equal_decisions() -> None:
     assert [d.model_dump() for d in first.controller.log.newest_first()] == [
         d.model_dump() for d in second.controller.log.newest_first()
     ]
-
-
-def watched(realised: float, *, common: tuple[float, float] | None = (0.0, 0.0), blamed: float | None = -0.5) -> State:
-    """Two prompts of 0.2 s each second under 100/40, none beside decode; all of them took `realised` seconds. As early
-    as a stretch is judged; by default the one before was far behind."""
-    slo, here, now = SLO(ttft_milliseconds=1000), PREFILLS, 70.0 + LEAST_SECONDS
-    setting = Setting(slo, here, Bounds())
-    count = int(2 * LEAST_SECONDS)
-    came = {n: Seen(n, 70.0 + n / 2, 1000, 1.0, output=1, ttft=realised, tpot=None) for n in range(count)}
-    model = StepModel(replace(ASSUMED, prefill=(0.0, 2e-4, 0.0), measured=True))
-    load, o = replace(Load(), model=model, at=now, seen=came), Observation(core_id="c", at=now)
-    watch = Watch(70.0, here, (), ())
-    state = State(moved_at=69.0, promised=here, common=common, blamed=blamed, watch=watch)
-    return predictive._held_against_reality(state, here, o, load, setting)
-
-
-def test_a_split_that_stays_behind_the_model_is_regretted() -> None:
-    assert watched(3.0).bias[str(PREFILLS)][0] == -Constants().most_bias
-    assert watched(0.2).bias == {}, "it gave what it should"
-    assert watched(0.2, common=(0.2, 0.01)).bias == {}, "that the split before it gave more than it should is no fault"
-    assert watched(3.0, common=None).bias == {}, "nobody knows what another would have given"
-    assert watched(3.0, common=(-1.05, 0.0)).bias == {}, (
-        "the split before it stayed as far behind: no fault of this one"
-    )
-
-
-def test_one_stretch_behind_is_a_busy_half_minute() -> None:
-    """It is remembered, and the next one decides: what both show is held against the split, or nothing is."""
-    first = watched(3.0, blamed=None)
-    assert first.bias == {} and first.blamed is not None
-    assert watched(0.806, blamed=first.blamed).bias[str(PREFILLS)][0] == pytest.approx(-0.07, abs=0.01)
-    assert watched(0.2, blamed=first.blamed).blamed is None
-    assert watched(3.0, blamed=-0.06).bias[str(PREFILLS)][0] == -0.06
-
-
-def test_regret_begins_where_the_documents_say() -> None:
-    """Seven points behind, on each request alike: that is beyond 0.05 and beyond any error."""
-    behind = watched(0.806).bias[str(PREFILLS)][0]
-    assert behind == pytest.approx(-0.07, abs=0.01)
-    assert watched(0.76).bias == {}, "four points are not"
-    assert watched(0.806, common=(0.0, 0.04)).bias == {}, "of the split before it no more is known than that"
-    assert watched(0.806, common=(0.0, 0.02)).bias
-
-
-def test_a_load_that_nobody_foresaw_is_no_fault_of_the_split() -> None:
-    """The same 40 requests behind a backlog of 30 s: none could be in time, and none was."""
-    slo, here = SLO(ttft_milliseconds=1000), PREFILLS
-    setting = Setting(slo, here, Bounds())
-    came = {n: Seen(n, 70.0 + n / 2, 1000, 1.0, output=1, ttft=25.0, tpot=None) for n in range(40)}
-    model = StepModel(replace(ASSUMED, prefill=(0.0, 2e-4, 0.0), measured=True))
-    load, o = replace(Load(), model=model, at=120.0, seen=came), Observation(core_id="c", at=120.0)
-    watch = Watch(70.0, here, tuple(Job(69.0, 1.0, 1, 1) for _ in range(30)), ())
-    judged = watch.judged(o, load, setting)
-    assert judged is not None and judged[0] == pytest.approx(0.0, abs=0.05)
-    state = predictive._held_against_reality(State(promised=here, watch=watch), here, o, load, setting)
-    assert state.bias == {}
 
 
 def test_without_an_observation_it_says_so() -> None:

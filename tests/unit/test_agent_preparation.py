@@ -14,9 +14,10 @@ from semipd_agent.partitioner import Grant
 from semipd_agent.partitioner.cpu_paced import CpuPaced
 from semipd_agent.partitioner.mps.ladder import LADDER, quantize
 from semipd_agent.partitioner.unlimited import Unlimited
+from semipd_agent.slo.advance import advance
 from semipd_agent.slo.future import Constants, Future, Setting
 from semipd_agent.slo.grid import Grid
-from semipd_agent.slo.load import Load, advance
+from semipd_agent.slo.load import Load
 from semipd_agent.slo.predictive import Decision, Hold, State, decide
 from semipd_agent.slo.preparation import ASSUMED_SECONDS, Preparation
 from semipd_agent.slo.price import Price

@@ -14,8 +14,9 @@ from tests.unit.agent_plant import Run, Speed, poisson, simulate
 
 from semipd_agent.contract import SLO, AgentConfig, Mode, PartitionConfig, Split
 from semipd_agent.slo import utilization
+from semipd_agent.slo.advance import advance
 from semipd_agent.slo.evidence import tail
-from semipd_agent.slo.load import MOST_KEPT, Load, Seen, advance
+from semipd_agent.slo.load import MOST_KEPT, Load, Seen
 from semipd_agent.slo.step_model import StepModel, StepProfile
 from semipd_agent.slo.utilization import measure
 from semipd_engine import contract as engine

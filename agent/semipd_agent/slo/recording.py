@@ -20,9 +20,10 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 
 from semipd_agent.contract import SLO, Bounds
+from semipd_agent.slo.advance import advance
 from semipd_agent.slo.feasibility import Judge
 from semipd_agent.slo.grid import Grid
-from semipd_agent.slo.load import Load, advance
+from semipd_agent.slo.load import Load
 from semipd_agent.slo.policy import SplitPolicy, Verdict, ask
 from semipd_agent.slo.predictive import ModelPredictive, State
 from semipd_agent.slo.preparation import Preparation

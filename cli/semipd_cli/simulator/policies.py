@@ -9,10 +9,11 @@ from typing import Protocol
 
 from semipd_agent.contract import SLO, Admission, Bounds
 from semipd_agent.slo.admission import Gatekeeper
+from semipd_agent.slo.advance import advance
 from semipd_agent.slo.algorithm1 import Algorithm1
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.latency_models import TPOT_PRIOR, TTFT_PRIOR, LatencyModel
-from semipd_agent.slo.load import Load, advance
+from semipd_agent.slo.load import Load
 from semipd_agent.slo.policy import decode_share, prefill_share
 from semipd_agent.slo.predictive import ModelPredictive
 from semipd_agent.slo.share_law import Curve
