@@ -80,7 +80,7 @@ def page(found: dict[str, bool]) -> str:
     lines = [
         "# Seeded defects of the GPU path",
         "",
-        "<!-- made by `make gpu-mutations` from bench/gpu/defects.py -->",
+        "<!-- made by `make gpu-mutations` from bench/gpu/defects/ -->",
         "",
         f"**{caught} of {len(found)} found** by tests that need no GPU. Each is one expression changed in a copy of",
         "the tree; the tests named beside it must fail then. What survives is a test that is missing.",
