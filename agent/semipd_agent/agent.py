@@ -15,6 +15,7 @@ from semipd_agent.config import ConfigFile, ConfigRefused
 from semipd_agent.contract import AgentConfig, AgentFile, Health, Identity, PartitionState, StatusReport
 from semipd_agent.control import SplitController
 from semipd_agent.engine_client import CoreGone, EngineClient, EngineUnreachable
+from semipd_agent.engine_report import LauncherState
 from semipd_agent.memory_limit import MemoryLimit
 from semipd_agent.partitioner import Partitioner, Problem
 from semipd_agent.readiness import POLL_SECONDS, ReadyGate
@@ -77,7 +78,7 @@ class Agent:
     # ---- api.Service ------------------------------------------------------------------------------------------------
 
     def report(self) -> StatusReport:
-        launcher = report.LauncherState(
+        launcher = LauncherState(
             started=self._supervisor.started,
             running=self._supervisor.running,
             crash_loop=self._supervisor.crash_loop,

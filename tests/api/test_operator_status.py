@@ -40,7 +40,7 @@ from semipd_agent.contract import (
     StatusReport,
     service_token,
 )
-from semipd_agent.report import LauncherState
+from semipd_agent.engine_report import LauncherState
 
 pytestmark = pytest.mark.api
 

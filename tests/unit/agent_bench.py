@@ -18,8 +18,8 @@ from semipd_agent.contract import (
     StatusReport,
 )
 from semipd_agent.control import SplitController
+from semipd_agent.engine_report import LauncherState
 from semipd_agent.partitioner import Grant, Partitioner, select
-from semipd_agent.report import LauncherState
 from semipd_engine.contract import Device, EngineSnapshot, EngineState, Observation, Phase, SetPartition
 
 

@@ -25,6 +25,7 @@ from semipd_agent.contract import (
     service_token,
     token_digest,
 )
+from semipd_agent.engine_report import LauncherState
 
 pytestmark = pytest.mark.unit
 
@@ -51,7 +52,7 @@ class Service:
     def report(self) -> StatusReport:
         return report.build(
             self.controller,
-            report.LauncherState(restarts=2),
+            LauncherState(restarts=2),
             Identity(pod="p-0"),
             ready=self.is_ready,
             now=self.clock.now,

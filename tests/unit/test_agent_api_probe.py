@@ -15,9 +15,9 @@ from semipd_agent import api_probe
 from semipd_agent.__main__ import listen, parse_engine_flags
 from semipd_agent.api_probe import HUNG_SECONDS, NAMED_AFTER_SECONDS, ApiProbe
 from semipd_agent.contract import EnginePhase, EngineStatus
+from semipd_agent.engine_report import judged
 from semipd_agent.memory_limit import MemoryLimit
 from semipd_agent.readiness import ReadyGate
-from semipd_agent.report import _judged
 from semipd_engine.contract import no_api_key
 from semipd_engine.process import bind
 
@@ -109,16 +109,16 @@ def test_a_pod_whose_api_does_not_answer_is_not_ready_and_a_hiccup_flips_nothing
 
 def test_the_report_names_the_process() -> None:
     good = EngineStatus(state=EnginePhase.READY, ready=True)
-    assert _judged(good, "", "killed") == good, "it was overcome"
-    named = _judged(good.model_copy(update={"ready": False}), "the process api hangs", "")
+    assert judged(good, "", "killed") == good, "it was overcome"
+    named = judged(good.model_copy(update={"ready": False}), "the process api hangs", "")
     assert (named.state, named.reason, named.message) == (
         EnginePhase.DEGRADED,
         "APINotResponding",
         "the process api hangs",
     )
     loading = EngineStatus(state=EnginePhase.LOADING, ready=False)
-    assert _judged(loading, "the process api hangs", "") == loading, "one thing at a time"
-    killed = _judged(loading, "", "a process was killed")
+    assert judged(loading, "the process api hangs", "") == loading, "one thing at a time"
+    killed = judged(loading, "", "a process was killed")
     assert (killed.state, killed.reason) == (EnginePhase.FAILED, "OutOfMemory")
 
 
@@ -172,24 +172,24 @@ def test_keys_that_were_emptied_are_named_while_the_engine_serves_and_until_one_
     assert no_api_key(None) == "", "an open API"
     for content in (b"", b" \n\t\n"):
         file.write_bytes(content)
-        named = _judged(good, "", "", no_api_key(file))
+        named = judged(good, "", "", no_api_key(file))
         assert (named.state, named.reason, named.ready) == (EnginePhase.DEGRADED, "NoAPIKey", True)
         assert named.message == f"--api-key-file {file} holds no key: write one on each line"
     said = f"the engine's launcher exited with 2: semipd-engine serve: {no_api_key(file)}"
     refused = EngineStatus(state=EnginePhase.FAILED, ready=False, reason="LoadFailed", message=said)
-    named = _judged(refused, "", "", no_api_key(file))
+    named = judged(refused, "", "", no_api_key(file))
     assert (named.state, named.reason, named.message) == (EnginePhase.FAILED, "NoAPIKey", no_api_key(file))
     other = refused.model_copy(update={"message": "config.json is empty"})
-    assert _judged(other, "", "", no_api_key(file)) == other, "something else is wrong, too, and came first"
+    assert judged(other, "", "", no_api_key(file)) == other, "something else is wrong, too, and came first"
     file.unlink()
-    assert _judged(good, "", "", no_api_key(file)).message.endswith("No such file or directory")
+    assert judged(good, "", "", no_api_key(file)).message.endswith("No such file or directory")
     gone = refused.model_copy(update={"message": f"semipd-engine serve: {no_api_key(file)}"})
     file.write_bytes(b"\nkey\n")
-    assert _judged(good, "", "", no_api_key(file)) == good
+    assert judged(good, "", "", no_api_key(file)) == good
     for lacked in (refused, gone):
-        named = _judged(lacked, "", "", no_api_key(file))
+        named = judged(lacked, "", "", no_api_key(file))
         assert (named.state, named.reason) == (EnginePhase.STARTING, "Starting"), "what it ended of is over"
-    assert _judged(other, "", "", no_api_key(file)) == other
+    assert judged(other, "", "", no_api_key(file)) == other
 
 
 def test_the_agent_knows_the_engines_key_file() -> None:

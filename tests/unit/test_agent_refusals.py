@@ -7,10 +7,10 @@ from tests.unit.agent_bench import Bench, config, split
 from tests.unit.agent_plant import worker
 
 from semipd_agent.contract import SLO, DecisionOutcome, DecisionReason, EnginePhase, Mode, PartitionReason
+from semipd_agent.engine_report import LauncherState
 from semipd_agent.partitioner import Grant, PartitionerUnavailable, Problem
 from semipd_agent.partitioner.cpu_paced import CpuPaced
 from semipd_agent.partitioner.unlimited import Unlimited
-from semipd_agent.report import LauncherState
 from semipd_engine.contract import PacingMode, Phase, Refusal
 from semipd_engine.contract import Split as EngineSplit
 

@@ -11,9 +11,9 @@ from semipd_agent.contract import (
     EnginePhase,
     Mode,
 )
+from semipd_agent.engine_report import LauncherState
 from semipd_agent.partitioner import Grant
 from semipd_agent.partitioner.unlimited import Unlimited
-from semipd_agent.report import LauncherState
 from semipd_agent.slo.attainment import Attainment
 from semipd_agent.slo.feasibility import Judge
 from semipd_agent.slo.policy import Verdict
