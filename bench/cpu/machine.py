@@ -60,6 +60,9 @@ def watching(folder: Path) -> Iterator[Watch]:
         process.wait()
 
 
+MOST_NICENESS = 20
+
+
 @contextmanager
 def foremost() -> Iterator[None]:
     """This process and all that it has started weigh 86 times as much as anybody else of the machine. Among themselves
@@ -67,14 +70,14 @@ def foremost() -> Iterator[None]:
 
     Raises PermissionError of a user who may not.
     """
-    _weigh(-20)
+    _weigh(-MOST_NICENESS)
     try:
         yield
     finally:
-        _weigh(0)
+        _weigh(MOST_NICENESS)
 
 
-def _weigh(nice: int) -> None:
+def _weigh(nicer: int) -> None:
     """Who is gone meanwhile is left out. Where the kernel shares between sessions (autogroup, which can be switched
     while it runs), a task's own niceness counts within its session only: both are set."""
     me = psutil.Process()
@@ -82,9 +85,10 @@ def _weigh(nice: int) -> None:
         with suppress(ProcessLookupError, FileNotFoundError):
             session = Path(f"/proc/{process.pid}/autogroup")
             if session.exists():
-                session.write_text(str(nice))
+                session.write_text(str(min(nicer, 0)))
             for task in Path(f"/proc/{process.pid}/task").glob("*"):
-                os.setpriority(os.PRIO_PROCESS, int(task.name), nice)
+                number = int(task.name)
+                os.setpriority(os.PRIO_PROCESS, number, os.getpriority(os.PRIO_PROCESS, number) + nicer)
 
 
 def running(stat: str) -> bool:

@@ -18,6 +18,8 @@ by (EX_TEMPFAIL)."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 OOM_SCORE_RAISE = 300
 """Of a worker over the resident: nearly a third of all memory in the kernel's reckoning."""
+PROMPTS_NICENESS = 5
+"""Of who computes prompts on CPUs: a third of the weight of who decodes, schedules and answers (sched(7))."""
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -49,6 +51,14 @@ def die_first() -> None:
     path = Path("/proc/self/oom_score_adj")
     with contextlib.suppress(OSError):  # whoever may not raise it keeps what it has inherited
         path.write_text(str(min(1000, int(path.read_text()) + OOM_SCORE_RAISE)))
+
+
+def give_way() -> None:
+    """Let the engine's other processes go first: each token of a stream waits for them, a prompt for seconds anyway.
+
+    Of the calling thread, and of those that it starts from now on (setpriority(2), "C library/kernel differences").
+    Within a container it weighs nothing against other containers, which share by their cgroups."""
+    os.nice(PROMPTS_NICENESS)
 
 
 def listen(path: Path) -> socket.socket:

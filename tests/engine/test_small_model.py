@@ -21,6 +21,7 @@ from e2e.lib.models import random_model
 from e2e.lib.waiting import wait_until
 from semipd_engine.contract import DType, EngineOptions, Phase, SetPartition, Split
 from semipd_engine.cpu_plan import cpu_plan
+from semipd_engine.process import PROMPTS_NICENESS
 
 pytestmark = [pytest.mark.engine, pytest.mark.alone]
 
@@ -143,6 +144,28 @@ def test_there_is_one_copy_of_weights_and_cache(engine: Engine) -> None:
     together = sum(proc.memory_bytes(process.pid, "Pss") for process in engine.processes.values())
     together += sum(proc.memory_bytes(pid, "Pss") for pid in workers)
     assert together < 1.15 * model.weight_bytes + KV_BYTES + (600 << 20)
+
+
+def test_prompts_give_way_to_who_decodes_schedules_and_answers(engine: Engine) -> None:
+    """All threads that compute do, also those of a worker that was born after a death: it gives way once, too."""
+
+    def niceness(pid: int) -> set[int]:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        assert len(tasks) > 1, "the threads that compute"
+        return {os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in tasks}
+
+    ours, client = os.getpriority(os.PRIO_PROCESS, 0), engine.client()
+
+    def expect_prefill_alone_gives_way(seed: int) -> None:
+        client.add(prompt(24, seed), 4).wait(120)
+        assert niceness(engine.worker(Phase.DECODE).pid) == {ours}
+        assert niceness(engine.worker(Phase.PREFILL).pid) == {ours + PROMPTS_NICENESS}
+
+    expect_prefill_alone_gives_way(1)
+    engine.kill_worker(Phase.PREFILL)
+    wait_until(lambda: engine.records("worker_lost"))
+    engine.wait_state()
+    expect_prefill_alone_gives_way(2)
 
 
 def test_decode_reads_what_prefill_wrote(exact: Engine) -> None:

@@ -33,7 +33,7 @@ from semipd_engine.ipc.steps import (
 from semipd_engine.pacing.cpus import OwnProcess
 from semipd_engine.pacing.pacer import PhasePacer
 from semipd_engine.pacing.page import PacingPage
-from semipd_engine.process import die_first
+from semipd_engine.process import die_first, give_way
 from semipd_engine.worker.servable import Runner, ServableModel, StaleSlot, UnfitError
 
 HEARTBEAT_SECONDS = 0.5
@@ -72,6 +72,8 @@ def run_worker(
     try:
         model = attach()
         peer = identity.peer if model.device == Device.CPU else None  # only CPUs are shared by pacing
+        if peer is Phase.DECODE:
+            give_way()
         pacer = PhasePacer(page, identity.phase, peer, OwnProcess(page, model.set_threads), identity.seat)
         runner = model.runner(pacer, identity.phase)
         pacer.start(identity.pid, identity.generation)
