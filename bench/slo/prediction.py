@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from tqdm import tqdm
 
 from bench.usage import folder
 from semipd_agent.slo.profiles import learned
-from semipd_agent.slo.step_model import ShareLaw
+from semipd_agent.slo.step_model import ShareLaw, StepModel
 from semipd_cli.simulator.engine import Arrival, Size, VirtualEngine
 from semipd_cli.simulator.oracle import Oracle
 from semipd_cli.simulator.workloads import Lengths, stream
-from semipd_engine.contract import ProfileError, Split, StepProfileFile, read_profile
+from semipd_engine.contract import Device, Phase, ProfileError, Split, StepProfileFile, read_profile
+from semipd_engine.core.observation import StepSize
 from semipd_engine.usage import Parser
 
 SPLITS = (Split(), Split(prefill=100, decode=30), Split(prefill=40, decode=100))
@@ -52,18 +54,42 @@ class ChangedError(Exception):
     """The prediction is not the one that was written; the message names the file."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelOracle(Oracle):
+    """Steps as the production model says them; without jitter, of which it knows nothing."""
+
+    model: StepModel
+    products: dict[tuple[Phase, int], tuple[float, float]] = field(default_factory=dict)
+    speeds: dict[tuple[Phase, int, int], float] = field(default_factory=dict)
+    """That were asked for: a simulated engine asks with each step and event."""
+
+    def work(self, phase: Phase, size: StepSize, rng: random.Random) -> float:
+        key = phase, size.tokens
+        if key not in self.products:
+            c0, c1, c2 = self.model.costs(phase, size.tokens)
+            self.products[key] = c0 + c1 * size.tokens, c2
+        product, position = self.products[key]
+        return product + position * size.context
+
+    def mixed(self, size: StepSize, rng: random.Random) -> float:
+        rows, context = size.tokens - size.prompt_tokens, size.context - size.prompt_context
+        return self.mixing * self.model.mixed_seconds(size.prompt_tokens, size.prompt_context, rows, context)
+
+    def speed(self, phase: Phase, split: Split) -> float:
+        key = phase, split.prefill, split.decode
+        if key not in self.speeds:
+            self.speeds[key] = self.model.speed(phase, split)
+        return self.speeds[key]
+
+
+def model_of(profile: StepProfileFile) -> StepModel:
+    """What the agent learns from the file."""
+    return StepModel(learned(profile, ShareLaw.PACED if profile.key.device == Device.CPU else ShareLaw.SPATIAL))
+
+
 def oracle_of(profile: StepProfileFile) -> Oracle:
-    """The costs that the production model learns from the file; without jitter, which a line cannot know."""
-    law = ShareLaw.PACED if profile.key.device == "cpu" else ShareLaw.SPATIAL
-    steps = learned(profile, law)
-    paced = law is ShareLaw.PACED
-    return Oracle(
-        prefill=steps.prefill,
-        decode=steps.decode,
-        prefill_shrinkable=1.0 if paced else steps.prefill_curve.b / (steps.prefill_curve.a + steps.prefill_curve.b),
-        decode_shrinkable=1.0 if paced else steps.decode_curve.b / (steps.decode_curve.a + steps.decode_curve.b),
-        contention=(steps.contention, steps.contention),
-    )
+    model = model_of(profile)
+    return ModelOracle(prefill=model.profile.prefill, decode=model.profile.decode, model=model)
 
 
 def attainment(oracle: Oracle, split: Split, rate: float, asked: Question, size: Size) -> float:

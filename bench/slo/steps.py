@@ -18,9 +18,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bench.cpu.servers import KV_BYTES
+from bench.slo.prediction import model_of
 from bench.traffic import quantile
-from semipd_agent.slo.profiles import learned
-from semipd_agent.slo.step_model import ShareLaw, StepModel, kinds
+from semipd_agent.slo.step_model import StepModel, kinds
 from semipd_engine.contract import Device, DType, EngineOptions, Split, StepProfileFile, StepTimes, read_profile
 from semipd_engine.profiler.processes import running
 from semipd_engine.profiler.sweep import WHOLE, Point, sweep
@@ -32,13 +32,13 @@ WARM = Point(WHOLE, 2, 64, 24, 2, 200)
 ANSWER, BESIDE = 32, 96
 POINTS = (
     *(Point(WHOLE, 0, 0, 0, 5, prompt) for prompt in (40, 100, 160, 220, 400, 700, 1500)),
-    *(Point(WHOLE, rows, context, ANSWER, 0, 0) for rows, context in ((2, 100), (2, 1200), (3, 300), (6, 64))),
-    *(Point(WHOLE, rows, context, ANSWER, 0, 0) for rows, context in ((6, 800), (10, 200), (24, 100), (32, 300))),
+    *(Point(WHOLE, rows, context, ANSWER, 0, 0) for rows, context in ((3, 100), (3, 1200), (3, 300), (5, 64))),
+    *(Point(WHOLE, rows, context, ANSWER, 0, 0) for rows, context in ((5, 800), (10, 200), (20, 100), (28, 300))),
     *(
         Point(Split(prefill=prefill, decode=decode), rows, 200, BESIDE, 8, prompt)
         for (prefill, decode), rows, prompt in (
-            *(((100, 50), 4, 180), ((50, 100), 4, 180), ((70, 100), 12, 256), ((100, 70), 12, 120)),
-            *(((100, 30), 6, 230), ((30, 100), 6, 230), ((100, 100), 3, 140), ((90, 60), 16, 256)),
+            *(((100, 50), 5, 180), ((50, 100), 5, 180), ((70, 100), 14, 240), ((100, 70), 14, 120)),
+            *(((100, 30), 7, 230), ((30, 100), 7, 230), ((100, 100), 3, 140), ((90, 60), 18, 240)),
         )
     ),
 )
@@ -84,7 +84,7 @@ def _mean(model: StepModel, was: StepTimes | None, now: StepTimes) -> tuple[str,
     steps, seconds = int(grown("steps")), grown("alone_seconds") + grown("shared_seconds")
     if steps <= 0 or seconds <= 0:
         return None
-    c0, c1, c2 = model.costs(now.phase)
+    c0, c1, c2 = model.costs(now.phase, grown("tokens") / steps)
     work = c0 * steps + c1 * grown("tokens") + c2 * grown("context_tokens")
     shared = grown("shared_seconds") / seconds
     predicted = work / (1 - shared + shared * model.speed(now.phase, now.split))
@@ -95,10 +95,6 @@ def quantiles(found: Sequence[Held]) -> tuple[float, float]:
     """Percent: the median and the 95th percentile of the errors' amounts."""
     errors = [100 * abs(one.error) for one in found]
     return quantile(errors, 50) or 0.0, quantile(errors, 95) or 0.0
-
-
-def model_of(profile: StepProfileFile) -> StepModel:
-    return StepModel(learned(profile, ShareLaw.PACED if profile.key.device == Device.CPU else ShareLaw.SPATIAL))
 
 
 def measure(folder: Path, profile: StepProfileFile, points: Sequence[Point]) -> list[Held]:

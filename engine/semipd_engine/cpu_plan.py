@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 from semipd_engine.contract import Enforcement, PacingMode, PartitionPlan, Phase, PhaseLimit, Split
 
@@ -23,6 +24,13 @@ def parts(split: Split) -> tuple[float, float]:
     """Prefill's and decode's part (0–1) of the CPU time while both are busy."""
     whole = max(100, split.prefill + split.decode)
     return split.prefill / whole, split.decode / whole
+
+
+@lru_cache(maxsize=256)
+def held(split: Split, cpus: int) -> tuple[float, float]:
+    """Prefill's and decode's part (0–1) of so many CPUs as they are dealt out: cores where each has its own."""
+    mode, counts, _ = _arrangement(split, cpus)
+    return (counts[0] / cpus, counts[1] / cpus) if mode is PacingMode.CORES else parts(split)
 
 
 def cpu_plan(split: Split, cpus: Sequence[int], threads: int = 0) -> PartitionPlan:

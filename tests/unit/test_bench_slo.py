@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from bench.slo.prediction import ChangedError, Question, knee, main, oracle_of, predict, unchanged, write
 from semipd_cli.simulator.engine import Size
 from semipd_engine.contract import Phase, ProfileKey, Split, StepProfileFile, StepTimes
+from semipd_engine.core.observation import StepSize
 
 pytestmark = pytest.mark.unit
 
@@ -70,11 +72,13 @@ def test_prefill_with_a_smaller_share_serves_less() -> None:
 
 def test_the_oracle_has_what_was_measured() -> None:
     found = oracle_of(profile(beside=1.3))
-    assert (found.prefill[1], found.decode[0]) == (pytest.approx(1e-3, rel=0.05), pytest.approx(1e-2, rel=0.05))
-    assert found.contention == (pytest.approx(1.3, rel=0.05),) * 2
-    assert found.prefill_shrinkable == found.decode_shrinkable == 1.0
+    rng = random.Random(0)
+    assert found.work(Phase.PREFILL, StepSize(1, 200, 0), rng) == pytest.approx(0.201, rel=0.05)
+    assert found.work(Phase.DECODE, StepSize(6, 6, 0), rng) == pytest.approx(0.016, rel=0.05)
+    for phase in Phase:
+        assert found.speed(phase, Split()) == pytest.approx(1 / 2.6, rel=0.05), "a core each"
     gpu = profile().model_copy(update={"key": KEY.model_copy(update={"device": "cuda", "cpus": 0, "sm_count": 132})})
-    assert 0 < oracle_of(gpu).decode_shrinkable < 1
+    assert oracle_of(gpu).speed(Phase.DECODE, Split()) > 0.6, "decode needs few of a GPU's SMs"
 
 
 def test_a_prediction_that_was_changed_is_told(tmp_path: Path) -> None:

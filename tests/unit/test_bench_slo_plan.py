@@ -10,9 +10,10 @@ from tests.unit.slo_runs import PLAN, profile, times
 
 from bench.slo import plan
 from bench.slo.plan import ARMS, FULL, PREDICTED, QUICK, SHIFT, STILL, Plan
-from bench.slo.steps import POINTS, Held, held, model_of, quantiles, spread
+from bench.slo.prediction import model_of
+from bench.slo.steps import POINTS, Held, held, quantiles, spread
 from semipd_engine.contract import Phase, Split
-from semipd_engine.profiler.sweep import Limits, points
+from semipd_engine.profiler.sweep import SPLITS, WHOLE, Limits, points
 
 pytestmark = pytest.mark.unit
 
@@ -84,8 +85,10 @@ def test_a_knee_near_the_prediction_is_found_in_four_trials(edge: float) -> None
 
 
 def test_no_held_out_size_was_measured_by_the_profile() -> None:
-    swept = points(Limits(2048, 64, 256, 46_000), [Split(prefill=x, decode=y) for x in (100, 40) for y in (100, 40)])
-    assert not {(p.rows, p.context, p.prompt) for p in POINTS} & {(p.rows, p.context, p.prompt) for p in swept}
+    swept = points(Limits(2048, 64, 256, 46_000), [Split(prefill=x, decode=y) for x, y in SPLITS])
+    for size in ("rows", "context", "prompt"):
+        assert not {getattr(p, size) for p in POINTS} & {getattr(p, size) for p in swept} - {0}, size
+    assert not {p.split for p in POINTS} & {p.split for p in swept} - {WHOLE}
     assert len(spread(8)) == 8 and spread(99) == list(POINTS)
 
 

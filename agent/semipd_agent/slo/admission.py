@@ -88,16 +88,16 @@ def _prompt(o: Observation, load: Load, split: Split, seen: tuple[Times, ...]) -
     if split.mixed_tokens:
         machine = load.machine(split, o)
         rows, context = _rows(o)
-        step = machine.step + machine.row * rows + machine.position * context
+        fixed, row, position = load.model.costs(Phase.DECODE, rows)
         part = machine.chunk * max(0.05, 1 - rows / machine.chunk_tokens)
-        done = part / (machine.mixed * (max(machine.step, part) + step - machine.step))
+        done = part / (machine.mixed * (max(fixed, part) + row * rows + position * context))
     else:
         busy, shared = last.prefill - first.prefill, last.shared - first.shared
         beside = min(1.0, shared / busy) if busy > 0 else 1.0
         done = 1 - beside + beside * load.model.speed(Phase.PREFILL, split)
     held = (last.held - first.held) / (last.at - first.at) if last.at > first.at else 0.0
     done *= 1 - min(held, MOST_HELD)
-    c0, c1, c2 = load.model.costs(Phase.PREFILL)
+    c0, c1, c2 = load.model.costs(Phase.PREFILL, chunk)
     new = load.uncached
     return max(0.0, (c0 / chunk + c1) * new / done), max(0.0, c2 / 2 * new * new / done)
 
@@ -105,7 +105,7 @@ def _prompt(o: Observation, load: Load, split: Split, seen: tuple[Times, ...]) -
 def _pace(o: Observation, load: Load, split: Split, seen: tuple[Times, ...], target: float) -> tuple[float, int]:
     """Time per token over its target, as steps are now, and the rows for which the target is kept (1 at the least)."""
     rows, context = _rows(o)
-    fixed, row, position = load.model.costs(Phase.DECODE)
+    fixed, row, position = load.model.costs(Phase.DECODE, rows)
     if split.mixed_tokens:
         machine = load.machine(split, o)
         prompts = any(r.uncomputed_tokens for r in o.running)

@@ -78,11 +78,11 @@ def ridge(e: Equations, contention: float, measured: bool) -> Three:
     rho = (0.3 if measured else 0.001) * max(sum(e.a[i][i] for i in range(3)) / 3, 1e-12)
     a = [[e.a[i][j] + (rho if i == j else 0.0) for j in range(3)] for i in range(3)]
     low, high = (0.3 * s, 3.0 * s) if measured else (0.05 * s, 20.0 * s)
-    first, second, third = (min(max(v, low), high) for v in _solved(a, [v + rho * s for v in e.work(contention)]))
+    first, second, third = (min(max(v, low), high) for v in solved(a, [v + rho * s for v in e.work(contention)]))
     return first, second, third
 
 
-def _solved(a: list[list[float]], b: list[float]) -> list[float]:
+def solved(a: list[list[float]], b: list[float]) -> list[float]:
     """Gaussian elimination of positive definite equations."""
     n = len(b)
     for i in range(n):

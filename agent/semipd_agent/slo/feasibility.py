@@ -80,7 +80,7 @@ def unloaded(load: Load, o: Observation, slo: SLO) -> bool:
     if not prompts:
         return False
     prompt = prompts[max(1, math.ceil(slo.percentile / 100 * len(prompts))) - 1]
-    step, row, position = load.model.costs(Phase.DECODE)
+    step, row, position = load.model.costs(Phase.DECODE, 1)
     late = slo.ttft_milliseconds and load.work(prompt, o.prefill_chunk_tokens) > slo.ttft_milliseconds / 1000
     slow = slo.tpot_milliseconds and step + row + position * prompt > slo.tpot_milliseconds / 1000
     return bool(late or slow)

@@ -168,7 +168,7 @@ class Load:
 
     def work(self, tokens: float, chunk: int) -> float:
         """Seconds of prefill at the whole device for a prompt with so many uncached tokens."""
-        c0, c1, c2 = self.model.costs(Phase.PREFILL)
+        c0, c1, c2 = self.model.costs(Phase.PREFILL, chunk)
         steps = tokens / max(1, chunk)  # chunks are shared: a short prompt costs a part of a step's fixed time
         return c0 * steps + c1 * tokens + c2 * tokens * tokens / 2
 
@@ -198,11 +198,13 @@ class Load:
         step, row, position = self.model.costs(Phase.DECODE)
         chunk = o.prefill_chunk_tokens or split.mixed_tokens
         tokens = min(split.mixed_tokens, chunk)
-        prompt, token, _ = self.model.costs(Phase.PREFILL)
+        prompt, token, _ = self.model.costs(Phase.PREFILL, tokens)
+        full_prompt, full_token, _ = self.model.costs(Phase.PREFILL, chunk)
         return Machine(
             step=step,
             row=row,
             position=position,
+            bend=self.model.bend(Phase.DECODE),
             prefill_speed=self.model.speed(Phase.PREFILL, split),
             decode_speed=self.model.speed(Phase.DECODE, split),
             max_rows=o.max_num_seqs or 1 << 30,
@@ -210,7 +212,7 @@ class Load:
             chunk=self.work(tokens, chunk),
             chunk_tokens=max(1, tokens),
             chunk_base=prompt,
-            chunk_rate=token / max(1e-12, token + prompt / max(1, chunk)),
+            chunk_rate=token / max(1e-12, full_token + full_prompt / max(1, chunk)),
             mixed=self.model.mixed_factor,
         )
 

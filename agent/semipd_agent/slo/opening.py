@@ -45,7 +45,7 @@ def opening(load: Load, s: Setting) -> Opening | None:
     if not known or not target or s.slo.ttft_milliseconds is None or not load.seen:
         return None
     prompt = sum(one.prompt for one in load.seen.values()) / len(load.seen)
-    step, row, position = load.model.costs(Phase.DECODE)
+    step, row, position = load.model.costs(Phase.DECODE, ROWS)
     seconds = step + ROWS * (row + position * prompt)
     best = Opening(s.split, 0.0)
     for split in candidates(s):

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from semipd_agent.slo.step_model import ASSUMED, ShareLaw, StepModel, StepProfile, kinds
+from semipd_agent.slo.profile_fit import merged, with_bends, with_speeds
+from semipd_agent.slo.step_model import ASSUMED, ShareLaw, StepModel, StepProfile
 from semipd_engine.contract import Device, ModelInfo, Phase, ProfileError, ProfileKey, StepProfileFile, read_profile
 from semipd_engine.cpu_grant import Grant
 
@@ -89,13 +90,13 @@ class Profiles:
 
 
 def learned(file: StepProfileFile, law: ShareLaw) -> StepProfile:
-    """Costs, contention and, where a share is a part of the SMs, what it does."""
-    sums = kinds(file.steps)
+    """Costs, contention, where steps bend, and what a share does."""
+    sums = merged(file.steps)
     model = StepModel(replace(ASSUMED, law=law))
     for _ in range(ROUNDS):
         model = model.learn({}, sums, 0.0)
     curves = {Phase.PREFILL: model.prefill_shares.curve, Phase.DECODE: model.decode_shares.curve}
-    return StepProfile(
+    line = StepProfile(
         prefill=model.costs(Phase.PREFILL),
         decode=model.costs(Phase.DECODE),
         law=law,
@@ -105,3 +106,5 @@ def learned(file: StepProfileFile, law: ShareLaw) -> StepProfile:
         measured=True,
         curves_measured=all(curve is not None for curve in curves.values()),
     )
+    bent = with_bends(line, file.steps)
+    return with_speeds(bent, file.steps, file.key.cpus) if law is ShareLaw.PACED and file.key.cpus else bent

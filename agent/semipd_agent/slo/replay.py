@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
+from semipd_agent.slo.knots import Knots
+
 
 class Job(NamedTuple):
     at: float
@@ -55,7 +57,7 @@ class Machine:
     step: float
     row: float
     position: float
-    """Seconds of a decode step alone: fixed, for each row, for each position read."""
+    """Seconds of a decode step alone: fixed, for each row, for each position read ..."""
     prefill_speed: float
     decode_speed: float
     """While both are busy (0-1)."""
@@ -73,6 +75,8 @@ class Machine:
     """Who comes and would have its first token later than so many seconds is not let in (`admission`)."""
     mixed: float = 1.0
     """... and take this times the longer of the two fixed parts, and what rows add."""
+    bend: Knots = Knots()
+    """... of which the first two take this factor by the number of rows."""
 
 
 def replay(machine: Machine, jobs: Sequence[Job], live: Sequence[Live] = (), now: float = 0.0) -> list[Outcome]:
@@ -88,13 +92,17 @@ def latencies(
     machine: Machine, jobs: Sequence[Job], live: Sequence[Live] = (), now: float = 0.0
 ) -> tuple[list[float], list[float]]:
     """The same as columns: TTFT of `jobs`, and TPOT of `jobs` and `live`."""
-    fixed, per_row, per_position = machine.step, machine.row, machine.position
+    per_position, bend = machine.position, machine.bend
     slow_prefill, slow_decode = machine.prefill_speed, machine.decode_speed
     max_rows, room = max(1, machine.max_rows), machine.kv_tokens or 1 << 60
     chunk, chunk_tokens, mixed = machine.chunk, machine.chunk_tokens, machine.mixed
     chunk_base, chunk_rate = machine.chunk_base, machine.chunk_rate
     count = len(jobs)
     ttft, tpot = [0.0] * count, [0.0] * (count + len(live))
+    # By the number of rows, which are looked up more often than there are numbers.
+    most = min(count + len(live), max(max_rows, len(live)))
+    factors = [bend(rows) for rows in range(most + 1)] if bend.at else [1.0] * (most + 1)
+    by_rows = [factor * (machine.step + machine.row * rows) for rows, factor in enumerate(factors)]
     t, progress, context = now, 0.0, 0
     batch: list[tuple[float, int, float, int, int]] = []
     """(progress at its end, index, first token at, context, tokens after the first)"""
@@ -120,7 +128,7 @@ def latencies(
             following += 1
             at, work, size, output = next(coming, never)
         if rows:
-            step = fixed + per_row * rows + per_position * context
+            step = by_rows[rows] + per_position * context
             ends = batch[0][0] - progress
             if current >= 0:
                 if chunk:
@@ -128,6 +136,7 @@ def latencies(
                     asked = whole + work if at <= t else whole
                     full = chunk * max(0.05, 1 - rows / chunk_tokens)
                     part = asked / math.ceil(asked / full - 0.02) if asked > full else asked
+                    fixed = machine.step * factors[rows]
                     rate = 1 / (mixed * (max(fixed, chunk_base + chunk_rate * part) + step - fixed))
                     slow_prefill = part * rate
                 else:
@@ -158,7 +167,7 @@ def latencies(
         elif current >= 0:
             if chunk and left:
                 part = left / math.ceil(left / chunk)
-                t += left / part * mixed * max(fixed, chunk_base + chunk_rate * part)
+                t += left / part * mixed * max(machine.step, chunk_base + chunk_rate * part)
             else:
                 t += left
             left = 0.0

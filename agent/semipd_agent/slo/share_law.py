@@ -9,6 +9,7 @@ caller says what steps cost.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from semipd_engine.contract import StepTimes
@@ -82,10 +83,11 @@ class SharesSeen:
     def due(self) -> bool:
         return self.fresh >= FIT_SECONDS and len(self.under) > 1
 
-    def fitted(self, costs: tuple[float, float, float], believed: Curve) -> SharesSeen:
-        """`costs`: seconds of a step at the whole device, for each step, token and position."""
+    def fitted(self, costs_at: Callable[[float], tuple[float, float, float]], believed: Curve) -> SharesSeen:
+        """`costs_at`: seconds of a step of that size at the whole device, for each step, token and position."""
         seen = list[tuple[float, float, float]]()
         for percent, one in self.under.items():
+            costs = costs_at(one.tokens / one.steps if one.steps else 0.0)
             beside = costs[0] * one.steps + costs[1] * one.tokens + costs[2] * one.context - one.alone
             if beside > 0.1 * one.shared:  # else the costs are not known yet
                 seen.append((percent / 100, one.shared, math.log(one.shared / beside)))

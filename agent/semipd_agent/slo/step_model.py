@@ -1,18 +1,21 @@
-"""How long a step takes: a line in its size at the whole device, and how a share slows it. Pure.
+"""How long a step takes: a bent line in its size at the whole device, and how a share slows it. Pure.
 
 A step's *work* is its seconds at the whole device. Both phases have the same form,
 
-    work = c0 * steps + c1 * tokens + c2 * context,
+    work = bend(size) * (c0 * steps + c1 * tokens) + c2 * context,
 
-with tokens computed (prefill) or rows (decode), and the positions that attention reads. It is linear, so sums over
-many steps obey it as single ones do, and `StepTimes` is all that it takes to learn it. Coefficients start from a
-profile (or a documented guess), and are corrected online by ridge regression towards the profile's shape, with
+with tokens computed (prefill) or rows (decode), of which a step's *size* is the mean, and the positions that attention
+reads. `bend` is what a profile measured (`knots`): no device is a line from one row to its largest batch, for the first
+rows hide behind the weights that are read anyway; of an assumed profile it is 1. For steps of one size the form is
+linear, so their sums obey it as single ones do, and `StepTimes` is all that it takes to learn it. Coefficients start
+from a profile (or a documented guess), and are corrected online by ridge regression towards the profile's shape, with
 exponential forgetting: where sizes do not vary, only the common scale moves, within `SCALE`.
 
 A share acts on speed while both phases are busy; a phase that is alone has the whole device (L0). Two laws: `PACED`,
-for CPU time that is dealt out in proportion, and `SPATIAL`, for SMs that a phase may not leave, of which it cannot
-use all equally well (time = a + b / share, whose slope `share_law` learns). What contention adds is one factor for each
-phase, which `phase_fit` tells from the costs.
+for CPU time that is dealt out, as `cpu_plan` does where the CPUs are known (a split near to whole cores is whole cores,
+and shares as different as 80 and 100 are the same) and else in proportion, at the speed that a profile measured; and
+`SPATIAL`, for SMs that a phase may not leave, of which it cannot use all equally well (time = a + b / share, whose
+slope `share_law` learns). What contention adds is one factor for each phase, which `phase_fit` tells from the costs.
 """
 
 from __future__ import annotations
@@ -23,9 +26,11 @@ from enum import StrEnum
 from functools import cached_property
 
 from semipd_agent.slo.equations import Row, Three, ridge
+from semipd_agent.slo.knots import Knots
 from semipd_agent.slo.phase_fit import FORGET_RESTING, FORGET_SECONDS, PhaseFit
 from semipd_agent.slo.share_law import FIT_SECONDS, Curve, SharesSeen
 from semipd_engine.contract import Phase, Split, StepTimes
+from semipd_engine.cpu_plan import held
 
 Vector = tuple[float, float, float]
 
@@ -54,6 +59,14 @@ class StepProfile:
     """False: a guess, whose scale is taken from the first steps and whose shape may bend."""
     curves_measured: bool = False
     """False: what a share does (`prefill_curve`, `decode_curve`) is a guess, whatever the rest is."""
+    prefill_bend: Knots = Knots()
+    decode_bend: Knots = Knots()
+    """Factors on the first two terms by a step's size, as measured."""
+    cpus: int = 0
+    """That the phases are dealt out (`PACED`); 0: unknown, or a GPU."""
+    prefill_speeds: Knots = Knots()
+    decode_speeds: Knots = Knots()
+    """By the part of the CPUs that a phase holds, as measured; without any the speed is that part (`PACED`)."""
 
 
 ASSUMED = StepProfile(prefill=(2e-3, 5e-5, 8e-10), decode=(6e-3, 1e-4, 4e-8))
@@ -78,9 +91,13 @@ class StepModel:
 
     # ---- prediction ------------------------------------------------------------------------------------------------
 
-    def costs(self, phase: Phase) -> Vector:
-        """Coefficients of work, corrected."""
-        return self._prefill_costs if phase is Phase.PREFILL else self._decode_costs
+    def costs(self, phase: Phase, size: float = 0.0) -> Vector:
+        """Coefficients of work for steps of this size, corrected; 0: without the bend."""
+        costs = self._prefill_costs if phase is Phase.PREFILL else self._decode_costs
+        return _bent(costs, self.bend(phase), size)
+
+    def bend(self, phase: Phase) -> Knots:
+        return self.profile.prefill_bend if phase is Phase.PREFILL else self.profile.decode_bend
 
     @cached_property
     def _prefill_costs(self) -> Vector:
@@ -130,7 +147,7 @@ class StepModel:
     def mixed_seconds(self, tokens: float, tokens_context: float, rows: float, context: float) -> float:
         """Of a step with chunks of prompts and rows that decode, at best: weights are read once, and what chunks
         compute hides behind that as far as it can."""
-        (p0, p1, p2), (d0, d1, d2) = self.costs(Phase.PREFILL), self.costs(Phase.DECODE)
+        (p0, p1, p2), (d0, d1, d2) = self.costs(Phase.PREFILL, tokens), self.costs(Phase.DECODE, rows)
         return max(d0, p0 + p1 * tokens + p2 * tokens_context) + d1 * rows + d2 * context
 
     def speed(self, phase: Phase, split: Split) -> float:
@@ -138,11 +155,13 @@ class StepModel:
         return self._by_share(phase, split) / self.contention(phase)
 
     def _by_share(self, phase: Phase, split: Split) -> float:
-        share = _share(phase, split)
-        if self.profile.law is ShareLaw.PACED:
-            return share
-        seen, believed = self._shares(phase)
-        return (seen.curve or believed).speed(share)
+        profile = self.profile
+        if profile.law is ShareLaw.SPATIAL:
+            seen, believed = self._shares(phase)
+            return (seen.curve or believed).speed(_share(phase, split))
+        part = held(split, profile.cpus)[phase is Phase.DECODE] if profile.cpus else _share(phase, split)
+        speeds = profile.prefill_speeds if phase is Phase.PREFILL else profile.decode_speeds
+        return speeds(part) if speeds.at else part
 
     def _shares(self, phase: Phase) -> tuple[SharesSeen, Curve]:
         if phase is Phase.PREFILL:
@@ -214,7 +233,7 @@ class StepModel:
             was = before.get(kind)
             if now.phase is phase and not now.prompts and (was is None or was.steps != now.steps):
                 seen = seen.added(_share(phase, now.split), _difference(was, now))
-        return seen.fitted(self.costs(phase), believed) if seen.due else seen
+        return seen.fitted(lambda size: self.costs(phase, size), believed) if seen.due else seen
 
     def _row(self, before: StepTimes | None, now: StepTimes) -> Row | None:
         """The equation of the steps between two sums of one kind."""
@@ -223,7 +242,7 @@ class StepModel:
         d = _difference(before, now)
         steps, tokens, context, alone, shared = d.steps, d.tokens, d.context_tokens, d.alone_seconds, d.shared_seconds
         phase = now.phase
-        prior = self._parts(phase)[1]
+        prior = _bent(self._parts(phase)[1], self.bend(phase), tokens / max(1, steps))
         said = prior[0] * steps + prior[1] * tokens + prior[2] * context
         if steps <= 0 or alone + shared <= 0 or said <= 0:
             return None
@@ -236,6 +255,13 @@ class StepModel:
         if phase is Phase.PREFILL:
             return self.prefill, self.profile.prefill
         return self.decode, self.profile.decode
+
+
+def _bent(costs: Vector, bend: Knots, size: float) -> Vector:
+    if not size or not bend.at:
+        return costs
+    factor = bend(size)
+    return factor * costs[0], factor * costs[1], costs[2]
 
 
 def _share(phase: Phase, split: Split) -> float:

@@ -151,7 +151,7 @@ class _Climb:
 
 def _rho(o: Observation, load: Load, window: Sequence[Seen], span: float) -> float:
     """Work that arrived, over time: what a device without a queue would be busy with."""
-    step, row, position = load.model.costs(Phase.DECODE)
+    step, row, position = load.model.costs(Phase.DECODE, 1)
     work = 0.0
     for one in window:
         job = load.job(one, 0.0, o.prefill_chunk_tokens)

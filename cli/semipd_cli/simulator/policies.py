@@ -172,7 +172,7 @@ class DecodeFirst:
     def tick(self, o: Observation, split: Split) -> Split | None:
         self._load = advance(self._load, o)
         rows = [r for r in o.running if not r.uncomputed_tokens]
-        step, row, position = self._load.model.costs(Phase.DECODE)
+        step, row, position = self._load.model.costs(Phase.DECODE, len(rows))
         seconds = step + row * len(rows) + position * sum(r.prompt_tokens + r.output_tokens for r in rows)
         for y in range(10, 100, 10):
             to = Split(prefill=100 - y, decode=y)

@@ -12,18 +12,22 @@ from typing import Protocol
 
 from semipd_engine.contract import Split, StepTimes
 
-ROWS = (1, 4, 16, 64, 256)
+ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)
+"""Closer where steps bend: the first rows hide behind the weights that are read anyway, and where that ends kernels go
+over to another tile, too."""
+DEEP_ROWS = (1, 4)
 CONTEXTS = (16, 512, 2048, 8192)
-"""Tokens of a decode row's prompt."""
-PROMPTS = (16, 64, 256, 1024, 4096, 16384)
+"""Tokens of a decode row's prompt: the first for all batches, the others for `DEEP_ROWS`."""
+PROMPTS = (16, 32, 64, 128, 256, 1024, 4096, 16384)
 ANSWER = 24
-"""Tokens of a decode row beyond its first: so many steps has a point."""
+"""Tokens of a decode row beyond its first: so many steps has a point, and a few more where the last rows come late."""
 REPEATS = 4
 """Prompts of one length, one after the other."""
 MOST_TOKENS = 16_384
 """Of all prompts of a point together: what it takes is bounded."""
-BESIDE_ROWS, BESIDE_CONTEXT, BESIDE_ANSWER = 8, 128, 96
-"""The batch that decodes beside prompts."""
+BESIDE_ROWS, BESIDE_CONTEXT, BESIDE_ANSWER = 8, 32, 96
+"""The batch that decodes beside prompts: so short that one step computes all of it, and no row is over before the last
+one has begun."""
 SPLITS = (*((x, 100) for x in (20, 40, 60, 80)), (100, 100), *((100, y) for y in (80, 60, 40, 20)))
 WHOLE = Split()
 STALL_SECONDS = 300.0
@@ -65,10 +69,11 @@ def points(limits: Limits, splits: Sequence[Split]) -> list[Point]:
     longest = min(limits.max_model_len - BESIDE_ANSWER - 1, room)
     found = [Point(WHOLE, 1, min(16, longest), ANSWER, 1, min(16, longest))]
     found += [Point(WHOLE, 0, 0, 0, REPEATS if n <= limits.chunk else 1, n) for n in PROMPTS if n <= longest]
-    for rows in ROWS:
-        for context in CONTEXTS:
-            if rows <= limits.max_num_seqs and context <= longest and rows * (context + ANSWER) <= room:
-                found.append(Point(WHOLE, rows, context, ANSWER, 0, 0))
+    for rows in (rows for rows in ROWS if rows <= limits.max_num_seqs):
+        answer = ANSWER + rows // 4
+        for context in CONTEXTS if rows in DEEP_ROWS else CONTEXTS[:1]:
+            if context <= longest and rows * (context + answer) <= room:
+                found.append(Point(WHOLE, rows, context, answer, 0, 0))
     rows = max(1, min(BESIDE_ROWS, limits.max_num_seqs - 1, room // (2 * (BESIDE_CONTEXT + BESIDE_ANSWER))))
     context, prompt = min(BESIDE_CONTEXT, longest), min(limits.chunk, longest)
     found += [Point(split, rows, context, BESIDE_ANSWER, 2 * REPEATS, prompt) for split in splits]
@@ -109,9 +114,10 @@ LOOK_SECONDS = 5.0
 
 
 def sweep(engine: Engine, all_points: Iterable[Point], done: Callable[[Point], None]) -> tuple[StepTimes, ...]:
-    """Sums over all points but the first, which warms the engine up. Raises `Stalled`."""
-    before: dict[_Kind, StepTimes] | None = None
-    for point in all_points:
+    """Sums of each point by itself but for the first, which warms the engine up: kinds are rounded, and steps of 6 and
+    of 4 rows in one sum would hide what is between them. Raises `Stalled`."""
+    before, found = dict[_Kind, StepTimes](), list[StepTimes]()
+    for number, point in enumerate(all_points):
         engine.partition(point.split)
         for _ in range(point.rows):
             engine.add(point.context, point.answer + 1)
@@ -119,11 +125,14 @@ def sweep(engine: Engine, all_points: Iterable[Point], done: Callable[[Point], N
             _wait(engine, lambda rows=point.rows: engine.decoding() >= rows or not engine.unfinished())  # type: ignore[misc]
         for _ in range(point.prompts):
             engine.add(point.prompt, 1)
+            if not point.rows:  # short ones that wait together would share a step
+                _wait(engine, lambda: not engine.unfinished())
         _wait(engine, lambda: not engine.unfinished())
         done(point)
-        if before is None:
-            before = _kinds(engine.steps())
-    return tuple(_grown(before or {}, engine.steps()))
+        after = engine.steps()
+        found += _grown(before, after) if number else ()
+        before = _kinds(after)
+    return tuple(found)
 
 
 def _wait(engine: Engine, over: Callable[[], bool]) -> None:
