@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from bench.usage import count, guarded
-from semipd_engine.kernels import Kernels, PackedGroup, PackedWeight, choose, cpu
+from bench.usage import RefusedError, count, guarded
+from semipd_engine.kernels import Kernels, KernelsError, PackedGroup, PackedWeight, choose, cpu
 from semipd_engine.kernels.rates import RATES
 from semipd_engine.usage import Parser
 
@@ -99,16 +99,26 @@ def best_seconds(work: Callable[[], object], rounds: int) -> float:
 def main(words: Sequence[str] | None = None) -> int:
     here = [*cpu.runnable(), "reference"]
     parser = Parser(prog="bench.kernel_rates", description=__doc__)
-    parser.add_argument("--levels", nargs="+", choices=here, default=here, help="of kernels; this machine has all")
+    parser.add_argument(
+        "--levels", nargs="+", choices=here, default=here, help="of kernels; this machine can run these"
+    )
     parser.add_argument("--rounds", type=count, default=5)
     options = parser.parse_args(words)
     return guarded(parser.prog, lambda: carried_out(options))
 
 
+def chosen(level: str) -> Kernels:
+    """Raises `RefusedError`: this tree has not built them."""
+    try:
+        return choose(environment={"SEMIPD_KERNELS": level})
+    except KernelsError as problem:
+        raise RefusedError(str(problem)) from problem
+
+
 def carried_out(options: argparse.Namespace) -> int:
+    """Raises `RefusedError`."""
     torch.set_num_threads(1)
-    for level in options.levels:
-        kernels = choose(environment={"SEMIPD_KERNELS": level})
+    for level, kernels in [(level, chosen(level)) for level in options.levels]:  # all, before one is measured
         for part in (products, gathered, attention):
             for rate, words, work, run in part(kernels):
                 measured, table = work / best_seconds(run, options.rounds), float(getattr(RATES[level], rate))

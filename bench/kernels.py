@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from bench.kernel_rates import chosen
 from bench.usage import count, folder, guarded, threads
-from semipd_engine.kernels import Kernels, PackedWeight, ReferenceKernels, choose, cpu
+from semipd_engine.kernels import Kernels, PackedWeight, ReferenceKernels, cpu
 from semipd_engine.usage import Parser
 
 SHAPES = ((2048, 1024), (1024, 1024), (9728, 1024), (1024, 4864))
@@ -142,7 +143,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
 def main(words: Sequence[str] | None = None) -> int:
     parser = Parser(prog="bench.kernels", description=__doc__)
     levels = ("auto", *cpu.runnable(), "reference")
-    parser.add_argument("--level", choices=levels, default="auto", help="as SEMIPD_KERNELS; this machine has these")
+    parser.add_argument("--level", choices=levels, default="auto", help="as SEMIPD_KERNELS; this machine can run these")
     parser.add_argument("--threads", type=threads, default=torch.get_num_threads())
     parser.add_argument("--layers", type=count, default=6)
     parser.add_argument("--rounds", type=count, default=7)
@@ -153,8 +154,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def carried_out(options: argparse.Namespace) -> int:
+    """Raises `RefusedError`."""
     torch.set_num_threads(options.threads)
-    kernels = choose(environment={"SEMIPD_KERNELS": options.level})
+    kernels = chosen(options.level)
     asked = {name: value for name, value in vars(options).items() if name != "out"}
     race = Race(time.perf_counter if options.clock == "wall" else time.process_time, options.rounds)
     report: dict[str, Any] = {"kernels": kernels.name, **asked, "read_gb_per_s": read_bandwidth(race)}

@@ -28,6 +28,7 @@ from bench.gpu import cpu_check, mutations
 from bench.replicas.__main__ import main as replicas
 from bench.study.__main__ import main as study
 from bench.usage import RefusedError, guarded, made
+from semipd_engine.kernels import KernelsError
 
 pytestmark = pytest.mark.unit
 Main = Callable[[Sequence[str]], int]
@@ -122,6 +123,19 @@ def test_a_default_that_cannot_be_written_is_refused_as_well(
     monkeypatch.chdir(tmp_path)
     for main in (kernels.main, mixed_time.main, split_rate.main, cpu_check.main):
         assert "--out" in refused(main, [], capsys)
+
+
+@pytest.mark.parametrize(("main", "flag"), [(kernel_rates.main, "--levels"), (kernels.main, "--level")])
+def test_kernels_that_are_not_built_are_one_line_before_others_are_measured(
+    main: Main, flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def not_built(**_: object) -> None:
+        raise KernelsError("SEMIPD_KERNELS=avx2: it is not built; set auto or reference")
+
+    monkeypatch.setattr(kernel_rates, "choose", not_built)
+    assert main([flag, "reference"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1) and "SEMIPD_KERNELS=avx2" in err
 
 
 def no_index(*_: object) -> Path:
