@@ -17,10 +17,11 @@ ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)
 over to another tile, too."""
 DEEP_ROWS = (1, 4)
 CONTEXTS = (16, 512, 2048, 8192)
-"""Tokens of a decode row's prompt: the first for all batches, the others for `DEEP_ROWS`."""
+"""Tokens of a decode row's prompt: the first for all batches, the others for `DEEP_ROWS`, and the longest that there
+can be for one row: what a position costs is little of a step unless there are many."""
 PROMPTS = (16, 32, 64, 128, 256, 1024, 4096, 16384)
-ANSWER = 24
-"""Tokens of a decode row beyond its first: so many steps has a point, and a few more where the last rows come late."""
+ANSWER = 48
+"""Tokens of a decode row beyond its first: so many steps has a point, less those before its last row has come."""
 REPEATS = 4
 """Prompts of one length, one after the other."""
 MOST_TOKENS = 16_384
@@ -70,10 +71,10 @@ def points(limits: Limits, splits: Sequence[Split]) -> list[Point]:
     found = [Point(WHOLE, 1, min(16, longest), ANSWER, 1, min(16, longest))]
     found += [Point(WHOLE, 0, 0, 0, REPEATS if n <= limits.chunk else 1, n) for n in PROMPTS if n <= longest]
     for rows in (rows for rows in ROWS if rows <= limits.max_num_seqs):
-        answer = ANSWER + rows // 4
-        for context in CONTEXTS if rows in DEEP_ROWS else CONTEXTS[:1]:
-            if context <= longest and rows * (context + answer) <= room:
-                found.append(Point(WHOLE, rows, context, answer, 0, 0))
+        contexts = CONTEXTS if rows in DEEP_ROWS else CONTEXTS[:1]
+        for context in sorted({*contexts, longest} if rows == 1 else contexts):
+            if context <= longest and rows * (context + ANSWER) <= room:
+                found.append(Point(WHOLE, rows, context, ANSWER, 0, 0))
     rows = max(1, min(BESIDE_ROWS, limits.max_num_seqs - 1, room // (2 * (BESIDE_CONTEXT + BESIDE_ANSWER))))
     context, prompt = min(BESIDE_CONTEXT, longest), min(limits.chunk, longest)
     found += [Point(split, rows, context, BESIDE_ANSWER, 2 * REPEATS, prompt) for split in splits]
