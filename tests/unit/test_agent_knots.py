@@ -140,6 +140,8 @@ def test_a_larger_part_is_never_slower() -> None:
     found = rising([(0.2, 0.25, 1.0), (0.4, 0.5, 3.0), (0.5, 0.4, 1.0), (0.5, 0.5, 1.0), (0.8, 0.9, 1.0)])
     assert found.at == (0.0, 0.2, 0.4, 0.5, 0.8, 1.0)
     assert found.values == pytest.approx((0.0, 0.25, 0.48, 0.48, 0.9, 1.0))
+    once = rising([(0.3, 0.4, 1.0), (0.5, 0.2, 1.0), (0.5, 0.8, 3.0)])
+    assert once.values == pytest.approx((0.0, 0.4, 0.65, 1.0)), "one odd step is a part of its place's mean"
 
 
 @pytest.mark.parametrize(

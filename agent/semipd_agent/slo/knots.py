@@ -96,15 +96,18 @@ def _sizes(seen: Sequence[Steps]) -> tuple[float, ...]:
 
 
 def rising(points: Sequence[tuple[float, float, float]]) -> Knots:
-    """Through (x, y, weight), 0 < x < 1, as closely as a function can be that nowhere falls, from (0, 0) to (1, 1):
-    neighbours that would fall are one pool with their mean."""
-    pools: list[tuple[tuple[float, ...], float, float]] = []
-    """Places, mean, weight."""
-    for x, y, weight in sorted(points):
-        pools.append(((x,), min(max(y, 0.0), 1.0), weight))
-        while len(pools) > 1 and (pools[-2][1] > pools[-1][1] or pools[-2][0][-1] == x):
-            (xs, mean, has), (more, other, adds) = pools[-2:]
-            places = xs if xs[-1] == more[0] else xs + more
-            pools[-2:] = [(places, (has * mean + adds * other) / (has + adds), has + adds)]
-    found = [(x, mean) for xs, mean, _ in pools for x in xs]
-    return Knots((0.0, *(x for x, _ in found), 1.0), (0.0, *(y for _, y in found), 1.0))
+    """Through (x, y, weight), 0 < x < 1, as closely as a function can be that nowhere falls, from (0, 0) to (1, 1): the
+    mean at each x, and of neighbours that would fall the mean of both."""
+    sums: dict[float, tuple[float, float]] = {}
+    for x, y, weight in points:
+        total, weights = sums.get(x, (0.0, 0.0))
+        sums[x] = total + weight * min(max(y, 0.0), 1.0), weights + weight
+    pools: list[tuple[int, float, float]] = []
+    """Of how many places, their sum, weight."""
+    for _, (total, weight) in sorted(sums.items()):
+        pools.append((1, total, weight))
+        while len(pools) > 1 and pools[-2][1] * pools[-1][2] > pools[-1][1] * pools[-2][2]:
+            (m, one, has), (n, other, adds) = pools[-2:]
+            pools[-2:] = [(m + n, one + other, has + adds)]
+    values = [total / weight for places, total, weight in pools for _ in range(places)]
+    return Knots((0.0, *sorted(sums), 1.0), (0.0, *values, 1.0))

@@ -73,5 +73,7 @@ def _speeds(profile: StepProfile, phase: Phase, sums: Sequence[StepTimes], cpus:
         if s.phase is phase and not s.prompts and shared >= BESIDE * (s.alone_seconds + shared):
             c0, c1, c2 = model.costs(phase, s.tokens / s.steps)
             work = c0 * s.steps + c1 * s.tokens + c2 * s.context_tokens - s.alone_seconds
-            seen.append((held(s.split, cpus)[phase is Phase.DECODE], work / shared, shared))
+            # What is off in the steps alone of a sum is in those beside by so much more as these are less.
+            weight = shared * (shared / (s.alone_seconds + shared)) ** 2
+            seen.append((held(s.split, cpus)[phase is Phase.DECODE], work / shared, weight))
     return rising(seen) if seen else Knots()
