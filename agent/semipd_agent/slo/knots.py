@@ -14,10 +14,11 @@ from semipd_agent.slo.equations import solved
 
 APART = 1.2
 """Sizes that are closer than by this factor are one knot."""
-PRIOR_STEPS = 1.0
-"""What is believed of a factor counts as so many steps ..."""
-PRIOR_FLAT, PRIOR_PART = 0.01, 0.1
-"""... and of the context as such a part of what was seen: without bends, and with them."""
+PRIOR_STEPS = 8.0
+"""What is believed of a factor counts as so many steps, a sixth of what a point of the sweep has: these come one after
+the other, and what disturbs one of them disturbs most ..."""
+PRIOR_PART = 1.0
+"""... and of the context as much as what was seen: a small part of most steps, it takes their noise for its own."""
 LEAST, MOST = 0.1, 10.0
 """Of a factor: what is beyond was disturbed."""
 
@@ -62,12 +63,12 @@ def bent(seen: Sequence[Steps]) -> tuple[Knots, float]:
     """Factors on the line's base by size, and the one on its context: least squares of relative errors. First as if
     the base were a line, for what the line says of the context may be off by ten times, where that is little of most
     steps; then bent from there."""
-    flat, context = _fitted(seen, Knots((1.0,)), (1.0, 1.0), PRIOR_FLAT)
-    return _fitted(seen, Knots(_sizes(seen)), (flat.values[0], context), PRIOR_PART)
+    flat, context = _fitted(seen, Knots((1.0,)), (1.0, 1.0))
+    return _fitted(seen, Knots(_sizes(seen)), (flat.values[0], context))
 
 
-def _fitted(seen: Sequence[Steps], knots: Knots, near: tuple[float, float], part: float) -> tuple[Knots, float]:
-    """`near`: what is believed of factors and context; `part`: weight of the latter over that of what was seen."""
+def _fitted(seen: Sequence[Steps], knots: Knots, near: tuple[float, float]) -> tuple[Knots, float]:
+    """`near`: what is believed of factors and context."""
     n = len(knots.at) + 1
     a, b = [[0.0] * n for _ in range(n)], [0.0] * n
     for one in seen:
@@ -77,7 +78,7 @@ def _fitted(seen: Sequence[Steps], knots: Knots, near: tuple[float, float], part
             for j in range(n):
                 a[i][j] += one.number * x[i] * x[j]
     for i in range(n):
-        prior, believed = (PRIOR_STEPS, near[0]) if i < n - 1 else (part * a[i][i] + 1e-9, near[1])
+        prior, believed = (PRIOR_STEPS, near[0]) if i < n - 1 else (PRIOR_PART * a[i][i] + 1e-9, near[1])
         a[i][i] += prior
         b[i] += prior * believed
     *factors, context = solved(a, b)
