@@ -45,10 +45,14 @@ class Processor(Protocol):
 
 
 def pin_all_threads(cpus: Sequence[int]) -> None:
-    """Pin each thread of this process by its tid: sched_setaffinity(0) would move the calling one only.
+    """Pin each thread of this process by its tid: sched_setaffinity(0) would move the calling one only. Each begins on
+    one of its own, for the reason that `spread_all_threads` gives, and may then run on any.
 
     Threads born later inherit the mask of the thread that creates them. Raises OSError as sched_setaffinity does.
     """
+    if len(cpus) > 1:
+        with contextlib.suppress(OSError):  # a CPU that was taken away meanwhile: they begin where they are
+            spread_all_threads(cpus)
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(ProcessLookupError):  # a thread may end meanwhile
             os.sched_setaffinity(int(task.name), cpus)
