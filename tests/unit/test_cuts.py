@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from types import SimpleNamespace
 from typing import cast
 
@@ -150,10 +152,52 @@ class Said:
             self.kernels.tape.append(word)
 
 
+class Slow(Recorder):
+    """On a machine where each unit takes so many seconds of CPU time."""
+
+    def __init__(self, unit: float) -> None:
+        super().__init__()
+        self.unit, self.clock = unit, 0.0
+        self.pieces: list[int] = []
+
+    def replay(self, calls: bytes | bytearray) -> None:
+        super().replay(calls)
+        units = sum(int(end) - int(begin) for begin, end in re.findall(rb"(\d+)-(\d+)", bytes(calls)))
+        self.pieces.append(units)
+        self.clock += units * self.unit
+
+
+@pytest.mark.parametrize(("unit", "most"), [(1.0, 12), (2.0, 6), (0.5, 24), (40.0, 3), (0.01, 48)])
+def test_pieces_keep_to_the_budget_on_a_machine_that_is_slower_or_faster_than_the_table(unit: float, most: int) -> None:
+    """Four times at the most: what is further off was disturbed, or is no rate."""
+    kernels = Slow(unit)
+    stages = [Said(name, 30, kernels) for name in "abcd"]
+    loop = StageLoop(stages, kernels, Budgets(12.0), RATES, cpu_time=lambda: kernels.clock)
+    for form in range(20):
+        loop.run(cast(Step, SimpleNamespace(form=(form,))))
+    assert kernels.pieces[0] == 12, "nothing is known yet"
+    assert kernels.pieces[-2] == pytest.approx(most, abs=1)
+    kernels.unit = 1.0  # who computed beside it has gone
+    for form in range(20):
+        loop.run(cast(Step, SimpleNamespace(form=(form,))))
+    assert kernels.pieces[-2] == pytest.approx(12, abs=1)
+
+
+def test_without_compiled_kernels_nothing_is_measured() -> None:
+    times = cycle([0.0, 1000.0])
+    pacer = Budgets(10.0)
+    loop = StageLoop(
+        [Recorded(str(i), 1, 3.0, pacer) for i in range(7)], KERNELS, pacer, RATES, cpu_time=lambda: next(times)
+    )
+    for _ in range(3):
+        loop.run(STEP)
+    assert [len(spent) for spent in pacer.spent] == [3, 3, 1] * 3
+
+
 def test_whole_stages_are_recorded_once_for_a_form_and_a_quantum_is_one_replay() -> None:
-    kernels = Recorder()
+    kernels = Slow(1.0)
     stages = [Said("a", 2, kernels), Said("b", 5, kernels), Said("c", 1, kernels, eager=True), Said("d", 2, kernels)]
-    loop = StageLoop(stages, kernels, Budgets(6.0), RATES)
+    loop = StageLoop(stages, kernels, Budgets(6.0), RATES, cpu_time=lambda: kernels.clock)
     step = cast(Step, SimpleNamespace(form=(1,)))
     loop.run(step)
     once = list(kernels.replayed)
