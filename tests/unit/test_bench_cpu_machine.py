@@ -73,3 +73,23 @@ def test_the_watcher_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         finally:
             parent.kill()
     wait_until(lambda: gone(process))
+
+
+def test_who_gives_way_to_the_others_gives_way_to_them_when_all_weigh_otherwise() -> None:
+    """Downwards, which anybody may; in a process of its own, for nobody may go back."""
+    script = textwrap.dedent("""
+        import os, subprocess
+        from bench.cpu.machine import _weigh
+
+        def niceness(pid): return os.getpriority(os.PRIO_PROCESS, pid) - before
+
+        before = os.getpriority(os.PRIO_PROCESS, 0)
+        with subprocess.Popen(["nice", "-n", "5", "sleep", "60"]) as child:
+            while niceness(child.pid) != 5:
+                pass
+            _weigh(3)
+            print(niceness(0), niceness(child.pid))
+            child.kill()
+    """)
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["3", "8"]

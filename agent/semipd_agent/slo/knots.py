@@ -1,6 +1,7 @@
 """A measured table that is read between its points, and the two fits that make one. Pure.
 
-It knows no phase, no profile and no device: numbers in, a piecewise linear function out.
+It knows no phase, no profile and no device: numbers in, a piecewise linear function out. Plain Python: the agent
+has no numpy, and this is some tens of points, once for each profile.
 """
 
 from __future__ import annotations
