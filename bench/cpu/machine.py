@@ -79,13 +79,14 @@ def foremost() -> Iterator[None]:
 
 def _weigh(nicer: int) -> None:
     """Who is gone meanwhile is left out. Where the kernel shares between sessions (autogroup, which can be switched
-    while it runs), a task's own niceness counts within its session only: both are set."""
+    while it runs), a task's own niceness counts within its session only: both are set, the session's once (sched(7):
+    to everybody but root the kernel lends one such write in a tenth of a second)."""
     me = psutil.Process()
     for process in (me, *me.children(recursive=True)):
         with suppress(ProcessLookupError, FileNotFoundError):
-            session = Path(f"/proc/{process.pid}/autogroup")
-            if session.exists():
-                session.write_text(str(min(nicer, 0)))
+            session, weight = Path(f"/proc/{process.pid}/autogroup"), str(min(nicer, 0))
+            if session.exists() and session.read_text().split()[-1:] != [weight]:
+                session.write_text(weight)
             for task in Path(f"/proc/{process.pid}/task").glob("*"):
                 number = int(task.name)
                 os.setpriority(os.PRIO_PROCESS, number, os.getpriority(os.PRIO_PROCESS, number) + nicer)
