@@ -11,7 +11,18 @@ from tests.unit.pacing_bench import Pair, WouldWait, saturate
 from semipd_engine.contract import PacingMode, Phase, Split
 from semipd_engine.cpu_plan import cpu_plan
 from semipd_engine.pacing.pacer import GRACE_NS, STALE_NS, TURN_SECONDS
-from semipd_engine.pacing.stride import CREDIT_NS, SCALE, TURN_NS, Customer, charged, clamped, whose_turn
+from semipd_engine.pacing.stride import (
+    CREDIT_NS,
+    SCALE,
+    TURN_NS,
+    Customer,
+    charged,
+    clamped,
+    end_of_turn,
+    ends_now,
+    half_turn,
+    whose_turn,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -192,7 +203,8 @@ def test_the_larger_part_never_waits_and_has_all_cpus_in_its_turns() -> None:
     assert not pair.quantum(Phase.DECODE, 1_000_000) or decode.cpus == (2,)
 
 
-def test_a_peer_that_rests_rings_and_is_waited_for_until_its_grace_ends() -> None:
+def test_a_peer_that_rests_rings_and_is_not_waited_for() -> None:
+    """Between two plans it does not compute. What runs meanwhile is short, for the next plan may be there at once."""
     pair = Pair(Split(prefill=80, decode=20), cpus=(0,))
     for phase in Phase:
         pair.pacers[phase].wake()
@@ -201,11 +213,10 @@ def test_a_peer_that_rests_rings_and_is_waited_for_until_its_grace_ends() -> Non
     rings = pair.machines[Phase.PREFILL].rings
     pair.pacers[Phase.PREFILL].rest()
     assert pair.machines[Phase.PREFILL].rings == rings + 1
-    pair.pass_time(GRACE_NS // 5)
-    assert not pair.quantum(Phase.DECODE, 1_000_000)
-    assert pair.machines[Phase.DECODE].waited == pytest.approx(GRACE_NS * 0.8 / 1e9)
-    pair.pass_time(GRACE_NS)
-    assert pair.quantum(Phase.DECODE, 1_000_000)
+    with pair.pacers[Phase.DECODE].quantum() as seconds:
+        assert seconds == TURN_SECONDS
+    pair.pacers[Phase.PREFILL].wake()
+    assert not pair.quantum(Phase.DECODE, 1_000_000), "what it had meanwhile was not for nothing"
 
 
 def test_nobody_waits_for_a_stopped_peer() -> None:
@@ -235,4 +246,87 @@ def test_stride_arithmetic() -> None:
         ({decode: lead, prefill: lead, nobody: 1}, prefill, prefill),
         ({decode: lead, prefill: lead, nobody: 0}, prefill, nobody),
     ):
-        assert whose_turn(vtimes, holder, lightest=20, cpus=2) is turn, (vtimes, holder)
+        assert whose_turn(vtimes, holder, half_turn(lightest=20, cpus=2)) is turn, (vtimes, holder)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "rest", "step", "end"),
+    [
+        (-10, 20, 20, 10),  # as long as a turn
+        (-10, 25, 25, 15),
+        (-10, 14, 14, 4),
+        (-10, 12, 12, 14),  # two of them
+        (-10, 3, 3, 11),
+        (-10, 30, 30, 20),
+        (-10, 32, 32, 6),  # two turns for one
+        (-10, 60, 60, 10),
+        (0, 5, 20, 5),
+        (0, 1, 20, 1),
+        (-30, 20, 20, 10),  # behind by more than a turn
+    ],
+)
+def test_a_turn_ends_with_a_step(ahead: int, rest: int, step: int, end: int) -> None:
+    assert end_of_turn(ahead, rest, step, half=10) == end
+
+
+def test_a_turn_may_end_between_two_steps_but_not_before_it_has_begun() -> None:
+    assert ends_now(ahead=5, step=20, half=10) and ends_now(ahead=10, step=1, half=10)
+    assert not ends_now(ahead=5, step=4, half=10) and not ends_now(ahead=-10, step=90, half=10)
+
+
+def gaps_of_steps(split: Split, cpus: tuple[int, ...], milliseconds: float, seconds: float) -> tuple[list[float], float]:
+    """Both always have work, and poll each 0.2 ms where they wait; a step of decode takes that much of a CPU, give or
+    take a tenth, and prefill's quanta what they may. The gaps between ends of steps, in milliseconds, and prefill's
+    part of what both held."""
+    pair, rng = Pair(split, cpus), random.Random(1)
+    for phase in Phase:
+        pair.pacers[phase].wake()
+    due = {phase: pair.clock[0] + number for number, phase in enumerate(Phase)}
+    running: dict[Phase, tuple[AbstractContextManager[float], float]] = {}
+    left, ends, held = milliseconds / 1e3, [0.0], dict.fromkeys(Phase, 0.0)
+    begin = pair.clock[0]
+    while pair.clock[0] < begin + seconds * 1e9:
+        phase = min(due, key=due.__getitem__)
+        pair.clock[0] = max(pair.clock[0], due[phase])
+        if phase in running:
+            quantum, work = running.pop(phase)
+            quantum.__exit__(None, None, None)
+            held[phase] += work
+            if phase is Phase.DECODE:
+                left -= work
+                if left < 1e-6:
+                    pair.pacers[phase].count_step()
+                    ends.append((pair.clock[0] - begin) / 1e6)
+                    left = milliseconds / 1e3 * rng.uniform(0.9, 1.1)
+        quantum = pair.pacers[phase].quantum()
+        try:
+            allowed = quantum.__enter__()
+        except WouldWait:
+            due[phase] = pair.clock[0] + 200_000
+            continue
+        work = min(allowed, left) if phase is Phase.DECODE else allowed
+        running[phase] = quantum, work
+        due[phase] = pair.clock[0] + max(1000, round(work / len(pair.machines[phase].cpus) * 1e9))
+    for quantum, _ in running.values():
+        quantum.__exit__(None, None, None)
+    return [after - before for before, after in zip(ends, ends[1:], strict=False)][5:], held[Phase.PREFILL] / sum(
+        held.values()
+    )
+
+
+@pytest.mark.parametrize("milliseconds", [5, 20, 27, 40, 85])
+@pytest.mark.parametrize(("x", "cpus"), [(66, (0, 1)), (70, (0, 1)), (80, (0, 1)), (60, (0,))])
+def test_the_longest_step_waits_little_longer_than_others(x: int, cpus: tuple[int, ...], milliseconds: int) -> None:
+    """Prefill's part of the time falls on all steps alike, but where several have room in a turn: then the last waits
+    for one turn."""
+    gaps, part = gaps_of_steps(Split(prefill=x, decode=100 - x), cpus, milliseconds, seconds=8)
+    turn = TURN_NS / 1e6 * x / (100 - x)
+    mean = sum(gaps) / len(gaps)
+    assert part == pytest.approx(x / 100, abs=0.02)
+    assert max(gaps) <= max(1.3 * mean, milliseconds + 1.7 * turn)
+
+
+def test_no_step_of_about_a_turn_waits_for_two() -> None:
+    """Where turns ended anywhere, a step of 40 ms at 66/34 waited for none of prefill's or for two: 45 to 78 ms."""
+    gaps, _ = gaps_of_steps(Split(prefill=66, decode=34), (0, 1), 40, seconds=8)
+    assert 48 < min(gaps) and max(gaps) < 69

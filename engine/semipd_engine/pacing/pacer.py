@@ -19,7 +19,7 @@ from semipd_engine.contract import PacingMode, PartitionPlan, Phase
 from semipd_engine.pacing.cpus import Processor
 from semipd_engine.pacing.page import PacingPage, PlanInForce, Seat
 from semipd_engine.pacing.stride import Customer
-from semipd_engine.pacing.turns import CUSTOMERS, Turns
+from semipd_engine.pacing.turns import CUSTOMERS, Turns, waits
 
 GRACE_NS = 5_000_000
 """A phase counts as busy this long after its last step: between two plans it has not really stopped."""
@@ -107,6 +107,10 @@ class PhasePacer:
         a model that nobody paces has no quanta: so the worker beats, and follows a new plan, with its steps."""
         self._seat.steps += 1
         self.refresh()
+        if self._turns is not None and self._in_force is not None:
+            now = self._processor.monotonic_ns()
+            if self._turns.end_step(self._in_force.plan, now):
+                self._processor.ring()
 
     def peer_rests(self) -> bool:
         """Does nobody compute but this phase, if it does?"""
@@ -163,10 +167,7 @@ class PhasePacer:
     @property
     def _waits(self) -> bool:
         """Does this phase run in its turns only, while both are busy?"""
-        if self._in_force is None:
-            return False
-        plan = self._in_force.plan
-        return plan.mode is PacingMode.QUANTA or (plan.mode is PacingMode.TURNS and plan.waiting is self._phase)
+        return self._in_force is not None and waits(self._in_force.plan, self._phase)
 
     def _beat(self) -> int:
         now = self._processor.monotonic_ns()
@@ -211,16 +212,17 @@ class PhasePacer:
                 self._processor.set_threads(regime.threads)
 
     def _regime_of(self, plan: PartitionPlan, contended: bool) -> Regime:
-        """Own cores while both are busy under CORES, and under TURNS out of turn; everything otherwise."""
+        """Own cores while both are busy under CORES, and under TURNS out of turn; everything otherwise. On everything
+        each thread has a CPU of its own: the kernel takes up to 25 ms to part those that came from fewer."""
         limit, granted = plan.limit(self._phase), plan.granted_cpus
-        if not contended or self._peer is None or plan.mode not in _BINDING:
+        if self._peer is None or plan.mode not in _BINDING:
             return Regime(granted, plan.threads)
+        if not contended:
+            return Regime(_own_first(limit.cpus, granted), plan.threads, spread=True)
         if plan.mode is PacingMode.QUANTA:
             return Regime(granted, limit.threads)
         if self._holds_lock and not self._waits:
-            return Regime(
-                limit.cpus + tuple(cpu for cpu in granted if cpu not in limit.cpus), plan.threads, spread=True
-            )
+            return Regime(_own_first(limit.cpus, granted), plan.threads, spread=True)
         return Regime(limit.cpus, limit.threads)
 
     def _begin(self, contended: bool) -> float:
@@ -254,11 +256,11 @@ class PhasePacer:
             self._processor.wait(heard, min(PATIENCE_NS, until - now) / 1e9)
 
     def _take_turn(self, peer: Seat) -> None:
-        """Wait until this phase is furthest behind, then hold the lock. A peer that rests or is stopped is not waited
-        for; neither is a lock that a stopped peer holds."""
+        """Wait until this phase is furthest behind, then hold the lock. A peer that rests, between two plans or for
+        longer, or is stopped, is not waited for; neither is a lock that a stopped peer holds."""
         while self._waits:
             heard = self._processor.heard()
-            if not self._peer_is_busy(self._beat()):
+            if peer.idle_since_ns or not self._peer_is_busy(self._beat()):
                 self._holds_lock = self._processor.try_lock()
                 return
             turn = self._turn()
@@ -268,13 +270,8 @@ class PhasePacer:
                     return
                 self._sleep_for_nobody()
             else:
-                self._processor.wait(heard, self._patience_ns(peer) / 1e9)
+                self._processor.wait(heard, PATIENCE_NS / 1e9)
             self._adopt()
-
-    def _patience_ns(self, peer: Seat) -> int:
-        """A peer that rests is waited for until its grace ends."""
-        idle_since = peer.idle_since_ns
-        return max(0, idle_since + GRACE_NS - self._processor.monotonic_ns()) if idle_since else PATIENCE_NS
 
     def _turn(self) -> Customer:
         if self._turns is None or self._in_force is None:
@@ -291,3 +288,8 @@ class PhasePacer:
 
     def _tell_cpu_time(self) -> None:
         self._seat.cpu_ns = self._processor.cpu_ns()
+
+
+def _own_first(own: tuple[int, ...], granted: tuple[int, ...]) -> tuple[int, ...]:
+    """The main thread stays where it is while the phase's CPUs are more, or fewer."""
+    return own + tuple(cpu for cpu in granted if cpu not in own)

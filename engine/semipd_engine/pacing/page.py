@@ -22,7 +22,7 @@ from semipd_engine.pacing.stride import Customer
 PAGE_BYTES = 65536
 PLAN_OFFSET = 2048
 """Bytes; the words lie before, the plan's JSON text behind."""
-MAGIC = 0x5345_4D49_5044_0004
+MAGIC = 0x5345_4D49_5044_0005
 SEATS = 6
 """Most workers of a phase that can be alive at once: two in force, two being prepared, two draining."""
 
@@ -87,6 +87,10 @@ class Seat:
     """When the quantum began that runs, and is not in `vtime` yet; 0: none runs."""
     quantum_cpus = _Word(10)
     """That it holds."""
+    turn_end = _Word(11)
+    """How far ahead, in virtual time, its turn is to end with a step; 0: wherever half a turn is."""
+    turn_limit = _Word(12)
+    """How far ahead at most, if the step takes longer than the last ones."""
 
     def __init__(self, words: memoryview, first: int) -> None:
         self.words = words
@@ -95,7 +99,7 @@ class Seat:
     def clear(self) -> None:
         """For a worker that is gone. Its virtual time stays: the next one starts level with it."""
         self.pid = self.heartbeat_ns = self.idle_since_ns = self.cpu_ns = self.steps = 0
-        self.applied_epoch = self.wide = self.quantum_since_ns = 0
+        self.applied_epoch = self.wide = self.quantum_since_ns = self.turn_end = 0
 
 
 class PacingPage:

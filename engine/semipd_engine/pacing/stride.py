@@ -2,13 +2,12 @@
 
 Each customer has a virtual time that grows by the CPU time it held divided by its weight; the one that is furthest
 behind is next, and keeps its turn for some quanta. Controlling the ratio and not the amount is what the host's other
-load cannot disturb. Where the shares leave a rest (x + y < 100), a third customer called nobody owns it, and sleeps
-when its turn comes.
+load cannot disturb, and lets a turn be longer or shorter than another. Where the shares leave a rest (x + y < 100), a
+third customer called nobody owns it, and sleeps when its turn comes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from enum import IntEnum
 
@@ -19,7 +18,6 @@ wait for the end of the other's quantum, threads move, caches are filled anew (`
 CREDIT_NS = 20_000_000
 """Wall time of the lightest customer on all CPUs that anybody may lag behind; more is forgotten, so that nobody can
 hoard turns. It must be more than a turn and a quantum: that far one turn of the lightest puts the others behind."""
-
 
 class Customer(IntEnum):
     """Who wants CPU time; in this order they win a tie."""
@@ -45,21 +43,34 @@ def clamped(vtime: int, others: int, lightest: int, cpus: int) -> int:
     return max(vtime, others - CREDIT_NS * cpus * SCALE // lightest)
 
 
-def turn_left(own: int, furthest: int, pace: float, rival_pace: float, lightest: int, cpus: int) -> float:
-    """Nanoseconds until whoever has the turn is half a turn ahead of the one that is furthest behind. Paces: by how
-    much virtual time grows in a nanosecond, the rival's too, which may run beside."""
-    gain = pace - rival_pace
-    return (furthest + _lead(lightest, cpus) - own) / gain if gain > 0 else math.inf
-
-
-def whose_turn(vtimes: Mapping[Customer, int], holder: Customer, lightest: int, cpus: int) -> Customer:
-    """The customer that is furthest behind; but the one that had the last turn keeps it until it is half a turn ahead.
-
-    So it began half a turn behind. `lightest` is the smallest weight, `cpus` how many CPUs are granted."""
+def whose_turn(vtimes: Mapping[Customer, int], holder: Customer, lead: int) -> Customer:
+    """The customer that is furthest behind; but the one that had the last turn keeps it until it is by `lead` ahead."""
     furthest = min(vtimes, key=lambda customer: (vtimes[customer], customer))
-    return holder if holder in vtimes and vtimes[holder] < vtimes[furthest] + _lead(lightest, cpus) else furthest
+    return holder if holder in vtimes and vtimes[holder] < vtimes[furthest] + lead else furthest
 
 
-def _lead(lightest: int, cpus: int) -> int:
-    """Half a turn, in virtual time."""
+def half_turn(lightest: int, cpus: int) -> int:
+    """In virtual time. A turn that begins so far behind ends so far ahead. `lightest` is the smallest weight, `cpus`
+    how many CPUs are granted."""
     return TURN_NS // 2 * cpus * SCALE // lightest
+
+
+def end_of_turn(ahead: int, rest: int, step: int, half: int) -> int:
+    """How far ahead a turn of steps is to end, so that it ends with one of them: with the one whose end lies nearest to
+    half a turn. A step that begins just before the end of a turn waits for two of the other phase, and so does who
+    reads its token. One that is longer than three halves is cut into equal turns.
+
+    All in virtual time: how far `ahead` the phase is now, the `rest` of the step in hand, what a `step` costs."""
+    if is_cut(rest, half):
+        return ahead + rest // round(rest / (2 * half))
+    return ahead + rest + step * max(0, round((half - ahead - rest) / step))
+
+
+def is_cut(rest: int, half: int) -> bool:
+    """Is so much of a step too long for one turn?"""
+    return rest > 3 * half
+
+
+def ends_now(ahead: int, step: int, half: int) -> bool:
+    """Between two steps: does no later end lie nearer to half a turn?"""
+    return ahead > 0 and half - ahead < end_of_turn(ahead, step, step, half) - half
