@@ -22,7 +22,8 @@ from semipd_engine.pacing.stride import Customer
 from semipd_engine.pacing.turns import CUSTOMERS, Turns, waits
 
 GRACE_NS = 5_000_000
-"""A phase counts as busy this long after its last step: between two plans it has not really stopped."""
+"""A phase counts as busy this long after its last step: between two plans it has not really stopped, and the limits
+hold. Nobody waits for it."""
 STALE_NS = 1_000_000_000
 """A peer whose heartbeat is older is stopped or dead, and nobody waits for it."""
 PATIENCE_NS = 10_000_000
@@ -95,6 +96,8 @@ class PhasePacer:
         idle_since, now = self._seat.idle_since_ns, self._beat()
         self._slept = self._slept or bool(idle_since and now - idle_since > GRACE_NS)
         self._seat.idle_since_ns = 0
+        if self._turns is not None:
+            self._turns.begin_work()
 
     def rest(self) -> None:
         """The plan of work is done."""
@@ -130,8 +133,10 @@ class PhasePacer:
         if self._slept and self._turns is not None and self._in_force is not None:
             self._slept = False
             self._turns.level(self._in_force.plan, self._beat())
+            self._processor.ring()  # a peer that looked before waits for what it has now
         if contended and self._mode is PacingMode.TURNS and not self._waits:
-            self._holds_lock = self._turn() is self._customer and self._processor.try_lock()
+            is_free = self._turn() is self._customer or (self._peer is not None and bool(self._peer.idle_since_ns))
+            self._holds_lock = is_free and self._processor.try_lock()
         try:
             self._choose_regime(contended)
         except OSError as error:  # taken away since the plan was adopted: work goes on where it may
@@ -189,6 +194,8 @@ class PhasePacer:
         self._sequence = sequence
         self._in_force = in_force
         self._regime = None
+        if self._turns is not None:
+            self._turns.adopt()
         try:
             self._choose_regime(contended=True)
         except OSError as error:
@@ -227,7 +234,8 @@ class PhasePacer:
 
     def _begin(self, contended: bool) -> float:
         """A quantum of so many seconds of one core's work. None ends for somebody who would not run: within its turn a
-        phase works on, and beside the other one's it looks for its own when that is over."""
+        phase works on, and beside the other one's it looks for its own when that is over. What it has while the other
+        one rests, or is stopped, is short: that may be back at once."""
         if self._turns is None:
             return math.inf
         if self._in_force is None or self._regime is None or self._mode not in _TURNS:
@@ -236,10 +244,11 @@ class PhasePacer:
         self._turns.begin(now, len(regime.cpus))
         if not contended:
             return ALONE_SECONDS
-        if self._holds_lock:
+        left, mine = 0.0, self._page.holder is self._customer
+        if mine and self._holds_lock:
             left = self._turns.left(plan, now, mine=True) * regime.threads
-        else:  # a phase that waits has no lock only beside one that is stopped within its quantum
-            left = 0.0 if self._waits else self._turns.left(plan, now, mine=False)
+        elif not (mine or self._holds_lock or self._waits):
+            left = self._turns.left(plan, now, mine=False)
         return min(max(TURN_SECONDS, left), ALONE_SECONDS)
 
     def _let_end(self, peer: Seat) -> None:

@@ -1,9 +1,9 @@
 """The pacing page: one small shared mapping between core and the phase workers. Nobody waits on it but for a turn.
 
 Core writes the plan in force and the recall number; each worker writes a seat of its own (a phase has `SEATS` of them):
-heartbeat, applied epoch, busy, virtual time. 64-bit words, aligned, so a word is never seen half written (x86-64 and
-AArch64). The plan is longer than a word and stands behind a sequence number: odd while it is being written; a reader
-that meets a change keeps its old plan and looks again.
+heartbeat, applied epoch, busy, virtual time, the end of its turn. 64-bit words, aligned, so a word is never seen half
+written (x86-64 and AArch64). The plan is longer than a word and stands behind a sequence number: odd while it is being
+written; a reader that meets a change keeps its old plan and looks again.
 
 Knows no scheduling, no threads and no torch.
 """
@@ -90,7 +90,8 @@ class Seat:
     turn_end = _Word(11)
     """How far ahead, in virtual time, its turn is to end with a step; 0: wherever half a turn is."""
     turn_limit = _Word(12)
-    """How far ahead at most, if the step takes longer than the last ones."""
+    """How far ahead at most, if the step takes longer than the last ones. Written before `turn_end`, which says that it
+    holds."""
 
     def __init__(self, words: memoryview, first: int) -> None:
         self.words = words
@@ -99,7 +100,7 @@ class Seat:
     def clear(self) -> None:
         """For a worker that is gone. Its virtual time stays: the next one starts level with it."""
         self.pid = self.heartbeat_ns = self.idle_since_ns = self.cpu_ns = self.steps = 0
-        self.applied_epoch = self.wide = self.quantum_since_ns = self.turn_end = 0
+        self.applied_epoch = self.wide = self.quantum_since_ns = self.turn_end = self.turn_limit = 0
 
 
 class PacingPage:

@@ -17,7 +17,12 @@ TURN_NS = 8_000_000
 wait for the end of the other's quantum, threads move, caches are filled anew (`make bench-split`)."""
 CREDIT_NS = 20_000_000
 """Wall time of the lightest customer on all CPUs that anybody may lag behind; more is forgotten, so that nobody can
-hoard turns. It must be more than a turn and a quantum: that far one turn of the lightest puts the others behind."""
+hoard turns. It must be more than the longest turn and a quantum: that far one turn of the lightest puts the others
+behind."""
+MOST_HALVES = 4
+"""A turn that waits for the end of a step ends so many halves ahead at most: less than the credit, beyond which nobody
+is seen to lag behind."""
+
 
 class Customer(IntEnum):
     """Who wants CPU time; in this order they win a tie."""

@@ -12,6 +12,7 @@ import math
 from semipd_engine.contract import PacingMode, PartitionPlan, Phase
 from semipd_engine.pacing.page import PacingPage, Seat
 from semipd_engine.pacing.stride import (
+    MOST_HALVES,
     SCALE,
     Customer,
     charged,
@@ -50,15 +51,24 @@ class Turns:
         self._is_planned = False
         """Is it said when the turn is to end that this phase has?"""
 
+    def begin_work(self) -> None:
+        """A step that failed or was recalled does not go on."""
+        self._done = 0
+
+    def adopt(self) -> None:
+        """Virtual time of another plan is another measure."""
+        self._is_planned = False
+        self._own.turn_end = 0
+
     def begin(self, now: int, cpus: int) -> None:
         """A quantum, which holds so many CPUs."""
         self._own.quantum_cpus, self._own.quantum_since_ns = max(1, cpus), now
 
     def end(self, plan: PartitionPlan, now: int) -> None:
         """The phase pays for the CPUs that it held: what its threads left idle nobody else could use."""
-        held = _held(self._own, now)
+        held, vtime = _held(self._own, now), self._vtime_now(plan, self._phase, now)
         self._own.quantum_since_ns = 0
-        self._own.vtime = charged(self._own.vtime, held, plan.limit(self._phase).weight)
+        self._own.vtime = vtime
         self._done += held
 
     def end_step(self, plan: PartitionPlan, now: int) -> bool:
@@ -80,6 +90,7 @@ class Turns:
         Decode, where it waits for its turns, has the first: so its step ends that it began alone."""
         self._own.vtime = levelled(self._own.vtime, self._vtime_now(plan, self._rival, now))
         self._page.idle_vtime = levelled(self._page.idle_vtime, self._own.vtime)
+        self._is_planned = False
         if self._rival is Phase.DECODE and waits(plan, self._rival):
             self._page.holder = Customer.DECODE
 
@@ -116,12 +127,13 @@ class Turns:
         return self._phase is Phase.DECODE and waits(plan, self._phase) and self._gain(plan, self._step) > 0
 
     def _plan_turn(self, plan: PartitionPlan, ahead: int, rest: int, step: int) -> None:
-        """A step may take twice as long as the last ones before the turn ends without it: what is left of it would wait
-        for a whole turn of the other phase."""
+        """A step may take as long again as the last ones before its turn ends without it: the last of it, cut off,
+        would wait for a whole turn of the other phase."""
         half = _half_turn(plan)
+        end = min(max(1, end_of_turn(ahead, rest, step, half)), MOST_HALVES * half)
+        self._own.turn_limit = end if is_cut(rest, half) else min(end + step, MOST_HALVES * half)
+        self._own.turn_end = end
         self._is_planned = True
-        self._own.turn_end = max(1, end_of_turn(ahead, rest, step, half))
-        self._own.turn_limit = self._own.turn_end + (0 if is_cut(rest, half) else step)
 
     def _end(self, plan: PartitionPlan, holder: Customer, limit: bool) -> int:
         """How far ahead its turn ends, or ends at most."""
