@@ -59,7 +59,9 @@ def test_alone_means_everything() -> None:
     assert prefill.threads == 2  # between two plans decode has not really stopped
     pair.pass_time(GRACE_NS)
     assert pair.quantum(Phase.PREFILL, 1000)
-    assert (prefill.cpus, prefill.threads) == ((0, 1, 2, 3), 4)
+    assert (prefill.cpus, prefill.threads, prefill.is_spread) == ((0, 1, 2, 3), 4, True)
+    assert pair.quantum(Phase.PREFILL, 1000)
+    assert (prefill.cpus, prefill.threads, prefill.is_spread) == ((0, 1, 2, 3), 4, False)
 
 
 @pytest.mark.parametrize(

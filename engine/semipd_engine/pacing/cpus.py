@@ -37,7 +37,7 @@ class Processor(Protocol):
         """Let every thread run on any of these CPUs. Raises OSError if none of them may be used."""
 
     def spread(self, cpus: Sequence[int]) -> None:
-        """Pin each thread to one of these CPUs; the main thread only begins on the first. Raises OSError as `pin`."""
+        """Pin each thread to one of these CPUs, the main thread to the first. Raises OSError as `pin` does."""
 
     def try_lock(self) -> bool: ...
 
@@ -57,18 +57,17 @@ def pin_all_threads(cpus: Sequence[int]) -> None:
 
 
 def spread_all_threads(cpus: Sequence[int]) -> None:
-    """Pin the other threads to one CPU each, in turn; the main thread begins on the first, and may run on any: those
-    that are born later inherit its mask, and would all be beside it.
+    """Pin the main thread to the first CPU and the others to the next ones in turn.
 
     A thread that slept while its mask was narrow wakes where it ran last, beside its sibling, and the kernel takes up
-    to 10 ms to see that another CPU is idle: longer than a turn may last. Raises OSError as sched_setaffinity does.
+    to 10 ms to see that another CPU is idle: longer than a turn may last. Threads born later inherit the mask of the
+    one that creates them. Raises OSError as sched_setaffinity does.
     """
     main = os.getpid()
     others = sorted(int(task.name) for task in Path("/proc/self/task").iterdir() if int(task.name) != main)
     for number, tid in enumerate((main, *others)):
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(tid, {cpus[number % len(cpus)]})
-    os.sched_setaffinity(main, cpus)
 
 
 class OwnProcess:

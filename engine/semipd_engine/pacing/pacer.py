@@ -219,13 +219,15 @@ class PhasePacer:
                 self._processor.set_threads(regime.threads)
 
     def _regime_of(self, plan: PartitionPlan, contended: bool) -> Regime:
-        """Own cores while both are busy under CORES, and under TURNS out of turn; everything otherwise. On everything
-        each thread has a CPU of its own: the kernel takes up to 25 ms to part those that came from fewer."""
+        """Own cores while both are busy under CORES, and under TURNS out of turn; everything otherwise. Threads that
+        come from fewer CPUs have one each for a quantum, and roam from then on: woken while they may roam they would
+        run beside each other, and the kernel took up to 25 ms to part them."""
         limit, granted = plan.limit(self._phase), plan.granted_cpus
         if self._peer is None or plan.mode not in _BINDING:
             return Regime(granted, plan.threads)
         if not contended:
-            return Regime(_own_first(limit.cpus, granted), plan.threads, spread=True)
+            had = self._regime.cpus if self._regime is not None else ()
+            return Regime(_own_first(limit.cpus, granted), plan.threads, spread=len(had) < len(granted))
         if plan.mode is PacingMode.QUANTA:
             return Regime(granted, limit.threads)
         if self._holds_lock and not self._waits:
