@@ -72,13 +72,15 @@ def test_the_end_of_a_turn_rings_and_a_turn_that_goes_on_does_not() -> None:
     assert pair.quantum(Phase.DECODE, 2_000_000)
 
 
-def test_the_rest_of_a_hundred_stays_idle() -> None:
-    pair = Pair(Split(prefill=40, decode=10))
+@pytest.mark.parametrize(("x", "y"), [(40, 10), (60, 39), (60, 30)])
+def test_the_rest_of_a_hundred_stays_idle(x: int, y: int) -> None:
+    pair = Pair(Split(prefill=x, decode=y))
     begin = pair.clock[0]
     used = saturate(pair, random.Random(0), 20_000)
-    assert used[Phase.PREFILL] / used[Phase.DECODE] == pytest.approx(4, rel=0.05)
+    assert used[Phase.PREFILL] / used[Phase.DECODE] == pytest.approx(x / y, rel=0.05)
     capacity = 2 * (pair.clock[0] - begin)
-    assert sum(used.values()) / capacity < 0.56  # half, and what the polls of this test lose
+    lost_by_polls = 0.06
+    assert (x + y) / 100 - lost_by_polls < sum(used.values()) / capacity < (x + y) / 100 + lost_by_polls
 
 
 def test_a_turn_is_one_quantum_where_it_is_short_enough_and_so_is_what_runs_beside_it() -> None:
@@ -143,7 +145,8 @@ def longest_waits(pair: Pair, rng: random.Random, milliseconds: int) -> dict[Pha
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "cpus"), [(80, 20, 1), (80, 20, 2), (20, 80, 2), (50, 50, 1), (50, 50, 2), (100, 100, 3), (40, 20, 2)]
+    ("x", "y", "cpus"),
+    [(80, 20, 1), (80, 20, 2), (20, 80, 2), (50, 50, 1), (50, 50, 2), (100, 100, 3), (40, 20, 2), (60, 39, 2)],
 )
 def test_nobody_starves_however_both_come_and_go(x: int, y: int, cpus: int) -> None:
     """A prompt waits for decode's quantum on all CPUs, both for their turns: neither for the other for ever. What

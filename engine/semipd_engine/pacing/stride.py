@@ -44,7 +44,7 @@ def levelled(own: int, peer: int) -> int:
 
 
 def clamped(vtime: int, others: int, lightest: int, cpus: int) -> int:
-    """Virtual time no further behind `others` than the credit; `lightest` is the smallest weight in the game."""
+    """Virtual time no further behind `others` than the credit; `lightest` is the smaller phase's weight."""
     return max(vtime, others - CREDIT_NS * cpus * SCALE // lightest)
 
 
@@ -55,8 +55,8 @@ def whose_turn(vtimes: Mapping[Customer, int], holder: Customer, lead: int) -> C
 
 
 def half_turn(lightest: int, cpus: int) -> int:
-    """In virtual time. A turn that begins so far behind ends so far ahead. `lightest` is the smallest weight, `cpus`
-    how many CPUs are granted."""
+    """In virtual time. A turn that begins so far behind ends so far ahead. `lightest` is the smaller phase's weight,
+    `cpus` how many CPUs are granted."""
     return TURN_NS // 2 * cpus * SCALE // lightest
 
 

@@ -177,7 +177,8 @@ def _held(seat: Seat, now: int) -> int:
 
 
 def _lightest(plan: PartitionPlan) -> int:
-    return min(plan.prefill.weight, plan.decode.weight, plan.idle_weight or plan.decode.weight)
+    """Of the two phases: nobody's turns need not be long, and a rest of one in a hundred would make all of them so."""
+    return min(plan.prefill.weight, plan.decode.weight)
 
 
 def _half_turn(plan: PartitionPlan) -> int:
