@@ -79,17 +79,26 @@ def foremost() -> Iterator[None]:
 
 def _weigh(nicer: int) -> None:
     """Who is gone meanwhile is left out. Where the kernel shares between sessions (autogroup, which can be switched
-    while it runs), a task's own niceness counts within its session only: both are set, the session's once (sched(7):
-    to everybody but root the kernel lends one such write in a tenth of a second)."""
+    while it runs), a task's own niceness counts within its session only: both are set."""
     me = psutil.Process()
     for process in (me, *me.children(recursive=True)):
         with suppress(ProcessLookupError, FileNotFoundError):
-            session, weight = Path(f"/proc/{process.pid}/autogroup"), str(min(nicer, 0))
-            if session.exists() and session.read_text().split()[-1:] != [weight]:
-                session.write_text(weight)
+            weigh_session(Path(f"/proc/{process.pid}/autogroup"), min(nicer, 0))
             for task in Path(f"/proc/{process.pid}/task").glob("*"):
                 number = int(task.name)
                 os.setpriority(os.PRIO_PROCESS, number, os.getpriority(os.PRIO_PROCESS, number) + nicer)
+
+
+def weigh_session(file: Path, niceness: int) -> None:
+    """Of a task's autogroup file (sched(7)). Where it is empty the task is of no session, as all are whom nobody since
+    the machine's start has given one (setsid(2)): then its own niceness counts, and the kernel takes none for the
+    group. What holds already isn't written: to everybody but root the kernel lends one write in a tenth of a second.
+
+    Raises FileNotFoundError where there is no task, OSError where the kernel refuses.
+    """
+    told = file.read_text().split() if file.exists() else []
+    if told and told[-1] != str(niceness):
+        file.write_text(str(niceness))
 
 
 def running(stat: str) -> bool:

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from bench.cpu import machine
+from bench.cpu.machine import weigh_session
 from e2e.lib.waiting import wait_until
 
 pytestmark = pytest.mark.unit
@@ -85,11 +86,35 @@ def test_who_gives_way_to_the_others_gives_way_to_them_when_all_weigh_otherwise(
 
         before = os.getpriority(os.PRIO_PROCESS, 0)
         with subprocess.Popen(["nice", "-n", "5", "sleep", "60"]) as child:
-            while niceness(child.pid) != 5:
-                pass
-            _weigh(3)
-            print(niceness(0), niceness(child.pid))
-            child.kill()
+            try:
+                while niceness(child.pid) != 5:
+                    pass
+                _weigh(3)
+                print(niceness(0), niceness(child.pid))
+            finally:
+                child.kill()
     """)
-    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["3", "8"]
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout.split() == ["3", "8"], found.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("/autogroup-25 nice 0\n", "-20"),
+        ("/autogroup-25 nice -20\n", "/autogroup-25 nice -20\n"),  # nothing is written that holds
+        ("", ""),  # the kernel would refuse: a task of no session (EINVAL)
+    ],
+)
+def test_a_session_is_weighed_where_there_is_one_and_it_weighs_otherwise(
+    tmp_path: Path, before: str, after: str
+) -> None:
+    file = tmp_path / "autogroup"
+    file.write_text(before)
+    weigh_session(file, -20)
+    assert file.read_text() == after
+
+
+def test_a_kernel_without_sessions_is_asked_for_none(tmp_path: Path) -> None:
+    weigh_session(tmp_path / "autogroup", -20)
+    assert not list(tmp_path.iterdir())
