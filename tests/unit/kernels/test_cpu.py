@@ -61,6 +61,19 @@ def test_linear(level: str, rows: int, inner: int, columns: int, dtype: torch.dt
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_smallest_numbers_have_the_same_bits_in_few_rows_and_in_many(level: str, dtype: torch.dtype) -> None:
+    """Factors, products and sums about the smallest normal number, 2 ** -126: an instruction may take less as zero."""
+    x = normal(40, 70, seed=1, dtype=dtype) * 2.0 ** torch.arange(-126, -46, 2).to(dtype)[:, None]
+    weight = normal(64, 70, seed=2, dtype=dtype) * 2.0 ** torch.arange(-63, 1).to(dtype)[:, None]
+    x[:, ::3] = 2.0**-130
+    packed = pack(kernels(level), weight)
+    many = linear(level, x, packed)
+    assert 0 < (many.abs() < 2.0**-120).sum() < many.numel()
+    assert all(torch.equal(linear(level, x[row : row + 1], packed)[0], many[row]) for row in range(40))
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @settings(max_examples=10)
 @given(
     st.sampled_from([1, 2, 5, 16, 17, 33, 97, 191, 530]),

@@ -2,7 +2,7 @@
 // share them.
 #pragma once
 #include "attention_block.h"
-#include "tile.h"
+#include "tall.h"
 
 namespace semipd {
 
@@ -44,11 +44,12 @@ inline void attend_block(const Attention<T>& p, const AttentionItem& item, int64
     const int rows = item.count * item.group;
     key_panel(keys, n, dim, s.panel);
     const int skipped = base > item.position ? int(base - item.position) * item.group : 0;
-    for (int r = skipped; r < rows; r += D::ROWS) {
-        const int some = rows - r < D::ROWS ? rows - r : D::ROWS;
-        const T* queries[D::ROWS];
+    const int most = is_tall<D>(rows - skipped) ? TALL : D::ROWS;
+    for (int r = skipped; r < rows; r += most) {
+        const int some = rows - r < most ? rows - r : most;
+        const T* queries[TALL];
         for (int i = 0; i < some; i++) queries[i] = state.queries + (r + i) * dim;
-        dot_panel<D>(queries, some, s.panel, dim, s.scores + r * POSITIONS, false);
+        panel_sums<D>(queries, some, s.panel, dim, s.scores + r * POSITIONS, false);
     }
     for (int r = skipped; r < rows; r++) {
         const int64_t position = item.position + r / item.group;

@@ -44,17 +44,17 @@ template <class T>
 inline void grouped_panel(const Grouped<T>& p, int64_t group, int64_t panel) {
     using D = typename DotOf<T>::type;
     const T* w = p.w + group * p.stride + panel * panel_size(p.w, p.K);
-    const int64_t total = p.count(group), blocks = (total + D::ROWS - 1) / D::ROWS;
+    const int64_t total = p.count(group), blocks = blocks_of<D>(total);
     for (int64_t b = 0; b < blocks; b++) {
         const int64_t first = total * b / blocks, count = total * (b + 1) / blocks - first;
-        const T* rows[D::ROWS];
-        int64_t places[D::ROWS];
+        const T* rows[TALL];
+        int64_t places[TALL];
         for (int64_t r = 0; r < count; r++) {
             places[r] = p.place(group, first + r);
             rows[r] = p.x + places[r] / p.factor * p.ldx;
         }
-        alignas(64) float sums[D::ROWS * PANEL];
-        dot_panel<D>(rows, int(count), w, p.K, sums, b == 0);
+        alignas(64) float sums[TALL * PANEL];
+        panel_sums<D>(rows, int(count), w, p.K, sums, b == 0);
         scatter(p, places, count, panel, sums);
     }
 }

@@ -19,6 +19,9 @@ EXPORT const char* semipd_sources() { return SEMIPD_SOURCES; }
 EXPORT int32_t semipd_start(ParallelFor run, ThreadCount count) {
     parallel_for = run;
     thread_count = count;
+#if defined(__AVX512BF16__)
+    use_tall = pairs_are_slow();
+#endif
 #if defined(__AMX_BF16__)
     constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
     if (syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA)) return 1;

@@ -65,12 +65,13 @@ inline void attend_latent_block(const Latent<T>& p, const LatentItem& item, int6
     const int rows = item.count * item.group;
     key_panel(s.entry, n, p.width, s.panel);
     const int skipped = base > item.position ? int(base - item.position) * item.group : 0;
-    for (int r = skipped; r < rows; r += D::ROWS) {
-        const int some = rows - r < D::ROWS ? rows - r : D::ROWS;
-        const T* queries[D::ROWS];
+    const int most = is_tall<D>(rows - skipped) ? TALL : D::ROWS;
+    for (int r = skipped; r < rows; r += most) {
+        const int some = rows - r < most ? rows - r : most;
+        const T* queries[TALL];
         for (int i = 0; i < some; i++)
             queries[i] = p.q + (item.first + (r + i) / item.group) * p.q_row + (item.head + (r + i) % item.group) * p.q_head;
-        dot_panel<D>(queries, some, s.panel, p.width, s.scores + r * POSITIONS, false);
+        panel_sums<D>(queries, some, s.panel, p.width, s.scores + r * POSITIONS, false);
     }
     for (int r = skipped; r < rows; r++) {
         const int64_t seen = item.position + r / item.group + 1 - base;

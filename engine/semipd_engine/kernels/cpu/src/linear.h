@@ -4,7 +4,7 @@
 // and then `silu_mul`.
 #pragma once
 #include "parallel.h"
-#include "tile.h"
+#include "tall.h"
 
 namespace semipd {
 
@@ -69,15 +69,15 @@ template <class T>
 inline void linear_panel(const Linear<T>& p, int64_t panel, int64_t begin, int64_t end) {
     using D = typename DotOf<T>::type;
     const T* w = p.w + panel * panel_size(p.w, p.K);
-    int64_t blocks = (end - begin + D::ROWS - 1) / D::ROWS;
+    const int64_t blocks = blocks_of<D>(end - begin);
     for (int64_t b = 0; b < blocks; b++) {
         int64_t first = begin + (end - begin) * b / blocks, count = begin + (end - begin) * (b + 1) / blocks - first;
-        const T* rows[D::ROWS];
+        const T* rows[TALL];
         for (int64_t r = 0; r < count; r++) rows[r] = p.x + (first + r) * p.ldx;
-        alignas(64) float sums[D::ROWS * PANEL], ups[D::ROWS * PANEL];
-        dot_panel<D>(rows, int(count), w, p.K, sums, b == 0);
+        alignas(64) float sums[TALL * PANEL], ups[TALL * PANEL];
+        panel_sums<D>(rows, int(count), w, p.K, sums, b == 0);
         if (p.gated) {
-            dot_panel<D>(rows, int(count), w + to_up(p), p.K, ups, b == 0);
+            panel_sums<D>(rows, int(count), w + to_up(p), p.K, ups, b == 0);
             finish_gated(p, panel, first, count, sums, ups);
         } else {
             finish(p, panel, first, count, sums);

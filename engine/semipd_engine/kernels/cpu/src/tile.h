@@ -82,8 +82,10 @@ inline void dot_tile(const typename D::T* const* rows, const typename D::T* w, i
     int64_t whole = K - K % D::STEP;
     for (int64_t k = 0; k < whole; k += D::STEP, w += LINE) {
         if constexpr (FETCH)
-            for (int byte = 0; byte < int(LINE * sizeof(*w)); byte += 64)
-                _mm_prefetch((const char*)(w + 8 * LINE) + byte, _MM_HINT_T0);
+            for (int byte = 0; byte < int(LINE * sizeof(*w)); byte += 64) {
+                if constexpr (LANES == 16) _mm_prefetch((const char*)(w + 32 * LINE) + byte, _MM_HINT_T1);
+                _mm_prefetch((const char*)(w + (LANES == 16 ? 4 : 8) * LINE) + byte, _MM_HINT_T0);
+            }
         // What is held across the inner loop is the smaller operand: sums and it fit the registers.
         if constexpr (R <= C) {
             typename D::A a[R];

@@ -1,0 +1,157 @@
+// Sums of a panel for any number of rows, with the bits of `dot_panel`. In bfloat16 many rows take float32 arithmetic where
+// VDPBF16PS takes longer than the two FMAs that it is: on Sapphire Rapids, twice as long. It adds the product of a pair's
+// second elements, then that of the first ones, each fused and rounded to nearest even, denormals as zeros whatever MXCSR
+// says (Intel SDM, VDPBF16PS): two FMAs that flush denormals give the same bits. A panel is widened by pieces that stay in
+// the first cache, once for many rows.
+#pragma once
+#include "tile.h"
+
+namespace semipd {
+
+// Rows that take a panel together, at most.
+constexpr int TALL = 192;
+
+#if defined(__AVX512BF16__)
+
+// Pairs of K that are widened at a time: 16 KiB of a panel.
+constexpr int PAIRS = 32;
+// For fewer rows widening does not pay.
+constexpr int LEAST_TALL = 12;
+
+// Ticks of the least of some tries: what another program took meanwhile counts for nothing.
+template <class F>
+inline uint64_t ticks(F&& step) {
+    uint64_t best = ~0ull;
+    for (int attempt = 0; attempt < 5; attempt++) {
+        const uint64_t begin = __rdtsc();
+        for (int i = 0; i < 200; i++) step();
+        const uint64_t took = __rdtsc() - begin;
+        best = took < best ? took : best;
+    }
+    return best;
+}
+
+// Is widening worth it? Of twelve chains each, as many as hide their latency. Some 20 us.
+inline bool pairs_are_slow() {
+    constexpr int CHAINS = 12;
+    V acc[CHAINS];
+    for (V& sum : acc) sum = zero();
+    VI pair = zero_bits();
+    const uint64_t pairs = ticks([&] {
+        for (V& sum : acc) sum = DotBf16::dot(sum, pair, pair);
+        asm volatile("" : "+v"(pair));
+    });
+    V one = zero();
+    const uint64_t fmas = ticks([&] {
+        for (int half = 0; half < 2; half++)
+            for (V& sum : acc) sum = fma(one, one, sum);
+        asm volatile("" : "+v"(one));
+    });
+    for (V& sum : acc) asm volatile("" : "+v"(sum));
+    return 4 * pairs > 5 * fmas;
+}
+
+// Said once, when the library starts.
+inline bool use_tall = false;
+
+// Float32 rows: of each pair the second elements, then the first.
+inline void widen_panel(const bf16* w, int64_t pairs, float* wide) {
+    for (int64_t pair = 0; pair < pairs; pair++, w += 2 * PANEL, wide += 2 * PANEL)
+        for (int c = 0; c < PANEL; c += LANES) {
+            _mm_prefetch((const char*)(w + 2 * PANEL * PAIRS + 2 * c), _MM_HINT_T1);  // of the next piece
+            const VI both = load_bits(w + 2 * c);
+            store(wide + c, odd(both));
+            store(wide + PANEL + c, even(both));
+        }
+}
+
+// wide[0 .. PAIRS - 1]: the second elements of a row's pairs; from PAIRS on the first ones. After `count` elements zeros.
+inline void widen_row(const bf16* x, int64_t count, float* wide) {
+    for (int64_t pair = 0; 2 * pair < count; pair += LANES) {
+        const int64_t left = count - 2 * pair;
+        const VI both = _mm512_maskz_loadu_epi16(left >= 32 ? ~0u : (1u << left) - 1, x + 2 * pair);
+        store(wide + pair, odd(both));
+        store(wide + PAIRS + pair, even(both));
+    }
+}
+
+// sums[r][column] of R rows go on over a piece.
+template <int R>
+inline void tall_tile(const float (*x)[2 * PAIRS], const float* w, int64_t pairs, float* sums) {
+    constexpr int C = PANEL / LANES;
+    V acc[R][C];
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) acc[r][c] = load(sums + r * PANEL + c * LANES);
+    for (int64_t pair = 0; pair < pairs; pair++)
+        for (int half = 0; half < 2; half++, w += PANEL) {
+            V b[C];
+            for (int c = 0; c < C; c++) b[c] = load(w + c * LANES);
+            for (int r = 0; r < R; r++) {
+                const V a = set1(x[r][half * PAIRS + pair]);
+                for (int c = 0; c < C; c++) acc[r][c] = fma(a, b[c], acc[r][c]);
+            }
+        }
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) store(sums + r * PANEL + c * LANES, acc[r][c]);
+}
+
+// Not inlined: nothing of it may move to where denormals are kept.
+__attribute__((noinline)) inline void tall_sums(const bf16* const* rows, int count, const bf16* w, int64_t K, float* sums) {
+    constexpr int R = DotBf16::ROWS;
+    alignas(64) float wide[2 * PAIRS * PANEL], x[R][2 * PAIRS];
+    memset(sums, 0, size_t(count) * PANEL * sizeof(float));
+    const int tiles = (count + R - 1) / R;
+    for (int64_t k = 0; k < K; k += 2 * PAIRS, w += 2 * PAIRS * PANEL) {
+        const int64_t some = K - k < 2 * PAIRS ? K - k : 2 * PAIRS, pairs = (some + 1) / 2;
+        widen_panel(w, pairs, wide);
+        for (int t = 0; t < tiles; t++) {
+            const int first = count * t / tiles, n = count * (t + 1) / tiles - first;
+            for (int r = 0; r < n; r++) widen_row(rows[first + r] + k, some, x[r]);
+            float* out = sums + first * PANEL;
+            switch (n) {
+                case 1: tall_tile<1>(x, wide, pairs, out); break;
+                case 2: tall_tile<2>(x, wide, pairs, out); break;
+                case 3: tall_tile<3>(x, wide, pairs, out); break;
+                case 4: tall_tile<4>(x, wide, pairs, out); break;
+                case 5: tall_tile<5>(x, wide, pairs, out); break;
+                default: tall_tile<6>(x, wide, pairs, out);
+            }
+        }
+    }
+}
+#endif
+
+// Does it pay for so many rows?
+template <class D>
+inline bool is_tall(int64_t rows) {
+#if defined(__AVX512BF16__)
+    if constexpr (sizeof(typename D::T) == 2) return use_tall && rows >= LEAST_TALL;
+#endif
+    return false;
+}
+
+// Into how many blocks to divide rows for `panel_sums`.
+template <class D>
+inline int64_t blocks_of(int64_t rows) {
+    const int64_t most = is_tall<D>(rows) ? TALL : D::ROWS;
+    return (rows + most - 1) / most;
+}
+
+// One panel for a block's rows; `fetch`: it comes from memory. sums: float32 [count][64].
+template <class D>
+inline void panel_sums(const typename D::T* const* rows, int count, const typename D::T* w, int64_t K, float* sums,
+                       bool fetch) {
+#if defined(__AVX512BF16__)
+    if constexpr (sizeof(typename D::T) == 2)
+        if (count > D::ROWS) {
+            constexpr unsigned FLUSH_AND_ZERO = 0x8040;
+            const unsigned mxcsr = _mm_getcsr();
+            _mm_setcsr(mxcsr | FLUSH_AND_ZERO);
+            tall_sums(rows, count, w, K, sums);
+            return _mm_setcsr(mxcsr);
+        }
+#endif
+    dot_panel<D>(rows, count, w, K, sums, fetch);
+}
+
+}  // namespace semipd
