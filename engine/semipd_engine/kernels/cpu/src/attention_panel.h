@@ -44,7 +44,7 @@ inline void attend_block(const Attention<T>& p, const AttentionItem& item, int64
     const int rows = item.count * item.group;
     key_panel(keys, n, dim, s.panel);
     const int skipped = base > item.position ? int(base - item.position) * item.group : 0;
-    const int most = is_tall<D>(rows - skipped) ? TALL : D::ROWS;
+    const int most = together<D>(rows - skipped);
     for (int r = skipped; r < rows; r += most) {
         const int some = rows - r < most ? rows - r : most;
         const T* queries[TALL];

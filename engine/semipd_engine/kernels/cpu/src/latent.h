@@ -65,7 +65,7 @@ inline void attend_latent_block(const Latent<T>& p, const LatentItem& item, int6
     const int rows = item.count * item.group;
     key_panel(s.entry, n, p.width, s.panel);
     const int skipped = base > item.position ? int(base - item.position) * item.group : 0;
-    const int most = is_tall<D>(rows - skipped) ? TALL : D::ROWS;
+    const int most = together<D>(rows - skipped);
     for (int r = skipped; r < rows; r += most) {
         const int some = rows - r < most ? rows - r : most;
         const T* queries[TALL];

@@ -8,11 +8,10 @@
 
 namespace semipd {
 
-// Rows that take a panel together, at most.
-constexpr int TALL = 192;
-
 #if defined(__AVX512BF16__)
 
+// Rows that take a panel together, at most.
+constexpr int TALL = 192;
 // Pairs of K that are widened at a time: 16 KiB of a panel.
 constexpr int PAIRS = 32;
 // For fewer rows widening does not pay.
@@ -119,21 +118,24 @@ __attribute__((noinline)) inline void tall_sums(const bf16* const* rows, int cou
         }
     }
 }
+#else
+constexpr int TALL = DotFloat::ROWS;
 #endif
 
-// Does it pay for so many rows?
+// How many of so many rows take a panel together, at most: a tile's, or TALL where that pays.
 template <class D>
-inline bool is_tall(int64_t rows) {
+inline int together(int64_t rows) {
 #if defined(__AVX512BF16__)
-    if constexpr (sizeof(typename D::T) == 2) return use_tall && rows >= LEAST_TALL;
+    if constexpr (sizeof(typename D::T) == 2)
+        if (use_tall && rows >= LEAST_TALL) return TALL;
 #endif
-    return false;
+    return D::ROWS;
 }
 
-// Into how many blocks to divide rows for `panel_sums`.
+// Into how many equal blocks they are divided for `panel_sums`.
 template <class D>
 inline int64_t blocks_of(int64_t rows) {
-    const int64_t most = is_tall<D>(rows) ? TALL : D::ROWS;
+    const int64_t most = together<D>(rows);
     return (rows + most - 1) / most;
 }
 
