@@ -40,6 +40,22 @@ inline void scatter(const Grouped<T>& p, const int64_t* places, int64_t count, i
         }
 }
 
+// Panels first .. last - 1 of a group, at most STREAMS, for few rows.
+template <class T>
+inline void grouped_few(const Grouped<T>& p, int64_t group, int64_t first, int64_t last) {
+    const int count = int(p.count(group)), n = int(last - first);
+    const T *rows[FEW], *panels[STREAMS];
+    int64_t places[FEW];
+    for (int r = 0; r < count; r++) {
+        places[r] = p.place(group, r);
+        rows[r] = p.x + places[r] / p.factor * p.ldx;
+    }
+    for (int i = 0; i < n; i++) panels[i] = p.w + group * p.stride + (first + i) * panel_size(p.w, p.K);
+    alignas(64) float sums[STREAMS * FEW * PANEL];
+    few_sums(rows, count, panels, n, p.K, sums);
+    for (int i = 0; i < n; i++) scatter(p, places, count, first + i, sums + i * count * PANEL);
+}
+
 template <class T>
 inline void grouped_panel(const Grouped<T>& p, int64_t group, int64_t panel) {
     using D = typename DotOf<T>::type;
@@ -114,9 +130,16 @@ inline void grouped_linear(const Grouped<T>& p, int64_t first_panel, int64_t las
 #if defined(__AMX_BF16__)
     if constexpr (sizeof(T) == 2) return amx_grouped(p, active, count, first_panel, last_panel);
 #endif
-    parallel(count * panels, 2, [&](auto next) {
-        for (int64_t item = next(); item >= 0; item = next())
-            grouped_panel(p, active[item / panels], first_panel + item % panels);
+    const int64_t pieces = (panels + STREAMS - 1) / STREAMS;
+    parallel(count * pieces, 2, [&](auto next) {
+        for (int64_t item = next(); item >= 0; item = next()) {
+            const int64_t group = active[item / pieces], piece = item % pieces;
+            const int64_t first = first_panel + panels * piece / pieces, last = first_panel + panels * (piece + 1) / pieces;
+            if (p.count(group) <= FEW)
+                grouped_few(p, group, first, last);
+            else
+                for (int64_t panel = first; panel < last; panel++) grouped_panel(p, group, panel);
+        }
     });
 }
 

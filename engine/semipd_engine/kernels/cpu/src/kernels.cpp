@@ -20,7 +20,7 @@ EXPORT int32_t semipd_start(ParallelFor run, ThreadCount count) {
     parallel_for = run;
     thread_count = count;
 #if defined(__AVX512BF16__)
-    use_tall = pairs_are_slow();
+    use_wide = pairs_are_slow();
 #endif
 #if defined(__AMX_BF16__)
     constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;

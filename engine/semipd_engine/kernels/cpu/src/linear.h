@@ -1,10 +1,10 @@
-// x @ weight.T over packed panels, for any number of rows. Threads take panels, of many rows in parts; each weight is read
-// from memory once for a call (with AMX for each 512 rows), and stays in a cache for the blocks of rows that follow. A gated
+// x @ weight.T over packed panels, for any number of rows. Threads take panels, of few rows some at a time, of many rows in
+// parts; each weight is read from memory once for a call (with AMX for each 512 rows), and stays in a cache for the blocks
+// of rows that follow. A gated
 // product takes two panels together, of the gate and of the up, and writes silu(gate) * up: with the bits of the product
 // and then `silu_mul`.
 #pragma once
-#include "parallel.h"
-#include "tall.h"
+#include "few.h"
 
 namespace semipd {
 
@@ -64,6 +64,27 @@ inline void finish(const Linear<T>& p, int64_t panel, int64_t first, int64_t cou
         }
 }
 
+// Few rows, panels first .. last - 1, of which a gated product has two each: at most STREAMS in all.
+template <class T>
+inline void linear_few(const Linear<T>& p, int64_t first, int64_t last) {
+    const int count = int(p.rows), n = int(last - first);
+    const T *rows[FEW], *panels[STREAMS];
+    for (int r = 0; r < count; r++) rows[r] = p.x + r * p.ldx;
+    for (int i = 0; i < n; i++) {
+        panels[i] = p.w + (first + i) * panel_size(p.w, p.K);
+        if (p.gated) panels[n + i] = panels[i] + to_up(p);
+    }
+    alignas(64) float sums[STREAMS * FEW * PANEL];
+    few_sums(rows, count, panels, p.gated ? 2 * n : n, p.K, sums);
+    for (int i = 0; i < n; i++) {
+        const float* of = sums + i * count * PANEL;
+        if (p.gated)
+            finish_gated(p, first + i, 0, count, of, of + n * count * PANEL);
+        else
+            finish(p, first + i, 0, count, of);
+    }
+}
+
 // Of rows begin .. end - 1.
 template <class T>
 inline void linear_panel(const Linear<T>& p, int64_t panel, int64_t begin, int64_t end) {
@@ -99,9 +120,17 @@ inline void linear(const Linear<T>& p, int64_t first_panel, int64_t last_panel) 
 #if defined(__AMX_BF16__)
     if constexpr (sizeof(T) == 2) return amx_linear(p, first_panel, last_panel);
 #endif
+    const int64_t panels = last_panel - first_panel;
+    if (p.rows <= FEW) {
+        const int64_t items = parts_of(panels, p.gated ? STREAMS / 2 : STREAMS);
+        return parallel(items, 2, [&](auto next) {
+            for (int64_t item = next(); item >= 0; item = next())
+                linear_few(p, first_panel + panels * item / items, first_panel + panels * (item + 1) / items);
+        });
+    }
     // Nine panels are five for one thread and four for the other, who waits: a prompt's are shared by rows, too.
     const int64_t parts = p.rows < 2 * LEAST_PART ? 1 : p.rows < 4 * LEAST_PART ? 2 : 4;
-    parallel((last_panel - first_panel) * parts, 2, [&](auto next) {
+    parallel(panels * parts, 2, [&](auto next) {
         for (int64_t item = next(); item >= 0; item = next()) {
             const int64_t part = item % parts;
             linear_panel(p, first_panel + item / parts, p.rows * part / parts, p.rows * (part + 1) / parts);

@@ -1,12 +1,12 @@
-// Sums of a panel for any number of rows, with the bits of `dot_panel`. In bfloat16 many rows take float32 arithmetic where
-// VDPBF16PS takes longer than the two FMAs that it is: on Sapphire Rapids, twice as long. It adds the product of a pair's
-// second elements, then that of the first ones, each fused and rounded to nearest even, denormals as zeros whatever MXCSR
-// says (Intel SDM, VDPBF16PS): two FMAs that flush denormals give the same bits. A panel is widened by pieces that stay in
-// the first cache, once for many rows.
+// Sums of a panel for any number of rows, with the bits of `dot_panel`. Many rows take float32 arithmetic where that is
+// faster: the panel is widened by pieces that stay in the first cache, once for all of them.
 #pragma once
-#include "tile.h"
+#include "wide.h"
 
 namespace semipd {
+
+// For fewer rows, a piece is widened in registers instead (`few.h`).
+constexpr int LEAST_TALL = 12;
 
 #if defined(__AVX512BF16__)
 
@@ -14,45 +14,6 @@ namespace semipd {
 constexpr int TALL = 192;
 // Pairs of K that are widened at a time: 16 KiB of a panel.
 constexpr int PAIRS = 32;
-// For fewer rows widening does not pay.
-constexpr int LEAST_TALL = 12;
-
-// Ticks of the least of some tries: what another program took meanwhile counts for nothing.
-template <class F>
-inline uint64_t ticks(F&& step) {
-    uint64_t best = ~0ull;
-    for (int attempt = 0; attempt < 5; attempt++) {
-        const uint64_t begin = __rdtsc();
-        for (int i = 0; i < 200; i++) step();
-        const uint64_t took = __rdtsc() - begin;
-        best = took < best ? took : best;
-    }
-    return best;
-}
-
-// Is widening worth it? Of twelve chains each, as many as hide their latency. Some 20 us.
-inline bool pairs_are_slow() {
-    constexpr int CHAINS = 12;
-    V acc[CHAINS];
-    for (V& sum : acc) sum = zero();
-    VI pair = zero_bits();
-    const uint64_t pairs = ticks([&] {
-        for (V& sum : acc) sum = DotBf16::dot(sum, pair, pair);
-        asm volatile("" : "+v"(pair));
-    });
-    V one = zero();
-    const uint64_t fmas = ticks([&] {
-        for (int half = 0; half < 2; half++)
-            for (V& sum : acc) sum = fma(one, one, sum);
-        asm volatile("" : "+v"(one));
-    });
-    for (V& sum : acc) asm volatile("" : "+v"(sum));
-    return 4 * pairs > 5 * fmas;
-}
-
-// Said once, when the library starts.
-inline bool use_tall = false;
-
 // Float32 rows: of each pair the second elements, then the first.
 inline void widen_panel(const bf16* w, int64_t pairs, float* wide) {
     for (int64_t pair = 0; pair < pairs; pair++, w += 2 * PANEL, wide += 2 * PANEL)
@@ -94,8 +55,7 @@ inline void tall_tile(const float (*x)[2 * PAIRS], const float* w, int64_t pairs
         for (int c = 0; c < C; c++) store(sums + r * PANEL + c * LANES, acc[r][c]);
 }
 
-// Not inlined: nothing of it may move to where denormals are kept.
-__attribute__((noinline)) inline void tall_sums(const bf16* const* rows, int count, const bf16* w, int64_t K, float* sums) {
+inline void tall_sums(const bf16* const* rows, int count, const bf16* w, int64_t K, float* sums) {
     constexpr int R = DotBf16::ROWS;
     alignas(64) float wide[2 * PAIRS * PANEL], x[R][2 * PAIRS];
     memset(sums, 0, size_t(count) * PANEL * sizeof(float));
@@ -127,7 +87,7 @@ template <class D>
 inline int together(int64_t rows) {
 #if defined(__AVX512BF16__)
     if constexpr (sizeof(typename D::T) == 2)
-        if (use_tall && rows >= LEAST_TALL) return TALL;
+        if (use_wide && rows >= LEAST_TALL) return TALL;
 #endif
     return D::ROWS;
 }
@@ -145,15 +105,9 @@ inline void panel_sums(const typename D::T* const* rows, int count, const typena
                        bool fetch) {
 #if defined(__AVX512BF16__)
     if constexpr (sizeof(typename D::T) == 2)
-        if (count > D::ROWS) {
-            constexpr unsigned FLUSH_AND_ZERO = 0x8040;
-            const unsigned mxcsr = _mm_getcsr();
-            _mm_setcsr(mxcsr | FLUSH_AND_ZERO);
-            tall_sums(rows, count, w, K, sums);
-            return _mm_setcsr(mxcsr);
-        }
+        if (count > D::ROWS) return flushing([=] { tall_sums(rows, count, w, K, sums); });
 #endif
-    dot_panel<D>(rows, count, w, K, sums, fetch);
+    dot_panel<D>(rows, count, w, 0, K, sums, fetch);
 }
 
 }  // namespace semipd

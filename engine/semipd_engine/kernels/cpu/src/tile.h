@@ -15,6 +15,7 @@ constexpr int vectors(int rows) { return LANES == 16 ? 4 : rows == 1 ? 8 : rows 
 
 struct DotFloat {
     using T = float;
+    using X = float;
     static constexpr int STEP = 1, ROWS = LANES == 16 ? 6 : 4;
     using A = V;
     using B = V;
@@ -33,6 +34,7 @@ inline uint32_t pair_of(const bf16* p, int n) {
 #if defined(__AVX512BF16__)
 struct DotBf16 {
     using T = bf16;
+    using X = bf16;
     static constexpr int STEP = 2, ROWS = 6;
     using A = VI;
     using B = VI;
@@ -40,9 +42,27 @@ struct DotBf16 {
     static A load_a(const T* p, int n) { return set1_bits(pair_of(p, n)); }
     static V dot(V acc, A a, B b) { return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b); }
 };
+
+// The same by float32 arithmetic (`wide.h`), of rows that are float32 already.
+struct DotWide {
+    using T = bf16;
+    using X = float;
+    static constexpr int STEP = 2, ROWS = 6;
+    struct A {
+        V even, odd;
+    };
+    using B = A;
+    static B load_b(const T* p) {
+        const VI pairs = load_bits(p);
+        return {even(pairs), odd(pairs)};
+    }
+    static A load_a(const X* p, int n) { return {set1(p[0]), n > 1 ? set1(p[1]) : zero()}; }
+    static V dot(V acc, A a, B b) { return fma(a.even, b.even, fma(a.odd, b.odd, acc)); }
+};
 #else
 struct DotBf16 {
     using T = bf16;
+    using X = bf16;
     static constexpr int STEP = 2, ROWS = 4;
     struct A {
         V even, odd;
@@ -71,70 +91,83 @@ struct DotOf<bf16> {
     using type = DotBf16;
 };
 
-// out[r][c * LANES + lane] for the columns from `w` on; `rows[r]` points at K elements. FETCH: the panel comes from memory,
-// and lines of all its columns are asked for ahead.
+// GCC keeps an array in registers only if the loops over it are unrolled early.
+#define UNROLLED _Pragma("GCC unroll 8")
+
+// How far ahead of itself a panel that comes from memory is asked for, in bytes.
+constexpr int AHEAD = 2048;
+
+// out[r][c * LANES + lane] over elements from .. to - 1 of K, for the columns from `w` on; `from` is a multiple of STEP, and
+// above 0 the sums so far, in `out`, go on. FETCH: lines of all the panel's columns are asked for ahead.
 template <class D, int R, int C, bool FETCH>
-inline void dot_tile(const typename D::T* const* rows, const typename D::T* w, int64_t K, float* out, int64_t ldo) {
+inline void dot_tile(const typename D::X* const* rows, const typename D::T* w, int64_t from, int64_t to, float* out,
+                     int64_t ldo) {
     V acc[R][C];
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) acc[r][c] = zero();
+    const int so_far = from > 0 ? LANES : 0;
+    UNROLLED for (int r = 0; r < R; r++)
+        UNROLLED for (int c = 0; c < C; c++) acc[r][c] = load(out + r * ldo + c * LANES, so_far);
     constexpr int64_t LINE = PANEL * D::STEP;
-    int64_t whole = K - K % D::STEP;
-    for (int64_t k = 0; k < whole; k += D::STEP, w += LINE) {
+    const int64_t whole = to - (to - from) % D::STEP;
+    w += from * PANEL;
+    for (int64_t k = from; k < whole; k += D::STEP, w += LINE) {
         if constexpr (FETCH)
-            for (int byte = 0; byte < int(LINE * sizeof(*w)); byte += 64) {
-                if constexpr (LANES == 16) _mm_prefetch((const char*)(w + 32 * LINE) + byte, _MM_HINT_T1);
-                _mm_prefetch((const char*)(w + (LANES == 16 ? 4 : 8) * LINE) + byte, _MM_HINT_T0);
-            }
+            for (int byte = 0; byte < int(LINE * sizeof(*w)); byte += 64)
+                _mm_prefetch((const char*)w + AHEAD + byte, _MM_HINT_T1);
         // What is held across the inner loop is the smaller operand: sums and it fit the registers.
         if constexpr (R <= C) {
             typename D::A a[R];
-            for (int r = 0; r < R; r++) a[r] = D::load_a(rows[r] + k, D::STEP);
-            for (int c = 0; c < C; c++) {
+            UNROLLED for (int r = 0; r < R; r++) a[r] = D::load_a(rows[r] + k, D::STEP);
+            UNROLLED for (int c = 0; c < C; c++) {
                 typename D::B b = D::load_b(w + c * LANES * D::STEP);
-                for (int r = 0; r < R; r++) acc[r][c] = D::dot(acc[r][c], a[r], b);
+                UNROLLED for (int r = 0; r < R; r++) acc[r][c] = D::dot(acc[r][c], a[r], b);
             }
         } else {
             typename D::B b[C];
-            for (int c = 0; c < C; c++) b[c] = D::load_b(w + c * LANES * D::STEP);
-            for (int r = 0; r < R; r++) {
+            UNROLLED for (int c = 0; c < C; c++) b[c] = D::load_b(w + c * LANES * D::STEP);
+            UNROLLED for (int r = 0; r < R; r++) {
                 typename D::A a = D::load_a(rows[r] + k, D::STEP);
-                for (int c = 0; c < C; c++) acc[r][c] = D::dot(acc[r][c], a, b[c]);
+                UNROLLED for (int c = 0; c < C; c++) acc[r][c] = D::dot(acc[r][c], a, b[c]);
             }
         }
     }
-    if (whole < K)
-        for (int r = 0; r < R; r++) {
-            typename D::A a = D::load_a(rows[r] + whole, 1);
-            for (int c = 0; c < C; c++) acc[r][c] = D::dot(acc[r][c], a, D::load_b(w + c * LANES * D::STEP));
+    UNROLLED for (int r = 0; r < R; r++)
+        UNROLLED for (int c = 0; c < C; c++) store(out + r * ldo + c * LANES, acc[r][c]);
+    if (whole == to) return;
+    // Apart from the loop above, whose sums stay in registers.
+    for (int r = 0; r < R; r++) {
+        const typename D::A a = D::load_a(rows[r] + whole, 1);
+        for (int c = 0; c < C; c++) {
+            float* sums = out + r * ldo + c * LANES;
+            store(sums, D::dot(load(sums), a, D::load_b(w + c * LANES * D::STEP)));
         }
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) store(out + r * ldo + c * LANES, acc[r][c]);
+    }
 }
 
 template <class D, int R>
-inline void dot_rows(const typename D::T* const* rows, const typename D::T* w, int64_t K, float* out, bool fetch) {
+inline void dot_rows(const typename D::X* const* rows, const typename D::T* w, int64_t from, int64_t to, float* out,
+                     bool fetch) {
     constexpr int C = vectors(R);
     if (fetch)
-        dot_tile<D, R, C, true>(rows, w, K, out, PANEL);
+        dot_tile<D, R, C, true>(rows, w, from, to, out, PANEL);
     else
-        dot_tile<D, R, C, false>(rows, w, K, out, PANEL);
+        dot_tile<D, R, C, false>(rows, w, from, to, out, PANEL);
     for (int c = C * LANES; c < PANEL; c += C * LANES)
-        dot_tile<D, R, C, false>(rows, w + c * D::STEP, K, out + c, PANEL);
+        dot_tile<D, R, C, false>(rows, w + c * D::STEP, from, to, out + c, PANEL);
 }
 
-// One panel for `count` rows, at most D::ROWS; `fetch`: it comes from memory. out: float32 [count][64].
+// Elements from .. to - 1 of one panel for `count` rows, at most D::ROWS; `fetch`: it comes from memory.
+// out: float32 [count][64].
 template <class D>
-inline void dot_panel(const typename D::T* const* rows, int count, const typename D::T* w, int64_t K, float* out,
-                      bool fetch) {
+inline void dot_panel(const typename D::X* const* rows, int count, const typename D::T* w, int64_t from, int64_t to,
+                      float* out, bool fetch) {
     switch (count) {
-        case 1: return dot_rows<D, 1>(rows, w, K, out, fetch);
-        case 2: return dot_rows<D, 2>(rows, w, K, out, fetch);
-        case 3: return dot_rows<D, 3>(rows, w, K, out, fetch);
-        case 4: return dot_rows<D, 4>(rows, w, K, out, fetch);
-        case 5: if constexpr (D::ROWS >= 5) return dot_rows<D, 5>(rows, w, K, out, fetch);
+        case 1: return dot_rows<D, 1>(rows, w, from, to, out, fetch);
+        case 2: return dot_rows<D, 2>(rows, w, from, to, out, fetch);
+        case 3: return dot_rows<D, 3>(rows, w, from, to, out, fetch);
+        case 4: return dot_rows<D, 4>(rows, w, from, to, out, fetch);
+        case 5: if constexpr (D::ROWS >= 5) return dot_rows<D, 5>(rows, w, from, to, out, fetch);
         [[fallthrough]];
-        default: if constexpr (D::ROWS >= 6) return dot_rows<D, 6>(rows, w, K, out, fetch);
+        default: if constexpr (D::ROWS >= 6) return dot_rows<D, 6>(rows, w, from, to, out, fetch);
     }
 }
 
