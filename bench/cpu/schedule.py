@@ -26,7 +26,7 @@ MOST_BY_TURNS = Split(prefill=38, decode=62)
 CPU_PER_PHASE = Split(prefill=40, decode=60)
 """On two CPUs the least with which prompts have a core of their own, and answers the rest."""
 BARGAIN_SPLITS = (EVEN, MOST_BY_TURNS, LONG_ANSWERS)
-LASTING_SPLITS = (EVEN, Split(prefill=66, decode=34), LONG_PROMPTS)
+LASTING_SPLITS = (EVEN, Split(prefill=66, decode=34), MOST_BY_TURNS)
 """What the bargains were kept with where more were tried (`splits`)."""
 SPLITS = (*BARGAIN_SPLITS, LONG_PROMPTS, CPU_PER_PHASE, *(Split(prefill=p, decode=100 - p) for p in (20, 60, 62, 80)))
 LIMITS, MACHINE = "limits", "machine"
