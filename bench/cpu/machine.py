@@ -1,4 +1,4 @@
-"""What else runs on the machine while we measure, watched from a process of its own; and how it is made to wait.
+"""What else the machine runs while we measure, watched from a process of its own; how it is made to wait, and to rest.
 
 ``python -m bench.cpu.machine PID FILE`` adds a line a second: CLOCK_MONOTONIC, and how many tasks were running then
 that do not belong to PID and its descendants. In a process of its own, so that looking through /proc never delays the
@@ -8,10 +8,11 @@ client whose clock is being read.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -75,6 +76,32 @@ def foremost() -> Iterator[None]:
         yield
     finally:
         _weigh(MOST_NICENESS)
+
+
+@contextmanager
+def resting(pids: Iterable[int]) -> Iterator[None]:
+    """None of these processes, nor of their children, runs meanwhile: an idle server of vLLM wakes 1,500 times a second
+    on the CPUs that another one is measured on. Children go on before their parents, who might miss them."""
+    stopped = [process for pid in pids for process in _tree(pid)]
+    try:
+        for process in stopped:
+            _send(process, signal.SIGSTOP)
+        yield
+    finally:
+        for process in reversed(stopped):
+            _send(process, signal.SIGCONT)
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    return []
+
+
+def _send(process: psutil.Process, number: signal.Signals) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
 
 
 def _weigh(nicer: int) -> None:

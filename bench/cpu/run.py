@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from bench.cpu.figures import Figures, UnusableError
 from bench.cpu.identity import Identity, commit
-from bench.cpu.machine import Watch, foremost, watching
+from bench.cpu.machine import Watch, foremost, resting, watching
 from bench.cpu.parts import Part
 from bench.cpu.plans import WORKLOADS, salted
 from bench.cpu.schedule import LIKELIHOOD, LIMITS, MEMORY, Sample, Turn, append
@@ -131,6 +131,10 @@ class Servers:
         self._up[name] = server, stack
         return server
 
+    def rest(self, but: str = "") -> AbstractContextManager[None]:
+        """All but this one get no CPU meanwhile."""
+        return resting([server.process.pid for name, (server, _) in self._up.items() if name != but])
+
     def _end(self, name: str) -> None:
         _, stack = self._up.pop(name)
         stack.close()
@@ -206,10 +210,12 @@ def _take(turn: Turn, model: Path, parts: Mapping[str, Part], servers: Servers, 
         if turn.part in parts:
             server = servers.get(contender.server)
             began = time.monotonic()
-            figures = asyncio.run(ask(turn, parts[turn.part], server, contender.split))
+            with servers.rest(but=contender.server):
+                figures = asyncio.run(ask(turn, parts[turn.part], server, contender.split))
         else:
             began = time.monotonic()
-            figures = probe(turn.part, model)
+            with servers.rest():
+                figures = probe(turn.part, model)
     except LOST as reason:
         error = f"{type(reason).__name__}: {reason}"
         if server is not None and server.ended(SETTLE_SECONDS):

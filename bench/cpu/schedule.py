@@ -1,6 +1,6 @@
 """Who is asked what, and when: every turn of a run in order, and those that are still to do. Pure.
 
-Servers of a group run at the same time and are asked by turns; an idle one takes next to nothing. A ratio is taken
+Servers of a group live at the same time and are asked by turns, in which the others are stopped. A ratio is taken
 between turns of one round of one group in one run, so that both met the same machine: what is resumed is therefore a
 block, all turns of one part in one round.
 """

@@ -37,6 +37,20 @@ def test_others_are_the_mean_of_a_turns_time(tmp_path: Path) -> None:
     )
 
 
+def test_who_rests_is_stopped_with_its_children_and_goes_on() -> None:
+    with subprocess.Popen(["sh", "-c", "sleep 60 & wait"]) as shell:
+        parent = psutil.Process(shell.pid)
+        wait_until(lambda: bool(parent.children()))
+        (child,) = parent.children()
+        with pytest.raises(KeyboardInterrupt), machine.resting([shell.pid]):
+            wait_until(lambda: {parent.status(), child.status()} == {psutil.STATUS_STOPPED})
+            raise KeyboardInterrupt
+        wait_until(lambda: psutil.STATUS_STOPPED not in {parent.status(), child.status()})
+        child.kill()
+    with machine.resting([shell.pid]):
+        """It is gone: nobody is stopped."""
+
+
 def watcher(parent: int, file: Path) -> psutil.Process:
     """The one that writes `file`, once it does."""
     wait_until(lambda: file.exists() and file.read_text().endswith("\n"))

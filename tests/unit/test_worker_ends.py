@@ -170,11 +170,19 @@ def test_a_worker_that_does_not_move_is_ended_and_one_that_beats_is_not(
     for holder in (stuck, beating):
         holder.state = WorkerState.READY
     core._status.page = page = PacingPage.create()
-    now = stuck.started_at + WATCHDOG_SECONDS
-    page.seats[beating.phase][beating.seat].heartbeat_ns = int(now * 1e9)
-    core._watch_heartbeats(now - 1)
+
+    def watch(begin: float, seconds: float) -> None:
+        for moment in range(int(seconds)):
+            page.seats[beating.phase][beating.seat].heartbeat_ns = int((begin + moment) * 1e9)
+            core._watch_heartbeats(begin + moment)
+
+    watch(stuck.started_at, 30)
+    woken = stuck.started_at + 300
+    core._watch_heartbeats(woken)
+    assert stuck.kill_at is None and beating.kill_at is None, "all of the engine was stopped: nobody is to blame"
+    watch(woken, WATCHDOG_SECONDS)
     assert stuck.kill_at is None
-    core._watch_heartbeats(now + 1)
+    watch(woken + WATCHDOG_SECONDS, 2)
     assert stuck.kill_at is not None and beating.kill_at is None
     assert bench.signals == [], "MPS has its time first"
 

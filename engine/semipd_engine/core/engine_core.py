@@ -7,6 +7,7 @@ the scheduler's, worker life cycles are `worker_pool`'s, what a limit means is t
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -52,6 +53,9 @@ TICK_SECONDS = 0.1
 GAUGE_SECONDS = 1.0
 WATCHDOG_SECONDS = 60.0
 """A worker without a heartbeat for so long is killed and replaced."""
+AWAY_SECONDS = 5.0
+"""Core looks less often only if it was stopped itself (a frozen cgroup, a paused machine), and its workers with it.
+What they missed meanwhile does not count."""
 PLANS_AHEAD = "SEMIPD_PLANS_AHEAD"
 """Of the environment: ``1`` sends decode's plans ahead on a CPU, too, where a plan's way is short beside its steps."""
 
@@ -67,6 +71,7 @@ class EngineCore:
         self._arrived: tuple[ResidentHello, PacingPage] | None = None
         self._published: CoreState | None = None
         self._published_at = 0.0
+        self._watched_at = self._watching_since = -math.inf
         phases = (Phase.DECODE,) if options.unified else tuple(Phase)
         initial = initial_partition(initial_plan)
         self._partitions = Partitions(phases, initial, options.prepare_seconds, options.await_partition)
@@ -137,8 +142,11 @@ class EngineCore:
         return published is None or (published.state, published.message) != self._report.state(now)
 
     def _watch_heartbeats(self, now: float) -> None:
+        if now - self._watched_at > AWAY_SECONDS:
+            self._watching_since = now
+        self._watched_at, watching = now, now - self._watching_since
         for holder in self._workers.everyone():
-            if holder.ready and self._report.heartbeat_age(holder, now) > WATCHDOG_SECONDS:
+            if holder.ready and min(self._report.heartbeat_age(holder, now), watching) > WATCHDOG_SECONDS:
                 log.error("%s worker %d has not moved for %g s: killed", holder.title, holder.pid, WATCHDOG_SECONDS)
                 self._workers.kill(holder)
 

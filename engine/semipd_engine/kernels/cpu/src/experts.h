@@ -56,6 +56,7 @@ inline void grouped_few(const Grouped<T>& p, int64_t group, int64_t first, int64
     for (int i = 0; i < n; i++) scatter(p, places, count, first + i, sums + i * count * PANEL);
 }
 
+// One panel, for any number of rows.
 template <class T>
 inline void grouped_panel(const Grouped<T>& p, int64_t group, int64_t panel) {
     using D = typename DotOf<T>::type;

@@ -7,9 +7,12 @@
 
 namespace semipd {
 
+// Panels side by side, at most.
 constexpr int STREAMS = 4;
-constexpr int FEW = LANES == 16 ? LEAST_TALL - 1 : 6;  // rows at most
-constexpr int64_t PIECE = 1024;      // bytes of a panel that are taken in turn
+// Rows, at most: more are bound by arithmetic, and take a panel at a time.
+constexpr int FEW = LANES == 16 ? LEAST_TALL - 1 : 6;
+// Bytes of a panel before the next one's turn.
+constexpr int64_t PIECE = 1024;
 
 template <class D>
 inline void few_pieces(const typename D::X* const* rows, int count, const typename D::T* const* panels, int streams, int64_t K,
@@ -27,6 +30,7 @@ inline void few_pieces(const typename D::X* const* rows, int count, const typena
 }
 
 #if defined(__AVX512BF16__)
+// The same by float32 arithmetic: rows are widened once for all panels, and a panel in registers.
 inline void few_wide(const bf16* const* rows, int count, const bf16* const* panels, int streams, int64_t K, float* sums) {
     float* wide = scratch<struct WideRows, float>(count * K);
     const float* widened[FEW];
@@ -52,7 +56,8 @@ inline void few_sums(const T* const* rows, int count, const T* const* panels, in
     few_pieces<typename DotOf<T>::type>(rows, count, panels, streams, K, sums);
 }
 
-// Into how many parts of equal size, and of at most `most`, threads share so many panels: a multiple of the threads.
+// Into how many parts of about one size, and of at most `most`, threads share so many panels. As many parts for each
+// thread: with one left over, the others would wait for it.
 inline int64_t parts_of(int64_t panels, int64_t most) {
     const int64_t team = workers(), parts = team * ((panels + team * most - 1) / (team * most));
     return parts < panels ? parts : panels;

@@ -1,8 +1,7 @@
-// x @ weight.T over packed panels, for any number of rows. Threads take panels, of few rows some at a time, of many rows in
-// parts; each weight is read from memory once for a call (with AMX for each 512 rows), and stays in a cache for the blocks
-// of rows that follow. A gated
-// product takes two panels together, of the gate and of the up, and writes silu(gate) * up: with the bits of the product
-// and then `silu_mul`.
+// x @ weight.T over packed panels, for any number of rows. Threads take panels: some at a time for few rows, one or a part of
+// one for many. Each weight is read from memory once for a call (with AMX for each 512 rows), and stays in a cache for the
+// blocks of rows that follow. A gated product takes two panels together, of the gate and of the up, and writes
+// silu(gate) * up: with the bits of the product and then `silu_mul`.
 #pragma once
 #include "few.h"
 

@@ -14,6 +14,7 @@ constexpr int LEAST_TALL = 12;
 constexpr int TALL = 192;
 // Pairs of K that are widened at a time: 16 KiB of a panel.
 constexpr int PAIRS = 32;
+
 // Float32 rows: of each pair the second elements, then the first.
 inline void widen_panel(const bf16* w, int64_t pairs, float* wide) {
     for (int64_t pair = 0; pair < pairs; pair++, w += 2 * PANEL, wide += 2 * PANEL)
