@@ -141,7 +141,8 @@ def carried_out(asked: argparse.Namespace, planned: Sequence[Turn]) -> int:
     if asked.report and not kept:
         raise nothing_in(samples)
     known = parts(back_to_back=asked.seconds, long_seconds=asked.long_seconds)
-    identity = Identity(folders({turn.model for turn in planned}), known)
+    models = {turn.model for turn in planned} | {sample.turn.model for sample in kept}  # a page keeps what it has
+    identity = Identity(folders(models), known)
     todo = [] if asked.report else remaining(planned, kept, identity.key)
     if todo:
         minutes = expected_seconds(todo, known) / 60

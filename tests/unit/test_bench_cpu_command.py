@@ -9,8 +9,10 @@ import pytest
 
 from bench.cpu import schedule
 from bench.cpu.__main__ import main
+from bench.cpu.identity import Identity
+from bench.cpu.parts import parts
 from bench.cpu.plans import WORKLOADS
-from bench.cpu.schedule import Turn
+from bench.cpu.schedule import Sample, Turn
 
 pytestmark = pytest.mark.unit
 
@@ -62,11 +64,23 @@ def test_samples_of_other_sources_are_no_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("bench.cpu.__main__.MODELS", dict.fromkeys(WORKLOADS, lambda: tmp_path))
-    schedule.append(
-        schedule.Sample(Turn(MODEL, "speeds", 0, "eight", "ours 50/50"), key="old"), tmp_path / "samples.jsonl"
-    )
+    schedule.append(Sample(Turn(MODEL, "speeds", 0, "eight", "ours 50/50"), key="old"), tmp_path / "samples.jsonl")
     assert main(["--report", "--out", str(tmp_path)]) == 1
     assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "cpu.md").exists()
+
+
+def test_a_page_keeps_the_model_that_is_not_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bench.cpu.__main__.MODELS", dict.fromkeys(WORKLOADS, lambda: tmp_path))
+    known = parts(back_to_back=60.0, long_seconds=600.0)
+    identity = Identity(dict.fromkeys(WORKLOADS, tmp_path), known)
+    for turn in (Turn(model, "speeds", 0, "eight", "ours 50/50") for model in WORKLOADS):
+        kept = Sample(turn, {"tokens_per_s": 9.0}, key=identity.key(turn))
+        schedule.append(kept, tmp_path / "samples.jsonl")
+    main(["--report", "--group", "speeds", "--model", MODEL, "--out", str(tmp_path)])
+    page = capsys.readouterr().out
+    assert all(f"## {model}" in page for model in WORKLOADS)
 
 
 def test_forgetting_what_is_to_be_shown_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
