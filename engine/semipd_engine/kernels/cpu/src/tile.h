@@ -31,6 +31,12 @@ inline uint32_t pair_of(const bf16* p, int n) {
     return pair;
 }
 
+// Pairs of bfloat16 widened in registers.
+struct Halves {
+    V even, odd;
+    static Halves of(VI pairs) { return {semipd::even(pairs), semipd::odd(pairs)}; }
+};
+
 #if defined(__AVX512BF16__)
 struct DotBf16 {
     using T = bf16;
@@ -48,14 +54,9 @@ struct DotWide {
     using T = bf16;
     using X = float;
     static constexpr int STEP = 2, ROWS = 6;
-    struct A {
-        V even, odd;
-    };
-    using B = A;
-    static B load_b(const T* p) {
-        const VI pairs = load_bits(p);
-        return {even(pairs), odd(pairs)};
-    }
+    using A = Halves;
+    using B = Halves;
+    static B load_b(const T* p) { return Halves::of(load_bits(p)); }
     static A load_a(const X* p, int n) { return {set1(p[0]), n > 1 ? set1(p[1]) : zero()}; }
     static V dot(V acc, A a, B b) { return fma(a.even, b.even, fma(a.odd, b.odd, acc)); }
 };
@@ -64,18 +65,10 @@ struct DotBf16 {
     using T = bf16;
     using X = bf16;
     static constexpr int STEP = 2, ROWS = 4;
-    struct A {
-        V even, odd;
-    };
-    using B = A;
-    static B load_b(const T* p) {
-        VI pairs = load_bits(p);
-        return {even(pairs), odd(pairs)};
-    }
-    static A load_a(const T* p, int n) {
-        VI pair = set1_bits(pair_of(p, n));
-        return {even(pair), odd(pair)};
-    }
+    using A = Halves;
+    using B = Halves;
+    static B load_b(const T* p) { return Halves::of(load_bits(p)); }
+    static A load_a(const T* p, int n) { return Halves::of(set1_bits(pair_of(p, n))); }
     static V dot(V acc, A a, B b) { return fma(a.odd, b.odd, fma(a.even, b.even, acc)); }
 };
 #endif
