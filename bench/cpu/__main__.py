@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from bench import usage
@@ -96,9 +97,15 @@ def kept_in(samples: Path) -> list[Sample]:
         raise RefusedError(words) from problem
 
 
-def folders(names: Collection[str]) -> dict[str, Path]:
-    """Of these models, in their order; made where they are not there yet. Raises `RefusedError`."""
-    return {name: made(f"--model {name}", MODELS[name]) for name in WORKLOADS if name in names}
+def folders(asked: Collection[str], kept: Collection[str] = ()) -> dict[str, Path]:
+    """Of the models that are asked for, made where they are not there yet; and of those that have samples, which stay
+    on the page where their model can still be had. Raises `RefusedError`."""
+    found = {name: made(f"--model {name}", MODELS[name]) for name in WORKLOADS if name in asked}
+    for name in WORKLOADS:
+        if name in kept and name not in found:
+            with suppress(RefusedError):
+                found[name] = made(f"--model {name}", MODELS[name])
+    return found
 
 
 def guarded(name: str, asked: argparse.Namespace, carry_out: Callable[[], int]) -> int:
@@ -141,8 +148,8 @@ def carried_out(asked: argparse.Namespace, planned: Sequence[Turn]) -> int:
     if asked.report and not kept:
         raise nothing_in(samples)
     known = parts(back_to_back=asked.seconds, long_seconds=asked.long_seconds)
-    models = {turn.model for turn in planned} | {sample.turn.model for sample in kept}  # a page keeps what it has
-    identity = Identity(folders(models), known)
+    asked_models, kept_models = {turn.model for turn in planned}, {sample.turn.model for sample in kept}
+    identity = Identity(folders(asked_models, kept_models), known)
     todo = [] if asked.report else remaining(planned, kept, identity.key)
     if todo:
         minutes = expected_seconds(todo, known) / 60

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.cpu import __main__ as command
 from bench.cpu import schedule
 from bench.cpu.__main__ import main
 from bench.cpu.identity import Identity
@@ -81,6 +82,17 @@ def test_a_page_keeps_the_model_that_is_not_asked_for(
     main(["--report", "--group", "speeds", "--model", MODEL, "--out", str(tmp_path)])
     page = capsys.readouterr().out
     assert all(f"## {model}" in page for model in WORKLOADS)
+
+    def gone() -> Path:
+        raise OSError("no network")
+
+    (other,) = set(WORKLOADS) - {MODEL}
+    monkeypatch.setitem(command.MODELS, other, gone)
+    main(["--report", "--group", "speeds", "--model", MODEL, "--out", str(tmp_path)])
+    page = capsys.readouterr().out
+    assert f"## {MODEL}" in page and f"## {other}" not in page, (
+        "a model that cannot be had costs nobody the one asked for"
+    )
 
 
 def test_forgetting_what_is_to_be_shown_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

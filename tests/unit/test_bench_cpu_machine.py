@@ -48,7 +48,7 @@ def test_who_rests_is_stopped_with_its_children_and_goes_on() -> None:
         wait_until(lambda: psutil.STATUS_STOPPED not in {parent.status(), child.status()})
         child.kill()
     with machine.resting([shell.pid]):
-        """It is gone: nobody is stopped."""
+        pass  # it is gone, which is no error: a server may die in somebody else's turn
 
 
 def watcher(parent: int, file: Path) -> psutil.Process:

@@ -131,7 +131,7 @@ inline void grouped_linear(const Grouped<T>& p, int64_t first_panel, int64_t las
 #if defined(__AMX_BF16__)
     if constexpr (sizeof(T) == 2) return amx_grouped(p, active, count, first_panel, last_panel);
 #endif
-    const int64_t pieces = (panels + STREAMS - 1) / STREAMS;
+    const int64_t pieces = parts_of(panels, STREAMS);
     parallel(count * pieces, 2, [&](auto next) {
         for (int64_t item = next(); item >= 0; item = next()) {
             const int64_t group = active[item / pieces], piece = item % pieces;

@@ -10,7 +10,7 @@ namespace semipd {
 constexpr int PANEL = 64;
 
 // Vectors of columns that R rows take at once: as many sums as hide the latency of their chains and fit the registers.
-// One row takes the whole panel, so that memory is read in one stream.
+// One row takes the whole panel, so that its lines are read whole and once.
 constexpr int vectors(int rows) { return LANES == 16 ? 4 : rows == 1 ? 8 : rows == 2 ? 4 : 2; }
 
 struct DotFloat {
