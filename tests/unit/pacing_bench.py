@@ -28,6 +28,7 @@ class Machine:
         self.threads = 0
         self.cpus: tuple[int, ...] = ()
         self.is_spread = False
+        self.spreads, self.born = 0, 99
         self.waited = 0.0
         self.on_sleep: Callable[[float], None] = self._would_wait
 
@@ -62,9 +63,11 @@ class Machine:
         self.cpus = tuple(cpus)
         self.is_spread = False
 
-    def spread(self, cpus: Sequence[int]) -> None:
-        self.cpus = tuple(cpus)
+    def spread(self, cpus: Sequence[int]) -> int:
+        self.pin(cpus)
         self.is_spread = True
+        self.spreads += 1
+        return self.born
 
     def try_lock(self) -> bool:
         if self.shared[0] not in (None, self):

@@ -22,6 +22,7 @@ from semipd_engine.ipc.tokens import Sampling
 from semipd_engine.pacing.pacer import GRACE_NS, STALE_NS, PhasePacer
 from semipd_engine.pacing.page import PacingPage
 from semipd_engine.pacing.quantum import Unpaced
+from semipd_engine.pacing.regime import Regime, regime_of
 from semipd_engine.worker import loop
 from semipd_engine.worker.servable import ServableModel
 
@@ -53,15 +54,33 @@ def test_alone_means_everything() -> None:
     assert (prefill.cpus, prefill.threads) == ((0, 1, 2, 3), 4)
     pair.pacers[Phase.DECODE].wake()
     assert pair.quantum(Phase.PREFILL, 1000)
-    assert (prefill.cpus, prefill.threads) == ((0, 1), 2)
+    assert (prefill.cpus, prefill.threads, prefill.is_spread) == ((0, 1), 2, True)
     pair.pacers[Phase.DECODE].rest()
     assert pair.quantum(Phase.PREFILL, 1000)
     assert prefill.threads == 2  # between two plans decode has not really stopped
     pair.pass_time(GRACE_NS)
     assert pair.quantum(Phase.PREFILL, 1000)
     assert (prefill.cpus, prefill.threads, prefill.is_spread) == ((0, 1, 2, 3), 4, True)
-    assert pair.quantum(Phase.PREFILL, 1000)
-    assert (prefill.cpus, prefill.threads, prefill.is_spread) == ((0, 1, 2, 3), 4, False)
+
+
+def test_threads_that_are_born_later_are_moved_to_cpus_of_their_own() -> None:
+    pair = Pair(Split())
+    prefill = pair.machines[Phase.PREFILL]
+    pair.pacers[Phase.PREFILL].wake()
+    pair.pass_time(GRACE_NS)
+    prefill.spreads, prefill.born = 0, 1
+    assert pair.quantum(Phase.PREFILL, 1000) and prefill.spreads == 1
+    prefill.born = 2  # with that quantum's work
+    assert pair.quantum(Phase.PREFILL, 1000) and prefill.spreads == 2
+    assert pair.quantum(Phase.PREFILL, 1000) and prefill.spreads == 2
+
+
+def test_fewer_threads_than_cpus_have_one_each_for_a_quantum_and_roam_from_then_on() -> None:
+    """A quota of two CPUs on a node of four."""
+    plan = cpu_plan(Split(), (0, 1, 2, 3), threads=2)
+    first = regime_of(plan, Phase.DECODE, contended=False, in_turn=False, had=Regime((2,), 1))
+    assert (first.cpus, first.threads, first.spread) == ((2, 3, 0, 1), 2, True)
+    assert not regime_of(plan, Phase.DECODE, contended=False, in_turn=False, had=first).spread
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_each_thread_begins_on_a_cpu_of_its_own_and_may_run_on_any(asked: dict[i
 
 
 def test_spread_threads_keep_to_cpus_of_their_own(asked: dict[int, list[set[int]]]) -> None:
-    spread_all_threads((1, 0))
+    assert spread_all_threads((1, 0)) == len(asked)
     first, *others = (asked[tid] for tid in sorted(asked))
     assert first == [{1}]
     assert others[:2] == [[{0}], [{1}]]
@@ -50,6 +50,12 @@ def test_spread_threads_keep_to_cpus_of_their_own(asked: dict[int, list[set[int]
 def test_where_one_cpu_was_taken_away_the_others_are_used(asked: dict[int, list[set[int]]]) -> None:
     pin_all_threads((3, 1))
     assert all(masks[-1] == {1, 3} for masks in asked.values()) and os.getpid() in asked
+    asked.clear()
+    spread_all_threads((3, 1))
+    first, *others = (asked[tid] for tid in sorted(asked))
+    assert (first, others[:2]) == ([{1, 3}], [[{1}], [{1, 3}]])
+    with pytest.raises(OSError, match="Invalid"):
+        spread_all_threads((3,))
 
 
 def test_one_cpu_is_asked_for_once(asked: dict[int, list[set[int]]]) -> None:

@@ -36,8 +36,9 @@ class Processor(Protocol):
     def pin(self, cpus: Sequence[int]) -> None:
         """Let every thread run on any of these CPUs. Raises OSError if none of them may be used."""
 
-    def spread(self, cpus: Sequence[int]) -> None:
-        """Pin each thread to one of these CPUs, the main thread to the first. Raises OSError as `pin` does."""
+    def spread(self, cpus: Sequence[int]) -> int:
+        """Pin each thread to one of these CPUs, the main thread to the first; how many there are. Raises OSError as
+        `pin` does."""
 
     def try_lock(self) -> bool: ...
 
@@ -49,25 +50,30 @@ def pin_all_threads(cpus: Sequence[int]) -> None:
     one of its own, for the reason that `spread_all_threads` gives, and may then run on any. Raises OSError as
     sched_setaffinity does."""
     if len(cpus) > 1:
-        with contextlib.suppress(OSError):  # a CPU that was taken away meanwhile: they begin where they are
-            spread_all_threads(cpus)
+        spread_all_threads(cpus)
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(ProcessLookupError):  # a thread may end meanwhile
             os.sched_setaffinity(int(task.name), cpus)
 
 
-def spread_all_threads(cpus: Sequence[int]) -> None:
-    """Pin the main thread to the first CPU and the others to the next ones in turn.
+def spread_all_threads(cpus: Sequence[int]) -> int:
+    """Pin the main thread to the first CPU and the others to the next ones in turn; how many threads there are.
 
     A thread that slept while its mask was narrow wakes where it ran last, beside its sibling, and the kernel takes up
     to 10 ms to see that another CPU is idle: longer than a turn may last. Threads born later inherit the mask of the
-    one that creates them. Raises OSError as sched_setaffinity does.
+    one that creates them. Whose CPU was taken away may run on the others. Raises OSError if none of them may be used.
     """
     main = os.getpid()
     others = sorted(int(task.name) for task in Path("/proc/self/task").iterdir() if int(task.name) != main)
     for number, tid in enumerate((main, *others)):
         with contextlib.suppress(ProcessLookupError):
-            os.sched_setaffinity(tid, {cpus[number % len(cpus)]})
+            try:
+                os.sched_setaffinity(tid, {cpus[number % len(cpus)]})
+            except ProcessLookupError:
+                raise
+            except OSError:
+                os.sched_setaffinity(tid, cpus)
+    return 1 + len(others)
 
 
 class OwnProcess:
@@ -102,8 +108,8 @@ class OwnProcess:
     def pin(self, cpus: Sequence[int]) -> None:
         pin_all_threads(cpus)
 
-    def spread(self, cpus: Sequence[int]) -> None:
-        spread_all_threads(cpus)
+    def spread(self, cpus: Sequence[int]) -> int:
+        return spread_all_threads(cpus)
 
     def try_lock(self) -> bool:
         return self._lock.try_acquire()

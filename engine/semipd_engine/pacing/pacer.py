@@ -13,11 +13,11 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-from semipd_engine.contract import PacingMode, PartitionPlan, Phase
+from semipd_engine.contract import PacingMode, Phase
 from semipd_engine.pacing.cpus import Processor
 from semipd_engine.pacing.page import PacingPage, PlanInForce, Seat
+from semipd_engine.pacing.regime import BINDING, Regime, regime_of
 from semipd_engine.pacing.stride import Customer
 from semipd_engine.pacing.turns import CUSTOMERS, Turns, waits
 
@@ -40,19 +40,8 @@ WIDE_NS = 25_000_000
 """Longest that prefill lets a quantum end which decode began alone, on all CPUs."""
 
 _TURNS = (PacingMode.QUANTA, PacingMode.TURNS)
-_BINDING = (PacingMode.CORES, *_TURNS)
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Regime:
-    """What a phase's threads may use, for one quantum at least."""
-
-    cpus: tuple[int, ...]
-    threads: int
-    spread: bool = False
-    """Each thread on a CPU of its own."""
 
 
 class PhasePacer:
@@ -69,6 +58,9 @@ class PhasePacer:
         self._in_force: PlanInForce | None = None
         self._sequence = -1
         self._regime: Regime | None = None
+        self._unborn = False
+        """Threads of the regime's were missing when it began. They are born with the work that first needs them, on the
+        CPU of the main thread and pinned to it."""
         self._holds_lock = False
         self._slept = False
         """It is to begin level, which it does with its first quantum: the one that the peer began alone, and that a
@@ -146,7 +138,7 @@ class PhasePacer:
         if self._waits and self._peer is not None:
             self._take_turn(self._peer)
         seconds = self._begin(contended)
-        self._seat.wide = int(not contended and self._mode in _BINDING)
+        self._seat.wide = int(not contended and self._mode in BINDING)
         try:
             yield seconds
         finally:
@@ -207,32 +199,17 @@ class PhasePacer:
         """Raises OSError where none of the CPUs may be used: its threads stay where they are then."""
         if self._in_force is None:
             return
-        regime = self._regime_of(self._in_force.plan, contended)
-        if regime != self._regime:
-            self._regime = regime
+        in_turn = self._holds_lock and not self._waits
+        regime = regime_of(self._in_force.plan, self._phase, contended=contended, in_turn=in_turn, had=self._regime)
+        if regime != self._regime or self._unborn:
+            self._regime, self._unborn = regime, False
             try:
                 if regime.spread:
-                    self._processor.spread(regime.cpus)
+                    self._unborn = self._processor.spread(regime.cpus) < regime.threads
                 elif regime.cpus:
                     self._processor.pin(regime.cpus)
             finally:
                 self._processor.set_threads(regime.threads)
-
-    def _regime_of(self, plan: PartitionPlan, contended: bool) -> Regime:
-        """Own cores while both are busy under CORES, and under TURNS out of turn; everything otherwise. Threads that
-        come from fewer CPUs have one each for a quantum, and roam from then on: woken while they may roam they would
-        run beside each other, and the kernel took up to 25 ms to part them."""
-        limit, granted = plan.limit(self._phase), plan.granted_cpus
-        if self._peer is None or plan.mode not in _BINDING:
-            return Regime(granted, plan.threads)
-        if not contended:
-            had = self._regime.cpus if self._regime is not None else ()
-            return Regime(_own_first(limit.cpus, granted), plan.threads, spread=len(had) < len(granted))
-        if plan.mode is PacingMode.QUANTA:
-            return Regime(granted, limit.threads)
-        if self._holds_lock and not self._waits:
-            return Regime(_own_first(limit.cpus, granted), plan.threads, spread=True)
-        return Regime(limit.cpus, limit.threads)
 
     def _begin(self, contended: bool) -> float:
         """A quantum of so many seconds of one core's work. None ends for somebody who would not run: within its turn a
@@ -299,8 +276,3 @@ class PhasePacer:
 
     def _tell_cpu_time(self) -> None:
         self._seat.cpu_ns = self._processor.cpu_ns()
-
-
-def _own_first(own: tuple[int, ...], granted: tuple[int, ...]) -> tuple[int, ...]:
-    """The main thread stays where it is while the phase's CPUs are more, or fewer."""
-    return own + tuple(cpu for cpu in granted if cpu not in own)
