@@ -92,6 +92,28 @@ def interference(workload: Workload, records: Sequence[Record]) -> Figures:
     }
 
 
+def undisturbed(workload: Workload, records: Sequence[Record]) -> Figures:
+    """Streams that nothing of ours disturbs: how far the longest of as many gaps is from the usual one here, all the
+    same. Each stream's first second does not count, nor that of the others beside it."""
+    _complete(records)
+    starts = [record.sent for record in records]
+    found = [
+        after - before
+        for record in records
+        for before, after in pairwise(record.token_times)
+        if not any(start < after and before < start + 1.0 for start in starts)
+    ]
+    if len(found) < 8:
+        raise UnusableError(f"only {len(found)} gaps outside the streams' first seconds")
+    usual, longest = statistics.median(found), max(found)
+    return {
+        "quiet_gap_ms": 1000 * usual,
+        "longest_gap_ms": 1000 * longest,
+        "longest_gap_ratio": longest / usual,
+        "p999_gap_ms": 1000 * (quantile(found, 99.9) or 0.0),
+    }
+
+
 def goodput(workload: Workload, records: Sequence[Record]) -> Figures:
     """Against the workload's target; a request that failed met nothing."""
     summary = summarise(records, workload.target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.cpu.figures import Figures, decode_rate, goodput, interference, prompt_time, throughput
+from bench.cpu.figures import Figures, decode_rate, goodput, interference, prompt_time, throughput, undisturbed
 from bench.cpu.plans import (
     Workload,
     chained_prompts,
@@ -16,11 +16,14 @@ from bench.cpu.plans import (
     single,
     spread_prompts,
     streams,
+    undisturbed_streams,
 )
 from bench.traffic import Record, Request
 
 BUDGET_GAP, BUDGET_THROUGHPUT = "budget-gap", "budget-throughput"
 """Asked at equal budgets: interference, and a crowd that never pauses."""
+UNDISTURBED = "undisturbed"
+"""What the machine makes of the streams of `back-to-back` where no prompt comes. No split binds then."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ def parts(*, back_to_back: float = 60.0, open_seconds: float = 90.0, long_second
         Part("prefill-512", lone_prompts(5, 512), prompt_time, 4.0),
         Part("interference", spread_prompts(2, 13.0), interference, 13.0),
         Part("back-to-back", chained_prompts((1024,), back_to_back, chained_victims), interference, back_to_back),
+        Part(UNDISTURBED, undisturbed_streams(back_to_back), undisturbed, back_to_back),
         Part(BUDGET_GAP, spread_prompts(2, 13.0), interference, 13.0),
         Part(BUDGET_THROUGHPUT, crowd(8, 4), throughput, 20.0),
         *(Part(name, open_loop(name, open_seconds), goodput, open_seconds) for name in ("poisson", "gamma", "trace")),

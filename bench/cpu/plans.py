@@ -154,6 +154,10 @@ def chained_victims(seed: int, seconds: float) -> list[Request]:
     ]
 
 
+def undisturbed_streams(seconds: float) -> Callable[[Workload, int], list[Request]]:
+    return lambda workload, seed: chained_victims(seed, seconds)
+
+
 def open_loop(arrivals: str, seconds: float) -> Callable[[Workload, int], list[Request]]:
     def plan(workload: Workload, seed: int) -> list[Request]:
         if arrivals == "trace":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.cpu.compare import OURS, PEER, Comparison, Spread
 from bench.cpu.machine import BUSY
-from bench.cpu.parts import BUDGET_GAP, BUDGET_THROUGHPUT
+from bench.cpu.parts import BUDGET_GAP, BUDGET_THROUGHPUT, UNDISTURBED
 from bench.cpu.schedule import Sample
 from bench.cpu.verdicts import SPEEDS, Verdict, at_budgets, best_chunk, verdicts
 
@@ -24,6 +24,12 @@ INTERFERENCE = {
     "failed_prompts": "failed",
     "late_prompts": "late",
 }
+UNDISTURBED_STREAMS = {
+    "quiet_gap_ms": "gap, ms",
+    "longest_gap_ms": "longest gap, ms",
+    "longest_gap_ratio": "× the usual",
+    "p999_gap_ms": "p99.9 gap, ms",
+}
 GOODPUT = {
     "attainment_percent": "met the targets, %",
     "goodput_per_s": "goodput, 1/s",
@@ -36,6 +42,7 @@ COUNTS = ("prompts", "failed_prompts", "late_prompts")
 COLUMNS = {
     "interference": INTERFERENCE,
     "back-to-back": INTERFERENCE,
+    UNDISTURBED: UNDISTURBED_STREAMS,
     "long-mix": {**INTERFERENCE, "p999_gap_ms": "p99.9 gap, ms"},
     **dict.fromkeys(("poisson", "gamma", "trace"), GOODPUT),
 }
@@ -138,7 +145,7 @@ def _budgets(comparison: Comparison, model: str) -> list[str]:
 def _table(comparison: Comparison, model: str, part: str) -> list[str]:
     columns = COLUMNS[part]
     lines = [f"### {part}", "", f"| | {' | '.join(columns.values())} |", f"|---|{'---|' * len(columns)}"]
-    best = best_chunk(comparison, model, part) if columns is not GOODPUT else best_split(comparison, model, part)
+    best = best_chunk(comparison, model, part) if "ttft_ms" in columns else best_split(comparison, model, part)
     for name in comparison.contenders(model, part):
         cells = [comparison.figure(model, part, name, figure) for figure in columns]
         shown = [_shown(cell) if cell else "" for cell in cells]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.cpu.figures import Figures
 from bench.cpu.machine import BUSY
-from bench.cpu.parts import BUDGET_GAP, BUDGET_THROUGHPUT
+from bench.cpu.parts import BUDGET_GAP, BUDGET_THROUGHPUT, UNDISTURBED
 from bench.cpu.servers import BUDGETS, Contender
 from bench.traffic import ClientLateError
 from semipd_engine.contract import Split
@@ -54,7 +54,7 @@ GROUPS = {
         Group("speeds", SPEED_PARTS, ("ours", "vllm"), every_limits=True),
         Group("interference", ("interference",), ("ours", "vllm-128"), BARGAIN_SPLITS),
         Group("probes", (MEMORY, LIKELIHOOD)),
-        Group("back-to-back", ("back-to-back",), ("ours", "vllm", "vllm-128"), LASTING_SPLITS),
+        Group("back-to-back", ("back-to-back", UNDISTURBED), ("ours", "vllm", "vllm-128"), LASTING_SPLITS),
         Group("chunks", ("interference",), ("ours", "vllm", "vllm-64", "vllm-128", "vllm-256"), LASTING_SPLITS),
         Group("splits", ("interference",), ("ours", "vllm-128"), SPLITS),
         Group(
@@ -127,12 +127,11 @@ class Sample:
         return self.error.startswith(ClientLateError.__name__)
 
 
-def contenders(group: Group, number: int) -> list[Contender]:
+def contenders(group: Group, number: int, part: str) -> list[Contender]:
     """In the order of that round: it is turned, so that nobody is always first."""
+    splits = group.splits[:1] if part == UNDISTURBED else group.splits
     found = [
-        Contender(server, split)
-        for server in group.servers
-        for split in (group.splits if server == "ours" else (None,))
+        Contender(server, split) for server in group.servers for split in (splits if server == "ours" else (None,))
     ]
     turn = number % len(found)
     return found[turn:] + found[:turn]
@@ -151,7 +150,7 @@ def turns(models: Sequence[str], groups: Sequence[Group], rounds: int, only: Seq
                 if group.every_limits or number == 0:
                     yield Turn(model, group.name, number, LIMITS, MACHINE)
                 for part in parts:
-                    for contender in contenders(group, number):
+                    for contender in contenders(group, number, part):
                         yield Turn(model, group.name, number, part, contender.name)
 
 

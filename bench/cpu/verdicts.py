@@ -10,8 +10,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import chain
 
-from bench.cpu.compare import PEER, Comparison, Spread, round_of
-from bench.cpu.parts import BUDGET_GAP, BUDGET_THROUGHPUT
+from bench.cpu.compare import OURS, PEER, Comparison, Spread, round_of
+from bench.cpu.parts import BUDGET_GAP, BUDGET_THROUGHPUT, UNDISTURBED
 from bench.cpu.schedule import LIKELIHOOD, REAL_MODEL, Sample
 from bench.cpu.servers import BUDGETS
 
@@ -126,6 +126,8 @@ def _bargain(comparison: Comparison, model: str, part: str, most_gap: float, mos
     text = f"{name}: {ratio:.1f} × quiet, TTFT {slower:.2f} ×, gap {share:.2f} × {best} ({of}), {rounds.rounds} rounds"
     if rounds.disturbed:
         text += f", {rounds.disturbed} of them beside other work"
+    if part == "back-to-back" and (alone := comparison.figure(model, UNDISTURBED, OURS, "longest_gap_ratio")):
+        text += f"; {alone.median:.1f} × quiet where no prompt comes"
     if bad:
         return Verdict(claim, f"{text}; prompts or samples were lost", False)
     return Verdict(claim, text, _holds(all(a <= b for a, b in zip(found, limits, strict=True)), rounds))

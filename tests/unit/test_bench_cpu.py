@@ -36,6 +36,8 @@ def test_every_round_asks_everybody_in_another_order() -> None:
     asked = [[t.contender for t in found if (t.model, t.part, t.round) == (MODEL, "interference", n)] for n in (0, 1)]
     assert sorted(asked[0]) == sorted(asked[1]) == ["ours 30/70", "ours 38/62", "ours 50/50", "vllm-128"]
     assert asked[0] != asked[1]
+    alone = [t.contender for t in turns(1, "back-to-back") if (t.model, t.part) == (MODEL, "undisturbed")]
+    assert alone == ["ours 50/50", "vllm", "vllm-128"], "no split binds"
     assert {name for group in GROUPS.values() for name in group.servers} == set(SERVERS), "nobody is left out"
     assert {part for group in GROUPS.values() for part in group.parts} == {*PARTS, "memory", "likelihood"}
 

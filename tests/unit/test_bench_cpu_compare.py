@@ -217,6 +217,17 @@ def test_a_table_of_budgets() -> None:
     assert "ours over theirs; 128: 0.95 and 1.25 ×" in verdict(found, "one process at each budget").found
 
 
+def test_a_lasting_bargain_says_what_the_longest_gap_is_without_prompts() -> None:
+    ours, peer = interfered("ours 50/50", 140, 150), interfered("vllm-128", 500, 100)
+    lasting = [replace(one, turn=replace(one.turn, part="back-to-back")) for one in (ours, peer)]
+    alone = sample("undisturbed", "ours 50/50", quiet_gap_ms=50, longest_gap_ms=115, longest_gap_ratio=2.3)
+    words = "back-to-back, a split with gap ≤ 2.5"
+    assert verdict([*lasting, alone], words).found.endswith("; 2.3 × quiet where no prompt comes")
+    assert "no prompt" not in verdict(lasting, words).found
+    assert "### undisturbed" in (page := report.markdown([*lasting, alone], {}))
+    assert "| ours 50/50 | 50.0 | 115 | 2.30 |" in page
+
+
 def test_what_was_not_measured_is_open() -> None:
     assert {v.holds for v in verdicts(Comparison([sample(LIMITS, MACHINE, read_gb_per_s=20.0)]))} == {None}
 

@@ -87,6 +87,17 @@ def test_no_prompt_that_began_beside_a_stream_says_nothing() -> None:
         figures.interference(WORKLOAD, [steady(0, 4, 0.1, label=VICTIM), stream(9.0, label=PROMPT, planned=5.0)])
 
 
+def test_undisturbed_streams_are_read_outside_their_first_seconds() -> None:
+    """A stall of 0.4 s at 5.0 counts; one of 0.9 s at 8.0 is while another stream has just come."""
+    times = [*(n / 10 for n in range(51)), *(5.4 + n / 10 for n in range(27)), *(8.9 + n / 10 for n in range(20))]
+    later = replace(steady(8.1, 12.0, 0.1, label=VICTIM), planned=7.9, sent=7.9)
+    found = figures.undisturbed(WORKLOAD, [stream(*times, label=VICTIM), later])
+    assert (found["quiet_gap_ms"], found["longest_gap_ms"]) == (pytest.approx(100), pytest.approx(400))
+    assert found["longest_gap_ratio"] == pytest.approx(4)
+    with pytest.raises(UnusableError, match="first seconds"):
+        figures.undisturbed(WORKLOAD, [steady(0.1, 1.0, 0.1, label=VICTIM)])
+
+
 def test_goodput_counts_what_failed() -> None:
     good = steady(0.5, 2.5, 0.1)
     found = figures.goodput(WORKLOAD, [good, good, steady(9.0, 11.0, 0.1), replace(good, error="HTTP 500", status=500)])
