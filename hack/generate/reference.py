@@ -19,7 +19,7 @@ _DECISIONS: dict[DecisionReason, str] = {
     DecisionReason.TPOT_ABOVE_TARGET: "The time per output token was above its target: decode got more.",
     DecisionReason.HEADROOM_RECLAIMED: "A phase had more than it needed: some of it was given back.",
     DecisionReason.MANUAL_CHANGE: "The specification asked for another split.",
-    DecisionReason.BOUND_REACHED: "The split wanted lies beyond a bound.",
+    DecisionReason.BOUND_REACHED: "New bounds exclude the split that was in force.",
     DecisionReason.BETTER_SPLIT_PREDICTED: "More requests are expected to meet both targets under the new split.",
     DecisionReason.REGRET: "A split did not keep what was expected of it: another one took its place.",
     DecisionReason.ROLLBACK: "A new split did not take, or made things worse: the old one is back.",
