@@ -67,6 +67,7 @@ class EngineFlags:
 
     device: Device
     unified: bool
+    threads: int
     drain_seconds: float
     run_dir: Path | None
     host: str
@@ -78,6 +79,7 @@ def parse_engine_flags(flags: Sequence[str]) -> EngineFlags:
     parser = argparse.ArgumentParser(prog="semipd-agent -- ", add_help=False, allow_abbrev=False)
     parser.add_argument("--device", type=Device, default=Device.AUTO)
     parser.add_argument("--unified", action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument("--threads", type=int, default=int(defaults["threads"].default))
     parser.add_argument("--drain-seconds", type=float, default=float(defaults["drain_seconds"].default))
     parser.add_argument("--run-dir", type=Path, default=None)
     parser.add_argument("--host", default=str(defaults["host"].default))
@@ -181,7 +183,7 @@ async def serve(options: argparse.Namespace, flags: list[str]) -> None:
     gpu = Gpu(device, programs, options.mps_dir or default_base(), reaper, clock, green=asks_green)
 
     def partitioner_for(mode: Mode) -> Partitioner:
-        return select(device, mode, grant, unified=engine.unified, mps=gpu.mps)
+        return select(device, mode, grant, unified=engine.unified, threads=engine.threads, mps=gpu.mps)
 
     with contextlib.ExitStack() as stack:
         run_dir = engine.run_dir

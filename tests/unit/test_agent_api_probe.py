@@ -195,3 +195,7 @@ def test_keys_that_were_emptied_are_named_while_the_engine_serves_and_until_one_
 def test_the_agent_knows_the_engines_key_file() -> None:
     assert parse_engine_flags(["--model", "m", "--api-key-file", "/k/api-keys"]).api_key_file == Path("/k/api-keys")
     assert parse_engine_flags(["--model", "m"]).api_key_file is None
+
+
+def test_the_threads_that_the_engine_is_given_are_the_agents_plans_too() -> None:
+    assert [parse_engine_flags(flags).threads for flags in (["--model", "m"], ["--threads", "3"])] == [0, 3]

@@ -66,6 +66,8 @@ def test_backends_of_the_cpu() -> None:
     assert (paced.name, paced.enforcement) == ("cpu-paced", Enforcement.PACED)
     assert select(Device.CPU, Mode.DISABLED, TWO).name == "none"
     assert select(Device.CPU, Mode.MANUAL, TWO, unified=True).name == "none"
+    for mode in (Mode.MANUAL, Mode.DISABLED):
+        assert [select(Device.CPU, mode, TWO, threads=n).plan(Split()).threads for n in (0, 1)] == [2, 1]
     with pytest.raises(ValueError, match="auto"):
         select(Device.AUTO, Mode.MANUAL, TWO)
     with pytest.raises(ValueError, match="Mps"):

@@ -23,7 +23,7 @@ PAGES = [
 PLACES = ("", "docs", "bench", "tests/gpu", "engine", "agent", "operator", "cli")
 PACKAGES = ("engine/semipd_engine", "agent/semipd_agent", "operator/semipd_operator", "cli/semipd_cli")
 """Below which a page may name a file, beside its own folder."""
-OF_OTHERS = {"--enable-pdmux", "--data", "--patch", "--from-file", "--kube-version", "--skip-tests"}
+OF_OTHERS = {"--enable-pdmux", "--data", "--patch", "--from-file", "--from-literal", "--kube-version", "--skip-tests"}
 OF_OTHERS |= {"--reset-then-reuse-values", "--take-ownership"}
 """Flags of SGLang, curl, kubectl and helm that no code of ours uses."""
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

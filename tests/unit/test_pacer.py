@@ -70,8 +70,9 @@ def test_threads_that_are_born_later_are_moved_to_cpus_of_their_own() -> None:
     pair.pass_time(GRACE_NS)
     prefill.spreads, prefill.born = 0, 1
     assert pair.quantum(Phase.PREFILL, 1000) and prefill.spreads == 1
+    assert not prefill.is_spread, "they inherit the main thread's mask: with one CPU all would be on it"
     prefill.born = 2  # with that quantum's work
-    assert pair.quantum(Phase.PREFILL, 1000) and prefill.spreads == 2
+    assert pair.quantum(Phase.PREFILL, 1000) and prefill.spreads == 2 and prefill.is_spread
     assert pair.quantum(Phase.PREFILL, 1000) and prefill.spreads == 2
 
 
@@ -184,9 +185,31 @@ def test_an_epoch_whose_cpus_go_later_is_not_applied_any_more() -> None:
     def gone(cpus: Sequence[int]) -> None:
         raise OSError("no such CPU")
 
-    prefill.pin = gone  # type: ignore[method-assign]
+    prefill.pin, there = gone, prefill.pin  # type: ignore[method-assign]
     pair.pacers[Phase.DECODE].wake()
-    assert pair.quantum(Phase.PREFILL, 1000) and seat.applied_epoch == 0
+    for _ in range(2):
+        assert pair.quantum(Phase.PREFILL, 1000) and seat.applied_epoch == 0
+    prefill.pin = there  # type: ignore[method-assign]
+    assert pair.quantum(Phase.PREFILL, 1000)
+    assert (prefill.cpus, seat.applied_epoch) == ((0,), 1), "the CPUs are back, and so is the limit"
+
+
+def test_a_plan_whose_cpus_come_later_is_applied_then() -> None:
+    pair = Pair(Split())
+    decode, seat = pair.machines[Phase.DECODE], pair.page.seats[Phase.DECODE][0]
+    there = decode.pin
+
+    def gone(cpus: Sequence[int]) -> None:
+        raise OSError("no such CPU")
+
+    decode.pin = gone  # type: ignore[method-assign]
+    pair.page.write_plan(2, cpu_plan(Split(), CPUS))
+    for _ in range(2):
+        pair.pacers[Phase.DECODE].refresh()
+        assert seat.applied_epoch == 1
+    decode.pin = there  # type: ignore[method-assign]
+    pair.pacers[Phase.DECODE].refresh()
+    assert seat.applied_epoch == 2
 
 
 def test_one_process_for_both_phases_is_never_limited() -> None:
@@ -198,6 +221,14 @@ def test_one_process_for_both_phases_is_never_limited() -> None:
     pacer.wake()
     with pacer.quantum():
         assert (machine.cpus, machine.threads, machine.shared) == (CPUS, 2, [None])
+
+
+def test_a_worker_without_quanta_is_bound_to_no_part_of_the_cpus() -> None:
+    """A GPU's: its threads are not the CPUs' work, and nothing would ever widen what the plan's adoption narrowed."""
+    page, machine = PacingPage.create(), Machine([STALE_NS], [None])
+    page.write_plan(1, cpu_plan(Split(), (0, 1, 2, 3)))
+    PhasePacer(page, Phase.DECODE, None, machine).start(pid=1, generation=1)
+    assert (machine.cpus, machine.is_spread) == ((0, 1, 2, 3), False)
 
 
 def test_a_plan_that_is_continued_beats_with_each_step_where_nobody_paces_the_model() -> None:

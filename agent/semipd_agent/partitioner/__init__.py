@@ -19,10 +19,13 @@ from semipd_engine.cpu_grant import Grant
 __all__ = ["Grant", "Mps", "Partitioner", "PartitionerUnavailable", "Problem", "select"]
 
 
-def select(device: Device, mode: Mode, grant: Grant, *, unified: bool = False, mps: Mps | None = None) -> Partitioner:
+def select(
+    device: Device, mode: Mode, grant: Grant, *, unified: bool = False, threads: int = 0, mps: Mps | None = None
+) -> Partitioner:
     """The backend for a resolved device.
 
-    `unified`: both phases run in one process, so there is nothing to split. `mps`: the one of this GPU, for a daemon
+    `unified`: both phases run in one process, so there is nothing to split. `threads`: of a phase that is alone on a
+    CPU; 0: one for each granted CPU. `mps`: the one of this GPU, for a daemon
     outlives a change of the mode.
 
     Raises:
@@ -31,7 +34,8 @@ def select(device: Device, mode: Mode, grant: Grant, *, unified: bool = False, m
     if device is Device.AUTO:
         raise ValueError("resolve device=auto before a partitioner is selected")
     if device is Device.CPU:
-        return Unlimited(grant) if mode is Mode.DISABLED or unified else CpuPaced(grant)
+        whole = mode is Mode.DISABLED or unified
+        return Unlimited(grant, threads=threads) if whole else CpuPaced(grant, threads)
     if mode is Mode.DISABLED or unified:
         return Unlimited(Grant(), OUTSIDE_MPS if not unified else None)
     if mps is None:

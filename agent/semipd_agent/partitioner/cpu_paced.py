@@ -19,8 +19,9 @@ class CpuPaced(Passive):
     enforcement = Enforcement.PACED
     mixes = True
 
-    def __init__(self, grant: Grant) -> None:
-        self._grant = grant
+    def __init__(self, grant: Grant, threads: int = 0) -> None:
+        """`threads`: of a phase that is alone; 0: one for each granted CPU."""
+        self._grant, self._threads = grant, threads
 
     def preflight(self) -> None:
         if not self._grant.cpus:
@@ -31,4 +32,4 @@ class CpuPaced(Passive):
         return want
 
     def plan(self, split: Split) -> PartitionPlan:
-        return cpu_plan(split, self._grant.cpus)
+        return cpu_plan(split, self._grant.cpus, self._threads)

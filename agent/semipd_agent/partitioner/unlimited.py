@@ -17,12 +17,13 @@ class Unlimited(Passive):
     name = "none"
     enforcement = Enforcement.NONE
 
-    def __init__(self, grant: Grant, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, grant: Grant, environment: Mapping[str, str] | None = None, threads: int = 0) -> None:
         """`environment`: of the workers on a device whose limits are fixed at their start (CUDA); None elsewhere.
 
         There it is one rung for both phases, so that partitioning is switched off and on without a new engine.
         """
         self._grant = grant
+        self._threads = threads or grant.threads
         self._environment = environment
 
     def quantize(self, want: Split) -> Split:
@@ -30,13 +31,13 @@ class Unlimited(Passive):
 
     def plan(self, split: Split) -> PartitionPlan:
         rungs = self._environment is not None
-        limit = PhaseLimit(percent=100, threads=self._grant.threads, environment=dict(self._environment or {}))
+        limit = PhaseLimit(percent=100, threads=self._threads, environment=dict(self._environment or {}))
         return PartitionPlan(
             split=split,
             enforcement=engine.Enforcement.NONE,
             mode=PacingMode.RUNGS if rungs else PacingMode.UNLIMITED,
             granted_cpus=self._grant.cpus,
-            threads=self._grant.threads,
+            threads=self._threads,
             prefill=limit,
             decode=limit,
             whole=limit if rungs else None,

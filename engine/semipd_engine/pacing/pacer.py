@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from semipd_engine.contract import PacingMode, Phase
 from semipd_engine.pacing.cpus import Processor
 from semipd_engine.pacing.page import PacingPage, PlanInForce, Seat
-from semipd_engine.pacing.regime import BINDING, Regime, regime_of
+from semipd_engine.pacing.regime import BINDING, Regime, regime_of, unlimited
 from semipd_engine.pacing.stride import Customer
 from semipd_engine.pacing.turns import CUSTOMERS, Turns, waits
 
@@ -58,9 +58,11 @@ class PhasePacer:
         self._in_force: PlanInForce | None = None
         self._sequence = -1
         self._regime: Regime | None = None
+        self._refused = False
+        """The plan's CPUs could not be had."""
         self._unborn = False
-        """Threads of the regime's were missing when it began. They are born with the work that first needs them, on the
-        CPU of the main thread and pinned to it."""
+        """Threads of the regime's were missing when it began. They are born with the work that first needs them, with
+        the mask of the main thread: so all may roam until there are as many."""
         self._holds_lock = False
         self._slept = False
         """It is to begin level, which it does with its first quantum: the one that the peer began alone, and that a
@@ -134,7 +136,7 @@ class PhasePacer:
         except OSError as error:  # taken away since the plan was adopted: work goes on where it may
             if self._seat.applied_epoch:
                 log.error("split epoch %d holds no more: %s", self._seat.applied_epoch, error)
-            self._seat.applied_epoch = 0
+            self._seat.applied_epoch, self._refused = 0, True
         if self._waits and self._peer is not None:
             self._take_turn(self._peer)
         seconds = self._begin(contended)
@@ -179,34 +181,42 @@ class PhasePacer:
         return idle_since == 0 or now - idle_since < GRACE_NS
 
     def _adopt(self) -> None:
-        """Take over a new plan. The applied epoch is written only if this process can really run under it."""
+        """Take over a new plan, or try one again whose CPUs were not there. The applied epoch is written only if this
+        process can really run under it."""
         sequence = self._page.plan_sequence
-        if sequence == self._sequence or (in_force := self._page.read_plan()) is None:
+        is_new = sequence != self._sequence
+        if not (is_new or self._refused) or (in_force := self._page.read_plan()) is None:
             return
         self._sequence = sequence
         self._in_force = in_force
         self._regime = None
-        if self._turns is not None:
+        if is_new and self._turns is not None:
             self._turns.adopt()
         try:
             self._choose_regime(contended=True)
         except OSError as error:
-            log.error("split epoch %d cannot be applied: %s", in_force.epoch, error)
+            if is_new:
+                log.error("split epoch %d cannot be applied: %s", in_force.epoch, error)
+            self._refused = True
             return
+        self._refused = False
         self._seat.applied_epoch = in_force.epoch
 
     def _choose_regime(self, contended: bool) -> None:
         """Raises OSError where none of the CPUs may be used: its threads stay where they are then."""
         if self._in_force is None:
             return
-        in_turn = self._holds_lock and not self._waits
-        regime = regime_of(self._in_force.plan, self._phase, contended=contended, in_turn=in_turn, had=self._regime)
+        if contended and self._peer is None:  # adopted, by a device that asks for no quanta perhaps
+            regime = unlimited(self._in_force.plan)
+        else:
+            in_turn = self._holds_lock and not self._waits
+            regime = regime_of(self._in_force.plan, self._phase, contended=contended, in_turn=in_turn, had=self._regime)
         if regime != self._regime or self._unborn:
             self._regime, self._unborn = regime, False
             try:
                 if regime.spread:
                     self._unborn = self._processor.spread(regime.cpus) < regime.threads
-                elif regime.cpus:
+                if regime.cpus and (self._unborn or not regime.spread):
                     self._processor.pin(regime.cpus)
             finally:
                 self._processor.set_threads(regime.threads)

@@ -24,13 +24,20 @@ class Regime:
     """Each thread on a CPU of its own."""
 
 
+def unlimited(plan: PartitionPlan) -> Regime:
+    """Of a process whose limit is its own, or that computes elsewhere."""
+    return Regime(plan.granted_cpus, plan.threads)
+
+
 def regime_of(plan: PartitionPlan, phase: Phase, *, contended: bool, in_turn: bool, had: Regime | None) -> Regime:
     """`contended`: both phases are busy. `in_turn`: this one has a turn on the other's CPUs as well as its own. `had`:
     what it used before; fewer threads than CPUs roam, but those that come from fewer CPUs have one each for a quantum,
     for they would all be woken where they ran last."""
     limit, granted = plan.limit(phase), plan.granted_cpus
+    if plan.mode is PacingMode.RUNGS:
+        return unlimited(plan)
     if plan.mode not in BINDING:
-        return Regime(granted, plan.threads)
+        return _on(granted, plan.threads)
     if not contended:
         came_from_fewer = len(had.cpus if had is not None else ()) < len(granted)
         return _on(_own_first(limit.cpus, granted), plan.threads, spread=came_from_fewer)

@@ -115,3 +115,23 @@ def test_a_pool_is_asked_once_for_each_size_whether_it_can_make_a_team(tmp_path:
         kernels.replay(empty)
     assert pool.woken == [2, 3]
     assert torch.equal(replayed(kernels, case, kernel), direct(case, kernel)), "without a team all the same"
+
+
+def mapped_megabytes() -> int:
+    text = Path("/proc/self/status").read_text()
+    return int(text.split("VmData:")[1].split()[0]) >> 10
+
+
+@both
+def test_what_a_pools_threads_kept_ends_with_them(tmp_path: Path, kernel: Attend) -> None:
+    """A pool ends threads each time that it is to have fewer: with each prompt, where CPUs are more than two."""
+    kernels = Pool(size=2).serve(tmp_path)
+    case = Paged.make([70], [1], 8, 1, 64, 16, 1, torch.bfloat16)
+    out = torch.zeros_like(case.q)
+    with kernels.recording() as calls:
+        kernel(kernels, case, out)
+    kernels.replay(b"".join(calls))
+    before = mapped_megabytes()
+    for _ in range(400):  # two threads each
+        kernels.replay(b"".join(calls))
+    assert mapped_megabytes() - before < 64

@@ -7,6 +7,7 @@
 #pragma once
 #include <immintrin.h>
 #include <linux/futex.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
@@ -146,19 +147,46 @@ void as_team(const F& work) {
     parallel_for(0, size, 1, run, &shared);
 }
 
+// A thread's memory for one use. All of a thread's are freed with it: a pool ends threads whenever it is to have fewer.
+struct Scratch {
+    void* data = nullptr;
+    int64_t room = 0;
+    Scratch* next = nullptr;
+};
+
+inline pthread_key_t scratches_key;
+
+inline void free_scratches(void* first) {
+    for (Scratch* s = (Scratch*)first; s; s = s->next) {
+        free(s->data);
+        s->data = nullptr;
+        s->room = 0;
+    }
+}
+
+inline void grow(Scratch& s, int64_t bytes) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, [] {
+        if (pthread_key_create(&scratches_key, free_scratches)) abort();
+    });
+    if (!s.data) {  // the first time
+        s.next = (Scratch*)pthread_getspecific(scratches_key);
+        if (pthread_setspecific(scratches_key, &s)) abort();
+    }
+    free(s.data);
+    s.data = aligned_alloc(64, (size_t(bytes) + 63) / 64 * 64);
+    if (!s.data) abort();
+    s.room = bytes;
+}
+
 // Memory of this thread for `count` elements, kept from call to call and grown. One for each use (`Tag`). Its content is
 // undefined. No standard library: any compiler's runtime will do.
 template <class Tag, class T>
 inline T* scratch(int64_t count) {
-    static thread_local T* data = nullptr;
-    static thread_local int64_t room = 0;
-    if (count > room) {
-        free(data);
-        data = (T*)aligned_alloc(64, (size_t(count) * sizeof(T) + 63) / 64 * 64);
-        if (!data) abort();
-        room = count;
-    }
-    return data;
+    static thread_local Scratch own;
+    const int64_t bytes = count * int64_t(sizeof(T));
+    if (bytes > own.room) grow(own, bytes);
+    return (T*)own.data;
 }
 
 }  // namespace semipd
