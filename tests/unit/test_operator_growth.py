@@ -27,6 +27,11 @@ class Clock(datetime):
         return cls.at
 
 
+def told(counter: int, rate: float) -> AgentView:
+    one = slo(413, True, utilization_ratio=0.7, utilization_rate=rate, arrivals=counter)
+    return AgentView(report=report(slo=one), received_at=Clock.at)
+
+
 async def test_a_load_that_grows_is_told_ahead_and_one_that_rests_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_writer, "datetime", Clock)
     scaling = {"maxReplicas": 9, "targetUtilizationPercent": 80}
@@ -38,8 +43,7 @@ async def test_a_load_that_grows_is_told_ahead_and_one_that_rests_as_it_is(monke
         counter += 8 if second < 400 else 8 + (min(second, 800) - 400) // 20
         rate = (counter - before[0]) / (2 * len(before))
         before.append(counter)
-        told = report(slo=slo(413, True, utilization_ratio=0.7, utilization_rate=rate, arrivals=counter))
-        one.views = {"p": AgentView(report=told, received_at=Clock.at)}
+        one.views = {"p": told(counter, rate)}
         await one.statuses.publish(KEY)
         full[second] = one.statuses.fullness(KEY.namespace)[KEY.name]
         if second == 790:
@@ -49,3 +53,22 @@ async def test_a_load_that_grows_is_told_ahead_and_one_that_rests_as_it_is(monke
     assert {value for second, value in full.items() if second < 400 or second > 1110} == {0.7}
     assert 0.7 * 1.3 < full[790] < 0.7 * 1.6
     assert "growthPercent" not in one.kube.service()["status"]["slo"]
+
+
+async def test_a_pod_that_starts_takes_no_growth_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until its engine answers its agent has nothing to tell, and what was counted of the others stays."""
+    monkeypatch.setattr(status_writer, "datetime", Clock)
+    one = Fixture(new_service(slo={"ttftMilliseconds": 500}, autoscaling={"maxReplicas": 9}), ready_pod())
+    await one.reconcile()
+    silent, counter, full = slo(None, None, reason="TelemetryStale"), 0, list[float]()
+    for second in range(0, 600, 2):
+        Clock.at = BEGIN + timedelta(seconds=second)
+        rate = 4 + second / 100
+        counter += round(2 * rate)
+        one.views = {"p": told(counter, rate - 0.6)}
+        if 300 <= second < 360:
+            one.views["new"] = AgentView(report=report(slo=silent), received_at=Clock.at)
+        elif second >= 360:
+            one.views["new"] = told(0, 0.0)
+        full.append(one.statuses.fullness(KEY.namespace)[KEY.name])
+    assert min(full[290 // 2 :]) > 0.7 * 1.1

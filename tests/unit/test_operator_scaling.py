@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from semipd_agent.contract import (
+    SLO,
     Enforcement,
     EnginePhase,
     EngineStatus,
@@ -22,6 +23,9 @@ from semipd_agent.contract import (
     Split,
     StatusReport,
 )
+from semipd_agent.report import slo_report
+from semipd_agent.slo.attainment import Attainment
+from semipd_agent.slo.policy import Verdict
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.metricsapi.wire import value_list
 from semipd_operator.reasons import REASONS, ConditionType
@@ -221,15 +225,24 @@ def test_as_much_as_requests_are_expected_to_grow_the_sum_is_more(
 def test_what_pods_counted_is_told_with_when_they_said_it() -> None:
     at = NOW - timedelta(seconds=2)
     without = report(0.5).model_copy(update={"slo": None})
+
+    def with_slo(**said: Any) -> StatusReport:
+        """As an agent says it."""
+        slo = slo_report(SLO(ttft_milliseconds=500), Attainment(), Verdict(), auto=False, **said)
+        return without.model_copy(update={"slo": slo})
+
     agents = {
         "new": AgentView(report(0.5, 7), at),
         "older": AgentView(report(0.5), at),
+        "older, just started": AgentView(with_slo(fresh=True), at),
+        "silent engine": AgentView(with_slo(fresh=False, utilization=0.5, arrivals=7), at),
         "stale": AgentView(report(0.5, 7), NOW - timedelta(seconds=60)),
         "no targets": AgentView(without, at),
         "unheard": AgentView(),
     }
     when = at.timestamp()
-    assert told_arrivals(Observed(service(), NOW, (), agents)) == {"new": (when, 7), "older": (when, None)}
+    older = {"older": (when, None), "older, just started": (when, None)}
+    assert told_arrivals(Observed(service(), NOW, (), agents)) == {"new": (when, 7), **older}
 
 
 def test_what_the_ratios_speak_of_is_the_ready_pods() -> None:

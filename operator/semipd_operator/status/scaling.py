@@ -12,7 +12,7 @@ from math import isfinite
 from types import MappingProxyType
 from typing import Any
 
-from semipd_operator.reasons import ConditionType, ReadyReason, Reason, ScalingReason
+from semipd_operator.reasons import ConditionType, ReadyReason, Reason, ScalingReason, SLOReason
 from semipd_operator.status.observed import AutoscalerView, Observed, Problem
 from semipd_operator.status.verdict import Verdict
 
@@ -120,12 +120,14 @@ def summed(told: Sequence[float], pods: int, target: float, growth: float = 1.0)
 
 def told_arrivals(seen: Observed) -> dict[str, tuple[float, int | None]]:
     """What `Arrivals` is told: by each pod's uid when it counted requests last, and what it had; of those that have
-    targets and are not silent. Pods that are not ready yet begin at 0, so what they serve first is not lost."""
+    targets and are not silent. Pods that are not ready yet begin at 0, so what they serve first is not lost. An agent
+    whose engine is silent has no count to tell, and says so; one of an older release has none, and says nothing."""
     heard = ((uid, view) for uid, view in seen.agents.items() if view.fresh(seen.now))
     return {
         uid: (view.received_at.timestamp(), view.report.slo.arrivals)
         for uid, view in heard
         if view.received_at is not None and view.report is not None and view.report.slo is not None
+        if view.report.slo.arrivals is not None or view.report.slo.reason != SLOReason.TELEMETRY_STALE
     }
 
 
