@@ -122,10 +122,11 @@ class AgentPoller:
 
     def _turn(self) -> None:
         """Before anything is judged. A pause of ours is none of the agents' silence: what they said last grows older
-        from now on, and by then they have been asked."""
+        from now on, and by then they have been asked. So it does where the clock was set back: else it would stay young
+        for as long as that."""
         now = self._clock()
         gap, self._turned = now - self._turned, now
-        if gap > PAUSE_SECONDS:
+        if not 0 <= gap <= PAUSE_SECONDS:
             for one in self._pods.values():
                 one.view = one.view.slept(gap, datetime.now(UTC))
 
@@ -183,6 +184,7 @@ class AgentPoller:
         try:
             report = await self._client.look(pod.ip, pod.uid, watch.tokens, watch.config)
             AGENT_POLLS.labels("answered").inc()
+            self._turn()  # what was known moves with the clock, and what comes now does not
             one.view = one.view.heard(report, datetime.now(UTC), watch.config)
             return False
         except AgentError as error:

@@ -176,6 +176,20 @@ def test_without_counters_or_enough_of_the_past_nothing_is_expected() -> None:
         assert arrivals.growth(float(now), AHEAD, rated(totals, now)) == 1.0
 
 
+@pytest.mark.parametrize(("back", "anew"), [(3600, 170), (2, 0)])
+def test_a_clock_that_is_set_back_begins_anew_and_by_a_little_goes_on(back: int, anew: int) -> None:
+    """By `back` seconds, ten minutes on; the growth is known again `anew` seconds later."""
+    totals, arrivals = counted(lambda t: 2 + t / 150, 1200), Arrivals()
+    whole = grown(totals)
+    for now in range(0, 1200, POLL):
+        said = float(now - (back if now >= 600 else 0))
+        arrivals = arrivals.advanced(said, {"p": (said, round(1000 * totals[now]))})
+        growth = arrivals.growth(said, AHEAD, rated(totals, now))
+        assert 1.0 <= growth <= 1.1 * whole[now]
+        if not 600 <= now < 600 + anew:
+            assert growth >= 0.9 * whole[now]
+
+
 def test_it_looks_no_further_ahead_than_back() -> None:
     totals = counted(lambda t: 2 + t / 150, 900)
     assert grown(totals, 300.0) == grown(totals, 3000.0)

@@ -178,6 +178,30 @@ async def test_since_when_a_pod_lacks_its_configuration_is_remembered() -> None:
     assert view.heard(other, start, wanted).behind_since == start, "it has it, and another split"
 
 
+async def test_a_clock_that_is_set_back_keeps_no_report_young() -> None:
+    """By an hour: one that is silent since would be believed for as long as that."""
+    clock, silent = [7200.0], Slow({"p"})
+    one: Any = silent
+    running = AgentPoller(one, 60.0, nothing, lambda: clock[0])
+    try:
+        running.watch(A, Watch((pod("p"),), ("t",), None))
+        set_back = datetime.now(UTC)
+        said = set_back + timedelta(hours=1) - timedelta(seconds=8)
+        running._pods["p"].view = AgentView().heard(report(), said, AgentConfig(generation=9))
+        clock[0] -= 3600
+        view = running.views(A)["p"]
+        assert view.received_at == view.behind_since == set_back - timedelta(seconds=8)
+        assert view.fresh(set_back) and not view.fresh(set_back + timedelta(seconds=3))
+        await wait_until_async(lambda: running._pods["p"].failures)
+        silent.dead.clear()
+        clock[0] -= 3600
+        running._pods["p"].wake.set()
+        await wait_until_async(lambda: silent.looked["p"] == 2)
+        assert running.views(A)["p"].fresh(datetime.now(UTC)), "what is said after it is as young as it is"
+    finally:
+        await running.close()
+
+
 async def test_a_round_that_waits_for_the_api_server_is_no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """The agents are asked meanwhile, and the silence of one is its own."""
     monkeypatch.setattr(poller_module, "BEAT_SECONDS", 0.01)

@@ -175,6 +175,7 @@ def test_two_significant_digits() -> None:
         (with_ttft(410), with_ttft(414), 99, False),  # the same two digits
         (with_ttft(410), with_ttft(420), 14, False),
         (with_ttft(410), with_ttft(420), 16, True),
+        (with_ttft(410), with_ttft(420), -3600, True),  # the clock was set back
         (with_ttft(410), with_ttft(410, 0.7), 14, False),
         (with_ttft(410), with_ttft(410, 0.7), 16, True),
         (with_ttft(410), summarise(TABLE["a long move"][0]), 0, True),

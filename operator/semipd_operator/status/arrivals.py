@@ -22,6 +22,8 @@ STEP = 12.0
 STEP_COUNTS = 3
 """On either side of a step."""
 MOST = 2.0
+SET_BACK_SECONDS = 2.0
+"""By which a clock may be, as clocks are that keep to others."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,10 @@ class Arrivals:
     def advanced(self, now: float, told: Mapping[str, tuple[float, int | None]]) -> Arrivals:
         """After one look at the pods. `now`: seconds of any clock. `told`: of each pod, when it told its counter last,
         and what it was; who is silent is not in it, and what came meanwhile is spread over that time once it speaks
-        again. None: an agent that has no such counter: there is no sum with it, so all begins anew."""
+        again. None: an agent that has no such counter: there is no sum with it, so all begins anew. So it does with a
+        clock that was set back; by a little, and nobody is counted until it has caught up."""
+        if any(at > now + SET_BACK_SECONDS for at, _ in self.told.values()):
+            return Arrivals().advanced(now, told)
         if any(counter is None for _, counter in told.values()):
             return Arrivals()
         counts, latest = dict(self.counts), dict(self.told)

@@ -151,7 +151,8 @@ class AgentView:
         )
 
     def slept(self, seconds: float, now: datetime) -> AgentView:
-        """The view after a time in which nobody could have asked: it makes nothing older."""
+        """The view after a time in which nobody could have asked: it makes nothing older. Below 0: the clock was set
+        back."""
         gap = timedelta(seconds=seconds)
         times = ("received_at", "adjusting_since", "serves_since", "behind_since", "asked_since")
         moved = {name: min(at + gap, now) for name in times if (at := getattr(self, name)) is not None}

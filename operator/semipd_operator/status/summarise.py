@@ -178,12 +178,13 @@ def write_due(
     last_write: datetime | None,
     slo_period: timedelta,
 ) -> bool:
-    """The write budget: everything but observed latencies at once, those at most once in `slo_period`."""
+    """The write budget: everything but observed latencies at once, those at most once in `slo_period`. A clock that was
+    set back makes nobody wait."""
     if before == after:
         return False
     if _without_observations(before) != _without_observations(after):
         return True
-    return last_write is None or now - last_write >= slo_period
+    return last_write is None or not timedelta() <= now - last_write < slo_period
 
 
 def _without_observations(status: SemiPDServiceStatus) -> SemiPDServiceStatus:
