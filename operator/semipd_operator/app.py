@@ -99,6 +99,8 @@ class Operator:
         if settings.metrics_api is not None:
             parts.append(self._metrics_api(settings.metrics_api).run())
         tasks = [asyncio.ensure_future(part) for part in parts]
+        QUEUE_LENGTH.set_function(lambda: len(self.queue))
+        SERVICES.set_function(lambda: len(self.statuses))
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -108,6 +110,9 @@ class Operator:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for gauge in (QUEUE_LENGTH, SERVICES):  # who stands by looks after nothing
+                gauge.set_function(lambda: 0)
+            self.rights.forget()
             await self.poller.close()
             await self.agents.close()
 
@@ -160,7 +165,6 @@ class Operator:
         await self.informer.complete()
         while True:
             key = await self.queue.get()
-            QUEUE_LENGTH.set(len(self.queue))
             again = Next.RETRY
             try:
                 with RECONCILE_SECONDS.time():
@@ -178,7 +182,6 @@ class Operator:
                     self.queue.wait(key)
                 case Next.NEWS:
                     self.queue.done(key)
-            SERVICES.set(len(self.statuses))
 
     async def _follow_keys(self) -> None:
         """A key that is replaced is in force without a restart, and the one before it for a while."""

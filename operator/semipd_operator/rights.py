@@ -50,6 +50,15 @@ class Rights:
                 log.warning("%s", _refusal(right))
         elif status == _GRANTED and (known := self._refused.pop(right, None)):
             log.info("%s is granted again, after %.0f s", _told(right), now - known.since)
+        self._count(kind, verb)
+
+    def forget(self) -> None:
+        """Who asks no more is refused nothing."""
+        refused, self._refused = self._refused, {}
+        for one in refused:
+            self._count(one.kind, one.verb)
+
+    def _count(self, kind: str, verb: str) -> None:
         missing = sum((one.kind, one.verb) == (kind, verb) for one in self._refused)
         RIGHTS_MISSING.labels(KINDS[kind][1], verb).set(missing)
 
