@@ -11,7 +11,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from semipd_agent.contract import REPORT_VERSION, Admission, AgentConfig, AgentFile, Mode, PartitionConfig, Policy
+from semipd_agent.contract import (
+    REPORT_VERSION,
+    Admission,
+    AgentConfig,
+    AgentFile,
+    Mode,
+    PartitionConfig,
+    Policy,
+    apart,
+)
 from semipd_agent.partitioner import Partitioner
 from semipd_agent.slo.policy import clamp, unlimited
 from semipd_engine.contract import Split
@@ -87,11 +96,14 @@ def successor(old: AgentConfig, new: AgentConfig) -> AgentConfig:
     """`new`, if it may follow `old`: a generation has one content. Generation 0 is nobody's (a file written by hand),
     so it may change at will. An operator of 0.1.0 knows neither `mixed_batches` nor `admission` and so says nothing of
     them: an upgrade and a roll-back of the operator raise no generation, and what one of both said of this one holds.
+    The generations of another object say nothing of those of the one before.
 
     Raises:
         ConfigRefused: `new` is older, of the same generation with other content, or of a version not spoken here.
     """
     checked(new)
+    if apart(old.uid, new.uid):
+        return new
     if new.generation < old.generation:
         raise ConfigRefused("StaleGeneration", f"generation {new.generation} is older than {old.generation} in force")
     if new.generation == old.generation > 0:
@@ -113,6 +125,8 @@ def _as_said(config: AgentConfig, other: AgentConfig) -> AgentConfig:
         update["partition"] = config.partition.model_copy(update={"mixed_batches": True})
     if config.admission is Admission.OFF and other.admission is not Admission.OFF:
         update["admission"] = other.admission
+    if other.uid and not config.uid:
+        update["uid"] = other.uid
     return config.model_copy(update=update) if update else config
 
 

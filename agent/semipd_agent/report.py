@@ -56,6 +56,7 @@ def build(
         observed_at=wall,
         agent_version=__version__,
         config_generation=config.generation,
+        config_uid=config.uid,
         partition=PartitionReport(
             mode=config.partition.mode,
             policy=controller.policy_in_force,

@@ -69,7 +69,7 @@ class AgentClient:
         if health.pod_uid != uid:
             raise AgentError("another pod answers at the pod's address")
         report, token = await self._read(ip, tokens)
-        if config is not None and report.config_generation < config.generation:
+        if config is not None and report.lacks(config):
             report = await self._status("PUT", ip, "/v1/config", token, config)
         return report
 

@@ -183,6 +183,18 @@ TABLE: dict[str, tuple[Observed, dict[str, str]]] = {
         observed(agents={"p1": heard(report(config_generation=3), behind_since=ago(31))}),
         {"PartitionApplied": "False Applying", "Ready": "False Applying"},
     ),
+    "a later generation than the service's, just restored": (
+        observed(agents={"p1": heard(report(config_generation=5), behind_since=ago(29))}),
+        {"PartitionApplied": "True Applied", "Ready": "True Ready"},
+    ),
+    "a later generation than the service's, whose changes it refuses": (
+        observed(agents={"p1": heard(report(config_generation=5), behind_since=ago(31))}),
+        {"PartitionApplied": "False Applying", "Ready": "False Applying"},
+    ),
+    "the configuration of the service before it": (
+        observed(agents={"p1": heard(report(config_uid="gone"), behind_since=ago(31))}),
+        {"PartitionApplied": "False Applying", "Ready": "False Applying"},
+    ),
     "another split was asked for just now": (
         observed(
             {"partition": {"prefillPercent": 10}},

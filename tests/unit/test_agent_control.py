@@ -9,6 +9,7 @@ from tests.unit.agent_plant import Speed, poisson, simulate
 from semipd_agent.config import ConfigRefused
 from semipd_agent.contract import (
     SLO,
+    AgentConfig,
     Bounds,
     Decision,
     DecisionOutcome,
@@ -94,6 +95,25 @@ def test_generations_are_idempotent_and_never_go_back() -> None:
     assert bench.report().partition.requested == split(50, 50)
     assert bench.report().config_generation == 4
     assert len(bench.report().decisions) == 1
+
+
+def test_the_generations_of_a_service_that_was_made_anew_count_anew() -> None:
+    def of(uid: str, generation: int, prefill: int) -> AgentConfig:
+        return config(generation, prefill).model_copy(update={"uid": uid})
+
+    bench = Bench(of("", 7, 60))
+    assert bench.report().config_uid == "" and '"uid"' not in of("", 7, 60).model_dump_json()
+    bench.controller.configure(of("first", 7, 60))  # an upgrade of the operator: the same generation says whose it is
+    bench.controller.configure(of("", 7, 60))  # and its roll-back does not
+    with pytest.raises(ConfigRefused, match="another partition"):
+        bench.controller.configure(of("", 7, 50))
+    with pytest.raises(ConfigRefused, match="older than 7"):
+        bench.controller.configure(of("first", 6, 50))
+    bench.controller.configure(of("second", 1, 30))
+    assert (bench.report().config_generation, bench.report().config_uid) == (1, "second")
+    assert bench.report().partition.requested.prefill_percent == 30
+    with pytest.raises(ConfigRefused, match="another partition"):
+        bench.controller.configure(of("second", 1, 40))
 
 
 @pytest.mark.parametrize(("version", "taken"), [(0, True), (1, True), (2, False)])

@@ -11,7 +11,7 @@ import pytest
 from tests.unit.operator_observed import report
 
 from e2e.lib.process import free_port
-from semipd_agent.contract import AgentConfig, Health
+from semipd_agent.contract import AgentConfig, Health, apart
 from semipd_operator.agents import AgentClient, AgentError, AgentSilent
 
 pytestmark = pytest.mark.unit
@@ -23,6 +23,8 @@ class Pod:
 
     def __init__(self, uid: str = "u1", token: str = "t") -> None:
         self.uid, self.token, self.generation = uid, token, 1
+        self.of = ""
+        """The uid of the service whose generation it has."""
         self.asked: list[tuple[str, str, bool]] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -34,10 +36,11 @@ class Pod:
             return httpx.Response(401)
         if request.method == "PUT":
             config = AgentConfig.model_validate_json(request.content)
-            if config.generation < self.generation:
+            if config.generation < self.generation and not apart(self.of, config.uid):
                 return httpx.Response(409)
-            self.generation = config.generation
-        return httpx.Response(200, text=report(config_generation=self.generation).model_dump_json(by_alias=True))
+            self.generation, self.of = config.generation, config.uid
+        told = report(config_generation=self.generation, config_uid=self.of)
+        return httpx.Response(200, text=told.model_dump_json(by_alias=True))
 
 
 def client(pod: Pod) -> AgentClient:
@@ -53,6 +56,15 @@ async def test_a_newer_configuration_is_pushed_and_a_current_one_is_not() -> Non
     await agent.look("10.0.0.1", "u1", ("t",), AgentConfig(generation=2))
     await agent.look("10.0.0.1", "u1", ("t",), None)
     assert [method for method, path, _ in pod.asked if path == "/v1/config"] == ["PUT"]
+
+
+@pytest.mark.parametrize(("of", "pushed"), [("", False), ("new", False), ("gone", True)])
+async def test_a_service_made_anew_is_pushed_where_the_agent_has_the_one_before(of: str, pushed: bool) -> None:
+    """An agent that does not tell whose generation it has would refuse it."""
+    pod = Pod()
+    pod.generation, pod.of = 7, of
+    await client(pod).look("10.0.0.1", "u1", ("t",), AgentConfig(generation=1, uid="new"))
+    assert pod.generation == (1 if pushed else 7)
 
 
 async def test_an_answer_without_end_does_not_fill_the_operators_memory() -> None:

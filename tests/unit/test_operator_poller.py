@@ -174,6 +174,9 @@ async def test_since_when_a_pod_lacks_its_configuration_is_remembered() -> None:
     view = view.failed("away").heard(report(config_generation=1), start + timedelta(seconds=9), wanted)
     assert view.behind_since == start
     assert view.heard(report(config_generation=2), start + timedelta(seconds=10), wanted).behind_since is None
+    assert view.heard(report(config_generation=3), start, wanted).behind_since == start, "it takes none before its own"
+    foreign = report(config_generation=2, config_uid="gone")
+    assert view.heard(foreign, start, AgentConfig(generation=2, uid="u")).behind_since == start
     other = report(Split(prefill_percent=50), config_generation=2)
     assert view.heard(other, start, wanted).behind_since == start, "it has it, and another split"
 

@@ -124,6 +124,32 @@ def test_a_damaged_template_is_rendered_anew_and_a_lost_record_is_not() -> None:
         assert image({}, damaged) == expected
 
 
+def test_a_service_that_was_made_anew_counts_generations_anew() -> None:
+    """Deleted with ``--cascade=orphan`` and made with another specification, it may have got as far as the old one."""
+    old = objects({"replicas": 2})["Deployment"]
+    nobodys = copy.deepcopy(old)
+    record = json.loads(nobodys["metadata"]["annotations"][names.RECORD_ANNOTATION])
+    assert record.pop("uid") == "uid-1"
+    nobodys["metadata"]["annotations"][names.RECORD_ANNOTATION] = json.dumps(record)
+
+    def rolled(spec: dict[str, Any], live: dict[str, Any], uid: str) -> Any:
+        service = make(spec, generation=3)
+        service = service.model_copy(update={"metadata": service.metadata.model_copy(update={"uid": uid})})
+        rendered = render(service, NEWER, live_deployment=live)
+        return next(obj for obj in rendered.objects if obj["kind"] == "Deployment")
+
+    changed = {"engine": {"maxNumSeqs": 7}}
+
+    def images(live: dict[str, Any], uid: str) -> list[str]:
+        made = (rolled(spec, live, uid) for spec in ({}, changed))
+        return [one["spec"]["template"]["spec"]["containers"][0]["image"] for one in made]
+
+    assert images(old, "uid-2") == ["engine:1", "engine:2"], "what is as before rolls nothing"
+    assert images(old, "uid-1") == images(nobodys, "uid-2") == ["engine:1", "engine:1"], "a generation has one content"
+    kept = rolled({}, nobodys, "uid-2")["metadata"]["annotations"][names.RECORD_ANNOTATION]
+    assert json.loads(kept)["uid"] == "uid-2", "an older version's record is brought up to date"
+
+
 def test_what_cannot_be_read_leaves_the_pods_as_they_are() -> None:
     old = objects({"engine": {"maxNumSeqs": 7}})["Deployment"]
     held = render(make({"upgradePolicy": "Auto"}, generation=9), NEWER, live_deployment=old, hold=True)

@@ -4,7 +4,7 @@ The operator imports this package and nothing else of the agent. It knows no tor
 
 ``GET /v1/status``  -> `StatusReport`
 ``PUT /v1/config``  <- `AgentConfig`, -> `StatusReport`; idempotent by `generation`: an older one is refused (409), and
-                       so is one of the same generation with other content
+                       so is one of the same generation with other content; another `uid` counts anew
 ``GET /health``     -> `Health` (open: carries the pod's uid, so that a caller can tell a recycled pod IP before it
                        shows its token)
 ``GET /ready``      -> 200 or 503; ``GET /metrics`` Prometheus (both open)
@@ -35,6 +35,7 @@ from semipd_agent.contract.config import (
     Policy,
     Split,
     Wire,
+    apart,
     service_token,
     token_digest,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "StepProfileReport",
     "Wire",
     "WorkerStatus",
+    "apart",
     "service_token",
     "token_digest",
 ]

@@ -115,11 +115,18 @@ class AgentConfig(Wire):
     version: int = REPORT_VERSION
     generation: int = Field(default=0, ge=0)
     """metadata.generation of the custom resource."""
+    uid: str = Field(default="", exclude_if=lambda uid: not uid)
+    """Its metadata.uid: one that is made anew under the same name counts generations anew. Empty: an older operator."""
     slo: SLO | None = None
     partition: PartitionConfig = PartitionConfig()
     admission: Annotated[Admission, _or_default(Admission.OFF)] = Field(
         default=Admission.OFF, exclude_if=lambda mode: mode == Admission.OFF
     )
+
+
+def apart(uid: str, other: str) -> bool:
+    """Whether these are two objects, as far as both are told."""
+    return bool(uid and other) and uid != other
 
 
 class AgentFile(Wire):

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from pydantic import AwareDatetime, Field
 
-from semipd_agent.contract.config import REPORT_VERSION, Mode, Open, Policy, Split, Wire
+from semipd_agent.contract.config import REPORT_VERSION, AgentConfig, Mode, Open, Policy, Split, Wire, apart
 
 
 class Enforcement(StrEnum):
@@ -240,6 +240,8 @@ class StatusReport(Wire):
     observed_at: AwareDatetime
     agent_version: str = ""
     config_generation: int = 0
+    config_uid: str = ""
+    """Of the object whose generation it is; empty: nobody told, or an older agent."""
     partition: PartitionReport
     engine: EngineStatus
     slo: SLOReport | None = None
@@ -248,6 +250,10 @@ class StatusReport(Wire):
     """Newest first, at most 20."""
     faults: tuple[Fault, ...] = ()
     """Defects of the last five minutes."""
+
+    def lacks(self, config: AgentConfig) -> bool:
+        """Whether the agent is yet to take it: of a newer generation, or of another object."""
+        return self.config_generation < config.generation or apart(self.config_uid, config.uid)
 
 
 class Health(Wire):

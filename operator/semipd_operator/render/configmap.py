@@ -26,6 +26,7 @@ def agent_config(service: SemiPDService) -> AgentConfig:
     slo = spec.slo
     return AgentConfig(
         generation=service.metadata.generation,
+        uid=service.metadata.uid,
         slo=SLO.model_validate(slo.model_dump(by_alias=True)) if slo else None,
         partition=PartitionConfig(
             mode=spec.mode,

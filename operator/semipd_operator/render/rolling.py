@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
+from semipd_agent.contract import apart
 from semipd_operator.api.v1alpha1.resource import SemiPDService
 
 _ROLLING = ("model", "engine", "pod_template")
@@ -31,6 +32,8 @@ class Record:
     values: Mapping[str, Any]
     explicit: frozenset[str]
     """The paths whose value was not the default of the version that made the record."""
+    uid: str = ""
+    """Of the service whose generation it is; empty: a record of an older version."""
 
     @classmethod
     def of(cls, service: SemiPDService) -> Record:
@@ -40,6 +43,7 @@ class Record:
             service.metadata.generation,
             {path: value for path, value, _ in leaves},
             frozenset(path for path, _, default in leaves if not default),
+            service.metadata.uid,
         )
 
     @classmethod
@@ -47,17 +51,19 @@ class Record:
         """None for what is no record: someone removed or damaged it."""
         try:
             read = json.loads(text)
-            return cls(int(read["generation"]), dict(read["values"]), frozenset(read["explicit"]))
+            uid = str(read.get("uid", ""))
+            return cls(int(read["generation"]), dict(read["values"]), frozenset(read["explicit"]), uid)
         except (KeyError, TypeError, ValueError):
             return None
 
     def text(self) -> str:
         content = {"generation": self.generation, "values": self.values, "explicit": sorted(self.explicit)}
-        return json.dumps(content, sort_keys=True, separators=(",", ":"))
+        whose = {"uid": self.uid} if self.uid else {}
+        return json.dumps(content | whose, sort_keys=True, separators=(",", ":"))
 
     def changed(self, now: Record) -> bool:
         """Whether the specification was changed since."""
-        if self.generation == now.generation:
+        if self.generation == now.generation and not apart(self.uid, now.uid):
             return False
         for path, value in now.values.items():
             before = self.values.get(path, _ABSENT)
@@ -76,6 +82,7 @@ class Record:
             now.generation,
             {**now.values, **{path: self.values[path] for path in foreign}},
             now.explicit | (self.explicit & foreign),
+            now.uid,
         )
 
     def covers(self, path: str) -> bool:

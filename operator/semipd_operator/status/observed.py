@@ -163,9 +163,10 @@ class AgentView:
 
 
 def _follows(report: StatusReport, wanted: AgentConfig) -> bool:
-    """Whether the agent has the configuration; an agent that does not know a word of it has it and says another."""
+    """Whether the agent has the configuration; an agent that does not know a word of it has it and says another. One of
+    a later generation takes none of this one."""
     has, asked = report.partition, wanted.partition
-    if report.config_generation < wanted.generation or has.mode != asked.mode:
+    if report.lacks(wanted) or report.config_generation > wanted.generation or has.mode != asked.mode:
         return False
     return asked.mode is not Mode.MANUAL or has.requested == asked.split
 

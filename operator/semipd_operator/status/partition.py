@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from math import isfinite
 
-from semipd_agent.contract import Enforcement, Mode, PartitionState, Split, StatusReport
+from semipd_agent.contract import Enforcement, Mode, PartitionState, Split, StatusReport, apart
 from semipd_operator.api.v1alpha1.status import (
     MAX_DECISIONS,
     MAX_PODS,
@@ -77,12 +77,17 @@ def _pod_verdict(seen: Observed, pod: PodView) -> Verdict:
     # A paused service pushes nothing, so its pods may well be of an older generation.
     if not service.spec.paused:
         in_time = seen.now - (agent.behind_since or seen.now) <= GRACE
+        foreign = apart(report.config_uid, service.metadata.uid)
+        has, generation = report.config_generation, service.metadata.generation
+        if has > generation and not foreign and not in_time:  # a restored backup; an older agent of a service made anew
+            message = f"it has generation {has} and takes no earlier one: delete the pod, the next takes {generation}"
+            return verdict("False", SplitReason.APPLYING, message)
         if partition.mode != service.spec.mode:
             message = f"it runs mode {partition.mode}, not {service.spec.mode}"
             return verdict("False", SplitReason.APPLYING, message, passing=in_time)
         if service.spec.mode is Mode.MANUAL and partition.requested != service.spec.split:
             return verdict("False", SplitReason.APPLYING, f"it still asks for {partition.requested}", passing=in_time)
-        if report.config_generation < service.metadata.generation and not in_time:
+        if (has < generation or foreign) and not in_time:
             return verdict("False", SplitReason.APPLYING, "it does not have this generation's configuration")
     if partition.mode is Mode.DISABLED:
         return verdict("True", SplitReason.DISABLED)
