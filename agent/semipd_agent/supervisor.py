@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 FIRST_DELAY = 1.0
 LONGEST_DELAY = 30.0
+MOST_DOUBLINGS = 16
+"""Of the delay: a power of as many short lives as a night brings is no float any more."""
 HEALTHY_AFTER = 60.0
 """A launcher that lived this long (s) starts with a clean record."""
 REFUSED = 2
@@ -166,7 +168,7 @@ class Supervisor:
             self.short_lives = 1 if lived >= HEALTHY_AFTER else self.short_lives + 1
             self.restarts += 1
             self._last_words = self._tail[-1] if self._tail else ""
-            delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (self.short_lives - 1))
+            delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(self.short_lives - 1, MOST_DOUBLINGS))
             log.warning("%s; starting it again in %.0f s", self.message, delay)
             await asyncio.sleep(delay)
 

@@ -204,6 +204,19 @@ async def test_a_refusal_is_told_in_the_same_words_at_each_try(
     assert (len(whole) > 1) == counted and f"exited with {status}" in min(whole)
 
 
+async def test_a_launcher_that_fails_for_a_night_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its delay is bounded before it is a number that no float can be."""
+    monkeypatch.setattr(supervisor_module, "LONGEST_DELAY", 0.0)
+    supervisor = Supervisor(["/no/such/launcher"], OwnReaper(), FakeClock())
+    supervisor.short_lives = 1022
+    supervisor.start()
+    async with asyncio.timeout(PATIENCE_S):
+        while supervisor.restarts < 4 and not (supervisor._task and supervisor._task.done()):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert supervisor.short_lives >= 1026
+    await supervisor.stop(0.0, nothing)
+
+
 async def test_a_stop_that_is_cancelled_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits for the drain; whoever cancels it does so in earnest."""
     reaper = OwnReaper()

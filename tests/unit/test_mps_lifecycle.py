@@ -20,7 +20,7 @@ from tests.unit.mps_stand_in import SMS
 from e2e.lib.process import runs
 from semipd_agent.contract import PartitionReason
 from semipd_agent.partitioner.mps import daemon
-from semipd_agent.partitioner.mps.daemon import claim
+from semipd_agent.partitioner.mps.daemon import StartFailed, claim
 from semipd_agent.partitioner.mps.ladder import LADDER, Timing
 from semipd_engine.contract import PacingMode, Phase, Split
 
@@ -204,6 +204,23 @@ async def test_losses_in_a_row_speak_of_the_gpu(idle: MpsBench) -> None:
     await idle.until(lambda: (p := idle.mps.health()) is not None and p.reason is PartitionReason.GPU_UNHEALTHY, 300)
     idle.faults()
     await idle.until(lambda: idle.mps.ready)
+
+
+async def test_however_often_a_start_fails_there_is_another(idle: MpsBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each after the longest delay: twice the last one, a thousand times over, would be no number any more."""
+    keeper, starts = idle.mps._keeper, 0
+
+    async def fails() -> None:
+        nonlocal starts
+        if (starts := starts + 1) > 1100:
+            raise asyncio.CancelledError
+        raise StartFailed("no memory")
+
+    monkeypatch.setattr(keeper, "_start", fails)
+    monkeypatch.setattr(keeper, "_timing", replace(keeper._timing, longest_delay=0.0))
+    with pytest.raises(asyncio.CancelledError):
+        await keeper.run()
+    assert keeper.problem is not None and keeper.problem.reason is PartitionReason.MPS_START_FAILED
 
 
 async def test_xids_of_an_application_are_suspicion_and_others_condemn(bench: MpsBench) -> None:

@@ -111,6 +111,10 @@ async def test_where_no_lease_can_be_seen_the_overwritten_one_yields_for_longer_
             clock.now += 10
         waits.append(clock.now - began)
     assert waits[:3] == [60, 120, 240] and waits[-1] == 3600
+    for version in range(11, 1111):  # for months
+        claims.hold(SERVICE)
+        assert await claims.other(SERVICE, bearing(name, version)) == name
+        clock.now += 3600
 
 
 async def test_a_server_in_trouble_is_no_reason_to_take_over() -> None:

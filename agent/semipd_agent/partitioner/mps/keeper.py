@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 SILENT_CHECKS = 2
 """Unanswered checks in a row before a daemon counts as lost."""
+MOST_DOUBLINGS = 16
+"""Of the delay between two starts: a power of all losses in a row would be no float in the end."""
 GIVE_UP = 5
 """Losses in a row after which the GPU, not the daemon, is at fault."""
 
@@ -173,7 +175,7 @@ class Keeper:
             in_a_row = 1 if self._clock.monotonic() - began >= self._timing.healthy else in_a_row + 1
             await self._lose(loss, in_a_row)
             if in_a_row > 1:
-                await asyncio.sleep(min(self._timing.longest_delay, 2.0 ** (in_a_row - 2)))
+                await asyncio.sleep(min(self._timing.longest_delay, 2.0 ** min(in_a_row - 2, MOST_DOUBLINGS)))
 
     async def close(self) -> None:
         """End everything, each step in bounded time, and remove the directories."""
