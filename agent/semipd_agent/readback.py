@@ -66,7 +66,8 @@ def read_back(
     workers = workers_by_phase(snapshot)
     silent = [w for ws in workers.values() for w in ws if w.heartbeat_age_seconds >= STALE_AFTER]
     if silent:
-        who = ", ".join(f"{w.phase} worker {w.pid} silent for {w.heartbeat_age_seconds:.0f} s" for w in silent)
+        # In the same words at each look: other ones would be a write of the status each time.
+        who = ", ".join(f"{w.phase} worker {w.pid} silent for more than {STALE_AFTER:.0f} s" for w in silent)
         return Readback(unknown, PartitionReason.WORKER_NOT_RESPONDING, who)
     everyone = [w for ws in workers.values() for w in ws if w.routed]
     missing = [phase.value for phase in Phase if not any(w.phase is phase for w in everyone)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tests.unit.agent_bench import Bench, config
+from tests.unit.agent_plant import worker
 
 from semipd_agent import report
 from semipd_agent.contract import (
@@ -17,7 +18,7 @@ from semipd_agent.partitioner.unlimited import Unlimited
 from semipd_agent.slo.attainment import Attainment
 from semipd_agent.slo.feasibility import Judge
 from semipd_agent.slo.policy import Verdict
-from semipd_engine.contract import FinishedRequest, ModelInfo, Observation
+from semipd_engine.contract import FinishedRequest, ModelInfo, Observation, Phase
 
 pytestmark = pytest.mark.unit
 
@@ -161,3 +162,16 @@ def test_a_silent_engine_is_what_its_supervisor_says() -> None:
     bench.clock.now += 10
     lost = bench.report().engine
     assert (lost.state, lost.reason, lost.model_name) == (EnginePhase.DEGRADED, "NotResponding", "m")
+
+
+def test_a_worker_is_silent_in_the_same_words_however_long() -> None:
+    """Each other word would be a write of the status, which is not what the budget of its figures holds back."""
+    bench, said = Bench(config()), set[str]()
+    bench.tick()
+    bench.tick()
+    for age in (3.0, 4.0, 65.0):
+        silent = (worker(Phase.PREFILL, bench.epoch, age=age), worker(Phase.DECODE, bench.epoch))
+        bench.controller.observe(bench.snapshot(workers=silent))
+        assert bench.report().partition.reason == "WorkerNotResponding"
+        said.add(bench.report().partition.message)
+    assert said == {"prefill worker 100 silent for more than 3 s"}
