@@ -13,6 +13,7 @@ from tests.unit.operator_reconciler import Fixture
 from semipd_agent.contract import AgentFile, Mode, PartitionConfig, PartitionReason, StatusReport
 from semipd_operator.api.v1alpha1.resource import InvalidSpec, SemiPDService, dump_status, parse_status, read
 from semipd_operator.crd import custom_resource_definition
+from semipd_operator.render.rolling import ROLLING_FIELDS
 from semipd_operator.status import summarise
 
 pytestmark = pytest.mark.unit
@@ -197,3 +198,36 @@ async def test_no_pods_are_made_of_what_cannot_be_read() -> None:
     assert ("Deployment", *KEY) not in one.kube.objects
     assert "no pods are made" in one.kube.condition("SpecAccepted")["message"]
     assert one.kube.service()["status"]["model"]["uri"] == "s3://bucket/m"
+
+
+@pytest.mark.parametrize(
+    ("changes", "holds"),
+    [
+        ({"engine": {"device": "tpu"}}, True),
+        ({"model": {"oci": {}}}, True),
+        ({"service": {"apiKeySecretRef": {"vault": "keys"}}}, True),
+        ({"service": {"apiKeySecretRef": "vault://keys"}}, True),
+        ({"service": ["vault://keys"]}, True),
+        ({"service": {"type": "Tunnel", "apiKeySecretRef": {"name": "keys"}}}, False),
+        ({"partition": {"policy": "Oracle"}}, False),
+    ],
+)
+async def test_pods_stay_as_they_are_where_what_rolls_them_cannot_be_read(changes: dict[str, Any], holds: bool) -> None:
+    """A reference to API keys that counts as absent would open the API."""
+    one = Fixture(new_service(service={"apiKeySecretRef": {"name": "keys"}}))
+    await one.reconcile()
+
+    def template() -> Any:
+        return one.kube.objects["Deployment", *KEY]["spec"]["template"]
+
+    before = template()
+    assert "--api-key-file" in json.dumps(before)
+    assert read(new_service(**changes)).unread_below(*ROLLING_FIELDS) == holds
+    one.change(**{"service": {"apiKeySecretRef": {"name": "keys"}}, "replicas": 2} | changes)
+    await one.reconcile()
+    assert template() == before and one.kube.objects["Deployment", *KEY]["spec"]["replicas"] == 2
+    assert one.kube.condition("SpecAccepted")["reason"] == "InvalidSpec"
+    if holds:
+        one.change(podTemplate={"metadata": {"labels": {"team": "a"}}}, **changes)
+        await one.reconcile()
+        assert template() == before

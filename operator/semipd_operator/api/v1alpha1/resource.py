@@ -102,8 +102,9 @@ class Reading:
     """What is wrong with each of those, as `InvalidSpec.errors`."""
 
     def unread_below(self, *fields: str) -> bool:
-        """Whether something of spec's `fields` could not be read."""
-        return any(path.split(".")[1] in fields for path in self.unread)
+        """Whether something of spec's `fields`, or an object that holds one of them, could not be read."""
+        wanted = [f"spec.{field}." for field in fields]
+        return any(f"{path}.".startswith(one) or one.startswith(f"{path}.") for path in self.unread for one in wanted)
 
 
 _UNKNOWN_MODEL = {"uri": "file:///unknown"}
