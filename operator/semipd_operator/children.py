@@ -20,7 +20,9 @@ from semipd_operator.kube import Kube
 from semipd_operator.metrics import APPLIES
 from semipd_operator.reasons import Admission, ConditionType, PodTrouble, SpecReason, remedy
 from semipd_operator.render import CONFIG_MAP, OPTIONAL_KINDS, Kind, Object, Rendered
-from semipd_operator.render.names import controller, managed
+from semipd_operator.render.configmap import with_digests
+from semipd_operator.render.names import config_map_name, controller, managed
+from semipd_operator.settings import Settings
 from semipd_operator.status import Problem
 from semipd_operator.status.refusals import admission
 from semipd_operator.workqueue import Key
@@ -112,6 +114,18 @@ class Children:
         except Overtaken:
             await self._reread(service, rendered)
             raise
+
+    async def put_digests(self, key: Key, service: SemiPDService, settings: Settings, judged: str) -> bool:
+        """Whether the ConfigMap had to be told of other keys; its configuration stays. One that is not there, not ours
+        or not as `judged` is left alone. Raises `Blocked` and `Overtaken`."""
+        meta = service.metadata
+        live = self._informer.get(CONFIG_MAP.kind, meta.namespace, config_map_name(service))
+        if live is None or controller(live) != meta.uid or _version(live) != judged:
+            return False
+        wanted = with_digests(live, service, settings)
+        if wanted is not None:
+            await self._apply(key, wanted, live)
+        return wanted is not None
 
     async def _put(self, key: Key, service: SemiPDService, rendered: Rendered, reach: Reach, judged: str) -> None:
         meta = service.metadata

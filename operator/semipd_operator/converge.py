@@ -34,6 +34,8 @@ class Outcome:
     """Empty: it could not be found out."""
     problem: Problem | None = None
     again: bool = False
+    signed: bool = False
+    """Our name is on the ConfigMap: we have just written it, or it stands as we would."""
     overtaken: bool = False
     """Someone else wrote first: what is there has to be judged again, and until then there is nothing to say."""
     reach: Reach = field(default_factory=Reach)
@@ -48,6 +50,21 @@ async def converge(
 
     Whatever the API server refuses becomes a problem: the status is shown all the same. Raises `ApiAway`.
     """
+    outcome = await _attempt(children, settings, key, reading, model_revision, judged)
+    if outcome.signed or outcome.overtaken:
+        return outcome
+    # Not all of the specification is in force. The agents are asked all the same, by tokens of today's keys.
+    try:
+        return replace(outcome, signed=await children.put_digests(key, reading.service, settings, judged))
+    except Blocked as blocked:
+        return replace(outcome, problem=outcome.problem or blocked.problem, again=True)
+    except Overtaken as overtaken:
+        return _overtaken(key, outcome, overtaken)
+
+
+async def _attempt(
+    children: Children, settings: Settings, key: Key, reading: Reading, model_revision: str, judged: str
+) -> Outcome:
     service = reading.service
     try:
         live = children.own_deployment(service)
@@ -78,12 +95,16 @@ async def converge(
         stays = _live_template_hash(children.own_deployment(service)) or outcome.template_hash
         return replace(outcome, template_hash=stays, problem=blocked.problem, again=blocked.again)
     except Overtaken as overtaken:
-        log.info("%s: %s", key, overtaken)
-        problem = Problem(SpecReason.APPLY_FAILED, str(overtaken), for_now=True, remedy=_SOMEONE_ELSE)
-        return replace(outcome, problem=problem, again=True, overtaken=True)
+        return _overtaken(key, outcome, overtaken)
     except ApiRefused as refused:
         return replace(outcome, problem=_refused(refused), again=True)
-    return outcome
+    return replace(outcome, signed=True)
+
+
+def _overtaken(key: Key, outcome: Outcome, overtaken: Overtaken) -> Outcome:
+    log.info("%s: %s", key, overtaken)
+    problem = Problem(SpecReason.APPLY_FAILED, str(overtaken), for_now=True, remedy=_SOMEONE_ELSE)
+    return replace(outcome, problem=problem, again=True, overtaken=True)
 
 
 def _refused(refused: ApiRefused) -> Problem:

@@ -116,7 +116,7 @@ class Reconciler:
             )
             if not outcome.overtaken:
                 break
-        if outcome.problem is None and not reading.service.spec.paused:
+        if outcome.signed:
             self._claims.hold(key)
         outcome = self._patient(key, outcome)
         if outcome.overtaken and outcome.problem and outcome.problem.for_now:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from semipd_agent.contract import (
     CONFIG_FILE,
     SLO,
@@ -17,6 +19,9 @@ from semipd_operator.api.v1alpha1.resource import SemiPDService
 from semipd_operator.render import names
 from semipd_operator.render.names import Object
 from semipd_operator.settings import CLAIM_ANNOTATION, Settings
+
+_DIGESTS = str(AgentFile.model_fields["token_sha256"].alias)
+"""In the file."""
 
 
 def agent_config(service: SemiPDService) -> AgentConfig:
@@ -45,10 +50,13 @@ def agent_config(service: SemiPDService) -> AgentConfig:
 
 
 def agent_file(service: SemiPDService, settings: Settings) -> AgentFile:
+    return AgentFile(token_sha256=_digests(service, settings), config=agent_config(service))
+
+
+def _digests(service: SemiPDService, settings: Settings) -> tuple[str, ...]:
     """Without a key no token is accepted. While a key is replaced, those of both are."""
     meta = service.metadata
-    digests = tuple(token_digest(token) for token in settings.tokens(meta.namespace, meta.name, meta.uid))
-    return AgentFile(token_sha256=digests, config=agent_config(service))
+    return tuple(token_digest(token) for token in settings.tokens(meta.namespace, meta.name, meta.uid))
 
 
 def config_map(service: SemiPDService, settings: Settings, model_revision: str = "") -> Object:
@@ -56,6 +64,25 @@ def config_map(service: SemiPDService, settings: Settings, model_revision: str =
 
     Only the digest of the token is in it: whoever may read ConfigMaps may not command the agent."""
     content = agent_file(service, settings).model_dump_json(by_alias=True, exclude_none=True, indent=2)
+    return _object(service, settings, content, model_revision)
+
+
+def with_digests(live: Object, service: SemiPDService, settings: Settings) -> Object | None:
+    """The ConfigMap as it stands, but with the digests of today's tokens. None: they are in it, or it is damaged, and
+    says no configuration that could be kept."""
+    data = live.get("data") or {}
+    try:
+        content = json.loads(data[CONFIG_FILE])
+    except (KeyError, ValueError):
+        return None
+    digests = list(_digests(service, settings))
+    if not isinstance(content, dict) or content.get(_DIGESTS, []) == digests:
+        return None
+    told = json.dumps(content | {_DIGESTS: digests}, indent=2)
+    return _object(service, settings, told, data.get(names.PIN_FILE, ""))
+
+
+def _object(service: SemiPDService, settings: Settings, content: str, model_revision: str) -> Object:
     metadata = names.metadata(service, names.config_map_name(service))
     return {
         "apiVersion": "v1",
