@@ -33,7 +33,7 @@ from semipd_agent.restarts import RestartCounts
 from semipd_agent.slo.attainment import Attainment
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.policy import Move, clamp, isolated
-from semipd_agent.slo.preparation import Preparation
+from semipd_agent.slo.preparation import UNREADY_SECONDS, Preparation, Refusals
 from semipd_agent.slo.profiles import Profiles
 from semipd_agent.slo.step_model import ShareLaw
 from semipd_agent.tasks import Faults
@@ -41,7 +41,7 @@ from semipd_engine.contract import EngineSnapshot, Promised, SetPartition, Split
 
 EPOCHS_KEPT = 64
 ANEW_SECONDS = 60.0
-"""Between two attempts at a split that the engine could not prepare."""
+"""Between two attempts at a split that the engine could not prepare and that nothing else takes the place of."""
 
 
 class SplitController:
@@ -65,6 +65,7 @@ class SplitController:
         self._core_epoch = 0
         """Epoch in force at the core when it last answered."""
         self._splits: dict[int, Split] = {}
+        self._refusals = Refusals()
         self._split_since = clock.monotonic()
         """When the requested split last became another."""
         self.unavailable: Problem | None = None
@@ -206,10 +207,11 @@ class SplitController:
         self.readback = self._judge()
         if self.readback.settled:
             self.log.settle(self.intent.epoch, DecisionOutcome.APPLIED, self._clock.monotonic())
+            self._refusals.disproved(self.intent.split)
         elif self.readback.state is PartitionState.FAILED:
             self.log.settle(self.intent.epoch, DecisionOutcome.FAILED)
         if snapshot is not None and self.readback.reason is PartitionReason.PREPARATION_FAILED:
-            self._answer_refusal()
+            self._answer_refusal(snapshot)
         slo = self.config.slo
         if slo is None:
             self.pilot.rest()
@@ -221,7 +223,8 @@ class SplitController:
 
     def _leeway(self, slo: SLO, snapshot: EngineSnapshot) -> Leeway:
         bounds, grid = self.config.partition.bounds, Grid(self.partitioner.rungs)
-        first = Preparation.told(snapshot.workers) if self.partitioner.prepares else None
+        unready = self._refusals.of_late(self._clock.monotonic())
+        first = Preparation.told(snapshot.workers, unready) if self.partitioner.prepares else None
         settled, admission = self.readback.settled, self.config.admission
         return Leeway(slo, self.requested, bounds, grid, self._mixes, settled, admission, first)
 
@@ -246,12 +249,18 @@ class SplitController:
         if lost:
             self.restarts.core_lost()
 
-    def _answer_refusal(self) -> None:
-        """Auto goes back to the split in force; a configured split is tried anew after a while."""
-        stays = self.readback.applied
-        if self.pilot.policy is not None and stays is not None and stays != self.intent.split:
-            self._move(Move(stays, DecisionReason.ROLLBACK, message=self.readback.message))
-        elif self._clock.monotonic() - self.intent.since >= ANEW_SECONDS:
+    def _answer_refusal(self, snapshot: EngineSnapshot) -> None:
+        """Auto goes back to the split in force, as far as the bounds have it, and leaves the rungs that were refused
+        alone for a while. A configured split, and one that the bounds leave no other for, is tried anew later."""
+        now, stays = self._clock.monotonic(), self.readback.applied
+        back = self.intent.split
+        if self.pilot.policy is not None and stays is not None:
+            self._refusals.note(Preparation.told(snapshot.workers).cold(self.intent.split), now)
+            back = clamp(self.partitioner.quantize(stays), self.config.partition.bounds, Grid(self.partitioner.rungs))
+        if back != self.intent.split:
+            said = f"{self.readback.message}; Auto does not choose it again within {UNREADY_SECONDS / 60:.0f} min"
+            self._move(Move(back, DecisionReason.ROLLBACK, message=said))
+        elif now - self.intent.since >= ANEW_SECONDS:
             self._renew(self.intent.epoch + 1)
 
     def _renew(self, epoch: int) -> None:

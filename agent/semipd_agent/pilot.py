@@ -54,7 +54,7 @@ class Leeway:
 
     def in_reach(self, o: Observation) -> Sequence[Split]:
         """Splits that a policy may choose, and the present one."""
-        setting = Setting(self.slo, self.split, self.bounds, self.grid, mixes=self.mixes)
+        setting = Setting(self.slo, self.split, self.bounds, self.grid, mixes=self.mixes, preparation=self.preparation)
         return list(dict.fromkeys((self.split, *candidates(setting), *mixed_choices(o, setting))))
 
 

@@ -20,7 +20,20 @@ from semipd_agent.contract import (
 from semipd_agent.control import SplitController
 from semipd_agent.engine_report import LauncherState
 from semipd_agent.partitioner import Grant, Partitioner, select
+from semipd_agent.partitioner.cpu_paced import CpuPaced
+from semipd_agent.partitioner.mps.ladder import LADDER, quantize
 from semipd_engine.contract import Device, EngineSnapshot, EngineState, Observation, Phase, SetPartition
+from semipd_engine.contract import Split as EngineSplit
+
+
+class Rungs(CpuPaced):
+    """As the GPU's: each share is a worker's for life."""
+
+    rungs = LADDER
+    prepares = True
+
+    def quantize(self, want: EngineSplit) -> EngineSplit:
+        return quantize(want)
 
 
 def split(prefill: int, decode: int) -> Split:

@@ -26,6 +26,7 @@ from semipd_engine.contract import (
     EngineSnapshot,
     EngineState,
     Phase,
+    Refusal,
     Split,
     WorkerReport,
     WorkerState,
@@ -146,6 +147,12 @@ class Pod:
         self.engine = VirtualEngine(arrivals, oracle, size, 0, Split())
         self.engine.now = now
         self._epoch = 0
+        self._refused: Refusal | None = None
+        self.refusals: list[Split] = []
+
+    def lacks(self, split: Split) -> bool:
+        """Can it not be prepared?"""
+        return False
 
     def tick(self, now: float) -> None:
         engine = self.engine
@@ -158,11 +165,17 @@ class Pod:
             split=engine.split,
             workers=self.workers(self._epoch),
             observation=engine.observe(self.controller.pilot.window.cursor),
+            refused=self._refused,
         )
         engine.follow(self.controller.pilot.gate)  # the question carries what the last answer said
         self.controller.observe(snapshot)
-        if (message := self.controller.pending()) is not None:
-            self._epoch = message.split_epoch
+        if (message := self.controller.pending()) is None:
+            return
+        if self.lacks(message.plan.split):
+            self._refused = Refusal(split_epoch=message.split_epoch, reason="WarmUpFailed", message="no memory")
+            self.refusals.append(message.plan.split)
+        else:
+            self._epoch, self._refused = message.split_epoch, None
             engine.switch(message.plan.split, 0.0)
 
     def workers(self, epoch: int) -> tuple[WorkerReport, ...]:

@@ -13,6 +13,7 @@ from semipd_agent.slo.evidence import Demand, Sample, tail
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.latency_models import TPOT_PRIOR, TTFT_PRIOR, LatencyModel
 from semipd_agent.slo.policy import Move, Verdict, clamp, decode_share, prefill_share
+from semipd_agent.slo.preparation import Preparation, Unready
 from semipd_agent.slo.window import Evidence
 from semipd_engine.contract import Arrival, FinishedRequest, Split
 
@@ -51,13 +52,15 @@ def drive(
     start: float = 1000.0,
     seconds: int = 6,
     obey: bool = False,
+    preparation: Preparation | None = None,
 ) -> tuple[list[Move], Verdict]:
     """Ticks with the same latencies in every window; with `obey` the moves are carried out."""
     moves: list[Move] = []
     verdict = Verdict()
     for second in range(seconds):
         now = start + second
-        verdict = policy.observe(Evidence(finished=requests(now, ttft, tpot, n)), split, bounds, now)
+        evidence = Evidence(finished=requests(now, ttft, tpot, n), preparation=preparation)
+        verdict = policy.observe(evidence, split, bounds, now)
         if verdict.move is not None:
             moves.append(verdict.move)
             if obey:
@@ -87,6 +90,17 @@ def test_the_four_cases(ttft: float, tpot: float, to: Split | None, reason: Deci
     if move:
         observed, target = (ttft, 1.0) if reason is DecisionReason.TTFT_ABOVE_TARGET else (tpot, 0.11)
         assert (move.observed_seconds, move.target_seconds) == (observed, target)
+
+
+def test_what_could_not_be_prepared_is_stepped_over() -> None:
+    """And where nothing else is left, it stays."""
+    refused = Preparation((100,), (100,), unready=(Unready(None, 70),))
+    moves, _ = drive(Algorithm1(SLOS, HALF), HALF, 9.0, 0.03, preparation=refused)
+    assert moves[0].to == Split(prefill=100, decode=60)
+    narrow, only = Bounds(min_decode_percent=90), Preparation((100,), (100,), unready=(Unready(None, 90),))
+    assert drive(Algorithm1(SLOS, HALF), HALF, 9.0, 0.03, bounds=narrow)[0]
+    moves, _ = drive(Algorithm1(SLOS, HALF), HALF, 9.0, 0.03, bounds=narrow, preparation=only)
+    assert not moves
 
 
 def test_what_is_older_than_the_split_is_no_evidence_for_a_new_policy() -> None:

@@ -7,19 +7,20 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
+from tests.unit.agent_bench import Rungs
 from tests.unit.agent_plant import Pod, Speed, poisson, worker
 
 from semipd_agent.contract import SLO, AgentConfig, Bounds, Mode, PartitionConfig
 from semipd_agent.partitioner import Grant
 from semipd_agent.partitioner.cpu_paced import CpuPaced
-from semipd_agent.partitioner.mps.ladder import LADDER, quantize
+from semipd_agent.partitioner.mps.ladder import LADDER
 from semipd_agent.partitioner.unlimited import Unlimited
 from semipd_agent.slo.advance import advance
 from semipd_agent.slo.future import Constants, Future, Setting
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.load import Load
 from semipd_agent.slo.predictive import Decision, Hold, State, decide
-from semipd_agent.slo.preparation import ASSUMED_SECONDS, Preparation
+from semipd_agent.slo.preparation import ASSUMED_SECONDS, UNREADY_SECONDS, Preparation, Refusals, Unready
 from semipd_agent.slo.price import Price
 from semipd_agent.slo.recording import replayed
 from semipd_agent.slo.step_model import ASSUMED, StepModel
@@ -198,6 +199,14 @@ def test_the_configured_split_comes_back_at_leisure(moved_at: float, reason: str
     assert isinstance(warm, Decision) and (warm.reason, warm.to) == ("Headroom", home)
 
 
+def test_a_configured_split_that_could_not_be_prepared_does_not_come_back_by_itself() -> None:
+    home, calm = Split(prefill=80, decode=60), (100, 3.0)
+    ready = State(regime=-100.0, intent="give back prefill", confirmed=1, moved_at=-100.0)
+    for unready, back in ((Unready(80, None), False), (Unready(None, 80), True)):
+        found = decided(calm, replace(cold(calm), unready=(unready,)), ready, home, since=-100.0)
+        assert (isinstance(found, Decision) and found.to == home) == back
+
+
 @pytest.mark.parametrize("lasts", [60.0, 600.0])
 @pytest.mark.parametrize("seconds", [1.0, 60.0, 600.0])
 def test_the_price_is_the_gain_of_those_who_come_meanwhile_and_what_a_start_disturbs(
@@ -213,16 +222,6 @@ def test_the_price_is_the_gain_of_those_who_come_meanwhile_and_what_a_start_dist
 
 
 # ---- in the loop, and offline once more -----------------------------------------------------------------------------
-
-
-class Rungs(CpuPaced):
-    """As the GPU's: each share is a worker's for life."""
-
-    rungs = LADDER
-    prepares = True
-
-    def quantize(self, want: Split) -> Split:
-        return quantize(want)
 
 
 class OnRungs(Pod):
@@ -249,7 +248,7 @@ def test_what_the_policy_knew_of_rungs_is_in_the_recording() -> None:
     lines = b"".join(pod.controller.pilot.recorder.pieces()).decode().splitlines()
     entries = [json.loads(line) for line in lines]
     told = [entry["tick"]["preparation"] for entry in entries if "tick" in entry]
-    assert told[0] == {"prefill": [100], "decode": [100], "seconds": 60.0} and told[-1] != told[0]
+    assert told[0] == {"prefill": [100], "decode": [100], "seconds": 60.0, "unready": []} and told[-1] != told[0]
     assert all(tick.same for tick in replayed(lines))
     for entry in entries:
         entry.get("tick", {}).pop("preparation", None)
@@ -258,6 +257,48 @@ def test_what_the_policy_knew_of_rungs_is_in_the_recording() -> None:
         moves = [tick.observation.at for tick in replayed(of) if tick.now and tick.now.move]
         first[name] = moves[0]
     assert first["told"] > first["not told"]
+
+
+class Cramped(OnRungs):
+    """There is no memory for one more context."""
+
+    def lacks(self, split: Split) -> bool:
+        return any(split.of(phase) not in (self.engine.split.of(phase), 100) for phase in Phase)
+
+
+def test_what_was_refused_is_no_choice_for_a_while_and_a_recording_knows_it() -> None:
+    """Each try is a worker that starts beside those that serve: a rung that could not be had is asked for once."""
+    config = AgentConfig(
+        slo=SLO(ttft_milliseconds=750, tpot_milliseconds=30), partition=PartitionConfig(mode=Mode.AUTO)
+    )
+    fast, jobs = Speed(prompt_token=5e-5, step=0.006, row=0.0003), list(poisson(3.25, 150, 2000, 60, 1))
+    pod = Cramped(config, jobs, fast, backend=Rungs(GRANT))
+    for second in range(1, 151):
+        pod.tick(float(second))
+    assert pod.controller.faults.report() == () and pod.engine.split == Split()
+    assert len(pod.refusals) == len(set(pod.refusals)) > 1, "it looks for another one, and for none twice"
+    rolled_back = [d for d in pod.controller.log.newest_first() if d.reason == "Rollback"]
+    assert rolled_back[0].message.endswith("no memory; Auto does not choose it again within 10 min")
+    entries = [json.loads(line) for line in b"".join(pod.controller.pilot.recorder.pieces()).splitlines()]
+    assert all(tick.same for tick in replayed(map(json.dumps, entries)))
+    for entry in entries:
+        entry.get("tick", {}).get("preparation", {}).pop("unready", None)
+    assert not all(tick.same for tick in replayed(map(json.dumps, entries)))
+
+
+def test_a_refusal_speaks_of_the_rungs_without_a_worker_and_is_forgotten() -> None:
+    serving, refusals = Preparation((80, 100), (100,)), Refusals()
+    assert serving.cold(Split(prefill=50, decode=100)) == Unready(50, None)
+    assert serving.cold(Split(prefill=50, decode=60)) == Unready(50, 60), "nobody knows which of the two it was"
+    assert serving.cold(Split(prefill=80, decode=100)) == Unready(80, 100)
+    refusals.note(Unready(50, None), 0.0)
+    refusals.note(Unready(50, 60), 1.0)
+    told = replace(serving, unready=refusals.of_late(UNREADY_SECONDS - 1))
+    assert not told.may(Split(prefill=50, decode=30)) and told.may(Split(prefill=60, decode=60))
+    told = replace(serving, unready=refusals.of_late(UNREADY_SECONDS))
+    assert told.may(Split(prefill=50, decode=30)) and not told.may(Split(prefill=50, decode=60))
+    refusals.disproved(Split(prefill=50, decode=60))
+    assert refusals.of_late(UNREADY_SECONDS) == (), "it is in force after all"
 
 
 def test_a_recording_on_a_cpu_is_as_before() -> None:

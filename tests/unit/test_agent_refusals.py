@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.agent_bench import Bench, config, split
+from tests.unit.agent_bench import Bench, Rungs, config, split
 from tests.unit.agent_plant import worker
 
-from semipd_agent.contract import SLO, DecisionOutcome, DecisionReason, EnginePhase, Mode, PartitionReason
+from semipd_agent.contract import SLO, Bounds, DecisionOutcome, DecisionReason, EnginePhase, Mode, PartitionReason
 from semipd_agent.engine_report import LauncherState
 from semipd_agent.partitioner import Grant, PartitionerUnavailable, Problem
 from semipd_agent.partitioner.cpu_paced import CpuPaced
@@ -122,3 +122,41 @@ def test_a_split_that_cannot_be_prepared_is_rolled_back_in_auto_and_tried_anew_i
             bench.clock.now += 61
             bench.controller.observe(bench.snapshot(workers=stay, refused=refused))
             assert (bench.controller.intent.epoch, bench.controller.requested.prefill) == (epoch + 1, 30)
+
+
+def test_what_bounds_leave_no_other_for_is_tried_anew_each_minute_while_the_old_split_serves() -> None:
+    """Auto cannot go back: the split in force is out of the bounds, and what is nearest to it is what was refused."""
+    targets, bounds = SLO(ttft_milliseconds=500), Bounds(max_prefill_percent=50)
+    bench = Bench(config(1, 80, 100, Mode.AUTO, targets), lambda mode: Rungs(Grant(cpus=(0, 1))))
+    bench.tick()
+    bench.tick()
+    bench.controller.configure(config(2, 80, 100, Mode.AUTO, targets, bounds))
+    stay = tuple(worker(p, 1).model_copy(update={"percent": (80, 100)[p is Phase.DECODE]}) for p in Phase)
+    tried = set[int]()
+    for _ in range(150):
+        bench.clock.now += 1
+        tried.add(epoch := bench.controller.intent.epoch)
+        refused = Refusal(split_epoch=epoch, reason="WarmUpFailed", message="no memory")
+        bench.controller.observe(bench.snapshot(workers=stay, refused=refused))
+    assert len(tried) == 3
+    told = bench.report()
+    assert [d.reason for d in told.decisions] == [DecisionReason.BOUND_REACHED]
+    assert (told.partition.reason, told.partition.applied) == ("PreparationFailed", split(80, 100))
+    bench.tick()
+    bench.tick()
+    assert bench.controller.requested == EngineSplit(prefill=50, decode=100)
+    assert bench.report().partition.applied == split(50, 100)
+
+
+def test_auto_goes_back_as_far_as_the_bounds_have_it() -> None:
+    """Then `requested` is what is in force, and no split that the bounds exclude."""
+    targets, bounds = SLO(ttft_milliseconds=500), Bounds(max_prefill_percent=50)
+    bench = Bench(config(1, 80, 100, Mode.AUTO, targets), lambda mode: Rungs(Grant(cpus=(0, 1))))
+    bench.tick()
+    bench.tick()
+    bench.controller.configure(config(2, 40, 60, Mode.AUTO, targets, bounds))
+    stay = tuple(worker(p, 1).model_copy(update={"percent": (80, 100)[p is Phase.DECODE]}) for p in Phase)
+    refused = Refusal(split_epoch=bench.controller.intent.epoch, reason="WarmUpFailed", message="no memory")
+    bench.controller.observe(bench.snapshot(workers=stay, refused=refused))
+    assert bench.report().decisions[0].reason is DecisionReason.ROLLBACK
+    assert bench.controller.requested == bench.controller.intent.split == EngineSplit(prefill=50, decode=100)

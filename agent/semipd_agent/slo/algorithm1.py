@@ -24,9 +24,12 @@ from semipd_agent.slo.feasibility import Judge
 from semipd_agent.slo.grid import Grid
 from semipd_agent.slo.latency_models import TPOT_PRIOR, TTFT_PRIOR, LatencyModel
 from semipd_agent.slo.policy import Metric, Move, Verdict, decode_share, prefill_share
+from semipd_agent.slo.preparation import Preparation
 from semipd_agent.slo.window import Evidence
 from semipd_engine.contract import Phase, Split
 
+Step = Callable[[Split, Grid, Bounds], Split | None]
+"""The next split towards one phase, or None."""
 HELD_BACK_TICKS = 8
 """On more than half of the last ticks prompts were held back: then decode is what they wait for."""
 
@@ -90,10 +93,13 @@ class Algorithm1:
         self._favoured = ""
         self._judge = Judge()
         self._held_back: deque[bool] = deque(maxlen=HELD_BACK_TICKS)
+        self._preparation: Preparation | None = None
+        """As of this tick."""
 
     # ---- one tick -------------------------------------------------------------------------------------------------
 
     def observe(self, evidence: Evidence, split: Split, bounds: Bounds, now: float) -> Verdict:
+        self._preparation = evidence.preparation
         if split != self._split:
             self._enter(split, now)
         ttft, tpot = self._samples(evidence, now)
@@ -191,7 +197,7 @@ class Algorithm1:
         raised = _raise_prefill if metric == "ttft" else _raise_decode
         to = split
         for _ in range(self._c.max_steps):
-            candidate = raised(to, self._grid, b)
+            candidate = self._next(raised, to, b)
             if candidate is None or not self._keeps(other, metric, split, candidate):
                 break
             to = candidate
@@ -236,7 +242,7 @@ class Algorithm1:
         lowered = _raise_decode if metric == "ttft" else _raise_prefill
         to = split
         for _ in range(self._c.max_steps):
-            candidate = lowered(to, self._grid, b)
+            candidate = self._next(lowered, to, b)
             if candidate is None or (prefill_share(candidate) - prefill_share(self._home)) * excess < 0:
                 break
             if self.estimate(metric, mine.observed, split, candidate) > self._c.comfort * mine.target:
@@ -248,6 +254,13 @@ class Algorithm1:
         before, after = reference[turned].tokens, demand[turned].tokens
         message = f"demand on {turned} went from {before:.0f} to {after:.0f} tokens a minute"
         return Move(to, DecisionReason.HEADROOM_RECLAIMED, metric, mine.observed, self._target(metric), message)
+
+    def _next(self, step: Step, split: Split, b: Bounds) -> Split | None:
+        """One step on, past what could not be prepared of late."""
+        to = step(split, self._grid, b)
+        while to is not None and self._preparation is not None and not self._preparation.may(to):
+            to = step(to, self._grid, b)
+        return to
 
     def estimate(self, metric: Metric, observed: float, current: Split, to: Split) -> float:
         """Seconds expected under `to`, given what is observed under `current`."""

@@ -1,4 +1,5 @@
-"""Which splits are worth a try: the edges of what the bounds and the grid leave, and no isolation. Pure.
+"""Which splits are worth a try: the edges of what the bounds and the grid leave, but for what could not be prepared of
+late, and no isolation. Pure.
 
 None is judged here; only of those that the model can say nothing of as yet some are left out.
 """
@@ -25,7 +26,7 @@ def candidates(s: Setting) -> list[Split]:
 
     Splits that give both phases the same parts are one choice.
     """
-    return list(_candidates(s.bounds, s.grid))
+    return [split for split in _candidates(s.bounds, s.grid) if s.may(split)]
 
 
 @cache

@@ -114,6 +114,10 @@ class Setting:
     """Who would have its first token later than so many seconds is refused (`admission`)."""
     constants: Constants = Constants()
 
+    def may(self, to: Split) -> bool:
+        """Could `to` be made ready, as far as is known?"""
+        return self.preparation is None or to == self.split or self.preparation.may(to)
+
     def delay(self, to: Split) -> float:
         """Seconds until `to` would be in force."""
         return 0.0 if self.preparation is None or to == self.split else self.preparation.takes(to)

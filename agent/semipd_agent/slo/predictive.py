@@ -102,6 +102,7 @@ def decide(o: Observation, load: Load, state: State, s: Setting) -> tuple[Decisi
     price = Price.of(future)
     here = s.split
     home = clamp(s.home, s.bounds, s.grid) if s.home is not None else here
+    home = home if s.may(home) else clamp(here, s.bounds, s.grid)
     state = _held_against_reality(state, here, o, load, s)
     splits = dict.fromkeys((here, home, *within_knowledge(candidates(s), load, c), *mixed_choices(o, s)))
     glances = {split: future.play(split, c.glance).mean for split in splits}

@@ -77,7 +77,8 @@ class SplitReason(Reason):
         "PreparationFailed",
         "False",
         "Workers under the new limit could not be made ready; the split before it serves on.",
-        "Auto goes back by itself; a configured split is tried again every minute, or ask for another one.",
+        "Auto goes back by itself, within its bounds; a configured split is tried again every minute, or ask for "
+        "another one.",
     )
 
 
