@@ -18,14 +18,13 @@ from contextlib import suppress
 
 from semipd_agent.clock import Clock
 from semipd_agent.reaper import Reaper, die_with_parent
+from semipd_agent.tasks import back_off
 from semipd_engine.contract import END_API
 
 log = logging.getLogger(__name__)
 
 FIRST_DELAY = 1.0
 LONGEST_DELAY = 30.0
-MOST_DOUBLINGS = 16
-"""Of the delay: a power of as many short lives as a night brings is no float any more."""
 HEALTHY_AFTER = 60.0
 """A launcher that lived this long (s) starts with a clean record."""
 REFUSED = 2
@@ -168,7 +167,7 @@ class Supervisor:
             self.short_lives = 1 if lived >= HEALTHY_AFTER else self.short_lives + 1
             self.restarts += 1
             self._last_words = self._tail[-1] if self._tail else ""
-            delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(self.short_lives - 1, MOST_DOUBLINGS))
+            delay = back_off(FIRST_DELAY, self.short_lives - 1, LONGEST_DELAY)
             log.warning("%s; starting it again in %.0f s", self.message, delay)
             await asyncio.sleep(delay)
 

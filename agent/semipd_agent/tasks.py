@@ -21,6 +21,13 @@ log = logging.getLogger(__name__)
 FORGET_SECONDS = 300.0
 """A fault that did not come again for so long is no longer shown."""
 FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0
+MOST_DOUBLINGS = 16
+"""A power of as many failures as a night brings is no float any more."""
+
+
+def back_off(first: float, failures: int, longest: float) -> float:
+    """Seconds to wait after so many failures before the newest one: `first`, doubled by each of them."""
+    return min(longest, first * 2.0 ** min(failures, MOST_DOUBLINGS))
 
 
 @dataclass

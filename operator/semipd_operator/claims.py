@@ -17,7 +17,7 @@ from typing import Protocol
 
 from semipd_operator.answers import ApiRefused, Object
 from semipd_operator.settings import CLAIM_ANNOTATION, LEASE_API, LeaseName
-from semipd_operator.workqueue import Key
+from semipd_operator.workqueue import Key, back_off
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Claims:
         quarrel = self._quarrels.setdefault(key, _Quarrel())
         if key in self._held:  # it was ours, and somebody took it: they live
             self._held.discard(key)
-            seconds = min(_FIRST_YIELD_SECONDS * 2.0 ** min(quarrel.times, 16), _LONGEST_YIELD_SECONDS)
+            seconds = back_off(_FIRST_YIELD_SECONDS, quarrel.times, _LONGEST_YIELD_SECONDS)
             quarrel.times, quarrel.until = quarrel.times + 1, self._clock() + seconds
         lives = await self._lives(theirs)
         if lives or (lives is None and self._clock() < quarrel.until):

@@ -19,7 +19,7 @@ from semipd_agent.contract import AgentConfig
 from semipd_operator.agents import AgentClient, AgentError, AgentSilent
 from semipd_operator.metrics import AGENT_POLLS
 from semipd_operator.status.observed import AgentView, PodView
-from semipd_operator.workqueue import Key
+from semipd_operator.workqueue import Key, back_off
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ class AgentPoller:
     def _pause(self, one: _Pod) -> float:
         period = self._spread(len(self._pods))
         if one.failures:
-            return max(period, min(LONGEST_SILENCE_SECONDS, self._period * 2.0 ** (min(one.failures, 8) - 1)))
+            return max(period, back_off(self._period, one.failures - 1, LONGEST_SILENCE_SECONDS))
         return min(self._period, MOVING_SECONDS) if one.view.adjusting_since else period
 
     async def _look(self, one: _Pod, watch: Watch) -> bool:

@@ -26,7 +26,7 @@ from semipd_operator.status.partition import FIRST_WORD
 from semipd_operator.status.refusals import admission
 from semipd_operator.status.scaling import fullness, start_seconds, told_arrivals, told_rate
 from semipd_operator.status.summarise import write_due
-from semipd_operator.workqueue import Key
+from semipd_operator.workqueue import Key, back_off
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ class StatusWriter:
             except ApiRefused as refused:
                 if _overtaken(refused):  # gone, or another one of the same name: the watch will tell
                     return
-                delay = min(_LONGEST_BACK_OFF_SECONDS, _FIRST_BACK_OFF_SECONDS * 2.0 ** min(entry.failures, 16))
+                delay = back_off(_FIRST_BACK_OFF_SECONDS, entry.failures, _LONGEST_BACK_OFF_SECONDS)
                 entry.failures, entry.not_before = entry.failures + 1, self._clock() + delay
                 raise
             entry.failures = 0

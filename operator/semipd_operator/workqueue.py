@@ -18,6 +18,15 @@ class Key(NamedTuple):
         return f"{self.namespace}/{self.name}"
 
 
+MOST_DOUBLINGS = 16
+"""A power of as many failures as a night brings is no float any more."""
+
+
+def back_off(first: float, failures: int, longest: float) -> float:
+    """Seconds to wait after so many failures before the newest one: `first`, doubled by each of them."""
+    return min(longest, first * 2.0 ** min(failures, MOST_DOUBLINGS))
+
+
 class WorkQueue:
     """`get`, work, then `done`, `wait` or `retry`. A key added while it is worked on has one more turn."""
 
@@ -68,7 +77,7 @@ class WorkQueue:
 
     def _back(self, key: Key, counts: dict[Key, int], longest: float) -> float:
         count = counts[key] = counts.get(key, 0) + 1
-        delay = float(min(longest, self._first * 2 ** min(count - 1, 16)))
+        delay = back_off(self._first, count - 1, longest)
         if not self._release(key):
             self._timers[key] = asyncio.get_running_loop().call_later(delay, self._due, key)
         return delay

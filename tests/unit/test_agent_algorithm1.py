@@ -1,4 +1,4 @@
-"""Algorithm 1 on tables: the four SLO cases, overflow, bounds, step limit, guard, dwell, few samples; its models."""
+"""Algorithm 1 on tables: the four SLO cases, overflow, bounds, step limit, guard, dwell, few samples."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import pytest
 
 from semipd_agent.contract import SLO, Bounds, DecisionReason
 from semipd_agent.slo.algorithm1 import Algorithm1, Constants
-from semipd_agent.slo.evidence import Demand, Sample, tail
 from semipd_agent.slo.grid import Grid
-from semipd_agent.slo.latency_models import TPOT_PRIOR, TTFT_PRIOR, LatencyModel
-from semipd_agent.slo.policy import Move, Verdict, clamp, decode_share, prefill_share
+from semipd_agent.slo.policy import Move, Verdict, clamp, decode_share
 from semipd_agent.slo.preparation import Preparation, Unready
 from semipd_agent.slo.window import Evidence
 from semipd_engine.contract import Arrival, FinishedRequest, Split
@@ -247,21 +245,6 @@ def test_hysteresis_suppresses_a_move_without_effect() -> None:
     assert drive(policy, HALF, 9.0, 0.01)[0] == []
 
 
-# ---- evidence and shares --------------------------------------------------------------------------------------------
-
-
-def test_binomial_tail() -> None:
-    assert tail(0, 10, 0.1) == pytest.approx(1.0)
-    assert tail(1, 10, 0.1) == pytest.approx(1 - 0.9**10)
-    assert tail(10, 10, 0.1) == pytest.approx(1e-10, abs=1e-12)
-
-
-@pytest.mark.parametrize(("misses", "n", "failed"), [(1, 10, False), (5, 10, False), (6, 10, True), (14, 50, True)])
-def test_chance_is_no_failure(misses: int, n: int, failed: bool) -> None:
-    sample = Sample((2.0,) * misses + (0.5,) * (n - misses), 1.0, 90)
-    assert sample.failed is failed
-
-
 def test_prompts_that_wait_for_decodes_room_ask_for_decode() -> None:
     """Both fail, but TTFT only because the batch is full of requests that a starved decode does not finish."""
     split = Split(prefill=100, decode=30)
@@ -296,71 +279,6 @@ def test_a_last_step_just_before_the_load_turns_is_taken_back_all_the_same() -> 
     assert set(reasons) == {DecisionReason.TTFT_ABOVE_TARGET} and len(reasons) > 1
     run(60, 20, 0.1)
     assert reasons[-1] is DecisionReason.HEADROOM_RECLAIMED
-
-
-def test_demand_falls_clearly_only_beyond_chance() -> None:
-    steady = Demand.of([1000] * 60)
-    assert Demand.of([1000] * 20).clearly_below(steady, 0.75, 2.5)
-    assert not Demand.of([1000] * 50).clearly_below(steady, 0.75, 2.5)
-    assert not Demand.of([1000] * 1).clearly_below(Demand.of([1000] * 4), 0.75, 2.5)
-
-
-@pytest.mark.parametrize(
-    ("split", "prefill", "decode"),
-    [((100, 100), 0.5, 0.5), ((30, 70), 0.3, 0.7), ((20, 30), 0.2, 0.3), ((100, 25), 0.8, 0.2)],
-)
-def test_shares(split: tuple[int, int], prefill: float, decode: float) -> None:
-    s = Split(prefill=split[0], decode=split[1])
-    assert (prefill_share(s), decode_share(s)) == (pytest.approx(prefill), pytest.approx(decode))
-
-
-# ---- models ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_fit_finds_the_parameters_of_synthetic_data(seed: int) -> None:
-    """Both formulas, 5 % noise, eight shares: parameters within 10 %. lambda is known from the load."""
-    rng = random.Random(seed)
-    ttft, tpot = LatencyModel(TTFT_PRIOR), LatencyModel(TPOT_PRIOR)
-    ttft.pole = 0.25
-    for i in range(240):
-        share = (0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9)[i % 8]
-        ttft.add(share, (0.68 / (share - 0.25) + 0.3) * rng.gauss(1, 0.05))
-        tpot.add(share, (0.63 / share + 0.38) * rng.gauss(1, 0.05))
-    assert ttft.fitted is not None and tpot.fitted is not None
-    assert ttft.fitted.a == pytest.approx(0.68, rel=0.10)
-    assert tpot.fitted.a == pytest.approx(0.63, rel=0.10)
-    assert tpot.fitted.b == pytest.approx(0.38, rel=0.10)
-    for share in (0.35, 0.5, 0.75):
-        assert ttft.fitted.at(share) == pytest.approx(0.68 / (share - 0.25) + 0.3, rel=0.10)
-
-
-def test_with_one_share_the_prior_is_anchored_at_the_observation() -> None:
-    model = LatencyModel(TPOT_PRIOR)
-    for _ in range(50):
-        model.add(0.5, 0.08)
-    assert model.fitted is None
-    assert model.estimate(0.5, current=0.5, observed=0.08) == pytest.approx(0.08)
-    expected = 0.08 * TPOT_PRIOR.at(0.25) / TPOT_PRIOR.at(0.5)
-    assert model.estimate(0.25, current=0.5, observed=0.08) == pytest.approx(expected)
-
-
-def test_data_that_rises_with_the_share_is_not_believed() -> None:
-    model = LatencyModel(TTFT_PRIOR)
-    for i in range(30):
-        share = 0.3 + 0.02 * i
-        model.add(share, share)
-    assert model.fitted is None
-    assert model.estimate(0.8, current=0.5, observed=1.0) < 1.0
-
-
-def test_forgetting_follows_a_change() -> None:
-    model = LatencyModel(TPOT_PRIOR)
-    for scale in (1.0, 3.0):
-        for i in range(200):
-            share = (0.3, 0.5, 0.7, 0.9)[i % 4]
-            model.add(share, scale * (0.6 / share + 0.4))
-    assert model.fitted is not None and model.fitted.a == pytest.approx(1.8, rel=0.1)
 
 
 def test_feasibility_follows_the_one_target_that_is_set_and_is_forgotten_without_traffic() -> None:
@@ -398,11 +316,3 @@ def test_a_mild_failure_that_lasts_is_answered() -> None:
         seen = tuple(r for r in stream if now - 120 <= r.finished_at <= now)
         moves += policy.observe(Evidence(finished=seen), HALF, FREE, now).move is not None
     assert moves >= 1
-
-
-def test_the_priors_pole_is_the_load() -> None:
-    """A nearly idle prefill has no queue to shorten: a larger share helps little. Near its limit it helps much."""
-    idle, busy = LatencyModel(TTFT_PRIOR), LatencyModel(TTFT_PRIOR)
-    idle.pole, busy.pole = 0.02, 0.45
-    gains = [model.estimate(1.0, current=0.55, observed=1.0) for model in (idle, busy)]
-    assert gains[1] < 0.3 < gains[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 from tests.unit.agent_bench import Rungs
@@ -235,15 +236,23 @@ class OnRungs(Pod):
         )
 
 
-def test_what_the_policy_knew_of_rungs_is_in_the_recording() -> None:
-    """It moves, and later than one that is told nothing would have; decided again it comes to the same."""
+Played = TypeVar("Played", bound=OnRungs)
+
+
+def played(kind: type[Played], seconds: int) -> Played:
     config = AgentConfig(
         slo=SLO(ttft_milliseconds=750, tpot_milliseconds=30), partition=PartitionConfig(mode=Mode.AUTO)
     )
-    fast, jobs = Speed(prompt_token=5e-5, step=0.006, row=0.0003), list(poisson(3.25, 60, 2000, 60, 1))
-    pod = OnRungs(config, jobs, fast, backend=Rungs(GRANT))
-    for second in range(1, 61):
+    fast, jobs = Speed(prompt_token=5e-5, step=0.006, row=0.0003), list(poisson(3.25, seconds, 2000, 60, 1))
+    pod = kind(config, jobs, fast, backend=Rungs(GRANT))
+    for second in range(1, seconds + 1):
         pod.tick(float(second))
+    return pod
+
+
+def test_what_the_policy_knew_of_rungs_is_in_the_recording() -> None:
+    """It moves, and later than one that is told nothing would have; decided again it comes to the same."""
+    pod = played(OnRungs, 60)
     assert pod.controller.faults.report() == () and pod.controller.changes > 0
     lines = b"".join(pod.controller.pilot.recorder.pieces()).decode().splitlines()
     entries = [json.loads(line) for line in lines]
@@ -268,13 +277,7 @@ class Cramped(OnRungs):
 
 def test_what_was_refused_is_no_choice_for_a_while_and_a_recording_knows_it() -> None:
     """Each try is a worker that starts beside those that serve: a rung that could not be had is asked for once."""
-    config = AgentConfig(
-        slo=SLO(ttft_milliseconds=750, tpot_milliseconds=30), partition=PartitionConfig(mode=Mode.AUTO)
-    )
-    fast, jobs = Speed(prompt_token=5e-5, step=0.006, row=0.0003), list(poisson(3.25, 150, 2000, 60, 1))
-    pod = Cramped(config, jobs, fast, backend=Rungs(GRANT))
-    for second in range(1, 151):
-        pod.tick(float(second))
+    pod = played(Cramped, 150)
     assert pod.controller.faults.report() == () and pod.engine.split == Split()
     assert len(pod.refusals) == len(set(pod.refusals)) > 1, "it looks for another one, and for none twice"
     rolled_back = [d for d in pod.controller.log.newest_first() if d.reason == "Rollback"]

@@ -11,7 +11,7 @@ from semipd_agent.engine_report import LauncherState
 from semipd_agent.partitioner import Grant, PartitionerUnavailable, Problem
 from semipd_agent.partitioner.cpu_paced import CpuPaced
 from semipd_agent.partitioner.unlimited import Unlimited
-from semipd_engine.contract import PacingMode, Phase, Refusal
+from semipd_engine.contract import PacingMode, Phase, Refusal, WorkerReport
 from semipd_engine.contract import Split as EngineSplit
 
 pytestmark = pytest.mark.unit
@@ -124,14 +124,19 @@ def test_a_split_that_cannot_be_prepared_is_rolled_back_in_auto_and_tried_anew_i
             assert (bench.controller.intent.epoch, bench.controller.requested.prefill) == (epoch + 1, 30)
 
 
-def test_what_bounds_leave_no_other_for_is_tried_anew_each_minute_while_the_old_split_serves() -> None:
-    """Auto cannot go back: the split in force is out of the bounds, and what is nearest to it is what was refused."""
+def bounded_bench(prefill: int, decode: int) -> tuple[Bench, tuple[WorkerReport, ...]]:
+    """Auto, 80/100 in force and its workers, and a configuration since then whose bounds exclude it."""
     targets, bounds = SLO(ttft_milliseconds=500), Bounds(max_prefill_percent=50)
     bench = Bench(config(1, 80, 100, Mode.AUTO, targets), lambda mode: Rungs(Grant(cpus=(0, 1))))
     bench.tick()
     bench.tick()
-    bench.controller.configure(config(2, 80, 100, Mode.AUTO, targets, bounds))
-    stay = tuple(worker(p, 1).model_copy(update={"percent": (80, 100)[p is Phase.DECODE]}) for p in Phase)
+    bench.controller.configure(config(2, prefill, decode, Mode.AUTO, targets, bounds))
+    return bench, tuple(worker(p, 1).model_copy(update={"percent": (80, 100)[p is Phase.DECODE]}) for p in Phase)
+
+
+def test_what_bounds_leave_no_other_for_is_tried_anew_each_minute_while_the_old_split_serves() -> None:
+    """Auto cannot go back: the split in force is out of the bounds, and what is nearest to it is what was refused."""
+    bench, stay = bounded_bench(80, 100)
     tried = set[int]()
     for _ in range(150):
         bench.clock.now += 1
@@ -150,12 +155,7 @@ def test_what_bounds_leave_no_other_for_is_tried_anew_each_minute_while_the_old_
 
 def test_auto_goes_back_as_far_as_the_bounds_have_it() -> None:
     """Then `requested` is what is in force, and no split that the bounds exclude."""
-    targets, bounds = SLO(ttft_milliseconds=500), Bounds(max_prefill_percent=50)
-    bench = Bench(config(1, 80, 100, Mode.AUTO, targets), lambda mode: Rungs(Grant(cpus=(0, 1))))
-    bench.tick()
-    bench.tick()
-    bench.controller.configure(config(2, 40, 60, Mode.AUTO, targets, bounds))
-    stay = tuple(worker(p, 1).model_copy(update={"percent": (80, 100)[p is Phase.DECODE]}) for p in Phase)
+    bench, stay = bounded_bench(40, 60)
     refused = Refusal(split_epoch=bench.controller.intent.epoch, reason="WarmUpFailed", message="no memory")
     bench.controller.observe(bench.snapshot(workers=stay, refused=refused))
     assert bench.report().decisions[0].reason is DecisionReason.ROLLBACK

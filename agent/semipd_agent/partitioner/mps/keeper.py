@@ -28,13 +28,12 @@ from semipd_agent.partitioner.mps.green import Green, Refused
 from semipd_agent.partitioner.mps.ladder import Timing, implausible
 from semipd_agent.partitioner.mps.prober import ProbeFailed, Prober
 from semipd_agent.partitioner.mps.programs import Programs
+from semipd_agent.tasks import back_off
 
 log = logging.getLogger(__name__)
 
 SILENT_CHECKS = 2
 """Unanswered checks in a row before a daemon counts as lost."""
-MOST_DOUBLINGS = 16
-"""Of the delay between two starts: a power of all losses in a row would be no float in the end."""
 GIVE_UP = 5
 """Losses in a row after which the GPU, not the daemon, is at fault."""
 
@@ -175,7 +174,7 @@ class Keeper:
             in_a_row = 1 if self._clock.monotonic() - began >= self._timing.healthy else in_a_row + 1
             await self._lose(loss, in_a_row)
             if in_a_row > 1:
-                await asyncio.sleep(min(self._timing.longest_delay, 2.0 ** min(in_a_row - 2, MOST_DOUBLINGS)))
+                await asyncio.sleep(back_off(1.0, in_a_row - 2, self._timing.longest_delay))
 
     async def close(self) -> None:
         """End everything, each step in bounded time, and remove the directories."""
